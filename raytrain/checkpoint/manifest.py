@@ -1,0 +1,150 @@
+"""One checkpoint as it lies in storage: its files, its manifest, and how damage is found. No Ray, no torch.
+
+The manifest lists every other file with its size and SHA-256, and carries a checksum over itself. It is JSON, as the
+state is; nothing is unpickled.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from raytrain.errors import CheckpointError
+from raytrain.storage import Storage
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+STATE_NAME = "state.json"
+READ_CHUNK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of a checkpoint, as it must be found again."""
+
+    name: str
+    """File name inside the checkpoint's folder."""
+    num_bytes: int
+    sha256: str
+    """Lower-case hex."""
+
+
+def write_hashed(folder: Storage, name: str, chunks: Iterable[bytes | memoryview]) -> FileEntry:
+    """Write a file piece by piece and hash it on the way. Raises OSError."""
+    digest, num_bytes = hashlib.sha256(), 0
+    with folder.open_output(name) as file:
+        for chunk in chunks:
+            digest.update(chunk)
+            file.write(chunk)
+            num_bytes += memoryview(chunk).nbytes
+    sync(folder, name)
+    return FileEntry(name, num_bytes, digest.hexdigest())
+
+
+class Checkpoint:
+    """A committed checkpoint whose manifest and state are intact; `verify` tells about the other files."""
+
+    def __init__(self, folder: Storage):
+        """Raises CheckpointError with the reason when it can't be loaded."""
+        self.folder = folder
+        manifest = read_manifest(folder)
+        self.step: int = manifest["step"]
+        self.world_size: int = manifest["world_size"]
+        """Workers that wrote it; it loads at any other number too."""
+        self.files = [FileEntry(**entry) for entry in manifest["files"]]
+        for entry in self.files:
+            if reason := wrong_size(folder, entry):
+                raise CheckpointError(reason)
+        self.state: dict[str, Any] = self._read_state()
+
+    def _read_state(self) -> dict[str, Any]:
+        entry = next(entry for entry in self.files if entry.name == STATE_NAME)
+        data = self.folder.read_bytes(STATE_NAME)
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise CheckpointError(f"{STATE_NAME} was changed after it was written (SHA-256 differs)")
+        return json.loads(data)
+
+    def files_to_verify(self, world_rank: int, world_size: int) -> list[FileEntry]:
+        """This worker's share of the files: each file is in exactly one share, and the shares are of like size."""
+        shares: list[list[FileEntry]] = [[] for _ in range(world_size)]
+        loads = [0] * world_size
+        for entry in sorted(self.files, key=lambda entry: (-entry.num_bytes, entry.name)):
+            lightest = loads.index(min(loads))
+            shares[lightest].append(entry)
+            loads[lightest] += entry.num_bytes
+        return shares[world_rank]
+
+    def verify(self, world_rank: int = 0, world_size: int = 1) -> str | None:
+        """Read this worker's share of the files; the reason when one is damaged, None when all are good."""
+        for entry in self.files_to_verify(world_rank, world_size):
+            try:
+                if _sha256_of(self.folder, entry.name) != entry.sha256:
+                    return f"{entry.name} was changed after it was written (SHA-256 differs)"
+            except OSError as error:
+                return f"{entry.name} can't be read ({error})"
+        return None
+
+
+def encode_state(state: dict[str, Any]) -> bytes:
+    """The bytes of state.json. Raises ValueError for NaN and infinities, TypeError for what JSON does not know."""
+    return json.dumps(state, allow_nan=False, indent=1, sort_keys=True).encode()
+
+
+def encode_manifest(step: int, world_size: int, token: str, files: list[FileEntry]) -> bytes:
+    entries = [asdict(entry) for entry in files]
+    body = {"format_version": FORMAT_VERSION, "step": step, "world_size": world_size, "token": token, "files": entries}
+    return _seal(body)
+
+
+def _seal(body: dict[str, Any]) -> bytes:
+    """The one way to write this body: with a checksum over everything else, so that any changed bit is noticed."""
+    checksum = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**body, "checksum": checksum}, sort_keys=True, indent=1).encode()
+
+
+def read_manifest(folder: Storage) -> dict[str, Any]:
+    """The manifest's body. Raises CheckpointError when it is missing, damaged, or of a format that we don't know."""
+    try:
+        data = folder.read_bytes(MANIFEST_NAME)
+    except FileNotFoundError:
+        raise CheckpointError(f"it was never committed ({MANIFEST_NAME} is missing)") from None
+    try:
+        body = json.loads(data)
+        body.pop("checksum")
+        is_intact = _seal(body) == data
+    except (ValueError, KeyError, AttributeError, TypeError):  # a flipped bit may make it anything
+        is_intact = False
+    if not is_intact:
+        raise CheckpointError(f"{MANIFEST_NAME} was changed after it was written")
+    if body["format_version"] != FORMAT_VERSION:
+        raise CheckpointError(f"it has format {body['format_version']}, and this raytrain reads {FORMAT_VERSION}")
+    return body
+
+
+def wrong_size(folder: Storage, entry: FileEntry) -> str | None:
+    """The reason when the file is missing or has another size than it was written with."""
+    try:
+        found = folder.size_bytes(entry.name)
+    except FileNotFoundError:
+        return f"{entry.name} is missing"
+    return None if found == entry.num_bytes else f"{entry.name} has {found} bytes, {entry.num_bytes} were written"
+
+
+def _sha256_of(folder: Storage, name: str) -> str:
+    digest = hashlib.sha256()
+    with folder.open_input(name) as file:
+        while chunk := file.read(READ_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sync(folder: Storage, name: str = "") -> None:
+    """Ask a local disk to keep a file's content, or a folder's list of names, through a power cut."""
+    if (path := folder.local_path(name)) is not None:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,138 @@
+"""Saving in the background: one thread a worker writes files while training goes on. No Ray, no torch."""
+
+import errno
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from raytrain.checkpoint.manifest import FileEntry, encode_state
+from raytrain.checkpoint.store import CheckpointStore, write_sidecar
+from raytrain.errors import CheckpointError
+from raytrain.storage import Storage
+from raytrain.training.batch_plan import World
+
+RETRY_DELAYS_S = (1.0, 5.0)  # waits before the second and the third try
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointWriter:
+    """One worker's side of saving.
+
+    A save is *in flight* on a worker from `begin` until `commit`, both of which all workers call in the same step; so
+    whether `begin` would be refused has the same answer on all of them. Between the two, `poll` tells when this
+    worker's files are written. Failures of storage are tried three times, then raised by the next `poll` or `wait`.
+    """
+
+    def __init__(self, store: CheckpointStore, world: World, token: str):
+        """Args:
+        store: Where to.
+        world: Who this worker is.
+        token: The same on all workers of this attempt and different in every attempt.
+        """
+        self._store = store
+        self._world = world
+        self._token = token
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._is_closed = threading.Event()
+        self._step: int | None = None
+        self._write: Future[None] | None = None
+        self._commits: list[Future[None]] = []
+        self.committed_step: int | None = None
+        """Newest step that this writer has committed; stays None on all workers but rank 0."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a save is in flight; the same on all workers."""
+        return self._step is not None
+
+    def begin(self, step: int, write: Callable[[Storage], list[FileEntry]]) -> bool:
+        """Start to save a step in the background.
+
+        Args:
+            step: The step whose state it is. A checkpoint that this step had already is given up.
+            write: Writes this worker's files into the folder that it is given and returns them (`write_hashed` does
+                both). It may be called again after an OSError, and what it writes must be copies: training goes on.
+
+        Returns:
+            False when a save is in flight; nothing was started then, and the caller may try again at a later step.
+        """
+        if self.is_busy:
+            return False
+        self._step = step
+        self._write = self._thread.submit(self._try, step, lambda: self._write_part(step, write))
+        return True
+
+    def poll(self) -> int | None:
+        """The step in flight once this worker's files are written, else None; does not block.
+
+        Raises CheckpointError when a save or a commit failed three times.
+        """
+        self._raise_failed_commit()
+        if self._write is None or not self._write.done():
+            return None
+        self._write.result()
+        return self._step
+
+    def wait(self) -> None:
+        """Block until this worker has nothing left to write or commit. Raises CheckpointError like `poll`."""
+        for future in [*self._commits, *([self._write] if self._write else [])]:
+            future.exception()
+        self.poll()
+
+    def commit(self, state: dict[str, Any]) -> None:
+        """End the save in flight, after the workers agreed that all have written theirs; called by all of them.
+
+        On rank 0 the manifest is then written, in the background too. `state` is what state.json shall hold: the
+        scalars as they were at the step of `begin`. Raises ValueError or TypeError when JSON can't hold them.
+        """
+        assert self._step is not None and self._write is not None and self._write.done(), "poll has not answered yet"
+        step, self._step, self._write = self._step, None, None
+        if self._world.world_rank == 0:
+            encode_state(state)  # a mistake shows here, not in the background
+            self._commits.append(self._thread.submit(self._try, step, lambda: self._commit(step, state)))
+
+    def close(self) -> None:
+        """Drop what has not been written, and end the thread. Call `wait` first to keep it."""
+        self._is_closed.set()
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _write_part(self, step: int, write: Callable[[Storage], list[FileEntry]]) -> None:
+        self._store.clear_for_save(step, self._world.world_rank)
+        folder = self._store.folder(step)
+        write_sidecar(folder, self._world.world_rank, self._token, write(folder))
+
+    def _commit(self, step: int, state: dict[str, Any]) -> None:
+        self._store.commit(step, self._world.world_size, state, self._token)
+        self.committed_step = step
+
+    def _try(self, step: int, work: Callable[[], None]) -> None:
+        """Do the work, again after a while when storage refuses. Raises CheckpointError at the last refusal."""
+        for delay_s in (*RETRY_DELAYS_S, None):
+            try:
+                return work()
+            except OSError as error:
+                if delay_s is None or self._is_closed.is_set():
+                    raise CheckpointError(_cannot_save(step, self._store.folder(step).path_of(), error)) from error
+                logger.warning("saving step %d failed (%s); trying again in %g s", step, error, delay_s)
+            self._is_closed.wait(delay_s)
+
+    def _raise_failed_commit(self) -> None:
+        for future in [future for future in self._commits if future.done()]:
+            self._commits.remove(future)
+            future.result()
+
+
+def _cannot_save(step: int, path: str, error: OSError) -> str:
+    """What went wrong where, and what the user can do."""
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+            advice = "Make room there, or lower checkpoint.keep_last"
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            advice = "Give this user permission to write there, or choose another storage_path"
+        case _:
+            advice = "Check that every worker reaches the storage"
+    tries = len(RETRY_DELAYS_S) + 1
+    return f"can't save step {step} to {path} ({tries} tries): {error}. {advice}, then resume the run."

@@ -1,0 +1,166 @@
+"""The commands. Heavy imports stand inside them, so that `--help` answers at once."""
+
+import os
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from raytrain.errors import RaytrainError
+
+app = typer.Typer(
+    help="Train Transformers on a Ray cluster whose size is not part of the experiment.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+data_app = typer.Typer(help="Prepare data, and look at it.", no_args_is_help=True)
+configs_app = typer.Typer(help="The configs that come with raytrain.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(configs_app, name="configs")
+
+Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a shipped config.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values that override the file's.")]
+RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, <storage_path>/<name>.")]
+
+
+@app.command()
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    overwrite: Annotated[bool, typer.Option(help="Delete the run's folder first, and start anew.")] = False,
+) -> None:
+    """Train a run to its end. The same command again goes on where it stopped."""
+    from raytrain.config_io import load_config
+
+    _run(load_config(config, overrides), overwrite=overwrite)
+
+
+@app.command()
+def resume(run: RunFolder, overrides: Overrides = None) -> None:
+    """Go on with a run from its newest good checkpoint."""
+    from raytrain.config_io import load_config
+
+    _run(load_config(_file_of(run, "config.yaml"), overrides), overwrite=False)
+
+
+def _run(config: object, *, overwrite: bool) -> NoReturn:
+    from raytrain.console import RunDisplay, print_result
+    from raytrain.elastic.run import run_training
+
+    with RunDisplay() as display:
+        result = run_training(config, display, overwrite=overwrite)  # type: ignore[arg-type]
+    print_result(display.console, result)
+    raise typer.Exit(result.exit_code)
+
+
+@app.command()
+def plan(config: Config, overrides: Overrides = None) -> None:
+    """Check a config and say what a run of it would do on this machine, without starting anything."""
+    from raytrain.config_io import load_config
+    from raytrain.elastic.preflight import check
+
+    found = check(load_config(config, overrides))
+    from raytrain.plan import make_plan
+
+    for line in make_plan(found.config, num_cpus=found.private_cpus, num_gpus=0, num_samples=None).lines():
+        typer.echo(line)
+
+
+@app.command("eval")
+def evaluate(
+    run: RunFolder,
+    split: Annotated[str, typer.Option(help="Which split: validation or test.")] = "test",
+) -> None:
+    """Evaluate a run's best model on a split."""
+    from raytrain.console import print_metrics
+    from raytrain.elastic.evaluation import evaluate_run
+
+    print_metrics(evaluate_run(run, split), title=split)
+
+
+@app.command()
+def report(run: RunFolder) -> None:
+    """Write a run's report.html and its plots."""
+    from raytrain.report.html import build_report
+    from raytrain.storage import Storage
+
+    _file_of(run, "config.yaml")
+    typer.echo(build_report(Storage(run)))
+
+
+@data_app.command("prepare")
+def data_prepare(config: Config, overrides: Overrides = None) -> None:
+    """Prepare a config's data, or find it prepared."""
+    from raytrain.console import print_store
+    from raytrain.elastic.preparation import prepare_data
+
+    print_store(prepare_data(config, overrides))
+
+
+@data_app.command("show")
+def data_show(
+    config: Config,
+    overrides: Overrides = None,
+    split: Annotated[str, typer.Option(help="Which split: train, validation or test.")] = "train",
+    rows: Annotated[int, typer.Option(min=1, help="Samples to show.")] = 5,
+) -> None:
+    """Show prepared samples as the model sees them, and the split's numbers."""
+    from raytrain.console import print_samples, print_store
+    from raytrain.elastic.preparation import prepare_data, show_samples
+
+    store = prepare_data(config, overrides)
+    print_store(store)
+    print_samples(show_samples(store, config, overrides, split, rows))
+
+
+@configs_app.command("list")
+def configs_list() -> None:
+    """Names of the shipped configs."""
+    from raytrain.assets import config_names
+
+    for name in config_names():
+        typer.echo(name)
+
+
+@configs_app.command("show")
+def configs_show(
+    config: Config,
+    overrides: Overrides = None,
+    resolved: Annotated[bool, typer.Option(help="With every default filled in.")] = False,
+    fields: Annotated[bool, typer.Option("--fields", help="What every field means instead.")] = False,
+) -> None:
+    """Print a config, as written or resolved."""
+    from raytrain.assets import find_config
+    from raytrain.config_io import describe_fields, dump_config, load_config
+
+    if fields:
+        typer.echo(describe_fields())
+    elif resolved or overrides:
+        typer.echo(dump_config(load_config(config, overrides)))
+    else:
+        with open(find_config(config), encoding="utf-8") as file:
+            typer.echo(file.read())
+
+
+def _file_of(run: str, name: str) -> str:
+    """A file of a local run folder. Raises ConfigError when the folder is no run."""
+    from raytrain.errors import ConfigError
+
+    path = os.path.join(run, name)
+    if not os.path.isfile(path):
+        raise ConfigError(f"{run} is not a run's folder: it has no {name}")
+    return path
+
+
+def main() -> NoReturn:
+    """Entry of `raytrain` and `python -m raytrain`: errors for people become a message and an exit code."""
+    try:
+        app(standalone_mode=True)
+    except RaytrainError as error:
+        typer.secho(f"error: {error}", err=True, fg="red")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.secho("interrupted", err=True, fg="yellow")
+        sys.exit(1)
+    sys.exit(0)

@@ -1,0 +1,199 @@
+"""Reading a run config: YAML file, `key=value` overrides, and errors that a person can act on.
+
+Precedence: defaults < file < overrides. Every mistake is reported at once, each with its dotted path.
+"""
+
+import difflib
+import types
+import typing
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from raytrain import assets
+from raytrain.config import RunConfig
+from raytrain.errors import ConfigError
+
+
+def load_config(config: str, overrides: list[str] | None = None) -> RunConfig:
+    """The validated config of a file or shipped config, with overrides applied.
+
+    Args:
+        config: A path to a YAML file, or the bare name of a shipped config.
+        overrides: `dotted.key=value` words; the value is read as YAML.
+
+    Raises:
+        ConfigError: The file is missing or no YAML, or anything in it is wrong.
+    """
+    path = assets.find_config(config)
+    return parse_config(read_yaml(path), overrides, origin=path)
+
+
+def parse_config(raw: Any, overrides: list[str] | None = None, origin: str = "the config") -> RunConfig:
+    """Validate a raw mapping with overrides applied. Raises ConfigError naming each mistake."""
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{origin}: expected `key: value` lines, found {type(raw).__name__}")
+    for override in overrides or []:
+        _apply_override(raw, override)
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        lines = [describe(detail) for detail in error.errors()]
+        raise ConfigError("\n".join([f"{origin} has {len(lines)} mistake{'s' * (len(lines) > 1)}:", *lines])) from None
+
+
+def read_yaml(path: str) -> Any:
+    """Parse a YAML file. Raises ConfigError naming the file and the line."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return yaml.safe_load(file)
+    except OSError as error:
+        raise ConfigError(f"can't read {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved config as YAML, defaults included; loading it gives the same config back."""
+    raw = config.model_dump(mode="json")
+    # The two ways of giving a length exclude each other, so a resolved config names only one.
+    raw["training"].pop("max_steps" if config.training.max_steps is None else "epochs")
+    return yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
+
+
+def flatten(raw: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mapping -> {dotted key: value}."""
+    flat: dict[str, Any] = {}
+    for key, value in raw.items():
+        if isinstance(value, dict) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"override {override!r} is not of the form dotted.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {key}: {text!r} is not valid YAML: {error}") from None
+    if isinstance(value, str):
+        value = _number(value)
+    *parents, last = key.split(".")
+    place = raw
+    for i, parent in enumerate(parents):
+        if not isinstance(place.get(parent), dict):
+            if place.get(parent) is not None:
+                raise ConfigError(f"override {key}: {'.'.join(parents[: i + 1])} is a value, not a section")
+            place[parent] = {}
+        place = place[parent]
+    place[last] = value
+
+
+def _number(text: str) -> str | float:
+    """YAML reads 1e-4 as a string (it wants 1.0e-4); people mean the number."""
+    try:
+        return float(text) if any(c.isdigit() for c in text) else text
+    except ValueError:
+        return text
+
+
+def describe(detail: ErrorDetails) -> str:
+    """One pydantic error as a sentence: dotted path, what is wrong, the value, what is allowed."""
+    path = dotted(detail["loc"])
+    kind, given, context = detail["type"], detail.get("input"), detail.get("ctx") or {}
+    if kind == "extra_forbidden":
+        return f"  {path}: unknown key{_nearest(detail['loc'])}"
+    if kind == "missing":
+        return f"  {path}: required, but not given"
+    if kind == "union_tag_invalid":
+        return f"  {path}.kind: {context.get('tag')!r} is not known; allowed: {context.get('expected_tags')}"
+    if kind == "union_tag_not_found":
+        allowed = "sequence_classification, token_classification"
+        return f"  {path}.kind: required, but not given; allowed: {allowed}"
+    if kind == "value_error":
+        return f"  {context['error']}"  # our own validators name the dotted path themselves
+    if kind in ("model_type", "model_attributes_type"):
+        return f"  {path}: expected a section with keys, got {given!r}"
+    message = detail["msg"].replace("Input should be ", "must be ")
+    if kind == "string_pattern_mismatch" and path == "name":
+        message = "must be letters, digits, dots, dashes and underscores, since it names a folder"
+    if kind in ("enum", "literal_error") and isinstance(given, str):
+        close = difflib.get_close_matches(given, str(context.get("expected", "")).replace("'", "").split(" "), 1)
+        message += f"; did you mean {close[0].strip(',')}?" if close else ""
+    return f"  {path}: {message}, got {given!r}"
+
+
+def dotted(location: tuple[int | str, ...]) -> str:
+    """Pydantic's location as a dotted path, without the tag of a union's member."""
+    kept = [str(part) for part in location if part not in ("sequence_classification", "token_classification")]
+    return ".".join(kept)
+
+
+def _nearest(location: tuple[int | str, ...]) -> str:
+    """' (did you mean x?)' for an unknown key, or the allowed keys; looks for a namesake in other sections too."""
+    section = _section(location[:-1])
+    name = str(location[-1])
+    allowed = list(section.model_fields) if section else []
+    close = difflib.get_close_matches(name, allowed, 1, cutoff=0.6)
+    if close:
+        return f"; did you mean {dotted((*location[:-1], close[0]))}?"
+    elsewhere = {path.split(".")[-1]: path for path in reversed(all_fields())}
+    close = difflib.get_close_matches(name, elsewhere, 1, cutoff=0.8)
+    if close:
+        return f"; did you mean {elsewhere[close[0]]}?"
+    return f"; allowed here: {', '.join(allowed)}" if allowed else ""
+
+
+def _section(location: tuple[int | str, ...]) -> type[BaseModel] | None:
+    """The config class that a location lies in."""
+    current: type[BaseModel] = RunConfig
+    for part in location:
+        if part in ("sequence_classification", "token_classification"):
+            options = _models(RunConfig.model_fields["task"].annotation)
+            current = next(o for o in options if part in typing.get_args(o.model_fields["kind"].annotation))
+            continue
+        field = current.model_fields.get(str(part))
+        models = _models(field.annotation) if field else []
+        if not models:
+            return None
+        current = models[0]
+    return current
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """Config classes inside an annotation such as `X | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
+        return [model for argument in typing.get_args(annotation) for model in _models(argument)]
+    return []
+
+
+def all_fields(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
+    """Dotted paths of every field of the config."""
+    paths = []
+    for name, field in section.model_fields.items():
+        paths.append(f"{prefix}{name}")
+        for model in _models(field.annotation):
+            paths += all_fields(model, f"{prefix}{name}.")
+    return list(dict.fromkeys(paths))
+
+
+def describe_fields(section: type[BaseModel] = RunConfig, prefix: str = "") -> str:
+    """Every field of the config with its default and its sentence, one a line."""
+    lines = []
+    for name, field in section.model_fields.items():
+        models = _models(field.annotation)
+        if models:
+            lines += [describe_fields(model, f"{prefix}{name}.") for model in models]
+        else:
+            default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
+            sentence = " ".join((field.description or "").split())
+            lines.append(f"{prefix}{name} ({default}): {sentence}")
+    return "\n".join(lines)

@@ -1,0 +1,152 @@
+"""The terminal: a live display on a real one, plain lines elsewhere."""
+
+import time
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from raytrain.elastic.run import RunResult
+
+PLAIN_EVERY_S = 10.0  # seconds between two plain lines of training progress
+NUMBERS_OF_STEP = ("loss", "lr", "grad_norm")
+
+
+class RunDisplay:
+    """Shows a run: phase, steps, loss, rates, best metric, time left. An `Observer` of `run_training`."""
+
+    def __init__(self, console: Console | None = None):
+        self.console = console or Console(highlight=False)
+        self._rate = Rate()
+        self._last_line_s = 0.0
+        self._total = self._steps_per_epoch = 0
+        self._best: tuple[str, float] | None = None
+        self._row: dict[str, Any] = {}
+        self._live: Live | None = None
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self._task = self._bar.add_task("checking", total=None)
+
+    def __enter__(self) -> "RunDisplay":
+        if self.console.is_terminal:
+            self._live = Live(get_renderable=self._render, console=self.console, refresh_per_second=4, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def phase(self, text: str) -> None:
+        """A new phase has begun."""
+        self._bar.update(self._task, description=text)
+        self._say(text)
+
+    def prepared(self, rows: int, total: int | None, rows_per_s: float) -> None:
+        """Rows prepared so far."""
+        self._bar.update(self._task, completed=rows, total=total)
+        if rows_per_s and self._is_line_due():
+            self._say(f"  {rows:,} rows, {rows_per_s:,.0f} rows/s")
+
+    def begin(self, total_steps: int, steps_per_epoch: int) -> None:
+        """Training is about to start."""
+        self._total, self._steps_per_epoch = total_steps, steps_per_epoch
+        self._bar.reset(self._task, total=total_steps)
+
+    def rows(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """New lines of the run's files."""
+        for row in rows:
+            {"metrics.jsonl": self._step, "evals.jsonl": self._evaluation, "events.jsonl": self._event}[name](row)
+
+    def _step(self, row: dict[str, Any]) -> None:
+        self._row = row
+        self._rate.add(row["samples_seen"])
+        self._bar.update(self._task, completed=row["step"], description="training")
+        if row["step"] == self._total or self._is_line_due():
+            self._say(f"  {self._step_text()}")
+
+    def _evaluation(self, row: dict[str, Any]) -> None:
+        values = {k: v for k, v in row.items() if isinstance(v, float) and k != "time"}
+        shown = "  ".join(f"{key} {value:.4f}" for key, value in list(values.items())[:6])
+        self.console.print(f"  step {row['step']}  {row['split']}: {shown}")
+
+    def _event(self, row: dict[str, Any]) -> None:
+        text = EVENT_TEXTS.get(row["kind"])
+        if text is not None:
+            self.console.print(f"  {text.format(**row)}")
+
+    def _step_text(self) -> str:
+        row = self._row
+        parts = [f"step {row['step']}/{self._total}", f"epoch {row['epoch'] + 1}"]
+        parts += [f"{name} {row[name]:.4g}" for name in NUMBERS_OF_STEP if row.get(name) is not None]
+        parts.append(f"{self._rate.per_s():.1f} samples/s")
+        parts.append(f"{row['world_size']} worker{'s' * (row['world_size'] > 1)}")
+        return "  ".join(parts)
+
+    def _render(self) -> RenderableType:
+        return Group(self._bar, Text(f"  {self._step_text()}" if self._row else ""))
+
+    def _say(self, text: str) -> None:
+        """A plain line, where there is no live display."""
+        if not self.console.is_terminal:
+            self.console.print(text, soft_wrap=True)
+
+    def _is_line_due(self) -> bool:
+        if time.monotonic() - self._last_line_s < PLAIN_EVERY_S:
+            return False
+        self._last_line_s = time.monotonic()
+        return True
+
+
+EVENT_TEXTS = {
+    "start": "attempt {attempt}: {world_size} worker(s)",
+    "restore": "going on from the checkpoint of step {step}",
+    "damaged_checkpoint": "[yellow]checkpoint of step {step} is damaged and was passed over: {reason}",
+    "early_stop": "stopping early at step {step}: the best model is that of step {best_step}",
+}
+
+
+class Rate:
+    """Samples per second over the last stretch."""
+
+    def __init__(self, keep: int = 50):
+        self._keep = keep
+        self._points: list[tuple[float, int]] = []
+
+    def add(self, count: int) -> None:
+        """Note that `count` samples have been seen by now."""
+        self._points = [*self._points[-self._keep :], (time.monotonic(), count)]
+
+    def per_s(self) -> float:
+        """Samples per second; 0 before there are two moments to compare."""
+        (first_s, first), (last_s, last) = self._points[0], self._points[-1]
+        return (last - first) / (last_s - first_s) if last_s > first_s else 0.0
+
+
+def print_result(console: Console, result: RunResult) -> None:
+    """The end of a run: what was reached, and where it lies."""
+    if result.final_metrics:
+        table = Table(title="test", title_justify="left", box=None, pad_edge=False)
+        table.add_column("metric")
+        table.add_column("value", justify="right")
+        for name, value in result.final_metrics.items():
+            table.add_row(name, f"{value:.4f}")
+        console.print(table)
+    color = "green" if result.is_done else "red" if result.status == "failed" else "yellow"
+    minutes, seconds = divmod(int(result.duration_s), 60)
+    console.print(f"[{color}]{result.status}[/] at step {result.step} in {minutes}m{seconds:02d}s")
+    if result.message:
+        console.print(result.message, markup=False, soft_wrap=True)
+    console.print(f"run     {result.run_path}", soft_wrap=True)
+    console.print(f"model   {result.run_path}/best", soft_wrap=True)
+    console.print(f"report  {result.run_path}/report.html", soft_wrap=True)

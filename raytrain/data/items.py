@@ -1,0 +1,51 @@
+"""What travels from the data pipeline to the training loop. No Ray, no torch."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from raytrain.tasks.base import Batch
+
+
+@dataclass(frozen=True)
+class TrainSpan:
+    """A piece of work for a pipeline: steps [first_step, stop_step) of an epoch."""
+
+    epoch: int
+    first_step: int
+    stop_step: int
+
+
+@dataclass(frozen=True)
+class EvalPass:
+    """A piece of work for a pipeline: one pass over a split."""
+
+    split: str
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """A worker's share of one training step."""
+
+    epoch: int
+    step_in_epoch: int
+    micro_batches: list[Batch]
+    """Equally many on every worker; one without samples has no targets."""
+    num_targets: int
+    """Targets of this worker's samples."""
+    sample_ids: np.ndarray
+    """Shape (samples of this worker,)."""
+    num_tokens: int
+    """Tokens without padding."""
+    num_padded_tokens: int
+    """Tokens with padding."""
+
+
+@dataclass(frozen=True)
+class EvalBatch:
+    """A micro-batch of an evaluation pass."""
+
+    arrays: Batch
+    is_blank: bool
+    """True: no sample of the split is in it; it only keeps the number of batches equal on all workers."""
+    sample_ids: np.ndarray

@@ -1,0 +1,157 @@
+"""Which samples a step trains on: a pure function of (prepared data, seed, epoch, step). No Ray, no torch.
+
+An epoch is laid out in three moves.
+
+1. The row groups of the prepared store are permuted, which gives a sequence of all samples. Reading stays in whole
+   row groups.
+2. The sequence is cut into `canonical_shards` runs of equal length (give or take one sample). A step takes the same
+   number of samples from each run, so a resize only changes who serves which run. (MosaicML Streaming's canonical
+   nodes are the source of the idea.)
+3. A run is shuffled in windows. Inside a window each shard's samples are sorted by length (with a little noise, so
+   that no two epochs are alike) and cut into steps; the steps are then permuted, the same way in every shard. So all
+   shards give samples of like length to the same step: padding is small and workers finish together.
+
+Everything is found from the index in memory: seeking to any step costs one window.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+# Relative noise on lengths before they are sorted; keeps the padding low and the epochs different.
+LENGTH_NOISE = 0.05
+
+
+@dataclass(frozen=True)
+class Order:
+    """The sample order of one split."""
+
+    row_group_starts: np.ndarray
+    """First sample id of each row group, number of samples last. Shape (num_row_groups + 1,)."""
+    lengths: np.ndarray
+    """Tokens of each sample. Shape (num_samples,)."""
+    seed: int
+    global_batch_size: int
+    canonical_shards: int
+    window_samples: int = 16384
+    """Samples shuffled together, over all shards."""
+    group_by_length: bool = True
+    drop_last: bool = False
+    _layouts: dict[int, "_EpochLayout"] = field(default_factory=dict, repr=False, compare=False)
+    _windows: dict[tuple[int, int], list[np.ndarray]] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of an epoch."""
+        return int(self.row_group_starts[-1])
+
+    @property
+    def full_steps(self) -> int:
+        """Steps of an epoch that have a whole global batch."""
+        return self.num_samples // self.global_batch_size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of an epoch, the smaller last one included unless it is dropped."""
+        return self.full_steps if self.drop_last else -(-self.num_samples // self.global_batch_size)
+
+    @property
+    def steps_per_window(self) -> int:
+        """Steps whose samples are shuffled together."""
+        return max(1, self.window_samples // self.global_batch_size)
+
+    def step_samples(self, epoch: int, step_in_epoch: int, shards: range | None = None) -> np.ndarray:
+        """Sample ids of one step that come from the given canonical shards (all of them by default).
+
+        The ids of all shards together are the step's global batch, whatever the shards are divided into.
+        Raises IndexError when the step lies outside the epoch.
+        """
+        if not 0 <= step_in_epoch < self.steps_per_epoch:
+            raise IndexError(f"step {step_in_epoch} is outside the epoch's {self.steps_per_epoch} steps")
+        shards = range(self.canonical_shards) if shards is None else shards
+        window, step_of_window = divmod(step_in_epoch, self.steps_per_window)
+        return np.concatenate([self._shard_step(epoch, window, step_of_window, shard) for shard in shards])
+
+    def _shard_step(self, epoch: int, window: int, step_of_window: int, shard: int) -> np.ndarray:
+        """This shard's samples of a step: row `step_of_window` of its window."""
+        key = (epoch, window)
+        if key not in self._windows:
+            self._windows.clear()  # steps are asked for in order: one window is all the memory that is needed
+            self._windows[key] = self._layout(epoch).window(window)
+        per_shard = self._windows[key][shard]
+        per_step = self.global_batch_size // self.canonical_shards
+        return per_shard[step_of_window * per_step : (step_of_window + 1) * per_step]
+
+    def _layout(self, epoch: int) -> "_EpochLayout":
+        if epoch not in self._layouts:
+            self._layouts.clear()
+            self._layouts[epoch] = _EpochLayout(self, epoch)
+        return self._layouts[epoch]
+
+
+class _EpochLayout:
+    """The permuted row groups of one epoch, and the windows cut from them."""
+
+    def __init__(self, order: Order, epoch: int):
+        self._order, self._epoch = order, epoch
+        starts = order.row_group_starts
+        permutation = np.random.default_rng((order.seed, epoch)).permutation(len(starts) - 1)
+        self._group_starts = starts[permutation]  # (num_row_groups,): first sample id of the i-th group in the epoch
+        rows = np.diff(starts)[permutation]
+        self._group_ends = np.cumsum(rows)  # (num_row_groups,): position in the epoch where the i-th group ends
+        self._group_rows = rows
+
+    def window(self, window: int) -> list[np.ndarray]:
+        """Sample ids of a window, one array a shard, in step order: the first `per_step` of an array are the window's
+        first step. In the epoch's last window the arrays end with what is left for the smaller last step."""
+        order = self._order
+        per_step = order.global_batch_size // order.canonical_shards
+        first = window * order.steps_per_window
+        steps = min(order.steps_per_window, order.full_steps - first)
+        is_last = first + steps >= order.full_steps
+        # The steps of a window are permuted alike in all shards, so that a step has samples of like length.
+        step_order = np.random.default_rng((order.seed, self._epoch, window)).permutation(steps)
+        ids = []
+        for shard in range(order.canonical_shards):
+            start, stop = self._shard_bounds(shard)
+            begin = start + first * per_step
+            end = stop if is_last else begin + steps * per_step
+            random = np.random.default_rng((order.seed, self._epoch, window, shard))
+            samples = random.permutation(self._samples(begin, end))
+            head, tail = samples[: steps * per_step], samples[steps * per_step :]
+            if order.group_by_length:
+                noise = 1.0 + LENGTH_NOISE * random.random(len(head))
+                head = head[np.argsort(order.lengths[head] * noise, kind="stable")]
+            ids.append(np.concatenate([head.reshape(steps, per_step)[step_order].ravel(), tail]))
+        return ids
+
+    def _shard_bounds(self, shard: int) -> tuple[int, int]:
+        """Positions in the epoch's sequence where a canonical shard starts and ends."""
+        num, shards = self._order.num_samples, self._order.canonical_shards
+        base, extra = divmod(num, shards)
+        start = shard * base + min(shard, extra)
+        return start, start + base + (shard < extra)
+
+    def _samples(self, begin: int, end: int) -> np.ndarray:
+        """Sample ids at positions [begin, end) of the epoch's sequence."""
+        positions = np.arange(begin, end)
+        group = np.searchsorted(self._group_ends, positions, side="right")
+        inside = positions - (self._group_ends[group] - self._group_rows[group])
+        return self._group_starts[group] + inside
+
+
+def evaluation_batches(lengths: np.ndarray, batch_size: int, world_rank: int, world_size: int) -> list[np.ndarray]:
+    """This worker's evaluation micro-batches: over all workers, every sample exactly once.
+
+    Samples are sorted by length, longest first, cut into batches of `batch_size`, and dealt to the workers in turn.
+    Workers may get different numbers of batches; the caller pads the count where collectives need it.
+
+    Args:
+        lengths: Tokens of each sample, shape (num_samples,).
+
+    Returns:
+        Arrays of sample ids.
+    """
+    by_length = np.argsort(-lengths, kind="stable")
+    batches = [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
+    return batches[world_rank::world_size]

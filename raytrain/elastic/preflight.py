@@ -1,0 +1,95 @@
+"""Everything that can be found wrong before Ray is started, in a second or two (P16)."""
+
+import os
+from dataclasses import dataclass
+
+from raytrain.config import Precision, RunConfig
+from raytrain.config_io import parse_config
+from raytrain.data.sources import check_sources
+from raytrain.data.tokenize import check_tokenizer
+from raytrain.elastic.session import RaySession, cluster_address
+from raytrain.errors import ConfigError
+from raytrain.plan import Plan, logical_cpus, make_plan
+from raytrain.storage import Storage
+from raytrain.tasks import make_task
+from raytrain.training.deepspeed_config import check_deepspeed_overrides, resolve_precision
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """A config that has passed the checks."""
+
+    config: RunConfig
+    """With absolute paths: workers run in other folders than the user."""
+    private_cpus: int
+    """Logical CPUs of a private Ray."""
+
+    def plan_on(self, session: RaySession, num_samples: int | None = None) -> Plan:
+        """The plan on the cluster as it is. Raises ConfigError when the run can't work there."""
+        return make_plan(
+            self.config, num_cpus=int(session.num_cpus), num_gpus=int(session.num_gpus), num_samples=num_samples
+        )
+
+    def use_gpu(self, session: RaySession) -> bool:
+        """Whether each worker holds a GPU."""
+        wanted = self.config.workers.gpu
+        return session.num_gpus > 0 if wanted == "auto" else wanted
+
+    def precision(self, session: RaySession) -> str:
+        """The number format, with `auto` decided. Raises ConfigError for fp16 on a CPU."""
+        has_gpu = self.use_gpu(session)
+        return resolve_precision(self.config.training.precision, has_gpu=has_gpu, gpu_has_bf16=has_gpu).value
+
+
+def check(config: RunConfig) -> Preflight:
+    """Check what can be checked without Ray.
+
+    Raises:
+        ConfigError: A model without a tokenizer, a storage path that can't be written, a plan that can't run, ...
+        DataError: A file that is missing, empty or broken, a column that is not there.
+    """
+    config = absolute_paths(config)
+    check_deepspeed_overrides(config.training.deepspeed)
+    is_private = cluster_address(config) is None
+    private_cpus = 0
+    if is_private:
+        private_cpus = logical_cpus(config, os.cpu_count() or 1)
+        num_gpus = 0 if config.workers.gpu == "auto" else 1
+        make_plan(config, num_cpus=private_cpus, num_gpus=num_gpus, num_samples=None)
+        if config.training.precision == Precision.FP16 and not config.workers.gpu:
+            resolve_precision(config.training.precision, has_gpu=False, gpu_has_bf16=False)
+    check_sources(config.data, make_task(config.task, config.data.max_length))
+    check_tokenizer(config.model)
+    _check_storage(config)
+    return Preflight(config, private_cpus)
+
+
+def absolute_paths(config: RunConfig) -> RunConfig:
+    """The config with local paths made absolute: workers don't run in the user's folder."""
+    raw = config.model_dump(mode="json", exclude_unset=True)
+    raw["storage_path"] = _absolute(config.storage_path)
+    for split in ("train", "validation", "test"):
+        source = raw["data"].get(split)
+        if source and source.get("path"):
+            paths = source["path"]
+            source["path"] = _absolute(paths) if isinstance(paths, str) else [_absolute(path) for path in paths]
+    if raw["data"].get("prepared_path"):
+        raw["data"]["prepared_path"] = _absolute(raw["data"]["prepared_path"])
+    for key in ("path", "tokenizer"):
+        if raw["model"].get(key) and os.path.isdir(raw["model"][key]):
+            raw["model"][key] = os.path.abspath(raw["model"][key])
+    return parse_config(raw)
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else os.path.abspath(os.path.expanduser(path))
+
+
+def _check_storage(config: RunConfig) -> None:
+    """Write and delete a small file where the run will be. Raises ConfigError naming storage_path."""
+    run = Storage(config.storage_path).at(config.name)
+    try:
+        run.write_bytes(".writable", b"raytrain")
+        run.delete(".writable")
+    except OSError as error:
+        raise ConfigError(f"storage_path {config.storage_path}: can't write there: {error}") from None

@@ -1,0 +1,221 @@
+"""A run from its config to its result: check, prepare, train on workers, report. This is the driver's side.
+
+Everything that can be known without Ray is checked before Ray is started.
+"""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from raytrain.config import RunConfig
+from raytrain.config_io import dump_config
+from raytrain.elastic.preflight import Preflight, check
+from raytrain.elastic.resume import begin_or_resume
+from raytrain.elastic.session import RaySession, ray_session
+from raytrain.elastic.signals import StopSignals
+from raytrain.storage import Storage
+from raytrain.training.records import read_jsonl
+
+logger = logging.getLogger(__name__)
+
+SUMMARY = "summary.json"
+POLL_S = 0.5  # seconds between two looks at the run's files
+
+
+class Observer(Protocol):
+    """Who is told how a run goes; the terminal is one."""
+
+    def phase(self, text: str) -> None:
+        """A new phase has begun."""
+
+    def prepared(self, rows: int, total: int | None, rows_per_s: float) -> None:
+        """Rows prepared so far."""
+
+    def begin(self, total_steps: int, steps_per_epoch: int) -> None:
+        """Training is about to start."""
+
+    def rows(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """New lines of metrics.jsonl, evals.jsonl or events.jsonl."""
+
+
+class Silent:
+    """An observer that says nothing."""
+
+    def phase(self, text: str) -> None: ...
+
+    def prepared(self, rows: int, total: int | None, rows_per_s: float) -> None: ...
+
+    def begin(self, total_steps: int, steps_per_epoch: int) -> None: ...
+
+    def rows(self, name: str, rows: list[dict[str, Any]]) -> None: ...
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What became of a run; the contents of summary.json."""
+
+    status: str
+    """finished, stopped_early, stopped (on request, can be resumed) or failed."""
+    run_path: str
+    step: int = 0
+    skipped_steps: int = 0
+    samples_seen: int = 0
+    tokens_seen: int = 0
+    best_value: float | None = None
+    best_step: int | None = None
+    best_metric: str | None = None
+    final_metrics: dict[str, float] = field(default_factory=dict)
+    """Test metrics of the best model."""
+    duration_s: float = 0.0
+    """Wall time of this command, seconds."""
+    failures: int = 0
+    """Worker groups that crashed, over the run's life."""
+    message: str = ""
+    exit_code: int = 0
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the run reached its end, by all its steps or by early stopping."""
+        return self.status in ("finished", "stopped_early")
+
+
+def run_training(config: RunConfig, observer: Observer | None = None, *, overwrite: bool = False) -> RunResult:
+    """Train a run to its end, from wherever it stands.
+
+    Args:
+        overwrite: Delete what the run's folder holds first, and start anew.
+
+    Raises:
+        ConfigError, DataError: Nothing was started.
+    """
+    observer = observer or Silent()
+    started_at_s = time.time()
+    observer.phase("checking")
+    found = check(config)
+    run = Storage(found.config.storage_path).at(found.config.name)
+    previous = begin_or_resume(run, found.config, overwrite=overwrite)
+    if previous is not None:
+        return RunResult(**previous)
+    result = _train(run, found, observer)
+    failures = sum(event["kind"] == "start" for event in read_jsonl(run, "events.jsonl")) - 1
+    result = RunResult(
+        **{**result, "run_path": run.path_of(), "duration_s": time.time() - started_at_s, "failures": max(0, failures)}
+    )
+    run.commit_bytes(SUMMARY, json.dumps(asdict(result), indent=1).encode())
+    _write_report(run, observer)
+    return result
+
+
+def _train(run: Storage, found: Preflight, observer: Observer) -> dict[str, Any]:
+    """Prepare and train on Ray; what the workers said of the end. Failures become a result too."""
+    from raytrain.data.prepare import prepare
+
+    config = found.config
+    observer.phase("starting Ray")
+    with ray_session(config, found.private_cpus) as session, StopSignals() as signals:
+        plan = found.plan_on(session)
+        observer.phase("preparing data")
+        store = prepare(config, observer.prepared)
+        plan = found.plan_on(session, num_samples=store.manifest.splits["train"].num_samples)
+        run.write_bytes("config.yaml", dump_config(config).encode())
+        run.write_bytes("plan.json", json.dumps(plan.to_json(), indent=1).encode())
+        observer.phase("starting workers")
+        return _fit(run, found, session, plan.world_size, store.root, observer, signals)
+
+
+def _fit(
+    run: Storage,
+    found: Preflight,
+    session: RaySession,
+    world_size: int,
+    prepared_root: str,
+    observer: Observer,
+    signals: StopSignals,
+) -> dict[str, Any]:
+    """Run the workers in a thread; meanwhile follow the run's files, and pass a stop request on."""
+    from raytrain.elastic.trainer import WorkerGroupFailed, run_workers
+    from raytrain.training.worker import RESULT, STOP_REQUEST, Job
+
+    run.delete(STOP_REQUEST)
+    run.delete(RESULT)
+    job = Job(
+        config=found.config.model_dump(mode="json", exclude_unset=True),
+        run_root=run.path_of(),
+        prepared_root=prepared_root,
+        use_gpu=found.use_gpu(session),
+        precision=found.precision(session),
+    )
+    follower = Follower(run, observer)
+    outcome: list[BaseException | None] = []
+    thread = threading.Thread(target=_capture, args=(lambda: run_workers(found.config, job, world_size), outcome))
+    signals.on_stop(lambda: run.write_bytes(STOP_REQUEST, b""))
+    thread.start()
+    while thread.is_alive():
+        thread.join(POLL_S)
+        follower.look()
+    follower.look()
+    run.delete(STOP_REQUEST)
+    if isinstance(outcome[0], WorkerGroupFailed):
+        return {"status": "failed", "message": str(outcome[0]), "exit_code": 1}
+    if outcome[0] is not None:
+        raise outcome[0]
+    return _read_result(run)
+
+
+def _capture(work: Callable[[], None], outcome: list[BaseException | None]) -> None:
+    try:
+        work()
+        outcome.append(None)
+    except BaseException as error:
+        outcome.append(error)
+
+
+def _read_result(run: Storage) -> dict[str, Any]:
+    """What rank 0 left in result.json, with the exit code that it means."""
+    from raytrain.training.worker import RESULT
+
+    result = run.read_json(RESULT)
+    run.delete(RESULT)
+    known = RunResult.__dataclass_fields__
+    result = {name: value for name, value in result.items() if name in known}
+    if result["status"] == "stopped":
+        result |= {"exit_code": 1, "message": "stopped on request; `raytrain resume` goes on from here"}
+    return result
+
+
+class Follower:
+    """Reads what has been added to a run's files since the last look, and tells the observer."""
+
+    def __init__(self, run: Storage, observer: Observer):
+        self._run, self._observer = run, observer
+        self._offsets = {name: self._size(name) for name in ("events.jsonl", "metrics.jsonl", "evals.jsonl")}
+
+    def look(self) -> None:
+        """Pass on whole new lines; a line that is still being written waits for the next look."""
+        for name, offset in self._offsets.items():
+            if self._size(name) <= offset:
+                continue
+            with self._run.open_input(name) as file:
+                text = file.read_at(file.size() - offset, offset)
+            whole = text[: text.rfind(b"\n") + 1]
+            self._offsets[name] = offset + len(whole)
+            rows = [json.loads(line) for line in whole.splitlines() if line.startswith(b"{")]
+            self._observer.rows(name, rows)
+
+    def _size(self, name: str) -> int:
+        return self._run.size_bytes(name) if self._run.exists(name) else 0
+
+
+def _write_report(run: Storage, observer: Observer) -> None:
+    """A report that can't be drawn must not turn a good run into a failed one."""
+    from raytrain.report.html import build_report
+
+    observer.phase("writing the report")
+    try:
+        build_report(run)
+    except Exception:
+        logger.exception("the report could not be written; `raytrain report` tries again")

@@ -1,0 +1,39 @@
+"""Ctrl-C and SIGTERM: the first asks the run to save and leave, the second ends it at once."""
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Self
+
+
+class StopSignals:
+    """Context in which both signals ask for a clean stop. To be entered after `ray.init`, which sets its own handlers.
+
+    Outside the main thread (in a notebook's or a sweep's thread) signals are left alone.
+    """
+
+    def __init__(self) -> None:
+        self._stop: Callable[[], None] | None = None
+        self._is_asked = False
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def on_stop(self, stop: Callable[[], None]) -> None:
+        """What the first signal does. Before this is set there is nothing to save, and a signal ends the command."""
+        self._stop = stop
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._stop is None or self._is_asked:
+            raise KeyboardInterrupt
+        self._is_asked = True
+        self._stop()

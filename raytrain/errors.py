@@ -1,0 +1,27 @@
+"""The errors that are meant for people. Everything else that is raised is a bug of ours."""
+
+
+class RaytrainError(Exception):
+    """Base of the errors whose message is shown to the user without a traceback."""
+
+    exit_code = 1
+
+
+class ConfigError(RaytrainError):
+    """The command or the config is wrong; nothing was started. Exit code 2."""
+
+    exit_code = 2
+
+
+class DataError(RaytrainError):
+    """The user's data can't be used; the message names the file and the row. Exit code 2."""
+
+    exit_code = 2
+
+
+class CheckpointError(RaytrainError):
+    """A checkpoint can't be written or none can be loaded."""
+
+
+class TrainingError(RaytrainError):
+    """The run can't go on (diverged, overflows for ever); the message says what to try."""

@@ -1,0 +1,190 @@
+"""From raytrain's options to DeepSpeed's dictionary: pure, without torch, so that a mistake is found at once."""
+
+import copy
+from typing import Any
+
+from raytrain.config import Precision, TrainingConfig
+from raytrain.errors import ConfigError
+
+# Dotted key in training.deepspeed -> what to do instead. A key owns everything below it.
+_REFUSED: dict[str, str] = {
+    "train_batch_size": "set training.global_batch_size",
+    "train_micro_batch_size_per_gpu": "set training.micro_batch_size",
+    "gradient_accumulation_steps": "it follows from training.global_batch_size, training.micro_batch_size and the "
+    "number of workers",
+    "managed_gradient_accumulation": "raytrain decides where a step ends",
+    "gradient_clipping": "set training.gradient_clipping",
+    "optimizer": "set training.optimizer",
+    "scheduler": "set training.schedule",
+    "zero_optimization.stage": "set training.zero_stage",
+    "fp16.enabled": "set training.precision",
+    "fp16.loss_scale": "set training.loss_scale",
+    "fp16.initial_scale_power": "set training.loss_scale.initial_power",
+    "fp16.loss_scale_window": "set training.loss_scale.window",
+    "fp16.hysteresis": "set training.loss_scale.hysteresis",
+    "fp16.min_loss_scale": "set training.loss_scale.minimum",
+    "fp16.auto_cast": "set training.precision",
+    "fp16.fp16_master_weights_and_grads": "master weights are always fp32",
+    "bf16.enabled": "set training.precision",
+    "bf16.check_grad_overflow": "raytrain always checks",
+    "bf16.bf16_master_weights_and_grads": "master weights are always fp32",
+    "bf16.bf16_optimizer_states": "optimizer state is always fp32",
+    "bfloat16": "write bf16",
+    "amp": "set training.precision",
+    "torch_autocast": "set training.precision",
+    "data_types": "master weights and accumulated gradients are always fp32",
+    "prescale_gradients": "raytrain weights the loss by target counts itself",
+    "gradient_predivide_factor": "raytrain weights the loss by target counts itself",
+    "gradient_allreduce_op": "raytrain weights the loss by target counts itself",
+    # What follows changes where the optimizer state lies, so that a checkpoint could not be written from it.
+    "zero_optimization.elastic_checkpoint": "leave it out: raytrain's checkpoints load at any number of workers",
+    "zero_optimization.round_robin_gradients": "leave it out: raytrain can't checkpoint that layout",
+    "zero_optimization.parameter_alignment": "leave it out: raytrain can't checkpoint that layout",
+    "zero_optimization.zenflow": "leave it out: raytrain can't checkpoint that layout",
+    "zero_optimization.offload_param": "leave it out: raytrain can't checkpoint that layout",
+    "zero_optimization.zero_hpz_partition_size": "leave it out: raytrain can't checkpoint that layout",
+    "zero_optimization.mics_shard_size": "leave it out: raytrain can't checkpoint that layout",
+    "zero_optimization.load_from_fp32_weights": "leave it out: DeepSpeed's own checkpoints are not used",
+    "tensor_parallel": "leave it out: workers are data-parallel",
+    "sequence_parallel_size": "leave it out: workers are data-parallel",
+    "data_parallel_size": "leave it out: workers are data-parallel",
+    "elasticity": "leave it out: raytrain resizes the run itself",
+    "checkpoint": "leave it out: DeepSpeed's own checkpoints are not used",
+    "data_efficiency": "leave it out: raytrain decides which samples a step has",
+    "curriculum_learning": "leave it out: raytrain decides which samples a step has",
+    "sparse_gradients": "leave it out",
+    "hybrid_engine": "leave it out",
+    "autotuning": "leave it out",
+}
+_BUCKET_ELEMENTS = 50_000_000  # DeepSpeed's 500 million would reserve 2 GB of fp32 beside a small model
+
+
+def check_deepspeed_overrides(overrides: dict[str, Any]) -> None:
+    """Refuse what raytrain owns. Raises ConfigError naming `training.deepspeed.<key>` and the option to set instead."""
+    for dotted in _dotted_keys(overrides):
+        for refused, instead in _REFUSED.items():
+            if dotted == refused or dotted.startswith(refused + "."):
+                raise ConfigError(f"training.deepspeed.{dotted} is raytrain's own: {instead}")
+    zero = overrides.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise ConfigError("training.deepspeed.zero_optimization must be a mapping; set training.zero_stage for the stage")
+    offload = zero.get("offload_optimizer", {})
+    if isinstance(offload, dict) and offload.get("device") not in (None, "none", "cpu"):
+        raise ConfigError(
+            f"training.deepspeed.zero_optimization.offload_optimizer.device {offload['device']!r} can't be "
+            "checkpointed; allowed: none, cpu"
+        )
+
+
+def resolve_precision(
+    precision: Precision, *, has_gpu: bool, gpu_has_bf16: bool, cpu_has_fp16: bool = False
+) -> Precision:
+    """The number format that the workers really use.
+
+    AUTO is bf16 on a GPU that has it, else fp16 on a GPU, else fp32. Raises ConfigError when the hardware can't.
+
+    Args:
+        precision: As configured.
+        has_gpu: Whether the workers hold GPUs.
+        gpu_has_bf16: Whether those GPUs compute in bf16.
+        cpu_has_fp16: What DeepSpeed's `get_accelerator().is_fp16_supported()` says on a CPU; the engine asks it.
+    """
+    if precision is Precision.AUTO:
+        if not has_gpu:
+            return Precision.FP32
+        return Precision.BF16 if gpu_has_bf16 else Precision.FP16
+    if precision is Precision.FP16 and not has_gpu and not cpu_has_fp16:
+        raise ConfigError("training.precision fp16 needs a GPU, and the workers have none; use bf16 or fp32")
+    if precision is Precision.BF16 and has_gpu and not gpu_has_bf16:
+        raise ConfigError("training.precision bf16 is not supported by this GPU; use fp16, fp32 or auto")
+    return precision
+
+
+def effective_zero_stage(zero_stage: int, precision: Precision) -> int:
+    """The ZeRO stage that DeepSpeed is given.
+
+    Stage 0 in a 16-bit format becomes stage 1, which computes the same. DeepSpeed 0.19.8's stage 0 would add
+    micro-batches up in 16 bits, ignore the hysteresis, and divide fp16 gradients by a loss scale that
+    `engine.backward` never multiplied into the loss.
+    """
+    return 1 if zero_stage == 0 and precision is not Precision.FP32 else zero_stage
+
+
+def build_deepspeed_config(
+    training: TrainingConfig, *, precision: Precision, num_micro_steps: int, on_gpu: bool
+) -> dict[str, Any]:
+    """DeepSpeed's configuration of one worker.
+
+    Args:
+        training: The user's options; `training.deepspeed` is merged over the result. Raises ConfigError for keys in
+            it that raytrain owns.
+        precision: Resolved, not AUTO.
+        num_micro_steps: Micro-batches of a full step on each worker. Steps may have fewer or more: the engine tells
+            DeepSpeed where a step ends, and never divides by this number.
+        on_gpu: Whether communication may overlap with computation.
+    """
+    assert precision is not Precision.AUTO, "resolve_precision comes first"
+    check_deepspeed_overrides(training.deepspeed)
+    stage = effective_zero_stage(training.zero_stage, precision)
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": training.micro_batch_size,
+        "gradient_accumulation_steps": num_micro_steps,
+        # Stage 0 is clipped by the engine, which wants to see the norm before the update.
+        "gradient_clipping": training.gradient_clipping if stage else 0.0,
+        "zero_optimization": _zero_section(stage, on_gpu),
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": None,
+        "wall_clock_breakdown": False,
+    }
+    if precision is not Precision.FP32:
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    if precision is Precision.FP16:
+        config["fp16"] = _fp16_section(training)
+    if precision is Precision.BF16:
+        config["bf16"] = {"enabled": True, "check_grad_overflow": True}
+    return _merged(config, training.deepspeed)
+
+
+def _zero_section(stage: int, on_gpu: bool) -> dict[str, Any]:
+    if stage == 0:
+        return {"stage": 0}
+    return {
+        "stage": stage,
+        "overlap_comm": on_gpu and stage >= 2,
+        "contiguous_gradients": True,
+        "reduce_bucket_size": _BUCKET_ELEMENTS,
+        "allgather_bucket_size": _BUCKET_ELEMENTS,
+    }
+
+
+def _fp16_section(training: TrainingConfig) -> dict[str, Any]:
+    scale = training.loss_scale
+    return {
+        "enabled": True,
+        "loss_scale": 0,  # 0 means dynamic
+        "initial_scale_power": scale.initial_power,
+        "loss_scale_window": scale.window,
+        "hysteresis": scale.hysteresis,
+        # DeepSpeed wants a whole number; the engine sets the exact minimum on the scaler.
+        "min_loss_scale": max(1, int(scale.minimum)),
+    }
+
+
+def _dotted_keys(tree: dict[str, Any], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for key, value in tree.items():
+        dotted = f"{prefix}{key}"
+        keys.append(dotted)
+        if isinstance(value, dict):
+            keys.extend(_dotted_keys(value, f"{dotted}."))
+    return keys
+
+
+def _merged(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    result = copy.deepcopy(base)
+    for key, value in overrides.items():
+        if isinstance(value, dict) and isinstance(result.get(key), dict):
+            result[key] = _merged(result[key], value)
+        else:
+            result[key] = copy.deepcopy(value)
+    return result

@@ -1,0 +1,109 @@
+"""Evaluation: every sample exactly once at any world size, metrics on rank 0, the verdict on all workers."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from raytrain.config import RunConfig
+from raytrain.data.items import EvalBatch
+from raytrain.errors import ConfigError
+from raytrain.tasks.base import Metrics, Task
+from raytrain.training.control import Control
+from raytrain.training.state import Progress, is_better
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Outcome of a validation."""
+
+    metrics: Metrics
+    is_best: bool
+
+
+def evaluate(
+    module: nn.Module,
+    batches: Iterable[EvalBatch],
+    task: Task,
+    labels: list[str],
+    device: torch.device,
+    control: Control,
+) -> Metrics:
+    """Metrics of a model over a split; collective, and the same on every worker.
+
+    `batches` are equally many on every worker (ZeRO-3 gathers parameters in each), some without any sample.
+    """
+    module.eval()
+    loss_sum, num_targets = 0.0, 0
+    predictions: list[np.ndarray] = []
+    targets: list[np.ndarray] = []
+    with torch.no_grad():
+        for batch in batches:
+            tensors = {name: torch.from_numpy(array).to(device) for name, array in batch.arrays.items()}
+            batch_loss, batch_predictions = task.predict(module, tensors)
+            if batch.is_blank:
+                continue
+            loss_sum += float(batch_loss)
+            num_targets += task.num_targets(batch.arrays)
+            predictions += batch_predictions
+            targets += task.targets(batch.arrays)
+    module.train()
+    parts = control.gather_to_first((loss_sum, num_targets, predictions, targets))
+    metrics = None
+    if parts is not None:
+        metrics = task.metrics(
+            [array for part in parts for array in part[2]], [array for part in parts for array in part[3]], labels
+        )
+        loss = sum(part[0] for part in parts) / max(1, sum(part[1] for part in parts))
+        metrics = replace(metrics, values={"loss": loss, **metrics.values})
+    return control.from_first(metrics)
+
+
+class Judge:
+    """Evaluates on the validation split, and decides what is best and when to stop early."""
+
+    def __init__(self, config: RunConfig, task: Task, labels: list[str], device: torch.device, control: Control):
+        self._stopping = config.training.early_stopping
+        self._task, self._labels, self._device, self._control = task, labels, device, control
+        self.best_metric, self.best_mode = best_metric(config, task)
+
+    def judge(self, module: nn.Module, batches: Iterable[EvalBatch], progress: Progress) -> Verdict:
+        """Evaluate, and update the run's best value and patience in `progress`.
+
+        Raises ConfigError when a metric that the config names is none of the task's.
+        """
+        metrics = evaluate(module, batches, self._task, self._labels, self._device, self._control)
+        value = _value(metrics, self.best_metric, "training.best_metric")
+        is_best = is_better(value, progress.best_value, self.best_mode)
+        if is_best:
+            progress.best_value, progress.best_step = value, progress.step
+        self._watch(metrics, progress)
+        return Verdict(metrics, is_best)
+
+    def _watch(self, metrics: Metrics, progress: Progress) -> None:
+        if self._stopping is None:
+            return
+        value = _value(metrics, self._stopping.metric, "training.early_stopping.metric")
+        if is_better(value, progress.watched_value, self._stopping.mode, self._stopping.min_delta):
+            progress.watched_value, progress.evals_without_improvement = value, 0
+            return
+        progress.evals_without_improvement += 1
+        progress.is_stopped_early = progress.evals_without_improvement >= self._stopping.patience
+
+
+def best_metric(config: RunConfig, task: Task) -> tuple[str, str]:
+    """Metric that picks the best model, and its mode."""
+    training = config.training
+    if training.best_metric is not None:
+        return training.best_metric, "min" if training.best_metric == "loss" else "max"
+    if training.early_stopping is not None:
+        return training.early_stopping.metric, training.early_stopping.mode
+    return task.best_metric, task.best_mode
+
+
+def _value(metrics: Metrics, name: str, option: str) -> float:
+    if name not in metrics.values:
+        raise ConfigError(f"{option} {name!r} is no metric of this task; allowed: {', '.join(sorted(metrics.values))}")
+    return metrics.values[name]

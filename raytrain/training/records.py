@@ -1,0 +1,117 @@
+"""Files of one JSON object a line in the run's folder: written so that a crash costs at most the last line."""
+
+import json
+import math
+import time
+from typing import Any
+
+from raytrain.storage import Storage
+
+# Object stores can't append: a file there is uploaded whole, at most this often.
+UPLOAD_EVERY_S = 15.0
+# ... and less often when an upload takes long: no more than a twentieth of the time goes into it.
+UPLOAD_SHARE = 0.05
+
+
+class JsonlWriter:
+    """Appends lines to a file. On a file system each line is handed over at once, on an object store every 15 s."""
+
+    def __init__(self, storage: Storage, name: str):
+        """Opens the file for appending; a last line that a crash has torn gets its end, and readers skip it."""
+        self._storage, self._name = storage, name
+        path = storage.local_path(name)
+        if path is None:
+            self._file = None
+            self._content = bytearray(_read_or_empty(storage, name))
+            self._content += _missing_newline(bytes(self._content[-1:]))
+            self._next_upload_s = time.monotonic() + UPLOAD_EVERY_S
+            self._is_dirty = False
+        else:
+            if not storage.exists(name):
+                storage.write_bytes(name, b"")  # makes the folder
+            with storage.open_input(name) as file:
+                tail = file.read_at(1, file.size() - 1) if file.size() else b""
+            self._file = open(path, "ab", buffering=0)
+            self._file.write(_missing_newline(tail))
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append a line. NaN and infinities become null; numpy scalars become numbers."""
+        line = json.dumps(_clean(row), allow_nan=False).encode() + b"\n"
+        if self._file is not None:
+            self._file.write(line)
+            return
+        self._content += line
+        self._is_dirty = True
+        if time.monotonic() >= self._next_upload_s:
+            self.flush()
+
+    def flush(self) -> None:
+        """Upload what has not been uploaded; nothing to do on a file system."""
+        if self._file is not None or not self._is_dirty:
+            return
+        started_at_s = time.monotonic()
+        self._storage.write_bytes(self._name, bytes(self._content))
+        ended_at_s = time.monotonic()
+        self._is_dirty = False
+        self._next_upload_s = ended_at_s + max(UPLOAD_EVERY_S, (ended_at_s - started_at_s) / UPLOAD_SHARE)
+
+    def close(self) -> None:
+        """Upload or close; nothing can be written any more."""
+        self.flush()
+        if self._file is not None:
+            self._file.close()
+
+
+def read_jsonl(storage: Storage, name: str) -> list[dict[str, Any]]:
+    """The file's rows in order; lines that are no JSON object (torn by a crash) are skipped. [] when it is missing."""
+    return list(parse_jsonl(_read_or_empty(storage, name)))
+
+
+def parse_jsonl(data: bytes) -> list[dict[str, Any]]:
+    """The rows in the text of a JSONL file; lines that are no JSON object are skipped."""
+    rows = []
+    for line in data.split(b"\n"):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def last_attempt_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each step the row of its highest attempt, in step order: what a run did, without what was redone.
+
+    Of two rows of one step and attempt the later counts; rows without a step are left out.
+    """
+    chosen: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        step = row.get("step")
+        if step is not None and (step not in chosen or row.get("attempt", 0) >= chosen[step].get("attempt", 0)):
+            chosen[step] = row
+    return [chosen[step] for step in sorted(chosen)]
+
+
+def _read_or_empty(storage: Storage, name: str) -> bytes:
+    try:
+        return storage.read_bytes(name)
+    except FileNotFoundError:
+        return b""
+
+
+def _missing_newline(last_byte: bytes) -> bytes:
+    return b"" if last_byte in (b"", b"\n") else b"\n"
+
+
+def _clean(value: Any) -> Any:
+    """The same value in types that JSON knows."""
+    if isinstance(value, dict):
+        return {str(key): _clean(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy scalars and arrays, tensors
+        return _clean(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,166 @@
+"""Saving while training goes on: checkpoints for this run, and the best model for everybody else.
+
+The loop is blocked for the copy to memory only. Workers agree in their step's all-reduce when all parts of a
+checkpoint are written; rank 0 then commits it.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+from raytrain.checkpoint.manifest import FileEntry
+from raytrain.checkpoint.ranges import write_ranges
+from raytrain.checkpoint.store import CheckpointStore
+from raytrain.checkpoint.writer import CheckpointWriter
+from raytrain.checkpoint.zero_state import owned_ranges, scaler_state
+from raytrain.errors import CheckpointError
+from raytrain.storage import Storage
+from raytrain.training.batch_plan import World
+from raytrain.training.control import Control, StepSums
+from raytrain.training.engine import Engine
+from raytrain.training.metrics import RunLog
+from raytrain.training.state import Progress
+
+BEST = "best"
+
+
+class Saver:
+    """One worker's saving. `save`, `advance`, `finish` and `save_best` are called by all workers in the same step."""
+
+    def __init__(
+        self,
+        run: Storage,
+        engine: Engine,
+        world: World,
+        control: Control,
+        log: RunLog,
+        *,
+        keep_last: int,
+        token: str,
+        export: Callable[[dict[str, torch.Tensor], int, str], None],
+    ):
+        """Args:
+        token: The same on all workers of this attempt, different in every attempt.
+        export: Writes a model with the given weights, of the given step, with its tokenizer to a local folder.
+        """
+        self._run, self._engine, self._world, self._control, self._log = run, engine, world, control, log
+        self._writer = CheckpointWriter(CheckpointStore(run.at("checkpoints"), keep_last), world, token)
+        self._export = export
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="best-model")
+        self._best: Future[None] | None = None
+        self._state: dict[str, Any] = {}
+        self._error: CheckpointError | None = None
+
+    def save(self, progress: Progress) -> None:
+        """Take a checkpoint of this moment. Waits first for one that is still being written."""
+        if self._writer.is_busy:
+            self._complete()
+        ranges = owned_ranges(self._engine)
+        name = f"zero-{self._world.world_rank:05d}-of-{self._world.world_size:05d}.safetensors"
+        self._state = {
+            **progress.to_dict(),
+            "loss_scaler": scaler_state(self._engine),
+            "world_size": self._world.world_size,
+        }
+
+        def write(folder: Storage) -> list[FileEntry]:
+            num_bytes, digest = write_ranges(folder, name, ranges)
+            return [FileEntry(name, num_bytes, digest)]
+
+        self._writer.begin(progress.step, write)
+
+    def poll(self) -> tuple[float, float]:
+        """(1.0 if this worker's part of the checkpoint in flight is written, 1.0 if writing failed)."""
+        try:
+            return float(self._writer.poll() is not None), 0.0
+        except CheckpointError as error:
+            self._error = error
+            return 0.0, 1.0
+
+    def advance(self, sums: StepSums) -> None:
+        """Commit the checkpoint in flight once all workers have written theirs. Raises CheckpointError."""
+        if sums.failed:
+            raise self._first_error()
+        if sums.saved == self._world.world_size:
+            self._commit()
+
+    def finish(self) -> None:
+        """Bring everything that is being written to its end. Raises CheckpointError."""
+        if self._writer.is_busy:
+            self._complete()
+        failed = 0.0
+        try:
+            self._writer.wait()
+            self._wait_for_best()
+        except CheckpointError as error:
+            self._error, failed = error, 1.0
+        if self._control.sum(StepSums(failed=failed)).failed:
+            raise self._first_error()
+
+    def close(self) -> None:
+        """End the threads; what is not committed by now is dropped."""
+        self._writer.close()
+        self._thread.shutdown(wait=True)
+
+    def save_best(self, step: int) -> None:
+        """Keep the model as it is now, after `step` steps, in `best/`; only gathering the weights blocks."""
+        weights = self._engine.full_state_dict()
+        if weights is None:
+            return
+        self._wait_for_best()
+        self._best = self._thread.submit(self._write_best, weights, step)
+
+    def _write_best(self, weights: dict[str, torch.Tensor], step: int) -> None:
+        """Export to a local folder, then put that in the place of the last best one."""
+        local = tempfile.mkdtemp(prefix="raytrain-best-")
+        try:
+            self._export(weights, step, local)
+            replace_folder(self._run, BEST, local)
+        except OSError as error:
+            raise CheckpointError(f"can't write {self._run.path_of(BEST)}: {error}") from error
+        finally:
+            shutil.rmtree(local, ignore_errors=True)
+
+    def _wait_for_best(self) -> None:
+        if self._best is not None:
+            self._best.result()
+
+    def _complete(self) -> None:
+        """Wait until the checkpoint in flight is written on all workers, and commit it."""
+        failed = 0.0
+        try:
+            self._writer.wait()
+        except CheckpointError as error:
+            self._error, failed = error, 1.0
+        if self._control.sum(StepSums(failed=failed)).failed:
+            raise self._first_error()
+        self._commit()
+
+    def _commit(self) -> None:
+        self._writer.commit(self._state)
+        self._log.event("checkpoint", step=self._state["step"])
+
+    def _first_error(self) -> CheckpointError:
+        """The error of the first worker that has one; collective."""
+        messages = self._control.gather(str(self._error) if self._error else None)
+        return CheckpointError(next(message for message in messages if message))
+
+
+def replace_folder(run: Storage, name: str, local: str) -> None:
+    """Put the files of a local folder in the place of `name`: at every moment the old or the new one is whole.
+
+    On a file system the new folder is renamed into place. A reader of an object store could see a mixture while the
+    upload lasts.
+    """
+    staging = f"{name}.new" if run.local_path() is not None else name
+    run.delete(staging)
+    for file in sorted(os.listdir(local)):
+        with open(os.path.join(local, file), "rb") as source, run.open_output(f"{staging}/{file}") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+    if staging != name:
+        run.move(staging, name)

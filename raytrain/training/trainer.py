@@ -1,0 +1,197 @@
+"""The loop: one worker's training of one run, from wherever the run stands to its end. No Ray in here.
+
+A step goes: forward and backward over the micro-batches, one optimizer step, then one small all-reduce in which the
+workers sum this step's loss, count the next step's targets, and agree on saving and stopping.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from raytrain.config import RunConfig
+from raytrain.data.items import EvalBatch, StepBatch
+from raytrain.errors import TrainingError
+from raytrain.tasks.base import Batch, Task
+from raytrain.training.control import Control, StepSums
+from raytrain.training.engine import Engine, StepResult
+from raytrain.training.evaluate import Judge
+from raytrain.training.metrics import RunLog
+from raytrain.training.saving import Saver
+from raytrain.training.schedule import learning_rate_at
+from raytrain.training.state import Progress, Timetable
+
+
+class BatchSource(Protocol):
+    """What the loop reads from."""
+
+    def next_step(self) -> StepBatch:
+        """This worker's share of the next training step; blocks until it is there."""
+
+    def evaluation(self, split: str) -> Iterator[EvalBatch]:
+        """This worker's micro-batches of an evaluation that is due now; equally many on every worker."""
+
+
+@dataclass
+class Trainer:
+    """All that a worker needs to train. `fit` is the whole story."""
+
+    config: RunConfig
+    device: torch.device
+    task: Task
+    engine: Engine
+    timetable: Timetable
+    source: BatchSource
+    judge: Judge
+    saver: Saver
+    control: Control
+    log: RunLog
+    progress: Progress
+    stop_requested: Callable[[], bool]
+
+    def fit(self) -> str:
+        """Train until the end, an early stop, or a request to stop.
+
+        Returns:
+            "finished", "stopped_early" or "stopped".
+
+        Raises:
+            TrainingError: The loss is no number any more, or fp16 overflows for ever.
+            CheckpointError: A checkpoint could not be written.
+        """
+        is_stopping = False
+        batch, wait_s = self._fetch()
+        num_targets = self.control.sum(StepSums(next_targets=_targets(batch))).next_targets
+        while batch is not None and not is_stopping:
+            started_at_s = time.perf_counter()
+            rate = self._learning_rate()
+            result = self._train_step(batch, num_targets, rate)
+            is_evaluation_due = self.timetable.is_evaluation_due(self.progress.step)
+            # The batch after an evaluation comes behind it in the same pipeline, so it can't be asked for yet.
+            next_batch, next_wait_s = (None, 0.0) if is_evaluation_due else self._fetch()
+            sums = self.control.sum(self._contribution(batch, result, next_batch))
+            self._record(batch, result, sums, num_targets, rate, wait_s, time.perf_counter() - started_at_s)
+            self._stop_if_hopeless(result, sums.loss_sum / num_targets)
+            is_stopping = sums.wants_stop > 0
+            self.saver.advance(sums)
+            if is_evaluation_due:
+                self._evaluate()
+                next_batch, next_wait_s = self._fetch()
+                sums = self.control.sum(StepSums(next_targets=_targets(next_batch)))
+            if self.timetable.is_save_due(self.progress.step) or is_stopping or self.progress.is_stopped_early:
+                self.saver.save(self.progress)
+            batch, wait_s, num_targets = next_batch, next_wait_s, sums.next_targets
+        self.saver.finish()
+        if self.progress.is_stopped_early:
+            return "stopped_early"
+        return "finished" if self.progress.step >= self.timetable.total_steps else "stopped"
+
+    def _fetch(self) -> tuple[StepBatch | None, float]:
+        """The next step's batch (None at the end) and the seconds that the loop waited for it."""
+        if self.progress.step >= self.timetable.total_steps or self.progress.is_stopped_early:
+            return None, 0.0
+        started_at_s = time.perf_counter()
+        batch = self.source.next_step()
+        return batch, time.perf_counter() - started_at_s
+
+    def _learning_rate(self) -> float:
+        training = self.config.training
+        return learning_rate_at(
+            self.progress.updates, self.timetable.total_steps, training.optimizer, training.schedule
+        )
+
+    def _train_step(self, batch: StepBatch, num_targets: float, learning_rate: float) -> StepResult:
+        micro_batches = [to_tensors(micro_batch, self.device) for micro_batch in batch.micro_batches]
+        result = self.engine.train_step(micro_batches, self.task.loss_sum, int(num_targets), learning_rate)
+        self.progress.step += 1
+        if result.is_skipped:
+            self.progress.skipped_steps += 1
+            self.progress.consecutive_skips += 1
+        else:
+            self.progress.consecutive_skips = 0
+        return result
+
+    def _contribution(self, batch: StepBatch, result: StepResult, next_batch: StepBatch | None) -> StepSums:
+        saved, failed = self.saver.poll()
+        return StepSums(
+            loss_sum=result.loss_sum,
+            num_samples=len(batch.sample_ids),
+            num_tokens=batch.num_tokens,
+            num_padded_tokens=batch.num_padded_tokens,
+            next_targets=_targets(next_batch),
+            saved=saved,
+            failed=failed,
+            wants_stop=float(self.stop_requested()),
+        )
+
+    def _record(
+        self,
+        batch: StepBatch,
+        result: StepResult,
+        sums: StepSums,
+        num_targets: float,
+        rate: float,
+        wait_s: float,
+        busy_s: float,
+    ) -> None:
+        """Count the step and write its line. The step took `wait_s` for its data and `busy_s` for the rest."""
+        progress = self.progress
+        progress.samples_seen += int(sums.num_samples)
+        progress.tokens_seen += int(sums.num_tokens)
+        self.log.samples(progress.step, batch.epoch, batch.sample_ids)
+        self.log.step(
+            {
+                "step": progress.step,
+                "epoch": batch.epoch,
+                "loss": sums.loss_sum / num_targets,
+                "lr": rate,
+                "grad_norm": result.grad_norm,
+                "loss_scale": result.loss_scale,
+                "skipped_steps": progress.skipped_steps,
+                "samples_seen": progress.samples_seen,
+                "tokens_seen": progress.tokens_seen,
+                "tokens_per_s": sums.num_tokens / (wait_s + busy_s),
+                "padding": 1.0 - sums.num_tokens / max(1.0, sums.num_padded_tokens),
+                "data_wait_s": wait_s,
+                "step_s": wait_s + busy_s,
+            }
+        )
+
+    def _stop_if_hopeless(self, result: StepResult, loss: float) -> None:
+        """Raise TrainingError when going on can't help; the same on every worker, since all see the same sums."""
+        step, limit = self.progress.step, self.config.training.loss_scale.max_consecutive_skips
+        if self.progress.consecutive_skips >= limit:
+            raise TrainingError(
+                f"fp16 overflowed in {limit} steps in a row, from step {step - limit + 1} on: the gradients do not fit "
+                f"into fp16 at loss scale {result.loss_scale:g}. Set training.precision=bf16 (or fp32), lower "
+                "training.optimizer.learning_rate, or raise training.schedule.warmup_steps"
+            )
+        if result.loss_scale is None and (result.is_skipped or not math.isfinite(loss)):
+            raise TrainingError(
+                f"step {step}: loss {loss:g}, gradient norm {result.grad_norm:g}: the run diverged. Lower "
+                "training.optimizer.learning_rate or set training.gradient_clipping, and give the run a new name; with "
+                "data.record_samples=true the samples of each step are written down"
+            )
+
+    def _evaluate(self) -> None:
+        """Measure the model on the validation split; keep it when it is the best; see whether to stop early."""
+        epoch = (self.progress.step - 1) // self.timetable.steps_per_epoch
+        batches = self.source.evaluation("validation")
+        verdict = self.judge.judge(self.engine.module, batches, self.progress)
+        self.log.evaluation(self.progress.step, epoch, "validation", verdict.metrics)
+        if verdict.is_best and self.config.checkpoint.keep_best:
+            self.saver.save_best(self.progress.step)
+        if self.progress.is_stopped_early:
+            self.log.event("early_stop", step=self.progress.step, best_step=self.progress.best_step)
+
+
+def to_tensors(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
+    """A collated micro-batch on the worker's device."""
+    return {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in batch.items()}
+
+
+def _targets(batch: StepBatch | None) -> int:
+    return batch.num_targets if batch is not None else 0

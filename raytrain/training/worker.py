@@ -1,0 +1,266 @@
+"""What runs in each Ray Train worker: build everything for this world, train, leave the best model measured."""
+
+import json
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from raytrain.checkpoint.ranges import StorageRangeReader
+from raytrain.checkpoint.store import CheckpointStore
+from raytrain.checkpoint.zero_state import load_ranges, load_scaler_state
+from raytrain.config import Precision, RunConfig
+from raytrain.data.prepared import PreparedStore
+from raytrain.data.stream import Stream
+from raytrain.data.tokenize import load_tokenizer
+from raytrain.errors import RaytrainError
+from raytrain.storage import Storage
+from raytrain.tasks import make_task
+from raytrain.tasks.base import Task
+from raytrain.training.batch_plan import BatchPlan, World
+from raytrain.training.control import Control
+from raytrain.training.engine import Engine
+from raytrain.training.evaluate import Judge, evaluate
+from raytrain.training.metrics import RunLog, next_attempt
+from raytrain.training.saving import BEST, Saver
+from raytrain.training.state import Progress, Timetable
+from raytrain.training.trainer import Trainer
+
+RESULT = "result.json"
+STOP_REQUEST = "stop_requested"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the driver hands to the workers; plain JSON, validated where the user typed it."""
+
+    config: dict[str, Any]
+    run_root: str
+    prepared_root: str
+    use_gpu: bool
+    precision: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As Ray Train's `train_loop_config`."""
+        return asdict(self)
+
+
+def train_worker(raw: dict[str, Any]) -> None:
+    """Ray Train calls this in each worker of each worker group.
+
+    An error for people (a diverged run, a full disk) is no reason to start the workers again: rank 0 writes it to
+    result.json and the group ends in peace. Any other exception is a crash, which Ray Train answers with a restart.
+    """
+    import ray.train
+
+    context = ray.train.get_context()
+    world = World(context.get_world_rank(), context.get_world_size())
+    job = Job(**raw)
+    run = Storage(job.run_root)
+    try:
+        result = WorkerRun(job, run, world).train()
+    except RaytrainError as error:
+        result = {"status": "failed", "message": str(error), "exit_code": error.exit_code}
+    if world.world_rank == 0:
+        run.commit_bytes(RESULT, json.dumps(result).encode())
+
+
+class WorkerRun:
+    """One worker's part in one attempt."""
+
+    def __init__(self, job: Job, run: Storage, world: World):
+        self.job, self.run, self.world = job, run, world
+        self.config = RunConfig.model_validate(job.config)
+        self.store = PreparedStore(job.prepared_root)
+        self.labels = self.store.manifest.labels
+        self.task = make_task(self.config.task, self.config.data.max_length)
+        self.device = _device(job.use_gpu, self.config.workers.cpus)
+        self.timetable = timetable(self.config, self.store)
+        self.plan = batch_plan(self.config, world.world_size)
+        self.control = Control(world)
+        attempt, token = self.control.from_first((next_attempt(run), uuid.uuid4().hex[:12]))
+        self.attempt, self.token = attempt, token
+        self.log = RunLog(
+            run,
+            world,
+            attempt,
+            tensorboard=self.config.tracking.tensorboard,
+            record_samples=self.config.data.record_samples,
+        )
+
+    def train(self) -> dict[str, Any]:
+        """Train from where the run stands to its end; the contents of result.json."""
+        started_at_s = time.time()
+        self.log.event("start", world_size=self.world.world_size)
+        self.stream = Stream(self.config, self.store, self.world, self.plan)
+        model = self._new_model()
+        engine = Engine(
+            model,
+            self.config.training,
+            precision=Precision(self.job.precision),
+            device=self.device,
+            num_micro_steps=self.plan.micro_steps,
+        )
+        progress = self._restore(engine)
+        _seed(self.config.seed, progress.step, self.world.world_rank)
+        self.stream.start(progress.step, self.timetable)
+        saver = Saver(
+            self.run,
+            engine,
+            self.world,
+            self.control,
+            self.log,
+            keep_last=self.config.checkpoint.keep_last,
+            token=self.token,
+            export=lambda weights, step, folder: self._export(model, weights, step, folder),
+        )
+        try:
+            status = self._trainer(engine, saver, progress).fit()
+            if not (self.timetable.has_validation and self.config.checkpoint.keep_best):  # then the last model is it
+                saver.save_best(progress.step)
+                saver.finish()
+        finally:
+            saver.close()
+            self.stream.close()
+        final = self._measure_best() if status != "stopped" else {}
+        self.log.event("finish", step=progress.step, status=status, seconds=round(time.time() - started_at_s, 1))
+        self.log.close()
+        return {"status": status, **progress.to_dict(), "final_metrics": final}
+
+    def _trainer(self, engine: Engine, saver: Saver, progress: Progress) -> Trainer:
+        return Trainer(
+            config=self.config,
+            device=self.device,
+            task=self.task,
+            engine=engine,
+            timetable=self.timetable,
+            source=self.stream,
+            judge=Judge(self.config, self.task, self.labels, self.device, self.control),
+            saver=saver,
+            control=self.control,
+            log=self.log,
+            progress=progress,
+            stop_requested=_stop_watch(self.run, self.world),
+        )
+
+    def _new_model(self) -> nn.Module:
+        """The model before training; new weights are the same in every worker and every attempt."""
+        torch.manual_seed(self.config.seed)
+        return self.task.build_model(self.config.model, self.labels, self.config.training)
+
+    def _restore(self, engine: Engine) -> Progress:
+        """Load the newest good checkpoint, if there is one. Raises CheckpointError when all are damaged."""
+        store = CheckpointStore(self.run.at("checkpoints"), self.config.checkpoint.keep_last)
+        checkpoint = store.newest_good(
+            self.world.world_rank,
+            self.world.world_size,
+            self.control.gather,
+            lambda step, reason: self.log.event("damaged_checkpoint", step=step, reason=reason),
+        )
+        if checkpoint is None:
+            return Progress()
+        state = dict(checkpoint.state)
+        scaler, _ = state.pop("loss_scaler"), state.pop("world_size")
+        progress = Progress.from_dict(state)
+        names = [entry.name for entry in checkpoint.files if entry.name.endswith(".safetensors")]
+        load_ranges(engine, StorageRangeReader(checkpoint.folder, names), progress.updates)
+        load_scaler_state(engine, scaler)
+        self.log.event("restore", step=progress.step)
+        return progress
+
+    def _export(self, model: nn.Module, weights: dict[str, torch.Tensor], step: int, folder: str) -> None:
+        """The model, its tokenizer, and what raytrain needs to use it again, in a local folder."""
+        model.save_pretrained(folder, state_dict=weights)
+        load_tokenizer(self.config.model).save_pretrained(folder)
+        card = {
+            "task": self.config.task.model_dump(mode="json"),
+            "labels": self.labels,
+            "max_length": self.config.data.max_length,
+            "step": step,
+        }
+        with open(os.path.join(folder, "raytrain.json"), "w", encoding="utf-8") as file:
+            json.dump(card, file, indent=1)
+
+    def _measure_best(self) -> dict[str, float]:
+        """Test metrics of the best model; {} without a test split."""
+        if not self.store.has_split("test"):
+            return {}
+        return self.measure("test")
+
+    def measure(self, split: str) -> dict[str, float]:
+        """Evaluate `best/` on a split and write it to evals.jsonl. Each worker holds the whole model for this."""
+        model = self.task.build_model(
+            self.config.model.model_copy(update={"path": _local_copy(self.run, BEST), "config": None}),
+            self.labels,
+            self.config.training,
+        ).to(self.device)
+        stream = Stream(self.config, self.store, self.world, self.plan)
+        metrics = evaluate(model, stream.evaluate_once(split), self.task, self.labels, self.device, self.control)
+        step = json.loads(self.run.read_bytes(f"{BEST}/raytrain.json"))["step"]
+        self.log.evaluation(step, (step - 1) // self.timetable.steps_per_epoch, split, metrics)
+        return metrics.values
+
+
+def timetable(config: RunConfig, store: PreparedStore) -> Timetable:
+    """When things are due in this run."""
+    samples, batch = store.manifest.splits["train"].num_samples, config.training.global_batch_size
+    steps_per_epoch = samples // batch if config.data.drop_last else -(-samples // batch)
+    return Timetable(
+        steps_per_epoch=steps_per_epoch,
+        total_steps=config.training.max_steps or config.training.epochs * steps_per_epoch,
+        eval_every_steps=config.training.eval_every_steps,
+        save_every_steps=config.checkpoint.save_every_steps,
+        has_validation=store.has_split("validation"),
+    )
+
+
+def batch_plan(config: RunConfig, world_size: int) -> BatchPlan:
+    """How this run's batches are divided at a world size."""
+    training = config.training
+    return BatchPlan(training.global_batch_size, training.micro_batch_size, config.canonical_shards, world_size)
+
+
+def _device(use_gpu: bool, num_threads: int) -> torch.device:
+    if use_gpu:
+        import ray.train.torch
+
+        return ray.train.torch.get_device()
+    torch.set_num_threads(num_threads)  # torch takes all cores by default, and several workers would fight for them
+    return torch.device("cpu")
+
+
+def _seed(seed: int, step: int, world_rank: int) -> None:
+    """Seed dropout; the only randomness that differs between workers and between attempts."""
+    torch.manual_seed(hash((seed, step, world_rank)) % 2**63)
+
+
+def _stop_watch(run: Storage, world: World) -> Callable[[], bool]:
+    """Whether someone asked the run to stop. Rank 0 looks at the run's folder, at most once a second."""
+    last_look_s, is_asked = 0.0, False
+
+    def is_stop_requested() -> bool:
+        nonlocal last_look_s, is_asked
+        if world.world_rank == 0 and time.monotonic() - last_look_s > 1.0:
+            last_look_s, is_asked = time.monotonic(), run.exists(STOP_REQUEST)
+        return is_asked
+
+    return is_stop_requested
+
+
+def _local_copy(run: Storage, folder: str) -> str:
+    """A folder of the run as a local path; downloaded when the run lies on an object store."""
+    local = run.local_path(folder)
+    if local is not None:
+        return local
+    copy = tempfile.mkdtemp(prefix="raytrain-")
+    for name in run.list_names(folder):
+        with run.open_input(f"{folder}/{name}") as source, open(os.path.join(copy, name), "wb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+    return copy

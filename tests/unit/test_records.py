@@ -1,0 +1,139 @@
+"""The run's JSONL files: nothing but a torn last line is ever lost, and what is written is valid JSON."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raytrain.storage import Storage
+from raytrain.training import records
+from raytrain.training.records import JsonlWriter, last_attempt_rows, read_jsonl
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return Storage(str(tmp_path / "run"))
+
+
+class ObjectStore(Storage):
+    """Behaves as an object store does: no local paths, no appending; counts uploads."""
+
+    def __init__(self, root: str):
+        super().__init__(root)
+        self.uploads = 0
+
+    def local_path(self, name: str = "") -> None:
+        return None
+
+    def write_bytes(self, name, data):
+        self.uploads += 1
+        super().write_bytes(name, data)
+
+
+@pytest.fixture
+def object_store(tmp_path: Path) -> ObjectStore:
+    return ObjectStore(str(tmp_path / "bucket"))
+
+
+def write_rows(storage: Storage, *rows: dict, name: str = "metrics.jsonl") -> None:
+    writer = JsonlWriter(storage, name)
+    for row in rows:
+        writer.write(row)
+    writer.close()
+
+
+@pytest.mark.parametrize("kind", ["storage", "object_store"])
+class TestBoth:
+    @pytest.fixture
+    def place(self, kind, request) -> Storage:
+        return request.getfixturevalue(kind)
+
+    def test_rows_come_back_in_order(self, place):
+        write_rows(place, {"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25})
+        assert read_jsonl(place, "metrics.jsonl") == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]
+
+    def test_reopening_appends(self, place):
+        write_rows(place, {"step": 1})
+        write_rows(place, {"step": 2})
+        assert [row["step"] for row in read_jsonl(place, "metrics.jsonl")] == [1, 2]
+
+    def test_a_torn_last_line_costs_only_itself(self, place):
+        write_rows(place, {"step": 1}, {"step": 2})
+        data = place.read_bytes("metrics.jsonl")
+        for cut in range(1, len(data)):
+            place.write_bytes("metrics.jsonl", data[:cut])
+            write_rows(place, {"step": 3})
+            steps = [row["step"] for row in read_jsonl(place, "metrics.jsonl")]
+            whole = sum(cut >= end for end in (len('{"step": 1}'), len(data) - 1))
+            assert steps == [1, 2][:whole] + [3], data[:cut]
+
+    def test_no_file_is_no_rows(self, place):
+        assert read_jsonl(place, "metrics.jsonl") == []
+
+    def test_a_name_in_a_folder(self, place):
+        write_rows(place, {"ids": [1]}, name="samples/attempt_000.jsonl")
+        assert read_jsonl(place, "samples/attempt_000.jsonl") == [{"ids": [1]}]
+
+    def test_no_number_becomes_null(self, place):
+        row = {"a": math.nan, "b": [math.inf, 1.0], "c": {"d": -math.inf}, "e": np.float32("nan"), "f": (1, 2)}
+        write_rows(place, row)
+        text = place.read_bytes("metrics.jsonl").decode()
+        parsed = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+        assert parsed == {"a": None, "b": [None, 1.0], "c": {"d": None}, "e": None, "f": [1, 2]}
+
+    def test_numpy_values(self, place):
+        write_rows(place, {"a": np.int64(3), "b": np.float32(0.5), "c": np.arange(3), "d": np.bool_(True)})
+        assert read_jsonl(place, "metrics.jsonl") == [{"a": 3, "b": 0.5, "c": [0, 1, 2], "d": True}]
+
+
+def test_lines_are_there_at_once_on_a_file_system(storage):
+    writer = JsonlWriter(storage, "metrics.jsonl")
+    writer.write({"step": 1})
+    assert read_jsonl(storage, "metrics.jsonl") == [{"step": 1}]
+    writer.close()
+
+
+def test_lines_that_are_no_object_are_skipped(storage):
+    storage.write_bytes("x.jsonl", b'{"step": 1}\n{"st\n\n12\n[1]\n\xff\xfe\n{"step": 2}\n')
+    assert [row["step"] for row in read_jsonl(storage, "x.jsonl")] == [1, 2]
+
+
+def test_an_object_store_sees_one_upload_in_15_seconds(object_store, monkeypatch):
+    now_s = [0.0]
+    monkeypatch.setattr(records.time, "monotonic", lambda: now_s[0])
+    writer = JsonlWriter(object_store, "metrics.jsonl")
+    for second in range(60):
+        now_s[0] = float(second)
+        writer.write({"step": second})
+    assert object_store.uploads == 3
+    assert len(read_jsonl(object_store, "metrics.jsonl")) == 46
+    writer.close()
+    assert object_store.uploads == 4
+    assert len(read_jsonl(object_store, "metrics.jsonl")) == 60
+
+
+def test_nothing_new_is_not_uploaded_again(object_store):
+    writer = JsonlWriter(object_store, "metrics.jsonl")
+    writer.write({"step": 1})
+    writer.close()
+    JsonlWriter(object_store, "metrics.jsonl").close()
+    assert object_store.uploads == 1
+
+
+class TestLastAttemptRows:
+    def test_the_highest_attempt_counts_in_step_order(self):
+        places = [(1, 0), (2, 0), (3, 0), (4, 0), (3, 1), (4, 1), (5, 1)]
+        chosen = last_attempt_rows([{"step": step, "attempt": attempt} for step, attempt in places])
+        assert [(row["step"], row["attempt"]) for row in chosen] == [(1, 0), (2, 0), (3, 1), (4, 1), (5, 1)]
+
+    def test_order_in_the_file_does_not_matter(self):
+        assert last_attempt_rows([{"step": 2, "attempt": 3}, {"step": 2, "attempt": 1}]) == [{"step": 2, "attempt": 3}]
+
+    def test_of_equal_attempts_the_later_row_counts(self):
+        rows = [{"step": 1, "attempt": 0, "loss": 1}, {"step": 1, "attempt": 0, "loss": 2}]
+        assert last_attempt_rows(rows) == [rows[1]]
+
+    def test_rows_without_a_step_are_left_out(self):
+        assert last_attempt_rows([{"attempt": 0}]) == []
