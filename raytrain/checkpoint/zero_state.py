@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from raytrain.checkpoint.ranges import BUFFER, EXP_AVG, EXP_AVG_SQ, FP32, MOMENTS, RangeReader, StateRange
 from raytrain.config import Precision
-from raytrain.errors import CheckpointError
 from raytrain.training.engine import Engine
 
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -73,7 +72,7 @@ def load_ranges(engine: Engine, reader: RangeReader, optimizer_step: int) -> Non
         optimizer_step: Updates that were applied up to the save: AdamW's bias correction goes by it.
 
     Raises:
-        CheckpointError: A parameter of the model is not in the checkpoint, or its shape was another.
+        CheckpointError: A parameter of the model is not in the checkpoint, or was shorter (raised by the reader).
     """
     for flat in _optimizer_tensors(engine):
         _make_state(engine, flat, optimizer_step)

@@ -69,7 +69,9 @@ class Order:
         if not 0 <= step_in_epoch < self.steps_per_epoch:
             raise IndexError(f"step {step_in_epoch} is outside the epoch's {self.steps_per_epoch} steps")
         shards = range(self.canonical_shards) if shards is None else shards
-        window, step_of_window = divmod(step_in_epoch, self.steps_per_window)
+        # The smaller last step belongs to the window before it, whose samples it is drawn from.
+        window = min(step_in_epoch, max(0, self.full_steps - 1)) // self.steps_per_window
+        step_of_window = step_in_epoch - window * self.steps_per_window
         return np.concatenate([self._shard_step(epoch, window, step_of_window, shard) for shard in shards])
 
     def _shard_step(self, epoch: int, window: int, step_of_window: int, shard: int) -> np.ndarray:

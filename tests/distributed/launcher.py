@@ -1,0 +1,88 @@
+"""Real worker processes over gloo, for tests of what needs a process group and no Ray."""
+
+import multiprocessing as mp
+import os
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+# A fork server imports the heavy packages once; each worker is then forked from it in milliseconds.
+os.environ["DS_ACCELERATOR"] = "cpu"
+_CONTEXT = mp.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["torch", "deepspeed", "transformers.models.bert.modeling_bert", "pyarrow.fs"])
+
+
+def run_workers(fn: Callable[..., Any], world_size: int, *args: Any, timeout_s: float = 120.0) -> list[Any]:
+    """Call `fn(*args)` in `world_size` new processes that form a gloo group.
+
+    Args:
+        fn: A function at the top of a module, so that it can be pickled; its result too.
+        world_size: Number of processes.
+        args: Passed to each of them.
+        timeout_s: For all of it; the processes are killed after that.
+
+    Returns:
+        The results, by rank. Raises AssertionError with the traceback of the first worker that failed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        rendezvous = os.path.join(folder, "rendezvous")
+        pipes, processes = [], []
+        for rank in range(world_size):
+            receiving, sending = _CONTEXT.Pipe(duplex=False)
+            process = _CONTEXT.Process(
+                target=_work, args=(fn, rank, world_size, rendezvous, sending, args), daemon=True
+            )
+            process.start()
+            sending.close()
+            pipes.append(receiving)
+            processes.append(process)
+        try:
+            return _collect(pipes, time.monotonic() + timeout_s)
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
+
+
+def _collect(pipes: list[Connection], deadline_s: float) -> list[Any]:
+    results: dict[int, Any] = {}
+    while len(results) < len(pipes):
+        open_pipes = [pipe for rank, pipe in enumerate(pipes) if rank not in results]
+        ready = wait(open_pipes, timeout=max(0.0, deadline_s - time.monotonic()))
+        assert ready, f"workers {sorted(set(range(len(pipes))) - set(results))} did not finish in time"
+        for pipe in ready:
+            rank = pipes.index(pipe)
+            try:
+                is_good, value = pipe.recv()
+            except EOFError:
+                raise AssertionError(f"worker {rank} died") from None
+            assert is_good, f"worker {rank} failed:\n{value}"
+            results[rank] = value
+    return [results[rank] for rank in range(len(pipes))]
+
+
+def _work(fn: Callable[..., Any], rank: int, world_size: int, rendezvous: str, pipe: Connection, args: tuple) -> None:
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    os.environ["LOCAL_RANK"] = str(rank)
+    try:
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{rendezvous}",
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(seconds=60),
+        )
+        pipe.send((True, fn(*args)))
+    except BaseException:
+        pipe.send((False, traceback.format_exc()))
+    finally:
+        pipe.close()
+        # A plain exit can hang in the group's teardown when another worker is already gone.
+        os._exit(0)

@@ -1,0 +1,224 @@
+"""P7: a step's gradient is that of the mean over all targets of the global batch, however it is split."""
+
+from typing import Any
+
+import pytest
+import torch
+from launcher import run_workers
+from tiny import assemble, loss_sum, make_batch, make_engine, make_model, my_micro_batches, num_targets
+from torch import Tensor, nn
+
+from raytrain.checkpoint.ranges import EXP_AVG, FP32, StateRange
+from raytrain.checkpoint.zero_state import owned_ranges
+from raytrain.config import OptimizerConfig, Precision
+from raytrain.training.engine import make_adamw
+
+STEP_SAMPLES = [12, 12, 5]  # the last step of an epoch is ragged
+ZERO_STAGES = [0, 1, 2, 3]
+MICRO_SIZES = [1, 4]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_gradient_is_that_of_the_mean_over_all_targets(world_size: int) -> None:
+    """After each step AdamW's first moment, which is linear in the gradients, equals plain PyTorch's."""
+    expected = _reference()
+    results = run_workers(_run_steps, world_size)
+    for zero_stage in ZERO_STAGES:
+        for micro_size in MICRO_SIZES:
+            for step in range(len(STEP_SAMPLES)):
+                runs = [result[zero_stage, micro_size][step] for result in results]
+                moments = assemble([ranges for ranges, _, _ in runs], EXP_AVG)
+                where = f"ZeRO-{zero_stage}, micro-batch {micro_size}, step {step}"
+                assert set(moments) == set(expected[step]["moments"]), where
+                for name, moment in expected[step]["moments"].items():
+                    scale = moment.abs().max()
+                    assert torch.allclose(moments[name], moment, rtol=0, atol=1e-5 * scale), f"{where}: {name}"
+                norms = {norm for _, norm, _ in runs}
+                assert len(norms) == 1 and norms.pop() == pytest.approx(expected[step]["norm"], rel=1e-5), where
+                assert sum(loss for _, _, loss in runs) == pytest.approx(expected[step]["loss_sum"], rel=1e-5), where
+
+
+def test_clipping_bounds_the_whole_gradient() -> None:
+    for result in run_workers(_clipped_norms, 2):
+        for zero_stage, (norm, moment_norm) in result.items():
+            assert norm > 1e-2, "the norm that is reported is the one before clipping"
+            assert moment_norm == pytest.approx(0.1 * 1e-2, rel=1e-3), f"ZeRO-{zero_stage}"
+
+
+def test_full_state_dict_is_the_masters_under_the_modules_names() -> None:
+    """bf16: the fp32 masters, not their rounded copies; tied weights under both names; None but on rank 0."""
+    for zero_stage, (full, ranges, names) in run_workers(_state_dicts, 2)[0].items():
+        assert list(full) == names, f"ZeRO-{zero_stage}"
+        assert full["output.weight"] is full["embedding.weight"]
+        assert full["gain"].tolist() == [1.0, 1.0, 1.0]
+        for piece in ranges:
+            if FP32 in piece.tensors:
+                stop = piece.start + piece.tensors[FP32].numel()
+                assert torch.equal(full[piece.name].flatten()[piece.start : stop], piece.tensors[FP32])
+        assert all(tensor.dtype == torch.float32 for tensor in full.values())
+        hidden = full["hidden.weight"]
+        assert not torch.equal(hidden, hidden.bfloat16().float()), "masters have more digits than bf16"
+
+
+def test_bert_trains_alike_at_every_stage_and_size() -> None:
+    """A Transformers model with tied weights, whose output is not a bare tensor."""
+    runs = {world_size: run_workers(_bert_losses, world_size) for world_size in (1, 2)}
+    expected = runs[1][0][0]
+    assert expected[-1] < expected[0]
+    for results in runs.values():
+        for zero_stage in ZERO_STAGES:
+            losses = [sum(parts) for parts in zip(*(result[zero_stage] for result in results), strict=True)]
+            assert losses == pytest.approx(expected, rel=1e-4), f"{len(results)} workers, ZeRO-{zero_stage}"
+
+
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16])
+def test_a_gradient_that_is_not_finite_updates_nothing(precision: Precision) -> None:
+    """On one worker only: all of them must skip, and tell."""
+    for result in run_workers(_poisoned_step, 2, precision):
+        for zero_stage, (poisoned, next_step, is_unchanged) in result.items():
+            where = f"{precision}, ZeRO-{zero_stage}"
+            assert poisoned.is_skipped and not torch.isfinite(torch.tensor(poisoned.grad_norm)), where
+            assert is_unchanged, where
+            assert not next_step.is_skipped, where
+
+
+def test_biases_and_norms_are_not_decayed() -> None:
+    model = make_model()
+    decayed, not_decayed = make_adamw(model, OptimizerConfig(weight_decay=0.1), fused=False).param_groups
+    assert decayed["weight_decay"] == 0.1 and not_decayed["weight_decay"] == 0.0
+    ids = {id(parameter) for parameter in not_decayed["params"]}
+    names = {name for name, parameter in model.named_parameters() if id(parameter) in ids}
+    assert names == {"hidden.bias", "norm.weight", "norm.bias", "output.bias"}
+    assert all(parameter.requires_grad for parameter in decayed["params"] + not_decayed["params"])
+
+
+def _reference() -> list[dict[str, Any]]:
+    """Plain PyTorch, one process, each global batch in one piece."""
+    torch.set_num_threads(1)
+    model = make_model()
+    optimizer = make_adamw(model, OptimizerConfig(), fused=False)
+    records = []
+    for step, num_samples in enumerate(STEP_SAMPLES):
+        batch = make_batch(num_samples, seed=step)
+        loss = loss_sum(model, batch)
+        optimizer.zero_grad()
+        (loss / num_targets(batch)).backward()
+        grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2
+        optimizer.step()
+        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        records.append(
+            {
+                "moments": {name: optimizer.state[p]["exp_avg"].flatten().clone() for name, p in trained.items()},
+                "norm": float(torch.cat([grad.flatten() for grad in grads]).norm()),
+                "loss_sum": float(loss),
+            }
+        )
+    return records
+
+
+def _run_steps() -> dict[tuple[int, int], list[tuple[list[StateRange], float, float]]]:
+    records = {}
+    for zero_stage in ZERO_STAGES:
+        for micro_size in MICRO_SIZES:
+            engine = make_engine(zero_stage, num_micro_steps=3, clip=0.0)
+            runs = []
+            for step, num_samples in enumerate(STEP_SAMPLES):
+                batch = make_batch(num_samples, seed=step)
+                result = engine.train_step(my_micro_batches(batch, micro_size), loss_sum, num_targets(batch), 1e-2)
+                runs.append((owned_ranges(engine), result.grad_norm, result.loss_sum))
+            records[zero_stage, micro_size] = runs
+            engine.close()
+    return records
+
+
+def _clipped_norms() -> dict[int, tuple[float, float]]:
+    import torch.distributed as dist
+
+    norms = {}
+    for zero_stage in ZERO_STAGES:
+        engine = make_engine(zero_stage, clip=1e-2)
+        batch = make_batch(12, seed=0)
+        result = engine.train_step(my_micro_batches(batch, 4), loss_sum, num_targets(batch), 1e-2)
+        moments = [piece.tensors[EXP_AVG] for piece in owned_ranges(engine) if EXP_AVG in piece.tensors]
+        square = torch.cat(moments).square().sum()
+        dist.all_reduce(square)
+        norms[zero_stage] = result.grad_norm, float(square.sqrt())
+        engine.close()
+    return norms
+
+
+def _state_dicts() -> dict[int, tuple[dict[str, Tensor], list[StateRange], list[str]]] | None:
+    records = {}
+    for zero_stage in ZERO_STAGES:
+        engine = make_engine(zero_stage, precision=Precision.BF16)
+        batch = make_batch(12, seed=0)
+        engine.train_step(my_micro_batches(batch, 4), loss_sum, num_targets(batch), 1e-2)
+        full = engine.full_state_dict()
+        records[zero_stage] = full, owned_ranges(engine), list(make_model().state_dict())
+        engine.close()
+        import torch.distributed as dist
+
+        assert (full is None) == (dist.get_rank() != 0)
+    return records if full is not None else None
+
+
+def _bert_losses() -> dict[int, list[float]]:
+    from transformers import BertConfig, BertForMaskedLM
+
+    def bert_loss_sum(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        logits = model(input_ids=batch["input_ids"]).logits
+        return nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="sum")
+
+    records = {}
+    for zero_stage in ZERO_STAGES:
+        torch.manual_seed(0)
+        config = BertConfig(
+            vocab_size=50,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=24,
+            max_position_embeddings=16,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+        engine = make_engine(zero_stage, model=BertForMaskedLM(config))
+        engine.train_mode()
+        losses = []
+        for _ in range(4):
+            batch = make_batch(12, seed=0)
+            batch["labels"] = batch["labels"].clamp(min=0)
+            result = engine.train_step(my_micro_batches(batch, 4), bert_loss_sum, num_targets(batch), 1e-2)
+            losses.append(result.loss_sum / num_targets(batch))
+        records[zero_stage] = losses
+        engine.close()
+    return records
+
+
+def _poisoned_step(precision: Precision) -> dict[int, tuple[Any, Any, bool]]:
+    import torch.distributed as dist
+
+    def poisoned(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        loss = loss_sum(model, batch)
+        return loss * float("nan") if dist.get_rank() == 0 else loss
+
+    records = {}
+    for zero_stage in ZERO_STAGES:
+        engine = make_engine(zero_stage, precision=precision)
+        batch = make_batch(12, seed=0)
+        micro_batches, targets = my_micro_batches(batch, 4), num_targets(batch)
+        engine.train_step(micro_batches, loss_sum, targets, 1e-2)
+        before = owned_ranges(engine)
+        result = engine.train_step(micro_batches, poisoned, targets, 1e-2)
+        after = owned_ranges(engine)
+        is_unchanged = all(
+            torch.equal(a.tensors[kind], b.tensors[kind])
+            for a, b in zip(before, after, strict=True)
+            for kind in a.tensors
+        )
+        next_step = engine.train_step(micro_batches, loss_sum, targets, 1e-2)
+        records[zero_stage] = result, next_step, is_unchanged
+        engine.close()
+    return records

@@ -1,0 +1,113 @@
+"""P16: a mistake in the YAML is found at once and named by its dotted path."""
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from raytrain.assets import config_names
+from raytrain.config import RunConfig
+from raytrain.config_io import all_fields, describe_fields, dump_config, load_config, parse_config
+from raytrain.errors import ConfigError
+
+MINIMAL = {
+    "name": "a",
+    "task": {"kind": "sequence_classification"},
+    "model": {"path": "m"},
+    "data": {"train": {"path": "x.parquet"}},
+}
+
+
+def mistake(*overrides: str) -> str:
+    raw = yaml.safe_load(yaml.safe_dump(MINIMAL))
+    with pytest.raises(ConfigError) as caught:
+        parse_config(raw, list(overrides))
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("training.lerning_rate=1", "did you mean training.optimizer.learning_rate"),
+        ("learning_rate=1", "did you mean training.optimizer.learning_rate"),
+        ("training.micro_batchsize=4", "did you mean training.micro_batch_size"),
+        ("trainig.epochs=2", "did you mean training"),
+        ("task.text_colum=t", "did you mean task.text_column"),
+        ("task.kind=classify", "task.kind: 'classify' is not known"),
+        ("training.precision=fp17", "training.precision: must be 'auto', 'fp32', 'bf16' or 'fp16'"),
+        ("training.zero_stage=4", "training.zero_stage"),
+        ("training.epochs=zero", "training.epochs: must be a valid integer"),
+        ("data.max_length=-1", "data.max_length: must be greater than or equal to 1, got -1"),
+        ("workers.min=4", "workers.min 4 is more than workers.max 1"),
+        ("training.micro_batch_size=64", "training.micro_batch_size 64 is more than training.global_batch_size 32"),
+        ("data.canonical_shards=5", "data.canonical_shards 5 does not divide training.global_batch_size 32"),
+        ("workers.max=64", "workers.max 64 is more than the 32 canonical shards"),
+        ("training.early_stopping.metric=accuracy", "training.early_stopping needs data.validation"),
+        ("training.eval_every_steps=5", "training.eval_every_steps needs data.validation"),
+        ("training.optimizer=adam", "training.optimizer: expected a section"),
+        ("name=a/b", "name: must be letters"),
+        ("model.config.model_type=bert", "exactly one of model.path"),
+        ("data.validation.fraction=1.5", "data.validation.fraction"),
+        ("epochs", "not of the form dotted.key=value"),
+        ("name.x=1", "override name.x: name is a value"),
+    ],
+)
+def test_a_mistake_is_named(override: str, expected: str) -> None:
+    assert expected in mistake(override)
+
+
+def test_all_mistakes_are_named_at_once() -> None:
+    text = mistake("training.epochs=0", "workers.cpus=none", "sed=1")
+    assert all(key in text for key in ("training.epochs", "workers.cpus", "sed: unknown key; did you mean seed"))
+
+
+def test_epochs_or_max_steps() -> None:
+    assert "training.epochs or training.max_steps" in mistake("training.epochs=1", "training.max_steps=5")
+
+
+def test_precedence_is_defaults_then_file_then_overrides() -> None:
+    config = load_config("movie_reviews", ["training.optimizer.learning_rate=1e-3"])
+    assert config.training.optimizer.learning_rate == 1e-3  # the override; YAML alone would read a string
+    assert config.training.optimizer.weight_decay == 0.01  # the file
+    assert config.training.optimizer.beta2 == 0.999  # the default
+
+
+@pytest.mark.parametrize("overrides", [[], ["training.max_steps=7"], ["model={config: {model_type: bert}, tokenizer: t}"]])
+def test_a_resolved_config_gives_itself_back(overrides: list[str]) -> None:
+    config = parse_config(yaml.safe_load(yaml.safe_dump(MINIMAL)), overrides)
+    assert parse_config(yaml.safe_load(dump_config(config))).model_dump() == config.model_dump()
+
+
+def test_broken_files_are_named(tmp_path) -> None:
+    broken = tmp_path / "run.yaml"
+    broken.write_text("name: [a\n")
+    with pytest.raises(ConfigError, match=r"run\.yaml is not valid YAML"):
+        load_config(str(broken))
+    broken.write_text("- a\n")
+    with pytest.raises(ConfigError, match="expected `key: value` lines"):
+        load_config(str(broken))
+    with pytest.raises(ConfigError, match="did you mean movie_reviews"):
+        load_config("movie_review")
+
+
+def test_every_field_has_its_sentence() -> None:
+    for line in describe_fields().splitlines():
+        path, _, sentence = line.partition("): ")
+        assert sentence or path.endswith("kind (required"), line
+    assert len(all_fields()) == len(set(all_fields()))
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_shipped_configs_are_valid(name: str) -> None:
+    assert isinstance(load_config(name), RunConfig)
+
+
+def test_config_needs_neither_ray_nor_torch() -> None:
+    code = (
+        "import sys, raytrain.config_io, raytrain.data.order, raytrain.training.batch_plan, raytrain.plan\n"
+        "raytrain.config_io.load_config('movie_reviews')\n"
+        "sys.exit(any(name in sys.modules for name in ('ray', 'torch', 'transformers')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

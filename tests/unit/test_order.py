@@ -1,0 +1,169 @@
+"""P1, P2, P3, P4 and P6, as properties of the sample order and the batch plan; no Ray, no torch."""
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raytrain.data.order import Order, evaluation_batches
+from raytrain.training.batch_plan import BatchPlan, split_micro_batches
+
+
+@st.composite
+def orders(draw: st.DrawFn) -> Order:
+    """Orders over ragged row groups: tiny and large, batches that divide nothing, any number of canonical shards."""
+    rows = draw(st.lists(st.integers(1, 40), min_size=1, max_size=40))
+    batch = draw(st.integers(1, 97))
+    shards = draw(st.sampled_from([d for d in range(1, batch + 1) if batch % d == 0]))
+    starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
+    seed = draw(st.integers(0, 2**31))
+    lengths = np.random.default_rng(seed).integers(1, 200, starts[-1])
+    window = draw(st.sampled_from([1, 50, 1000, 16384]))
+    return Order(
+        starts,
+        lengths,
+        seed=seed,
+        global_batch_size=batch,
+        canonical_shards=shards,
+        window_samples=window,
+        group_by_length=draw(st.booleans()),
+        drop_last=draw(st.booleans()),
+    )
+
+
+def epoch_of(order: Order, epoch: int) -> list[np.ndarray]:
+    return [order.step_samples(epoch, step) for step in range(order.steps_per_epoch)]
+
+
+@given(orders(), st.integers(0, 5))
+def test_an_epoch_is_a_permutation(order: Order, epoch: int) -> None:
+    """P1: none dropped, none repeated, tail included; only the last step is smaller."""
+    steps = epoch_of(order, epoch)
+    ids = np.concatenate(steps) if steps else np.array([])
+    assert all(len(step) == order.global_batch_size for step in steps[: order.full_steps])
+    if order.drop_last:
+        assert len(ids) == len(set(ids.tolist())) == order.full_steps * order.global_batch_size
+    else:
+        assert sorted(ids.tolist()) == list(range(order.num_samples))
+
+
+@given(orders(), st.integers(0, 3), st.integers(1, 64), st.data())
+@settings(max_examples=200)
+def test_a_step_is_the_same_at_any_world_size(order: Order, epoch: int, world_size: int, data: st.DataObject) -> None:
+    """P2 and P3: the workers' shares make up the step's samples, whatever the world size and wherever one seeks to."""
+    if order.steps_per_epoch == 0:
+        return
+    world_size = min(world_size, order.canonical_shards)
+    plan = BatchPlan(order.global_batch_size, 4, order.canonical_shards, world_size)
+    step = data.draw(st.integers(0, order.steps_per_epoch - 1))
+    fresh = Order(**{name: getattr(order, name) for name in FIELDS})  # a worker that starts here knows nothing else
+    shares = [fresh.step_samples(epoch, step, plan.shards_of(rank)) for rank in range(world_size)]
+    assert np.array_equal(np.concatenate(shares), order.step_samples(epoch, step))
+    sizes = [len(share) for share in shares]
+    assert max(sizes) <= plan.max_samples_per_worker
+
+
+FIELDS = (
+    "row_group_starts",
+    "lengths",
+    "seed",
+    "global_batch_size",
+    "canonical_shards",
+    "window_samples",
+    "group_by_length",
+    "drop_last",
+)
+
+
+@given(st.integers(1, 64), st.integers(1, 512), st.integers(1, 64))
+def test_every_canonical_shard_has_one_worker(world_size: int, batch: int, micro: int) -> None:
+    """P3: any world size up to the canonical shards is legal, and the load is as even as shards allow."""
+    shards = max(d for d in range(1, min(batch, 256) + 1) if batch % d == 0)
+    if world_size > shards:
+        with pytest.raises(ValueError, match="canonical shards"):
+            BatchPlan(batch, micro, shards, world_size)
+        return
+    plan = BatchPlan(batch, micro, shards, world_size)
+    served = [list(plan.shards_of(rank)) for rank in range(world_size)]
+    assert sum(served, []) == list(range(shards))
+    assert max(map(len, served)) - min(map(len, served)) <= 1
+    assert plan.max_samples_per_worker <= plan.micro_steps * micro
+    assert plan.min_samples_per_worker >= 1
+
+
+@given(st.integers(0, 60), st.integers(1, 9))
+def test_micro_batches_hold_each_sample_once(num_samples: int, micro_steps: int) -> None:
+    lengths = np.random.default_rng(num_samples).integers(1, 100, num_samples)
+    ids = np.arange(num_samples) + 7
+    parts = split_micro_batches(ids, lengths, micro_steps)
+    assert len(parts) == micro_steps
+    assert sorted(np.concatenate(parts).tolist()) == ids.tolist()
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@given(st.integers(0, 300), st.integers(1, 17), st.integers(1, 9))
+def test_evaluation_sees_each_sample_once(num_samples: int, batch_size: int, world_size: int) -> None:
+    lengths = np.random.default_rng(num_samples).integers(1, 100, num_samples)
+    shares = [evaluation_batches(lengths, batch_size, rank, world_size) for rank in range(world_size)]
+    seen = [int(i) for share in shares for batch in share for i in batch]
+    assert sorted(seen) == list(range(num_samples))
+
+
+def reviews_like(num_samples: int, seed: int = 0) -> np.ndarray:
+    """Lengths distributed as in the movie reviews: 27 tokens on average, a long tail."""
+    return np.clip(np.random.default_rng(seed).gamma(4.5, 6.0, num_samples), 4, 128).astype(np.int32)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_padding_is_low(world_size: int) -> None:
+    """At most 10 % of what is computed on text like the movie reviews is padding."""
+    lengths = reviews_like(8454)
+    starts = np.append(np.arange(0, len(lengths), 16), len(lengths))
+    order = Order(starts, lengths, seed=0, global_batch_size=32, canonical_shards=32)
+    plan = BatchPlan(32, 16, 32, world_size)
+    real = padded = 0
+    for step in range(order.steps_per_epoch):
+        for rank in range(world_size):
+            ids = order.step_samples(0, step, plan.shards_of(rank))
+            for part in split_micro_batches(ids, lengths[ids], plan.micro_steps):
+                if len(part):
+                    real += lengths[part].sum()
+                    padded += lengths[part].max() * len(part)
+    assert 1 - real / padded < 0.10
+
+
+def test_epochs_differ_and_batches_mix() -> None:
+    """Grouping by length must not make the epochs alike, nor put neighbours of the files into one step."""
+    lengths = reviews_like(4096)
+    starts = np.arange(0, 4097, 16)
+    order = Order(starts, lengths, seed=0, global_batch_size=32, canonical_shards=32)
+    mates = [
+        {(int(a), int(b)) for ids in epoch_of(order, epoch) for a in ids for b in ids if a < b} for epoch in (0, 1)
+    ]
+    # By chance alone about 31/4095 of the pairs come back; like lengths raise that some, sameness to 1.
+    assert len(mates[0] & mates[1]) / len(mates[0]) < 0.1
+    groups = [len(set((ids // 16).tolist())) for ids in epoch_of(order, 0)]
+    assert np.mean(groups) > 24
+
+
+def test_another_seed_is_another_order() -> None:
+    starts, lengths = np.arange(0, 1025, 16), reviews_like(1024)
+    orders = [Order(starts, lengths, seed=seed, global_batch_size=32, canonical_shards=32) for seed in (0, 1)]
+    assert not np.array_equal(orders[0].step_samples(0, 0), orders[1].step_samples(0, 0))
+
+
+def test_seeking_costs_the_same_everywhere() -> None:
+    """P4: one window of a million rows is laid out, at the start as at the end. Counted in work, not in seconds."""
+    num = 1_000_000
+    starts = np.append(np.arange(0, num, 64), num)
+    touched = []
+    for place in (0.01, 0.99):
+        order = Order(starts, np.full(num, 20), seed=0, global_batch_size=256, canonical_shards=256)
+        order.step_samples(0, int(order.steps_per_epoch * place))
+        touched.append(sum(len(ids) for window in order._windows.values() for ids in window))
+    assert touched[0] == touched[1] == 16384
+    started_at_s = time.perf_counter()
+    Order(starts, np.full(num, 20), seed=0, global_batch_size=256, canonical_shards=256).step_samples(7, 3000)
+    assert time.perf_counter() - started_at_s < 30  # a hang, not a speed: the figure is in benchmarks/
