@@ -25,4 +25,6 @@ def find_config(config: str) -> str:
         return str(resources.files("raytrain") / "configs" / f"{config}.yaml")
     close = difflib.get_close_matches(config, config_names(), 1)
     hint = f"; did you mean {close[0]}?" if close else ""
-    raise ConfigError(f"no config file {config!r}, nor a shipped config of that name ({', '.join(config_names())}){hint}")
+    raise ConfigError(
+        f"no config file {config!r}, nor a shipped config of that name ({', '.join(config_names())}){hint}"
+    )

@@ -2,11 +2,17 @@
 
 import os
 import sys
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from raytrain.errors import RaytrainError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from raytrain.config import RunConfig
+    from raytrain.data.prepared import PreparedStore
 
 app = typer.Typer(
     help="Train Transformers on a Ray cluster whose size is not part of the experiment.",
@@ -20,7 +26,9 @@ app.add_typer(data_app, name="data")
 app.add_typer(configs_app, name="configs")
 
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a shipped config.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values that override the file's.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values that override the file's.")
+]
 RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, <storage_path>/<name>.")]
 
 
@@ -44,12 +52,12 @@ def resume(run: RunFolder, overrides: Overrides = None) -> None:
     _run(load_config(_file_of(run, "config.yaml"), overrides), overwrite=False)
 
 
-def _run(config: object, *, overwrite: bool) -> NoReturn:
+def _run(config: "RunConfig", *, overwrite: bool) -> NoReturn:
     from raytrain.console import RunDisplay, print_result
     from raytrain.elastic.run import run_training
 
     with RunDisplay() as display:
-        result = run_training(config, display, overwrite=overwrite)  # type: ignore[arg-type]
+        result = run_training(config, display, overwrite=overwrite)
     print_result(display.console, result)
     raise typer.Exit(result.exit_code)
 
@@ -73,10 +81,12 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Which split: validation or test.")] = "test",
 ) -> None:
     """Evaluate a run's best model on a split."""
-    from raytrain.console import print_metrics
-    from raytrain.elastic.evaluation import evaluate_run
+    from raytrain.console import RunDisplay, print_metrics
+    from raytrain.elastic.run import evaluate_run
 
-    print_metrics(evaluate_run(run, split), title=split)
+    with RunDisplay() as display:
+        metrics = evaluate_run(run, split, display)
+    print_metrics(display.console, metrics, title=split)
 
 
 @app.command()
@@ -92,10 +102,7 @@ def report(run: RunFolder) -> None:
 @data_app.command("prepare")
 def data_prepare(config: Config, overrides: Overrides = None) -> None:
     """Prepare a config's data, or find it prepared."""
-    from raytrain.console import print_store
-    from raytrain.elastic.preparation import prepare_data
-
-    print_store(prepare_data(config, overrides))
+    _prepared(config, overrides)
 
 
 @data_app.command("show")
@@ -105,13 +112,25 @@ def data_show(
     split: Annotated[str, typer.Option(help="Which split: train, validation or test.")] = "train",
     rows: Annotated[int, typer.Option(min=1, help="Samples to show.")] = 5,
 ) -> None:
-    """Show prepared samples as the model sees them, and the split's numbers."""
-    from raytrain.console import print_samples, print_store
-    from raytrain.elastic.preparation import prepare_data, show_samples
+    """Show prepared samples as the model sees them."""
+    from raytrain.config_io import load_config
+    from raytrain.console import print_samples
+    from raytrain.data.show import decode_samples
 
-    store = prepare_data(config, overrides)
-    print_store(store)
-    print_samples(show_samples(store, config, overrides, split, rows))
+    store, console = _prepared(config, overrides)
+    print_samples(console, decode_samples(store, load_config(config, overrides).model, split, rows))
+
+
+def _prepared(config: str, overrides: list[str] | None) -> "tuple[PreparedStore, Console]":
+    """Prepare, and say what there is."""
+    from raytrain.config_io import load_config
+    from raytrain.console import RunDisplay, print_store
+    from raytrain.elastic.run import prepare_data
+
+    with RunDisplay() as display:
+        store = prepare_data(load_config(config, overrides), display)
+    print_store(display.console, store)
+    return store, display.console
 
 
 @configs_app.command("list")

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from raytrain.data.prepared import PreparedStore
 from raytrain.elastic.run import RunResult
 
 PLAIN_EVERY_S = 10.0  # seconds between two plain lines of training progress
@@ -136,12 +137,7 @@ class Rate:
 def print_result(console: Console, result: RunResult) -> None:
     """The end of a run: what was reached, and where it lies."""
     if result.final_metrics:
-        table = Table(title="test", title_justify="left", box=None, pad_edge=False)
-        table.add_column("metric")
-        table.add_column("value", justify="right")
-        for name, value in result.final_metrics.items():
-            table.add_row(name, f"{value:.4f}")
-        console.print(table)
+        print_metrics(console, result.final_metrics, title="test")
     color = "green" if result.is_done else "red" if result.status == "failed" else "yellow"
     minutes, seconds = divmod(int(result.duration_s), 60)
     console.print(f"[{color}]{result.status}[/] at step {result.step} in {minutes}m{seconds:02d}s")
@@ -150,3 +146,36 @@ def print_result(console: Console, result: RunResult) -> None:
     console.print(f"run     {result.run_path}", soft_wrap=True)
     console.print(f"model   {result.run_path}/best", soft_wrap=True)
     console.print(f"report  {result.run_path}/report.html", soft_wrap=True)
+
+
+def print_metrics(console: Console, metrics: dict[str, float], title: str) -> None:
+    """A table of metrics."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.4f}")
+    console.print(table)
+
+
+def print_store(console: Console, store: PreparedStore) -> None:
+    """What a prepared store holds."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("split", "samples", "tokens", "tokens a sample", "truncated", "set aside"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for name, split in store.manifest.splits.items():
+        mean = split.num_tokens / max(1, split.num_samples)
+        numbers = (split.num_samples, split.num_tokens, mean, split.num_truncated, split.num_set_aside)
+        table.add_row(name, *(f"{number:,.1f}" if isinstance(number, float) else f"{number:,}" for number in numbers))
+    console.print(table)
+    console.print(f"labels  {', '.join(store.manifest.labels)}", soft_wrap=True, markup=False)
+    console.print(f"store   {store.root}", soft_wrap=True)
+
+
+def print_samples(console: Console, samples: list[dict[str, Any]]) -> None:
+    """Samples, one block each."""
+    for number, sample in enumerate(samples):
+        console.print(f"\n[bold]sample {number}")
+        for name, value in sample.items():
+            text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+            console.print(f"{name}: {text}", markup=False, soft_wrap=True)

@@ -126,7 +126,7 @@ def make_plan(
         total_steps=total_steps,
         checkpoint_bytes=None if num_parameters is None else CHECKPOINT_BYTES_PER_PARAMETER * num_parameters,
         checkpoints_kept=config.checkpoint.keep_last,
-        notes=_notes(config, worlds, num_samples),
+        notes=_notes(config, worlds, num_samples, use_gpu),
     )
 
 
@@ -173,7 +173,9 @@ def _use_gpu(config: RunConfig, num_gpus: float | None) -> bool:
     return config.workers.gpu
 
 
-def _world_plan(config: RunConfig, world_size: int, num_cpus: float, num_gpus: float | None, use_gpu: bool) -> WorldPlan:
+def _world_plan(
+    config: RunConfig, world_size: int, num_cpus: float, num_gpus: float | None, use_gpu: bool
+) -> WorldPlan:
     training = config.training
     plan = BatchPlan(training.global_batch_size, training.micro_batch_size, config.canonical_shards, world_size)
     cpus = cpus_needed(config, world_size)
@@ -192,16 +194,16 @@ def _no_room(config: RunConfig, num_cpus: float, num_gpus: float | None, use_gpu
     workers = config.workers
     if use_gpu and num_gpus is not None and workers.min > num_gpus:
         return (
-            f"workers.min {workers.min} needs {workers.min} GPUs, and this Ray has {num_gpus:g}: lower workers.min, add "
-            "nodes, or set workers.gpu to false"
+            f"workers.min {workers.min} needs {workers.min} GPUs, and this Ray has {num_gpus:g}: lower workers.min, "
+            "add nodes, or set workers.gpu to false"
         )
     needed = cpus_needed(config, workers.min)
     held = workers.min * workers.cpus
     return (
         f"no room for workers.min {workers.min}: {held} CPUs for the workers (workers.cpus {workers.cpus} each) and "
-        f"{needed - held:g} for Ray Data (workers.data_cpus {workers.data_cpus:g} each, at least 1) make {needed:g}, and "
-        f"this Ray has {num_cpus:g}. Ray Data would wait for ever. Lower workers.min or workers.cpus, raise ray.num_cpus "
-        f"to at least {math.ceil(needed)} (a private Ray), or add nodes (a cluster)"
+        f"{needed - held:g} for Ray Data (workers.data_cpus {workers.data_cpus:g} each, at least 1) make {needed:g}, "
+        f"and this Ray has {num_cpus:g}, so Ray Data would wait for ever. Lower workers.min or workers.cpus, raise "
+        f"ray.num_cpus to at least {math.ceil(needed)} (a private Ray), or add nodes (a cluster)"
     )
 
 
@@ -210,31 +212,36 @@ def _steps_per_epoch(config: RunConfig, num_samples: int) -> int:
     batch = config.training.global_batch_size
     steps = num_samples // batch if config.data.drop_last else math.ceil(num_samples / batch)
     if steps == 0:
-        remedy = "lower training.global_batch_size, or set data.drop_last to false" if num_samples else "look at data.train"
+        if num_samples == 0:
+            raise ConfigError("data.train has no sample that can be used")
         raise ConfigError(
-            f"an epoch of {num_samples} samples has no step: training.global_batch_size is {batch} and data.drop_last is "
-            f"{str(config.data.drop_last).lower()}; {remedy}"
+            f"an epoch of {num_samples} samples has no step: training.global_batch_size is {batch} and data.drop_last "
+            "leaves out the smaller last step; lower training.global_batch_size, or set data.drop_last to false"
         )
     return steps
 
 
-def _notes(config: RunConfig, worlds: list[WorldPlan], num_samples: int | None) -> list[str]:
+def _notes(config: RunConfig, worlds: list[WorldPlan], num_samples: int | None, use_gpu: bool) -> list[str]:
     notes = []
     too_large = [world for world in worlds if not world.fits]
     if too_large:
         notes.append(
-            f"workers.max {config.workers.max} does not fit now (it needs {too_large[-1].cpus:g} CPUs); the run starts "
-            f"with {too_large[0].world_size - 1}"
+            f"workers.max {config.workers.max} does not fit now ({_needs(too_large[-1], use_gpu)}); the run starts with "
+            f"{too_large[0].world_size - 1}"
         )
     batch = config.training.global_batch_size
     if num_samples is not None and num_samples < batch:
-        notes.append(f"there are fewer samples ({num_samples}) than training.global_batch_size {batch}: one step an epoch")
+        notes.append(f"fewer samples ({num_samples}) than training.global_batch_size {batch}: one small step an epoch")
     uneven = [world for world in worlds if world.min_samples_per_worker != world.max_samples_per_worker and world.fits]
     if uneven:
         sizes = ", ".join(str(world.world_size) for world in uneven[:MAX_TABLE_ROWS])
         more = ", ..." if len(uneven) > MAX_TABLE_ROWS else ""
-        notes.append(f"at {sizes}{more} workers a step is not shared out evenly, so some wait for others (exact all the same)")
+        notes.append(f"at {sizes}{more} workers a step is not shared out evenly: exact all the same, but some wait")
     return notes
+
+
+def _needs(world: WorldPlan, use_gpu: bool) -> str:
+    return f"it needs {world.cpus:g} CPUs" + (f" and {world.world_size} GPUs" if use_gpu else "")
 
 
 def _some(worlds: list[WorldPlan]) -> list[WorldPlan]:
@@ -248,4 +255,5 @@ def _some(worlds: list[WorldPlan]) -> list[WorldPlan]:
 def _table_row(world: WorldPlan) -> str:
     low, high = world.min_samples_per_worker, world.max_samples_per_worker
     samples = str(high) if low == high else f"{low}-{high}"
-    return f"{world.world_size:7}   {samples:>12}   {world.micro_steps:11}   {world.cpus:4g}   {'yes' if world.fits else 'no'}"
+    fits = "yes" if world.fits else "no"
+    return f"{world.world_size:7}   {samples:>12}   {world.micro_steps:11}   {world.cpus:4g}   {fits}"

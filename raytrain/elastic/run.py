@@ -9,16 +9,22 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from raytrain.config import RunConfig
-from raytrain.config_io import dump_config
+from raytrain.config_io import dump_config, load_config
 from raytrain.elastic.preflight import Preflight, check
 from raytrain.elastic.resume import begin_or_resume
 from raytrain.elastic.session import RaySession, ray_session
 from raytrain.elastic.signals import StopSignals
+from raytrain.errors import ConfigError, TrainingError
 from raytrain.storage import Storage
+from raytrain.tasks import make_task
 from raytrain.training.records import read_jsonl
+from raytrain.training.state import best_metric, timetable
+
+if TYPE_CHECKING:
+    from raytrain.data.prepared import PreparedStore
 
 logger = logging.getLogger(__name__)
 
@@ -102,12 +108,22 @@ def run_training(config: RunConfig, observer: Observer | None = None, *, overwri
         return RunResult(**previous)
     result = _train(run, found, observer)
     failures = sum(event["kind"] == "start" for event in read_jsonl(run, "events.jsonl")) - 1
-    result = RunResult(
-        **{**result, "run_path": run.path_of(), "duration_s": time.time() - started_at_s, "failures": max(0, failures)}
-    )
+    result = _complete(result, run, found.config, duration_s=time.time() - started_at_s, failures=max(0, failures))
     run.commit_bytes(SUMMARY, json.dumps(asdict(result), indent=1).encode())
     _write_report(run, observer)
     return result
+
+
+def _complete(raw: dict[str, Any], run: Storage, config: RunConfig, *, duration_s: float, failures: int) -> RunResult:
+    """What the workers said, with what the driver knows."""
+    known = {name: value for name, value in raw.items() if name in RunResult.__dataclass_fields__}
+    if raw["status"] == "stopped":
+        known |= {"exit_code": 1, "message": f"stopped on request; go on with: raytrain resume {run.path_of()}"}
+    task = make_task(config.task, config.data.max_length)
+    metric = best_metric(config, task)[0] if config.data.validation else None
+    return RunResult(
+        **{**known, "run_path": run.path_of(), "best_metric": metric, "duration_s": duration_s, "failures": failures}
+    )
 
 
 def _train(run: Storage, found: Preflight, observer: Observer) -> dict[str, Any]:
@@ -123,6 +139,8 @@ def _train(run: Storage, found: Preflight, observer: Observer) -> dict[str, Any]
         plan = found.plan_on(session, num_samples=store.manifest.splits["train"].num_samples)
         run.write_bytes("config.yaml", dump_config(config).encode())
         run.write_bytes("plan.json", json.dumps(plan.to_json(), indent=1).encode())
+        table = timetable(config, store)
+        observer.begin(table.total_steps, table.steps_per_epoch)
         observer.phase("starting workers")
         return _fit(run, found, session, plan.world_size, store.root, observer, signals)
 
@@ -135,6 +153,7 @@ def _fit(
     prepared_root: str,
     observer: Observer,
     signals: StopSignals,
+    evaluate_split: str | None = None,
 ) -> dict[str, Any]:
     """Run the workers in a thread; meanwhile follow the run's files, and pass a stop request on."""
     from raytrain.elastic.trainer import WorkerGroupFailed, run_workers
@@ -148,11 +167,12 @@ def _fit(
         prepared_root=prepared_root,
         use_gpu=found.use_gpu(session),
         precision=found.precision(session),
+        evaluate_split=evaluate_split,
     )
     follower = Follower(run, observer)
     outcome: list[BaseException | None] = []
     thread = threading.Thread(target=_capture, args=(lambda: run_workers(found.config, job, world_size), outcome))
-    signals.on_stop(lambda: run.write_bytes(STOP_REQUEST, b""))
+    signals.on_stop(lambda: run.write_bytes(STOP_REQUEST, b"stop"))
     thread.start()
     while thread.is_alive():
         thread.join(POLL_S)
@@ -163,7 +183,9 @@ def _fit(
         return {"status": "failed", "message": str(outcome[0]), "exit_code": 1}
     if outcome[0] is not None:
         raise outcome[0]
-    return _read_result(run)
+    result = run.read_json(RESULT)
+    run.delete(RESULT)
+    return result
 
 
 def _capture(work: Callable[[], None], outcome: list[BaseException | None]) -> None:
@@ -174,17 +196,54 @@ def _capture(work: Callable[[], None], outcome: list[BaseException | None]) -> N
         outcome.append(error)
 
 
-def _read_result(run: Storage) -> dict[str, Any]:
-    """What rank 0 left in result.json, with the exit code that it means."""
-    from raytrain.training.worker import RESULT
+def evaluate_run(path: str, split: str, observer: Observer | None = None) -> dict[str, float]:
+    """Evaluate a run's best model on a split, and write it to the run's evals.jsonl.
 
-    result = run.read_json(RESULT)
-    run.delete(RESULT)
-    known = RunResult.__dataclass_fields__
-    result = {name: value for name, value in result.items() if name in known}
-    if result["status"] == "stopped":
-        result |= {"exit_code": 1, "message": "stopped on request; `raytrain resume` goes on from here"}
-    return result
+    Raises:
+        ConfigError: The folder is no run, has no best model, or its config names no such split.
+        TrainingError: The workers failed.
+    """
+    observer = observer or Silent()
+    run = Storage(path)
+    found = check(load_config(run_config_path(run)))
+    if not run.exists("best/config.json"):
+        raise ConfigError(f"{run.path_of()} has no best/ model yet; train the run first")
+    if getattr(found.config.data, split, None) is None:
+        raise ConfigError(f"the run's config has no data.{split}; its splits: {', '.join(splits_of(found.config))}")
+    from raytrain.data.prepare import prepare
+
+    observer.phase("starting Ray")
+    with ray_session(found.config, found.private_cpus) as session, StopSignals() as signals:
+        observer.phase("preparing data")
+        store = prepare(found.config, observer.prepared)
+        observer.phase(f"evaluating {split}")
+        size = found.plan_on(session).world_size
+        result = _fit(run, found, session, size, store.root, observer, signals, evaluate_split=split)
+    if result["status"] == "failed":
+        raise TrainingError(result["message"])
+    return result["final_metrics"]
+
+
+def prepare_data(config: RunConfig, observer: Observer | None = None) -> "PreparedStore":
+    """Prepare a config's data, or find it prepared. Raises ConfigError or DataError."""
+    from raytrain.data.prepare import prepare
+
+    found = check(config)
+    with ray_session(found.config, found.private_cpus):
+        return prepare(found.config, (observer or Silent()).prepared)
+
+
+def run_config_path(run: Storage) -> str:
+    """The run's resolved config as a local file. Raises ConfigError when the folder is no run."""
+    path = run.local_path("config.yaml")
+    if path is None or not run.exists("config.yaml"):
+        raise ConfigError(f"{run.path_of()} is not a run's folder: it has no config.yaml")
+    return path
+
+
+def splits_of(config: RunConfig) -> list[str]:
+    """Names of the splits that the config gives."""
+    return [name for name in ("train", "validation", "test") if getattr(config.data, name) is not None]
 
 
 class Follower:

@@ -12,7 +12,7 @@ from raytrain.data.items import EvalBatch
 from raytrain.errors import ConfigError
 from raytrain.tasks.base import Metrics, Task
 from raytrain.training.control import Control
-from raytrain.training.state import Progress, is_better
+from raytrain.training.state import Progress, best_metric, is_better
 
 
 @dataclass(frozen=True)
@@ -91,16 +91,6 @@ class Judge:
             return
         progress.evals_without_improvement += 1
         progress.is_stopped_early = progress.evals_without_improvement >= self._stopping.patience
-
-
-def best_metric(config: RunConfig, task: Task) -> tuple[str, str]:
-    """Metric that picks the best model, and its mode."""
-    training = config.training
-    if training.best_metric is not None:
-        return training.best_metric, "min" if training.best_metric == "loss" else "max"
-    if training.early_stopping is not None:
-        return training.early_stopping.metric, training.early_stopping.mode
-    return task.best_metric, task.best_mode
 
 
 def _value(metrics: Metrics, name: str, option: str) -> float:

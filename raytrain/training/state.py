@@ -3,6 +3,10 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from raytrain.config import RunConfig
+from raytrain.data.prepared import PreparedStore
+from raytrain.tasks.base import Task
+
 
 @dataclass
 class Progress:
@@ -75,6 +79,29 @@ class Timetable:
             return self.total_steps
         every = self.eval_every_steps or self.steps_per_epoch
         return min((step // every + 1) * every, self.total_steps)
+
+
+def timetable(config: RunConfig, store: PreparedStore) -> Timetable:
+    """When things are due in this run."""
+    samples, batch = store.manifest.splits["train"].num_samples, config.training.global_batch_size
+    steps_per_epoch = samples // batch if config.data.drop_last else -(-samples // batch)
+    return Timetable(
+        steps_per_epoch=steps_per_epoch,
+        total_steps=config.training.max_steps or config.training.epochs * steps_per_epoch,
+        eval_every_steps=config.training.eval_every_steps,
+        save_every_steps=config.checkpoint.save_every_steps,
+        has_validation=store.has_split("validation"),
+    )
+
+
+def best_metric(config: RunConfig, task: Task) -> tuple[str, str]:
+    """Metric that picks the best model, and its mode."""
+    training = config.training
+    if training.best_metric is not None:
+        return training.best_metric, "min" if training.best_metric == "loss" else "max"
+    if training.early_stopping is not None:
+        return training.early_stopping.metric, training.early_stopping.mode
+    return task.best_metric, task.best_mode
 
 
 def is_better(value: float, best: float | None, mode: str, min_delta: float = 0.0) -> bool:

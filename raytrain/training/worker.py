@@ -23,14 +23,13 @@ from raytrain.data.tokenize import load_tokenizer
 from raytrain.errors import RaytrainError
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
-from raytrain.tasks.base import Task
 from raytrain.training.batch_plan import BatchPlan, World
 from raytrain.training.control import Control
 from raytrain.training.engine import Engine
 from raytrain.training.evaluate import Judge, evaluate
 from raytrain.training.metrics import RunLog, next_attempt
 from raytrain.training.saving import BEST, Saver
-from raytrain.training.state import Progress, Timetable
+from raytrain.training.state import Progress, timetable
 from raytrain.training.trainer import Trainer
 
 RESULT = "result.json"
@@ -46,6 +45,8 @@ class Job:
     prepared_root: str
     use_gpu: bool
     precision: str
+    evaluate_split: str | None = None
+    """Evaluate the run's best model on this split instead of training."""
 
     def to_dict(self) -> dict[str, Any]:
         """As Ray Train's `train_loop_config`."""
@@ -65,7 +66,8 @@ def train_worker(raw: dict[str, Any]) -> None:
     job = Job(**raw)
     run = Storage(job.run_root)
     try:
-        result = WorkerRun(job, run, world).train()
+        worker = WorkerRun(job, run, world)
+        result = worker.train() if job.evaluate_split is None else worker.evaluate(job.evaluate_split)
     except RaytrainError as error:
         result = {"status": "failed", "message": str(error), "exit_code": error.exit_code}
     if world.world_rank == 0:
@@ -133,6 +135,12 @@ class WorkerRun:
         self.log.event("finish", step=progress.step, status=status, seconds=round(time.time() - started_at_s, 1))
         self.log.close()
         return {"status": status, **progress.to_dict(), "final_metrics": final}
+
+    def evaluate(self, split: str) -> dict[str, Any]:
+        """Evaluate the best model on a split; the contents of result.json."""
+        metrics = self.measure(split)
+        self.log.close()
+        return {"status": "finished", "final_metrics": metrics}
 
     def _trainer(self, engine: Engine, saver: Saver, progress: Progress) -> Trainer:
         return Trainer(
@@ -206,19 +214,6 @@ class WorkerRun:
         step = json.loads(self.run.read_bytes(f"{BEST}/raytrain.json"))["step"]
         self.log.evaluation(step, (step - 1) // self.timetable.steps_per_epoch, split, metrics)
         return metrics.values
-
-
-def timetable(config: RunConfig, store: PreparedStore) -> Timetable:
-    """When things are due in this run."""
-    samples, batch = store.manifest.splits["train"].num_samples, config.training.global_batch_size
-    steps_per_epoch = samples // batch if config.data.drop_last else -(-samples // batch)
-    return Timetable(
-        steps_per_epoch=steps_per_epoch,
-        total_steps=config.training.max_steps or config.training.epochs * steps_per_epoch,
-        eval_every_steps=config.training.eval_every_steps,
-        save_every_steps=config.checkpoint.save_every_steps,
-        has_validation=store.has_split("validation"),
-    )
 
 
 def batch_plan(config: RunConfig, world_size: int) -> BatchPlan:

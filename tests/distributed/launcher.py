@@ -2,6 +2,7 @@
 
 import multiprocessing as mp
 import os
+import pickle
 import tempfile
 import time
 import traceback
@@ -57,7 +58,7 @@ def _collect(pipes: list[Connection], deadline_s: float) -> list[Any]:
         for pipe in ready:
             rank = pipes.index(pipe)
             try:
-                is_good, value = pipe.recv()
+                is_good, value = pickle.loads(pipe.recv_bytes())
             except EOFError:
                 raise AssertionError(f"worker {rank} died") from None
             assert is_good, f"worker {rank} failed:\n{value}"
@@ -79,9 +80,10 @@ def _work(fn: Callable[..., Any], rank: int, world_size: int, rendezvous: str, p
             world_size=world_size,
             timeout=timedelta(seconds=60),
         )
-        pipe.send((True, fn(*args)))
+        # By value: torch would pass tensors as file descriptors, which die with this process.
+        pipe.send_bytes(pickle.dumps((True, fn(*args))))
     except BaseException:
-        pipe.send((False, traceback.format_exc()))
+        pipe.send_bytes(pickle.dumps((False, traceback.format_exc())))
     finally:
         pipe.close()
         # A plain exit can hang in the group's teardown when another worker is already gone.

@@ -112,7 +112,7 @@ def _reference() -> list[dict[str, Any]]:
             {
                 "moments": {name: optimizer.state[p]["exp_avg"].flatten().clone() for name, p in trained.items()},
                 "norm": float(torch.cat([grad.flatten() for grad in grads]).norm()),
-                "loss_sum": float(loss),
+                "loss_sum": loss.item(),
             }
         )
     return records

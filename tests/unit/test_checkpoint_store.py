@@ -630,10 +630,7 @@ def test_nothing_is_unpickled():
 
 
 def test_import_is_light():
-    source = (
-        "import sys, raytrain.checkpoint.writer\n"
-        "assert not {'torch', 'ray', 'deepspeed'} & set(sys.modules)"
-    )
+    source = "import sys, raytrain.checkpoint.writer\nassert not {'torch', 'ray', 'deepspeed'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", source], check=True)
 
 

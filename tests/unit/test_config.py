@@ -74,7 +74,9 @@ def test_precedence_is_defaults_then_file_then_overrides() -> None:
     assert config.training.optimizer.beta2 == 0.999  # the default
 
 
-@pytest.mark.parametrize("overrides", [[], ["training.max_steps=7"], ["model={config: {model_type: bert}, tokenizer: t}"]])
+@pytest.mark.parametrize(
+    "overrides", [[], ["training.max_steps=7"], ["model={config: {model_type: bert}, tokenizer: t}"]]
+)
 def test_a_resolved_config_gives_itself_back(overrides: list[str]) -> None:
     config = parse_config(yaml.safe_load(yaml.safe_dump(MINIMAL)), overrides)
     assert parse_config(yaml.safe_load(dump_config(config))).model_dump() == config.model_dump()

@@ -8,7 +8,9 @@ from raytrain.training.state import Progress, Timetable, is_better
 
 
 def test_due_times_follow_the_step_alone() -> None:
-    table = Timetable(steps_per_epoch=10, total_steps=25, eval_every_steps=None, save_every_steps=7, has_validation=True)
+    table = Timetable(
+        steps_per_epoch=10, total_steps=25, eval_every_steps=None, save_every_steps=7, has_validation=True
+    )
     assert [s for s in range(26) if table.is_evaluation_due(s)] == [10, 20, 25]
     assert [s for s in range(26) if table.is_save_due(s)] == [7, 14, 21, 25]
     assert [table.next_evaluation(s) for s in (0, 9, 10, 24)] == [10, 10, 20, 25]
