@@ -226,12 +226,12 @@ def _notes(config: RunConfig, worlds: list[WorldPlan], num_samples: int | None, 
     too_large = [world for world in worlds if not world.fits]
     if too_large:
         notes.append(
-            f"workers.max {config.workers.max} does not fit now ({_needs(too_large[-1], use_gpu)}); the run starts with "
-            f"{too_large[0].world_size - 1}"
+            f"workers.max {config.workers.max} does not fit now ({_needs(too_large[-1], use_gpu)}); the run starts "
+            f"with {too_large[0].world_size - 1}"
         )
     batch = config.training.global_batch_size
     if num_samples is not None and num_samples < batch:
-        notes.append(f"fewer samples ({num_samples}) than training.global_batch_size {batch}: one small step an epoch")
+        notes.append(f"fewer samples ({num_samples}) than training.global_batch_size {batch}: one step an epoch")
     uneven = [world for world in worlds if world.min_samples_per_worker != world.max_samples_per_worker and world.fits]
     if uneven:
         sizes = ", ".join(str(world.world_size) for world in uneven[:MAX_TABLE_ROWS])

@@ -67,7 +67,9 @@ def check_deepspeed_overrides(overrides: dict[str, Any]) -> None:
                 raise ConfigError(f"training.deepspeed.{dotted} is raytrain's own: {instead}")
     zero = overrides.get("zero_optimization", {})
     if not isinstance(zero, dict):
-        raise ConfigError("training.deepspeed.zero_optimization must be a mapping; set training.zero_stage for the stage")
+        raise ConfigError(
+            "training.deepspeed.zero_optimization must be a mapping; set training.zero_stage for the stage"
+        )
     offload = zero.get("offload_optimizer", {})
     if isinstance(offload, dict) and offload.get("device") not in (None, "none", "cpu"):
         raise ConfigError(

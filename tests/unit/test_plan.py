@@ -75,6 +75,12 @@ class TestRoom:
             assert word in str(error.value)
         assert plan_for(config, num_cpus=3).world_size == 2
 
+    def test_ray_data_needs_a_whole_cpu_to_prepare(self):
+        config = config_with(workers={"data_cpus": 0.1})
+        assert cpus_needed(config, 1) == 2
+        with pytest.raises(ConfigError, match="no room"):
+            plan_for(config, num_cpus=1)
+
     def test_as_many_workers_as_fit_now(self):
         plan = plan_for(config_with(workers={"min": 1, "max": 8, "cpus": 2}), num_cpus=9)
         assert plan.world_size == 3  # 3 x 2 + 1.5
@@ -139,7 +145,7 @@ class TestLogicalCpus:
             return
         num_cpus = logical_cpus(config, cores)
         plan = plan_for(config, num_cpus=num_cpus)
-        assert plan.world_size == min(lowest + extra, max(cores // cpus, plan.world_size))
+        assert plan.world_size == min(lowest + extra, cores // cpus)
         assert plan.world_size * cpus + max(1, plan.world_size * data_cpus) <= num_cpus
         assert cpus_needed(config, plan.world_size) <= num_cpus
 

@@ -1,0 +1,172 @@
+"""What the benchmarks share: running raytrain and watching it from outside, ratios, and the table of results."""
+
+import argparse
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).resolve().parent / "RESULTS.md"
+DATA = PROJECT / "data" / "movie_reviews"
+MODEL = PROJECT / "models" / "minilm-l6"
+POLL_S = 0.01  # how finely the time at which a line of metrics.jsonl appears is known
+
+# One worker with all the threads, one batch of 32 at once, fp32: what the plain loops do too.
+LIKE_THE_PLAIN_LOOPS = ["training.global_batch_size=32", "training.micro_batch_size=32", "training.precision=fp32"]
+
+
+def one_worker(num_threads: int) -> list[str]:
+    """Overrides: one worker that computes with this many threads."""
+    return ["workers.min=1", "workers.max=1", f"workers.cpus={num_threads}"]
+
+
+@dataclass
+class RaytrainRun:
+    """A run of the command `raytrain train`, seen from outside. All times are seconds since the command was given."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """metrics.jsonl."""
+    row_times_s: list[float] = field(default_factory=list)
+    """When each row appeared."""
+    lines: list[tuple[float, str]] = field(default_factory=list)
+    """What the command printed, and when."""
+    events: list[dict[str, Any]] = field(default_factory=list)
+    """events.jsonl; `time` is made relative too."""
+    duration_s: float = 0.0
+
+    def rate(self, column: str, skip: int) -> float:
+        """How fast a counting column (samples_seen, tokens_seen) grew, by the clock, after the first `skip` steps."""
+        first, last = self.rows[skip - 1], self.rows[-1]
+        return (last[column] - first[column]) / (self.row_times_s[-1] - self.row_times_s[skip - 1])
+
+
+def run_raytrain(config: str, overrides: Sequence[str], storage: Path) -> RaytrainRun:
+    """Run `raytrain train` in a fresh run folder below `storage`. Raises RuntimeError when it fails."""
+    name = f"bench_{time.monotonic_ns()}"
+    command = [sys.executable, "-m", "raytrain", "train", config, f"name={name}", f"storage_path={storage}", *overrides]
+    folder = storage / name
+    started_at_s = time.time()
+    process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert process.stdout is not None
+    os.set_blocking(process.stdout.fileno(), False)
+    run, output, metrics = RaytrainRun(), _Lines(), _Lines()
+    is_running = True
+    while is_running:
+        is_running = process.poll() is None  # looked at first, so that what was written last is still read
+        now_s = time.time() - started_at_s
+        run.lines += [(now_s, line.decode(errors="replace")) for line in output.add(process.stdout.read() or b"")]
+        for line in metrics.add(_read_from(folder / "metrics.jsonl", metrics.offset)):
+            run.rows.append(json.loads(line))
+            run.row_times_s.append(now_s)
+        time.sleep(POLL_S if is_running else 0)
+    run.duration_s = time.time() - started_at_s
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n" + "\n".join(line for _, line in run.lines[-30:]))
+    for line in (folder / "events.jsonl").read_text().splitlines():
+        event = json.loads(line)
+        run.events.append({**event, "time": event["time"] - started_at_s})
+    return run
+
+
+class _Lines:
+    """Cuts bytes that arrive in pieces into whole lines."""
+
+    def __init__(self) -> None:
+        self.offset = 0
+        self._rest = b""
+
+    def add(self, data: bytes) -> list[bytes]:
+        self.offset += len(data)
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        return lines
+
+
+def _read_from(path: Path, offset: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read()
+    except FileNotFoundError:
+        return b""
+
+
+def run_script(script: str, *arguments: str) -> dict[str, Any]:
+    """Run another script of this folder; the last line that it prints is JSON. Raises RuntimeError when it fails."""
+    command = [sys.executable, str(Path(__file__).resolve().parent / script), *arguments]
+    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    if result.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}")
+    return json.loads(result.stdout.strip().splitlines()[-1])
+
+
+def arguments_with(parser: argparse.ArgumentParser, **defaults: int) -> argparse.Namespace:
+    """Parse the command line; each default becomes an option."""
+    for name, default in defaults.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"({default})")
+    parser.add_argument("--no-write", action="store_true", help="print the table, leave RESULTS.md alone")
+    arguments = parser.parse_args()
+    if not (DATA / "train.parquet").exists() or not MODEL.exists():
+        sys.exit("data or model missing: run `python examples/fetch_data.py movie_reviews minilm` first")
+    return arguments
+
+
+def temporary_storage() -> tempfile.TemporaryDirectory:
+    """A folder for runs, on the disk of the project rather than in memory."""
+    return tempfile.TemporaryDirectory(prefix=".bench-", dir=PROJECT, ignore_cleanup_errors=True)
+
+
+def middle(values: Sequence[float]) -> float:
+    """Median."""
+    return statistics.median(values)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Smallest and largest, in few digits."""
+    return f"{min(values):.3g}-{max(values):.3g}" if len(values) > 1 else "one run"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def publish(title: str, text: str, arguments: argparse.Namespace) -> None:
+    """Print a section, and put it into RESULTS.md in the place of the one with the same title."""
+    stamp = f"Measured {time.strftime('%Y-%m-%d')} with `{' '.join(['python', *map(_relative, sys.argv)])}`: {machine()}."
+    section = f"## {title}\n\n{text.strip()}\n\n{stamp}\n"
+    print(section)
+    if arguments.no_write:
+        return
+    old = RESULTS.read_text() if RESULTS.exists() else "# Benchmark results\n\nEach script writes its own section.\n"
+    head, *sections = re.split(r"^(?=## )", old, flags=re.MULTILINE)
+    kept = {part.splitlines()[0].removeprefix("## "): part.rstrip() + "\n" for part in sections}
+    kept[title] = section
+    RESULTS.write_text("\n".join([head.rstrip() + "\n", *kept.values()]))
+
+
+def _relative(argument: str) -> str:
+    path = Path(argument)
+    return str(path.resolve().relative_to(PROJECT)) if path.exists() and PROJECT in path.resolve().parents else argument
+
+
+def machine() -> str:
+    """What it was measured on, in a few words."""
+    model = platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+        if line.startswith("model name"):
+            model = line.split(":", 1)[1].strip()
+            break
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "ray", "deepspeed", "transformers"))
+    return f"{os.cpu_count()} cores of {model}, Python {platform.python_version()}, {packages}"

@@ -1,0 +1,87 @@
+"""Building a Transformers model with a head for our labels. torch and transformers are imported late."""
+
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+from raytrain.config import ModelConfig, TrainingConfig
+from raytrain.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+logger = logging.getLogger(__name__)
+
+
+def build_with_head(auto_class: str, model: ModelConfig, labels: list[str], training: TrainingConfig) -> "nn.Module":
+    """A pretrained (or new) model with a classification head, fp32 on the CPU.
+
+    Args:
+        auto_class: Name of a Transformers auto class, such as AutoModelForSequenceClassification.
+
+    Raises:
+        ConfigError: The model can't be found or loaded; names `model.path`.
+    """
+    import torch
+    import transformers
+
+    factory = getattr(transformers, auto_class)
+    names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    config = read_model_config(model, num_labels=len(labels), **names)
+    override_dropout(config, training.dropout)
+    common = {"trust_remote_code": model.trust_remote_code}
+    if model.path is None:
+        return factory.from_config(config, **common).float()
+    transformers.logging.set_verbosity_error()  # its table of new and unused weights is not for our terminal
+    try:
+        loaded, info = factory.from_pretrained(
+            model.path,
+            config=config,
+            revision=model.revision or "main",
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **common,
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(_cannot_load(model, error)) from None
+    if info["missing_keys"]:
+        logger.info("new weights, to be trained from scratch: %s", ", ".join(sorted(info["missing_keys"])))
+    return loaded
+
+
+def read_model_config(model: ModelConfig, **changes: Any) -> Any:
+    """The Transformers config of a model, with changes applied. Raises ConfigError."""
+    import transformers
+
+    if model.config is not None:
+        raw = dict(model.config)
+        try:
+            return transformers.AutoConfig.for_model(raw.pop("model_type"), **{**raw, **changes})
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"model.config: {error}") from None
+    try:
+        return transformers.AutoConfig.from_pretrained(
+            model.path, revision=model.revision or "main", trust_remote_code=model.trust_remote_code, **changes
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(_cannot_load(model, error)) from None
+
+
+def override_dropout(config: Any, dropout: float | None) -> None:
+    """Set every dropout of a Transformers config; None leaves the model's own."""
+    if dropout is None:
+        return
+    for name, value in config.to_dict().items():
+        if ("dropout" in name or name.endswith("pdrop")) and (value is None or isinstance(value, (int, float))):
+            setattr(config, name, dropout)
+
+
+def _cannot_load(model: ModelConfig, error: Exception) -> str:
+    first_line = str(error).strip().splitlines()[0]
+    if os.path.isdir(model.path or ""):
+        return f"model.path {model.path}: this folder holds no model that can be loaded: {first_line}"
+    return (
+        f"model.path {model.path!r}: neither a local folder nor a model that can be had from the hub: {first_line}. "
+        "Without a network, download the model first and give its folder"
+    )

@@ -1,0 +1,59 @@
+"""The learning rate: pure arithmetic over applied updates."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raytrain.config import OptimizerConfig, ScheduleConfig, ScheduleKind
+from raytrain.training.schedule import learning_rate_at, warmup_updates
+
+PEAK = OptimizerConfig(learning_rate=2.0)
+
+
+def _rates(total: int, **schedule: object) -> list[float]:
+    config = ScheduleConfig(**schedule)
+    return [learning_rate_at(update, total, PEAK, config) for update in range(total)]
+
+
+def test_linear_climbs_then_falls() -> None:
+    rates = _rates(10, kind="linear", warmup_steps=2, min_ratio=0.0)
+    assert rates == pytest.approx([1.0, 2.0, 2.0, 1.75, 1.5, 1.25, 1.0, 0.75, 0.5, 0.25])
+
+
+def test_cosine_passes_the_middle_at_half_the_way() -> None:
+    rates = _rates(8, kind="cosine", warmup_steps=0, min_ratio=0.5)
+    assert rates[0] == 2.0
+    assert rates[4] == pytest.approx(1.5)
+
+
+def test_constant_stays() -> None:
+    assert _rates(4, kind="constant", warmup_steps=1) == [2.0, 2.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize(("total", "ratio", "expected"), [(50, 0.06, 3), (100, 0.06, 6), (10, 0.01, 1), (10, 0.0, 0)])
+def test_warmup_ratio_is_rounded_up(total: int, ratio: float, expected: int) -> None:
+    assert warmup_updates(total, ScheduleConfig(warmup_ratio=ratio)) == expected
+
+
+def test_warmup_steps_override_the_ratio_even_at_zero() -> None:
+    assert warmup_updates(100, ScheduleConfig(warmup_ratio=0.5, warmup_steps=0)) == 0
+
+
+def test_past_the_end_the_rate_stays_at_the_floor() -> None:
+    schedule = ScheduleConfig(kind="linear", warmup_steps=0, min_ratio=0.1)
+    assert learning_rate_at(99, 10, PEAK, schedule) == pytest.approx(0.2)
+
+
+@given(
+    kind=st.sampled_from(list(ScheduleKind)),
+    total=st.integers(1, 200),
+    warmup=st.integers(0, 250),
+    min_ratio=st.floats(0.0, 1.0),
+)
+def test_rates_are_bounded_and_have_one_peak(kind: ScheduleKind, total: int, warmup: int, min_ratio: float) -> None:
+    rates = _rates(total, kind=kind, warmup_steps=warmup, min_ratio=min_ratio)
+    assert all(0.0 < rate <= 2.0 + 1e-12 for rate in rates), "the first update must do something"
+    climb, fall = rates[:warmup], rates[warmup:]
+    assert climb == sorted(climb)
+    assert all(later <= earlier + 1e-12 for earlier, later in zip(fall, fall[1:], strict=False))
+    assert all(rate >= 2.0 * min_ratio - 1e-9 for rate in fall)
