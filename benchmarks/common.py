@@ -10,11 +10,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "RESULTS.md"
@@ -24,6 +27,7 @@ POLL_S = 0.01  # how finely the time at which a line of metrics.jsonl appears is
 
 # One worker with all the threads, one batch of 32 at once, fp32: what the plain loops do too.
 LIKE_THE_PLAIN_LOOPS = ["training.global_batch_size=32", "training.micro_batch_size=32", "training.precision=fp32"]
+NEVER_SAVE = "checkpoint.save_every_steps=1000000"
 
 
 def one_worker(num_threads: int) -> list[str]:
@@ -51,10 +55,29 @@ class RaytrainRun:
         return (last[column] - first[column]) / (self.row_times_s[-1] - self.row_times_s[skip - 1])
 
 
+def training_only(storage: Path, max_steps: int) -> str:
+    """Path of a config that trains the movie reviews for so many steps, without evaluation and logging."""
+    raw = yaml.safe_load((PROJECT / "raytrain" / "configs" / "movie_reviews.yaml").read_text())
+    raw["data"] = {"train": raw["data"]["train"], "max_length": raw["data"]["max_length"]}
+    raw["training"] = {"max_steps": max_steps, "optimizer": raw["training"]["optimizer"]}
+    raw["tracking"] = {"tensorboard": False}
+    path = storage / f"{max_steps}_steps.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return str(path)
+
+
+def padding_of(rows: Sequence[dict[str, Any]]) -> float:
+    """Share of padding among all tokens that were computed in these rows of metrics.jsonl."""
+    tokens = [row["tokens_per_s"] * row["step_s"] for row in rows]
+    computed = [count / (1 - row["padding"]) for count, row in zip(tokens, rows, strict=True)]
+    return 1 - sum(tokens) / sum(computed)
+
+
 def run_raytrain(config: str, overrides: Sequence[str], storage: Path) -> RaytrainRun:
     """Run `raytrain train` in a fresh run folder below `storage`. Raises RuntimeError when it fails."""
     name = f"bench_{time.monotonic_ns()}"
-    command = [sys.executable, "-m", "raytrain", "train", config, f"name={name}", f"storage_path={storage}", *overrides]
+    places = [f"name={name}", f"storage_path={storage}", f"data.prepared_path={storage / 'prepared'}"]
+    command = [sys.executable, "-m", "raytrain", "train", config, *places, *overrides]
     folder = storage / name
     started_at_s = time.time()
     process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -121,9 +144,11 @@ def arguments_with(parser: argparse.ArgumentParser, **defaults: int) -> argparse
     return arguments
 
 
-def temporary_storage() -> tempfile.TemporaryDirectory:
+@contextmanager
+def temporary_storage() -> Iterator[Path]:
     """A folder for runs, on the disk of the project rather than in memory."""
-    return tempfile.TemporaryDirectory(prefix=".bench-", dir=PROJECT, ignore_cleanup_errors=True)
+    with tempfile.TemporaryDirectory(prefix=".bench-", dir=PROJECT, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 def middle(values: Sequence[float]) -> float:
@@ -136,6 +161,11 @@ def spread(values: Sequence[float]) -> str:
     return f"{min(values):.3g}-{max(values):.3g}" if len(values) > 1 else "one run"
 
 
+def rounds_of(arguments: argparse.Namespace) -> str:
+    """How often it was measured."""
+    return f"{arguments.rounds} round{'s' * (arguments.rounds != 1)}"
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
@@ -144,7 +174,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def publish(title: str, text: str, arguments: argparse.Namespace) -> None:
     """Print a section, and put it into RESULTS.md in the place of the one with the same title."""
-    stamp = f"Measured {time.strftime('%Y-%m-%d')} with `{' '.join(['python', *map(_relative, sys.argv)])}`: {machine()}."
+    command = " ".join(["python", *map(_relative, sys.argv)])
+    stamp = f"Measured {time.strftime('%Y-%m-%d')} with `{command}`: {machine()}."
     section = f"## {title}\n\n{text.strip()}\n\n{stamp}\n"
     print(section)
     if arguments.no_write:

@@ -16,6 +16,8 @@ from raytrain import assets
 from raytrain.config import RunConfig
 from raytrain.errors import ConfigError
 
+LENGTHS = ("epochs", "max_steps")  # the two ways of saying how long a run is, which exclude each other
+
 
 def load_config(config: str, overrides: list[str] | None = None) -> RunConfig:
     """The validated config of a file or shipped config, with overrides applied.
@@ -84,6 +86,9 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override {key}: {text!r} is not valid YAML: {error}") from None
     if isinstance(value, str):
         value = _number(value)
+    for one, other in (LENGTHS, LENGTHS[::-1]):
+        if key == f"training.{one}" and isinstance(raw.get("training"), dict):
+            raw["training"].pop(other, None)  # the file's length gives way to the override's
     *parents, last = key.split(".")
     place = raw
     for i, parent in enumerate(parents):

@@ -8,9 +8,9 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from raytrain.batch_plan import BatchPlan
 from raytrain.config import RunConfig
 from raytrain.errors import ConfigError
-from raytrain.training.batch_plan import BatchPlan
 
 # A checkpoint holds the fp32 master weights and AdamW's two moments.
 CHECKPOINT_BYTES_PER_PARAMETER = 12

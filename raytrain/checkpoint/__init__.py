@@ -1,0 +1,1 @@
+"""Checkpoints of any world size: ranges of state, the store, the writer."""

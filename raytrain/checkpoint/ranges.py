@@ -54,7 +54,8 @@ def _encode(ranges: list[StateRange]) -> Iterator[bytes | memoryview]:
     offset = 0
     for piece in ranges:
         for kind, tensor in piece.tensors.items():
-            assert tensor.dtype == torch.float32 and tensor.ndim == 1, "ranges are flat and fp32"
+            assert tensor.dtype == torch.float32, f"{kind} of {piece.name} is not fp32"
+            assert tensor.ndim == 1, f"{kind} of {piece.name} is not flat"
             end = offset + tensor.numel() * ELEMENT_BYTES
             key = f"{kind}:{piece.name}:{piece.start}"
             header[key] = {"dtype": "F32", "shape": [tensor.numel()], "data_offsets": [offset, end]}
@@ -65,7 +66,7 @@ def _encode(ranges: list[StateRange]) -> Iterator[bytes | memoryview]:
     yield len(encoded).to_bytes(8, "little") + encoded
     for tensor in tensors:
         if tensor.numel():
-            yield memoryview(tensor.contiguous().numpy()).cast("B")
+            yield tensor.contiguous().numpy().data.cast("B")
 
 
 @dataclass(frozen=True, order=True)

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from raytrain.batch_plan import World
 from raytrain.checkpoint.manifest import FileEntry, encode_state
 from raytrain.checkpoint.store import CheckpointStore, write_sidecar
 from raytrain.errors import CheckpointError
 from raytrain.storage import Storage
-from raytrain.training.batch_plan import World
 
 RETRY_DELAYS_S = (1.0, 5.0)  # waits before the second and the third try
 

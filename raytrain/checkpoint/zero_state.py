@@ -126,6 +126,7 @@ def _flat_partitions(optimizer: Any, zero_stage: int) -> list[Tensor]:
 def _shards(engine: Engine) -> Iterator[_Shard]:
     """This worker's share of every parameter, in the order of `named_parameters` (the same on all workers)."""
     for name, parameter in engine.module.named_parameters():
+        shard: _Shard | None
         if engine.zero_stage == 3:
             shard = _shard_of_stage_3(engine, name, parameter)
         elif engine.zero_stage == 0 or not parameter.requires_grad:

@@ -52,6 +52,8 @@ class Manifest:
     fingerprint: str
     labels: list[str]
     """Label names; a label's id is its position."""
+    pad_token_id: int
+    """Token id of padding, so that readers need no tokenizer."""
     splits: dict[str, SplitInfo]
     format_version: int = FORMAT_VERSION
 
@@ -72,7 +74,7 @@ class Manifest:
             name: SplitInfo(**{**info, "parts": [Part(**part) for part in info["parts"]]})
             for name, info in raw["splits"].items()
         }
-        return cls(raw["fingerprint"], raw["labels"], splits)
+        return cls(raw["fingerprint"], raw["labels"], raw["pad_token_id"], splits)
 
 
 def index_name(split: str) -> str:

@@ -1,0 +1,1 @@
+"""The driver: checks, Ray, worker groups, resuming."""

@@ -20,8 +20,9 @@ from raytrain.elastic.signals import StopSignals
 from raytrain.errors import ConfigError, TrainingError
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
+from raytrain.timetable import make_timetable
 from raytrain.training.records import read_jsonl
-from raytrain.training.state import best_metric, timetable
+from raytrain.training.state import best_metric
 
 if TYPE_CHECKING:
     from raytrain.data.prepared import PreparedStore
@@ -51,13 +52,17 @@ class Observer(Protocol):
 class Silent:
     """An observer that says nothing."""
 
-    def phase(self, text: str) -> None: ...
+    def phase(self, text: str) -> None:
+        """Nothing."""
 
-    def prepared(self, rows: int, total: int | None, rows_per_s: float) -> None: ...
+    def prepared(self, rows: int, total: int | None, rows_per_s: float) -> None:
+        """Nothing."""
 
-    def begin(self, total_steps: int, steps_per_epoch: int) -> None: ...
+    def begin(self, total_steps: int, steps_per_epoch: int) -> None:
+        """Nothing."""
 
-    def rows(self, name: str, rows: list[dict[str, Any]]) -> None: ...
+    def rows(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Nothing."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +111,9 @@ def run_training(config: RunConfig, observer: Observer | None = None, *, overwri
     previous = begin_or_resume(run, found.config, overwrite=overwrite)
     if previous is not None:
         return RunResult(**previous)
-    result = _train(run, found, observer)
+    outcome = _train(run, found, observer)
     failures = sum(event["kind"] == "start" for event in read_jsonl(run, "events.jsonl")) - 1
-    result = _complete(result, run, found.config, duration_s=time.time() - started_at_s, failures=max(0, failures))
+    result = _complete(outcome, run, found.config, duration_s=time.time() - started_at_s, failures=max(0, failures))
     run.commit_bytes(SUMMARY, json.dumps(asdict(result), indent=1).encode())
     _write_report(run, observer)
     return result
@@ -136,10 +141,11 @@ def _train(run: Storage, found: Preflight, observer: Observer) -> dict[str, Any]
         plan = found.plan_on(session)
         observer.phase("preparing data")
         store = prepare(config, observer.prepared)
-        plan = found.plan_on(session, num_samples=store.manifest.splits["train"].num_samples)
+        num_samples = store.manifest.splits["train"].num_samples
+        plan = found.plan_on(session, num_samples=num_samples)
         run.write_bytes("config.yaml", dump_config(config).encode())
         run.write_bytes("plan.json", json.dumps(plan.to_json(), indent=1).encode())
-        table = timetable(config, store)
+        table = make_timetable(config, num_samples, has_validation=store.has_split("validation"))
         observer.begin(table.total_steps, table.steps_per_epoch)
         observer.phase("starting workers")
         return _fit(run, found, session, plan.world_size, store.root, observer, signals)
@@ -271,10 +277,10 @@ class Follower:
 
 def _write_report(run: Storage, observer: Observer) -> None:
     """A report that can't be drawn must not turn a good run into a failed one."""
-    from raytrain.report.html import build_report
-
     observer.phase("writing the report")
     try:
+        from raytrain.report.html import build_report
+
         build_report(run)
     except Exception:
         logger.exception("the report could not be written; `raytrain report` tries again")

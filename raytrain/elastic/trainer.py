@@ -25,6 +25,7 @@ def run_workers(config: RunConfig, job: Job, num_workers: int) -> None:
     """
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import FailureConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     run = Storage(job.run_root)
@@ -41,7 +42,7 @@ def run_workers(config: RunConfig, job: Job, num_workers: int) -> None:
         run_config=ray.train.RunConfig(
             name=ray_files,
             storage_path=run.path_of(),
-            failure_config=ray.train.FailureConfig(
+            failure_config=FailureConfig(
                 max_failures=config.workers.max_failures, controller_failure_limit=CONTROLLER_FAILURE_LIMIT
             ),
         ),

@@ -62,7 +62,7 @@ def read_model_config(model: ModelConfig, **changes: Any) -> Any:
             raise ConfigError(f"model.config: {error}") from None
     try:
         return transformers.AutoConfig.from_pretrained(
-            model.path, revision=model.revision or "main", trust_remote_code=model.trust_remote_code, **changes
+            model.path or "", revision=model.revision or "main", trust_remote_code=model.trust_remote_code, **changes
         )
     except (OSError, ValueError) as error:
         raise ConfigError(_cannot_load(model, error)) from None

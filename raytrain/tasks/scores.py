@@ -53,9 +53,7 @@ def class_table(predicted: np.ndarray, true: np.ndarray, labels: list[str]) -> d
     from sklearn.metrics import precision_recall_fscore_support
 
     scores = precision_recall_fscore_support(true, predicted, labels=range(len(labels)), zero_division=0)
-    rows = [
-        [label, *(float(column[i]) for column in scores[:3]), int(scores[3][i])] for i, label in enumerate(labels)
-    ]
+    rows = [[label, *(float(column[i]) for column in scores[:3]), int(scores[3][i])] for i, label in enumerate(labels)]
     return {"columns": ["label", "precision", "recall", "f1", "support"], "rows": rows}
 
 

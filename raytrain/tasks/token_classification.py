@@ -228,9 +228,7 @@ class TokenClassification:
         names = ["input_ids", "labels", "sentence_lengths"]
         if self.config.case_feature:
             names.append("token_type_ids")
-        return pa.table(
-            {name: pa.array([getattr(s, name) for s in samples], pa.list_(pa.int32())) for name in names}
-        )
+        return pa.table({name: pa.array([getattr(s, name) for s in samples], pa.list_(pa.int32())) for name in names})
 
 
 def letter_case(word: str) -> int:
@@ -251,7 +249,7 @@ def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
     return full[:start], full[start + len(bare) :]
 
 
-def widen_token_types(model: "nn.Module") -> None:
+def widen_token_types(model: Any) -> None:
     """Give the token-type embedding a row for each letter case: the pretrained row 0, plus a little noise in the
     others so that they can grow apart.
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from raytrain.training.batch_plan import World
+from raytrain.batch_plan import World
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from raytrain.batch_plan import World
 from raytrain.storage import Storage
 from raytrain.tasks.base import Metrics
-from raytrain.training.batch_plan import World
 from raytrain.training.records import JsonlWriter, read_jsonl
 
 METRICS, EVALS, EVENTS = "metrics.jsonl", "evals.jsonl", "events.jsonl"

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from raytrain.batch_plan import World
 from raytrain.checkpoint.manifest import FileEntry
 from raytrain.checkpoint.ranges import write_ranges
 from raytrain.checkpoint.store import CheckpointStore
@@ -20,7 +21,6 @@ from raytrain.checkpoint.writer import CheckpointWriter
 from raytrain.checkpoint.zero_state import owned_ranges, scaler_state
 from raytrain.errors import CheckpointError
 from raytrain.storage import Storage
-from raytrain.training.batch_plan import World
 from raytrain.training.control import Control, StepSums
 from raytrain.training.engine import Engine
 from raytrain.training.metrics import RunLog
@@ -69,8 +69,7 @@ class Saver:
         }
 
         def write(folder: Storage) -> list[FileEntry]:
-            num_bytes, digest = write_ranges(folder, name, ranges)
-            return [FileEntry(name, num_bytes, digest)]
+            return [write_ranges(folder, name, ranges)]
 
         self._writer.begin(progress.step, write)
 

@@ -4,7 +4,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from raytrain.config import RunConfig
-from raytrain.data.prepared import PreparedStore
 from raytrain.tasks.base import Task
 
 
@@ -46,52 +45,6 @@ class Progress:
     def from_dict(cls, raw: dict[str, Any]) -> Self:
         """The inverse of `to_dict`."""
         return cls(**raw)
-
-
-@dataclass(frozen=True)
-class Timetable:
-    """When things are due: a pure function of the step."""
-
-    steps_per_epoch: int
-    total_steps: int
-    eval_every_steps: int | None
-    """None: at the end of each epoch. Ignored when there is no validation split."""
-    save_every_steps: int
-    has_validation: bool
-
-    def place_of(self, step: int) -> tuple[int, int]:
-        """(epoch, step in epoch) of the step that follows `step` finished ones."""
-        return divmod(step, self.steps_per_epoch)
-
-    def is_evaluation_due(self, step: int) -> bool:
-        """Whether the model is evaluated after `step` finished steps."""
-        if not self.has_validation or step == 0:
-            return False
-        return step % (self.eval_every_steps or self.steps_per_epoch) == 0 or step == self.total_steps
-
-    def is_save_due(self, step: int) -> bool:
-        """Whether a checkpoint is taken after `step` finished steps."""
-        return step > 0 and (step % self.save_every_steps == 0 or step == self.total_steps)
-
-    def next_evaluation(self, step: int) -> int:
-        """The first step after `step` at which an evaluation or the end is due."""
-        if not self.has_validation:
-            return self.total_steps
-        every = self.eval_every_steps or self.steps_per_epoch
-        return min((step // every + 1) * every, self.total_steps)
-
-
-def timetable(config: RunConfig, store: PreparedStore) -> Timetable:
-    """When things are due in this run."""
-    samples, batch = store.manifest.splits["train"].num_samples, config.training.global_batch_size
-    steps_per_epoch = samples // batch if config.data.drop_last else -(-samples // batch)
-    return Timetable(
-        steps_per_epoch=steps_per_epoch,
-        total_steps=config.training.max_steps or config.training.epochs * steps_per_epoch,
-        eval_every_steps=config.training.eval_every_steps,
-        save_every_steps=config.checkpoint.save_every_steps,
-        has_validation=store.has_split("validation"),
-    )
 
 
 def best_metric(config: RunConfig, task: Task) -> tuple[str, str]:

@@ -16,13 +16,14 @@ from raytrain.config import RunConfig
 from raytrain.data.items import EvalBatch, StepBatch
 from raytrain.errors import TrainingError
 from raytrain.tasks.base import Batch, Task
+from raytrain.timetable import Timetable
 from raytrain.training.control import Control, StepSums
 from raytrain.training.engine import Engine, StepResult
 from raytrain.training.evaluate import Judge
 from raytrain.training.metrics import RunLog
 from raytrain.training.saving import Saver
 from raytrain.training.schedule import learning_rate_at
-from raytrain.training.state import Progress, Timetable
+from raytrain.training.state import Progress
 
 
 class BatchSource(Protocol):

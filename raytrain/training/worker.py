@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from raytrain.batch_plan import BatchPlan, World
+from raytrain.checkpoint.manifest import Checkpoint
 from raytrain.checkpoint.ranges import StorageRangeReader
 from raytrain.checkpoint.store import CheckpointStore
 from raytrain.checkpoint.zero_state import load_ranges, load_scaler_state
@@ -23,13 +25,13 @@ from raytrain.data.tokenize import load_tokenizer
 from raytrain.errors import RaytrainError
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
-from raytrain.training.batch_plan import BatchPlan, World
+from raytrain.timetable import make_timetable
 from raytrain.training.control import Control
 from raytrain.training.engine import Engine
 from raytrain.training.evaluate import Judge, evaluate
 from raytrain.training.metrics import RunLog, next_attempt
 from raytrain.training.saving import BEST, Saver
-from raytrain.training.state import Progress, timetable
+from raytrain.training.state import Progress
 from raytrain.training.trainer import Trainer
 
 RESULT = "result.json"
@@ -84,7 +86,11 @@ class WorkerRun:
         self.labels = self.store.manifest.labels
         self.task = make_task(self.config.task, self.config.data.max_length)
         self.device = _device(job.use_gpu, self.config.workers.cpus)
-        self.timetable = timetable(self.config, self.store)
+        self.timetable = make_timetable(
+            self.config,
+            self.store.manifest.splits["train"].num_samples,
+            has_validation=self.store.has_split("validation"),
+        )
         self.plan = batch_plan(self.config, world.world_size)
         self.control = Control(world)
         attempt, token = self.control.from_first((next_attempt(run), uuid.uuid4().hex[:12]))
@@ -101,7 +107,10 @@ class WorkerRun:
         """Train from where the run stands to its end; the contents of result.json."""
         started_at_s = time.time()
         self.log.event("start", world_size=self.world.world_size)
-        self.stream = Stream(self.config, self.store, self.world, self.plan)
+        checkpoint = self._newest_checkpoint()
+        progress = progress_of(checkpoint)
+        stream = Stream(self.config, self.store, self.world, self.plan)
+        stream.start(progress.step, self.timetable)  # fills up while the model is loaded
         model = self._new_model()
         engine = Engine(
             model,
@@ -110,9 +119,9 @@ class WorkerRun:
             device=self.device,
             num_micro_steps=self.plan.micro_steps,
         )
-        progress = self._restore(engine)
+        if checkpoint is not None:
+            self._restore(engine, checkpoint, progress)
         _seed(self.config.seed, progress.step, self.world.world_rank)
-        self.stream.start(progress.step, self.timetable)
         saver = Saver(
             self.run,
             engine,
@@ -124,13 +133,13 @@ class WorkerRun:
             export=lambda weights, step, folder: self._export(model, weights, step, folder),
         )
         try:
-            status = self._trainer(engine, saver, progress).fit()
+            status = self._trainer(engine, stream, saver, progress).fit()
             if not (self.timetable.has_validation and self.config.checkpoint.keep_best):  # then the last model is it
                 saver.save_best(progress.step)
                 saver.finish()
         finally:
             saver.close()
-            self.stream.close()
+            stream.close()
         final = self._measure_best() if status != "stopped" else {}
         self.log.event("finish", step=progress.step, status=status, seconds=round(time.time() - started_at_s, 1))
         self.log.close()
@@ -142,14 +151,14 @@ class WorkerRun:
         self.log.close()
         return {"status": "finished", "final_metrics": metrics}
 
-    def _trainer(self, engine: Engine, saver: Saver, progress: Progress) -> Trainer:
+    def _trainer(self, engine: Engine, stream: Stream, saver: Saver, progress: Progress) -> Trainer:
         return Trainer(
             config=self.config,
             device=self.device,
             task=self.task,
             engine=engine,
             timetable=self.timetable,
-            source=self.stream,
+            source=stream,
             judge=Judge(self.config, self.task, self.labels, self.device, self.control),
             saver=saver,
             control=self.control,
@@ -163,27 +172,24 @@ class WorkerRun:
         torch.manual_seed(self.config.seed)
         return self.task.build_model(self.config.model, self.labels, self.config.training)
 
-    def _restore(self, engine: Engine) -> Progress:
-        """Load the newest good checkpoint, if there is one. Raises CheckpointError when all are damaged."""
+    def _newest_checkpoint(self) -> Checkpoint | None:
+        """The newest good checkpoint, if there is one. Raises CheckpointError when all are damaged."""
         store = CheckpointStore(self.run.at("checkpoints"), self.config.checkpoint.keep_last)
-        checkpoint = store.newest_good(
+        return store.newest_good(
             self.world.world_rank,
             self.world.world_size,
             self.control.gather,
             lambda step, reason: self.log.event("damaged_checkpoint", step=step, reason=reason),
         )
-        if checkpoint is None:
-            return Progress()
-        state = dict(checkpoint.state)
-        scaler, _ = state.pop("loss_scaler"), state.pop("world_size")
-        progress = Progress.from_dict(state)
+
+    def _restore(self, engine: Engine, checkpoint: Checkpoint, progress: Progress) -> None:
+        """Load this worker's part of the state, whatever world size wrote it."""
         names = [entry.name for entry in checkpoint.files if entry.name.endswith(".safetensors")]
         load_ranges(engine, StorageRangeReader(checkpoint.folder, names), progress.updates)
-        load_scaler_state(engine, scaler)
+        load_scaler_state(engine, checkpoint.state["loss_scaler"])
         self.log.event("restore", step=progress.step)
-        return progress
 
-    def _export(self, model: nn.Module, weights: dict[str, torch.Tensor], step: int, folder: str) -> None:
+    def _export(self, model: Any, weights: dict[str, torch.Tensor], step: int, folder: str) -> None:
         """The model, its tokenizer, and what raytrain needs to use it again, in a local folder."""
         model.save_pretrained(folder, state_dict=weights)
         load_tokenizer(self.config.model).save_pretrained(folder)
@@ -214,6 +220,13 @@ class WorkerRun:
         step = json.loads(self.run.read_bytes(f"{BEST}/raytrain.json"))["step"]
         self.log.evaluation(step, (step - 1) // self.timetable.steps_per_epoch, split, metrics)
         return metrics.values
+
+
+def progress_of(checkpoint: Checkpoint | None) -> Progress:
+    """Where the run stands according to its checkpoint; at step 0 without one."""
+    if checkpoint is None:
+        return Progress()
+    return Progress.from_dict({k: v for k, v in checkpoint.state.items() if k in Progress.__dataclass_fields__})
 
 
 def batch_plan(config: RunConfig, world_size: int) -> BatchPlan:

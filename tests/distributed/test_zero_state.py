@@ -7,8 +7,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from launcher import run_workers
-from tiny import allow_fp16_on_cpu, assemble, loss_sum, make_batch, make_engine, make_model, my_micro_batches
-from tiny import num_targets, train
+from tiny import (
+    allow_fp16_on_cpu,
+    assemble,
+    make_engine,
+    make_model,
+    train,
+)
 from torch import Tensor
 
 from raytrain.checkpoint.ranges import BUFFER, FP32, MOMENTS, StateRange, StorageRangeReader, write_ranges
@@ -93,7 +98,7 @@ def test_sixteen_bit_masters_come_back_bit_for_bit(tmp_path: Path, precision: Pr
 
 def test_owned_ranges_before_the_first_update_have_zero_moments() -> None:
     for result in run_workers(_untrained_moments, 2):
-        assert result == {zero_stage: True for zero_stage in ZERO_STAGES}
+        assert result == dict.fromkeys(ZERO_STAGES, True)
 
 
 def test_a_range_that_nobody_saved_is_named(saved: Any) -> None:

@@ -20,7 +20,7 @@ from raytrain.checkpoint.store import CheckpointStore, write_sidecar
 from raytrain.checkpoint.writer import CheckpointWriter
 from raytrain.errors import CheckpointError
 from raytrain.storage import Storage
-from raytrain.training.batch_plan import World
+from raytrain.batch_plan import World
 
 TOKEN = "attempt-0"
 

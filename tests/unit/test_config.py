@@ -64,7 +64,8 @@ def test_all_mistakes_are_named_at_once() -> None:
 
 
 def test_epochs_or_max_steps() -> None:
-    assert "training.epochs or training.max_steps" in mistake("training.epochs=1", "training.max_steps=5")
+    assert "training.epochs or training.max_steps" in mistake("training={epochs: 1, max_steps: 5}")
+    assert load_config("movie_reviews", ["training.max_steps=5"]).training.max_steps == 5  # overrides the file's epochs
 
 
 def test_precedence_is_defaults_then_file_then_overrides() -> None:
@@ -108,7 +109,7 @@ def test_shipped_configs_are_valid(name: str) -> None:
 
 def test_config_needs_neither_ray_nor_torch() -> None:
     code = (
-        "import sys, raytrain.config_io, raytrain.data.order, raytrain.training.batch_plan, raytrain.plan\n"
+        "import sys, raytrain.config_io, raytrain.data.order, raytrain.batch_plan, raytrain.plan\n"
         "raytrain.config_io.load_config('movie_reviews')\n"
         "sys.exit(any(name in sys.modules for name in ('ray', 'torch', 'transformers')))"
     )

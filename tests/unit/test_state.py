@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from raytrain.training.state import Progress, Timetable, is_better
+from raytrain.timetable import Timetable
+from raytrain.training.state import Progress, is_better
 
 
 def test_due_times_follow_the_step_alone() -> None:

@@ -1,0 +1,84 @@
+"""Training throughput of raytrain against the loops that one would write by hand (baseline_loops.py).
+
+    python benchmarks/training_throughput.py
+
+Each round runs all of them, one after the other, so that a machine that gets slower or faster in between touches all
+alike; ratios are taken within a round, and the median round counts. The measure is tokens per second without padding,
+after a warm-up: at 27 tokens a sentence it is samples per second, but does not depend on whether a run happened to
+draw long sentences. raytrain's time is taken from outside, by when its lines appear in metrics.jsonl.
+"""
+
+import argparse
+from pathlib import Path
+
+from common import (
+    LIKE_THE_PLAIN_LOOPS,
+    NEVER_SAVE,
+    arguments_with,
+    middle,
+    one_worker,
+    padding_of,
+    publish,
+    rounds_of,
+    run_raytrain,
+    run_script,
+    spread,
+    table,
+    temporary_storage,
+    training_only,
+)
+
+LOOPS = {"grouped": "grouped by length", "longest": "padded to the longest", "fixed": "padded to 128"}
+TARGETS = {"grouped": 0.90, "longest": 1.4, "fixed": 6.0}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments = arguments_with(parser, rounds=3, steps=60, fixed_steps=8, warmup=5, threads=2)
+    ours: list[float] = []
+    padding: list[float] = []
+    loops: dict[str, list[dict[str, float]]] = {variant: [] for variant in LOOPS}
+    with temporary_storage() as storage:
+        for round_ in range(arguments.rounds):
+            rate, share = raytrain_round(arguments, storage, round_)
+            ours.append(rate)
+            padding.append(share)
+            for variant in LOOPS:
+                loops[variant].append(plain_round(arguments, variant, round_))
+                print(f"round {round_}: {variant} {loops[variant][-1]['tokens_per_s']:.0f} tokens/s", flush=True)
+    tokens_per_sample = loops["grouped"][0]["tokens_per_sample"]
+    rows = [["raytrain", f"{middle(ours) / tokens_per_sample:.1f}", f"{middle(padding):.1%}", "1", "", ""]]
+    for variant, name in LOOPS.items():
+        rates = [loop["tokens_per_s"] for loop in loops[variant]]
+        ratios = [our / rate for our, rate in zip(ours, rates, strict=True)]
+        is_met = "yes" if middle(ratios) >= TARGETS[variant] else "no"
+        share = middle([loop["padding"] for loop in loops[variant]])
+        ratio = f"{middle(ratios):.2f} ({spread(ratios)})"
+        samples_per_s = f"{middle(rates) / tokens_per_sample:.1f}"
+        rows.append([f"plain PyTorch, {name}", samples_per_s, f"{share:.1%}", ratio, f">= {TARGETS[variant]}", is_met])
+    text = (
+        f"MiniLM on the movie reviews, fp32, batch 32, one worker with {arguments.threads} threads; "
+        f"{rounds_of(arguments)}.\n\n"
+    )
+    header = ["loop", "samples/s", "padding", "raytrain is faster by", "target", "met"]
+    publish("Training throughput", text + table(header, rows), arguments)
+
+
+def raytrain_round(arguments: argparse.Namespace, storage: Path, seed: int) -> tuple[float, float]:
+    """Tokens per second and the share of padding of one raytrain run."""
+    overrides = [*LIKE_THE_PLAIN_LOOPS, *one_worker(arguments.threads), NEVER_SAVE, f"seed={seed}"]
+    run = run_raytrain(training_only(storage, arguments.warmup + arguments.steps), overrides, storage)
+    rate = run.rate("tokens_seen", arguments.warmup)
+    print(f"round {seed}: raytrain {rate:.0f} tokens/s", flush=True)
+    return rate, padding_of(run.rows)
+
+
+def plain_round(arguments: argparse.Namespace, variant: str, seed: int) -> dict[str, float]:
+    """Speed and padding of one plain loop."""
+    count, warmup = (arguments.fixed_steps, 1) if variant == "fixed" else (arguments.steps, arguments.warmup)
+    options = ["--steps", str(count), "--warmup", str(warmup), "--threads", str(arguments.threads), "--seed", str(seed)]
+    return run_script("baseline_loops.py", variant, *options)
+
+
+if __name__ == "__main__":
+    main()

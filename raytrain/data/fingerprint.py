@@ -1,0 +1,30 @@
+"""Identity of prepared data: a hash of everything that decides it, and of nothing else."""
+
+import hashlib
+import json
+
+from raytrain.config import RunConfig
+from raytrain.data.prepared import FORMAT_VERSION
+from raytrain.data.sources import SourceFile
+
+
+def fingerprint(config: RunConfig, files: dict[str, list[SourceFile]], tokenizer: str, rows_per_group: int) -> str:
+    """Hex digest, 20 characters.
+
+    Args:
+        files: The source files of each split; path, size and time of change are their identity.
+        tokenizer: Fingerprint of the tokenizer's content.
+        rows_per_group: Rows of a row group; sample order is laid out in these.
+    """
+    fraction = config.data.validation.fraction if config.data.validation else None
+    parts = {
+        "format": FORMAT_VERSION,
+        "files": {split: [[f.path, f.format, f.num_bytes, f.modified_at] for f in fs] for split, fs in files.items()},
+        "task": config.task.model_dump(mode="json"),
+        "max_length": config.data.max_length,
+        "bad_rows": config.data.bad_rows,
+        "validation": [fraction, config.seed] if fraction is not None else None,
+        "tokenizer": tokenizer,
+        "rows_per_group": rows_per_group,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]

@@ -1,0 +1,335 @@
+"""PREPARE: source files -> the prepared store, with Ray Data, once.
+
+    1. read      (ReadTask)       -> chunks of at most 4096 rows, bad rows apart      data/sources.py
+    2. encode    (chunk)          -> samples: token ids and the task's columns        tasks/
+    3. split     (chunk, fraction)-> training and validation rows, by a hash of the row's place
+    4. write     (samples)        -> a Parquet part with small row groups
+    5. commit    (all parts)      -> index of lengths, rejected rows, and last the manifest
+
+One read task is one Ray Data row, and makes its own parts, named after its place: the store is the same however
+many tasks run at once, and in whatever order they end.
+"""
+
+import json
+import logging
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
+
+from raytrain.config import BadRowPolicy, RunConfig
+from raytrain.data.fingerprint import fingerprint
+from raytrain.data.prepared import MANIFEST_NAME, Manifest, Part, PreparedStore, SplitInfo, index_name
+from raytrain.data.sources import ROW, BadRow, Chunk, ReadTask, SourceFile, check_sources, read_chunks, read_tasks
+from raytrain.data.tokenize import load_tokenizer, tokenizer_fingerprint
+from raytrain.errors import DataError
+from raytrain.storage import Storage
+from raytrain.tasks import make_task
+
+logger = logging.getLogger(__name__)
+
+REJECTED_NAME = "rejected.jsonl"
+# A folder of an attempt that is older than this was left by a crash.
+STALE_S = 24 * 3600.0
+
+Progress = Callable[[int, int | None, float], None]
+"""Told (rows so far, rows in all when known, rows per second)."""
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What a read task reports of a chunk that it has written."""
+
+    split: str
+    part: Part
+    place: tuple[int, int]
+    """(ordinal of the read task, ordinal of the chunk in it): the order of the prepared data."""
+    lengths: list[int]
+    num_truncated: int
+
+
+def prepare(config: RunConfig, progress: Progress | None = None) -> PreparedStore:
+    """The prepared store of a config: found in the cache, or made.
+
+    Two commands that need the same one at once both make it, and the first to end puts it in place.
+
+    Raises:
+        DataError: A row can't be used and data.bad_rows is `refuse`, a label is not declared, nothing is left to
+            train on.
+    """
+    task = make_task(config.task, config.data.max_length)
+    files = check_sources(config.data, task)
+    rows_per_group = _rows_per_group(sum(file.num_bytes for fs in files.values() for file in fs))
+    tokenizer = load_tokenizer(config.model)
+    name = fingerprint(config, files, tokenizer_fingerprint(tokenizer), rows_per_group)
+    cache = Storage(config.data.prepared_path or f"{config.storage_path}/_prepared")
+    if not cache.exists(f"{name}/{MANIFEST_NAME}"):
+        progress = progress or (lambda *_: None)
+        _Preparation(config, files, name, cache, rows_per_group, tokenizer.pad_token_id, progress).run()
+    return PreparedStore(cache.at(name).root)
+
+
+class _Preparation:
+    """One attempt to make a prepared store."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        files: dict[str, list[SourceFile]],
+        name: str,
+        cache: Storage,
+        rows_per_group: int,
+        pad_token_id: int,
+        progress: Progress,
+    ):
+        self.config, self.name, self.cache, self.progress = config, name, cache, progress
+        self.tasks = read_tasks(files)
+        self.rows_per_group, self.pad_token_id = rows_per_group, pad_token_id
+        self.attempt = f"{name}.{uuid.uuid4().hex[:8]}.tmp"
+        # Object stores can't rename: there an attempt's parts lie in the final folder under names of their own.
+        self.is_local = cache.local_path() is not None
+        self.folder = cache.at(self.attempt if self.is_local else name)
+
+    def run(self) -> None:
+        """Make the store and commit it."""
+        self._remove_stale()
+        task = make_task(self.config.task, self.config.data.max_length)
+        try:
+            labels = task.order_labels(set() if self.config.task.labels else self._find_labels())
+            written, rejected = self._write(labels)
+            self._commit(labels, written, rejected)
+        except BaseException:
+            if self.is_local:
+                self.folder.delete("")
+            raise
+
+    def _find_labels(self) -> set[str]:
+        train = [{"task": json.dumps(asdict(task))} for task in self.tasks if task.split == "train"]
+        finder = _LabelFinder(self.config.task.model_dump(mode="json"), self.config.data.max_length)
+        return {label for row in _run(train, finder) for label in json.loads(row["labels"])}
+
+    def _write(self, labels: list[str]) -> tuple[list[_Written], list[BadRow]]:
+        """Write all parts; what was written, in order, and what was not."""
+        encoder = _Encoder(
+            self.config.model_dump(mode="json", exclude_unset=True),
+            labels,
+            self.folder.root,
+            self.rows_per_group,
+            "" if self.is_local else self.attempt,
+        )
+        rows = [{"ordinal": i, "task": json.dumps(asdict(task))} for i, task in enumerate(self.tasks)]
+        written: list[_Written] = []
+        rejected: list[BadRow] = []
+        started_at_s, num_rows = time.monotonic(), 0
+        for row in _run(rows, encoder):
+            report = json.loads(row["report"])
+            if "error" in report:
+                raise DataError(report["error"])
+            rejected += [BadRow(**bad) for bad in report["rejected"]]
+            for item in report["written"]:
+                part = Part(**item.pop("part"))
+                written.append(_Written(part=part, place=tuple(item.pop("place")), **item))
+                num_rows += len(written[-1].lengths)
+            self.progress(num_rows, None, num_rows / max(1e-9, time.monotonic() - started_at_s))
+        return sorted(written, key=lambda item: item.place), rejected
+
+    def _commit(self, labels: list[str], written: list[_Written], rejected: list[BadRow]) -> None:
+        splits = {}
+        for split in ("train", "validation", "test"):
+            parts = [item for item in written if item.split == split]
+            if parts:
+                splits[split] = self._commit_split(split, parts)
+        if "train" not in splits:
+            raise DataError(f"data.train.path {self.config.data.train.path!r}: no usable row to train on")
+        lines = [json.dumps(asdict(bad)) for bad in rejected]
+        self.folder.write_bytes(REJECTED_NAME, "".join(f"{line}\n" for line in lines).encode())
+        if rejected:
+            logger.warning("%d rows set aside; see %s", len(rejected), self.folder.path_of(REJECTED_NAME))
+        counts = {split: sum(self._split_of(bad) == split for bad in rejected) for split in splits}
+        splits = {
+            split: SplitInfo(**{**asdict(info), "parts": info.parts, "num_set_aside": counts[split]})
+            for split, info in splits.items()
+        }
+        self.folder.commit_bytes(MANIFEST_NAME, Manifest(self.name, labels, self.pad_token_id, splits).to_json())
+        if self.is_local:
+            self._put_in_place()
+
+    def _commit_split(self, split: str, written: list[_Written]) -> SplitInfo:
+        lengths = np.concatenate([np.array(item.lengths, dtype=np.int32) for item in written])
+        with self.folder.open_output(index_name(split)) as file:
+            pq.write_table(pa.table({"length": lengths}), file)
+        return SplitInfo(
+            num_samples=len(lengths),
+            num_tokens=int(lengths.sum()),
+            num_truncated=sum(item.num_truncated for item in written),
+            num_set_aside=0,
+            parts=[item.part for item in written],
+        )
+
+    def _split_of(self, bad: BadRow) -> str:
+        return next((task.split for task in self.tasks if task.file.path == bad.path), "train")
+
+    def _put_in_place(self) -> None:
+        """Rename the attempt to its final name; when another command was first, its result is as good."""
+        if self.cache.exists(f"{self.name}/{MANIFEST_NAME}"):
+            self.folder.delete("")
+            return
+        try:
+            self.cache.move(self.attempt, self.name)
+        except OSError:
+            if not self.cache.exists(f"{self.name}/{MANIFEST_NAME}"):
+                raise
+            self.folder.delete("")
+
+    def _remove_stale(self) -> None:
+        """Remove what crashed attempts left a day or more ago."""
+        if not self.is_local:
+            return
+        import os
+
+        for name in self.cache.list_names():
+            path = self.cache.local_path(name) or ""
+            if name.endswith(".tmp") and os.path.isdir(path) and time.time() - os.path.getmtime(path) > STALE_S:
+                self.cache.delete(name)
+
+
+def _rows_per_group(num_bytes: int) -> int:
+    """Small row groups for small data, so that the sample order mixes well and workers share few of them."""
+    return 16 if num_bytes < 16 << 20 else 64 if num_bytes < 256 << 20 else 256
+
+
+def _run(rows: list[dict[str, Any]], function: Callable[[dict[str, Any]], dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Apply a function to each row with Ray Data, one task a row; results in any order."""
+    import ray.data
+
+    quiet_ray_data()
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(function)
+    yield from dataset.iter_rows()
+
+
+def quiet_ray_data() -> None:
+    """The terminal is raytrain's: no bars and no notes of Ray Data."""
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+class _LabelFinder:
+    """Labels of a read task's rows. Runs in Ray Data's processes."""
+
+    def __init__(self, task: dict[str, Any], max_length: int):
+        self._task, self._max_length = task, max_length
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        task = make_task(_task_config(self._task), self._max_length)
+        found: set[str] = set()
+        for chunk in read_chunks(_read_task(row["task"])):
+            if len(chunk.table):
+                found |= task.find_labels(chunk.table)
+        return {"labels": json.dumps(sorted(found))}
+
+
+class _Encoder:
+    """Reads, encodes and writes a read task's rows. Runs in Ray Data's processes; errors for people come back as
+    text, since an exception would come back wrapped in Ray's."""
+
+    def __init__(self, config: dict[str, Any], labels: list[str], root: str, rows_per_group: int, prefix: str):
+        self._config, self._labels, self._root, self._prefix = config, labels, root, prefix
+        self._rows_per_group = rows_per_group
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return {"report": json.dumps(self._encode(row["ordinal"], _read_task(row["task"])))}
+        except DataError as error:
+            return {"report": json.dumps({"error": str(error)})}
+
+    def _encode(self, ordinal: int, read_task: ReadTask) -> dict[str, Any]:
+        config = RunConfig.model_validate(self._config)
+        task = make_task(config.task, config.data.max_length)
+        tokenizer = load_tokenizer(config.model)
+        written: list[dict[str, Any]] = []
+        rejected: list[BadRow] = []
+        for number, chunk in enumerate(read_chunks(read_task)):
+            rejected += self._refuse_or_keep(config, chunk.bad_rows)
+            for split, table in _split_rows(config, read_task, chunk):
+                encoded = task.encode(table, tokenizer, self._labels)
+                rows = table[ROW].to_pylist()
+                bad = [BadRow(read_task.file.path, rows[place], reason) for place, reason in encoded.rejected]
+                rejected += self._refuse_or_keep(config, bad)
+                if len(encoded.table):
+                    written.append(self._write(split, (ordinal, number), encoded.table, encoded.num_truncated))
+        return {"written": written, "rejected": [asdict(bad) for bad in rejected]}
+
+    def _refuse_or_keep(self, config: RunConfig, bad_rows: list[BadRow]) -> list[BadRow]:
+        """The bad rows, when they may be set aside. Raises DataError when they may not."""
+        for bad in bad_rows:
+            if bad.reason.startswith("label"):  # a label nobody declared is a mistake in the config, not a bad row
+                raise DataError(f"{bad}. Add it to task.labels, or mend the row")
+            if config.data.bad_rows == BadRowPolicy.REFUSE:
+                raise DataError(f"{bad}. Mend the row, or set data.bad_rows=set_aside to go on without such rows")
+        return bad_rows
+
+    def _write(self, split: str, place: tuple[int, int], table: pa.Table, num_truncated: int) -> dict[str, Any]:
+        name = f"{split}/{self._prefix}part-{place[0]:05d}-{place[1]:05d}.parquet"
+        folder = Storage(self._root)
+        with folder.open_output(name) as file:
+            pq.write_table(table, file, row_group_size=self._rows_per_group, compression="zstd")
+        lengths = pa.compute.list_value_length(table["input_ids"]).to_pylist()
+        full, rest = divmod(len(table), self._rows_per_group)
+        part = Part(name, [self._rows_per_group] * full + [rest] * bool(rest), folder.size_bytes(name))
+        return {
+            "split": split,
+            "part": asdict(part),
+            "place": place,
+            "lengths": lengths,
+            "num_truncated": num_truncated,
+        }
+
+
+def _split_rows(config: RunConfig, read_task: ReadTask, chunk: Chunk) -> Iterator[tuple[str, pa.Table]]:
+    """(split, rows) of a chunk: with data.validation.fraction, training rows are held out by a hash of their place."""
+    table = chunk.table
+    if not len(table):
+        return
+    fraction = config.data.validation.fraction if config.data.validation else None
+    if read_task.split != "train" or fraction is None:
+        yield read_task.split, table
+        return
+    rows = table[ROW].to_numpy().astype(np.uint64)
+    is_held_out = _hash_unit(rows, config.seed, read_task.file_of_split) < fraction
+    for split, mask in (("train", ~is_held_out), ("validation", is_held_out)):
+        if mask.any():
+            yield split, table.filter(pa.array(mask))
+
+
+def _hash_unit(rows: np.ndarray, seed: int, file: int) -> np.ndarray:
+    """A number in [0, 1) for each row, by splitmix64 (Steele et al., 2014) of its place and the seed."""
+    with np.errstate(over="ignore"):
+        x = rows + np.uint64(0x9E3779B97F4A7C15) * np.uint64(1 + seed * 1_000_003 + file)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        x = x ^ (x >> np.uint64(31))
+    return x.astype(np.float64) / 2.0**64
+
+
+def _read_task(text: str) -> ReadTask:
+    raw = json.loads(text)
+    groups = raw.pop("row_groups")
+    return ReadTask(file=SourceFile(**raw.pop("file")), row_groups=tuple(groups) if groups else None, **raw)
+
+
+def _task_config(raw: dict[str, Any]) -> Any:
+    from pydantic import TypeAdapter
+
+    from raytrain.config import TaskConfig
+
+    return TypeAdapter(TaskConfig).validate_python(raw)

@@ -1,0 +1,248 @@
+"""STREAM: one Ray Data pipeline a worker, from prepared samples to collated micro-batches, in order.
+
+    1. items     TrainSpan and EvalPass of this run, from the step that it stands at   (a handful of numbers each)
+    2. read      row groups of the prepared store, least recently used ones forgotten  ReadAndCollate, one actor
+    3. collate   the worker's samples of a step -> padded micro-batches -> bytes       the same actor
+    4. prefetch  a bounded queue in the worker                                         Stream
+
+Evaluations come in the same pipeline at the place where they are due, so nothing is started anew between epochs.
+Arrays travel as safetensors bytes: they keep their shapes, and nothing is pickled.
+"""
+
+import itertools
+import json
+import logging
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from safetensors import numpy as safetensors
+
+from raytrain.batch_plan import BatchPlan, World, split_micro_batches
+from raytrain.config import RunConfig
+from raytrain.data.items import EvalBatch, EvalPass, StepBatch, TrainSpan
+from raytrain.data.order import Order, evaluation_batches
+from raytrain.data.prepared import PreparedStore
+from raytrain.data.row_cache import RowCache
+from raytrain.tasks import make_task
+from raytrain.tasks.base import Batch
+from raytrain.timetable import Timetable
+
+SAMPLES_PER_SPAN = 2048  # samples of all workers together that one item of the pipeline covers
+ITEMS_PER_DATASET = 256  # items that are handed to Ray Data at once; the next lot follows when they are used up
+QUEUE_ITEMS = 16  # decoded steps that wait for the loop
+BLOCK_BYTES = 1 << 20  # Ray Data passes results on when it has this much
+OBJECT_STORE_BYTES = 256 << 20  # results of one pipeline that may lie in the object store
+
+
+def plan_items(step: int, table: Timetable, steps_per_span: int) -> Iterator[TrainSpan | EvalPass]:
+    """What the pipeline of a run has to deliver from `step` on, in order."""
+    while step < table.total_steps:
+        epoch, first = table.place_of(step)
+        stop = min(first + steps_per_span, table.steps_per_epoch, first + table.next_evaluation(step) - step)
+        yield TrainSpan(epoch, first, stop)
+        step += stop - first
+        if table.is_evaluation_due(step):
+            yield EvalPass("validation")
+
+
+class Stream:
+    """This worker's batches. A `BatchSource` of the loop."""
+
+    def __init__(self, config: RunConfig, store: PreparedStore, world: World, plan: BatchPlan):
+        self._config, self._store, self._world, self._plan = config, store, world, plan
+        self._queue: queue.Queue[tuple[dict[str, Any], Batch] | BaseException | None] = queue.Queue(QUEUE_ITEMS)
+        self._is_closed = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.bytes_read = 0
+        """Bytes of row groups that the reader has taken from storage, up to the newest item delivered."""
+
+    def start(self, step: int, table: Timetable) -> None:
+        """Begin to deliver what follows `step` finished steps; returns at once."""
+        steps_per_span = max(1, SAMPLES_PER_SPAN // self._plan.global_batch_size)
+        self._begin(plan_items(step, table, steps_per_span))
+
+    def next_step(self) -> StepBatch:
+        """This worker's share of the next training step; blocks until it is there."""
+        header, arrays = self._next("train")
+        micro_batches: list[Batch] = [{} for _ in range(header["num_micro_batches"])]
+        sample_ids = arrays.pop("sample_ids")
+        for key, array in arrays.items():
+            place, _, name = key.partition(".")
+            micro_batches[int(place)][name] = array
+        return StepBatch(
+            epoch=header["epoch"],
+            step_in_epoch=header["step_in_epoch"],
+            micro_batches=micro_batches,
+            num_targets=header["num_targets"],
+            sample_ids=sample_ids,
+            num_tokens=header["num_tokens"],
+            num_padded_tokens=header["num_padded_tokens"],
+        )
+
+    def evaluation(self, split: str) -> Iterator[EvalBatch]:
+        """This worker's micro-batches of an evaluation that is due now; equally many on every worker."""
+        is_last = False
+        while not is_last:
+            header, arrays = self._next("eval")
+            assert header["split"] == split
+            is_last = header["is_last"]
+            sample_ids = arrays.pop("sample_ids")
+            yield EvalBatch(arrays, is_blank=header["is_blank"], sample_ids=sample_ids)
+
+    def evaluate_once(self, split: str) -> Iterator[EvalBatch]:
+        """The micro-batches of one evaluation, from a pipeline of their own that ends with them."""
+        self._begin([EvalPass(split)])
+        try:
+            yield from self.evaluation(split)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Stop the pipeline; what it has read ahead is dropped."""
+        self._is_closed.set()
+        if self._thread is not None:
+            while self._thread.is_alive():
+                try:
+                    self._queue.get(timeout=0.05)
+                except queue.Empty:
+                    continue
+
+    def _begin(self, items: Iterable[TrainSpan | EvalPass]) -> None:
+        self._is_closed.clear()
+        self._thread = threading.Thread(target=self._fill, args=(iter(items),), daemon=True, name="data-stream")
+        self._thread.start()
+
+    def _fill(self, items: Iterator[TrainSpan | EvalPass]) -> None:
+        """Run one Ray Data pipeline after the other, and queue what they deliver."""
+        try:
+            while lot := list(itertools.islice(items, ITEMS_PER_DATASET)):
+                for header, arrays in self._run(lot):
+                    if self._is_closed.is_set():
+                        return
+                    self._queue.put((header, arrays))
+            self._queue.put(None)
+        except BaseException as error:
+            self._queue.put(error)
+
+    def _run(self, lot: list[TrainSpan | EvalPass]) -> Iterator[tuple[dict[str, Any], Batch]]:
+        import ray.data
+
+        _configure_ray_data(self._config.workers.data_cpus)
+        rows = [{"item": json.dumps({"kind": type(item).__name__, **asdict(item)})} for item in lot]
+        dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            ReadAndCollate,
+            fn_constructor_args=(
+                self._config.model_dump(mode="json", exclude_unset=True),
+                self._store.root,
+                asdict(self._world),
+                asdict(self._plan),
+            ),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=1),
+            num_cpus=self._config.workers.data_cpus,
+        )
+        blocks: Iterator[Any] = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))
+        for block in blocks:
+            for text, payload in zip(block["header"].to_pylist(), block["arrays"].to_pylist(), strict=True):
+                header = json.loads(text)
+                self.bytes_read = header["bytes_read"]
+                yield header, safetensors.load(payload)
+
+    def _next(self, kind: str) -> tuple[dict[str, Any], Batch]:
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        assert item is not None, f"the pipeline ended, but the loop wants {kind}"
+        assert item[0]["kind"] == kind, f"the pipeline has {item[0]}, but the loop wants {kind}"
+        return item
+
+
+class ReadAndCollate:
+    """The pipeline's one operator, an actor: items in, collated steps out. It keeps recently read row groups."""
+
+    def __init__(self, config: dict[str, Any], store_root: str, world: dict[str, int], plan: dict[str, int]):
+        self._config = RunConfig.model_validate(config)
+        self._store = PreparedStore(store_root)
+        self._world, self._plan = World(**world), BatchPlan(**plan)
+        self._task = make_task(self._config.task, self._config.data.max_length)
+        self._pad = self._store.manifest.pad_token_id
+        self._order = make_order(self._config, self._store)
+        self._rows = RowCache(self._store)
+
+    def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Ray Data calls this with one item at a time, and takes one row for each step or evaluation batch."""
+        for text in batch["item"]:
+            raw = json.loads(text)
+            kind = raw.pop("kind")
+            rows = self._train(TrainSpan(**raw)) if kind == "TrainSpan" else self._evaluate(EvalPass(**raw))
+            for header, arrays in rows:
+                header["bytes_read"] = self._rows.bytes_read
+                yield {"header": [json.dumps(header)], "arrays": [safetensors.save(arrays)]}
+
+    def _train(self, span: TrainSpan) -> Iterator[tuple[dict[str, Any], Batch]]:
+        shards = self._plan.shards_of(self._world.world_rank)
+        for step in range(span.first_step, span.stop_step):
+            ids = self._order.step_samples(span.epoch, step, shards)
+            parts = split_micro_batches(ids, self._order.lengths[ids], self._plan.micro_steps)
+            batches = [self._collate("train", part) if len(part) else None for part in parts]
+            template = next((b for b in batches if b is not None), None) or self._collate("train", np.array([0]))
+            micro_batches = [b if b is not None else self._task.blank(template) for b in batches]
+            arrays = {f"{i}.{name}": a for i, b in enumerate(micro_batches) for name, a in b.items()}
+            header = {
+                "kind": "train",
+                "epoch": span.epoch,
+                "step_in_epoch": step,
+                "num_micro_batches": len(micro_batches),
+                "num_targets": sum(self._task.num_targets(b) for b in micro_batches),
+                "num_tokens": int(self._order.lengths[ids].sum()),
+                "num_padded_tokens": sum(b["input_ids"].size for b in batches if b is not None),
+            }
+            yield header, {"sample_ids": ids, **arrays}
+
+    def _evaluate(self, item: EvalPass) -> Iterator[tuple[dict[str, Any], Batch]]:
+        lengths = self._store.lengths(item.split)
+        world, size = self._world, self._plan.micro_batch_size
+        mine = evaluation_batches(lengths, size, world.world_rank, world.world_size)
+        count = max(1, -(-len(lengths) // (size * world.world_size)))  # batches of the worker that has most
+        for i in range(count):
+            ids = mine[i] if i < len(mine) else np.array([], dtype=np.int64)
+            batch = self._collate(item.split, ids) if len(ids) else None
+            arrays = batch or self._task.blank(self._collate(item.split, np.array([0])))
+            header = {"kind": "eval", "split": item.split, "is_blank": batch is None, "is_last": i == count - 1}
+            yield header, {"sample_ids": ids, **arrays}
+
+    def _collate(self, split: str, ids: np.ndarray) -> Batch:
+        return self._task.collate(self._rows.take(split, ids), self._pad)
+
+
+def make_order(config: RunConfig, store: PreparedStore) -> Order:
+    """The sample order of a run's training split."""
+    return Order(
+        row_group_starts=store.row_group_starts("train"),
+        lengths=store.lengths("train"),
+        seed=config.seed,
+        global_batch_size=config.training.global_batch_size,
+        canonical_shards=config.canonical_shards,
+        window_samples=config.data.shuffle_window_samples,
+        group_by_length=config.data.group_by_length,
+        drop_last=config.data.drop_last,
+    )
+
+
+def _configure_ray_data(num_cpus: float) -> None:
+    """This process's pipelines: ordered, quiet, and within their share of the cluster."""
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.target_max_block_size = BLOCK_BYTES
+    context.execution_options.preserve_order = True
+    context.execution_options.resource_limits = ray.data.ExecutionResources(
+        cpu=num_cpus, object_store_memory=OBJECT_STORE_BYTES
+    )

@@ -1,0 +1,81 @@
+"""Tokenizers: loading one once a process, and telling by content whether two are the same."""
+
+import hashlib
+import json
+import os
+from functools import lru_cache
+from typing import Any
+
+from raytrain.config import ModelConfig
+from raytrain.errors import ConfigError
+
+
+def load_tokenizer(model: ModelConfig) -> Any:
+    """The model's tokenizer; loaded once a process. Raises ConfigError naming `model.path` or `model.tokenizer`."""
+    return _load(model.tokenizer_path, model.revision or "main", model.trust_remote_code, _option(model))
+
+
+def check_tokenizer(model: ModelConfig) -> None:
+    """Without importing Transformers: refuse a local folder that has no tokenizer, or no model, in it.
+
+    Raises ConfigError.
+    """
+    path = model.tokenizer_path
+    if looks_local(path) and not os.path.isdir(path):
+        raise ConfigError(f"{_option(model)} {path}: no such folder")
+    if os.path.isdir(path) and not any(name in os.listdir(path) for name in TOKENIZER_FILES):
+        raise ConfigError(
+            f"{_option(model)} {path}: this folder has no tokenizer (none of {', '.join(TOKENIZER_FILES)}); save it "
+            "there with tokenizer.save_pretrained, or set model.tokenizer to where it is"
+        )
+    if model.path and os.path.isdir(model.path) and "config.json" not in os.listdir(model.path):
+        raise ConfigError(f"model.path {model.path}: this folder has no config.json, so it holds no model")
+
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+    "tokenizer_config.json",
+)
+
+
+def looks_local(path: str) -> bool:
+    """Whether a path can't be a hub id: hub ids have at most one slash and no leading dot or slash."""
+    return path.startswith(("/", ".", "~")) or path.count("/") > 1
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Hash of everything in a tokenizer that decides its output."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    content = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    special = json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str)
+    return hashlib.sha256(f"{content}\n{special}".encode()).hexdigest()
+
+
+def _option(model: ModelConfig) -> str:
+    return "model.tokenizer" if model.tokenizer else "model.path"
+
+
+@lru_cache(maxsize=4)
+def _load(path: str, revision: str, trust_remote_code: bool, option: str) -> Any:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads and Ray's processes would fight for cores
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        hint = (
+            "save the tokenizer there, or set model.tokenizer"
+            if os.path.isdir(path)
+            else "it is neither a local folder nor to be had from the hub; without a network, give a local folder"
+        )
+        raise ConfigError(f"{option} {path}: no tokenizer could be loaded ({first_line}); {hint}") from None
+    if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token  # causal models bring none; padded places have no target anyway
+    if tokenizer.pad_token_id is None:
+        raise ConfigError(f"{option} {path}: this tokenizer has neither a padding nor an end-of-text token")
+    return tokenizer

@@ -1,0 +1,51 @@
+"""When evaluations, saves and the end are due: pure functions of the step. No Ray, no torch."""
+
+from dataclasses import dataclass
+
+from raytrain.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Timetable:
+    """When things are due: a pure function of the step."""
+
+    steps_per_epoch: int
+    total_steps: int
+    eval_every_steps: int | None
+    """None: at the end of each epoch. Ignored when there is no validation split."""
+    save_every_steps: int
+    has_validation: bool
+
+    def place_of(self, step: int) -> tuple[int, int]:
+        """(epoch, step in epoch) of the step that follows `step` finished ones."""
+        return divmod(step, self.steps_per_epoch)
+
+    def is_evaluation_due(self, step: int) -> bool:
+        """Whether the model is evaluated after `step` finished steps."""
+        if not self.has_validation or step == 0:
+            return False
+        return step % (self.eval_every_steps or self.steps_per_epoch) == 0 or step == self.total_steps
+
+    def is_save_due(self, step: int) -> bool:
+        """Whether a checkpoint is taken after `step` finished steps."""
+        return step > 0 and (step % self.save_every_steps == 0 or step == self.total_steps)
+
+    def next_evaluation(self, step: int) -> int:
+        """The first step after `step` at which an evaluation or the end is due."""
+        if not self.has_validation:
+            return self.total_steps
+        every = self.eval_every_steps or self.steps_per_epoch
+        return min((step // every + 1) * every, self.total_steps)
+
+
+def make_timetable(config: RunConfig, num_samples: int, *, has_validation: bool) -> Timetable:
+    """When things are due in a run over `num_samples` training samples."""
+    batch = config.training.global_batch_size
+    steps_per_epoch = num_samples // batch if config.data.drop_last else -(-num_samples // batch)
+    return Timetable(
+        steps_per_epoch=steps_per_epoch,
+        total_steps=config.training.max_steps or config.training.epochs * steps_per_epoch,
+        eval_every_steps=config.training.eval_every_steps,
+        save_every_steps=config.checkpoint.save_every_steps,
+        has_validation=has_validation,
+    )

@@ -1,0 +1,205 @@
+"""Whole runs, started as a user starts them: the same experiment at any world size, and after any interruption."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+from running import (
+    assert_same_curve,
+    committed_steps,
+    kill_all,
+    losses,
+    run_cli,
+    samples_of_steps,
+    start_cli,
+    steps_done,
+    summary,
+    tiny_run,
+    wait_until,
+    write_config,
+)
+
+from raytrain.config import RunConfig
+
+EPOCH_STEPS = 13  # 103 samples in batches of 8: the last step has 7
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder: Path) -> Path:
+    """The run that all others are compared with: one worker, nothing happens to it."""
+    code, output = train(folder, tiny_run(folder, "undisturbed"))
+    assert code == 0, output
+    return folder / "runs" / "undisturbed"
+
+
+def train(folder: Path, config: RunConfig) -> tuple[int, str]:
+    return run_cli("train", write_config(config, folder))
+
+
+def assert_same_experiment(run: Path, undisturbed: Path) -> None:
+    """P1, P2, P6 and the fp32 curve: the same samples in every step, the same losses within 1e-4."""
+    assert samples_of_steps(run) == samples_of_steps(undisturbed)
+    assert_same_curve(losses(run), losses(undisturbed))
+
+
+def test_an_undisturbed_run_does_what_it_promises(undisturbed: Path) -> None:
+    steps = samples_of_steps(undisturbed)
+    assert list(steps) == list(range(1, 3 * EPOCH_STEPS + 1))
+    for epoch in range(3):
+        ids = [i for step in range(EPOCH_STEPS) for i in steps[1 + epoch * EPOCH_STEPS + step]]
+        assert sorted(ids) == list(range(103))  # P1
+    evaluations = [json.loads(line) for line in (undisturbed / "evals.jsonl").read_text().splitlines()]
+    assert [(row["split"], row["step"]) for row in evaluations[:3]] == [("validation", 13 * i) for i in (1, 2, 3)]
+    assert evaluations[-1]["split"] == "test"
+    assert sum(map(sum, evaluations[-1]["tables"]["confusion"]["counts"])) == 37  # every sample exactly once
+    result = summary(undisturbed)
+    assert (result["status"], result["step"], result["samples_seen"]) == ("finished", 39, 309)
+    curve = losses(undisturbed)
+    assert sum(curve[step] for step in range(30, 40)) < sum(curve[step] for step in range(1, 11))  # it learns
+    for name in ("config.yaml", "plan.json", "report.html", "best/model.safetensors", "best/tokenizer.json"):
+        assert (undisturbed / name).exists(), name
+    assert not any(path.suffix in (".pt", ".pkl", ".bin") for path in undisturbed.rglob("*"))  # P13
+
+
+def test_the_best_model_is_an_ordinary_transformers_folder(undisturbed: Path) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(undisturbed / "best")
+    tokenizer = AutoTokenizer.from_pretrained(undisturbed / "best")
+    logits = model(**tokenizer("a good film", return_tensors="pt", return_token_type_ids=False)).logits
+    assert logits.shape == (1, 2)
+    assert model.config.id2label == {0: "negative", 1: "positive"}
+
+
+@pytest.mark.parametrize(("workers", "zero_stage", "micro"), [(2, 2, 4), (3, 3, 2)])
+def test_another_world_size_is_the_same_experiment(
+    folder: Path, undisturbed: Path, workers: int, zero_stage: int, micro: int
+) -> None:
+    config = tiny_run(
+        folder,
+        f"workers_{workers}",
+        f"workers.min={workers}",
+        f"workers.max={workers}",
+        f"training.zero_stage={zero_stage}",
+        f"training.micro_batch_size={micro}",
+    )
+    code, output = train(folder, config)
+    assert code == 0, output
+    assert_same_experiment(folder / "runs" / config.name, undisturbed)
+    assert summary(folder / "runs" / config.name)["final_metrics"] == pytest.approx(
+        summary(undisturbed)["final_metrics"], abs=1e-4
+    )
+
+
+@pytest.mark.parametrize("kill_at", [7, 13, 20], ids=["mid_epoch", "epoch_end", "second_epoch"])
+def test_a_killed_driver_is_resumed_by_the_same_command(folder: Path, undisturbed: Path, kill_at: int) -> None:
+    """kill -9 of everything; then the same command, at another world size and ZeRO stage."""
+    name = f"killed_at_{kill_at}"
+    run = folder / "runs" / name
+    slow = tiny_run(folder, name, "checkpoint.save_every_steps=3", "tracking.tensorboard=false")
+    process = start_cli("train", write_config(slow, folder))
+    try:
+        wait_until(lambda: steps_done(run) >= kill_at and committed_steps(run), f"step {kill_at} of {name}")
+    finally:
+        kill_all(process)
+    assert steps_done(run) < 39 or not (run / "summary.json").exists()
+    again = tiny_run(folder, name, "workers.min=2", "workers.max=2", "training.zero_stage=1")
+    code, output = train(folder, again)
+    assert code == 0, output
+    assert_same_experiment(run, undisturbed)
+
+
+def test_sigterm_saves_and_leaves_and_resume_goes_on(folder: Path, undisturbed: Path) -> None:
+    """Ctrl-C and SIGTERM: a checkpoint of that very step, exit code 1, and the way to go on."""
+    name = "stopped"
+    run = folder / "runs" / name
+    config = tiny_run(folder, name, "checkpoint.save_every_steps=500", "training.epochs=3")
+    process = start_cli("train", write_config(config, folder))
+    wait_until(lambda: steps_done(run) >= 2, "two steps")
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    if summary(run)["status"] == "finished":
+        pytest.skip("the run was faster than the signal")
+    assert process.returncode == 1, output
+    assert "raytrain resume" in output
+    assert committed_steps(run) == [summary(run)["step"]] == [steps_done(run)]  # not a step is lost
+    code, output = run_cli("resume", str(run))
+    assert code == 0, output
+    assert_same_experiment(run, undisturbed)
+    attempts = [json.loads(line)["attempt"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len(attempts) == 39  # nothing was done twice
+
+
+def test_a_finished_run_is_not_run_again(folder: Path, undisturbed: Path) -> None:
+    before = (undisturbed / "metrics.jsonl").read_bytes()
+    code, output = train(folder, tiny_run(folder, "undisturbed"))
+    assert code == 0
+    assert "done already" in output
+    assert (undisturbed / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_config_is_refused_by_key(folder: Path, undisturbed: Path) -> None:
+    changed = tiny_run(folder, "undisturbed", "training.optimizer.learning_rate=1e-5", "seed=3")
+    code, output = train(folder, changed)
+    assert code == 2
+    assert "training.optimizer.learning_rate: was 0.002, is now 1e-05" in output
+    assert "seed: was 0, is now 3" in output
+    assert "--overwrite" in output
+
+
+def test_eval_repeats_the_test_metrics(undisturbed: Path) -> None:
+    code, output = run_cli("eval", str(undisturbed), "--split", "test")
+    assert code == 0, output
+    assert f"{summary(undisturbed)['final_metrics']['accuracy']:.4f}" in output
+
+
+def test_early_stopping_keeps_its_patience_over_a_resume(folder: Path) -> None:
+    """A learning rate of almost nothing never improves: patience 3 ends the run at the fourth evaluation."""
+    name = "early"
+    run = folder / "runs" / name
+    overrides = (
+        "training.optimizer.learning_rate=1e-12",
+        "training.epochs=40",
+        "training.eval_every_steps=5",
+        "training.early_stopping={metric: accuracy, patience: 3}",
+        "checkpoint.save_every_steps=1",
+    )
+    config = tiny_run(folder, name, *overrides)
+    process = start_cli("train", write_config(config, folder))
+    try:
+        wait_until(lambda: any(step >= 10 for step in committed_steps(run)), "a checkpoint after two evaluations")
+    finally:
+        kill_all(process)
+    code, output = train(folder, config)
+    assert code == 0, output
+    assert summary(run)["status"] == "stopped_early"
+    assert summary(run)["step"] == 20
+
+
+def test_a_dead_worker_is_replaced(folder: Path, undisturbed: Path) -> None:
+    """A worker that is killed costs the steps since the last checkpoint, and nothing else."""
+    import psutil
+
+    name = "dead_worker"
+    run = folder / "runs" / name
+    config = tiny_run(folder, name, "workers.min=2", "workers.max=2", "checkpoint.save_every_steps=3")
+    process = start_cli("train", write_config(config, folder))
+
+    def a_worker() -> psutil.Process | None:
+        family = psutil.Process(process.pid).children(recursive=True)
+        return next((p for p in family if "RayTrainWorker" in p.name() or "RayTrainWorker" in " ".join(p.cmdline())), None)
+
+    wait_until(lambda: committed_steps(run), "a checkpoint")
+    victim = a_worker()
+    assert victim is not None
+    victim.kill()
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert summary(run)["failures"] == 1
+    assert_same_experiment(run, undisturbed)

@@ -1,0 +1,153 @@
+"""Running raytrain as a user does, from another process, and reading what it leaves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from raytrain.config import RunConfig
+from raytrain.config_io import dump_config, parse_config
+from raytrain.training.records import last_attempt_rows, read_jsonl
+from tiny import TINY_BERT, tiny_tokenizer, write_reviews
+from raytrain.storage import Storage
+
+ENV = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200", "PYTHONUNBUFFERED": "1"}
+for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+    ENV.pop(name, None)
+
+
+def write_config(config: RunConfig, folder: Path) -> str:
+    """The config as a YAML file."""
+    path = folder / f"{config.name}.yaml"
+    path.write_text(dump_config(config))
+    return str(path)
+
+
+def start_cli(*args: str, cwd: Path | None = None) -> subprocess.Popen[str]:
+    """Start `raytrain ARGS` in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "raytrain", *args],
+        cwd=cwd,
+        env=ENV,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def run_cli(*args: str, cwd: Path | None = None, timeout_s: float = 240) -> tuple[int, str]:
+    """Run `raytrain ARGS` to its end: exit code and all that it printed."""
+    process = start_cli(*args, cwd=cwd)
+    try:
+        output, _ = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        kill_all(process)
+        output, _ = process.communicate()
+        raise AssertionError(f"raytrain {' '.join(args)} did not end in {timeout_s} s:\n{output}") from None
+    return process.returncode, output
+
+
+def kill_all(process: subprocess.Popen[str]) -> None:
+    """SIGKILL a command and all that it started, as the end of a machine does."""
+    import psutil
+
+    try:
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for member in family:
+        try:
+            member.send_signal(signal.SIGKILL)
+        except psutil.NoSuchProcess:
+            continue
+    process.wait()
+
+
+def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 180) -> Any:
+    """Poll until the condition holds; fails the test with `what` otherwise."""
+    deadline_s = time.monotonic() + timeout_s
+    while time.monotonic() < deadline_s:
+        if value := condition():
+            return value
+        time.sleep(0.1)
+    raise AssertionError(f"waited {timeout_s} s in vain: {what}")
+
+
+def losses(run: Path) -> dict[int, float]:
+    """Loss of each step, the last attempt's where a step was redone."""
+    return {row["step"]: row["loss"] for row in last_attempt_rows(read_jsonl(Storage(str(run)), "metrics.jsonl"))}
+
+
+def steps_done(run: Path) -> int:
+    """Newest step in metrics.jsonl."""
+    return max((row["step"] for row in read_jsonl(Storage(str(run)), "metrics.jsonl")), default=0)
+
+
+def samples_of_steps(run: Path) -> dict[int, list[int]]:
+    """Sorted sample ids of each step over all workers, of the last attempt that did the step."""
+    by_attempt: dict[int, dict[int, list[int]]] = {}
+    for file in sorted((run / "samples").iterdir()):
+        for row in read_jsonl(Storage(str(run)), f"samples/{file.name}"):
+            by_attempt.setdefault(row["step"], {}).setdefault(row["attempt"], []).extend(row["ids"])
+    return {step: sorted(attempts[max(attempts)]) for step, attempts in sorted(by_attempt.items())}
+
+
+def committed_steps(run: Path) -> list[int]:
+    """Steps of the committed checkpoints."""
+    folder = run / "checkpoints"
+    return sorted(int(p.parent.name[5:]) for p in folder.glob("step_*/manifest.json")) if folder.exists() else []
+
+
+def assert_same_curve(one: dict[int, float], other: dict[int, float], tolerance: float = 1e-4) -> None:
+    """Equal steps, and losses that differ by rounding at most."""
+    assert one.keys() == other.keys()
+    worst = max(one, key=lambda step: abs(one[step] - other[step]))
+    assert np.isclose(one[worst], other[worst], rtol=0, atol=tolerance), (worst, one[worst], other[worst])
+
+
+def summary(run: Path) -> dict[str, Any]:
+    """summary.json."""
+    return json.loads((run / "summary.json").read_text())
+
+
+def resolved(run: Path) -> dict[str, Any]:
+    """config.yaml of a run."""
+    return yaml.safe_load((run / "config.yaml").read_text())
+
+
+def tiny_run(folder: Path, name: str, *overrides: str, num_rows: int = 103) -> RunConfig:
+    """A sentiment run over `num_rows` tiny reviews that trains in milliseconds a step: fp32, dropout 0, batches of 8,
+    so that curves can be compared. Data, tokenizer and prepared store are shared by all runs in `folder`."""
+    data = {split: folder / "data" / f"{split}.parquet" for split in ("train", "validation", "test")}
+    if not (folder / "tokenizer").exists():
+        tiny_tokenizer(folder / "tokenizer")
+        for seed, (split, path) in enumerate(data.items()):
+            write_reviews(path, num_rows if split == "train" else 37, seed)
+    raw = {
+        "name": name,
+        "storage_path": str(folder / "runs"),
+        "task": {"kind": "sequence_classification"},
+        "model": {"config": TINY_BERT, "tokenizer": str(folder / "tokenizer")},
+        "data": {split: {"path": str(path)} for split, path in data.items()},
+        "training": {
+            "epochs": 3,
+            "global_batch_size": 8,
+            "micro_batch_size": 4,
+            "precision": "fp32",
+            "dropout": 0.0,
+            "optimizer": {"learning_rate": 2e-3},
+        },
+        "checkpoint": {"save_every_steps": 5},
+        "ray": {"num_cpus": 6},
+    }
+    raw["data"]["record_samples"] = True
+    return parse_config(raw, list(overrides))
