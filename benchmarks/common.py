@@ -147,7 +147,8 @@ def arguments_with(parser: argparse.ArgumentParser, **defaults: int) -> argparse
 @contextmanager
 def temporary_storage() -> Iterator[Path]:
     """A folder for runs, on the disk of the project rather than in memory."""
-    with tempfile.TemporaryDirectory(prefix=".bench-", dir=PROJECT, ignore_cleanup_errors=True) as folder:
+    (PROJECT / "runs").mkdir(exist_ok=True)  # which git ignores
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=PROJECT / "runs", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from raytrain.batch_plan import BatchPlan
 from raytrain.config import RunConfig
 from raytrain.errors import ConfigError
+from raytrain.timetable import make_timetable
 
 # A checkpoint holds the fp32 master weights and AdamW's two moments.
 CHECKPOINT_BYTES_PER_PARAMETER = 12
@@ -112,8 +113,8 @@ def make_plan(
         raise ConfigError(_no_room(config, num_cpus, num_gpus, use_gpu))
     steps_per_epoch = None if num_samples is None else _steps_per_epoch(config, num_samples)
     total_steps = config.training.max_steps
-    if total_steps is None and steps_per_epoch is not None:
-        total_steps = config.training.epochs * steps_per_epoch
+    if total_steps is None and num_samples is not None:
+        total_steps = make_timetable(config, num_samples, has_validation=False).total_steps
     return Plan(
         name=config.name,
         num_cpus=num_cpus,
@@ -210,7 +211,7 @@ def _no_room(config: RunConfig, num_cpus: float, num_gpus: float | None, use_gpu
 def _steps_per_epoch(config: RunConfig, num_samples: int) -> int:
     """Steps of an epoch, the smaller last one included. Raises ConfigError when there is none."""
     batch = config.training.global_batch_size
-    steps = num_samples // batch if config.data.drop_last else math.ceil(num_samples / batch)
+    steps = make_timetable(config, num_samples, has_validation=False).steps_per_epoch
     if steps == 0:
         if num_samples == 0:
             raise ConfigError("data.train has no sample that can be used")

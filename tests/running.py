@@ -78,7 +78,7 @@ def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 180) 
     while time.monotonic() < deadline_s:
         if value := condition():
             return value
-        time.sleep(0.1)
+        time.sleep(0.02)
     raise AssertionError(f"waited {timeout_s} s in vain: {what}")
 
 
@@ -124,7 +124,7 @@ def resolved(run: Path) -> dict[str, Any]:
     return yaml.safe_load((run / "config.yaml").read_text())
 
 
-def tiny_run(folder: Path, name: str, *overrides: str, num_rows: int = 103) -> RunConfig:
+def tiny_run(folder: Path, name: str, *overrides: str, num_rows: int = 403) -> RunConfig:
     """A sentiment run over `num_rows` tiny reviews that trains in milliseconds a step: fp32, dropout 0, batches of 8,
     so that curves can be compared. Data, tokenizer and prepared store are shared by all runs in `folder`."""
     data = {split: folder / "data" / f"{split}.parquet" for split in ("train", "validation", "test")}

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 GOOD = ("good", "great", "fine", "lovely", "bright", "clever")
 BAD = ("bad", "awful", "poor", "dull", "weak", "clumsy")
 FILLER = (
-    "the a this that film story plot actor scene ending music is was and but very so it of in on with for not".split()
+    *("the", "a", "this", "that", "film", "story", "plot", "actor", "scene", "ending", "music", "is", "was"),
+    *("and", "but", "very", "so", "it", "of", "in", "on", "with", "for", "not"),
 )
 PEOPLE = ("Ada", "Alan", "Grace", "Edsger")
 PLACES = ("Paris", "Oslo", "Lima", "Cairo")
@@ -54,7 +55,7 @@ def make_reviews(num_rows: int, seed: int) -> list[dict[str, str]]:
     rows = []
     for _ in range(num_rows):
         label = rng.choice(("negative", "positive"))
-        words = rng.choices(FILLER, k=rng.randint(2, 18)) + [rng.choice(GOOD if label == "positive" else BAD)]
+        words = [*rng.choices(FILLER, k=rng.randint(2, 18)), rng.choice(GOOD if label == "positive" else BAD)]
         rng.shuffle(words)
         rows.append({"text": " ".join(words), "label": label})
     return rows

@@ -93,6 +93,7 @@ def encode_state(state: dict[str, Any]) -> bytes:
 
 
 def encode_manifest(step: int, world_size: int, token: str, files: list[FileEntry]) -> bytes:
+    """The bytes of manifest.json; `files` are all the others, state.json included."""
     entries = [asdict(entry) for entry in files]
     body = {"format_version": FORMAT_VERSION, "step": step, "world_size": world_size, "token": token, "files": entries}
     return _seal(body)

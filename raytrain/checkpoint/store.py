@@ -13,6 +13,7 @@ token, so that files left by an earlier attempt are never mixed in. Nothing here
 torch is imported.
 """
 
+import contextlib
 import json
 import logging
 import re
@@ -230,10 +231,8 @@ def _delete_all_but(folder: Storage, names: set[str]) -> None:
 
 def _delete(folder: Storage, name: str) -> None:
     """Delete a file or folder that another worker may be deleting too."""
-    try:
+    with contextlib.suppress(FileNotFoundError):
         folder.delete(name)
-    except FileNotFoundError:
-        pass
 
 
 def _all_damaged(path: str, damages: list[str]) -> str:

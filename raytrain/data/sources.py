@@ -1,31 +1,46 @@
-"""Source files: which ones a split has, whether they can be used, and how their rows are read. No Ray, no torch.
+"""Source files: which ones a split has, whether they can be used, and how they are shared out. No Ray, no torch.
 
-Rows are read in chunks, Arrow tables that carry the user's columns and `__row__`: the row's 1-based place in its
-file (for text formats its line). A row that can't be parsed is a BadRow, never an exception that loses the rest.
+How their rows are read is in `readers`.
 """
 
-import csv
 import difflib
 import glob
-import io
-import itertools
-import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+import re
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from raytrain.config import DataConfig, SourceConfig, SourceFormat, ValidationConfig
+from raytrain.data.readers import (
+    CHUNK_ROWS,
+    ROW,
+    BadRow,
+    Chunk,
+    ReadTask,
+    SourceFile,
+    column_names,
+    first_line,
+    open_source,
+    read_chunks,
+)
 from raytrain.errors import DataError
-from raytrain.storage import Storage
 from raytrain.tasks.base import Task
 
-ROW = "__row__"
-CHUNK_ROWS = 4096
+__all__ = [
+    "CHUNK_ROWS",
+    "ROW",
+    "BadRow",
+    "Chunk",
+    "ReadTask",
+    "SourceFile",
+    "check_sources",
+    "list_files",
+    "read_chunks",
+    "read_tasks",
+]
+
 # Rows of Parquet that one read task takes; several tasks share a large file.
 TASK_ROWS = 65_536
 
@@ -39,51 +54,6 @@ ENDINGS = {
     ".conll": SourceFormat.CONLL,
     ".conllu": SourceFormat.CONLL,
 }
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """One file of a split."""
-
-    path: str
-    format: SourceFormat
-    num_bytes: int
-    modified_at: str
-    """ISO time of the last change; with path and size the file's identity."""
-
-
-@dataclass(frozen=True)
-class ReadTask:
-    """A part of a file that is read in one go: whole files, but for large Parquet, which is cut at row groups."""
-
-    split: str
-    file_of_split: int
-    """Ordinal of the file in its split."""
-    file: SourceFile
-    row_groups: tuple[int, int] | None = None
-    """Parquet row groups [start, stop); None: the whole file."""
-    first_row: int = 1
-    """1-based row of the file that the first row group starts with."""
-
-
-@dataclass(frozen=True)
-class BadRow:
-    """A row that can't be used."""
-
-    path: str
-    row: int
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.path}, row {self.row}: {self.reason}"
-
-
-@dataclass
-class Chunk:
-    """Rows of a file, and those that could not be parsed."""
-
-    table: pa.Table
-    bad_rows: list[BadRow] = field(default_factory=list)
 
 
 def list_files(source: SourceConfig | ValidationConfig, option: str) -> list[SourceFile]:
@@ -116,7 +86,7 @@ def check_sources(data: DataConfig, task: Task) -> dict[str, list[SourceFile]]:
         splits["test"] = list_files(data.test, "data.test")
     for split, files in splits.items():
         for file in files:
-            _check_file(file, f"data.{split}.path", task.required_columns())
+            _check_file(file, f"data.{split}.path", task)
     return splits
 
 
@@ -127,39 +97,61 @@ def read_tasks(splits: dict[str, list[SourceFile]]) -> list[ReadTask]:
     ]
 
 
-def read_chunks(task: ReadTask) -> Iterator[Chunk]:
-    """The rows of a read task, at most CHUNK_ROWS at a time."""
-    readers = {
-        SourceFormat.PARQUET: _read_parquet,
-        SourceFormat.JSONL: _read_jsonl,
-        SourceFormat.CSV: _read_delimited,
-        SourceFormat.TSV: _read_delimited,
-        SourceFormat.TXT: _read_text,
-        SourceFormat.CONLL: _read_conll,
-    }
-    return readers[task.file.format](task)
-
-
 def _expand(path: str, format: SourceFormat, option: str) -> list[SourceFile]:
     """A path, folder or glob as files."""
-    if "://" not in path and glob.has_magic(path):
+    if "://" not in path:
+        path = os.path.expanduser(path)
+    try:
+        return _expand_readable(path, format, option)
+    except PermissionError:
+        raise DataError(f"{option}.path {path!r}: no permission to look there") from None
+    except (OSError, pa.ArrowInvalid) as error:  # an unknown scheme, no credentials, no such bucket
+        raise DataError(f"{option}.path {path!r} can't be opened: {first_line(error)}") from None
+
+
+def _expand_readable(path: str, format: SourceFormat, option: str) -> list[SourceFile]:
+    if "://" in path and "*" in path:
+        matches = _glob_uri(path)
+    elif "://" not in path and glob.has_magic(path) and not os.path.exists(path):
         matches = sorted(match for match in glob.glob(path, recursive=True) if os.path.isfile(match))
-        if not matches:
-            raise DataError(f"{option}.path {path!r} matches no file")
-        return [_file(match, format, option) for match in matches]
+    else:
+        return _expand_plain(path, format, option)
+    if not matches:
+        raise DataError(f"{option}.path {path!r} matches no file")
+    return [_file(match, format, option) for match in matches]
+
+
+def _expand_plain(path: str, format: SourceFormat, option: str) -> list[SourceFile]:
+    """A file, or the files below a folder."""
     fs, inner = _open_fs(path)
     info = fs.get_file_info(inner)
     if info.type == pafs.FileType.NotFound:
         raise DataError(f"{option}.path {path!r}: no such file or folder{_nearest_file(path)}")
     if info.type == pafs.FileType.File:
         return [_file(path, format, option)]
-    infos = fs.get_file_info(pafs.FileSelector(inner, recursive=True))
-    names = sorted(i.path for i in infos if i.type == pafs.FileType.File and not i.base_name.startswith((".", "_")))
+    names = _names_below(fs, inner)
     known = [name for name in names if format != SourceFormat.AUTO or _ending(name) in ENDINGS]
     if not known:
         raise DataError(f"{option}.path {path!r}: this folder holds no file with a known ending ({', '.join(ENDINGS)})")
     scheme = f"{path.split('://')[0]}://" if "://" in path else ""
     return [_file(f"{scheme}{name}", format, option) for name in known]
+
+
+def _names_below(fs: pafs.FileSystem, folder: str) -> list[str]:
+    """Files below a folder, sorted; those that programs leave for themselves (_SUCCESS, .crc) are no data."""
+    infos = fs.get_file_info(pafs.FileSelector(folder, recursive=True, allow_not_found=True))
+    return sorted(i.path for i in infos if i.type == pafs.FileType.File and not i.base_name.startswith((".", "_")))
+
+
+def _glob_uri(path: str) -> list[str]:
+    """URIs that a pattern with * and ** matches. Only * is special: a URI's ? begins its query."""
+    scheme = path.split("://")[0]
+    fs, pattern = _open_fs(path)
+    folder = pattern[: pattern.index("*")].rpartition("/")[0]
+    special = {"**/": "(.*/)?", "**": ".*", "*": "[^/]*"}
+    parts = re.split(r"(\*\*/|\*\*|\*)", pattern)
+    matcher = re.compile("".join(special.get(part) or re.escape(part) for part in parts))
+    return [f"{scheme}://{name}" for name in _names_below(fs, folder) if matcher.fullmatch(name)]
 
 
 def _file(path: str, format: SourceFormat, option: str) -> SourceFile:
@@ -195,61 +187,37 @@ def _nearest_file(path: str) -> str:
     return f"; did you mean {os.path.join(os.path.dirname(path), close[0])}?" if close else ""
 
 
-def _check_file(file: SourceFile, option: str, columns: list[str]) -> None:
+def _check_file(file: SourceFile, option: str, task: Task) -> None:
     if file.num_bytes == 0:
         raise DataError(f"{option}: {file.path} is empty (0 bytes)")
     try:
-        found = _columns_of(file)
+        found = column_names(file)
     except PermissionError:
         raise DataError(f"{option}: no permission to read {file.path}") from None
     except (pa.ArrowInvalid, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise DataError(f"{option}: {file.path} is no readable {file.format} file (half-written?): {reason}") from None
-    missing = [column for column in columns if column not in found]
+    missing = [column for column in task.required_columns() if column not in found]
     if missing:
         close = difflib.get_close_matches(missing[0], found, 1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = f"; did you mean {close[0]!r}?" if close else "."
         raise DataError(
             f"{option}: {file.path} has no column {missing[0]!r} (it has {', '.join(map(repr, found))}){hint} "
-            "Set the task's *_column options to the names in your files"
+            f"Set {_column_option(task, missing[0])} to the name in your files"
         )
 
 
-def _columns_of(file: SourceFile) -> list[str]:
-    """Column names, from the footer or the first line. Raises ArrowInvalid or OSError when the file is broken."""
-    match file.format:
-        case SourceFormat.PARQUET:
-            with _open(file) as opened:
-                footer = pq.ParquetFile(opened)
-                if footer.metadata.num_rows == 0:
-                    raise pa.ArrowInvalid("it has no rows")
-                return footer.schema_arrow.names
-        case SourceFormat.JSONL:
-            # A broken line is found when all are read, with its row; here only the names matter.
-            for line in _lines(file):
-                if line.strip():
-                    try:
-                        row = json.loads(line)
-                    except ValueError as error:
-                        raise pa.ArrowInvalid(f"row 1: {error}") from None
-                    if not isinstance(row, dict):
-                        raise pa.ArrowInvalid("row 1 is no JSON object; a JSONL file has one object a line")
-                    return list(row)
-            raise pa.ArrowInvalid("it has no rows")
-        case SourceFormat.CSV | SourceFormat.TSV:
-            header = next(_delimited_rows(file), None)
-            if header is None:
-                raise pa.ArrowInvalid("it has no rows")
-            return header
-        case SourceFormat.CONLL:
-            return ["tokens", "tags", "document"]
-    return ["text"]
+def _column_option(task: Task, column: str) -> str:
+    """The dotted option that names a column."""
+    options = vars(getattr(task, "config", None) or object)
+    names = [name for name, value in options.items() if name.endswith("_column") and value == column]
+    return f"task.{names[0]}" if names else "the task's *_column option"
 
 
 def _tasks_of(split: str, file_of_split: int, file: SourceFile) -> list[ReadTask]:
     if file.format != SourceFormat.PARQUET:
         return [ReadTask(split, file_of_split, file)]
-    with _open(file) as opened:
+    with open_source(file) as opened:
         metadata = pq.ParquetFile(opened).metadata
     tasks, start, first_row, rows = [], 0, 1, 0
     for i in range(metadata.num_row_groups):
@@ -258,137 +226,3 @@ def _tasks_of(split: str, file_of_split: int, file: SourceFile) -> list[ReadTask
             tasks.append(ReadTask(split, file_of_split, file, (start, i + 1), first_row))
             start, first_row, rows = i + 1, first_row + rows, 0
     return tasks
-
-
-def _open(file: SourceFile) -> pa.NativeFile:
-    folder, _, name = file.path.rpartition("/")
-    return Storage(folder or "/").open_input(name)
-
-
-def _read_parquet(task: ReadTask) -> Iterator[Chunk]:
-    row = task.first_row
-    with _open(task.file) as opened:
-        file = pq.ParquetFile(opened)
-        start, stop = task.row_groups or (0, file.metadata.num_row_groups)
-        try:
-            for batch in file.iter_batches(CHUNK_ROWS, row_groups=list(range(start, stop))):
-                table = pa.Table.from_batches([batch])
-                yield Chunk(table.append_column(ROW, pa.array(range(row, row + len(table)), pa.int64())))
-                row += len(table)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise DataError(f"{task.file.path}, near row {row}: broken Parquet: {error}") from None
-
-
-def _lines(file: SourceFile) -> Iterator[str]:
-    """Lines of a text file, without their ends. Invalid UTF-8 becomes U+FFFD, which the callers refuse."""
-    with _open(file) as opened:
-        raw: Any = pa.CompressedInputStream(opened, "gzip") if file.path.endswith(".gz") else opened
-        yield from io.TextIOWrapper(raw, encoding="utf-8", errors="replace", newline=None)
-
-
-def _in_chunks(rows: Iterator[tuple[int, dict[str, Any] | str]], path: str) -> Iterator[Chunk]:
-    """(row, its columns, or the reason why it has none) as chunks."""
-    good: list[dict[str, Any]] = []
-    bad: list[BadRow] = []
-    for row, values in rows:
-        if isinstance(values, str):
-            bad.append(BadRow(path, row, values))
-        else:
-            good.append({**values, ROW: row})
-        if len(good) + len(bad) >= CHUNK_ROWS:
-            yield Chunk(_table(good), bad)
-            good, bad = [], []
-    if good or bad:
-        yield Chunk(_table(good), bad)
-
-
-def _table(rows: list[dict[str, Any]]) -> pa.Table:
-    names = list(dict.fromkeys(name for row in rows for name in row)) or [ROW]
-    columns = {name: [row.get(name) for row in rows] for name in names}
-    arrays = {}
-    for name, values in columns.items():
-        try:
-            arrays[name] = pa.array(values)
-        except (pa.ArrowInvalid, pa.ArrowTypeError):  # a column of several types: the task sees text
-            arrays[name] = pa.array([v if v is None else v if isinstance(v, str) else json.dumps(v) for v in values])
-    return pa.table(arrays)
-
-
-def _read_jsonl(task: ReadTask) -> Iterator[Chunk]:
-    def rows() -> Iterator[tuple[int, dict[str, Any] | str]]:
-        for number, line in enumerate(_lines(task.file), 1):
-            if not line.strip():
-                continue
-            if "\ufffd" in line:
-                yield number, "invalid UTF-8"
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                yield number, f"malformed JSON ({error})"
-                continue
-            yield number, row if isinstance(row, dict) else "no JSON object"
-
-    return _in_chunks(rows(), task.file.path)
-
-
-def _delimited_rows(file: SourceFile) -> Iterator[list[str]]:
-    if file.format == SourceFormat.TSV:
-        return csv.reader(_lines(file), delimiter="\t")
-    return csv.reader(_lines(file))
-
-
-def _read_delimited(task: ReadTask) -> Iterator[Chunk]:
-    def rows() -> Iterator[tuple[int, dict[str, Any] | str]]:
-        reader = _delimited_rows(task.file)
-        header = next(reader)
-        for number, values in enumerate(reader, 2):
-            if not values:
-                continue
-            if len(values) != len(header):
-                yield number, f"{len(values)} fields where the header has {len(header)}"
-            elif any("\ufffd" in value for value in values):
-                yield number, "invalid UTF-8"
-            else:
-                yield number, dict(zip(header, values, strict=True))
-
-    return _in_chunks(rows(), task.file.path)
-
-
-def _read_text(task: ReadTask) -> Iterator[Chunk]:
-    def rows() -> Iterator[tuple[int, dict[str, Any] | str]]:
-        for number, line in enumerate(_lines(task.file), 1):
-            if line.strip():
-                yield number, "invalid UTF-8" if "\ufffd" in line else {"text": line.rstrip("\n")}
-
-    return _in_chunks(rows(), task.file.path)
-
-
-def _read_conll(task: ReadTask) -> Iterator[Chunk]:
-    """Sentences of whitespace-separated columns, blank lines between; first column the word, last the tag."""
-
-    def rows() -> Iterator[tuple[int, dict[str, Any] | str]]:
-        words: list[str] = []
-        tags: list[str] = []
-        first, document, width, reason = 0, 0, 0, ""
-        has_comments = task.file.path.endswith(".conllu")  # elsewhere "#" is a word
-        for number, line in enumerate(itertools.chain(_lines(task.file), [""]), 1):
-            if has_comments and line.startswith("#"):
-                continue
-            columns = line.split()
-            if columns and columns[0] != "-DOCSTART-":
-                first = first or number
-                width = width or len(columns)
-                if len(columns) < 2 or len(columns) != width:
-                    reason = reason or f"line {number} has {len(columns)} columns, the ones before it {max(width, 2)}"
-                if "\ufffd" in line:
-                    reason = reason or f"line {number} has invalid UTF-8"
-                words.append(columns[0])
-                tags.append(columns[-1])
-                continue
-            if words:
-                yield first, reason or {"tokens": words, "tags": tags, "document": document}
-                words, tags, first, reason = [], [], 0, ""
-            document += bool(columns)  # the line is -DOCSTART-
-
-    return _in_chunks(rows(), task.file.path)

@@ -48,11 +48,13 @@ def looks_local(path: str) -> bool:
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """Hash of everything in a tokenizer that decides its output."""
+    """Hash of everything in a tokenizer that decides its output, whatever it was used for before."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    content = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    special = json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str)
-    return hashlib.sha256(f"{content}\n{special}".encode()).hexdigest()
+    content = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
+    if backend is not None:  # these two are the settings of its last call
+        content = {name: part for name, part in content.items() if name not in ("truncation", "padding")}
+    parts = [content, tokenizer.special_tokens_map, getattr(tokenizer, "truncation_side", "right")]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _option(model: ModelConfig) -> str:

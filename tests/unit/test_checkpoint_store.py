@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from raytrain.batch_plan import World
 from raytrain.checkpoint import manifest as manifest_module
 from raytrain.checkpoint import store as store_module
 from raytrain.checkpoint import writer as writer_module
@@ -20,7 +21,6 @@ from raytrain.checkpoint.store import CheckpointStore, write_sidecar
 from raytrain.checkpoint.writer import CheckpointWriter
 from raytrain.errors import CheckpointError
 from raytrain.storage import Storage
-from raytrain.batch_plan import World
 
 TOKEN = "attempt-0"
 
@@ -100,7 +100,7 @@ class TestSaveAndLoad:
         writer = CheckpointWriter(store, World(0, 1), TOKEN)
         writer.begin(1, lambda folder: [])
         writer.wait()
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=r"not JSON compliant"):
             writer.commit({"loss": float("nan")})
         writer.close()
 
@@ -148,7 +148,7 @@ class TestDamage:
         save(store, 20)
         for step in (10, 20):
             inflict(path_in(store, step, name))
-        with pytest.raises(CheckpointError, match="none of the 2 checkpoints") as error:
+        with pytest.raises(CheckpointError, match=r"none of the 2 checkpoints") as error:
             store.newest_good()
         assert reason in str(error.value)
         assert "step_00000010" in str(error.value) and "step_00000020" in str(error.value)
@@ -177,20 +177,20 @@ class TestDamage:
     def test_a_damaged_state_is_never_handed_out(self, store):
         save(store, 10)
         flip_bit(path_in(store, 10, "state.json"))
-        with pytest.raises(CheckpointError, match="state.json was changed"):
+        with pytest.raises(CheckpointError, match=r"state.json was changed"):
             store.open(10)
 
     def test_a_copy_under_another_step_is_not_loaded(self, store):
         save(store, 10)
         os.rename(store.folder(10).local_path(), store.folder(30).local_path())
-        with pytest.raises(CheckpointError, match="copy of step 10"):
+        with pytest.raises(CheckpointError, match=r"copy of step 10"):
             store.open(30)
 
     def test_a_format_of_the_future_is_refused(self, store, monkeypatch):
         monkeypatch.setattr(manifest_module, "FORMAT_VERSION", 2)
         save(store, 10)
         monkeypatch.undo()
-        with pytest.raises(CheckpointError, match="format 2"):
+        with pytest.raises(CheckpointError, match=r"format 2"):
             store.open(10)
 
     def test_damage_in_one_workers_share_is_seen_by_all(self, store):
@@ -323,11 +323,11 @@ class TestCrash:
     def test_leftovers_of_another_attempt_are_not_mixed_in(self, store, old_world_size):
         for rank in range(old_world_size):  # all wrote, nobody committed
             write_part(store, 10, rank, old_world_size, token="old")
-        with pytest.raises(CheckpointError, match="earlier attempt|missing"):
+        with pytest.raises(CheckpointError, match=r"earlier attempt|missing"):
             store.commit(10, 2, {"step": 10}, TOKEN)
         assert store.candidates() == []
         write_part(store, 10, 0, 2)  # one of two workers is done
-        with pytest.raises(CheckpointError, match="zero-00001.json .*(earlier attempt|missing)"):
+        with pytest.raises(CheckpointError, match=r"zero-00001.json .*(earlier attempt|missing)"):
             store.commit(10, 2, {"step": 10}, TOKEN)
         write_part(store, 10, 1, 2)
         store.commit(10, 2, {"step": 10}, TOKEN)
@@ -338,7 +338,7 @@ class TestCrash:
         for rank in range(2):
             write_part(store, 10, rank, 2)
         store.clear_for_save(10, 1)
-        with pytest.raises(CheckpointError, match="zero-00001.json is missing"):
+        with pytest.raises(CheckpointError, match=r"zero-00001.json is missing"):
             store.commit(10, 2, {"step": 10}, TOKEN)
 
     def test_a_checkpoint_that_is_half_deleted_does_not_count(self, store):
@@ -361,7 +361,7 @@ class TestCrash:
     def test_a_file_cut_short_before_the_commit_is_not_committed(self, store):
         write_part(store, 10, 0, 1)
         truncate(path_in(store, 10, "zero-00000-of-00001.safetensors"))
-        with pytest.raises(CheckpointError, match="incomplete"):
+        with pytest.raises(CheckpointError, match=r"incomplete"):
             store.commit(10, 1, {"step": 10}, TOKEN)
         assert store.candidates() == []
 
@@ -538,7 +538,7 @@ class TestWriter:
             raise PermissionError(13, "Permission denied")
 
         writers[0].begin(10, refuse)
-        with pytest.raises(CheckpointError, match="permission to write") as error:
+        with pytest.raises(CheckpointError, match=r"permission to write") as error:
             writers[0].wait()
         assert store.folder(10).path_of() in str(error.value) and "3 tries" in str(error.value)
         with pytest.raises(CheckpointError):
@@ -553,7 +553,7 @@ class TestWriter:
         writers[0].begin(10, write_one(0, 10))
         writers[0].wait()
         writers[0].commit({"step": 10})  # though worker 1 has written nothing
-        with pytest.raises(CheckpointError, match="zero-00001.json is missing"):
+        with pytest.raises(CheckpointError, match=r"zero-00001.json is missing"):
             writers[0].wait()
 
     def test_close_does_not_wait_for_another_try(self, store, monkeypatch):

@@ -55,11 +55,11 @@ class TestBatches:
         plan = plan_for(config_with(), num_samples=5)
         assert plan.steps_per_epoch == 1
         assert any("fewer samples (5)" in note for note in plan.notes)
-        with pytest.raises(ConfigError, match="5 samples.*global_batch_size is 32.*drop_last"):
+        with pytest.raises(ConfigError, match=r"5 samples.*global_batch_size is 32.*drop_last"):
             plan_for(config_with(data={"drop_last": True}), num_samples=5)
 
     def test_no_samples_at_all(self):
-        with pytest.raises(ConfigError, match="data.train"):
+        with pytest.raises(ConfigError, match=r"data.train"):
             plan_for(config_with(), num_samples=0)
 
     def test_checkpoint_bytes(self):
@@ -78,7 +78,7 @@ class TestRoom:
     def test_ray_data_needs_a_whole_cpu_to_prepare(self):
         config = config_with(workers={"data_cpus": 0.1})
         assert cpus_needed(config, 1) == 2
-        with pytest.raises(ConfigError, match="no room"):
+        with pytest.raises(ConfigError, match=r"no room"):
             plan_for(config, num_cpus=1)
 
     def test_as_many_workers_as_fit_now(self):
@@ -89,7 +89,7 @@ class TestRoom:
 
     def test_gpus(self):
         config = config_with(workers={"min": 1, "max": 4, "gpu": True})
-        with pytest.raises(ConfigError, match="workers.gpu is true, and this Ray has no GPU"):
+        with pytest.raises(ConfigError, match=r"workers.gpu is true, and this Ray has no GPU"):
             plan_for(config)
         plan = plan_for(config, num_gpus=2)
         assert plan.use_gpu and plan.world_size == 2
@@ -99,7 +99,7 @@ class TestRoom:
         config = config_with(workers={"min": 2, "max": 4})
         assert not plan_for(config, num_gpus=0).use_gpu
         assert plan_for(config, num_gpus=3).world_size == 3
-        with pytest.raises(ConfigError, match="needs 2 GPUs, and this Ray has 1.*workers.gpu to false"):
+        with pytest.raises(ConfigError, match=r"needs 2 GPUs, and this Ray has 1.*workers.gpu to false"):
             plan_for(config, num_gpus=1)
 
     def test_gpu_false(self):
@@ -126,7 +126,7 @@ class TestLogicalCpus:
 
     def test_what_the_user_asks_for_can_be_too_little(self):
         config = config_with(workers={"min": 2, "max": 2}, ray={"num_cpus": 2})
-        with pytest.raises(ConfigError, match="ray.num_cpus to at least 3"):
+        with pytest.raises(ConfigError, match=r"ray.num_cpus to at least 3"):
             plan_for(config, num_cpus=logical_cpus(config, machine_cores=8))
 
     @given(

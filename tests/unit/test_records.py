@@ -67,7 +67,7 @@ class TestBoth:
             write_rows(place, {"step": 3})
             steps = [row["step"] for row in read_jsonl(place, "metrics.jsonl")]
             whole = sum(cut >= end for end in (len('{"step": 1}'), len(data) - 1))
-            assert steps == [1, 2][:whole] + [3], data[:cut]
+            assert steps == [*[1, 2][:whole], 3], data[:cut]
 
     def test_no_file_is_no_rows(self, place):
         assert read_jsonl(place, "metrics.jsonl") == []

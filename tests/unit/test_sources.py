@@ -140,7 +140,9 @@ class TestFiles:
         write_text(tmp_path / "_SUCCESS", "")
 
         def names(path: Any) -> list[str]:
-            return [file.path.removeprefix(f"{tmp_path}/") for file in list_files(SourceConfig(path=path), "data.train")]
+            return [
+                file.path.removeprefix(f"{tmp_path}/") for file in list_files(SourceConfig(path=path), "data.train")
+            ]
 
         assert names(str(tmp_path)) == ["a.parquet", "b.parquet", "sub/c.parquet"]
         assert names(f"{tmp_path}/*.parquet") == ["a.parquet", "b.parquet"]
@@ -190,8 +192,11 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("path", "words"),
         [
-            ("revews.parquet", ["data.train.path", "revews.parquet", "no such file", "did you mean", "reviews.parquet"]),
-            ("*.csv", ["data.train.path", "*.csv", "matches no file"]),
+            (
+                "revews.parquet",
+                ["data.train.path", "revews.parquet", "no such file", "did you mean", "reviews.parquet"],
+            ),
+            ("*.zip", ["data.train.path", "*.zip", "matches no file"]),
             ("empty_folder", ["data.train.path", "empty_folder", "no file", ".jsonl"]),
             ("empty.parquet", ["data.train.path", "empty.parquet", "empty"]),
             ("empty.csv", ["data.train.path", "empty.csv", "empty"]),

@@ -1,0 +1,297 @@
+"""Rows of source files, whatever their format. No Ray, no torch.
+
+Rows are read in chunks, Arrow tables that carry the user's columns and `__row__`: the row's 1-based place in its
+file (for text formats the line it starts in). A row that can't be parsed is a BadRow, never an exception that loses
+the rest; a file that can't be read any further is a DataError.
+"""
+
+import csv
+import io
+import itertools
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raytrain.config import SourceFormat
+from raytrain.errors import DataError
+from raytrain.storage import Storage
+
+ROW = "__row__"
+CHUNK_ROWS = 4096
+DOCUMENT_START = "-DOCSTART-"
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of a split."""
+
+    path: str
+    format: SourceFormat
+    num_bytes: int
+    modified_at: str
+    """ISO time of the last change; with path and size the file's identity."""
+
+
+@dataclass(frozen=True)
+class ReadTask:
+    """A part of a file that is read in one go: whole files, but for large Parquet, which is cut at row groups."""
+
+    split: str
+    file_of_split: int
+    """Ordinal of the file in its split."""
+    file: SourceFile
+    row_groups: tuple[int, int] | None = None
+    """Parquet row groups [start, stop); None: the whole file."""
+    first_row: int = 1
+    """1-based row of the file that the first row group starts with."""
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that can't be used."""
+
+    path: str
+    row: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}, row {self.row}: {self.reason}"
+
+
+@dataclass
+class Chunk:
+    """Rows of a file, and those that could not be parsed."""
+
+    table: pa.Table
+    bad_rows: list[BadRow] = field(default_factory=list)
+
+
+def read_chunks(task: ReadTask, columns: Iterable[str] | None = None) -> Iterator[Chunk]:
+    """The rows of a read task, at most CHUNK_ROWS at a time.
+
+    Args:
+        columns: Columns that are needed; Parquet leaves out the others. None: all.
+
+    Raises:
+        DataError: The file is broken in a way that hides where its next row starts.
+    """
+    readers = {
+        SourceFormat.JSONL: _jsonl_rows,
+        SourceFormat.CSV: _delimited_rows,
+        SourceFormat.TSV: _delimited_rows,
+        SourceFormat.TXT: _text_rows,
+        SourceFormat.CONLL: _conll_rows,
+    }
+    if task.file.format == SourceFormat.PARQUET:
+        yield from _read_parquet(task, columns)
+        return
+    try:
+        yield from _in_chunks(readers[task.file.format](task.file), task.file.path)
+    except (OSError, pa.ArrowInvalid, csv.Error) as error:
+        raise DataError(f"{task.file.path} can't be read to its end (half-written?): {first_line(error)}") from None
+
+
+def column_names(file: SourceFile) -> list[str]:
+    """A file's columns, from its footer or its first rows.
+
+    Raises:
+        OSError, pa.ArrowInvalid: The file is broken, or has no rows.
+    """
+    match file.format:
+        case SourceFormat.PARQUET:
+            with open_source(file) as opened:
+                footer = pq.ParquetFile(opened)
+                if footer.metadata.num_rows == 0:
+                    raise pa.ArrowInvalid("it has no rows")
+                return footer.schema_arrow.names
+        case SourceFormat.JSONL:
+            # A broken line is found when all are read, with its row; here only the names matter.
+            first = next(_jsonl_rows(file), None)
+            if first is None:
+                raise pa.ArrowInvalid("it has no rows")
+            row, values = first
+            if isinstance(values, str):
+                raise pa.ArrowInvalid(f"row {row}: {values}; a JSONL file has one JSON object a line")
+            return list(values)
+        case SourceFormat.CSV | SourceFormat.TSV:
+            reader = _delimited_reader(file)
+            header = next(reader, None)
+            if header is None or not any(reader):
+                raise pa.ArrowInvalid("it has no rows")
+            return header
+        case SourceFormat.CONLL:
+            if not any(_words(line) for line in _lines(file)):
+                raise pa.ArrowInvalid("it has no rows")
+            return ["tokens", "tags", "document"]
+    if not any(line.strip() for line in _lines(file)):
+        raise pa.ArrowInvalid("it has no rows")
+    return ["text"]
+
+
+def open_source(file: SourceFile) -> pa.NativeFile:
+    """The file for random access. Raises OSError."""
+    folder, _, name = file.path.rpartition("/")
+    return Storage(folder or "/").open_input(name)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message: Arrow appends where in its source it was raised."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _read_parquet(task: ReadTask, columns: Iterable[str] | None) -> Iterator[Chunk]:
+    row = task.first_row
+    try:
+        with open_source(task.file) as opened:
+            file = pq.ParquetFile(opened)
+            start, stop = task.row_groups or (0, file.metadata.num_row_groups)
+            wanted = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
+            for batch in file.iter_batches(CHUNK_ROWS, row_groups=list(range(start, stop)), columns=wanted):
+                table = pa.Table.from_batches([batch])
+                yield Chunk(table.append_column(ROW, pa.array(range(row, row + len(table)), pa.int64())))
+                row += len(table)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"{task.file.path}, near row {row}: broken Parquet: {first_line(error)}") from None
+
+
+_Rows = Iterator[tuple[int, dict[str, Any] | str]]
+"""(row, its columns, or the reason why it has none)."""
+
+
+def _in_chunks(rows: _Rows, path: str) -> Iterator[Chunk]:
+    """Rows as chunks. A column that an earlier row had stays, so that each chunk has the columns of the first row."""
+    names: dict[str, None] = {}
+    good: list[dict[str, Any]] = []
+    bad: list[BadRow] = []
+    for row, values in rows:
+        if isinstance(values, str):
+            bad.append(BadRow(path, row, values))
+        else:
+            names.update(dict.fromkeys(values))
+            good.append({**values, ROW: row})
+        if len(good) + len(bad) >= CHUNK_ROWS:
+            yield Chunk(_table(good, [*names, ROW]), bad)
+            good, bad = [], []
+    if good or bad:
+        yield Chunk(_table(good, [*names, ROW]), bad)
+
+
+def _table(rows: list[dict[str, Any]], names: list[str]) -> pa.Table:
+    return pa.table({name: _column([row.get(name) for row in rows]) for name in names})
+
+
+def _column(values: list[Any]) -> pa.Array:
+    """Values as Arrow; a column of several types, or with numbers beyond 64 bits, as text."""
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        return pa.array([v if v is None or isinstance(v, str) else json.dumps(v) for v in values])
+
+
+def _lines(file: SourceFile) -> Iterator[str]:
+    """Lines of a text file with their ends, without a byte order mark.
+
+    Bytes that are no UTF-8 become lone surrogates, which no valid file has: `_is_valid` tells.
+    """
+    with open_source(file) as opened:
+        raw: Any = pa.CompressedInputStream(opened, "gzip") if file.path.endswith(".gz") else opened
+        yield from io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline=None)
+
+
+def _is_valid(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _jsonl_rows(file: SourceFile) -> _Rows:
+    for number, line in enumerate(_lines(file), 1):
+        if line.strip():
+            yield number, _json_row(line)
+
+
+def _json_row(line: str) -> dict[str, Any] | str:
+    """The object in a line, or why there is none."""
+    if not _is_valid(line):
+        return "invalid UTF-8"
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return f"malformed JSON ({error})"
+    if not isinstance(row, dict):
+        return "no JSON object"
+    # An escape can spell half a surrogate pair, which is no character; it comes from texts cut by UTF-16 length.
+    if "\\ud" in line.lower() and not _is_valid(json.dumps(row, ensure_ascii=False)):
+        return "half a surrogate pair (a \\ud... escape without its partner)"
+    return row
+
+
+def _delimited_reader(file: SourceFile) -> Any:
+    csv.field_size_limit(sys.maxsize)  # csv's default, 128 KiB, is less than a long document
+    return csv.reader(_lines(file), delimiter="\t" if file.format == SourceFormat.TSV else ",")
+
+
+def _delimited_rows(file: SourceFile) -> _Rows:
+    reader = _delimited_reader(file)
+    header = next(reader)
+    first = reader.line_num + 1
+    for values in reader:
+        last = reader.line_num
+        if values:
+            yield first, _delimited_row(header, values, last - first)
+        first = last + 1
+
+
+def _delimited_row(header: list[str], values: list[str], num_more_lines: int) -> dict[str, Any] | str:
+    if len(values) != len(header):
+        hint = f" and runs on for {num_more_lines} more lines: is a quote not closed?" if num_more_lines else ""
+        return f"{len(values)} fields where the header has {len(header)}{hint}"
+    if not all(map(_is_valid, values)):
+        return "invalid UTF-8"
+    return dict(zip(header, values, strict=True))
+
+
+def _text_rows(file: SourceFile) -> _Rows:
+    for number, line in enumerate(_lines(file), 1):
+        if line.strip():
+            yield number, {"text": line.rstrip("\n")} if _is_valid(line) else "invalid UTF-8"
+
+
+def _conll_rows(file: SourceFile) -> _Rows:
+    """Sentences of whitespace-separated columns, blank lines between; first column the word, last the tag."""
+    words: list[str] = []
+    tags: list[str] = []
+    first, document, width, reason = 0, 0, 0, ""
+    has_comments = file.path.removesuffix(".gz").endswith(".conllu")  # elsewhere "#" is a word
+    for number, line in enumerate(itertools.chain(_lines(file), [""]), 1):
+        if has_comments and line.startswith("#"):
+            continue
+        columns = _words(line)
+        if columns:
+            first = first or number
+            if len(columns) < 2 or (width and len(columns) != width):
+                reason = reason or f"line {number} has {len(columns)} columns, and needs {width or 'at least 2'}"
+            elif not _is_valid(line):
+                reason = reason or f"line {number} has invalid UTF-8"
+            else:
+                width = len(columns)
+            words.append(columns[0])
+            tags.append(columns[-1])
+            continue
+        if words:
+            yield first, reason or {"tokens": words, "tags": tags, "document": document}
+            words, tags, first, reason = [], [], 0, ""
+        document += bool(line.strip())  # the line is -DOCSTART-
+
+
+def _words(line: str) -> list[str]:
+    """Columns of a CoNLL line; none for one that ends a sentence."""
+    columns = line.split()
+    return [] if columns[:1] == [DOCUMENT_START] else columns
