@@ -71,7 +71,7 @@ def plan(config: Config, overrides: Overrides = None) -> None:
     found = check(load_config(config, overrides))
     from raytrain.plan import make_plan
 
-    for line in make_plan(found.config, num_cpus=found.private_cpus, num_gpus=0, num_samples=None).lines():
+    for line in make_plan(found.config, num_cpus=found.private_cpus, num_gpus=None, num_samples=None).lines():
         typer.echo(line)
 
 

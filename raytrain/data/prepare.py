@@ -27,7 +27,7 @@ from raytrain.config import BadRowPolicy, RunConfig
 from raytrain.data.fingerprint import fingerprint
 from raytrain.data.prepared import MANIFEST_NAME, Manifest, Part, PreparedStore, SplitInfo, index_name
 from raytrain.data.sources import ROW, BadRow, Chunk, ReadTask, SourceFile, check_sources, read_chunks, read_tasks
-from raytrain.data.tokenize import load_tokenizer, tokenizer_fingerprint
+from raytrain.data.tokenize import load_tokenizer, tokenizer_identity
 from raytrain.errors import DataError
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
@@ -66,12 +66,12 @@ def prepare(config: RunConfig, progress: Progress | None = None) -> PreparedStor
     task = make_task(config.task, config.data.max_length)
     files = check_sources(config.data, task)
     rows_per_group = _rows_per_group(sum(file.num_bytes for fs in files.values() for file in fs))
-    tokenizer = load_tokenizer(config.model)
-    name = fingerprint(config, files, tokenizer_fingerprint(tokenizer), rows_per_group)
+    name = fingerprint(config, files, tokenizer_identity(config.model), rows_per_group)
     cache = Storage(config.data.prepared_path or f"{config.storage_path}/_prepared")
     if not cache.exists(f"{name}/{MANIFEST_NAME}"):
         progress = progress or (lambda *_: None)
-        _Preparation(config, files, name, cache, rows_per_group, tokenizer.pad_token_id, progress).run()
+        pad_token_id = load_tokenizer(config.model).pad_token_id
+        _Preparation(config, files, name, cache, rows_per_group, pad_token_id, progress).run()
     return PreparedStore(cache.at(name).root)
 
 

@@ -47,6 +47,20 @@ def looks_local(path: str) -> bool:
     return path.startswith(("/", ".", "~")) or path.count("/") > 1
 
 
+def tokenizer_identity(model: ModelConfig) -> str:
+    """Hash of the tokenizer that a model config names. A local folder is told by its files, which spares a command
+    whose data is prepared the seconds that importing Transformers takes. Raises ConfigError."""
+    path = model.tokenizer_path
+    if not os.path.isdir(path):
+        return tokenizer_fingerprint(load_tokenizer(model))
+    digest = hashlib.sha256()
+    for name in sorted(os.listdir(path)):
+        if name in TOKENIZER_FILES or "token" in name or name == "merges.txt":
+            with open(os.path.join(path, name), "rb") as file:
+                digest.update(f"{name}\n".encode() + hashlib.sha256(file.read()).digest())
+    return digest.hexdigest()
+
+
 def tokenizer_fingerprint(tokenizer: Any) -> str:
     """Hash of everything in a tokenizer that decides its output, whatever it was used for before."""
     backend = getattr(tokenizer, "backend_tokenizer", None)

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 
-from raytrain.config import Precision, RunConfig
+from raytrain.config import RunConfig
 from raytrain.config_io import parse_config
 from raytrain.data.sources import check_sources
 from raytrain.data.tokenize import check_tokenizer
@@ -26,19 +26,10 @@ class Preflight:
 
     def plan_on(self, session: RaySession, num_samples: int | None = None) -> Plan:
         """The plan on the cluster as it is. Raises ConfigError when the run can't work there."""
-        return make_plan(
-            self.config, num_cpus=int(session.num_cpus), num_gpus=int(session.num_gpus), num_samples=num_samples
-        )
-
-    def use_gpu(self, session: RaySession) -> bool:
-        """Whether each worker holds a GPU."""
-        wanted = self.config.workers.gpu
-        return session.num_gpus > 0 if wanted == "auto" else wanted
-
-    def precision(self, session: RaySession) -> str:
-        """The number format, with `auto` decided. Raises ConfigError for fp16 on a CPU."""
-        has_gpu = self.use_gpu(session)
-        return resolve_precision(self.config.training.precision, has_gpu=has_gpu, gpu_has_bf16=has_gpu).value
+        plan = make_plan(self.config, num_cpus=session.num_cpus, num_gpus=session.num_gpus, num_samples=num_samples)
+        if not plan.use_gpu:
+            resolve_precision(self.config.training.precision, has_gpu=False, gpu_has_bf16=False)
+        return plan
 
 
 def check(config: RunConfig) -> Preflight:
@@ -54,9 +45,8 @@ def check(config: RunConfig) -> Preflight:
     private_cpus = 0
     if is_private:
         private_cpus = logical_cpus(config, os.cpu_count() or 1)
-        num_gpus = 0 if config.workers.gpu == "auto" else 1
-        make_plan(config, num_cpus=private_cpus, num_gpus=num_gpus, num_samples=None)
-        if config.training.precision == Precision.FP16 and not config.workers.gpu:
+        make_plan(config, num_cpus=private_cpus, num_gpus=None, num_samples=None)
+        if config.workers.gpu is False:
             resolve_precision(config.training.precision, has_gpu=False, gpu_has_bf16=False)
     check_sources(config.data, make_task(config.task, config.data.max_length))
     check_tokenizer(config.model)

@@ -15,12 +15,14 @@ from raytrain.config import RunConfig
 from raytrain.config_io import dump_config, load_config
 from raytrain.elastic.preflight import Preflight, check
 from raytrain.elastic.resume import begin_or_resume
-from raytrain.elastic.session import RaySession, ray_session
+from raytrain.elastic.session import ray_session
 from raytrain.elastic.signals import StopSignals
 from raytrain.errors import ConfigError, TrainingError
+from raytrain.plan import Plan
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
 from raytrain.timetable import make_timetable
+from raytrain.training.job import RESULT, STOP_REQUEST, Job
 from raytrain.training.records import read_jsonl
 from raytrain.training.state import best_metric
 
@@ -148,14 +150,13 @@ def _train(run: Storage, found: Preflight, observer: Observer) -> dict[str, Any]
         table = make_timetable(config, num_samples, has_validation=store.has_split("validation"))
         observer.begin(table.total_steps, table.steps_per_epoch)
         observer.phase("starting workers")
-        return _fit(run, found, session, plan.world_size, store.root, observer, signals)
+        return _fit(run, found, plan, store.root, observer, signals)
 
 
 def _fit(
     run: Storage,
     found: Preflight,
-    session: RaySession,
-    world_size: int,
+    plan: Plan,
     prepared_root: str,
     observer: Observer,
     signals: StopSignals,
@@ -163,7 +164,6 @@ def _fit(
 ) -> dict[str, Any]:
     """Run the workers in a thread; meanwhile follow the run's files, and pass a stop request on."""
     from raytrain.elastic.trainer import WorkerGroupFailed, run_workers
-    from raytrain.training.worker import RESULT, STOP_REQUEST, Job
 
     run.delete(STOP_REQUEST)
     run.delete(RESULT)
@@ -171,13 +171,12 @@ def _fit(
         config=found.config.model_dump(mode="json", exclude_unset=True),
         run_root=run.path_of(),
         prepared_root=prepared_root,
-        use_gpu=found.use_gpu(session),
-        precision=found.precision(session),
+        use_gpu=plan.use_gpu,
         evaluate_split=evaluate_split,
     )
     follower = Follower(run, observer)
     outcome: list[BaseException | None] = []
-    thread = threading.Thread(target=_capture, args=(lambda: run_workers(found.config, job, world_size), outcome))
+    thread = threading.Thread(target=_capture, args=(lambda: run_workers(found.config, job, plan.world_size), outcome))
     signals.on_stop(lambda: run.write_bytes(STOP_REQUEST, b"stop"))
     thread.start()
     while thread.is_alive():
@@ -223,8 +222,7 @@ def evaluate_run(path: str, split: str, observer: Observer | None = None) -> dic
         observer.phase("preparing data")
         store = prepare(found.config, observer.prepared)
         observer.phase(f"evaluating {split}")
-        size = found.plan_on(session).world_size
-        result = _fit(run, found, session, size, store.root, observer, signals, evaluate_split=split)
+        result = _fit(run, found, found.plan_on(session), store.root, observer, signals, evaluate_split=split)
     if result["status"] == "failed":
         raise TrainingError(result["message"])
     return result["final_metrics"]

@@ -74,7 +74,8 @@ class Trainer:
             # The batch after an evaluation comes behind it in the same pipeline, so it can't be asked for yet.
             next_batch, next_wait_s = (None, 0.0) if is_evaluation_due else self._fetch()
             sums = self.control.sum(self._contribution(batch, result, next_batch))
-            self._record(batch, result, sums, num_targets, rate, wait_s, time.perf_counter() - started_at_s)
+            busy_s = time.perf_counter() - started_at_s - next_wait_s  # that wait is the next step's
+            self._record(batch, result, sums, num_targets, rate, wait_s, busy_s)
             self._stop_if_hopeless(result, sums.loss_sum / num_targets)
             is_stopping = sums.wants_stop > 0
             self.saver.advance(sums)

@@ -7,7 +7,6 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -18,62 +17,21 @@ from raytrain.checkpoint.manifest import Checkpoint
 from raytrain.checkpoint.ranges import StorageRangeReader
 from raytrain.checkpoint.store import CheckpointStore
 from raytrain.checkpoint.zero_state import load_ranges, load_scaler_state
-from raytrain.config import Precision, RunConfig
+from raytrain.config import RunConfig
 from raytrain.data.prepared import PreparedStore
 from raytrain.data.stream import Stream
 from raytrain.data.tokenize import load_tokenizer
-from raytrain.errors import RaytrainError
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
 from raytrain.timetable import make_timetable
 from raytrain.training.control import Control
-from raytrain.training.engine import Engine
+from raytrain.training.engine import Engine, detect_precision
 from raytrain.training.evaluate import Judge, evaluate
+from raytrain.training.job import STOP_REQUEST, Job
 from raytrain.training.metrics import RunLog, next_attempt
 from raytrain.training.saving import BEST, Saver
 from raytrain.training.state import Progress
 from raytrain.training.trainer import Trainer
-
-RESULT = "result.json"
-STOP_REQUEST = "stop_requested"
-
-
-@dataclass(frozen=True)
-class Job:
-    """What the driver hands to the workers; plain JSON, validated where the user typed it."""
-
-    config: dict[str, Any]
-    run_root: str
-    prepared_root: str
-    use_gpu: bool
-    precision: str
-    evaluate_split: str | None = None
-    """Evaluate the run's best model on this split instead of training."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """As Ray Train's `train_loop_config`."""
-        return asdict(self)
-
-
-def train_worker(raw: dict[str, Any]) -> None:
-    """Ray Train calls this in each worker of each worker group.
-
-    An error for people (a diverged run, a full disk) is no reason to start the workers again: rank 0 writes it to
-    result.json and the group ends in peace. Any other exception is a crash, which Ray Train answers with a restart.
-    """
-    import ray.train
-
-    context = ray.train.get_context()
-    world = World(context.get_world_rank(), context.get_world_size())
-    job = Job(**raw)
-    run = Storage(job.run_root)
-    try:
-        worker = WorkerRun(job, run, world)
-        result = worker.train() if job.evaluate_split is None else worker.evaluate(job.evaluate_split)
-    except RaytrainError as error:
-        result = {"status": "failed", "message": str(error), "exit_code": error.exit_code}
-    if world.world_rank == 0:
-        run.commit_bytes(RESULT, json.dumps(result).encode())
 
 
 class WorkerRun:
@@ -115,7 +73,7 @@ class WorkerRun:
         engine = Engine(
             model,
             self.config.training,
-            precision=Precision(self.job.precision),
+            precision=detect_precision(self.config.training.precision, self.device),
             device=self.device,
             num_micro_steps=self.plan.micro_steps,
         )

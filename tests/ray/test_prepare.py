@@ -1,0 +1,412 @@
+"""PREPARE on a real Ray: what it writes, that it writes it once and always the same, and what it says of bad input."""
+
+import gzip
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from raytrain.config import RunConfig
+from raytrain.data import prepare as prepare_module
+from raytrain.data.prepare import prepare
+from raytrain.data.prepared import PreparedStore
+from raytrain.data.tokenize import load_tokenizer
+from raytrain.errors import DataError
+from raytrain.storage import Storage
+from tests.tiny import (
+    TINY_BERT,
+    make_reviews,
+    make_sentences,
+    tiny_tokenizer,
+    write_conll,
+    write_parquet,
+    write_reviews,
+)
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture
+def config(tmp_path: Path, tokenizer: str) -> Any:
+    """Makes configs whose cache lies in tmp_path/prepared; `task` and options of `data` are the arguments."""
+
+    def make(train: Any, task: dict[str, Any] | None = None, cache: str = "prepared", **data: Any) -> RunConfig:
+        seed = data.pop("seed", 0)
+        return RunConfig.model_validate(
+            {
+                "name": "test",
+                "seed": seed,
+                "task": task or {"kind": "sequence_classification"},
+                "model": {"config": TINY_BERT, "tokenizer": tokenizer},
+                "data": {
+                    "train": {"path": train},
+                    "max_length": 12,
+                    "prepared_path": str(tmp_path / cache),
+                    **data,
+                },
+            }
+        )
+
+    return make
+
+
+def samples(store: PreparedStore, split: str = "train") -> list[dict[str, Any]]:
+    """All samples of a split, by id."""
+    groups = range(len(store.row_group_starts(split)) - 1)
+    return [row for group in groups for row in store.read_row_group(split, group).to_pylist()]
+
+
+def content(store: PreparedStore) -> dict[str, str]:
+    """Hash of each file of a store."""
+    root = Path(store.root)
+    files = [path for path in sorted(root.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def write_lines(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def refusal(config: RunConfig) -> str:
+    """The message with which the data is refused, which is no traceback of Ray's."""
+    with pytest.raises(DataError) as error:
+        prepare(config)
+    message = str(error.value)
+    assert "Traceback" not in message and "ray::" not in message and "RayTaskError" not in message
+    return message
+
+
+class TestContent:
+    def test_reviews(self, tmp_path, config):
+        rows = make_reviews(5_000, 0)
+        chosen = config(
+            write_parquet(tmp_path / "a.parquet", rows), test={"path": write_reviews(tmp_path / "t.parquet", 7, 1)}
+        )
+        store = prepare(chosen)
+        encode = load_tokenizer(chosen.model)
+        expected = encode([row["text"] for row in rows], truncation=True, max_length=12)["input_ids"]
+        assert [sample["input_ids"] for sample in samples(store)] == expected
+        assert store.manifest.labels == ["negative", "positive"]
+        assert [sample["labels"] for sample in samples(store)] == [int(row["label"] == "positive") for row in rows]
+        assert store.lengths("train").tolist() == [len(ids) for ids in expected]
+        assert store.lengths("train").dtype == np.int32
+        info = store.manifest.splits["train"]
+        assert info.num_tokens == sum(map(len, expected))
+        assert info.num_truncated == sum(len(ids) > 12 for ids in encode([row["text"] for row in rows])["input_ids"])
+        assert info.num_truncated > 0
+        assert (info.num_samples, info.num_set_aside) == (5_000, 0)
+        assert store.manifest.splits["test"].num_samples == 7
+        assert not store.has_split("validation")
+        assert np.diff(store.row_group_starts("train")).max() == 16
+
+    def test_conll(self, tmp_path, config):
+        path = write_conll(tmp_path / "a.conll", 40, 0)
+        store = prepare(config(path, {"kind": "token_classification"}, max_length=32))
+        assert store.manifest.labels == ["O", "B-LOC", "B-PER"]
+        tags = [[store.manifest.labels[i] for i in row["labels"] if i != -100] for row in samples(store)]
+        assert tags == [[tag for _, tag in sentence] for sentence in make_sentences(40, 0)]
+
+    def test_progress_is_told(self, tmp_path, config):
+        told: list[tuple[int, int | None, float]] = []
+        paths = [write_reviews(tmp_path / f"{i}.parquet", 10, i) for i in range(3)]
+        prepare(config(paths), lambda *progress: told.append(progress))
+        assert [done for done, _, _ in told] == [10, 20, 30]
+        assert all(rate > 0 for _, _, rate in told)
+
+    def test_relative_paths_from_where_the_user_stands(self, tmp_path, config, monkeypatch):
+        """Ray's processes run in another folder."""
+        write_reviews(tmp_path / "a.parquet", 10, 0)
+        monkeypatch.chdir(tmp_path)
+        chosen = config("a.parquet").model_copy(update={"storage_path": "runs"})
+        chosen = chosen.model_copy(update={"data": chosen.data.model_copy(update={"prepared_path": None})})
+        assert len(samples(prepare(chosen))) == 10
+        assert (tmp_path / "runs" / "_prepared").is_dir()
+
+
+class TestFraction:
+    def held_out(self, config: RunConfig) -> tuple[list[Any], list[Any]]:
+        store = prepare(config)
+        return tuple([tuple(s["input_ids"]) for s in samples(store, split)] for split in ("train", "validation"))  # type: ignore[return-value]
+
+    def test_each_row_is_in_one_of_the_two(self, tmp_path, config):
+        path = write_reviews(tmp_path / "a.parquet", 6_000, 0)
+        train, validation = self.held_out(config(path, validation={"fraction": 0.1}))
+        everything = [tuple(sample["input_ids"]) for sample in samples(prepare(config(path)))]
+        assert sorted(train + validation) == sorted(everything)
+        assert 500 < len(validation) < 700
+
+    def test_the_seed_decides_which(self, tmp_path, config):
+        path = write_reviews(tmp_path / "a.parquet", 500, 0)
+        first, again, other = (
+            self.held_out(config(path, cache=cache, seed=seed, validation={"fraction": 0.5}))[1]
+            for cache, seed in (("p1", 0), ("p2", 0), ("p3", 2**60))
+        )
+        assert first == again != other
+
+    def test_two_equal_files_lose_different_rows(self, tmp_path, config):
+        paths = [write_reviews(tmp_path / f"{name}.parquet", 200, 0) for name in "ab"]
+        store = prepare(config(paths, validation={"fraction": 0.5}))
+        first = prepare(config(paths[:1], cache="one", validation={"fraction": 0.5}))
+        both, one = (s.manifest.splits["validation"].num_samples for s in (store, first))
+        halves = [tuple(s["input_ids"]) for s in samples(store, "validation")]
+        assert halves[:one] != halves[one:] or both != 2 * one
+
+    def test_how_the_file_is_cut_into_tasks_does_not_matter(self, tmp_path, config, monkeypatch):
+        path = write_parquet(tmp_path / "a.parquet", make_reviews(900, 0), row_group_size=100)
+        whole = self.held_out(config(path, cache="whole", validation={"fraction": 0.3}))
+        monkeypatch.setattr("raytrain.data.sources.TASK_ROWS", 200)
+        assert self.held_out(config(path, cache="cut", validation={"fraction": 0.3})) == whole
+
+    def test_nothing_held_out_is_refused(self, tmp_path, config):
+        path = write_reviews(tmp_path / "a.parquet", 3, 0)
+        assert "data.validation.fraction" in refusal(config(path, validation={"fraction": 0.0001}))
+
+
+class TestOnce:
+    """The same store whatever happens, and made once."""
+
+    def test_the_same_on_one_cpu_and_on_four(self, tmp_path, config):
+        """The first file takes longest, so with four CPUs the later ones end before it."""
+        sizes = [6_000, 50, 40, 30]
+        paths = [
+            write_lines(tmp_path / f"{i}.jsonl", [{"text": "", "label": "x"}, *make_reviews(n, i), '{"broken\n'])
+            for i, n in enumerate(sizes)
+        ]
+        one, four = (config(paths, cache=cache, bad_rows="set_aside", validation={"fraction": 0.2}) for cache in "ab")
+        run_elsewhere(one, num_cpus=1)
+        alone = PreparedStore(str(next((tmp_path / "a").iterdir())))
+        assert content(prepare(four)) == content(alone)
+
+    def test_found_again_without_ray(self, tmp_path, config, monkeypatch):
+        chosen = config(write_reviews(tmp_path / "a.parquet", 10, 0))
+        before = content(prepare(chosen))
+        monkeypatch.setattr(prepare_module, "_run", lambda *_: pytest.fail("it was prepared again"))
+        assert content(prepare(chosen)) == before
+
+    def test_a_changed_source_is_prepared_again(self, tmp_path, config):
+        chosen = config(write_reviews(tmp_path / "a.parquet", 10, 0))
+        first = prepare(chosen)
+        write_reviews(tmp_path / "a.parquet", 11, 0)
+        second = prepare(chosen)
+        assert first.root != second.root and len(samples(second)) == 11
+
+    def test_two_at_once(self, tmp_path, config):
+        chosen = config([write_reviews(tmp_path / f"{i}.parquet", 300, i) for i in range(3)])
+        stores: list[PreparedStore] = []
+        threads = [threading.Thread(target=lambda: stores.append(prepare(chosen))) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [len(samples(store)) for store in stores] == [900, 900]
+        assert len(os.listdir(tmp_path / "prepared")) == 1
+
+    def test_the_first_to_end_is_not_replaced(self, tmp_path, config, monkeypatch):
+        """Someone may read the winner's files already, so not even for a moment may they be gone."""
+        chosen = config(write_reviews(tmp_path / "a.parquet", 10, 0))
+        winner = Path(prepare(chosen).root)
+        inode = winner.stat().st_ino
+        exists, blind = Storage.exists, [True, True]  # not there when the loser begins, nor just before its rename
+
+        def exists_too_late(self: Storage, name: str = "") -> bool:
+            if name.endswith("manifest.json") and blind:
+                blind.pop()
+                return False
+            return exists(self, name)
+
+        monkeypatch.setattr(Storage, "exists", exists_too_late)
+        store = prepare(chosen)
+        assert Path(store.root).stat().st_ino == inode
+        assert os.listdir(tmp_path / "prepared") == [winner.name]
+
+    def test_two_at_once_where_nothing_can_be_renamed(self, tmp_path, config, monkeypatch):
+        """An object store: both write to the final folder, under part names of their own."""
+        monkeypatch.setattr(Storage, "local_path", lambda *_: None)
+        chosen = config([write_reviews(tmp_path / f"{i}.parquet", 300, i) for i in range(2)])
+        stores: list[PreparedStore] = []
+        threads = [threading.Thread(target=lambda: stores.append(prepare(chosen))) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [len(samples(store)) for store in stores] == [600, 600]
+
+
+class TestInterrupted:
+    def test_killed_midway(self, tmp_path, config):
+        chosen = config([write_reviews(tmp_path / f"{i}.parquet", 9_000, i) for i in range(6)])
+        process = start_elsewhere(chosen, num_cpus=1)
+        try:
+            wait_for(lambda: list((tmp_path / "prepared").glob("*.tmp/train/*.parquet")), process)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        (left,) = os.listdir(tmp_path / "prepared")
+        assert left.endswith(".tmp")
+        with pytest.raises(DataError, match="no prepared data"):
+            PreparedStore(str(tmp_path / "prepared" / left))
+        assert len(samples(prepare(chosen))) == 54_000
+        fresh = prepare(
+            chosen.model_copy(update={"data": chosen.data.model_copy(update={"prepared_path": str(tmp_path / "p2")})})
+        )
+        assert content(fresh) == content(prepare(chosen))
+
+    def test_stopped_by_the_user(self, tmp_path, config):
+        def stop(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        chosen = config(write_reviews(tmp_path / "a.parquet", 10, 0))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(chosen, stop)
+        assert os.listdir(tmp_path / "prepared") == []
+        assert len(samples(prepare(chosen))) == 10
+
+    def test_a_folder_without_a_manifest_is_no_store(self, tmp_path, config):
+        chosen = config(write_reviews(tmp_path / "a.parquet", 10, 0))
+        store = prepare(chosen)
+        before = content(store)
+        (Path(store.root) / "manifest.json").unlink()  # half deleted by someone
+        assert content(prepare(chosen)) == before
+
+    def test_only_our_own_leftovers_are_removed_after_a_day(self, tmp_path, config):
+        cache = tmp_path / "prepared"
+        ours = f"{'0123456789abcdef' * 2}"[:20]
+        names = {f"{ours}.11111111.tmp": 2, f"{ours}.22222222.tmp": 0, "my_notes.tmp": 2}  # age in days
+        for name, days in names.items():
+            (cache / name).mkdir(parents=True)
+            os.utime(cache / name, times=(time.time() - days * 86_400 - 60,) * 2)
+        store = prepare(config(write_reviews(tmp_path / "a.parquet", 10, 0)))
+        assert sorted(os.listdir(cache)) == sorted([Path(store.root).name, f"{ours}.22222222.tmp", "my_notes.tmp"])
+
+
+class TestBadInput:
+    def test_refused_with_file_and_row(self, tmp_path, config):
+        path = write_lines(tmp_path / "a.jsonl", [*make_reviews(5, 0), "{broken\n", *make_reviews(5, 1)])
+        message = refusal(config(path))
+        assert f"{path}, row 6: malformed JSON" in message and "data.bad_rows=set_aside" in message
+        assert os.listdir(tmp_path / "prepared") == []
+
+    def test_the_first_of_several_is_named(self, tmp_path, config):
+        slow = write_lines(tmp_path / "a.jsonl", [*make_reviews(6_000, 0), "{broken\n"])
+        quick = write_lines(tmp_path / "b.jsonl", ["{broken\n"])
+        assert f"{slow}, row 6001" in refusal(
+            config([slow, quick], task={"kind": "sequence_classification", "labels": ["negative", "positive"]})
+        )
+
+    @pytest.mark.parametrize("text", ["", "  ", None])
+    def test_empty_text(self, tmp_path, config, text):
+        path = write_lines(tmp_path / "a.jsonl", [*make_reviews(3, 0), {"text": text, "label": "positive"}])
+        assert f"{path}, row 4" in refusal(config(path))
+        store = prepare(config(path, bad_rows="set_aside"))
+        assert len(samples(store)) == 3
+
+    def test_set_aside_is_counted_and_listed(self, tmp_path, config):
+        train = write_lines(tmp_path / "a.jsonl", ["{broken\n", *make_reviews(4, 0), {"text": "a", "label": None}])
+        validation = write_lines(tmp_path / "b.jsonl", [*make_reviews(4, 0), "[]\n"])
+        store = prepare(config(train, validation={"path": validation}, bad_rows="set_aside"))
+        lines = [json.loads(line) for line in (Path(store.root) / "rejected.jsonl").read_text().splitlines()]
+        assert [(line["path"], line["row"]) for line in lines] == [(train, 1), (train, 6), (validation, 5)]
+        assert all(line["reason"] for line in lines)
+        assert {split: info.num_set_aside for split, info in store.manifest.splits.items()} == {
+            "train": 2,
+            "validation": 1,
+        }
+
+    def test_set_aside_of_a_file_that_is_in_two_splits(self, tmp_path, config):
+        path = write_lines(tmp_path / "a.jsonl", ["{broken\n", *make_reviews(4, 0)])
+        store = prepare(config(path, test={"path": path}, bad_rows="set_aside"))
+        assert [info.num_set_aside for info in store.manifest.splits.values()] == [1, 1]
+
+    @pytest.mark.parametrize("policy", ["refuse", "set_aside"])
+    def test_a_label_that_only_validation_has(self, tmp_path, config, policy):
+        train = write_reviews(tmp_path / "a.parquet", 20, 0)
+        validation = write_parquet(tmp_path / "b.parquet", [*make_reviews(2, 0), {"text": "so so", "label": "neutral"}])
+        message = refusal(config(train, validation={"path": validation}, bad_rows=policy))
+        for word in (f"{validation}, row 3", "'neutral'", "'negative', 'positive'", "task.labels"):
+            assert word in message
+
+    def test_a_tag_that_is_not_declared(self, tmp_path, config):
+        path = write_conll(tmp_path / "a.conll", 5, 0)
+        message = refusal(config(path, {"kind": "token_classification", "labels": ["O", "B-PER"]}))
+        assert path in message and "'B-LOC'" in message
+
+    @pytest.mark.parametrize("labels", [None, ["negative", "positive"]])
+    def test_a_broken_page(self, tmp_path, config, labels):
+        path = tmp_path / "a.parquet"
+        write_parquet(path, make_reviews(2_000, 0))
+        raw = bytearray(path.read_bytes())
+        raw[200:1_000] = b"\xff" * 800
+        path.write_bytes(raw)
+        message = refusal(
+            config(str(path), {"kind": "sequence_classification", "labels": labels}, bad_rows="set_aside")
+        )
+        assert str(path) in message and "broken Parquet" in message
+
+    @pytest.mark.parametrize("labels", [None, ["negative", "positive"]])
+    def test_gzip_that_ends_too_soon(self, tmp_path, config, labels):
+        path = tmp_path / "a.jsonl.gz"
+        lines = "".join(json.dumps(row) + "\n" for row in make_reviews(5_000, 0)).encode()
+        path.write_bytes(gzip.compress(lines)[:-2_000])
+        assert str(path) in refusal(config(str(path), {"kind": "sequence_classification", "labels": labels}))
+
+    @pytest.mark.parametrize("split", ["train", "validation", "test"])
+    def test_a_split_without_a_usable_row(self, tmp_path, config, split):
+        good = write_reviews(tmp_path / "a.parquet", 5, 0)
+        useless = write_parquet(tmp_path / "b.parquet", [{"text": " ", "label": "positive"}])
+        paths = {"train": good, split: useless}
+        rest = {name: {"path": path} for name, path in paths.items() if name != "train"}
+        message = refusal(config(paths["train"], bad_rows="set_aside", **rest))
+        assert f"data.{split}" in message and "no usable row" in message
+
+
+SCRIPT = """
+    import json, os, sys
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    import ray
+    from raytrain.config import RunConfig
+    from raytrain.data.prepare import prepare
+    ray.init(address="local", num_cpus=int(sys.argv[1]), include_dashboard=False, log_to_driver=False)
+    prepare(RunConfig.model_validate_json(sys.argv[2]))
+    ray.shutdown()
+"""
+
+
+def start_elsewhere(config: RunConfig, num_cpus: int) -> subprocess.Popen[bytes]:
+    """Prepare in another process, with a Ray of its own."""
+    text = json.dumps(config.model_dump(mode="json", exclude_unset=True))
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(SCRIPT), str(num_cpus), text],
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def run_elsewhere(config: RunConfig, num_cpus: int) -> None:
+    process = start_elsewhere(config, num_cpus)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output.decode()
+
+
+def wait_for(condition: Any, process: subprocess.Popen[bytes], timeout_s: float = 60.0) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert process.poll() is None, process.communicate()[0].decode()
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
