@@ -92,10 +92,10 @@ def evaluate(
 @app.command()
 def report(run: RunFolder) -> None:
     """Write a run's report.html and its plots."""
+    _file_of(run, "config.yaml")
     from raytrain.report.html import build_report
     from raytrain.storage import Storage
 
-    _file_of(run, "config.yaml")
     typer.echo(build_report(Storage(run)))
 
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import yaml
+from tiny import TINY_BERT, tiny_tokenizer, write_reviews
 
 from raytrain.config import RunConfig
 from raytrain.config_io import dump_config, parse_config
-from raytrain.training.records import last_attempt_rows, read_jsonl
-from tiny import TINY_BERT, tiny_tokenizer, write_reviews
 from raytrain.storage import Storage
+from raytrain.training.records import last_attempt_rows, read_jsonl
 
 ENV = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200", "PYTHONUNBUFFERED": "1"}
 for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):

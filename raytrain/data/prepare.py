@@ -12,9 +12,12 @@ many tasks run at once, and in whatever order they end.
 
 import json
 import logging
+import os
+import re
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,7 +31,7 @@ from raytrain.data.fingerprint import fingerprint
 from raytrain.data.prepared import MANIFEST_NAME, Manifest, Part, PreparedStore, SplitInfo, index_name
 from raytrain.data.sources import ROW, BadRow, Chunk, ReadTask, SourceFile, check_sources, read_chunks, read_tasks
 from raytrain.data.tokenize import load_tokenizer, tokenizer_identity
-from raytrain.errors import DataError
+from raytrain.errors import DataError, RaytrainError
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
 
@@ -37,9 +40,13 @@ logger = logging.getLogger(__name__)
 REJECTED_NAME = "rejected.jsonl"
 # A folder of an attempt that is older than this was left by a crash.
 STALE_S = 24 * 3600.0
+# The cache may lie in a folder of the user's: nothing in it that is named otherwise is ours to remove.
+ATTEMPT_NAME = re.compile(r"[0-9a-f]{20}\.[0-9a-f]{8}\.tmp")
+# How tasks begin the rejection of a label outside the set; a label that is missing is an ordinary bad row.
+UNKNOWN_LABEL = re.compile(r"""label ['"].* is none of """, re.DOTALL)
 
 Progress = Callable[[int, int | None, float], None]
-"""Told (rows so far, rows in all when known, rows per second)."""
+"""Told (rows so far, rows in all as far as can be guessed, rows per second)."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,16 @@ class _Written:
     """(ordinal of the read task, ordinal of the chunk in it): the order of the prepared data."""
     lengths: list[int]
     num_truncated: int
+
+
+@dataclass(frozen=True)
+class _Rejected:
+    """A row that was set aside; one line of rejected.jsonl."""
+
+    split: str
+    path: str
+    row: int
+    reason: str
 
 
 def prepare(config: RunConfig, progress: Progress | None = None) -> PreparedStore:
@@ -102,8 +119,7 @@ class _Preparation:
         task = make_task(self.config.task, self.config.data.max_length)
         try:
             labels = task.order_labels(set() if self.config.task.labels else self._find_labels())
-            written, rejected = self._write(labels)
-            self._commit(labels, written, rejected)
+            self._commit(labels, *self._write(labels))
         except BaseException:
             if self.is_local:
                 self.folder.delete("")
@@ -112,10 +128,10 @@ class _Preparation:
     def _find_labels(self) -> set[str]:
         train = [{"task": json.dumps(asdict(task))} for task in self.tasks if task.split == "train"]
         finder = _LabelFinder(self.config.task.model_dump(mode="json"), self.config.data.max_length)
-        return {label for row in _run(train, finder) for label in json.loads(row["labels"])}
+        return {label for report in _run(train, finder) for label in report["labels"]}
 
-    def _write(self, labels: list[str]) -> tuple[list[_Written], list[BadRow]]:
-        """Write all parts; what was written, in order, and what was not."""
+    def _write(self, labels: list[str]) -> tuple[list[_Written], list[_Rejected]]:
+        """Write all parts; what was written and what was set aside, each in the order of the sources."""
         encoder = _Encoder(
             self.config.model_dump(mode="json", exclude_unset=True),
             labels,
@@ -125,42 +141,56 @@ class _Preparation:
         )
         rows = [{"ordinal": i, "task": json.dumps(asdict(task))} for i, task in enumerate(self.tasks)]
         written: list[_Written] = []
-        rejected: list[BadRow] = []
+        rejected: dict[int, list[_Rejected]] = {}  # by the read task, since they end in any order
         started_at_s, num_rows = time.monotonic(), 0
-        for row in _run(rows, encoder):
-            report = json.loads(row["report"])
-            if "error" in report:
-                raise DataError(report["error"])
-            rejected += [BadRow(**bad) for bad in report["rejected"]]
+        for report in _run(rows, encoder):
+            rejected[report["ordinal"]] = [_Rejected(**bad) for bad in report["rejected"]]
             for item in report["written"]:
                 part = Part(**item.pop("part"))
                 written.append(_Written(part=part, place=tuple(item.pop("place")), **item))
                 num_rows += len(written[-1].lengths)
-            self.progress(num_rows, None, num_rows / max(1e-9, time.monotonic() - started_at_s))
-        return sorted(written, key=lambda item: item.place), rejected
+            total = round(num_rows / self._share_of(rejected))
+            self.progress(num_rows, total, num_rows / max(1e-9, time.monotonic() - started_at_s))
+        return sorted(written, key=lambda item: item.place), [bad for i in sorted(rejected) for bad in rejected[i]]
 
-    def _commit(self, labels: list[str], written: list[_Written], rejected: list[BadRow]) -> None:
+    def _share_of(self, ordinals: Collection[int]) -> float:
+        """The share of the source bytes that these read tasks cover, above 0 and at most 1."""
+        paths = Counter(task.file.path for task in self.tasks)
+        num_bytes = [task.file.num_bytes / paths[task.file.path] for task in self.tasks]
+        return sum(num_bytes[i] for i in ordinals) / sum(num_bytes)
+
+    def _commit(self, labels: list[str], written: list[_Written], rejected: list[_Rejected]) -> None:
         splits = {}
-        for split in ("train", "validation", "test"):
+        for split in self._wanted_splits():
             parts = [item for item in written if item.split == split]
-            if parts:
-                splits[split] = self._commit_split(split, parts)
-        if "train" not in splits:
-            raise DataError(f"data.train.path {self.config.data.train.path!r}: no usable row to train on")
+            if not parts:
+                raise DataError(self._no_row(split))
+            num_set_aside = sum(bad.split == split for bad in rejected)
+            splits[split] = self._commit_split(split, parts, num_set_aside)
         lines = [json.dumps(asdict(bad)) for bad in rejected]
         self.folder.write_bytes(REJECTED_NAME, "".join(f"{line}\n" for line in lines).encode())
-        if rejected:
-            logger.warning("%d rows set aside; see %s", len(rejected), self.folder.path_of(REJECTED_NAME))
-        counts = {split: sum(self._split_of(bad) == split for bad in rejected) for split in splits}
-        splits = {
-            split: SplitInfo(**{**asdict(info), "parts": info.parts, "num_set_aside": counts[split]})
-            for split, info in splits.items()
-        }
         self.folder.commit_bytes(MANIFEST_NAME, Manifest(self.name, labels, self.pad_token_id, splits).to_json())
         if self.is_local:
             self._put_in_place()
+        if rejected:
+            logger.warning(
+                "%d rows set aside; see %s", len(rejected), self.cache.path_of(f"{self.name}/{REJECTED_NAME}")
+            )
 
-    def _commit_split(self, split: str, written: list[_Written]) -> SplitInfo:
+    def _wanted_splits(self) -> list[str]:
+        return [split for split in ("train", "validation", "test") if getattr(self.config.data, split) is not None]
+
+    def _no_row(self, split: str) -> str:
+        """What to say of a split that the config asks for and that came out empty."""
+        validation = self.config.data.validation
+        if split == "validation" and validation is not None and validation.fraction is not None:
+            return (
+                f"data.validation.fraction {validation.fraction} holds out no row of the training data: raise it, or "
+                "give data.validation.path"
+            )
+        return f"data.{split}.path {getattr(self.config.data, split).path!r}: no usable row in it"
+
+    def _commit_split(self, split: str, written: list[_Written], num_set_aside: int) -> SplitInfo:
         lengths = np.concatenate([np.array(item.lengths, dtype=np.int32) for item in written])
         with self.folder.open_output(index_name(split)) as file:
             pq.write_table(pa.table({"length": lengths}), file)
@@ -168,35 +198,42 @@ class _Preparation:
             num_samples=len(lengths),
             num_tokens=int(lengths.sum()),
             num_truncated=sum(item.num_truncated for item in written),
-            num_set_aside=0,
+            num_set_aside=num_set_aside,
             parts=[item.part for item in written],
         )
 
-    def _split_of(self, bad: BadRow) -> str:
-        return next((task.split for task in self.tasks if task.file.path == bad.path), "train")
-
     def _put_in_place(self) -> None:
-        """Rename the attempt to its final name; when another command was first, its result is as good."""
-        if self.cache.exists(f"{self.name}/{MANIFEST_NAME}"):
-            self.folder.delete("")
-            return
+        """Rename the attempt to its final name; when another command was first, its result is as good.
+
+        A plain rename, which refuses to replace a folder: someone may read the winner's files already.
+        """
+        source, target = self.cache.local_path(self.attempt), self.cache.local_path(self.name)
+        assert source is not None and target is not None
         try:
-            self.cache.move(self.attempt, self.name)
+            os.rename(source, target)
         except OSError:
-            if not self.cache.exists(f"{self.name}/{MANIFEST_NAME}"):
-                raise
-            self.folder.delete("")
+            if self.cache.exists(f"{self.name}/{MANIFEST_NAME}"):
+                self.folder.delete("")
+                return
+            self.cache.delete(self.name)  # half deleted by someone: without its manifest it is nobody's
+            os.rename(source, target)
 
     def _remove_stale(self) -> None:
         """Remove what crashed attempts left a day or more ago."""
         if not self.is_local:
             return
-        import os
-
         for name in self.cache.list_names():
             path = self.cache.local_path(name) or ""
-            if name.endswith(".tmp") and os.path.isdir(path) and time.time() - os.path.getmtime(path) > STALE_S:
+            if ATTEMPT_NAME.fullmatch(name) and _age_s(path) > STALE_S:
                 self.cache.delete(name)
+
+
+def _age_s(path: str) -> float:
+    """Seconds since a folder changed; 0 when another command has just removed it."""
+    try:
+        return time.time() - os.path.getmtime(path)
+    except OSError:
+        return 0.0
 
 
 def _rows_per_group(num_bytes: int) -> int:
@@ -204,13 +241,20 @@ def _rows_per_group(num_bytes: int) -> int:
     return 16 if num_bytes < 16 << 20 else 64 if num_bytes < 256 << 20 else 256
 
 
-def _run(rows: list[dict[str, Any]], function: Callable[[dict[str, Any]], dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Apply a function to each row with Ray Data, one task a row; results in any order."""
+def _run(rows: list[dict[str, Any]], function: "_RowFunction") -> Iterator[dict[str, Any]]:
+    """Apply a function to each row with Ray Data, one task a row; the reports in any order.
+
+    Raises DataError as soon as one of them does.
+    """
     import ray.data
 
     quiet_ray_data()
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(function)
-    yield from dataset.iter_rows()
+    for row in dataset.iter_rows():
+        report = json.loads(row["report"])
+        if "error" in report:
+            raise DataError(report["error"])
+        yield report
 
 
 def quiet_ray_data() -> None:
@@ -223,60 +267,74 @@ def quiet_ray_data() -> None:
     context.print_on_execution_start = False
 
 
-class _LabelFinder:
-    """Labels of a read task's rows. Runs in Ray Data's processes."""
+class _RowFunction:
+    """What runs in Ray Data's processes: a report for each row. Errors for people come back as text, since an
+    exception would come back wrapped in Ray's."""
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return {"report": json.dumps(self.report(row))}
+        except RaytrainError as error:
+            return {"report": json.dumps({"error": str(error)})}
+
+    def report(self, row: dict[str, Any]) -> dict[str, Any]:
+        """What to tell the driver of a row; JSON-able."""
+        raise NotImplementedError
+
+
+class _LabelFinder(_RowFunction):
+    """Labels of a read task's rows."""
 
     def __init__(self, task: dict[str, Any], max_length: int):
         self._task, self._max_length = task, max_length
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+    def report(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The labels, sorted."""
         task = make_task(_task_config(self._task), self._max_length)
         found: set[str] = set()
-        for chunk in read_chunks(_read_task(row["task"])):
+        for chunk in read_chunks(_read_task(row["task"]), task.required_columns()):
             if len(chunk.table):
                 found |= task.find_labels(chunk.table)
-        return {"labels": json.dumps(sorted(found))}
+        return {"labels": sorted(found)}
 
 
-class _Encoder:
-    """Reads, encodes and writes a read task's rows. Runs in Ray Data's processes; errors for people come back as
-    text, since an exception would come back wrapped in Ray's."""
+class _Encoder(_RowFunction):
+    """Reads, encodes and writes a read task's rows."""
 
     def __init__(self, config: dict[str, Any], labels: list[str], root: str, rows_per_group: int, prefix: str):
         self._config, self._labels, self._root, self._prefix = config, labels, root, prefix
         self._rows_per_group = rows_per_group
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        try:
-            return {"report": json.dumps(self._encode(row["ordinal"], _read_task(row["task"])))}
-        except DataError as error:
-            return {"report": json.dumps({"error": str(error)})}
+    def report(self, row: dict[str, Any]) -> dict[str, Any]:
+        """What was written and what was not."""
+        return self._encode(row["ordinal"], _read_task(row["task"]))
 
     def _encode(self, ordinal: int, read_task: ReadTask) -> dict[str, Any]:
         config = RunConfig.model_validate(self._config)
         task = make_task(config.task, config.data.max_length)
         tokenizer = load_tokenizer(config.model)
         written: list[dict[str, Any]] = []
-        rejected: list[BadRow] = []
-        for number, chunk in enumerate(read_chunks(read_task)):
-            rejected += self._refuse_or_keep(config, chunk.bad_rows)
+        rejected: list[_Rejected] = []
+        for number, chunk in enumerate(read_chunks(read_task, [*task.required_columns(), "document"])):
+            rejected += self._refuse_or_keep(config, read_task.split, chunk.bad_rows)
             for split, table in _split_rows(config, read_task, chunk):
                 encoded = task.encode(table, tokenizer, self._labels)
                 rows = table[ROW].to_pylist()
                 bad = [BadRow(read_task.file.path, rows[place], reason) for place, reason in encoded.rejected]
-                rejected += self._refuse_or_keep(config, bad)
+                rejected += self._refuse_or_keep(config, split, bad)
                 if len(encoded.table):
                     written.append(self._write(split, (ordinal, number), encoded.table, encoded.num_truncated))
-        return {"written": written, "rejected": [asdict(bad) for bad in rejected]}
+        rejected.sort(key=lambda bad: bad.row)
+        return {"ordinal": ordinal, "written": written, "rejected": [asdict(bad) for bad in rejected]}
 
-    def _refuse_or_keep(self, config: RunConfig, bad_rows: list[BadRow]) -> list[BadRow]:
+    def _refuse_or_keep(self, config: RunConfig, split: str, bad_rows: list[BadRow]) -> list[_Rejected]:
         """The bad rows, when they may be set aside. Raises DataError when they may not."""
         for bad in bad_rows:
-            if bad.reason.startswith("label"):  # a label nobody declared is a mistake in the config, not a bad row
+            if UNKNOWN_LABEL.match(bad.reason):  # a mistake in the config, or a typo: no reason to lose rows silently
                 raise DataError(f"{bad}. Add it to task.labels, or mend the row")
             if config.data.bad_rows == BadRowPolicy.REFUSE:
                 raise DataError(f"{bad}. Mend the row, or set data.bad_rows=set_aside to go on without such rows")
-        return bad_rows
+        return [_Rejected(split, bad.path, bad.row, bad.reason) for bad in bad_rows]
 
     def _write(self, split: str, place: tuple[int, int], table: pa.Table, num_truncated: int) -> dict[str, Any]:
         name = f"{split}/{self._prefix}part-{place[0]:05d}-{place[1]:05d}.parquet"
@@ -314,7 +372,7 @@ def _split_rows(config: RunConfig, read_task: ReadTask, chunk: Chunk) -> Iterato
 def _hash_unit(rows: np.ndarray, seed: int, file: int) -> np.ndarray:
     """A number in [0, 1) for each row, by splitmix64 (Steele et al., 2014) of its place and the seed."""
     with np.errstate(over="ignore"):
-        x = rows + np.uint64(0x9E3779B97F4A7C15) * np.uint64(1 + seed * 1_000_003 + file)
+        x = rows + np.uint64(0x9E3779B97F4A7C15) * np.uint64((1 + seed * 1_000_003 + file) % 2**64)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         x = x ^ (x >> np.uint64(31))

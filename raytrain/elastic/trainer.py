@@ -4,7 +4,8 @@ import uuid
 
 from raytrain.config import RunConfig
 from raytrain.storage import Storage
-from raytrain.training.job import Job, train_worker
+from raytrain.training.entry import train_worker
+from raytrain.training.job import Job
 
 # Restarts of Ray Train's controller itself before the run gives up; its default is unlimited.
 CONTROLLER_FAILURE_LIMIT = 3

@@ -55,7 +55,9 @@ def test_an_undisturbed_run_does_what_it_promises(undisturbed: Path) -> None:
         ids = [i for step in range(EPOCH_STEPS) for i in steps[1 + epoch * EPOCH_STEPS + step]]
         assert sorted(ids) == list(range(403))  # P1
     evaluations = [json.loads(line) for line in (undisturbed / "evals.jsonl").read_text().splitlines()]
-    assert [(row["split"], row["step"]) for row in evaluations[:3]] == [("validation", EPOCH_STEPS * i) for i in (1, 2, 3)]
+    assert [(row["split"], row["step"]) for row in evaluations[:3]] == [
+        ("validation", EPOCH_STEPS * i) for i in (1, 2, 3)
+    ]
     assert evaluations[-1]["split"] == "test"
     assert sum(map(sum, evaluations[-1]["tables"]["confusion"]["counts"])) == 37  # every sample exactly once
     result = summary(undisturbed)
@@ -194,7 +196,9 @@ def test_a_dead_worker_is_replaced(folder: Path, undisturbed: Path) -> None:
 
     def a_worker() -> psutil.Process | None:
         family = psutil.Process(process.pid).children(recursive=True)
-        return next((p for p in family if "RayTrainWorker" in p.name() or "RayTrainWorker" in " ".join(p.cmdline())), None)
+        return next(
+            (p for p in family if "RayTrainWorker" in p.name() or "RayTrainWorker" in " ".join(p.cmdline())), None
+        )
 
     wait_until(lambda: committed_steps(run), "a checkpoint")
     victim = a_worker()

@@ -113,8 +113,8 @@ def test_precision_is_resolved(precision: str, has_gpu: bool, gpu_has_bf16: bool
 
 
 def test_precision_that_the_hardware_lacks_is_refused() -> None:
-    with pytest.raises(ConfigError, match="training.precision fp16 needs a GPU.*use bf16 or fp32"):
+    with pytest.raises(ConfigError, match=r"training\.precision fp16 needs a GPU.*use bf16 or fp32"):
         resolve_precision(Precision.FP16, has_gpu=False, gpu_has_bf16=False)
     assert resolve_precision(Precision.FP16, has_gpu=False, gpu_has_bf16=False, cpu_has_fp16=True) is Precision.FP16
-    with pytest.raises(ConfigError, match="training.precision bf16"):
+    with pytest.raises(ConfigError, match=r"training\.precision bf16"):
         resolve_precision(Precision.BF16, has_gpu=True, gpu_has_bf16=False)

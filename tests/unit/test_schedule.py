@@ -1,5 +1,7 @@
 """The learning rate: pure arithmetic over applied updates."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,5 +57,5 @@ def test_rates_are_bounded_and_have_one_peak(kind: ScheduleKind, total: int, war
     assert all(0.0 < rate <= 2.0 + 1e-12 for rate in rates), "the first update must do something"
     climb, fall = rates[:warmup], rates[warmup:]
     assert climb == sorted(climb)
-    assert all(later <= earlier + 1e-12 for earlier, later in zip(fall, fall[1:], strict=False))
+    assert all(later <= earlier + 1e-12 for earlier, later in itertools.pairwise(fall))
     assert all(rate >= 2.0 * min_ratio - 1e-9 for rate in fall)

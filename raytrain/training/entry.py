@@ -1,0 +1,32 @@
+"""Where a Ray Train worker begins. Light at the top: the driver imports this to name it, and needs no torch for that."""
+
+import json
+from typing import Any
+
+from raytrain.errors import RaytrainError
+from raytrain.storage import Storage
+from raytrain.training.job import RESULT, Job
+
+
+def train_worker(raw: dict[str, Any]) -> None:
+    """Ray Train calls this in each worker of each worker group.
+
+    An error for people (a diverged run, a full disk) is no reason to start the workers again: rank 0 writes it to
+    result.json and the group ends in peace. Any other exception is a crash, which Ray Train answers with a restart.
+    """
+    import ray.train
+
+    from raytrain.batch_plan import World
+    from raytrain.training.worker import WorkerRun
+
+    context = ray.train.get_context()
+    world = World(context.get_world_rank(), context.get_world_size())
+    job = Job(**raw)
+    run = Storage(job.run_root)
+    try:
+        worker = WorkerRun(job, run, world)
+        result = worker.train() if job.evaluate_split is None else worker.evaluate(job.evaluate_split)
+    except RaytrainError as error:
+        result = {"status": "failed", "message": str(error), "exit_code": error.exit_code}
+    if world.world_rank == 0:
+        run.commit_bytes(RESULT, json.dumps(result).encode())

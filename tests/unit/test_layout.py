@@ -1,0 +1,91 @@
+"""Imports point one way, and the light modules stay light."""
+
+import ast
+from pathlib import Path
+
+import raytrain
+
+PACKAGE = Path(raytrain.__file__).parent
+# In the order of the flow: a module may import modules of its own row and of rows above it.
+ROWS = [
+    ("errors", "config"),
+    ("assets", "storage"),
+    ("config_io",),
+    ("batch_plan", "timetable"),
+    ("plan",),
+    ("tasks",),
+    ("data",),
+    ("training.job", "training.records", "training.schedule", "training.deepspeed_config", "training.engine"),
+    ("checkpoint",),
+    ("training",),
+    ("report",),
+    ("elastic",),
+    ("console",),
+    ("cli", "__init__", "__main__"),
+]
+NO_RAY = ("config", "config_io", "plan", "batch_plan", "timetable", "data.order", "data.prepared", "data.sources")
+NO_RAY += ("training.engine", "training.trainer", "training.saving", "training.evaluate", "checkpoint", "tasks")
+NO_TORCH = ("config", "config_io", "plan", "batch_plan", "timetable", "data", "tasks", "checkpoint.store", "elastic")
+
+
+def modules() -> dict[str, ast.Module]:
+    """Dotted name below the package -> its syntax tree."""
+    names = {}
+    for path in PACKAGE.rglob("*.py"):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        names[name.removesuffix(".__init__")] = ast.parse(path.read_text())
+    return names
+
+
+def imports_of(tree: ast.AST, *, only_top: bool = False) -> set[str]:
+    """Modules that a tree imports, but for those that only the type checker sees."""
+    hidden = {
+        id(node)
+        for guard in ast.walk(tree)
+        if isinstance(guard, ast.If) and "TYPE_CHECKING" in ast.dump(guard.test)
+        for node in ast.walk(guard)
+    }
+    nodes = ast.iter_child_nodes(tree) if only_top else ast.walk(tree)
+    found: set[str] = set()
+    for node in nodes:
+        if id(node) in hidden:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} if node.module != "raytrain" else {f"raytrain.{a.name}" for a in node.names}
+    return found
+
+
+def row_of(module: str) -> int:
+    """The row of the longest prefix that is listed."""
+    matches = [(len(name), i) for i, row in enumerate(ROWS) for name in row if (module + ".").startswith(name + ".")]
+    assert matches, f"{module} stands in no row of the layout"
+    return max(matches)[1]
+
+
+def test_imports_point_one_way() -> None:
+    wrong = [
+        f"{module} imports {target}"
+        for module, tree in modules().items()
+        for target in imports_of(tree)
+        if target.startswith("raytrain.")
+        and row_of(target.removeprefix("raytrain.")) > row_of(module or "__init__")
+        and module != "__init__"
+    ]
+    assert not wrong
+
+
+def test_light_modules_import_neither_ray_nor_torch_at_the_top() -> None:
+    for module, tree in modules().items():
+        top = {name.split(".")[0] for name in imports_of(tree, only_top=True)}
+        everywhere = {name.split(".")[0] for name in imports_of(tree)}
+        if any((module + ".").startswith(name + ".") for name in NO_RAY):
+            assert "ray" not in everywhere, module
+        if any((module + ".").startswith(name + ".") for name in NO_TORCH):
+            assert not top & {"torch", "transformers", "deepspeed"}, module
+
+
+def test_files_fit_the_eye() -> None:
+    long = {str(p): n for p in PACKAGE.rglob("*.py") if (n := len(p.read_text().splitlines())) > 380}
+    assert not long
