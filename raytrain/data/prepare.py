@@ -1,9 +1,9 @@
 """PREPARE: source files -> the prepared store, with Ray Data, once.
 
-    1. read      (ReadTask)       -> chunks of at most 4096 rows, bad rows apart      data/sources.py
-    2. encode    (chunk)          -> samples: token ids and the task's columns        tasks/
-    3. split     (chunk, fraction)-> training and validation rows, by a hash of the row's place
-    4. write     (samples)        -> a Parquet part with small row groups
+    1. read      (ReadTask)       -> chunks of at most 4096 rows, bad rows apart      data/readers.py
+    2. split     (chunk, fraction)-> training and validation rows, by a hash of the row's place
+    3. encode    (rows)           -> samples: token ids and the task's columns        data/encode.py, tasks/
+    4. write     (samples)        -> a Parquet part with small row groups             data/encode.py
     5. commit    (all parts)      -> index of lengths, rejected rows, and last the manifest
 
 One read task is one Ray Data row, and makes its own parts, named after its place: the store is the same however
@@ -23,15 +23,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
 import pyarrow.parquet as pq
 
-from raytrain.config import BadRowPolicy, RunConfig
+from raytrain.config import RunConfig
+from raytrain.data.encode import Encoder, LabelFinder, Rejected, RowFunction
 from raytrain.data.fingerprint import fingerprint
 from raytrain.data.prepared import MANIFEST_NAME, Manifest, Part, PreparedStore, SplitInfo, index_name
-from raytrain.data.sources import ROW, BadRow, Chunk, ReadTask, SourceFile, check_sources, read_chunks, read_tasks
+from raytrain.data.sources import SourceFile, check_sources, read_tasks
 from raytrain.data.tokenize import load_tokenizer, tokenizer_identity
-from raytrain.errors import DataError, RaytrainError
+from raytrain.errors import DataError
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
 
@@ -42,8 +42,6 @@ REJECTED_NAME = "rejected.jsonl"
 STALE_S = 24 * 3600.0
 # The cache may lie in a folder of the user's: nothing in it that is named otherwise is ours to remove.
 ATTEMPT_NAME = re.compile(r"[0-9a-f]{20}\.[0-9a-f]{8}\.tmp")
-# How tasks begin the rejection of a label outside the set; a label that is missing is an ordinary bad row.
-UNKNOWN_LABEL = re.compile(r"""label ['"].* is none of """, re.DOTALL)
 
 Progress = Callable[[int, int | None, float], None]
 """Told (rows so far, rows in all as far as can be guessed, rows per second)."""
@@ -59,16 +57,6 @@ class _Written:
     """(ordinal of the read task, ordinal of the chunk in it): the order of the prepared data."""
     lengths: list[int]
     num_truncated: int
-
-
-@dataclass(frozen=True)
-class _Rejected:
-    """A row that was set aside; one line of rejected.jsonl."""
-
-    split: str
-    path: str
-    row: int
-    reason: str
 
 
 def prepare(config: RunConfig, progress: Progress | None = None) -> PreparedStore:
@@ -127,12 +115,12 @@ class _Preparation:
 
     def _find_labels(self) -> set[str]:
         train = [{"task": json.dumps(asdict(task))} for task in self.tasks if task.split == "train"]
-        finder = _LabelFinder(self.config.task.model_dump(mode="json"), self.config.data.max_length)
+        finder = LabelFinder(self.config.task.model_dump(mode="json"), self.config.data.max_length)
         return {label for report in _run(train, finder) for label in report["labels"]}
 
-    def _write(self, labels: list[str]) -> tuple[list[_Written], list[_Rejected]]:
+    def _write(self, labels: list[str]) -> tuple[list[_Written], list[Rejected]]:
         """Write all parts; what was written and what was set aside, each in the order of the sources."""
-        encoder = _Encoder(
+        encoder = Encoder(
             self.config.model_dump(mode="json", exclude_unset=True),
             labels,
             self.folder.root,
@@ -141,10 +129,10 @@ class _Preparation:
         )
         rows = [{"ordinal": i, "task": json.dumps(asdict(task))} for i, task in enumerate(self.tasks)]
         written: list[_Written] = []
-        rejected: dict[int, list[_Rejected]] = {}  # by the read task, since they end in any order
+        rejected: dict[int, list[Rejected]] = {}  # by the read task, since they end in any order
         started_at_s, num_rows = time.monotonic(), 0
         for report in _run(rows, encoder):
-            rejected[report["ordinal"]] = [_Rejected(**bad) for bad in report["rejected"]]
+            rejected[report["ordinal"]] = [Rejected(**bad) for bad in report["rejected"]]
             for item in report["written"]:
                 part = Part(**item.pop("part"))
                 written.append(_Written(part=part, place=tuple(item.pop("place")), **item))
@@ -159,7 +147,7 @@ class _Preparation:
         num_bytes = [task.file.num_bytes / paths[task.file.path] for task in self.tasks]
         return sum(num_bytes[i] for i in ordinals) / sum(num_bytes)
 
-    def _commit(self, labels: list[str], written: list[_Written], rejected: list[_Rejected]) -> None:
+    def _commit(self, labels: list[str], written: list[_Written], rejected: list[Rejected]) -> None:
         splits = {}
         for split in self._wanted_splits():
             parts = [item for item in written if item.split == split]
@@ -241,7 +229,7 @@ def _rows_per_group(num_bytes: int) -> int:
     return 16 if num_bytes < 16 << 20 else 64 if num_bytes < 256 << 20 else 256
 
 
-def _run(rows: list[dict[str, Any]], function: "_RowFunction") -> Iterator[dict[str, Any]]:
+def _run(rows: list[dict[str, Any]], function: RowFunction) -> Iterator[dict[str, Any]]:
     """Apply a function to each row with Ray Data, one task a row; the reports in any order.
 
     Raises DataError as soon as one of them does.
@@ -265,129 +253,3 @@ def quiet_ray_data() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-
-
-class _RowFunction:
-    """What runs in Ray Data's processes: a report for each row. Errors for people come back as text, since an
-    exception would come back wrapped in Ray's."""
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        try:
-            return {"report": json.dumps(self.report(row))}
-        except RaytrainError as error:
-            return {"report": json.dumps({"error": str(error)})}
-
-    def report(self, row: dict[str, Any]) -> dict[str, Any]:
-        """What to tell the driver of a row; JSON-able."""
-        raise NotImplementedError
-
-
-class _LabelFinder(_RowFunction):
-    """Labels of a read task's rows."""
-
-    def __init__(self, task: dict[str, Any], max_length: int):
-        self._task, self._max_length = task, max_length
-
-    def report(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The labels, sorted."""
-        task = make_task(_task_config(self._task), self._max_length)
-        found: set[str] = set()
-        for chunk in read_chunks(_read_task(row["task"]), task.required_columns()):
-            if len(chunk.table):
-                found |= task.find_labels(chunk.table)
-        return {"labels": sorted(found)}
-
-
-class _Encoder(_RowFunction):
-    """Reads, encodes and writes a read task's rows."""
-
-    def __init__(self, config: dict[str, Any], labels: list[str], root: str, rows_per_group: int, prefix: str):
-        self._config, self._labels, self._root, self._prefix = config, labels, root, prefix
-        self._rows_per_group = rows_per_group
-
-    def report(self, row: dict[str, Any]) -> dict[str, Any]:
-        """What was written and what was not."""
-        return self._encode(row["ordinal"], _read_task(row["task"]))
-
-    def _encode(self, ordinal: int, read_task: ReadTask) -> dict[str, Any]:
-        config = RunConfig.model_validate(self._config)
-        task = make_task(config.task, config.data.max_length)
-        tokenizer = load_tokenizer(config.model)
-        written: list[dict[str, Any]] = []
-        rejected: list[_Rejected] = []
-        for number, chunk in enumerate(read_chunks(read_task, [*task.required_columns(), "document"])):
-            rejected += self._refuse_or_keep(config, read_task.split, chunk.bad_rows)
-            for split, table in _split_rows(config, read_task, chunk):
-                encoded = task.encode(table, tokenizer, self._labels)
-                rows = table[ROW].to_pylist()
-                bad = [BadRow(read_task.file.path, rows[place], reason) for place, reason in encoded.rejected]
-                rejected += self._refuse_or_keep(config, split, bad)
-                if len(encoded.table):
-                    written.append(self._write(split, (ordinal, number), encoded.table, encoded.num_truncated))
-        rejected.sort(key=lambda bad: bad.row)
-        return {"ordinal": ordinal, "written": written, "rejected": [asdict(bad) for bad in rejected]}
-
-    def _refuse_or_keep(self, config: RunConfig, split: str, bad_rows: list[BadRow]) -> list[_Rejected]:
-        """The bad rows, when they may be set aside. Raises DataError when they may not."""
-        for bad in bad_rows:
-            if UNKNOWN_LABEL.match(bad.reason):  # a mistake in the config, or a typo: no reason to lose rows silently
-                raise DataError(f"{bad}. Add it to task.labels, or mend the row")
-            if config.data.bad_rows == BadRowPolicy.REFUSE:
-                raise DataError(f"{bad}. Mend the row, or set data.bad_rows=set_aside to go on without such rows")
-        return [_Rejected(split, bad.path, bad.row, bad.reason) for bad in bad_rows]
-
-    def _write(self, split: str, place: tuple[int, int], table: pa.Table, num_truncated: int) -> dict[str, Any]:
-        name = f"{split}/{self._prefix}part-{place[0]:05d}-{place[1]:05d}.parquet"
-        folder = Storage(self._root)
-        with folder.open_output(name) as file:
-            pq.write_table(table, file, row_group_size=self._rows_per_group, compression="zstd")
-        lengths = pa.compute.list_value_length(table["input_ids"]).to_pylist()
-        full, rest = divmod(len(table), self._rows_per_group)
-        part = Part(name, [self._rows_per_group] * full + [rest] * bool(rest), folder.size_bytes(name))
-        return {
-            "split": split,
-            "part": asdict(part),
-            "place": place,
-            "lengths": lengths,
-            "num_truncated": num_truncated,
-        }
-
-
-def _split_rows(config: RunConfig, read_task: ReadTask, chunk: Chunk) -> Iterator[tuple[str, pa.Table]]:
-    """(split, rows) of a chunk: with data.validation.fraction, training rows are held out by a hash of their place."""
-    table = chunk.table
-    if not len(table):
-        return
-    fraction = config.data.validation.fraction if config.data.validation else None
-    if read_task.split != "train" or fraction is None:
-        yield read_task.split, table
-        return
-    rows = table[ROW].to_numpy().astype(np.uint64)
-    is_held_out = _hash_unit(rows, config.seed, read_task.file_of_split) < fraction
-    for split, mask in (("train", ~is_held_out), ("validation", is_held_out)):
-        if mask.any():
-            yield split, table.filter(pa.array(mask))
-
-
-def _hash_unit(rows: np.ndarray, seed: int, file: int) -> np.ndarray:
-    """A number in [0, 1) for each row, by splitmix64 (Steele et al., 2014) of its place and the seed."""
-    with np.errstate(over="ignore"):
-        x = rows + np.uint64(0x9E3779B97F4A7C15) * np.uint64((1 + seed * 1_000_003 + file) % 2**64)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        x = x ^ (x >> np.uint64(31))
-    return x.astype(np.float64) / 2.0**64
-
-
-def _read_task(text: str) -> ReadTask:
-    raw = json.loads(text)
-    groups = raw.pop("row_groups")
-    return ReadTask(file=SourceFile(**raw.pop("file")), row_groups=tuple(groups) if groups else None, **raw)
-
-
-def _task_config(raw: dict[str, Any]) -> Any:
-    from pydantic import TypeAdapter
-
-    from raytrain.config import TaskConfig
-
-    return TypeAdapter(TaskConfig).validate_python(raw)

@@ -24,6 +24,7 @@ from raytrain.storage import Storage
 ROW = "__row__"
 CHUNK_ROWS = 4096
 DOCUMENT_START = "-DOCSTART-"
+ROWS_TO_LOOK_AT = 100  # for the column names of a JSONL file whose first lines are broken
 
 
 @dataclass(frozen=True)
@@ -110,14 +111,13 @@ def column_names(file: SourceFile) -> list[str]:
                     raise pa.ArrowInvalid("it has no rows")
                 return footer.schema_arrow.names
         case SourceFormat.JSONL:
-            # A broken line is found when all are read, with its row; here only the names matter.
-            first = next(_jsonl_rows(file), None)
-            if first is None:
-                raise pa.ArrowInvalid("it has no rows")
-            row, values = first
-            if isinstance(values, str):
-                raise pa.ArrowInvalid(f"row {row}: {values}; a JSONL file has one JSON object a line")
-            return list(values)
+            # A broken line is named when all are read, and data.bad_rows decides; here only the names matter.
+            rows = list(itertools.islice(_jsonl_rows(file), ROWS_TO_LOOK_AT))
+            good = next((values for _, values in rows if isinstance(values, dict)), None)
+            if good is None:
+                row, reason = rows[0] if rows else (1, "it has no rows")
+                raise pa.ArrowInvalid(f"row {row}: {reason}; a JSONL file has one JSON object a line")
+            return list(good)
         case SourceFormat.CSV | SourceFormat.TSV:
             reader = _delimited_reader(file)
             header = next(reader, None)

@@ -1,8 +1,10 @@
 """Which Ray a command runs on: the cluster that it is told to join, or a private one that ends with it."""
 
+import importlib
 import logging
 import os
 import secrets
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,6 +55,8 @@ def ray_session(config: RunConfig, private_cpus: int) -> Iterator[RaySession]:
         _lock_private_ray()
     import ray
 
+    # Ray Train brings torch along, which takes seconds to import; Ray's own start is mostly waiting for processes.
+    threading.Thread(target=importlib.import_module, args=("ray.train.torch",), daemon=True).start()
     logging.getLogger("ray").setLevel(logging.ERROR)
     if ray.is_initialized():  # someone who called raytrain.train() has a Ray already: use it, and leave it running
         yield _session(is_private=False)

@@ -1,4 +1,4 @@
-"""Where a Ray Train worker begins. Light at the top: the driver imports this to name it, and needs no torch for that."""
+"""Where a Ray Train worker begins. Light at the top: the driver imports this to name it, and needs no torch."""
 
 import json
 from typing import Any

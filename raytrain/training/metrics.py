@@ -40,15 +40,15 @@ class RunLog:
 
     def __init__(self, run: Storage, world: World, attempt: int, *, tensorboard: bool, record_samples: bool):
         self._is_first = world.world_rank == 0
-        self._world, self._attempt = world, attempt
+        self._run, self._world, self._attempt = run, world, attempt
         self._samples = None
-        self._tensorboard = None
+        # Opened with the first value: importing it takes a second that the first step should not wait for.
+        self._wants_tensorboard = tensorboard and self._is_first
+        self._tensorboard: Any = None
         if record_samples:
             self._samples = JsonlWriter(run, f"samples/attempt_{attempt:03d}_rank_{world.world_rank:05d}.jsonl")
         if self._is_first:
             self._metrics, self._evals, self._events = (JsonlWriter(run, name) for name in (METRICS, EVALS, EVENTS))
-            if tensorboard:
-                self._tensorboard = _open_tensorboard(run)
 
     def step(self, row: dict[str, Any]) -> None:
         """A line of metrics.jsonl."""
@@ -86,10 +86,15 @@ class RunLog:
             self._tensorboard.close()
 
     def _track(self, values: dict[str, float | None], step: int) -> None:
-        if self._tensorboard is not None:
-            for name, value in values.items():
-                if value is not None:
-                    self._tensorboard.add_scalar(name, value, step)
+        if not self._wants_tensorboard:
+            return
+        if self._tensorboard is None:
+            self._tensorboard = _open_tensorboard(self._run)
+            self._wants_tensorboard = self._tensorboard is not None
+            return self._track(values, step)
+        for name, value in values.items():
+            if value is not None:
+                self._tensorboard.add_scalar(name, value, step)
 
 
 def _open_tensorboard(run: Storage) -> Any:

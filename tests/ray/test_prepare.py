@@ -127,16 +127,8 @@ class TestContent:
         paths = [write_reviews(tmp_path / f"{i}.parquet", 10, i) for i in range(3)]
         prepare(config(paths), lambda *progress: told.append(progress))
         assert [done for done, _, _ in told] == [10, 20, 30]
+        assert told[-1][1] == 30 and 25 <= (told[0][1] or 0) <= 35
         assert all(rate > 0 for _, _, rate in told)
-
-    def test_relative_paths_from_where_the_user_stands(self, tmp_path, config, monkeypatch):
-        """Ray's processes run in another folder."""
-        write_reviews(tmp_path / "a.parquet", 10, 0)
-        monkeypatch.chdir(tmp_path)
-        chosen = config("a.parquet").model_copy(update={"storage_path": "runs"})
-        chosen = chosen.model_copy(update={"data": chosen.data.model_copy(update={"prepared_path": None})})
-        assert len(samples(prepare(chosen))) == 10
-        assert (tmp_path / "runs" / "_prepared").is_dir()
 
 
 class TestFraction:
@@ -222,14 +214,16 @@ class TestOnce:
         chosen = config(write_reviews(tmp_path / "a.parquet", 10, 0))
         winner = Path(prepare(chosen).root)
         inode = winner.stat().st_ino
-        exists, blind = Storage.exists, [True, True]  # not there when the loser begins, nor just before its rename
+        exists, rename, is_late = Storage.exists, os.rename, []
 
         def exists_too_late(self: Storage, name: str = "") -> bool:
-            if name.endswith("manifest.json") and blind:
-                blind.pop()
-                return False
-            return exists(self, name)
+            return exists(self, name) and (not name.endswith("manifest.json") or bool(is_late))
 
+        def rename_late(source: str, target: str) -> None:
+            is_late.append(True)
+            rename(source, target)
+
+        monkeypatch.setattr(os, "rename", rename_late)
         monkeypatch.setattr(Storage, "exists", exists_too_late)
         store = prepare(chosen)
         assert Path(store.root).stat().st_ino == inode
@@ -250,7 +244,7 @@ class TestOnce:
 
 class TestInterrupted:
     def test_killed_midway(self, tmp_path, config):
-        chosen = config([write_reviews(tmp_path / f"{i}.parquet", 9_000, i) for i in range(6)])
+        chosen = config([write_reviews(tmp_path / f"{i}.parquet", 5_000, i) for i in range(4)])
         process = start_elsewhere(chosen, num_cpus=1)
         try:
             wait_for(lambda: list((tmp_path / "prepared").glob("*.tmp/train/*.parquet")), process)
@@ -261,7 +255,7 @@ class TestInterrupted:
         assert left.endswith(".tmp")
         with pytest.raises(DataError, match="no prepared data"):
             PreparedStore(str(tmp_path / "prepared" / left))
-        assert len(samples(prepare(chosen))) == 54_000
+        assert len(samples(prepare(chosen))) == 20_000
         fresh = prepare(
             chosen.model_copy(update={"data": chosen.data.model_copy(update={"prepared_path": str(tmp_path / "p2")})})
         )
@@ -274,7 +268,7 @@ class TestInterrupted:
         chosen = config(write_reviews(tmp_path / "a.parquet", 10, 0))
         with pytest.raises(KeyboardInterrupt):
             prepare(chosen, stop)
-        assert os.listdir(tmp_path / "prepared") == []
+        assert list((tmp_path / "prepared").glob("*")) == []
         assert len(samples(prepare(chosen))) == 10
 
     def test_a_folder_without_a_manifest_is_no_store(self, tmp_path, config):
@@ -300,14 +294,7 @@ class TestBadInput:
         path = write_lines(tmp_path / "a.jsonl", [*make_reviews(5, 0), "{broken\n", *make_reviews(5, 1)])
         message = refusal(config(path))
         assert f"{path}, row 6: malformed JSON" in message and "data.bad_rows=set_aside" in message
-        assert os.listdir(tmp_path / "prepared") == []
-
-    def test_the_first_of_several_is_named(self, tmp_path, config):
-        slow = write_lines(tmp_path / "a.jsonl", [*make_reviews(6_000, 0), "{broken\n"])
-        quick = write_lines(tmp_path / "b.jsonl", ["{broken\n"])
-        assert f"{slow}, row 6001" in refusal(
-            config([slow, quick], task={"kind": "sequence_classification", "labels": ["negative", "positive"]})
-        )
+        assert list((tmp_path / "prepared").glob("*")) == []
 
     @pytest.mark.parametrize("text", ["", "  ", None])
     def test_empty_text(self, tmp_path, config, text):
@@ -400,11 +387,11 @@ def start_elsewhere(config: RunConfig, num_cpus: int) -> subprocess.Popen[bytes]
 
 def run_elsewhere(config: RunConfig, num_cpus: int) -> None:
     process = start_elsewhere(config, num_cpus)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output.decode()
 
 
-def wait_for(condition: Any, process: subprocess.Popen[bytes], timeout_s: float = 60.0) -> None:
+def wait_for(condition: Any, process: subprocess.Popen[bytes], timeout_s: float = 120.0) -> None:
     deadline_s = time.monotonic() + timeout_s
     while not condition():
         assert process.poll() is None, process.communicate()[0].decode()

@@ -263,6 +263,11 @@ class TestBadRows:
         assert [(row.path, row.row) for row in bad] == [(path, 2), (path, 4), (path, 5), (path, 7)]
         assert "JSON" in bad[0].reason and "object" in bad[1].reason and "UTF-8" in bad[2].reason
 
+    def test_jsonl_whose_first_line_is_broken(self, tmp_path):
+        path = write_text(tmp_path / "a.jsonl", '{"text": \n{"text": "a", "label": "x"}\n')
+        check_sources(data(path), REVIEWS)
+        assert [row.row for row in read(path)[1]] == [1]
+
     def test_jsonl_escape_of_half_a_character(self, tmp_path):
         path = write_text(tmp_path / "a.jsonl", '{"text": "a"}\n{"text": "cut \\ud83d"}\n{"text": "b"}\n')
         rows, bad = read(path)

@@ -1,0 +1,163 @@
+"""The work of PREPARE on one read task: read, encode, hold out, write. Runs in Ray Data's processes; no Ray, no torch.
+
+One read task makes its own parts, named after its place, so what it writes depends on nothing that runs beside it.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
+
+from raytrain.config import BadRowPolicy, RunConfig
+from raytrain.data.prepared import Part
+from raytrain.data.sources import ROW, BadRow, Chunk, ReadTask, SourceFile, read_chunks
+from raytrain.data.tokenize import load_tokenizer
+from raytrain.errors import DataError, RaytrainError
+from raytrain.storage import Storage
+from raytrain.tasks import make_task
+
+# How tasks begin the rejection of a label outside the set; a label that is missing is an ordinary bad row.
+UNKNOWN_LABEL = re.compile(r"""label ['"].* is none of """, re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row that was set aside; one line of rejected.jsonl."""
+
+    split: str
+    path: str
+    row: int
+    reason: str
+
+
+class RowFunction:
+    """What runs in Ray Data's processes: a report for each row. Errors for people come back as text, since an
+    exception would come back wrapped in Ray's."""
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Ray Data calls this with one row."""
+        try:
+            return {"report": json.dumps(self.report(row))}
+        except RaytrainError as error:
+            return {"report": json.dumps({"error": str(error)})}
+
+    def report(self, row: dict[str, Any]) -> dict[str, Any]:
+        """What to tell the driver of a row; JSON-able."""
+        raise NotImplementedError
+
+
+class LabelFinder(RowFunction):
+    """Labels of a read task's rows."""
+
+    def __init__(self, task: dict[str, Any], max_length: int):
+        self._task, self._max_length = task, max_length
+
+    def report(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The labels, sorted."""
+        task = make_task(_task_config(self._task), self._max_length)
+        found: set[str] = set()
+        for chunk in read_chunks(_read_task(row["task"]), task.required_columns()):
+            if len(chunk.table):
+                found |= task.find_labels(chunk.table)
+        return {"labels": sorted(found)}
+
+
+class Encoder(RowFunction):
+    """Reads, encodes and writes a read task's rows."""
+
+    def __init__(self, config: dict[str, Any], labels: list[str], root: str, rows_per_group: int, prefix: str):
+        self._config, self._labels, self._root, self._prefix = config, labels, root, prefix
+        self._rows_per_group = rows_per_group
+
+    def report(self, row: dict[str, Any]) -> dict[str, Any]:
+        """What was written and what was not."""
+        return self._encode(row["ordinal"], _read_task(row["task"]))
+
+    def _encode(self, ordinal: int, read_task: ReadTask) -> dict[str, Any]:
+        config = RunConfig.model_validate(self._config)
+        task = make_task(config.task, config.data.max_length)
+        tokenizer = load_tokenizer(config.model)
+        written: list[dict[str, Any]] = []
+        rejected: list[Rejected] = []
+        for number, chunk in enumerate(read_chunks(read_task, [*task.required_columns(), "document"])):
+            rejected += self._refuse_or_keep(config, read_task.split, chunk.bad_rows)
+            for split, table in _split_rows(config, read_task, chunk):
+                encoded = task.encode(table, tokenizer, self._labels)
+                rows = table[ROW].to_pylist()
+                bad = [BadRow(read_task.file.path, rows[place], reason) for place, reason in encoded.rejected]
+                rejected += self._refuse_or_keep(config, split, bad)
+                if len(encoded.table):
+                    written.append(self._write(split, (ordinal, number), encoded.table, encoded.num_truncated))
+        rejected.sort(key=lambda bad: bad.row)
+        return {"ordinal": ordinal, "written": written, "rejected": [asdict(bad) for bad in rejected]}
+
+    def _refuse_or_keep(self, config: RunConfig, split: str, bad_rows: list[BadRow]) -> list[Rejected]:
+        """The bad rows, when they may be set aside. Raises DataError when they may not."""
+        for bad in bad_rows:
+            if UNKNOWN_LABEL.match(bad.reason):  # a mistake in the config, or a typo: no reason to lose rows silently
+                raise DataError(f"{bad}. Add it to task.labels, or mend the row")
+            if config.data.bad_rows == BadRowPolicy.REFUSE:
+                raise DataError(f"{bad}. Mend the row, or set data.bad_rows=set_aside to go on without such rows")
+        return [Rejected(split, bad.path, bad.row, bad.reason) for bad in bad_rows]
+
+    def _write(self, split: str, place: tuple[int, int], table: pa.Table, num_truncated: int) -> dict[str, Any]:
+        name = f"{split}/{self._prefix}part-{place[0]:05d}-{place[1]:05d}.parquet"
+        folder = Storage(self._root)
+        with folder.open_output(name) as file:
+            pq.write_table(table, file, row_group_size=self._rows_per_group, compression="zstd")
+        lengths = pa.compute.list_value_length(table["input_ids"]).to_pylist()
+        full, rest = divmod(len(table), self._rows_per_group)
+        part = Part(name, [self._rows_per_group] * full + [rest] * bool(rest), folder.size_bytes(name))
+        return {
+            "split": split,
+            "part": asdict(part),
+            "place": place,
+            "lengths": lengths,
+            "num_truncated": num_truncated,
+        }
+
+
+def _split_rows(config: RunConfig, read_task: ReadTask, chunk: Chunk) -> Iterator[tuple[str, pa.Table]]:
+    """(split, rows) of a chunk: with data.validation.fraction, training rows are held out by a hash of their place."""
+    table = chunk.table
+    if not len(table):
+        return
+    fraction = config.data.validation.fraction if config.data.validation else None
+    if read_task.split != "train" or fraction is None:
+        yield read_task.split, table
+        return
+    rows = table[ROW].to_numpy().astype(np.uint64)
+    is_held_out = _hash_unit(rows, config.seed, read_task.file_of_split) < fraction
+    for split, mask in (("train", ~is_held_out), ("validation", is_held_out)):
+        if mask.any():
+            yield split, table.filter(pa.array(mask))
+
+
+def _hash_unit(rows: np.ndarray, seed: int, file: int) -> np.ndarray:
+    """A number in [0, 1) for each row, by splitmix64 (Steele et al., 2014) of its place and the seed."""
+    with np.errstate(over="ignore"):
+        x = rows + np.uint64(0x9E3779B97F4A7C15) * np.uint64((1 + seed * 1_000_003 + file) % 2**64)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        x = x ^ (x >> np.uint64(31))
+    return x.astype(np.float64) / 2.0**64
+
+
+def _read_task(text: str) -> ReadTask:
+    raw = json.loads(text)
+    groups = raw.pop("row_groups")
+    return ReadTask(file=SourceFile(**raw.pop("file")), row_groups=tuple(groups) if groups else None, **raw)
+
+
+def _task_config(raw: dict[str, Any]) -> Any:
+    from pydantic import TypeAdapter
+
+    from raytrain.config import TaskConfig
+
+    return TypeAdapter(TaskConfig).validate_python(raw)

@@ -1,0 +1,67 @@
+"""What a user gets: the wheel, the README, the shipped configs, the Makefile."""
+
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from raytrain.assets import config_names
+from raytrain.config_io import load_config, parse_config
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Names of the files in the wheel."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as archive:
+        return archive.namelist()
+
+
+def test_the_wheel_has_all_that_the_package_reads(wheel: list[str]) -> None:
+    wanted = {str(p.relative_to(ROOT)) for p in (ROOT / "raytrain").rglob("*") if p.suffix in (".py", ".yaml", ".html")}
+    assert wanted <= set(wheel)
+
+
+def test_the_wheel_has_nothing_else(wheel: list[str]) -> None:
+    assert {name.split("/")[0] for name in wheel} == {"raytrain", "raytrain-0.1.0.dist-info"}
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_shipped_configs_load_and_say_what_they_are(name: str) -> None:
+    config = load_config(name)
+    assert config.name == name
+    assert (ROOT / "raytrain" / "configs" / f"{name}.yaml").read_text().startswith("# ")
+
+
+def test_the_config_in_the_readme_is_valid() -> None:
+    example = re.search(r"```yaml\n(.*?)```", README, re.DOTALL)
+    assert example is not None
+    parse_config(yaml.safe_load(example[1]))
+
+
+def test_the_readme_names_commands_and_files_that_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"`?make ([a-z-]+)", README):
+        assert f"\n{target}:" in makefile, target
+    listing = subprocess.run([sys.executable, "-m", "raytrain", "--help"], capture_output=True, text=True).stdout
+    for command in set(re.findall(r"\| `raytrain ([a-z]+)", README)):
+        assert command in listing, command
+    tree = README.split("## The code")[1]
+    for name in re.findall(r"([a-z_]+\.py)", tree):
+        assert list(ROOT.glob(f"raytrain/**/{name}")) or list(ROOT.glob(f"examples/{name}")), name
+
+
+def test_nothing_names_the_place_where_it_was_made() -> None:
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    for name in files:
+        text = (ROOT / name).read_bytes()
+        assert b"/work" + b"/main" not in text, name
