@@ -1,0 +1,66 @@
+"""The numbers behind the report: a run's files, with redone steps taken once and long curves thinned."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from raytrain.storage import Storage
+from raytrain.training.records import last_attempt_rows, read_jsonl
+
+MAX_POINTS = 2000
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Everything that a report is drawn from."""
+
+    config_text: str
+    steps: list[dict[str, Any]]
+    """Lines of metrics.jsonl in step order; of a step that was redone the last attempt's."""
+    evaluations: list[dict[str, Any]]
+    events: list[dict[str, Any]]
+    summary: dict[str, Any]
+    """summary.json; empty while the run is not done."""
+
+    def column(self, name: str) -> np.ndarray:
+        """A column of the steps, NaN where it is missing. Shape (num_steps,)."""
+        values = [row.get(name) for row in self.steps]
+        return np.array([np.nan if value is None else value for value in values], dtype=float)
+
+    def last_evaluation(self, split: str) -> dict[str, Any] | None:
+        """The newest evaluation on a split."""
+        rows = [row for row in self.evaluations if row["split"] == split]
+        return rows[-1] if rows else None
+
+
+def read_run(run: Storage) -> RunRecord:
+    """Read a run's folder; files that are not there yet are empty."""
+    return RunRecord(
+        config_text=run.read_bytes("config.yaml").decode() if run.exists("config.yaml") else "",
+        steps=last_attempt_rows(read_jsonl(run, "metrics.jsonl")),
+        evaluations=read_jsonl(run, "evals.jsonl"),
+        events=read_jsonl(run, "events.jsonl"),
+        summary=json.loads(run.read_bytes("summary.json")) if run.exists("summary.json") else {},
+    )
+
+
+def smooth(values: np.ndarray, window: int) -> np.ndarray:
+    """Mean over the last `window` values (fewer at the start), NaN left out. Same shape."""
+    if window <= 1 or not len(values):
+        return values
+    known = np.isfinite(values)
+    sums = np.cumsum(np.where(known, values, 0.0))
+    counts = np.cumsum(known)
+    sums[window:], counts[window:] = sums[window:] - sums[:-window], counts[window:] - counts[:-window]
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
+def thin(*columns: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Every k-th row of equally long columns, so that at most MAX_POINTS are left; the last row always stays."""
+    num = len(columns[0])
+    if num <= MAX_POINTS:
+        return columns
+    keep = np.unique(np.linspace(0, num - 1, MAX_POINTS).astype(int))
+    return tuple(column[keep] for column in columns)
