@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from raytrain.checkpoint.ranges import BUFFER, EXP_AVG, EXP_AVG_SQ, FP32, MOMENTS, RangeReader, StateRange
+from raytrain.checkpoint.ranges import BUFFER, FP32, MOMENTS, RangeReader, StateRange
 from raytrain.config import Precision
 from raytrain.training.engine import Engine
 
@@ -62,7 +62,7 @@ def owned_ranges(engine: Engine) -> list[StateRange]:
 
 @torch.no_grad()
 def load_ranges(engine: Engine, reader: RangeReader, optimizer_step: int) -> None:
-    """Put saved state into a fresh engine; the next step is then that of the run that was saved. Collective.
+    """Put saved state into an engine, fresh or used; the next step is then that of the run that was saved. Collective.
 
     Each worker reads only what it owns, and the buffers. What is held in 16 bits is rounded from the masters again.
 
@@ -169,13 +169,12 @@ def _shard_of_stage_3(engine: Engine, name: str, parameter: Any) -> _Shard:
 def _make_state(engine: Engine, flat: Tensor, optimizer_step: int) -> None:
     """What AdamW makes itself in its first step: it must be there before that to be loaded."""
     optimizer = _inner_optimizer(engine)
-    is_fused = bool(optimizer.defaults["fused"])
-    step_device = flat.device if is_fused else torch.device("cpu")
-    optimizer.state[flat] = {
-        "step": torch.tensor(float(optimizer_step), dtype=torch.float32, device=step_device),
-        EXP_AVG: torch.zeros_like(flat, memory_format=torch.preserve_format, requires_grad=False),
-        EXP_AVG_SQ: torch.zeros_like(flat, memory_format=torch.preserve_format, requires_grad=False),
-    }
+    state = optimizer.state[flat]
+    for kind in MOMENTS:
+        if kind not in state:
+            state[kind] = torch.zeros_like(flat, memory_format=torch.preserve_format, requires_grad=False)
+    step_device = flat.device if optimizer.defaults["fused"] else "cpu"  # where AdamW wants it
+    state["step"] = torch.tensor(float(optimizer_step), dtype=torch.float32, device=step_device)
 
 
 def _spread(engine: Engine) -> None:

@@ -72,7 +72,7 @@ class Engine:
         config = build_deepspeed_config(
             training, precision=precision, num_micro_steps=num_micro_steps, on_gpu=device.type == "cuda"
         )
-        optimizer = make_adamw(model, training.optimizer, fused=device.type == "cuda")
+        optimizer = make_adamw(model, training.optimizer)
         self.deepspeed = _start_deepspeed(model, optimizer, config, device)
         self.optimizer: Any = self.deepspeed.optimizer
         self.module = self.deepspeed.module
@@ -178,7 +178,7 @@ class Engine:
         return safe_get_full_fp32_param(parameter)
 
 
-def make_adamw(model: nn.Module, optimizer: OptimizerConfig, *, fused: bool) -> torch.optim.AdamW:
+def make_adamw(model: nn.Module, optimizer: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW over the trained parameters, in two groups: biases and normalization weights (1-D) are not decayed.
 
     Raises ConfigError when nothing is trained.
@@ -195,7 +195,7 @@ def make_adamw(model: nn.Module, optimizer: OptimizerConfig, *, fused: bool) -> 
         lr=optimizer.learning_rate,
         betas=(optimizer.beta1, optimizer.beta2),
         eps=optimizer.epsilon,
-        fused=fused,
+        fused=True,  # one pass over memory, on a CPU too: there more than ten times as fast as torch's default
     )
 
 

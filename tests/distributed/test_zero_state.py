@@ -104,11 +104,13 @@ def test_owned_ranges_before_the_first_update_have_zero_moments() -> None:
 def test_a_range_that_nobody_saved_is_named(saved: Any) -> None:
     root, _ = saved
     storage = Storage(str(root / "2-1"))
-    with pytest.raises(CheckpointError, match=r"fp32 of hidden.weight: elements .* zero-0.safetensors"):
-        reader = StorageRangeReader(storage, ["zero-0.safetensors"])
+    reader = StorageRangeReader(storage, ["zero-0.safetensors"])
+    assert len(reader.read(FP32, "embedding.weight", 3, 40)) == 37
+    with pytest.raises(CheckpointError, match=r"fp32 of hidden.weight: elements \[\d+, 77\) .* zero-0.safetensors"):
         reader.read(FP32, "hidden.weight", 0, 77)
-        reader.read(FP32, "embedding.weight", 0, 91)
-    with pytest.raises(CheckpointError, match="missing.safetensors can't be opened"):
+    with pytest.raises(CheckpointError, match=r"fp32 of no.such: elements \[0, 1\)"):
+        reader.read(FP32, "no.such", 0, 1)
+    with pytest.raises(CheckpointError, match=r"missing.safetensors can't be opened"):
         StorageRangeReader(storage, ["missing.safetensors"])
 
 
@@ -140,7 +142,7 @@ def test_a_damaged_file_is_a_checkpoint_error(tmp_path: Path, damage: str) -> No
         "offsets": data.replace(b"[0,12]", b"[4,12]"),
     }[damage]
     path.write_bytes(damaged)
-    with pytest.raises(CheckpointError, match="x.safetensors"):
+    with pytest.raises(CheckpointError, match=r"x.safetensors"):
         StorageRangeReader(Storage(str(tmp_path)), ["x.safetensors"]).read(FP32, "a", 0, 3)
 
 
@@ -222,6 +224,7 @@ def _load_16_bit(root: str, precision: Precision) -> dict[int, dict[str, Any]]:
     records = {}
     for zero_stage in (1, 2, 3):
         engine = make_engine(zero_stage, model=make_model(seed=99), precision=precision)
+        train(engine, range(1))  # a used engine: what ZeRO-3 has gathered of the old weights must go
         load_ranges(engine, _open(root, (2, 2)), optimizer_step=SAVED_STEPS)
         load_scaler_state(engine, scaler)
         record = {"ranges": owned_ranges(engine), "scaler": scaler_state(engine), "is_rounded": _is_rounded(engine)}

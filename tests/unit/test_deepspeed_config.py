@@ -80,7 +80,8 @@ def test_fp32_stage_0_stays_and_is_clipped_by_the_engine() -> None:
     config = _build(zero_stage=0, gradient_clipping=0.5)
     assert config["zero_optimization"] == {"stage": 0}
     assert config["gradient_clipping"] == 0.0
-    assert "fp16" not in config and "bf16" not in config
+    assert "fp16" not in config
+    assert "bf16" not in config
     assert _build(zero_stage=1, gradient_clipping=0.5)["gradient_clipping"] == 0.5
 
 
