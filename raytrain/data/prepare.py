@@ -225,8 +225,12 @@ def _age_s(path: str) -> float:
 
 
 def _rows_per_group(num_bytes: int) -> int:
-    """Small row groups for small data, so that the sample order mixes well and workers share few of them."""
-    return 16 if num_bytes < 16 << 20 else 64 if num_bytes < 256 << 20 else 256
+    """Rows of a row group: a power of two from 16 to 256 that makes some 4096 row groups out of rows of 1 KiB.
+
+    A row group on the border of two canonical shards is read twice, so there must be far more row groups than shards
+    (P5); and small ones let the samples of small data mix well.
+    """
+    return min(256, max(16, 1 << (num_bytes >> 22).bit_length() - 1 if num_bytes >> 22 else 16))
 
 
 def _run(rows: list[dict[str, Any]], function: RowFunction) -> Iterator[dict[str, Any]]:

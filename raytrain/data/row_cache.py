@@ -13,8 +13,10 @@ CACHE_BYTES = 64 << 20  # row groups that are kept in memory, decoded
 class RowCache:
     """Reads samples of a prepared store. A row group is read once for neighbouring windows and shards (P5)."""
 
-    def __init__(self, store: PreparedStore, max_bytes: int = CACHE_BYTES):
-        self._store, self._max_bytes = store, max_bytes
+    def __init__(self, store: PreparedStore, max_bytes: int = CACHE_BYTES, min_groups: int = 1):
+        """`min_groups` are kept even beyond `max_bytes`: with fewer than a caller goes back and forth between, each
+        of its requests would read them all again."""
+        self._store, self._max_bytes, self._min_groups = store, max_bytes, min_groups
         self._groups: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
         self._starts: dict[str, np.ndarray] = {}
         self._held_bytes = 0
@@ -42,6 +44,6 @@ class RowCache:
         self.bytes_read += self._store.row_group_bytes(split, group)
         self._groups[key] = table
         self._held_bytes += table.nbytes
-        while self._held_bytes > self._max_bytes and len(self._groups) > 1:
+        while self._held_bytes > self._max_bytes and len(self._groups) > self._min_groups:
             self._held_bytes -= self._groups.popitem(last=False)[1].nbytes
         return table

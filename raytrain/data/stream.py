@@ -171,7 +171,7 @@ class ReadAndCollate:
         self._task = make_task(self._config.task, self._config.data.max_length)
         self._pad = self._store.manifest.pad_token_id
         self._order = make_order(self._config, self._store)
-        self._rows = RowCache(self._store)
+        self._rows = RowCache(self._store, min_groups=row_groups_in_use(self._order, self._plan))
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Ray Data calls this with one item at a time, and takes one row for each step or evaluation batch."""
@@ -231,6 +231,14 @@ def make_order(config: RunConfig, store: PreparedStore) -> Order:
         group_by_length=config.data.group_by_length,
         drop_last=config.data.drop_last,
     )
+
+
+def row_groups_in_use(order: Order, plan: BatchPlan) -> int:
+    """Row groups that a worker goes back and forth between: those under the present window of each of its shards."""
+    window_samples = order.steps_per_window * plan.samples_per_shard
+    rows_per_group = max(1, order.num_samples // max(1, len(order.row_group_starts) - 1))
+    shards = -(-plan.canonical_shards // plan.world_size)
+    return shards * (window_samples // rows_per_group + 2)
 
 
 def _configure_ray_data(num_cpus: float) -> None:
