@@ -230,7 +230,7 @@ def _rows_per_group(num_bytes: int) -> int:
     A row group on the border of two canonical shards is read twice, so there must be far more row groups than shards
     (P5); and small ones let the samples of small data mix well.
     """
-    return min(256, max(16, 1 << (num_bytes >> 22).bit_length() - 1 if num_bytes >> 22 else 16))
+    return 1 << max(4, min(8, (num_bytes >> 22).bit_length() - 1))
 
 
 def _run(rows: list[dict[str, Any]], function: RowFunction) -> Iterator[dict[str, Any]]:

@@ -107,7 +107,8 @@ def validation(record: RunRecord) -> bytes:
     rows = [row for row in record.evaluations if row["split"] == "validation"]
     names = [n for n, v in rows[-1].items() if isinstance(v, float) and n not in ("time", "loss") and 0 <= v <= 1]
     for name in names[:6]:
-        axes.plot([row["step"] for row in rows], [row.get(name, np.nan) for row in rows], "o-", markersize=3, label=name)
+        values = [row.get(name, np.nan) for row in rows]
+        axes.plot([row["step"] for row in rows], values, "o-", markersize=3, label=name)
     axes.legend(frameon=False, fontsize=8)
     return _png(figure)
 

@@ -74,9 +74,16 @@ class Saver:
         self._writer.begin(progress.step, write)
 
     def poll(self) -> tuple[float, float]:
-        """(1.0 if this worker's part of the checkpoint in flight is written, 1.0 if writing failed)."""
+        """(1.0 if this worker's part of the checkpoint in flight is written, 1.0 if writing failed).
+
+        A best model that is still being written belongs to the part: the checkpoint names the best value, so it must
+        not exist before `best/` does.
+        """
         try:
-            return float(self._writer.poll() is not None), 0.0
+            is_best_written = self._best is None or self._best.done()
+            if is_best_written:
+                self._wait_for_best()
+            return float(self._writer.poll() is not None and is_best_written), 0.0
         except CheckpointError as error:
             self._error = error
             return 0.0, 1.0
@@ -92,14 +99,7 @@ class Saver:
         """Bring everything that is being written to its end. Raises CheckpointError."""
         if self._writer.is_busy:
             self._complete()
-        failed = 0.0
-        try:
-            self._writer.wait()
-            self._wait_for_best()
-        except CheckpointError as error:
-            self._error, failed = error, 1.0
-        if self._control.sum(StepSums(failed=failed)).failed:
-            raise self._first_error()
+        self._wait_for_all()
 
     def close(self) -> None:
         """End the threads; what is not committed by now is dropped."""
@@ -131,14 +131,19 @@ class Saver:
 
     def _complete(self) -> None:
         """Wait until the checkpoint in flight is written on all workers, and commit it."""
+        self._wait_for_all()
+        self._commit()
+
+    def _wait_for_all(self) -> None:
+        """Wait for this worker's writing, and tell the others how it went. Raises CheckpointError on all workers."""
         failed = 0.0
         try:
             self._writer.wait()
+            self._wait_for_best()
         except CheckpointError as error:
             self._error, failed = error, 1.0
         if self._control.sum(StepSums(failed=failed)).failed:
             raise self._first_error()
-        self._commit()
 
     def _commit(self) -> None:
         self._writer.commit(self._state)

@@ -76,7 +76,7 @@ class Trainer:
             sums = self.control.sum(self._contribution(batch, result, next_batch))
             busy_s = time.perf_counter() - started_at_s - next_wait_s  # that wait is the next step's
             self._record(batch, result, sums, num_targets, rate, wait_s, busy_s)
-            self._stop_if_hopeless(result, sums.loss_sum / num_targets)
+            self._stop_if_hopeless(result, sums.loss_sum / max(1.0, num_targets))
             is_stopping = sums.wants_stop > 0
             self.saver.advance(sums)
             if is_evaluation_due:
@@ -148,7 +148,7 @@ class Trainer:
             {
                 "step": progress.step,
                 "epoch": batch.epoch,
-                "loss": sums.loss_sum / num_targets,
+                "loss": sums.loss_sum / max(1.0, num_targets),
                 "lr": rate,
                 "grad_norm": result.grad_norm,
                 "loss_scale": result.loss_scale,
