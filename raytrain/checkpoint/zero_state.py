@@ -189,7 +189,7 @@ def _spread(engine: Engine) -> None:
                 _exchange_shares(engine, tensor)
         return
     if engine.zero_stage == 3:
-        _refresh_stage_3(engine.optimizer, frozen=[p for p in engine.module.parameters() if not p.requires_grad])
+        _refresh_stage_3(engine.optimizer)
         return
     engine.optimizer.update_lp_params()
     for parameter in engine.module.parameters():
@@ -197,15 +197,14 @@ def _spread(engine: Engine) -> None:
             _exchange_shares(engine, parameter.detach())
 
 
-def _refresh_stage_3(optimizer: Any, frozen: list[Any]) -> None:
-    """What ZeRO-3 does at the end of a step: 16-bit partitions from the masters, then the small parameters gathered."""
+def _refresh_stage_3(optimizer: Any) -> None:
+    """As ZeRO-3 does in a step: let go of what was gathered, then 16-bit partitions from the masters.
+
+    The small parameters that it keeps whole are gathered again by the next forward.
+    """
     optimizer._partition_all_parameters()
     for group in range(len(optimizer.fp32_partitioned_groups_flat)):
         optimizer._reassign_or_swap_out_partitioned_parameters(group)
-    kept_whole = optimizer.persistent_parameters
-    if kept_whole:
-        kept_whole[0].partition(kept_whole)
-        kept_whole[0].all_gather(kept_whole)
 
 
 def _exchange_shares(engine: Engine, tensor: Tensor) -> None:

@@ -234,11 +234,12 @@ def make_order(config: RunConfig, store: PreparedStore) -> Order:
 
 
 def row_groups_in_use(order: Order, plan: BatchPlan) -> int:
-    """Row groups that a worker goes back and forth between: those under the present window of each of its shards."""
+    """Row groups that a worker goes back and forth between, at most: for each of its shards those under the present
+    window, and under the one before it, which share one."""
     window_samples = order.steps_per_window * plan.samples_per_shard
     rows_per_group = max(1, order.num_samples // max(1, len(order.row_group_starts) - 1))
     shards = -(-plan.canonical_shards // plan.world_size)
-    return shards * (window_samples // rows_per_group + 2)
+    return shards * (2 * window_samples // rows_per_group + 2)
 
 
 def _configure_ray_data(num_cpus: float) -> None:

@@ -267,7 +267,9 @@ class TestBytesRead:
         for world_rank in range(2):
             rows = RowCache(store, max_bytes=1, min_groups=row_groups_in_use(order, plan))
             for step in range(order.steps_per_epoch):
-                rows.take("train", order.step_samples(0, step, plan.shards_of(world_rank)))
+                ids = order.step_samples(0, step, plan.shards_of(world_rank))
+                if len(ids):  # the smaller last step may leave a worker without samples
+                    rows.take("train", ids)
             assert len(rows._groups) <= row_groups_in_use(order, plan)
         assert store.reads / (len(order.row_group_starts) - 1) <= 1.1
 
