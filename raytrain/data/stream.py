@@ -14,6 +14,7 @@ import json
 import logging
 import queue
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
@@ -35,6 +36,7 @@ SAMPLES_PER_SPAN = 2048  # samples of all workers together that one item of the 
 ITEMS_PER_DATASET = 256  # items that are handed to Ray Data at once; the next lot follows when they are used up
 QUEUE_ITEMS = 16  # decoded steps that wait for the loop
 BLOCK_BYTES = 1 << 20  # Ray Data passes results on when it has this much
+CLOSE_TIMEOUT_S = 30.0  # a Ray that no longer answers must not keep a worker from ending
 OBJECT_STORE_BYTES = 256 << 20  # results of one pipeline that may lie in the object store
 
 
@@ -105,7 +107,8 @@ class Stream:
         """Stop the pipeline; what it has read ahead is dropped."""
         self._is_closed.set()
         if self._thread is not None:
-            while self._thread.is_alive():
+            deadline_s = time.monotonic() + CLOSE_TIMEOUT_S
+            while self._thread.is_alive() and time.monotonic() < deadline_s:
                 try:
                     self._queue.get(timeout=0.05)
                 except queue.Empty:
@@ -132,6 +135,7 @@ class Stream:
         import ray.data
 
         _configure_ray_data(self._config.workers.data_cpus)
+        bytes_read_before = self.bytes_read  # each dataset has a reader of its own, which counts from 0
         rows = [{"item": json.dumps({"kind": type(item).__name__, **asdict(item)})} for item in lot]
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             ReadAndCollate,
@@ -144,16 +148,21 @@ class Stream:
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=1),
             num_cpus=self._config.workers.data_cpus,
+            # Ray Data lets an actor run a later item first. Results would still come in order, but the first step
+            # would wait for two items, and results that nobody can take yet would fill the object store.
+            allow_out_of_order_execution=False,
         )
         blocks: Iterator[Any] = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))
         for block in blocks:
             for text, payload in zip(block["header"].to_pylist(), block["arrays"].to_pylist(), strict=True):
                 header = json.loads(text)
-                self.bytes_read = header["bytes_read"]
+                self.bytes_read = bytes_read_before + header["bytes_read"]
                 yield header, safetensors.load(payload)
 
     def _next(self, kind: str) -> tuple[dict[str, Any], Batch]:
         item = self._queue.get()
+        if item is None or isinstance(item, BaseException):
+            self._queue.put(item)  # the end stays the end, whoever asks again
         if isinstance(item, BaseException):
             raise item
         assert item is not None, f"the pipeline ended, but the loop wants {kind}"

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from launcher import run_workers
-from tiny import assemble, loss_sum, make_batch, make_engine, make_model, my_micro_batches, num_targets
+from tiny_engine import assemble, loss_sum, make_batch, make_engine, make_model, my_micro_batches, num_targets
 from torch import Tensor, nn
 
 from raytrain.checkpoint.ranges import EXP_AVG, FP32, StateRange

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from launcher import run_workers
-from tiny import allow_fp16_on_cpu, loss_sum, make_batch, make_engine, my_micro_batches, num_targets
+from tiny_engine import allow_fp16_on_cpu, loss_sum, make_batch, make_engine, my_micro_batches, num_targets
 from torch import Tensor, nn
 
 from raytrain.checkpoint.zero_state import owned_ranges, scaler_state

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from launcher import run_workers
-from tiny import (
+from tiny_engine import (
     allow_fp16_on_cpu,
     assemble,
     make_engine,

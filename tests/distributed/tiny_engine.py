@@ -101,7 +101,7 @@ def make_engine(
     )
 
 
-def train(engine: Engine, steps: range, *, num_samples: int = 12, micro_batch_size: int = 2) -> list[float]:
+def train(engine: Engine, steps: range, *, num_samples: int = 12, micro_batch_size: int = 4) -> list[float]:
     """Train on the batches of these steps; this worker's share of the mean loss of each."""
     losses = []
     for step in steps:
