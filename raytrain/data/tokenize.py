@@ -28,6 +28,8 @@ def check_tokenizer(model: ModelConfig) -> None:
             f"{_option(model)} {path}: this folder has no tokenizer (none of {', '.join(TOKENIZER_FILES)}); save it "
             "there with tokenizer.save_pretrained, or set model.tokenizer to where it is"
         )
+    if model.path and looks_local(model.path) and not os.path.isdir(model.path):
+        raise ConfigError(f"model.path {model.path}: no such folder")
     if model.path and os.path.isdir(model.path) and "config.json" not in os.listdir(model.path):
         raise ConfigError(f"model.path {model.path}: this folder has no config.json, so it holds no model")
 

@@ -24,6 +24,7 @@ def build_with_head(auto_class: str, model: ModelConfig, labels: list[str], trai
     """
     import torch
     import transformers
+    from safetensors import SafetensorError
 
     factory = getattr(transformers, auto_class)
     names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
@@ -31,7 +32,10 @@ def build_with_head(auto_class: str, model: ModelConfig, labels: list[str], trai
     override_dropout(config, training.dropout)
     common = {"trust_remote_code": model.trust_remote_code}
     if model.path is None:
-        return factory.from_config(config, **common).float()
+        try:
+            return factory.from_config(config, **common).float()
+        except ValueError as error:
+            raise ConfigError(f"model.config: {error}") from None
     transformers.logging.set_verbosity_error()  # its table of new and unused weights is not for our terminal
     try:
         loaded, info = factory.from_pretrained(
@@ -43,28 +47,46 @@ def build_with_head(auto_class: str, model: ModelConfig, labels: list[str], trai
             ignore_mismatched_sizes=True,
             **common,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(_cannot_load(model, error)) from None
     if info["missing_keys"]:
         logger.info("new weights, to be trained from scratch: %s", ", ".join(sorted(info["missing_keys"])))
     return loaded
 
 
+def check_positions(model: "nn.Module", max_length: int) -> None:
+    """Raises ConfigError when samples of `max_length` tokens have more positions than the model learned."""
+    import torch
+
+    tables = (getattr(module, name, None) for module in model.modules() for name in ("position_embeddings", "wpe"))
+    for table in tables:
+        if not isinstance(table, torch.nn.Embedding):
+            continue  # positions that are computed have no end
+        # RoBERTa and its kin count positions from the one after padding.
+        num_positions = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+        if max_length > num_positions:
+            raise ConfigError(
+                f"data.max_length {max_length} is more than the {num_positions} positions that the model knows; "
+                f"lower it to at most {num_positions}"
+            )
+
+
 def read_model_config(model: ModelConfig, **changes: Any) -> Any:
     """The Transformers config of a model, with changes applied. Raises ConfigError."""
     import transformers
+    from huggingface_hub.errors import StrictDataclassError  # a value of the wrong type
 
     if model.config is not None:
         raw = dict(model.config)
         try:
             return transformers.AutoConfig.for_model(raw.pop("model_type"), **{**raw, **changes})
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"model.config: {error}") from None
+        except (ValueError, TypeError, StrictDataclassError) as error:
+            raise ConfigError(f"model.config: {' '.join(str(error).split())}") from None
     try:
         return transformers.AutoConfig.from_pretrained(
             model.path or "", revision=model.revision or "main", trust_remote_code=model.trust_remote_code, **changes
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
         raise ConfigError(_cannot_load(model, error)) from None
 
 
@@ -82,6 +104,6 @@ def _cannot_load(model: ModelConfig, error: Exception) -> str:
     if os.path.isdir(model.path or ""):
         return f"model.path {model.path}: this folder holds no model that can be loaded: {first_line}"
     return (
-        f"model.path {model.path!r}: neither a local folder nor a model that can be had from the hub: {first_line}. "
-        "Without a network, download the model first and give its folder"
+        f"model.path {model.path!r}: neither a local folder nor a model that can be had from the hub: "
+        f"{first_line.rstrip('.')}. Without a network, download the model first and give its folder"
     )

@@ -1,5 +1,6 @@
 """Metrics from scikit-learn and seqeval, as numbers and as tables. Nothing is computed here that they compute."""
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ def multi_label_scores(predicted: np.ndarray, true: np.ndarray, labels: list[str
 
     if not len(true):
         return Metrics({})
+    if len(labels) == 1:  # one column looks to scikit-learn like two classes; an empty second one tells it otherwise
+        predicted, true = np.pad(predicted, ((0, 0), (0, 1))), np.pad(true, ((0, 0), (0, 1)))
     values = {
         "subset_accuracy": float(accuracy_score(true, predicted)),
         "micro_f1": float(f1_score(true, predicted, average="micro", zero_division=0)),
@@ -37,11 +40,12 @@ def multi_label_scores(predicted: np.ndarray, true: np.ndarray, labels: list[str
 
 
 def averages(predicted: np.ndarray, true: np.ndarray, labels: list[str]) -> dict[str, float]:
-    """Macro F1 over the labels that occur in truth or prediction, and F1 weighted by support."""
+    """Macro F1 and F1 weighted by support. With one label a sample the mean is over the labels that occur in truth or
+    prediction, with several over all labels, as scikit-learn has it."""
     from sklearn.metrics import f1_score
 
     # Without `labels` scikit-learn averages over those that occur, so a label that is absent does not drag it down.
-    options: dict[str, Any] = {"zero_division": 0}
+    options: dict[str, Any] = {"zero_division": 0, "labels": range(len(labels)) if true.ndim == 2 else None}
     return {
         f"{average}_f1": float(f1_score(true, predicted, average=average, **options))
         for average in ("macro", "weighted")
@@ -65,7 +69,9 @@ def entity_scores(predicted: list[list[str]], true: list[list[str]]) -> Metrics:
     """
     from seqeval.metrics import classification_report
 
-    report = classification_report(true, predicted, output_dict=True, zero_division=0)
+    with warnings.catch_warnings():  # numpy's of a mean over no entity at all
+        warnings.simplefilter("ignore", RuntimeWarning)
+        report = classification_report(true, predicted, output_dict=True, zero_division=0)
     overall = report.get("micro avg", {})
     values = {
         f"entity_{name}": float(overall.get(key, 0.0))
@@ -75,6 +81,6 @@ def entity_scores(predicted: list[list[str]], true: list[list[str]]) -> Metrics:
     rows = [
         [name, *(float(row[key]) for key in ("precision", "recall", "f1-score")), int(row["support"])]
         for name, row in report.items()
-        if not name.endswith(" avg")
+        if name not in ("micro avg", "macro avg", "weighted avg")
     ]
     return Metrics(values, {"entities": {"columns": columns, "rows": rows}})

@@ -1,5 +1,6 @@
 """One label for a text, or with `multi_label` any number of them."""
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pyarrow as pa
 from raytrain.config import ModelConfig, SequenceClassificationConfig, TrainingConfig
 from raytrain.tasks.base import IGNORED, Batch, Encoded, Metrics
 from raytrain.tasks.collate import attention_mask, pad_column
+from raytrain.tasks.room import check_room
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,18 +32,23 @@ class SequenceClassification:
 
     def find_labels(self, table: pa.Table) -> set[str]:
         """Labels in a chunk, as strings."""
-        return {label for row in table[self.config.label_column].to_pylist() for label in self._labels_of(row)}
+        cells = table[self.config.label_column].to_pylist()
+        return {label for cell in cells for label in self._labels_of(cell) if label}
 
     def order_labels(self, found: set[str]) -> list[str]:
         """The declared labels, else those found: numbers by value, others by name."""
         if self.config.labels is not None:
             return self.config.labels
-        if all(label.lstrip("-").isdigit() for label in found):
-            return sorted(found, key=int)
+        if all(re.fullmatch("-?[0-9]+", label) for label in found):
+            return sorted(found, key=lambda label: (int(label), label))  # "1" and "01" are two labels
         return sorted(found)
 
     def encode(self, table: pa.Table, tokenizer: Any, labels: list[str]) -> Encoded:
-        """Tokenize the texts; rows without a text or with a label outside `labels` are rejected."""
+        """Tokenize the texts; rows without a text or with a label outside `labels` are rejected.
+
+        Raises ConfigError when `max_length` has no room for a text.
+        """
+        check_room(tokenizer, self.max_length, num_texts=2 if self.config.text_pair_column else 1)
         ids = {label: i for i, label in enumerate(labels)}
         columns = [table[name].to_pylist() for name in self.required_columns()]
         kept, rejected, targets = [], [], []
@@ -53,28 +60,35 @@ class SequenceClassification:
                 continue
             kept.append(values[:-1])
             targets.append([float(label in names) for label in labels] if self.config.multi_label else ids[names[0]])
-        tokens = self._tokenize(tokenizer, kept)
+        tokens, segments = self._tokenize(tokenizer, kept)
         is_long = [len(t) > self.max_length for t in tokens]
+        self._truncate(tokenizer, kept, (tokens, segments), is_long)
         label_type = pa.list_(pa.float32()) if self.config.multi_label else pa.int64()
-        encoded = pa.table(
-            {
-                "input_ids": pa.array(self._truncate(tokenizer, kept, tokens, is_long), pa.list_(pa.int32())),
-                "labels": pa.array(targets, label_type),
-            }
-        )
-        return Encoded(encoded, sum(is_long), rejected)
+        encoded = {
+            "input_ids": pa.array(tokens, pa.list_(pa.int32())),
+            "labels": pa.array(targets, label_type),
+        }
+        if self._has_segments(tokenizer):
+            encoded["token_type_ids"] = pa.array(segments, pa.list_(pa.int32()))
+        return Encoded(pa.table(encoded), sum(is_long), rejected)
 
     def collate(self, samples: pa.Table, pad_token_id: int, pad_to: int | None = None) -> Batch:
-        """`input_ids` and `attention_mask` of shape (num_samples, seq_len); `labels` of shape (num_samples,), or with
-        multi_label (num_samples, num_labels) float32."""
+        """`input_ids`, `attention_mask` and, for pairs, `token_type_ids` of shape (num_samples, seq_len); `labels` of
+        shape (num_samples,), or with multi_label (num_samples, num_labels) float32."""
         input_ids = pad_column(samples["input_ids"], pad_token_id, pad_to)
         labels = samples["labels"]
-        targets = np.array(labels.to_pylist(), dtype=np.float32) if self.config.multi_label else labels.to_numpy()
-        return {
+        # A copy: Arrow's own memory is read-only, and torch warns of it.
+        targets = (
+            np.array(labels.to_pylist(), dtype=np.float32) if self.config.multi_label else labels.to_numpy().copy()
+        )
+        batch = {
             "input_ids": input_ids,
             "attention_mask": attention_mask(samples["input_ids"], input_ids.shape[1]),
             "labels": targets,
         }
+        if "token_type_ids" in samples.column_names:
+            batch["token_type_ids"] = pad_column(samples["token_type_ids"], 0, input_ids.shape[1])
+        return batch
 
     def blank(self, batch: Batch) -> Batch:
         """The first sample of a batch without its label."""
@@ -88,9 +102,11 @@ class SequenceClassification:
 
     def build_model(self, model: ModelConfig, labels: list[str], training: TrainingConfig) -> "nn.Module":
         """An encoder or decoder with a classification head."""
-        from raytrain.tasks.models import build_with_head
+        from raytrain.tasks.models import build_with_head, check_positions
 
-        return build_with_head("AutoModelForSequenceClassification", model, labels, training)
+        built = build_with_head("AutoModelForSequenceClassification", model, labels, training)
+        check_positions(built, self.max_length)
+        return built
 
     def loss_sum(self, model: "nn.Module", batch: "dict[str, Tensor]") -> "Tensor":
         """Sum over the samples."""
@@ -122,7 +138,8 @@ class SequenceClassification:
         import torch
         from torch.nn import functional
 
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
+        logits = model(**inputs).logits.float()
         if not self.config.multi_label:
             return functional.cross_entropy(logits, batch["labels"], ignore_index=IGNORED, reduction="sum"), logits
         is_labelled = batch["labels"][:, 0] != IGNORED
@@ -134,34 +151,53 @@ class SequenceClassification:
         return (labels[:, 0] if self.config.multi_label else labels) != IGNORED
 
     def _labels_of(self, value: Any) -> list[str]:
-        """Label names in a row's label cell; none for a missing value."""
-        if value is None:
-            return []
-        values = value if isinstance(value, (list, tuple)) else [value]
-        return [str(int(v)) if isinstance(v, float) and v.is_integer() else str(v) for v in values]
+        """Label names in a row's label cell; none for a missing cell, "" for a missing label in a list."""
+        if not isinstance(value, (list, tuple)):
+            return [name] if (name := _label_name(value)) else []
+        return [_label_name(v) for v in value]
 
     def _reject(self, values: tuple[Any, ...], names: list[str], ids: dict[str, int]) -> str | None:
         if not isinstance(values[0], str) or not values[0].strip():
             return f"{self.config.text_column} is empty"
-        if values[-1] is None:
+        if self.config.text_pair_column and not isinstance(values[1], (str, type(None))):
+            return f"{self.config.text_pair_column} is no text"
+        is_list = isinstance(values[-1], (list, tuple))
+        if "" in names or (not names and not is_list):
             return f"{self.config.label_column} is missing"
         if not self.config.multi_label and len(names) != 1:
             return f"{self.config.label_column} holds {len(names)} labels; set task.multi_label=true for several"
         unknown = [name for name in names if name not in ids]
         return f"label {unknown[0]!r} is none of {list(ids)}" if unknown else None
 
-    def _tokenize(self, tokenizer: Any, kept: list[tuple[Any, ...]]) -> list[list[int]]:
+    def _has_segments(self, tokenizer: Any) -> bool:
+        """Whether the model is told the first text of a pair from the second."""
+        return self.config.text_pair_column is not None and "token_type_ids" in tokenizer.model_input_names
+
+    def _tokenize(
+        self, tokenizer: Any, kept: list[tuple[Any, ...]], **truncation: Any
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Token ids, and for pairs the segment of each token."""
         if not kept:
-            return []
+            return [], []
         texts = [values[0] for values in kept]
         pairs = [values[1] or "" for values in kept] if self.config.text_pair_column else None
-        return tokenizer(texts, pairs, truncation=False, verbose=False)["input_ids"]
+        encoding = tokenizer(texts, pairs, verbose=False, **truncation)
+        return encoding["input_ids"], encoding["token_type_ids"] if self._has_segments(tokenizer) else []
 
     def _truncate(
-        self, tokenizer: Any, kept: list[tuple[Any, ...]], tokens: list[list[int]], is_long: list[bool]
-    ) -> list[list[int]]:
-        """Samples that are too long, tokenized again with truncation, which knows where special tokens go."""
-        for i, long in enumerate(is_long):
-            if long:
-                tokens[i] = tokenizer(*kept[i], truncation=True, max_length=self.max_length)["input_ids"]
-        return tokens
+        self, tokenizer: Any, kept: list[tuple[Any, ...]], columns: tuple[list[list[int]], ...], is_long: list[bool]
+    ) -> None:
+        """Tokenize the samples that are too long again, with truncation, which knows where special tokens go."""
+        places = [i for i, long in enumerate(is_long) if long]
+        again = self._tokenize(tokenizer, [kept[i] for i in places], truncation=True, max_length=self.max_length)
+        for column, values in zip(columns, again, strict=True):
+            for i, value in zip(places, values, strict=False):  # a single text has no segments
+                column[i] = value
+
+
+def _label_name(value: Any) -> str:
+    """A label as text; "" for one that is missing: null, not a number, or blank (an empty field of a CSV file)."""
+    if value is None or value != value:
+        return ""
+    text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    return text if text.strip() else ""

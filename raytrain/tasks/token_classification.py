@@ -15,6 +15,7 @@ from raytrain.config import ModelConfig, TokenClassificationConfig, TrainingConf
 from raytrain.errors import ConfigError
 from raytrain.tasks.base import IGNORED, Batch, Encoded, Metrics
 from raytrain.tasks.collate import attention_mask, pad_column
+from raytrain.tasks.room import check_room
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -67,14 +68,19 @@ class TokenClassification:
 
     def find_labels(self, table: pa.Table) -> set[str]:
         """Tags in a chunk."""
-        return {str(tag) for tags in table[self.config.tags_column].to_pylist() for tag in tags or []}
+        rows = table[self.config.tags_column].to_pylist()
+        return {str(tag) for tags in rows for tag in tags or [] if not _is_missing(tag)}
 
     def order_labels(self, found: set[str]) -> list[str]:
         """The declared tags, else those found: O first, then sorted."""
         return self.config.labels or sorted(found, key=lambda tag: (tag != "O", tag))
 
     def encode(self, table: pa.Table, tokenizer: Any, labels: list[str]) -> Encoded:
-        """Align pieces with words. Words that are lost to truncation are not scored; their samples are counted."""
+        """Align pieces with words. Words that are lost to truncation are not scored; their samples are counted.
+
+        Raises ConfigError when `max_length` has no room for a word.
+        """
+        check_room(tokenizer, self.max_length)
         ids = {label: i for i, label in enumerate(labels)}
         words_of, tags_of = (table[name].to_pylist() for name in self.required_columns())
         rejected = [
@@ -129,11 +135,12 @@ class TokenClassification:
     def build_model(self, model: ModelConfig, labels: list[str], training: TrainingConfig) -> "nn.Module":
         """An encoder with a head for each token; with case_feature its token-type embedding has a row a letter case.
 
-        Raises ConfigError when the model has no token-type embedding.
+        Raises ConfigError when the model has no token-type embedding, or fewer positions than data.max_length.
         """
-        from raytrain.tasks.models import build_with_head
+        from raytrain.tasks.models import build_with_head, check_positions
 
         built = build_with_head("AutoModelForTokenClassification", model, labels, training)
+        check_positions(built, self.max_length)
         if self.config.case_feature:
             widen_token_types(built)
         return built
@@ -190,6 +197,8 @@ class TokenClassification:
             return f"{len(words)} words, but {len(tags or [])} tags"
         if any(not isinstance(word, str) or not word.strip() for word in words):
             return f"{self.config.tokens_column} holds an empty word"
+        if any(_is_missing(tag) for tag in tags):
+            return f"{self.config.tags_column} lacks the tag of a word"
         unknown = [tag for tag in tags if str(tag) not in ids]
         return f"label {unknown[0]!r} is none of {list(ids)}" if unknown else None
 
@@ -231,6 +240,10 @@ class TokenClassification:
         return pa.table({name: pa.array([getattr(s, name) for s in samples], pa.list_(pa.int32())) for name in names})
 
 
+def _is_missing(tag: Any) -> bool:
+    return tag is None or not str(tag).strip()
+
+
 def letter_case(word: str) -> int:
     """0: lower case or no letters; 1: Title; 2: UPPER, two letters at least; 3: anything else."""
     letters = [c for c in word if c.isalpha()]
@@ -258,7 +271,7 @@ def widen_token_types(model: Any) -> None:
     """
     import torch
 
-    owner = next((m for m in model.modules() if hasattr(m, "token_type_embeddings")), None)
+    owner = next((m for m in model.modules() if getattr(m, "token_type_embeddings", None) is not None), None)
     if owner is None:
         raise ConfigError(
             f"task.case_feature needs a model with token-type embeddings (such as BERT); {type(model).__name__} has "

@@ -42,15 +42,17 @@ class Saver:
         *,
         keep_last: int,
         token: str,
+        data_fingerprint: str,
         export: Callable[[dict[str, torch.Tensor], int, str], None],
     ):
         """Args:
         token: The same on all workers of this attempt, different in every attempt.
+        data_fingerprint: Identity of the prepared data, which the sample order is a function of.
         export: Writes a model with the given weights, of the given step, with its tokenizer to a local folder.
         """
         self._run, self._engine, self._world, self._control, self._log = run, engine, world, control, log
         self._writer = CheckpointWriter(CheckpointStore(run.at("checkpoints"), keep_last), world, token)
-        self._export = export
+        self._export, self._data_fingerprint = export, data_fingerprint
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="best-model")
         self._best: Future[None] | None = None
         self._state: dict[str, Any] = {}
@@ -66,6 +68,7 @@ class Saver:
             **progress.to_dict(),
             "loss_scaler": scaler_state(self._engine),
             "world_size": self._world.world_size,
+            "data_fingerprint": self._data_fingerprint,
         }
 
         def write(folder: Storage) -> list[FileEntry]:

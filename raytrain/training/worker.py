@@ -21,6 +21,7 @@ from raytrain.config import RunConfig
 from raytrain.data.prepared import PreparedStore
 from raytrain.data.stream import Stream
 from raytrain.data.tokenize import load_tokenizer
+from raytrain.errors import ConfigError
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
 from raytrain.timetable import make_timetable
@@ -88,6 +89,7 @@ class WorkerRun:
             self.log,
             keep_last=self.config.checkpoint.keep_last,
             token=self.token,
+            data_fingerprint=self.store.manifest.fingerprint,
             export=lambda weights, step, folder: self._export(model, weights, step, folder),
         )
         try:
@@ -131,14 +133,26 @@ class WorkerRun:
         return self.task.build_model(self.config.model, self.labels, self.config.training)
 
     def _newest_checkpoint(self) -> Checkpoint | None:
-        """The newest good checkpoint, if there is one. Raises CheckpointError when all are damaged."""
+        """The newest good checkpoint, if there is one.
+
+        Raises:
+            CheckpointError: All of them are damaged.
+            ConfigError: It was made with other data.
+        """
         store = CheckpointStore(self.run.at("checkpoints"), self.config.checkpoint.keep_last)
-        return store.newest_good(
+        checkpoint = store.newest_good(
             self.world.world_rank,
             self.world.world_size,
             self.control.gather,
             lambda step, reason: self.log.event("damaged_checkpoint", step=step, reason=reason),
         )
+        if checkpoint is not None and checkpoint.state["data_fingerprint"] != self.store.manifest.fingerprint:
+            raise ConfigError(
+                f"the source files or the tokenizer have changed since this run's checkpoint of step {checkpoint.step} "
+                "was made, so its samples would come in another order. Put them back, give the run another name, or "
+                "start anew with --overwrite"
+            )
+        return checkpoint
 
     def _restore(self, engine: Engine, checkpoint: Checkpoint, progress: Progress) -> None:
         """Load this worker's part of the state, whatever world size wrote it."""

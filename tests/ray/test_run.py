@@ -19,6 +19,7 @@ from running import (
     wait_until,
     write_config,
 )
+from tiny import write_reviews
 
 from raytrain.config import RunConfig
 
@@ -153,6 +154,18 @@ def test_another_config_is_refused_by_key(folder: Path, undisturbed: Path) -> No
     assert "training.optimizer.learning_rate: was 0.002, is now 1e-05" in output
     assert "seed: was 0, is now 3" in output
     assert "--overwrite" in output
+
+
+def test_changed_data_is_refused(tmp_path: Path) -> None:
+    """P2: the order is a function of the data, so a run can't go on with other data."""
+    config = tiny_run(tmp_path, "changed", "training.max_steps=3")
+    code, output = train(tmp_path, config)
+    assert code == 0, output
+    (tmp_path / "runs" / "changed" / "summary.json").unlink()  # as if it had been killed at the very end
+    write_reviews(tmp_path / "data" / "train.parquet", 99, seed=7)
+    code, output = train(tmp_path, config)
+    assert code == 2
+    assert "have changed since this run's checkpoint of step 3" in output
 
 
 def test_eval_repeats_the_test_metrics(undisturbed: Path) -> None:

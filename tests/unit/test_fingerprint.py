@@ -188,6 +188,10 @@ class TestTokenizer:
         with pytest.raises(ConfigError, match=rf"model\.path {path}: no such folder"):
             check_tokenizer(ModelConfig(path=path))
 
+    def test_a_model_folder_that_is_not_there_beside_a_tokenizer_that_is(self, folder):
+        with pytest.raises(ConfigError, match=r"model\.path /no/such/folder: no such folder"):
+            check_tokenizer(ModelConfig(path="/no/such/folder", tokenizer=str(folder / "tokenizer")))
+
     def test_a_hub_id_without_a_network(self, monkeypatch):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         with pytest.raises(ConfigError) as refusal:
