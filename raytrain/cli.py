@@ -49,7 +49,10 @@ def resume(run: RunFolder, overrides: Overrides = None) -> None:
     """Go on with a run from its newest good checkpoint."""
     from raytrain.config_io import load_config
 
-    _run(load_config(_file_of(run, "config.yaml"), overrides), overwrite=False)
+    path = os.path.abspath(_file_of(run, "config.yaml"))
+    folder = os.path.dirname(path)  # where it lies now, which is not where it began when it was moved
+    place = [f"storage_path={os.path.dirname(folder)}", f"name={os.path.basename(folder)}"]
+    _run(load_config(path, [*place, *(overrides or [])]), overwrite=False)
 
 
 def _run(config: "RunConfig", *, overwrite: bool) -> NoReturn:
@@ -69,9 +72,7 @@ def plan(config: Config, overrides: Overrides = None) -> None:
     from raytrain.elastic.preflight import check
 
     found = check(load_config(config, overrides))
-    from raytrain.plan import make_plan
-
-    for line in make_plan(found.config, num_cpus=found.private_cpus, num_gpus=None, num_samples=None).lines():
+    for line in found.plan_alone().lines():
         typer.echo(line)
 
 

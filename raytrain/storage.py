@@ -18,6 +18,8 @@ class Storage:
     def __init__(self, root: str):
         """Raises ValueError when `root` is a URI whose scheme pyarrow does not know."""
         self.root = root.rstrip("/") or "/"
+        if "://" in root and "?" in root:
+            raise ValueError(f"{root}: options behind a ? are not supported; set them in the environment (AWS_REGION)")
         if "://" in root:
             self._fs, self._base = pafs.FileSystem.from_uri(self.root)
         else:

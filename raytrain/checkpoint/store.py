@@ -224,6 +224,7 @@ def _read_sidecar(folder: Storage, world_rank: int, token: str) -> list[FileEntr
 
 
 def _delete_all_but(folder: Storage, names: set[str]) -> None:
+    assert re.search(r"/step_\d+$", folder.path_of()), f"{folder.path_of()} is no checkpoint's folder"
     for name in folder.list_names():
         if name not in names:
             _delete(folder, name)

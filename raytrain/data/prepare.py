@@ -10,6 +10,7 @@ One read task is one Ray Data row, and makes its own parts, named after its plac
 many tasks run at once, and in whatever order they end.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -157,7 +158,10 @@ class _Preparation:
             splits[split] = self._commit_split(split, parts, num_set_aside)
         lines = [json.dumps(asdict(bad)) for bad in rejected]
         self.folder.write_bytes(REJECTED_NAME, "".join(f"{line}\n" for line in lines).encode())
-        self.folder.commit_bytes(MANIFEST_NAME, Manifest(self.name, labels, self.pad_token_id, splits).to_json())
+        content = _content_of(labels, written)
+        self.folder.commit_bytes(
+            MANIFEST_NAME, Manifest(self.name, labels, self.pad_token_id, splits, content).to_json()
+        )
         if self.is_local:
             self._put_in_place()
         if rejected:
@@ -222,6 +226,12 @@ def _age_s(path: str) -> float:
         return time.time() - os.path.getmtime(path)
     except OSError:
         return 0.0
+
+
+def _content_of(labels: list[str], written: list[_Written]) -> str:
+    """Hash of the labels, and of the place, the lengths and the compressed size of every part."""
+    parts = [[item.split, item.part.row_group_rows, item.part.num_bytes, item.lengths] for item in written]
+    return hashlib.sha256(json.dumps([labels, parts]).encode()).hexdigest()[:20]
 
 
 def _rows_per_group(num_bytes: int) -> int:

@@ -55,6 +55,8 @@ class Manifest:
     pad_token_id: int
     """Token id of padding, so that readers need no tokenizer."""
     splits: dict[str, SplitInfo]
+    content: str
+    """Hash of what was prepared. Unlike the fingerprint it does not depend on where the source files lie."""
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> bytes:
@@ -74,7 +76,7 @@ class Manifest:
             name: SplitInfo(**{**info, "parts": [Part(**part) for part in info["parts"]]})
             for name, info in raw["splits"].items()
         }
-        return cls(raw["fingerprint"], raw["labels"], raw["pad_token_id"], splits)
+        return cls(raw["fingerprint"], raw["labels"], raw["pad_token_id"], splits, raw["content"])
 
 
 def index_name(split: str) -> str:

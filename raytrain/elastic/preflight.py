@@ -1,5 +1,6 @@
 """Everything that can be found wrong before Ray is started, in a second or two (P16)."""
 
+import difflib
 import os
 from dataclasses import dataclass
 
@@ -7,11 +8,12 @@ from raytrain.config import RunConfig
 from raytrain.config_io import parse_config
 from raytrain.data.sources import check_sources
 from raytrain.data.tokenize import check_tokenizer
-from raytrain.elastic.session import RaySession, cluster_address
+from raytrain.elastic.session import RaySession, cluster_address, ray_session
 from raytrain.errors import ConfigError
 from raytrain.plan import Plan, logical_cpus, make_plan
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
+from raytrain.tasks.base import Task
 from raytrain.training.deepspeed_config import check_deepspeed_overrides, resolve_precision
 
 
@@ -31,6 +33,13 @@ class Preflight:
             resolve_precision(self.config.training.precision, has_gpu=False, gpu_has_bf16=False)
         return plan
 
+    def plan_alone(self) -> Plan:
+        """The plan without Ray being started; a cluster that is to be joined is asked what it has."""
+        if self.private_cpus:
+            return make_plan(self.config, num_cpus=self.private_cpus, num_gpus=None, num_samples=None)
+        with ray_session(self.config, 0) as session:
+            return self.plan_on(session)
+
 
 def check(config: RunConfig) -> Preflight:
     """Check what can be checked without Ray.
@@ -48,7 +57,9 @@ def check(config: RunConfig) -> Preflight:
         make_plan(config, num_cpus=private_cpus, num_gpus=None, num_samples=None)
         if config.workers.gpu is False:
             resolve_precision(config.training.precision, has_gpu=False, gpu_has_bf16=False)
-    check_sources(config.data, make_task(config.task, config.data.max_length))
+    task = make_task(config.task, config.data.max_length)
+    _check_metrics(config, task)
+    check_sources(config.data, task)
     check_tokenizer(config.model)
     _check_storage(config)
     return Preflight(config, private_cpus)
@@ -75,11 +86,27 @@ def _absolute(path: str) -> str:
     return path if "://" in path else os.path.abspath(os.path.expanduser(path))
 
 
+def _check_metrics(config: RunConfig, task: Task) -> None:
+    """Refuse metrics that the task does not have, before a first evaluation finds out."""
+    stopping = config.training.early_stopping
+    named = {
+        "training.early_stopping.metric": stopping.metric if stopping else None,
+        "training.best_metric": config.training.best_metric,
+    }
+    for option, name in named.items():
+        if name is not None and name not in task.metric_names:
+            close = difflib.get_close_matches(name, task.metric_names, 1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ConfigError(
+                f"{option} {name!r} is no metric of this task; allowed: {', '.join(task.metric_names)}{hint}"
+            )
+
+
 def _check_storage(config: RunConfig) -> None:
     """Write and delete a small file where the run will be. Raises ConfigError naming storage_path."""
-    run = Storage(config.storage_path).at(config.name)
     try:
+        run = Storage(config.storage_path).at(config.name)
         run.write_bytes(".writable", b"raytrain")
         run.delete(".writable")
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"storage_path {config.storage_path}: can't write there: {error}") from None

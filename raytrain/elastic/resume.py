@@ -18,6 +18,10 @@ FREE = (
     "tracking.",
     "ray.",
     "storage_path",
+    "name",
+    "training.early_stopping",
+    "training.best_metric",
+    "training.eval_every_steps",
     "training.micro_batch_size",
     "training.zero_stage",
     "data.record_samples",
@@ -43,16 +47,15 @@ def begin_or_resume(run: Storage, config: RunConfig, *, overwrite: bool) -> dict
         return None
     changes = changed_keys(yaml.safe_load(run.read_bytes("config.yaml")), yaml.safe_load(dump_config(config)))
     has_checkpoint = bool(CheckpointStore(run.at("checkpoints")).candidates())
+    if not changes and run.exists("summary.json"):
+        summary = json.loads(run.read_bytes("summary.json"))
+        if summary["status"] in ("finished", "stopped_early"):
+            return {**summary, "message": "this run is done already"}
     if changes and has_checkpoint:
         raise ConfigError(_refusal(run, config, changes))
     if changes or not has_checkpoint:  # nothing was saved: the run begins anew, and so do its logs
         for name in LOGS:
             run.delete(name)
-        return None
-    if run.exists("summary.json"):
-        summary = json.loads(run.read_bytes("summary.json"))
-        if summary["status"] in ("finished", "stopped_early"):
-            return {**summary, "message": "this run is done already"}
     return None
 
 

@@ -23,7 +23,7 @@ from raytrain.storage import Storage
 from raytrain.tasks import make_task
 from raytrain.timetable import make_timetable
 from raytrain.training.job import RESULT, STOP_REQUEST, Job
-from raytrain.training.records import read_jsonl
+from raytrain.training.records import parse_jsonl, read_jsonl
 from raytrain.training.state import best_metric
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class RunResult:
     duration_s: float = 0.0
     """Wall time of this command, seconds."""
     failures: int = 0
-    """Worker groups that crashed, over the run's life."""
+    """Worker groups that crashed during this command."""
     message: str = ""
     exit_code: int = 0
 
@@ -114,7 +114,8 @@ def run_training(config: RunConfig, observer: Observer | None = None, *, overwri
     if previous is not None:
         return RunResult(**previous)
     outcome = _train(run, found, observer)
-    failures = sum(event["kind"] == "start" for event in read_jsonl(run, "events.jsonl")) - 1
+    events = [event for event in read_jsonl(run, "events.jsonl") if event["time"] >= started_at_s]
+    failures = sum(event["kind"] == "start" for event in events) - 1
     result = _complete(outcome, run, found.config, duration_s=time.time() - started_at_s, failures=max(0, failures))
     run.commit_bytes(SUMMARY, json.dumps(asdict(result), indent=1).encode())
     _write_report(run, observer)
@@ -260,14 +261,16 @@ class Follower:
     def look(self) -> None:
         """Pass on whole new lines; a line that is still being written waits for the next look."""
         for name, offset in self._offsets.items():
-            if self._size(name) <= offset:
+            try:
+                if self._size(name) <= offset:
+                    continue
+                with self._run.open_input(name) as file:
+                    text = file.read_at(file.size() - offset, offset)
+            except OSError:  # storage hiccups; the display can wait for the next look
                 continue
-            with self._run.open_input(name) as file:
-                text = file.read_at(file.size() - offset, offset)
             whole = text[: text.rfind(b"\n") + 1]
             self._offsets[name] = offset + len(whole)
-            rows = [json.loads(line) for line in whole.splitlines() if line.startswith(b"{")]
-            self._observer.rows(name, rows)
+            self._observer.rows(name, parse_jsonl(whole))
 
     def _size(self, name: str) -> int:
         return self._run.size_bytes(name) if self._run.exists(name) else 0

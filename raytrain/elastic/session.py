@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from raytrain.config import RunConfig
-from raytrain.errors import ConfigError
+from raytrain.errors import ConfigError, TrainingError
 
 # Read by Ray when it is imported or started, so set before.
 QUIET = {
@@ -79,6 +79,8 @@ def ray_session(config: RunConfig, private_cpus: int) -> Iterator[RaySession]:
             f"ray.address {address}: can't join this cluster: {error}. Is it running, and is RAY_AUTH_MODE with its "
             "token set as on the cluster?"
         ) from None
+    except Exception as error:
+        raise TrainingError(f"Ray could not be started: {error}. Is the machine out of memory or processes?") from error
     try:
         yield _session(is_private=address is None)
     finally:

@@ -51,6 +51,10 @@ class Task(Protocol):
     best_mode: str
     """Whether it is better when `min` or `max`."""
 
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Names of the metrics that an evaluation gives, `loss` among them."""
+
     def required_columns(self) -> list[str]:
         """Columns that every source must have."""
 

@@ -45,6 +45,7 @@ def build_with_head(auto_class: str, model: ModelConfig, labels: list[str], trai
             dtype=torch.float32,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            use_safetensors=True,  # the other format is a pickle
             **common,
         )
     except (OSError, ValueError, SafetensorError) as error:

@@ -25,6 +25,12 @@ class SequenceClassification:
         self.config = config
         self.max_length = max_length
 
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """What can be watched."""
+        own = ("subset_accuracy", "micro_f1") if self.config.multi_label else ("accuracy",)
+        return ("loss", *own, "macro_f1", "weighted_f1")
+
     def required_columns(self) -> list[str]:
         """The text, its pair when there is one, and the label."""
         columns = [self.config.text_column, self.config.text_pair_column, self.config.label_column]

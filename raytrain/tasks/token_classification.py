@@ -62,6 +62,12 @@ class TokenClassification:
         self.config = config
         self.max_length = max_length
 
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """What can be watched."""
+        entity = ("entity_precision", "entity_recall", "entity_f1")
+        return ("loss", *entity, "token_micro_f1", "token_macro_f1", "token_weighted_f1")
+
     def required_columns(self) -> list[str]:
         """The words and their tags."""
         return [self.config.tokens_column, self.config.tags_column]

@@ -4,15 +4,18 @@ It runs over gloo on the CPU, also beside NCCL, so that agreeing never waits for
 travel here go from one of our own workers to another; nothing that comes from storage passes through pickle.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
 from raytrain.batch_plan import World
+from raytrain.errors import ConfigError, RaytrainError, TrainingError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,25 @@ class Control:
         values: list[Any] | None = [None] * self.world.world_size if is_first else None
         dist.gather_object(value, values, dst=0, group=self._group)
         return values
+
+    def all_succeed(self, work: Callable[[], T]) -> T:
+        """Do something that may fail on one worker only; when it does, all raise that worker's error.
+
+        Otherwise the others would wait in their next collective for a worker that has left. `work` itself must not
+        hold a collective.
+
+        Raises:
+            ConfigError, TrainingError: The first worker's RaytrainError, on every worker.
+        """
+        result, failure = None, None
+        try:
+            result = work()
+        except RaytrainError as error:
+            failure = (error.exit_code, f"worker {self.world.world_rank}: {error}")
+        first = next((f for f in self.gather(failure) if f is not None), None)
+        if first is not None:
+            raise (ConfigError if first[0] == ConfigError.exit_code else TrainingError)(first[1])
+        return cast(T, result)
 
     def from_first(self, value: Any) -> Any:
         """Rank 0's value, on every worker."""

@@ -103,6 +103,8 @@ class Engine:
             num_targets: Targets of the global batch, over all workers.
             learning_rate: Of this update.
         """
+        if not self.module.training:  # from_pretrained gives models without dropout, and an evaluation turns it off
+            self.train_mode()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         # DeepSpeed averages over workers and would divide by the accumulation steps of its config: the first is

@@ -23,10 +23,16 @@ def train_worker(raw: dict[str, Any]) -> None:
     world = World(context.get_world_rank(), context.get_world_size())
     job = Job(**raw)
     run = Storage(job.run_root)
+    worker = None
     try:
         worker = WorkerRun(job, run, world)
         result = worker.train() if job.evaluate_split is None else worker.evaluate(job.evaluate_split)
-    except RaytrainError as error:
+    except RaytrainError as error:  # raised on all workers alike, see Control.all_succeed
         result = {"status": "failed", "message": str(error), "exit_code": error.exit_code}
+        if worker is not None:
+            worker.log.event("failure", message=str(error))
+    finally:
+        if worker is not None:
+            worker.log.close()
     if world.world_rank == 0:
         run.commit_bytes(RESULT, json.dumps(result).encode())

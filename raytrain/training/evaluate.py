@@ -35,6 +35,7 @@ def evaluate(
 
     `batches` are equally many on every worker (ZeRO-3 gathers parameters in each), some without any sample.
     """
+    was_training = module.training
     module.eval()
     loss_sum, num_targets = 0.0, 0
     predictions: list[np.ndarray] = []
@@ -49,7 +50,7 @@ def evaluate(
             num_targets += task.num_targets(batch.arrays)
             predictions += batch_predictions
             targets += task.targets(batch.arrays)
-    module.train()
+    module.train(was_training)
     parts = control.gather_to_first((loss_sum, num_targets, predictions, targets))
     metrics = None
     if parts is not None:
@@ -86,7 +87,7 @@ class Judge:
         if self._stopping is None:
             return
         value = _value(metrics, self._stopping.metric, "training.early_stopping.metric")
-        if is_better(value, progress.watched_value, self._stopping.mode, self._stopping.min_delta):
+        if is_better(value, progress.watched_value, self._stopping.better, self._stopping.min_delta):
             progress.watched_value, progress.evals_without_improvement = value, 0
             return
         progress.evals_without_improvement += 1

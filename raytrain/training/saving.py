@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from raytrain.batch_plan import World
 from raytrain.checkpoint.manifest import FileEntry
@@ -42,17 +43,17 @@ class Saver:
         *,
         keep_last: int,
         token: str,
-        data_fingerprint: str,
+        data_content: str,
         export: Callable[[dict[str, torch.Tensor], int, str], None],
     ):
         """Args:
         token: The same on all workers of this attempt, different in every attempt.
-        data_fingerprint: Identity of the prepared data, which the sample order is a function of.
+        data_content: Identity of the prepared data, which the sample order is a function of.
         export: Writes a model with the given weights, of the given step, with its tokenizer to a local folder.
         """
         self._run, self._engine, self._world, self._control, self._log = run, engine, world, control, log
         self._writer = CheckpointWriter(CheckpointStore(run.at("checkpoints"), keep_last), world, token)
-        self._export, self._data_fingerprint = export, data_fingerprint
+        self._export, self._data_content = export, data_content
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="best-model")
         self._best: Future[None] | None = None
         self._state: dict[str, Any] = {}
@@ -68,7 +69,7 @@ class Saver:
             **progress.to_dict(),
             "loss_scaler": scaler_state(self._engine),
             "world_size": self._world.world_size,
-            "data_fingerprint": self._data_fingerprint,
+            "data_content": self._data_content,
         }
 
         def write(folder: Storage) -> list[FileEntry]:
@@ -114,7 +115,10 @@ class Saver:
         weights = self._engine.full_state_dict()
         if weights is None:
             return
-        self._wait_for_best()
+        try:
+            self._wait_for_best()
+        except CheckpointError:
+            return  # `poll` tells the other workers; leaving alone would let them wait
         self._best = self._thread.submit(self._write_best, weights, step)
 
     def _write_best(self, weights: dict[str, torch.Tensor], step: int) -> None:
@@ -123,7 +127,7 @@ class Saver:
         try:
             self._export(weights, step, local)
             replace_folder(self._run, BEST, local)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise CheckpointError(f"can't write {self._run.path_of(BEST)}: {error}") from error
         finally:
             shutil.rmtree(local, ignore_errors=True)

@@ -1,5 +1,6 @@
 """What a run is, apart from its tensors: a handful of scalars that fit in `state.json`."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -53,13 +54,14 @@ def best_metric(config: RunConfig, task: Task) -> tuple[str, str]:
     if training.best_metric is not None:
         return training.best_metric, "min" if training.best_metric == "loss" else "max"
     if training.early_stopping is not None:
-        return training.early_stopping.metric, training.early_stopping.mode
+        return training.early_stopping.metric, training.early_stopping.better
     return task.best_metric, task.best_mode
 
 
 def is_better(value: float, best: float | None, mode: str, min_delta: float = 0.0) -> bool:
-    """Whether `value` improves on `best` by more than `min_delta`; anything improves on None, NaN on nothing."""
-    if value != value:
+    """Whether `value` improves on `best` by more than `min_delta`; any number improves on None, NaN and
+    infinity on nothing."""
+    if not math.isfinite(value):
         return False
     if best is None:
         return True

@@ -1,5 +1,6 @@
 """What runs in each Ray Train worker: build everything for this world, train, leave the best model measured."""
 
+import functools
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ from raytrain.config import RunConfig
 from raytrain.data.prepared import PreparedStore
 from raytrain.data.stream import Stream
 from raytrain.data.tokenize import load_tokenizer
-from raytrain.errors import ConfigError
+from raytrain.errors import CheckpointError, ConfigError
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
 from raytrain.timetable import make_timetable
@@ -41,7 +42,8 @@ class WorkerRun:
     def __init__(self, job: Job, run: Storage, world: World):
         self.job, self.run, self.world = job, run, world
         self.config = RunConfig.model_validate(job.config)
-        self.store = PreparedStore(job.prepared_root)
+        self.control = Control(world)  # first: what follows may fail on one worker only
+        self.store = self.control.all_succeed(lambda: PreparedStore(job.prepared_root))
         self.labels = self.store.manifest.labels
         self.task = make_task(self.config.task, self.config.data.max_length)
         self.device = _device(job.use_gpu, self.config.workers.cpus)
@@ -51,7 +53,6 @@ class WorkerRun:
             has_validation=self.store.has_split("validation"),
         )
         self.plan = batch_plan(self.config, world.world_size)
-        self.control = Control(world)
         attempt, token = self.control.from_first((next_attempt(run), uuid.uuid4().hex[:12]))
         self.attempt, self.token = attempt, token
         self.log = RunLog(
@@ -70,11 +71,12 @@ class WorkerRun:
         progress = progress_of(checkpoint)
         stream = Stream(self.config, self.store, self.world, self.plan)
         stream.start(progress.step, self.timetable)  # fills up while the model is loaded
-        model = self._new_model()
+        precision = self.control.all_succeed(lambda: detect_precision(self.config.training.precision, self.device))
+        model = self.control.all_succeed(self._new_model)
         engine = Engine(
             model,
             self.config.training,
-            precision=detect_precision(self.config.training.precision, self.device),
+            precision=precision,
             device=self.device,
             num_micro_steps=self.plan.micro_steps,
         )
@@ -89,8 +91,8 @@ class WorkerRun:
             self.log,
             keep_last=self.config.checkpoint.keep_last,
             token=self.token,
-            data_fingerprint=self.store.manifest.fingerprint,
-            export=lambda weights, step, folder: self._export(model, weights, step, folder),
+            data_content=self.store.manifest.content,
+            export=functools.partial(self._export, model),
         )
         try:
             status = self._trainer(engine, stream, saver, progress).fit()
@@ -100,15 +102,15 @@ class WorkerRun:
         finally:
             saver.close()
             stream.close()
+        engine.close()
+        del engine, model, saver  # the best model is measured next, and needs the room
         final = self._measure_best() if status != "stopped" else {}
         self.log.event("finish", step=progress.step, status=status, seconds=round(time.time() - started_at_s, 1))
-        self.log.close()
         return {"status": status, **progress.to_dict(), "final_metrics": final}
 
     def evaluate(self, split: str) -> dict[str, Any]:
         """Evaluate the best model on a split; the contents of result.json."""
         metrics = self.measure(split)
-        self.log.close()
         return {"status": "finished", "final_metrics": metrics}
 
     def _trainer(self, engine: Engine, stream: Stream, saver: Saver, progress: Progress) -> Trainer:
@@ -146,7 +148,7 @@ class WorkerRun:
             self.control.gather,
             lambda step, reason: self.log.event("damaged_checkpoint", step=step, reason=reason),
         )
-        if checkpoint is not None and checkpoint.state["data_fingerprint"] != self.store.manifest.fingerprint:
+        if checkpoint is not None and checkpoint.state.get("data_content") != self.store.manifest.content:
             raise ConfigError(
                 f"the source files or the tokenizer have changed since this run's checkpoint of step {checkpoint.step} "
                 "was made, so its samples would come in another order. Put them back, give the run another name, or "
@@ -157,7 +159,10 @@ class WorkerRun:
     def _restore(self, engine: Engine, checkpoint: Checkpoint, progress: Progress) -> None:
         """Load this worker's part of the state, whatever world size wrote it."""
         names = [entry.name for entry in checkpoint.files if entry.name.endswith(".safetensors")]
-        load_ranges(engine, StorageRangeReader(checkpoint.folder, names), progress.updates)
+        try:
+            load_ranges(engine, StorageRangeReader(checkpoint.folder, names), progress.updates)
+        except CheckpointError as error:  # on this worker only: a crash, which restarts all
+            raise RuntimeError(str(error)) from error
         load_scaler_state(engine, checkpoint.state["loss_scaler"])
         self.log.event("restore", step=progress.step)
 
@@ -180,13 +185,13 @@ class WorkerRun:
             return {}
         return self.measure("test")
 
+    def _best_model(self) -> nn.Module:
+        best = self.config.model.model_copy(update={"path": _local_copy(self.run, BEST), "config": None})
+        return self.task.build_model(best, self.labels, self.config.training)
+
     def measure(self, split: str) -> dict[str, float]:
         """Evaluate `best/` on a split and write it to evals.jsonl. Each worker holds the whole model for this."""
-        model = self.task.build_model(
-            self.config.model.model_copy(update={"path": _local_copy(self.run, BEST), "config": None}),
-            self.labels,
-            self.config.training,
-        ).to(self.device)
+        model = self.control.all_succeed(self._best_model).to(self.device)
         stream = Stream(self.config, self.store, self.world, self.plan)
         metrics = evaluate(model, stream.evaluate_once(split), self.task, self.labels, self.device, self.control)
         step = json.loads(self.run.read_bytes(f"{BEST}/raytrain.json"))["step"]

@@ -221,3 +221,19 @@ def _poisoned_step(precision: Precision) -> dict[int, tuple[Any, Any, bool]]:
         records[zero_stage] = result, next_step, is_unchanged
         engine.close()
     return records
+
+
+def test_a_step_trains_with_dropout_whatever_mode_the_model_came_in() -> None:
+    """from_pretrained returns models in evaluation mode, and an evaluation leaves them in it."""
+    assert run_workers(_modes_of_steps, 1)[0] == [True, True]
+
+
+def _modes_of_steps() -> list[bool]:
+    engine = make_engine(0, model=make_model().eval())
+    batch = make_batch(4, seed=0)
+    modes = []
+    for _ in range(2):
+        engine.train_step(my_micro_batches(batch, 4), loss_sum, num_targets(batch), 1e-3)
+        modes.append(all(module.training for module in engine.module.modules()))
+        engine.eval_mode()
+    return modes

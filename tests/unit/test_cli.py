@@ -62,6 +62,8 @@ def no_label(folder: Path) -> list[str]:
         (lambda f: ["training.precision=fp16", "workers.gpu=false"], "training.precision"),
         (lambda f: ["training.deepspeed={train_batch_size: 4}"], "training.deepspeed.train_batch_size"),
         (lambda f: ["storage_path=/proc/nothing"], "storage_path"),
+        (lambda f: ["storage_path='s3://bucket/runs?region=x'"], "storage_path"),
+        (lambda f: ["training.best_metric=acuracy"], "did you mean accuracy"),
     ],
 )
 def test_bad_input_is_refused_before_ray(folder: Path, overrides: Callable[[Path], list[str]], expected: str) -> None:

@@ -46,6 +46,7 @@ def mistake(*overrides: str) -> str:
         ("workers.max=64", "workers.max 64 is more than the 32 canonical shards"),
         ("training.early_stopping.metric=accuracy", "training.early_stopping needs data.validation"),
         ("training.eval_every_steps=5", "training.eval_every_steps needs data.validation"),
+        ("training.early_stopping={metric: loss, mode: max}", "a larger loss is worse"),
         ("training.optimizer=adam", "training.optimizer: expected a section"),
         ("name=a/b", "name: must be letters"),
         ("model.config.model_type=bert", "exactly one of model.path"),

@@ -87,5 +87,6 @@ def test_light_modules_import_neither_ray_nor_torch_at_the_top() -> None:
 
 
 def test_files_fit_the_eye() -> None:
-    long = {str(p): n for p in PACKAGE.rglob("*.py") if (n := len(p.read_text().splitlines())) > 380}
-    assert not long
+    """About 350 lines; the schema is a list of fields, and may be longer."""
+    lines = {path.relative_to(PACKAGE): len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")}
+    assert not {path: n for path, n in lines.items() if n > (420 if path.name == "config.py" else 360)}
