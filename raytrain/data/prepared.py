@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from raytrain.errors import DataError
 from raytrain.storage import Storage
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 
 

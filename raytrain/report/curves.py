@@ -19,15 +19,24 @@ class RunRecord:
     config_text: str
     steps: list[dict[str, Any]]
     """Lines of metrics.jsonl in step order; of a step that was redone the last attempt's."""
+    num_redone: int
+    """Lines of metrics.jsonl that a later attempt did again."""
     evaluations: list[dict[str, Any]]
     events: list[dict[str, Any]]
     summary: dict[str, Any]
     """summary.json; empty while the run is not done."""
+    checkpoints: list[tuple[str, int]]
+    """(name, bytes) of the checkpoints that are committed, oldest first."""
 
     def column(self, name: str) -> np.ndarray:
         """A column of the steps, NaN where it is missing. Shape (num_steps,)."""
         values = [row.get(name) for row in self.steps]
         return np.array([np.nan if value is None else value for value in values], dtype=float)
+
+    def restarts(self) -> list[int]:
+        """Steps at which a later attempt took over."""
+        pairs = zip(self.steps, self.steps[1:], strict=False)
+        return [after["step"] for before, after in pairs if before.get("attempt", 0) != after.get("attempt", 0)]
 
     def last_evaluation(self, split: str) -> dict[str, Any] | None:
         """The newest evaluation on a split."""
@@ -36,14 +45,41 @@ class RunRecord:
 
 
 def read_run(run: Storage) -> RunRecord:
-    """Read a run's folder; files that are not there yet are empty."""
+    """Read a run's folder; files that are not there yet, or not whole, are empty."""
+    rows = [row for row in read_jsonl(run, "metrics.jsonl") if row.get("step") is not None]
+    steps = last_attempt_rows(rows)
     return RunRecord(
         config_text=run.read_bytes("config.yaml").decode() if run.exists("config.yaml") else "",
-        steps=last_attempt_rows(read_jsonl(run, "metrics.jsonl")),
-        evaluations=read_jsonl(run, "evals.jsonl"),
+        steps=steps,
+        num_redone=len(rows) - len(steps),
+        evaluations=last_evaluations(read_jsonl(run, "evals.jsonl")),
         events=read_jsonl(run, "events.jsonl"),
-        summary=json.loads(run.read_bytes("summary.json")) if run.exists("summary.json") else {},
+        summary=_read_summary(run),
+        checkpoints=_read_checkpoints(run),
     )
+
+
+def last_evaluations(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of evaluations of one split at one step the last, which is that of the last attempt; in the order of the file."""
+    chosen: dict[tuple[Any, Any], dict[str, Any]] = {}
+    for row in rows:
+        if "step" in row and "split" in row:
+            chosen.pop((row["split"], row["step"]), None)  # so that it moves to the end
+            chosen[row["split"], row["step"]] = row
+    return list(chosen.values())
+
+
+def _read_summary(run: Storage) -> dict[str, Any]:
+    try:
+        return dict(json.loads(run.read_bytes("summary.json")))
+    except (FileNotFoundError, ValueError, TypeError):  # not there yet, or being written
+        return {}
+
+
+def _read_checkpoints(run: Storage) -> list[tuple[str, int]]:
+    folder = run.at("checkpoints")
+    committed = [name for name in folder.list_names() if folder.exists(f"{name}/manifest.json")]
+    return [(name, sum(folder.size_bytes(f"{name}/{file}") for file in folder.list_names(name))) for name in committed]
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:

@@ -6,12 +6,14 @@ from importlib import resources
 from typing import Any
 
 import jinja2
+import numpy as np
 
 from raytrain.report.curves import RunRecord, read_run
-from raytrain.report.plots import draw_all
+from raytrain.report.plots import draw_all, newest_confusion
 from raytrain.storage import Storage
 
 REPORT_NAME = "report.html"
+MAX_TABLE_LABELS = 30  # a larger confusion matrix is shown as a picture
 
 
 def build_report(run: Storage) -> str:
@@ -30,20 +32,24 @@ def build_report(run: Storage) -> str:
         summary=record.summary,
         tiles=_tiles(record),
         figures={name: base64.b64encode(png).decode() for name, png in figures.items()},
-        results=[row for row in (record.last_evaluation("test"), record.last_evaluation("validation")) if row],
+        # Keys that an unfinished or older file may lack are empty, so that the template need not ask for each.
+        results=[{"tables": {}, **row} for row in map(record.last_evaluation, ("test", "validation")) if row],
         evaluations=record.evaluations,
         metric_names=_metric_names(record),
+        confusion=_confusion_rows(record),
+        has_restarts=bool(record.restarts()),
         events=record.events,
+        checkpoints=record.checkpoints,
         config=record.config_text,
     )
-    run.commit_bytes(REPORT_NAME, page.encode())
+    run.commit_bytes(REPORT_NAME, page.encode(errors="replace"))  # half a surrogate pair has no bytes
     return run.path_of(REPORT_NAME)
 
 
 def _template() -> jinja2.Template:
     """Autoescape is on: labels and file names are the user's data."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {"number": _number, "clock": _clock}
+    environment.filters |= {"number": _number, "clock": _clock, "size": _size}
     text = (resources.files("raytrain.report") / "template.html").read_text(encoding="utf-8")
     return environment.from_string(text)
 
@@ -55,18 +61,41 @@ def _tiles(record: RunRecord) -> list[tuple[str, str]]:
     tiles = [("status", summary.get("status", "running or interrupted"))]
     if summary.get("best_value") is not None:
         tiles.append((f"best validation {summary['best_metric']}", _number(summary["best_value"])))
-    for name, value in list(summary.get("final_metrics", {}).items())[1:3]:
-        tiles.append((f"test {name}", _number(value)))
+    tiles += _test_tiles(record)
     tiles.append(("steps", f"{last.get('step', 0):,}"))
-    if last:
-        busy_s = sum(row["step_s"] for row in record.steps)
-        tiles.append(("samples/s", f"{last['samples_seen'] / max(busy_s, 1e-9):,.1f}"))
+    if record.num_redone:
+        tiles.append(("steps redone after restarts", f"{record.num_redone:,}"))
+    busy_s = float(np.nansum(record.column("step_s")))
+    if last.get("samples_seen") and busy_s:
+        tiles.append(("samples/s", f"{last['samples_seen'] / busy_s:,.1f}"))
+    if last.get("tokens_seen"):
         tiles.append(("tokens", f"{last['tokens_seen']:,}"))
-        tiles.append(("workers", str(last["world_size"])))
+    sizes = sorted({row["world_size"] for row in record.steps if row.get("world_size")})
+    if sizes:
+        tiles.append(("workers", f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"))
     if summary.get("duration_s"):
-        minutes, seconds = divmod(int(summary["duration_s"]), 60)
-        tiles.append(("duration of the last command", f"{minutes}m {seconds:02d}s"))
+        tiles.append(("last command took", _duration(summary["duration_s"])))
     return tiles
+
+
+def _test_tiles(record: RunRecord) -> list[tuple[str, str]]:
+    """The metric that picked the best model, and the share that is right, on the test split."""
+    row = record.last_evaluation("test") or {}
+    best = record.summary.get("best_metric") or "loss"
+    names = dict.fromkeys((best, "accuracy", "token_micro_f1", "subset_accuracy"))
+    return [(f"test {name}", _number(row[name])) for name in names if isinstance(row.get(name), float)][:2]
+
+
+def _confusion_rows(record: RunRecord) -> list[tuple[str, list[tuple[int, float]]]] | None:
+    """(true label, (count, shade from 0 to 1) for each predicted label); None when there is none or it is too large.
+
+    The shade is the square root of the share of the row, or rare mistakes would not be seen beside the right ones.
+    """
+    table = newest_confusion(record)
+    if table is None or len(table["labels"]) > MAX_TABLE_LABELS:
+        return None
+    rows = zip(table["labels"], table["counts"], strict=True)
+    return [(label, [(count, (count / max(1, sum(counts))) ** 0.5) for count in counts]) for label, counts in rows]
 
 
 def _metric_names(record: RunRecord) -> list[str]:
@@ -83,6 +112,18 @@ def _number(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _clock(time_s: float) -> str:
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h {minutes:02d}m" if hours else f"{minutes}m {rest:02d}s"
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:,.1f} MiB"
+
+
+def _clock(time_s: float | None) -> str:
+    if time_s is None:
+        return ""
     moment = datetime.datetime.fromtimestamp(time_s, tz=datetime.UTC)
     return moment.strftime("%Y-%m-%d %H:%M:%S UTC")

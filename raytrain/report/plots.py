@@ -1,17 +1,21 @@
 """The report's figures, one function a figure; each returns a PNG. matplotlib's objects, not its global state."""
 
 import io
+import unicodedata
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from raytrain.report.curves import RunRecord, smooth, thin
 
 INK, FAINT, ACCENT, SECOND, GRID = "#1f2933", "#b8c4d0", "#1f6feb", "#d9730d", "#e6eaee"
-SIZE = (5.6, 2.9)  # inches
+SIZE = (5.6, 2.7)  # inches; the page shows two in a row, at about this size
+MAX_LABEL = 28  # characters of a label that a figure shows
 
 
 def draw_all(record: RunRecord) -> dict[str, bytes]:
@@ -20,14 +24,14 @@ def draw_all(record: RunRecord) -> dict[str, bytes]:
     if record.steps:
         figures |= {"loss": loss, "learning_rate": learning_rate, "throughput": throughput, "padding": padding}
         figures["time"] = step_time
-        if np.nanmax(record.column("skipped_steps"), initial=0) > 0:
+        if np.isfinite(record.column("loss_scale")).any() or np.nanmax(record.column("skipped_steps"), initial=0) > 0:
             figures["loss_scale"] = loss_scale
-        if len({row["world_size"] for row in record.steps}) > 1:
+        if len({row.get("world_size") for row in record.steps}) > 1:
             figures["world_size"] = world_size
     if len([row for row in record.evaluations if row["split"] == "validation"]) > 1:
         figures["validation"] = validation
     drawn = {name: draw(record) for name, draw in figures.items()}
-    confusion = _newest_confusion(record)
+    confusion = newest_confusion(record)
     if confusion is not None:
         drawn["confusion"] = confusion_matrix(confusion["labels"], np.array(confusion["counts"]))
     return drawn
@@ -35,36 +39,39 @@ def draw_all(record: RunRecord) -> dict[str, bytes]:
 
 def loss(record: RunRecord) -> bytes:
     """Training loss a step and smoothed, validation loss as points."""
-    figure, axes = _axes("Loss", "loss")
+    figure, axes = _axes("Loss", "mean loss per target", record)
     _faint_and_smooth(axes, record, record.column("loss"), "training")
     points = [
-        (row["step"], row["loss"]) for row in record.evaluations if row["split"] == "validation" and "loss" in row
+        (row["step"], row["loss"])
+        for row in record.evaluations
+        if row["split"] == "validation" and row.get("loss") is not None
     ]
     if points:
         axes.plot(*zip(*points, strict=True), "o-", color=SECOND, markersize=4, linewidth=1.2, label="validation")
-    axes.legend(frameon=False, fontsize=8)
+    _legend(axes)
     return _png(figure)
 
 
 def learning_rate(record: RunRecord) -> bytes:
     """Learning rate of each step."""
-    figure, axes = _axes("Learning rate", "learning rate")
-    axes.plot(*thin(record.column("step"), record.column("lr")), color=ACCENT)
-    axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 3))
+    figure, axes = _axes("Learning rate", "learning rate", record)
+    _curve(axes, record.column("step"), record.column("lr"), color=ACCENT)
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.1e}"))
     return _png(figure)
 
 
 def throughput(record: RunRecord) -> bytes:
     """Tokens a second over all workers."""
-    figure, axes = _axes("Throughput", "tokens/s, all workers")
+    figure, axes = _axes("Throughput", "tokens/s, all workers", record)
     _faint_and_smooth(axes, record, record.column("tokens_per_s"), None)
     axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     return _png(figure)
 
 
 def padding(record: RunRecord) -> bytes:
     """Share of what was computed that is padding."""
-    figure, axes = _axes("Padding", "% of computed tokens")
+    figure, axes = _axes("Padding", "% of computed tokens", record)
     _faint_and_smooth(axes, record, 100 * record.column("padding"), None)
     axes.set_ylim(bottom=0)
     return _png(figure)
@@ -72,29 +79,33 @@ def padding(record: RunRecord) -> bytes:
 
 def step_time(record: RunRecord) -> bytes:
     """Seconds of a step, and of them those that the loop waited for data."""
-    figure, axes = _axes("Step time", "seconds, smoothed")
+    figure, axes = _axes("Step time", "seconds, smoothed", record)
     steps, window = record.column("step"), _window(record)
-    axes.plot(*thin(steps, smooth(record.column("step_s"), window)), color=ACCENT, label="whole step")
-    axes.plot(*thin(steps, smooth(record.column("data_wait_s"), window)), color=SECOND, label="waiting for data")
+    _curve(axes, steps, smooth(record.column("step_s"), window), color=ACCENT, label="whole step")
+    _curve(axes, steps, smooth(record.column("data_wait_s"), window), color=SECOND, label="waiting for data")
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=8)
+    _legend(axes)
     return _png(figure)
 
 
 def loss_scale(record: RunRecord) -> bytes:
     """fp16's loss scale, and the steps that were skipped so far."""
-    figure, axes = _axes("Loss scale", "loss scale")
-    axes.plot(*thin(record.column("step"), record.column("loss_scale")), color=ACCENT)
+    figure, axes = _axes("Loss scale", "loss scale", record)
+    _curve(axes, record.column("step"), record.column("loss_scale"), color=ACCENT)
     axes.set_yscale("log", base=2)
     other = axes.twinx()
-    other.plot(*thin(record.column("step"), record.column("skipped_steps")), color=SECOND)
-    other.set_ylabel("skipped steps", color=SECOND, fontsize=8)
+    _curve(other, record.column("step"), record.column("skipped_steps"), color=SECOND)
+    other.set_ylabel("skipped steps so far", color=SECOND, fontsize=8)
+    other.tick_params(labelsize=8, colors=SECOND)
+    other.set_ylim(bottom=0, top=max(1.0, 1.1 * np.nanmax(record.column("skipped_steps"), initial=0)))
+    other.yaxis.set_major_locator(MaxNLocator(integer=True))
+    other.spines[["top"]].set_visible(False)
     return _png(figure)
 
 
 def world_size(record: RunRecord) -> bytes:
     """Workers at each step."""
-    figure, axes = _axes("World size", "workers")
+    figure, axes = _axes("World size", "workers", record)
     axes.step(*thin(record.column("step"), record.column("world_size")), where="mid", color=ACCENT)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
@@ -103,27 +114,29 @@ def world_size(record: RunRecord) -> bytes:
 
 def validation(record: RunRecord) -> bytes:
     """The metrics between 0 and 1 on the validation split."""
-    figure, axes = _axes("Validation", "score")
+    figure, axes = _axes("Validation", "score, 0 to 1", record)
     rows = [row for row in record.evaluations if row["split"] == "validation"]
     names = [n for n, v in rows[-1].items() if isinstance(v, float) and n not in ("time", "loss") and 0 <= v <= 1]
     for name in names[:6]:
-        values = [row.get(name, np.nan) for row in rows]
+        values = np.array([row.get(name) for row in rows], dtype=float)  # a null is NaN: a gap in the line
         axes.plot([row["step"] for row in rows], values, "o-", markersize=3, label=name)
-    axes.legend(frameon=False, fontsize=8)
+    _legend(axes)
     return _png(figure)
 
 
 def confusion_matrix(labels: list[str], counts: np.ndarray) -> bytes:
     """Rows: true label; columns: predicted label; shade: share of the row. `counts`: shape (labels, labels)."""
-    side = min(2.4 + 0.42 * len(labels), 12.0)
+    margin = 0.07 * max(len(_shown(label)) for label in labels)  # inches that the labels take
+    side = min(1.6 + 0.42 * len(labels), 12.0) + margin
     figure = Figure(figsize=(side + 0.6, side), layout="constrained", dpi=130)
     axes = figure.add_subplot()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(
-        range(len(labels)), labels, rotation=45 if len(labels) > 4 else 0, ha="right" if len(labels) > 4 else "center"
-    )
-    axes.set_yticks(range(len(labels)), labels)
+    shown = [_shown(label) for label in labels]
+    is_turned = len(labels) > 4 or max(map(len, shown)) > 10
+    turned: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if is_turned else {}
+    axes.set_xticks(range(len(labels)), shown, parse_math=False, **turned)
+    axes.set_yticks(range(len(labels)), shown, parse_math=False)
     axes.set_xlabel("predicted", fontsize=9)
     axes.set_ylabel("true", fontsize=9)
     axes.tick_params(labelsize=8, length=0)
@@ -136,30 +149,51 @@ def confusion_matrix(labels: list[str], counts: np.ndarray) -> bytes:
     return _png(figure)
 
 
-def _newest_confusion(record: RunRecord) -> dict | None:
+def newest_confusion(record: RunRecord) -> dict[str, Any] | None:
+    """The confusion table of the test split, else of the newest validation."""
     for split in ("test", "validation"):
         row = record.last_evaluation(split)
-        if row is not None and "confusion" in row.get("tables", {}):
-            return row["tables"]["confusion"]
+        if row is not None and row.get("tables", {}).get("confusion", {}).get("labels"):
+            return dict(row["tables"]["confusion"])
     return None
 
 
-def _axes(title: str, unit: str) -> tuple[Figure, Axes]:
+def _axes(title: str, unit: str, record: RunRecord | None = None) -> tuple[Figure, Axes]:
+    """Axes over the steps; a dotted line stands where a later attempt took over."""
     figure = Figure(figsize=SIZE, layout="constrained", dpi=130)
     axes = figure.add_subplot()
     axes.set_title(title, loc="left", fontsize=10, color=INK, fontweight="bold")
     axes.set_xlabel("step", fontsize=8)
     axes.set_ylabel(unit, fontsize=8)
     axes.tick_params(labelsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     axes.grid(color=GRID, linewidth=0.8)
+    for step in record.restarts() if record else []:
+        axes.axvline(step, color=INK, linewidth=0.8, linestyle=":", alpha=0.5)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
 def _faint_and_smooth(axes: Axes, record: RunRecord, values: np.ndarray, label: str | None) -> None:
     steps, window = record.column("step"), _window(record)
-    axes.plot(*thin(steps, values), color=FAINT, linewidth=0.8)
-    axes.plot(*thin(steps, smooth(values, window)), color=ACCENT, linewidth=1.6, label=label)
+    _curve(axes, steps, values, color=FAINT, linewidth=0.8)
+    _curve(axes, steps, smooth(values, window), color=ACCENT, linewidth=1.6, label=label)
+
+
+def _curve(axes: Axes, steps: np.ndarray, values: np.ndarray, **style: Any) -> None:
+    """A line, thinned; as a dot where a single value has no line."""
+    axes.plot(*thin(steps, values), marker="o" if np.isfinite(values).sum() == 1 else None, markersize=4, **style)
+
+
+def _legend(axes: Axes) -> None:
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(frameon=False, fontsize=8)
+
+
+def _shown(label: str) -> str:
+    """A label as a figure can show it: one line, no control characters, not too long."""
+    clean = "".join("?" if unicodedata.category(c) in ("Cc", "Cs") else c for c in label)
+    return clean if len(clean) <= MAX_LABEL else clean[: MAX_LABEL - 3] + "..."
 
 
 def _window(record: RunRecord) -> int:
@@ -169,5 +203,8 @@ def _window(record: RunRecord) -> int:
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    with warnings.catch_warnings():
+        # A script that matplotlib's font lacks shows as boxes here; report.html has the same numbers as text.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(buffer, format="png")
     return buffer.getvalue()

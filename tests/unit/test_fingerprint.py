@@ -10,6 +10,7 @@ import pytest
 
 from raytrain.config import ModelConfig, RunConfig
 from raytrain.data.fingerprint import fingerprint
+from raytrain.data.prepared import FORMAT_VERSION
 from raytrain.data.sources import check_sources
 from raytrain.data.tokenize import check_tokenizer, load_tokenizer, tokenizer_fingerprint
 from raytrain.errors import ConfigError
@@ -125,6 +126,13 @@ def test_a_relative_path_is_the_same_file(folder, monkeypatch):
     monkeypatch.chdir(folder)
     raw = raw_config(folder)
     assert of(changed(raw, "data.train.path", "train.parquet")) == of(raw)
+
+
+def test_another_format_has_another_name(folder, monkeypatch):
+    """So an old store is left alone, and a new one made beside it."""
+    before = of(raw_config(folder))
+    monkeypatch.setattr("raytrain.data.fingerprint.FORMAT_VERSION", FORMAT_VERSION + 1)
+    assert of(raw_config(folder)) != before
 
 
 def test_tokenizer_and_row_groups(folder):
