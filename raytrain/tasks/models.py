@@ -1,7 +1,9 @@
 """Building a Transformers model with a head for our labels. torch and transformers are imported late."""
 
+import contextlib
 import logging
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from raytrain.config import ModelConfig, TrainingConfig
@@ -13,11 +15,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def build_with_head(auto_class: str, model: ModelConfig, labels: list[str], training: TrainingConfig) -> "nn.Module":
+def build_with_head(
+    auto_class: str, model: ModelConfig, labels: list[str], training: TrainingConfig, **changes: Any
+) -> "nn.Module":
     """A pretrained (or new) model with a classification head, fp32 on the CPU.
 
     Args:
         auto_class: Name of a Transformers auto class, such as AutoModelForSequenceClassification.
+        changes: Further settings of the Transformers config.
 
     Raises:
         ConfigError: The model can't be found or loaded; names `model.path`.
@@ -28,30 +33,33 @@ def build_with_head(auto_class: str, model: ModelConfig, labels: list[str], trai
 
     factory = getattr(transformers, auto_class)
     names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
-    config = read_model_config(model, num_labels=len(labels), **names)
+    config = read_model_config(model, **names, **changes)
     override_dropout(config, training.dropout)
+    fill_pad_token(config, model)
     common = {"trust_remote_code": model.trust_remote_code}
     if model.path is None:
         try:
             return factory.from_config(config, **common).float()
         except ValueError as error:
             raise ConfigError(f"model.config: {error}") from None
-    transformers.logging.set_verbosity_error()  # its table of new and unused weights is not for our terminal
     try:
-        loaded, info = factory.from_pretrained(
-            model.path,
-            config=config,
-            revision=model.revision or "main",
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            use_safetensors=True,  # the other format is a pickle
-            **common,
-        )
+        with _quiet():
+            loaded, info = factory.from_pretrained(
+                model.path,
+                config=config,
+                revision=model.revision or "main",
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                use_safetensors=True,  # the other format is a pickle
+                **common,
+            )
     except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(_cannot_load(model, error)) from None
-    if info["missing_keys"]:
-        logger.info("new weights, to be trained from scratch: %s", ", ".join(sorted(info["missing_keys"])))
+    # Weights of another size, such as a head for other labels, are replaced: that is said like those that are missing.
+    fresh = {key if isinstance(key, str) else key[0] for key in (*info["missing_keys"], *info["mismatched_keys"])}
+    if fresh:
+        logger.info("new weights, to be trained from scratch: %s", ", ".join(sorted(fresh)))
     return loaded
 
 
@@ -98,6 +106,42 @@ def override_dropout(config: Any, dropout: float | None) -> None:
     for name, value in config.to_dict().items():
         if ("dropout" in name or name.endswith("pdrop")) and (value is None or isinstance(value, (int, float))):
             setattr(config, name, dropout)
+
+
+def fill_pad_token(config: Any, model: ModelConfig) -> None:
+    """Give a config without a padding token the one that samples are padded with: the tokenizer's, else its end.
+
+    A decoder classifies at a text's last token, which it finds by the padding. Raises ConfigError.
+    """
+    if getattr(config, "pad_token_id", None) is not None:
+        return
+    import transformers
+
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            model.tokenizer_path, revision=model.revision or "main", trust_remote_code=model.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        option = "model.tokenizer" if model.tokenizer else "model.path"
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(f"{option} {model.tokenizer_path}: no tokenizer could be loaded ({reason})") from None
+    config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Transformers' progress bar and its table of new and unused weights; afterwards as before."""
+    from transformers.utils import logging as their_logging
+
+    verbosity, has_bar = their_logging.get_verbosity(), their_logging.is_progress_bar_enabled()
+    their_logging.set_verbosity_error()
+    their_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        their_logging.set_verbosity(verbosity)
+        if has_bar:
+            their_logging.enable_progress_bar()
 
 
 def _cannot_load(model: ModelConfig, error: Exception) -> str:

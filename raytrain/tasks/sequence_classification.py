@@ -110,7 +110,8 @@ class SequenceClassification:
         """An encoder or decoder with a classification head."""
         from raytrain.tasks.models import build_with_head, check_positions
 
-        built = build_with_head("AutoModelForSequenceClassification", model, labels, training)
+        kind = "multi_label_classification" if self.config.multi_label else "single_label_classification"
+        built = build_with_head("AutoModelForSequenceClassification", model, labels, training, problem_type=kind)
         check_positions(built, self.max_length)
         return built
 

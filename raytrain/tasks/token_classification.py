@@ -199,6 +199,8 @@ class TokenClassification:
     def _reject(self, words: list[str] | None, tags: list[Any] | None, ids: dict[str, int]) -> str | None:
         if not words:
             return f"{self.config.tokens_column} is empty"
+        if not isinstance(words, list) or not isinstance(tags, list | None):  # text would pass as a list of letters
+            return f"{self.config.tokens_column} and {self.config.tags_column} must be lists, one tag a word"
         if tags is None or len(tags) != len(words):
             return f"{len(words)} words, but {len(tags or [])} tags"
         if any(not isinstance(word, str) or not word.strip() for word in words):

@@ -65,6 +65,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "n_positions": 32,
         "bos_token_id": 1,
         "eos_token_id": 1,
+        "pad_token_id": 0,
     },
 }
 
@@ -438,3 +439,40 @@ class TestRefusals:
     def test_the_saved_folder_itself_is_good(self, saved, tmp_path):
         shutil.copytree(saved, tmp_path / "copy")
         assert build(sequence(), path=str(tmp_path / "copy")).config.num_labels == 3
+
+
+class TestLoading:
+    def test_is_quiet_and_tells_which_weights_are_new(self, tmp_path, caplog, capfd):
+        build(tagging(), TAGS).save_pretrained(tmp_path)
+        capfd.readouterr()
+        with caplog.at_level("INFO", logger="raytrain"):
+            build(tagging(), TAGS, path=str(tmp_path))
+            assert not caplog.messages
+            build(tagging(), [*TAGS, "B-ORG"], path=str(tmp_path))  # a head of another size is a new one
+        told = [message for message in caplog.messages if "new weights" in message]
+        assert told == ["new weights, to be trained from scratch: classifier.bias, classifier.weight"]
+        assert capfd.readouterr() == ("", ""), "no progress bar, no table, no warning"
+
+    def test_leaves_transformers_as_talkative_as_it_was(self, tmp_path):
+        from transformers.utils import logging as their_logging
+
+        build(tagging(), TAGS).save_pretrained(tmp_path)
+        before = their_logging.get_verbosity(), their_logging.is_progress_bar_enabled()
+        build(tagging(), TAGS, path=str(tmp_path))
+        assert (their_logging.get_verbosity(), their_logging.is_progress_bar_enabled()) == before
+
+    @pytest.mark.parametrize("multi_label", [False, True])
+    def test_a_saved_model_knows_how_many_labels_a_text_has(self, multi_label):
+        kind = build(sequence(multi_label=multi_label)).config.problem_type
+        assert kind == ("multi_label_classification" if multi_label else "single_label_classification")
+
+    def test_a_decoder_without_a_padding_token_classifies_at_the_last_token_of_each_text(self, tmp_path):
+        config = {name: value for name, value in SMALL["gpt2"].items() if name != "pad_token_id"}
+        task, table = sequence(), texts([2, 0, 1])
+        model = build(task, config=config, tokenizer=tiny_tokenizer(tmp_path)).eval()
+        assert model.config.pad_token_id == 0, "the tokenizer's, which samples are padded with"
+        _, predictions = task.predict(model, to_tensors(task.collate(table, 0), CPU))
+        loss = task.loss_sum(model, to_tensors(task.collate(table, 0), CPU)).item()
+        alone = [to_tensors(task.collate(table.slice(i, 1), 0), CPU) for i in range(3)]
+        assert loss == pytest.approx(sum(task.loss_sum(model, batch).item() for batch in alone), rel=1e-5)
+        assert [p.tolist() for p in predictions] == [task.predict(model, batch)[1][0].tolist() for batch in alone]

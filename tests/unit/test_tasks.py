@@ -468,6 +468,10 @@ class TestTagEncode:
         assert tagging().order_labels({"O", "I-PER", "B-PER"}) == ["O", "B-PER", "I-PER"]
         assert tagging(labels=["B", "O"]).order_labels({"O"}) == ["B", "O"]
 
+    def test_text_is_no_list_of_words(self, pieces):
+        encoded = encode(tagging(), [{"tokens": "in", "tags": "OO"}], pieces, TAGS)
+        assert encoded.rejected == [(0, "tokens and tags must be lists, one tag a word")]
+
     def test_integer_tags(self, pieces):
         encoded = encode(tagging(), [{"tokens": ["Ada", "in"], "tags": [3, 0]}], pieces, ["0", "3"])
         assert encoded.table["labels"].to_pylist() == [[IGNORED, 1, 0, IGNORED]]
