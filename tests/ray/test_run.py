@@ -80,7 +80,7 @@ def test_the_best_model_is_an_ordinary_transformers_folder(undisturbed: Path) ->
     assert model.config.id2label == {0: "negative", 1: "positive"}
 
 
-@pytest.mark.parametrize(("workers", "zero_stage", "micro"), [(2, 2, 4), (3, 3, 2)])
+@pytest.mark.parametrize(("workers", "zero_stage", "micro"), [pytest.param(2, 2, 4, marks=pytest.mark.slow), (3, 3, 2)])
 def test_another_world_size_is_the_same_experiment(
     folder: Path, undisturbed: Path, workers: int, zero_stage: int, micro: int
 ) -> None:
@@ -100,7 +100,14 @@ def test_another_world_size_is_the_same_experiment(
     )
 
 
-@pytest.mark.parametrize("kill_at", [20, 51, 70], ids=["mid_epoch", "epoch_end", "second_epoch"])
+@pytest.mark.parametrize(
+    "kill_at",
+    [
+        pytest.param(20, id="mid_epoch", marks=pytest.mark.slow),
+        pytest.param(51, id="epoch_end"),
+        pytest.param(70, id="second_epoch", marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_driver_is_resumed_by_the_same_command(folder: Path, undisturbed: Path, kill_at: int) -> None:
     """kill -9 of everything; then the same command, at another world size and ZeRO stage."""
     name = f"killed_at_{kill_at}"
