@@ -227,12 +227,13 @@ def _seed(seed: int, step: int, world_rank: int) -> None:
 
 
 def _stop_watch(run: Storage, world: World) -> Callable[[], bool]:
-    """Whether someone asked the run to stop. Rank 0 looks at the run's folder, at most once a second."""
+    """Whether someone asked the run to stop. Rank 0 looks at the run's folder now and then, not in every step."""
     last_look_s, is_asked = 0.0, False
+    pause_s = 0.2 if run.local_path() is not None else 1.0
 
     def is_stop_requested() -> bool:
         nonlocal last_look_s, is_asked
-        if world.world_rank == 0 and time.monotonic() - last_look_s > 1.0:
+        if world.world_rank == 0 and time.monotonic() - last_look_s > pause_s:
             last_look_s, is_asked = time.monotonic(), run.exists(STOP_REQUEST)
         return is_asked
 
