@@ -3,6 +3,7 @@
 One read task makes its own parts, named after its place, so what it writes depends on nothing that runs beside it.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -109,14 +110,17 @@ class Encoder(RowFunction):
     def _write(self, split: str, place: tuple[int, int], table: pa.Table, num_truncated: int) -> dict[str, Any]:
         name = f"{split}/{self._prefix}part-{place[0]:05d}-{place[1]:05d}.parquet"
         folder = Storage(self._root)
-        with folder.open_output(name) as file:
-            pq.write_table(table, file, row_group_size=self._rows_per_group, compression="zstd")
+        buffer = pa.BufferOutputStream()
+        pq.write_table(table, buffer, row_group_size=self._rows_per_group, compression="zstd")
+        data = memoryview(buffer.getvalue())
+        folder.write_bytes(name, data)
         lengths = pa.compute.list_value_length(table["input_ids"]).to_pylist()
         full, rest = divmod(len(table), self._rows_per_group)
-        part = Part(name, [self._rows_per_group] * full + [rest] * bool(rest), folder.size_bytes(name))
+        part = Part(name, [self._rows_per_group] * full + [rest] * bool(rest), len(data))
         return {
             "split": split,
             "part": asdict(part),
+            "sha256": hashlib.sha256(data).hexdigest(),
             "place": place,
             "lengths": lengths,
             "num_truncated": num_truncated,

@@ -54,6 +54,8 @@ class _Written:
 
     split: str
     part: Part
+    sha256: str
+    """Of the part's bytes, which depend on the rows alone."""
     place: tuple[int, int]
     """(ordinal of the read task, ordinal of the chunk in it): the order of the prepared data."""
     lengths: list[int]
@@ -229,8 +231,8 @@ def _age_s(path: str) -> float:
 
 
 def _content_of(labels: list[str], written: list[_Written]) -> str:
-    """Hash of the labels, and of the place, the lengths and the compressed size of every part."""
-    parts = [[item.split, item.part.row_group_rows, item.part.num_bytes, item.lengths] for item in written]
+    """Hash of the labels, and of the bytes of every part in their order."""
+    parts = [[item.split, item.part.row_group_rows, item.sha256] for item in written]
     return hashlib.sha256(json.dumps([labels, parts]).encode()).hexdigest()[:20]
 
 

@@ -198,6 +198,18 @@ class TestOnce:
         second = prepare(chosen)
         assert first.root != second.root and len(samples(second)) == 11
 
+    def test_content_is_told_by_values_and_not_by_place(self, tmp_path, config):
+        """P2: a run may go on with the same rows from another file, but not with two labels exchanged."""
+        rows = make_reviews(40, seed=1)
+        here = prepare(config(write_parquet(tmp_path / "a.parquet", rows)))
+        there = prepare(config(write_parquet(tmp_path / "b.parquet", rows)))
+        one = next(i for i, row in enumerate(rows) if row["label"] == "negative")
+        two = next(i for i, row in enumerate(rows) if row["label"] == "positive")
+        rows[one]["label"], rows[two]["label"] = rows[two]["label"], rows[one]["label"]
+        swapped = prepare(config(write_parquet(tmp_path / "c.parquet", rows)))
+        assert here.manifest.content == there.manifest.content
+        assert here.manifest.content != swapped.manifest.content
+
     def test_two_at_once(self, tmp_path, config):
         chosen = config([write_reviews(tmp_path / f"{i}.parquet", 300, i) for i in range(3)])
         stores: list[PreparedStore] = []
@@ -240,6 +252,10 @@ class TestOnce:
         for thread in threads:
             thread.join()
         assert [len(samples(store)) for store in stores] == [600, 600]
+        parts = [{part.name for part in store.manifest.splits["train"].parts} for store in stores]
+        on_disk = {f"train/{path.name}" for path in (Path(stores[0].root) / "train").iterdir()}
+        assert len(on_disk) == 4, "one attempt wrote over the parts that the other's readers may have open"
+        assert all(len(names) == 2 and names <= on_disk for names in parts)
 
 
 class TestInterrupted:
