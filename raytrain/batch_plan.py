@@ -5,8 +5,11 @@ neither changes which samples a step trains on.
 """
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
+
+from raytrain.config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,12 @@ class BatchPlan:
     micro_batch_size: int
     canonical_shards: int
     world_size: int
+
+    @classmethod
+    def of(cls, config: RunConfig, world_size: int) -> Self:
+        """How a run's batches are divided at a world size. Raises ValueError like the constructor."""
+        training = config.training
+        return cls(training.global_batch_size, training.micro_batch_size, config.canonical_shards, world_size)
 
     def __post_init__(self) -> None:
         """Raises ValueError when there are more workers than canonical shards."""

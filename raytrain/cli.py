@@ -48,8 +48,10 @@ def train(
 def resume(run: RunFolder, overrides: Overrides = None) -> None:
     """Go on with a run from its newest good checkpoint."""
     from raytrain.config_io import load_config
+    from raytrain.elastic.run import run_config_path
+    from raytrain.storage import Storage
 
-    path = os.path.abspath(_file_of(run, "config.yaml"))
+    path = run_config_path(Storage(run))
     folder = os.path.dirname(path)  # where it lies now, which is not where it began when it was moved
     place = [f"storage_path={os.path.dirname(folder)}", f"name={os.path.basename(folder)}"]
     _run(load_config(path, [*place, *(overrides or [])]), overwrite=False)
@@ -93,9 +95,11 @@ def evaluate(
 @app.command()
 def report(run: RunFolder) -> None:
     """Write a run's report.html and its plots."""
-    _file_of(run, "config.yaml")
-    from raytrain.report.html import build_report
+    from raytrain.elastic.run import run_config_path
     from raytrain.storage import Storage
+
+    run_config_path(Storage(run))
+    from raytrain.report.html import build_report  # draws with matplotlib, which a mistyped folder need not wait for
 
     typer.echo(build_report(Storage(run)))
 
@@ -161,16 +165,6 @@ def configs_show(
     else:
         with open(find_config(config), encoding="utf-8") as file:
             typer.echo(file.read())
-
-
-def _file_of(run: str, name: str) -> str:
-    """A file of a local run folder. Raises ConfigError when the folder is no run."""
-    from raytrain.errors import ConfigError
-
-    path = os.path.join(run, name)
-    if not os.path.isfile(path):
-        raise ConfigError(f"{run} is not a run's folder: it has no {name}")
-    return path
 
 
 def main() -> NoReturn:

@@ -10,21 +10,20 @@ from rich.table import Table
 from rich.text import Text
 
 from raytrain.data.prepared import PreparedStore
-from raytrain.elastic.run import RunResult
+from raytrain.elastic.run import Observer, RunResult
 
 PLAIN_EVERY_S = 10.0  # seconds between two plain lines of training progress
 NUMBERS_OF_STEP = ("loss", "lr", "grad_norm")
 
 
-class RunDisplay:
-    """Shows a run: phase, steps, loss, rates, best metric, time left. An `Observer` of `run_training`."""
+class RunDisplay(Observer):
+    """Shows a run: phase, steps, loss, rates, evaluations, time left."""
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console(highlight=False)
         self._rate = Rate()
         self._last_line_s = 0.0
-        self._total = self._steps_per_epoch = 0
-        self._best: tuple[str, float] | None = None
+        self._total = 0
         self._row: dict[str, Any] = {}
         self._live: Live | None = None
         self._bar = Progress(
@@ -59,9 +58,9 @@ class RunDisplay:
         if rows_per_s and self._is_line_due():
             self._say(f"  {rows:,} rows, {rows_per_s:,.0f} rows/s")
 
-    def begin(self, total_steps: int, steps_per_epoch: int) -> None:
+    def begin(self, total_steps: int) -> None:
         """Training is about to start."""
-        self._total, self._steps_per_epoch = total_steps, steps_per_epoch
+        self._total = total_steps
         self._bar.reset(self._task, total=total_steps)
 
     def rows(self, name: str, rows: list[dict[str, Any]]) -> None:

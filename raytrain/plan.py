@@ -177,8 +177,7 @@ def _use_gpu(config: RunConfig, num_gpus: float | None) -> bool:
 def _world_plan(
     config: RunConfig, world_size: int, num_cpus: float, num_gpus: float | None, use_gpu: bool
 ) -> WorldPlan:
-    training = config.training
-    plan = BatchPlan(training.global_batch_size, training.micro_batch_size, config.canonical_shards, world_size)
+    plan = BatchPlan.of(config, world_size)
     cpus = cpus_needed(config, world_size)
     return WorldPlan(
         world_size=world_size,

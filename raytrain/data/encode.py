@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 from raytrain.config import BadRowPolicy, RunConfig
 from raytrain.data.prepared import Part
 from raytrain.data.sources import ROW, BadRow, Chunk, ReadTask, SourceFile, read_chunks
-from raytrain.data.tokenize import load_tokenizer
 from raytrain.errors import DataError, RaytrainError
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
+from raytrain.tokenizer import load_tokenizer
 
 # How tasks begin the rejection of a label outside the set; a label that is missing is an ordinary bad row.
 UNKNOWN_LABEL = re.compile(r"""label ['"].* is none of """, re.DOTALL)

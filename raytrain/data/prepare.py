@@ -30,11 +30,12 @@ from raytrain.config import RunConfig
 from raytrain.data.encode import Encoder, LabelFinder, Rejected, RowFunction
 from raytrain.data.fingerprint import fingerprint
 from raytrain.data.prepared import MANIFEST_NAME, Manifest, Part, PreparedStore, SplitInfo, index_name
+from raytrain.data.quiet import quiet_ray_data
 from raytrain.data.sources import SourceFile, check_sources, read_tasks
-from raytrain.data.tokenize import load_tokenizer, tokenizer_identity
 from raytrain.errors import DataError
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
+from raytrain.tokenizer import load_tokenizer, tokenizer_identity
 
 logger = logging.getLogger(__name__)
 
@@ -259,13 +260,3 @@ def _run(rows: list[dict[str, Any]], function: RowFunction) -> Iterator[dict[str
         if "error" in report:
             raise DataError(report["error"])
         yield report
-
-
-def quiet_ray_data() -> None:
-    """The terminal is raytrain's: no bars and no notes of Ray Data."""
-    import ray.data
-
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False

@@ -11,7 +11,6 @@ Arrays travel as safetensors bytes: they keep their shapes, and nothing is pickl
 
 import itertools
 import json
-import logging
 import queue
 import threading
 import time
@@ -27,6 +26,7 @@ from raytrain.config import RunConfig
 from raytrain.data.items import EvalBatch, EvalPass, StepBatch, TrainSpan
 from raytrain.data.order import Order, evaluation_batches
 from raytrain.data.prepared import PreparedStore
+from raytrain.data.quiet import quiet_ray_data
 from raytrain.data.row_cache import RowCache
 from raytrain.tasks import make_task
 from raytrain.tasks.base import Batch
@@ -255,10 +255,7 @@ def _configure_ray_data(num_cpus: float) -> None:
     """This process's pipelines: ordered, quiet, and within their share of the cluster."""
     import ray.data
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
+    context = quiet_ray_data()
     context.target_max_block_size = BLOCK_BYTES
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ray.data.ExecutionResources(

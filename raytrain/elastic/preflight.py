@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from raytrain.config import RunConfig
 from raytrain.config_io import parse_config
 from raytrain.data.sources import check_sources
-from raytrain.data.tokenize import check_tokenizer
 from raytrain.elastic.session import RaySession, cluster_address, ray_session
 from raytrain.errors import ConfigError
 from raytrain.plan import Plan, logical_cpus, make_plan
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
 from raytrain.tasks.base import Task
+from raytrain.tokenizer import check_tokenizer
 from raytrain.training.deepspeed_config import check_deepspeed_overrides, resolve_precision
 
 

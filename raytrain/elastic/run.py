@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from raytrain.config import RunConfig
 from raytrain.config_io import dump_config, load_config
@@ -35,8 +35,8 @@ SUMMARY = "summary.json"
 POLL_S = 0.5  # seconds between two looks at the run's files
 
 
-class Observer(Protocol):
-    """Who is told how a run goes; the terminal is one."""
+class Observer:
+    """Who is told how a run goes; the terminal is one. This one does nothing with it."""
 
     def phase(self, text: str) -> None:
         """A new phase has begun."""
@@ -44,27 +44,11 @@ class Observer(Protocol):
     def prepared(self, rows: int, total: int | None, rows_per_s: float) -> None:
         """Rows prepared so far."""
 
-    def begin(self, total_steps: int, steps_per_epoch: int) -> None:
+    def begin(self, total_steps: int) -> None:
         """Training is about to start."""
 
     def rows(self, name: str, rows: list[dict[str, Any]]) -> None:
         """New lines of metrics.jsonl, evals.jsonl or events.jsonl."""
-
-
-class Silent:
-    """An observer that says nothing."""
-
-    def phase(self, text: str) -> None:
-        """Nothing."""
-
-    def prepared(self, rows: int, total: int | None, rows_per_s: float) -> None:
-        """Nothing."""
-
-    def begin(self, total_steps: int, steps_per_epoch: int) -> None:
-        """Nothing."""
-
-    def rows(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """Nothing."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +89,7 @@ def run_training(config: RunConfig, observer: Observer | None = None, *, overwri
     Raises:
         ConfigError, DataError: Nothing was started.
     """
-    observer = observer or Silent()
+    observer = observer or Observer()
     started_at_s = time.time()
     observer.phase("checking")
     found = check(config)
@@ -149,7 +133,7 @@ def _train(run: Storage, found: Preflight, observer: Observer) -> dict[str, Any]
         run.write_bytes("config.yaml", dump_config(config).encode())
         run.write_bytes("plan.json", json.dumps(plan.to_json(), indent=1).encode())
         table = make_timetable(config, num_samples, has_validation=store.has_split("validation"))
-        observer.begin(table.total_steps, table.steps_per_epoch)
+        observer.begin(table.total_steps)
         observer.phase("starting workers")
         return _fit(run, found, plan, store.root, observer, signals)
 
@@ -209,7 +193,7 @@ def evaluate_run(path: str, split: str, observer: Observer | None = None) -> dic
         ConfigError: The folder is no run, has no best model, or its config names no such split.
         TrainingError: The workers failed.
     """
-    observer = observer or Silent()
+    observer = observer or Observer()
     run = Storage(path)
     found = check(load_config(run_config_path(run)))
     if not run.exists("best/config.json"):
@@ -235,7 +219,7 @@ def prepare_data(config: RunConfig, observer: Observer | None = None) -> "Prepar
 
     found = check(config)
     with ray_session(found.config, found.private_cpus):
-        return prepare(found.config, (observer or Silent()).prepared)
+        return prepare(found.config, (observer or Observer()).prepared)
 
 
 def run_config_path(run: Storage) -> str:

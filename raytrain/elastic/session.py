@@ -29,7 +29,6 @@ class RaySession:
 
     num_cpus: float
     num_gpus: float
-    is_private: bool
 
 
 def cluster_address(config: RunConfig) -> str | None:
@@ -60,7 +59,7 @@ def ray_session(config: RunConfig, private_cpus: int) -> Iterator[RaySession]:
     threading.Thread(target=importlib.import_module, args=("ray.train.torch",), daemon=True).start()
     logging.getLogger("ray").setLevel(logging.ERROR)
     if ray.is_initialized():  # someone who called raytrain.train() has a Ray already: use it, and leave it running
-        yield _session(is_private=False)
+        yield _session()
         return
     try:
         if address is None:
@@ -82,16 +81,16 @@ def ray_session(config: RunConfig, private_cpus: int) -> Iterator[RaySession]:
     except Exception as error:
         raise TrainingError(f"Ray could not be started: {error}. Is the machine out of memory or processes?") from error
     try:
-        yield _session(is_private=address is None)
+        yield _session()
     finally:
         ray.shutdown()
 
 
-def _session(is_private: bool) -> RaySession:
+def _session() -> RaySession:
     import ray
 
     resources = ray.cluster_resources()
-    return RaySession(resources.get("CPU", 0.0), resources.get("GPU", 0.0), is_private)
+    return RaySession(resources.get("CPU", 0.0), resources.get("GPU", 0.0))
 
 
 def _lock_private_ray() -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from raytrain.config import ModelConfig, TrainingConfig
 from raytrain.errors import ConfigError
+from raytrain.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from torch import nn
@@ -115,17 +116,7 @@ def fill_pad_token(config: Any, model: ModelConfig) -> None:
     """
     if getattr(config, "pad_token_id", None) is not None:
         return
-    import transformers
-
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            model.tokenizer_path, revision=model.revision or "main", trust_remote_code=model.trust_remote_code
-        )
-    except (OSError, ValueError) as error:
-        option = "model.tokenizer" if model.tokenizer else "model.path"
-        reason = str(error).strip().partition("\n")[0]
-        raise ConfigError(f"{option} {model.tokenizer_path}: no tokenizer could be loaded ({reason})") from None
-    config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    config.pad_token_id = load_tokenizer(model).pad_token_id
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from torch import nn
 from raytrain.config import RunConfig
 from raytrain.data.items import EvalBatch
 from raytrain.errors import ConfigError
-from raytrain.tasks.base import Metrics, Task
+from raytrain.tasks.base import Batch, Metrics, Task
 from raytrain.training.control import Control
 from raytrain.training.state import Progress, best_metric, is_better
 
@@ -21,6 +21,11 @@ class Verdict:
 
     metrics: Metrics
     is_best: bool
+
+
+def to_tensors(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
+    """A collated micro-batch on the worker's device."""
+    return {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in batch.items()}
 
 
 def evaluate(
@@ -42,8 +47,7 @@ def evaluate(
     targets: list[np.ndarray] = []
     with torch.no_grad():
         for batch in batches:
-            tensors = {name: torch.from_numpy(array).to(device) for name, array in batch.arrays.items()}
-            batch_loss, batch_predictions = task.predict(module, tensors)
+            batch_loss, batch_predictions = task.predict(module, to_tensors(batch.arrays, device))
             if batch.is_blank:
                 continue
             loss_sum += float(batch_loss)

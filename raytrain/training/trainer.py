@@ -15,11 +15,11 @@ import torch
 from raytrain.config import RunConfig
 from raytrain.data.items import EvalBatch, StepBatch
 from raytrain.errors import TrainingError
-from raytrain.tasks.base import Batch, Task
+from raytrain.tasks.base import Task
 from raytrain.timetable import Timetable
 from raytrain.training.control import Control, StepSums
 from raytrain.training.engine import Engine, StepResult
-from raytrain.training.evaluate import Judge
+from raytrain.training.evaluate import Judge, to_tensors
 from raytrain.training.metrics import RunLog
 from raytrain.training.saving import Saver
 from raytrain.training.schedule import learning_rate_at
@@ -188,11 +188,6 @@ class Trainer:
             self.saver.save_best(self.progress.step)
         if self.progress.is_stopped_early:
             self.log.event("early_stop", step=self.progress.step, best_step=self.progress.best_step)
-
-
-def to_tensors(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
-    """A collated micro-batch on the worker's device."""
-    return {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in batch.items()}
 
 
 def _targets(batch: StepBatch | None) -> int:

@@ -21,11 +21,11 @@ from raytrain.checkpoint.zero_state import load_ranges, load_scaler_state
 from raytrain.config import RunConfig
 from raytrain.data.prepared import PreparedStore
 from raytrain.data.stream import Stream
-from raytrain.data.tokenize import load_tokenizer
 from raytrain.errors import CheckpointError, ConfigError
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
 from raytrain.timetable import make_timetable
+from raytrain.tokenizer import load_tokenizer
 from raytrain.training.control import Control
 from raytrain.training.engine import Engine, detect_precision
 from raytrain.training.evaluate import Judge, evaluate
@@ -52,7 +52,7 @@ class WorkerRun:
             self.store.manifest.splits["train"].num_samples,
             has_validation=self.store.has_split("validation"),
         )
-        self.plan = batch_plan(self.config, world.world_size)
+        self.plan = BatchPlan.of(self.config, world.world_size)
         attempt, token = self.control.from_first((next_attempt(run), uuid.uuid4().hex[:12]))
         self.attempt, self.token = attempt, token
         self.log = RunLog(
@@ -204,12 +204,6 @@ def progress_of(checkpoint: Checkpoint | None) -> Progress:
     if checkpoint is None:
         return Progress()
     return Progress.from_dict({k: v for k, v in checkpoint.state.items() if k in Progress.__dataclass_fields__})
-
-
-def batch_plan(config: RunConfig, world_size: int) -> BatchPlan:
-    """How this run's batches are divided at a world size."""
-    training = config.training
-    return BatchPlan(training.global_batch_size, training.micro_batch_size, config.canonical_shards, world_size)
 
 
 def _device(use_gpu: bool, num_threads: int) -> torch.device:

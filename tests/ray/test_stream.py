@@ -65,9 +65,7 @@ def timetable(config: RunConfig, *, has_validation: bool = False) -> Timetable:
 
 
 def new_stream(config: RunConfig, store: PreparedStore, world_rank: int, world_size: int) -> Stream:
-    training = config.training
-    plan = BatchPlan(training.global_batch_size, training.micro_batch_size, config.canonical_shards, world_size)
-    return Stream(config, store, World(world_rank, world_size), plan)
+    return Stream(config, store, World(world_rank, world_size), BatchPlan.of(config, world_size))
 
 
 def worker_steps(config: RunConfig, store: PreparedStore, world_size: int, first: int, count: int) -> list[list[Any]]:

@@ -12,9 +12,9 @@ from raytrain.config import ModelConfig, RunConfig
 from raytrain.data.fingerprint import fingerprint
 from raytrain.data.prepared import FORMAT_VERSION
 from raytrain.data.sources import check_sources
-from raytrain.data.tokenize import check_tokenizer, load_tokenizer, tokenizer_fingerprint
 from raytrain.errors import ConfigError
 from raytrain.tasks import make_task
+from raytrain.tokenizer import check_tokenizer, load_tokenizer, tokenizer_fingerprint
 from tests.tiny import TINY_BERT, tiny_tokenizer, write_reviews
 
 Raw = dict[str, Any]

@@ -11,7 +11,7 @@ ROWS = [
     ("errors", "config"),
     ("assets", "storage"),
     ("config_io",),
-    ("batch_plan", "timetable"),
+    ("batch_plan", "timetable", "tokenizer"),
     ("plan",),
     ("tasks",),
     ("data",),
@@ -25,7 +25,18 @@ ROWS = [
 ]
 NO_RAY = ("config", "config_io", "plan", "batch_plan", "timetable", "data.order", "data.prepared", "data.sources")
 NO_RAY += ("training.engine", "training.trainer", "training.saving", "training.evaluate", "checkpoint", "tasks")
-NO_TORCH = ("config", "config_io", "plan", "batch_plan", "timetable", "data", "tasks", "checkpoint.store", "elastic")
+NO_TORCH = (
+    "tokenizer",
+    "config",
+    "config_io",
+    "plan",
+    "batch_plan",
+    "timetable",
+    "data",
+    "tasks",
+    "checkpoint.store",
+    "elastic",
+)
 
 
 def modules() -> dict[str, ast.Module]:
