@@ -2,9 +2,10 @@
 
 import os
 import sys
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from raytrain.errors import RaytrainError
 
@@ -14,7 +15,20 @@ if TYPE_CHECKING:
     from raytrain.config import RunConfig
     from raytrain.data.prepared import PreparedStore
 
+
+class Commands(TyperGroup):
+    """The commands, none of which ends without a word when it is interrupted."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        """Run a command; Typer itself would turn Ctrl-C into a silent exit."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _leave("interrupted; nothing goes on in the background")
+
+
 app = typer.Typer(
+    cls=Commands,
     help="Train Transformers on a Ray cluster whose size is not part of the experiment.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -61,10 +75,29 @@ def _run(config: "RunConfig", *, overwrite: bool) -> NoReturn:
     from raytrain.console import RunDisplay, print_result
     from raytrain.elastic.run import run_training
 
-    with RunDisplay() as display:
-        result = run_training(config, display, overwrite=overwrite)
+    try:
+        with RunDisplay() as display:
+            result = run_training(config, display, overwrite=overwrite)
+    except KeyboardInterrupt:
+        _leave(_how_to_go_on(config))
     print_result(display.console, result)
     raise typer.Exit(result.exit_code)
+
+
+def _how_to_go_on(config: "RunConfig") -> str:
+    """What to type after a run was ended at once."""
+    from raytrain.storage import Storage
+
+    run = Storage(config.storage_path).at(config.name)
+    if run.exists("config.yaml"):
+        return f"ended at once; go on from the newest checkpoint with: raytrain resume {run.path_of()}"
+    return "interrupted before the run began; the same command starts it again"
+
+
+def _leave(text: str) -> NoReturn:
+    """End an interrupted command with a sentence and exit code 1."""
+    typer.secho(text, err=True, fg="yellow")
+    raise typer.Exit(1)
 
 
 @app.command()
@@ -174,7 +207,4 @@ def main() -> NoReturn:
     except RaytrainError as error:
         typer.secho(f"error: {error}", err=True, fg="red")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.secho("interrupted", err=True, fg="yellow")
-        sys.exit(1)
     sys.exit(0)

@@ -63,6 +63,10 @@ class RunDisplay(Observer):
         self._total = total_steps
         self._bar.reset(self._task, total=total_steps)
 
+    def stopping(self) -> None:
+        """A stop was asked for; it is acknowledged above a live display, too."""
+        self.console.print("stopping: saving a checkpoint; press Ctrl-C again to end at once", soft_wrap=True)
+
     def rows(self, name: str, rows: list[dict[str, Any]]) -> None:
         """New lines of the run's files."""
         for row in rows:

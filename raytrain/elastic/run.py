@@ -47,6 +47,9 @@ class Observer:
     def begin(self, total_steps: int) -> None:
         """Training is about to start."""
 
+    def stopping(self) -> None:
+        """Ctrl-C or SIGTERM has come; the workers save a checkpoint and leave."""
+
     def rows(self, name: str, rows: list[dict[str, Any]]) -> None:
         """New lines of metrics.jsonl, evals.jsonl or events.jsonl."""
 
@@ -162,10 +165,12 @@ def _fit(
     follower = Follower(run, observer)
     outcome: list[BaseException | None] = []
     thread = threading.Thread(target=_capture, args=(lambda: run_workers(found.config, job, plan.world_size), outcome))
-    signals.on_stop(lambda: run.write_bytes(STOP_REQUEST, b"stop"))
+    if evaluate_split is None:  # an evaluation has nothing to save: the first signal ends it
+        signals.on_stop(lambda: run.write_bytes(STOP_REQUEST, b"stop"))
     thread.start()
     while thread.is_alive():
         thread.join(POLL_S)
+        signals.acknowledge(observer.stopping)
         follower.look()
     follower.look()
     run.delete(STOP_REQUEST)

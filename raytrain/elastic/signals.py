@@ -16,6 +16,7 @@ class StopSignals:
     def __init__(self) -> None:
         self._stop: Callable[[], None] | None = None
         self._is_asked = False
+        self._is_acknowledged = False
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Self:
@@ -31,6 +32,13 @@ class StopSignals:
     def on_stop(self, stop: Callable[[], None]) -> None:
         """What the first signal does. Before this is set there is nothing to save, and a signal ends the command."""
         self._stop = stop
+
+    def acknowledge(self, tell: Callable[[], None]) -> None:
+        """Call `tell` once when the first signal has come. For the loop that waits, not for the handler: that may
+        have interrupted a half-written line, and a stream is not to be entered twice."""
+        if self._is_asked and not self._is_acknowledged:
+            self._is_acknowledged = True
+            tell()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._stop is None or self._is_asked:

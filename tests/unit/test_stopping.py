@@ -1,0 +1,102 @@
+"""Ctrl-C and SIGTERM: acknowledged, and no command ends without a word. No Ray."""
+
+import io
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from running import tiny_run, write_config
+from typer.testing import CliRunner
+
+from raytrain.cli import app
+from raytrain.console import RunDisplay
+from raytrain.elastic import run as driver
+from raytrain.elastic.preflight import Preflight
+from raytrain.elastic.signals import StopSignals
+from raytrain.plan import make_plan
+from raytrain.storage import Storage
+from raytrain.training.job import RESULT, STOP_REQUEST, Job
+
+
+def shown(is_terminal: bool) -> tuple[RunDisplay, io.StringIO]:
+    out = io.StringIO()
+    return RunDisplay(Console(file=out, force_terminal=is_terminal, width=40, highlight=False)), out
+
+
+def test_a_signal_is_acknowledged_once_and_the_second_ends() -> None:
+    asked: list[str] = []
+    with StopSignals() as signals:
+        signals.on_stop(lambda: asked.append("stop"))
+        signals.acknowledge(lambda: asked.append("too early"))
+        os.kill(os.getpid(), signal.SIGINT)
+        signals.acknowledge(lambda: asked.append("told"))
+        signals.acknowledge(lambda: asked.append("told twice"))
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert asked == ["stop", "told"]
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_the_terminal_says_that_it_stops(is_terminal: bool) -> None:
+    display, out = shown(is_terminal)
+    with display:
+        display.stopping()
+    assert "stopping: saving a checkpoint; press Ctrl-C again to end at once" in out.getvalue()
+
+
+def fit_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, workers: Any, **options: Any) -> tuple[Any, str]:
+    """The driver's loop with workers that are a function; what came out, and what was printed."""
+    config = tiny_run(tmp_path, "a")
+    display, out = shown(is_terminal=False)
+    plan = make_plan(config, num_cpus=6, num_gpus=0)
+    monkeypatch.setattr("raytrain.elastic.trainer.run_workers", workers)
+    monkeypatch.setattr(driver, "POLL_S", 0.01)
+    with StopSignals() as signals:
+        run = Storage(str(tmp_path / "runs" / "a"))
+        outcome = driver._fit(run, Preflight(config, 6), plan, "store", display, signals, **options)
+    return outcome, out.getvalue()
+
+
+def test_the_driver_passes_the_acknowledgement_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def workers(config: Any, job: Job, *_: Any, **__: Any) -> None:
+        run = Storage(job.run_root)
+        os.kill(os.getpid(), signal.SIGINT)
+        while not run.exists(STOP_REQUEST):
+            pass
+        run.write_bytes(RESULT, b'{"status": "stopped"}')
+
+    outcome, printed = fit_with(monkeypatch, tmp_path, workers)
+    assert outcome == {"status": "stopped"}
+    assert printed.count("press Ctrl-C again") == 1
+
+
+def test_an_evaluation_ends_at_the_first_signal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        fit_with(
+            monkeypatch, tmp_path, lambda *_, **__: os.kill(os.getpid(), signal.SIGINT), evaluate_split="validation"
+        )
+
+
+def interrupt(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_ending_at_once_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(driver, "run_training", interrupt)
+    path = write_config(tiny_run(tmp_path, "a"), tmp_path)
+    ended = CliRunner().invoke(app, ["train", path])
+    assert (ended.exit_code, "the same command starts it again" in ended.output) == (1, True), ended.output
+    folder = tmp_path / "runs" / "a"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("name: a\n")
+    ended = CliRunner().invoke(app, ["train", path])
+    assert (ended.exit_code, f"raytrain resume {folder}" in ended.output) == (1, True), ended.output
+
+
+def test_every_command_says_that_it_was_interrupted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(driver, "evaluate_run", interrupt)
+    ended = CliRunner().invoke(app, ["eval", str(tmp_path)])
+    assert (ended.exit_code, "interrupted" in ended.output) == (1, True), ended.output
