@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Commands(TyperGroup):
     """The commands, none of which ends without a word when it is interrupted."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Run a command; Typer itself would turn Ctrl-C into a silent exit."""
         try:
             return super().invoke(ctx)
