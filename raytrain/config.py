@@ -159,8 +159,8 @@ class DataConfig(Section):
     """True: leave out the last, smaller step of each epoch."""
     group_by_length: bool = True
     """True: a step takes samples of like length, so that little is computed on padding."""
-    shuffle_window_samples: PositiveInt = 16384
-    """Samples that are shuffled together, over all canonical shards. Larger mixes better and needs more memory."""
+    shuffle_window_samples: PositiveInt = 32768
+    """Samples that are shuffled together, over all workers. Larger mixes better and needs more memory."""
     canonical_shards: PositiveInt | None = None
     """Number of ordered streams an epoch is dealt to; it divides `training.global_batch_size` and bounds the number of
     workers. Fixed for a run's life. null: the smallest divisor that is at least min(global_batch_size, 256)."""

@@ -229,10 +229,11 @@ class TestBytesRead:
     def test_by_the_pipelines_of_all_workers(self, config, tmp_path, world_size):
         raw = config.model_dump(mode="json", exclude_unset=True)
         raw["data"] |= {
-            "train": {"path": write_reviews(tmp_path / "a.parquet", 4_000, 0)},
+            "train": {"path": write_reviews(tmp_path / "a.parquet", 6_200, 0)},
             "shuffle_window_samples": 512,
+            "canonical_shards": 6,  # each with more than a thousand samples, and so with row groups of its own
         }
-        raw["training"] |= {"epochs": 1, "global_batch_size": 20}
+        raw["training"] |= {"epochs": 1, "global_batch_size": 18}
         large = RunConfig.model_validate(raw)
         store = prepare(large)
         groups = range(len(store.row_group_starts("train")) - 1)
@@ -240,8 +241,8 @@ class TestBytesRead:
         read = 0
         for world_rank in range(world_size):
             stream = new_stream(large, store, world_rank, world_size)
-            stream.start(0, make_timetable(large, 4_000, has_validation=False))
-            for _ in range(200):
+            stream.start(0, make_timetable(large, 6_200, has_validation=False))
+            for _ in range(344):
                 stream.next_step()
             read += stream.bytes_read
             stream.close()
