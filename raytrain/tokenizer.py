@@ -3,11 +3,14 @@
 import hashlib
 import json
 import os
+import threading
 from functools import lru_cache
 from typing import Any
 
 from raytrain.config import ModelConfig
 from raytrain.errors import ConfigError
+
+HUB_TIMEOUT_S = 10.0
 
 
 def load_tokenizer(model: ModelConfig) -> Any:
@@ -16,22 +19,86 @@ def load_tokenizer(model: ModelConfig) -> Any:
 
 
 def check_tokenizer(model: ModelConfig) -> None:
-    """Without importing Transformers: refuse a local folder that has no tokenizer, or no model, in it.
+    """Without importing Transformers: refuse a folder that is not there or has no tokenizer, or no model, in it, and a
+    name that is neither a folder nor to be had from the hub. The hub is asked for at most HUB_TIMEOUT_S seconds.
 
     Raises ConfigError.
     """
+    places = {"model.path": model.path, "model.tokenizer": model.tokenizer}
+    for option, path in places.items():
+        if path and not os.path.isdir(path):
+            _check_absent(option, path, model.revision)
     path = model.tokenizer_path
-    if looks_local(path) and not os.path.isdir(path):
-        raise ConfigError(f"{_option(model)} {path}: no such folder")
     if os.path.isdir(path) and not any(name in os.listdir(path) for name in TOKENIZER_FILES):
         raise ConfigError(
             f"{_option(model)} {path}: this folder has no tokenizer (none of {', '.join(TOKENIZER_FILES)}); save it "
             "there with tokenizer.save_pretrained, or set model.tokenizer to where it is"
         )
-    if model.path and looks_local(model.path) and not os.path.isdir(model.path):
-        raise ConfigError(f"model.path {model.path}: no such folder")
     if model.path and os.path.isdir(model.path) and "config.json" not in os.listdir(model.path):
         raise ConfigError(f"model.path {model.path}: this folder has no config.json, so it holds no model")
+
+
+def _check_absent(option: str, path: str, revision: str | None) -> None:
+    """Refuse what is no folder, unless it is a hub id that is cached or that the hub knows. Raises ConfigError."""
+    if looks_local(path):
+        raise ConfigError(f"{option} {path}: no such folder (looked for {os.path.abspath(os.path.expanduser(path))})")
+    if _is_cached(path, revision):
+        return
+    reason = _why_not_on_hub(path, revision)
+    if reason is not None:
+        raise ConfigError(
+            f"{option} {path}: there is no such folder (looked for {os.path.abspath(path)}), and {reason}. Give the "
+            "folder's full path, or the id of a model that the hub has (HF_TOKEN opens private ones)"
+        )
+
+
+def _is_cached(name: str, revision: str | None) -> bool:
+    """Whether the hub's cache on this machine has something of the model."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        files = [try_to_load_from_cache(name, file, revision=revision) for file in ("config.json", *TOKENIZER_FILES)]
+    except HFValidationError:
+        return False
+    return any(isinstance(file, str) for file in files)
+
+
+def _why_not_on_hub(name: str, revision: str | None) -> str | None:
+    """Why the hub can't give a model, or None when it can, or when it only has trouble of its own."""
+    reasons: list[str | None] = []
+    # In a thread: no timeout of an HTTP client bounds the look-up of the hub's address.
+    thread = threading.Thread(target=lambda: reasons.append(_ask_hub(name, revision)), daemon=True)
+    thread.start()
+    thread.join(HUB_TIMEOUT_S)
+    return reasons[0] if reasons else f"the hub did not answer within {HUB_TIMEOUT_S:g} s"
+
+
+def _ask_hub(name: str, revision: str | None) -> str | None:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT_S)
+    except HFValidationError:
+        return "it is no hub id either (owner/name)"
+    except OfflineModeIsEnabled:
+        return "the hub is turned off (HF_HUB_OFFLINE)"
+    except RevisionNotFoundError:
+        return f"the hub has no revision {revision!r} of this model (model.revision)"
+    except RepositoryNotFoundError:
+        return "the hub has no model of this name that you may see"
+    except HfHubHTTPError:  # overloaded, or under repair: loading tries again
+        return None
+    except Exception as error:  # the HTTP client's own, which differ between versions of the hub's library
+        return f"the hub can't be reached ({error})"
+    return None
 
 
 TOKENIZER_FILES = (

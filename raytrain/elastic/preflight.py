@@ -13,7 +13,7 @@ from raytrain.plan import Plan, logical_cpus, make_plan
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
 from raytrain.tasks.base import Task
-from raytrain.tokenizer import check_tokenizer
+from raytrain.tokenizer import check_tokenizer, looks_local
 from raytrain.training.deepspeed_config import check_deepspeed_overrides, resolve_precision
 
 
@@ -77,8 +77,9 @@ def absolute_paths(config: RunConfig) -> RunConfig:
     if raw["data"].get("prepared_path"):
         raw["data"]["prepared_path"] = _absolute(raw["data"]["prepared_path"])
     for key in ("path", "tokenizer"):
-        if raw["model"].get(key) and os.path.isdir(raw["model"][key]):
-            raw["model"][key] = os.path.abspath(raw["model"][key])
+        place = raw["model"].get(key)
+        if place and (looks_local(place) or os.path.isdir(place)):  # anything else is a hub id
+            raw["model"][key] = _absolute(place)
     return parse_config(raw)
 
 
