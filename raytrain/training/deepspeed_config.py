@@ -112,6 +112,17 @@ def effective_zero_stage(zero_stage: int, precision: Precision) -> int:
     return 1 if zero_stage == 0 and precision is not Precision.FP32 else zero_stage
 
 
+def training_at(training: TrainingConfig, world_size: int) -> TrainingConfig:
+    """The options for a worker group of this size: a single worker has nothing to shard, and stage 0 computes the same
+    without ZeRO's copies. Left alone when the user set options of ZeRO's own, such as offloading.
+
+    A checkpoint belongs to no stage (P10), so stages may differ between the attempts of a run.
+    """
+    if world_size > 1 or "zero_optimization" in training.deepspeed:
+        return training
+    return training.model_copy(update={"zero_stage": 0})
+
+
 def build_deepspeed_config(
     training: TrainingConfig, *, precision: Precision, num_micro_steps: int, on_gpu: bool
 ) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from raytrain.tasks import make_task
 from raytrain.timetable import make_timetable
 from raytrain.tokenizer import load_tokenizer
 from raytrain.training.control import Control
+from raytrain.training.deepspeed_config import training_at
 from raytrain.training.engine import Engine, detect_precision
 from raytrain.training.evaluate import Judge, evaluate
 from raytrain.training.job import STOP_REQUEST, Job
@@ -75,7 +76,7 @@ class WorkerRun:
         model = self.control.all_succeed(self._new_model)
         engine = Engine(
             model,
-            self.config.training,
+            training_at(self.config.training, self.world.world_size),
             precision=precision,
             device=self.device,
             num_micro_steps=self.plan.micro_steps,
