@@ -122,7 +122,7 @@ def evaluate(
 
     with RunDisplay() as display:
         metrics = evaluate_run(run, split, display)
-    print_metrics(display.console, metrics, title=split)
+    print_metrics(display.console, metrics, title=f"{split} of the best model")
 
 
 @app.command()

@@ -5,12 +5,14 @@ from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from raytrain.data.prepared import PreparedStore
 from raytrain.elastic.run import Observer, RunResult
+from raytrain.storage import Storage
 
 PLAIN_EVERY_S = 10.0  # seconds between two plain lines of training progress
 NUMBERS_OF_STEP = ("loss", "lr", "grad_norm")
@@ -80,20 +82,24 @@ class RunDisplay(Observer):
             self._say(f"  {self._step_text()}")
 
     def _evaluation(self, row: dict[str, Any]) -> None:
+        if not self._total:  # nothing is being trained: `raytrain eval`, which ends with the whole table
+            return
         values = {k: v for k, v in row.items() if isinstance(v, float) and k != "time"}
         shown = "  ".join(f"{key} {value:.4f}" for key, value in list(values.items())[:6])
-        self.console.print(f"  step {row['step']}  {row['split']}: {shown}")
+        self.console.print(f"  step {row['step']}  {row['split']}: {shown}", soft_wrap=True)
 
     def _event(self, row: dict[str, Any]) -> None:
         text = EVENT_TEXTS.get(row["kind"])
         if text is not None:
-            self.console.print(f"  {text.format(**row)}")
+            words = {name: escape(str(value)) for name, value in row.items()}
+            self.console.print(f"  {text.format(**words)}", soft_wrap=True)
 
     def _step_text(self) -> str:
         row = self._row
         parts = [f"step {row['step']}/{self._total}", f"epoch {row['epoch'] + 1}"]
         parts += [f"{name} {row[name]:.4g}" for name in NUMBERS_OF_STEP if row.get(name) is not None]
-        parts.append(f"{self._rate.per_s():.1f} samples/s")
+        per_s = self._rate.per_s()
+        parts += [f"{per_s:.1f} samples/s"] if per_s is not None else []
         parts.append(f"{row['world_size']} worker{'s' * (row['world_size'] > 1)}")
         return "  ".join(parts)
 
@@ -131,29 +137,34 @@ class Rate:
         """Note that `count` samples have been seen by now."""
         self._points = [*self._points[-self._keep :], (time.monotonic(), count)]
 
-    def per_s(self) -> float:
-        """Samples per second; 0 before there are two moments to compare."""
+    def per_s(self) -> float | None:
+        """Samples per second; None before there are two moments to compare."""
+        if not self._points:
+            return None
         (first_s, first), (last_s, last) = self._points[0], self._points[-1]
-        return (last - first) / (last_s - first_s) if last_s > first_s else 0.0
+        return (last - first) / (last_s - first_s) if last_s > first_s else None
 
 
 def print_result(console: Console, result: RunResult) -> None:
     """The end of a run: what was reached, and where it lies."""
     if result.final_metrics:
-        print_metrics(console, result.final_metrics, title="test")
+        print_metrics(console, result.final_metrics, title="test of the best model")
     color = "green" if result.is_done else "red" if result.status == "failed" else "yellow"
     minutes, seconds = divmod(int(result.duration_s), 60)
     console.print(f"[{color}]{result.status}[/] at step {result.step} in {minutes}m{seconds:02d}s")
     if result.message:
         console.print(result.message, markup=False, soft_wrap=True)
     console.print(f"run     {result.run_path}", soft_wrap=True)
-    console.print(f"model   {result.run_path}/best", soft_wrap=True)
-    console.print(f"report  {result.run_path}/report.html", soft_wrap=True)
+    run = Storage(result.run_path)
+    for what, name in (("model ", "best"), ("report", "report.html")):  # a run that was stopped early on has neither
+        if run.exists(name):
+            console.print(f"{what}  {result.run_path}/{name}", soft_wrap=True)
 
 
 def print_metrics(console: Console, metrics: dict[str, float], title: str) -> None:
-    """A table of metrics."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    """A table of metrics. Its title is a line above it: as the table's own it would be broken to the table's width."""
+    console.print(title, style="italic", soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
     table.add_column("metric")
     table.add_column("value", justify="right")
     for name, value in metrics.items():

@@ -1,0 +1,63 @@
+"""What the terminal shows: whole lines, nothing that is not known, no path that is not there. No Ray."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from raytrain.console import RunDisplay, print_result
+from raytrain.elastic.run import RunResult
+
+STEP = {"step": 1, "epoch": 0, "loss": 0.5, "lr": 1e-4, "grad_norm": 2.0, "samples_seen": 8, "world_size": 2}
+EVALUATION = {"step": 1, "epoch": 0, "split": "validation", "time": 1.0, **{f"score_{i}": 0.5 for i in range(6)}}
+
+
+def plain() -> tuple[RunDisplay, io.StringIO]:
+    """A display that is no terminal, 40 columns wide."""
+    out = io.StringIO()
+    return RunDisplay(Console(file=out, force_terminal=False, width=40, highlight=False)), out
+
+
+def printed(total_steps: int, **rows: dict[str, Any]) -> list[str]:
+    """The lines that a display makes of a row of each file."""
+    display, out = plain()
+    if total_steps:
+        display.begin(total_steps)
+    for name, row in rows.items():
+        display.rows(f"{name}.jsonl", [row])
+    return out.getvalue().splitlines()
+
+
+def test_plain_lines_are_not_wrapped() -> None:
+    assert len(printed(9, evals=EVALUATION)) == 1
+    damaged = {"kind": "damaged_checkpoint", "step": 5, "reason": "zero-00.safetensors [part 2] differs from its hash"}
+    (line,) = printed(9, events=damaged)
+    assert "[part 2] differs from its hash" in line
+
+
+def test_a_rate_is_shown_once_it_is_known() -> None:
+    display, out = plain()
+    display.begin(2)
+    display.rows("metrics.jsonl", [STEP])
+    assert "step 1/2" in out.getvalue() and "samples/s" not in out.getvalue()
+    display.rows("metrics.jsonl", [{**STEP, "step": 2, "samples_seen": 16}])
+    assert "samples/s" in out.getvalue()
+
+
+def test_an_evaluation_outside_training_leaves_its_numbers_to_the_table() -> None:
+    assert printed(0, evals=EVALUATION) == []
+
+
+def test_only_paths_that_are_there(tmp_path: Path) -> None:
+    def shown() -> str:
+        out = io.StringIO()
+        result = RunResult(status="stopped", run_path=str(tmp_path), final_metrics={"accuracy": 0.5})
+        print_result(Console(file=out, width=200), result)
+        return out.getvalue()
+
+    assert f"run     {tmp_path}" in shown() and "test of the best model" in shown()
+    assert "/best" not in shown() and "report.html" not in shown()
+    (tmp_path / "best").mkdir()
+    (tmp_path / "report.html").write_text("")
+    assert f"model   {tmp_path}/best" in shown() and f"report  {tmp_path}/report.html" in shown()
