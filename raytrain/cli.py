@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from raytrain.errors import RaytrainError
+from raytrain.errors import ConfigError, RaytrainError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,6 +40,9 @@ app.add_typer(data_app, name="data")
 app.add_typer(configs_app, name="configs")
 
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a shipped config.")]
+OptionalConfig = Annotated[
+    str, typer.Argument(metavar="[CONFIG]", help="A YAML file, or the name of a shipped config.", show_default=False)
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values that override the file's.")
 ]
@@ -182,17 +185,20 @@ def configs_list() -> None:
 
 @configs_app.command("show")
 def configs_show(
-    config: Config,
+    config: OptionalConfig = "",
     overrides: Overrides = None,
     resolved: Annotated[bool, typer.Option(help="With every default filled in.")] = False,
-    fields: Annotated[bool, typer.Option("--fields", help="What every field means instead.")] = False,
+    fields: Annotated[bool, typer.Option("--fields", help="What every field means; needs no CONFIG.")] = False,
 ) -> None:
     """Print a config, as written or resolved."""
-    from raytrain.assets import find_config
-    from raytrain.config_io import describe_fields, dump_config, load_config
+    from raytrain.assets import config_names, find_config
+    from raytrain.config_help import describe_fields
+    from raytrain.config_io import dump_config, load_config
 
     if fields:
         typer.echo(describe_fields())
+    elif not config:
+        raise ConfigError(f"which config? Give a YAML file, or one of {', '.join(config_names())}; or --fields")
     elif resolved or overrides:
         typer.echo(dump_config(load_config(config, overrides)))
     else:

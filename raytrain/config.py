@@ -1,6 +1,6 @@
 """The run's configuration: what a user may write, what each field means, and its unit.
 
-The docstring under a field is its help text; `raytrain configs show --help-fields` prints them. Reading YAML,
+The docstring under a field is its help text; `raytrain configs show --fields` prints them. Reading YAML,
 merging overrides and turning pydantic's errors into sentences is `config_io`'s work. This module imports neither
 Ray nor torch, so that a mistake is found in milliseconds.
 """
@@ -8,11 +8,21 @@ Ray nor torch, so that a mistake is found in milliseconds.
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+def _label(value: Any) -> Any:
+    """A label that YAML reads as an integer is meant as its digits; a text file has no other."""
+    if isinstance(value, bool):
+        raise ValueError(f"task.labels: YAML reads this as {str(value).lower()}; put the label in quotes, like 'no'")
+    return str(value) if isinstance(value, int) else value
+
+
+Label = Annotated[str, BeforeValidator(_label)]
 
 
 class Section(BaseModel):
@@ -59,7 +69,7 @@ class SequenceClassificationConfig(Section):
     """Column with a second text, for sentence-pair tasks; null: one text."""
     label_column: str = "label"
     """Column with the label: a string or integer; with `multi_label` a list of them."""
-    labels: list[str] | None = None
+    labels: list[Label] | None = None
     """The declared labels, in id order; null: those found in the training data, sorted."""
     multi_label: bool = False
     """True: every label is decided by itself (sigmoid), and a sample may have none or several."""
@@ -73,7 +83,7 @@ class TokenClassificationConfig(Section):
     """Column with the list of words; CoNLL files call it `tokens`."""
     tags_column: str = "tags"
     """Column with the list of tags, one a word; CoNLL files call it `tags` (their last column)."""
-    labels: list[str] | None = None
+    labels: list[Label] | None = None
     """The declared tags, in id order; null: those found in the training data, `O` first, then sorted."""
     case_feature: bool = False
     """True: tells the model each word's letter case (lower, Title, UPPER, miXed) through `token_type_ids`, which

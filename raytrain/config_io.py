@@ -188,17 +188,3 @@ def all_fields(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[s
         for model in _models(field.annotation):
             paths += all_fields(model, f"{prefix}{name}.")
     return list(dict.fromkeys(paths))
-
-
-def describe_fields(section: type[BaseModel] = RunConfig, prefix: str = "") -> str:
-    """Every field of the config with its default and its sentence, one a line."""
-    lines = []
-    for name, field in section.model_fields.items():
-        models = _models(field.annotation)
-        if models:
-            lines += [describe_fields(model, f"{prefix}{name}.") for model in models]
-        else:
-            default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
-            sentence = " ".join((field.description or "").split())
-            lines.append(f"{prefix}{name} ({default}): {sentence}")
-    return "\n".join(lines)

@@ -35,6 +35,15 @@ def test_help_is_light() -> None:
     assert all(command in output for command in COMMANDS)
 
 
+def test_fields_need_no_config() -> None:
+    exit_code, output = run_cli("configs", "show", "--fields")
+    assert exit_code == 0
+    assert "training.precision: auto | fp32 | bf16 | fp16" in output
+    exit_code, output = run_cli("configs", "show")
+    assert exit_code == 2
+    assert "movie_reviews" in output
+
+
 def broken_parquet(folder: Path) -> list[str]:
     path = folder / "half.parquet"
     whole = folder / "data" / "train.parquet"

@@ -8,7 +8,8 @@ import yaml
 
 from raytrain.assets import config_names
 from raytrain.config import RunConfig
-from raytrain.config_io import all_fields, describe_fields, dump_config, load_config, parse_config
+from raytrain.config_help import describe_fields
+from raytrain.config_io import all_fields, dump_config, load_config, parse_config
 from raytrain.errors import ConfigError
 
 MINIMAL = {
@@ -97,10 +98,34 @@ def test_broken_files_are_named(tmp_path) -> None:
 
 
 def test_every_field_has_its_sentence() -> None:
-    for line in describe_fields().splitlines():
-        path, _, sentence = line.partition("): ")
-        assert sentence or path.endswith("kind (required"), line
+    lines = describe_fields().splitlines()
+    for field, below in zip(lines, [*lines[1:], ""], strict=True):
+        assert field.startswith(" ") or below.startswith("    "), f"{field}: has no sentence"
     assert len(all_fields()) == len(set(all_fields()))
+    shown = {line.partition(":")[0] for line in lines if not line.startswith(" ")}
+    assert set(all_fields()) - shown == {"task"}, "whose fields depend on task.kind"
+
+
+def test_fields_are_in_words_with_their_values_and_yaml_defaults() -> None:
+    lines = describe_fields().splitlines()
+    for line in (
+        "task.kind: sequence_classification | token_classification; required",
+        "training.precision: auto | fp32 | bf16 | fp16; default auto",
+        "training.optimizer.learning_rate: number above 0; default 5.0e-05",
+        "training.max_steps: integer at least 1 | null; default null",
+        "tracking.tensorboard: true or false; default true",
+        "data.train.path: text | list of text; required",
+    ):
+        assert lines.count(line) == 1, line
+
+
+def test_integers_are_labels_and_what_yaml_reads_as_true_is_refused() -> None:
+    raw = {
+        **yaml.safe_load(yaml.safe_dump(MINIMAL)),
+        "task": yaml.safe_load("{kind: token_classification, labels: [0, 1]}"),
+    }
+    assert parse_config(raw).task.labels == ["0", "1"]
+    assert "put the label in quotes, like 'no'" in mistake("task.labels=[no, yes]")
 
 
 @pytest.mark.parametrize("name", config_names())

@@ -10,7 +10,7 @@ PACKAGE = Path(raytrain.__file__).parent
 ROWS = [
     ("errors", "config"),
     ("assets", "storage"),
-    ("config_io",),
+    ("config_io", "config_help"),
     ("batch_plan", "timetable", "tokenizer"),
     ("plan",),
     ("tasks",),
