@@ -3,7 +3,9 @@
 Precedence: defaults < file < overrides. Every mistake is reported at once, each with its dotted path.
 """
 
+import copy
 import difflib
+import re
 import types
 import typing
 from typing import Any
@@ -17,6 +19,12 @@ from raytrain.config import RunConfig
 from raytrain.errors import ConfigError
 
 LENGTHS = ("epochs", "max_steps")  # the two ways of saying how long a run is, which exclude each other
+# user:password@ before the first slash (but for host:port), or an option of the query that is named like a secret.
+CREDENTIALS = re.compile(
+    r"^\w+://([^/@?]*:(?!\d+(/|$))[^@]*@"
+    r"|[^?]*\?(.*&)?(sig|key|[^=&]*(access_?key|account_?key|secret|token|password|credential)[^=&]*)=)",
+    re.IGNORECASE,
+)
 
 
 def load_config(config: str, overrides: list[str] | None = None) -> RunConfig:
@@ -34,16 +42,52 @@ def load_config(config: str, overrides: list[str] | None = None) -> RunConfig:
 
 
 def parse_config(raw: Any, overrides: list[str] | None = None, origin: str = "the config") -> RunConfig:
-    """Validate a raw mapping with overrides applied. Raises ConfigError naming each mistake."""
+    """Validate a raw mapping, which is left as it is, with overrides applied. Raises ConfigError naming each mistake."""
     if not isinstance(raw, dict):
         raise ConfigError(f"{origin}: expected `key: value` lines, found {type(raw).__name__}")
+    raw = copy.deepcopy(raw)
     for override in overrides or []:
         _apply_override(raw, override)
+    refuse_credentials(raw)
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
-        lines = [describe(detail) for detail in error.errors()]
-        raise ConfigError("\n".join([f"{origin} has {len(lines)} mistake{'s' * (len(lines) > 1)}:", *lines])) from None
+        raise ConfigError(_all_mistakes(error.errors(), overrides or [], origin)) from None
+
+
+def _all_mistakes(details: list[ErrorDetails], overrides: list[str], origin: str) -> str:
+    """A line for each mistake; one that an override has made names the override, not the file."""
+    lines, makers = [], set()
+    for detail in details:
+        override = next((o for o in reversed(overrides) if _is_from(detail, o.partition("=")[0])), None)
+        makers.add("the command line" if override else origin)
+        lines.append(describe(detail) + (f" (override {override})" if override else ""))
+    who = " and ".join(sorted(makers, key=lambda maker: maker != origin))
+    verb = "have" if len(makers) > 1 else "has"
+    return "\n".join([f"{who} {verb} {len(lines)} mistake{'s' * (len(lines) > 1)}:", *lines])
+
+
+def _is_from(detail: ErrorDetails, key: str) -> bool:
+    """Whether a mistake lies at the key of an override, or below it."""
+    if detail["type"] == "value_error":  # between several fields, which the message names
+        return re.search(rf"\b{re.escape(key)}(?!\w)", str((detail.get("ctx") or {}).get("error"))) is not None
+    path = dotted(detail["loc"])
+    path += ".kind" if detail["type"].startswith("union_tag") else ""
+    is_unknown_section = detail["type"] == "extra_forbidden" and key.startswith(f"{path}.")
+    return path == key or path.startswith(f"{key}.") or is_unknown_section
+
+
+def refuse_credentials(raw: dict[str, Any]) -> None:
+    """Refuse a URI with a password or a key in it: a config is copied into the run's folder and its report, and shown
+    in messages. Looked at before anything else, since messages show values. Raises ConfigError without the value."""
+    for key, value in flatten(raw).items():
+        values = value if isinstance(value, list) else [value]
+        if any(isinstance(one, str) and CREDENTIALS.search(one) for one in values):
+            raise ConfigError(
+                f"{key}: this URI holds credentials, which would be written to the run's folder and shown in messages. "
+                "Leave them out, and set them in the environment of every node instead (AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_KEY, or the machine's own role)"
+            )
 
 
 def read_yaml(path: str) -> Any:

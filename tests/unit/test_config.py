@@ -65,6 +65,56 @@ def test_all_mistakes_are_named_at_once() -> None:
     assert all(key in text for key in ("training.epochs", "workers.cpus", "sed: unknown key; did you mean seed"))
 
 
+def test_a_mistake_on_the_command_line_is_not_blamed_on_the_file() -> None:
+    text = mistake("training.epoch=3")
+    assert text.startswith("the command line has 1 mistake") and text.endswith("(override training.epoch=3)")
+    assert "(override workers.min=4)" in mistake("workers.min=4")
+    assert "(override task.kind=classify)" in mistake("task.kind=classify")
+    assert "(override trainig.epochs=2)" in mistake("trainig.epochs=2")
+    raw = {**MINIMAL, "sed": 1}
+    with pytest.raises(ConfigError) as caught:
+        parse_config(raw, ["training.epochs=0", "seed=3"], origin="run.yaml")
+    first, *lines = str(caught.value).splitlines()
+    assert first == "run.yaml and the command line have 2 mistakes:"
+    assert ["override" in line for line in sorted(lines)] == [False, True]
+
+
+def test_overrides_leave_the_callers_mapping_alone() -> None:
+    raw = yaml.safe_load(yaml.safe_dump(MINIMAL))
+    assert parse_config(raw, ["training.epochs=9", "name=b"]).name == "b"
+    assert raw == MINIMAL
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "storage_path=s3://AKIA:hush@bucket/runs",
+        "storage_path=s3://AKIA:hu/sh@bucket/runs",
+        "data.train.path='s3://bucket/a.parquet?access_key=AKIA&secret_key=hush'",
+        "data.train.path=[a.parquet, 'abfs://:hush@account/a.parquet']",
+        "data.prepared_path='abfs://c@a.dfs.core.windows.net/p?sv=1&sig=hush'",
+    ],
+)
+def test_credentials_in_a_uri_are_refused_and_not_repeated(override: str) -> None:
+    text = mistake(override, "training.epochs=0")
+    assert text.startswith(f"{override.partition('=')[0]}: this URI holds credentials")
+    assert "hush" not in text and "AKIA" not in text and "AWS_SECRET_ACCESS_KEY" in text
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://bucket/a:b@c/runs",
+        "abfs://container@account.dfs.core.windows.net/runs",
+        "s3://bucket/a.parquet?endpoint_override=localhost:9000&design=1",
+        "hdfs://user@host:8020/a@b",
+        "hdfs://host:8020/a@b",
+    ],
+)
+def test_uris_without_credentials_are_accepted(uri: str) -> None:
+    assert parse_config(MINIMAL, [f"data.train.path='{uri}'"]).data.train.path == uri
+
+
 def test_epochs_or_max_steps() -> None:
     assert "training.epochs or training.max_steps" in mistake("training={epochs: 1, max_steps: 5}")
     assert load_config("movie_reviews", ["training.max_steps=5"]).training.max_steps == 5  # overrides the file's epochs
