@@ -42,7 +42,7 @@ def load_config(config: str, overrides: list[str] | None = None) -> RunConfig:
 
 
 def parse_config(raw: Any, overrides: list[str] | None = None, origin: str = "the config") -> RunConfig:
-    """Validate a raw mapping, which is left as it is, with overrides applied. Raises ConfigError naming each mistake."""
+    """Validate a copy of a raw mapping with overrides applied. Raises ConfigError naming each mistake."""
     if not isinstance(raw, dict):
         raise ConfigError(f"{origin}: expected `key: value` lines, found {type(raw).__name__}")
     raw = copy.deepcopy(raw)
