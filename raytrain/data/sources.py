@@ -117,7 +117,7 @@ def _expand_readable(path: str, format: SourceFormat, option: str) -> list[Sourc
     else:
         return _expand_plain(path, format, option)
     if not matches:
-        raise DataError(f"{option}.path {path!r} matches no file")
+        raise DataError(f"{option}.path {path!r} matches no file{_looked_for(path)}")
     return [_file(match, format, option) for match in matches]
 
 
@@ -126,7 +126,7 @@ def _expand_plain(path: str, format: SourceFormat, option: str) -> list[SourceFi
     fs, inner = _open_fs(path)
     info = fs.get_file_info(inner)
     if info.type == pafs.FileType.NotFound:
-        raise DataError(f"{option}.path {path!r}: no such file or folder{_nearest_file(path)}")
+        raise DataError(f"{option}.path {path!r}: no such file or folder{_looked_for(path)}{_nearest_file(path)}")
     if info.type == pafs.FileType.File:
         return [_file(path, format, option)]
     names = _names_below(fs, inner)
@@ -177,6 +177,11 @@ def _open_fs(path: str) -> tuple[pafs.FileSystem, str]:
     if "://" in path:
         return pafs.FileSystem.from_uri(path)
     return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
+
+
+def _looked_for(path: str) -> str:
+    """Where a relative path was looked for: it begins in the folder that the command is run in."""
+    return "" if "://" in path or os.path.isabs(path) else f" (looked for {os.path.abspath(path)})"
 
 
 def _nearest_file(path: str) -> str:

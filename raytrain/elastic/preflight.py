@@ -2,13 +2,15 @@
 
 import difflib
 import os
+import uuid
 from dataclasses import dataclass
 
+from raytrain.assets import config_names
 from raytrain.config import RunConfig
-from raytrain.config_io import parse_config
+from raytrain.config_io import load_config, parse_config
 from raytrain.data.sources import check_sources
 from raytrain.elastic.session import RaySession, cluster_address, ray_session
-from raytrain.errors import ConfigError
+from raytrain.errors import ConfigError, RaytrainError
 from raytrain.plan import Plan, logical_cpus, make_plan
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
@@ -48,7 +50,7 @@ def check(config: RunConfig) -> Preflight:
         ConfigError: A model without a tokenizer, a storage path that can't be written, a plan that can't run, ...
         DataError: A file that is missing, empty or broken, a column that is not there.
     """
-    config = absolute_paths(config)
+    given, config = config, absolute_paths(config)
     check_deepspeed_overrides(config.training.deepspeed)
     is_private = cluster_address(config) is None
     private_cpus = 0
@@ -59,8 +61,11 @@ def check(config: RunConfig) -> Preflight:
             resolve_precision(config.training.precision, has_gpu=False, gpu_has_bf16=False)
     task = make_task(config.task, config.data.max_length)
     _check_metrics(config, task)
-    check_sources(config.data, task)
-    check_tokenizer(config.model)
+    try:
+        check_sources(given.data, task)  # a path that is missing is named as the user wrote it
+        check_tokenizer(config.model)
+    except RaytrainError as error:
+        raise type(error)(f"{error}{_how_to_fetch(given)}") from None
     _check_storage(config)
     return Preflight(config, private_cpus)
 
@@ -103,11 +108,32 @@ def _check_metrics(config: RunConfig, task: Task) -> None:
             )
 
 
+def _how_to_fetch(config: RunConfig) -> str:
+    """For a shipped config whose data or model is not here: where they come from."""
+    if config.name not in config_names():
+        return ""
+    shipped = load_config(config.name)
+    paths = [(config.data.train.path, shipped.data.train.path), (config.model.path, shipped.model.path)]
+    if not any(path == theirs and isinstance(path, str) and not os.path.exists(path) for path, theirs in paths):
+        return ""
+    return (
+        ". This shipped config reads what examples/fetch_data.py fetches in a clone of raytrain's repository; the first "
+        f"lines of `raytrain configs show {config.name}` give the command. Run raytrain in that folder, or name your "
+        "own files with data.train.path=... and model.path=..."
+    )
+
+
 def _check_storage(config: RunConfig) -> None:
-    """Write and delete a small file where the run will be. Raises ConfigError naming storage_path."""
+    """Write and delete a small file where the run will be; no folder is made, since nothing may be started.
+
+    Raises ConfigError naming storage_path.
+    """
     try:
-        run = Storage(config.storage_path).at(config.name)
-        run.write_bytes(".writable", b"raytrain")
-        run.delete(".writable")
+        place = Storage(config.storage_path).at(config.name)
+        while (folder := place.local_path()) and not os.path.exists(folder):
+            place = Storage(os.path.dirname(folder))
+        name = f".raytrain-{uuid.uuid4().hex[:8]}"
+        place.write_bytes(name, b"raytrain")
+        place.delete(name)
     except (OSError, ValueError) as error:
         raise ConfigError(f"storage_path {config.storage_path}: can't write there: {error}") from None

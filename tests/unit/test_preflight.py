@@ -1,0 +1,52 @@
+"""What is checked before Ray starts: it leaves nothing behind, and says where it looked. No Ray."""
+
+from pathlib import Path
+
+import pytest
+from running import tiny_run
+
+from raytrain.config_io import load_config
+from raytrain.elastic.preflight import check
+from raytrain.errors import ConfigError, DataError
+
+
+def test_a_check_leaves_no_folder_behind(tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, "a")
+    before = sorted(tmp_path.rglob("*"))
+    check(config)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_storage_that_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in ("/proc/nothing", f"{tmp_path}/file", f"{tmp_path}/file/runs"):
+        with pytest.raises(ConfigError, match=f"storage_path {place}: can't write there"):
+            check(tiny_run(tmp_path, "a", f"storage_path={place}"))
+
+
+def test_a_relative_path_is_named_with_the_place_that_was_looked_at(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_run(tmp_path, "a")
+    with pytest.raises(DataError) as caught:
+        check(tiny_run(tmp_path, "a", "data.train.path=data/trian.parquet"))
+    assert f"'data/trian.parquet': no such file or folder (looked for {tmp_path}/data/trian.parquet)" in str(
+        caught.value
+    )
+    assert "did you mean data/train.parquet?" in str(caught.value)
+    with pytest.raises(DataError, match=f"looked for {tmp_path}/data/"):
+        check(tiny_run(tmp_path, "a", "data.train.path=data/*.csv"))
+
+
+def test_a_shipped_config_outside_a_clone_says_where_its_data_comes_from(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=r"fetch_data\.py.*raytrain configs show movie_reviews"):
+        check(load_config("movie_reviews", ["workers.max=1"]))
+    with pytest.raises(DataError, match="gone.csv"):
+        check(load_config("movie_reviews", ["workers.max=1", "data.train.path=[gone.csv]"]))
+    with pytest.raises(DataError) as caught:
+        check(load_config("movie_reviews", ["workers.max=1", "data.train.path=mine.csv", "model.path=a/b/c"]))
+    assert "fetch_data" not in str(caught.value)
