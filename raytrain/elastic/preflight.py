@@ -117,8 +117,8 @@ def _how_to_fetch(config: RunConfig) -> str:
     if not any(path == theirs and isinstance(path, str) and not os.path.exists(path) for path, theirs in paths):
         return ""
     return (
-        ". This shipped config reads what examples/fetch_data.py fetches in a clone of raytrain's repository; the first "
-        f"lines of `raytrain configs show {config.name}` give the command. Run raytrain in that folder, or name your "
+        ". This shipped config reads what examples/fetch_data.py fetches in a clone of raytrain's repository; the top "
+        f"of `raytrain configs show {config.name}` gives the command. Run raytrain in that folder, or name your "
         "own files with data.train.path=... and model.path=..."
     )
 
