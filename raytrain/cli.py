@@ -143,7 +143,9 @@ def report(run: RunFolder) -> None:
 @data_app.command("prepare")
 def data_prepare(config: Config, overrides: Overrides = None) -> None:
     """Prepare a config's data, or find it prepared."""
-    _prepared(config, overrides)
+    from raytrain.config_io import load_config
+
+    _prepared(load_config(config, overrides))
 
 
 @data_app.command("show")
@@ -157,19 +159,20 @@ def data_show(
     from raytrain.config_io import load_config
     from raytrain.console import print_samples
     from raytrain.data.show import decode_samples
+    from raytrain.elastic.preflight import absolute_paths
 
-    store, console = _prepared(config, overrides)
-    print_samples(console, decode_samples(store, load_config(config, overrides).model, split, rows))
+    parsed = absolute_paths(load_config(config, overrides))
+    store, console = _prepared(parsed)
+    print_samples(console, decode_samples(store, parsed.model, split, rows))
 
 
-def _prepared(config: str, overrides: list[str] | None) -> "tuple[PreparedStore, Console]":
+def _prepared(config: "RunConfig") -> "tuple[PreparedStore, Console]":
     """Prepare, and say what there is."""
-    from raytrain.config_io import load_config
     from raytrain.console import RunDisplay, print_store
     from raytrain.elastic.run import prepare_data
 
     with RunDisplay() as display:
-        store = prepare_data(load_config(config, overrides), display)
+        store = prepare_data(config, display)
     print_store(display.console, store)
     return store, display.console
 

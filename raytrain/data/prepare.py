@@ -72,16 +72,26 @@ def prepare(config: RunConfig, progress: Progress | None = None) -> PreparedStor
         DataError: A row can't be used and data.bad_rows is `refuse`, a label is not declared, nothing is left to
             train on.
     """
-    task = make_task(config.task, config.data.max_length)
-    files = check_sources(config.data, task)
-    rows_per_group = _rows_per_group(sum(file.num_bytes for fs in files.values() for file in fs))
-    name = fingerprint(config, files, tokenizer_identity(config.model), rows_per_group)
-    cache = Storage(config.data.prepared_path or f"{config.storage_path}/_prepared")
+    files, rows_per_group, cache, name = _place_of(config)
     if not cache.exists(f"{name}/{MANIFEST_NAME}"):
         progress = progress or (lambda *_: None)
         pad_token_id = load_tokenizer(config.model).pad_token_id
         _Preparation(config, files, name, cache, rows_per_group, pad_token_id, progress).run()
     return PreparedStore(cache.at(name).root)
+
+
+def find_prepared(config: RunConfig) -> PreparedStore | None:
+    """The prepared store of a config when it is there already; needs no Ray. Raises DataError."""
+    _, _, cache, name = _place_of(config)
+    return PreparedStore(cache.at(name).root) if cache.exists(f"{name}/{MANIFEST_NAME}") else None
+
+
+def _place_of(config: RunConfig) -> tuple[dict[str, list[SourceFile]], int, Storage, str]:
+    """The source files of each split, rows of a row group, the cache, and the name of this config's store in it."""
+    files = check_sources(config.data, make_task(config.task, config.data.max_length))
+    rows_per_group = _rows_per_group(sum(file.num_bytes for fs in files.values() for file in fs))
+    name = fingerprint(config, files, tokenizer_identity(config.model), rows_per_group)
+    return files, rows_per_group, Storage(config.data.prepared_path or f"{config.storage_path}/_prepared"), name
 
 
 class _Preparation:

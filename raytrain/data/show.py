@@ -5,11 +5,13 @@ from typing import Any
 from raytrain.config import ModelConfig
 from raytrain.data.prepared import PreparedStore
 from raytrain.errors import ConfigError
+from raytrain.tasks.base import IGNORED
 from raytrain.tokenizer import load_tokenizer
 
 
 def decode_samples(store: PreparedStore, model: ModelConfig, split: str, num_samples: int) -> list[dict[str, Any]]:
-    """The first samples of a split: their tokens as text, and the task's columns as they are stored.
+    """The first samples of a split: the text that their tokens give back, the tokens, and the labels by name; other
+    columns as they are stored.
 
     Raises ConfigError when the split was not prepared.
     """
@@ -21,6 +23,17 @@ def decode_samples(store: PreparedStore, model: ModelConfig, split: str, num_sam
         for row in store.read_row_group(split, row_group).to_pylist():
             if len(samples) == num_samples:
                 return samples
-            ids = row.pop("input_ids")
-            samples.append({"tokens": tokenizer.convert_ids_to_tokens(ids), **row})
+            ids, labels = row.pop("input_ids"), row.pop("labels", None)
+            tokens = tokenizer.convert_ids_to_tokens(ids)
+            shown = {"text": tokenizer.decode(ids, skip_special_tokens=True), "tokens": tokens}
+            samples.append({**shown, "labels": _named(labels, store.manifest.labels, tokens), **row})
     return samples
+
+
+def _named(labels: Any, names: list[str], tokens: list[str]) -> Any:
+    """Label ids as names: one a sample, 0 or 1 for each name (multi_label, floats), or one a token."""
+    if not isinstance(labels, list):
+        return None if labels is None else names[labels]
+    if labels and isinstance(labels[0], float):
+        return [name for name, is_on in zip(names, labels, strict=True) if is_on]
+    return [f"{token}/{names[i]}" for token, i in zip(tokens, labels, strict=True) if i != IGNORED]

@@ -219,10 +219,12 @@ def evaluate_run(path: str, split: str, observer: Observer | None = None) -> dic
 
 
 def prepare_data(config: RunConfig, observer: Observer | None = None) -> "PreparedStore":
-    """Prepare a config's data, or find it prepared. Raises ConfigError or DataError."""
-    from raytrain.data.prepare import prepare
+    """Prepare a config's data, or find it prepared, which needs no Ray. Raises ConfigError or DataError."""
+    from raytrain.data.prepare import find_prepared, prepare
 
     found = check(config)
+    if (store := find_prepared(found.config)) is not None:
+        return store
     with ray_session(found.config, found.private_cpus):
         return prepare(found.config, (observer or Observer()).prepared)
 
