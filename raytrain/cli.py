@@ -29,7 +29,6 @@ class Commands(TyperGroup):
 
 app = typer.Typer(
     cls=Commands,
-    help="Train Transformers on a Ray cluster whose size is not part of the experiment.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -47,6 +46,23 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values that override the file's.")
 ]
 RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, <storage_path>/<name>.")]
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        from raytrain import __version__
+
+        typer.echo(f"raytrain {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Train Transformers on a Ray cluster whose size is not part of the experiment."""
 
 
 @app.command()
@@ -138,6 +154,33 @@ def report(run: RunFolder) -> None:
     from raytrain.report.html import build_report  # draws with matplotlib, which a mistyped folder need not wait for
 
     typer.echo(build_report(Storage(run)))
+
+
+@app.command("reclaim-watch")
+def reclaim_watch(
+    cloud: Annotated[str, typer.Option(help="auto, aws, gcp or azure.")] = "auto",
+    interval_s: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 5.0,
+    address: Annotated[str | None, typer.Option(help="host:port of the cluster; default: this machine's Ray.")] = None,
+    node_id: Annotated[str | None, typer.Option(help="Ray node to drain; default: all on this machine.")] = None,
+    drain_on_rebalance: Annotated[bool, typer.Option(help="Drain on an EC2 rebalance recommendation too.")] = False,
+    acknowledge: Annotated[bool, typer.Option(help="Tell Azure not to wait once the node has left Ray.")] = False,
+    metadata_url: Annotated[str | None, typer.Option(help="Base URL of the cloud's metadata service.")] = None,
+) -> None:
+    """Watch for the cloud's reclaim notice, and drain this node in Ray. Runs until SIGTERM, beside Ray on each node."""
+    import logging
+
+    from raytrain.elastic.reclaim import watch_this_node
+
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
+    watch_this_node(
+        cloud,
+        interval_s=interval_s,
+        address=address,
+        node_id=node_id,
+        drain_on_rebalance=drain_on_rebalance,
+        acknowledge=acknowledge,
+        metadata_url=metadata_url,
+    )
 
 
 @data_app.command("prepare")

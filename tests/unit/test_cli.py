@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from running import run_cli, tiny_run, write_config
 
-COMMANDS = ["configs", "data", "eval", "plan", "report", "resume", "train"]
+COMMANDS = ["configs", "data", "eval", "plan", "reclaim-watch", "report", "resume", "train"]
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +33,12 @@ def test_help_is_light() -> None:
     exit_code, output = run_cli("--help")
     assert exit_code == 0
     assert all(command in output for command in COMMANDS)
+
+
+def test_the_version() -> None:
+    from importlib.metadata import version
+
+    assert run_cli("--version") == (0, f"raytrain {version('raytrain')}\n")
 
 
 def test_fields_need_no_config() -> None:
