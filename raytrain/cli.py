@@ -50,9 +50,9 @@ RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, <
 
 def _say_version(wanted: bool) -> None:
     if wanted:
-        from raytrain import __version__
+        import raytrain
 
-        typer.echo(f"raytrain {__version__}")
+        typer.echo(f"raytrain {raytrain.__version__}")
         raise typer.Exit
 
 

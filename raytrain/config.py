@@ -50,6 +50,7 @@ class SourceFormat(StrEnum):
     TSV = "tsv"
     TXT = "txt"
     CONLL = "conll"
+    CONLLU = "conllu"
 
 
 class BadRowPolicy(StrEnum):
@@ -82,7 +83,7 @@ class TokenClassificationConfig(Section):
     tokens_column: str = "tokens"
     """Column with the list of words; CoNLL files call it `tokens`."""
     tags_column: str = "tags"
-    """Column with the list of tags, one a word; CoNLL files call it `tags` (their last column)."""
+    """Column with the list of tags, one a word; CoNLL files call it `tags` (their last column; UPOS in CoNLL-U)."""
     labels: list[Label] | None = None
     """The declared tags, in id order; null: those found in the training data, `O` first, then sorted."""
     case_feature: bool = False

@@ -3,7 +3,7 @@
 import hashlib
 import json
 
-from raytrain.config import RunConfig
+from raytrain.config import RunConfig, SourceFormat
 from raytrain.data.prepared import FORMAT_VERSION
 from raytrain.data.sources import SourceFile
 
@@ -27,4 +27,6 @@ def fingerprint(config: RunConfig, files: dict[str, list[SourceFile]], tokenizer
         "tokenizer": tokenizer,
         "rows_per_group": rows_per_group,
     }
+    if any(file.format == SourceFormat.TSV for split in files.values() for file in split):
+        parts["tsv"] = "unquoted"  # it was read as quoted once, and what was prepared then may be in the cache
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]

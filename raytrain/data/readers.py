@@ -9,6 +9,7 @@ import csv
 import io
 import itertools
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -87,6 +88,7 @@ def read_chunks(task: ReadTask, columns: Iterable[str] | None = None) -> Iterato
         SourceFormat.TSV: _delimited_rows,
         SourceFormat.TXT: _text_rows,
         SourceFormat.CONLL: _conll_rows,
+        SourceFormat.CONLLU: _conllu_rows,
     }
     if task.file.format == SourceFormat.PARQUET:
         yield from _read_parquet(task, columns)
@@ -124,8 +126,8 @@ def column_names(file: SourceFile) -> list[str]:
             if header is None or not any(reader):
                 raise pa.ArrowInvalid("it has no rows")
             return header
-        case SourceFormat.CONLL:
-            if not any(_words(line) for line in _lines(file)):
+        case SourceFormat.CONLL | SourceFormat.CONLLU:
+            if not any(_words(line) for line in _lines(file) if not _is_comment(line, file)):
                 raise pa.ArrowInvalid("it has no rows")
             return ["tokens", "tags", "document"]
     if not any(line.strip() for line in _lines(file)):
@@ -235,7 +237,9 @@ def _json_row(line: str) -> dict[str, Any] | str:
 
 def _delimited_reader(file: SourceFile) -> Any:
     csv.field_size_limit(sys.maxsize)  # csv's default, 128 KiB, is less than a long document
-    return csv.reader(_lines(file), delimiter="\t" if file.format == SourceFormat.TSV else ",")
+    if file.format == SourceFormat.TSV:  # text/tab-separated-values knows no quoting: a quote in it is a quote
+        return csv.reader(_lines(file), delimiter="\t", quoting=csv.QUOTE_NONE)
+    return csv.reader(_lines(file))  # RFC 4180
 
 
 def _delimited_rows(file: SourceFile) -> _Rows:
@@ -269,10 +273,7 @@ def _conll_rows(file: SourceFile) -> _Rows:
     words: list[str] = []
     tags: list[str] = []
     first, document, width, reason = 0, 0, 0, ""
-    has_comments = file.path.removesuffix(".gz").endswith(".conllu")  # elsewhere "#" is a word
     for number, line in enumerate(itertools.chain(_lines(file), [""]), 1):
-        if has_comments and line.startswith("#"):
-            continue
         columns = _words(line)
         if columns:
             first = first or number
@@ -289,6 +290,42 @@ def _conll_rows(file: SourceFile) -> _Rows:
             yield first, reason or {"tokens": words, "tags": tags, "document": document}
             words, tags, first, reason = [], [], 0, ""
         document += bool(line.strip())  # the line is -DOCSTART-
+
+
+def _conllu_rows(file: SourceFile) -> _Rows:
+    """Sentences of CoNLL-U (universaldependencies.org/format.html): the word is FORM, its tag UPOS."""
+    words: list[tuple[str, str]] = []
+    first, document, reason = 0, 0, ""
+    for number, line in enumerate(itertools.chain(_lines(file), [""]), 1):
+        if _is_comment(line, file):
+            document += line.startswith("# newdoc")
+        elif line.strip():
+            first = first or number
+            columns = line.rstrip("\n").split("\t")
+            wrong = _wrong_in_conllu(columns, line)
+            reason = reason or (f"line {number} {wrong}" if wrong else "")
+            if not wrong and columns[0].isdigit():  # 1-2 is a contraction of words that follow, 1.1 is no word at all
+                words.append((columns[1], columns[3]))
+        elif first:
+            tokens, tags = [word for word, _ in words], [tag for _, tag in words]
+            yield first, reason or {"tokens": tokens, "tags": tags, "document": document}
+            words, first, reason = [], 0, ""
+
+
+def _wrong_in_conllu(columns: list[str], line: str) -> str:
+    """Why a line of CoNLL-U can't be used, or nothing."""
+    if len(columns) != 10:
+        return f"has {len(columns)} columns, and CoNLL-U has 10 with tabs between them"
+    if not re.fullmatch(r"\d+([-.]\d+)?", columns[0]):
+        return f"begins with {columns[0]!r}, and not with the number of a word"
+    if columns[0].isdigit() and columns[3] == "_":
+        return "has no tag (UPOS, the fourth column, is _)"
+    return "" if _is_valid(line) else "has invalid UTF-8"
+
+
+def _is_comment(line: str, file: SourceFile) -> bool:
+    """CoNLL-U has comments; in other formats "#" is a word."""
+    return file.format == SourceFormat.CONLLU and line.startswith("#")
 
 
 def _words(line: str) -> list[str]:

@@ -52,7 +52,7 @@ ENDINGS = {
     ".tsv": SourceFormat.TSV,
     ".txt": SourceFormat.TXT,
     ".conll": SourceFormat.CONLL,
-    ".conllu": SourceFormat.CONLL,
+    ".conllu": SourceFormat.CONLLU,
 }
 
 

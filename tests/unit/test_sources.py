@@ -20,6 +20,20 @@ REVIEWS = make_task(SequenceClassificationConfig(kind="sequence_classification")
 TAGS = make_task(TokenClassificationConfig(kind="token_classification"), 32)
 
 
+# A multiword token (1-2), an empty node (2.1), a form with a space, a word that looks like a comment in column 2.
+CONLLU = """# newdoc id = a
+# text = del 20 000
+1-2\tdel\t_\t_\t_\t_\t_\t_\t_\t_
+1\tde\tde\tADP\t_\t_\t0\troot\t_\t_
+2\tel\tel\tDET\t_\t_\t1\tdet\t_\t_
+2.1\tes\tser\tVERB\t_\t_\t_\t_\t_\t_
+3\t20 000\t20000\tNUM\t_\t_\t1\tnummod\t_\t_
+
+# newdoc
+1\t#\t#\tSYM\t_\t_\t0\troot\t_\t_
+"""
+
+
 def data(path: Any, **options: Any) -> DataConfig:
     return DataConfig.model_validate({"train": {"path": path}, **options})
 
@@ -73,10 +87,15 @@ class TestFormats:
         path = write_lines(tmp_path / f"a.{ending}", rows)
         assert read(path) == ([{**row, ROW: i} for i, row in enumerate(rows, 1)], [])
 
-    @pytest.mark.parametrize(("ending", "delimiter"), [("csv", ","), ("tsv", "\t")])
-    def test_delimited(self, tmp_path, ending, delimiter):
+    def test_csv(self, tmp_path):
         rows = [{"text": 'a "quoted", one', "label": "x"}, {"text": "tab\there", "label": "y"}]
-        path = write_delimited(tmp_path / f"a.{ending}", rows, delimiter)
+        path = write_delimited(tmp_path / "a.csv", rows)
+        assert read(path) == ([{**row, ROW: i} for i, row in enumerate(rows, 2)], [])
+
+    def test_a_quote_in_tsv_is_a_quote(self, tmp_path):
+        rows = [{"text": '"an inch, 1"', "label": "x"}, {"text": '"alone', "label": "y"}, {"text": "b", "label": '5"'}]
+        lines = "".join("{text}\t{label}\n".format(**row) for row in rows)
+        path = write_text(tmp_path / "a.tsv", "text\tlabel\n" + lines)
         assert read(path) == ([{**row, ROW: i} for i, row in enumerate(rows, 2)], [])
 
     def test_csv_rows_are_lines_of_the_file_also_after_a_quoted_line_end(self, tmp_path):
@@ -97,6 +116,27 @@ class TestFormats:
         assert bad == []
         lines = open(path, encoding="utf-8").read().split("\n")
         assert all(lines[row[ROW] - 1].split()[0] == row["tokens"][0] for row in rows)
+
+    def test_conllu(self, tmp_path):
+        path = write_text(tmp_path / "a.conllu", CONLLU)
+        check_sources(data(path), TAGS)
+        rows, bad = read(path)
+        assert bad == []
+        assert rows == [
+            {"tokens": ["de", "el", "20 000"], "tags": ["ADP", "DET", "NUM"], "document": 1, ROW: 3},
+            {"tokens": ["#"], "tags": ["SYM"], "document": 2, ROW: 10},
+        ]
+        assert read(write_text(tmp_path / "a.txt", CONLLU), "conllu")[0] == rows
+
+    def test_conllu_that_is_broken(self, tmp_path):
+        blank = "\t_" * 6
+        lines = ["1 a _ X", "", f"a\tb\t_\tX{blank}", "", f"1\tb\t_\t_{blank}", "", f"1\tb\t_\tX{blank}"]
+        rows, bad = read(write_text(tmp_path / "a.conllu", "\n".join(lines)))
+        assert [row["tokens"] for row in rows] == [["b"]]
+        assert [row.row for row in bad] == [1, 3, 5]
+        assert "has 10 with tabs" in bad[0].reason and "number of a word" in bad[1].reason and "UPOS" in bad[2].reason
+        with pytest.raises(DataError, match="no rows"):
+            check_sources(data(write_text(tmp_path / "b.conllu", "# newdoc\n\n")), TAGS)
 
     def test_conll_in_a_txt_file_with_crlf_and_without_last_blank_line(self, tmp_path):
         path = write_text(tmp_path / "a.txt", "-DOCSTART- O\r\n\r\nAda B-PER\r\n\r\n# O\r\nb O")
