@@ -7,6 +7,7 @@ watcher also dies with Ray, so that it can acknowledge nothing.
 
 import logging
 import threading
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -67,7 +68,8 @@ class NodeWatchers:
         self._stop.set()
         self._thread.join()
         for actor in self._actors.values():
-            ray.kill(actor)
+            with suppress(Exception):  # Ray may be gone already
+                ray.kill(actor)
         self._actors.clear()
 
     def watched(self) -> list[str]:

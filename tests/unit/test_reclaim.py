@@ -228,6 +228,11 @@ def test_a_url_that_is_none_is_refused(url: str) -> None:
         make_cloud("aws", url)
 
 
+def test_a_cloud_that_is_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match="expected auto, aws, gcp or azure"):
+        find_cloud("oracle")
+
+
 # --- GCP
 
 
