@@ -55,18 +55,20 @@ class _Sample:
 class TokenClassification:
     """Cross-entropy over the words of a sample."""
 
-    best_metric = "entity_f1"
     best_mode = "max"
 
     def __init__(self, config: TokenClassificationConfig, max_length: int):
         self.config = config
         self.max_length = max_length
+        # Tags that are not declared are known too late to name a metric by: they may be parts of speech.
+        self.best_metric = "entity_f1" if has_entities(config.labels or []) else "token_macro_f1"
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        """What can be watched."""
+        """What can be watched; the entities' only where the declared tags have some, or no tags are declared."""
         entity = ("entity_precision", "entity_recall", "entity_f1")
-        return ("loss", *entity, "token_micro_f1", "token_macro_f1", "token_weighted_f1")
+        may_have = self.config.labels is None or has_entities(self.config.labels)
+        return ("loss", *(entity if may_have else ()), "token_micro_f1", "token_macro_f1", "token_weighted_f1")
 
     def required_columns(self) -> list[str]:
         """The words and their tags."""
@@ -168,8 +170,8 @@ class TokenClassification:
         return _by_sentence(labels, labels != IGNORED, batch["sentence_lengths"])
 
     def metrics(self, predictions: list[np.ndarray], targets: list[np.ndarray], labels: list[str]) -> Metrics:
-        """Entity-level scores (IOB2 tags) and token-level scores over all tags, O included; token_micro_f1 is then
-        the share of words that are tagged right."""
+        """Entity-level scores (of IOB2 tags only) and token-level scores over all tags, O included; token_micro_f1 is
+        then the share of words that are tagged right."""
         from raytrain.tasks.scores import averages, class_table, entity_scores
 
         if not targets:
@@ -178,12 +180,10 @@ class TokenClassification:
         token = {f"token_{name}": value for name, value in averages(predicted, true, labels).items()}
         values = {"token_micro_f1": float((predicted == true).mean()), **token}
         tables = {"per_tag": class_table(predicted, true, labels)}
-        if any(label.startswith("B-") for label in labels):
+        if has_entities(labels):
             names = np.array(labels)
             entities = entity_scores([names[p].tolist() for p in predictions], [names[t].tolist() for t in targets])
             values, tables = {**entities.values, **values}, {**entities.tables, **tables}
-        else:
-            values["entity_f1"] = values["token_macro_f1"]
         return Metrics(values, tables)
 
     def _loss_and_logits(self, model: "nn.Module", batch: "dict[str, Tensor]") -> "tuple[Tensor, Tensor]":
@@ -246,6 +246,11 @@ class TokenClassification:
         if self.config.case_feature:
             names.append("token_type_ids")
         return pa.table({name: pa.array([getattr(s, name) for s in samples], pa.list_(pa.int32())) for name in names})
+
+
+def has_entities(labels: list[str]) -> bool:
+    """Whether tags mark entities, which parts of speech do not."""
+    return any(label.startswith(("B-", "I-")) for label in labels)
 
 
 def _is_missing(tag: Any) -> bool:

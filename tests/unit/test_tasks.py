@@ -642,8 +642,17 @@ class TestTagMetrics:
 
     def test_tags_without_entities(self):
         found = tagging().metrics([np.array([0, 1, 1])], [np.array([0, 1, 0])], ["DET", "NOUN"])
-        assert found.values["entity_f1"] == found.values["token_macro_f1"], "so that the best model can be told"
+        assert not any(name.startswith("entity") for name in found.values)
         assert "entities" not in found.tables
+
+    @pytest.mark.parametrize("labels", [None, TAGS, ["I-PER", "O"], ["DET", "NOUN"]])
+    def test_the_best_model_is_told_by_a_metric_that_is_there(self, labels):
+        task = tagging(labels=labels)
+        assert task.best_metric == ("entity_f1" if labels in (TAGS, ["I-PER", "O"]) else "token_macro_f1")
+        assert task.best_metric in task.metric_names
+        assert ("entity_f1" in task.metric_names) == (labels != ["DET", "NOUN"])
+        for found in [labels] if labels else [TAGS, ["DET", "NOUN"]]:
+            assert task.best_metric in task.metrics([np.array([0, 1])], [np.array([0, 1])], found).values
 
     def test_no_entity_at_all(self):
         values = tagging().metrics([np.array([0, 0])], [np.array([0, 0])], TAGS).values
