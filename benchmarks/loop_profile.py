@@ -107,11 +107,11 @@ def profiled_worker(raw: dict[str, Any]) -> None:
 
 def profile(num_workers: int, threads: int, arguments: argparse.Namespace, storage: Path) -> dict[str, float]:
     """Seconds of each part of a step, from one run."""
-    import raytrain.elastic.trainer
+    import raytrain.elastic.group
     from raytrain.config_io import load_config
     from raytrain.elastic.run import run_training
 
-    raytrain.elastic.trainer.train_worker = profiled_worker
+    raytrain.elastic.group.train_worker = profiled_worker
     workers = [f"workers.min={num_workers}", f"workers.max={num_workers}", f"workers.cpus={threads}"]
     places = [f"name=profile_{num_workers}", f"storage_path={storage}", f"data.prepared_path={storage / 'prepared'}"]
     save = [f"checkpoint.save_every_steps={arguments.save_every}"]

@@ -303,9 +303,9 @@ class WorkersConfig(Section):
     """How many workers, and what each one gets."""
 
     min: PositiveInt = 1
-    """Fewest workers that the run starts with."""
+    """Fewest workers that the run trains with; with fewer it waits for nodes."""
     max: PositiveInt = 1
-    """Most workers that the run uses."""
+    """Most workers that the run uses. Between min and max it takes what there is, and follows as nodes come and go."""
     gpu: Literal["auto"] | bool = "auto"
     """Whether each worker holds a GPU; auto: when the cluster has any."""
     cpus: PositiveInt = 1
@@ -313,7 +313,14 @@ class WorkersConfig(Section):
     data_cpus: Annotated[float, Field(gt=0.0)] = 0.5
     """CPUs of each worker's Ray Data pipeline."""
     max_failures: NonNegativeInt = 3
-    """Crashes that the run recovers from before it gives up."""
+    """Crashes that the run recovers from before it gives up. Nodes that are reclaimed or lost do not count."""
+    grow_delay_s: Annotated[float, Field(ge=0.0)] = 10.0
+    """Seconds that room for more workers must be there, unchanged, before the run grows: nodes come one by one."""
+    grow_payback: Annotated[float, Field(ge=0.0)] = 2.0
+    """The run grows only when that saves at least so many times the seconds that a resize costs, which the run
+    measures on itself."""
+    wait_timeout_s: Annotated[float, Field(gt=0.0)] | None = 1800.0
+    """Seconds to wait for nodes until workers.min fit; null: for ever."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

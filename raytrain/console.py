@@ -65,6 +65,10 @@ class RunDisplay(Observer):
         self._total = total_steps
         self._bar.reset(self._task, total=total_steps)
 
+    def note(self, text: str) -> None:
+        """Something happened that the user wants to know."""
+        self.console.print(f"  {text}", soft_wrap=True, markup=False)
+
     def stopping(self) -> None:
         """A stop was asked for; it is acknowledged above a live display, too."""
         self.console.print("stopping: saving a checkpoint; press Ctrl-C again to end at once", soft_wrap=True)
@@ -118,7 +122,14 @@ class RunDisplay(Observer):
         return True
 
 
+_PHASES = (
+    "({detect_s} s to notice, {save_s} s to save, {wait_s} s for room, {regroup_s} s to regroup, {load_s} s to load, "
+    "{first_step_s} s for the first step)"
+)
+_CHANGE = "{cause}: {world_size_before} -> {world_size} worker(s), {steps_redone} steps redone, {seconds} s " + _PHASES
 EVENT_TEXTS = {
+    "resize": _CHANGE,
+    "reclaim": _CHANGE,
     "start": "attempt {attempt}: {world_size} worker(s)",
     "restore": "going on from the checkpoint of step {step}",
     "damaged_checkpoint": "[yellow]checkpoint of step {step} is damaged and was passed over: {reason}",

@@ -61,8 +61,8 @@ class Plan:
 
     @property
     def world_size(self) -> int:
-        """Workers that the run starts with: the most that fit now."""
-        return max(world.world_size for world in self.worlds if world.fits)
+        """Workers that the run starts with: the most that fit now, or the fewest when it has to wait for nodes."""
+        return max((world.world_size for world in self.worlds if world.fits), default=self.worlds[0].world_size)
 
     def world(self, world_size: int) -> WorldPlan:
         """The plan at a world size in [workers.min, workers.max]."""
@@ -94,6 +94,7 @@ def make_plan(
     num_gpus: float | None,
     num_samples: int | None = None,
     num_parameters: int | None = None,
+    can_grow: bool = False,
 ) -> Plan:
     """Plan a run on a Ray of this size.
 
@@ -102,14 +103,15 @@ def make_plan(
         num_gpus: GPUs of the Ray; None before it is known: GPUs are not checked then.
         num_samples: Training samples, when they have been prepared.
         num_parameters: Parameters of the model, when it has been looked at.
+        can_grow: Whether nodes may join that Ray: the run then waits for them instead of being refused.
 
     Raises:
         ConfigError: It can't run: no room for workers.min with CPU left for Ray Data, no GPUs, or no step in an epoch.
     """
-    use_gpu = _use_gpu(config, num_gpus)
+    use_gpu = _use_gpu(config, num_gpus, can_grow)
     workers = config.workers
     worlds = [_world_plan(config, size, num_cpus, num_gpus, use_gpu) for size in range(workers.min, workers.max + 1)]
-    if not worlds[0].fits:
+    if not worlds[0].fits and not can_grow:
         raise ConfigError(_no_room(config, num_cpus, num_gpus, use_gpu))
     steps_per_epoch = None if num_samples is None else _steps_per_epoch(config, num_samples)
     total_steps = config.training.max_steps
@@ -162,11 +164,11 @@ def _data_cpus(config: RunConfig, world_size: int) -> float:
     return max(1.0, world_size * config.workers.data_cpus)
 
 
-def _use_gpu(config: RunConfig, num_gpus: float | None) -> bool:
+def _use_gpu(config: RunConfig, num_gpus: float | None, can_grow: bool) -> bool:
     """Whether workers hold GPUs. Raises ConfigError when they are asked for and there are none."""
     if config.workers.gpu == "auto":
         return num_gpus is not None and num_gpus >= 1
-    if config.workers.gpu and num_gpus is not None and num_gpus < 1:
+    if config.workers.gpu and num_gpus is not None and num_gpus < 1 and not can_grow:
         raise ConfigError(
             "workers.gpu is true, and this Ray has no GPU: set workers.gpu to auto or false to train on CPUs, or set "
             "ray.address to a cluster with GPUs"
@@ -224,7 +226,9 @@ def _steps_per_epoch(config: RunConfig, num_samples: int) -> int:
 def _notes(config: RunConfig, worlds: list[WorldPlan], num_samples: int | None, use_gpu: bool) -> list[str]:
     notes = []
     too_large = [world for world in worlds if not world.fits]
-    if too_large:
+    if len(too_large) == len(worlds):
+        notes.append(f"not even workers.min {config.workers.min} fits now ({_needs(worlds[0], use_gpu)}); it waits")
+    elif too_large:
         notes.append(
             f"workers.max {config.workers.max} does not fit now ({_needs(too_large[-1], use_gpu)}); the run starts "
             f"with {too_large[0].world_size - 1}"

@@ -31,12 +31,12 @@ def write_config(config: RunConfig, folder: Path) -> str:
     return str(path)
 
 
-def start_cli(*args: str, cwd: Path | None = None) -> subprocess.Popen[str]:
-    """Start `raytrain ARGS` in a process group of its own."""
+def start_cli(*args: str, cwd: Path | None = None, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """Start `raytrain ARGS` in a process group of its own, with `env` added to the environment."""
     return subprocess.Popen(
         [sys.executable, "-m", "raytrain", *args],
         cwd=cwd,
-        env=ENV,
+        env={**ENV, **(env or {})},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

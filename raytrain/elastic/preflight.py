@@ -30,7 +30,13 @@ class Preflight:
 
     def plan_on(self, session: RaySession, num_samples: int | None = None) -> Plan:
         """The plan on the cluster as it is. Raises ConfigError when the run can't work there."""
-        plan = make_plan(self.config, num_cpus=session.num_cpus, num_gpus=session.num_gpus, num_samples=num_samples)
+        plan = make_plan(
+            self.config,
+            num_cpus=session.num_cpus,
+            num_gpus=session.num_gpus,
+            num_samples=num_samples,
+            can_grow=not session.is_private,
+        )
         if not plan.use_gpu:
             resolve_precision(self.config.training.precision, has_gpu=False, gpu_has_bf16=False)
         return plan

@@ -3,9 +3,9 @@
 Everything that can be known without Ray is checked before Ray is started.
 """
 
+import functools
 import json
 import logging
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -22,17 +22,16 @@ from raytrain.plan import Plan
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
 from raytrain.timetable import make_timetable
-from raytrain.training.job import RESULT, STOP_REQUEST, Job
 from raytrain.training.records import parse_jsonl, read_jsonl
 from raytrain.training.state import best_metric
 
 if TYPE_CHECKING:
     from raytrain.data.prepared import PreparedStore
+    from raytrain.elastic.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
 
 SUMMARY = "summary.json"
-POLL_S = 0.5  # seconds between two looks at the run's files
 
 
 class Observer:
@@ -40,6 +39,9 @@ class Observer:
 
     def phase(self, text: str) -> None:
         """A new phase has begun."""
+
+    def note(self, text: str) -> None:
+        """Something happened that the user wants to know."""
 
     def prepared(self, rows: int, total: int | None, rows_per_s: float) -> None:
         """Rows prepared so far."""
@@ -74,6 +76,8 @@ class RunResult:
     """Wall time of this command, seconds."""
     failures: int = 0
     """Worker groups that crashed during this command."""
+    resizes: int = 0
+    """Planned changes of the world size during this command, reclaimed nodes among them."""
     message: str = ""
     exit_code: int = 0
 
@@ -100,16 +104,15 @@ def run_training(config: RunConfig, observer: Observer | None = None, *, overwri
     previous = begin_or_resume(run, found.config, overwrite=overwrite)
     if previous is not None:
         return RunResult(**previous)
-    outcome = _train(run, found, observer)
+    outcome = _train(run, found, observer, started_at_s)
     events = [event for event in read_jsonl(run, "events.jsonl") if event["time"] >= started_at_s]
-    failures = sum(event["kind"] == "start" for event in events) - 1
-    result = _complete(outcome, run, found.config, duration_s=time.time() - started_at_s, failures=max(0, failures))
+    result = _complete(outcome, run, found.config, time.time() - started_at_s, [event["kind"] for event in events])
     run.commit_bytes(SUMMARY, json.dumps(asdict(result), indent=1).encode())
     _write_report(run, observer)
     return result
 
 
-def _complete(raw: dict[str, Any], run: Storage, config: RunConfig, *, duration_s: float, failures: int) -> RunResult:
+def _complete(raw: dict[str, Any], run: Storage, config: RunConfig, duration_s: float, events: list[str]) -> RunResult:
     """What the workers said, with what the driver knows."""
     known = {name: value for name, value in raw.items() if name in RunResult.__dataclass_fields__}
     if raw["status"] == "stopped":
@@ -117,13 +120,21 @@ def _complete(raw: dict[str, Any], run: Storage, config: RunConfig, *, duration_
     task = make_task(config.task, config.data.max_length)
     metric = best_metric(config, task)[0] if config.data.validation else None
     return RunResult(
-        **{**known, "run_path": run.path_of(), "best_metric": metric, "duration_s": duration_s, "failures": failures}
+        **{
+            **known,
+            "run_path": run.path_of(),
+            "best_metric": metric,
+            "duration_s": duration_s,
+            "failures": events.count("failure"),
+            "resizes": events.count("resize") + events.count("reclaim"),
+        }
     )
 
 
-def _train(run: Storage, found: Preflight, observer: Observer) -> dict[str, Any]:
+def _train(run: Storage, found: Preflight, observer: Observer, began_at_s: float) -> dict[str, Any]:
     """Prepare and train on Ray; what the workers said of the end. Failures become a result too."""
     from raytrain.data.prepare import prepare
+    from raytrain.elastic.supervisor import Supervisor
 
     config = found.config
     observer.phase("starting Ray")
@@ -138,57 +149,49 @@ def _train(run: Storage, found: Preflight, observer: Observer) -> dict[str, Any]
         table = make_timetable(config, num_samples, has_validation=store.has_split("validation"))
         observer.begin(table.total_steps)
         observer.phase("starting workers")
-        return _fit(run, found, plan, store.root, observer, signals)
+        signals.catch()
+        return _supervise(
+            run, found, plan, store.root, observer, signals, table.total_steps, began_at_s, Supervisor.train
+        )
 
 
-def _fit(
+def _supervise(
     run: Storage,
     found: Preflight,
     plan: Plan,
     prepared_root: str,
     observer: Observer,
     signals: StopSignals,
-    evaluate_split: str | None = None,
+    total_steps: int,
+    began_at_s: float,
+    work: Callable[["Supervisor"], dict[str, Any]],
 ) -> dict[str, Any]:
-    """Run the workers in a thread; meanwhile follow the run's files, and pass a stop request on."""
-    from raytrain.elastic.trainer import WorkerGroupFailed, run_workers
+    """Let a supervisor do its work, follow the run's files meanwhile, and pass a stop request on."""
+    from raytrain.elastic.supervisor import Supervisor
 
-    run.delete(STOP_REQUEST)
-    run.delete(RESULT)
-    job = Job(
-        config=found.config.model_dump(mode="json", exclude_unset=True),
-        run_root=run.path_of(),
-        prepared_root=prepared_root,
-        use_gpu=plan.use_gpu,
-        evaluate_split=evaluate_split,
-    )
     follower = Follower(run, observer)
-    outcome: list[BaseException | None] = []
-    thread = threading.Thread(target=_capture, args=(lambda: run_workers(found.config, job, plan.world_size), outcome))
-    if evaluate_split is None:  # an evaluation has nothing to save: the first signal ends it
-        signals.on_stop(lambda: run.write_bytes(STOP_REQUEST, b"stop"))
-    thread.start()
-    while thread.is_alive():
-        thread.join(POLL_S)
+
+    def on_poll() -> None:
         signals.acknowledge(observer.stopping)
         follower.look()
-    follower.look()
-    run.delete(STOP_REQUEST)
-    if isinstance(outcome[0], WorkerGroupFailed):
-        return {"status": "failed", "message": str(outcome[0]), "exit_code": 1}
-    if outcome[0] is not None:
-        raise outcome[0]
-    result = run.read_json(RESULT)
-    run.delete(RESULT)
-    return result
 
-
-def _capture(work: Callable[[], None], outcome: list[BaseException | None]) -> None:
+    supervisor = Supervisor(
+        found.config,
+        run,
+        prepared_root,
+        use_gpu=plan.use_gpu,
+        total_steps=total_steps,
+        is_stop_asked=lambda: signals.is_asked,
+        on_poll=on_poll,
+        say=observer.note,
+        began_at_s=began_at_s,
+    )
     try:
-        work()
-        outcome.append(None)
-    except BaseException as error:
-        outcome.append(error)
+        return work(supervisor)
+    except TrainingError as error:
+        return {"status": "failed", "message": str(error), "exit_code": error.exit_code}
+    finally:
+        on_poll()
 
 
 def evaluate_run(path: str, split: str, observer: Observer | None = None) -> dict[str, float]:
@@ -206,13 +209,16 @@ def evaluate_run(path: str, split: str, observer: Observer | None = None) -> dic
     if getattr(found.config.data, split, None) is None:
         raise ConfigError(f"the run's config has no data.{split}; its splits: {', '.join(splits_of(found.config))}")
     from raytrain.data.prepare import prepare
+    from raytrain.elastic.supervisor import Supervisor
 
     observer.phase("starting Ray")
     with ray_session(found.config, found.private_cpus) as session, StopSignals() as signals:
         observer.phase("preparing data")
         store = prepare(found.config, observer.prepared)
         observer.phase(f"evaluating {split}")
-        result = _fit(run, found, found.plan_on(session), store.root, observer, signals, evaluate_split=split)
+        plan = found.plan_on(session)
+        work = functools.partial(Supervisor.evaluate, split=split, world_size=plan.world_size)
+        result = _supervise(run, found, plan, store.root, observer, signals, 0, time.time(), work)
     if result["status"] == "failed":
         raise TrainingError(result["message"])
     return result["final_metrics"]

@@ -18,7 +18,9 @@ QUIET = {
     "RAY_DEDUP_LOGS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process more in each run, whose notices this version does not read
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # it restarts workers at the deadline; the supervisor sooner
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",  # room that is gone again; the supervisor looks for other room
     "TOKENIZERS_PARALLELISM": "false",
 }
 
@@ -29,6 +31,9 @@ class RaySession:
 
     num_cpus: float
     num_gpus: float
+    """GPUs that are there, or that the cluster's autoscaler may bring."""
+    is_private: bool
+    """Whether this Ray is this command's own: no node will join it."""
 
 
 def cluster_address(config: RunConfig) -> str | None:
@@ -59,7 +64,7 @@ def ray_session(config: RunConfig, private_cpus: int) -> Iterator[RaySession]:
     threading.Thread(target=importlib.import_module, args=("ray.train.torch",), daemon=True).start()
     logging.getLogger("ray").setLevel(logging.ERROR)
     if ray.is_initialized():  # someone who called raytrain.train() has a Ray already: use it, and leave it running
-        yield _session()
+        yield _session(is_private=False)
         return
     try:
         if address is None:
@@ -81,16 +86,18 @@ def ray_session(config: RunConfig, private_cpus: int) -> Iterator[RaySession]:
     except Exception as error:
         raise TrainingError(f"Ray could not be started: {error}. Is the machine out of memory or processes?") from error
     try:
-        yield _session()
+        yield _session(is_private=address is None)
     finally:
         ray.shutdown()
 
 
-def _session() -> RaySession:
+def _session(*, is_private: bool) -> RaySession:
     import ray
+    from ray._private.state import state
 
-    resources = ray.cluster_resources()
-    return RaySession(resources.get("CPU", 0.0), resources.get("GPU", 0.0))
+    there = ray.cluster_resources()
+    most = state.get_max_resources_from_cluster_config() or {}
+    return RaySession(there.get("CPU", 0.0), max(there.get("GPU", 0.0), most.get("GPU", 0.0)), is_private)
 
 
 def _lock_private_ray() -> None:

@@ -14,8 +14,9 @@ class StopSignals:
     """
 
     def __init__(self) -> None:
-        self._stop: Callable[[], None] | None = None
-        self._is_asked = False
+        self._is_caught = False
+        self.is_asked = False
+        """Whether a signal has asked the run to save and leave."""
         self._is_acknowledged = False
         self._before: dict[int, object] = {}
 
@@ -29,19 +30,18 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
-    def on_stop(self, stop: Callable[[], None]) -> None:
-        """What the first signal does. Before this is set there is nothing to save, and a signal ends the command."""
-        self._stop = stop
+    def catch(self) -> None:
+        """From now on there is something to save, and the first signal only asks. Before, a signal ends the command."""
+        self._is_caught = True
 
     def acknowledge(self, tell: Callable[[], None]) -> None:
         """Call `tell` once when the first signal has come. For the loop that waits, not for the handler: that may
         have interrupted a half-written line, and a stream is not to be entered twice."""
-        if self._is_asked and not self._is_acknowledged:
+        if self.is_asked and not self._is_acknowledged:
             self._is_acknowledged = True
             tell()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._stop is None or self._is_asked:
+        if not self._is_caught or self.is_asked:
             raise KeyboardInterrupt
-        self._is_asked = True
-        self._stop()
+        self.is_asked = True

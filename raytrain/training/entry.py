@@ -1,38 +1,39 @@
 """Where a Ray Train worker begins. Light at the top: the driver imports this to name it, and needs no torch."""
 
-import json
+import time
 from typing import Any
 
 from raytrain.errors import RaytrainError
 from raytrain.storage import Storage
-from raytrain.training.job import RESULT, Job
+from raytrain.training.job import Job
 
 
 def train_worker(raw: dict[str, Any]) -> None:
     """Ray Train calls this in each worker of each worker group.
 
-    An error for people (a diverged run, a full disk) is no reason to start the workers again: rank 0 writes it to
-    result.json and the group ends in peace. Any other exception is a crash, which Ray Train answers with a restart.
+    An error for people (a diverged run, a full disk) is no reason to start the workers again: rank 0 tells the driver
+    and the group ends in peace. Any other exception is a crash, after which the driver starts another group.
     """
+    entered_at_s = time.time()
     import ray.train
 
     from raytrain.batch_plan import World
+    from raytrain.training.mailbox import DriverLink
     from raytrain.training.worker import WorkerRun
 
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size())
     job = Job(**raw)
-    run = Storage(job.run_root)
+    link = DriverLink(job.mailbox, job.group, world.world_rank)
     worker = None
     try:
-        worker = WorkerRun(job, run, world)
+        worker = WorkerRun(job, Storage(job.run_root), world, link, entered_at_s)
         result = worker.train() if job.evaluate_split is None else worker.evaluate(job.evaluate_split)
     except RaytrainError as error:  # raised on all workers alike, see Control.all_succeed
         result = {"status": "failed", "message": str(error), "exit_code": error.exit_code}
         if worker is not None:
-            worker.log.event("failure", message=str(error))
+            worker.log.event("failure", cause=str(error))
     finally:
         if worker is not None:
             worker.log.close()
-    if world.world_rank == 0:
-        run.commit_bytes(RESULT, json.dumps(result).encode())
+    link.ended(result)

@@ -3,8 +3,43 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-RESULT = "result.json"
-STOP_REQUEST = "stop_requested"
+
+@dataclass(frozen=True)
+class Transition:
+    """Why a worker group was started, and when what led to it happened. Moments are seconds since the epoch."""
+
+    kind: str
+    """begin (the command was given), resize, reclaim or failure."""
+    cause: str
+    """In words."""
+    world_size_before: int
+    detected_at_s: float
+    """When the driver knew of the cause; for a failure, when it last heard of the group."""
+    asked_at_s: float | None
+    """When the group before was asked to save and leave; None: nobody asked it."""
+    left_at_s: float
+    """When the group before had ended."""
+    started_at_s: float
+    """When there was room for this group, and its start began."""
+
+    def phases(self, entered_at_s: float, loaded_at_s: float, first_step_at_s: float) -> dict[str, float]:
+        """Seconds of each phase from the cause to the new group's first step.
+
+        Args:
+            entered_at_s: When the new group's rank 0 began to run raytrain's code.
+            loaded_at_s: When model and state were loaded.
+            first_step_at_s: When its first step was done.
+        """
+        asked_at_s = self.left_at_s if self.asked_at_s is None else self.asked_at_s
+        moments = (
+            ("detect_s", self.detected_at_s, asked_at_s),
+            ("save_s", asked_at_s, self.left_at_s),
+            ("wait_s", self.left_at_s, self.started_at_s),
+            ("regroup_s", self.started_at_s, entered_at_s),
+            ("load_s", entered_at_s, loaded_at_s),
+            ("first_step_s", loaded_at_s, first_step_at_s),
+        )
+        return {name: round(end_s - begin_s, 3) for name, begin_s, end_s in moments}
 
 
 @dataclass(frozen=True)
@@ -15,6 +50,12 @@ class Job:
     run_root: str
     prepared_root: str
     use_gpu: bool
+    mailbox: str
+    """Name of the actor through which driver and workers talk."""
+    group: int = 0
+    """Ordinal of the worker group within this command."""
+    transition: dict[str, Any] | None = None
+    """Fields of the Transition that led to this group; None for an evaluation."""
     evaluate_split: str | None = None
     """Evaluate the run's best model on this split instead of training."""
 

@@ -11,6 +11,8 @@ from raytrain.storage import Storage
 UPLOAD_EVERY_S = 15.0
 # ... and less often when an upload takes long: no more than a twentieth of the time goes into it.
 UPLOAD_SHARE = 0.05
+# The last row of a file is looked for in so many bytes.
+TAIL_BYTES = 64 << 10
 
 
 class JsonlWriter:
@@ -65,6 +67,18 @@ class JsonlWriter:
 def read_jsonl(storage: Storage, name: str) -> list[dict[str, Any]]:
     """The file's rows in order; lines that are no JSON object (torn by a crash) are skipped. [] when it is missing."""
     return list(parse_jsonl(_read_or_empty(storage, name)))
+
+
+def last_row(storage: Storage, name: str) -> dict[str, Any] | None:
+    """The file's last whole row, found from its end; None when there is none."""
+    try:
+        with storage.open_input(name) as file:
+            size = file.size()
+            tail = file.read_at(min(size, TAIL_BYTES), max(0, size - TAIL_BYTES))
+    except FileNotFoundError:
+        return None
+    rows = parse_jsonl(tail)
+    return rows[-1] if rows else None
 
 
 def parse_jsonl(data: bytes) -> list[dict[str, Any]]:

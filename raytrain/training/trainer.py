@@ -7,7 +7,8 @@ workers sum this step's loss, count the next step's targets, and agree on saving
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -52,6 +53,9 @@ class Trainer:
     log: RunLog
     progress: Progress
     stop_requested: Callable[[], bool]
+    on_step: Callable[[int, int], None]
+    """Told the steps done and the world size after each step."""
+    idle: "IdleTime" = field(default_factory=lambda: IdleTime())
 
     def fit(self) -> str:
         """Train until the end, an early stop, or a request to stop.
@@ -76,17 +80,22 @@ class Trainer:
             sums = self.control.sum(self._contribution(batch, result, next_batch))
             busy_s = time.perf_counter() - started_at_s - next_wait_s  # that wait is the next step's
             self._record(batch, result, sums, num_targets, rate, wait_s, busy_s)
+            self.on_step(self.progress.step, self.control.world.world_size)
             self._stop_if_hopeless(result, sums.loss_sum / max(1.0, num_targets))
             is_stopping = sums.wants_stop > 0
-            self.saver.advance(sums)
+            with self.idle.of("checkpoint_s"):
+                self.saver.advance(sums)
             if is_evaluation_due:
-                self._evaluate()
+                with self.idle.of("evaluation_s"):
+                    self._evaluate()
                 next_batch, next_wait_s = self._fetch()
                 sums = self.control.sum(StepSums(next_targets=_targets(next_batch)))
             if self.timetable.is_save_due(self.progress.step) or is_stopping or self.progress.is_stopped_early:
-                self.saver.save(self.progress)
+                with self.idle.of("checkpoint_s"):
+                    self.saver.save(self.progress)
             batch, wait_s, num_targets = next_batch, next_wait_s, sums.next_targets
-        self.saver.finish()
+        with self.idle.of("checkpoint_s"):
+            self.saver.finish()
         if self.progress.is_stopped_early:
             return "stopped_early"
         return "finished" if self.progress.step >= self.timetable.total_steps else "stopped"
@@ -159,6 +168,7 @@ class Trainer:
                 "padding": 1.0 - sums.num_tokens / max(1.0, sums.num_padded_tokens),
                 "data_wait_s": wait_s,
                 "step_s": wait_s + busy_s,
+                **self.idle.take(),
             }
         )
 
@@ -188,6 +198,28 @@ class Trainer:
             self.saver.save_best(self.progress.step)
         if self.progress.is_stopped_early:
             self.log.event("early_stop", step=self.progress.step, best_step=self.progress.best_step)
+
+
+class IdleTime:
+    """Seconds in which the loop did something else than steps, since it was last asked."""
+
+    def __init__(self) -> None:
+        self._seconds = {"checkpoint_s": 0.0, "evaluation_s": 0.0}
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        """Adds the time of a `with` block to `name`."""
+        started_at_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[name] += time.perf_counter() - started_at_s
+
+    def take(self) -> dict[str, float]:
+        """The seconds by name; counting begins anew."""
+        taken = {name: round(seconds, 4) for name, seconds in self._seconds.items()}
+        self._seconds = dict.fromkeys(self._seconds, 0.0)
+        return taken
 
 
 def _targets(batch: StepBatch | None) -> int:

@@ -7,7 +7,6 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,8 +29,10 @@ from raytrain.training.control import Control
 from raytrain.training.deepspeed_config import training_at
 from raytrain.training.engine import Engine, detect_precision
 from raytrain.training.evaluate import Judge, evaluate
-from raytrain.training.job import STOP_REQUEST, Job
-from raytrain.training.metrics import RunLog, next_attempt
+from raytrain.training.job import Job, Transition
+from raytrain.training.mailbox import DriverLink
+from raytrain.training.metrics import METRICS, RunLog, next_attempt
+from raytrain.training.records import last_row
 from raytrain.training.saving import BEST, Saver
 from raytrain.training.state import Progress
 from raytrain.training.trainer import Trainer
@@ -40,8 +41,9 @@ from raytrain.training.trainer import Trainer
 class WorkerRun:
     """One worker's part in one attempt."""
 
-    def __init__(self, job: Job, run: Storage, world: World):
-        self.job, self.run, self.world = job, run, world
+    def __init__(self, job: Job, run: Storage, world: World, link: DriverLink, entered_at_s: float):
+        """`entered_at_s`: when this worker began, seconds since the epoch."""
+        self.job, self.run, self.world, self.link, self.entered_at_s = job, run, world, link, entered_at_s
         self.config = RunConfig.model_validate(job.config)
         self.control = Control(world)  # first: what follows may fail on one worker only
         self.store = self.control.all_succeed(lambda: PreparedStore(job.prepared_root))
@@ -66,8 +68,7 @@ class WorkerRun:
 
     def train(self) -> dict[str, Any]:
         """Train from where the run stands to its end; the contents of result.json."""
-        started_at_s = time.time()
-        self.log.event("start", world_size=self.world.world_size)
+        self.log.event("start", world_size=self.world.world_size, entered_at_s=self.entered_at_s)
         checkpoint = self._newest_checkpoint()
         progress = progress_of(checkpoint)
         stream = Stream(self.config, self.store, self.world, self.plan)
@@ -95,8 +96,10 @@ class WorkerRun:
             data_content=self.store.manifest.content,
             export=functools.partial(self._export, model),
         )
+        arrival = Arrival(self.job, self.log, self.link, progress.step, self._steps_before(), self.entered_at_s)
         try:
-            status = self._trainer(engine, stream, saver, progress).fit()
+            trainer = self._trainer(engine, stream, saver, progress, arrival)
+            status = trainer.fit()
             if not (self.timetable.has_validation and self.config.checkpoint.keep_best):  # then the last model is it
                 saver.save_best(progress.step)
                 saver.finish()
@@ -105,8 +108,10 @@ class WorkerRun:
             stream.close()
         engine.close()
         del engine, model, saver  # the best model is measured next, and needs the room
+        began_at_s = time.perf_counter()
         final = self._measure_best() if status != "stopped" else {}
-        self.log.event("finish", step=progress.step, status=status, seconds=round(time.time() - started_at_s, 1))
+        measure_s = round(time.perf_counter() - began_at_s, 3)
+        self.log.event("finish", step=progress.step, status=status, **trainer.idle.take(), measure_s=measure_s)
         return {"status": status, **progress.to_dict(), "final_metrics": final}
 
     def evaluate(self, split: str) -> dict[str, Any]:
@@ -114,7 +119,12 @@ class WorkerRun:
         metrics = self.measure(split)
         return {"status": "finished", "final_metrics": metrics}
 
-    def _trainer(self, engine: Engine, stream: Stream, saver: Saver, progress: Progress) -> Trainer:
+    def _steps_before(self) -> int:
+        """Steps that earlier attempts did, also those that are redone now."""
+        row = last_row(self.run, METRICS) if self.world.world_rank == 0 else None
+        return int(row["step"]) if row else 0
+
+    def _trainer(self, engine: Engine, stream: Stream, saver: Saver, progress: Progress, arrival: "Arrival") -> Trainer:
         return Trainer(
             config=self.config,
             device=self.device,
@@ -127,7 +137,8 @@ class WorkerRun:
             control=self.control,
             log=self.log,
             progress=progress,
-            stop_requested=_stop_watch(self.run, self.world),
+            stop_requested=self.link.is_leave_requested,
+            on_step=arrival.stepped,
         )
 
     def _new_model(self) -> nn.Module:
@@ -200,6 +211,36 @@ class WorkerRun:
         return metrics.values
 
 
+class Arrival:
+    """Tells the driver of the steps, and with the first one writes down what it took to get there."""
+
+    def __init__(
+        self, job: Job, log: RunLog, link: DriverLink, restored_step: int, steps_before: int, entered_at_s: float
+    ):
+        """The moment at which model and state are loaded. `steps_before`: steps that earlier attempts had done."""
+        self._log, self._link, self._entered_at_s = log, link, entered_at_s
+        self._transition = Transition(**job.transition) if job.transition else None
+        self._loaded_at_s = time.time()
+        self._detail = {"step": restored_step, "steps_redone": max(0, steps_before - restored_step)}
+        link.stepped(restored_step, is_first=True)
+
+    def stepped(self, step: int, world_size: int) -> None:
+        """A step is done."""
+        transition, self._transition = self._transition, None
+        if transition is not None:
+            phases = transition.phases(self._entered_at_s, self._loaded_at_s, time.time())
+            self._log.event(
+                transition.kind,
+                cause=transition.cause,
+                world_size_before=transition.world_size_before,
+                world_size=world_size,
+                **self._detail,
+                seconds=round(sum(phases.values()), 3),
+                **phases,
+            )
+        self._link.stepped(step, is_first=transition is not None)
+
+
 def progress_of(checkpoint: Checkpoint | None) -> Progress:
     """Where the run stands according to its checkpoint; at step 0 without one."""
     if checkpoint is None:
@@ -219,20 +260,6 @@ def _device(use_gpu: bool, num_threads: int) -> torch.device:
 def _seed(seed: int, step: int, world_rank: int) -> None:
     """Seed dropout; the only randomness that differs between workers and between attempts."""
     torch.manual_seed(hash((seed, step, world_rank)) % 2**63)
-
-
-def _stop_watch(run: Storage, world: World) -> Callable[[], bool]:
-    """Whether someone asked the run to stop. Rank 0 looks at the run's folder now and then, not in every step."""
-    last_look_s, is_asked = 0.0, False
-    pause_s = 0.2 if run.local_path() is not None else 1.0
-
-    def is_stop_requested() -> bool:
-        nonlocal last_look_s, is_asked
-        if world.world_rank == 0 and time.monotonic() - last_look_s > pause_s:
-            last_look_s, is_asked = time.monotonic(), run.exists(STOP_REQUEST)
-        return is_asked
-
-    return is_stop_requested
 
 
 def _local_copy(run: Storage, folder: str) -> str:

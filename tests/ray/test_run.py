@@ -138,6 +138,7 @@ def test_sigterm_saves_and_leaves_and_resume_goes_on(folder: Path, undisturbed: 
         pytest.skip("the run was faster than the signal")
     assert process.returncode == 1, output
     assert "raytrain resume" in output
+    assert output.count("press Ctrl-C again") == 1
     assert committed_steps(run) == [summary(run)["step"]] == [steps_done(run)]  # not a step is lost
     code, output = run_cli("resume", str(run))
     assert code == 0, output

@@ -14,11 +14,7 @@ from typer.testing import CliRunner
 from raytrain.cli import app
 from raytrain.console import RunDisplay
 from raytrain.elastic import run as driver
-from raytrain.elastic.preflight import Preflight
 from raytrain.elastic.signals import StopSignals
-from raytrain.plan import make_plan
-from raytrain.storage import Storage
-from raytrain.training.job import RESULT, STOP_REQUEST, Job
 
 
 def shown(is_terminal: bool) -> tuple[RunDisplay, io.StringIO]:
@@ -29,14 +25,19 @@ def shown(is_terminal: bool) -> tuple[RunDisplay, io.StringIO]:
 def test_a_signal_is_acknowledged_once_and_the_second_ends() -> None:
     asked: list[str] = []
     with StopSignals() as signals:
-        signals.on_stop(lambda: asked.append("stop"))
+        signals.catch()
         signals.acknowledge(lambda: asked.append("too early"))
         os.kill(os.getpid(), signal.SIGINT)
         signals.acknowledge(lambda: asked.append("told"))
         signals.acknowledge(lambda: asked.append("told twice"))
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
-    assert asked == ["stop", "told"]
+    assert asked == ["told"]
+
+
+def test_a_signal_before_there_is_something_to_save_ends_the_command() -> None:
+    with StopSignals(), pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.mark.parametrize("is_terminal", [False, True])
@@ -45,39 +46,6 @@ def test_the_terminal_says_that_it_stops(is_terminal: bool) -> None:
     with display:
         display.stopping()
     assert "stopping: saving a checkpoint; press Ctrl-C again to end at once" in out.getvalue()
-
-
-def fit_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, workers: Any, **options: Any) -> tuple[Any, str]:
-    """The driver's loop with workers that are a function; what came out, and what was printed."""
-    config = tiny_run(tmp_path, "a")
-    display, out = shown(is_terminal=False)
-    plan = make_plan(config, num_cpus=6, num_gpus=0)
-    monkeypatch.setattr("raytrain.elastic.trainer.run_workers", workers)
-    monkeypatch.setattr(driver, "POLL_S", 0.01)
-    with StopSignals() as signals:
-        run = Storage(str(tmp_path / "runs" / "a"))
-        outcome = driver._fit(run, Preflight(config, 6), plan, "store", display, signals, **options)
-    return outcome, out.getvalue()
-
-
-def test_the_driver_passes_the_acknowledgement_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def workers(config: Any, job: Job, *_: Any, **__: Any) -> None:
-        run = Storage(job.run_root)
-        os.kill(os.getpid(), signal.SIGINT)
-        while not run.exists(STOP_REQUEST):
-            pass
-        run.write_bytes(RESULT, b'{"status": "stopped"}')
-
-    outcome, printed = fit_with(monkeypatch, tmp_path, workers)
-    assert outcome == {"status": "stopped"}
-    assert printed.count("press Ctrl-C again") == 1
-
-
-def test_an_evaluation_ends_at_the_first_signal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        fit_with(
-            monkeypatch, tmp_path, lambda *_, **__: os.kill(os.getpid(), signal.SIGINT), evaluate_split="validation"
-        )
 
 
 def interrupt(*_: Any, **__: Any) -> None:

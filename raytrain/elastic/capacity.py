@@ -1,0 +1,110 @@
+"""How many workers the cluster has room for, now. The arithmetic is pure; `look` asks Ray."""
+
+import math
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+Resources = Mapping[str, float]
+
+# A raylet that is alive accepts a connection within this time.
+PROBE_TIMEOUT_S = 1.0
+# Resources are sums of floats: 0.1 + 0.2 CPUs must still fit into 0.3.
+EPSILON = 1e-6
+
+
+@dataclass(frozen=True)
+class NodeView:
+    """One live node of the cluster."""
+
+    node_id: str
+    """Hex."""
+    name: str
+    """What a person knows it by: its address."""
+    available: Resources
+    """What nobody holds."""
+    drain_deadline_s: float | None = None
+    """When the node will be taken away, seconds since the epoch (infinite: soon); None: it stays."""
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the node has been given notice."""
+        return self.drain_deadline_s is not None
+
+
+def look(*, probe: bool = False) -> list[NodeView]:
+    """The nodes of the cluster that this process is connected to.
+
+    Args:
+        probe: Leave out nodes whose raylet takes no connections. The control store learns of a killed node only
+            after its missed heartbeats, which can take half a minute.
+    """
+    import ray
+    from ray._private.state import state
+
+    available = state.available_resources_per_node()
+    draining = state.get_draining_nodes()
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] in available]
+    if probe:
+        nodes = [node for node in nodes if _answers(node["NodeManagerAddress"], node["NodeManagerPort"])]
+    return [
+        NodeView(
+            node["NodeID"],
+            node["NodeManagerAddress"],
+            available[node["NodeID"]],
+            _deadline_s(draining[node["NodeID"]]) if node["NodeID"] in draining else None,
+        )
+        for node in nodes
+    ]
+
+
+def workers_that_fit(
+    nodes: Iterable[NodeView],
+    worker: Resources,
+    data_cpus: float,
+    most: int,
+    ours: Iterable[str] = (),
+) -> int:
+    """Workers that could run on these nodes with CPUs left for their data pipelines.
+
+    Args:
+        nodes: Draining ones count for nothing.
+        worker: What each worker holds.
+        data_cpus: CPUs of each worker's pipeline, which may be on any node; at least one CPU is left for data.
+        most: Upper bound of the answer.
+        ours: Node ids of the workers that run now, one entry a worker: what they hold would be free.
+    """
+    held = Counter(ours)
+    places, cpus = 0, data_cpus * sum(held.values())
+    for node in nodes:
+        if node.is_draining:
+            continue
+        free = {name: node.available.get(name, 0.0) + held[node.node_id] * amount for name, amount in worker.items()}
+        places += min((int((free[name] + EPSILON) // amount) for name, amount in worker.items() if amount > 0))
+        cpus += node.available.get("CPU", 0.0) + held[node.node_id] * worker.get("CPU", 0.0)
+    fitting = min(places, most)
+    while fitting > 0 and fitting * worker.get("CPU", 0.0) + max(1.0, fitting * data_cpus) > cpus + EPSILON:
+        fitting -= 1
+    return fitting
+
+
+def _deadline_s(deadline_ms: int) -> float:
+    """Ray's 0 is a drain without a deadline: the node may go at any moment."""
+    return deadline_ms / 1000 if deadline_ms else math.inf
+
+
+def _answers(address: str, port: int) -> bool:
+    try:
+        with socket.create_connection((address, port), timeout=PROBE_TIMEOUT_S):
+            return True
+    except OSError:
+        return False
+
+
+def seconds_left(nodes: Iterable[NodeView], node_ids: Iterable[str]) -> float | None:
+    """Seconds until the first of these nodes is taken away; None when none of them has been given notice."""
+    wanted = set(node_ids)
+    deadlines = [n.drain_deadline_s for n in nodes if n.node_id in wanted and n.drain_deadline_s is not None]
+    return min(deadlines) - time.time() if deadlines else None

@@ -1,0 +1,118 @@
+"""When a running group should grow, and how often a run may fail: pure decisions. No Ray, no torch."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+# Growing nodes come one after the other; the run waits for the last, but not for ever.
+LONGEST_SETTLING = 6.0  # times workers.grow_delay_s
+BACK_OFF_S = (0.0, 1.0, 5.0, 15.0, 30.0, 60.0)
+# Crashes of a worker's process at the same step, after which it is no accident. An error that Python raised is taken
+# for one after the second: the order of samples is fixed, so it is raised again.
+CRASHES_AT_A_STEP = 3
+ERRORS_AT_A_STEP = 2
+
+
+@dataclass
+class GrowthPolicy:
+    """Grow when there is room for more, when that has settled, and when it pays back.
+
+    A resize costs every worker some seconds, which the run measures on itself. Time saved is estimated as if twice the
+    workers took half the time.
+    """
+
+    delay_s: float
+    """Seconds without a change of the room."""
+    payback: float
+    """Least ratio of the time saved to the time that the resize costs."""
+    _possible: int = 0
+    _since_s: float = 0.0
+    _changed_at_s: float = 0.0
+
+    def should_grow(self, now_s: float, current: int, possible: int, remaining_s: float, cost_s: float) -> bool:
+        """Whether to go from `current` to `possible` workers now.
+
+        Args:
+            now_s: Of any clock that only goes forward.
+            remaining_s: Training time that is left at the current size.
+            cost_s: What a resize costs.
+        """
+        if possible <= current:
+            self._possible = 0
+            return False
+        if possible != self._possible:
+            if not self._possible:
+                self._since_s = now_s
+            self._possible, self._changed_at_s = possible, now_s
+        has_settled = now_s - self._changed_at_s >= self.delay_s
+        has_waited = now_s - self._since_s >= LONGEST_SETTLING * self.delay_s
+        saved_s = remaining_s * (1 - current / possible)
+        return (has_settled or has_waited) and saved_s >= self.payback * cost_s
+
+    @property
+    def seen_at_s(self) -> float:
+        """When the room was first seen."""
+        return self._since_s
+
+
+class FailureKind(StrEnum):
+    """Why a worker group ended before its time."""
+
+    RECLAIM = "reclaim"  # a node with notice went away; spends no failure budget
+    NODE_LOST = "node_lost"  # a node went away without notice; spends none either, but may not repeat at one step
+    CRASH = "crash"  # a worker's process died
+    ERROR = "error"  # a worker raised
+    NO_START = "no_start"  # the group did not come up in time: its room was gone; spends none
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One worker group's end."""
+
+    kind: FailureKind
+    step: int | None
+    """Step that it was working on, from 1; None before its loop."""
+    message: str
+
+
+@dataclass
+class FaultBudget:
+    """How many failures a run may have, and how long to wait after one."""
+
+    max_failures: int
+    spent: int = 0
+    _in_a_row: int = 0
+    _last_step: int | None = None
+    _at_step: list[Failure] = field(default_factory=list)
+
+    def charge(self, failure: Failure) -> str | None:
+        """Count a failure. Returns why the run should give up, or None when it may go on."""
+        self._note_progress(failure)
+        if failure.kind is FailureKind.RECLAIM:
+            return None
+        if failure.kind in (FailureKind.CRASH, FailureKind.ERROR):
+            self.spent += 1
+        errors = [seen for seen in self._at_step if seen.kind is FailureKind.ERROR]
+        if failure.step is not None and (len(errors) >= ERRORS_AT_A_STEP or len(self._at_step) >= CRASHES_AT_A_STEP):
+            first = errors[0] if errors else self._at_step[0]
+            return f"step {failure.step} failed {len(self._at_step)} times. The first time: {first.message}"
+        if self.spent > self.max_failures:
+            return (
+                f"{self.spent} failures, and workers.max_failures is {self.max_failures}. The last: {failure.message}"
+            )
+        return None
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds to wait before the next group: longer and longer while failures bring no new step."""
+        return BACK_OFF_S[min(self._in_a_row, len(BACK_OFF_S)) - 1] if self._in_a_row else 0.0
+
+    def _note_progress(self, failure: Failure) -> None:
+        has_progressed = failure.step is not None and (self._last_step is None or failure.step > self._last_step)
+        self._in_a_row = 1 if has_progressed else self._in_a_row + 1
+        if failure.step is None:
+            return
+        if failure.step != self._last_step:
+            self._at_step = []
+        self._last_step = failure.step
+        if failure.kind is not FailureKind.RECLAIM:
+            self._at_step.append(failure)

@@ -1,0 +1,114 @@
+"""Waiting until the cluster has room for workers, and asking its autoscaler for nodes."""
+
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from raytrain.config import RunConfig
+from raytrain.elastic.capacity import NodeView, Resources, look, workers_that_fit
+from raytrain.errors import TrainingError
+
+POLL_S = 0.25
+# After a group has left, what it held comes back within this time.
+SETTLE_S = 4.0
+SAY_EVERY_S = 15.0
+ASK_EVERY_S = 20.0  # seconds between two requests to the autoscaler
+REQUEST_EXPIRES_S = 180
+
+
+class Room:
+    """What a run waits for before each of its worker groups."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        worker: Resources,
+        say: Callable[[str], None],
+        on_poll: Callable[[], None],
+        is_stop_asked: Callable[[], bool],
+    ):
+        """`worker`: what each worker holds."""
+        self._workers, self._worker = config.workers, dict(worker)
+        self._say, self._on_poll, self._is_stop_asked = say, on_poll, is_stop_asked
+        self._expected = 0
+        self._requester = f"raytrain-{uuid.uuid4().hex[:8]}"
+        self._next_request_s = 0.0
+        self._is_first = True
+
+    def expect(self, world_size: int) -> None:
+        """So many workers will fit as soon as the present group has left."""
+        self._expected = world_size
+
+    def wait_for(self) -> int:
+        """Number of workers that fit, as soon as that is workers.min or more; 0 when the user asked to stop.
+
+        After a group's end it waits a little longer, for what that group held.
+
+        Raises:
+            TrainingError: workers.wait_timeout_s have passed; the message says what is missing.
+        """
+        began_s = time.monotonic()
+        settle_s = 0.0 if self._is_first else SETTLE_S
+        next_word_s = began_s + 2.0
+        wanted = self._expected or self._workers.max
+        while not self._is_stop_asked():
+            self.ask_for_nodes()
+            nodes = look(probe=True)
+            fitting = workers_that_fit(nodes, self._worker, self._workers.data_cpus, self._workers.max)
+            waited_s = time.monotonic() - began_s
+            if fitting >= min(wanted, self._workers.max) or (fitting >= self._workers.min and waited_s >= settle_s):
+                self._is_first, self._expected = False, 0
+                return fitting
+            timeout_s = self._workers.wait_timeout_s
+            if timeout_s is not None and waited_s > timeout_s:
+                raise TrainingError(
+                    f"{self._missing(nodes, fitting)} for workers.wait_timeout_s {timeout_s:g} s; add nodes, lower "
+                    "workers.min, or raise the timeout"
+                )
+            if time.monotonic() >= next_word_s and fitting < self._workers.min:
+                self._say(f"waiting for nodes since {waited_s:.0f} s: {self._missing(nodes, fitting)}")
+                next_word_s = time.monotonic() + SAY_EVERY_S
+            time.sleep(POLL_S)
+            self._on_poll()
+        return 0
+
+    def ask_for_nodes(self) -> None:
+        """Tell the autoscaler, if there is one, what workers.max workers would hold. Cheap to call often."""
+        if time.monotonic() < self._next_request_s:
+            return
+        self._next_request_s = time.monotonic() + ASK_EVERY_S
+        _coordinator().request_resources.remote(
+            requester_id=self._requester,
+            resources=[self._worker] * self._workers.max,
+            expire_after_s=REQUEST_EXPIRES_S,
+        )
+
+    def close(self) -> None:
+        """Take the request back."""
+        _coordinator().cancel_request.remote(requester_id=self._requester)
+
+    def _missing(self, nodes: list[NodeView], fitting: int) -> str:
+        """What is asked for, and what is there."""
+        worker = " and ".join(f"{amount:g} {name}" for name, amount in self._worker.items())
+        there = ", ".join(f"{node.name} {_free(node, self._worker)}" for node in nodes[:8]) or "no node"
+        more = f" and {len(nodes) - 8} more" if len(nodes) > 8 else ""
+        return (
+            f"workers.min {self._workers.min} workers of {worker} each, and {self._workers.data_cpus:g} CPU for their "
+            f"data, do not fit ({fitting} do). Free now: {there}{more}"
+        )
+
+
+def _free(node: NodeView, worker: Resources) -> str:
+    if node.is_draining:
+        return "(being reclaimed)"
+    return " ".join(f"{node.available.get(name, 0.0):g} {name}" for name in worker)
+
+
+def _coordinator() -> Any:
+    """Ray's own actor that adds up what all runs and pipelines of a cluster want, for its autoscaler."""
+    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+        get_or_create_autoscaling_coordinator,
+    )
+
+    return get_or_create_autoscaling_coordinator()

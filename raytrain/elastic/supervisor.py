@@ -1,0 +1,233 @@
+"""CONTROL: one worker group after the other, each of the size that there is room for, until the run is done.
+
+room    wait until workers.min fit, and say what is missing meanwhile
+group   start a group; it goes on from the newest state
+watch   more room? a node with notice? a stop? Then ask the group to save and leave at its next step
+next    it left: another group. It failed: charge the fault budget, wait a little, another group
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from raytrain.config import RunConfig
+from raytrain.elastic.capacity import NodeView, look, seconds_left, workers_that_fit
+from raytrain.elastic.group import GroupFailure, WorkerGroup, worker_resources
+from raytrain.elastic.policy import Failure, FailureKind, FaultBudget, GrowthPolicy
+from raytrain.elastic.room import Room
+from raytrain.storage import Storage
+from raytrain.training.job import Job, Transition
+from raytrain.training.mailbox import GroupStatus, Mailbox
+from raytrain.training.metrics import METRICS
+from raytrain.training.records import last_row
+
+POLL_S = 0.25  # seconds between two looks at the group's end and at the run's files
+LOOK_S = 1.0  # seconds between two looks at the cluster
+
+
+class Supervisor:
+    """The driver's side of a run's training."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run: Storage,
+        prepared_root: str,
+        *,
+        use_gpu: bool,
+        total_steps: int,
+        is_stop_asked: Callable[[], bool],
+        on_poll: Callable[[], None],
+        say: Callable[[str], None],
+        began_at_s: float,
+    ):
+        """Args:
+        total_steps: Of the run.
+        is_stop_asked: Whether the user wants the run to save and end.
+        on_poll: Called a few times a second.
+        say: Shows the user what is going on.
+        began_at_s: When the command was given, seconds since the epoch.
+        """
+        self._config, self._run, self._prepared_root = config, run, prepared_root
+        self._use_gpu, self._total_steps = use_gpu, total_steps
+        self._is_stop_asked, self._on_poll, self._say = is_stop_asked, on_poll, say
+        self._worker = worker_resources(config, use_gpu)
+        self._budget = FaultBudget(config.workers.max_failures)
+        self._growth = GrowthPolicy(config.workers.grow_delay_s, config.workers.grow_payback)
+        self._room = Room(config, self._worker, say, on_poll, is_stop_asked)
+        self._resize_cost_s = 0.0
+        self._mailbox = Mailbox()
+        self._nodes: list[NodeView] = []
+        self._began_at_s = began_at_s
+
+    def train(self) -> dict[str, Any]:
+        """Train to the end. Returns the result of the last group: its status, and a message when it failed."""
+        transition = Transition("begin", "", 0, self._began_at_s, None, self._began_at_s, self._began_at_s)
+        group = 0
+        try:
+            while True:
+                world_size = self._room.wait_for()
+                if world_size == 0:
+                    return self._stopped()
+                started_at_s = time.time()
+                transition = Transition(**{**asdict(transition), "started_at_s": started_at_s})
+                outcome = self._run_group(group, world_size, transition)
+                if isinstance(outcome, dict):
+                    return outcome
+                transition, group = outcome, group + 1
+        finally:
+            self._room.close()
+            self._mailbox.close()
+
+    def evaluate(self, split: str, world_size: int) -> dict[str, Any]:
+        """Evaluate the run's best model on a split with one group; a failure of it is the result."""
+        try:
+            self._mailbox.begin(0)
+            group = WorkerGroup(self._config, self._job(0, None, split), world_size)
+            while not group.wait(POLL_S):
+                self._on_poll()
+            if group.error is not None:
+                raise group.error
+            result = self._mailbox.status().result
+            return result or _failed(group.failure.message if group.failure else "the workers ended without a result")
+        finally:
+            self._mailbox.close()
+
+    def _run_group(self, number: int, world_size: int, transition: Transition) -> dict[str, Any] | Transition:
+        """Run one group to its end: the run's result, or what leads to the next group."""
+        self._mailbox.begin(number)
+        group = WorkerGroup(self._config, self._job(number, transition, None), world_size)
+        leaving: Transition | None = None
+        next_look_s = 0.0
+        has_begun = False
+        while not group.wait(POLL_S):
+            self._on_poll()
+            if time.monotonic() < next_look_s:
+                continue
+            next_look_s = time.monotonic() + LOOK_S
+            status = self._mailbox.status()
+            if status.first_step_at_s is not None and not has_begun:
+                has_begun = True
+                self._resize_cost_s = max(1.0, status.first_step_at_s - transition.started_at_s)
+            if leaving is None and (leaving := self._reason_to_leave(world_size, status)) is not None:
+                self._say(leaving.cause or "stopping")
+                self._mailbox.ask_to_leave()
+        self._on_poll()
+        if group.error is not None:
+            raise group.error
+        status = self._mailbox.status()
+        if status.result is not None and (status.result["status"] != "stopped" or leaving is None):
+            return status.result
+        if status.result is not None and self._is_stop_asked():
+            return status.result
+        if status.result is not None and leaving is not None:
+            return Transition(**{**asdict(leaving), "left_at_s": time.time()})
+        failure = group.failure or GroupFailure(FailureKind.CRASH, "the workers ended without a result")
+        return self._after_failure(failure, status, world_size)
+
+    def _reason_to_leave(self, world_size: int, status: GroupStatus) -> Transition | None:
+        """Why the group should save and leave now."""
+        now_s = time.time()
+        if self._is_stop_asked():
+            return Transition("stop", "", world_size, now_s, now_s, now_s, now_s)
+        ours = list(status.nodes.values())
+        self._nodes = look()
+        left_s = seconds_left(self._nodes, ours)
+        if left_s is not None:
+            names = sorted({node.name for node in self._nodes if node.is_draining and node.node_id in set(ours)})
+            due = "" if math.isinf(left_s) else f", which goes in {max(0.0, left_s):.0f} s"
+            cause = f"notice to reclaim {', '.join(names)}{due}"
+            return Transition("reclaim", cause, world_size, now_s, now_s, now_s, now_s)
+        if status.first_step_at_s is None:  # nothing to compare a resize's cost with
+            return None
+        workers = self._config.workers
+        possible = workers_that_fit(self._nodes, self._worker, workers.data_cpus, workers.max, ours)
+        if self._growth.should_grow(now_s, world_size, possible, self._remaining_s(status), self._resize_cost_s):
+            self._room.expect(possible)
+            cause = f"room for {possible} workers instead of {world_size}"
+            return Transition("resize", cause, world_size, self._growth.seen_at_s, now_s, now_s, now_s)
+        return None
+
+    def _remaining_s(self, status: GroupStatus) -> float:
+        """Training time that is left at the group's speed."""
+        assert status.first_step is not None and status.first_step_at_s is not None
+        assert status.step is not None and status.step_at_s is not None
+        steps = status.step - status.first_step - 1
+        if steps < 1:
+            return 0.0
+        return (self._total_steps - status.step) * (status.step_at_s - status.first_step_at_s) / steps
+
+    def _after_failure(
+        self, failure: GroupFailure, status: GroupStatus, world_size: int
+    ) -> dict[str, Any] | Transition:
+        """Charge a failure: the run's end, or what leads to the next group."""
+        now_s = time.time()
+        kind, message = self._kind_of(failure, status), failure.message
+        verdict = self._budget.charge(Failure(kind, self._step_in_work(status), message))
+        if verdict is not None:
+            return _failed(verdict)
+        self._say(f"{_WORDS[kind]}: {_first_line(message)}")
+        self._pause(self._budget.wait_s)
+        reported_at_s = status.step_at_s or now_s
+        name = "reclaim" if kind is FailureKind.RECLAIM else "failure"
+        cause = f"{_WORDS[kind]}: {_first_line(message)}"
+        return Transition(name, cause, world_size, reported_at_s, None, now_s, now_s)
+
+    def _kind_of(self, failure: GroupFailure, status: GroupStatus) -> FailureKind:
+        """With what is known of the nodes: one that had notice, or one that is gone."""
+        ours = set(status.nodes.values())
+        if any(node.is_draining and node.node_id in ours for node in self._nodes):
+            return FailureKind.RECLAIM
+        self._nodes = look(probe=True)
+        if any(node.is_draining and node.node_id in ours for node in self._nodes):
+            return FailureKind.RECLAIM
+        if ours - {node.node_id for node in self._nodes}:
+            return FailureKind.NODE_LOST
+        return failure.kind
+
+    def _step_in_work(self, status: GroupStatus) -> int | None:
+        if status.step is None:
+            return None
+        row = last_row(self._run, METRICS)
+        return max(status.step, int(row["step"]) if row else 0) + 1
+
+    def _pause(self, seconds: float) -> None:
+        deadline_s = time.monotonic() + seconds
+        while time.monotonic() < deadline_s and not self._is_stop_asked():
+            time.sleep(POLL_S)
+            self._on_poll()
+
+    def _stopped(self) -> dict[str, Any]:
+        row = last_row(self._run, METRICS)
+        return {"status": "stopped", "step": int(row["step"]) if row else 0}
+
+    def _job(self, group: int, transition: Transition | None, evaluate_split: str | None) -> Job:
+        return Job(
+            config=self._config.model_dump(mode="json", exclude_unset=True),
+            run_root=self._run.path_of(),
+            prepared_root=self._prepared_root,
+            use_gpu=self._use_gpu,
+            mailbox=self._mailbox.name,
+            group=group,
+            transition=asdict(transition) if transition else None,
+            evaluate_split=evaluate_split,
+        )
+
+
+_WORDS = {
+    FailureKind.RECLAIM: "a node was reclaimed",
+    FailureKind.NODE_LOST: "a node was lost",
+    FailureKind.CRASH: "a worker's process died",
+    FailureKind.ERROR: "a worker failed",
+    FailureKind.NO_START: "the workers did not start",
+}
+
+
+def _failed(message: str) -> dict[str, Any]:
+    return {"status": "failed", "message": message, "exit_code": 1}
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), text)

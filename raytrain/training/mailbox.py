@@ -1,0 +1,162 @@
+"""What the driver and its workers tell each other while a worker group runs.
+
+The mailbox is an actor beside the driver: it ends with the driver, it outlives worker groups, and a message takes
+milliseconds where a file in the run's folder would take a request to an object store.
+"""
+
+import asyncio
+import threading
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+# How long a worker's question may stay unanswered before it is asked again.
+ANSWER_TIMEOUT_S = 30.0
+# A worker reports its step at most this often; the driver needs it for estimates only.
+REPORT_EVERY_S = 0.25
+
+
+@dataclass
+class GroupStatus:
+    """What is known of a worker group."""
+
+    nodes: dict[int, str] = field(default_factory=dict)
+    """Hex id of the node of each worker that has begun, by world rank."""
+    first_step: int | None = None
+    """Steps that were done when the group entered its loop; None before."""
+    step: int | None = None
+    """Steps that are done now."""
+    first_step_at_s: float | None = None
+    """When the group's first own step was done, seconds since the epoch."""
+    step_at_s: float | None = None
+    """When the newest report came."""
+    result: dict[str, Any] | None = None
+    """How the group ended, in rank 0's words; None while it runs, and when it crashed."""
+
+
+class _MailboxActor:
+    """One group at a time; what an earlier group still says is dropped."""
+
+    def __init__(self) -> None:
+        self._group, self._status = -1, GroupStatus()
+        self._leave = asyncio.Event()
+
+    async def begin(self, group: int) -> None:
+        self._group, self._status = group, GroupStatus()
+        self._leave.clear()
+
+    async def joined(self, group: int, world_rank: int, node_id: str) -> None:
+        if group == self._group:
+            self._status.nodes[world_rank] = node_id
+
+    async def stepped(self, group: int, step: int) -> None:
+        if group != self._group:
+            return
+        status, now_s = self._status, time.time()
+        if status.first_step is None:
+            status.first_step = step
+        elif status.first_step_at_s is None and step > status.first_step:
+            status.first_step_at_s = now_s
+        status.step, status.step_at_s = step, now_s
+
+    async def ended(self, group: int, result: dict[str, Any]) -> None:
+        if group == self._group:
+            self._status.result = result
+
+    async def ask_to_leave(self) -> None:
+        self._leave.set()
+
+    async def should_leave(self, group: int, timeout_s: float) -> bool:
+        """Answers True as soon as the group should leave, False after `timeout_s`."""
+        if group != self._group:
+            return True
+        try:
+            await asyncio.wait_for(self._leave.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+    async def status(self) -> GroupStatus:
+        return self._status
+
+
+class Mailbox:
+    """The driver's end."""
+
+    def __init__(self) -> None:
+        """Starts the actor on this node. Ray is connected."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        self.name = f"raytrain-{uuid.uuid4().hex[:12]}"
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        actor = ray.remote(_MailboxActor).options(
+            name=self.name, num_cpus=0, scheduling_strategy=here, max_concurrency=1000
+        )
+        self._actor: Any = actor.remote()
+
+    def begin(self, group: int) -> None:
+        """A new worker group is about to start."""
+        self._get(self._actor.begin.remote(group))
+
+    def ask_to_leave(self) -> None:
+        """The workers save at the next step boundary and end."""
+        self._actor.ask_to_leave.remote()
+
+    def status(self) -> GroupStatus:
+        """Of the present group."""
+        return self._get(self._actor.status.remote())
+
+    def close(self) -> None:
+        """End the actor."""
+        import ray
+
+        ray.kill(self._actor)
+
+    def _get(self, reference: Any) -> Any:
+        import ray
+
+        return ray.get(reference, timeout=ANSWER_TIMEOUT_S)
+
+
+class DriverLink:
+    """A worker's end. Only rank 0 listens and reports; a driver that is gone takes its workers along anyway."""
+
+    def __init__(self, name: str, group: int, world_rank: int):
+        import ray
+
+        self._actor, self._group, self._world_rank = ray.get_actor(name), group, world_rank
+        self._is_leaving = threading.Event()
+        self._next_report_s = 0.0
+        self._actor.joined.remote(group, world_rank, ray.get_runtime_context().get_node_id())
+        if world_rank == 0:
+            threading.Thread(target=self._listen, daemon=True, name="driver-link").start()
+
+    def is_leave_requested(self) -> bool:
+        """Whether the driver wants the group to save and end."""
+        return self._is_leaving.is_set()
+
+    def stepped(self, step: int, *, is_first: bool = False) -> None:
+        """Tell the driver how many steps are done; `is_first` reports are never left out."""
+        if self._world_rank == 0 and (is_first or time.monotonic() >= self._next_report_s):
+            self._next_report_s = time.monotonic() + REPORT_EVERY_S
+            self._actor.stepped.remote(self._group, step)
+
+    def ended(self, result: dict[str, Any]) -> None:
+        """Tell the driver how the group ended; returns when it knows."""
+        import ray
+
+        if self._world_rank == 0:
+            ray.get(self._actor.ended.remote(self._group, result), timeout=ANSWER_TIMEOUT_S)
+
+    def _listen(self) -> None:
+        import ray
+        from ray.exceptions import RayError
+
+        while not self._is_leaving.is_set():
+            try:
+                if ray.get(self._actor.should_leave.remote(self._group, ANSWER_TIMEOUT_S)):
+                    self._is_leaving.set()
+            except RayError:  # the driver is gone, or this process is being ended
+                return

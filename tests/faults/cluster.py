@@ -1,0 +1,55 @@
+"""Several raylets on this machine as the nodes of a cluster, with real kills and real drains."""
+
+import os
+import threading
+import time
+from typing import Any
+
+WORKER_CPUS = 2
+
+
+class NodePool:
+    """A head that holds the data pipelines, and nodes with room for one worker (of two CPUs) each."""
+
+    def __init__(self, num_nodes: int):
+        os.environ["RAY_AUTH_MODE"] = "disabled"
+        os.makedirs("/tmp/ray", exist_ok=True)
+        from ray.cluster_utils import Cluster
+
+        # The head's single CPU is too little for a worker; the pipelines of three need it all.
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        self.nodes: list[Any] = []
+        for _ in range(num_nodes):
+            self.add()
+
+    @property
+    def address(self) -> str:
+        return self.cluster.address
+
+    def add(self) -> Any:
+        """A node with room for one worker. In the main thread only."""
+        assert threading.current_thread() is threading.main_thread()
+        node = self.cluster.add_node(num_cpus=WORKER_CPUS, wait=False)
+        self.nodes.append(node)
+        return node
+
+    def kill(self, node: Any) -> None:
+        """SIGKILL the node, and with it all that runs there."""
+        self.nodes.remove(node)
+        self.cluster.remove_node(node, allow_graceful=False)
+
+    def drain(self, node: Any, deadline_s: float) -> None:
+        """Give notice: the node goes in `deadline_s` seconds. Nothing kills it; `kill` does."""
+        from ray._raylet import GcsClient
+
+        client = GcsClient(address=self.address)
+        accepted, reason = client.drain_node(
+            node.node_id, PREEMPTION, "spot notice", int((time.time() + deadline_s) * 1000)
+        )
+        assert accepted, reason
+
+    def close(self) -> None:
+        self.cluster.shutdown()
+
+
+PREEMPTION = 2  # DRAIN_NODE_REASON_PREEMPTION in autoscaler.proto

@@ -1,0 +1,131 @@
+"""When to grow, when to give up, and how many workers fit: pure decisions."""
+
+import math
+
+import pytest
+
+from raytrain.elastic.capacity import NodeView, seconds_left, workers_that_fit
+from raytrain.elastic.policy import Failure, FailureKind, FaultBudget, GrowthPolicy
+
+
+class TestGrowth:
+    def grow(self, policy: GrowthPolicy, now_s: float, possible: int, remaining_s: float = 1000.0) -> bool:
+        return policy.should_grow(now_s, 2, possible, remaining_s, cost_s=10.0)
+
+    def test_it_waits_until_the_room_has_settled(self) -> None:
+        policy = GrowthPolicy(delay_s=10, payback=2)
+        assert [self.grow(policy, now_s, 3) for now_s in (100, 105, 109.9, 110)] == [False, False, False, True]
+
+    def test_staggered_nodes_make_one_resize(self) -> None:
+        policy = GrowthPolicy(delay_s=10, payback=2)
+        assert not self.grow(policy, 100, 3)
+        assert not self.grow(policy, 109, 4)  # another node came
+        assert not self.grow(policy, 118, 4)
+        assert self.grow(policy, 119, 4)
+
+    def test_nodes_that_never_stop_coming_do_not_put_it_off_for_ever(self) -> None:
+        policy = GrowthPolicy(delay_s=10, payback=2)
+        assert any(self.grow(policy, 100 + 5 * i, 3 + i) for i in range(14))
+
+    def test_room_that_goes_again_is_forgotten(self) -> None:
+        policy = GrowthPolicy(delay_s=10, payback=2)
+        assert not self.grow(policy, 100, 3)
+        assert not self.grow(policy, 105, 2)
+        assert not self.grow(policy, 110, 3)
+        assert not self.grow(policy, 119, 3)
+        assert policy.seen_at_s == 110
+
+    def test_it_must_pay_back(self) -> None:
+        """2 -> 4 workers halve what is left: 20 s of 40, exactly twice the cost of 10 s."""
+        policy = GrowthPolicy(delay_s=0, payback=2)
+        assert not self.grow(policy, 0, 4, remaining_s=39.9)
+        assert self.grow(policy, 0, 4, remaining_s=40.0)
+
+
+def crash(step: int | None, kind: FailureKind = FailureKind.CRASH) -> Failure:
+    return Failure(kind, step, f"{kind} at {step}")
+
+
+class TestFaultBudget:
+    def test_crashes_are_counted(self) -> None:
+        budget = FaultBudget(2)
+        assert [budget.charge(crash(step)) for step in (5, 9)] == [None, None]
+        verdict = budget.charge(crash(14))
+        assert verdict is not None
+        assert "3 failures, and workers.max_failures is 2" in verdict
+
+    @pytest.mark.parametrize("kind", [FailureKind.RECLAIM, FailureKind.NODE_LOST, FailureKind.NO_START])
+    def test_what_the_cluster_does_is_not(self, kind: FailureKind) -> None:
+        budget = FaultBudget(0)
+        assert all(budget.charge(crash(step, kind)) is None for step in range(1, 50))
+        assert budget.spent == 0
+
+    def test_an_error_that_repeats_at_its_step_is_a_bug(self) -> None:
+        budget = FaultBudget(100)
+        assert budget.charge(crash(7, FailureKind.ERROR)) is None
+        verdict = budget.charge(crash(7, FailureKind.ERROR))
+        assert verdict is not None
+        assert verdict.startswith("step 7 failed 2 times. The first time: error at 7")
+
+    def test_a_dead_process_may_be_an_accident_twice(self) -> None:
+        budget = FaultBudget(100)
+        assert [budget.charge(crash(7)) for _ in range(2)] == [None, None]
+        assert budget.charge(crash(7)) is not None
+
+    def test_errors_at_other_steps_or_before_the_loop_are_not_the_same(self) -> None:
+        budget = FaultBudget(100)
+        assert all(budget.charge(crash(step, FailureKind.ERROR)) is None for step in (7, None, 8, 9, None, 7))
+
+    def test_a_reclaimed_node_is_never_a_bug(self) -> None:
+        budget = FaultBudget(0)
+        assert all(budget.charge(crash(7, FailureKind.RECLAIM)) is None for _ in range(9))
+
+    def test_it_backs_off_while_nothing_gets_done(self) -> None:
+        budget = FaultBudget(100)
+        waits = []
+        for step in (3, None, None, None, 9, 12):
+            budget.charge(crash(step))
+            waits.append(budget.wait_s)
+        assert waits == [0.0, 1.0, 5.0, 15.0, 0.0, 0.0]
+
+
+def node(name: str, cpus: float, deadline_s: float | None = None, **more: float) -> NodeView:
+    return NodeView(name, name, {"CPU": cpus, **more}, deadline_s)
+
+
+class TestCapacity:
+    def test_a_cpu_stays_for_data(self) -> None:
+        """Two workers of one CPU on two CPUs would leave Ray Data none, which then waits for ever."""
+        assert workers_that_fit([node("a", 2)], {"CPU": 1}, 0.5, most=8) == 1
+        assert workers_that_fit([node("a", 3)], {"CPU": 1}, 0.5, most=8) == 2
+        assert workers_that_fit([node("a", 4)], {"CPU": 1}, 0.5, most=8) == 2
+
+    def test_a_worker_fits_whole_on_one_node(self) -> None:
+        assert workers_that_fit([node("a", 3), node("b", 3)], {"CPU": 2}, 0.5, most=8) == 2
+
+    def test_a_node_with_notice_counts_for_nothing(self) -> None:
+        nodes = [node("a", 4), node("b", 4, deadline_s=math.inf)]
+        assert workers_that_fit(nodes, {"CPU": 2}, 0.5, most=8) == 1
+
+    def test_what_we_hold_ourselves_is_room(self) -> None:
+        """Two workers run, on a and b; their pipelines hold a CPU of the head's two."""
+        nodes = [node("head", 1), node("a", 0), node("b", 0), node("c", 2)]
+        assert workers_that_fit(nodes, {"CPU": 2}, 0.5, most=8, ours=["a", "b"]) == 3
+        assert workers_that_fit(nodes, {"CPU": 2}, 0.5, most=8) == 1
+
+    def test_gpus(self) -> None:
+        nodes = [node("head", 8), node("a", 8, GPU=4), node("b", 1, GPU=4)]
+        assert workers_that_fit(nodes, {"CPU": 1, "GPU": 1}, 0.5, most=8) == 5
+
+    def test_no_more_than_asked_for(self) -> None:
+        assert workers_that_fit([node("a", 64)], {"CPU": 1}, 0.5, most=3) == 3
+
+    def test_the_first_deadline_counts(self) -> None:
+        import time
+
+        now_s = time.time()
+        nodes = [node("a", 1, now_s + 100), node("b", 1, now_s + 50), node("c", 1, now_s + 1)]
+        left_s = seconds_left(nodes, ["a", "b"])
+        assert left_s is not None
+        assert 48 < left_s <= 50
+        assert seconds_left(nodes, []) is None
