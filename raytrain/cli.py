@@ -109,7 +109,9 @@ def _how_to_go_on(config: "RunConfig") -> str:
 
     run = Storage(config.storage_path).at(config.name)
     if run.exists("config.yaml"):
-        return f"ended at once; go on from the newest checkpoint with: raytrain resume {run.path_of()}"
+        return (
+            f"ended at once; go on, from the newest checkpoint if there is one, with: raytrain resume {run.path_of()}"
+        )
     return "interrupted before the run began; the same command starts it again"
 
 
