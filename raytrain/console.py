@@ -163,6 +163,9 @@ def print_result(console: Console, result: RunResult) -> None:
     color = "green" if result.is_done else "red" if result.status == "failed" else "yellow"
     minutes, seconds = divmod(int(result.duration_s), 60)
     console.print(f"[{color}]{result.status}[/] at step {result.step} in {minutes}m{seconds:02d}s")
+    if result.goodput is not None:
+        changes = f", {result.resizes} resizes, {result.failures} failures" if result.resizes + result.failures else ""
+        console.print(f"goodput {result.goodput:.1%} of the workers' time{changes}", soft_wrap=True)
     if result.message:
         console.print(result.message, markup=False, soft_wrap=True)
     console.print(f"run     {result.run_path}", soft_wrap=True)

@@ -28,7 +28,17 @@ FREE = (
     "data.prepared_path",
 )
 # Where a run that is begun anew has left nothing; the rest of its folder is written anew.
-LOGS = ("metrics.jsonl", "evals.jsonl", "events.jsonl", "summary.json", "samples", "tensorboard", "plots", "best")
+LOGS = (
+    "metrics.jsonl",
+    "evals.jsonl",
+    "events.jsonl",
+    "summary.json",
+    "goodput.json",
+    "samples",
+    "tensorboard",
+    "plots",
+    "best",
+)
 
 
 def begin_or_resume(run: Storage, config: RunConfig, *, overwrite: bool) -> dict[str, Any] | None:

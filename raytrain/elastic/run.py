@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from raytrain.config import RunConfig
@@ -19,6 +19,7 @@ from raytrain.elastic.session import ray_session
 from raytrain.elastic.signals import StopSignals
 from raytrain.errors import ConfigError, TrainingError
 from raytrain.plan import Plan
+from raytrain.report.goodput import goodput
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
 from raytrain.timetable import make_timetable
@@ -78,6 +79,8 @@ class RunResult:
     """Worker groups that crashed during this command."""
     resizes: int = 0
     """Planned changes of the world size during this command, reclaimed nodes among them."""
+    goodput: float | None = None
+    """Share of the run's worker-seconds, over all its commands, that went into steps that count and evaluations."""
     message: str = ""
     exit_code: int = 0
 
@@ -107,6 +110,10 @@ def run_training(config: RunConfig, observer: Observer | None = None, *, overwri
     outcome = _train(run, found, observer, started_at_s)
     events = [event for event in read_jsonl(run, "events.jsonl") if event["time"] >= started_at_s]
     result = _complete(outcome, run, found.config, time.time() - started_at_s, [event["kind"] for event in events])
+    account = goodput(read_jsonl(run, "events.jsonl"), read_jsonl(run, "metrics.jsonl"))
+    if account:
+        run.commit_bytes("goodput.json", json.dumps(account, indent=1).encode())
+        result = replace(result, goodput=account["goodput"])
     run.commit_bytes(SUMMARY, json.dumps(asdict(result), indent=1).encode())
     _write_report(run, observer)
     return result

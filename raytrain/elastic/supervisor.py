@@ -64,7 +64,8 @@ class Supervisor:
 
     def train(self) -> dict[str, Any]:
         """Train to the end. Returns the result of the last group: its status, and a message when it failed."""
-        transition = Transition("begin", "", 0, self._began_at_s, None, self._began_at_s, self._began_at_s)
+        now_s = time.time()
+        transition = Transition("begin", "", 0, self._began_at_s, None, now_s, now_s)
         group = 0
         try:
             while True:

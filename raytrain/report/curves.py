@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from raytrain.report.goodput import goodput
 from raytrain.storage import Storage
 from raytrain.training.records import last_attempt_rows, read_jsonl
 
@@ -25,6 +26,8 @@ class RunRecord:
     events: list[dict[str, Any]]
     summary: dict[str, Any]
     """summary.json; empty while the run is not done."""
+    goodput: dict[str, Any]
+    """See report.goodput; empty while nothing has been trained."""
     checkpoints: list[tuple[str, int]]
     """(name, bytes) of the checkpoints that are committed, oldest first."""
 
@@ -48,13 +51,15 @@ def read_run(run: Storage) -> RunRecord:
     """Read a run's folder; files that are not there yet, or not whole, are empty."""
     rows = [row for row in read_jsonl(run, "metrics.jsonl") if row.get("step") is not None]
     steps = last_attempt_rows(rows)
+    events = read_jsonl(run, "events.jsonl")
     return RunRecord(
         config_text=run.read_bytes("config.yaml").decode() if run.exists("config.yaml") else "",
         steps=steps,
         num_redone=len(rows) - len(steps),
         evaluations=last_evaluations(read_jsonl(run, "evals.jsonl")),
-        events=read_jsonl(run, "events.jsonl"),
+        events=events,
         summary=_read_summary(run),
+        goodput=goodput(events, rows),
         checkpoints=_read_checkpoints(run),
     )
 

@@ -9,10 +9,13 @@ import jinja2
 import numpy as np
 
 from raytrain.report.curves import RunRecord, read_run
+from raytrain.report.goodput import CLASSES
 from raytrain.report.plots import draw_all, newest_confusion
 from raytrain.storage import Storage
 
 REPORT_NAME = "report.html"
+# Of a change of the workers, in their order; seconds.
+PHASES = ("detect_s", "save_s", "wait_s", "regroup_s", "load_s", "first_step_s")
 MAX_TABLE_LABELS = 30  # a larger confusion matrix is shown as a picture
 
 
@@ -38,6 +41,9 @@ def build_report(run: Storage) -> str:
         metric_names=_metric_names(record),
         confusion=_confusion_rows(record),
         has_restarts=bool(record.restarts()),
+        goodput=_goodput_rows(record),
+        changes=[event for event in record.events if event.get("kind") != "begin" and PHASES[0] in event],
+        phases=PHASES,
         events=record.events,
         checkpoints=record.checkpoints,
         config=record.config_text,
@@ -73,6 +79,8 @@ def _tiles(record: RunRecord) -> list[tuple[str, str]]:
     sizes = sorted({row["world_size"] for row in record.steps if row.get("world_size")})
     if sizes:
         tiles.append(("workers", f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"))
+    if record.goodput:
+        tiles.append(("goodput", f"{record.goodput['goodput']:.1%}"))
     if summary.get("duration_s"):
         tiles.append(("last command took", _duration(summary["duration_s"])))
     return tiles
@@ -96,6 +104,15 @@ def _confusion_rows(record: RunRecord) -> list[tuple[str, list[tuple[int, float]
         return None
     rows = zip(table["labels"], table["counts"], strict=True)
     return [(label, [(count, (count / max(1, sum(counts))) ** 0.5) for count in counts]) for label, counts in rows]
+
+
+def _goodput_rows(record: RunRecord) -> list[tuple[str, float, float]]:
+    """(what, worker-seconds, share) of each class that has any, the largest first."""
+    if not record.goodput:
+        return []
+    total_s = record.goodput["worker_seconds"]
+    classes = sorted(record.goodput["classes"].items(), key=lambda item: -item[1])
+    return [(CLASSES[name], seconds, seconds / total_s) for name, seconds in classes if seconds > 0]
 
 
 def _metric_names(record: RunRecord) -> list[str]:

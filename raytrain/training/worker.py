@@ -237,6 +237,8 @@ class Arrival:
                 **self._detail,
                 seconds=round(sum(phases.values()), 3),
                 **phases,
+                left_at_s=transition.left_at_s,
+                started_at_s=transition.started_at_s,
             )
         self._link.stepped(step, is_first=transition is not None)
 

@@ -1,0 +1,103 @@
+"""Goodput: where a run's worker-seconds went, from the lines that it wrote. The contents of goodput.json.
+
+An attempt of W workers that lasts t seconds is W * t worker-seconds, from the end of the attempt before it: waiting and
+starting belong to the attempt that they lead to. Every one of them is in one class; what no line accounts for is
+`other`, so the classes sum to the whole by construction, and a large `other` is a fault of ours.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+CHANGES = ("begin", "resize", "reclaim", "failure")
+CLASSES = {
+    "useful": "steps that count",
+    "evaluation": "evaluations",
+    "redone": "steps that were done again after a crash",
+    "data_wait": "waiting for data",
+    "checkpoint": "saving, as far as it blocked the loop, and leaving",
+    "detect": "from a worker's failure to the moment it was known",
+    "prepare": "starting Ray and preparing data",
+    "waiting": "waiting for nodes",
+    "regroup": "starting a worker group",
+    "load": "loading model and state",
+    "first_step": "from there to the first step",
+    "lost": "groups that ended before their first step",
+    "other": "anything else",
+}
+
+
+def goodput(events: Sequence[dict[str, Any]], rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Account for a run's worker-seconds.
+
+    Args:
+        events: Lines of events.jsonl.
+        rows: Lines of metrics.jsonl, also those that were redone.
+
+    Returns:
+        `goodput`, the share of useful steps and evaluations; `worker_seconds`; and `classes`, worker-seconds by name.
+        Empty when nothing has been trained.
+    """
+    steps = [row for row in rows if row.get("step") is not None]
+    last_attempt: dict[int, int] = {}
+    for row in steps:
+        last_attempt[row["step"]] = max(row.get("attempt", 0), last_attempt.get(row["step"], 0))
+    classes = dict.fromkeys(CLASSES, 0.0)
+    attempts = sorted({event.get("attempt", 0) for event in events if event.get("kind") == "start"})
+    for attempt in attempts:
+        mine = [event for event in events if event.get("attempt", 0) == attempt]
+        after = [event for event in events if event.get("attempt", 0) == attempt + 1]
+        own = [row for row in steps if row.get("attempt", 0) == attempt]
+        for name, seconds in _attempt(mine, after, own, last_attempt).items():
+            classes[name] += seconds
+    total_s = sum(classes.values())
+    if not total_s:
+        return {}
+    share = (classes["useful"] + classes["evaluation"]) / total_s
+    rounded = {name: round(seconds, 3) for name, seconds in classes.items()}
+    return {"goodput": round(share, 4), "worker_seconds": round(total_s, 3), "classes": rounded}
+
+
+def _attempt(
+    events: list[dict[str, Any]], after: list[dict[str, Any]], rows: list[dict[str, Any]], last_attempt: dict[int, int]
+) -> dict[str, float]:
+    """Worker-seconds of one attempt by class. `after`: the events of the next one."""
+    start = _first(events, "start")
+    change, next_change = _first(events, *CHANGES), _first(after, *CHANGES)
+    follows = next_change is not None and next_change.get("kind") != "begin"  # in the same command
+    ended_at_s = next_change["left_at_s"] if follows else max(event.get("time", 0.0) for event in events)
+    workers = start.get("world_size", 1)
+    if change is None:
+        return {"lost": workers * max(0.0, ended_at_s - start.get("entered_at_s", ended_at_s))}
+    first_row_s = _sum("step_s", rows[:1])
+    prepare_s = change["detect_s"] if change["kind"] == "begin" else 0.0
+    spent = {
+        "prepare": prepare_s,
+        "waiting": change["wait_s"],
+        "regroup": change["regroup_s"],
+        "load": change["load_s"],
+        "first_step": max(0.0, change["first_step_s"] - first_row_s),
+        "data_wait": _sum("data_wait_s", rows),
+        "checkpoint": _sum("checkpoint_s", rows, events),
+        "evaluation": _sum("evaluation_s", rows, events) + _sum("measure_s", events),
+        "useful": 0.0,
+        "redone": 0.0,
+        "detect": next_change["detect_s"] if follows and next_change["kind"] == "failure" else 0.0,
+    }
+    for row in rows:
+        name = "useful" if last_attempt[row["step"]] == row.get("attempt", 0) else "redone"
+        spent[name] += _sum("step_s", [row]) - _sum("data_wait_s", [row])
+    spent["other"] = ended_at_s - (change["left_at_s"] - prepare_s) - sum(spent.values())
+    if spent["other"] < 0:  # the failing step's time lies in detect and in what came before: count it once
+        spent["detect"] = max(0.0, spent["detect"] + spent["other"])
+        spent["other"] = 0.0
+    return {name: workers * seconds for name, seconds in spent.items()}
+
+
+def _first(events: Iterable[dict[str, Any]], *kinds: str) -> Any:
+    """The first event of one of these kinds; a failure that ended the run led to no group and has no moments."""
+    fitting = (event for event in events if event.get("kind") in kinds)
+    return next((event for event in fitting if kinds == ("start",) or "left_at_s" in event), None)
+
+
+def _sum(name: str, *lines: Iterable[dict[str, Any]]) -> float:
+    return sum(line.get(name) or 0.0 for group in lines for line in group)
