@@ -141,7 +141,8 @@ class ChildDrain:
             is_done, value = self._receive(pipe, ASK_TIMEOUT_S)
         except (DrainError, EOFError, OSError) as error:
             self.close()
-            raise DrainError(str(error) or "the process that speaks to Ray has ended") from None
+            words = str(error) if isinstance(error, DrainError) else "the process that speaks to Ray has ended"
+            raise DrainError(words) from None
         if not is_done:
             raise DrainError(value)
         return value

@@ -28,7 +28,7 @@ from metadata_server import (
 )
 from running import ENV
 
-from raytrain.elastic.drain import DrainError
+from raytrain.elastic.drain import ChildDrain, DrainError
 from raytrain.elastic.metadata import parse_time
 from raytrain.elastic.notices import Notice, Reading, detect_cloud, make_cloud
 from raytrain.elastic.reclaim import DRAIN_AHEAD_S, Watcher, find_cloud
@@ -73,8 +73,12 @@ def only(reading: Reading) -> Notice:
     "text",
     ["2026-09-18T08:22:00Z", "2026-09-18T10:22:00+02:00", "2026-09-18T08:22:00", "Fri, 18 Sep 2026 08:22:00 GMT"],
 )
-def test_times_of_all_clouds(text: str) -> None:
-    assert parse_time(text) == ACTION_TIME
+def test_times_of_all_clouds(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as context:
+        context.setenv("TZ", "Asia/Tokyo")  # a time without a zone is UTC wherever the machine stands
+        time.tzset()
+        assert parse_time(text) == ACTION_TIME
+    time.tzset()
 
 
 @pytest.mark.parametrize("text", ["", "soon", None, 5, ["2026"], "Mon, 99 Foo 2026 99:99:99 GMT", "9" * 5000])
@@ -451,6 +455,18 @@ def test_a_node_that_starts_under_a_standing_notice_is_drained_too(gcp: GcpServe
     assert [node_id for node_id, _ in ray.drained] == ["node1", "node2"]
 
 
+def test_the_first_deadline_holds_where_the_cloud_gives_none(gcp: GcpServer) -> None:
+    watch, ray = watcher("gcp", gcp)
+    gcp.pages[PREEMPTED] = "TRUE"
+    ray.alive = []
+    watch.look()
+    seen = time.time()
+    time.sleep(0.2)
+    ray.alive = ["node1"]
+    watch.look()
+    assert ray.drained[0][1] <= seen + 30
+
+
 def test_ray_out_of_reach_is_tried_again_with_back_off(gcp: GcpServer, caplog: pytest.LogCaptureFixture) -> None:
     watch, ray = watcher("gcp", gcp, interval_s=3.0)
     gcp.pages[PREEMPTED] = "TRUE"
@@ -523,22 +539,34 @@ def start_watch(*arguments: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_command_watches_and_leaves_cleanly(aws: AwsServer, number: signal.Signals) -> None:
+def children_of(process: "subprocess.Popen[str]") -> list[str]:
+    return subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True
+    ).stdout.split()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+    end = time.monotonic() + seconds
+    while not (found := condition()) and time.monotonic() < end:
+        time.sleep(0.02)
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_command_watches_and_leaves_nothing(aws: AwsServer, number: signal.Signals) -> None:
     process = start_watch("--interval-s", "0.1", "--metadata-url", aws.url, "--address", "127.0.0.1:1")
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
         assert "watching aws" in line
         assert "can't reach Ray at 127.0.0.1:1" in line
-        end = time.monotonic() + 10
-        while aws.count(SPOT) < 3 and time.monotonic() < end:
-            time.sleep(0.02)
-        assert aws.count(SPOT) >= 3
+        assert wait_until(lambda: aws.count(SPOT) >= 3)
+        children = children_of(process)
+        assert children
         process.send_signal(number)
-        assert process.wait(5) == 0
-        rest = process.stdout.read()
-        assert "stopped" in rest and "Traceback" not in rest
+        assert process.wait(5) == (0 if number == signal.SIGTERM else -number)
+        assert ("stopped\n" in process.stdout.read()) == (number == signal.SIGTERM)
+        assert wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in children))
     finally:
         process.kill()
         process.wait()
@@ -551,15 +579,18 @@ def test_the_command_on_no_cloud() -> None:
     assert "none of AWS, GCP and Azure" in output
 
 
-def test_a_watcher_that_is_killed_leaves_no_child(aws: AwsServer) -> None:
-    process = start_watch("--interval-s", "0.1", "--metadata-url", aws.url, "--address", "127.0.0.1:1")
-    assert process.stdout is not None
-    assert "watching aws" in process.stdout.readline()
-    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
-    process.kill()
-    process.wait()
-    assert children.split()
-    end = time.monotonic() + 10
-    while any(os.path.exists(f"/proc/{pid}") for pid in children.split()) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert not [pid for pid in children.split() if os.path.exists(f"/proc/{pid}")]
+def test_a_child_that_dies_is_seen_at_once_and_started_again() -> None:
+    """Ray ends a process whose control store is away for a minute."""
+    drain = ChildDrain("127.0.0.1:1")
+    try:
+        with pytest.raises(DrainError, match="can't reach Ray at 127.0.0.1:1"):
+            drain.nodes()
+        drain._process.kill()
+        began = time.monotonic()
+        with pytest.raises(DrainError, match="has ended"):
+            drain.drain("node1", "", math.inf)
+        assert time.monotonic() - began < 5
+        with pytest.raises(DrainError, match="can't reach Ray at 127.0.0.1:1"):
+            drain.nodes()
+    finally:
+        drain.close()
