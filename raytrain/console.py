@@ -131,7 +131,9 @@ EVENT_TEXTS = {
     "resize": _CHANGE,
     "reclaim": _CHANGE,
     "start": "attempt {attempt}: {world_size} worker(s)",
-    "restore": "going on from the checkpoint of step {step}",
+    "restore": "going on from the {source} of step {step}",
+    "damaged_snapshot": "[yellow]the snapshot of step {step} was passed over: {reason}",
+    "no_snapshots": "[yellow]snapshots do not fit into the nodes' object stores; a crash goes back to a checkpoint",
     "damaged_checkpoint": "[yellow]checkpoint of step {step} is damaged and was passed over: {reason}",
     "early_stop": "stopping early at step {step}: the best model is that of step {best_step}",
 }

@@ -15,6 +15,8 @@ class Timetable:
     """None: at the end of each epoch. Ignored when there is no validation split."""
     save_every_steps: int
     has_validation: bool
+    snapshot_every_steps: int | None = None
+    """None: no snapshots."""
 
     def place_of(self, step: int) -> tuple[int, int]:
         """(epoch, step in epoch) of the step that follows `step` finished ones."""
@@ -29,6 +31,11 @@ class Timetable:
     def is_save_due(self, step: int) -> bool:
         """Whether a checkpoint is taken after `step` finished steps."""
         return step > 0 and (step % self.save_every_steps == 0 or step == self.total_steps)
+
+    def is_snapshot_due(self, step: int) -> bool:
+        """Whether a snapshot is given to the peers after `step` finished steps; a checkpoint is as good as one."""
+        every = self.snapshot_every_steps
+        return every is not None and step > 0 and step % every == 0 and not self.is_save_due(step)
 
     def next_evaluation(self, step: int) -> int:
         """The first step after `step` at which an evaluation or the end is due."""
@@ -48,4 +55,5 @@ def make_timetable(config: RunConfig, num_samples: int, *, has_validation: bool)
         eval_every_steps=config.training.eval_every_steps,
         save_every_steps=config.checkpoint.save_every_steps,
         has_validation=has_validation,
+        snapshot_every_steps=config.checkpoint.snapshot_every_steps,
     )

@@ -9,7 +9,7 @@ import bisect
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -43,12 +43,23 @@ class RangeReader(Protocol):
         """Elements [start, stop): fp32, 1-D, CPU. Raises CheckpointError when they aren't all there."""
 
 
+class Files(Protocol):
+    """Where a reader finds its files: a Storage, or a snapshot's parts in memory."""
+
+    def open_input(self, name: str) -> Any:
+        """A file to read with `size`, `read_at` and `close`. Raises OSError."""
+
+    def path_of(self, name: str) -> str:
+        """What to call the file in messages."""
+
+
 def write_ranges(storage: Storage, name: str, ranges: list[StateRange]) -> FileEntry:
     """Write one worker's ranges as a safetensors file, hashing it on the way. Raises OSError."""
-    return write_hashed(storage, name, _encode(ranges))
+    return write_hashed(storage, name, encode_ranges(ranges))
 
 
-def _encode(ranges: list[StateRange]) -> Iterator[bytes | memoryview]:
+def encode_ranges(ranges: list[StateRange]) -> Iterator[bytes | memoryview]:
+    """The bytes of one worker's safetensors file, piece by piece; the pieces are views of the ranges."""
     header: dict[str, dict[str, object]] = {}
     tensors: list[Tensor] = []
     offset = 0
@@ -88,7 +99,7 @@ class StorageRangeReader:
     bytes_read: int
     """Bytes that were read so far, headers included."""
 
-    def __init__(self, storage: Storage, files: list[str]):
+    def __init__(self, storage: Files, files: list[str]):
         """Raises CheckpointError when a file is missing or is not what `write_ranges` writes."""
         self.bytes_read = 0
         self._files = files

@@ -25,6 +25,8 @@ class NodeView:
     """What a person knows it by: its address."""
     available: Resources
     """What nobody holds."""
+    total: Resources
+    """What the node has in all."""
     drain_deadline_s: float | None = None
     """When the node will be taken away, seconds since the epoch (infinite: soon); None: it stays."""
 
@@ -54,6 +56,7 @@ def look(*, probe: bool = False) -> list[NodeView]:
             node["NodeID"],
             node["NodeManagerAddress"],
             available[node["NodeID"]],
+            node["Resources"],
             _deadline_s(draining[node["NodeID"]]) if node["NodeID"] in draining else None,
         )
         for node in nodes
@@ -74,20 +77,27 @@ def workers_that_fit(
         worker: What each worker holds.
         data_cpus: CPUs of each worker's pipeline, which may be on any node; at least one CPU is left for data.
         most: Upper bound of the answer.
-        ours: Node ids of the workers that run now, one entry a worker: what they hold would be free.
+        ours: Node ids of our workers, one entry a worker: what they hold, or held a moment ago, counts as free.
     """
     held = Counter(ours)
-    places, cpus = 0, data_cpus * sum(held.values())
+    places, cpus, most_cpus = 0, data_cpus * sum(held.values()), 0.0
     for node in nodes:
         if node.is_draining:
             continue
-        free = {name: node.available.get(name, 0.0) + held[node.node_id] * amount for name, amount in worker.items()}
+        free = {name: _free(node, name, held[node.node_id] * amount) for name, amount in worker.items()}
         places += min((int((free[name] + EPSILON) // amount) for name, amount in worker.items() if amount > 0))
-        cpus += node.available.get("CPU", 0.0) + held[node.node_id] * worker.get("CPU", 0.0)
+        cpus += _free(node, "CPU", held[node.node_id] * worker.get("CPU", 0.0))
+        most_cpus += node.total.get("CPU", 0.0)
+    cpus = min(cpus, most_cpus)
     fitting = min(places, most)
     while fitting > 0 and fitting * worker.get("CPU", 0.0) + max(1.0, fitting * data_cpus) > cpus + EPSILON:
         fitting -= 1
     return fitting
+
+
+def _free(node: NodeView, name: str, ours: float) -> float:
+    """What nobody else holds; of what we held, some may have been given back already."""
+    return min(node.total.get(name, 0.0), node.available.get(name, 0.0) + ours)
 
 
 def _deadline_s(deadline_ms: int) -> float:

@@ -80,6 +80,8 @@ class FaultBudget:
 
     max_failures: int
     spent: int = 0
+    bad_step: int | None = None
+    """Step that failed again and again, once `charge` has said so."""
     _in_a_row: int = 0
     _last_step: int | None = None
     _at_step: list[Failure] = field(default_factory=list)
@@ -93,6 +95,7 @@ class FaultBudget:
             self.spent += 1
         errors = [seen for seen in self._at_step if seen.kind is FailureKind.ERROR]
         if failure.step is not None and (len(errors) >= ERRORS_AT_A_STEP or len(self._at_step) >= CRASHES_AT_A_STEP):
+            self.bad_step = failure.step
             first = errors[0] if errors else self._at_step[0]
             return f"step {failure.step} failed {len(self._at_step)} times. The first time: {first.message}"
         if self.spent > self.max_failures:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from raytrain.config import RunConfig
 from raytrain.config_io import dump_config, load_config
+from raytrain.elastic.lease import Lease
 from raytrain.elastic.preflight import Preflight, check
 from raytrain.elastic.resume import begin_or_resume
 from raytrain.elastic.session import ray_session
@@ -104,10 +105,17 @@ def run_training(config: RunConfig, observer: Observer | None = None, *, overwri
     observer.phase("checking")
     found = check(config)
     run = Storage(found.config.storage_path).at(found.config.name)
-    previous = begin_or_resume(run, found.config, overwrite=overwrite)
-    if previous is not None:
-        return RunResult(**previous)
-    outcome = _train(run, found, observer, started_at_s)
+    with Lease(run, observer.note) as lease:
+        previous = begin_or_resume(run, found.config, overwrite=overwrite)
+        if previous is not None:
+            return RunResult(**previous)
+        return _train_and_report(run, found, observer, started_at_s, lease)
+
+
+def _train_and_report(
+    run: Storage, found: Preflight, observer: Observer, started_at_s: float, lease: Lease
+) -> RunResult:
+    outcome = _train(run, found, observer, started_at_s, lease)
     events = [event for event in read_jsonl(run, "events.jsonl") if event["time"] >= started_at_s]
     result = _complete(outcome, run, found.config, time.time() - started_at_s, [event["kind"] for event in events])
     account = goodput(read_jsonl(run, "events.jsonl"), read_jsonl(run, "metrics.jsonl"))
@@ -138,7 +146,7 @@ def _complete(raw: dict[str, Any], run: Storage, config: RunConfig, duration_s: 
     )
 
 
-def _train(run: Storage, found: Preflight, observer: Observer, began_at_s: float) -> dict[str, Any]:
+def _train(run: Storage, found: Preflight, observer: Observer, began_at_s: float, lease: Lease) -> dict[str, Any]:
     """Prepare and train on Ray; what the workers said of the end. Failures become a result too."""
     from raytrain.data.prepare import prepare
     from raytrain.elastic.supervisor import Supervisor
@@ -158,20 +166,31 @@ def _train(run: Storage, found: Preflight, observer: Observer, began_at_s: float
         observer.phase("starting workers")
         signals.catch()
         return _supervise(
-            run, found, plan, store.root, observer, signals, table.total_steps, began_at_s, Supervisor.train
+            Supervisor.train,
+            run,
+            found,
+            plan,
+            store.root,
+            observer,
+            signals,
+            total_steps=table.total_steps,
+            began_at_s=began_at_s,
+            check_lease=lease.check,
         )
 
 
 def _supervise(
+    work: Callable[["Supervisor"], dict[str, Any]],
     run: Storage,
     found: Preflight,
     plan: Plan,
     prepared_root: str,
     observer: Observer,
     signals: StopSignals,
-    total_steps: int,
-    began_at_s: float,
-    work: Callable[["Supervisor"], dict[str, Any]],
+    *,
+    total_steps: int = 0,
+    began_at_s: float = 0.0,
+    check_lease: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Let a supervisor do its work, follow the run's files meanwhile, and pass a stop request on."""
     from raytrain.elastic.supervisor import Supervisor
@@ -179,6 +198,7 @@ def _supervise(
     follower = Follower(run, observer)
 
     def on_poll() -> None:
+        check_lease()
         signals.acknowledge(observer.stopping)
         follower.look()
 
@@ -198,7 +218,7 @@ def _supervise(
     except TrainingError as error:
         return {"status": "failed", "message": str(error), "exit_code": error.exit_code}
     finally:
-        on_poll()
+        follower.look()
 
 
 def evaluate_run(path: str, split: str, observer: Observer | None = None) -> dict[str, float]:
@@ -225,7 +245,7 @@ def evaluate_run(path: str, split: str, observer: Observer | None = None) -> dic
         observer.phase(f"evaluating {split}")
         plan = found.plan_on(session)
         work = functools.partial(Supervisor.evaluate, split=split, world_size=plan.world_size)
-        result = _supervise(run, found, plan, store.root, observer, signals, 0, time.time(), work)
+        result = _supervise(work, run, found, plan, store.root, observer, signals)
     if result["status"] == "failed":
         raise TrainingError(result["message"])
     return result["final_metrics"]

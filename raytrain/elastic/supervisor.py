@@ -12,7 +12,10 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from raytrain.checkpoint.snapshot import Holders
 from raytrain.config import RunConfig
+from raytrain.data.prepared import PreparedStore
+from raytrain.data.stream import make_order
 from raytrain.elastic.capacity import NodeView, look, seconds_left, workers_that_fit
 from raytrain.elastic.group import GroupFailure, WorkerGroup, worker_resources
 from raytrain.elastic.policy import Failure, FailureKind, FaultBudget, GrowthPolicy
@@ -25,6 +28,7 @@ from raytrain.training.records import last_row
 
 POLL_S = 0.25  # seconds between two looks at the group's end and at the run's files
 LOOK_S = 1.0  # seconds between two looks at the cluster
+MOST_IDS = 64  # sample ids that a message lists
 
 
 class Supervisor:
@@ -59,6 +63,8 @@ class Supervisor:
         self._room = Room(config, self._worker, say, on_poll, is_stop_asked)
         self._resize_cost_s = 0.0
         self._mailbox = Mailbox()
+        self._holders = Holders(self._mailbox.name)
+        self._saved_step = 0
         self._nodes: list[NodeView] = []
         self._began_at_s = began_at_s
 
@@ -80,6 +86,7 @@ class Supervisor:
                 transition, group = outcome, group + 1
         finally:
             self._room.close()
+            self._holders.close()
             self._mailbox.close()
 
     def evaluate(self, split: str, world_size: int) -> dict[str, Any]:
@@ -102,13 +109,16 @@ class Supervisor:
         group = WorkerGroup(self._config, self._job(number, transition, None), world_size)
         leaving: Transition | None = None
         next_look_s = 0.0
-        has_begun = False
+        has_begun = has_holders = False
         while not group.wait(POLL_S):
             self._on_poll()
             if time.monotonic() < next_look_s:
                 continue
             next_look_s = time.monotonic() + LOOK_S
             status = self._mailbox.status()
+            if not has_holders and len(status.nodes) == world_size:
+                has_holders = True
+                self._mailbox.give_holders(self._holders.place(status.nodes.values()))
             if status.first_step_at_s is not None and not has_begun:
                 has_begun = True
                 self._resize_cost_s = max(1.0, status.first_step_at_s - transition.started_at_s)
@@ -119,6 +129,7 @@ class Supervisor:
         if group.error is not None:
             raise group.error
         status = self._mailbox.status()
+        self._saved_step = max(self._saved_step, status.saved_step)
         if status.result is not None and (status.result["status"] != "stopped" or leaving is None):
             return status.result
         if status.result is not None and self._is_stop_asked():
@@ -139,17 +150,22 @@ class Supervisor:
         if left_s is not None:
             names = sorted({node.name for node in self._nodes if node.is_draining and node.node_id in set(ours)})
             due = "" if math.isinf(left_s) else f", which goes in {max(0.0, left_s):.0f} s"
+            self._room.expect(self._possible(ours))
             cause = f"notice to reclaim {', '.join(names)}{due}"
             return Transition("reclaim", cause, world_size, now_s, now_s, now_s, now_s)
         if status.first_step_at_s is None:  # nothing to compare a resize's cost with
             return None
-        workers = self._config.workers
-        possible = workers_that_fit(self._nodes, self._worker, workers.data_cpus, workers.max, ours)
+        possible = self._possible(ours)
         if self._growth.should_grow(now_s, world_size, possible, self._remaining_s(status), self._resize_cost_s):
             self._room.expect(possible)
             cause = f"room for {possible} workers instead of {world_size}"
             return Transition("resize", cause, world_size, self._growth.seen_at_s, now_s, now_s, now_s)
         return None
+
+    def _possible(self, ours: list[str]) -> int:
+        """Workers that would fit if ours were not there; `ours`: the nodes that they are on."""
+        workers = self._config.workers
+        return workers_that_fit(self._nodes, self._worker, workers.data_cpus, workers.max, ours)
 
     def _remaining_s(self, status: GroupStatus) -> float:
         """Training time that is left at the group's speed."""
@@ -168,8 +184,10 @@ class Supervisor:
         kind, message = self._kind_of(failure, status), failure.message
         verdict = self._budget.charge(Failure(kind, self._step_in_work(status), message))
         if verdict is not None:
-            return _failed(verdict)
+            return _failed(verdict + self._samples_of(self._budget.bad_step))
         self._say(f"{_WORDS[kind]}: {_first_line(message)}")
+        self._nodes = look(probe=True)
+        self._room.expect(self._possible(list(status.nodes.values())))
         self._pause(self._budget.wait_s)
         reported_at_s = status.step_at_s or now_s
         name = "reclaim" if kind is FailureKind.RECLAIM else "failure"
@@ -194,6 +212,18 @@ class Supervisor:
         row = last_row(self._run, METRICS)
         return max(status.step, int(row["step"]) if row else 0) + 1
 
+    def _samples_of(self, step: int | None) -> str:
+        """The samples of a step that fails again and again, in words."""
+        if step is None:
+            return ""
+        order = make_order(self._config, PreparedStore(self._prepared_root))
+        ids = order.step_samples(*divmod(step - 1, order.steps_per_epoch)).tolist()
+        more = f" and {len(ids) - MOST_IDS} more" if len(ids) > MOST_IDS else ""
+        return (
+            f"\nThe step's samples are {', '.join(map(str, ids[:MOST_IDS]))}{more} of the training split, in prepared "
+            f"order ({self._prepared_root})"
+        )
+
     def _pause(self, seconds: float) -> None:
         deadline_s = time.monotonic() + seconds
         while time.monotonic() < deadline_s and not self._is_stop_asked():
@@ -205,6 +235,7 @@ class Supervisor:
         return {"status": "stopped", "step": int(row["step"]) if row else 0}
 
     def _job(self, group: int, transition: Transition | None, evaluate_split: str | None) -> Job:
+        snapshot = self._holders.newest(self._saved_step) if group else None
         return Job(
             config=self._config.model_dump(mode="json", exclude_unset=True),
             run_root=self._run.path_of(),
@@ -213,6 +244,7 @@ class Supervisor:
             mailbox=self._mailbox.name,
             group=group,
             transition=asdict(transition) if transition else None,
+            snapshot=asdict(snapshot) if snapshot else None,
             evaluate_split=evaluate_split,
         )
 

@@ -56,6 +56,8 @@ class Job:
     """Ordinal of the worker group within this command."""
     transition: dict[str, Any] | None = None
     """Fields of the Transition that led to this group; None for an evaluation."""
+    snapshot: dict[str, Any] | None = None
+    """Fields of the Snapshot to go on from; None: from the newest checkpoint."""
     evaluate_split: str | None = None
     """Evaluate the run's best model on this split instead of training."""
 

@@ -31,6 +31,8 @@ class GroupStatus:
     """When the group's first own step was done, seconds since the epoch."""
     step_at_s: float | None = None
     """When the newest report came."""
+    saved_step: int = 0
+    """Step of the newest checkpoint that this group has committed or loaded."""
     result: dict[str, Any] | None = None
     """How the group ended, in rank 0's words; None while it runs, and when it crashed."""
 
@@ -40,11 +42,13 @@ class _MailboxActor:
 
     def __init__(self) -> None:
         self._group, self._status = -1, GroupStatus()
-        self._leave = asyncio.Event()
+        self._leave, self._has_holders = asyncio.Event(), asyncio.Event()
+        self._holders: dict[str, str] = {}
 
     async def begin(self, group: int) -> None:
         self._group, self._status = group, GroupStatus()
         self._leave.clear()
+        self._has_holders.clear()
 
     async def joined(self, group: int, world_rank: int, node_id: str) -> None:
         if group == self._group:
@@ -59,6 +63,19 @@ class _MailboxActor:
         elif status.first_step_at_s is None and step > status.first_step:
             status.first_step_at_s = now_s
         status.step, status.step_at_s = step, now_s
+
+    async def saved(self, group: int, step: int) -> None:
+        if group == self._group:
+            self._status.saved_step = step
+
+    async def give_holders(self, holders: dict[str, str]) -> None:
+        self._holders = holders
+        self._has_holders.set()
+
+    async def holders(self) -> dict[str, str]:
+        """Waits until there are some."""
+        await self._has_holders.wait()
+        return self._holders
 
     async def ended(self, group: int, result: dict[str, Any]) -> None:
         if group == self._group:
@@ -104,6 +121,10 @@ class Mailbox:
         """The workers save at the next step boundary and end."""
         self._actor.ask_to_leave.remote()
 
+    def give_holders(self, holders: dict[str, str]) -> None:
+        """Tell the workers the names of the actors that keep snapshots, by node id."""
+        self._actor.give_holders.remote(holders)
+
     def status(self) -> GroupStatus:
         """Of the present group."""
         return self._get(self._actor.status.remote())
@@ -127,11 +148,19 @@ class DriverLink:
         import ray
 
         self._actor, self._group, self._world_rank = ray.get_actor(name), group, world_rank
+        self.node_id: str = ray.get_runtime_context().get_node_id()
+        """Hex."""
         self._is_leaving = threading.Event()
         self._next_report_s = 0.0
-        self._actor.joined.remote(group, world_rank, ray.get_runtime_context().get_node_id())
+        self._actor.joined.remote(group, world_rank, self.node_id)
         if world_rank == 0:
             threading.Thread(target=self._listen, daemon=True, name="driver-link").start()
+
+    def object_store_bytes(self) -> float:
+        """Size of this node's object store."""
+        import ray
+
+        return next(node["Resources"] for node in ray.nodes() if node["NodeID"] == self.node_id)["object_store_memory"]
 
     def is_leave_requested(self) -> bool:
         """Whether the driver wants the group to save and end."""
@@ -142,6 +171,21 @@ class DriverLink:
         if self._world_rank == 0 and (is_first or time.monotonic() >= self._next_report_s):
             self._next_report_s = time.monotonic() + REPORT_EVERY_S
             self._actor.stepped.remote(self._group, step)
+
+    def saved(self, step: int) -> None:
+        """Tell the driver that a checkpoint of this step is in storage."""
+        if self._world_rank == 0:
+            self._actor.saved.remote(self._group, step)
+
+    def holders(self) -> tuple[str, str]:
+        """Names of the actors that keep this worker's snapshots: on its own node, and on the next one."""
+        import ray
+
+        answer: Any = ray.get(self._actor.holders.remote())
+        names: dict[str, str] = answer
+        nodes = sorted(names)
+        place = nodes.index(self.node_id)
+        return names[nodes[place]], names[nodes[(place + 1) % len(nodes)]]
 
     def ended(self, result: dict[str, Any]) -> None:
         """Tell the driver how the group ended; returns when it knows."""

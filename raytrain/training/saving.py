@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 
 from raytrain.batch_plan import World
 from raytrain.checkpoint.manifest import FileEntry
-from raytrain.checkpoint.ranges import write_ranges
+from raytrain.checkpoint.ranges import encode_ranges, write_ranges
+from raytrain.checkpoint.snapshot import SnapshotKeeper
 from raytrain.checkpoint.store import CheckpointStore
 from raytrain.checkpoint.writer import CheckpointWriter
 from raytrain.checkpoint.zero_state import owned_ranges, scaler_state
@@ -45,15 +46,19 @@ class Saver:
         token: str,
         data_content: str,
         export: Callable[[dict[str, torch.Tensor], int, str], None],
+        keeper: SnapshotKeeper | None,
+        on_saved: Callable[[int], None],
     ):
         """Args:
         token: The same on all workers of this attempt, different in every attempt.
         data_content: Identity of the prepared data, which the sample order is a function of.
         export: Writes a model with the given weights, of the given step, with its tokenizer to a local folder.
+        keeper: Takes snapshots; None: there are none.
+        on_saved: Told the step of each checkpoint that is committed, on every worker.
         """
         self._run, self._engine, self._world, self._control, self._log = run, engine, world, control, log
         self._writer = CheckpointWriter(CheckpointStore(run.at("checkpoints"), keep_last), world, token)
-        self._export, self._data_content = export, data_content
+        self._export, self._data_content, self._keeper, self._on_saved = export, data_content, keeper, on_saved
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="best-model")
         self._best: Future[None] | None = None
         self._state: dict[str, Any] = {}
@@ -65,17 +70,19 @@ class Saver:
             self._complete()
         ranges = owned_ranges(self._engine)
         name = f"zero-{self._world.world_rank:05d}-of-{self._world.world_size:05d}.safetensors"
-        self._state = {
-            **progress.to_dict(),
-            "loss_scaler": scaler_state(self._engine),
-            "world_size": self._world.world_size,
-            "data_content": self._data_content,
-        }
+        self._state = self._state_of(progress)
 
         def write(folder: Storage) -> list[FileEntry]:
             return [write_ranges(folder, name, ranges)]
 
         self._writer.begin(progress.step, write)
+
+    def snapshot(self, progress: Progress) -> None:
+        """Give this moment to the peers' memory, unless the last one is still on its way."""
+        if self._keeper is None or self._keeper.is_busy:
+            return
+        ranges = owned_ranges(self._engine)
+        self._keeper.begin(progress.step, self._state_of(progress), encode_ranges(ranges))
 
     def poll(self) -> tuple[float, float]:
         """(1.0 if this worker's part of the checkpoint in flight is written, 1.0 if writing failed).
@@ -109,6 +116,8 @@ class Saver:
         """End the threads; what is not committed by now is dropped."""
         self._writer.close()
         self._thread.shutdown(wait=True)
+        if self._keeper is not None:
+            self._keeper.close()
 
     def save_best(self, step: int) -> None:
         """Keep the model as it is now, after `step` steps, in `best/`; only gathering the weights blocks."""
@@ -136,6 +145,15 @@ class Saver:
         if self._best is not None:
             self._best.result()
 
+    def _state_of(self, progress: Progress) -> dict[str, Any]:
+        """The contents of state.json."""
+        return {
+            **progress.to_dict(),
+            "loss_scaler": scaler_state(self._engine),
+            "world_size": self._world.world_size,
+            "data_content": self._data_content,
+        }
+
     def _complete(self) -> None:
         """Wait until the checkpoint in flight is written on all workers, and commit it."""
         self._wait_for_all()
@@ -155,6 +173,7 @@ class Saver:
     def _commit(self) -> None:
         self._writer.commit(self._state)
         self._log.event("checkpoint", step=self._state["step"])
+        self._on_saved(self._state["step"])
 
     def _first_error(self) -> CheckpointError:
         """The error of the first worker that has one; collective."""

@@ -93,6 +93,9 @@ class Trainer:
             if self.timetable.is_save_due(self.progress.step) or is_stopping or self.progress.is_stopped_early:
                 with self.idle.of("checkpoint_s"):
                     self.saver.save(self.progress)
+            elif self.timetable.is_snapshot_due(self.progress.step):
+                with self.idle.of("checkpoint_s"):
+                    self.saver.snapshot(self.progress)
             batch, wait_s, num_targets = next_batch, next_wait_s, sums.next_targets
         with self.idle.of("checkpoint_s"):
             self.saver.finish()

@@ -7,14 +7,15 @@ import shutil
 import tempfile
 import time
 import uuid
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from raytrain.batch_plan import BatchPlan, World
-from raytrain.checkpoint.manifest import Checkpoint
-from raytrain.checkpoint.ranges import StorageRangeReader
+from raytrain.checkpoint.ranges import Files, StorageRangeReader
+from raytrain.checkpoint.snapshot import MemoryFiles, Snapshot, SnapshotKeeper, fits_in_store
 from raytrain.checkpoint.store import CheckpointStore
 from raytrain.checkpoint.zero_state import load_ranges, load_scaler_state
 from raytrain.config import RunConfig
@@ -36,6 +37,8 @@ from raytrain.training.records import last_row
 from raytrain.training.saving import BEST, Saver
 from raytrain.training.state import Progress
 from raytrain.training.trainer import Trainer
+
+BYTES_PER_PARAMETER = 12  # fp32 master weight and AdamW's two moments
 
 
 class WorkerRun:
@@ -68,9 +71,10 @@ class WorkerRun:
 
     def train(self) -> dict[str, Any]:
         """Train from where the run stands to its end; the contents of result.json."""
-        self.log.event("start", world_size=self.world.world_size, entered_at_s=self.entered_at_s)
-        checkpoint = self._newest_checkpoint()
-        progress = progress_of(checkpoint)
+        self.nodes: list[str] = self.control.gather(self.link.node_id)
+        self.log.event("start", world_size=self.world.world_size, nodes=self.nodes, entered_at_s=self.entered_at_s)
+        saved = self._snapshot() or self._newest_checkpoint()
+        progress = Progress() if saved is None else progress_of(saved.state)
         stream = Stream(self.config, self.store, self.world, self.plan)
         stream.start(progress.step, self.timetable)  # fills up while the model is loaded
         precision = self.control.all_succeed(lambda: detect_precision(self.config.training.precision, self.device))
@@ -82,8 +86,8 @@ class WorkerRun:
             device=self.device,
             num_micro_steps=self.plan.micro_steps,
         )
-        if checkpoint is not None:
-            self._restore(engine, checkpoint, progress)
+        if saved is not None:
+            self._restore(engine, saved, progress)
         _seed(self.config.seed, progress.step, self.world.world_rank)
         saver = Saver(
             self.run,
@@ -95,6 +99,8 @@ class WorkerRun:
             token=self.token,
             data_content=self.store.manifest.content,
             export=functools.partial(self._export, model),
+            keeper=self._snapshot_keeper(engine),
+            on_saved=self.link.saved,
         )
         arrival = Arrival(self.job, self.log, self.link, progress.step, self._steps_before(), self.entered_at_s)
         try:
@@ -146,7 +152,25 @@ class WorkerRun:
         torch.manual_seed(self.config.seed)
         return self.task.build_model(self.config.model, self.labels, self.config.training)
 
-    def _newest_checkpoint(self) -> Checkpoint | None:
+    def _snapshot(self) -> "SavedState | None":
+        """The snapshot that the driver has found complete, unless a part of it is lost or damaged after all."""
+        if self.job.snapshot is None:
+            return None
+        snapshot = Snapshot(**self.job.snapshot)
+        files, problem = None, None
+        try:
+            files = MemoryFiles(snapshot)
+            problem = ", ".join(files.damaged(self.world)) or None
+        except Exception as error:  # a node that went away since
+            problem = str(error)
+        problems = [found for found in self.control.gather(problem) if found]
+        if problems:
+            self.log.event("damaged_snapshot", step=snapshot.step, reason=problems[0])
+            return None
+        assert files is not None
+        return SavedState("snapshot", snapshot.step, snapshot.state, files, files.names)
+
+    def _newest_checkpoint(self) -> "SavedState | None":
         """The newest good checkpoint, if there is one.
 
         Raises:
@@ -160,23 +184,37 @@ class WorkerRun:
             self.control.gather,
             lambda step, reason: self.log.event("damaged_checkpoint", step=step, reason=reason),
         )
-        if checkpoint is not None and checkpoint.state.get("data_content") != self.store.manifest.content:
+        if checkpoint is None:
+            return None
+        if checkpoint.state.get("data_content") != self.store.manifest.content:
             raise ConfigError(
                 f"the source files or the tokenizer have changed since this run's checkpoint of step {checkpoint.step} "
                 "was made, so its samples would come in another order. Put them back, give the run another name, or "
                 "start anew with --overwrite"
             )
-        return checkpoint
-
-    def _restore(self, engine: Engine, checkpoint: Checkpoint, progress: Progress) -> None:
-        """Load this worker's part of the state, whatever world size wrote it."""
         names = [entry.name for entry in checkpoint.files if entry.name.endswith(".safetensors")]
+        return SavedState("checkpoint", checkpoint.step, checkpoint.state, checkpoint.folder, names)
+
+    def _restore(self, engine: Engine, saved: "SavedState", progress: Progress) -> None:
+        """Load this worker's part of the state, whatever world size wrote it."""
         try:
-            load_ranges(engine, StorageRangeReader(checkpoint.folder, names), progress.updates)
+            load_ranges(engine, StorageRangeReader(saved.files, saved.names), progress.updates)
         except CheckpointError as error:  # on this worker only: a crash, which restarts all
             raise RuntimeError(str(error)) from error
-        load_scaler_state(engine, checkpoint.state["loss_scaler"])
-        self.log.event("restore", step=progress.step)
+        load_scaler_state(engine, saved.state["loss_scaler"])
+        self.log.event("restore", step=progress.step, source=saved.source)
+        self.link.saved(progress.step if saved.source == "checkpoint" else 0)
+
+    def _snapshot_keeper(self, engine: Engine) -> SnapshotKeeper | None:
+        """Who takes snapshots; None when they are turned off or don't fit into the nodes' memory."""
+        if self.config.checkpoint.snapshot_every_steps is None:
+            return None
+        part_bytes = sum(map(_numel, engine.module.parameters())) * BYTES_PER_PARAMETER // self.world.world_size
+        fits = fits_in_store(part_bytes, self.nodes.count(self.link.node_id), self.link.object_store_bytes())
+        if all(self.control.gather(fits)):
+            return SnapshotKeeper(self.world, self.token, self.link.holders)
+        self.log.event("no_snapshots", part_bytes=part_bytes, workers_on_a_node=max(map(self.nodes.count, self.nodes)))
+        return None
 
     def _export(self, model: Any, weights: dict[str, torch.Tensor], step: int, folder: str) -> None:
         """The model, its tokenizer, and what raytrain needs to use it again, in a local folder."""
@@ -243,11 +281,27 @@ class Arrival:
         self._link.stepped(step, is_first=transition is not None)
 
 
-def progress_of(checkpoint: Checkpoint | None) -> Progress:
-    """Where the run stands according to its checkpoint; at step 0 without one."""
-    if checkpoint is None:
-        return Progress()
-    return Progress.from_dict({k: v for k, v in checkpoint.state.items() if k in Progress.__dataclass_fields__})
+@dataclass(frozen=True)
+class SavedState:
+    """What a group goes on from: a checkpoint in storage, or a snapshot in memory."""
+
+    source: str
+    step: int
+    state: dict[str, Any]
+    """The contents of state.json."""
+    files: Files
+    names: list[str]
+    """Of the safetensors files with the workers' ranges."""
+
+
+def progress_of(state: dict[str, Any]) -> Progress:
+    """Where the run stands according to a state.json."""
+    return Progress.from_dict({k: v for k, v in state.items() if k in Progress.__dataclass_fields__})
+
+
+def _numel(parameter: Any) -> int:
+    """Elements of a parameter, which is empty under ZeRO-3 outside a forward."""
+    return getattr(parameter, "ds_numel", parameter.numel())
 
 
 def _device(use_gpu: bool, num_threads: int) -> torch.device:

@@ -48,8 +48,31 @@ class NodePool:
         )
         assert accepted, reason
 
+    def node_of(self, node_id: str) -> Any:
+        """The node with this id."""
+        return next(node for node in self.nodes if node.node_id == node_id)
+
+    def assert_nothing_is_held(self) -> None:
+        """No actor of a run is left, and no resource is taken: not by a placement group, an actor or a task."""
+        import ray
+
+        ray.init(address=self.address, log_to_driver=False)
+        try:
+            deadline_s = time.monotonic() + 30
+            while ray.available_resources().get("CPU") != ray.cluster_resources().get("CPU"):
+                assert time.monotonic() < deadline_s, (ray.available_resources(), ray.cluster_resources())
+                time.sleep(0.5)
+            from ray._private.state import actors
+
+            alive = {actor["ActorClassName"] for actor in actors().values() if actor["State"] != "DEAD"}
+            assert not alive - RAYS_OWN, alive
+        finally:
+            ray.shutdown()
+
     def close(self) -> None:
         self.cluster.shutdown()
 
 
+# Detached actors of Ray's own, one of each a cluster.
+RAYS_OWN = {"_AutoscalingCoordinatorActor", "ActorLocationTracker", "_StatsActor", "_UsageCollectionActor"}
 PREEMPTION = 2  # DRAIN_NODE_REASON_PREEMPTION in autoscaler.proto

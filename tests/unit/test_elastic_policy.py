@@ -89,8 +89,8 @@ class TestFaultBudget:
         assert waits == [0.0, 1.0, 5.0, 15.0, 0.0, 0.0]
 
 
-def node(name: str, cpus: float, deadline_s: float | None = None, **more: float) -> NodeView:
-    return NodeView(name, name, {"CPU": cpus, **more}, deadline_s)
+def node(name: str, cpus: float, deadline_s: float | None = None, total: float = 64.0, **more: float) -> NodeView:
+    return NodeView(name, name, {"CPU": cpus, **more}, {"CPU": total, **more}, deadline_s)
 
 
 class TestCapacity:
@@ -112,6 +112,12 @@ class TestCapacity:
         nodes = [node("head", 1), node("a", 0), node("b", 0), node("c", 2)]
         assert workers_that_fit(nodes, {"CPU": 2}, 0.5, most=8, ours=["a", "b"]) == 3
         assert workers_that_fit(nodes, {"CPU": 2}, 0.5, most=8) == 1
+
+    def test_what_we_have_given_back_already_is_not_counted_twice(self) -> None:
+        """A worker of two CPUs has just died on a node of two: there is room for one, not for two."""
+        nodes = [node("head", 4, total=4), node("a", 2, total=2)]
+        assert workers_that_fit(nodes, {"CPU": 2}, 0.5, most=8, ours=["a"]) == 2  # the other fits on the head
+        assert workers_that_fit(nodes[1:], {"CPU": 2}, 0.0, most=8, ours=["a"]) == 0  # none is left for data
 
     def test_gpus(self) -> None:
         nodes = [node("head", 8), node("a", 8, GPU=4), node("b", 1, GPU=4)]

@@ -24,7 +24,8 @@ ROWS = [
     ("cli", "__init__", "__main__"),
 ]
 NO_RAY = ("config", "config_io", "plan", "batch_plan", "timetable", "data.order", "data.prepared", "data.sources")
-NO_RAY += ("training.engine", "training.trainer", "training.saving", "training.evaluate", "checkpoint", "tasks")
+NO_RAY += ("training.engine", "training.trainer", "training.saving", "training.evaluate", "tasks")
+NO_RAY += ("checkpoint.manifest", "checkpoint.ranges", "checkpoint.store", "checkpoint.writer", "checkpoint.zero_state")
 NO_TORCH = (
     "tokenizer",
     "config",

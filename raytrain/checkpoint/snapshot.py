@@ -1,0 +1,226 @@
+"""Snapshots in peer memory: a checkpoint whose files are kept by actors on the workers' nodes, not in storage.
+
+    holder     one actor a node, the driver's: it outlives worker groups, and keeps the newest two snapshots' parts
+    keeper     in each worker: gives its part to the holder of its own node and to that of the next node
+    driver     after a crash: is there a snapshot of which every part is left? Then the next group loads that
+
+Parts travel and lie in Ray's object store. A part is what a worker would write into a checkpoint, so a snapshot is
+loaded at any world size too. It needs no commit: it is complete when all parts of one step and one attempt are there,
+and each part's SHA-256 is checked before it is trusted. Nothing here is pickled but by Ray, between our own processes.
+"""
+
+import hashlib
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raytrain.batch_plan import World
+
+KEEP_SNAPSHOTS = 2  # the newest complete one, and one that is on its way
+COPIES = 2  # on the worker's own node, and on the next one
+# Of a node's object store; the rest is for data on its way.
+STORE_SHARE = 0.5
+ANSWER_TIMEOUT_S = 60.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PartInfo:
+    """What a holder knows of a part."""
+
+    step: int
+    token: str
+    """Of the attempt that made it."""
+    world_rank: int
+    world_size: int
+    sha256: str
+    state: dict[str, Any]
+    """The run's scalars at that step; the same in every part."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A complete snapshot: where each part lies. JSON-able with `asdict`."""
+
+    step: int
+    state: dict[str, Any]
+    parts: list[tuple[str, str, str]]
+    """(name of the holder actor, key, SHA-256) in rank order."""
+
+
+class _HolderActor:
+    """Keeps the parts of the newest snapshots that came to this node."""
+
+    def __init__(self) -> None:
+        self._parts: OrderedDict[str, tuple[PartInfo, Any]] = OrderedDict()
+
+    def keep(self, info: PartInfo, box: list[Any]) -> None:
+        """`box` holds a reference to the part, so that Ray does not fetch it before it is asked to."""
+        import ray
+
+        data = ray.get(box[0])
+        mine = ray.put(data)  # owned by this actor: it stays when the worker that made it is gone
+        self._parts[_key(info.step, info.token, info.world_rank)] = (info, mine)
+        newest = list(dict.fromkeys((kept.step, kept.token) for kept, _ in reversed(self._parts.values())))
+        for key, (kept, _) in list(self._parts.items()):
+            if (kept.step, kept.token) not in newest[:KEEP_SNAPSHOTS]:
+                del self._parts[key]
+
+    def inventory(self) -> list[PartInfo]:
+        return [info for info, _ in self._parts.values()]
+
+    def part(self, key: str) -> Any:
+        import ray
+
+        return ray.get(self._parts[key][1])
+
+
+class Holders:
+    """The driver's end: one holder a node."""
+
+    def __init__(self, prefix: str):
+        """`prefix`: begins the actors' names; different in every run."""
+        self._prefix, self._num_placed = prefix, 0
+        self._actors: dict[str, tuple[str, Any]] = {}  # node id -> (name, actor)
+
+    def place(self, node_ids: Iterable[str]) -> dict[str, str]:
+        """Make sure that there is one on each of these nodes; their names by node id."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        wanted = set(node_ids)
+        for node_id in wanted - set(self._actors):
+            name = f"{self._prefix}-{self._num_placed}"
+            where = NodeAffinitySchedulingStrategy(node_id, soft=False)
+            actor: Any = ray.remote(_HolderActor).options(name=name, num_cpus=0, scheduling_strategy=where)
+            self._actors[node_id] = name, actor.remote()
+            self._num_placed += 1
+        return {node_id: self._actors[node_id][0] for node_id in wanted}
+
+    def newest(self, after_step: int) -> Snapshot | None:
+        """The newest complete snapshot of a later step than `after_step`; holders that are gone are forgotten."""
+        import ray
+
+        found: dict[tuple[int, str], dict[int, tuple[str, PartInfo]]] = {}
+        for node_id, (name, actor) in list(self._actors.items()):
+            try:
+                inventory = ray.get(actor.inventory.remote(), timeout=5.0)
+            except ray.exceptions.RayError:  # its node is gone; a GetTimeoutError is one too
+                del self._actors[node_id]
+                continue
+            for info in inventory:
+                parts = found.setdefault((info.step, info.token), {})
+                parts[info.world_rank] = (name, info)
+        for (step, token), parts in sorted(found.items(), reverse=True):
+            first = next(iter(parts.values()))[1]
+            if step > after_step and len(parts) == first.world_size:
+                places = [(parts[rank][0], _key(step, token, rank), parts[rank][1].sha256) for rank in sorted(parts)]
+                return Snapshot(step, first.state, places)
+        return None
+
+    def close(self) -> None:
+        """End the actors, and with them what they hold."""
+        import ray
+
+        for _, actor in self._actors.values():
+            ray.kill(actor)
+
+
+class SnapshotKeeper:
+    """A worker's end. Only copying the state into one buffer is the caller's time; the rest is a thread's."""
+
+    def __init__(self, world: World, token: str, holder_names: Any):
+        """`holder_names`: called in the thread, once: the names of this worker's own holder and of the next node's
+        (the same twice on a single node)."""
+        self._world, self._token, self._holder_names = world, token, holder_names
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
+        self._busy: Future[None] | None = None
+        self._holders: list[Any] | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the last snapshot is still on its way; another would only take memory."""
+        return self._busy is not None and not self._busy.done()
+
+    def begin(self, step: int, state: dict[str, Any], chunks: Iterable[bytes | memoryview]) -> None:
+        """Give this worker's part away. `chunks`: the bytes of its file, copies; `state`: the run's scalars."""
+        pieces = list(chunks)
+        self._busy = self._thread.submit(self._give, step, state, pieces)
+
+    def close(self) -> None:
+        """Drop what has not been given away."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _give(self, step: int, state: dict[str, Any], pieces: Sequence[bytes | memoryview]) -> None:
+        import ray
+
+        try:
+            if self._holders is None:
+                self._holders = [ray.get_actor(name) for name in dict.fromkeys(self._holder_names())]
+            digest = hashlib.sha256()
+            for piece in pieces:
+                digest.update(piece)
+            reference = ray.put(_joined(pieces))
+            world = self._world
+            info = PartInfo(step, self._token, world.world_rank, world.world_size, digest.hexdigest(), state)
+            ray.get([holder.keep.remote(info, [reference]) for holder in self._holders], timeout=ANSWER_TIMEOUT_S)
+        except Exception as error:  # a node that is gone, a store that is full: the next snapshot may fare better
+            self._holders = None
+            logger.warning("the snapshot of step %d could not be kept: %s", step, error)
+
+
+class MemoryFiles:
+    """A snapshot's parts as files, for the reader of checkpoints."""
+
+    def __init__(self, snapshot: Snapshot):
+        """Fetches every part to this node. Raises Ray's errors when one can't be had any more."""
+        import ray
+
+        actors = {name: ray.get_actor(name) for name, _, _ in snapshot.parts}
+        references = [actors[name].part.remote(key) for name, key, _ in snapshot.parts]
+        keys = [key for _, key, _ in snapshot.parts]
+        self._parts: dict[str, Any] = dict(zip(keys, ray.get(references, timeout=ANSWER_TIMEOUT_S), strict=True))
+        self._hashes = {key: sha256 for _, key, sha256 in snapshot.parts}
+
+    @property
+    def names(self) -> list[str]:
+        """One a part, in rank order."""
+        return list(self._parts)
+
+    def damaged(self, world: World) -> list[str]:
+        """Of this worker's share of the parts, those that are not what was given away."""
+        mine = self.names[world.world_rank :: world.world_size]
+        return [name for name in mine if hashlib.sha256(self._parts[name]).hexdigest() != self._hashes[name]]
+
+    def open_input(self, name: str) -> pa.BufferReader:
+        """As of a Storage."""
+        return pa.BufferReader(pa.py_buffer(self._parts[name]))
+
+    def path_of(self, name: str) -> str:
+        """For messages."""
+        return f"snapshot part {name}"
+
+
+def fits_in_store(part_bytes: int, parts_on_node: int, store_bytes: float) -> bool:
+    """Whether a node's object store can hold the snapshots: its own workers' parts and as many of a neighbour's, of
+    two snapshots, and a copy of each on its way."""
+    return part_bytes * parts_on_node * COPIES * (KEEP_SNAPSHOTS + 1) <= STORE_SHARE * store_bytes
+
+
+def _key(step: int, token: str, world_rank: int) -> str:
+    return f"{step}-{token}-{world_rank}"
+
+
+def _joined(pieces: Sequence[bytes | memoryview]) -> np.ndarray:
+    """All pieces in one array of bytes; numpy copies without holding Python's lock."""
+    arrays = [np.frombuffer(piece, dtype=np.uint8) for piece in pieces if memoryview(piece).nbytes]
+    return np.concatenate(arrays)

@@ -1,0 +1,134 @@
+"""Crashes of workers, nodes and the driver at bad moments, and what the run makes of them."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from cluster import NodePool
+from running import kill_all, run_cli, steps_done, summary, tiny_run, wait_until, write_config
+from training import Training
+
+pytestmark = pytest.mark.slow
+
+
+def worker_processes() -> list[psutil.Process]:
+    """Ray Train's workers on this machine."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if any("RayTrainWorker" in word for word in process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_a_run_waits_for_its_first_node_and_says_so(pool: NodePool, tmp_path: Path) -> None:
+    pool.kill(pool.nodes[0])
+    training = Training(pool, tmp_path)
+    time.sleep(25)
+    assert training.process.poll() is None
+    pool.add()
+    training.wait_for_workers(1)
+    output = training.stop()
+    assert "waiting for nodes since" in output
+    assert "workers.min 1 workers of 2 CPU each" in output
+
+
+def test_a_run_that_waits_too_long_ends_with_what_was_missing(pool: NodePool, tmp_path: Path) -> None:
+    pool.kill(pool.nodes[0])
+    training = Training(pool, tmp_path, "workers.wait_timeout_s=5")
+    output, _ = training.process.communicate(timeout=120)
+    assert training.process.returncode == 1, output
+    assert "for workers.wait_timeout_s 5 s; add nodes, lower workers.min, or raise the timeout" in output
+
+
+def test_a_worker_that_dies_while_the_group_starts(pool: NodePool, tmp_path: Path) -> None:
+    training = Training(pool, tmp_path)
+    wait_until(worker_processes, "a worker's process", 120)
+    for process in worker_processes():
+        process.kill()
+    training.wait_for_workers(1)
+    training.stop()
+    training.assert_undisturbed()
+    pool.assert_nothing_is_held()
+
+
+def test_two_nodes_at_once(pool: NodePool, tmp_path: Path) -> None:
+    """A snapshot that lost both its copies of a part is not used; the run goes back to storage."""
+    pool.add()
+    pool.add()
+    training = Training(pool, tmp_path, "checkpoint={save_every_steps: 30, snapshot_every_steps: 5}")
+    training.wait_for_workers(3)
+    nodes = training.nodes()
+    for node_id in nodes[:2]:
+        pool.kill(pool.node_of(node_id))
+    training.wait_for_workers(1)
+    training.stop()
+    training.assert_undisturbed()
+
+
+def test_a_notice_that_is_shorter_than_a_save(pool: NodePool, tmp_path: Path) -> None:
+    """The node goes a moment after its notice: no failure budget is spent, and a snapshot is gone back to."""
+    pool.add()
+    training = Training(pool, tmp_path, "workers.max_failures=0")
+    training.wait_for_workers(2)
+    victim = pool.node_of(training.nodes()[0])
+    pool.drain(victim, deadline_s=0.2)
+    time.sleep(0.2)
+    pool.kill(victim)
+    training.wait_for_workers(1)
+    training.stop()
+    training.assert_undisturbed()
+
+
+def test_the_driver_dies_and_the_same_command_goes_on(pool: NodePool, tmp_path: Path) -> None:
+    """`ray job submit` again, or a KubeRay retry: the cluster stays, the driver is new."""
+    pool.add()
+    training = Training(pool, tmp_path, "checkpoint={save_every_steps: 20}")
+    training.wait_for_workers(2)
+    os.killpg(training.process.pid, signal.SIGKILL)
+    training.process.wait()
+    before = steps_done(training.path)
+    training.start()
+    wait_until(lambda: steps_done(training.path) > before + 50, "the run to go on")
+    training.stop()
+    training.assert_undisturbed()
+    pool.assert_nothing_is_held()
+
+
+def test_what_fails_at_the_same_step_again_is_given_up_on(tmp_path: Path) -> None:
+    """A row group that can't be read: the second failure ends the run, long before workers.max_failures."""
+    config = tiny_run(tmp_path, "broken", "training.epochs=2", "data.validation=null", "workers.max_failures=50")
+    path = write_config(config, tmp_path)
+    assert run_cli("data", "prepare", path)[0] == 0
+    (part,) = (tmp_path / "runs" / "_prepared").rglob("train/*.parquet")
+    damaged = bytearray(part.read_bytes())
+    damaged[4:200] = b"\0" * 196
+    part.write_bytes(bytes(damaged))
+    code, output = run_cli("train", path)
+    assert code == 1, output
+    assert "step 1 failed 2 times. The first time: worker 0" in output
+    assert "samples" in output
+    assert summary(tmp_path / "runs" / "broken")["status"] == "failed"
+
+
+def test_two_commands_for_one_run(tmp_path: Path) -> None:
+    from running import start_cli
+
+    path = write_config(tiny_run(tmp_path, "twice", "training.epochs=100"), tmp_path)
+    first = start_cli("train", path)
+    try:
+        wait_until(lambda: steps_done(tmp_path / "runs" / "twice") > 5, "some steps")
+        code, output = run_cli("train", path)
+        assert code == 2
+        assert f"is being trained by process {first.pid}" in output
+        assert first.poll() is None
+        rows = (tmp_path / "runs" / "twice" / "metrics.jsonl").read_text().splitlines()
+        assert {json.loads(row)["attempt"] for row in rows} == {0}
+    finally:
+        kill_all(first)

@@ -1,0 +1,101 @@
+"""`raytrain train` on a cluster of several raylets, and what happens to it."""
+
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from cluster import NodePool
+from running import (
+    assert_same_curve,
+    losses,
+    run_cli,
+    samples_of_steps,
+    start_cli,
+    steps_done,
+    tiny_run,
+    wait_until,
+    write_config,
+)
+
+from raytrain.config import RunConfig
+from raytrain.storage import Storage
+from raytrain.training.records import read_jsonl
+
+# A constant learning rate: what a step does then does not depend on how many follow, so that a run may be ended when
+# enough has happened to it.
+ENDLESS = (
+    "training.optimizer.learning_rate=1e-4",
+    "training.schedule={kind: constant, warmup_ratio: 0.0}",
+    "data.validation=null",
+    "tracking.tensorboard=false",
+)
+BATCHES = "global_batch_size: 8, micro_batch_size: 4, precision: fp32, dropout: 0.0"
+# One worker a node, and no thought about whether a resize pays.
+ELASTIC = (
+    "workers={max: 3, cpus: 2, data_cpus: 0.33, grow_delay_s: 0.5, grow_payback: 0}",
+    # Rarely to storage and often to the peers, so that what a crash goes back to is a snapshot.
+    "checkpoint={save_every_steps: 100000, snapshot_every_steps: 5}",
+)
+PATIENCE_S = 180
+
+
+def endless_run(folder: Path, name: str, max_steps: int, *overrides: str) -> RunConfig:
+    """A tiny run that ends at a step of our choice."""
+    return tiny_run(folder, name, f"training={{max_steps: {max_steps}, {BATCHES}}}", *ENDLESS, *overrides)
+
+
+class Training:
+    """The command, running."""
+
+    def __init__(self, pool: NodePool, folder: Path, *overrides: str):
+        self.pool, self.folder, self.path = pool, folder, folder / "runs" / "elastic"
+        self.config = endless_run(folder, "elastic", 100_000, *ELASTIC, *overrides)
+        self.process = self.start()
+
+    def start(self) -> subprocess.Popen[str]:
+        """Give the command, for the first time or again."""
+        env = {"RAY_ADDRESS": self.pool.address, "RAY_AUTH_MODE": "disabled"}
+        self.process = start_cli("train", write_config(self.config, self.folder), env=env)
+        return self.process
+
+    def events(self, *kinds: str) -> list[dict[str, Any]]:
+        return [event for event in read_jsonl(Storage(str(self.path)), "events.jsonl") if event["kind"] in kinds]
+
+    def nodes(self) -> list[str]:
+        """Ids of the nodes of the newest group's workers, by rank."""
+        return self.events("start")[-1]["nodes"]
+
+    def world_size(self) -> int | None:
+        """Of the newest step."""
+        rows = read_jsonl(Storage(str(self.path)), "metrics.jsonl")
+        return rows[-1]["world_size"] if rows else None
+
+    def wait_for_workers(self, world_size: int) -> None:
+        """Wait until a group of this size has done some steps."""
+        self.wait(lambda: self.world_size() == world_size, f"a step of {world_size} worker(s)")
+        step = steps_done(self.path)
+        self.wait(lambda: steps_done(self.path) >= step + 20, "twenty more steps")
+
+    def wait(self, condition: Any, what: str) -> None:
+        def is_met() -> bool:
+            assert self.process.poll() is None, f"the run ended: {self.process.communicate()[0]}"
+            return bool(condition())
+
+        wait_until(is_met, what, PATIENCE_S)
+
+    def stop(self) -> str:
+        """SIGTERM; returns what the run printed."""
+        self.process.send_signal(signal.SIGTERM)
+        output, _ = self.process.communicate(timeout=120)
+        assert "raytrain resume" in output, output
+        return output
+
+    def assert_undisturbed(self) -> None:
+        """The run is the one that a single worker does alone: samples in every step, losses within 1e-4 (P9)."""
+        config = endless_run(self.folder, "undisturbed", steps_done(self.path))
+        code, output = run_cli("train", write_config(config, self.folder))
+        assert code == 0, output
+        alone = self.folder / "runs" / "undisturbed"
+        assert samples_of_steps(self.path) == samples_of_steps(alone)
+        assert_same_curve(losses(self.path), losses(alone))

@@ -1,0 +1,133 @@
+"""Snapshots: complete or not used, checked before they are trusted, bounded in number."""
+
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from raytrain.batch_plan import World
+from raytrain.checkpoint.ranges import FP32, StateRange, StorageRangeReader, encode_ranges
+from raytrain.checkpoint.snapshot import (
+    KEEP_SNAPSHOTS,
+    Holders,
+    MemoryFiles,
+    PartInfo,
+    SnapshotKeeper,
+    fits_in_store,
+)
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+WEIGHTS = torch.arange(100, dtype=torch.float32)
+
+
+@pytest.fixture
+def holders() -> Iterator[Holders]:
+    holders = Holders(f"test-{uuid.uuid4().hex[:8]}")
+    yield holders
+    holders.close()
+
+
+def here() -> str:
+    import ray
+
+    return ray.get_runtime_context().get_node_id()
+
+
+def give(holders: Holders, step: int, world_size: int, ranks: Any, token: str = "a") -> None:
+    """What workers of these ranks do at a step: each gives its share of the weights away."""
+    name = holders.place([here()])[here()]
+    for world_rank in ranks:
+        keeper = SnapshotKeeper(World(world_rank, world_size), token, lambda: (name, name))
+        share = np.array_split(np.arange(100), world_size)[world_rank]
+        piece = StateRange("w", int(share[0]), {FP32: WEIGHTS[torch.from_numpy(share)] + step})
+        keeper.begin(step, {"step": step}, encode_ranges([piece]))
+        assert keeper._busy is not None
+        keeper._busy.result(timeout=60)
+        keeper.close()
+
+
+def test_a_complete_one_is_found_and_read_at_any_world_size(holders: Holders) -> None:
+    give(holders, 20, 3, range(3))
+    snapshot = holders.newest(after_step=0)
+    assert snapshot is not None
+    assert (snapshot.step, snapshot.state) == (20, {"step": 20})
+    files = MemoryFiles(snapshot)
+    assert [files.damaged(World(rank, 2)) for rank in range(2)] == [[], []]
+    reader = StorageRangeReader(files, files.names)
+    assert torch.equal(reader.read(FP32, "w", 0, 100), WEIGHTS + 20)
+    assert torch.equal(reader.read(FP32, "w", 30, 70), WEIGHTS[30:70] + 20)
+
+
+def test_an_incomplete_one_is_passed_over(holders: Holders) -> None:
+    give(holders, 20, 2, range(2))
+    give(holders, 40, 2, [0])
+    snapshot = holders.newest(after_step=0)
+    assert snapshot is not None
+    assert snapshot.step == 20
+
+
+def test_parts_of_two_attempts_make_no_snapshot(holders: Holders) -> None:
+    give(holders, 20, 2, [0], token="a")
+    give(holders, 20, 2, [1], token="b")
+    assert holders.newest(after_step=0) is None
+
+
+def test_one_that_is_not_newer_than_the_checkpoint_is_not_wanted(holders: Holders) -> None:
+    give(holders, 20, 1, [0])
+    assert holders.newest(after_step=20) is None
+    assert holders.newest(after_step=19) is not None
+
+
+def test_memory_is_bounded(holders: Holders) -> None:
+    import ray
+
+    for step in range(20, 200, 20):
+        give(holders, step, 2, range(2))
+    actor = ray.get_actor(holders.place([here()])[here()])
+    inventory: list[PartInfo] = ray.get(actor.inventory.remote())
+    assert sorted({info.step for info in inventory}) == [160, 180]
+    assert len(inventory) == 2 * KEEP_SNAPSHOTS
+
+
+def test_an_older_step_after_a_crash_counts_as_newer(holders: Holders) -> None:
+    """The run went back: what was kept of the time before must not push the new ones out."""
+    for step, token in ((60, "a"), (80, "a"), (40, "b"), (60, "b")):
+        give(holders, step, 1, [0], token=token)
+    import ray
+
+    actor = ray.get_actor(holders.place([here()])[here()])
+    assert {(info.step, info.token) for info in ray.get(actor.inventory.remote())} == {(40, "b"), (60, "b")}
+
+
+def test_a_damaged_part_is_named(holders: Holders) -> None:
+    import ray
+
+    give(holders, 20, 2, range(2))
+    actor = ray.get_actor(holders.place([here()])[here()])
+    bad = PartInfo(20, "a", 1, 2, "0" * 64, {"step": 20})
+    ray.get(actor.keep.remote(bad, [ray.put(np.zeros(10, dtype=np.uint8))]))
+    snapshot = holders.newest(after_step=0)
+    assert snapshot is not None
+    files = MemoryFiles(snapshot)
+    assert [len(files.damaged(World(rank, 2))) for rank in range(2)] == [0, 1]
+
+
+def test_a_holder_that_is_gone_is_forgotten_and_replaced(holders: Holders) -> None:
+    import ray
+
+    give(holders, 20, 1, [0])
+    name = holders.place([here()])[here()]
+    ray.kill(ray.get_actor(name))
+    assert holders.newest(after_step=0) is None
+    assert holders.place([here()])[here()] != name
+    give(holders, 40, 1, [0])
+    assert holders.newest(after_step=0) is not None
+
+
+def test_what_does_not_fit_is_known_before() -> None:
+    """12 bytes of 22.7M parameters, two workers on the node: 136 MB a part, in twelve copies."""
+    assert fits_in_store(136_000_000, 2, 4e9)
+    assert not fits_in_store(136_000_000, 2, 3e9)
