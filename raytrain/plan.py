@@ -15,6 +15,9 @@ from raytrain.timetable import make_timetable
 
 # A checkpoint holds the fp32 master weights and AdamW's two moments.
 CHECKPOINT_BYTES_PER_PARAMETER = 12
+# In the nodes' memory: the newest complete snapshot and one on its way, each on the worker's node and on another one.
+SNAPSHOTS_KEPT = 2
+SNAPSHOT_COPIES = 2
 # Rows of the table in the terminal; plan.json has them all.
 MAX_TABLE_ROWS = 8
 
@@ -56,6 +59,9 @@ class Plan:
     checkpoint_bytes: int | None = None
     """Size of one checkpoint; None when the model has not been looked at."""
     checkpoints_kept: int = 0
+    snapshot_bytes: int | None = None
+    """What the snapshots take in the memory of all nodes together; None when they are off or the model's size is not
+    known."""
     notes: list[str] = field(default_factory=list)
     """What the user may want to know; none of it keeps the run from starting."""
 
@@ -82,6 +88,9 @@ class Plan:
         if self.checkpoint_bytes is not None:
             size_mib = self.checkpoint_bytes / 2**20
             lines.append(f"checkpoint: {size_mib:,.0f} MiB, {self.checkpoints_kept} kept and one being written")
+        if self.snapshot_bytes is not None:
+            size_mib = self.snapshot_bytes / 2**20
+            lines.append(f"snapshots: {size_mib:,.0f} MiB in the object stores of all nodes together, evenly")
         lines.append("workers   samples each   micro steps   CPUs   fits now")
         lines += [_table_row(world) for world in _some(self.worlds)]
         return lines + [f"note: {note}" for note in self.notes]
@@ -114,6 +123,10 @@ def make_plan(
     if not worlds[0].fits and not can_grow:
         raise ConfigError(_no_room(config, num_cpus, num_gpus, use_gpu))
     steps_per_epoch = None if num_samples is None else _steps_per_epoch(config, num_samples)
+    checkpoint_bytes = None if num_parameters is None else CHECKPOINT_BYTES_PER_PARAMETER * num_parameters
+    snapshot_bytes = None
+    if checkpoint_bytes is not None and config.checkpoint.snapshot_every_steps is not None:
+        snapshot_bytes = SNAPSHOTS_KEPT * SNAPSHOT_COPIES * checkpoint_bytes
     total_steps = config.training.max_steps
     if total_steps is None and num_samples is not None:
         total_steps = make_timetable(config, num_samples, has_validation=False).total_steps
@@ -127,8 +140,9 @@ def make_plan(
         worlds=worlds,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
-        checkpoint_bytes=None if num_parameters is None else CHECKPOINT_BYTES_PER_PARAMETER * num_parameters,
+        checkpoint_bytes=checkpoint_bytes,
         checkpoints_kept=config.checkpoint.keep_last,
+        snapshot_bytes=snapshot_bytes,
         notes=_notes(config, worlds, num_samples, use_gpu),
     )
 

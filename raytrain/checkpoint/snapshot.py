@@ -22,9 +22,8 @@ import numpy as np
 import pyarrow as pa
 
 from raytrain.batch_plan import World
+from raytrain.plan import SNAPSHOT_COPIES, SNAPSHOTS_KEPT
 
-KEEP_SNAPSHOTS = 2  # the newest complete one, and one that is on its way
-COPIES = 2  # on the worker's own node, and on the next one
 # Of a node's object store; the rest is for data on its way.
 STORE_SHARE = 0.5
 ANSWER_TIMEOUT_S = 60.0
@@ -71,7 +70,7 @@ class _HolderActor:
         self._parts[_key(info.step, info.token, info.world_rank)] = (info, mine)
         newest = list(dict.fromkeys((kept.step, kept.token) for kept, _ in reversed(self._parts.values())))
         for key, (kept, _) in list(self._parts.items()):
-            if (kept.step, kept.token) not in newest[:KEEP_SNAPSHOTS]:
+            if (kept.step, kept.token) not in newest[:SNAPSHOTS_KEPT]:
                 del self._parts[key]
 
     def inventory(self) -> list[PartInfo]:
@@ -213,7 +212,7 @@ class MemoryFiles:
 def fits_in_store(part_bytes: int, parts_on_node: int, store_bytes: float) -> bool:
     """Whether a node's object store can hold the snapshots: its own workers' parts and as many of a neighbour's, of
     two snapshots, and a copy of each on its way."""
-    return part_bytes * parts_on_node * COPIES * (KEEP_SNAPSHOTS + 1) <= STORE_SHARE * store_bytes
+    return part_bytes * parts_on_node * SNAPSHOT_COPIES * (SNAPSHOTS_KEPT + 1) <= STORE_SHARE * store_bytes
 
 
 def _key(step: int, token: str, world_rank: int) -> str:

@@ -13,7 +13,10 @@ from raytrain.checkpoint.store import CheckpointStore, write_sidecar
 from raytrain.errors import CheckpointError
 from raytrain.storage import Storage
 
-RETRY_DELAYS_S = (1.0, 5.0)  # waits before the second and the third try
+# Waits before the second and later tries: storage that fails for two minutes costs nothing, training goes on meanwhile.
+RETRY_DELAYS_S = (1.0, 5.0, 15.0, 30.0, 60.0)
+# What time hardly mends is tried three times.
+LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +26,8 @@ class CheckpointWriter:
 
     A save is *in flight* on a worker from `begin` until `commit`, both of which all workers call in the same step; so
     whether `begin` would be refused has the same answer on all of them. Between the two, `poll` tells when this
-    worker's files are written. Failures of storage are tried three times, then raised by the next `poll` or `wait`.
+    worker's files are written. Failures of storage are tried again for two minutes, then raised by the next `poll` or
+    `wait`.
     """
 
     def __init__(self, store: CheckpointStore, world: World, token: str):
@@ -68,7 +72,7 @@ class CheckpointWriter:
     def poll(self) -> int | None:
         """The step in flight once this worker's files are written, else None; does not block.
 
-        Raises CheckpointError when a save or a commit failed three times.
+        Raises CheckpointError when a save or a commit has failed for good.
         """
         self._raise_failed_commit()
         if self._write is None or not self._write.done():
@@ -110,12 +114,14 @@ class CheckpointWriter:
 
     def _try(self, step: int, work: Callable[[], None]) -> None:
         """Do the work, again after a while when storage refuses. Raises CheckpointError at the last refusal."""
-        for delay_s in (*RETRY_DELAYS_S, None):
+        for number, delay_s in enumerate((*RETRY_DELAYS_S, None), start=1):
             try:
                 return work()
             except OSError as error:
-                if delay_s is None or self._is_closed.is_set():
-                    raise CheckpointError(_cannot_save(step, self._store.folder(step).path_of(), error)) from error
+                is_lasting = error.errno in LASTING and number > 2
+                if delay_s is None or is_lasting or self._is_closed.is_set():
+                    path = self._store.folder(step).path_of()
+                    raise CheckpointError(_cannot_save(step, path, error, number)) from error
                 logger.warning("saving step %d failed (%s); trying again in %g s", step, error, delay_s)
             self._is_closed.wait(delay_s)
 
@@ -125,7 +131,7 @@ class CheckpointWriter:
             future.result()
 
 
-def _cannot_save(step: int, path: str, error: OSError) -> str:
+def _cannot_save(step: int, path: str, error: OSError, tries: int) -> str:
     """What went wrong where, and what the user can do."""
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
@@ -134,5 +140,4 @@ def _cannot_save(step: int, path: str, error: OSError) -> str:
             advice = "Give this user permission to write there, or choose another storage_path"
         case _:
             advice = "Check that every worker reaches the storage"
-    tries = len(RETRY_DELAYS_S) + 1
     return f"can't save step {step} to {path} ({tries} tries): {error}. {advice}, then resume the run."

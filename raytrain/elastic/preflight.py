@@ -11,6 +11,7 @@ from raytrain.config_io import load_config, parse_config
 from raytrain.data.sources import check_sources
 from raytrain.elastic.session import RaySession, cluster_address, ray_session
 from raytrain.errors import ConfigError, RaytrainError
+from raytrain.model_files import count_parameters
 from raytrain.plan import Plan, logical_cpus, make_plan
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
@@ -35,6 +36,7 @@ class Preflight:
             num_cpus=session.num_cpus,
             num_gpus=session.num_gpus,
             num_samples=num_samples,
+            num_parameters=count_parameters(self.config.model),
             can_grow=not session.is_private,
         )
         if not plan.use_gpu:
@@ -44,7 +46,8 @@ class Preflight:
     def plan_alone(self) -> Plan:
         """The plan without Ray being started; a cluster that is to be joined is asked what it has."""
         if self.private_cpus:
-            return make_plan(self.config, num_cpus=self.private_cpus, num_gpus=None, num_samples=None)
+            num_parameters = count_parameters(self.config.model)
+            return make_plan(self.config, num_cpus=self.private_cpus, num_gpus=None, num_parameters=num_parameters)
         with ray_session(self.config, 0) as session:
             return self.plan_on(session)
 

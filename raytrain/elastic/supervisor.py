@@ -207,8 +207,9 @@ class Supervisor:
         return failure.kind
 
     def _step_in_work(self, status: GroupStatus) -> int | None:
-        if status.step is None:
-            return None
+        """The step that the group was working on, from 1; None before its loop."""
+        if status.step is None or status.first_step_at_s is None:  # no line of metrics.jsonl is this group's yet
+            return None if status.step is None else status.step + 1
         row = last_row(self._run, METRICS)
         return max(status.step, int(row["step"]) if row else 0) + 1
 

@@ -182,15 +182,30 @@ class Saver:
 
 
 def replace_folder(run: Storage, name: str, local: str) -> None:
-    """Put the files of a local folder in the place of `name`: at every moment the old or the new one is whole.
+    """Put the files of a local folder in the place of `name`.
 
-    On a file system the new folder is renamed into place. A reader of an object store could see a mixture while the
-    upload lasts.
+    On a file system the new folder is written beside the old one and renamed into its place, and the old one goes last:
+    a crash at any moment leaves one of them whole, which `recover_folder` brings back. A reader of an object store
+    could see a mixture while the upload lasts.
     """
-    staging = f"{name}.new" if run.local_path() is not None else name
-    run.delete(staging)
+    is_local = run.local_path() is not None
+    target = f"{name}.new" if is_local else name
+    run.delete(target)
     for file in sorted(os.listdir(local)):
-        with open(os.path.join(local, file), "rb") as source, run.open_output(f"{staging}/{file}") as target:
-            shutil.copyfileobj(source, target, 1 << 20)
-    if staging != name:
-        run.move(staging, name)
+        with open(os.path.join(local, file), "rb") as source, run.open_output(f"{target}/{file}") as output:
+            shutil.copyfileobj(source, output, 1 << 20)
+    if is_local:
+        recover_folder(run, name)
+        if run.exists(name):
+            run.move(name, f"{name}.old")
+        run.move(target, name)
+        run.delete(f"{name}.old")
+
+
+def recover_folder(run: Storage, name: str) -> None:
+    """Bring a folder back whose replacement a crash has interrupted between the two renames."""
+    if run.exists(f"{name}.old"):
+        if run.exists(name):
+            run.delete(f"{name}.old")
+        else:
+            run.move(f"{name}.old", name)

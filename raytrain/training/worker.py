@@ -22,6 +22,7 @@ from raytrain.config import RunConfig
 from raytrain.data.prepared import PreparedStore
 from raytrain.data.stream import Stream
 from raytrain.errors import CheckpointError, ConfigError
+from raytrain.plan import CHECKPOINT_BYTES_PER_PARAMETER
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
 from raytrain.timetable import make_timetable
@@ -34,11 +35,9 @@ from raytrain.training.job import Job, Transition
 from raytrain.training.mailbox import DriverLink
 from raytrain.training.metrics import METRICS, RunLog, next_attempt
 from raytrain.training.records import last_row
-from raytrain.training.saving import BEST, Saver
+from raytrain.training.saving import BEST, Saver, recover_folder
 from raytrain.training.state import Progress
 from raytrain.training.trainer import Trainer
-
-BYTES_PER_PARAMETER = 12  # fp32 master weight and AdamW's two moments
 
 
 class WorkerRun:
@@ -59,6 +58,8 @@ class WorkerRun:
             has_validation=self.store.has_split("validation"),
         )
         self.plan = BatchPlan.of(self.config, world.world_size)
+        if world.world_rank == 0:
+            recover_folder(run, BEST)
         attempt, token = self.control.from_first((next_attempt(run), uuid.uuid4().hex[:12]))
         self.attempt, self.token = attempt, token
         self.log = RunLog(
@@ -209,7 +210,9 @@ class WorkerRun:
         """Who takes snapshots; None when they are turned off or don't fit into the nodes' memory."""
         if self.config.checkpoint.snapshot_every_steps is None:
             return None
-        part_bytes = sum(map(_numel, engine.module.parameters())) * BYTES_PER_PARAMETER // self.world.world_size
+        part_bytes = (
+            sum(map(_numel, engine.module.parameters())) * CHECKPOINT_BYTES_PER_PARAMETER // self.world.world_size
+        )
         fits = fits_in_store(part_bytes, self.nodes.count(self.link.node_id), self.link.object_store_bytes())
         if all(self.control.gather(fits)):
             return SnapshotKeeper(self.world, self.token, self.link.holders)

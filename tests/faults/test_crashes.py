@@ -2,14 +2,16 @@
 
 import json
 import os
+import random
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 from cluster import NodePool
-from running import kill_all, run_cli, steps_done, summary, tiny_run, wait_until, write_config
+from running import committed_steps, kill_all, run_cli, steps_done, summary, tiny_run, wait_until, write_config
 from training import Training
 
 pytestmark = pytest.mark.slow
@@ -115,6 +117,40 @@ def test_what_fails_at_the_same_step_again_is_given_up_on(tmp_path: Path) -> Non
     assert "step 1 failed 2 times. The first time: worker 0" in output
     assert "samples" in output
     assert summary(tmp_path / "runs" / "broken")["status"] == "failed"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_at_any_moment(pool: NodePool, tmp_path: Path, seed: int) -> None:
+    """SIGKILL of one worker after the other at moments drawn by chance: in start-up, restore, steps, saves, uploads."""
+    pool.add()
+    moment = random.Random(seed)
+    training = Training(pool, tmp_path, "workers.max_failures=100", "checkpoint={save_every_steps: 7, keep_last: 1}")
+    wait_until(worker_processes, "a worker's process", 120)
+    for _ in range(6):
+        time.sleep(moment.uniform(0, 15))
+        if processes := worker_processes():
+            moment.choice(processes).kill()
+    training.wait_for_workers(2)
+    training.stop()
+    training.assert_undisturbed()
+    pool.assert_nothing_is_held()
+
+
+def test_storage_that_fails_for_a_while(pool: NodePool, tmp_path: Path) -> None:
+    """The checkpoints' folder can't be written for some seconds: tried again, and charged to nobody."""
+    training = Training(pool, tmp_path, "checkpoint={save_every_steps: 10}", "workers.max_failures=0")
+    training.wait_for_workers(1)
+    folder = training.path / "checkpoints"
+    subprocess.run(["chattr", "+i", str(folder)], check=True)  # root writes where permissions forbid
+    try:
+        training.wait(lambda: steps_done(training.path), "steps")
+        time.sleep(3)
+    finally:
+        subprocess.run(["chattr", "-i", str(folder)], check=True)
+    before = max(committed_steps(training.path))
+    training.wait(lambda: max(committed_steps(training.path), default=0) > before, "another checkpoint")
+    training.stop()
+    assert not training.events("failure")
 
 
 def test_two_commands_for_one_run(tmp_path: Path) -> None:

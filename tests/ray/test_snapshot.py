@@ -11,13 +11,13 @@ import torch
 from raytrain.batch_plan import World
 from raytrain.checkpoint.ranges import FP32, StateRange, StorageRangeReader, encode_ranges
 from raytrain.checkpoint.snapshot import (
-    KEEP_SNAPSHOTS,
     Holders,
     MemoryFiles,
     PartInfo,
     SnapshotKeeper,
     fits_in_store,
 )
+from raytrain.plan import SNAPSHOTS_KEPT
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 WEIGHTS = torch.arange(100, dtype=torch.float32)
@@ -89,7 +89,7 @@ def test_memory_is_bounded(holders: Holders) -> None:
     actor = ray.get_actor(holders.place([here()])[here()])
     inventory: list[PartInfo] = ray.get(actor.inventory.remote())
     assert sorted({info.step for info in inventory}) == [160, 180]
-    assert len(inventory) == 2 * KEEP_SNAPSHOTS
+    assert len(inventory) == 2 * SNAPSHOTS_KEPT
 
 
 def test_an_older_step_after_a_crash_counts_as_newer(holders: Holders) -> None:

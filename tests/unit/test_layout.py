@@ -11,7 +11,7 @@ ROWS = [
     ("errors", "config"),
     ("assets", "storage"),
     ("config_io", "config_help"),
-    ("batch_plan", "timetable", "tokenizer"),
+    ("batch_plan", "timetable", "tokenizer", "model_files"),
     ("plan",),
     ("tasks",),
     ("data",),
