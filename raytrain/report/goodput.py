@@ -14,7 +14,8 @@ CLASSES = {
     "evaluation": "evaluations",
     "redone": "steps that were done again after a crash",
     "data_wait": "waiting for data",
-    "checkpoint": "saving, as far as it blocked the loop, and leaving",
+    "checkpoint": "saving, as far as it blocked the loop",
+    "leave": "ending a worker group",
     "detect": "from a worker's failure to the moment it was known",
     "prepare": "starting Ray and preparing data",
     "waiting": "waiting for nodes",
@@ -83,6 +84,9 @@ def _attempt(
         "redone": 0.0,
         "detect": next_change["detect_s"] if follows and next_change["kind"] == "failure" else 0.0,
     }
+    finish = _first(events, "finish")
+    if follows and finish is not None:
+        spent["leave"] = max(0.0, ended_at_s - finish["time"])
     for row in rows:
         name = "useful" if last_attempt[row["step"]] == row.get("attempt", 0) else "redone"
         spent[name] += _sum("step_s", [row]) - _sum("data_wait_s", [row])
@@ -94,9 +98,9 @@ def _attempt(
 
 
 def _first(events: Iterable[dict[str, Any]], *kinds: str) -> Any:
-    """The first event of one of these kinds; a failure that ended the run led to no group and has no moments."""
+    """The first event of one of these kinds. A failure that ended the run led to no group and has no moments."""
     fitting = (event for event in events if event.get("kind") in kinds)
-    return next((event for event in fitting if kinds == ("start",) or "left_at_s" in event), None)
+    return next((event for event in fitting if kinds != CHANGES or "left_at_s" in event), None)
 
 
 def _sum(name: str, *lines: Iterable[dict[str, Any]]) -> float:

@@ -65,6 +65,12 @@ def test_an_undisturbed_run_does_what_it_promises(undisturbed: Path) -> None:
     assert (result["status"], result["step"], result["samples_seen"]) == ("finished", 3 * EPOCH_STEPS, 3 * 403)
     curve = losses(undisturbed)
     assert sum(curve[step] for step in range(140, 150)) < sum(curve[step] for step in range(1, 11))  # it learns
+    account = json.loads((undisturbed / "goodput.json").read_text())
+    assert sum(account["classes"].values()) == pytest.approx(account["worker_seconds"], abs=0.01)
+    assert account["classes"]["other"] < 0.01 * account["worker_seconds"]
+    assert account["worker_seconds"] == pytest.approx(
+        result["duration_s"], rel=0.25
+    )  # one worker; Ray's end is not in it
     for name in ("config.yaml", "plan.json", "report.html", "best/model.safetensors", "best/tokenizer.json"):
         assert (undisturbed / name).exists(), name
     assert not any(path.suffix in (".pt", ".pkl", ".bin") for path in undisturbed.rglob("*"))  # P13

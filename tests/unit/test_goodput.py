@@ -58,18 +58,20 @@ def test_a_crash_and_a_resize() -> None:
         change("begin", 0, 100.0, first_step_s=1.0),
         start(1, 120.0, 1),
         change("failure", 1, 115.0, detect_s=5.0, wait_s=2.0, regroup_s=3.0, first_step_s=1.0),
+        {"kind": "finish", "attempt": 1, "time": 127.0},
         start(2, 131.0, 2),
-        change("resize", 2, 127.0, detect_s=99.0, save_s=1.0, wait_s=1.0, regroup_s=3.0, first_step_s=1.0),
-        finish(2, 141.0),
+        change("resize", 2, 128.5, detect_s=99.0, save_s=1.0, wait_s=1.0, regroup_s=3.0, first_step_s=1.0),
+        finish(2, 142.5),
     ]
     rows = steps(0, 1, 10) + steps(1, 6, 7) + steps(2, 13, 5)
     account = goodput(events, rows)
     classes = account["classes"]
-    assert account["worker_seconds"] == pytest.approx(2 * 15 + 12 + 2 * 14)
+    assert account["worker_seconds"] == pytest.approx(2 * 15 + 13.5 + 2 * 14)
     assert classes["redone"] == pytest.approx(2 * 5)
     assert classes["useful"] == pytest.approx(2 * 5 + 7 + 2 * 5)
     assert classes["detect"] == pytest.approx(2 * 5)  # of the failure; a resize's detection is spent on steps
     assert classes["waiting"] == pytest.approx(2 + 2 * 1)
+    assert classes["leave"] == pytest.approx(1.5)
     assert classes["other"] == pytest.approx(2 * (14 - 1 - 3 - 5 - 5))
     assert sum(classes.values()) == pytest.approx(account["worker_seconds"], rel=0.01)
 
