@@ -6,10 +6,6 @@ from enum import StrEnum
 # Growing nodes come one after the other; the run waits for the last, but not for ever.
 LONGEST_SETTLING = 6.0  # times workers.grow_delay_s
 BACK_OFF_S = (0.0, 1.0, 5.0, 15.0, 30.0, 60.0)
-# Crashes of a worker's process at the same step, after which it is no accident. An error that Python raised is taken
-# for one after the second: the order of samples is fixed, so it is raised again.
-CRASHES_AT_A_STEP = 3
-ERRORS_AT_A_STEP = 2
 
 
 @dataclass
@@ -64,6 +60,12 @@ class FailureKind(StrEnum):
     NO_START = "no_start"  # the group did not come up in time: its room was gone; spends none
 
 
+# How often each may happen at the same step before it is no accident. The order of samples is fixed: what raised an
+# error there raises it again. A group that does not start has no step; so often in a row is too often.
+AT_A_STEP = {FailureKind.ERROR: 2, FailureKind.CRASH: 3, FailureKind.NODE_LOST: 6}
+NO_STARTS = 20
+
+
 @dataclass(frozen=True)
 class Failure:
     """One worker group's end."""
@@ -93,11 +95,12 @@ class FaultBudget:
             return None
         if failure.kind in (FailureKind.CRASH, FailureKind.ERROR):
             self.spent += 1
-        errors = [seen for seen in self._at_step if seen.kind is FailureKind.ERROR]
-        if failure.step is not None and (len(errors) >= ERRORS_AT_A_STEP or len(self._at_step) >= CRASHES_AT_A_STEP):
+        alike = [seen for seen in self._at_step if seen.kind is failure.kind]
+        if failure.step is not None and len(alike) >= AT_A_STEP.get(failure.kind, len(alike) + 1):
             self.bad_step = failure.step
-            first = errors[0] if errors else self._at_step[0]
-            return f"step {failure.step} failed {len(self._at_step)} times. The first time: {first.message}"
+            return f"step {failure.step} failed {len(self._at_step)} times. The first time: {alike[0].message}"
+        if failure.kind is FailureKind.NO_START and self._in_a_row >= NO_STARTS:
+            return f"the workers could not be started {self._in_a_row} times in a row. The last time: {failure.message}"
         if self.spent > self.max_failures:
             return (
                 f"{self.spent} failures, and workers.max_failures is {self.max_failures}. The last: {failure.message}"

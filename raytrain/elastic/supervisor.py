@@ -123,7 +123,8 @@ class Supervisor:
                 has_begun = True
                 self._resize_cost_s = max(1.0, status.first_step_at_s - transition.started_at_s)
             if leaving is None and (leaving := self._reason_to_leave(world_size, status)) is not None:
-                self._say(leaving.cause or "stopping")
+                if leaving.cause:
+                    self._say(leaving.cause)
                 self._mailbox.ask_to_leave()
         self._on_poll()
         if group.error is not None:

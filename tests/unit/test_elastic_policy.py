@@ -76,6 +76,18 @@ class TestFaultBudget:
         budget = FaultBudget(100)
         assert all(budget.charge(crash(step, FailureKind.ERROR)) is None for step in (7, None, 8, 9, None, 7))
 
+    def test_workers_that_never_start_end_the_run_at_last(self) -> None:
+        budget = FaultBudget(0)
+        verdicts = [budget.charge(crash(None, FailureKind.NO_START)) for _ in range(20)]
+        assert verdicts[:19] == [None] * 19
+        assert "could not be started 20 times in a row" in str(verdicts[19])
+
+    def test_nodes_may_be_lost_at_one_step_for_a_while(self) -> None:
+        budget = FaultBudget(0)
+        verdicts = [budget.charge(crash(7, FailureKind.NODE_LOST)) for _ in range(6)]
+        assert verdicts[:5] == [None] * 5
+        assert "step 7 failed 6 times" in str(verdicts[5])
+
     def test_a_reclaimed_node_is_never_a_bug(self) -> None:
         budget = FaultBudget(0)
         assert all(budget.charge(crash(7, FailureKind.RECLAIM)) is None for _ in range(9))
