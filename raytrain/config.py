@@ -319,6 +319,9 @@ class WorkersConfig(Section):
     grow_payback: Annotated[float, Field(ge=0.0)] = 2.0
     """The run grows only when that saves at least so many times the seconds that a resize costs, which the run
     measures on itself."""
+    reclaim_watch: Literal["off", "auto", "aws", "gcp", "azure"] = "off"
+    """Cloud whose reclaim notices the run itself reads, by an actor on each node; auto: found out on each node. off:
+    the cluster's `raytrain reclaim-watch` does it, or nobody. An actor keeps an idle node from being scaled down."""
     wait_timeout_s: Annotated[float, Field(gt=0.0)] | None = 1800.0
     """Seconds to wait for nodes until workers.min fit; null: for ever."""
 

@@ -125,12 +125,17 @@ class Holders:
                 return Snapshot(step, first.state, places)
         return None
 
-    def close(self) -> None:
-        """End the actors, and with them what they hold."""
+    def keep_only(self, node_ids: Iterable[str]) -> None:
+        """End the holders on all other nodes. Ray counts an actor as work: a node that has one is never idle, and a
+        drained one does not leave."""
         import ray
 
-        for _, actor in self._actors.values():
-            ray.kill(actor)
+        for node_id in set(self._actors) - set(node_ids):
+            ray.kill(self._actors.pop(node_id)[1])
+
+    def close(self) -> None:
+        """End them all, and with them what they hold."""
+        self.keep_only([])
 
 
 class SnapshotKeeper:

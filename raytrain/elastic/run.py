@@ -8,6 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -165,18 +166,28 @@ def _train(run: Storage, found: Preflight, observer: Observer, began_at_s: float
         observer.begin(table.total_steps)
         observer.phase("starting workers")
         signals.catch()
-        return _supervise(
-            Supervisor.train,
-            run,
-            found,
-            plan,
-            store.root,
-            observer,
-            signals,
-            total_steps=table.total_steps,
-            began_at_s=began_at_s,
-            check_lease=lease.check,
-        )
+        with _reclaim_watch(config):
+            return _supervise(
+                Supervisor.train,
+                run,
+                found,
+                plan,
+                store.root,
+                observer,
+                signals,
+                total_steps=table.total_steps,
+                began_at_s=began_at_s,
+                check_lease=lease.check,
+            )
+
+
+def _reclaim_watch(config: RunConfig) -> AbstractContextManager[Any]:
+    """Watchers on every node, when the config asks for them."""
+    if config.workers.reclaim_watch == "off":
+        return nullcontext()
+    from raytrain.elastic.node_watch import watch_nodes_from_run
+
+    return watch_nodes_from_run(config.workers.reclaim_watch)
 
 
 def _supervise(

@@ -9,7 +9,7 @@ next    it left: another group. It failed: charge the fault budget, wait a littl
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from raytrain.checkpoint.snapshot import Holders
@@ -78,9 +78,7 @@ class Supervisor:
                 world_size = self._room.wait_for()
                 if world_size == 0:
                     return self._stopped()
-                started_at_s = time.time()
-                transition = Transition(**{**asdict(transition), "started_at_s": started_at_s})
-                outcome = self._run_group(group, world_size, transition)
+                outcome = self._run_group(group, world_size, replace(transition, started_at_s=time.time()))
                 if isinstance(outcome, dict):
                     return outcome
                 transition, group = outcome, group + 1
@@ -107,38 +105,44 @@ class Supervisor:
         """Run one group to its end: the run's result, or what leads to the next group."""
         self._mailbox.begin(number)
         group = WorkerGroup(self._config, self._job(number, transition, None), world_size)
+        leaving = self._watch(group, transition)
+        self._on_poll()
+        if group.error is not None:
+            raise group.error
+        status = self._mailbox.status()
+        self._saved_step = max(self._saved_step, status.saved_step)
+        if status.result is None:
+            failure = group.failure or GroupFailure(FailureKind.CRASH, "the workers ended without a result")
+            return self._after_failure(failure, status, world_size)
+        if leaving is None or status.result["status"] != "stopped" or self._is_stop_asked():
+            return status.result
+        self._holders.keep_only([])  # all is in storage: no node need be held any longer
+        return replace(leaving, left_at_s=time.time())
+
+    def _watch(self, group: WorkerGroup, transition: Transition) -> Transition | None:
+        """Wait for the group's end. Returns why it was asked to leave, if it was."""
         leaving: Transition | None = None
         next_look_s = 0.0
-        has_begun = has_holders = False
+        has_holders = has_begun = False
         while not group.wait(POLL_S):
             self._on_poll()
             if time.monotonic() < next_look_s:
                 continue
             next_look_s = time.monotonic() + LOOK_S
             status = self._mailbox.status()
-            if not has_holders and len(status.nodes) == world_size:
+            if not has_holders and len(status.nodes) == group.world_size:
                 has_holders = True
                 self._mailbox.give_holders(self._holders.place(status.nodes.values()))
-            if status.first_step_at_s is not None and not has_begun:
+            if self._has_own_snapshots(status):
+                self._holders.keep_only(status.nodes.values())
+            if not has_begun and status.first_step_at_s is not None:
                 has_begun = True
                 self._resize_cost_s = max(1.0, status.first_step_at_s - transition.started_at_s)
-            if leaving is None and (leaving := self._reason_to_leave(world_size, status)) is not None:
+            if leaving is None and (leaving := self._reason_to_leave(group.world_size, status)) is not None:
                 if leaving.cause:
                     self._say(leaving.cause)
                 self._mailbox.ask_to_leave()
-        self._on_poll()
-        if group.error is not None:
-            raise group.error
-        status = self._mailbox.status()
-        self._saved_step = max(self._saved_step, status.saved_step)
-        if status.result is not None and (status.result["status"] != "stopped" or leaving is None):
-            return status.result
-        if status.result is not None and self._is_stop_asked():
-            return status.result
-        if status.result is not None and leaving is not None:
-            return Transition(**{**asdict(leaving), "left_at_s": time.time()})
-        failure = group.failure or GroupFailure(FailureKind.CRASH, "the workers ended without a result")
-        return self._after_failure(failure, status, world_size)
+        return leaving
 
     def _reason_to_leave(self, world_size: int, status: GroupStatus) -> Transition | None:
         """Why the group should save and leave now."""
@@ -167,6 +171,11 @@ class Supervisor:
         """Workers that would fit if ours were not there; `ours`: the nodes that they are on."""
         workers = self._config.workers
         return workers_that_fit(self._nodes, self._worker, workers.data_cpus, workers.max, ours)
+
+    def _has_own_snapshots(self, status: GroupStatus) -> bool:
+        """Whether the group has had time enough to give its own snapshots away, so that older ones are not needed."""
+        every = self._config.checkpoint.snapshot_every_steps or 1
+        return status.step is not None and status.first_step is not None and status.step > status.first_step + 3 * every
 
     def _remaining_s(self, status: GroupStatus) -> float:
         """Training time that is left at the group's speed."""

@@ -127,6 +127,14 @@ def test_a_holder_that_is_gone_is_forgotten_and_replaced(holders: Holders) -> No
     assert holders.newest(after_step=0) is not None
 
 
+def test_nodes_are_let_go_of(holders: Holders) -> None:
+    give(holders, 20, 1, [0])
+    holders.keep_only([here()])
+    assert holders.newest(after_step=0) is not None
+    holders.keep_only(["another"])
+    assert holders.newest(after_step=0) is None
+
+
 def test_what_does_not_fit_is_known_before() -> None:
     """12 bytes of 22.7M parameters, two workers on the node: 136 MB a part, in twelve copies."""
     assert fits_in_store(136_000_000, 2, 4e9)
