@@ -8,6 +8,7 @@ asked to save and leave through the mailbox, and the supervisor starts the next 
 import threading
 import uuid
 from dataclasses import dataclass
+from typing import Any
 
 from raytrain.config import RunConfig
 from raytrain.elastic.policy import FailureKind
@@ -65,11 +66,20 @@ def _fit(config: RunConfig, job: Job, world_size: int) -> None:
     """Run the workers until they return. Raises TrainingFailedError when one of them failed, without another try."""
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
     from ray.train.v2.api.config import FailureConfig
+
+    class Trainer(TorchTrainer):
+        """Without Ray's cleaner of placement groups, a detached actor for each group: a controller that dies with its
+        driver leaves no placement group, but where the State API does not run, the cleaner stays for ever."""
+
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()
+            return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
 
     run = Storage(job.run_root)
     ray_files = f"ray-{uuid.uuid4().hex[:8]}"  # Ray Train's own notes; a name of its own, or it would "resume" itself
-    trainer = TorchTrainer(
+    trainer = Trainer(
         train_worker,
         train_loop_config=job.to_dict(),
         torch_config=TorchConfig(backend="nccl" if job.use_gpu else "gloo"),
