@@ -74,7 +74,7 @@ def _fit(config: RunConfig, job: Job, world_size: int) -> None:
         driver leaves no placement group, but where the State API does not run, the cleaner stays for ever."""
 
         def _create_default_callbacks(self) -> list[Any]:
-            callbacks = super()._create_default_callbacks()
+            callbacks = super()._create_default_callbacks()  # type: ignore[misc]
             return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
 
     run = Storage(job.run_root)
