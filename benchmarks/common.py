@@ -83,13 +83,13 @@ def run_raytrain(config: str, overrides: Sequence[str], storage: Path) -> Raytra
     process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert process.stdout is not None
     os.set_blocking(process.stdout.fileno(), False)
-    run, output, metrics = RaytrainRun(), _Lines(), _Lines()
+    run, output, metrics = RaytrainRun(), Lines(), Lines()
     is_running = True
     while is_running:
         is_running = process.poll() is None  # looked at first, so that what was written last is still read
         now_s = time.time() - started_at_s
         run.lines += [(now_s, line.decode(errors="replace")) for line in output.add(process.stdout.read() or b"")]
-        for line in metrics.add(_read_from(folder / "metrics.jsonl", metrics.offset)):
+        for line in metrics.add(read_from(folder / "metrics.jsonl", metrics.offset)):
             run.rows.append(json.loads(line))
             run.row_times_s.append(now_s)
         time.sleep(POLL_S if is_running else 0)
@@ -102,7 +102,7 @@ def run_raytrain(config: str, overrides: Sequence[str], storage: Path) -> Raytra
     return run
 
 
-class _Lines:
+class Lines:
     """Cuts bytes that arrive in pieces into whole lines."""
 
     def __init__(self) -> None:
@@ -115,7 +115,8 @@ class _Lines:
         return lines
 
 
-def _read_from(path: Path, offset: int) -> bytes:
+def read_from(path: Path, offset: int) -> bytes:
+    """What a file that grows holds from `offset` on; nothing when it is not there yet."""
     try:
         with path.open("rb") as file:
             file.seek(offset)

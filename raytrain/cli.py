@@ -1,6 +1,5 @@
 """The commands. Heavy imports stand inside them, so that `--help` answers at once."""
 
-import os
 import sys
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -80,14 +79,10 @@ def train(
 @app.command()
 def resume(run: RunFolder, overrides: Overrides = None) -> None:
     """Go on with a run from its newest good checkpoint."""
-    from raytrain.config_io import load_config
-    from raytrain.elastic.run import run_config_path
+    from raytrain.elastic.run import read_run_config
     from raytrain.storage import Storage
 
-    path = run_config_path(Storage(run))
-    folder = os.path.dirname(path)  # where it lies now, which is not where it began when it was moved
-    place = [f"storage_path={os.path.dirname(folder)}", f"name={os.path.basename(folder)}"]
-    _run(load_config(path, [*place, *(overrides or [])]), overwrite=False)
+    _run(read_run_config(Storage(run), overrides or []), overwrite=False)
 
 
 def _run(config: "RunConfig", *, overwrite: bool) -> NoReturn:
@@ -149,10 +144,10 @@ def evaluate(
 @app.command()
 def report(run: RunFolder) -> None:
     """Write a run's report.html and its plots."""
-    from raytrain.elastic.run import run_config_path
+    from raytrain.elastic.run import read_run_config
     from raytrain.storage import Storage
 
-    run_config_path(Storage(run))
+    read_run_config(Storage(run))
     from raytrain.report.html import build_report  # draws with matplotlib, which a mistyped folder need not wait for
 
     typer.echo(build_report(Storage(run)))

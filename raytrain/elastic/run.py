@@ -7,13 +7,15 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from raytrain.config import RunConfig
-from raytrain.config_io import dump_config, load_config
+from raytrain.config_io import dump_config, parse_config
 from raytrain.elastic.lease import Lease
 from raytrain.elastic.preflight import Preflight, check
 from raytrain.elastic.resume import begin_or_resume
@@ -241,7 +243,7 @@ def evaluate_run(path: str, split: str, observer: Observer | None = None) -> dic
     """
     observer = observer or Observer()
     run = Storage(path)
-    found = check(load_config(run_config_path(run)))
+    found = check(read_run_config(run))
     if not run.exists("best/config.json"):
         raise ConfigError(f"{run.path_of()} has no best/ model yet; train the run first")
     if getattr(found.config.data, split, None) is None:
@@ -273,12 +275,20 @@ def prepare_data(config: RunConfig, observer: Observer | None = None) -> "Prepar
         return prepare(found.config, (observer or Observer()).prepared)
 
 
-def run_config_path(run: Storage) -> str:
-    """The run's resolved config as a local file. Raises ConfigError when the folder is no run."""
-    path = run.local_path("config.yaml")
-    if path is None or not run.exists("config.yaml"):
+def read_run_config(run: Storage, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run's resolved config, for where its folder lies now: it may have been moved, or lie on an object store.
+
+    Raises ConfigError when the folder is no run, or an override is wrong.
+    """
+    path = run.path_of("config.yaml")
+    if not run.exists("config.yaml"):
         raise ConfigError(f"{run.path_of()} is not a run's folder: it has no config.yaml")
-    return path
+    try:
+        raw = yaml.safe_load(run.read_bytes("config.yaml"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no YAML: {error}") from None
+    parent, _, name = run.path_of().rstrip("/").rpartition("/")
+    return parse_config(raw, [f"storage_path={parent}", f"name={name}", *overrides], origin=path)
 
 
 def splits_of(config: RunConfig) -> list[str]:
