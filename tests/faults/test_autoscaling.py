@@ -17,6 +17,9 @@ from training import Training
 pytestmark = pytest.mark.slow
 HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"  # Ray's, of its fake provider
 PATIENCE_S = 180
+# What Ray's monitor reads without asking whether it is there.
+COMMANDS = ("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands")
+COMMANDS += ("head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files")
 
 
 class AutoscaledCluster:
@@ -74,6 +77,9 @@ def cluster_config(address: str) -> dict[str, Any]:
         "head_node_type": "ray.head.default",
         "auth": {},
         "upscaling_speed": 100,
+        "file_mounts": {},
+        "docker": {},
+        **{name: [] for name in COMMANDS},
     }
 
 

@@ -4,15 +4,27 @@ from pathlib import Path
 
 import pytest
 from cluster import NodePool
+from tiny import write_conll
 from training import Training
 
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize("zero_stage", [2, pytest.param(1, marks=SLOW), pytest.param(3, marks=SLOW)])
-def test_resized_and_reclaimed_and_killed(pool: NodePool, tmp_path: Path, zero_stage: int) -> None:
+@pytest.mark.parametrize(
+    ("zero_stage", "task"),
+    [
+        (2, "sequence_classification"),
+        pytest.param(1, "sequence_classification", marks=SLOW),
+        pytest.param(3, "sequence_classification", marks=SLOW),
+        pytest.param(2, "token_classification", marks=SLOW),
+    ],
+)
+def test_resized_and_reclaimed_and_killed(pool: NodePool, tmp_path: Path, zero_stage: int, task: str) -> None:
     """1 -> 2 -> 3 by nodes that come, -> 2 by a notice, -> 1 by a kill of the node with rank 0."""
-    training = Training(pool, tmp_path, f"training.zero_stage={zero_stage}")
+    data = []
+    if task == "token_classification":  # targets are words: their number differs from sample to sample (P7)
+        data = [f"data.train={{path: {write_conll(tmp_path / 'train.conll', 403, 0)}}}", f"task={{kind: {task}}}"]
+    training = Training(pool, tmp_path, f"training.zero_stage={zero_stage}", *data, "data.test=null")
     training.wait_for_workers(1)
     pool.add()
     training.wait_for_workers(2)

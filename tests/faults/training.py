@@ -50,6 +50,7 @@ class Training:
 
     def __init__(self, pool: NodePool, folder: Path, *overrides: str):
         self.pool, self.folder, self.path = pool, folder, folder / "runs" / "elastic"
+        self.overrides = overrides
         self.config = endless_run(folder, "elastic", 100_000, *ELASTIC, *overrides)
         self.process = self.start()
 
@@ -93,7 +94,8 @@ class Training:
 
     def assert_undisturbed(self) -> None:
         """The run is the one that a single worker does alone: samples in every step, losses within 1e-4 (P9)."""
-        config = endless_run(self.folder, "undisturbed", steps_done(self.path))
+        same = [word for word in self.overrides if word.startswith(("data.", "task=", "training."))]
+        config = endless_run(self.folder, "undisturbed", steps_done(self.path), *same)
         code, output = run_cli("train", write_config(config, self.folder))
         assert code == 0, output
         alone = self.folder / "runs" / "undisturbed"
