@@ -89,20 +89,24 @@ def install(clock: Clock, on_end: Callable[[], None]) -> None:
     Saver.save = clock.timed("save", Saver.save)
 
 
-def profiled_worker(raw: dict[str, Any]) -> None:
-    """`train_worker` with a clock; worker 0 leaves the result in the run's folder."""
-    import ray.train
+def profiled_worker(out: Path) -> Callable[[dict[str, Any]], None]:
+    """`train_worker` with a clock; worker 0 leaves the result in a file."""
 
-    from raytrain.training.worker import train_worker
+    def worker(place: dict[str, Any]) -> None:
+        import ray.train
 
-    clock, out, is_written = Clock(WARMUP), Path(raw["run_root"]) / PROFILE, []
+        from raytrain.training.entry import train_worker
 
-    def on_end() -> None:
-        if ray.train.get_context().get_world_rank() == 0 and not is_written:
-            is_written.append(out.write_text(json.dumps(clock.result())))
+        clock, is_written = Clock(WARMUP), []
 
-    install(clock, on_end)
-    train_worker(raw)
+        def on_end() -> None:
+            if ray.train.get_context().get_world_rank() == 0 and not is_written:
+                is_written.append(out.write_text(json.dumps(clock.result())))
+
+        install(clock, on_end)
+        train_worker(place)
+
+    return worker
 
 
 def profile(num_workers: int, threads: int, arguments: argparse.Namespace, storage: Path) -> dict[str, float]:
@@ -111,7 +115,8 @@ def profile(num_workers: int, threads: int, arguments: argparse.Namespace, stora
     from raytrain.config_io import load_config
     from raytrain.elastic.run import run_training
 
-    raytrain.elastic.group.train_worker = profiled_worker
+    out = storage / f"profile_{num_workers}" / PROFILE
+    raytrain.elastic.group.train_worker = profiled_worker(out)
     workers = [f"workers.min={num_workers}", f"workers.max={num_workers}", f"workers.cpus={threads}"]
     places = [f"name=profile_{num_workers}", f"storage_path={storage}", f"data.prepared_path={storage / 'prepared'}"]
     save = [f"checkpoint.save_every_steps={arguments.save_every}"]
@@ -119,7 +124,7 @@ def profile(num_workers: int, threads: int, arguments: argparse.Namespace, stora
     result = run_training(load_config(config, [*LIKE_THE_PLAIN_LOOPS, *workers, *places, *save]))
     if result.exit_code:
         raise RuntimeError(result.message)
-    return json.loads((storage / f"profile_{num_workers}" / PROFILE).read_text())
+    return json.loads(out.read_text())
 
 
 WARMUP = 5  # steps

@@ -15,8 +15,10 @@ from raytrain.elastic.policy import FailureKind
 from raytrain.storage import Storage
 from raytrain.training.entry import train_worker
 from raytrain.training.job import Job
+from raytrain.training.mailbox import Mailbox
 
 # What a worker says when another one has left it: the effect of a failure, not its cause.
+DISMISS_TIMEOUT_S = 10.0
 ECHOES = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL", "ProcessGroup")
 
 
@@ -30,27 +32,41 @@ class GroupFailure:
 
 
 class WorkerGroup:
-    """A group that is running, or has ended."""
+    """A group that stands by, is running, or has ended."""
 
-    def __init__(self, config: RunConfig, job: Job, world_size: int):
-        """Starts it; returns at once."""
-        self.world_size = world_size
+    def __init__(self, number: int, config: RunConfig, mailbox: Mailbox, run: Storage, *, use_gpu: bool):
+        """Starts its controller, which waits for `begin`; returns at once. `number`: its ordinal, unlike any other."""
+        self.number = number
+        self.world_size = 0
         self.failure: GroupFailure | None = None
         self.error: BaseException | None = None
         """A bug of ours or of Ray's, to be raised."""
-        self._thread = threading.Thread(target=self._run, args=(config, job), name="worker-group", daemon=True)
+        self._mailbox = mailbox
+        self._thread = threading.Thread(
+            target=self._run, args=(config, run, use_gpu), name=f"worker-group-{number}", daemon=True
+        )
         self._thread.start()
+
+    def begin(self, world_size: int, job: Job) -> None:
+        """Start the workers."""
+        self.world_size = world_size
+        self._mailbox.begin(self.number, world_size, job.to_dict())
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for its end. Returns whether it has ended."""
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def _run(self, config: RunConfig, job: Job) -> None:
+    def dismiss(self) -> None:
+        """End a controller that stands by."""
+        self._mailbox.dismiss(self.number)
+        self.wait(DISMISS_TIMEOUT_S)
+
+    def _run(self, config: RunConfig, run: Storage, use_gpu: bool) -> None:
         from ray.train.v2.api.exceptions import TrainingFailedError
 
         try:
-            _fit(config, job, self.world_size)
+            _fit(config, run, self._mailbox.name, self.number, use_gpu)
         except TrainingFailedError as error:
             self.failure = _failure_of(error)
         except BaseException as error:
@@ -62,30 +78,38 @@ def worker_resources(config: RunConfig, use_gpu: bool) -> dict[str, float]:
     return {"CPU": float(config.workers.cpus), **({"GPU": 1.0} if use_gpu else {})}
 
 
-def _fit(config: RunConfig, job: Job, world_size: int) -> None:
-    """Run the workers until they return. Raises TrainingFailedError when one of them failed, without another try."""
+def _fit(config: RunConfig, run: Storage, mailbox: str, number: int, use_gpu: bool) -> None:
+    """Wait for the word, run the workers until they return. Raises TrainingFailedError when one of them failed,
+    without another try."""
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
     from ray.train.v2.api.config import FailureConfig
 
+    from raytrain.elastic.standby import StandbyPolicy
+
+    resources = worker_resources(config, use_gpu)
+
     class Trainer(TorchTrainer):
-        """Without Ray's cleaner of placement groups, a detached actor for each group: a controller that dies with its
-        driver leaves no placement group, but where the State API does not run, the cleaner stays for ever."""
+        """With our scaling policy, and without Ray's cleaner of placement groups, a detached actor for each group: a
+        controller that dies with its driver leaves no placement group, but where the State API does not run, the
+        cleaner stays for ever."""
 
         def _create_default_callbacks(self) -> list[Any]:
             callbacks = super()._create_default_callbacks()  # type: ignore[misc]
             return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
 
-    run = Storage(job.run_root)
+        def _initialize_and_run_controller(self, **parts: Any) -> Any:
+            parts["scaling_policy"] = StandbyPolicy(self.scaling_config, mailbox, number, resources)
+            return super()._initialize_and_run_controller(**parts)  # type: ignore[misc]
+
     ray_files = f"ray-{uuid.uuid4().hex[:8]}"  # Ray Train's own notes; a name of its own, or it would "resume" itself
     trainer = Trainer(
         train_worker,
-        train_loop_config=job.to_dict(),
-        torch_config=TorchConfig(backend="nccl" if job.use_gpu else "gloo"),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=world_size, use_gpu=job.use_gpu, resources_per_worker=worker_resources(config, job.use_gpu)
-        ),
+        train_loop_config={"mailbox": mailbox, "group": number},
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        # The policy tells the true number, which is not known yet.
+        scaling_config=ray.train.ScalingConfig(num_workers=1, use_gpu=use_gpu, resources_per_worker=resources),
         run_config=ray.train.RunConfig(
             name=ray_files,
             storage_path=run.path_of(),

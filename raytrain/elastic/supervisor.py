@@ -46,6 +46,7 @@ class Supervisor:
         on_poll: Callable[[], None],
         say: Callable[[str], None],
         began_at_s: float,
+        can_stand_by: bool,
     ):
         """Args:
         total_steps: Of the run.
@@ -53,6 +54,8 @@ class Supervisor:
         on_poll: Called a few times a second.
         say: Shows the user what is going on.
         began_at_s: When the command was given, seconds since the epoch.
+        can_stand_by: Whether the controller of the next group may come up while one is training: seconds less for
+            a resize, one more process.
         """
         self._config, self._run, self._prepared_root = config, run, prepared_root
         self._use_gpu, self._total_steps = use_gpu, total_steps
@@ -63,6 +66,9 @@ class Supervisor:
         self._room = Room(config, self._worker, say, on_poll, is_stop_asked)
         self._resize_cost_s = 0.0
         self._mailbox = Mailbox()
+        self._can_stand_by = can_stand_by
+        self._standby: WorkerGroup | None = None
+        self._num_groups = 0
         self._holders = Holders(self._mailbox.name)
         self._saved_step = 0
         self._nodes: list[NodeView] = []
@@ -72,26 +78,23 @@ class Supervisor:
         """Train to the end. Returns the result of the last group: its status, and a message when it failed."""
         now_s = time.time()
         transition = Transition("begin", "", 0, self._began_at_s, None, now_s, now_s)
-        group = 0
         try:
             while True:
                 world_size = self._room.wait_for()
                 if world_size == 0:
                     return self._stopped()
-                outcome = self._run_group(group, world_size, replace(transition, started_at_s=time.time()))
+                outcome = self._run_group(world_size, replace(transition, started_at_s=time.time()))
                 if isinstance(outcome, dict):
                     return outcome
-                transition, group = outcome, group + 1
+                transition = outcome
         finally:
-            self._room.close()
-            self._holders.close()
-            self._mailbox.close()
+            self._close()
 
     def evaluate(self, split: str, world_size: int) -> dict[str, Any]:
         """Evaluate the run's best model on a split with one group; a failure of it is the result."""
         try:
-            self._mailbox.begin(0)
-            group = WorkerGroup(self._config, self._job(0, None, split), world_size)
+            group = self._new_group()
+            group.begin(world_size, self._job(None, split))
             while not group.wait(POLL_S):
                 self._on_poll()
             if group.error is not None:
@@ -99,12 +102,27 @@ class Supervisor:
             result = self._mailbox.status().result
             return result or _failed(group.failure.message if group.failure else "the workers ended without a result")
         finally:
-            self._mailbox.close()
+            self._close()
 
-    def _run_group(self, number: int, world_size: int, transition: Transition) -> dict[str, Any] | Transition:
+    def _close(self) -> None:
+        if self._standby is not None:
+            self._standby.dismiss()
+        self._room.close()
+        self._holders.close()
+        self._mailbox.close()
+
+    def _new_group(self) -> WorkerGroup:
+        """The group that stands by, or else a new one."""
+        group, self._standby = self._standby, None
+        if group is not None and not group.wait(0.0):
+            return group
+        self._num_groups += 1
+        return WorkerGroup(self._num_groups, self._config, self._mailbox, self._run, use_gpu=self._use_gpu)
+
+    def _run_group(self, world_size: int, transition: Transition) -> dict[str, Any] | Transition:
         """Run one group to its end: the run's result, or what leads to the next group."""
-        self._mailbox.begin(number)
-        group = WorkerGroup(self._config, self._job(number, transition, None), world_size)
+        group = self._new_group()
+        group.begin(world_size, self._job(transition, None))
         leaving = self._watch(group, transition)
         self._on_poll()
         if group.error is not None:
@@ -138,6 +156,8 @@ class Supervisor:
             if not has_begun and status.first_step_at_s is not None:
                 has_begun = True
                 self._resize_cost_s = max(1.0, status.first_step_at_s - transition.started_at_s)
+                if self._can_stand_by:
+                    self._standby = self._new_group()
             if leaving is None and (leaving := self._reason_to_leave(group.world_size, status)) is not None:
                 if leaving.cause:
                     self._say(leaving.cause)
@@ -245,15 +265,13 @@ class Supervisor:
         row = last_row(self._run, METRICS)
         return {"status": "stopped", "step": int(row["step"]) if row else 0}
 
-    def _job(self, group: int, transition: Transition | None, evaluate_split: str | None) -> Job:
-        snapshot = self._holders.newest(self._saved_step) if group else None
+    def _job(self, transition: Transition | None, evaluate_split: str | None) -> Job:
+        snapshot = self._holders.newest(self._saved_step)
         return Job(
             config=self._config.model_dump(mode="json", exclude_unset=True),
             run_root=self._run.path_of(),
             prepared_root=self._prepared_root,
             use_gpu=self._use_gpu,
-            mailbox=self._mailbox.name,
-            group=group,
             transition=asdict(transition) if transition else None,
             snapshot=asdict(snapshot) if snapshot else None,
             evaluate_split=evaluate_split,

@@ -5,11 +5,14 @@ from typing import Any
 
 from raytrain.errors import RaytrainError
 from raytrain.storage import Storage
-from raytrain.training.job import Job
 
 
-def train_worker(raw: dict[str, Any]) -> None:
+def train_worker(place: dict[str, Any]) -> None:
     """Ray Train calls this in each worker of each worker group.
+
+    Args:
+        place: `mailbox`, the name of the actor through which driver and workers talk, and `group`, the ordinal of this
+            worker group. The job lies in the mailbox.
 
     An error for people (a diverged run, a full disk) is no reason to start the workers again: rank 0 tells the driver
     and the group ends in peace. Any other exception is a crash, after which the driver starts another group.
@@ -23,8 +26,8 @@ def train_worker(raw: dict[str, Any]) -> None:
 
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size())
-    job = Job(**raw)
-    link = DriverLink(job.mailbox, job.group, world.world_rank)
+    link = DriverLink(place["mailbox"], place["group"], world.world_rank)
+    job = link.job()
     worker = None
     try:
         worker = WorkerRun(job, Storage(job.run_root), world, link, entered_at_s)

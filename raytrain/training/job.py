@@ -50,10 +50,6 @@ class Job:
     run_root: str
     prepared_root: str
     use_gpu: bool
-    mailbox: str
-    """Name of the actor through which driver and workers talk."""
-    group: int = 0
-    """Ordinal of the worker group within this command."""
     transition: dict[str, Any] | None = None
     """Fields of the Transition that led to this group; None for an evaluation."""
     snapshot: dict[str, Any] | None = None

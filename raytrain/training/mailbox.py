@@ -11,6 +11,8 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
+from raytrain.training.job import Job
+
 # How long a worker's question may stay unanswered before it is asked again.
 ANSWER_TIMEOUT_S = 30.0
 # A worker reports its step at most this often; the driver needs it for estimates only.
@@ -44,11 +46,42 @@ class _MailboxActor:
         self._group, self._status = -1, GroupStatus()
         self._leave, self._has_holders = asyncio.Event(), asyncio.Event()
         self._holders: dict[str, str] = {}
+        self._job: dict[str, Any] = {}
+        self._world_size = 0
+        self._has_changed = asyncio.Event()
+        self._dismissed: set[int] = set()
 
-    async def begin(self, group: int) -> None:
+    async def begin(self, group: int, world_size: int, job: dict[str, Any]) -> None:
         self._group, self._status = group, GroupStatus()
+        self._world_size, self._job = world_size, job
         self._leave.clear()
         self._has_holders.clear()
+        self._tell_controllers()
+
+    async def dismiss(self, group: int) -> None:
+        self._dismissed.add(group)
+        self._tell_controllers()
+
+    async def world_size_of(self, group: int, timeout_s: float) -> int | None:
+        """Answers as soon as the group has begun; 0: it never will; None: not yet."""
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            if group == self._group:
+                return self._world_size
+            if group in self._dismissed or group < self._group:
+                return 0
+            try:
+                await asyncio.wait_for(self._has_changed.wait(), deadline_s - time.monotonic())
+            except TimeoutError:
+                return None
+
+    async def job(self) -> dict[str, Any]:
+        return self._job
+
+    def _tell_controllers(self) -> None:
+        """Wake those that wait now; who asks later finds a new event."""
+        self._has_changed.set()
+        self._has_changed = asyncio.Event()
 
     async def joined(self, group: int, world_rank: int, node_id: str) -> None:
         if group == self._group:
@@ -113,9 +146,13 @@ class Mailbox:
         )
         self._actor: Any = actor.remote()
 
-    def begin(self, group: int) -> None:
-        """A new worker group is about to start."""
-        self._get(self._actor.begin.remote(group))
+    def begin(self, group: int, world_size: int, job: dict[str, Any]) -> None:
+        """Start a group: its controller waits for this. `job`: the fields of its Job."""
+        self._get(self._actor.begin.remote(group, world_size, job))
+
+    def dismiss(self, group: int) -> None:
+        """A controller that stands by for this group may end."""
+        self._actor.dismiss.remote(group)
 
     def ask_to_leave(self) -> None:
         """The workers save at the next step boundary and end."""
@@ -145,6 +182,7 @@ class DriverLink:
     """A worker's end. Only rank 0 listens and reports; a driver that is gone takes its workers along anyway."""
 
     def __init__(self, name: str, group: int, world_rank: int):
+        """`name`: of the mailbox; `group`: ordinal of this worker group."""
         import ray
 
         self._actor, self._group, self._world_rank = ray.get_actor(name), group, world_rank
@@ -155,6 +193,13 @@ class DriverLink:
         self._actor.joined.remote(group, world_rank, self.node_id)
         if world_rank == 0:
             threading.Thread(target=self._listen, daemon=True, name="driver-link").start()
+
+    def job(self) -> Job:
+        """What this group is to do."""
+        import ray
+
+        answer: Any = ray.get(self._actor.job.remote(), timeout=ANSWER_TIMEOUT_S)
+        return Job(**answer)
 
     def object_store_bytes(self) -> float:
         """Size of this node's object store."""
