@@ -9,9 +9,10 @@ loaded at any world size too. It needs no commit: it is complete when all parts 
 and each part's SHA-256 is checked before it is trusted. Nothing here is pickled but by Ray, between our own processes.
 """
 
+import contextlib
 import hashlib
 import logging
-import threading
+import uuid
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,11 +23,16 @@ import numpy as np
 import pyarrow as pa
 
 from raytrain.batch_plan import World
+from raytrain.checkpoint.manifest import write_hashed
+from raytrain.checkpoint.store import CheckpointStore, write_sidecar
+from raytrain.errors import CheckpointError
 from raytrain.plan import SNAPSHOT_COPIES, SNAPSHOTS_KEPT
 
 # Of a node's object store; the rest is for data on its way.
 STORE_SHARE = 0.5
 ANSWER_TIMEOUT_S = 60.0
+FETCH_TIMEOUT_S = 30.0
+INVENTORY_TIMEOUT_S = 5.0
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +71,7 @@ class _HolderActor:
         """`box` holds a reference to the part, so that Ray does not fetch it before it is asked to."""
         import ray
 
-        data = ray.get(box[0])
+        data = ray.get(box[0], timeout=FETCH_TIMEOUT_S)  # the node that has it may be gone
         mine = ray.put(data)  # owned by this actor: it stays when the worker that made it is gone
         self._parts[_key(info.step, info.token, info.world_rank)] = (info, mine)
         newest = list(dict.fromkeys((kept.step, kept.token) for kept, _ in reversed(self._parts.values())))
@@ -99,22 +105,18 @@ class Holders:
         for node_id in wanted - set(self._actors):
             name = f"{self._prefix}-{self._num_placed}"
             where = NodeAffinitySchedulingStrategy(node_id, soft=False)
-            actor: Any = ray.remote(_HolderActor).options(name=name, num_cpus=0, scheduling_strategy=where)
+            # Several at once: a part that can't be fetched must not keep the others from being asked for.
+            actor: Any = ray.remote(_HolderActor).options(
+                name=name, num_cpus=0, scheduling_strategy=where, max_concurrency=8
+            )
             self._actors[node_id] = name, actor.remote()
             self._num_placed += 1
         return {node_id: self._actors[node_id][0] for node_id in wanted}
 
     def newest(self, after_step: int) -> Snapshot | None:
         """The newest complete snapshot of a later step than `after_step`; holders that are gone are forgotten."""
-        import ray
-
         found: dict[tuple[int, str], dict[int, tuple[str, PartInfo]]] = {}
-        for node_id, (name, actor) in list(self._actors.items()):
-            try:
-                inventory = ray.get(actor.inventory.remote(), timeout=5.0)
-            except ray.exceptions.RayError:  # its node is gone; a GetTimeoutError is one too
-                del self._actors[node_id]
-                continue
+        for name, inventory in self._inventories():
             for info in inventory:
                 parts = found.setdefault((info.step, info.token), {})
                 parts[info.world_rank] = (name, info)
@@ -124,6 +126,21 @@ class Holders:
                 places = [(parts[rank][0], _key(step, token, rank), parts[rank][1].sha256) for rank in sorted(parts)]
                 return Snapshot(step, first.state, places)
         return None
+
+    def _inventories(self) -> list[tuple[str, list[PartInfo]]]:
+        """What each holder has. One that is dead is forgotten; one that does not answer in time is passed over."""
+        import ray
+
+        asked = {actor.inventory.remote(): (node_id, name) for node_id, (name, actor) in self._actors.items()}
+        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=INVENTORY_TIMEOUT_S) if asked else ([], [])
+        answers = []
+        for reference in ready:
+            node_id, name = asked[reference]
+            try:
+                answers.append((name, ray.get(reference)))
+            except ray.exceptions.RayActorError:
+                del self._actors[node_id]
+        return answers
 
     def keep_only(self, node_ids: Iterable[str]) -> None:
         """End the holders on all other nodes. Ray counts an actor as work: a node that has one is never idle, and a
@@ -148,7 +165,6 @@ class SnapshotKeeper:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
         self._busy: Future[None] | None = None
         self._holders: list[Any] | None = None
-        self._lock = threading.Lock()
 
     @property
     def is_busy(self) -> bool:
@@ -169,14 +185,16 @@ class SnapshotKeeper:
 
         try:
             if self._holders is None:
-                self._holders = [ray.get_actor(name) for name in dict.fromkeys(self._holder_names())]
+                self._holders = _alive(dict.fromkeys(self._holder_names()))
             digest = hashlib.sha256()
             for piece in pieces:
                 digest.update(piece)
             reference = ray.put(_joined(pieces))
             world = self._world
             info = PartInfo(step, self._token, world.world_rank, world.world_size, digest.hexdigest(), state)
-            ray.get([holder.keep.remote(info, [reference]) for holder in self._holders], timeout=ANSWER_TIMEOUT_S)
+            kept = [holder.keep.remote(info, [reference]) for holder in self._holders]
+            for answer in kept:
+                ray.get(answer, timeout=ANSWER_TIMEOUT_S)
         except Exception as error:  # a node that is gone, a store that is full: the next snapshot may fare better
             self._holders = None
             logger.warning("the snapshot of step %d could not be kept: %s", step, error)
@@ -209,6 +227,10 @@ class MemoryFiles:
         """As of a Storage."""
         return pa.BufferReader(pa.py_buffer(self._parts[name]))
 
+    def content(self, name: str) -> memoryview:
+        """All bytes of a part."""
+        return memoryview(self._parts[name])
+
     def path_of(self, name: str) -> str:
         """For messages."""
         return f"snapshot part {name}"
@@ -218,6 +240,33 @@ def fits_in_store(part_bytes: int, parts_on_node: int, store_bytes: float) -> bo
     """Whether a node's object store can hold the snapshots: its own workers' parts and as many of a neighbour's, of
     two snapshots, and a copy of each on its way."""
     return part_bytes * parts_on_node * SNAPSHOT_COPIES * (SNAPSHOTS_KEPT + 1) <= STORE_SHARE * store_bytes
+
+
+def _alive(names: Iterable[str]) -> list[Any]:
+    """The actors of these names that there are."""
+    import ray
+
+    found = []
+    for name in names:
+        with contextlib.suppress(ValueError):
+            found.append(ray.get_actor(name))
+    return found
+
+
+def write_as_checkpoint(snapshot: Snapshot, store: CheckpointStore) -> None:
+    """Put a snapshot into storage as an ordinary checkpoint, when no worker is left to save. Raises CheckpointError,
+    OSError, and Ray's errors when a part is lost."""
+    files = MemoryFiles(snapshot)
+    if damaged := files.damaged(World(0, 1)):
+        raise CheckpointError(f"parts of the snapshot of step {snapshot.step} are damaged: {', '.join(damaged)}")
+    token, num_parts = uuid.uuid4().hex[:12], len(files.names)
+    folder = store.folder(snapshot.step)
+    for world_rank, name in enumerate(files.names):
+        store.clear_for_save(snapshot.step, world_rank)
+        part_name = f"zero-{world_rank:05d}-of-{num_parts:05d}.safetensors"
+        entry = write_hashed(folder, part_name, [files.content(name)])
+        write_sidecar(folder, world_rank, token, [entry])
+    store.commit(snapshot.step, num_parts, snapshot.state, token)
 
 
 def _key(step: int, token: str, world_rank: int) -> str:

@@ -114,16 +114,10 @@ class CheckpointWriter:
 
     def _try(self, step: int, work: Callable[[], None]) -> None:
         """Do the work, again after a while when storage refuses. Raises CheckpointError at the last refusal."""
-        for number, delay_s in enumerate((*RETRY_DELAYS_S, None), start=1):
-            try:
-                return work()
-            except OSError as error:
-                is_lasting = error.errno in LASTING and number > 2
-                if delay_s is None or is_lasting or self._is_closed.is_set():
-                    path = self._store.folder(step).path_of()
-                    raise CheckpointError(_cannot_save(step, path, error, number)) from error
-                logger.warning("saving step %d failed (%s); trying again in %g s", step, error, delay_s)
-            self._is_closed.wait(delay_s)
+        try:
+            retrying(work, f"saving step {step}", self._is_closed)
+        except OSError as error:
+            raise CheckpointError(_cannot_save(step, self._store.folder(step).path_of(), error)) from error
 
     def _raise_failed_commit(self) -> None:
         for future in [future for future in self._commits if future.done()]:
@@ -131,7 +125,20 @@ class CheckpointWriter:
             future.result()
 
 
-def _cannot_save(step: int, path: str, error: OSError, tries: int) -> str:
+def retrying(work: Callable[[], None], what: str, is_over: threading.Event) -> None:
+    """Do the work, again after a while when storage refuses, until `is_over`. Raises the last OSError."""
+    for number, delay_s in enumerate((*RETRY_DELAYS_S, None), start=1):
+        try:
+            return work()
+        except OSError as error:
+            is_lasting = error.errno in LASTING and number > 2
+            if delay_s is None or is_lasting or is_over.is_set():
+                raise
+            logger.warning("%s failed (%s); trying again in %g s", what, error, delay_s)
+        is_over.wait(delay_s)
+
+
+def _cannot_save(step: int, path: str, error: OSError) -> str:
     """What went wrong where, and what the user can do."""
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
@@ -140,4 +147,4 @@ def _cannot_save(step: int, path: str, error: OSError, tries: int) -> str:
             advice = "Give this user permission to write there, or choose another storage_path"
         case _:
             advice = "Check that every worker reaches the storage"
-    return f"can't save step {step} to {path} ({tries} tries): {error}. {advice}, then resume the run."
+    return f"can't save step {step} to {path}: {error}. {advice}, then resume the run."

@@ -63,6 +63,13 @@ def look(*, probe: bool = False) -> list[NodeView]:
     ]
 
 
+def own_node() -> str:
+    """Hex id of the node that this process runs on."""
+    import ray
+
+    return ray.get_runtime_context().get_node_id()
+
+
 def workers_that_fit(
     nodes: Iterable[NodeView],
     worker: Resources,

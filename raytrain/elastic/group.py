@@ -5,6 +5,7 @@ checkpoint are lost, and a worker group that dies while it starts can't be repla
 asked to save and leave through the mailbox, and the supervisor starts the next one at another size.
 """
 
+import contextlib
 import threading
 import uuid
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class WorkerGroup:
         return not self._thread.is_alive()
 
     def dismiss(self) -> None:
-        """End a controller that stands by."""
+        """End it: a controller that stands by, or one with its workers, saved or not."""
         self._mailbox.dismiss(self.number)
         self.wait(DISMISS_TIMEOUT_S)
 
@@ -119,7 +120,8 @@ def _fit(config: RunConfig, run: Storage, mailbox: str, number: int, use_gpu: bo
     try:
         trainer.fit()
     finally:
-        run.delete(ray_files)
+        with contextlib.suppress(OSError):  # what matters is how the workers ended
+            run.delete(ray_files)
 
 
 def _failure_of(error: Exception) -> GroupFailure:

@@ -1,6 +1,7 @@
 """One command a run: a file in the run's folder that its driver keeps renewing while it lives."""
 
 import json
+import logging
 import os
 import secrets
 import socket
@@ -18,8 +19,10 @@ RENEW_EVERY_S = 5.0
 # A driver that has not renewed for so long is taken for dead. Its successor waits for it: the same command given again
 # after a crash, also on another machine.
 STALE_AFTER_S = 20.0
+RENEWALS_TO_SEE = 2.5
 POLL_S = 0.5
-_HELD_HERE: set[str] = set()  # tokens of this process's leases
+
+logger = logging.getLogger(__name__)
 
 
 class Lease:
@@ -39,7 +42,6 @@ class Lease:
     def __enter__(self) -> Self:
         self._wait_for_predecessor()
         self._write()
-        _HELD_HERE.add(self._token)
         self._thread.start()
         return self
 
@@ -48,7 +50,6 @@ class Lease:
     ) -> None:
         self._is_over.set()
         self._thread.join()
-        _HELD_HERE.discard(self._token)
         if self._is_mine():
             self._run.delete(LEASE)
 
@@ -63,16 +64,15 @@ class Lease:
             return
         owner = f"process {first.get('pid')} on {first.get('host')}"
         age_s = max(0.0, time.time() - first["renewed_at_s"])
-        if age_s < STALE_AFTER_S:
-            self._say(f"the run was {owner}'s {age_s:.0f} s ago: waiting to see whether that still lives")
-        # By our clock, which may not be the owner's: as long as a driver that lives needs for several renewals.
-        deadline_s = time.monotonic() + STALE_AFTER_S - min(age_s, STALE_AFTER_S)
+        # By our clock, which may not be the owner's: long enough to see a driver that lives renew it.
+        patience_s = max(STALE_AFTER_S - age_s, RENEWALS_TO_SEE * RENEW_EVERY_S)
+        self._say(f"this run was {owner}'s: waiting {patience_s:.0f} s to see whether that still lives")
+        deadline_s = time.monotonic() + patience_s
         while time.monotonic() < deadline_s:
             time.sleep(POLL_S)
-            now = self._read()
-            if now is None:
+            if not self._run.exists(LEASE):
                 return
-            if now != first:
+            if self._read() != first:
                 raise ConfigError(
                     f"{self._run.path_of()} is being trained by {owner}: two commands would spoil each other's files. "
                     "Stop that one, or give this run another name"
@@ -85,8 +85,8 @@ class Lease:
                     self._is_lost = True
                     return
                 self._write()
-            except OSError:  # storage that fails for a while; the next renewal may succeed
-                continue
+            except Exception as error:  # storage that fails for a while; the next renewal may succeed
+                logger.warning("the lease of %s could not be renewed: %s", self._run.path_of(), error)
 
     def _is_mine(self) -> bool:
         found = self._read()
@@ -100,19 +100,37 @@ class Lease:
         return found if isinstance(found, dict) and isinstance(found.get("renewed_at_s"), float) else None
 
     def _write(self) -> None:
-        body = {"host": socket.gethostname(), "pid": os.getpid(), "token": self._token, "renewed_at_s": time.time()}
+        body = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "machine": _machine(),
+            "started": _start_of(os.getpid()),
+            "token": self._token,
+            "renewed_at_s": time.time(),
+        }
         self._run.commit_bytes(LEASE, json.dumps(body).encode())
 
 
 def _is_dead(lease: dict[str, Any]) -> bool:
-    """Whether the owner was a process of this machine that is no more; a container that is started again may well
-    give its number to another."""
-    if lease.get("host") != socket.gethostname() or not isinstance(lease.get("pid"), int):
-        return False
+    """Whether the owner surely was a process of this machine and container that is no more."""
+    machine = _machine()
+    return machine is not None and lease.get("machine") == machine and _start_of(lease.get("pid")) != lease["started"]
+
+
+def _machine() -> str | None:
+    """What process numbers here are unique in: this boot of the machine, and the container. None where that is not
+    known."""
     try:
-        os.kill(lease["pid"], 0)
-    except ProcessLookupError:
-        return True
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
-        return False
-    return lease["pid"] == os.getpid() and lease.get("token") not in _HELD_HERE
+        return None
+
+
+def _start_of(pid: Any) -> str | None:
+    """When a process began, in the kernel's ticks; None when there is none of that number."""
+    try:
+        with open(f"/proc/{int(pid)}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[19]
+    except (OSError, ValueError, TypeError, IndexError):
+        return None

@@ -5,6 +5,7 @@ from enum import StrEnum
 
 # Growing nodes come one after the other; the run waits for the last, but not for ever.
 LONGEST_SETTLING = 6.0  # times workers.grow_delay_s
+VAIN_PAUSE_S = 300.0
 BACK_OFF_S = (0.0, 1.0, 5.0, 15.0, 30.0, 60.0)
 
 
@@ -23,6 +24,15 @@ class GrowthPolicy:
     _possible: int = 0
     _since_s: float = 0.0
     _changed_at_s: float = 0.0
+    _not_before_s: float = 0.0
+
+    def was_in_vain(self, now_s: float) -> None:
+        """A growth did not come about: the room was not what it seemed. Nothing is tried for a while."""
+        self._not_before_s = now_s + VAIN_PAUSE_S
+
+    def reset(self) -> None:
+        """A group begins: what was seen before it is old."""
+        self._possible = 0
 
     def should_grow(self, now_s: float, current: int, possible: int, remaining_s: float, cost_s: float) -> bool:
         """Whether to go from `current` to `possible` workers now.
@@ -42,7 +52,8 @@ class GrowthPolicy:
         has_settled = now_s - self._changed_at_s >= self.delay_s
         has_waited = now_s - self._since_s >= LONGEST_SETTLING * self.delay_s
         saved_s = remaining_s * (1 - current / possible)
-        return (has_settled or has_waited) and saved_s >= self.payback * cost_s
+        is_allowed = now_s >= self._not_before_s
+        return is_allowed and (has_settled or has_waited) and saved_s >= self.payback * cost_s
 
     @property
     def seen_at_s(self) -> float:
@@ -61,9 +72,10 @@ class FailureKind(StrEnum):
 
 
 # How often each may happen at the same step before it is no accident. The order of samples is fixed: what raised an
-# error there raises it again. A group that does not start has no step; so often in a row is too often.
+# error there raises it again.
 AT_A_STEP = {FailureKind.ERROR: 2, FailureKind.CRASH: 3, FailureKind.NODE_LOST: 6}
-NO_STARTS = 20
+# Of any kind but reclaims, without a new step between them.
+MOST_IN_A_ROW = 20
 
 
 @dataclass(frozen=True)
@@ -86,39 +98,31 @@ class FaultBudget:
     """Step that failed again and again, once `charge` has said so."""
     _in_a_row: int = 0
     _last_step: int | None = None
-    _at_step: list[Failure] = field(default_factory=list)
+    _seen: dict[tuple[FailureKind, int], list[Failure]] = field(default_factory=dict)
 
     def charge(self, failure: Failure) -> str | None:
         """Count a failure. Returns why the run should give up, or None when it may go on."""
-        self._note_progress(failure)
+        has_progressed = failure.step is not None and (self._last_step is None or failure.step > self._last_step)
+        self._in_a_row = 1 if has_progressed else self._in_a_row + 1
+        self._last_step = failure.step if has_progressed else self._last_step
         if failure.kind is FailureKind.RECLAIM:
             return None
         if failure.kind in (FailureKind.CRASH, FailureKind.ERROR):
             self.spent += 1
-        alike = [seen for seen in self._at_step if seen.kind is failure.kind]
-        if failure.step is not None and len(alike) >= AT_A_STEP.get(failure.kind, len(alike) + 1):
-            self.bad_step = failure.step
-            return f"step {failure.step} failed {len(self._at_step)} times. The first time: {alike[0].message}"
-        if failure.kind is FailureKind.NO_START and self._in_a_row >= NO_STARTS:
-            return f"the workers could not be started {self._in_a_row} times in a row. The last time: {failure.message}"
+        if failure.step is not None:
+            alike = self._seen.setdefault((failure.kind, failure.step), [])
+            alike.append(failure)
+            if len(alike) >= AT_A_STEP.get(failure.kind, MOST_IN_A_ROW):
+                self.bad_step = failure.step
+                return f"step {failure.step} failed {len(alike)} times. The first time: {alike[0].message}"
         if self.spent > self.max_failures:
-            return (
-                f"{self.spent} failures, and workers.max_failures is {self.max_failures}. The last: {failure.message}"
-            )
+            limit = f"workers.max_failures is {self.max_failures}"
+            return f"{self.spent} failures, and {limit}. The last: {failure.message}"
+        if self._in_a_row >= MOST_IN_A_ROW:
+            return f"{self._in_a_row} failures in a row without a new step. The last: {failure.message}"
         return None
 
     @property
     def wait_s(self) -> float:
         """Seconds to wait before the next group: longer and longer while failures bring no new step."""
         return BACK_OFF_S[min(self._in_a_row, len(BACK_OFF_S)) - 1] if self._in_a_row else 0.0
-
-    def _note_progress(self, failure: Failure) -> None:
-        has_progressed = failure.step is not None and (self._last_step is None or failure.step > self._last_step)
-        self._in_a_row = 1 if has_progressed else self._in_a_row + 1
-        if failure.step is None:
-            return
-        if failure.step != self._last_step:
-            self._at_step = []
-        self._last_step = failure.step
-        if failure.kind is not FailureKind.RECLAIM:
-            self._at_step.append(failure)

@@ -21,7 +21,7 @@ from raytrain.elastic.preflight import Preflight, check
 from raytrain.elastic.resume import begin_or_resume
 from raytrain.elastic.session import ray_session
 from raytrain.elastic.signals import StopSignals
-from raytrain.errors import ConfigError, TrainingError
+from raytrain.errors import ConfigError, RaytrainError, TrainingError
 from raytrain.plan import Plan
 from raytrain.report.goodput import goodput
 from raytrain.storage import Storage
@@ -134,7 +134,8 @@ def _complete(raw: dict[str, Any], run: Storage, config: RunConfig, duration_s: 
     """What the workers said, with what the driver knows."""
     known = {name: value for name, value in raw.items() if name in RunResult.__dataclass_fields__}
     if raw["status"] == "stopped":
-        known |= {"exit_code": 1, "message": f"stopped on request; go on with: raytrain resume {run.path_of()}"}
+        reason = raw.get("message") or "stopped on request"
+        known |= {"exit_code": 1, "message": f"{reason}; go on with: raytrain resume {run.path_of()}"}
     task = make_task(config.task, config.data.max_length)
     metric = best_metric(config, task)[0] if config.data.validation else None
     return RunResult(
@@ -231,8 +232,12 @@ def _supervise(
     )
     try:
         return work(supervisor)
-    except TrainingError as error:
+    except RaytrainError as error:
         return {"status": "failed", "message": str(error), "exit_code": error.exit_code}
+    except Exception as error:  # a mailbox that was killed, a control store that is gone: told like any other end
+        logger.exception("the run was ended by an error that is none of its own")
+        first_line = next(iter(str(error).strip().splitlines()), "")
+        return {"status": "failed", "message": f"{type(error).__name__}: {first_line}", "exit_code": 1}
     finally:
         follower.look()
 

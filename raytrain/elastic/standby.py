@@ -45,7 +45,9 @@ class StandbyPolicy(ScalingPolicy):
         return ResizeDecision(num_workers=world_size, resources_per_worker=self._resources)
 
     def make_decision_for_running_worker_group(self, *_: Any, **__: Any) -> ScalingDecision:
-        """A group keeps its size to its end."""
+        """A group keeps its size to its end; asked every half second."""
+        if ray.get(ray.get_actor(self._mailbox).is_dismissed.remote(self._group)):
+            raise Dismissed
         return NoopDecision()
 
     def _get_num_workers_for_resource_request(self) -> int:

@@ -6,17 +6,20 @@ watch   more room? a node with notice? a stop? Then ask the group to save and le
 next    it left: another group. It failed: charge the fault budget, wait a little, another group
 """
 
+import contextlib
+import logging
 import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
-from raytrain.checkpoint.snapshot import Holders
+from raytrain.checkpoint.snapshot import Holders, write_as_checkpoint
+from raytrain.checkpoint.store import CheckpointStore
 from raytrain.config import RunConfig
 from raytrain.data.prepared import PreparedStore
 from raytrain.data.stream import make_order
-from raytrain.elastic.capacity import NodeView, look, seconds_left, workers_that_fit
+from raytrain.elastic.capacity import NodeView, look, own_node, seconds_left, workers_that_fit
 from raytrain.elastic.group import GroupFailure, WorkerGroup, worker_resources
 from raytrain.elastic.policy import Failure, FailureKind, FaultBudget, GrowthPolicy
 from raytrain.elastic.room import Room
@@ -26,8 +29,13 @@ from raytrain.training.mailbox import GroupStatus, Mailbox
 from raytrain.training.metrics import METRICS
 from raytrain.training.records import last_row
 
+logger = logging.getLogger(__name__)
+
 POLL_S = 0.25  # seconds between two looks at the group's end and at the run's files
 LOOK_S = 1.0  # seconds between two looks at the cluster
+STALL_S = 300.0  # seconds without a step after which the terminal says so
+LEAVE_MARGIN_S = 3.0  # before a node's deadline, in which what is left of a group is ended
+LEAST_NOTICE_S = 5.0  # a group gets so long to leave in any case
 MOST_IDS = 64  # sample ids that a message lists
 
 
@@ -67,12 +75,15 @@ class Supervisor:
         self._resize_cost_s = 0.0
         self._mailbox = Mailbox()
         self._can_stand_by = can_stand_by
+        self._group: WorkerGroup | None = None
         self._standby: WorkerGroup | None = None
+        self._leave_by_s = math.inf
         self._num_groups = 0
         self._holders = Holders(self._mailbox.name)
         self._saved_step = 0
         self._nodes: list[NodeView] = []
         self._began_at_s = began_at_s
+        self._own_node = own_node()
 
     def train(self) -> dict[str, Any]:
         """Train to the end. Returns the result of the last group: its status, and a message when it failed."""
@@ -93,7 +104,7 @@ class Supervisor:
     def evaluate(self, split: str, world_size: int) -> dict[str, Any]:
         """Evaluate the run's best model on a split with one group; a failure of it is the result."""
         try:
-            group = self._new_group()
+            self._group = group = self._new_group()
             group.begin(world_size, self._job(None, split))
             while not group.wait(POLL_S):
                 self._on_poll()
@@ -105,11 +116,30 @@ class Supervisor:
             self._close()
 
     def _close(self) -> None:
-        if self._standby is not None:
-            self._standby.dismiss()
-        self._room.close()
-        self._holders.close()
-        self._mailbox.close()
+        """End everything that is this run's, whatever has happened; first bring what only memory holds to storage."""
+        parts: tuple[Callable[[], None], ...] = (
+            *(group.dismiss for group in (self._group, self._standby) if group is not None and not group.wait(0.0)),
+            self._keep_snapshot,
+            self._room.close,
+            self._holders.close,
+            self._mailbox.close,
+        )
+        for part in parts:
+            try:
+                part()
+            except Exception:
+                logger.exception("while ending the run")
+
+    def _keep_snapshot(self) -> None:
+        """When no worker is left to save, the newest snapshot becomes a checkpoint."""
+        with contextlib.suppress(Exception):  # a mailbox that is gone
+            self._saved_step = max(self._saved_step, self._mailbox.status().saved_step)
+        snapshot = self._holders.newest(self._saved_step)
+        if snapshot is None:
+            return
+        keep_last = self._config.checkpoint.keep_last
+        write_as_checkpoint(snapshot, CheckpointStore(self._run.at("checkpoints"), keep_last))
+        self._say(f"the snapshot of step {snapshot.step} has become a checkpoint")
 
     def _new_group(self) -> WorkerGroup:
         """The group that stands by, or else a new one."""
@@ -121,8 +151,12 @@ class Supervisor:
 
     def _run_group(self, world_size: int, transition: Transition) -> dict[str, Any] | Transition:
         """Run one group to its end: the run's result, or what leads to the next group."""
-        group = self._new_group()
-        group.begin(world_size, self._job(transition, None))
+        if transition.kind == "resize" and world_size <= transition.world_size_before:
+            self._growth.was_in_vain(time.time())
+        self._growth.reset()
+        job = self._job(transition, None)
+        self._group = group = self._new_group()
+        group.begin(world_size, job)
         leaving = self._watch(group, transition)
         self._on_poll()
         if group.error is not None:
@@ -134,6 +168,8 @@ class Supervisor:
             return self._after_failure(failure, status, world_size)
         if leaving is None or status.result["status"] != "stopped" or self._is_stop_asked():
             return status.result
+        if leaving.kind == "driver":
+            return {**status.result, "message": leaving.cause}
         self._holders.keep_only([])  # all is in storage: no node need be held any longer
         return replace(leaving, left_at_s=time.time())
 
@@ -141,7 +177,8 @@ class Supervisor:
         """Wait for the group's end. Returns why it was asked to leave, if it was."""
         leaving: Transition | None = None
         next_look_s = 0.0
-        has_holders = has_begun = False
+        has_holders = has_begun = has_own_snapshots = is_stall_said = False
+        self._leave_by_s = math.inf
         while not group.wait(POLL_S):
             self._on_poll()
             if time.monotonic() < next_look_s:
@@ -152,13 +189,19 @@ class Supervisor:
             if not has_holders and len(status.nodes) == group.world_size:
                 has_holders = True
                 self._mailbox.give_holders(self._holders.place(status.nodes.values()))
-            if self._has_own_snapshots(status):
+            if not has_own_snapshots and self._has_own_snapshot(status):
+                has_own_snapshots = True
                 self._holders.keep_only(status.nodes.values())
             if not has_begun and status.first_step_at_s is not None:
                 has_begun = True
                 self._resize_cost_s = max(1.0, status.first_step_at_s - transition.started_at_s)
                 if self._can_stand_by:
                     self._standby = self._new_group()
+            if not is_stall_said and status.step_at_s is not None and time.time() - status.step_at_s > STALL_S:
+                is_stall_said = True
+                self._say(f"no step for {STALL_S:.0f} s: a long evaluation, slow storage, or a worker that hangs")
+            if time.time() > self._leave_by_s:  # what has not left by now would be killed in the middle of a save
+                self._mailbox.dismiss(group.number)
             if leaving is None and (leaving := self._reason_to_leave(group.world_size, status)) is not None:
                 if leaving.cause:
                     self._say(leaving.cause)
@@ -172,11 +215,15 @@ class Supervisor:
             return Transition("stop", "", world_size, now_s, now_s, now_s, now_s)
         ours = list(status.nodes.values())
         self._nodes = look()
+        if seconds_left(self._nodes, [self._own_node]) is not None:
+            cause = "the node of this command is being reclaimed"
+            return Transition("driver", cause, world_size, now_s, now_s, now_s, now_s)
         left_s = seconds_left(self._nodes, ours)
         if left_s is not None:
             names = sorted({node.name for node in self._nodes if node.is_draining and node.node_id in set(ours)})
             due = "" if math.isinf(left_s) else f", which goes in {max(0.0, left_s):.0f} s"
             self._room.expect(self._possible(ours))
+            self._leave_by_s = now_s + max(LEAST_NOTICE_S, left_s - LEAVE_MARGIN_S)
             cause = f"notice to reclaim {', '.join(names)}{due}"
             return Transition("reclaim", cause, world_size, now_s, now_s, now_s, now_s)
         if status.first_step_at_s is None:  # nothing to compare a resize's cost with
@@ -193,10 +240,12 @@ class Supervisor:
         workers = self._config.workers
         return workers_that_fit(self._nodes, self._worker, workers.data_cpus, workers.max, ours)
 
-    def _has_own_snapshots(self, status: GroupStatus) -> bool:
-        """Whether the group has had time enough to give its own snapshots away, so that older ones are not needed."""
-        every = self._config.checkpoint.snapshot_every_steps or 1
-        return status.step is not None and status.first_step is not None and status.step > status.first_step + 3 * every
+    def _has_own_snapshot(self, status: GroupStatus) -> bool:
+        """Whether there is a complete snapshot of this group, so that older ones are not needed."""
+        every = self._config.checkpoint.snapshot_every_steps
+        if every is None or status.step is None or status.first_step is None or status.step < status.first_step + every:
+            return False
+        return self._holders.newest(max(status.first_step, self._saved_step)) is not None
 
     def _remaining_s(self, status: GroupStatus) -> float:
         """Training time that is left at the group's speed."""

@@ -37,6 +37,8 @@ class StepSums:
     """1 when this worker could not write its part."""
     wants_stop: float = 0.0
     """1 when this worker was told to stop."""
+    busy: float = 0.0
+    """1 when this worker can't take a snapshot now."""
 
 
 class Control:

@@ -17,7 +17,7 @@ def train_worker(place: dict[str, Any]) -> None:
     An error for people (a diverged run, a full disk) is no reason to start the workers again: rank 0 tells the driver
     and the group ends in peace. Any other exception is a crash, after which the driver starts another group.
     """
-    entered_at_s = time.time()
+    began_at_s = time.perf_counter()
     import ray.train
 
     from raytrain.batch_plan import World
@@ -28,6 +28,7 @@ def train_worker(place: dict[str, Any]) -> None:
     world = World(context.get_world_rank(), context.get_world_size())
     link = DriverLink(place["mailbox"], place["group"], world.world_rank)
     job = link.job()
+    entered_at_s = link.now() - (time.perf_counter() - began_at_s)
     worker = None
     try:
         worker = WorkerRun(job, Storage(job.run_root), world, link, entered_at_s)

@@ -39,7 +39,7 @@ class Transition:
             ("load_s", entered_at_s, loaded_at_s),
             ("first_step_s", loaded_at_s, first_step_at_s),
         )
-        return {name: round(end_s - begin_s, 3) for name, begin_s, end_s in moments}
+        return {name: round(max(0.0, end_s - begin_s), 3) for name, begin_s, end_s in moments}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ milliseconds where a file in the run's folder would take a request to an object 
 """
 
 import asyncio
+import logging
+import os
 import threading
 import time
 import uuid
@@ -17,6 +19,8 @@ from raytrain.training.job import Job
 ANSWER_TIMEOUT_S = 30.0
 # A worker reports its step at most this often; the driver needs it for estimates only.
 REPORT_EVERY_S = 0.25
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -62,6 +66,9 @@ class _MailboxActor:
         self._dismissed.add(group)
         self._tell_controllers()
 
+    async def is_dismissed(self, group: int) -> bool:
+        return group in self._dismissed
+
     async def world_size_of(self, group: int, timeout_s: float) -> int | None:
         """Answers as soon as the group has begun; 0: it never will; None: not yet."""
         deadline_s = time.monotonic() + timeout_s
@@ -74,6 +81,9 @@ class _MailboxActor:
                 await asyncio.wait_for(self._has_changed.wait(), deadline_s - time.monotonic())
             except TimeoutError:
                 return None
+
+    async def now(self) -> float:
+        return time.time()
 
     async def job(self) -> dict[str, Any]:
         return self._job
@@ -151,7 +161,7 @@ class Mailbox:
         self._get(self._actor.begin.remote(group, world_size, job))
 
     def dismiss(self, group: int) -> None:
-        """A controller that stands by for this group may end."""
+        """The group's controller ends, whether it stands by or has workers: those end with it, saved or not."""
         self._actor.dismiss.remote(group)
 
     def ask_to_leave(self) -> None:
@@ -179,7 +189,7 @@ class Mailbox:
 
 
 class DriverLink:
-    """A worker's end. Only rank 0 listens and reports; a driver that is gone takes its workers along anyway."""
+    """A worker's end. Only rank 0 listens and reports."""
 
     def __init__(self, name: str, group: int, world_rank: int):
         """`name`: of the mailbox; `group`: ordinal of this worker group."""
@@ -189,6 +199,8 @@ class DriverLink:
         self.node_id: str = ray.get_runtime_context().get_node_id()
         """Hex."""
         self._is_leaving = threading.Event()
+        self._has_ended = False
+        self._clock_ahead_s = self._measure_clock() if world_rank == 0 else 0.0
         self._next_report_s = 0.0
         self._actor.joined.remote(group, world_rank, self.node_id)
         if world_rank == 0:
@@ -206,6 +218,18 @@ class DriverLink:
         import ray
 
         return next(node["Resources"] for node in ray.nodes() if node["NodeID"] == self.node_id)["object_store_memory"]
+
+    def now(self) -> float:
+        """Seconds since the epoch by the driver's clock, which need not be this node's."""
+        return time.time() - self._clock_ahead_s
+
+    def _measure_clock(self) -> float:
+        """How far this node's clock is ahead of the driver's: the answer is taken to be half a round trip old."""
+        import ray
+
+        asked_at_s = time.time()
+        answer: Any = ray.get(self._actor.now.remote(), timeout=ANSWER_TIMEOUT_S)
+        return (asked_at_s + time.time()) / 2 - float(answer)
 
     def is_leave_requested(self) -> bool:
         """Whether the driver wants the group to save and end."""
@@ -236,16 +260,24 @@ class DriverLink:
         """Tell the driver how the group ended; returns when it knows."""
         import ray
 
+        self._has_ended = True
         if self._world_rank == 0:
             ray.get(self._actor.ended.remote(self._group, result), timeout=ANSWER_TIMEOUT_S)
 
     def _listen(self) -> None:
         import ray
-        from ray.exceptions import RayError
+        from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
 
         while not self._is_leaving.is_set():
             try:
                 if ray.get(self._actor.should_leave.remote(self._group, ANSWER_TIMEOUT_S)):
                     self._is_leaving.set()
-            except RayError:  # the driver is gone, or this process is being ended
-                return
+            except (GetTimeoutError, ActorUnavailableError):
+                time.sleep(1.0)
+            except RayError:
+                if self._has_ended:
+                    return
+                # The driver is gone, with its mailbox. In a Ray of the caller's own its workers would train on, beside
+                # those of the driver's successor.
+                logger.error("the driver of this run is gone: this worker ends")
+                os._exit(1)

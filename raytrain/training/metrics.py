@@ -4,6 +4,7 @@ Only rank 0 writes, but for the sample ids, which each worker writes for itself.
 """
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -38,9 +39,19 @@ def next_attempt(run: Storage) -> int:
 class RunLog:
     """The files of a run that grow with it. On other workers than rank 0 it writes sample ids only."""
 
-    def __init__(self, run: Storage, world: World, attempt: int, *, tensorboard: bool, record_samples: bool):
+    def __init__(
+        self,
+        run: Storage,
+        world: World,
+        attempt: int,
+        *,
+        tensorboard: bool,
+        record_samples: bool,
+        now: Callable[[], float] = time.time,
+    ):
+        """`now`: seconds since the epoch, by the one clock of the run."""
         self._is_first = world.world_rank == 0
-        self._run, self._world, self._attempt = run, world, attempt
+        self._run, self._world, self._attempt, self._now = run, world, attempt, now
         self._samples = None
         # Opened with the first value: importing it takes a second that the first step should not wait for.
         self._wants_tensorboard = tensorboard and self._is_first
@@ -61,14 +72,14 @@ class RunLog:
         """A line of evals.jsonl."""
         if not self._is_first:
             return
-        place = {"step": step, "epoch": epoch, "split": split, "time": time.time(), "attempt": self._attempt}
+        place = {"step": step, "epoch": epoch, "split": split, "time": self._now(), "attempt": self._attempt}
         self._evals.write({**place, **metrics.values, "tables": metrics.tables})
         self._track({f"{split}/{name}": value for name, value in metrics.values.items()}, step)
 
     def event(self, kind: str, **detail: Any) -> None:
         """A line of events.jsonl."""
         if self._is_first:
-            self._events.write({"time": time.time(), "kind": kind, "attempt": self._attempt, **detail})
+            self._events.write({"time": self._now(), "kind": kind, "attempt": self._attempt, **detail})
 
     def samples(self, step: int, epoch: int, ids: np.ndarray) -> None:
         """The sample ids that this worker trained on in a step."""

@@ -1,7 +1,9 @@
 """Files of one JSON object a line in the run's folder: written so that a crash costs at most the last line."""
 
+import errno
 import json
 import math
+import os
 import time
 from typing import Any
 
@@ -21,6 +23,7 @@ class JsonlWriter:
     def __init__(self, storage: Storage, name: str):
         """Opens the file for appending; a last line that a crash has torn gets its end, and readers skip it."""
         self._storage, self._name = storage, name
+        self._is_torn = False
         path = storage.local_path(name)
         if path is None:
             self._file = None
@@ -40,12 +43,22 @@ class JsonlWriter:
         """Append a line. NaN and infinities become null; numpy scalars become numbers."""
         line = json.dumps(_clean(row), allow_nan=False).encode() + b"\n"
         if self._file is not None:
-            self._file.write(line)
+            self._append(line)
             return
         self._content += line
         self._is_dirty = True
         if time.monotonic() >= self._next_upload_s:
             self.flush()
+
+    def _append(self, line: bytes) -> None:
+        """A full disk takes a part of a line, or none: the next line then begins with a new one."""
+        assert self._file is not None
+        data = b"\n" + line if self._is_torn else line
+        self._is_torn = True
+        written = self._file.write(data)
+        if written != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._storage.path_of(self._name))
+        self._is_torn = False
 
     def flush(self) -> None:
         """Upload what has not been uploaded; nothing to do on a file system."""

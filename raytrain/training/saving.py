@@ -7,19 +7,19 @@ checkpoint are written; rank 0 then commits it.
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from raytrain.batch_plan import World
 from raytrain.checkpoint.manifest import FileEntry
 from raytrain.checkpoint.ranges import encode_ranges, write_ranges
 from raytrain.checkpoint.snapshot import SnapshotKeeper
 from raytrain.checkpoint.store import CheckpointStore
-from raytrain.checkpoint.writer import CheckpointWriter
+from raytrain.checkpoint.writer import CheckpointWriter, retrying
 from raytrain.checkpoint.zero_state import owned_ranges, scaler_state
 from raytrain.errors import CheckpointError
 from raytrain.storage import Storage
@@ -54,15 +54,17 @@ class Saver:
         data_content: Identity of the prepared data, which the sample order is a function of.
         export: Writes a model with the given weights, of the given step, with its tokenizer to a local folder.
         keeper: Takes snapshots; None: there are none.
-        on_saved: Told the step of each checkpoint that is committed, on every worker.
+        on_saved: Told the step of each checkpoint that is committed, on rank 0.
         """
         self._run, self._engine, self._world, self._control, self._log = run, engine, world, control, log
         self._writer = CheckpointWriter(CheckpointStore(run.at("checkpoints"), keep_last), world, token)
         self._export, self._data_content, self._keeper, self._on_saved = export, data_content, keeper, on_saved
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="best-model")
         self._best: Future[None] | None = None
+        self._is_closed = threading.Event()
         self._state: dict[str, Any] = {}
         self._error: CheckpointError | None = None
+        self._told_step: int | None = None
 
     def save(self, progress: Progress) -> None:
         """Take a checkpoint of this moment. Waits first for one that is still being written."""
@@ -77,9 +79,16 @@ class Saver:
 
         self._writer.begin(progress.step, write)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether this worker should not take a snapshot now: the last one is still on its way, or a best model that
+        the state names is not written yet. Workers agree on it, since a snapshot needs the parts of all."""
+        is_best_pending = self._best is not None and not self._best.done()
+        return is_best_pending or (self._keeper is not None and self._keeper.is_busy)
+
     def snapshot(self, progress: Progress) -> None:
-        """Give this moment to the peers' memory, unless the last one is still on its way."""
-        if self._keeper is None or self._keeper.is_busy:
+        """Give this moment to the peers' memory. All workers do, or none does."""
+        if self._keeper is None:
             return
         ranges = owned_ranges(self._engine)
         self._keeper.begin(progress.step, self._state_of(progress), encode_ranges(ranges))
@@ -90,6 +99,7 @@ class Saver:
         A best model that is still being written belongs to the part: the checkpoint names the best value, so it must
         not exist before `best/` does.
         """
+        self._tell_of_commits()
         try:
             is_best_written = self._best is None or self._best.done()
             if is_best_written:
@@ -111,9 +121,11 @@ class Saver:
         if self._writer.is_busy:
             self._complete()
         self._wait_for_all()
+        self._tell_of_commits()
 
     def close(self) -> None:
         """End the threads; what is not committed by now is dropped."""
+        self._is_closed.set()
         self._writer.close()
         self._thread.shutdown(wait=True)
         if self._keeper is not None:
@@ -135,8 +147,8 @@ class Saver:
         local = tempfile.mkdtemp(prefix="raytrain-best-")
         try:
             self._export(weights, step, local)
-            replace_folder(self._run, BEST, local)
-        except (OSError, SafetensorError) as error:
+            retrying(lambda: replace_folder(self._run, BEST, local), f"writing {BEST}/", self._is_closed)
+        except Exception as error:  # of any kind: raised on this worker only, it must reach the others in words
             raise CheckpointError(f"can't write {self._run.path_of(BEST)}: {error}") from error
         finally:
             shutil.rmtree(local, ignore_errors=True)
@@ -172,8 +184,14 @@ class Saver:
 
     def _commit(self) -> None:
         self._writer.commit(self._state)
-        self._log.event("checkpoint", step=self._state["step"])
-        self._on_saved(self._state["step"])
+
+    def _tell_of_commits(self) -> None:
+        """Rank 0's: only what is committed counts as saved; until then a snapshot is what a crash goes back to."""
+        step = self._writer.committed_step
+        if step is not None and step != self._told_step:
+            self._told_step = step
+            self._log.event("checkpoint", step=step)
+            self._on_saved(step)
 
     def _first_error(self) -> CheckpointError:
         """The error of the first worker that has one; collective."""

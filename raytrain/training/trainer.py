@@ -93,7 +93,7 @@ class Trainer:
             if self.timetable.is_save_due(self.progress.step) or is_stopping or self.progress.is_stopped_early:
                 with self.idle.of("checkpoint_s"):
                     self.saver.save(self.progress)
-            elif self.timetable.is_snapshot_due(self.progress.step):
+            elif self.timetable.is_snapshot_due(self.progress.step) and not (sums.busy or is_evaluation_due):
                 with self.idle.of("checkpoint_s"):
                     self.saver.snapshot(self.progress)
             batch, wait_s, num_targets = next_batch, next_wait_s, sums.next_targets
@@ -139,6 +139,7 @@ class Trainer:
             saved=saved,
             failed=failed,
             wants_stop=float(self.stop_requested()),
+            busy=float(self.saver.is_busy),
         )
 
     def _record(

@@ -58,7 +58,7 @@ class WorkerRun:
             has_validation=self.store.has_split("validation"),
         )
         self.plan = BatchPlan.of(self.config, world.world_size)
-        if world.world_rank == 0:
+        if world.world_rank == 0 and job.evaluate_split is None:  # an evaluation may run beside the training
             recover_folder(run, BEST)
         attempt, token = self.control.from_first((next_attempt(run), uuid.uuid4().hex[:12]))
         self.attempt, self.token = attempt, token
@@ -68,6 +68,7 @@ class WorkerRun:
             attempt,
             tensorboard=self.config.tracking.tensorboard,
             record_samples=self.config.data.record_samples,
+            now=link.now,
         )
 
     def train(self) -> dict[str, Any]:
@@ -107,7 +108,8 @@ class WorkerRun:
         try:
             trainer = self._trainer(engine, stream, saver, progress, arrival)
             status = trainer.fit()
-            if not (self.timetable.has_validation and self.config.checkpoint.keep_best):  # then the last model is it
+            # Without a validation split the last model is the best one; there is time for it at the end only.
+            if status != "stopped" and not (self.timetable.has_validation and self.config.checkpoint.keep_best):
                 saver.save_best(progress.step)
                 saver.finish()
         finally:
@@ -261,7 +263,7 @@ class Arrival:
         """The moment at which model and state are loaded. `steps_before`: steps that earlier attempts had done."""
         self._log, self._link, self._entered_at_s = log, link, entered_at_s
         self._transition = Transition(**job.transition) if job.transition else None
-        self._loaded_at_s = time.time()
+        self._loaded_at_s = link.now()
         self._detail = {"step": restored_step, "steps_redone": max(0, steps_before - restored_step)}
         link.stepped(restored_step, is_first=True)
 
@@ -269,7 +271,7 @@ class Arrival:
         """A step is done."""
         transition, self._transition = self._transition, None
         if transition is not None:
-            phases = transition.phases(self._entered_at_s, self._loaded_at_s, time.time())
+            phases = transition.phases(self._entered_at_s, self._loaded_at_s, self._link.now())
             self._log.event(
                 transition.kind,
                 cause=transition.cause,

@@ -5,13 +5,14 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 from cluster import NodePool
-from running import committed_steps, kill_all, run_cli, steps_done, summary, tiny_run, wait_until, write_config
+from running import ENV, committed_steps, kill_all, run_cli, steps_done, summary, tiny_run, wait_until, write_config
 from training import Training
 
 pytestmark = pytest.mark.slow
@@ -168,3 +169,57 @@ def test_two_commands_for_one_run(tmp_path: Path) -> None:
         assert {json.loads(row)["attempt"] for row in rows} == {0}
     finally:
         kill_all(first)
+
+
+def test_a_run_that_gives_up_keeps_what_only_memory_held(pool: NodePool, tmp_path: Path) -> None:
+    """No failure is allowed, and nothing was saved to storage yet: the newest snapshot becomes a checkpoint."""
+    training = Training(pool, tmp_path, "workers.max_failures=0")
+    training.wait_for_workers(1)
+    training.wait(lambda: steps_done(training.path) > 40, "some snapshots")
+    for process in worker_processes():
+        process.kill()
+    output, _ = training.process.communicate(timeout=120)
+    assert training.process.returncode == 1, output
+    assert "1 failures, and workers.max_failures is 0" in output
+    (saved,) = committed_steps(training.path)
+    assert steps_done(training.path) - 10 <= saved
+    training.config = training.config.model_copy(
+        update={"workers": training.config.workers.model_copy(update={"max_failures": 3})}
+    )
+    training.start()
+    training.wait(lambda: steps_done(training.path) > saved + 40, "the run to go on")
+    training.stop()
+    training.assert_undisturbed()
+
+
+def test_a_driver_that_is_gone_leaves_no_workers_behind(tmp_path: Path) -> None:
+    """In a Ray of the caller's own, an interrupted call ends its workers too."""
+    script = tmp_path / "call.py"
+    path = write_config(tiny_run(tmp_path, "called", "training.epochs=1000"), tmp_path)
+    script.write_text(CALL.format(path=path))
+    process = subprocess.Popen([sys.executable, str(script)], env={**ENV, "RAY_AUTH_MODE": "disabled"}, text=True)
+    run = tmp_path / "runs" / "called"
+    try:
+        wait_until(lambda: steps_done(run) > 20, "some steps")
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        wait_until(lambda: (tmp_path / "interrupted").exists(), "the call to end")
+        time.sleep(5)
+        before = steps_done(run)
+        time.sleep(5)
+        assert steps_done(run) == before
+        assert process.poll() is None  # the caller goes on, and so does its Ray
+    finally:
+        kill_all(process)
+
+
+CALL = """
+import pathlib, time, ray, raytrain
+ray.init(address="local", num_cpus=6, include_dashboard=False)
+try:
+    raytrain.train({path!r})
+except KeyboardInterrupt:
+    (pathlib.Path({path!r}).parent / "interrupted").write_text("")
+time.sleep(600)
+"""

@@ -540,7 +540,7 @@ class TestWriter:
         writers[0].begin(10, refuse)
         with pytest.raises(CheckpointError, match=r"permission to write") as error:
             writers[0].wait()
-        assert store.folder(10).path_of() in str(error.value) and "3 tries" in str(error.value)
+        assert store.folder(10).path_of() in str(error.value)
         with pytest.raises(CheckpointError):
             writers[0].poll()
 

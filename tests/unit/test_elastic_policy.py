@@ -35,6 +35,21 @@ class TestGrowth:
         assert not self.grow(policy, 119, 3)
         assert policy.seen_at_s == 110
 
+    def test_a_growth_in_vain_is_not_tried_again_at_once(self) -> None:
+        policy = GrowthPolicy(delay_s=0, payback=2)
+        assert self.grow(policy, 0, 3)
+        policy.was_in_vain(10)
+        policy.reset()
+        assert not self.grow(policy, 11, 3)
+        assert self.grow(policy, 320, 3)
+
+    def test_a_new_group_lets_the_room_settle_anew(self) -> None:
+        policy = GrowthPolicy(delay_s=10, payback=2)
+        assert not self.grow(policy, 100, 3)
+        policy.reset()
+        assert not self.grow(policy, 400, 3)
+        assert policy.seen_at_s == 400
+
     def test_it_must_pay_back(self) -> None:
         """2 -> 4 workers halve what is left: 20 s of 40, exactly twice the cost of 10 s."""
         policy = GrowthPolicy(delay_s=0, payback=2)
@@ -60,6 +75,12 @@ class TestFaultBudget:
         assert all(budget.charge(crash(step, kind)) is None for step in range(1, 50))
         assert budget.spent == 0
 
+    def test_errors_at_alternating_steps_are_bugs_too(self) -> None:
+        budget = FaultBudget(100)
+        verdicts = [budget.charge(crash(step, FailureKind.ERROR)) for step in (7, 8, 7)]
+        assert verdicts[:2] == [None, None]
+        assert str(verdicts[2]).startswith("step 7 failed 2 times")
+
     def test_an_error_that_repeats_at_its_step_is_a_bug(self) -> None:
         budget = FaultBudget(100)
         assert budget.charge(crash(7, FailureKind.ERROR)) is None
@@ -74,13 +95,17 @@ class TestFaultBudget:
 
     def test_errors_at_other_steps_or_before_the_loop_are_not_the_same(self) -> None:
         budget = FaultBudget(100)
-        assert all(budget.charge(crash(step, FailureKind.ERROR)) is None for step in (7, None, 8, 9, None, 7))
+        assert all(budget.charge(crash(step, FailureKind.ERROR)) is None for step in (7, None, 8, 9, None, 11))
 
     def test_workers_that_never_start_end_the_run_at_last(self) -> None:
         budget = FaultBudget(0)
         verdicts = [budget.charge(crash(None, FailureKind.NO_START)) for _ in range(20)]
         assert verdicts[:19] == [None] * 19
-        assert "could not be started 20 times in a row" in str(verdicts[19])
+        assert "20 failures in a row without a new step" in str(verdicts[19])
+
+    def test_nodes_that_are_lost_while_the_model_loads_end_it_too(self) -> None:
+        budget = FaultBudget(0)
+        assert any(budget.charge(crash(None, FailureKind.NODE_LOST)) for _ in range(20))
 
     def test_nodes_may_be_lost_at_one_step_for_a_while(self) -> None:
         budget = FaultBudget(0)
