@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 from cluster import NodePool
+from running import kill_all
+from training import STARTED
 
 
 @pytest.fixture
@@ -16,3 +18,13 @@ def pool() -> Iterator[NodePool]:
     cluster.close()
     for name in set(os.environ) - set(before):
         del os.environ[name]
+
+
+@pytest.fixture(autouse=True)
+def no_command_is_left() -> Iterator[None]:
+    """A test that fails leaves its command running otherwise."""
+    yield
+    for process in STARTED:
+        if process.poll() is None:
+            kill_all(process)
+    STARTED.clear()

@@ -45,6 +45,9 @@ def endless_run(folder: Path, name: str, max_steps: int, *overrides: str) -> Run
     return tiny_run(folder, name, f"training={{max_steps: {max_steps}, {BATCHES}}}", *ENDLESS, *overrides)
 
 
+STARTED: list[subprocess.Popen[str]] = []  # commands, for the end of a test
+
+
 class Training:
     """The command, running."""
 
@@ -58,6 +61,7 @@ class Training:
         """Give the command, for the first time or again."""
         env = {"RAY_ADDRESS": self.pool.address, "RAY_AUTH_MODE": "disabled"}
         self.process = start_cli("train", write_config(self.config, self.folder), env=env)
+        STARTED.append(self.process)
         return self.process
 
     def events(self, *kinds: str) -> list[dict[str, Any]]:
