@@ -15,6 +15,9 @@ SETTLE_S = 4.0
 SAY_EVERY_S = 15.0
 ASK_EVERY_S = 20.0  # seconds between two requests to the autoscaler
 REQUEST_EXPIRES_S = 180
+# The autoscaler starts no node at all when it could not start all that is asked for. So less is asked for after a
+# while in vain, down to workers.min.
+ASK_LESS_EVERY_S = 60.0
 
 
 class Room:
@@ -34,6 +37,8 @@ class Room:
         self._expected = 0
         self._requester = f"raytrain-{uuid.uuid4().hex[:8]}"
         self._next_request_s = 0.0
+        self._ask = 0
+        self._next_less_s = 0.0
         self._is_first = True
 
     def expect(self, world_size: int) -> None:
@@ -48,6 +53,7 @@ class Room:
         Raises:
             TrainingError: workers.wait_timeout_s have passed; the message says what is missing.
         """
+        self._next_less_s = 0.0
         began_s = time.monotonic()
         settle_s = 0.0 if self._is_first else SETTLE_S
         next_word_s = began_s + 2.0
@@ -69,20 +75,42 @@ class Room:
             if time.monotonic() >= next_word_s and fitting < self._workers.min:
                 self._say(f"waiting for nodes since {waited_s:.0f} s: {self._missing(nodes, fitting)}")
                 next_word_s = time.monotonic() + SAY_EVERY_S
+            if fitting < self._workers.min:
+                self._ask_for_less()
             time.sleep(POLL_S)
             self._on_poll()
         return 0
 
     def ask_for_nodes(self) -> None:
-        """Tell the autoscaler, if there is one, what workers.max workers would hold. Cheap to call often."""
+        """Tell the autoscaler, if there is one, what workers.max workers would hold, or as many as the cluster may ever
+        have. Cheap to call often."""
         if time.monotonic() < self._next_request_s:
             return
         self._next_request_s = time.monotonic() + ASK_EVERY_S
+        self._ask = self._ask or self._most_ever()
         _coordinator().request_resources.remote(
             requester_id=self._requester,
-            resources=[self._worker] * self._workers.max,
+            resources=[self._worker] * self._ask,
             expire_after_s=REQUEST_EXPIRES_S,
         )
+
+    def _ask_for_less(self) -> None:
+        """Nothing came for a while."""
+        if time.monotonic() < self._next_less_s:
+            return
+        is_first_look = self._next_less_s == 0.0
+        self._next_less_s = time.monotonic() + ASK_LESS_EVERY_S
+        if not is_first_look and self._ask > self._workers.min:
+            self._ask = max(self._workers.min, self._ask // 2)
+            self._next_request_s = 0.0
+
+    def _most_ever(self) -> int:
+        """workers.max, or what the autoscaler's cluster may have at most."""
+        from ray._private.state import state
+
+        most = state.get_max_resources_from_cluster_config() or {}
+        limits = [int(most[name] // amount) for name, amount in self._worker.items() if amount and name in most]
+        return max(self._workers.min, min([self._workers.max, *limits]))
 
     def close(self) -> None:
         """Take the request back."""

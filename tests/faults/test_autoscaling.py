@@ -74,7 +74,7 @@ def cluster_config(address: str) -> dict[str, Any]:
     return {
         "cluster_name": "autoscaled",
         "max_workers": 2,
-        "provider": {**provider, "launch_multiple": True},
+        "provider": {**provider, "launch_multiple": True, "disable_node_updaters": True},
         "idle_timeout_minutes": 0.25,
         "available_node_types": node_types,
         "head_node_type": "ray.head.default",
