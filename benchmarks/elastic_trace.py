@@ -104,6 +104,8 @@ class Outcome:
     long no step was done."""
     too_late: Counter[str] = field(default_factory=Counter)
     """How often the next fault came first; the time is then that to the next fault."""
+    ended_at_s: float | None = None
+    """When the command ended by itself, long before the end of its training."""
     num_repeated: int = 0
     num_lost: int = 0
     phases_s: dict[str, dict[str, list[float]]] = field(default_factory=dict)
@@ -226,7 +228,7 @@ class Trial:
 
     def outcome(self) -> Outcome:
         """Measure it."""
-        found = Outcome()
+        found = Outcome(ended_at_s=self.ended_at_s)
         during = [step for step in self.steps if 0 < step.at_s <= self._end_s]
         last_done = {step.step: step for step in self.steps if step.at_s <= self._end_s}
         kept = [step for step in during if last_done[step.step] is step]
@@ -249,10 +251,13 @@ class Trial:
                 with contextlib.suppress(ValueError):  # torn by a kill
                     row = json.loads(line)
                     ids.setdefault((row["step"], row["attempt"]), []).extend(row["ids"])
-        counts = Counter(i for step in last_done.values() for i in ids.get((step.step, step.attempt), []))
+        # The last step's samples may not all be written down when the clock stops.
+        batches = [ids.get((last_done[step].step, last_done[step].attempt), []) for step in sorted(last_done)[:-1]]
+        counts = Counter(itertools.chain.from_iterable(batches))
         passes, rest = divmod(counts.total(), NUM_SAMPLES)
         repeated = sum(max(0, counts[i] - passes - (rest > 0)) for i in range(NUM_SAMPLES))
         lost = sum(max(0, passes - counts[i]) for i in range(NUM_SAMPLES))
+        lost += sum(BATCH - len(batch) for batch in batches)
         return repeated, lost
 
     def _add_redone(self, found: Outcome, steps: list[Step]) -> None:
@@ -462,7 +467,13 @@ def report(rounds: Sequence[dict[str, Outcome]], arguments: argparse.Namespace) 
         "(worst).\n\n"
     )
     header = ["", "raytrain", "plain TorchTrainer", "raytrain / plain", "target", "met"]
-    return head + table(header, rows) + phases_table(ours)
+    ended = "".join(
+        f"\n\n{name} ended by itself after {outcome.ended_at_s:.0f} s."
+        for name, outcomes in (("raytrain", ours), ("The plain TorchTrainer", theirs))
+        for outcome in outcomes
+        if outcome.ended_at_s is not None
+    )
+    return head + table(header, rows) + ended + phases_table(ours)
 
 
 def phases_table(outcomes: Sequence[Outcome]) -> str:
