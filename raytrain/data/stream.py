@@ -32,12 +32,12 @@ from raytrain.tasks import make_task
 from raytrain.tasks.base import Batch
 from raytrain.timetable import Timetable
 
-SAMPLES_PER_SPAN = 2048  # samples of all workers together that one item of the pipeline covers
+SAMPLES_PER_SPAN = 512  # samples of all workers together that one item of the pipeline covers
 ITEMS_PER_DATASET = 256  # items that are handed to Ray Data at once; the next lot follows when they are used up
 QUEUE_ITEMS = 16  # decoded steps that wait for the loop
 BLOCK_BYTES = 1 << 20  # Ray Data passes results on when it has this much
 CLOSE_TIMEOUT_S = 30.0  # a Ray that no longer answers must not keep a worker from ending
-OBJECT_STORE_BYTES = 256 << 20  # results of one pipeline that may lie in the object store
+OBJECT_STORE_BYTES = 32 << 20  # results of one pipeline that may lie in the object store
 
 
 def plan_items(step: int, table: Timetable, steps_per_span: int) -> Iterator[TrainSpan | EvalPass]:

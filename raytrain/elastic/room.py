@@ -3,6 +3,7 @@
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from raytrain.config import RunConfig
@@ -11,7 +12,9 @@ from raytrain.errors import TrainingError
 
 POLL_S = 0.25
 # After a group has left, what it held comes back within this time.
-SETTLE_S = 4.0
+SETTLE_S = 10.0
+# Before the first group: so long may the tasks that prepared the data still hold what they held.
+FIRST_SETTLE_S = 3.0
 SAY_EVERY_S = 15.0
 ASK_EVERY_S = 20.0  # seconds between two requests to the autoscaler
 REQUEST_EXPIRES_S = 180
@@ -55,13 +58,15 @@ class Room:
         """
         self._next_less_s = 0.0
         began_s = time.monotonic()
-        settle_s = 0.0 if self._is_first else SETTLE_S
+        settle_s = FIRST_SETTLE_S if self._is_first else SETTLE_S
         next_word_s = began_s + 2.0
         wanted = self._expected or self._workers.max
+        if self._is_first:
+            wanted = max(self._workers.min, self._fitting([replace(node, available=node.total) for node in look()]))
         while not self._is_stop_asked():
             self.ask_for_nodes()
             nodes = look(probe=True)
-            fitting = workers_that_fit(nodes, self._worker, self._workers.data_cpus, self._workers.max)
+            fitting = self._fitting(nodes)
             waited_s = time.monotonic() - began_s
             if fitting >= min(wanted, self._workers.max) or (fitting >= self._workers.min and waited_s >= settle_s):
                 self._is_first, self._expected = False, 0
@@ -81,13 +86,16 @@ class Room:
             self._on_poll()
         return 0
 
-    def ask_for_nodes(self) -> None:
+    def _fitting(self, nodes: list[NodeView]) -> int:
+        return workers_that_fit(nodes, self._worker, self._workers.data_cpus, self._workers.max)
+
+    def ask_for_nodes(self, world_size: int = 0) -> None:
         """Tell the autoscaler, if there is one, what workers.max workers would hold, or as many as the cluster may ever
-        have. Cheap to call often."""
+        have; where that was too much, one more than the `world_size` that runs. Cheap to call often."""
         if time.monotonic() < self._next_request_s:
             return
         self._next_request_s = time.monotonic() + ASK_EVERY_S
-        self._ask = self._ask or self._most_ever()
+        self._ask = max(self._ask, min(self._workers.max, world_size + 1)) if self._ask else self._most_ever()
         _coordinator().request_resources.remote(
             requester_id=self._requester,
             resources=[self._worker] * self._ask,

@@ -184,7 +184,7 @@ class Supervisor:
             if time.monotonic() < next_look_s:
                 continue
             next_look_s = time.monotonic() + LOOK_S
-            self._room.ask_for_nodes()
+            self._room.ask_for_nodes(group.world_size)
             status = self._mailbox.status()
             if not has_holders and len(status.nodes) == group.world_size:
                 has_holders = True
