@@ -19,9 +19,9 @@ pytestmark = pytest.mark.slow
 
 
 def worker_processes() -> list[psutil.Process]:
-    """Ray Train's workers on this machine."""
+    """Ray Train's workers on the nodes of this test's cluster."""
     found = []
-    for process in psutil.process_iter():
+    for process in psutil.Process().children(recursive=True):
         try:
             if any("RayTrainWorker" in word for word in process.cmdline()):
                 found.append(process)
