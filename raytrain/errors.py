@@ -25,3 +25,8 @@ class CheckpointError(RaytrainError):
 
 class TrainingError(RaytrainError):
     """The run can't go on (diverged, overflows for ever); the message says what to try."""
+
+
+def first_line(text: str) -> str:
+    """The first line that says something: what a person reads of another program's error."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), text)

@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from raytrain.batch_plan import World
 from raytrain.checkpoint.manifest import write_hashed
-from raytrain.checkpoint.store import CheckpointStore, write_sidecar
+from raytrain.checkpoint.store import CheckpointStore, part_name, write_sidecar
 from raytrain.errors import CheckpointError
 from raytrain.plan import SNAPSHOT_COPIES, SNAPSHOTS_KEPT
 
@@ -263,8 +263,7 @@ def write_as_checkpoint(snapshot: Snapshot, store: CheckpointStore) -> None:
     folder = store.folder(snapshot.step)
     for world_rank, name in enumerate(files.names):
         store.clear_for_save(snapshot.step, world_rank)
-        part_name = f"zero-{world_rank:05d}-of-{num_parts:05d}.safetensors"
-        entry = write_hashed(folder, part_name, [files.content(name)])
+        entry = write_hashed(folder, part_name(world_rank, num_parts), [files.content(name)])
         write_sidecar(folder, world_rank, token, [entry])
     store.commit(snapshot.step, num_parts, snapshot.state, token)
 

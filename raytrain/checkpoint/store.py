@@ -47,6 +47,11 @@ def step_folder(step: int) -> str:
     return f"step_{step:08d}"
 
 
+def part_name(world_rank: int, world_size: int) -> str:
+    """File name of a worker's ranges."""
+    return f"zero-{world_rank:05d}-of-{world_size:05d}.safetensors"
+
+
 def sidecar_name(world_rank: int) -> str:
     """File name of a worker's sidecar."""
     return f"zero-{world_rank:05d}.json"

@@ -13,13 +13,14 @@ from typing import Any
 
 from raytrain.config import RunConfig
 from raytrain.elastic.policy import FailureKind
+from raytrain.errors import first_line
 from raytrain.storage import Storage
 from raytrain.training.entry import train_worker
 from raytrain.training.job import Job
 from raytrain.training.mailbox import Mailbox
 
-# What a worker says when another one has left it: the effect of a failure, not its cause.
 DISMISS_TIMEOUT_S = 10.0
+# What a worker says when another one has left it: the effect of a failure, not its cause.
 ECHOES = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL", "ProcessGroup")
 
 
@@ -137,12 +138,10 @@ def _failure_of(error: Exception) -> GroupFailure:
     dead = {rank: failure for rank, failure in failures.items() if isinstance(failure, RayActorError)}
     if dead:
         rank = min(dead)
-        return GroupFailure(FailureKind.CRASH, f"worker {rank} died: {_first_line(dead[rank])}")
+        return GroupFailure(
+            FailureKind.CRASH, f"worker {rank} died: {first_line(str(dead[rank])) or type(dead[rank]).__name__}"
+        )
     causes = {rank: failure for rank, failure in failures.items() if not any(echo in str(failure) for echo in ECHOES)}
     for rank in sorted(causes or failures):
         return GroupFailure(FailureKind.ERROR, f"worker {rank}: {failures[rank]}")
     return GroupFailure(FailureKind.CRASH, str(error))
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -21,7 +21,7 @@ from raytrain.elastic.preflight import Preflight, check
 from raytrain.elastic.resume import begin_or_resume
 from raytrain.elastic.session import ray_session
 from raytrain.elastic.signals import StopSignals
-from raytrain.errors import ConfigError, RaytrainError, TrainingError
+from raytrain.errors import ConfigError, RaytrainError, TrainingError, first_line
 from raytrain.plan import Plan
 from raytrain.report.goodput import goodput
 from raytrain.storage import Storage
@@ -119,9 +119,10 @@ def _train_and_report(
     run: Storage, found: Preflight, observer: Observer, started_at_s: float, lease: Lease
 ) -> RunResult:
     outcome = _train(run, found, observer, started_at_s, lease)
-    events = [event for event in read_jsonl(run, "events.jsonl") if event["time"] >= started_at_s]
-    result = _complete(outcome, run, found.config, time.time() - started_at_s, [event["kind"] for event in events])
-    account = goodput(read_jsonl(run, "events.jsonl"), read_jsonl(run, "metrics.jsonl"))
+    events = read_jsonl(run, "events.jsonl")
+    kinds = [event["kind"] for event in events if event["time"] >= started_at_s]
+    result = _complete(outcome, run, found.config, time.time() - started_at_s, kinds)
+    account = goodput(events, read_jsonl(run, "metrics.jsonl"))
     if account:
         run.commit_bytes("goodput.json", json.dumps(account, indent=1).encode())
         result = replace(result, goodput=account["goodput"])
@@ -236,8 +237,7 @@ def _supervise(
         return {"status": "failed", "message": str(error), "exit_code": error.exit_code}
     except Exception as error:  # a mailbox that was killed, a control store that is gone: told like any other end
         logger.exception("the run was ended by an error that is none of its own")
-        first_line = next(iter(str(error).strip().splitlines()), "")
-        return {"status": "failed", "message": f"{type(error).__name__}: {first_line}", "exit_code": 1}
+        return {"status": "failed", "message": f"{type(error).__name__}: {first_line(str(error))}", "exit_code": 1}
     finally:
         follower.look()
 

@@ -23,6 +23,7 @@ from raytrain.elastic.capacity import NodeView, look, own_node, seconds_left, wo
 from raytrain.elastic.group import GroupFailure, WorkerGroup, worker_resources
 from raytrain.elastic.policy import Failure, FailureKind, FaultBudget, GrowthPolicy
 from raytrain.elastic.room import Room
+from raytrain.errors import first_line
 from raytrain.storage import Storage
 from raytrain.training.job import Job, Transition
 from raytrain.training.mailbox import GroupStatus, Mailbox
@@ -265,22 +266,19 @@ class Supervisor:
         verdict = self._budget.charge(Failure(kind, self._step_in_work(status), message))
         if verdict is not None:
             return _failed(verdict + self._samples_of(self._budget.bad_step))
-        self._say(f"{_WORDS[kind]}: {_first_line(message)}")
-        self._nodes = look(probe=True)
+        cause = f"{_WORDS[kind]}: {first_line(message)}"
+        self._say(cause)
         self._room.expect(self._possible(list(status.nodes.values())))
         self._pause(self._budget.wait_s)
         reported_at_s = status.step_at_s or now_s
         name = "reclaim" if kind is FailureKind.RECLAIM else "failure"
-        cause = f"{_WORDS[kind]}: {_first_line(message)}"
         return Transition(name, cause, world_size, reported_at_s, None, now_s, now_s)
 
     def _kind_of(self, failure: GroupFailure, status: GroupStatus) -> FailureKind:
-        """With what is known of the nodes: one that had notice, or one that is gone."""
+        """With what is known of the nodes, which are looked at anew: one that had notice, or one that is gone."""
         ours = set(status.nodes.values())
-        if any(node.is_draining and node.node_id in ours for node in self._nodes):
-            return FailureKind.RECLAIM
-        self._nodes = look(probe=True)
-        if any(node.is_draining and node.node_id in ours for node in self._nodes):
+        before, self._nodes = self._nodes, look(probe=True)
+        if any(node.is_draining and node.node_id in ours for node in (*before, *self._nodes)):
             return FailureKind.RECLAIM
         if ours - {node.node_id for node in self._nodes}:
             return FailureKind.NODE_LOST
@@ -339,7 +337,3 @@ _WORDS = {
 
 def _failed(message: str) -> dict[str, Any]:
     return {"status": "failed", "message": message, "exit_code": 1}
-
-
-def _first_line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), text)

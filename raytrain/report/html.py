@@ -12,10 +12,9 @@ from raytrain.report.curves import RunRecord, read_run
 from raytrain.report.goodput import CLASSES
 from raytrain.report.plots import draw_all, newest_confusion
 from raytrain.storage import Storage
+from raytrain.training.job import PHASES
 
 REPORT_NAME = "report.html"
-# Of a change of the workers, in their order; seconds.
-PHASES = ("detect_s", "save_s", "wait_s", "regroup_s", "load_s", "first_step_s")
 MAX_TABLE_LABELS = 30  # a larger confusion matrix is shown as a picture
 
 

@@ -1,7 +1,11 @@
 """What the driver hands to the workers."""
 
+import itertools
 from dataclasses import asdict, dataclass
 from typing import Any
+
+# From the cause of a change of the workers to the new group's first step, in their order; seconds.
+PHASES = ("detect_s", "save_s", "wait_s", "regroup_s", "load_s", "first_step_s")
 
 
 @dataclass(frozen=True)
@@ -31,15 +35,10 @@ class Transition:
             first_step_at_s: When its first step was done.
         """
         asked_at_s = self.left_at_s if self.asked_at_s is None else self.asked_at_s
-        moments = (
-            ("detect_s", self.detected_at_s, asked_at_s),
-            ("save_s", asked_at_s, self.left_at_s),
-            ("wait_s", self.left_at_s, self.started_at_s),
-            ("regroup_s", self.started_at_s, entered_at_s),
-            ("load_s", entered_at_s, loaded_at_s),
-            ("first_step_s", loaded_at_s, first_step_at_s),
-        )
-        return {name: round(max(0.0, end_s - begin_s), 3) for name, begin_s, end_s in moments}
+        left_at_s, started_at_s = self.left_at_s, self.started_at_s
+        moments = (self.detected_at_s, asked_at_s, left_at_s, started_at_s, entered_at_s, loaded_at_s, first_step_at_s)
+        lengths = (end_s - begin_s for begin_s, end_s in itertools.pairwise(moments))
+        return {name: round(max(0.0, length_s), 3) for name, length_s in zip(PHASES, lengths, strict=True)}
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from raytrain.batch_plan import World
 from raytrain.checkpoint.manifest import FileEntry
 from raytrain.checkpoint.ranges import encode_ranges, write_ranges
 from raytrain.checkpoint.snapshot import SnapshotKeeper
-from raytrain.checkpoint.store import CheckpointStore
+from raytrain.checkpoint.store import CheckpointStore, part_name
 from raytrain.checkpoint.writer import CheckpointWriter, retrying
 from raytrain.checkpoint.zero_state import owned_ranges, scaler_state
 from raytrain.errors import CheckpointError
@@ -71,7 +71,7 @@ class Saver:
         if self._writer.is_busy:
             self._complete()
         ranges = owned_ranges(self._engine)
-        name = f"zero-{self._world.world_rank:05d}-of-{self._world.world_size:05d}.safetensors"
+        name = part_name(self._world.world_rank, self._world.world_size)
         self._state = self._state_of(progress)
 
         def write(folder: Storage) -> list[FileEntry]:

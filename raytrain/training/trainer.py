@@ -37,6 +37,28 @@ class BatchSource(Protocol):
         """This worker's micro-batches of an evaluation that is due now; equally many on every worker."""
 
 
+class IdleTime:
+    """Seconds in which the loop did something else than steps, since it was last asked."""
+
+    def __init__(self) -> None:
+        self._seconds = {"checkpoint_s": 0.0, "evaluation_s": 0.0}
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        """Adds the time of a `with` block to `name`."""
+        started_at_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[name] += time.perf_counter() - started_at_s
+
+    def take(self) -> dict[str, float]:
+        """The seconds by name; counting begins anew."""
+        taken = {name: round(seconds, 4) for name, seconds in self._seconds.items()}
+        self._seconds = dict.fromkeys(self._seconds, 0.0)
+        return taken
+
+
 @dataclass
 class Trainer:
     """All that a worker needs to train. `fit` is the whole story."""
@@ -55,7 +77,7 @@ class Trainer:
     stop_requested: Callable[[], bool]
     on_step: Callable[[int, int], None]
     """Told the steps done and the world size after each step."""
-    idle: "IdleTime" = field(default_factory=lambda: IdleTime())
+    idle: IdleTime = field(default_factory=IdleTime)
 
     def fit(self) -> str:
         """Train until the end, an early stop, or a request to stop.
@@ -202,28 +224,6 @@ class Trainer:
             self.saver.save_best(self.progress.step)
         if self.progress.is_stopped_early:
             self.log.event("early_stop", step=self.progress.step, best_step=self.progress.best_step)
-
-
-class IdleTime:
-    """Seconds in which the loop did something else than steps, since it was last asked."""
-
-    def __init__(self) -> None:
-        self._seconds = {"checkpoint_s": 0.0, "evaluation_s": 0.0}
-
-    @contextmanager
-    def of(self, name: str) -> Iterator[None]:
-        """Adds the time of a `with` block to `name`."""
-        started_at_s = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._seconds[name] += time.perf_counter() - started_at_s
-
-    def take(self) -> dict[str, float]:
-        """The seconds by name; counting begins anew."""
-        taken = {name: round(seconds, 4) for name, seconds in self._seconds.items()}
-        self._seconds = dict.fromkeys(self._seconds, 0.0)
-        return taken
 
 
 def _targets(batch: StepBatch | None) -> int:

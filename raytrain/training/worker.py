@@ -206,7 +206,8 @@ class WorkerRun:
             raise RuntimeError(str(error)) from error
         load_scaler_state(engine, saved.state["loss_scaler"])
         self.log.event("restore", step=progress.step, source=saved.source)
-        self.link.saved(progress.step if saved.source == "checkpoint" else 0)
+        if saved.source == "checkpoint":
+            self.link.saved(progress.step)
 
     def _snapshot_keeper(self, engine: Engine) -> SnapshotKeeper | None:
         """Who takes snapshots; None when they are turned off or don't fit into the nodes' memory."""
