@@ -89,34 +89,33 @@ def install(clock: Clock, on_end: Callable[[], None]) -> None:
     Saver.save = clock.timed("save", Saver.save)
 
 
-def profiled_worker(out: Path) -> Callable[[dict[str, Any]], None]:
-    """`train_worker` with a clock; worker 0 leaves the result in a file."""
+def profiled_worker(out: Path) -> type:
+    """A worker with a clock; that of rank 0 leaves the result in a file."""
+    from raytrain.training.entry import Ending, Place, TrainingWorker
+    from raytrain.training.job import Job
 
-    def worker(place: dict[str, Any]) -> None:
-        import ray.train
+    class ProfiledWorker(TrainingWorker):
+        def work(self, place: Place, job: Job) -> Ending:
+            clock, is_written = Clock(WARMUP), []
 
-        from raytrain.training.entry import train_worker
+            def on_end() -> None:
+                if place.world_rank == 0 and not is_written:
+                    is_written.append(out.write_text(json.dumps(clock.result())))
 
-        clock, is_written = Clock(WARMUP), []
+            install(clock, on_end)
+            return super().work(place, job)
 
-        def on_end() -> None:
-            if ray.train.get_context().get_world_rank() == 0 and not is_written:
-                is_written.append(out.write_text(json.dumps(clock.result())))
-
-        install(clock, on_end)
-        train_worker(place)
-
-    return worker
+    return ProfiledWorker
 
 
 def profile(num_workers: int, threads: int, arguments: argparse.Namespace, storage: Path) -> dict[str, float]:
     """Seconds of each part of a step, from one run."""
-    import raytrain.elastic.group
+    import raytrain.elastic.pool
     from raytrain.config_io import load_config
     from raytrain.elastic.run import run_training
 
     out = storage / f"profile_{num_workers}" / PROFILE
-    raytrain.elastic.group.train_worker = profiled_worker(out)
+    raytrain.elastic.pool.TrainingWorker = profiled_worker(out)
     workers = [f"workers.min={num_workers}", f"workers.max={num_workers}", f"workers.cpus={threads}"]
     places = [f"name=profile_{num_workers}", f"storage_path={storage}", f"data.prepared_path={storage / 'prepared'}"]
     save = [f"checkpoint.save_every_steps={arguments.save_every}"]

@@ -7,35 +7,37 @@ The sleep comes before the step, in proportion to the samples that the worker ha
 
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 
-def paced(seconds_per_sample: float) -> Callable[[dict[str, Any]], None]:
-    """raytrain's `train_worker` with the sleep in its steps."""
+def paced(seconds_per_sample: float) -> type:
+    """raytrain's worker with the sleep in its steps."""
+    from raytrain.training.entry import Ending, Place, TrainingWorker
+    from raytrain.training.job import Job
 
-    def paced_worker(raw: dict[str, Any]) -> None:
-        from raytrain.training.engine import Engine
-        from raytrain.training.entry import train_worker
+    class PacedWorker(TrainingWorker):
+        def work(self, place: Place, job: Job) -> Ending:
+            from raytrain.training.engine import Engine
 
-        train_step = Engine.train_step
+            train_step = getattr(Engine, "unpaced_step", Engine.train_step)
+            Engine.unpaced_step = train_step  # this process may have been in a group before
 
-        def paced_step(engine: Engine, micro_batches: list[dict[str, Any]], *args: Any) -> Any:
-            num_samples = sum(len(micro_batch["labels"]) for micro_batch in micro_batches)
-            time.sleep(seconds_per_sample * num_samples)
-            return train_step(engine, micro_batches, *args)
+            def paced_step(engine: Engine, micro_batches: list[dict[str, Any]], *args: Any) -> Any:
+                num_samples = sum(len(micro_batch["labels"]) for micro_batch in micro_batches)
+                time.sleep(seconds_per_sample * num_samples)
+                return train_step(engine, micro_batches, *args)
 
-        Engine.train_step = paced_step
-        train_worker(raw)
+            Engine.train_step = paced_step
+            return super().work(place, job)
 
-    return paced_worker
+    return PacedWorker
 
 
 def main() -> None:
-    import raytrain.elastic.group
+    import raytrain.elastic.pool
     from raytrain.cli import main as raytrain_main
 
-    raytrain.elastic.group.train_worker = paced(float(sys.argv.pop(1)))
+    raytrain.elastic.pool.TrainingWorker = paced(float(sys.argv.pop(1)))
     raytrain_main()
 
 

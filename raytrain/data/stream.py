@@ -5,7 +5,8 @@
     3. collate   the worker's samples of a step -> padded micro-batches -> bytes       the same actor
     4. prefetch  a bounded queue in the worker                                         Stream
 
-Evaluations come in the same pipeline at the place where they are due, so nothing is started anew between epochs.
+Evaluations come in the same pipeline at the place where they are due, so nothing is started anew between epochs. A
+pipeline's actor takes seconds to come up: meanwhile the worker reads the first span itself.
 Arrays travel as safetensors bytes: they keep their shapes, and nothing is pickled.
 """
 
@@ -59,13 +60,19 @@ class Stream:
         self._queue: queue.Queue[tuple[dict[str, Any], Batch] | BaseException | None] = queue.Queue(QUEUE_ITEMS)
         self._is_closed = threading.Event()
         self._thread: threading.Thread | None = None
-        self.bytes_read = 0
-        """Bytes of row groups that the reader has taken from storage, up to the newest item delivered."""
+        self._has_failed = False
+        self._bytes_read_here = self._bytes_read_there = 0
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of row groups that the readers have taken from storage, up to the newest item delivered."""
+        return self._bytes_read_here + self._bytes_read_there
 
     def start(self, step: int, table: Timetable) -> None:
         """Begin to deliver what follows `step` finished steps; returns at once."""
         steps_per_span = max(1, SAMPLES_PER_SPAN // self._plan.global_batch_size)
-        self._begin(plan_items(step, table, steps_per_span))
+        items = plan_items(step, table, steps_per_span)
+        self._begin(items, next(items, None))
 
     def next_step(self) -> StepBatch:
         """This worker's share of the next training step; blocks until it is there."""
@@ -114,31 +121,52 @@ class Stream:
                 except queue.Empty:
                     continue
 
-    def _begin(self, items: Iterable[TrainSpan | EvalPass]) -> None:
+    def _begin(self, items: Iterable[TrainSpan | EvalPass], first: TrainSpan | EvalPass | None = None) -> None:
+        """`first`: comes before the others, and is read here."""
         self._is_closed.clear()
-        self._thread = threading.Thread(target=self._fill, args=(iter(items),), daemon=True, name="data-stream")
+        head = threading.Thread(target=self._fill_here, args=(first,), daemon=True, name="data-head")
+        head.start()
+        self._thread = threading.Thread(target=self._fill, args=(iter(items), head), daemon=True, name="data-stream")
         self._thread.start()
 
-    def _fill(self, items: Iterator[TrainSpan | EvalPass]) -> None:
-        """Run one Ray Data pipeline after the other, and queue what they deliver."""
+    def _fill_here(self, item: TrainSpan | EvalPass | None) -> None:
+        """Queue what one item delivers, without a pipeline."""
+        if item is None:
+            return
+        try:
+            reader = ReadAndCollate(self._config, self._store, self._world, self._plan)
+            for header, arrays in reader.read(item):
+                self._bytes_read_here = header["bytes_read"]
+                if self._is_closed.is_set():
+                    return
+                self._queue.put((header, arrays))
+        except BaseException as error:
+            self._has_failed = True
+            self._queue.put(error)
+
+    def _fill(self, items: Iterator[TrainSpan | EvalPass], head: threading.Thread) -> None:
+        """Run one Ray Data pipeline after the other, and queue what they deliver, behind what `head` does."""
         try:
             while lot := list(itertools.islice(items, ITEMS_PER_DATASET)):
                 for header, arrays in self._run(lot):
-                    if self._is_closed.is_set():
+                    head.join()
+                    if self._is_closed.is_set() or self._has_failed:
                         return
                     self._queue.put((header, arrays))
+            head.join()
             self._queue.put(None)
         except BaseException as error:
+            head.join()
             self._queue.put(error)
 
     def _run(self, lot: list[TrainSpan | EvalPass]) -> Iterator[tuple[dict[str, Any], Batch]]:
         import ray.data
 
         _configure_ray_data(self._config.workers.data_cpus)
-        bytes_read_before = self.bytes_read  # each dataset has a reader of its own, which counts from 0
+        bytes_read_before = self._bytes_read_there  # each dataset has a reader of its own, which counts from 0
         rows = [{"item": json.dumps({"kind": type(item).__name__, **asdict(item)})} for item in lot]
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-            ReadAndCollate,
+            ReadAndCollateActor,
             fn_constructor_args=(
                 self._config.model_dump(mode="json", exclude_unset=True),
                 self._store.root,
@@ -156,7 +184,7 @@ class Stream:
         for block in blocks:
             for text, payload in zip(block["header"].to_pylist(), block["arrays"].to_pylist(), strict=True):
                 header = json.loads(text)
-                self.bytes_read = bytes_read_before + header["bytes_read"]
+                self._bytes_read_there = bytes_read_before + header["bytes_read"]
                 yield header, safetensors.load(payload)
 
     def _next(self, kind: str) -> tuple[dict[str, Any], Batch]:
@@ -171,26 +199,20 @@ class Stream:
 
 
 class ReadAndCollate:
-    """The pipeline's one operator, an actor: items in, collated steps out. It keeps recently read row groups."""
+    """Items in, collated steps out. It keeps recently read row groups."""
 
-    def __init__(self, config: dict[str, Any], store_root: str, world: dict[str, int], plan: dict[str, int]):
-        self._config = RunConfig.model_validate(config)
-        self._store = PreparedStore(store_root)
-        self._world, self._plan = World(**world), BatchPlan(**plan)
-        self._task = make_task(self._config.task, self._config.data.max_length)
-        self._pad = self._store.manifest.pad_token_id
-        self._order = make_order(self._config, self._store)
-        self._rows = RowCache(self._store, min_groups=row_groups_in_use(self._order, self._plan))
+    def __init__(self, config: RunConfig, store: PreparedStore, world: World, plan: BatchPlan):
+        self._store, self._world, self._plan = store, world, plan
+        self._task = make_task(config.task, config.data.max_length)
+        self._pad = store.manifest.pad_token_id
+        self._order = make_order(config, store)
+        self._rows = RowCache(store, min_groups=row_groups_in_use(self._order, plan))
 
-    def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Ray Data calls this with one item at a time, and takes one row for each step or evaluation batch."""
-        for text in batch["item"]:
-            raw = json.loads(text)
-            kind = raw.pop("kind")
-            rows = self._train(TrainSpan(**raw)) if kind == "TrainSpan" else self._evaluate(EvalPass(**raw))
-            for header, arrays in rows:
-                header["bytes_read"] = self._rows.bytes_read
-                yield {"header": [json.dumps(header)], "arrays": [safetensors.save(arrays)]}
+    def read(self, item: TrainSpan | EvalPass) -> Iterator[tuple[dict[str, Any], Batch]]:
+        """A header and the arrays of each step or evaluation batch."""
+        for header, arrays in self._train(item) if isinstance(item, TrainSpan) else self._evaluate(item):
+            header["bytes_read"] = self._rows.bytes_read
+            yield header, arrays
 
     def _train(self, span: TrainSpan) -> Iterator[tuple[dict[str, Any], Batch]]:
         shards = self._plan.shards_of(self._world.world_rank)
@@ -226,6 +248,23 @@ class ReadAndCollate:
 
     def _collate(self, split: str, ids: np.ndarray) -> Batch:
         return self._task.collate(self._rows.take(split, ids), self._pad)
+
+
+class ReadAndCollateActor:
+    """The pipeline's one operator, a reader in a process of its own."""
+
+    def __init__(self, config: dict[str, Any], store_root: str, world: dict[str, int], plan: dict[str, int]):
+        self._reader = ReadAndCollate(
+            RunConfig.model_validate(config), PreparedStore(store_root), World(**world), BatchPlan(**plan)
+        )
+
+    def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Ray Data calls this with one item at a time, and takes one row for each step or evaluation batch."""
+        for text in batch["item"]:
+            raw = json.loads(text)
+            item = TrainSpan(**raw) if raw.pop("kind") == TrainSpan.__name__ else EvalPass(**raw)
+            for header, arrays in self._reader.read(item):
+                yield {"header": [json.dumps(header)], "arrays": [safetensors.save(arrays)]}
 
 
 def make_order(config: RunConfig, store: PreparedStore) -> Order:

@@ -70,36 +70,45 @@ def own_node() -> str:
     return ray.get_runtime_context().get_node_id()
 
 
-def workers_that_fit(
+def places_that_fit(
     nodes: Iterable[NodeView],
     worker: Resources,
     data_cpus: float,
     most: int,
     ours: Iterable[str] = (),
-) -> int:
-    """Workers that could run on these nodes with CPUs left for their data pipelines.
+    num_pipelines: int = 0,
+) -> list[str]:
+    """Where workers could run with CPUs left for their data pipelines: a node's id for each worker, those of `ours`
+    first, then the nodes with most room.
 
     Args:
         nodes: Draining ones count for nothing.
         worker: What each worker holds.
         data_cpus: CPUs of each worker's pipeline, which may be on any node; at least one CPU is left for data.
-        most: Upper bound of the answer.
+        most: Upper bound of their number.
         ours: Node ids of our workers, one entry a worker: what they hold, or held a moment ago, counts as free.
+        num_pipelines: Data pipelines of ours that are running: what they hold counts as free too.
     """
     held = Counter(ours)
-    places, cpus, most_cpus = 0, data_cpus * sum(held.values()), 0.0
+    places: dict[str, int] = {}
+    cpus, most_cpus = data_cpus * num_pipelines, 0.0
     for node in nodes:
         if node.is_draining:
             continue
         free = {name: _free(node, name, held[node.node_id] * amount) for name, amount in worker.items()}
-        places += min((int((free[name] + EPSILON) // amount) for name, amount in worker.items() if amount > 0))
+        places[node.node_id] = min(
+            int((free[name] + EPSILON) // amount) for name, amount in worker.items() if amount > 0
+        )
         cpus += _free(node, "CPU", held[node.node_id] * worker.get("CPU", 0.0))
         most_cpus += node.total.get("CPU", 0.0)
     cpus = min(cpus, most_cpus)
-    fitting = min(places, most)
+    fitting = min(sum(places.values()), most)
     while fitting > 0 and fitting * worker.get("CPU", 0.0) + max(1.0, fitting * data_cpus) > cpus + EPSILON:
         fitting -= 1
-    return fitting
+    stay = Counter({node_id: min(count, held[node_id]) for node_id, count in places.items()})
+    roomiest = sorted(places, key=lambda node_id: (-places[node_id], node_id))
+    more = (node_id for node_id in roomiest for _ in range(places[node_id] - stay[node_id]))
+    return [*stay.elements(), *more][:fitting]
 
 
 def _free(node: NodeView, name: str, ours: float) -> float:

@@ -1,27 +1,26 @@
-"""One worker group: Ray Train's TorchTrainer at a fixed size, run in a thread, and how it ended.
+"""One worker group: the run's processes at work together, and how that ended.
 
-Why not Ray Train's own elasticity: its resize tears the workers down without telling them, so the steps since the last
-checkpoint are lost, and a worker group that dies while it starts can't be replaced. A group here is one `fit()`: it is
-asked to save and leave through the mailbox, and the supervisor starts the next one at another size.
+Why not Ray Train's worker groups: each of theirs is new processes, which import for seconds; its resize tears them down
+without telling them, so the steps since the last checkpoint are lost; and a group that dies while it starts can't be
+replaced. A group here is asked to save and leave through the mailbox, and its processes go on in the next one.
 """
 
-import contextlib
-import threading
-import uuid
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from raytrain.config import RunConfig
 from raytrain.elastic.policy import FailureKind
+from raytrain.elastic.pool import WorkerProcess
 from raytrain.errors import first_line
-from raytrain.storage import Storage
-from raytrain.training.entry import train_worker
+from raytrain.training.entry import Ending, Place
 from raytrain.training.job import Job
-from raytrain.training.mailbox import Mailbox
 
-DISMISS_TIMEOUT_S = 10.0
-# What a worker says when another one has left it: the effect of a failure, not its cause.
-ECHOES = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL", "ProcessGroup")
+# After the first worker has failed, the others see it in their next collective, or in the one that they are in.
+LEAVE_TIMEOUT_S = 10.0
+# A process that died at the same time is heard of this much later.
+NEWS_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -34,114 +33,130 @@ class GroupFailure:
 
 
 class WorkerGroup:
-    """A group that stands by, is running, or has ended."""
+    """A group that is at work, or has ended."""
 
-    def __init__(self, number: int, config: RunConfig, mailbox: Mailbox, run: Storage, *, use_gpu: bool):
-        """Starts its controller, which waits for `begin`; returns at once. `number`: its ordinal, unlike any other."""
-        self.number = number
-        self.world_size = 0
-        self.failure: GroupFailure | None = None
-        self.error: BaseException | None = None
-        """A bug of ours or of Ray's, to be raised."""
-        self._mailbox = mailbox
-        self._thread = threading.Thread(
-            target=self._run, args=(config, run, use_gpu), name=f"worker-group-{number}", daemon=True
-        )
-        self._thread.start()
+    def __init__(
+        self,
+        number: int,
+        processes: Sequence[WorkerProcess],
+        job: Job,
+        mailbox: str,
+        lost_nodes: Callable[[Iterable[str]], set[str]],
+    ):
+        """Starts the work; returns at once.
 
-    def begin(self, world_size: int, job: Job) -> None:
-        """Start the workers."""
-        self.world_size = world_size
-        self._mailbox.begin(self.number, world_size, job.to_dict())
+        Args:
+            number: Its ordinal, unlike any other of the run.
+            processes: In rank order.
+            mailbox: Name of the actor; it knows that this group is the present one.
+            lost_nodes: Which of these nodes are gone; asked once, when a worker does not answer.
+        """
+        self.number, self.processes = number, list(processes)
+        self._lost_nodes = lost_nodes
+        self._working = {
+            process.work(Place(mailbox, number, rank, len(processes)), job): rank
+            for rank, process in enumerate(processes)
+        }
+        self._endings: dict[int, Ending] = {}
+        self._deaths: dict[int, str] = {}
+        self._hung: set[int] = set()
+        self._failed_s: float | None = None
+
+    @property
+    def world_size(self) -> int:
+        """Workers in it."""
+        return len(self.processes)
+
+    @property
+    def nodes(self) -> list[str]:
+        """Ids of their nodes, in rank order."""
+        return [process.node_id for process in self.processes]
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for its end. Returns whether it has ended."""
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+        """Wait for its end. Returns whether all of its workers have ended."""
+        deadline_s = time.monotonic() + timeout_s
+        while self._working:
+            self._collect(max(0.0, deadline_s - time.monotonic()))
+            if self._working and time.monotonic() >= deadline_s:
+                return False
+        return True
 
-    def dismiss(self) -> None:
-        """End it: a controller that stands by, or one with its workers, saved or not."""
-        self._mailbox.dismiss(self.number)
-        self.wait(DISMISS_TIMEOUT_S)
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What rank 0 said at the end; None: the group has failed."""
+        return None if self._has_failed else self._endings[0].result
 
-    def _run(self, config: RunConfig, run: Storage, use_gpu: bool) -> None:
-        from ray.train.v2.api.exceptions import TrainingFailedError
+    @property
+    def failure(self) -> GroupFailure:
+        """Why there is no result: the cause, without what the other workers said when their neighbour was gone."""
+        for rank, message in sorted(self._deaths.items()):
+            return GroupFailure(FailureKind.CRASH, f"worker {rank} died: {message}")
+        errors = {rank: ending for rank, ending in self._endings.items() if ending.error is not None}
+        causes = {rank: ending for rank, ending in errors.items() if not ending.is_echo}
+        rank, ending = min((causes or errors).items())
+        return GroupFailure(FailureKind.ERROR, f"worker {rank}: {ending.error}")
 
-        try:
-            _fit(config, run, self._mailbox.name, self.number, use_gpu)
-        except TrainingFailedError as error:
-            self.failure = _failure_of(error)
-        except BaseException as error:
-            self.error = error
+    @property
+    def unfit(self) -> list[WorkerProcess]:
+        """Processes that must not be used again: they are dead, or an exception of their own came up in them."""
+        own = [rank for rank, ending in self._endings.items() if ending.error is not None and not ending.is_echo]
+        return [self.processes[rank] for rank in (*self._deaths, *self._hung, *own)]
+
+    def end_on(self, node_ids: Iterable[str]) -> None:
+        """Kill the workers on these nodes; the others see that they are gone."""
+        gone = set(node_ids)
+        for process in self.processes:
+            if process.node_id in gone:
+                process.kill()
+
+    @property
+    def _has_failed(self) -> bool:
+        return bool(self._deaths) or any(ending.error is not None for ending in self._endings.values())
+
+    def _collect(self, timeout_s: float) -> None:
+        """Take in what has ended by now. Once one worker has failed, the others get a little time to see it."""
+        import ray
+
+        if self._failed_s is not None:
+            timeout_s = min(timeout_s, NEWS_S)
+        ready, _ = ray.wait(list(self._working), num_returns=1, timeout=timeout_s)
+        for reference in ready:
+            rank = self._working.pop(reference)
+            try:
+                self._endings[rank] = ray.get(reference)
+            except ray.exceptions.RayError as error:
+                self._deaths[rank] = _cause_of_death(error)
+        if self._has_failed and self._failed_s is None:
+            self._failed_s = time.monotonic()
+        if self._failed_s is not None and self._working and time.monotonic() - self._failed_s > NEWS_S:
+            self._give_up_on_the_lost()
+
+    def _give_up_on_the_lost(self) -> None:
+        """Ray learns of a node's death late: who is on a node that takes no connections is dead. Who is elsewhere and
+        has not left in time hangs."""
+        has_hung = self._failed_s is not None and time.monotonic() - self._failed_s > LEAVE_TIMEOUT_S
+        lost = self._lost_nodes({self.processes[rank].node_id for rank in self._working.values()})
+        for reference, rank in list(self._working.items()):
+            process = self.processes[rank]
+            if process.node_id not in lost and not has_hung:
+                continue
+            process.kill()
+            del self._working[reference]
+            if process.node_id in lost:
+                self._deaths[rank] = "its node is gone"
+            else:
+                self._hung.add(rank)
+
+
+def _cause_of_death(error: Exception) -> str:
+    """Ray's word for it, where it has one."""
+    from ray.exceptions import ActorUnavailableError
+
+    if isinstance(error, ActorUnavailableError):  # it says so in the words of its RPC library
+        return "its process can't be reached any more"
+    return first_line(str(error)) or type(error).__name__
 
 
 def worker_resources(config: RunConfig, use_gpu: bool) -> dict[str, float]:
     """What each worker holds."""
     return {"CPU": float(config.workers.cpus), **({"GPU": 1.0} if use_gpu else {})}
-
-
-def _fit(config: RunConfig, run: Storage, mailbox: str, number: int, use_gpu: bool) -> None:
-    """Wait for the word, run the workers until they return. Raises TrainingFailedError when one of them failed,
-    without another try."""
-    import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-    from ray.train.v2.api.config import FailureConfig
-
-    from raytrain.elastic.standby import StandbyPolicy
-
-    resources = worker_resources(config, use_gpu)
-
-    class Trainer(TorchTrainer):
-        """With our scaling policy, and without Ray's cleaner of placement groups, a detached actor for each group: a
-        controller that dies with its driver leaves no placement group, but where the State API does not run, the
-        cleaner stays for ever."""
-
-        def _create_default_callbacks(self) -> list[Any]:
-            callbacks = super()._create_default_callbacks()  # type: ignore[misc]
-            return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
-
-        def _initialize_and_run_controller(self, **parts: Any) -> Any:
-            parts["scaling_policy"] = StandbyPolicy(self.scaling_config, mailbox, number, resources)
-            return super()._initialize_and_run_controller(**parts)  # type: ignore[misc]
-
-    ray_files = f"ray-{uuid.uuid4().hex[:8]}"  # Ray Train's own notes; a name of its own, or it would "resume" itself
-    trainer = Trainer(
-        train_worker,
-        train_loop_config={"mailbox": mailbox, "group": number},
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        # The policy tells the true number, which is not known yet.
-        scaling_config=ray.train.ScalingConfig(num_workers=1, use_gpu=use_gpu, resources_per_worker=resources),
-        run_config=ray.train.RunConfig(
-            name=ray_files,
-            storage_path=run.path_of(),
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
-        ),
-    )
-    try:
-        trainer.fit()
-    finally:
-        with contextlib.suppress(OSError):  # what matters is how the workers ended
-            run.delete(ray_files)
-
-
-def _failure_of(error: Exception) -> GroupFailure:
-    """The cause, without Ray's wrapping and without what the other workers said when their neighbour was gone."""
-    from ray.exceptions import RayActorError
-    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
-
-    if isinstance(error, ControllerError):
-        cause = error.controller_failure
-        died = isinstance(cause.__cause__, RayActorError)
-        return GroupFailure(FailureKind.CRASH if died else FailureKind.NO_START, str(cause))
-    failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
-    dead = {rank: failure for rank, failure in failures.items() if isinstance(failure, RayActorError)}
-    if dead:
-        rank = min(dead)
-        return GroupFailure(
-            FailureKind.CRASH, f"worker {rank} died: {first_line(str(dead[rank])) or type(dead[rank]).__name__}"
-        )
-    causes = {rank: failure for rank, failure in failures.items() if not any(echo in str(failure) for echo in ECHOES)}
-    for rank in sorted(causes or failures):
-        return GroupFailure(FailureKind.ERROR, f"worker {rank}: {failures[rank]}")
-    return GroupFailure(FailureKind.CRASH, str(error))

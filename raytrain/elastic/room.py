@@ -2,12 +2,12 @@
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from raytrain.config import RunConfig
-from raytrain.elastic.capacity import NodeView, Resources, look, workers_that_fit
+from raytrain.elastic.capacity import NodeView, Resources, look, places_that_fit
 from raytrain.errors import TrainingError
 
 POLL_S = 0.25
@@ -48,10 +48,16 @@ class Room:
         """So many workers will fit as soon as the present group has left."""
         self._expected = world_size
 
-    def wait_for(self) -> int:
-        """Number of workers that fit, as soon as that is workers.min or more; 0 when the user asked to stop.
+    def wait_for(self, ours: Sequence[str], num_pipelines: int) -> list[str]:
+        """Where workers fit (a node's id for each), as soon as those are workers.min or more; none when the user asked
+        to stop.
 
         After a group's end it waits a little longer, for what that group held.
+
+        Args:
+            ours: Node ids of the run's processes that are left, one entry a process.
+            num_pipelines: Data pipelines of the last group. What they hold comes back, if it has not yet; Ray learns
+                late of the end of one whose worker's node is gone.
 
         Raises:
             TrainingError: workers.wait_timeout_s have passed; the message says what is missing.
@@ -62,15 +68,16 @@ class Room:
         next_word_s = began_s + 2.0
         wanted = self._expected or self._workers.max
         if self._is_first:
-            wanted = max(self._workers.min, self._fitting([replace(node, available=node.total) for node in look()]))
+            wanted = max(self._workers.min, len(self._places([replace(node, available=node.total) for node in look()])))
         while not self._is_stop_asked():
             self.ask_for_nodes()
             nodes = look(probe=True)
-            fitting = self._fitting(nodes)
+            places = self._places(nodes, ours, num_pipelines)
+            fitting = len(places)
             waited_s = time.monotonic() - began_s
             if fitting >= min(wanted, self._workers.max) or (fitting >= self._workers.min and waited_s >= settle_s):
                 self._is_first, self._expected = False, 0
-                return fitting
+                return places
             timeout_s = self._workers.wait_timeout_s
             if timeout_s is not None and waited_s > timeout_s:
                 raise TrainingError(
@@ -84,10 +91,11 @@ class Room:
                 self._ask_for_less()
             time.sleep(POLL_S)
             self._on_poll()
-        return 0
+        return []
 
-    def _fitting(self, nodes: list[NodeView]) -> int:
-        return workers_that_fit(nodes, self._worker, self._workers.data_cpus, self._workers.max)
+    def _places(self, nodes: list[NodeView], ours: Sequence[str] = (), num_pipelines: int = 0) -> list[str]:
+        workers = self._workers
+        return places_that_fit(nodes, self._worker, workers.data_cpus, workers.max, ours, num_pipelines)
 
     def ask_for_nodes(self, world_size: int = 0) -> None:
         """Tell the autoscaler, if there is one, what workers.max workers would hold, or as many as the cluster may ever

@@ -182,7 +182,6 @@ def _train(run: Storage, found: Preflight, observer: Observer, began_at_s: float
                 total_steps=table.total_steps,
                 began_at_s=began_at_s,
                 check_lease=lease.check,
-                can_stand_by=not session.is_private,  # no node joins a private Ray or leaves it
             )
 
 
@@ -207,7 +206,6 @@ def _supervise(
     total_steps: int = 0,
     began_at_s: float = 0.0,
     check_lease: Callable[[], None] = lambda: None,
-    can_stand_by: bool = False,
 ) -> dict[str, Any]:
     """Let a supervisor do its work, follow the run's files meanwhile, and pass a stop request on."""
     from raytrain.elastic.supervisor import Supervisor
@@ -229,7 +227,6 @@ def _supervise(
         on_poll=on_poll,
         say=observer.note,
         began_at_s=began_at_s,
-        can_stand_by=can_stand_by,
     )
     try:
         return work(supervisor)
@@ -265,7 +262,7 @@ def evaluate_run(path: str, split: str, observer: Observer | None = None) -> dic
         store = prepare(found.config, observer.prepared)
         observer.phase(f"evaluating {split}")
         plan = found.plan_on(session)
-        work = functools.partial(Supervisor.evaluate, split=split, world_size=plan.world_size)
+        work = functools.partial(Supervisor.evaluate, split=split)
         result = _supervise(work, run, found, plan, store.root, observer, signals)
     if result["status"] == "failed":
         raise TrainingError(result["message"])

@@ -1,10 +1,8 @@
 """Which Ray a command runs on: the cluster that it is told to join, or a private one that ends with it."""
 
-import importlib
 import logging
 import os
 import secrets
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,13 +12,8 @@ from raytrain.errors import ConfigError, TrainingError
 
 # Read by Ray when it is imported or started, so set before.
 QUIET = {
-    "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_DEDUP_LOGS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # it restarts workers at the deadline; the supervisor sooner
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",  # room that is gone again; the supervisor looks for other room
     "TOKENIZERS_PARALLELISM": "false",
 }
 
@@ -60,8 +53,6 @@ def ray_session(config: RunConfig, private_cpus: int) -> Iterator[RaySession]:
         _lock_private_ray()
     import ray
 
-    # Ray Train brings torch along, which takes seconds to import; Ray's own start is mostly waiting for processes.
-    threading.Thread(target=importlib.import_module, args=("ray.train.torch",), daemon=True).start()
     logging.getLogger("ray").setLevel(logging.ERROR)
     if ray.is_initialized():  # someone who called raytrain.train() has a Ray already: use it, and leave it running
         yield _session(is_private=False)

@@ -1,8 +1,10 @@
 """CONTROL: one worker group after the other, each of the size that there is room for, until the run is done.
 
 room    wait until workers.min fit, and say what is missing meanwhile
-group   start a group; it goes on from the newest state
-watch   more room? a node with notice? a stop? Then ask the group to save and leave at its next step
+pool    bring up processes where there are none yet
+group   let them work; it goes on from the newest state
+watch   more room? a node with notice? a stop? Then ask the group to save and leave at its next step; for more room only
+        once the new processes are warm
 next    it left: another group. It failed: charge the fault budget, wait a little, another group
 """
 
@@ -10,7 +12,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -19,9 +21,10 @@ from raytrain.checkpoint.store import CheckpointStore
 from raytrain.config import RunConfig
 from raytrain.data.prepared import PreparedStore
 from raytrain.data.stream import make_order
-from raytrain.elastic.capacity import NodeView, look, own_node, seconds_left, workers_that_fit
+from raytrain.elastic.capacity import NodeView, look, own_node, places_that_fit, seconds_left
 from raytrain.elastic.group import GroupFailure, WorkerGroup, worker_resources
 from raytrain.elastic.policy import Failure, FailureKind, FaultBudget, GrowthPolicy
+from raytrain.elastic.pool import WorkerPool
 from raytrain.elastic.room import Room
 from raytrain.errors import first_line
 from raytrain.storage import Storage
@@ -38,6 +41,7 @@ STALL_S = 300.0  # seconds without a step after which the terminal says so
 LEAVE_MARGIN_S = 3.0  # before a node's deadline, in which what is left of a group is ended
 LEAST_NOTICE_S = 5.0  # a group gets so long to leave in any case
 MOST_IDS = 64  # sample ids that a message lists
+NO_START = "the nodes that had room do not start workers' processes"
 
 
 class Supervisor:
@@ -55,7 +59,6 @@ class Supervisor:
         on_poll: Callable[[], None],
         say: Callable[[str], None],
         began_at_s: float,
-        can_stand_by: bool,
     ):
         """Args:
         total_steps: Of the run.
@@ -63,8 +66,6 @@ class Supervisor:
         on_poll: Called a few times a second.
         say: Shows the user what is going on.
         began_at_s: When the command was given, seconds since the epoch.
-        can_stand_by: Whether the controller of the next group may come up while one is training: seconds less for
-            a resize, one more process.
         """
         self._config, self._run, self._prepared_root = config, run, prepared_root
         self._use_gpu, self._total_steps = use_gpu, total_steps
@@ -73,13 +74,12 @@ class Supervisor:
         self._budget = FaultBudget(config.workers.max_failures)
         self._growth = GrowthPolicy(config.workers.grow_delay_s, config.workers.grow_payback)
         self._room = Room(config, self._worker, say, on_poll, is_stop_asked)
+        self._pool = WorkerPool(self._worker, config)
         self._resize_cost_s = 0.0
         self._mailbox = Mailbox()
-        self._can_stand_by = can_stand_by
-        self._group: WorkerGroup | None = None
-        self._standby: WorkerGroup | None = None
         self._leave_by_s = math.inf
         self._num_groups = 0
+        self._is_growing = False
         self._holders = Holders(self._mailbox.name)
         self._saved_step = 0
         self._nodes: list[NodeView] = []
@@ -92,34 +92,33 @@ class Supervisor:
         transition = Transition("begin", "", 0, self._began_at_s, None, now_s, now_s)
         try:
             while True:
-                world_size = self._room.wait_for()
-                if world_size == 0:
+                places = self._room.wait_for(self._pool.nodes, transition.world_size_before)
+                if not places:
                     return self._stopped()
-                outcome = self._run_group(world_size, replace(transition, started_at_s=time.time()))
+                outcome = self._run_group(places, replace(transition, started_at_s=time.time()))
                 if isinstance(outcome, dict):
                     return outcome
                 transition = outcome
         finally:
             self._close()
 
-    def evaluate(self, split: str, world_size: int) -> dict[str, Any]:
+    def evaluate(self, split: str) -> dict[str, Any]:
         """Evaluate the run's best model on a split with one group; a failure of it is the result."""
         try:
-            self._group = group = self._new_group()
-            group.begin(world_size, self._job(None, split))
+            places = self._room.wait_for([], 0)
+            if not self._pool.bring_up(places, self._on_poll):
+                return _failed(NO_START)
+            group = self._new_group(self._job(None, split))
             while not group.wait(POLL_S):
                 self._on_poll()
-            if group.error is not None:
-                raise group.error
-            result = self._mailbox.status().result
-            return result or _failed(group.failure.message if group.failure else "the workers ended without a result")
+            return group.result or _failed(group.failure.message)
         finally:
             self._close()
 
     def _close(self) -> None:
         """End everything that is this run's, whatever has happened; first bring what only memory holds to storage."""
         parts: tuple[Callable[[], None], ...] = (
-            *(group.dismiss for group in (self._group, self._standby) if group is not None and not group.wait(0.0)),
+            self._pool.close,
             self._keep_snapshot,
             self._room.close,
             self._holders.close,
@@ -142,35 +141,32 @@ class Supervisor:
         write_as_checkpoint(snapshot, CheckpointStore(self._run.at("checkpoints"), keep_last))
         self._say(f"the snapshot of step {snapshot.step} has become a checkpoint")
 
-    def _new_group(self) -> WorkerGroup:
-        """The group that stands by, or else a new one."""
-        group, self._standby = self._standby, None
-        if group is not None and not group.wait(0.0):
-            return group
+    def _new_group(self, job: Job) -> WorkerGroup:
+        """All processes of the pool, at work on this."""
         self._num_groups += 1
-        return WorkerGroup(self._num_groups, self._config, self._mailbox, self._run, use_gpu=self._use_gpu)
+        self._mailbox.begin(self._num_groups)
+        return WorkerGroup(self._num_groups, self._pool.processes, job, self._mailbox.name, _lost_nodes)
 
-    def _run_group(self, world_size: int, transition: Transition) -> dict[str, Any] | Transition:
+    def _run_group(self, places: list[str], transition: Transition) -> dict[str, Any] | Transition:
         """Run one group to its end: the run's result, or what leads to the next group."""
-        if transition.kind == "resize" and world_size <= transition.world_size_before:
+        if transition.kind == "resize" and len(places) <= transition.world_size_before:
             self._growth.was_in_vain(time.time())
         self._growth.reset()
-        job = self._job(transition, None)
-        self._group = group = self._new_group()
-        group.begin(world_size, job)
+        self._is_growing = False
+        if self._pool.bring_up(places, self._on_poll) < self._config.workers.min:
+            return self._after_failure(GroupFailure(FailureKind.NO_START, NO_START), GroupStatus(), places)
+        group = self._new_group(self._job(transition, None))
         leaving = self._watch(group, transition)
         self._on_poll()
-        if group.error is not None:
-            raise group.error
         status = self._mailbox.status()
         self._saved_step = max(self._saved_step, status.saved_step)
-        if status.result is None:
-            failure = group.failure or GroupFailure(FailureKind.CRASH, "the workers ended without a result")
-            return self._after_failure(failure, status, world_size)
-        if leaving is None or status.result["status"] != "stopped" or self._is_stop_asked():
-            return status.result
+        self._pool.end(group.unfit)
+        if group.result is None:
+            return self._after_failure(group.failure, status, group.nodes)
+        if leaving is None or group.result["status"] != "stopped" or self._is_stop_asked():
+            return group.result
         if leaving.kind == "driver":
-            return {**status.result, "message": leaving.cause}
+            return {**group.result, "message": leaving.cause}
         self._holders.keep_only([])  # all is in storage: no node need be held any longer
         return replace(leaving, left_at_s=time.time())
 
@@ -187,59 +183,70 @@ class Supervisor:
             next_look_s = time.monotonic() + LOOK_S
             self._room.ask_for_nodes(group.world_size)
             status = self._mailbox.status()
-            if not has_holders and len(status.nodes) == group.world_size:
+            if not has_holders and status.first_step is not None:
                 has_holders = True
-                self._mailbox.give_holders(self._holders.place(status.nodes.values()))
+                self._mailbox.give_holders(self._holders.place(group.nodes))
             if not has_own_snapshots and self._has_own_snapshot(status):
                 has_own_snapshots = True
-                self._holders.keep_only(status.nodes.values())
+                self._holders.keep_only(group.nodes)
             if not has_begun and status.first_step_at_s is not None:
                 has_begun = True
                 self._resize_cost_s = max(1.0, status.first_step_at_s - transition.started_at_s)
-                if self._can_stand_by:
-                    self._standby = self._new_group()
             if not is_stall_said and status.step_at_s is not None and time.time() - status.step_at_s > STALL_S:
                 is_stall_said = True
                 self._say(f"no step for {STALL_S:.0f} s: a long evaluation, slow storage, or a worker that hangs")
             if time.time() > self._leave_by_s:  # what has not left by now would be killed in the middle of a save
-                self._mailbox.dismiss(group.number)
-            if leaving is None and (leaving := self._reason_to_leave(group.world_size, status)) is not None:
+                group.end_on(node.node_id for node in self._nodes if node.is_draining)
+            if leaving is None and (leaving := self._reason_to_leave(group, status)) is not None:
                 if leaving.cause:
                     self._say(leaving.cause)
                 self._mailbox.ask_to_leave()
         return leaving
 
-    def _reason_to_leave(self, world_size: int, status: GroupStatus) -> Transition | None:
+    def _reason_to_leave(self, group: WorkerGroup, status: GroupStatus) -> Transition | None:
         """Why the group should save and leave now."""
-        now_s = time.time()
+        now_s, world_size = time.time(), group.world_size
         if self._is_stop_asked():
             return Transition("stop", "", world_size, now_s, now_s, now_s, now_s)
-        ours = list(status.nodes.values())
         self._nodes = look()
         if seconds_left(self._nodes, [self._own_node]) is not None:
             cause = "the node of this command is being reclaimed"
             return Transition("driver", cause, world_size, now_s, now_s, now_s, now_s)
-        left_s = seconds_left(self._nodes, ours)
+        left_s = seconds_left(self._nodes, group.nodes)
         if left_s is not None:
-            names = sorted({node.name for node in self._nodes if node.is_draining and node.node_id in set(ours)})
+            names = sorted({node.name for node in self._nodes if node.is_draining and node.node_id in group.nodes})
             due = "" if math.isinf(left_s) else f", which goes in {max(0.0, left_s):.0f} s"
-            self._room.expect(self._possible(ours))
+            self._room.expect(len(self._places(world_size)))
             self._leave_by_s = now_s + max(LEAST_NOTICE_S, left_s - LEAVE_MARGIN_S)
             cause = f"notice to reclaim {', '.join(names)}{due}"
             return Transition("reclaim", cause, world_size, now_s, now_s, now_s, now_s)
         if status.first_step_at_s is None:  # nothing to compare a resize's cost with
             return None
-        possible = self._possible(ours)
-        if self._growth.should_grow(now_s, world_size, possible, self._remaining_s(status), self._resize_cost_s):
-            self._room.expect(possible)
-            cause = f"room for {possible} workers instead of {world_size}"
-            return Transition("resize", cause, world_size, self._growth.seen_at_s, now_s, now_s, now_s)
+        return self._reason_to_grow(now_s, world_size, status)
+
+    def _reason_to_grow(self, now_s: float, world_size: int, status: GroupStatus) -> Transition | None:
+        """Room for more: first the new processes come up, beside the group that trains, then it leaves."""
+        places = self._places(world_size)
+        if self._is_growing:
+            if self._pool.end_lost() and len(self._pool.nodes) <= world_size:
+                self._growth.was_in_vain(now_s)
+                self._is_growing = False
+            elif self._pool.is_warm:
+                self._room.expect(len(self._pool.nodes))
+                cause = f"room for {len(self._pool.nodes)} workers instead of {world_size}"
+                return Transition("resize", cause, world_size, self._growth.seen_at_s, now_s, now_s, now_s)
+        elif self._growth.should_grow(now_s, world_size, len(places), self._remaining_s(status), self._resize_cost_s):
+            self._say(f"room for {len(places)} workers instead of {world_size}: the new ones are starting")
+            self._pool.fit_to(places, warm=True)
+            self._is_growing = True
         return None
 
-    def _possible(self, ours: list[str]) -> int:
-        """Workers that would fit if ours were not there; `ours`: the nodes that they are on."""
+    def _places(self, num_pipelines: int) -> list[str]:
+        """Where workers would fit if ours were not there. `num_pipelines`: those that run."""
         workers = self._config.workers
-        return workers_that_fit(self._nodes, self._worker, workers.data_cpus, workers.max, ours)
+        return places_that_fit(
+            self._nodes, self._worker, workers.data_cpus, workers.max, self._pool.nodes, num_pipelines
+        )
 
     def _has_own_snapshot(self, status: GroupStatus) -> bool:
         """Whether there is a complete snapshot of this group, so that older ones are not needed."""
@@ -258,25 +265,25 @@ class Supervisor:
         return (self._total_steps - status.step) * (status.step_at_s - status.first_step_at_s) / steps
 
     def _after_failure(
-        self, failure: GroupFailure, status: GroupStatus, world_size: int
+        self, failure: GroupFailure, status: GroupStatus, nodes: list[str]
     ) -> dict[str, Any] | Transition:
-        """Charge a failure: the run's end, or what leads to the next group."""
+        """Charge a failure: the run's end, or what leads to the next group. `nodes`: of the workers that it had."""
         now_s = time.time()
-        kind, message = self._kind_of(failure, status), failure.message
+        kind, message = self._kind_of(failure, nodes), failure.message
         verdict = self._budget.charge(Failure(kind, self._step_in_work(status), message))
         if verdict is not None:
             return _failed(verdict + self._samples_of(self._budget.bad_step))
         cause = f"{_WORDS[kind]}: {first_line(message)}"
         self._say(cause)
-        self._room.expect(self._possible(list(status.nodes.values())))
+        self._room.expect(len(self._places(len(nodes))))
         self._pause(self._budget.wait_s)
         reported_at_s = status.step_at_s or now_s
         name = "reclaim" if kind is FailureKind.RECLAIM else "failure"
-        return Transition(name, cause, world_size, reported_at_s, None, now_s, now_s)
+        return Transition(name, cause, len(nodes), reported_at_s, None, now_s, now_s)
 
-    def _kind_of(self, failure: GroupFailure, status: GroupStatus) -> FailureKind:
+    def _kind_of(self, failure: GroupFailure, nodes: list[str]) -> FailureKind:
         """With what is known of the nodes, which are looked at anew: one that had notice, or one that is gone."""
-        ours = set(status.nodes.values())
+        ours = set(nodes)
         before, self._nodes = self._nodes, look(probe=True)
         if any(node.is_draining and node.node_id in ours for node in (*before, *self._nodes)):
             return FailureKind.RECLAIM
@@ -324,6 +331,11 @@ class Supervisor:
             snapshot=asdict(snapshot) if snapshot else None,
             evaluate_split=evaluate_split,
         )
+
+
+def _lost_nodes(node_ids: Iterable[str]) -> set[str]:
+    """Those of these nodes that are gone."""
+    return set(node_ids) - {node.node_id for node in look(probe=True)}
 
 
 _WORDS = {

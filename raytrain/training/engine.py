@@ -4,6 +4,7 @@ No Ray here: the engine runs in any group of processes in which torch.distribute
 """
 
 import importlib
+import inspect
 import math
 import os
 import warnings
@@ -226,6 +227,7 @@ def _start_deepspeed(model: nn.Module, optimizer: Any, config: dict[str, Any], d
         # Its shared-memory collectives for CPUs need a C++ compiler and a minute at the first start, and a segment
         # that a killed group left behind can hang the next one.
         deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False)
+    _restart_counters()
     with _replaced("deepspeed.runtime.bf16_optimizer", "see_memory_usage", lambda *_, **__: None):  # it prints
         engine, _, _, _ = deepspeed.initialize(
             args=SimpleNamespace(device_rank=device.index or 0),
@@ -235,6 +237,18 @@ def _start_deepspeed(model: nn.Module, optimizer: Any, config: dict[str, Any], d
             dist_init_required=False,
         )
     return engine
+
+
+def _restart_counters() -> None:
+    """ZeRO-3 numbers modules and parameters through a process's life, and compares the numbers between workers, some of
+    which may have had engines before, and others not: all begin at 0. An engine that failed inside a forward has also
+    left its modules on a stack."""
+    from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK, DeepSpeedZeRoOffload
+    from deepspeed.runtime.zero.partition_parameters import Init
+
+    Init.param_id = 0
+    inspect.signature(DeepSpeedZeRoOffload._register_deepspeed_module).parameters["count"].default[0] = 0
+    FWD_MODULE_STACK.clear()
 
 
 def _choose_accelerator(device: torch.device) -> None:

@@ -1,43 +1,110 @@
-"""Where a Ray Train worker begins. Light at the top: the driver imports this to name it, and needs no torch."""
+"""Where a worker begins. Light at the top: the driver imports this to name it, and a new process answers at once."""
 
-import time
+import gc
+import logging
+import sys
+from dataclasses import dataclass
 from typing import Any
 
 from raytrain.errors import RaytrainError
 from raytrain.storage import Storage
+from raytrain.training.job import Job
+
+logger = logging.getLogger(__name__)
+
+# What a worker says when another one has left it: the effect of a failure, not its cause.
+ECHOES: tuple[str, ...] = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL", "ProcessGroup")
+ECHOES += ("DistBackendError", "DistNetworkError", "DistStoreError")
 
 
-def train_worker(place: dict[str, Any]) -> None:
-    """Ray Train calls this in each worker of each worker group.
+@dataclass(frozen=True)
+class Place:
+    """A worker's place in a worker group."""
 
-    Args:
-        place: `mailbox`, the name of the actor through which driver and workers talk, and `group`, the ordinal of this
-            worker group. The job lies in the mailbox.
+    mailbox: str
+    """Name of the actor through which driver and workers talk."""
+    group: int
+    """Ordinal of the worker group, unlike any other of the run."""
+    world_rank: int
+    world_size: int
 
-    An error for people (a diverged run, a full disk) is no reason to start the workers again: rank 0 tells the driver
-    and the group ends in peace. Any other exception is a crash, after which the driver starts another group.
-    """
-    began_at_s = time.perf_counter()
-    import ray.train
 
-    from raytrain.batch_plan import World
-    from raytrain.training.mailbox import DriverLink
+@dataclass(frozen=True)
+class Ending:
+    """How a worker left its group. One of the first two is set."""
+
+    result: dict[str, Any] | None = None
+    """Of the group: the contents of result.json."""
+    error: str | None = None
+    """An exception of this worker's: a crash, after which the driver starts another group."""
+    is_echo: bool = False
+    """Whether the error only says that another worker is gone. This process is then as good as before."""
+
+
+class TrainingWorker:
+    """The actor, a process that works in one worker group after the other."""
+
+    def hello(self) -> None:
+        """Answers as soon as the process is there."""
+
+    def warm(self, config: dict[str, Any], use_gpu: bool) -> None:
+        """Do while another group trains what would take seconds in the next one. `config`: of the run."""
+        from raytrain.config import RunConfig
+        from raytrain.training.warm import warm_up
+
+        try:
+            warm_up(RunConfig.model_validate(config), use_gpu=use_gpu)
+        except Exception:  # what is wrong comes up again in the group, where it is told
+            logger.warning("this worker could not be warmed up", exc_info=True)
+
+    def work(self, place: Place, job: Job) -> Ending:
+        """Take part in one worker group, from its forming to its end.
+
+        An error for people (a diverged run, a full disk) is no reason to start the workers again: it is raised on all
+        workers alike, see Control.all_succeed, and is a result.
+        """
+        from ray.util import get_node_ip_address
+
+        from raytrain.batch_plan import World
+        from raytrain.training.mailbox import DriverLink
+        from raytrain.training.process_group import process_group
+        from raytrain.training.worker import backend_of
+
+        world = World(place.world_rank, place.world_size)
+        link = DriverLink(place.mailbox, place.group, world.world_rank)
+        try:
+            with process_group(world, backend_of(use_gpu=job.use_gpu), get_node_ip_address(), link.meet):
+                return Ending(result=_work(job, world, link))
+        except Exception as error:
+            logger.exception("worker %d of group %d", place.world_rank, place.group)
+            message = f"{type(error).__name__}: {error}"
+            return Ending(error=message, is_echo=any(echo in message for echo in ECHOES))
+        finally:
+            link.close()
+            _forget()
+
+
+def _work(job: Job, world: Any, link: Any) -> dict[str, Any]:
+    """The group is formed: do the job."""
+    entered_at_s = link.now()
     from raytrain.training.worker import WorkerRun
 
-    context = ray.train.get_context()
-    world = World(context.get_world_rank(), context.get_world_size())
-    link = DriverLink(place["mailbox"], place["group"], world.world_rank)
-    job = link.job()
-    entered_at_s = link.now() - (time.perf_counter() - began_at_s)
     worker = None
     try:
         worker = WorkerRun(job, Storage(job.run_root), world, link, entered_at_s)
-        result = worker.train() if job.evaluate_split is None else worker.evaluate(job.evaluate_split)
-    except RaytrainError as error:  # raised on all workers alike, see Control.all_succeed
-        result = {"status": "failed", "message": str(error), "exit_code": error.exit_code}
+        return worker.train() if job.evaluate_split is None else worker.evaluate(job.evaluate_split)
+    except RaytrainError as error:
         if worker is not None:
             worker.log.event("failure", cause=str(error))
+        return {"status": "failed", "message": str(error), "exit_code": error.exit_code}
     finally:
         if worker is not None:
             worker.log.close()
-    link.ended(result)
+
+
+def _forget() -> None:
+    """Give the last engine's memory back: hooks and parameters point at each other."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()

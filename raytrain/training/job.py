@@ -1,11 +1,15 @@
 """What the driver hands to the workers."""
 
 import itertools
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 # From the cause of a change of the workers to the new group's first step, in their order; seconds.
 PHASES = ("detect_s", "save_s", "wait_s", "regroup_s", "load_s", "first_step_s")
+
+
+# How long the workers of a group wait for each other: processes that start on a loaded machine import for a minute.
+FORM_TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Transition:
         """Seconds of each phase from the cause to the new group's first step.
 
         Args:
-            entered_at_s: When the new group's rank 0 began to run raytrain's code.
+            entered_at_s: When the new group's workers had found each other.
             loaded_at_s: When model and state were loaded.
             first_step_at_s: When its first step was done.
         """
@@ -55,7 +59,3 @@ class Job:
     """Fields of the Snapshot to go on from; None: from the newest checkpoint."""
     evaluate_split: str | None = None
     """Evaluate the run's best model on this split instead of training."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """As Ray Train's `train_loop_config`."""
-        return asdict(self)

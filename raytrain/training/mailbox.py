@@ -10,10 +10,10 @@ import os
 import threading
 import time
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from raytrain.training.job import Job
+from raytrain.training.job import FORM_TIMEOUT_S
 
 # How long a worker's question may stay unanswered before it is asked again.
 ANSWER_TIMEOUT_S = 30.0
@@ -27,8 +27,6 @@ logger = logging.getLogger(__name__)
 class GroupStatus:
     """What is known of a worker group."""
 
-    nodes: dict[int, str] = field(default_factory=dict)
-    """Hex id of the node of each worker that has begun, by world rank."""
     first_step: int | None = None
     """Steps that were done when the group entered its loop; None before."""
     step: int | None = None
@@ -39,8 +37,6 @@ class GroupStatus:
     """When the newest report came."""
     saved_step: int = 0
     """Step of the newest checkpoint that this group has committed or loaded."""
-    result: dict[str, Any] | None = None
-    """How the group ended, in rank 0's words; None while it runs, and when it crashed."""
 
 
 class _MailboxActor:
@@ -48,54 +44,31 @@ class _MailboxActor:
 
     def __init__(self) -> None:
         self._group, self._status = -1, GroupStatus()
-        self._leave, self._has_holders = asyncio.Event(), asyncio.Event()
+        self._leave, self._has_holders, self._has_met = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._holders: dict[str, str] = {}
-        self._job: dict[str, Any] = {}
-        self._world_size = 0
-        self._has_changed = asyncio.Event()
-        self._dismissed: set[int] = set()
+        self._address = ""
 
-    async def begin(self, group: int, world_size: int, job: dict[str, Any]) -> None:
+    async def begin(self, group: int) -> None:
+        for event in (self._leave, self._has_holders, self._has_met):  # whom the last group has left waiting
+            event.set()
         self._group, self._status = group, GroupStatus()
-        self._world_size, self._job = world_size, job
-        self._leave.clear()
-        self._has_holders.clear()
-        self._tell_controllers()
-
-    async def dismiss(self, group: int) -> None:
-        self._dismissed.add(group)
-        self._tell_controllers()
-
-    async def is_dismissed(self, group: int) -> bool:
-        return group in self._dismissed
-
-    async def world_size_of(self, group: int, timeout_s: float) -> int | None:
-        """Answers as soon as the group has begun; 0: it never will; None: not yet."""
-        deadline_s = time.monotonic() + timeout_s
-        while True:
-            if group == self._group:
-                return self._world_size
-            if group in self._dismissed or group < self._group:
-                return 0
-            try:
-                await asyncio.wait_for(self._has_changed.wait(), deadline_s - time.monotonic())
-            except TimeoutError:
-                return None
+        self._leave, self._has_holders, self._has_met = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def now(self) -> float:
         return time.time()
 
-    async def job(self) -> dict[str, Any]:
-        return self._job
-
-    def _tell_controllers(self) -> None:
-        """Wake those that wait now; who asks later finds a new event."""
-        self._has_changed.set()
-        self._has_changed = asyncio.Event()
-
-    async def joined(self, group: int, world_rank: int, node_id: str) -> None:
+    async def announce(self, group: int, address: str) -> None:
         if group == self._group:
-            self._status.nodes[world_rank] = node_id
+            self._address = address
+            self._has_met.set()
+
+    async def address(self, group: int) -> str:
+        """Where rank 0 of the group waits for the others; waits until it has said so."""
+        if group == self._group:
+            await self._has_met.wait()
+        if group != self._group:
+            raise LookupError(f"worker group {group} is over")
+        return self._address
 
     async def stepped(self, group: int, step: int) -> None:
         if group != self._group:
@@ -119,10 +92,6 @@ class _MailboxActor:
         """Waits until there are some."""
         await self._has_holders.wait()
         return self._holders
-
-    async def ended(self, group: int, result: dict[str, Any]) -> None:
-        if group == self._group:
-            self._status.result = result
 
     async def ask_to_leave(self) -> None:
         self._leave.set()
@@ -156,13 +125,9 @@ class Mailbox:
         )
         self._actor: Any = actor.remote()
 
-    def begin(self, group: int, world_size: int, job: dict[str, Any]) -> None:
-        """Start a group: its controller waits for this. `job`: the fields of its Job."""
-        self._get(self._actor.begin.remote(group, world_size, job))
-
-    def dismiss(self, group: int) -> None:
-        """The group's controller ends, whether it stands by or has workers: those end with it, saved or not."""
-        self._actor.dismiss.remote(group)
+    def begin(self, group: int) -> None:
+        """A group is about to start; what was said of the last one is forgotten."""
+        self._get(self._actor.begin.remote(group))
 
     def ask_to_leave(self) -> None:
         """The workers save at the next step boundary and end."""
@@ -202,16 +167,18 @@ class DriverLink:
         self._has_ended = False
         self._clock_ahead_s = self._measure_clock() if world_rank == 0 else 0.0
         self._next_report_s = 0.0
-        self._actor.joined.remote(group, world_rank, self.node_id)
         if world_rank == 0:
             threading.Thread(target=self._listen, daemon=True, name="driver-link").start()
 
-    def job(self) -> Job:
-        """What this group is to do."""
+    def meet(self, address: str | None) -> str:
+        """Where the group's workers find rank 0, which gives its `address`; the others wait for it."""
         import ray
 
-        answer: Any = ray.get(self._actor.job.remote(), timeout=ANSWER_TIMEOUT_S)
-        return Job(**answer)
+        if address is not None:
+            self._actor.announce.remote(self._group, address)
+            return address
+        answer: Any = ray.get(self._actor.address.remote(self._group), timeout=FORM_TIMEOUT_S)
+        return answer
 
     def object_store_bytes(self) -> float:
         """Size of this node's object store."""
@@ -256,13 +223,9 @@ class DriverLink:
         place = nodes.index(self.node_id)
         return names[nodes[place]], names[nodes[(place + 1) % len(nodes)]]
 
-    def ended(self, result: dict[str, Any]) -> None:
-        """Tell the driver how the group ended; returns when it knows."""
-        import ray
-
+    def close(self) -> None:
+        """The worker has left its group: that the driver goes away is no concern any more."""
         self._has_ended = True
-        if self._world_rank == 0:
-            ray.get(self._actor.ended.remote(self._group, result), timeout=ANSWER_TIMEOUT_S)
 
     def _listen(self) -> None:
         import ray

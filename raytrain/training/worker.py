@@ -1,4 +1,4 @@
-"""What runs in each Ray Train worker: build everything for this world, train, leave the best model measured."""
+"""What runs in each worker: build everything for this world, train, leave the best model measured."""
 
 import functools
 import json
@@ -51,7 +51,7 @@ class WorkerRun:
         self.store = self.control.all_succeed(lambda: PreparedStore(job.prepared_root))
         self.labels = self.store.manifest.labels
         self.task = make_task(self.config.task, self.config.data.max_length)
-        self.device = _device(job.use_gpu, self.config.workers.cpus)
+        self.device = device_of(self.config, use_gpu=job.use_gpu)
         self.timetable = make_timetable(
             self.config,
             self.store.manifest.splits["train"].num_samples,
@@ -115,7 +115,7 @@ class WorkerRun:
         finally:
             saver.close()
             stream.close()
-        engine.close()
+            engine.close()
         del engine, model, saver  # the best model is measured next, and needs the room
         began_at_s = time.perf_counter()
         final = self._measure_best() if status != "stopped" else {}
@@ -310,12 +310,18 @@ def _numel(parameter: Any) -> int:
     return getattr(parameter, "ds_numel", parameter.numel())
 
 
-def _device(use_gpu: bool, num_threads: int) -> torch.device:
-    if use_gpu:
-        import ray.train.torch
+def backend_of(*, use_gpu: bool) -> str:
+    """Of the process group that the gradients go through."""
+    return "nccl" if use_gpu else "gloo"
 
-        return ray.train.torch.get_device()
-    torch.set_num_threads(num_threads)  # torch takes all cores by default, and several workers would fight for them
+
+def device_of(config: RunConfig, *, use_gpu: bool) -> torch.device:
+    """This worker's device."""
+    if use_gpu:
+        return torch.device("cuda", 0)  # Ray shows each worker its own GPU only
+    torch.set_num_threads(
+        config.workers.cpus
+    )  # torch takes all cores by default, and several workers would fight for them
     return torch.device("cpu")
 
 

@@ -23,7 +23,7 @@ def worker_processes() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if any("RayTrainWorker" in word for word in process.cmdline()):
+            if any("TrainingWorker" in word for word in process.cmdline()):
                 found.append(process)
         except psutil.Error:
             continue

@@ -224,7 +224,7 @@ def test_a_dead_worker_is_replaced(folder: Path, undisturbed: Path) -> None:
     def a_worker() -> psutil.Process | None:
         family = psutil.Process(process.pid).children(recursive=True)
         return next(
-            (p for p in family if "RayTrainWorker" in p.name() or "RayTrainWorker" in " ".join(p.cmdline())), None
+            (p for p in family if "TrainingWorker" in p.name() or "TrainingWorker" in " ".join(p.cmdline())), None
         )
 
     wait_until(lambda: committed_steps(run), "a checkpoint")

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from raytrain.elastic.capacity import NodeView, seconds_left, workers_that_fit
+from raytrain.elastic.capacity import NodeView, places_that_fit, seconds_left
 from raytrain.elastic.policy import Failure, FailureKind, FaultBudget, GrowthPolicy
 
 
@@ -133,35 +133,51 @@ def node(name: str, cpus: float, deadline_s: float | None = None, total: float =
 class TestCapacity:
     def test_a_cpu_stays_for_data(self) -> None:
         """Two workers of one CPU on two CPUs would leave Ray Data none, which then waits for ever."""
-        assert workers_that_fit([node("a", 2)], {"CPU": 1}, 0.5, most=8) == 1
-        assert workers_that_fit([node("a", 3)], {"CPU": 1}, 0.5, most=8) == 2
-        assert workers_that_fit([node("a", 4)], {"CPU": 1}, 0.5, most=8) == 2
+        assert len(places_that_fit([node("a", 2)], {"CPU": 1}, 0.5, most=8)) == 1
+        assert len(places_that_fit([node("a", 3)], {"CPU": 1}, 0.5, most=8)) == 2
+        assert len(places_that_fit([node("a", 4)], {"CPU": 1}, 0.5, most=8)) == 2
 
     def test_a_worker_fits_whole_on_one_node(self) -> None:
-        assert workers_that_fit([node("a", 3), node("b", 3)], {"CPU": 2}, 0.5, most=8) == 2
+        assert len(places_that_fit([node("a", 3), node("b", 3)], {"CPU": 2}, 0.5, most=8)) == 2
 
     def test_a_node_with_notice_counts_for_nothing(self) -> None:
         nodes = [node("a", 4), node("b", 4, deadline_s=math.inf)]
-        assert workers_that_fit(nodes, {"CPU": 2}, 0.5, most=8) == 1
+        assert len(places_that_fit(nodes, {"CPU": 2}, 0.5, most=8)) == 1
 
     def test_what_we_hold_ourselves_is_room(self) -> None:
         """Two workers run, on a and b; their pipelines hold a CPU of the head's two."""
         nodes = [node("head", 1), node("a", 0), node("b", 0), node("c", 2)]
-        assert workers_that_fit(nodes, {"CPU": 2}, 0.5, most=8, ours=["a", "b"]) == 3
-        assert workers_that_fit(nodes, {"CPU": 2}, 0.5, most=8) == 1
+        assert len(places_that_fit(nodes, {"CPU": 2}, 0.5, most=8, ours=["a", "b"], num_pipelines=2)) == 3
+        assert len(places_that_fit(nodes, {"CPU": 2}, 0.5, most=8)) == 1
 
     def test_what_we_have_given_back_already_is_not_counted_twice(self) -> None:
         """A worker of two CPUs has just died on a node of two: there is room for one, not for two."""
         nodes = [node("head", 4, total=4), node("a", 2, total=2)]
-        assert workers_that_fit(nodes, {"CPU": 2}, 0.5, most=8, ours=["a"]) == 2  # the other fits on the head
-        assert workers_that_fit(nodes[1:], {"CPU": 2}, 0.0, most=8, ours=["a"]) == 0  # none is left for data
+        assert (
+            len(places_that_fit(nodes, {"CPU": 2}, 0.5, most=8, ours=["a"], num_pipelines=1)) == 2
+        )  # the other fits on the head
+        assert (
+            len(places_that_fit(nodes[1:], {"CPU": 2}, 0.0, most=8, ours=["a"], num_pipelines=1)) == 0
+        )  # none is left for data
+
+    def test_a_process_that_trains_not_yet_has_no_pipeline(self) -> None:
+        """The head's CPUs are for three pipelines; one process on c has come up, and only a and b have theirs."""
+        nodes = [node("head", 0), node("a", 0), node("b", 0), node("c", 0)]
+        held = ["a", "b", "c"]
+        assert len(places_that_fit(nodes, {"CPU": 2}, 0.5, most=8, ours=held, num_pipelines=3)) == 3
+        assert len(places_that_fit(nodes, {"CPU": 2}, 0.5, most=8, ours=held, num_pipelines=2)) == 2
+
+    def test_our_places_come_first_then_the_roomiest_nodes(self) -> None:
+        nodes = [node("a", 4), node("b", 0), node("c", 8), node("head", 4)]
+        places = places_that_fit(nodes[:3], {"CPU": 2}, 0.5, most=4, ours=["b", "b"], num_pipelines=2)
+        assert places == ["b", "b", "c", "c"]
 
     def test_gpus(self) -> None:
         nodes = [node("head", 8), node("a", 8, GPU=4), node("b", 1, GPU=4)]
-        assert workers_that_fit(nodes, {"CPU": 1, "GPU": 1}, 0.5, most=8) == 5
+        assert len(places_that_fit(nodes, {"CPU": 1, "GPU": 1}, 0.5, most=8)) == 5
 
     def test_no_more_than_asked_for(self) -> None:
-        assert workers_that_fit([node("a", 64)], {"CPU": 1}, 0.5, most=3) == 3
+        assert len(places_that_fit([node("a", 64)], {"CPU": 1}, 0.5, most=3)) == 3
 
     def test_the_first_deadline_counts(self) -> None:
         import time

@@ -1,0 +1,152 @@
+"""The run's worker processes, which outlive its worker groups.
+
+A process is started once a place: it imports torch, DeepSpeed and Transformers, and opens its device. At a resize those
+that stay form a new process group, and new ones have started while the old group was still training.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from raytrain.config import RunConfig
+from raytrain.training.entry import Place, TrainingWorker
+from raytrain.training.job import Job
+
+POLL_S = 0.1
+# A process that is not there by now has no room any more, whatever the cluster said.
+START_TIMEOUT_S = 30.0
+
+logger = logging.getLogger(__name__)
+
+
+class WorkerProcess:
+    """One actor, on one node."""
+
+    def __init__(self, node_id: str, resources: Mapping[str, float], warm_for: dict[str, Any] | None):
+        """Starts it; returns at once.
+
+        Args:
+            resources: What it holds.
+            warm_for: The config of the run that it shall make itself ready for; None: it is needed at once.
+        """
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        self.node_id = node_id
+        actor: Any = ray.remote(TrainingWorker).options(
+            num_cpus=resources.get("CPU", 0.0),
+            num_gpus=resources.get("GPU", 0.0),
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
+        )
+        self._actor = actor.remote()
+        self._started_s = time.monotonic()
+        self._up = self._warm = self._actor.hello.remote()
+        if warm_for is not None:
+            self._warm = self._actor.warm.remote(warm_for, "GPU" in resources)
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the process has answered, ever."""
+        return _is_done(self._up)
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether it could begin to work at once."""
+        return _is_done(self._warm)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it has died, or has not come up in time."""
+        import ray
+
+        if not self.is_up:
+            return time.monotonic() - self._started_s > START_TIMEOUT_S
+        for reference in (self._up, self._warm):
+            if _is_done(reference):
+                try:
+                    ray.get(reference)
+                except ray.exceptions.RayError as error:
+                    logger.info("a worker's process on node %s is lost: %s", self.node_id, error)
+                    return True
+        return False
+
+    def work(self, place: Place, job: Job) -> Any:
+        """A reference to the Ending."""
+        return self._actor.work.remote(place, job)
+
+    def kill(self) -> None:
+        """Whatever it does."""
+        import ray
+
+        ray.kill(self._actor)
+
+
+class WorkerPool:
+    """All of them."""
+
+    def __init__(self, resources: Mapping[str, float], config: RunConfig):
+        """`resources`: what each worker holds."""
+        self._resources, self._config = dict(resources), config.model_dump(mode="json", exclude_unset=True)
+        self._processes: list[WorkerProcess] = []
+
+    @property
+    def nodes(self) -> list[str]:
+        """Ids of the nodes that they are on, one entry a process."""
+        return [process.node_id for process in self._processes]
+
+    @property
+    def processes(self) -> list[WorkerProcess]:
+        """Those of one node one after the other: their ranks are neighbours too."""
+        return sorted(self._processes, key=lambda process: process.node_id)
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether each of them could begin to work at once."""
+        return all(process.is_warm for process in self._processes)
+
+    def fit_to(self, places: Iterable[str], *, warm: bool) -> None:
+        """Start and end processes until there is one at each place (a node's id). Returns at once.
+
+        `warm`: new ones make themselves ready, because there is time.
+        """
+        wanted = Counter(places)
+        for process in list(self._processes):
+            if wanted[process.node_id]:
+                wanted[process.node_id] -= 1
+            else:
+                self.end([process])
+        warm_for = self._config if warm else None
+        self._processes += [WorkerProcess(node_id, self._resources, warm_for) for node_id in wanted.elements()]
+
+    def bring_up(self, places: Sequence[str], on_poll: Callable[[], None]) -> int:
+        """As `fit_to`, and wait until they are there. Returns how many are: fewer, when room was gone after all."""
+        self.fit_to(places, warm=False)
+        while not all(process.is_up or process.is_lost for process in self._processes):
+            time.sleep(POLL_S)
+            on_poll()
+        self.end_lost()
+        return len(self._processes)
+
+    def end_lost(self) -> int:
+        """Let go of processes that have died or did not come up; how many they were."""
+        lost = [process for process in self._processes if process.is_lost]
+        self.end(lost)
+        return len(lost)
+
+    def end(self, processes: Iterable[WorkerProcess]) -> None:
+        """Kill these, and give back what they hold."""
+        for process in processes:
+            process.kill()
+            self._processes.remove(process)
+
+    def close(self) -> None:
+        """End all of them."""
+        self.end(list(self._processes))
+
+
+def _is_done(reference: Any) -> bool:
+    import ray
+
+    return bool(ray.wait([reference], timeout=0)[0])

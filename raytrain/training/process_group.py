@@ -1,0 +1,65 @@
+"""The process group of one worker group, in processes that outlive it. No Ray in here.
+
+A worker's process forms a group, trains, takes the group down, and forms the next one with other neighbours: what it
+has imported, and the device that it has opened, stay. torch.distributed and DeepSpeed keep the group in globals, so
+both are told that it is gone.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+from raytrain.batch_plan import World
+from raytrain.training.job import FORM_TIMEOUT_S
+
+COLLECTIVE_TIMEOUT_S = 1800.0
+
+
+@contextmanager
+def process_group(world: World, backend: str, host: str, meet: Callable[[str | None], str]) -> Iterator[None]:
+    """Form the group of all the workers of `world`, and take it down at the end of the `with` block.
+
+    Args:
+        backend: gloo or nccl.
+        host: Address of this machine, as the others know it.
+        meet: Rank 0 gives it the address at which the others find it; the others give it None. Returns that address.
+
+    Raises:
+        RuntimeError: The others did not come in time, or left.
+    """
+    dist.init_process_group(
+        backend,
+        store=_store(world, host, meet),
+        rank=world.world_rank,
+        world_size=world.world_size,
+        timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_S),
+    )
+    try:
+        yield
+    finally:
+        take_down()
+
+
+def take_down() -> None:
+    """End the process group, whether all went well in it or not."""
+    deepspeed_comm: Any = sys.modules.get("deepspeed.comm.comm")
+    if deepspeed_comm is None or deepspeed_comm.cdb is None:
+        dist.destroy_process_group()
+        return
+    deepspeed_comm.destroy_process_group()  # forgets the groups that DeepSpeed has made of it, too
+    deepspeed_comm.cdb = None
+
+
+def _store(world: World, host: str, meet: Callable[[str | None], str]) -> dist.Store:
+    """The key-value store through which the workers find each other; rank 0's process holds it."""
+    timeout = timedelta(seconds=FORM_TIMEOUT_S)
+    if world.world_rank == 0:
+        store = dist.TCPStore(host, 0, world.world_size, is_master=True, timeout=timeout, wait_for_workers=False)
+        meet(f"{host}:{store.port}")
+        return store
+    host, _, port = meet(None).rpartition(":")
+    return dist.TCPStore(host, int(port), world.world_size, is_master=False, timeout=timeout, wait_for_workers=False)

@@ -1,0 +1,35 @@
+"""What a new worker's process does while the others still train, so that it can join them at once."""
+
+import torch
+from torch import Tensor, nn
+
+from raytrain.batch_plan import World
+from raytrain.config import RunConfig
+from raytrain.tasks import make_task
+from raytrain.training.engine import Engine, detect_precision
+from raytrain.training.process_group import process_group
+from raytrain.training.worker import backend_of, device_of
+
+PROBE_LABELS = ["a", "b"]
+
+
+def warm_up(config: RunConfig, *, use_gpu: bool) -> None:
+    """Import what is imported late, read the model's files once, open the device, and take one step with an engine of
+    one parameter in a process group of one.
+
+    Raises anything; a worker that is not warm only takes longer to begin, and says then what is wrong.
+    """
+    import ray.data  # noqa: F401
+
+    device = device_of(config, use_gpu=use_gpu)
+    make_task(config.task, config.data.max_length).build_model(config.model, PROBE_LABELS, config.training)
+    precision = detect_precision(config.training.precision, device)
+    with process_group(World(0, 1), backend_of(use_gpu=use_gpu), "127.0.0.1", lambda address: address or ""):
+        engine = Engine(nn.Linear(1, 1), config.training, precision=precision, device=device, num_micro_steps=1)
+        engine.train_step([{"x": torch.ones(1, 1, device=device)}], _sum, 1, 0.0)
+        engine.close()
+
+
+def _sum(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    weight = next(model.parameters())
+    return model(batch["x"].to(weight.dtype)).float().sum()
