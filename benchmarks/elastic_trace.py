@@ -54,8 +54,10 @@ KINDS = ("add", "kill", "add", "reclaim")  # over and over
 FIRST_NODES, MOST_WORKERS = 2, 3
 BATCH = 24  # samples a step, on all workers together: 1, 2 and 3 of them get equally many
 NUM_SAMPLES = 200 * BATCH
-SECONDS_PER_SAMPLE = 0.025  # so a step is 0.6 s on one worker and 0.2 s on three
-SAVE_EVERY = 20  # steps: raytrain's snapshots, the baseline's checkpoints
+# So a step is 2.4 s on one worker and 0.8 s on three: the sleep must be most of it to stand in for a GPU's work. With
+# a quarter of it, three workers on two cores spent 0.5 s of a step of 0.7 s on all else, in both systems.
+SECONDS_PER_SAMPLE = 0.1
+SAVE_EVERY = 10  # steps: raytrain's snapshots, the baseline's checkpoints
 GROW_AFTER_S = 2.0  # room for more is looked at so often by the baseline, and must be there so long for raytrain
 POLL_S = 0.02
 # A step that was under way when a fault came may still be written down.

@@ -117,6 +117,36 @@ def _leave(text: str) -> NoReturn:
 
 
 @app.command()
+def tune(
+    config: Config,
+    overrides: Overrides = None,
+    space: Annotated[
+        str, typer.Option(metavar="SPACE", help="What is tried: a YAML file, or the name of a shipped space.")
+    ] = "lr_asha",
+    trials: Annotated[int | None, typer.Option(min=1, help="Configurations to try, instead of the space's.")] = None,
+    max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials that live at once.")] = None,
+) -> None:
+    """Try many configurations. The same command again goes on where it stopped."""
+    from raytrain.assets import find_config
+    from raytrain.config_io import read_yaml
+    from raytrain.sweep_console import SweepDisplay, print_sweep
+    from raytrain.tuning.space import load_space, space_name
+    from raytrain.tuning.sweep import run_sweep
+
+    chosen = load_space(space)
+    if trials is not None:
+        chosen = chosen.model_copy(update={"budget": chosen.budget.model_copy(update={"trials": trials})})
+    raw = read_yaml(find_config(config))
+    try:
+        with SweepDisplay() as display:
+            result = run_sweep(raw, overrides or [], chosen, space_name(space), display, max_concurrent=max_concurrent)
+    except KeyboardInterrupt:
+        _leave("ended at once; the same command goes on from what the trials have saved")
+    print_sweep(display.console, result)
+    raise typer.Exit(result.exit_code)
+
+
+@app.command()
 def plan(config: Config, overrides: Overrides = None) -> None:
     """Check a config and say what a run of it would do on this machine, without starting anything."""
     from raytrain.config_io import load_config

@@ -12,6 +12,7 @@ Arrays travel as safetensors bytes: they keep their shapes, and nothing is pickl
 
 import itertools
 import json
+import logging
 import queue
 import threading
 import time
@@ -36,9 +37,13 @@ from raytrain.timetable import Timetable
 SAMPLES_PER_SPAN = 512  # samples of all workers together that one item of the pipeline covers
 ITEMS_PER_DATASET = 256  # items that are handed to Ray Data at once; the next lot follows when they are used up
 QUEUE_ITEMS = 16  # decoded steps that wait for the loop
+MOST_PIPELINES = 5  # starts of one pipeline, when nodes take it with them
 BLOCK_BYTES = 1 << 20  # Ray Data passes results on when it has this much
 CLOSE_TIMEOUT_S = 30.0  # a Ray that no longer answers must not keep a worker from ending
 OBJECT_STORE_BYTES = 32 << 20  # results of one pipeline that may lie in the object store
+
+
+logger = logging.getLogger(__name__)
 
 
 def plan_items(step: int, table: Timetable, steps_per_span: int) -> Iterator[TrainSpan | EvalPass]:
@@ -148,7 +153,7 @@ class Stream:
         """Run one Ray Data pipeline after the other, and queue what they deliver, behind what `head` does."""
         try:
             while lot := list(itertools.islice(items, ITEMS_PER_DATASET)):
-                for header, arrays in self._run(lot):
+                for header, arrays in self._run_on(lot):
                     head.join()
                     if self._is_closed.is_set() or self._has_failed:
                         return
@@ -158,6 +163,28 @@ class Stream:
         except BaseException as error:
             head.join()
             self._queue.put(error)
+
+    def _run_on(self, lot: list[TrainSpan | EvalPass]) -> Iterator[tuple[dict[str, Any], Batch]]:
+        """As `_run`, but a pipeline that a node has taken with it begins anew where it was."""
+        from ray.exceptions import RayError, RayTaskError
+
+        num_out = 0  # results of the first item that have been delivered
+        for attempt in itertools.count(1):
+            num_known = num_out
+            try:
+                for header, arrays in self._run(lot):
+                    if num_known:
+                        num_known -= 1
+                        continue
+                    yield header, arrays
+                    num_out += 1
+                    if _is_last_of(lot[0], header):
+                        lot, num_out = lot[1:], 0
+                return
+            except RayError as error:
+                if isinstance(error, RayTaskError) or attempt == MOST_PIPELINES:  # the first: our code raised
+                    raise
+                logger.warning("the data pipeline is started again: %s", error)
 
     def _run(self, lot: list[TrainSpan | EvalPass]) -> Iterator[tuple[dict[str, Any], Batch]]:
         import ray.data
@@ -196,6 +223,11 @@ class Stream:
         assert item is not None, f"the pipeline ended, but the loop wants {kind}"
         assert item[0]["kind"] == kind, f"the pipeline has {item[0]}, but the loop wants {kind}"
         return item
+
+
+def _is_last_of(item: TrainSpan | EvalPass, header: dict[str, Any]) -> bool:
+    """Whether a result is the last one of its item."""
+    return header["step_in_epoch"] == item.stop_step - 1 if isinstance(item, TrainSpan) else header["is_last"]
 
 
 class ReadAndCollate:

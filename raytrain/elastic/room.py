@@ -33,10 +33,15 @@ class Room:
         say: Callable[[str], None],
         on_poll: Callable[[], None],
         is_stop_asked: Callable[[], bool],
+        most_workers: Callable[[Sequence[str]], int],
     ):
-        """`worker`: what each worker holds."""
+        """Args:
+        worker: What each worker holds.
+        most_workers: Told the nodes of the run's processes, how many it may have now.
+        """
         self._workers, self._worker = config.workers, dict(worker)
         self._say, self._on_poll, self._is_stop_asked = say, on_poll, is_stop_asked
+        self._most_workers = most_workers
         self._expected = 0
         self._requester = f"raytrain-{uuid.uuid4().hex[:8]}"
         self._next_request_s = 0.0
@@ -68,14 +73,18 @@ class Room:
         next_word_s = began_s + 2.0
         wanted = self._expected or self._workers.max
         if self._is_first:
-            wanted = max(self._workers.min, len(self._places([replace(node, available=node.total) for node in look()])))
+            there = [replace(node, available=node.total) for node in look()]
+            wanted = max(self._workers.min, len(self._places(there, [], 0, self._workers.max)))
         while not self._is_stop_asked():
             self.ask_for_nodes()
             nodes = look(probe=True)
-            places = self._places(nodes, ours, num_pipelines)
+            most = self._most_workers(ours)
+            places = self._places(nodes, ours, num_pipelines, most)
             fitting = len(places)
             waited_s = time.monotonic() - began_s
-            if fitting >= min(wanted, self._workers.max) or (fitting >= self._workers.min and waited_s >= settle_s):
+            if (fitting >= self._workers.min and fitting >= min(wanted, most)) or (
+                fitting >= self._workers.min and waited_s >= settle_s
+            ):
                 self._is_first, self._expected = False, 0
                 return places
             timeout_s = self._workers.wait_timeout_s
@@ -85,7 +94,10 @@ class Room:
                     "workers.min, or raise the timeout"
                 )
             if time.monotonic() >= next_word_s and fitting < self._workers.min:
-                self._say(f"waiting for nodes since {waited_s:.0f} s: {self._missing(nodes, fitting)}")
+                if most < self._workers.min:
+                    self._say(f"waiting since {waited_s:.0f} s for the sweep's other trials")
+                else:
+                    self._say(f"waiting for nodes since {waited_s:.0f} s: {self._missing(nodes, fitting)}")
                 next_word_s = time.monotonic() + SAY_EVERY_S
             if fitting < self._workers.min:
                 self._ask_for_less()
@@ -93,9 +105,8 @@ class Room:
             self._on_poll()
         return []
 
-    def _places(self, nodes: list[NodeView], ours: Sequence[str] = (), num_pipelines: int = 0) -> list[str]:
-        workers = self._workers
-        return places_that_fit(nodes, self._worker, workers.data_cpus, workers.max, ours, num_pipelines)
+    def _places(self, nodes: list[NodeView], ours: Sequence[str], num_pipelines: int, most: int) -> list[str]:
+        return places_that_fit(nodes, self._worker, self._workers.data_cpus, most, ours, num_pipelines)
 
     def ask_for_nodes(self, world_size: int = 0) -> None:
         """Tell the autoscaler, if there is one, what workers.max workers would hold, or as many as the cluster may ever

@@ -20,6 +20,7 @@ from raytrain.elastic.lease import Lease
 from raytrain.elastic.preflight import Preflight, check
 from raytrain.elastic.resume import begin_or_resume
 from raytrain.elastic.session import ray_session
+from raytrain.elastic.share import Share
 from raytrain.elastic.signals import StopSignals
 from raytrain.errors import ConfigError, RaytrainError, TrainingError, first_line
 from raytrain.plan import Plan
@@ -94,11 +95,14 @@ class RunResult:
         return self.status in ("finished", "stopped_early")
 
 
-def run_training(config: RunConfig, observer: Observer | None = None, *, overwrite: bool = False) -> RunResult:
+def run_training(
+    config: RunConfig, observer: Observer | None = None, *, overwrite: bool = False, share: Share | None = None
+) -> RunResult:
     """Train a run to its end, from wherever it stands.
 
     Args:
         overwrite: Delete what the run's folder holds first, and start anew.
+        share: How much of the cluster it may have; None: all that it can use.
 
     Raises:
         ConfigError, DataError: Nothing was started.
@@ -112,13 +116,13 @@ def run_training(config: RunConfig, observer: Observer | None = None, *, overwri
         previous = begin_or_resume(run, found.config, overwrite=overwrite)
         if previous is not None:
             return RunResult(**previous)
-        return _train_and_report(run, found, observer, started_at_s, lease)
+        return _train_and_report(run, found, observer, started_at_s, lease, share or Share())
 
 
 def _train_and_report(
-    run: Storage, found: Preflight, observer: Observer, started_at_s: float, lease: Lease
+    run: Storage, found: Preflight, observer: Observer, started_at_s: float, lease: Lease, share: Share
 ) -> RunResult:
-    outcome = _train(run, found, observer, started_at_s, lease)
+    outcome = _train(run, found, observer, started_at_s, lease, share)
     events = read_jsonl(run, "events.jsonl")
     kinds = [event["kind"] for event in events if event["time"] >= started_at_s]
     result = _complete(outcome, run, found.config, time.time() - started_at_s, kinds)
@@ -151,7 +155,9 @@ def _complete(raw: dict[str, Any], run: Storage, config: RunConfig, duration_s: 
     )
 
 
-def _train(run: Storage, found: Preflight, observer: Observer, began_at_s: float, lease: Lease) -> dict[str, Any]:
+def _train(
+    run: Storage, found: Preflight, observer: Observer, began_at_s: float, lease: Lease, share: Share
+) -> dict[str, Any]:
     """Prepare and train on Ray; what the workers said of the end. Failures become a result too."""
     from raytrain.data.prepare import prepare
     from raytrain.elastic.supervisor import Supervisor
@@ -182,6 +188,7 @@ def _train(run: Storage, found: Preflight, observer: Observer, began_at_s: float
                 total_steps=table.total_steps,
                 began_at_s=began_at_s,
                 check_lease=lease.check,
+                share=share,
             )
 
 
@@ -206,11 +213,12 @@ def _supervise(
     total_steps: int = 0,
     began_at_s: float = 0.0,
     check_lease: Callable[[], None] = lambda: None,
+    share: Share | None = None,
 ) -> dict[str, Any]:
     """Let a supervisor do its work, follow the run's files meanwhile, and pass a stop request on."""
     from raytrain.elastic.supervisor import Supervisor
 
-    follower = Follower(run, observer)
+    follower, share = Follower(run, observer), share or Share()
 
     def on_poll() -> None:
         check_lease()
@@ -223,7 +231,8 @@ def _supervise(
         prepared_root,
         use_gpu=plan.use_gpu,
         total_steps=total_steps,
-        is_stop_asked=lambda: signals.is_asked,
+        share=share,
+        is_stop_asked=lambda: signals.is_asked or share.is_stop_asked,
         on_poll=on_poll,
         say=observer.note,
         began_at_s=began_at_s,

@@ -12,20 +12,21 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from raytrain.checkpoint.snapshot import Holders, write_as_checkpoint
 from raytrain.checkpoint.store import CheckpointStore
 from raytrain.config import RunConfig
-from raytrain.data.prepared import PreparedStore
-from raytrain.data.stream import make_order
+from raytrain.elastic.blame import samples_of, step_in_work
 from raytrain.elastic.capacity import NodeView, look, own_node, places_that_fit, seconds_left
 from raytrain.elastic.group import GroupFailure, WorkerGroup, worker_resources
-from raytrain.elastic.policy import Failure, FailureKind, FaultBudget, GrowthPolicy
+from raytrain.elastic.growth import Growth
+from raytrain.elastic.policy import Failure, FailureKind, FaultBudget
 from raytrain.elastic.pool import WorkerPool
 from raytrain.elastic.room import Room
+from raytrain.elastic.share import Share
 from raytrain.errors import first_line
 from raytrain.storage import Storage
 from raytrain.training.job import Job, Transition
@@ -40,7 +41,7 @@ LOOK_S = 1.0  # seconds between two looks at the cluster
 STALL_S = 300.0  # seconds without a step after which the terminal says so
 LEAVE_MARGIN_S = 3.0  # before a node's deadline, in which what is left of a group is ended
 LEAST_NOTICE_S = 5.0  # a group gets so long to leave in any case
-MOST_IDS = 64  # sample ids that a message lists
+ROOM_FOR = "room for"
 NO_START = "the nodes that had room do not start workers' processes"
 
 
@@ -55,6 +56,7 @@ class Supervisor:
         *,
         use_gpu: bool,
         total_steps: int,
+        share: Share,
         is_stop_asked: Callable[[], bool],
         on_poll: Callable[[], None],
         say: Callable[[str], None],
@@ -62,6 +64,7 @@ class Supervisor:
     ):
         """Args:
         total_steps: Of the run.
+        share: How many workers it may have.
         is_stop_asked: Whether the user wants the run to save and end.
         on_poll: Called a few times a second.
         say: Shows the user what is going on.
@@ -72,14 +75,14 @@ class Supervisor:
         self._is_stop_asked, self._on_poll, self._say = is_stop_asked, on_poll, say
         self._worker = worker_resources(config, use_gpu)
         self._budget = FaultBudget(config.workers.max_failures)
-        self._growth = GrowthPolicy(config.workers.grow_delay_s, config.workers.grow_payback)
-        self._room = Room(config, self._worker, say, on_poll, is_stop_asked)
+        self._share = share
+        self._room = Room(config, self._worker, say, on_poll, is_stop_asked, self._most_workers)
         self._pool = WorkerPool(self._worker, config)
+        self._growth = Growth(config, self._pool, say)
         self._resize_cost_s = 0.0
         self._mailbox = Mailbox()
         self._leave_by_s = math.inf
         self._num_groups = 0
-        self._is_growing = False
         self._holders = Holders(self._mailbox.name)
         self._saved_step = 0
         self._nodes: list[NodeView] = []
@@ -149,10 +152,7 @@ class Supervisor:
 
     def _run_group(self, places: list[str], transition: Transition) -> dict[str, Any] | Transition:
         """Run one group to its end: the run's result, or what leads to the next group."""
-        if transition.kind == "resize" and len(places) <= transition.world_size_before:
-            self._growth.was_in_vain(time.time())
-        self._growth.reset()
-        self._is_growing = False
+        self._growth.begin(was_in_vain=_was_in_vain(transition, len(places)))
         if self._pool.bring_up(places, self._on_poll) < self._config.workers.min:
             return self._after_failure(GroupFailure(FailureKind.NO_START, NO_START), GroupStatus(), places)
         group = self._new_group(self._job(transition, None))
@@ -167,7 +167,9 @@ class Supervisor:
             return group.result
         if leaving.kind == "driver":
             return {**group.result, "message": leaving.cause}
-        self._holders.keep_only([])  # all is in storage: no node need be held any longer
+        # All is in storage: what holders have is needed no longer, and they may not hold a node that is to go.
+        staying = {node.node_id for node in self._nodes if not node.is_draining}
+        self._holders.keep_only(staying.intersection(self._pool.nodes))
         return replace(leaving, left_at_s=time.time())
 
     def _watch(self, group: WorkerGroup, transition: Transition) -> Transition | None:
@@ -220,33 +222,30 @@ class Supervisor:
             self._leave_by_s = now_s + max(LEAST_NOTICE_S, left_s - LEAVE_MARGIN_S)
             cause = f"notice to reclaim {', '.join(names)}{due}"
             return Transition("reclaim", cause, world_size, now_s, now_s, now_s, now_s)
+        most = self._most_workers(self._pool.nodes)
+        if most < world_size:
+            self._room.expect(most)
+            cause = f"{world_size - most} of {world_size} workers are wanted by the sweep's other trials"
+            return Transition("resize", cause, world_size, now_s, now_s, now_s, now_s)
         if status.first_step_at_s is None:  # nothing to compare a resize's cost with
             return None
-        return self._reason_to_grow(now_s, world_size, status)
-
-    def _reason_to_grow(self, now_s: float, world_size: int, status: GroupStatus) -> Transition | None:
-        """Room for more: first the new processes come up, beside the group that trains, then it leaves."""
         places = self._places(world_size)
-        if self._is_growing:
-            if self._pool.end_lost() and len(self._pool.nodes) <= world_size:
-                self._growth.was_in_vain(now_s)
-                self._is_growing = False
-            elif self._pool.is_warm:
-                self._room.expect(len(self._pool.nodes))
-                cause = f"room for {len(self._pool.nodes)} workers instead of {world_size}"
-                return Transition("resize", cause, world_size, self._growth.seen_at_s, now_s, now_s, now_s)
-        elif self._growth.should_grow(now_s, world_size, len(places), self._remaining_s(status), self._resize_cost_s):
-            self._say(f"room for {len(places)} workers instead of {world_size}: the new ones are starting")
-            self._pool.fit_to(places, warm=True)
-            self._is_growing = True
+        if self._growth.advance(group, places, self._remaining_s(status), self._resize_cost_s):
+            self._room.expect(len(self._pool.nodes))
+            cause = f"{ROOM_FOR} {len(self._pool.nodes)} workers instead of {world_size}"
+            return Transition("resize", cause, world_size, self._growth.seen_at_s, now_s, now_s, now_s)
         return None
 
     def _places(self, num_pipelines: int) -> list[str]:
         """Where workers would fit if ours were not there. `num_pipelines`: those that run."""
-        workers = self._config.workers
-        return places_that_fit(
-            self._nodes, self._worker, workers.data_cpus, workers.max, self._pool.nodes, num_pipelines
-        )
+        ours = self._pool.nodes
+        most, data_cpus = self._most_workers(ours), self._config.workers.data_cpus
+        return places_that_fit(self._nodes, self._worker, data_cpus, most, ours, num_pipelines)
+
+    def _most_workers(self, nodes: Sequence[str]) -> int:
+        """Workers that the run may have now; `nodes`: of its processes."""
+        most = self._share.most_workers(nodes)
+        return self._config.workers.max if most is None else min(most, self._config.workers.max)
 
     def _has_own_snapshot(self, status: GroupStatus) -> bool:
         """Whether there is a complete snapshot of this group, so that older ones are not needed."""
@@ -270,9 +269,9 @@ class Supervisor:
         """Charge a failure: the run's end, or what leads to the next group. `nodes`: of the workers that it had."""
         now_s = time.time()
         kind, message = self._kind_of(failure, nodes), failure.message
-        verdict = self._budget.charge(Failure(kind, self._step_in_work(status), message))
+        verdict = self._budget.charge(Failure(kind, step_in_work(self._run, status), message))
         if verdict is not None:
-            return _failed(verdict + self._samples_of(self._budget.bad_step))
+            return _failed(verdict + samples_of(self._budget.bad_step, self._config, self._prepared_root))
         cause = f"{_WORDS[kind]}: {first_line(message)}"
         self._say(cause)
         self._room.expect(len(self._places(len(nodes))))
@@ -290,25 +289,6 @@ class Supervisor:
         if ours - {node.node_id for node in self._nodes}:
             return FailureKind.NODE_LOST
         return failure.kind
-
-    def _step_in_work(self, status: GroupStatus) -> int | None:
-        """The step that the group was working on, from 1; None before its loop."""
-        if status.step is None or status.first_step_at_s is None:  # no line of metrics.jsonl is this group's yet
-            return None if status.step is None else status.step + 1
-        row = last_row(self._run, METRICS)
-        return max(status.step, int(row["step"]) if row else 0) + 1
-
-    def _samples_of(self, step: int | None) -> str:
-        """The samples of a step that fails again and again, in words."""
-        if step is None:
-            return ""
-        order = make_order(self._config, PreparedStore(self._prepared_root))
-        ids = order.step_samples(*divmod(step - 1, order.steps_per_epoch)).tolist()
-        more = f" and {len(ids) - MOST_IDS} more" if len(ids) > MOST_IDS else ""
-        return (
-            f"\nThe step's samples are {', '.join(map(str, ids[:MOST_IDS]))}{more} of the training split, in prepared "
-            f"order ({self._prepared_root})"
-        )
 
     def _pause(self, seconds: float) -> None:
         deadline_s = time.monotonic() + seconds
@@ -331,6 +311,12 @@ class Supervisor:
             snapshot=asdict(snapshot) if snapshot else None,
             evaluate_split=evaluate_split,
         )
+
+
+def _was_in_vain(transition: Transition, world_size: int) -> bool:
+    """Whether a group has left for room that was not there after all."""
+    is_growth = transition.cause.startswith(ROOM_FOR)
+    return is_growth and world_size <= transition.world_size_before
 
 
 def _lost_nodes(node_ids: Iterable[str]) -> set[str]:

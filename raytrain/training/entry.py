@@ -3,6 +3,7 @@
 import gc
 import logging
 import sys
+import traceback
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +39,7 @@ class Ending:
     error: str | None = None
     """An exception of this worker's: a crash, after which the driver starts another group."""
     is_echo: bool = False
-    """Whether the error only says that another worker is gone. This process is then as good as before."""
+    """Whether the error only says that another process or a node is gone. This process is then as good as before."""
 
 
 class TrainingWorker:
@@ -77,8 +78,9 @@ class TrainingWorker:
                 return Ending(result=_work(job, world, link))
         except Exception as error:
             logger.exception("worker %d of group %d", place.world_rank, place.group)
-            message = f"{type(error).__name__}: {error}"
-            return Ending(error=message, is_echo=any(echo in message for echo in ECHOES))
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            message = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
+            return Ending(error=message, is_echo=_is_echo(error, message))
         finally:
             link.close()
             _forget()
@@ -100,6 +102,13 @@ def _work(job: Job, world: Any, link: Any) -> dict[str, Any]:
     finally:
         if worker is not None:
             worker.log.close()
+
+
+def _is_echo(error: Exception, message: str) -> bool:
+    from ray.exceptions import RayError, RayTaskError
+
+    is_rays = isinstance(error, RayError) and not isinstance(error, RayTaskError)  # an actor or a node that is gone
+    return is_rays or any(echo in message for echo in ECHOES)
 
 
 def _forget() -> None:

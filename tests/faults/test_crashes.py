@@ -1,5 +1,6 @@
 """Crashes of workers, nodes and the driver at bad moments, and what the run makes of them."""
 
+import contextlib
 import json
 import os
 import random
@@ -12,14 +13,25 @@ from pathlib import Path
 import psutil
 import pytest
 from cluster import NodePool
-from running import ENV, committed_steps, kill_all, run_cli, steps_done, summary, tiny_run, wait_until, write_config
+from running import (
+    ENV,
+    committed_steps,
+    kill_all,
+    run_cli,
+    start_cli,
+    steps_done,
+    summary,
+    tiny_run,
+    wait_until,
+    write_config,
+)
 from training import Training
 
 pytestmark = pytest.mark.slow
 
 
 def worker_processes() -> list[psutil.Process]:
-    """Ray Train's workers on the nodes of this test's cluster."""
+    """The workers on the nodes of this test's cluster."""
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
@@ -154,9 +166,38 @@ def test_storage_that_fails_for_a_while(pool: NodePool, tmp_path: Path) -> None:
     assert not training.events("failure")
 
 
-def test_two_commands_for_one_run(tmp_path: Path) -> None:
-    from running import start_cli
+def test_a_full_disk(tmp_path: Path) -> None:
+    """The run ends with a sentence, and what was saved before is good; with room made, the same command goes on."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"can't mount a tmpfs here: {mounted.stderr.decode().strip()}")
+    try:
+        checkpoint = "checkpoint={save_every_steps: 5, snapshot_every_steps: null}"
+        path = write_config(tiny_run(disk, "full", "training.epochs=20", "data.test=null", checkpoint), tmp_path)
+        run = disk / "runs" / "full"
+        process = start_cli("train", path)
+        wait_until(lambda: committed_steps(run), "a checkpoint")
+        filler = disk / "filler"
+        with filler.open("wb") as file, contextlib.suppress(OSError):
+            while True:
+                file.write(b"0" * 65536)
+        output, _ = process.communicate(timeout=400)
+        assert process.returncode == 1, output
+        assert "No space left" in output, output
+        saved = committed_steps(run)
+        assert saved
+        filler.unlink()
+        process = start_cli("train", path)
+        wait_until(lambda: max(committed_steps(run)) > max(saved), "a later checkpoint")
+        process.send_signal(signal.SIGTERM)
+        assert "raytrain resume" in process.communicate(timeout=120)[0]
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
+
+def test_two_commands_for_one_run(tmp_path: Path) -> None:
     path = write_config(tiny_run(tmp_path, "twice", "training.epochs=100"), tmp_path)
     first = start_cli("train", path)
     try:

@@ -20,11 +20,13 @@ ROWS = [
     ("training",),
     ("report",),
     ("elastic",),
-    ("console",),
+    ("tuning",),
+    ("console", "sweep_console"),
     ("cli", "__init__", "__main__"),
 ]
 NO_RAY = ("config", "config_io", "plan", "batch_plan", "timetable", "data.order", "data.prepared", "data.sources")
 NO_RAY += ("training.engine", "training.trainer", "training.saving", "training.evaluate", "tasks")
+NO_RAY += ("tuning.space", "tuning.sharing", "tuning.board")
 NO_RAY += ("checkpoint.manifest", "checkpoint.ranges", "checkpoint.store", "checkpoint.writer", "checkpoint.zero_state")
 NO_TORCH = (
     "tokenizer",
@@ -37,6 +39,7 @@ NO_TORCH = (
     "tasks",
     "checkpoint.store",
     "elastic",
+    "tuning",
 )
 
 

@@ -1,0 +1,56 @@
+"""Growing: the new processes come up and get ready beside the group that trains; only then is it asked to leave."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from raytrain.config import RunConfig
+from raytrain.elastic.group import WorkerGroup
+from raytrain.elastic.policy import GrowthPolicy
+from raytrain.elastic.pool import WorkerPool
+
+
+class Growth:
+    """Of one run; begins anew with each group."""
+
+    def __init__(self, config: RunConfig, pool: WorkerPool, say: Callable[[str], None]):
+        self._policy = GrowthPolicy(config.workers.grow_delay_s, config.workers.grow_payback)
+        self._pool, self._say = pool, say
+        self._is_under_way = False
+
+    @property
+    def seen_at_s(self) -> float:
+        """When the room was first seen, seconds since the epoch."""
+        return self._policy.seen_at_s
+
+    def begin(self, *, was_in_vain: bool) -> None:
+        """A group begins. `was_in_vain`: the last one has left for room that was not there after all."""
+        self._policy.reset()
+        self._is_under_way = False
+        if was_in_vain:
+            self._policy.was_in_vain(time.time())
+
+    def advance(self, group: WorkerGroup, places: Sequence[str], remaining_s: float, cost_s: float) -> bool:
+        """Whether the group should leave now, for all of the pool's processes to go on together.
+
+        Args:
+            group: It trains; its processes are not touched.
+            places: Where workers would fit now: a node's id for each.
+            remaining_s: Training time that is left at the group's speed.
+            cost_s: What a resize costs.
+        """
+        now_s = time.time()
+        if not self._is_under_way:
+            if self._policy.should_grow(now_s, group.world_size, len(places), remaining_s, cost_s):
+                self._say(f"room for {len(places)} workers instead of {group.world_size}: the new ones are starting")
+                self._pool.fit_to(places, warm=True)
+                self._is_under_way = True
+            return False
+        self._pool.end_lost()
+        new = [process for process in self._pool.processes if process not in group.processes]
+        gone = [process for process in new if process.node_id not in places]
+        self._pool.end(gone)
+        if len(gone) == len(new):
+            self._is_under_way = False
+            self._policy.was_in_vain(now_s)
+            return False
+        return self._pool.is_warm

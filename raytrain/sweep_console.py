@@ -1,0 +1,145 @@
+"""What a person sees of a sweep: a table of its trials, live on a terminal, and plain lines elsewhere."""
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from raytrain.tuning.board import Board, TrialRow
+from raytrain.tuning.space import Values
+from raytrain.tuning.sweep import SweepObserver, SweepResult
+
+MOST_ROWS = 24
+COLORS = {"failed": "red", "running": "bold", "pruned": "dim", "finished": "green", "stopped_early": "green"}
+
+
+class SweepDisplay(SweepObserver):
+    """Shows a sweep."""
+
+    def __init__(self, console: Console | None = None):
+        self.console = console or Console(highlight=False)
+        self._board: Board | None = None
+        self._metric, self._num_trials = "", 0
+        self._live: Live | None = None
+        self._began_s = time.monotonic()
+
+    def __enter__(self) -> "SweepDisplay":
+        if self.console.is_terminal:
+            self._live = Live(get_renderable=self._render, console=self.console, refresh_per_second=2, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def phase(self, text: str) -> None:
+        """A new phase has begun."""
+        self.console.print(text)
+
+    def begin(self, board: Board, num_trials: int, metric: str) -> None:
+        """The trials are about to start."""
+        self._board, self._num_trials, self._metric = board, num_trials, metric
+        if board.rows:
+            over = sum(row.is_over for row in board.rows.values())
+            self.console.print(f"  going on: {len(board.rows)} trials have begun before, {over} of them are over")
+
+    def trial(self, row: TrialRow, event: str) -> None:
+        """A line of it, where there is no table."""
+        if self.console.is_terminal and row.status != "failed":
+            return
+        text = f"  trial {row.name} "
+        if event == "started":
+            text += f"started: {in_words(row.values)}"
+        elif event == "evaluated":
+            text += f"step {row.step}  {self._metric} {row.value:.4f}"
+        else:
+            best = f", best {self._metric} {row.best_value:.4f}" if row.best_value is not None else ""
+            text += f"{row.status} at step {row.step}{best}{f': {row.failure}' if row.failure else ''}"
+        if event != "started":
+            text += f"  {self._totals()}" if event == "over" else ""
+        self.console.print(text, soft_wrap=True, markup=False)
+
+    def stopping(self) -> None:
+        """A stop was asked for."""
+        self.console.print("stopping: the trials save checkpoints; press Ctrl-C again to end at once", soft_wrap=True)
+
+    def _totals(self) -> str:
+        board = self._board
+        assert board is not None
+        over = sum(row.is_over for row in board.rows.values())
+        best = board.best
+        text = f"[{over} of {self._num_trials} trials over"
+        if best is not None:
+            text += f"; best {self._metric} {best.best_value:.4f}, trial {best.name}"
+        return text + "]"
+
+    def _render(self) -> Any:
+        if self._board is None:
+            return Text("")
+        minutes, seconds = divmod(int(time.monotonic() - self._began_s), 60)
+        caption = f"{self._totals()} {minutes}m{seconds:02d}s"
+        return trial_table(self._board, self._metric, caption=caption)
+
+
+def trial_table(board: Board, metric: str, caption: str = "", most: int = MOST_ROWS) -> Table:
+    """The trials: those that run first, then the best."""
+    table = Table(caption=escape(caption), caption_justify="left", box=None, pad_edge=False)
+    for name in ("trial", "state", "rung", "step", metric, "best", "workers", "values"):
+        table.add_column(name, justify="left" if name in ("trial", "state", "values") else "right")
+    sign = 1.0 if board.is_better(1.0, 0.0) else -1.0
+    rows = sorted(
+        board.rows.values(),
+        key=lambda row: (row.status != "running", row.best_value is None, -sign * (row.best_value or 0.0)),
+    )
+    for row in rows[:most]:
+        table.add_row(
+            row.name,
+            row.status,
+            str(row.rung),
+            str(row.step),
+            _number(row.value),
+            _number(row.best_value),
+            str(row.workers or ""),
+            escape(in_words(row.values)),
+            style=COLORS.get(row.status),
+        )
+    if len(rows) > most:
+        table.add_row("...", f"{len(rows) - most} more")
+    return table
+
+
+def in_words(values: Values) -> str:
+    """Each key's last word and its value."""
+    return "  ".join(
+        f"{key.rpartition('.')[2]} {f'{value:.3g}' if isinstance(value, float) else value}"
+        for key, value in values.items()
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def print_sweep(console: Console, result: SweepResult) -> None:
+    """The end of a sweep."""
+    minutes, seconds = divmod(int(result.duration_s), 60)
+    color = {"finished": "green", "stopped": "yellow"}.get(result.status, "red")
+    console.print(
+        f"[{color}]{result.status}[/]: {result.num_trials} trials, {result.num_failed} failed, {result.steps} steps in "
+        f"{minutes}m{seconds:02d}s",
+        soft_wrap=True,
+    )
+    if result.best_trial is not None:
+        console.print(f"best {result.metric} {result.best_value:.4f}: trial {result.best_trial}", soft_wrap=True)
+        for key, value in result.best_values.items():
+            console.print(f"  {key}: {value}", soft_wrap=True, markup=False)
+    if result.message:
+        console.print(result.message, soft_wrap=True, markup=False)
+    if result.status == "stopped":
+        console.print("the same command goes on from here")
+    console.print(f"sweep   {result.path}", soft_wrap=True, markup=False)

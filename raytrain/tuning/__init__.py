@@ -1,0 +1,1 @@
+"""Sweeps: many runs over one pool of workers."""

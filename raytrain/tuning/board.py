@@ -1,0 +1,114 @@
+"""What is known of a sweep's trials, and the files that keep it: one trial.json a trial. No Ray."""
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from raytrain.storage import Storage
+from raytrain.tuning.space import Values
+
+TRIALS = "trials"
+OVER = ("finished", "stopped_early", "pruned", "failed")
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One trial."""
+
+    name: str
+    values: Values
+    """What it changes in the sweep's config, the seed of a repeat among them."""
+    status: str = "waiting"
+    """waiting, running, stopped (with the sweep, and goes on with it), or one of OVER: finished or stopped_early by
+    itself, pruned by the scheduler, failed."""
+    step: int = 0
+    value: float | None = None
+    """The metric at its newest evaluation."""
+    best_value: float | None = None
+    best_step: int | None = None
+    rung: int = 0
+    workers: int = 0
+    """That it may have now."""
+    failure: str | None = None
+    """`kind: message`; kind is diverged, out_of_memory or error."""
+    history: list[tuple[int, float]] = field(default_factory=list)
+    """(step, value) of each evaluation."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is not to be trained any further."""
+        return self.status in OVER
+
+
+class Board:
+    """All trials of a sweep, in the order in which they began."""
+
+    def __init__(self, root: Storage, mode: str):
+        """Reads what an earlier command has left. `mode`: max or min, which metric is better."""
+        self._root, self._mode = root, mode
+        self.rows: dict[str, TrialRow] = {}
+        for name in sorted(root.list_names(TRIALS)) if root.exists(TRIALS) else []:
+            if root.exists(f"{TRIALS}/{name}/trial.json"):
+                raw = json.loads(root.read_bytes(f"{TRIALS}/{name}/trial.json"))
+                raw["history"] = [(int(step), float(value)) for step, value in raw["history"]]
+                self.rows[name] = TrialRow(**raw)
+        self.began_at_s = time.time()
+
+    def update(self, name: str, **changes: Any) -> TrialRow:
+        """Change a trial's row; write it down when its status has changed."""
+        before = self.rows[name]
+        row = self.rows[name] = replace(before, **changes)
+        if row.status != before.status:
+            self._write(row)
+        return row
+
+    def add(self, name: str, values: Values) -> TrialRow:
+        """A trial that begins, or that is known already."""
+        if name not in self.rows:
+            self.rows[name] = TrialRow(name, values)
+            self._write(self.rows[name])
+        return self.rows[name]
+
+    def evaluated(self, name: str, step: int, value: float, rung: int) -> TrialRow:
+        """A trial's newest evaluation. What it tells again after an interruption is counted once."""
+        row = self.rows[name]
+        if not math.isfinite(value) or any(step <= known for known, _ in row.history[-1:]):
+            return row
+        is_best = row.best_value is None or self.is_better(value, row.best_value)
+        best = {"best_value": value, "best_step": step} if is_best else {}
+        return self.update(name, step=step, value=value, rung=rung, history=[*row.history, (step, value)], **best)
+
+    def is_better(self, value: float, than: float) -> bool:
+        """By the sweep's mode."""
+        return value > than if self._mode == "max" else value < than
+
+    @property
+    def best(self) -> TrialRow | None:
+        """The trial with the best value at any of its evaluations; of those that did not fail, if there is one."""
+        rows = [row for row in self.rows.values() if row.best_value is not None]
+        rows = [row for row in rows if row.status != "failed"] or rows
+        sign = 1.0 if self._mode == "max" else -1.0
+        return max(rows, key=lambda row: sign * (row.best_value or 0.0), default=None)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of all trials, up to their newest evaluations."""
+        return sum(row.step for row in self.rows.values())
+
+    def count(self, *statuses: str) -> int:
+        """Trials that are in one of these."""
+        return sum(row.status in statuses for row in self.rows.values())
+
+    def share_failed(self) -> float:
+        """Failed trials, of those that are over."""
+        return self.count("failed") / max(1, self.count(*OVER))
+
+    def write_all(self) -> None:
+        """Every row, as it is now."""
+        for row in self.rows.values():
+            self._write(row)
+
+    def _write(self, row: TrialRow) -> None:
+        self._root.commit_bytes(f"{TRIALS}/{row.name}/trial.json", json.dumps(asdict(row), indent=1).encode())

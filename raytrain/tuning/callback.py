@@ -1,0 +1,112 @@
+"""What a sweep does when Ray Tune tells it of a trial. In the driver."""
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ray.tune import Callback
+
+from raytrain.elastic.signals import StopSignals
+from raytrain.tuning.shares import Shares
+from raytrain.tuning.sweep import LEAST_OVER, failure_of, rung_of
+from raytrain.tuning.trial import STEP, VALUE
+
+if TYPE_CHECKING:
+    from raytrain.tuning.sweep import Sweep
+
+LOOK_EVERY_S = 0.5
+
+
+class SweepCallback(Callback):
+    """Keeps the board, ends the sweep when it has to, and tells the pool of rungs and of trials that are over."""
+
+    def __init__(self, sweep: "Sweep", shares: Shares, signals: StopSignals, check_lease: Callable[[], None]):
+        self._sweep, self._shares, self._signals, self._check_lease = sweep, shares, signals, check_lease
+        self._began_s = time.monotonic()
+        self._next_look_s = 0.0
+        self._is_told = False
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Tune's loop goes round: several times a second."""
+        if time.monotonic() < self._next_look_s:
+            return
+        self._next_look_s = time.monotonic() + LOOK_EVERY_S
+        self._check_lease()
+        sweep, board = self._sweep, self._sweep.board
+        self._signals.acknowledge(sweep.observer.stopping)
+        if not sweep.stop_message:
+            sweep.stop_message = self._reason_to_stop()
+        if sweep.stop_message and not self._is_told:
+            self._is_told = True
+            self._shares.stop()
+        now = self._shares.now()
+        for name, row in list(board.rows.items()):
+            if row.workers != now.get(name, 0):
+                board.update(name, workers=now.get(name, 0))
+        sweep.observer.look()
+
+    def _reason_to_stop(self) -> str:
+        sweep = self._sweep
+        hours = sweep.space.budget.hours
+        if self._signals.is_asked:
+            return "stopped on request"
+        if hours is not None and time.monotonic() - self._began_s > hours * 3600:
+            return f"budget.hours {hours:g} have passed"
+        if self._has_failed_too_often():
+            num_failed = sweep.board.count("failed")
+            return f"{num_failed} trials have failed, and max_failed of the space is {sweep.space.max_failed:g}"
+        return ""
+
+    def _has_failed_too_often(self) -> bool:
+        board = self._sweep.board
+        over = sum(row.is_over for row in board.rows.values())
+        return over >= LEAST_OVER and board.share_failed() > self._sweep.space.max_failed
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Its process is about to come up."""
+        row = self._sweep.board.rows[_name(trial)]
+        if not row.is_over:
+            self._tell(self._sweep.board.update(row.name, status="running"), "started")
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """It was evaluated, or is over and says how."""
+        if VALUE not in result or STEP not in result:
+            return
+        sweep, name = self._sweep, _name(trial)
+        sign = 1.0 if sweep.mode == "max" else -1.0
+        rung = rung_of(sweep.space, result[STEP])
+        before = sweep.board.rows[name].step
+        row = sweep.board.evaluated(name, result[STEP], sign * result[VALUE], rung)
+        self._shares.reached(name, rung, result[VALUE])
+        if row.step > before:
+            self._tell(row, "evaluated")
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """By itself, or by the scheduler, which leaves its last report as it was."""
+        name = _name(trial)
+        self._shares.leave(name)
+        row = self._sweep.board.rows[name]
+        if row.is_over:
+            return
+        status = (trial.last_result or {}).get("status", "running")
+        self._tell(
+            self._sweep.board.update(name, status="pruned" if status == "running" else status, workers=0), "over"
+        )
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """It has raised, or its process died."""
+        name = _name(trial)
+        self._shares.leave(name)
+        row = self._sweep.board.rows[name]
+        if not row.is_over:
+            failure = failure_of(self._sweep.root, name, str(trial.get_error() or ""))
+            self._tell(self._sweep.board.update(name, status="failed", failure=failure, workers=0), "over")
+
+    def _tell(self, row: Any, event: str) -> None:
+        self._sweep.observer.trial(row, event)
+
+
+def _name(trial: Any) -> str:
+    return trial.config["plan"]["name"]

@@ -1,0 +1,145 @@
+"""Which configuration comes next: drawn at random or on a grid, or proposed by Optuna from what the others reached.
+
+What a sweep has tried is in its own files, so nothing of Tune or Optuna is written to storage and read again: a sweep
+that goes on gives the same configurations for the trials that it has, and tells their results anew.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any, Protocol
+
+from ray.tune.search import Searcher
+
+from raytrain.tuning.domains import Choice, Domain, LogUniform, Normal, QUniform, RandInt
+from raytrain.tuning.space import Space, TpeSearch, Values, applies, draw_values
+from raytrain.tuning.trial import VALUE, TrialPlan
+
+
+class Proposer(Protocol):
+    """Chooses values, one configuration after the other."""
+
+    def propose(self, index: int, known: Values | None) -> Values:
+        """Values of the configuration with this ordinal. `known`: they are these; to be noted."""
+
+    def tell(self, index: int, value: float | None) -> None:
+        """What it reached, larger is better; None: it failed."""
+
+
+class Drawn:
+    """Values that depend on nothing but the space, its seed and the ordinal."""
+
+    def __init__(self, space: Space):
+        self._space = space
+
+    def propose(self, index: int, known: Values | None) -> Values:
+        """See Proposer."""
+        return known or draw_values(self._space, index)
+
+    def tell(self, index: int, value: float | None) -> None:
+        """See Proposer."""
+
+
+class Tpe:
+    """Optuna's TPE."""
+
+    def __init__(self, space: Space, searcher: TpeSearch):
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._space = space
+        sampler = optuna.samplers.TPESampler(seed=space.seed, n_startup_trials=searcher.startup_trials)
+        self._study = optuna.create_study(direction="maximize", sampler=sampler)
+        self._trials: dict[int, Any] = {}
+
+    def propose(self, index: int, known: Values | None) -> Values:
+        """See Proposer."""
+        if known is not None:
+            self._study.enqueue_trial({key: _choice_of(self._space.parameters[key], v) for key, v in known.items()})
+        trial = self._trials[index] = self._study.ask()
+        values: Values = {}
+        for key, domain in self._space.parameters.items():
+            if applies(domain, values):
+                values[key] = _suggest(trial, key, domain)
+        return values
+
+    def tell(self, index: int, value: float | None) -> None:
+        """See Proposer."""
+        from optuna.trial import TrialState
+
+        if value is None:
+            self._study.tell(self._trials[index], state=TrialState.FAIL)
+        else:
+            self._study.tell(self._trials[index], value)
+
+
+class SweepSearcher(Searcher):
+    """What Tune asks for trials."""
+
+    def __init__(
+        self,
+        space: Space,
+        known: Sequence[Values],
+        make_plan: Callable[[int, Values], TrialPlan],
+        may_start: Callable[[], bool],
+    ):
+        """Args:
+        known: Values of the configurations that were tried before, in their order.
+        make_plan: Given the ordinal of a trial and its values.
+        may_start: Whether the budget allows for another trial.
+        """
+        super().__init__(metric=VALUE, mode="max")
+        self._space, self._known, self._make_plan, self._may_start = space, known, make_plan, may_start
+        tpe = space.searcher if isinstance(space.searcher, TpeSearch) else None
+        self._proposer: Proposer = Tpe(space, tpe) if tpe else Drawn(space)
+        self._num_trials = 0
+        self._values: Values = {}
+        self._of_trial: dict[str, int] = {}
+        self._results: dict[int, list[float | None]] = {}
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next trial, as Tune's config of it; the same values for each repeat."""
+        index = self._num_trials
+        if index >= self._space.num_trials or (
+            index >= len(self._known) * self._space.repeats and not self._may_start()
+        ):
+            return Searcher.FINISHED
+        configuration, repeat = divmod(index, self._space.repeats)
+        if repeat == 0:
+            known = self._known[configuration] if configuration < len(self._known) else None
+            self._values = self._proposer.propose(configuration, known)
+        self._num_trials += 1
+        self._of_trial[trial_id] = configuration
+        return {"plan": asdict(self._make_plan(index, self._values))}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """A configuration is worth the mean of its repeats."""
+        configuration = self._of_trial.pop(trial_id)
+        value = None if error or not result else result.get(VALUE)
+        reached = self._results.setdefault(configuration, [])
+        reached.append(value)
+        if len(reached) == self._space.repeats:
+            good = [value for value in reached if value is not None]
+            self._proposer.tell(configuration, sum(good) / len(good) if good else None)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: see the top of this file."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing."""
+
+
+def _suggest(trial: Any, key: str, domain: Domain) -> Any:
+    """A value from an Optuna trial."""
+    if isinstance(domain, Choice):
+        return domain.values[trial.suggest_categorical(key, list(range(len(domain.values))))]
+    if isinstance(domain, RandInt):
+        return trial.suggest_int(key, domain.low, domain.high)
+    if isinstance(domain, QUniform):
+        return trial.suggest_float(key, domain.low, domain.high, step=domain.step)
+    assert isinstance(domain, LogUniform | Normal) or hasattr(domain, "low")
+    return trial.suggest_float(key, domain.low, domain.high, log=isinstance(domain, LogUniform))  # type: ignore[attr-defined]
+
+
+def _choice_of(domain: Domain, value: Any) -> Any:
+    """Optuna's name of a value: choices are told by their place, since they may be lists or mappings."""
+    return domain.values.index(value) if isinstance(domain, Choice) else value

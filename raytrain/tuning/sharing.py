@@ -1,0 +1,61 @@
+"""Who gets how many workers of a sweep's pool: a pure function of the trials' states. No Ray."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A live trial's wish."""
+
+    trial: str
+    min_workers: int
+    max_workers: int
+    rung: int = 0
+    """Rungs of the scheduler that it has passed."""
+    value: float | None = None
+    """Its metric, larger is better; None: nothing is known yet."""
+
+
+def share(claims: Sequence[Claim], capacity: int) -> dict[str, int]:
+    """Workers for each trial; 0: it waits.
+
+    Every live trial has its minimum, older ones first, so that what is live stays live. What is left goes to the most
+    promising trials (by rung, then by metric), each up to its maximum; where nothing is known of any, evenly.
+
+    Args:
+        claims: In the order in which the trials have started.
+        capacity: Workers that fit into the pool. None may be promised beyond it.
+    """
+    shares = dict.fromkeys((claim.trial for claim in claims), 0)
+    left = capacity
+    for claim in claims:
+        if claim.min_workers > left:
+            break  # the next one may be smaller, but to let it pass would starve this one
+        shares[claim.trial] = claim.min_workers
+        left -= claim.min_workers
+    live = [claim for claim in claims if shares[claim.trial]]
+    if all(claim.value is None for claim in live):
+        return _deal(live, shares, left)
+    for claim in sorted(live, key=_promise, reverse=True):
+        more = min(left, claim.max_workers - shares[claim.trial])
+        shares[claim.trial] += more
+        left -= more
+    return shares
+
+
+def _promise(claim: Claim) -> tuple[int, bool, float]:
+    """Sorts the most promising last."""
+    return claim.rung, claim.value is not None, claim.value or 0.0
+
+
+def _deal(claims: Sequence[Claim], shares: dict[str, int], left: int) -> dict[str, int]:
+    """One to each in turn."""
+    while left > 0:
+        open_claims = [claim for claim in claims if shares[claim.trial] < claim.max_workers]
+        if not open_claims:
+            break
+        for claim in open_claims[:left]:
+            shares[claim.trial] += 1
+        left -= min(left, len(open_claims))
+    return shares

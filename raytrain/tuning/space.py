@@ -1,0 +1,232 @@
+"""What a sweep tries: a YAML file of dotted config keys with their ranges, a scheduler, a searcher and a budget.
+
+Everything is checked against the run config before anything starts: a key that is no field, and a range whose ends are
+no valid configs, are mistakes of the space. No Ray, no torch.
+"""
+
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from pydantic import Field, ValidationError, model_validator
+
+from raytrain import assets
+from raytrain.config import PositiveInt, RunConfig, Section
+from raytrain.config_io import describe, parse_config, read_yaml
+from raytrain.errors import ConfigError
+from raytrain.tuning.domains import AnyDomain, Domain, Grid
+
+Values = dict[str, Any]
+"""Dotted config key -> value: what a trial changes in the sweep's config."""
+
+
+class NoScheduler(Section):
+    """Every trial trains to its end."""
+
+    kind: Literal["none"]
+
+
+class Asha(Section):
+    """Asynchronous successive halving (Li et al., 2020): at each rung the worse trials are stopped, without waiting."""
+
+    kind: Literal["asha"]
+    grace_steps: PositiveInt
+    """Steps before a trial may be stopped: the first rung. A rung is decided at the first evaluation at or after it."""
+    reduction_factor: Annotated[float, Field(gt=1.0)] = 3.0
+    """Of so many trials at a rung the best one goes on; rungs lie so many times apart."""
+
+
+class MedianStopping(Section):
+    """A trial stops when its best result is below the median of the others' mean results up to that step (Golovin et
+    al., 2017)."""
+
+    kind: Literal["median"]
+    grace_steps: PositiveInt
+    """Steps before a trial may be stopped."""
+    min_trials: PositiveInt = 3
+    """Trials that the median is taken of, at least."""
+
+
+AnyScheduler = Annotated[NoScheduler | Asha | MedianStopping, Field(discriminator="kind")]
+
+
+class RandomSearch(Section):
+    """Values are drawn independently for each trial."""
+
+    kind: Literal["random"]
+
+
+class TpeSearch(Section):
+    """Optuna's tree-structured Parzen estimator: values near those of good trials are more likely."""
+
+    kind: Literal["tpe"]
+    startup_trials: PositiveInt = 10
+    """Trials that are drawn at random first."""
+
+
+AnySearcher = Annotated[RandomSearch | TpeSearch, Field(discriminator="kind")]
+
+
+class Budget(Section):
+    """When no new trial is started any more. What runs is trained on, but for `hours`, at whose end it is stopped."""
+
+    trials: PositiveInt = 16
+    """Configurations to try; with grids, the number of draws for each combination is this over their number, rounded
+    up."""
+    steps: PositiveInt | None = None
+    """Optimizer steps of all trials together; null: no limit."""
+    hours: Annotated[float, Field(gt=0.0)] | None = None
+    """Wall time; null: no limit."""
+
+
+class Space(Section):
+    """A search space, as its YAML file says it."""
+
+    metric: str | None = None
+    """Metric of the validation split that is compared; null: the one by which the config's best model is chosen."""
+    mode: Literal["min", "max"] | None = None
+    """Whether smaller or larger is better; null: min for loss, max for everything else."""
+    parameters: Annotated[dict[str, AnyDomain], Field(min_length=1)]
+    """Dotted config keys and their ranges."""
+    scheduler: AnyScheduler = NoScheduler(kind="none")
+    """Which trials are stopped early."""
+    searcher: AnySearcher = RandomSearch(kind="random")
+    """How values are chosen."""
+    budget: Budget = Budget()
+    """How much is tried."""
+    repeats: PositiveInt = 1
+    """Runs of each configuration, with seeds of their own."""
+    max_failed: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    """Share of failed trials, of four or more, at which the sweep ends."""
+    seed: int = 0
+    """Of the drawn values: the same space and seed give the same configurations."""
+
+    @property
+    def grids(self) -> dict[str, Grid]:
+        """The parameters that are grids."""
+        return {key: domain for key, domain in self.parameters.items() if isinstance(domain, Grid)}
+
+    @property
+    def num_configurations(self) -> int:
+        """How many are tried, without repeats."""
+        combinations = math.prod(len(grid.values) for grid in self.grids.values())
+        return combinations * max(1, -(-self.budget.trials // combinations)) if self.grids else self.budget.trials
+
+    @property
+    def num_trials(self) -> int:
+        """How many runs that are."""
+        return self.num_configurations * self.repeats
+
+    @model_validator(mode="after")
+    def _conditions_are_known(self) -> Self:
+        seen: set[str] = set()
+        for key, domain in self.parameters.items():
+            for other in domain.when:
+                if other not in seen:
+                    raise ValueError(
+                        f"parameters.{key}.when names {other}, which does not stand before it in the space"
+                    )
+            seen.add(key)
+        if isinstance(self.searcher, TpeSearch) and self.grids:
+            raise ValueError("searcher.kind tpe chooses values by itself: use kind choice instead of grid")
+        return self
+
+
+def draw_values(space: Space, index: int) -> Values:
+    """Values of the configuration with this ordinal: a pure function of the space, its seed and the ordinal."""
+    rng = np.random.default_rng([space.seed, index])
+    combination = dict(zip(space.grids, _combination(space, index), strict=True))
+    drawn: Values = {}
+    for key, domain in space.parameters.items():
+        value = combination[key] if isinstance(domain, Grid) else domain.draw(rng)  # drawn even when it is not used
+        if applies(domain, drawn):
+            drawn[key] = value
+    return drawn
+
+
+def applies(domain: Domain, chosen: Values) -> bool:
+    """Whether a parameter's conditions are met by those that are chosen already."""
+    return all(other in chosen and chosen[other] in allowed for other, allowed in domain.when.items())
+
+
+def overrides_of(values: Values) -> list[str]:
+    """As `key=value` words. JSON is YAML, and says a float so that YAML reads it as one."""
+    return [f"{key}={_as_yaml(value)}" for key, value in values.items()]
+
+
+def load_space(space: str) -> Space:
+    """The space of a file, or the shipped one of that name. Raises ConfigError naming each mistake."""
+    path = assets.find_space(space)
+    raw = read_yaml(path)
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected `key: value` lines, found {type(raw).__name__}")
+    try:
+        return Space.model_validate(raw)
+    except ValidationError as error:
+        lines = [describe(detail) for detail in error.errors()]
+        raise ConfigError("\n".join([f"{path} has {len(lines)} mistake{'s' * (len(lines) > 1)}:", *lines])) from None
+
+
+def space_name(space: str) -> str:
+    """What a sweep's folder is named by: the file's name without its ending."""
+    return Path(space).name.removesuffix(".yaml").removesuffix(".yml")
+
+
+def check_space(space: Space, raw: dict[str, Any], overrides: list[str]) -> RunConfig:
+    """Check the ends of every range against the config. Returns the config without the space.
+
+    Args:
+        raw: The config as it was read.
+        overrides: Of the command line. None of them may be a key of the space.
+
+    Raises:
+        ConfigError: Naming each key, the value and what is wrong with it.
+    """
+    config = parse_config(raw, overrides, origin="the config")
+    mistakes = [
+        f"{key} is a parameter of the space and is given on the command line too; leave one out"
+        for key in space.parameters
+        if any(override.partition("=")[0] == key for override in overrides)
+    ]
+    for key, domain in space.parameters.items():
+        for value in domain.ends():
+            try:
+                parse_config(raw, [*overrides, *_needed(space, domain), *overrides_of({key: value})])
+            except ConfigError as error:
+                mistakes.append(f"parameters.{key}: {value!r} is not possible: {_without_headline(str(error))}")
+                break
+    if mistakes:
+        raise ConfigError("\n".join([f"the space has {len(mistakes)} mistake{'s' * (len(mistakes) > 1)}:", *mistakes]))
+    return config
+
+
+def _needed(space: Space, domain: Domain) -> Iterator[str]:
+    """What else must be set where a parameter applies: its conditions, and theirs."""
+    for other, allowed in domain.when.items():
+        yield from _needed(space, space.parameters[other])
+        yield from overrides_of({other: allowed[0]})
+
+
+def _combination(space: Space, index: int) -> tuple[Any, ...]:
+    """One value of each grid; the last grid changes fastest."""
+    combinations = itertools.product(*(grid.values for grid in space.grids.values()))
+    number = index % math.prod(len(grid.values) for grid in space.grids.values())
+    return next(itertools.islice(combinations, number, None))
+
+
+def _as_yaml(value: Any) -> str:
+    if isinstance(value, float) and math.isfinite(value):
+        text = repr(value)
+        mantissa, e, exponent = text.partition("e")
+        return f"{mantissa}.0e{exponent}" if e and "." not in mantissa else text
+    return json.dumps(value)
+
+
+def _without_headline(text: str) -> str:
+    """Of a list of mistakes, the mistakes."""
+    _, newline, rest = text.partition("\n")
+    return rest.replace("\n", "; ").strip() if newline else text

@@ -1,0 +1,345 @@
+"""A sweep: Ray Tune decides which trials run and which stop; the pool decides with how many workers."""
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import yaml
+
+from raytrain.config import RunConfig
+from raytrain.elastic.group import worker_resources
+from raytrain.elastic.lease import Lease
+from raytrain.elastic.preflight import Preflight, check
+from raytrain.elastic.session import RaySession, ray_session
+from raytrain.elastic.signals import StopSignals
+from raytrain.errors import ConfigError, first_line
+from raytrain.plan import cpus_needed
+from raytrain.storage import Storage
+from raytrain.tasks import make_task
+from raytrain.training.state import best_metric
+from raytrain.tuning.board import TRIALS, Board, TrialRow
+from raytrain.tuning.shares import Shares, rungs_passed
+from raytrain.tuning.space import Asha, MedianStopping, Space, Values, check_space, overrides_of
+from raytrain.tuning.trial import STEP, VALUE, TrialPlan
+
+logger = logging.getLogger(__name__)
+
+SWEEP, SUMMARY = "sweep.yaml", "sweep.json"
+TRIAL_RESOURCES = {"node:__internal_head__": 0.001}
+"""A trial's own process computes nothing; Tune wants it to hold something. It runs where the cluster's head is."""
+CLUSTER_TRIALS = 8  # live trials on a cluster, where no other number is given
+LEAST_OVER = 4  # trials that are over before a share of failed ones means something
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What became of a sweep; the contents of sweep.json."""
+
+    status: str
+    """finished, stopped (on request; the same command goes on) or failed (too many trials did)."""
+    path: str
+    metric: str
+    mode: str
+    best_trial: str | None = None
+    best_value: float | None = None
+    best_values: Values = field(default_factory=dict)
+    """What the best trial changes in the config."""
+    num_trials: int = 0
+    num_failed: int = 0
+    steps: int = 0
+    """Optimizer steps of all trials."""
+    duration_s: float = 0.0
+    """Wall time of this command, seconds."""
+    message: str = ""
+    exit_code: int = 0
+
+
+class SweepObserver:
+    """Who is told how a sweep goes. This one does nothing with it."""
+
+    def phase(self, text: str) -> None:
+        """A new phase has begun."""
+
+    def prepared(self, rows: int, total: int | None, rows_per_s: float) -> None:
+        """Rows prepared so far."""
+
+    def begin(self, board: Board, num_trials: int, metric: str) -> None:
+        """The trials are about to start."""
+
+    def trial(self, row: TrialRow, event: str) -> None:
+        """A trial has begun, was evaluated, or is over; `event` in words."""
+
+    def look(self) -> None:
+        """Called a few times a second."""
+
+    def stopping(self) -> None:
+        """Ctrl-C or SIGTERM has come; the trials save and leave."""
+
+
+@dataclass
+class Sweep:
+    """All that belongs to one; `run_sweep` builds it."""
+
+    config: RunConfig
+    space: Space
+    root: Storage
+    metric: str
+    mode: str
+    board: Board
+    observer: SweepObserver
+    stop_message: str = ""
+    """Why no trial may start any more, and those that run should end."""
+
+    def may_start(self) -> bool:
+        """Whether the budget allows for another trial."""
+        steps = self.space.budget.steps
+        return not self.stop_message and (steps is None or self.board.steps < steps)
+
+    def plan_of(self, shares: str) -> Callable[[int, Values], TrialPlan]:
+        """Makes the plan of a trial from its ordinal and values."""
+
+        def make(index: int, values: Values) -> TrialPlan:
+            repeat = index % self.space.repeats
+            name = f"{index:04d}"
+            values = {**values, "seed": self.config.seed + repeat} if self.space.repeats > 1 else values
+            row = self.board.add(name, values)
+            config = trial_config(self.config, self.root, name, values)
+            sign = 1.0 if self.mode == "max" else -1.0
+            return TrialPlan(
+                name,
+                config.model_dump(mode="json", exclude_unset=True),
+                self.metric,
+                sign,
+                shares,
+                is_over=row.is_over,
+                failure=row.failure,
+            )
+
+        return make
+
+    def result(self, status: str, duration_s: float) -> SweepResult:
+        """As it stands."""
+        best = self.board.best
+        path = self.root.path_of()
+        return SweepResult(
+            status=status,
+            path=path,
+            metric=self.metric,
+            mode=self.mode,
+            best_trial=best.name if best else None,
+            best_value=best.best_value if best else None,
+            best_values=best.values if best else {},
+            num_trials=len(self.board.rows),
+            num_failed=self.board.count("failed"),
+            steps=self.board.steps,
+            duration_s=duration_s,
+            message=self.stop_message,
+            exit_code=0 if status == "finished" else 1,
+        )
+
+
+def run_sweep(
+    raw: dict[str, Any],
+    overrides: list[str],
+    space: Space,
+    space_name: str,
+    observer: SweepObserver | None = None,
+    *,
+    max_concurrent: int | None = None,
+) -> SweepResult:
+    """Run a sweep to its end, from wherever it stands.
+
+    Args:
+        raw: The config as it was read.
+        overrides: `dotted.key=value` words.
+        space: What is tried.
+        space_name: Ends the name of the sweep's folder, <storage_path>/<config's name>-<space_name>.
+        max_concurrent: Trials that live at once; None: on a private Ray as many as have a core a worker.
+
+    Raises:
+        ConfigError, DataError: Nothing was started.
+    """
+    observer, started_at_s = observer or SweepObserver(), time.time()
+    observer.phase("checking")
+    found = check(check_space(space, raw, overrides))
+    config = found.config
+    metric, mode = _metric_of(space, config)
+    root = Storage(config.storage_path).at(f"{config.name}-{space_name}")
+    with Lease(root, lambda text: None) as lease:
+        _begin_or_resume(root, config, space)
+        sweep = Sweep(config, space, root, metric, mode, Board(root, mode), observer)
+        status = _run(sweep, found, max_concurrent, lease)
+        result = sweep.result(status, time.time() - started_at_s)
+        sweep.board.write_all()
+        root.commit_bytes(SUMMARY, json.dumps(asdict(result), indent=1).encode())
+    return result
+
+
+def trial_config(config: RunConfig, root: Storage, name: str, values: Values) -> RunConfig:
+    """The run config of a trial. All share the sweep's prepared data, as far as their data settings agree."""
+    from raytrain.config_io import parse_config
+
+    raw = config.model_dump(mode="json", exclude_unset=True)
+    prepared = config.data.prepared_path or Storage(config.storage_path).path_of("_prepared")
+    own = {"storage_path": root.path_of(TRIALS), "name": name, "data.prepared_path": prepared}
+    return parse_config(raw, [*overrides_of(values), *overrides_of(own)])
+
+
+def _metric_of(space: Space, config: RunConfig) -> tuple[str, str]:
+    task = make_task(config.task, config.data.max_length)
+    if config.data.validation is None:
+        raise ConfigError("a sweep compares trials on the validation split: set data.validation")
+    if space.metric is None:
+        return best_metric(config, task)
+    if space.metric not in task.metric_names:
+        raise ConfigError(
+            f"metric {space.metric!r} of the space is no metric of this task; allowed: {', '.join(task.metric_names)}"
+        )
+    return space.metric, space.mode or ("min" if space.metric == "loss" else "max")
+
+
+def _begin_or_resume(root: Storage, config: RunConfig, space: Space) -> None:
+    """Write down what the sweep is, or see that it is the same as before. Raises ConfigError."""
+    now = {
+        "config": config.model_dump(mode="json", exclude_unset=True),
+        "space": space.model_dump(mode="json", exclude_unset=True),
+    }
+    if not root.exists(SWEEP):
+        root.commit_bytes(SWEEP, yaml.safe_dump(now, sort_keys=False, allow_unicode=True).encode())
+        return
+    before = yaml.safe_load(root.read_bytes(SWEEP))
+    changed = [part for part in now if now[part] != before.get(part)]
+    if changed:
+        raise ConfigError(
+            f"{root.path_of()} holds a sweep with another {' and another '.join(changed)}. Give the config another "
+            "name, or delete that folder"
+        )
+
+
+def _run(sweep: Sweep, found: Preflight, max_concurrent: int | None, lease: Lease) -> str:
+    """Prepare the data, then let Tune run the trials. Returns how it ended."""
+    from raytrain.data.prepare import prepare
+
+    config, observer = sweep.config, sweep.observer
+    observer.phase("starting Ray")
+    live = max_concurrent or _live_trials(found)
+    with ray_session(config, _private_cpus(found, live)) as session, StopSignals() as signals:
+        plan = found.plan_on(session)
+        observer.phase("preparing data")
+        prepare(config, observer.prepared)
+        signals.catch()
+        observer.phase("trials")
+        observer.begin(sweep.board, sweep.space.num_trials, sweep.metric)
+        shares = Shares(worker_resources(config, plan.use_gpu), config.workers.data_cpus, live * config.workers.max)
+        try:
+            _tune(sweep, shares, live, signals, lease, session)
+        finally:
+            shares.close()
+    if sweep.board.share_failed() >= sweep.space.max_failed and sweep.board.count("failed"):
+        return "failed"
+    return "stopped" if sweep.stop_message else "finished"
+
+
+def _live_trials(found: Preflight) -> int:
+    """Trials at once: a core for each worker of their minimum on this machine; on a cluster a fixed number, since those
+    without room only wait."""
+    workers = found.config.workers
+    if not found.private_cpus:
+        return CLUSTER_TRIALS
+    return max(1, (os.cpu_count() or 1) // (workers.min * workers.cpus))
+
+
+def _private_cpus(found: Preflight, live: int) -> int:
+    """Logical CPUs of a private Ray: what the live trials need with workers.min each, or what one can use alone."""
+    if not found.private_cpus or found.config.ray.num_cpus is not None:
+        return found.private_cpus
+    return max(found.private_cpus, round(live * cpus_needed(found.config, found.config.workers.min) + 0.5))
+
+
+def _tune(sweep: Sweep, shares: Shares, live: int, signals: StopSignals, lease: Lease, session: RaySession) -> None:
+    """All of Ray Tune. What it writes for itself goes to a folder that ends with it: a sweep goes on from its own
+    files, see `trial`."""
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    from ray import tune
+
+    from raytrain.tuning.callback import SweepCallback
+    from raytrain.tuning.searcher import SweepSearcher
+
+    known = [row.values for row in sweep.board.rows.values()][:: sweep.space.repeats]
+    searcher = SweepSearcher(sweep.space, known, sweep.plan_of(shares.name), sweep.may_start)
+    local = tempfile.mkdtemp(prefix="raytrain-tune-")
+    try:
+        tune.Tuner(
+            tune.with_resources(_trainable, tune.PlacementGroupFactory([TRIAL_RESOURCES])),
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                scheduler=_scheduler(sweep.space),
+                num_samples=-1,
+                max_concurrent_trials=live,
+            ),
+            run_config=tune.RunConfig(
+                storage_path=local,
+                name="tune",
+                verbose=0,
+                callbacks=[SweepCallback(sweep, shares, signals, lease.check)],
+            ),
+        ).fit()
+    finally:
+        shutil.rmtree(local, ignore_errors=True)
+
+
+def _trainable(config: dict[str, Any]) -> None:
+    """What Tune runs in each trial's process."""
+    from raytrain.tuning.trial import run_trial
+
+    run_trial(TrialPlan(**config["plan"]))
+
+
+def _scheduler(space: Space) -> Any:
+    """Tune's, by our own steps: its iterations begin anew when a trial does."""
+    from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule
+
+    chosen = space.scheduler
+    if isinstance(chosen, Asha):
+        return AsyncHyperBandScheduler(
+            time_attr=STEP,
+            metric=VALUE,
+            mode="max",
+            max_t=10**9,
+            grace_period=chosen.grace_steps,
+            reduction_factor=chosen.reduction_factor,
+        )
+    if isinstance(chosen, MedianStopping):
+        return MedianStoppingRule(
+            time_attr=STEP,
+            metric=VALUE,
+            mode="max",
+            grace_period=chosen.grace_steps,
+            min_samples_required=chosen.min_trials,
+        )
+    return FIFOScheduler()
+
+
+def rung_of(space: Space, step: int) -> int:
+    """Rungs that a trial has passed at a step."""
+    scheduler = space.scheduler
+    return rungs_passed(step, scheduler.grace_steps, scheduler.reduction_factor) if isinstance(scheduler, Asha) else 0
+
+
+def failure_of(root: Storage, name: str, fallback: str) -> str:
+    """`kind: message` of a trial that failed: in its own words, or, when its process died, in Ray's."""
+    from raytrain.tuning.trial import kind_of
+
+    marker = "TrialFailed: "
+    if marker in fallback:
+        return fallback.rpartition(marker)[2].strip()
+    message = first_line(fallback.strip().rpartition("\n")[2]) or "its process died"
+    return f"{kind_of(fallback)}: {message}"

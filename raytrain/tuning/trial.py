@@ -1,0 +1,103 @@
+"""One trial, in its own process: an elastic run whose evaluations are reported to Ray Tune.
+
+A trial that has been trained before, by a sweep that was interrupted, first tells what it has measured then, so that
+scheduler and searcher know it again. Then it goes on from its checkpoint, unless it had come to its end.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from raytrain.config_io import parse_config
+from raytrain.elastic.run import Observer, run_training
+from raytrain.errors import RaytrainError
+from raytrain.storage import Storage
+from raytrain.training.records import read_jsonl
+from raytrain.tuning.shares import TrialShare
+from raytrain.tuning.sharing import Claim
+
+STEP, VALUE = "step", "value"
+OUT_OF_MEMORY = ("out of memory", "OutOfMemory", "OOM", "can't allocate memory", "Cannot allocate memory")
+DIVERGED = ("the run diverged", "fp16 overflowed")
+
+
+@dataclass(frozen=True)
+class TrialPlan:
+    """What a trial is to do; plain, since it travels to its process."""
+
+    name: str
+    """Its folder's name, and its id in the sweep."""
+    config: dict[str, Any]
+    """The whole run config."""
+    metric: str
+    sign: float
+    """1 when a larger metric is better, -1 when a smaller one is."""
+    shares: str
+    """Name of the actor that deals workers."""
+    is_over: bool = False
+    """It has ended before; it only tells."""
+    failure: str | None = None
+    """What it failed of then."""
+
+
+class TrialFailed(Exception):
+    """The message begins with the kind of failure."""
+
+
+def run_trial(plan: TrialPlan) -> None:
+    """Train a trial. Returns at its end; Tune ends this process when the scheduler stops it.
+
+    Raises:
+        TrialFailed: With the kind of failure: diverged, out_of_memory or error.
+    """
+    config = parse_config(plan.config)
+    reporter = Reporter(plan)
+    reporter.rows("evals.jsonl", read_jsonl(Storage(config.storage_path).at(config.name), "evals.jsonl"))
+    if plan.failure is not None:
+        raise TrialFailed(plan.failure)
+    if plan.is_over:
+        return
+    share = TrialShare(plan.shares, Claim(plan.name, config.workers.min, config.workers.max))
+    try:
+        result = run_training(config, reporter, share=share)
+    except RaytrainError as error:
+        raise TrialFailed(f"error: {error}") from None
+    finally:
+        share.close()
+    if result.status == "failed":
+        raise TrialFailed(f"{kind_of(result.message)}: {result.message}")
+    reporter.end(result.step, result.status)
+
+
+class Reporter(Observer):
+    """Passes evaluations of the validation split on to Tune, each step once and in order."""
+
+    def __init__(self, plan: TrialPlan):
+        self._plan = plan
+        self._last_step, self._last_value = 0, math.nan
+
+    def rows(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """New lines of the run's files."""
+        if name != "evals.jsonl":
+            return
+        for row in rows:
+            if row["split"] == "validation" and row["step"] > self._last_step:
+                self._last_step, self._last_value = row["step"], self._plan.sign * row[self._plan.metric]
+                self._report(status="running")
+
+    def end(self, step: int, status: str) -> None:
+        """The run is over. Told with the last value, since Tune takes a trial's last report for its result."""
+        self._last_step = max(step, self._last_step)
+        self._report(status=status)
+
+    def _report(self, status: str) -> None:
+        from ray import tune
+
+        tune.report({STEP: self._last_step, VALUE: self._last_value, "status": status})
+
+
+def kind_of(message: str) -> str:
+    """What a run failed of: memory is told apart from a bug, and so is a model that diverged."""
+    if any(word in message for word in DIVERGED):
+        return "diverged"
+    return "out_of_memory" if any(word in message for word in OUT_OF_MEMORY) else "error"
