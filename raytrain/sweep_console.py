@@ -52,7 +52,7 @@ class SweepDisplay(SweepObserver):
         """A line of it, where there is no table."""
         if self.console.is_terminal and row.status != "failed":
             return
-        text = f"  trial {row.name} "
+        text = f"  {row.name} "
         if event == "started":
             text += f"started: {in_words(row.values)}"
         elif event == "evaluated":
@@ -75,7 +75,7 @@ class SweepDisplay(SweepObserver):
         best = board.best
         text = f"[{over} of {self._num_trials} trials over"
         if best is not None:
-            text += f"; best {self._metric} {best.best_value:.4f}, trial {best.name}"
+            text += f"; best {self._metric} {best.best_value:.4f}, {best.name}"
         return text + "]"
 
     def _render(self) -> Any:
@@ -135,7 +135,7 @@ def print_sweep(console: Console, result: SweepResult) -> None:
         soft_wrap=True,
     )
     if result.best_trial is not None:
-        console.print(f"best {result.metric} {result.best_value:.4f}: trial {result.best_trial}", soft_wrap=True)
+        console.print(f"best {result.metric} {result.best_value:.4f}: {result.best_trial}", soft_wrap=True)
         for key, value in result.best_values.items():
             console.print(f"  {key}: {value}", soft_wrap=True, markup=False)
     if result.message:

@@ -26,6 +26,9 @@ class SweepCallback(Callback):
         self._next_look_s = 0.0
         self._is_told = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune writes its parts down for a way of going on that is not used
+
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Tune's loop goes round: several times a second."""
         if time.monotonic() < self._next_look_s:

@@ -121,6 +121,9 @@ class SweepSearcher(Searcher):
             good = [value for value in reached if value is not None]
             self._proposer.tell(configuration, sum(good) / len(good) if good else None)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune writes its parts down for a way of going on that is not used
+
     def save(self, checkpoint_path: str) -> None:
         """Nothing: see the top of this file."""
 

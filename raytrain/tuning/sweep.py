@@ -106,7 +106,7 @@ class Sweep:
 
         def make(index: int, values: Values) -> TrialPlan:
             repeat = index % self.space.repeats
-            name = f"{index:04d}"
+            name = f"trial_{index:04d}"
             values = {**values, "seed": self.config.seed + repeat} if self.space.repeats > 1 else values
             row = self.board.add(name, values)
             config = trial_config(self.config, self.root, name, values)
