@@ -66,14 +66,26 @@ def options(
 
 @app.command()
 def train(
-    config: Config,
+    config: OptionalConfig = "",
     overrides: Overrides = None,
+    from_sweep: Annotated[
+        str | None, typer.Option(metavar="SWEEP", help="Instead of CONFIG: the best trial of this sweep's folder.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Delete the run's folder first, and start anew.")] = False,
 ) -> None:
     """Train a run to its end. The same command again goes on where it stopped."""
-    from raytrain.config_io import load_config
+    from raytrain.config_io import load_config, parse_config
 
-    _run(load_config(config, overrides), overwrite=overwrite)
+    if from_sweep is None:
+        if not config:
+            raise ConfigError("give a CONFIG: a YAML file, or the name of a shipped one (`raytrain configs list`)")
+        _run(load_config(config, overrides), overwrite=overwrite)
+    from raytrain.storage import Storage
+    from raytrain.tuning.report import best_config
+
+    words = [word for word in (config, *(overrides or [])) if word]  # without a CONFIG the first is an override too
+    best = best_config(Storage(from_sweep)).model_dump(mode="json", exclude_unset=True)
+    _run(parse_config(best, words, origin=f"the best trial of {from_sweep}"), overwrite=overwrite)
 
 
 @app.command()
@@ -173,10 +185,14 @@ def evaluate(
 
 @app.command()
 def report(run: RunFolder) -> None:
-    """Write a run's report.html and its plots."""
+    """Write a run's report.html and its plots, or a sweep's sweep.html."""
     from raytrain.elastic.run import read_run_config
     from raytrain.storage import Storage
+    from raytrain.tuning.report import build_sweep_report, is_sweep
 
+    if is_sweep(Storage(run)):
+        typer.echo(build_sweep_report(Storage(run)))
+        return
     read_run_config(Storage(run))
     from raytrain.report.html import build_report  # draws with matplotlib, which a mistyped folder need not wait for
 

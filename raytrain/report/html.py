@@ -28,7 +28,8 @@ def build_report(run: Storage) -> str:
     figures = draw_all(record)
     for name, png in figures.items():
         run.write_bytes(f"plots/{name}.png", png)
-    page = _template().render(
+    page = page_template("raytrain.report").render(
+        style=page_style(),
         name=run.path_of().rstrip("/").rsplit("/", 1)[-1],
         path=run.path_of(),
         summary=record.summary,
@@ -51,11 +52,16 @@ def build_report(run: Storage) -> str:
     return run.path_of(REPORT_NAME)
 
 
-def _template() -> jinja2.Template:
-    """Autoescape is on: labels and file names are the user's data."""
+def page_style() -> str:
+    """The style sheet of our pages."""
+    return (resources.files("raytrain.report") / "style.css").read_text(encoding="utf-8")
+
+
+def page_template(package: str) -> jinja2.Template:
+    """The template of a package's page. Autoescape is on: labels and file names are the user's data."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {"number": _number, "clock": _clock, "size": _size}
-    text = (resources.files("raytrain.report") / "template.html").read_text(encoding="utf-8")
+    environment.filters |= {"number": _number, "clock": _clock, "size": _size, "duration": duration}
+    text = (resources.files(package) / "template.html").read_text(encoding="utf-8")
     return environment.from_string(text)
 
 
@@ -81,7 +87,7 @@ def _tiles(record: RunRecord) -> list[tuple[str, str]]:
     if record.goodput:
         tiles.append(("goodput", f"{record.goodput['goodput']:.1%}"))
     if summary.get("duration_s"):
-        tiles.append(("last command took", _duration(summary["duration_s"])))
+        tiles.append(("last command took", duration(summary["duration_s"])))
     return tiles
 
 
@@ -128,7 +134,8 @@ def _number(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Minutes and seconds, or hours and minutes."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h {minutes:02d}m" if hours else f"{minutes}m {rest:02d}s"

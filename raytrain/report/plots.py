@@ -39,7 +39,7 @@ def draw_all(record: RunRecord) -> dict[str, bytes]:
 
 def loss(record: RunRecord) -> bytes:
     """Training loss a step and smoothed, validation loss as points."""
-    figure, axes = _axes("Loss", "mean loss per target", record)
+    figure, axes = new_axes("Loss", "mean loss per target", record)
     _faint_and_smooth(axes, record, record.column("loss"), "training")
     points = [
         (row["step"], row["loss"])
@@ -49,48 +49,48 @@ def loss(record: RunRecord) -> bytes:
     if points:
         axes.plot(*zip(*points, strict=True), "o-", color=SECOND, markersize=4, linewidth=1.2, label="validation")
     _legend(axes)
-    return _png(figure)
+    return png_of(figure)
 
 
 def learning_rate(record: RunRecord) -> bytes:
     """Learning rate of each step."""
-    figure, axes = _axes("Learning rate", "learning rate", record)
+    figure, axes = new_axes("Learning rate", "learning rate", record)
     _curve(axes, record.column("step"), record.column("lr"), color=ACCENT)
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.1e}"))
-    return _png(figure)
+    return png_of(figure)
 
 
 def throughput(record: RunRecord) -> bytes:
     """Tokens a second over all workers."""
-    figure, axes = _axes("Throughput", "tokens/s, all workers", record)
+    figure, axes = new_axes("Throughput", "tokens/s, all workers", record)
     _faint_and_smooth(axes, record, record.column("tokens_per_s"), None)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    return _png(figure)
+    return png_of(figure)
 
 
 def padding(record: RunRecord) -> bytes:
     """Share of what was computed that is padding."""
-    figure, axes = _axes("Padding", "% of computed tokens", record)
+    figure, axes = new_axes("Padding", "% of computed tokens", record)
     _faint_and_smooth(axes, record, 100 * record.column("padding"), None)
     axes.set_ylim(bottom=0)
-    return _png(figure)
+    return png_of(figure)
 
 
 def step_time(record: RunRecord) -> bytes:
     """Seconds of a step, and of them those that the loop waited for data."""
-    figure, axes = _axes("Step time", "seconds, smoothed", record)
+    figure, axes = new_axes("Step time", "seconds, smoothed", record)
     steps, window = record.column("step"), _window(record)
     _curve(axes, steps, smooth(record.column("step_s"), window), color=ACCENT, label="whole step")
     _curve(axes, steps, smooth(record.column("data_wait_s"), window), color=SECOND, label="waiting for data")
     axes.set_ylim(bottom=0)
     _legend(axes)
-    return _png(figure)
+    return png_of(figure)
 
 
 def loss_scale(record: RunRecord) -> bytes:
     """fp16's loss scale, and the steps that were skipped so far."""
-    figure, axes = _axes("Loss scale", "loss scale", record)
+    figure, axes = new_axes("Loss scale", "loss scale", record)
     _curve(axes, record.column("step"), record.column("loss_scale"), color=ACCENT)
     axes.set_yscale("log", base=2)
     other = axes.twinx()
@@ -100,28 +100,28 @@ def loss_scale(record: RunRecord) -> bytes:
     other.set_ylim(bottom=0, top=max(1.0, 1.1 * np.nanmax(record.column("skipped_steps"), initial=0)))
     other.yaxis.set_major_locator(MaxNLocator(integer=True))
     other.spines[["top"]].set_visible(False)
-    return _png(figure)
+    return png_of(figure)
 
 
 def world_size(record: RunRecord) -> bytes:
     """Workers at each step."""
-    figure, axes = _axes("World size", "workers", record)
+    figure, axes = new_axes("World size", "workers", record)
     axes.step(*thin(record.column("step"), record.column("world_size")), where="mid", color=ACCENT)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    return _png(figure)
+    return png_of(figure)
 
 
 def validation(record: RunRecord) -> bytes:
     """The metrics between 0 and 1 on the validation split."""
-    figure, axes = _axes("Validation", "score, 0 to 1", record)
+    figure, axes = new_axes("Validation", "score, 0 to 1", record)
     rows = [row for row in record.evaluations if row["split"] == "validation"]
     names = [n for n, v in rows[-1].items() if isinstance(v, float) and n not in ("time", "loss") and 0 <= v <= 1]
     for name in names[:6]:
         values = np.array([row.get(name) for row in rows], dtype=float)  # a null is NaN: a gap in the line
         axes.plot([row["step"] for row in rows], values, "o-", markersize=3, label=name)
     _legend(axes)
-    return _png(figure)
+    return png_of(figure)
 
 
 def confusion_matrix(labels: list[str], counts: np.ndarray) -> bytes:
@@ -146,7 +146,7 @@ def confusion_matrix(labels: list[str], counts: np.ndarray) -> bytes:
             axes.text(
                 column, row, f"{count:,}", ha="center", va="center", color=color, fontsize=8 if len(labels) <= 12 else 5
             )
-    return _png(figure)
+    return png_of(figure)
 
 
 def newest_confusion(record: RunRecord) -> dict[str, Any] | None:
@@ -158,7 +158,7 @@ def newest_confusion(record: RunRecord) -> dict[str, Any] | None:
     return None
 
 
-def _axes(title: str, unit: str, record: RunRecord | None = None) -> tuple[Figure, Axes]:
+def new_axes(title: str, unit: str, record: RunRecord | None = None) -> tuple[Figure, Axes]:
     """Axes over the steps; a dotted line stands where a later attempt took over."""
     figure = Figure(figsize=SIZE, layout="constrained", dpi=130)
     axes = figure.add_subplot()
@@ -201,7 +201,8 @@ def _window(record: RunRecord) -> int:
     return max(1, len(record.steps) // 50)
 
 
-def _png(figure: Figure) -> bytes:
+def png_of(figure: Figure) -> bytes:
+    """The figure's file."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         # A script that matplotlib's font lacks shows as boxes here; report.html has the same numbers as text.

@@ -2,25 +2,25 @@
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ray.tune import Callback
 
 from raytrain.elastic.signals import StopSignals
-from raytrain.tuning.shares import Shares
-from raytrain.tuning.sweep import LEAST_OVER, failure_of, rung_of
-from raytrain.tuning.trial import STEP, VALUE
-
-if TYPE_CHECKING:
-    from raytrain.tuning.sweep import Sweep
+from raytrain.errors import first_line
+from raytrain.tuning.shares import Shares, rungs_passed
+from raytrain.tuning.space import Asha, Space
+from raytrain.tuning.sweep import Sweep
+from raytrain.tuning.trial import STEP, VALUE, kind_of
 
 LOOK_EVERY_S = 0.5
+LEAST_OVER = 4  # trials that are over before a share of failed ones means something
 
 
 class SweepCallback(Callback):
     """Keeps the board, ends the sweep when it has to, and tells the pool of rungs and of trials that are over."""
 
-    def __init__(self, sweep: "Sweep", shares: Shares, signals: StopSignals, check_lease: Callable[[], None]):
+    def __init__(self, sweep: Sweep, shares: Shares, signals: StopSignals, check_lease: Callable[[], None]):
         self._sweep, self._shares, self._signals, self._check_lease = sweep, shares, signals, check_lease
         self._began_s = time.monotonic()
         self._next_look_s = 0.0
@@ -38,7 +38,7 @@ class SweepCallback(Callback):
         sweep, board = self._sweep, self._sweep.board
         self._signals.acknowledge(sweep.observer.stopping)
         if not sweep.stop_message:
-            sweep.stop_message = self._reason_to_stop()
+            sweep.stop_status, sweep.stop_message = self._reason_to_stop()
         if sweep.stop_message and not self._is_told:
             self._is_told = True
             self._shares.stop()
@@ -48,17 +48,21 @@ class SweepCallback(Callback):
                 board.update(name, workers=now.get(name, 0))
         sweep.observer.look()
 
-    def _reason_to_stop(self) -> str:
+    def _reason_to_stop(self) -> tuple[str, str]:
+        """The sweep's status then, and the reason in words; no words: it goes on."""
         sweep = self._sweep
         hours = sweep.space.budget.hours
         if self._signals.is_asked:
-            return "stopped on request"
+            return "stopped", "stopped on request"
         if hours is not None and time.monotonic() - self._began_s > hours * 3600:
-            return f"budget.hours {hours:g} have passed"
+            return "finished", f"budget.hours {hours:g} have passed"
         if self._has_failed_too_often():
             num_failed = sweep.board.count("failed")
-            return f"{num_failed} trials have failed, and max_failed of the space is {sweep.space.max_failed:g}"
-        return ""
+            return (
+                "failed",
+                f"{num_failed} trials have failed, and max_failed of the space is {sweep.space.max_failed:g}",
+            )
+        return "finished", ""
 
     def _has_failed_too_often(self) -> bool:
         board = self._sweep.board
@@ -104,7 +108,7 @@ class SweepCallback(Callback):
         self._shares.leave(name)
         row = self._sweep.board.rows[name]
         if not row.is_over:
-            failure = failure_of(self._sweep.root, name, str(trial.get_error() or ""))
+            failure = failure_of(str(trial.get_error() or ""))
             self._tell(self._sweep.board.update(name, status="failed", failure=failure, workers=0), "over")
 
     def _tell(self, row: Any, event: str) -> None:
@@ -113,3 +117,19 @@ class SweepCallback(Callback):
 
 def _name(trial: Any) -> str:
     return trial.config["plan"]["name"]
+
+
+def rung_of(space: Space, step: int) -> int:
+    """Rungs that a trial has passed at a step."""
+    scheduler = space.scheduler
+    return rungs_passed(step, scheduler.grace_steps, scheduler.reduction_factor) if isinstance(scheduler, Asha) else 0
+
+
+def failure_of(error: str) -> str:
+    """`kind: message` of a trial that failed: in its own words, or, when its process died, in Ray's. `error`: what Tune
+    has of it, a traceback."""
+    marker = "TrialFailed: "
+    if marker in error:
+        return error.rpartition(marker)[2].strip()
+    message = first_line(error.strip().rpartition("\n")[2]) or "its process died"
+    return f"{kind_of(error)}: {message}"

@@ -22,6 +22,14 @@ class Domain(Section):
     """The key is tried only while each of these other keys of the space, which stand before it, has one of these
     values; otherwise it keeps the config's value."""
 
+    def ends(self) -> list[Any]:
+        """Values that must all be valid: the least and the largest, or all that there are."""
+        raise NotImplementedError
+
+    def draw(self, rng: np.random.Generator) -> Any:
+        """One value."""
+        raise NotImplementedError
+
 
 class Uniform(Domain):
     """A number between two, each as likely."""
@@ -37,11 +45,11 @@ class Uniform(Domain):
         return _in_order(self)
 
     def draw(self, rng: np.random.Generator) -> float:
-        """One value."""
+        """See Domain."""
         return float(rng.uniform(self.low, self.high))
 
     def ends(self) -> list[Any]:
-        """Values that must all be valid."""
+        """See Domain."""
         return [self.low, self.high]
 
 
@@ -59,11 +67,11 @@ class LogUniform(Domain):
         return _in_order(self)
 
     def draw(self, rng: np.random.Generator) -> float:
-        """One value."""
+        """See Domain."""
         return float(math.exp(rng.uniform(math.log(self.low), math.log(self.high))))
 
     def ends(self) -> list[Any]:
-        """Values that must all be valid."""
+        """See Domain."""
         return [self.low, self.high]
 
 
@@ -83,11 +91,11 @@ class QUniform(Domain):
         return _in_order(self)
 
     def draw(self, rng: np.random.Generator) -> float:
-        """One value."""
+        """See Domain."""
         return self.low + self.step * int(rng.integers(0, self._num_steps + 1))
 
     def ends(self) -> list[Any]:
-        """Values that must all be valid."""
+        """See Domain."""
         return [self.low, self.low + self.step * self._num_steps]
 
     @property
@@ -109,11 +117,11 @@ class RandInt(Domain):
         return _in_order(self)
 
     def draw(self, rng: np.random.Generator) -> int:
-        """One value."""
+        """See Domain."""
         return int(rng.integers(self.low, self.high + 1))
 
     def ends(self) -> list[Any]:
-        """Values that must all be valid."""
+        """See Domain."""
         return [self.low, self.high]
 
 
@@ -137,14 +145,14 @@ class Normal(Domain):
         return _in_order(self)
 
     def draw(self, rng: np.random.Generator) -> float:
-        """One value."""
+        """See Domain."""
         while True:
             value = float(rng.normal(self.mean, self.deviation))
             if self.low <= value <= self.high:
                 return value
 
     def ends(self) -> list[Any]:
-        """Values that must all be valid."""
+        """See Domain."""
         return [self.low, self.high]
 
 
@@ -156,11 +164,11 @@ class Choice(Domain):
     """Any values that the key may have."""
 
     def draw(self, rng: np.random.Generator) -> Any:
-        """One value."""
+        """See Domain."""
         return self.values[int(rng.integers(len(self.values)))]
 
     def ends(self) -> list[Any]:
-        """Values that must all be valid."""
+        """See Domain."""
         return self.values
 
 
@@ -172,7 +180,7 @@ class Grid(Domain):
     """Any values that the key may have."""
 
     def ends(self) -> list[Any]:
-        """Values that must all be valid."""
+        """See Domain."""
         return self.values
 
 

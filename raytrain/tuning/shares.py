@@ -12,6 +12,7 @@ from raytrain.elastic.share import Share
 from raytrain.tuning.sharing import Claim, share
 
 LOOK_EVERY_S = 2.0
+LESS_FOR_S = 5.0  # a cluster that is smaller for a moment (a task of Ray Data's) makes nobody leave
 ANSWER_TIMEOUT_S = 30.0
 STOP = -1
 
@@ -35,6 +36,7 @@ class _SharesActor:
         self._capacity = 0
         self._is_stopping = False
         self._next_look_s = 0.0
+        self._less_since_s = math.inf
 
     def join(self, claim: Claim) -> None:
         self._live[claim.trial] = _Live(claim)
@@ -73,9 +75,14 @@ class _SharesActor:
             return
         self._next_look_s = time.monotonic() + LOOK_EVERY_S
         ours = [node for live in self._live.values() for node in live.nodes]
-        places = places_that_fit(look(), self._worker, self._data_cpus, self._most, ours, len(ours))
-        if len(places) != self._capacity:
-            self._capacity = len(places)
+        fitting = len(places_that_fit(look(), self._worker, self._data_cpus, self._most, ours, len(ours)))
+        now_s = time.monotonic()
+        if fitting >= self._capacity:
+            self._less_since_s = math.inf
+        elif self._less_since_s == math.inf:
+            self._less_since_s = now_s
+        if fitting > self._capacity or now_s - self._less_since_s > LESS_FOR_S:
+            self._capacity, self._less_since_s = fitting, math.inf
             self._deal()
 
     def _deal(self) -> None:

@@ -3,8 +3,6 @@
 import json
 import logging
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -16,25 +14,22 @@ from raytrain.config import RunConfig
 from raytrain.elastic.group import worker_resources
 from raytrain.elastic.lease import Lease
 from raytrain.elastic.preflight import Preflight, check
-from raytrain.elastic.session import RaySession, ray_session
+from raytrain.elastic.session import ray_session
 from raytrain.elastic.signals import StopSignals
-from raytrain.errors import ConfigError, first_line
+from raytrain.errors import ConfigError
 from raytrain.plan import cpus_needed
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
 from raytrain.training.state import best_metric
 from raytrain.tuning.board import TRIALS, Board, TrialRow
-from raytrain.tuning.shares import Shares, rungs_passed
-from raytrain.tuning.space import Asha, MedianStopping, Space, Values, check_space, overrides_of
-from raytrain.tuning.trial import STEP, VALUE, TrialPlan
+from raytrain.tuning.shares import Shares
+from raytrain.tuning.space import Space, Values, check_space, overrides_of
+from raytrain.tuning.trial import TrialPlan
 
 logger = logging.getLogger(__name__)
 
 SWEEP, SUMMARY = "sweep.yaml", "sweep.json"
-TRIAL_RESOURCES = {"node:__internal_head__": 0.001}
-"""A trial's own process computes nothing; Tune wants it to hold something. It runs where the cluster's head is."""
 CLUSTER_TRIALS = 8  # live trials on a cluster, where no other number is given
-LEAST_OVER = 4  # trials that are over before a share of failed ones means something
 
 
 @dataclass(frozen=True)
@@ -95,6 +90,8 @@ class Sweep:
     observer: SweepObserver
     stop_message: str = ""
     """Why no trial may start any more, and those that run should end."""
+    stop_status: str = "finished"
+    """What the sweep is then: stopped, when the same command is to go on with it."""
 
     def may_start(self) -> bool:
         """Whether the budget allows for another trial."""
@@ -172,13 +169,25 @@ def run_sweep(
     metric, mode = _metric_of(space, config)
     root = Storage(config.storage_path).at(f"{config.name}-{space_name}")
     with Lease(root, lambda text: None) as lease:
-        _begin_or_resume(root, config, space)
+        _begin_or_resume(root, config, space, metric, mode)
         sweep = Sweep(config, space, root, metric, mode, Board(root, mode), observer)
         status = _run(sweep, found, max_concurrent, lease)
         result = sweep.result(status, time.time() - started_at_s)
         sweep.board.write_all()
         root.commit_bytes(SUMMARY, json.dumps(asdict(result), indent=1).encode())
+        _write_report(root, observer)
     return result
+
+
+def _write_report(root: Storage, observer: SweepObserver) -> None:
+    """A report that can't be drawn must not turn a good sweep into a failed one."""
+    observer.phase("writing the report")
+    try:
+        from raytrain.tuning.report import build_sweep_report
+
+        build_sweep_report(root)
+    except Exception:
+        logger.exception("the report could not be written; `raytrain report` tries again")
 
 
 def trial_config(config: RunConfig, root: Storage, name: str, values: Values) -> RunConfig:
@@ -204,11 +213,12 @@ def _metric_of(space: Space, config: RunConfig) -> tuple[str, str]:
     return space.metric, space.mode or ("min" if space.metric == "loss" else "max")
 
 
-def _begin_or_resume(root: Storage, config: RunConfig, space: Space) -> None:
+def _begin_or_resume(root: Storage, config: RunConfig, space: Space, metric: str, mode: str) -> None:
     """Write down what the sweep is, or see that it is the same as before. Raises ConfigError."""
     now = {
         "config": config.model_dump(mode="json", exclude_unset=True),
         "space": space.model_dump(mode="json", exclude_unset=True),
+        "compares": {"metric": metric, "mode": mode},
     }
     if not root.exists(SWEEP):
         root.commit_bytes(SWEEP, yaml.safe_dump(now, sort_keys=False, allow_unicode=True).encode())
@@ -225,6 +235,7 @@ def _begin_or_resume(root: Storage, config: RunConfig, space: Space) -> None:
 def _run(sweep: Sweep, found: Preflight, max_concurrent: int | None, lease: Lease) -> str:
     """Prepare the data, then let Tune run the trials. Returns how it ended."""
     from raytrain.data.prepare import prepare
+    from raytrain.tuning.tuner import run_trials
 
     config, observer = sweep.config, sweep.observer
     observer.phase("starting Ray")
@@ -238,12 +249,11 @@ def _run(sweep: Sweep, found: Preflight, max_concurrent: int | None, lease: Leas
         observer.begin(sweep.board, sweep.space.num_trials, sweep.metric)
         shares = Shares(worker_resources(config, plan.use_gpu), config.workers.data_cpus, live * config.workers.max)
         try:
-            _tune(sweep, shares, live, signals, lease, session)
+            run_trials(sweep, shares, live, signals, lease.check)
         finally:
             shares.close()
-    if sweep.board.share_failed() >= sweep.space.max_failed and sweep.board.count("failed"):
-        return "failed"
-    return "stopped" if sweep.stop_message else "finished"
+    is_all_failed = bool(sweep.board.rows) and sweep.board.count("failed") == len(sweep.board.rows)
+    return "failed" if is_all_failed else sweep.stop_status
 
 
 def _live_trials(found: Preflight) -> int:
@@ -260,86 +270,3 @@ def _private_cpus(found: Preflight, live: int) -> int:
     if not found.private_cpus or found.config.ray.num_cpus is not None:
         return found.private_cpus
     return max(found.private_cpus, round(live * cpus_needed(found.config, found.config.workers.min) + 0.5))
-
-
-def _tune(sweep: Sweep, shares: Shares, live: int, signals: StopSignals, lease: Lease, session: RaySession) -> None:
-    """All of Ray Tune. What it writes for itself goes to a folder that ends with it: a sweep goes on from its own
-    files, see `trial`."""
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    from ray import tune
-
-    from raytrain.tuning.callback import SweepCallback
-    from raytrain.tuning.searcher import SweepSearcher
-
-    known = [row.values for row in sweep.board.rows.values()][:: sweep.space.repeats]
-    searcher = SweepSearcher(sweep.space, known, sweep.plan_of(shares.name), sweep.may_start)
-    local = tempfile.mkdtemp(prefix="raytrain-tune-")
-    try:
-        tune.Tuner(
-            tune.with_resources(_trainable, tune.PlacementGroupFactory([TRIAL_RESOURCES])),
-            tune_config=tune.TuneConfig(
-                search_alg=searcher,
-                scheduler=_scheduler(sweep.space),
-                num_samples=-1,
-                max_concurrent_trials=live,
-            ),
-            run_config=tune.RunConfig(
-                storage_path=local,
-                name="tune",
-                verbose=0,
-                callbacks=[SweepCallback(sweep, shares, signals, lease.check)],
-            ),
-        ).fit()
-    finally:
-        shutil.rmtree(local, ignore_errors=True)
-
-
-def _trainable(config: dict[str, Any]) -> None:
-    """What Tune runs in each trial's process."""
-    from raytrain.tuning.trial import run_trial
-
-    run_trial(TrialPlan(**config["plan"]))
-
-
-def _scheduler(space: Space) -> Any:
-    """Tune's, by our own steps: its iterations begin anew when a trial does."""
-    from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule
-
-    chosen = space.scheduler
-    if isinstance(chosen, Asha):
-        return AsyncHyperBandScheduler(
-            time_attr=STEP,
-            metric=VALUE,
-            mode="max",
-            max_t=10**9,
-            grace_period=chosen.grace_steps,
-            reduction_factor=chosen.reduction_factor,
-        )
-    if isinstance(chosen, MedianStopping):
-        return MedianStoppingRule(
-            time_attr=STEP,
-            metric=VALUE,
-            mode="max",
-            grace_period=chosen.grace_steps,
-            min_samples_required=chosen.min_trials,
-        )
-    return FIFOScheduler()
-
-
-def rung_of(space: Space, step: int) -> int:
-    """Rungs that a trial has passed at a step."""
-    scheduler = space.scheduler
-    return rungs_passed(step, scheduler.grace_steps, scheduler.reduction_factor) if isinstance(scheduler, Asha) else 0
-
-
-def failure_of(root: Storage, name: str, fallback: str) -> str:
-    """`kind: message` of a trial that failed: in its own words, or, when its process died, in Ray's."""
-    from raytrain.tuning.trial import kind_of
-
-    marker = "TrialFailed: "
-    if marker in fallback:
-        return fallback.rpartition(marker)[2].strip()
-    message = first_line(fallback.strip().rpartition("\n")[2]) or "its process died"
-    return f"{kind_of(fallback)}: {message}"

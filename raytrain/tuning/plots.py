@@ -1,0 +1,147 @@
+"""The figures of a sweep's report; each returns a PNG."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+from raytrain.report.plots import ACCENT, FAINT, GRID, INK, SECOND, SIZE, new_axes, png_of
+from raytrain.tuning.board import TrialRow
+from raytrain.tuning.domains import Choice, Domain, Grid, LogUniform
+from raytrain.tuning.space import Asha, Space
+
+LEAST_TRIALS = 8  # an importance of fewer would be noise
+COLORS = {"pruned": FAINT, "failed": "#c0392b", "stopped": SECOND}
+Segment = tuple[str, float, float, int]
+"""(trial, from and to in seconds since the sweep began, workers)."""
+
+
+def metric_by_step(rows: Sequence[TrialRow], space: Space, metric: str) -> bytes:
+    """A line a trial; dotted lines are the scheduler's rungs."""
+    figure, axes = new_axes("Trials", metric)
+    for row in rows:
+        if row.history:
+            marker = "o" if len(row.history) == 1 else None
+            color = COLORS.get(row.status, ACCENT)
+            axes.plot(*zip(*row.history, strict=True), color=color, linewidth=1.1, marker=marker, markersize=3)
+    scheduler = space.scheduler
+    last = max((row.step for row in rows), default=0)
+    if isinstance(scheduler, Asha):
+        rung = float(scheduler.grace_steps)
+        while rung <= last:
+            axes.axvline(rung, color=INK, linewidth=0.8, linestyle=":", alpha=0.6)
+            rung *= scheduler.reduction_factor
+    return png_of(figure)
+
+
+def parallel_coordinates(rows: Sequence[TrialRow], space: Space, metric: str, mode: str) -> bytes:
+    """A line a trial through its values; the darker, the better it was."""
+    rows = [row for row in rows if row.best_value is not None]
+    keys = list(space.parameters)
+    figure = Figure(figsize=(2 * SIZE[0], SIZE[1] * 1.15), layout="constrained", dpi=130)
+    axes = figure.add_subplot()
+    axes.set_title("Values", loc="left", fontsize=10, color=INK, fontweight="bold")
+    best = np.array([row.best_value for row in rows], dtype=float)
+    goodness = _unit(best if mode == "max" else -best)
+    for place in np.argsort(goodness):
+        row = rows[place]
+        heights = [_height(space.parameters[key], row.values[key]) if key in row.values else math.nan for key in keys]
+        shade = colormaps["Blues"](0.2 + 0.8 * goodness[place])
+        axes.plot(range(len(keys) + 1), [*heights, _unit(best)[place]], color=shade, linewidth=1.3)
+    for index, key in enumerate(keys):
+        axes.axvline(index, color=GRID, zorder=0)
+        for height, text in _ticks(space.parameters[key]):
+            axes.annotate(text, (index, height), fontsize=7, color=INK, xytext=(3, 0), textcoords="offset points")
+    for value in sorted({best.min(), best.max()}) if len(best) else []:
+        height = 1.0 if value == best.max() and best.max() > best.min() else 0.0
+        axes.annotate(f"{value:.4f}", (len(keys), height), fontsize=7, xytext=(3, 0), textcoords="offset points")
+    axes.set_xticks(range(len(keys) + 1), [*(key.rpartition(".")[2] for key in keys), metric], fontsize=8)
+    axes.set_yticks([])
+    axes.set_xlim(-0.1, len(keys) + 0.35)
+    axes.spines[:].set_visible(False)
+    return png_of(figure)
+
+
+def importance(rows: Sequence[TrialRow], space: Space) -> bytes | None:
+    """How much of the metric's variance each parameter explains (fANOVA, Hutter et al., 2014); None for few trials."""
+    keys = [
+        key for key, domain in space.parameters.items() if not domain.when and len(set(map(repr, domain.ends()))) > 1
+    ]
+    rows = [row for row in rows if row.best_value is not None and all(key in row.values for key in keys)]
+    if len(rows) < LEAST_TRIALS or len(keys) < 2 or len({row.best_value for row in rows}) < 2:
+        return None
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study()
+    heights: dict[str, Any] = {key: optuna.distributions.FloatDistribution(0.0, 1.0) for key in keys}
+    for row in rows:
+        params = {key: _height(space.parameters[key], row.values[key]) for key in keys}
+        study.add_trial(optuna.create_trial(params=params, distributions=heights, value=row.best_value))
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    figure, axes = new_axes("Importance", "")
+    names = sorted(found, key=lambda key: found[key])
+    axes.barh([name.rpartition(".")[2] for name in names], [found[name] for name in names], color=ACCENT, height=0.6)
+    axes.set_xlabel("share of the metric's variance, over all trials", fontsize=8)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(_fractions())
+    return png_of(figure)
+
+
+def allocation(segments: Sequence[Segment]) -> bytes | None:
+    """Workers of each trial over time, one on top of the other; None when no trial had any."""
+    if not segments:
+        return None
+    moments = sorted({moment for _, begin_s, end_s, _ in segments for moment in (begin_s, end_s)})
+    trials = sorted({trial for trial, *_ in segments})
+    middles = (np.array(moments[:-1]) + np.array(moments[1:])) / 2
+    layers = [
+        [
+            sum(workers for name, begin_s, end_s, workers in segments if name == trial and begin_s <= m < end_s)
+            for m in middles
+        ]
+        for trial in trials
+    ]
+    figure, axes = new_axes("Workers", "workers")
+    colors = [colormaps["tab20"](index % 20) for index in range(len(trials))]
+    steps = np.repeat(np.array(moments), 2)[1:-1] / 60
+    axes.stackplot(steps, *(np.repeat(layer, 2) for layer in layers), colors=colors, linewidth=0)
+    axes.set_xlabel("minutes since the sweep began; a color a trial", fontsize=8)
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(_fractions())
+    return png_of(figure)
+
+
+def _height(domain: Domain, value: Any) -> float:
+    """Where a value lies in its range, from 0 to 1."""
+    if isinstance(domain, Choice | Grid):
+        return domain.values.index(value) / max(1, len(domain.values) - 1) if value in domain.values else math.nan
+    low, high = domain.ends()
+    if low == high:
+        return 0.5
+    if isinstance(domain, LogUniform):
+        return math.log(value / low) / math.log(high / low)
+    return (value - low) / (high - low)
+
+
+def _ticks(domain: Domain) -> list[tuple[float, str]]:
+    """(height, text) of what is written at a parameter's axis."""
+    values = domain.values if isinstance(domain, Choice | Grid) else domain.ends()
+    return [(_height(domain, value), f"{value:g}" if isinstance(value, float) else str(value)[:16]) for value in values]
+
+
+def _unit(values: np.ndarray) -> np.ndarray:
+    """Scaled to 0..1; equal values are all 1."""
+    span = np.ptp(values) if len(values) else 0.0
+    return (values - values.min()) / span if span else np.ones_like(values)
+
+
+def _fractions() -> Any:
+    """A locator for an axis that holds no whole steps."""
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(nbins=6)

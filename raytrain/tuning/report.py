@@ -1,0 +1,119 @@
+"""The report of a sweep: one HTML file that needs nothing else. `raytrain report SWEEP` writes it again."""
+
+import base64
+import json
+from typing import Any
+
+import yaml
+
+from raytrain.config import RunConfig
+from raytrain.config_io import dump_config
+from raytrain.report.html import duration, page_style, page_template
+from raytrain.storage import Storage
+from raytrain.training.records import read_jsonl
+from raytrain.tuning.board import TRIALS, Board, TrialRow
+from raytrain.tuning.plots import Segment, allocation, importance, metric_by_step, parallel_coordinates
+from raytrain.tuning.space import Space
+from raytrain.tuning.sweep import SUMMARY, SWEEP, trial_config
+
+REPORT = "sweep.html"
+CHANGES = ("begin", "resize", "reclaim", "failure")
+
+
+def is_sweep(root: Storage) -> bool:
+    """Whether a folder is a sweep's."""
+    return root.exists(SWEEP)
+
+
+def best_config(root: Storage) -> RunConfig:
+    """The config of the best trial, as a run of its own beside the sweep, with its name and `-best`.
+
+    Raises ConfigError when the folder is no sweep, or no trial was evaluated.
+    """
+    from raytrain.errors import ConfigError
+
+    if not is_sweep(root):
+        raise ConfigError(f"{root.path_of()} is not a sweep's folder: it has no {SWEEP}")
+    raw, config, _ = read_sweep(root)
+    best = Board(root, raw["compares"]["mode"]).best
+    if best is None:
+        raise ConfigError(f"no trial of {root.path_of()} has been evaluated yet")
+    chosen = trial_config(config, root, best.name, best.values)
+    parent, _, name = root.path_of().rstrip("/").rpartition("/")
+    return chosen.model_copy(update={"storage_path": parent, "name": f"{name}-best"})
+
+
+def read_sweep(root: Storage) -> tuple[dict[str, Any], RunConfig, Space]:
+    """What sweep.yaml says of a sweep, and its config and space."""
+    raw = yaml.safe_load(root.read_bytes(SWEEP))
+    return raw, RunConfig.model_validate(raw["config"]), Space.model_validate(raw["space"])
+
+
+def build_sweep_report(root: Storage) -> str:
+    """Write `sweep.html` and `plots/*.png` into a sweep's folder, done or not. Returns the page's full path."""
+    raw, _, space = read_sweep(root)
+    summary = json.loads(root.read_bytes(SUMMARY)) if root.exists(SUMMARY) else {}  # none while it runs at first
+    metric, mode = raw["compares"]["metric"], raw["compares"]["mode"]
+    board = Board(root, mode)
+    rows = sorted(board.rows.values(), key=lambda row: _order(row, mode))
+    segments = _segments(root, rows)
+    drawn = {
+        "trials": metric_by_step(rows, space, metric),
+        "workers": allocation(segments),
+        "importance": importance(rows, space),
+        "values": parallel_coordinates(rows, space, metric, mode),
+    }
+    figures = {name: png for name, png in drawn.items() if png is not None}
+    for name, png in figures.items():
+        root.write_bytes(f"plots/{name}.png", png)
+    best = board.best
+    page = page_template("raytrain.tuning").render(
+        style=page_style(),
+        name=root.path_of().rstrip("/").rsplit("/", 1)[-1],
+        path=root.path_of(),
+        summary=summary,
+        tiles=_tiles(board, summary, metric, segments),
+        figures={name: base64.b64encode(png).decode() for name, png in figures.items()},
+        metric=metric,
+        keys=list(dict.fromkeys(key for row in rows for key in row.values)),
+        rows=rows,
+        best_config=dump_config(best_config(root)) if best else "",
+        space=yaml.safe_dump(space.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True),
+    )
+    root.commit_bytes(REPORT, page.encode(errors="replace"))
+    return root.path_of(REPORT)
+
+
+def _order(row: TrialRow, mode: str) -> tuple[bool, float]:
+    sign = 1.0 if mode == "max" else -1.0
+    return row.best_value is None, -sign * (row.best_value or 0.0)
+
+
+def _tiles(board: Board, summary: dict[str, Any], metric: str, segments: list[Segment]) -> list[tuple[str, str]]:
+    best = board.best
+    tiles = [("status", summary.get("status", "running or interrupted"))]
+    if best is not None:
+        tiles.append((f"best {metric}, {best.name}", f"{best.best_value:.4f}"))
+    tiles.append(("trials", str(len(board.rows))))
+    tiles += [(status, str(board.count(status))) for status in ("pruned", "failed", "stopped") if board.count(status)]
+    tiles.append(("steps", f"{board.steps:,}"))
+    hours = sum((end_s - begin_s) * workers for _, begin_s, end_s, workers in segments) / 3600
+    tiles.append(("worker-hours", f"{hours:.2f}"))
+    if summary.get("duration_s"):
+        tiles.append(("last command took", duration(summary["duration_s"])))
+    return tiles
+
+
+def _segments(root: Storage, rows: list[TrialRow]) -> list[Segment]:
+    """When each trial had how many workers, from its events."""
+    found: list[Segment] = []
+    for row in rows:
+        events = read_jsonl(root.at(f"{TRIALS}/{row.name}"), "events.jsonl")
+        changes = [event for event in events if event.get("kind") in CHANGES and "started_at_s" in event]
+        for index, change in enumerate(changes):
+            follows = changes[index + 1 :]
+            last_s = max(event["time"] for event in events if event.get("attempt") == change.get("attempt"))
+            end_s = min([last_s, *(event["started_at_s"] for event in follows)]) if follows else last_s
+            found.append((row.name, change["started_at_s"], max(end_s, change["started_at_s"]), change["world_size"]))
+    began_s = min((begin_s for _, begin_s, _, _ in found), default=0.0)
+    return [(name, begin_s - began_s, end_s - began_s, workers) for name, begin_s, end_s, workers in found]

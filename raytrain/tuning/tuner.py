@@ -1,0 +1,86 @@
+"""Ray Tune around the trials."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule
+
+from raytrain.elastic.signals import StopSignals
+from raytrain.tuning.callback import SweepCallback
+from raytrain.tuning.searcher import SweepSearcher
+from raytrain.tuning.shares import Shares
+from raytrain.tuning.space import Asha, MedianStopping, Space
+from raytrain.tuning.sweep import Sweep
+from raytrain.tuning.trial import STEP, VALUE, TrialPlan
+
+TRIAL_RESOURCES = {"node:__internal_head__": 0.001}
+"""A trial's own process computes nothing; Tune wants it to hold something. It runs where the cluster's head is."""
+
+
+def run_trials(sweep: Sweep, shares: Shares, live: int, signals: StopSignals, check_lease: Callable[[], None]) -> None:
+    """Let Tune run the trials to their end.
+
+    What it writes for itself goes to a folder that ends with it: a sweep goes on from its own files, see `trial`.
+
+    Args:
+        live: Trials at once.
+    """
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    begun = list(sweep.board.rows.values())[:: sweep.space.repeats]
+    known = [{key: row.values[key] for key in sweep.space.parameters if key in row.values} for row in begun]
+    searcher = SweepSearcher(sweep.space, known, sweep.plan_of(shares.name), sweep.may_start)
+    local = tempfile.mkdtemp(prefix="raytrain-tune-")
+    try:
+        tune.Tuner(
+            tune.with_resources(_trainable, tune.PlacementGroupFactory([TRIAL_RESOURCES])),
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                scheduler=_scheduler(sweep.space),
+                num_samples=-1,
+                max_concurrent_trials=live,
+            ),
+            run_config=tune.RunConfig(
+                storage_path=local,
+                name="tune",
+                verbose=0,
+                callbacks=[SweepCallback(sweep, shares, signals, check_lease)],
+            ),
+        ).fit()
+    finally:
+        shutil.rmtree(local, ignore_errors=True)
+
+
+def _trainable(config: dict[str, Any]) -> None:
+    """What Tune runs in each trial's process."""
+    from raytrain.tuning.trial import run_trial
+
+    run_trial(TrialPlan(**config["plan"]))
+
+
+def _scheduler(space: Space) -> Any:
+    """Tune's, by our own steps: its iterations begin anew when a trial does."""
+    chosen = space.scheduler
+    if isinstance(chosen, Asha):
+        return AsyncHyperBandScheduler(
+            time_attr=STEP,
+            metric=VALUE,
+            mode="max",
+            max_t=10**9,
+            grace_period=chosen.grace_steps,
+            reduction_factor=chosen.reduction_factor,
+        )
+    if isinstance(chosen, MedianStopping):
+        return MedianStoppingRule(
+            time_attr=STEP,
+            metric=VALUE,
+            mode="max",
+            grace_period=chosen.grace_steps,
+            min_samples_required=chosen.min_trials,
+        )
+    return FIFOScheduler()

@@ -1,0 +1,227 @@
+"""Whole sweeps, started as a user starts them: trials are stopped early, shared workers are given back, and what was
+interrupted goes on."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from running import ENV, kill_all, run_cli, start_cli, tiny_run, wait_until, write_config
+
+LR = "training.optimizer.learning_rate"
+ASHA = {"kind": "asha", "grace_steps": 17, "reduction_factor": 2}
+
+
+def sweep_config(folder: Path, name: str, *overrides: str) -> str:
+    """A tiny run of 102 steps, evaluated every 17; two trials of one or two workers each live at once."""
+    quick = ("training.epochs=2", "training.eval_every_steps=17", "workers.max=2", "workers.grow_delay_s=0.5")
+    small = ("data.record_samples=false", "tracking.tensorboard=false", "ray.num_cpus=8", "data.test=null")
+    return write_config(tiny_run(folder, name, *quick, *small, *overrides), folder)
+
+
+def write_space(folder: Path, name: str, parameters: dict[str, Any], **more: Any) -> str:
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({"parameters": parameters, **more}))
+    return str(path)
+
+
+def trials(sweep: Path) -> dict[str, dict[str, Any]]:
+    return {path.parent.name: json.loads(path.read_text()) for path in sorted(sweep.glob("trials/*/trial.json"))}
+
+
+def summary(sweep: Path) -> dict[str, Any]:
+    return json.loads((sweep / "sweep.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sweeps")
+
+
+@pytest.fixture(scope="module")
+def asha(folder: Path) -> Path:
+    """A sweep over learning rates of which some learn nothing."""
+    space = write_space(
+        folder,
+        "rates",
+        {LR: {"kind": "grid", "values": [4e-3, 1e-6, 2e-3, 1e-7]}},
+        scheduler=ASHA,
+        budget={"trials": 4},
+    )
+    code, output = run_cli("tune", sweep_config(folder, "asha"), "--space", space, "--max-concurrent", "2")
+    assert code == 0, output
+    return folder / "runs" / "asha-rates"
+
+
+def test_the_scheduler_stops_what_learns_nothing(asha: Path) -> None:
+    rows = trials(asha)
+    assert len(rows) == 4
+    assert all(row["status"] in ("finished", "pruned") for row in rows.values())
+    assert any(row["status"] == "pruned" and row["step"] < 102 for row in rows.values())
+    best = summary(asha)
+    assert best["status"] == "finished"
+    assert best["best_values"][LR] in (4e-3, 2e-3)
+    assert rows[best["best_trial"]]["status"] == "finished"
+
+
+def test_a_trial_is_a_run(asha: Path) -> None:
+    """With its own folder, which `raytrain train` would go on from."""
+    for name, row in trials(asha).items():
+        run = asha / "trials" / name
+        assert (
+            yaml.safe_load((run / "config.yaml").read_text())["training"]["optimizer"]["learning_rate"]
+            == row["values"][LR]
+        )
+        assert (run / "metrics.jsonl").exists()
+    assert len(list((asha.parent / "_prepared").iterdir())) == 1, "the data is prepared once"
+
+
+def test_the_report(asha: Path) -> None:
+    page = (asha / "sweep.html").read_text()
+    assert "trial_0003" in page
+    assert "ready for raytrain train" in page
+    (asha / "sweep.html").unlink()
+    code, output = run_cli("report", str(asha))
+    assert code == 0, output
+    assert (asha / "sweep.html").exists()
+
+
+def test_the_winner_is_trained_by_name(asha: Path) -> None:
+    code, output = run_cli("train", "--from-sweep", str(asha), "training.max_steps=5", "training.epochs=1")
+    assert code == 2  # both lengths: the override is read
+    code, output = run_cli("train", "--from-sweep", str(asha), "training.epochs=1")
+    assert code == 0, output
+    config = yaml.safe_load((asha.parent / "asha-rates-best" / "config.yaml").read_text())
+    assert config["training"]["optimizer"]["learning_rate"] == summary(asha)["best_values"][LR]
+
+
+def test_a_finished_sweep_is_not_run_again(asha: Path, folder: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in asha.glob("trials/*/metrics.jsonl")}
+    code, output = run_cli("tune", str(folder / "asha.yaml"), "--space", str(folder / "rates.yaml"))
+    assert code == 0, output
+    assert "4 of them are over" in output
+    assert {path: path.stat().st_mtime_ns for path in asha.glob("trials/*/metrics.jsonl")} == before
+    code, output = run_cli("tune", str(folder / "asha.yaml"), "--space", "smoke", "name=asha", "seed=1")
+    assert code in (0, 1, 2)
+    code, output = run_cli("tune", str(folder / "asha.yaml"), "--space", str(folder / "rates.yaml"), "seed=1")
+    assert code == 2
+    assert "holds a sweep with another config" in output
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
+def test_an_interrupted_sweep_goes_on(folder: Path, signal_number: int) -> None:
+    """P15: what is over is not trained again, what ran goes on, and the values are those of the seed."""
+    name = f"interrupted{int(signal_number)}"
+    space = write_space(folder, "tpe", {LR: {"kind": "loguniform", "low": 1e-4, "high": 1e-2}},
+                        searcher={"kind": "tpe", "startup_trials": 2}, budget={"trials": 4})  # fmt: skip
+    config = sweep_config(folder, name, "workers.max=1")
+    sweep = folder / "runs" / f"{name}-tpe"
+    process = start_cli("tune", config, "--space", space, "--max-concurrent", "2")
+
+    def one_over_one_running() -> bool:
+        states = [(row["status"], row["name"]) for row in trials(sweep).values()] if sweep.exists() else []
+        running = [name for status, name in states if status == "running"]
+        return any(status == "finished" for status, _ in states) and any(
+            (sweep / "trials" / name / "evals.jsonl").exists() for name in running
+        )
+
+    wait_until(one_over_one_running, "a trial to end and another to be evaluated", 240)
+    if signal_number == signal.SIGKILL:
+        kill_all(process)
+    else:
+        process.send_signal(signal_number)
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 1, output
+        assert "the same command goes on from here" in output
+        assert any(row["status"] == "stopped" for row in trials(sweep).values())
+    before = trials(sweep)
+    over = {name for name, row in before.items() if row["status"] == "finished"}
+    lines = {name: len((sweep / "trials" / name / "metrics.jsonl").read_text().splitlines()) for name in over}
+    code, output = run_cli("tune", config, "--space", space, "--max-concurrent", "2")
+    assert code == 0, output
+    after = trials(sweep)
+    assert len(after) == 4
+    assert all(row["status"] == "finished" for row in after.values())
+    assert {name: row["values"] for name, row in after.items() if name in before} == {
+        name: row["values"] for name, row in before.items()
+    }
+    for name in over:
+        assert len((sweep / "trials" / name / "metrics.jsonl").read_text().splitlines()) == lines[name]
+    resumed = [
+        name for name in set(after) - over if '"restore"' in (sweep / "trials" / name / "events.jsonl").read_text()
+    ]
+    assert resumed, "what ran went on from its checkpoint"
+
+
+def test_trials_that_fail_do_not_end_the_sweep(folder: Path) -> None:
+    """One diverges, one can't be built; the others go on."""
+    rates = {"kind": "grid", "values": [1e30, 2e-3]}
+    space = write_space(folder, "wild", {LR: rates}, budget={"trials": 2})
+    config = sweep_config(folder, "failing", "workers.max=1", "training.epochs=1")
+    code, output = run_cli("tune", config, "--space", space, "--max-concurrent", "2")
+    assert code == 0, output
+    bad, good = trials(folder / "runs" / "failing-wild").values()
+    assert bad["status"] == "failed"
+    assert bad["failure"].startswith("diverged: "), bad["failure"]
+    assert good["status"] == "finished"
+    assert "1 failed" in output
+
+
+def test_too_many_failures_end_it(folder: Path) -> None:
+    space = write_space(
+        folder, "hopeless", {LR: {"kind": "uniform", "low": 1e29, "high": 1e30}}, budget={"trials": 12}, max_failed=0.3
+    )
+    config = sweep_config(folder, "hopeless", "workers.max=1")
+    code, output = run_cli("tune", config, "--space", space, "--max-concurrent", "2")
+    assert code == 1, output
+    assert "max_failed of the space is 0.3" in output
+    assert len(trials(folder / "runs" / "hopeless-hopeless")) < 12
+
+
+IN_A_RAY_OF_OURS = """
+import json, sys, time, ray
+ray.init(address="local", num_cpus=8, include_dashboard={dashboard})
+from raytrain.config_io import read_yaml
+from raytrain.tuning.space import load_space
+from raytrain.tuning.sweep import run_sweep
+result = run_sweep(read_yaml({config!r}), [], load_space({space!r}), "shared", max_concurrent=3)
+deadline = time.monotonic() + 20
+while ray.available_resources().get("CPU") != 8 and time.monotonic() < deadline:
+    time.sleep(0.2)
+from ray._private.state import state
+alive = [actor for actor in state.actors().values() if actor["State"] == "ALIVE"] if hasattr(state, "actors") else []
+print(json.dumps({{"status": result.status, "cpus": ray.available_resources().get("CPU"), "alive": len(alive)}}))
+"""
+
+
+def test_workers_are_shared_and_given_back(folder: Path) -> None:
+    """P14: while three trials live, each has at least its minimum; a survivor grows into what a stopped one leaves; in
+    the end the cluster's resources are all free. Without the dashboard, which would clean up placement groups."""
+    space = write_space(
+        folder,
+        "shared",
+        {LR: {"kind": "grid", "values": [2e-3, 1e-7, 1e-8]}},
+        scheduler={"kind": "asha", "grace_steps": 17, "reduction_factor": 3},
+        budget={"trials": 3},
+    )
+    config = sweep_config(
+        folder, "sharing", "workers={max: 3, grow_delay_s: 0.5, grow_payback: 0}", "training.epochs=12"
+    )
+    script = folder / "shared.py"
+    script.write_text(IN_A_RAY_OF_OURS.format(config=config, space=space, dashboard=False))
+    env = {**ENV, "RAY_AUTH_MODE": "disabled"}
+    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    left = json.loads(done.stdout.splitlines()[-1])
+    assert left["status"] == "finished"
+    assert left["cpus"] == 8
+    sizes: dict[str, list[int]] = {}
+    for name in trials(folder / "runs" / "sharing-shared"):
+        events = (folder / "runs" / "sharing-shared" / "trials" / name / "events.jsonl").read_text().splitlines()
+        sizes[name] = [event["world_size"] for event in map(json.loads, events) if event["kind"] == "start"]
+    survivor = summary(folder / "runs" / "sharing-shared")["best_trial"]
+    assert max(sizes[survivor]) == 3, sizes
