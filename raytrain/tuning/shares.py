@@ -141,16 +141,21 @@ class TrialShare(Share):
         import ray
 
         self._actor, self._trial = ray.get_actor(shares), claim.trial
-        self._is_stopping = False
+        self._is_stopping, self._last = False, 0
         ray.get(self._actor.join.remote(claim), timeout=ANSWER_TIMEOUT_S)
 
     def most_workers(self, nodes: Sequence[str]) -> int | None:
         """As the pool says."""
         import ray
 
-        answer: Any = ray.get(self._actor.most_workers.remote(self._trial, list(nodes)), timeout=ANSWER_TIMEOUT_S)
+        question: Any = self._actor.most_workers.remote(self._trial, list(nodes))
+        try:
+            answer: Any = ray.get(question, timeout=ANSWER_TIMEOUT_S)
+        except ray.exceptions.GetTimeoutError:  # a machine that is busy; what was last said holds on
+            return self._last
         self._is_stopping = self._is_stopping or answer == STOP
-        return max(0, answer)
+        self._last = max(0, answer)
+        return self._last
 
     @property
     def is_stop_asked(self) -> bool:

@@ -1,0 +1,83 @@
+"""What a sweep remembers of its trials, and how it names what they failed of."""
+
+from pathlib import Path
+
+import pytest
+
+from raytrain.storage import Storage
+from raytrain.tuning.board import Board
+from raytrain.tuning.callback import failure_of
+from raytrain.tuning.trial import kind_of
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Storage:
+    return Storage(str(tmp_path / "sweep"))
+
+
+def test_a_board_is_read_again_as_it_was(root: Storage) -> None:
+    board = Board(root, "max")
+    for name in ("trial_0000", "trial_0001"):
+        board.add(name, {"seed": 1})
+        board.update(name, status="running")
+    board.evaluated("trial_0000", 10, 0.5, 1)
+    board.evaluated("trial_0000", 20, 0.4, 1)
+    board.update("trial_0000", status="pruned")
+    again = Board(root, "max")
+    assert again.rows["trial_0000"] == board.rows["trial_0000"]
+    assert again.rows["trial_0000"].best_step == 10
+    assert again.rows["trial_0001"].status == "running"
+    assert again.add("trial_0000", {"seed": 2}).values == {"seed": 1}, "a known trial keeps its values"
+
+
+def test_what_is_told_again_counts_once(root: Storage) -> None:
+    board = Board(root, "max")
+    board.add("a", {})
+    for step, value in [(10, 0.5), (20, 0.6), (10, 0.5), (20, 0.6), (30, float("nan"))]:
+        board.evaluated("a", step, value, 0)
+    assert board.rows["a"].history == [(10, 0.5), (20, 0.6)]
+    assert board.steps == 20
+
+
+@pytest.mark.parametrize(("mode", "best"), [("max", "b"), ("min", "a")])
+def test_the_best_did_not_fail(root: Storage, mode: str, best: str) -> None:
+    board = Board(root, mode)
+    for name, value in (("a", 0.1), ("b", 0.9), ("c", 0.99), ("d", 0.01)):
+        board.add(name, {})
+        board.evaluated(name, 5, value, 0)
+    board.update("c", status="failed")
+    board.update("d", status="failed")
+    assert board.best is not None
+    assert board.best.name == best
+    assert board.share_failed() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("step 3: loss nan, gradient norm nan: the run diverged. Lower", "diverged"),
+        ("fp16 overflowed in 40 steps in a row", "diverged"),
+        (
+            "step 1 failed 2 times. The first time: worker 0: OutOfMemoryError: CUDA out of memory. Tried",
+            "out_of_memory",
+        ),
+        (
+            "4 failures. The last: worker 1 died: Task was killed due to the node running low on memory (OOM)",
+            "out_of_memory",
+        ),
+        ("worker 0: ValueError: no room in the mailbox", "error"),
+    ],
+)
+def test_kinds_of_failure(message: str, kind: str) -> None:
+    assert kind_of(message) == kind
+
+
+def test_a_failure_is_told_in_the_trials_own_words() -> None:
+    own = (
+        'Traceback (most recent call last):\n  File "x"\nraytrain.tuning.trial.TrialFailed: diverged: step 3: loss nan'
+    )
+    assert failure_of(own) == "diverged: step 3: loss nan"
+    assert failure_of("Traceback:\nray.exceptions.ActorDiedError: The actor died") == (
+        "error: ray.exceptions.ActorDiedError: The actor died"
+    )
+    assert failure_of("") == "error: its process died"
