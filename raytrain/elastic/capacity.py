@@ -77,6 +77,7 @@ def places_that_fit(
     most: int,
     ours: Iterable[str] = (),
     num_pipelines: int = 0,
+    least_data_cpus: float = 1.0,
 ) -> list[str]:
     """Where workers could run with CPUs left for their data pipelines: a node's id for each worker, those of `ours`
     first, then the nodes with most room.
@@ -84,10 +85,11 @@ def places_that_fit(
     Args:
         nodes: Draining ones count for nothing.
         worker: What each worker holds.
-        data_cpus: CPUs of each worker's pipeline, which may be on any node; at least one CPU is left for data.
+        data_cpus: CPUs of each worker's pipeline, which may be on any node.
         most: Upper bound of their number.
         ours: Node ids of our workers, one entry a worker: what they hold, or held a moment ago, counts as free.
         num_pipelines: Data pipelines of ours that are running: what they hold counts as free too.
+        least_data_cpus: Left for all pipelines together, at least: Ray Data waits for ever for a CPU that never comes.
     """
     held = Counter(ours)
     places: dict[str, int] = {}
@@ -103,7 +105,7 @@ def places_that_fit(
         most_cpus += node.total.get("CPU", 0.0)
     cpus = min(cpus, most_cpus)
     fitting = min(sum(places.values()), most)
-    while fitting > 0 and fitting * worker.get("CPU", 0.0) + max(1.0, fitting * data_cpus) > cpus + EPSILON:
+    while fitting > 0 and fitting * worker.get("CPU", 0.0) + max(least_data_cpus, fitting * data_cpus) > cpus + EPSILON:
         fitting -= 1
     stay = Counter({node_id: min(count, held[node_id]) for node_id, count in places.items()})
     roomiest = sorted(places, key=lambda node_id: (-places[node_id], node_id))

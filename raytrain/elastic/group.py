@@ -84,7 +84,7 @@ class WorkerGroup:
     @property
     def result(self) -> dict[str, Any] | None:
         """What rank 0 said at the end; None: the group has failed."""
-        return None if self._has_failed else self._endings[0].result
+        return None if self.has_failed else self._endings[0].result
 
     @property
     def failure(self) -> GroupFailure:
@@ -110,7 +110,8 @@ class WorkerGroup:
                 process.kill()
 
     @property
-    def _has_failed(self) -> bool:
+    def has_failed(self) -> bool:
+        """Whether a worker of it has died or raised; the others may still be there."""
         return bool(self._deaths) or any(ending.error is not None for ending in self._endings.values())
 
     def _collect(self, timeout_s: float) -> None:
@@ -126,7 +127,7 @@ class WorkerGroup:
                 self._endings[rank] = ray.get(reference)
             except ray.exceptions.RayError as error:
                 self._deaths[rank] = _cause_of_death(error)
-        if self._has_failed and self._failed_s is None:
+        if self.has_failed and self._failed_s is None:
             self._failed_s = time.monotonic()
         if self._failed_s is not None and self._working and time.monotonic() - self._failed_s > NEWS_S:
             self._give_up_on_the_lost()

@@ -39,15 +39,18 @@ class Growth:
             cost_s: What a resize costs.
         """
         now_s = time.time()
+        if group.has_failed:  # it is about to end; what is left of it is not to be judged
+            return False
         if not self._is_under_way:
             if self._policy.should_grow(now_s, group.world_size, len(places), remaining_s, cost_s):
                 self._say(f"room for {len(places)} workers instead of {group.world_size}: the new ones are starting")
-                self._pool.fit_to(places, warm=True)
+                self._pool.fit_to(places, at_work=group.processes)
                 self._is_under_way = True
             return False
         self._pool.end_lost()
         new = [process for process in self._pool.processes if process not in group.processes]
         gone = [process for process in new if process.node_id not in places]
+        gone = gone or new[max(0, len(places) - group.world_size) :]  # a share that was cut meanwhile
         self._pool.end(gone)
         if len(gone) == len(new):
             self._is_under_way = False

@@ -15,6 +15,7 @@ from raytrain.training.entry import Place, TrainingWorker
 from raytrain.training.job import Job
 
 POLL_S = 0.1
+LOOK_S = 1.0
 # A process that is not there by now has no room any more, whatever the cluster said.
 START_TIMEOUT_S = 30.0
 
@@ -50,6 +51,12 @@ class WorkerProcess:
     def is_up(self) -> bool:
         """Whether the process has answered, ever."""
         return _is_done(self._up)
+
+    def ping(self) -> None:
+        """Ask again whether it is there, if it has nothing else to do."""
+        if self.is_warm:
+            self._started_s = time.monotonic()
+            self._up = self._warm = self._actor.hello.remote()
 
     @property
     def is_warm(self) -> bool:
@@ -106,28 +113,44 @@ class WorkerPool:
         """Whether each of them could begin to work at once."""
         return all(process.is_warm for process in self._processes)
 
-    def fit_to(self, places: Iterable[str], *, warm: bool) -> None:
+    def fit_to(self, places: Iterable[str], *, at_work: Sequence[WorkerProcess] = ()) -> None:
         """Start and end processes until there is one at each place (a node's id). Returns at once.
 
-        `warm`: new ones make themselves ready, because there is time.
+        `at_work`: these are not ended, and there is time for new ones to make themselves ready.
         """
         wanted = Counter(places)
-        for process in list(self._processes):
+        for process in sorted(self._processes, key=lambda process: process not in at_work):
             if wanted[process.node_id]:
                 wanted[process.node_id] -= 1
-            else:
+            elif process not in at_work:
                 self.end([process])
-        warm_for = self._config if warm else None
+        warm_for = self._config if at_work else None
         self._processes += [WorkerProcess(node_id, self._resources, warm_for) for node_id in wanted.elements()]
 
-    def bring_up(self, places: Sequence[str], on_poll: Callable[[], None]) -> int:
-        """As `fit_to`, and wait until they are there. Returns how many are: fewer, when room was gone after all."""
-        self.fit_to(places, warm=False)
+    def bring_up(
+        self, places: Sequence[str], lost_nodes: Callable[[Iterable[str]], set[str]], on_poll: Callable[[], None]
+    ) -> int:
+        """As `fit_to`, and wait until they are there. Returns how many are: fewer, when room was gone after all.
+
+        `lost_nodes`: which of these nodes are gone.
+        """
+        self.fit_to(places)
+        for process in self._processes:
+            process.ping()
+        next_look_s = time.monotonic() + LOOK_S
         while not all(process.is_up or process.is_lost for process in self._processes):
             time.sleep(POLL_S)
             on_poll()
+            if time.monotonic() > next_look_s:
+                next_look_s = time.monotonic() + LOOK_S
+                self.end_on(lost_nodes({process.node_id for process in self._processes if not process.is_up}))
         self.end_lost()
         return len(self._processes)
+
+    def end_on(self, node_ids: Iterable[str]) -> None:
+        """End the processes on these nodes."""
+        gone = set(node_ids)
+        self.end([process for process in self._processes if process.node_id in gone])
 
     def end_lost(self) -> int:
         """Let go of processes that have died or did not come up; how many they were."""
@@ -138,8 +161,9 @@ class WorkerPool:
     def end(self, processes: Iterable[WorkerProcess]) -> None:
         """Kill these, and give back what they hold."""
         for process in processes:
-            process.kill()
-            self._processes.remove(process)
+            if process in self._processes:
+                process.kill()
+                self._processes.remove(process)
 
     def close(self) -> None:
         """End all of them."""

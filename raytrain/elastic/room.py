@@ -2,12 +2,14 @@
 
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
 from raytrain.config import RunConfig
 from raytrain.elastic.capacity import NodeView, Resources, look, places_that_fit
+from raytrain.elastic.pool import WorkerPool
+from raytrain.elastic.share import Share
 from raytrain.errors import TrainingError
 
 POLL_S = 0.25
@@ -33,15 +35,17 @@ class Room:
         say: Callable[[str], None],
         on_poll: Callable[[], None],
         is_stop_asked: Callable[[], bool],
-        most_workers: Callable[[Sequence[str]], int],
+        pool: WorkerPool,
+        share: Share,
     ):
         """Args:
         worker: What each worker holds.
-        most_workers: Told the nodes of the run's processes, how many it may have now.
+        pool: The run's processes that are left; while it waits, they do not keep others waiting.
+        share: How many workers it may have.
         """
         self._workers, self._worker = config.workers, dict(worker)
         self._say, self._on_poll, self._is_stop_asked = say, on_poll, is_stop_asked
-        self._most_workers = most_workers
+        self._pool, self._share = pool, share
         self._expected = 0
         self._requester = f"raytrain-{uuid.uuid4().hex[:8]}"
         self._next_request_s = 0.0
@@ -53,14 +57,13 @@ class Room:
         """So many workers will fit as soon as the present group has left."""
         self._expected = world_size
 
-    def wait_for(self, ours: Sequence[str], num_pipelines: int) -> list[str]:
+    def wait_for(self, num_pipelines: int) -> list[str]:
         """Where workers fit (a node's id for each), as soon as those are workers.min or more; none when the user asked
         to stop.
 
         After a group's end it waits a little longer, for what that group held.
 
         Args:
-            ours: Node ids of the run's processes that are left, one entry a process.
             num_pipelines: Data pipelines of the last group. What they hold comes back, if it has not yet; Ray learns
                 late of the end of one whose worker's node is gone.
 
@@ -74,14 +77,18 @@ class Room:
         wanted = self._expected or self._workers.max
         if self._is_first:
             there = [replace(node, available=node.total) for node in look()]
-            wanted = max(self._workers.min, len(self._places(there, [], 0, self._workers.max)))
+            wanted = max(self._workers.min, len(self.places(there, 0, self._workers.max)))
         while not self._is_stop_asked():
             self.ask_for_nodes()
             nodes = look(probe=True)
-            most = self._most_workers(ours)
-            places = self._places(nodes, ours, num_pipelines, most)
+            self._pool.end_on(set(self._pool.nodes) - {node.node_id for node in nodes if not node.is_draining})
+            most = self.most_workers()
+            places = self.places(nodes, num_pipelines, most)
             fitting = len(places)
+            began_s = time.monotonic() if most < self._workers.min else began_s  # that wait is not for nodes
             waited_s = time.monotonic() - began_s
+            if fitting < self._workers.min and (most < self._workers.min or waited_s > SETTLE_S):
+                self._pool.close()  # another run, or another trial, may use what they hold
             if (fitting >= self._workers.min and fitting >= min(wanted, most)) or (
                 fitting >= self._workers.min and waited_s >= settle_s
             ):
@@ -95,7 +102,7 @@ class Room:
                 )
             if time.monotonic() >= next_word_s and fitting < self._workers.min:
                 if most < self._workers.min:
-                    self._say(f"waiting since {waited_s:.0f} s for the sweep's other trials")
+                    self._say("waiting for the sweep's other trials")
                 else:
                     self._say(f"waiting for nodes since {waited_s:.0f} s: {self._missing(nodes, fitting)}")
                 next_word_s = time.monotonic() + SAY_EVERY_S
@@ -105,8 +112,16 @@ class Room:
             self._on_poll()
         return []
 
-    def _places(self, nodes: list[NodeView], ours: Sequence[str], num_pipelines: int, most: int) -> list[str]:
-        return places_that_fit(nodes, self._worker, self._workers.data_cpus, most, ours, num_pipelines)
+    def most_workers(self) -> int:
+        """Workers that the run may have now."""
+        most = self._share.most_workers(self._pool.nodes)
+        return self._workers.max if most is None else min(most, self._workers.max)
+
+    def places(self, nodes: Iterable[NodeView], num_pipelines: int, most: int) -> list[str]:
+        """Where up to `most` workers would fit if ours were not there. `num_pipelines`: those that run, or have just
+        ended."""
+        data_cpus, least = self._workers.data_cpus, self._share.least_data_cpus
+        return places_that_fit(nodes, self._worker, data_cpus, most, self._pool.nodes, num_pipelines, least)
 
     def ask_for_nodes(self, world_size: int = 0) -> None:
         """Tell the autoscaler, if there is one, what workers.max workers would hold, or as many as the cluster may ever

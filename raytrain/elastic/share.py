@@ -13,6 +13,9 @@ class Share:
         """
         return None
 
+    least_data_cpus = 1.0
+    """CPUs that stay free for the run's data, at least. The sweep has seen to that for all its trials together."""
+
     @property
     def is_stop_asked(self) -> bool:
         """Whether the run should save and end."""

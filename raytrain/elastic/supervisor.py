@@ -11,8 +11,9 @@ next    it left: another group. It failed: charge the fault budget, wait a littl
 import contextlib
 import logging
 import math
+import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -20,8 +21,8 @@ from raytrain.checkpoint.snapshot import Holders, write_as_checkpoint
 from raytrain.checkpoint.store import CheckpointStore
 from raytrain.config import RunConfig
 from raytrain.elastic.blame import samples_of, step_in_work
-from raytrain.elastic.capacity import NodeView, look, own_node, places_that_fit, seconds_left
-from raytrain.elastic.group import GroupFailure, WorkerGroup, worker_resources
+from raytrain.elastic.capacity import NodeView, look, own_node, seconds_left
+from raytrain.elastic.group import NEWS_S, GroupFailure, WorkerGroup, worker_resources
 from raytrain.elastic.growth import Growth
 from raytrain.elastic.policy import Failure, FailureKind, FaultBudget
 from raytrain.elastic.pool import WorkerPool
@@ -75,10 +76,9 @@ class Supervisor:
         self._is_stop_asked, self._on_poll, self._say = is_stop_asked, on_poll, say
         self._worker = worker_resources(config, use_gpu)
         self._budget = FaultBudget(config.workers.max_failures)
-        self._share = share
-        self._room = Room(config, self._worker, say, on_poll, is_stop_asked, self._most_workers)
         self._pool = WorkerPool(self._worker, config)
         self._growth = Growth(config, self._pool, say)
+        self._room = Room(config, self._worker, say, on_poll, is_stop_asked, self._pool, share)
         self._resize_cost_s = 0.0
         self._mailbox = Mailbox()
         self._leave_by_s = math.inf
@@ -95,7 +95,7 @@ class Supervisor:
         transition = Transition("begin", "", 0, self._began_at_s, None, now_s, now_s)
         try:
             while True:
-                places = self._room.wait_for(self._pool.nodes, transition.world_size_before)
+                places = self._room.wait_for(transition.world_size_before)
                 if not places:
                     return self._stopped()
                 outcome = self._run_group(places, replace(transition, started_at_s=time.time()))
@@ -108,8 +108,8 @@ class Supervisor:
     def evaluate(self, split: str) -> dict[str, Any]:
         """Evaluate the run's best model on a split with one group; a failure of it is the result."""
         try:
-            places = self._room.wait_for([], 0)
-            if not self._pool.bring_up(places, self._on_poll):
+            places = self._room.wait_for(0)
+            if not self._pool.bring_up(places, _lost_nodes, self._on_poll):
                 return _failed(NO_START)
             group = self._new_group(self._job(None, split))
             while not group.wait(POLL_S):
@@ -120,10 +120,11 @@ class Supervisor:
 
     def _close(self) -> None:
         """End everything that is this run's, whatever has happened; first bring what only memory holds to storage."""
+        is_unwanted = isinstance(sys.exc_info()[1], SystemExit)  # a trial that the scheduler has stopped
         parts: tuple[Callable[[], None], ...] = (
             self._pool.close,
-            self._keep_snapshot,
             self._room.close,
+            *(() if is_unwanted else (self._keep_snapshot,)),
             self._holders.close,
             self._mailbox.close,
         )
@@ -153,7 +154,7 @@ class Supervisor:
     def _run_group(self, places: list[str], transition: Transition) -> dict[str, Any] | Transition:
         """Run one group to its end: the run's result, or what leads to the next group."""
         self._growth.begin(was_in_vain=_was_in_vain(transition, len(places)))
-        if self._pool.bring_up(places, self._on_poll) < self._config.workers.min:
+        if self._pool.bring_up(places, _lost_nodes, self._on_poll) < self._config.workers.min:
             return self._after_failure(GroupFailure(FailureKind.NO_START, NO_START), GroupStatus(), places)
         group = self._new_group(self._job(transition, None))
         leaving = self._watch(group, transition)
@@ -222,7 +223,7 @@ class Supervisor:
             self._leave_by_s = now_s + max(LEAST_NOTICE_S, left_s - LEAVE_MARGIN_S)
             cause = f"notice to reclaim {', '.join(names)}{due}"
             return Transition("reclaim", cause, world_size, now_s, now_s, now_s, now_s)
-        most = self._most_workers(self._pool.nodes)
+        most = self._room.most_workers()
         if most < world_size:
             self._room.expect(most)
             cause = f"{world_size - most} of {world_size} workers are wanted by the sweep's other trials"
@@ -238,14 +239,7 @@ class Supervisor:
 
     def _places(self, num_pipelines: int) -> list[str]:
         """Where workers would fit if ours were not there. `num_pipelines`: those that run."""
-        ours = self._pool.nodes
-        most, data_cpus = self._most_workers(ours), self._config.workers.data_cpus
-        return places_that_fit(self._nodes, self._worker, data_cpus, most, ours, num_pipelines)
-
-    def _most_workers(self, nodes: Sequence[str]) -> int:
-        """Workers that the run may have now; `nodes`: of its processes."""
-        most = self._share.most_workers(nodes)
-        return self._config.workers.max if most is None else min(most, self._config.workers.max)
+        return self._room.places(self._nodes, num_pipelines, self._room.most_workers())
 
     def _has_own_snapshot(self, status: GroupStatus) -> bool:
         """Whether there is a complete snapshot of this group, so that older ones are not needed."""
@@ -282,6 +276,8 @@ class Supervisor:
 
     def _kind_of(self, failure: GroupFailure, nodes: list[str]) -> FailureKind:
         """With what is known of the nodes, which are looked at anew: one that had notice, or one that is gone."""
+        if failure.kind is FailureKind.CRASH:
+            time.sleep(NEWS_S)  # a node that goes takes its raylet along a moment later
         ours = set(nodes)
         before, self._nodes = self._nodes, look(probe=True)
         if any(node.is_draining and node.node_id in ours for node in (*before, *self._nodes)):

@@ -31,9 +31,13 @@ def process_group(world: World, backend: str, host: str, meet: Callable[[str | N
     Raises:
         RuntimeError: The others did not come in time, or left.
     """
+    store = _store(world, host, meet)
+    # torch numbers a process's groups, and the number is part of the names under which workers find each other. One
+    # that failed to form is counted, but nothing counts it down: the next group's workers would never meet.
+    dist.distributed_c10d._world.group_count = 0
     dist.init_process_group(
         backend,
-        store=_store(world, host, meet),
+        store=store,
         rank=world.world_rank,
         world_size=world.world_size,
         timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_S),

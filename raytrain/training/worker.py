@@ -1,6 +1,8 @@
 """What runs in each worker: build everything for this world, train, leave the best model measured."""
 
+import contextlib
 import functools
+import gc
 import json
 import os
 import shutil
@@ -37,7 +39,7 @@ from raytrain.training.metrics import METRICS, RunLog, next_attempt
 from raytrain.training.records import last_row
 from raytrain.training.saving import BEST, Saver, recover_folder
 from raytrain.training.state import Progress
-from raytrain.training.trainer import Trainer
+from raytrain.training.trainer import IdleTime, Trainer
 
 
 class WorkerRun:
@@ -77,7 +79,21 @@ class WorkerRun:
         self.log.event("start", world_size=self.world.world_size, nodes=self.nodes, entered_at_s=self.entered_at_s)
         saved = self._snapshot() or self._newest_checkpoint()
         progress = Progress() if saved is None else progress_of(saved.state)
+        with contextlib.ExitStack() as closing:  # this process goes on, also after an error
+            idle, status = self._train(saved, progress, closing)
+        gc.collect()  # the best model is measured next, and needs the room
+        began_at_s = time.perf_counter()
+        final = self._measure_best() if status != "stopped" else {}
+        measure_s = round(time.perf_counter() - began_at_s, 3)
+        self.log.event("finish", step=progress.step, status=status, **idle.take(), measure_s=measure_s)
+        return {"status": status, **progress.to_dict(), "final_metrics": final}
+
+    def _train(
+        self, saved: "SavedState | None", progress: Progress, closing: contextlib.ExitStack
+    ) -> tuple[IdleTime, str]:
+        """Build everything, and train. What has to be closed goes to `closing` as soon as it is there."""
         stream = Stream(self.config, self.store, self.world, self.plan)
+        closing.callback(stream.close)
         stream.start(progress.step, self.timetable)  # fills up while the model is loaded
         precision = self.control.all_succeed(lambda: detect_precision(self.config.training.precision, self.device))
         model = self.control.all_succeed(self._new_model)
@@ -88,6 +104,7 @@ class WorkerRun:
             device=self.device,
             num_micro_steps=self.plan.micro_steps,
         )
+        closing.callback(engine.close)
         if saved is not None:
             self._restore(engine, saved, progress)
         _seed(self.config.seed, progress.step, self.world.world_rank)
@@ -104,24 +121,15 @@ class WorkerRun:
             keeper=self._snapshot_keeper(engine),
             on_saved=self.link.saved,
         )
+        closing.callback(saver.close)
         arrival = Arrival(self.job, self.log, self.link, progress.step, self._steps_before(), self.entered_at_s)
-        try:
-            trainer = self._trainer(engine, stream, saver, progress, arrival)
-            status = trainer.fit()
-            # Without a validation split the last model is the best one; there is time for it at the end only.
-            if status != "stopped" and not (self.timetable.has_validation and self.config.checkpoint.keep_best):
-                saver.save_best(progress.step)
-                saver.finish()
-        finally:
-            saver.close()
-            stream.close()
-            engine.close()
-        del engine, model, saver  # the best model is measured next, and needs the room
-        began_at_s = time.perf_counter()
-        final = self._measure_best() if status != "stopped" else {}
-        measure_s = round(time.perf_counter() - began_at_s, 3)
-        self.log.event("finish", step=progress.step, status=status, **trainer.idle.take(), measure_s=measure_s)
-        return {"status": status, **progress.to_dict(), "final_metrics": final}
+        trainer = self._trainer(engine, stream, saver, progress, arrival)
+        status = trainer.fit()
+        # Without a validation split the last model is the best one; there is time for it at the end only.
+        if status != "stopped" and not (self.timetable.has_validation and self.config.checkpoint.keep_best):
+            saver.save_best(progress.step)
+            saver.finish()
+        return trainer.idle, status
 
     def evaluate(self, split: str) -> dict[str, Any]:
         """Evaluate the best model on a split; the contents of result.json."""

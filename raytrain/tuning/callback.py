@@ -8,10 +8,12 @@ from ray.tune import Callback
 
 from raytrain.elastic.signals import StopSignals
 from raytrain.errors import first_line
+from raytrain.storage import Storage
+from raytrain.tuning.board import TRIALS
 from raytrain.tuning.shares import Shares, rungs_passed
 from raytrain.tuning.space import Asha, Space
 from raytrain.tuning.sweep import Sweep
-from raytrain.tuning.trial import STEP, VALUE, kind_of
+from raytrain.tuning.trial import FAILURE, STATUS, STEP, VALUE, kind_of
 
 LOOK_EVERY_S = 0.5
 LEAST_OVER = 4  # trials that are over before a share of failed ones means something
@@ -22,7 +24,6 @@ class SweepCallback(Callback):
 
     def __init__(self, sweep: Sweep, shares: Shares, signals: StopSignals, check_lease: Callable[[], None]):
         self._sweep, self._shares, self._signals, self._check_lease = sweep, shares, signals, check_lease
-        self._began_s = time.monotonic()
         self._next_look_s = 0.0
         self._is_told = False
 
@@ -54,7 +55,7 @@ class SweepCallback(Callback):
         hours = sweep.space.budget.hours
         if self._signals.is_asked:
             return "stopped", "stopped on request"
-        if hours is not None and time.monotonic() - self._began_s > hours * 3600:
+        if hours is not None and sweep.spent_s() > hours * 3600:
             return "finished", f"budget.hours {hours:g} have passed"
         if self._has_failed_too_often():
             num_failed = sweep.board.count("failed")
@@ -97,7 +98,7 @@ class SweepCallback(Callback):
         row = self._sweep.board.rows[name]
         if row.is_over:
             return
-        status = (trial.last_result or {}).get("status", "running")
+        status = (trial.last_result or {}).get(STATUS, "running")
         self._tell(
             self._sweep.board.update(name, status="pruned" if status == "running" else status, workers=0), "over"
         )
@@ -108,7 +109,7 @@ class SweepCallback(Callback):
         self._shares.leave(name)
         row = self._sweep.board.rows[name]
         if not row.is_over:
-            failure = failure_of(str(trial.get_error() or ""))
+            failure = failure_of(self._sweep.root, name, str(trial.get_error() or ""))
             self._tell(self._sweep.board.update(name, status="failed", failure=failure, workers=0), "over")
 
     def _tell(self, row: Any, event: str) -> None:
@@ -125,11 +126,13 @@ def rung_of(space: Space, step: int) -> int:
     return rungs_passed(step, scheduler.grace_steps, scheduler.reduction_factor) if isinstance(scheduler, Asha) else 0
 
 
-def failure_of(error: str) -> str:
-    """`kind: message` of a trial that failed: in its own words, or, when its process died, in Ray's. `error`: what Tune
-    has of it, a traceback."""
-    marker = "TrialFailed: "
-    if marker in error:
-        return error.rpartition(marker)[2].strip()
+def failure_of(root: Storage, name: str, error: str) -> str:
+    """`kind: message` of a trial that failed: in its own words, or, when its process died, in Ray's.
+
+    `error`: what Tune has of it, a traceback or nothing.
+    """
+    own = f"{TRIALS}/{name}/{FAILURE}"
+    if root.exists(own):
+        return root.read_bytes(own).decode(errors="replace")
     message = first_line(error.strip().rpartition("\n")[2]) or "its process died"
     return f"{kind_of(error)}: {message}"

@@ -18,7 +18,7 @@ def _in_order(domain: Any) -> Any:
 class Domain(Section):
     """Base of the ranges."""
 
-    when: dict[str, list[Any]] = {}
+    when: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     """The key is tried only while each of these other keys of the space, which stand before it, has one of these
     values; otherwise it keeps the config's value."""
 

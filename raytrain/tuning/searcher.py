@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
+import numpy as np
 from ray.tune.search import Searcher
 
 from raytrain.tuning.domains import Choice, Domain, LogUniform, Normal, QUniform, RandInt
@@ -46,13 +47,17 @@ class Tpe:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._space = space
-        sampler = optuna.samplers.TPESampler(seed=space.seed, n_startup_trials=searcher.startup_trials)
-        self._study = optuna.create_study(direction="maximize", sampler=sampler)
+        self._space, self._searcher = space, searcher
+        self._study = optuna.create_study(direction="maximize")
         self._trials: dict[int, Any] = {}
 
     def propose(self, index: int, known: Values | None) -> Values:
         """See Proposer."""
+        from optuna.samplers import TPESampler
+
+        # Seeded by the ordinal: a sweep that goes on must not draw again what it has drawn before.
+        seed = int(np.random.default_rng([self._space.seed, index]).integers(2**31))
+        self._study.sampler = TPESampler(seed=seed, n_startup_trials=self._searcher.startup_trials)
         if known is not None:
             self._study.enqueue_trial({key: _choice_of(self._space.parameters[key], v) for key, v in known.items()})
         trial = self._trials[index] = self._study.ask()

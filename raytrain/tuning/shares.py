@@ -136,6 +136,8 @@ class Shares:
 class TrialShare(Share):
     """A trial's end."""
 
+    least_data_cpus = 0.0
+
     def __init__(self, shares: str, claim: Claim):
         """`shares`: name of the actor."""
         import ray

@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import yaml
@@ -14,7 +14,7 @@ from raytrain.config import RunConfig
 from raytrain.elastic.group import worker_resources
 from raytrain.elastic.lease import Lease
 from raytrain.elastic.preflight import Preflight, check
-from raytrain.elastic.session import ray_session
+from raytrain.elastic.session import RaySession, cluster_address, ray_session
 from raytrain.elastic.signals import StopSignals
 from raytrain.errors import ConfigError
 from raytrain.plan import cpus_needed
@@ -29,7 +29,7 @@ from raytrain.tuning.trial import TrialPlan
 logger = logging.getLogger(__name__)
 
 SWEEP, SUMMARY = "sweep.yaml", "sweep.json"
-CLUSTER_TRIALS = 8  # live trials on a cluster, where no other number is given
+CLUSTER_TRIALS = 8  # live trials on a cluster, at least
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ class SweepResult:
     """Optimizer steps of all trials."""
     duration_s: float = 0.0
     """Wall time of this command, seconds."""
+    spent_s: float = 0.0
+    """Wall time of all its commands, seconds; one that was killed is not counted."""
     message: str = ""
     exit_code: int = 0
 
@@ -93,6 +95,14 @@ class Sweep:
     stop_status: str = "finished"
     """What the sweep is then: stopped, when the same command is to go on with it."""
 
+    spent_before_s: float = 0.0
+    """Wall time of earlier commands."""
+    began_s: float = field(default_factory=time.monotonic)
+
+    def spent_s(self) -> float:
+        """Wall time of all commands up to now."""
+        return self.spent_before_s + time.monotonic() - self.began_s
+
     def may_start(self) -> bool:
         """Whether the budget allows for another trial."""
         steps = self.space.budget.steps
@@ -106,17 +116,16 @@ class Sweep:
             name = f"trial_{index:04d}"
             values = {**values, "seed": self.config.seed + repeat} if self.space.repeats > 1 else values
             row = self.board.add(name, values)
-            config = trial_config(self.config, self.root, name, values)
             sign = 1.0 if self.mode == "max" else -1.0
-            return TrialPlan(
-                name,
-                config.model_dump(mode="json", exclude_unset=True),
-                self.metric,
-                sign,
-                shares,
-                is_over=row.is_over,
-                failure=row.failure,
-            )
+            value = None if row.value is None else sign * row.value
+            plan = TrialPlan(name, {}, self.metric, sign, shares, row.is_over, row.failure, row.rung, value)
+            try:
+                config = trial_config(self.config, self.root, name, values)
+            except ConfigError as error:  # values that fit one by one, and not together
+                failure = f"error: these values do not go together: {error}"
+                self.observer.trial(self.board.update(name, status="failed", failure=failure), "over")
+                return replace(plan, is_over=True, failure=failure)
+            return replace(plan, config=config.model_dump(mode="json", exclude_unset=True))
 
         return make
 
@@ -136,6 +145,7 @@ class Sweep:
             num_failed=self.board.count("failed"),
             steps=self.board.steps,
             duration_s=duration_s,
+            spent_s=self.spent_s(),
             message=self.stop_message,
             exit_code=0 if status == "finished" else 1,
         )
@@ -170,7 +180,8 @@ def run_sweep(
     root = Storage(config.storage_path).at(f"{config.name}-{space_name}")
     with Lease(root, lambda text: None) as lease:
         _begin_or_resume(root, config, space, metric, mode)
-        sweep = Sweep(config, space, root, metric, mode, Board(root, mode), observer)
+        spent_s = json.loads(root.read_bytes(SUMMARY)).get("spent_s", 0.0) if root.exists(SUMMARY) else 0.0
+        sweep = Sweep(config, space, root, metric, mode, Board(root, mode), observer, spent_before_s=spent_s)
         status = _run(sweep, found, max_concurrent, lease)
         result = sweep.result(status, time.time() - started_at_s)
         sweep.board.write_all()
@@ -197,6 +208,8 @@ def trial_config(config: RunConfig, root: Storage, name: str, values: Values) ->
     raw = config.model_dump(mode="json", exclude_unset=True)
     prepared = config.data.prepared_path or Storage(config.storage_path).path_of("_prepared")
     own = {"storage_path": root.path_of(TRIALS), "name": name, "data.prepared_path": prepared}
+    if (address := cluster_address(config)) is not None:  # a trial's process is not told by the environment
+        own["ray.address"] = address
     return parse_config(raw, [*overrides_of(values), *overrides_of(own)])
 
 
@@ -235,15 +248,17 @@ def _begin_or_resume(root: Storage, config: RunConfig, space: Space, metric: str
 def _run(sweep: Sweep, found: Preflight, max_concurrent: int | None, lease: Lease) -> str:
     """Prepare the data, then let Tune run the trials. Returns how it ended."""
     from raytrain.data.prepare import prepare
-    from raytrain.tuning.tuner import run_trials
 
     config, observer = sweep.config, sweep.observer
     observer.phase("starting Ray")
-    live = max_concurrent or _live_trials(found)
-    with ray_session(config, _private_cpus(found, live)) as session, StopSignals() as signals:
+    private = max_concurrent or _trials_on_this_machine(config)
+    with ray_session(config, _private_cpus(found, private)) as session, StopSignals() as signals:
+        from raytrain.tuning.tuner import run_trials  # brings Ray along, which reads its settings when it is imported
+
         plan = found.plan_on(session)
         observer.phase("preparing data")
         prepare(config, observer.prepared)
+        live = max_concurrent or _live_trials(config, session, plan.use_gpu)
         signals.catch()
         observer.phase("trials")
         observer.begin(sweep.board, sweep.space.num_trials, sweep.metric)
@@ -256,13 +271,19 @@ def _run(sweep: Sweep, found: Preflight, max_concurrent: int | None, lease: Leas
     return "failed" if is_all_failed else sweep.stop_status
 
 
-def _live_trials(found: Preflight) -> int:
-    """Trials at once: a core for each worker of their minimum on this machine; on a cluster a fixed number, since those
+def _trials_on_this_machine(config: RunConfig) -> int:
+    """Trials at once with a core for each worker of their minimum."""
+    return max(1, (os.cpu_count() or 1) // (config.workers.min * config.workers.cpus))
+
+
+def _live_trials(config: RunConfig, session: RaySession, use_gpu: bool) -> int:
+    """Trials at once: as many as fit with workers.min each, and more than that on a cluster, which may grow: those
     without room only wait."""
-    workers = found.config.workers
-    if not found.private_cpus:
-        return CLUSTER_TRIALS
-    return max(1, (os.cpu_count() or 1) // (workers.min * workers.cpus))
+    least = config.workers.min
+    fitting = int(session.num_gpus // least) if use_gpu else int(session.num_cpus // cpus_needed(config, least))
+    if session.is_private:
+        return max(1, fitting if use_gpu else min(fitting, _trials_on_this_machine(config)))
+    return max(CLUSTER_TRIALS, fitting)
 
 
 def _private_cpus(found: Preflight, live: int) -> int:

@@ -16,7 +16,10 @@ from raytrain.training.records import read_jsonl
 from raytrain.tuning.shares import TrialShare
 from raytrain.tuning.sharing import Claim
 
-STEP, VALUE = "step", "value"
+STEP, VALUE, STATUS = "step", "value", "status"
+SETTLED = "is_settled"
+"""A report after which the trial is not stopped: it has passed this rung before, or is at its end anyway."""
+FAILURE = "failure.txt"
 OUT_OF_MEMORY = ("out of memory", "OutOfMemory", "OOM", "can't allocate memory", "Cannot allocate memory")
 DIVERGED = ("the run diverged", "fp16 overflowed")
 
@@ -38,6 +41,10 @@ class TrialPlan:
     """It has ended before; it only tells."""
     failure: str | None = None
     """What it failed of then."""
+    rung: int = 0
+    """Rungs that it had passed then."""
+    value: float | None = None
+    """Its newest value then, larger is better."""
 
 
 class TrialFailed(Exception):
@@ -50,22 +57,30 @@ def run_trial(plan: TrialPlan) -> None:
     Raises:
         TrialFailed: With the kind of failure: diverged, out_of_memory or error.
     """
+    if not plan.config:  # its values can't be a config
+        raise TrialFailed(plan.failure)
     config = parse_config(plan.config)
+    run = Storage(config.storage_path).at(config.name)
     reporter = Reporter(plan)
-    reporter.rows("evals.jsonl", read_jsonl(Storage(config.storage_path).at(config.name), "evals.jsonl"))
+    reporter.tell_again(read_jsonl(run, "evals.jsonl"))
     if plan.failure is not None:
         raise TrialFailed(plan.failure)
     if plan.is_over:
         return
-    share = TrialShare(plan.shares, Claim(plan.name, config.workers.min, config.workers.max))
+    claim = Claim(plan.name, config.workers.min, config.workers.max, plan.rung, plan.value)
+    share = TrialShare(plan.shares, claim)
+    failure = ""
     try:
         result = run_training(config, reporter, share=share)
+        if result.status == "failed":
+            failure = f"{kind_of(result.message)}: {result.message}"
     except RaytrainError as error:
-        raise TrialFailed(f"error: {error}") from None
+        failure = f"error: {error}"
     finally:
         share.close()
-    if result.status == "failed":
-        raise TrialFailed(f"{kind_of(result.message)}: {result.message}")
+    if failure:
+        run.write_bytes(FAILURE, failure.encode())
+        raise TrialFailed(failure)
     reporter.end(result.step, result.status)
 
 
@@ -75,25 +90,38 @@ class Reporter(Observer):
     def __init__(self, plan: TrialPlan):
         self._plan = plan
         self._last_step, self._last_value = 0, math.nan
+        self._total_steps = math.inf
+
+    def begin(self, total_steps: int) -> None:
+        """Training is about to start."""
+        self._total_steps = total_steps
+
+    def tell_again(self, rows: list[dict[str, Any]]) -> None:
+        """Evaluations of an earlier command. No scheduler may judge by their order."""
+        self._pass_on(rows, is_settled=True)
 
     def rows(self, name: str, rows: list[dict[str, Any]]) -> None:
         """New lines of the run's files."""
-        if name != "evals.jsonl":
-            return
+        if name == "evals.jsonl":
+            self._pass_on(rows, is_settled=False)
+
+    def _pass_on(self, rows: list[dict[str, Any]], *, is_settled: bool) -> None:
         for row in rows:
-            if row["split"] == "validation" and row["step"] > self._last_step:
-                self._last_step, self._last_value = row["step"], self._plan.sign * row[self._plan.metric]
-                self._report(status="running")
+            value = row.get(self._plan.metric)
+            if row["split"] != "validation" or row["step"] <= self._last_step or value is None:  # None: not finite
+                continue
+            self._last_step, self._last_value = row["step"], self._plan.sign * value
+            self._report("running", is_settled=is_settled or self._last_step >= self._total_steps)
 
     def end(self, step: int, status: str) -> None:
         """The run is over. Told with the last value, since Tune takes a trial's last report for its result."""
         self._last_step = max(step, self._last_step)
-        self._report(status=status)
+        self._report(status, is_settled=True)
 
-    def _report(self, status: str) -> None:
+    def _report(self, status: str, *, is_settled: bool) -> None:
         from ray import tune
 
-        tune.report({STEP: self._last_step, VALUE: self._last_value, "status": status})
+        tune.report({STEP: self._last_step, VALUE: self._last_value, STATUS: status, SETTLED: is_settled})
 
 
 def kind_of(message: str) -> str:

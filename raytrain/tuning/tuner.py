@@ -15,7 +15,7 @@ from raytrain.tuning.searcher import SweepSearcher
 from raytrain.tuning.shares import Shares
 from raytrain.tuning.space import Asha, MedianStopping, Space
 from raytrain.tuning.sweep import Sweep
-from raytrain.tuning.trial import STEP, VALUE, TrialPlan
+from raytrain.tuning.trial import SETTLED, STEP, VALUE, TrialPlan
 
 TRIAL_RESOURCES = {"node:__internal_head__": 0.001}
 """A trial's own process computes nothing; Tune wants it to hold something. It runs where the cluster's head is."""
@@ -63,11 +63,22 @@ def _trainable(config: dict[str, Any]) -> None:
     run_trial(TrialPlan(**config["plan"]))
 
 
+def _settling(scheduler: Any) -> Any:
+    """A scheduler that takes note of settled reports, but stops nobody for them."""
+
+    class Settling(scheduler):
+        def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            decision = super().on_trial_result(controller, trial, result)
+            return self.CONTINUE if result.get(SETTLED) else decision
+
+    return Settling
+
+
 def _scheduler(space: Space) -> Any:
     """Tune's, by our own steps: its iterations begin anew when a trial does."""
     chosen = space.scheduler
     if isinstance(chosen, Asha):
-        return AsyncHyperBandScheduler(
+        return _settling(AsyncHyperBandScheduler)(
             time_attr=STEP,
             metric=VALUE,
             mode="max",
@@ -76,7 +87,7 @@ def _scheduler(space: Space) -> Any:
             reduction_factor=chosen.reduction_factor,
         )
     if isinstance(chosen, MedianStopping):
-        return MedianStoppingRule(
+        return _settling(MedianStoppingRule)(
             time_attr=STEP,
             metric=VALUE,
             mode="max",

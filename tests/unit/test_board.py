@@ -72,12 +72,9 @@ def test_kinds_of_failure(message: str, kind: str) -> None:
     assert kind_of(message) == kind
 
 
-def test_a_failure_is_told_in_the_trials_own_words() -> None:
-    own = (
-        'Traceback (most recent call last):\n  File "x"\nraytrain.tuning.trial.TrialFailed: diverged: step 3: loss nan'
-    )
-    assert failure_of(own) == "diverged: step 3: loss nan"
-    assert failure_of("Traceback:\nray.exceptions.ActorDiedError: The actor died") == (
-        "error: ray.exceptions.ActorDiedError: The actor died"
-    )
-    assert failure_of("") == "error: its process died"
+def test_a_failure_is_told_in_the_trials_own_words(root: Storage) -> None:
+    died = "Traceback:\nray.exceptions.ActorDiedError: The actor died"
+    assert failure_of(root, "a", died) == "error: ray.exceptions.ActorDiedError: The actor died"
+    assert failure_of(root, "a", "") == "error: its process died"
+    root.write_bytes("trials/a/failure.txt", b"diverged: step 3: loss nan")
+    assert failure_of(root, "a", died) == "diverged: step 3: loss nan"
