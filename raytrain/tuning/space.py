@@ -197,7 +197,7 @@ def check_space(space: Space, raw: dict[str, Any], overrides: list[str]) -> RunC
             try:
                 parse_config(raw, [*overrides, *_needed(space, domain), *overrides_of({key: value})])
             except ConfigError as error:
-                mistakes.append(f"parameters.{key}: {value!r} is not possible: {_without_headline(str(error))}")
+                mistakes.append(f"parameters.{key}: {value!r} is not possible: {without_headline(str(error))}")
                 break
     if mistakes:
         raise ConfigError("\n".join([f"the space has {len(mistakes)} mistake{'s' * (len(mistakes) > 1)}:", *mistakes]))
@@ -226,7 +226,7 @@ def _as_yaml(value: Any) -> str:
     return json.dumps(value)
 
 
-def _without_headline(text: str) -> str:
+def without_headline(text: str) -> str:
     """Of a list of mistakes, the mistakes."""
     _, newline, rest = text.partition("\n")
     return rest.replace("\n", "; ").strip() if newline else text

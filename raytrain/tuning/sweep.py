@@ -23,7 +23,7 @@ from raytrain.tasks import make_task
 from raytrain.training.state import best_metric
 from raytrain.tuning.board import TRIALS, Board, TrialRow
 from raytrain.tuning.shares import Shares
-from raytrain.tuning.space import Space, Values, check_space, overrides_of
+from raytrain.tuning.space import Space, Values, check_space, overrides_of, without_headline
 from raytrain.tuning.trial import TrialPlan
 
 logger = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ class Sweep:
             try:
                 config = trial_config(self.config, self.root, name, values)
             except ConfigError as error:  # values that fit one by one, and not together
-                failure = f"error: these values do not go together: {error}"
+                failure = f"error: these values do not go together: {without_headline(str(error))}"
                 self.observer.trial(self.board.update(name, status="failed", failure=failure), "over")
                 return replace(plan, is_over=True, failure=failure)
             return replace(plan, config=config.model_dump(mode="json", exclude_unset=True))
