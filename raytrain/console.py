@@ -128,7 +128,7 @@ _PHASES = (
 )
 _CHANGE = "{cause}: {world_size_before} -> {world_size} worker(s), {steps_redone} steps redone, {seconds} s " + _PHASES
 EVENT_TEXTS = {
-    "resize": _CHANGE,
+    "resize": _CHANGE.replace("to notice", "until new workers were ready"),
     "reclaim": _CHANGE,
     "start": "attempt {attempt}: {world_size} worker(s)",
     "restore": "going on from the {source} of step {step}",
