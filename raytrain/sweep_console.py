@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raytrain.tuning.board import Board, TrialRow
-from raytrain.tuning.space import Values
+from raytrain.tuning.space import Values, short
 from raytrain.tuning.sweep import SweepObserver, SweepResult
 
 MOST_ROWS = 24
@@ -90,7 +90,10 @@ def trial_table(board: Board, metric: str, caption: str = "", most: int = MOST_R
     """The trials: those that run first, then the best."""
     table = Table(caption=escape(caption), caption_justify="left", box=None, pad_edge=False)
     for name in ("trial", "state", "rung", "step", metric, "best", "workers", "values"):
-        table.add_column(name, justify="left" if name in ("trial", "state", "values") else "right")
+        justify = "left" if name in ("trial", "state", "values") else "right"
+        table.add_column(
+            name, justify=justify, no_wrap=True, overflow="ellipsis", ratio=1 if name == "values" else None
+        )
     sign = 1.0 if board.is_better(1.0, 0.0) else -1.0
     rows = sorted(
         board.rows.values(),
@@ -114,10 +117,9 @@ def trial_table(board: Board, metric: str, caption: str = "", most: int = MOST_R
 
 
 def in_words(values: Values) -> str:
-    """Each key's last word and its value."""
+    """Each key's short name and its value."""
     return "  ".join(
-        f"{key.rpartition('.')[2]} {f'{value:.3g}' if isinstance(value, float) else value}"
-        for key, value in values.items()
+        f"{short(key)} {f'{value:.3g}' if isinstance(value, float) else value}" for key, value in values.items()
     )
 
 

@@ -168,6 +168,7 @@ def new_axes(title: str, unit: str, record: RunRecord | None = None) -> tuple[Fi
     axes.tick_params(labelsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     axes.grid(color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
     for step in record.restarts() if record else []:
         axes.axvline(step, color=INK, linewidth=0.8, linestyle=":", alpha=0.5)
     axes.spines[["top", "right"]].set_visible(False)

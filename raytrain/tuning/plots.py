@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from raytrain.report.plots import ACCENT, FAINT, GRID, INK, SECOND, SIZE, new_axes, png_of
 from raytrain.tuning.board import TrialRow
 from raytrain.tuning.domains import Choice, Domain, Grid, LogUniform
-from raytrain.tuning.space import Asha, Space
+from raytrain.tuning.space import Asha, Space, short
 
 LEAST_TRIALS = 8  # an importance of fewer would be noise
 COLORS = {"pruned": FAINT, "failed": "#c0392b", "stopped": SECOND}
@@ -58,7 +58,7 @@ def parallel_coordinates(rows: Sequence[TrialRow], space: Space, metric: str, mo
     for value in sorted({best.min(), best.max()}) if len(best) else []:
         height = 1.0 if value == best.max() and best.max() > best.min() else 0.0
         axes.annotate(f"{value:.4f}", (len(keys), height), fontsize=7, xytext=(3, 0), textcoords="offset points")
-    axes.set_xticks(range(len(keys) + 1), [*(key.rpartition(".")[2] for key in keys), metric], fontsize=8)
+    axes.set_xticks(range(len(keys) + 1), [*(short(key) for key in keys), metric], fontsize=8)
     axes.set_yticks([])
     axes.set_xlim(-0.1, len(keys) + 0.35)
     axes.spines[:].set_visible(False)
@@ -85,7 +85,7 @@ def importance(rows: Sequence[TrialRow], space: Space) -> bytes | None:
     found = optuna.importance.get_param_importances(study, evaluator=evaluator)
     figure, axes = new_axes("Importance", "")
     names = sorted(found, key=lambda key: found[key])
-    axes.barh([name.rpartition(".")[2] for name in names], [found[name] for name in names], color=ACCENT, height=0.6)
+    axes.barh([short(name) for name in names], [found[name] for name in names], color=ACCENT, height=0.6)
     axes.set_xlabel("share of the metric's variance, over all trials", fontsize=8)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(_fractions())

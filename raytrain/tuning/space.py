@@ -158,6 +158,12 @@ def overrides_of(values: Values) -> list[str]:
     return [f"{key}={_as_yaml(value)}" for key, value in values.items()]
 
 
+def short(key: str) -> str:
+    """A key's last word; with the one before, where it says too little."""
+    words = key.split(".")
+    return " ".join(words[-2:]) if words[-1] in ("kind", "path") else words[-1]
+
+
 def load_space(space: str) -> Space:
     """The space of a file, or the shipped one of that name. Raises ConfigError naming each mistake."""
     path = assets.find_space(space)
