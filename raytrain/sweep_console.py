@@ -90,10 +90,8 @@ def trial_table(board: Board, metric: str, caption: str = "", most: int = MOST_R
     """The trials: those that run first, then the best."""
     table = Table(caption=escape(caption), caption_justify="left", box=None, pad_edge=False)
     for name in ("trial", "state", "rung", "step", metric, "best", "workers", "values"):
-        justify = "left" if name in ("trial", "state", "values") else "right"
-        table.add_column(
-            name, justify=justify, no_wrap=True, overflow="ellipsis", ratio=1 if name == "values" else None
-        )
+        is_text = name in ("trial", "state", "values")
+        table.add_column(name, justify="left" if is_text else "right", no_wrap=True, overflow="ellipsis")
     sign = 1.0 if board.is_better(1.0, 0.0) else -1.0
     rows = sorted(
         board.rows.values(),
