@@ -80,13 +80,14 @@ def _attempt(
         "data_wait": _sum("data_wait_s", rows),
         "checkpoint": _sum("checkpoint_s", rows, events),
         "evaluation": _sum("evaluation_s", rows, events) + _sum("measure_s", events),
+        "leave": _sum("leave_s", events),
         "useful": 0.0,
         "redone": 0.0,
         "detect": next_change["detect_s"] if follows and next_change["kind"] == "failure" else 0.0,
     }
     finish = _first(events, "finish")
     if follows and finish is not None:
-        spent["leave"] = max(0.0, ended_at_s - finish["time"])
+        spent["leave"] += max(0.0, ended_at_s - finish["time"])
     for row in rows:
         name = "useful" if last_attempt[row["step"]] == row.get("attempt", 0) else "redone"
         spent[name] += _sum("step_s", [row]) - _sum("data_wait_s", [row])

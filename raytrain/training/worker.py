@@ -81,11 +81,14 @@ class WorkerRun:
         progress = Progress() if saved is None else progress_of(saved.state)
         with contextlib.ExitStack() as closing:  # this process goes on, also after an error
             idle, status = self._train(saved, progress, closing)
+            ended_at_s = time.perf_counter()
         gc.collect()  # the best model is measured next, and needs the room
+        leave_s = round(time.perf_counter() - ended_at_s, 3)
         began_at_s = time.perf_counter()
         final = self._measure_best() if status != "stopped" else {}
         measure_s = round(time.perf_counter() - began_at_s, 3)
-        self.log.event("finish", step=progress.step, status=status, **idle.take(), measure_s=measure_s)
+        spent = {**idle.take(), "measure_s": measure_s, "leave_s": leave_s}
+        self.log.event("finish", step=progress.step, status=status, **spent)
         return {"status": status, **progress.to_dict(), "final_metrics": final}
 
     def _train(
