@@ -226,7 +226,7 @@ def test_the_tiles_show_the_metric_that_picked_the_best_model(tmp_path: Path) ->
 def test_a_long_run_is_thinned(tmp_path: Path) -> None:
     record = read_run(write_run(tmp_path / "run", [step(i) for i in range(1, 6001)]))
     assert len(record.steps) == 6000
-    figure, axes = plots._axes("title", "unit")
+    figure, axes = plots.new_axes("title", "unit")
     plots._faint_and_smooth(axes, record, record.column("loss"), "loss")
     assert [len(line.get_xdata()) for line in axes.lines] == [2000, 2000]
-    assert plots._png(figure).startswith(b"\x89PNG")
+    assert plots.png_of(figure).startswith(b"\x89PNG")
