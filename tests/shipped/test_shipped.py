@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raytrain.assets import config_names
+from raytrain.assets import config_names, space_names
 from raytrain.config_io import load_config, parse_config
+from raytrain.tuning.space import Space, check_space
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -27,7 +28,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def test_the_wheel_has_all_that_the_package_reads(wheel: list[str]) -> None:
-    wanted = {str(p.relative_to(ROOT)) for p in (ROOT / "raytrain").rglob("*") if p.suffix in (".py", ".yaml", ".html")}
+    wanted = {
+        str(p.relative_to(ROOT))
+        for p in (ROOT / "raytrain").rglob("*")
+        if p.suffix in (".py", ".yaml", ".html", ".css")
+    }
+    wanted |= {f"raytrain/_assets/tune_spaces/{name}.yaml" for name in space_names()}
     assert wanted <= set(wheel)
 
 
@@ -42,10 +48,12 @@ def test_shipped_configs_load_and_say_what_they_are(name: str) -> None:
     assert (ROOT / "raytrain" / "configs" / f"{name}.yaml").read_text().startswith("# ")
 
 
-def test_the_config_in_the_readme_is_valid() -> None:
-    example = re.search(r"```yaml\n(.*?)```", README, re.DOTALL)
-    assert example is not None
-    parse_config(yaml.safe_load(example[1]))
+def test_the_config_and_the_space_in_the_readme_are_valid() -> None:
+    examples = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)]
+    (space,) = [example for example in examples if "parameters" in example]
+    (config,) = [example for example in examples if "task" in example]
+    parse_config(config)
+    check_space(Space.model_validate(space), config, [])
 
 
 def test_the_readme_names_commands_and_files_that_exist() -> None:
