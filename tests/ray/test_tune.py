@@ -205,6 +205,7 @@ print(json.dumps({{"status": result.status, "cpus": ray.available_resources().ge
 """
 
 
+@pytest.mark.slow
 def test_workers_are_shared_and_given_back(folder: Path) -> None:
     """P14: while three trials live, each has at least its minimum; a survivor grows into what a stopped one leaves; in
     the end the cluster's resources are all free. Without the dashboard, which would clean up placement groups."""
