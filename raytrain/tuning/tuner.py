@@ -1,5 +1,6 @@
 """Ray Tune around the trials."""
 
+import math
 import os
 import shutil
 import tempfile
@@ -69,7 +70,10 @@ def _settling(scheduler: Any) -> Any:
     class Settling(scheduler):
         def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
             decision = super().on_trial_result(controller, trial, result)
-            return self.CONTINUE if result.get(SETTLED) else decision
+            if not result.get(SETTLED):
+                return decision
+            getattr(self, "_stopped_trials", set()).discard(trial)  # the median rule will not hear of one again
+            return self.CONTINUE
 
     return Settling
 
@@ -93,5 +97,6 @@ def _scheduler(space: Space) -> Any:
             mode="max",
             grace_period=chosen.grace_steps,
             min_samples_required=chosen.min_trials,
+            min_time_slice=math.inf,  # no trial is put to sleep for another: the pool shares the workers
         )
     return FIFOScheduler()

@@ -156,6 +156,41 @@ def test_an_interrupted_sweep_goes_on(folder: Path, signal_number: int) -> None:
     assert resumed, "what ran went on from its checkpoint"
 
 
+class Told:
+    """What a scheduler looks at of a trial."""
+
+    def __init__(self, trial_id: str):
+        self.trial_id = trial_id
+
+
+@pytest.mark.parametrize("scheduler", [ASHA, {"kind": "median", "grace_steps": 17, "min_trials": 1}])
+def test_what_is_told_again_stops_nobody(scheduler: dict[str, Any]) -> None:
+    """P15: a trial that had passed a rung is not judged at it a second time, whatever order the trials speak in."""
+    from types import SimpleNamespace
+
+    from raytrain.tuning.space import Space
+    from raytrain.tuning.trial import SETTLED, STEP, VALUE
+    from raytrain.tuning.tuner import _scheduler
+
+    tunes = _scheduler(
+        Space.model_validate({"parameters": {LR: {"kind": "grid", "values": [1]}}, "scheduler": scheduler})
+    )
+    controller = SimpleNamespace(search_alg=None, get_live_trials=lambda: [SimpleNamespace(status="PENDING")])
+    good, poor = (Told(name) for name in ("good", "poor"))
+
+    def tell(trial: Any, value: float, *, is_settled: bool) -> str:
+        return tunes.on_trial_result(controller, trial, {STEP: 17, VALUE: value, SETTLED: is_settled})
+
+    for trial in (good, poor):
+        tunes.on_trial_add(controller, trial)
+    assert tell(good, 1.0, is_settled=False) == tunes.CONTINUE
+    for _ in range(2):
+        assert tell(poor, 0.0, is_settled=True) == tunes.CONTINUE
+    if scheduler is ASHA:  # it is recorded at this rung now, and is asked again at the next one only
+        return
+    assert tell(poor, 0.0, is_settled=False) == tunes.STOP
+
+
 def test_trials_that_fail_do_not_end_the_sweep(folder: Path) -> None:
     """One diverges, one is no config at all; the other two go on."""
     parameters = {
