@@ -12,7 +12,7 @@ from tiny_engine import loss_sum, make_batch, make_engine, make_model, my_micro_
 
 from raytrain.batch_plan import World
 from raytrain.training.control import Control, StepSums
-from raytrain.training.process_group import process_group, take_down
+from raytrain.training.process_group import _store, process_group, take_down
 
 GROUPS = [(0,), (0, 1), (1, 2), (2, 0, 1), (1,)]
 """The processes of each group, in rank order."""
@@ -32,6 +32,30 @@ def test_the_neighbours_of_a_dead_worker_form_a_new_group(tmp_path: Path) -> Non
     results = run_workers(_lose_one, 3, tmp_path)
     assert results[0] is None
     assert results[1] == results[2] == pytest.approx(run_workers(_train_alone, 1)[0], rel=1e-5)
+
+
+def test_one_whose_group_never_formed_finds_others(tmp_path: Path) -> None:
+    """torch counts the groups of a process, also those that failed to form, and meets others by that number."""
+    assert run_workers(_fail_to_form, 3, tmp_path)[1:] == [2, 2]
+
+
+def _fail_to_form(folder: Path) -> int | None:
+    me = dist.get_rank()
+    take_down()
+    meet = _meet(folder / "first")
+    if me == 0:  # holds the store, and is gone before the group has formed
+        store = _store(World(0, 2), "127.0.0.1", meet)
+        while not (folder / "waiting").exists():
+            time.sleep(0.01)
+        time.sleep(0.5)
+        del store
+        return None
+    if me == 1:
+        (folder / "waiting").touch()
+        with pytest.raises(RuntimeError), process_group(World(1, 2), "gloo", "127.0.0.1", meet):
+            raise AssertionError("a group without its rank 0 has formed")
+    with process_group(World(me - 1, 2), "gloo", "127.0.0.1", _meet(folder / "second")):
+        return dist.get_world_size()
 
 
 def _train_in_groups(zero_stage: int, folder: Path) -> list[list[float]]:
