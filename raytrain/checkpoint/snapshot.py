@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from raytrain.actors import start_actor
 from raytrain.batch_plan import World
 from raytrain.checkpoint.manifest import write_hashed
 from raytrain.checkpoint.store import CheckpointStore, part_name, write_sidecar
@@ -98,18 +99,11 @@ class Holders:
 
     def place(self, node_ids: Iterable[str]) -> dict[str, str]:
         """Make sure that there is one on each of these nodes; their names by node id."""
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
         wanted = set(node_ids)
         for node_id in wanted - set(self._actors):
             name = f"{self._prefix}-{self._num_placed}"
-            where = NodeAffinitySchedulingStrategy(node_id, soft=False)
             # Several at once: a part that can't be fetched must not keep the others from being asked for.
-            actor: Any = ray.remote(_HolderActor).options(
-                name=name, num_cpus=0, scheduling_strategy=where, max_concurrency=8
-            )
-            self._actors[node_id] = name, actor.remote()
+            self._actors[node_id] = name, start_actor(_HolderActor, name=name, node_id=node_id, max_concurrency=8)
             self._num_placed += 1
         return {node_id: self._actors[node_id][0] for node_id in wanted}
 

@@ -49,9 +49,9 @@ class WorkerGroup:
             number: Its ordinal, unlike any other of the run.
             processes: In rank order.
             mailbox: Name of the actor; it knows that this group is the present one.
-            lost_nodes: Which of these nodes are gone; asked once, when a worker does not answer.
+            lost_nodes: Which of these nodes are gone; asked when a worker does not answer.
         """
-        self.number, self.processes = number, list(processes)
+        self.processes = list(processes)
         self._lost_nodes = lost_nodes
         self._working = {
             process.work(Place(mailbox, number, rank, len(processes)), job): rank
@@ -89,8 +89,9 @@ class WorkerGroup:
     @property
     def failure(self) -> GroupFailure:
         """Why there is no result: the cause, without what the other workers said when their neighbour was gone."""
-        for rank, message in sorted(self._deaths.items()):
-            return GroupFailure(FailureKind.CRASH, f"worker {rank} died: {message}")
+        if self._deaths:
+            rank = min(self._deaths)
+            return GroupFailure(FailureKind.CRASH, f"worker {rank} died: {self._deaths[rank]}")
         errors = {rank: ending for rank, ending in self._endings.items() if ending.error is not None}
         causes = {rank: ending for rank, ending in errors.items() if not ending.is_echo}
         rank, ending = min((causes or errors).items())
@@ -101,13 +102,6 @@ class WorkerGroup:
         """Processes that must not be used again: they are dead, or an exception of their own came up in them."""
         own = [rank for rank, ending in self._endings.items() if ending.error is not None and not ending.is_echo]
         return [self.processes[rank] for rank in (*self._deaths, *self._hung, *own)]
-
-    def end_on(self, node_ids: Iterable[str]) -> None:
-        """Kill the workers on these nodes; the others see that they are gone."""
-        gone = set(node_ids)
-        for process in self.processes:
-            if process.node_id in gone:
-                process.kill()
 
     @property
     def has_failed(self) -> bool:

@@ -16,18 +16,20 @@ class Growth:
         self._policy = GrowthPolicy(config.workers.grow_delay_s, config.workers.grow_payback)
         self._pool, self._say = pool, say
         self._is_under_way = False
+        self._left_at: int | None = None  # workers of the group that has left for more room
 
     @property
     def seen_at_s(self) -> float:
         """When the room was first seen, seconds since the epoch."""
         return self._policy.seen_at_s
 
-    def begin(self, *, was_in_vain: bool) -> None:
-        """A group begins. `was_in_vain`: the last one has left for room that was not there after all."""
+    def begin(self, world_size: int, *, is_planned: bool) -> None:
+        """A group of this size begins. If the last one has left for more room, and this one is no larger, that room was
+        not there after all. `is_planned`: the last one left as it was asked to."""
         self._policy.reset()
-        self._is_under_way = False
-        if was_in_vain:
+        if is_planned and self._left_at is not None and world_size <= self._left_at:
             self._policy.was_in_vain(time.time())
+        self._is_under_way, self._left_at = False, None
 
     def advance(self, group: WorkerGroup, places: Sequence[str], remaining_s: float, cost_s: float) -> bool:
         """Whether the group should leave now, for all of the pool's processes to go on together.
@@ -56,4 +58,7 @@ class Growth:
             self._is_under_way = False
             self._policy.was_in_vain(now_s)
             return False
-        return self._pool.is_warm
+        if not self._pool.is_warm:
+            return False
+        self._left_at = group.world_size
+        return True

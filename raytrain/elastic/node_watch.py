@@ -11,6 +11,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
+from raytrain.actors import start_actor
 from raytrain.elastic.drain import RayDrain
 from raytrain.elastic.reclaim import Watcher, find_cloud
 
@@ -87,14 +88,11 @@ class NodeWatchers:
 
     def _cover_new_nodes(self) -> None:
         import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         for node_id in alive - self._actors.keys() - self._unwatched:
-            place = NodeAffinitySchedulingStrategy(node_id, soft=False)
-            # Restarted when it dies on a living node; with its node gone it can be placed nowhere, and stays dead.
-            actor = ray.remote(NodeWatch).options(num_cpus=0, max_restarts=-1, scheduling_strategy=place)
-            self._actors[node_id] = actor.remote(*self._arguments)
+            # Restarted when it dies on a living node.
+            self._actors[node_id] = start_actor(NodeWatch, *self._arguments, node_id=node_id, max_restarts=-1)
             self._starting[self._actors[node_id].cloud.remote()] = node_id
         for node_id in self._actors.keys() - alive:
             del self._actors[node_id]

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from raytrain.actors import start_actor
 from raytrain.config import RunConfig
 from raytrain.training.entry import Place, TrainingWorker
 from raytrain.training.job import Job
@@ -32,16 +33,9 @@ class WorkerProcess:
             resources: What it holds.
             warm_for: The config of the run that it shall make itself ready for; None: it is needed at once.
         """
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
         self.node_id = node_id
-        actor: Any = ray.remote(TrainingWorker).options(
-            num_cpus=resources.get("CPU", 0.0),
-            num_gpus=resources.get("GPU", 0.0),
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
-        )
-        self._actor = actor.remote()
+        held = {"num_cpus": resources.get("CPU", 0.0), "num_gpus": resources.get("GPU", 0.0)}
+        self._actor = start_actor(TrainingWorker, node_id=node_id, **held)
         self._started_s = time.monotonic()
         self._up = self._warm = self._actor.hello.remote()
         if warm_for is not None:
@@ -148,15 +142,13 @@ class WorkerPool:
         return len(self._processes)
 
     def end_on(self, node_ids: Iterable[str]) -> None:
-        """End the processes on these nodes."""
+        """End the processes on these nodes; a group's other workers see that they are gone."""
         gone = set(node_ids)
         self.end([process for process in self._processes if process.node_id in gone])
 
-    def end_lost(self) -> int:
-        """Let go of processes that have died or did not come up; how many they were."""
-        lost = [process for process in self._processes if process.is_lost]
-        self.end(lost)
-        return len(lost)
+    def end_lost(self) -> None:
+        """Let go of processes that have died or did not come up."""
+        self.end([process for process in self._processes if process.is_lost])
 
     def end(self, processes: Iterable[WorkerProcess]) -> None:
         """Kill these, and give back what they hold."""

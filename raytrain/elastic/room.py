@@ -89,9 +89,7 @@ class Room:
             waited_s = time.monotonic() - began_s
             if fitting < self._workers.min and (most < self._workers.min or waited_s > SETTLE_S):
                 self._pool.close()  # another run, or another trial, may use what they hold
-            if (fitting >= self._workers.min and fitting >= min(wanted, most)) or (
-                fitting >= self._workers.min and waited_s >= settle_s
-            ):
+            if fitting >= self._workers.min and (fitting >= min(wanted, most) or waited_s >= settle_s):
                 self._is_first, self._expected = False, 0
                 return places
             timeout_s = self._workers.wait_timeout_s

@@ -7,8 +7,8 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -131,7 +131,10 @@ def _train_and_report(
         run.commit_bytes("goodput.json", json.dumps(account, indent=1).encode())
         result = replace(result, goodput=account["goodput"])
     run.commit_bytes(SUMMARY, json.dumps(asdict(result), indent=1).encode())
-    _write_report(run, observer)
+    with writing_report(observer.phase):
+        from raytrain.report.html import build_report
+
+        build_report(run)
     return result
 
 
@@ -335,12 +338,11 @@ class Follower:
         return self._run.size_bytes(name) if self._run.exists(name) else 0
 
 
-def _write_report(run: Storage, observer: Observer) -> None:
-    """A report that can't be drawn must not turn a good run into a failed one."""
-    observer.phase("writing the report")
+@contextmanager
+def writing_report(tell: Callable[[str], None]) -> Iterator[None]:
+    """A report that can't be drawn must not turn a good run into a failed one. `tell`: told of the phase."""
+    tell("writing the report")
     try:
-        from raytrain.report.html import build_report
-
-        build_report(run)
+        yield
     except Exception:
         logger.exception("the report could not be written; `raytrain report` tries again")

@@ -42,7 +42,6 @@ LOOK_S = 1.0  # seconds between two looks at the cluster
 STALL_S = 300.0  # seconds without a step after which the terminal says so
 LEAVE_MARGIN_S = 3.0  # before a node's deadline, in which what is left of a group is ended
 LEAST_NOTICE_S = 5.0  # a group gets so long to leave in any case
-ROOM_FOR = "room for"
 NO_START = "the nodes that had room do not start workers' processes"
 
 
@@ -153,7 +152,7 @@ class Supervisor:
 
     def _run_group(self, places: list[str], transition: Transition) -> dict[str, Any] | Transition:
         """Run one group to its end: the run's result, or what leads to the next group."""
-        self._growth.begin(was_in_vain=_was_in_vain(transition, len(places)))
+        self._growth.begin(len(places), is_planned=transition.kind == "resize")
         if self._pool.bring_up(places, _lost_nodes, self._on_poll) < self._config.workers.min:
             return self._after_failure(GroupFailure(FailureKind.NO_START, NO_START), GroupStatus(), places)
         group = self._new_group(self._job(transition, None))
@@ -199,7 +198,7 @@ class Supervisor:
                 is_stall_said = True
                 self._say(f"no step for {STALL_S:.0f} s: a long evaluation, slow storage, or a worker that hangs")
             if time.time() > self._leave_by_s:  # what has not left by now would be killed in the middle of a save
-                group.end_on(node.node_id for node in self._nodes if node.is_draining)
+                self._pool.end_on(node.node_id for node in self._nodes if node.is_draining)
             if leaving is None and (leaving := self._reason_to_leave(group, status)) is not None:
                 if leaving.cause:
                     self._say(leaving.cause)
@@ -215,31 +214,27 @@ class Supervisor:
         if seconds_left(self._nodes, [self._own_node]) is not None:
             cause = "the node of this command is being reclaimed"
             return Transition("driver", cause, world_size, now_s, now_s, now_s, now_s)
+        most = self._room.most_workers()
+        places = self._room.places(self._nodes, world_size, most)
         left_s = seconds_left(self._nodes, group.nodes)
         if left_s is not None:
             names = sorted({node.name for node in self._nodes if node.is_draining and node.node_id in group.nodes})
             due = "" if math.isinf(left_s) else f", which goes in {max(0.0, left_s):.0f} s"
-            self._room.expect(len(self._places(world_size)))
+            self._room.expect(len(places))
             self._leave_by_s = now_s + max(LEAST_NOTICE_S, left_s - LEAVE_MARGIN_S)
             cause = f"notice to reclaim {', '.join(names)}{due}"
             return Transition("reclaim", cause, world_size, now_s, now_s, now_s, now_s)
-        most = self._room.most_workers()
         if most < world_size:
             self._room.expect(most)
             cause = f"{world_size - most} of {world_size} workers are wanted by the sweep's other trials"
             return Transition("resize", cause, world_size, now_s, now_s, now_s, now_s)
         if status.first_step_at_s is None:  # nothing to compare a resize's cost with
             return None
-        places = self._places(world_size)
         if self._growth.advance(group, places, self._remaining_s(status), self._resize_cost_s):
             self._room.expect(len(self._pool.nodes))
-            cause = f"{ROOM_FOR} {len(self._pool.nodes)} workers instead of {world_size}"
+            cause = f"room for {len(self._pool.nodes)} workers instead of {world_size}"
             return Transition("resize", cause, world_size, self._growth.seen_at_s, now_s, now_s, now_s)
         return None
-
-    def _places(self, num_pipelines: int) -> list[str]:
-        """Where workers would fit if ours were not there. `num_pipelines`: those that run."""
-        return self._room.places(self._nodes, num_pipelines, self._room.most_workers())
 
     def _has_own_snapshot(self, status: GroupStatus) -> bool:
         """Whether there is a complete snapshot of this group, so that older ones are not needed."""
@@ -268,7 +263,7 @@ class Supervisor:
             return _failed(verdict + samples_of(self._budget.bad_step, self._config, self._prepared_root))
         cause = f"{_WORDS[kind]}: {first_line(message)}"
         self._say(cause)
-        self._room.expect(len(self._places(len(nodes))))
+        self._room.expect(len(self._room.places(self._nodes, len(nodes), self._room.most_workers())))
         self._pause(self._budget.wait_s)
         reported_at_s = status.step_at_s or now_s
         name = "reclaim" if kind is FailureKind.RECLAIM else "failure"
@@ -307,12 +302,6 @@ class Supervisor:
             snapshot=asdict(snapshot) if snapshot else None,
             evaluate_split=evaluate_split,
         )
-
-
-def _was_in_vain(transition: Transition, world_size: int) -> bool:
-    """Whether a group has left for room that was not there after all."""
-    is_growth = transition.cause.startswith(ROOM_FOR)
-    return is_growth and world_size <= transition.world_size_before
 
 
 def _lost_nodes(node_ids: Iterable[str]) -> set[str]:

@@ -13,6 +13,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
+from raytrain.actors import start_actor
 from raytrain.training.job import FORM_TIMEOUT_S
 
 # How long a worker's question may stay unanswered before it is asked again.
@@ -115,15 +116,8 @@ class Mailbox:
 
     def __init__(self) -> None:
         """Starts the actor on this node. Ray is connected."""
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
         self.name = f"raytrain-{uuid.uuid4().hex[:12]}"
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        actor = ray.remote(_MailboxActor).options(
-            name=self.name, num_cpus=0, scheduling_strategy=here, max_concurrency=1000
-        )
-        self._actor: Any = actor.remote()
+        self._actor = start_actor(_MailboxActor, name=self.name, max_concurrency=1000)
 
     def begin(self, group: int) -> None:
         """A group is about to start; what was said of the last one is forgotten."""

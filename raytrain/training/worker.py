@@ -82,7 +82,6 @@ class WorkerRun:
         with contextlib.ExitStack() as closing:  # this process goes on, also after an error
             idle, status = self._train(saved, progress, closing)
             ended_at_s = time.perf_counter()
-        gc.collect()  # the best model is measured next, and needs the room
         leave_s = round(time.perf_counter() - ended_at_s, 3)
         began_at_s = time.perf_counter()
         final = self._measure_best() if status != "stopped" else {}
@@ -250,6 +249,7 @@ class WorkerRun:
         """Test metrics of the best model; {} without a test split."""
         if not self.store.has_split("test"):
             return {}
+        gc.collect()  # the engine's room is needed
         return self.measure("test")
 
     def _best_model(self) -> nn.Module:
@@ -330,9 +330,8 @@ def device_of(config: RunConfig, *, use_gpu: bool) -> torch.device:
     """This worker's device."""
     if use_gpu:
         return torch.device("cuda", 0)  # Ray shows each worker its own GPU only
-    torch.set_num_threads(
-        config.workers.cpus
-    )  # torch takes all cores by default, and several workers would fight for them
+    # torch takes all cores by default, and several workers would fight for them.
+    torch.set_num_threads(config.workers.cpus)
     return torch.device("cpu")
 
 

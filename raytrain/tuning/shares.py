@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from raytrain.actors import start_actor
 from raytrain.elastic.capacity import look, places_that_fit
 from raytrain.elastic.share import Share
 from raytrain.tuning.sharing import Claim, share
@@ -100,13 +101,8 @@ class Shares:
             data_cpus: CPUs of each worker's pipeline.
             most: Workers of all trials together.
         """
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
         self.name = f"raytrain-shares-{uuid.uuid4().hex[:12]}"
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        actor: Any = ray.remote(_SharesActor).options(name=self.name, num_cpus=0, scheduling_strategy=here)
-        self._actor = actor.remote(dict(worker), data_cpus, most)
+        self._actor = start_actor(_SharesActor, dict(worker), data_cpus, most, name=self.name)
 
     def leave(self, trial: str) -> None:
         """A trial has ended, in whatever way."""

@@ -9,7 +9,7 @@ PACKAGE = Path(raytrain.__file__).parent
 # In the order of the flow: a module may import modules of its own row and of rows above it.
 ROWS = [
     ("errors", "config"),
-    ("assets", "storage"),
+    ("assets", "storage", "actors"),
     ("config_io", "config_help"),
     ("batch_plan", "timetable", "tokenizer", "model_files"),
     ("plan",),
