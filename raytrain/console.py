@@ -1,7 +1,7 @@
 """The terminal: a live display on a real one, plain lines elsewhere."""
 
 import time
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -18,16 +18,42 @@ PLAIN_EVERY_S = 10.0  # seconds between two plain lines of training progress
 NUMBERS_OF_STEP = ("loss", "lr", "grad_norm")
 
 
-class RunDisplay(Observer):
+class LiveDisplay:
+    """What `_render` gives, kept up to date on a terminal; elsewhere there is none, and plain lines are printed."""
+
+    def __init__(self, console: Console | None, refresh_per_second: float):
+        self.console = console or Console(highlight=False)
+        self._refresh_per_second = refresh_per_second
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self._live = Live(
+                get_renderable=self._render,
+                console=self.console,
+                refresh_per_second=self._refresh_per_second,
+                transient=True,
+            )
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def _render(self) -> RenderableType:
+        raise NotImplementedError
+
+
+class RunDisplay(LiveDisplay, Observer):
     """Shows a run: phase, steps, loss, rates, evaluations, time left."""
 
     def __init__(self, console: Console | None = None):
-        self.console = console or Console(highlight=False)
+        super().__init__(console, refresh_per_second=4)
         self._rate = Rate()
         self._last_line_s = 0.0
         self._total = 0
         self._row: dict[str, Any] = {}
-        self._live: Live | None = None
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None),
@@ -38,16 +64,6 @@ class RunDisplay(Observer):
             console=self.console,
         )
         self._task = self._bar.add_task("checking", total=None)
-
-    def __enter__(self) -> "RunDisplay":
-        if self.console.is_terminal:
-            self._live = Live(get_renderable=self._render, console=self.console, refresh_per_second=4, transient=True)
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
 
     def phase(self, text: str) -> None:
         """A new phase has begun."""
@@ -163,8 +179,7 @@ def print_result(console: Console, result: RunResult) -> None:
     if result.final_metrics:
         print_metrics(console, result.final_metrics, title="test of the best model")
     color = "green" if result.is_done else "red" if result.status == "failed" else "yellow"
-    minutes, seconds = divmod(int(result.duration_s), 60)
-    console.print(f"[{color}]{result.status}[/] at step {result.step} in {minutes}m{seconds:02d}s")
+    console.print(f"[{color}]{result.status}[/] at step {result.step} in {in_minutes(result.duration_s)}")
     if result.goodput is not None:
         changes = f", {result.resizes} resizes, {result.failures} failures" if result.resizes + result.failures else ""
         console.print(f"goodput {result.goodput:.1%} of the workers' time{changes}", soft_wrap=True)
@@ -175,6 +190,12 @@ def print_result(console: Console, result: RunResult) -> None:
     for what, name in (("model ", "best"), ("report", "report.html")):  # a run that was stopped early on has neither
         if run.exists(name):
             console.print(f"{what}  {result.run_path}/{name}", soft_wrap=True)
+
+
+def in_minutes(seconds: float) -> str:
+    """As 4m07s."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}m{rest:02d}s"
 
 
 def print_metrics(console: Console, metrics: dict[str, float], title: str) -> None:

@@ -1,14 +1,13 @@
 """What a person sees of a sweep: a table of its trials, live on a terminal, and plain lines elsewhere."""
 
 import time
-from typing import Any
 
-from rich.console import Console
-from rich.live import Live
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from raytrain.console import LiveDisplay, in_minutes
 from raytrain.tuning.board import Board, TrialRow
 from raytrain.tuning.space import Values, short
 from raytrain.tuning.sweep import SweepObserver, SweepResult
@@ -17,25 +16,14 @@ MOST_ROWS = 24
 COLORS = {"failed": "red", "running": "bold", "pruned": "dim", "finished": "green", "stopped_early": "green"}
 
 
-class SweepDisplay(SweepObserver):
+class SweepDisplay(LiveDisplay, SweepObserver):
     """Shows a sweep."""
 
     def __init__(self, console: Console | None = None):
-        self.console = console or Console(highlight=False)
+        super().__init__(console, refresh_per_second=2)
         self._board: Board | None = None
         self._metric, self._num_trials = "", 0
-        self._live: Live | None = None
         self._began_s = time.monotonic()
-
-    def __enter__(self) -> "SweepDisplay":
-        if self.console.is_terminal:
-            self._live = Live(get_renderable=self._render, console=self.console, refresh_per_second=2, transient=True)
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
 
     def phase(self, text: str) -> None:
         """A new phase has begun."""
@@ -45,8 +33,9 @@ class SweepDisplay(SweepObserver):
         """The trials are about to start."""
         self._board, self._num_trials, self._metric = board, num_trials, metric
         if board.rows:
-            over = sum(row.is_over for row in board.rows.values())
-            self.console.print(f"  going on: {len(board.rows)} trials have begun before, {over} of them are over")
+            self.console.print(
+                f"  going on: {len(board.rows)} trials have begun before, {board.num_over} of them are over"
+            )
 
     def trial(self, row: TrialRow, event: str) -> None:
         """A line of it, where there is no table."""
@@ -60,8 +49,7 @@ class SweepDisplay(SweepObserver):
         else:
             best = f", best {self._metric} {row.best_value:.4f}" if row.best_value is not None else ""
             text += f"{row.status} at step {row.step}{best}{f': {row.failure}' if row.failure else ''}"
-        if event != "started":
-            text += f"  {self._totals()}" if event == "over" else ""
+            text += f"  {self._totals()}"
         self.console.print(text, soft_wrap=True, markup=False)
 
     def stopping(self) -> None:
@@ -71,18 +59,16 @@ class SweepDisplay(SweepObserver):
     def _totals(self) -> str:
         board = self._board
         assert board is not None
-        over = sum(row.is_over for row in board.rows.values())
         best = board.best
-        text = f"[{over} of {self._num_trials} trials over"
+        text = f"[{board.num_over} of {self._num_trials} trials over"
         if best is not None:
             text += f"; best {self._metric} {best.best_value:.4f}, {best.name}"
         return text + "]"
 
-    def _render(self) -> Any:
+    def _render(self) -> RenderableType:
         if self._board is None:
             return Text("")
-        minutes, seconds = divmod(int(time.monotonic() - self._began_s), 60)
-        caption = f"{self._totals()} {minutes}m{seconds:02d}s"
+        caption = f"{self._totals()} {in_minutes(time.monotonic() - self._began_s)}"
         return trial_table(self._board, self._metric, caption=caption)
 
 
@@ -92,11 +78,7 @@ def trial_table(board: Board, metric: str, caption: str = "", most: int = MOST_R
     for name in ("trial", "state", "rung", "step", metric, "best", "workers", "values"):
         is_text = name in ("trial", "state", "values")
         table.add_column(name, justify="left" if is_text else "right", no_wrap=True, overflow="ellipsis")
-    sign = 1.0 if board.is_better(1.0, 0.0) else -1.0
-    rows = sorted(
-        board.rows.values(),
-        key=lambda row: (row.status != "running", row.best_value is None, -sign * (row.best_value or 0.0)),
-    )
+    rows = sorted(board.best_first(), key=lambda row: row.status != "running")
     for row in rows[:most]:
         table.add_row(
             row.name,
@@ -127,11 +109,10 @@ def _number(value: float | None) -> str:
 
 def print_sweep(console: Console, result: SweepResult) -> None:
     """The end of a sweep."""
-    minutes, seconds = divmod(int(result.duration_s), 60)
     color = {"finished": "green", "stopped": "yellow"}.get(result.status, "red")
     console.print(
         f"[{color}]{result.status}[/]: {result.num_trials} trials, {result.num_failed} failed, {result.steps} steps in "
-        f"{minutes}m{seconds:02d}s",
+        f"{in_minutes(result.duration_s)}",
         soft_wrap=True,
     )
     if result.best_trial is not None:

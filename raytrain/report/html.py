@@ -29,7 +29,6 @@ def build_report(run: Storage) -> str:
     for name, png in figures.items():
         run.write_bytes(f"plots/{name}.png", png)
     page = page_template("raytrain.report").render(
-        style=page_style(),
         name=run.path_of().rstrip("/").rsplit("/", 1)[-1],
         path=run.path_of(),
         summary=record.summary,
@@ -52,17 +51,17 @@ def build_report(run: Storage) -> str:
     return run.path_of(REPORT_NAME)
 
 
-def page_style() -> str:
-    """The style sheet of our pages."""
-    return (resources.files("raytrain.report") / "style.css").read_text(encoding="utf-8")
-
-
 def page_template(package: str) -> jinja2.Template:
-    """The template of a package's page. Autoescape is on: labels and file names are the user's data."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    """The template of a package's page, which extends our base.html. Autoescape is on: labels and file names are the
+    user's data."""
+    loader = jinja2.FunctionLoader(lambda name: _text_of("raytrain.report", name))
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= {"number": _number, "clock": _clock, "size": _size, "duration": duration}
-    text = (resources.files(package) / "template.html").read_text(encoding="utf-8")
-    return environment.from_string(text)
+    return environment.from_string(_text_of(package, "template.html"))
+
+
+def _text_of(package: str, name: str) -> str:
+    return (resources.files(package) / name).read_text(encoding="utf-8")
 
 
 def _tiles(record: RunRecord) -> list[tuple[str, str]]:

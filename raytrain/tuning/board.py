@@ -47,7 +47,9 @@ class Board:
 
     def __init__(self, root: Storage, mode: str):
         """Reads what an earlier command has left. `mode`: max or min, which metric is better."""
-        self._root, self._mode = root, mode
+        self._root = root
+        self.sign = 1.0 if mode == "max" else -1.0
+        """Times a value: larger is better."""
         self.rows: dict[str, TrialRow] = {}
         for name in sorted(root.list_names(TRIALS)) if root.exists(TRIALS) else []:
             if root.exists(f"{TRIALS}/{name}/trial.json"):
@@ -76,21 +78,21 @@ class Board:
         row = self.rows[name]
         if not math.isfinite(value) or any(step <= known for known, _ in row.history[-1:]):
             return row
-        is_best = row.best_value is None or self.is_better(value, row.best_value)
+        is_best = row.best_value is None or self.sign * value > self.sign * row.best_value
         best = {"best_value": value, "best_step": step} if is_best else {}
         return self.update(name, step=step, value=value, rung=rung, history=[*row.history, (step, value)], **best)
-
-    def is_better(self, value: float, than: float) -> bool:
-        """By the sweep's mode."""
-        return value > than if self._mode == "max" else value < than
 
     @property
     def best(self) -> TrialRow | None:
         """The trial with the best value at any of its evaluations; of those that did not fail, if there is one."""
-        rows = [row for row in self.rows.values() if row.best_value is not None]
-        rows = [row for row in rows if row.status != "failed"] or rows
-        sign = 1.0 if self._mode == "max" else -1.0
-        return max(rows, key=lambda row: sign * (row.best_value or 0.0), default=None)
+        rows = [row for row in self.best_first() if row.best_value is not None]
+        return next((row for row in rows if row.status != "failed"), rows[0] if rows else None)
+
+    def best_first(self) -> list[TrialRow]:
+        """All trials by their best values; those that were not evaluated come last."""
+        return sorted(
+            self.rows.values(), key=lambda row: (row.best_value is None, -self.sign * (row.best_value or 0.0))
+        )
 
     @property
     def steps(self) -> int:
@@ -101,9 +103,14 @@ class Board:
         """Trials that are in one of these."""
         return sum(row.status in statuses for row in self.rows.values())
 
+    @property
+    def num_over(self) -> int:
+        """Trials that are not to be trained any further."""
+        return self.count(*OVER)
+
     def share_failed(self) -> float:
         """Failed trials, of those that are over."""
-        return self.count("failed") / max(1, self.count(*OVER))
+        return self.count("failed") / max(1, self.num_over)
 
     def write_all(self) -> None:
         """Every row, as it is now."""

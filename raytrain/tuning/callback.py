@@ -47,7 +47,6 @@ class SweepCallback(Callback):
         for name, row in list(board.rows.items()):
             if row.workers != now.get(name, 0):
                 board.update(name, workers=now.get(name, 0))
-        sweep.observer.look()
 
     def _reason_to_stop(self) -> tuple[str, str]:
         """The sweep's status then, and the reason in words; no words: it goes on."""
@@ -67,8 +66,7 @@ class SweepCallback(Callback):
 
     def _has_failed_too_often(self) -> bool:
         board = self._sweep.board
-        over = sum(row.is_over for row in board.rows.values())
-        return over >= LEAST_OVER and board.share_failed() > self._sweep.space.max_failed
+        return board.num_over >= LEAST_OVER and board.share_failed() > self._sweep.space.max_failed
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its process is about to come up."""
@@ -83,10 +81,9 @@ class SweepCallback(Callback):
         if VALUE not in result or STEP not in result:
             return
         sweep, name = self._sweep, _name(trial)
-        sign = 1.0 if sweep.mode == "max" else -1.0
         rung = rung_of(sweep.space, result[STEP])
         before = sweep.board.rows[name].step
-        row = sweep.board.evaluated(name, result[STEP], sign * result[VALUE], rung)
+        row = sweep.board.evaluated(name, result[STEP], sweep.board.sign * result[VALUE], rung)
         self._shares.reached(name, rung, result[VALUE])
         if row.step > before:
             self._tell(row, "evaluated")

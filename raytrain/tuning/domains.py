@@ -9,14 +9,8 @@ from pydantic import Field, model_validator
 from raytrain.config import Section
 
 
-def _in_order(domain: Any) -> Any:
-    if domain.low > domain.high:
-        raise ValueError(f"low {domain.low:g} is above high {domain.high:g}")
-    return domain
-
-
 class Domain(Section):
-    """Base of the ranges."""
+    """Base of all of them."""
 
     when: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     """The key is tried only while each of these other keys of the space, which stand before it, has one of these
@@ -31,10 +25,9 @@ class Domain(Section):
         raise NotImplementedError
 
 
-class Uniform(Domain):
-    """A number between two, each as likely."""
+class Range(Domain):
+    """Base of those between two numbers."""
 
-    kind: Literal["uniform"]
     low: float
     """Least value."""
     high: float
@@ -42,53 +35,54 @@ class Uniform(Domain):
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
-        return _in_order(self)
+        if self.low > self.high:
+            raise ValueError(f"low {self.low:g} is above high {self.high:g}")
+        return self
+
+    def ends(self) -> list[Any]:
+        """See Domain."""
+        return [self.low, self.high]
+
+
+class Listed(Domain):
+    """Base of those that are given one by one."""
+
+    values: Annotated[list[Any], Field(min_length=1)]
+    """Any values that the key may have."""
+
+    def ends(self) -> list[Any]:
+        """See Domain."""
+        return self.values
+
+
+class Uniform(Range):
+    """A number between two, each as likely."""
+
+    kind: Literal["uniform"]
 
     def draw(self, rng: np.random.Generator) -> float:
         """See Domain."""
         return float(rng.uniform(self.low, self.high))
 
-    def ends(self) -> list[Any]:
-        """See Domain."""
-        return [self.low, self.high]
 
-
-class LogUniform(Domain):
+class LogUniform(Range):
     """A number between two, each order of magnitude as likely."""
 
     kind: Literal["loguniform"]
     low: Annotated[float, Field(gt=0.0)]
     """Least value."""
-    high: float
-    """Largest value."""
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        return _in_order(self)
 
     def draw(self, rng: np.random.Generator) -> float:
         """See Domain."""
         return float(math.exp(rng.uniform(math.log(self.low), math.log(self.high))))
 
-    def ends(self) -> list[Any]:
-        """See Domain."""
-        return [self.low, self.high]
 
-
-class QUniform(Domain):
+class QUniform(Range):
     """A multiple of a step between two numbers."""
 
     kind: Literal["quniform"]
-    low: float
-    """Least value."""
-    high: float
-    """Largest value."""
     step: Annotated[float, Field(gt=0.0)]
     """Values are `low` and every `step` above it."""
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        return _in_order(self)
 
     def draw(self, rng: np.random.Generator) -> float:
         """See Domain."""
@@ -103,7 +97,7 @@ class QUniform(Domain):
         return int((self.high - self.low) / self.step + 1e-9)
 
 
-class RandInt(Domain):
+class RandInt(Range):
     """An integer between two, both included."""
 
     kind: Literal["randint"]
@@ -112,37 +106,25 @@ class RandInt(Domain):
     high: int
     """Largest value."""
 
-    @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        return _in_order(self)
-
     def draw(self, rng: np.random.Generator) -> int:
         """See Domain."""
         return int(rng.integers(self.low, self.high + 1))
 
-    def ends(self) -> list[Any]:
-        """See Domain."""
-        return [self.low, self.high]
 
-
-class Normal(Domain):
-    """A number around a mean, cut off at two bounds."""
+class Normal(Range):
+    """A number around a mean; those outside of two bounds are drawn again."""
 
     kind: Literal["normal"]
     mean: float
     """Middle of the distribution."""
     deviation: Annotated[float, Field(gt=0.0)]
     """Standard deviation."""
-    low: float
-    """Least value: smaller ones are drawn again."""
-    high: float
-    """Largest value: larger ones are drawn again."""
 
     @model_validator(mode="after")
-    def _sensible(self) -> Self:
+    def _mean_is_inside(self) -> Self:
         if not self.low <= self.mean <= self.high:
             raise ValueError(f"mean {self.mean:g} is not between low {self.low:g} and high {self.high:g}")
-        return _in_order(self)
+        return self
 
     def draw(self, rng: np.random.Generator) -> float:
         """See Domain."""
@@ -151,37 +133,21 @@ class Normal(Domain):
             if self.low <= value <= self.high:
                 return value
 
-    def ends(self) -> list[Any]:
-        """See Domain."""
-        return [self.low, self.high]
 
-
-class Choice(Domain):
+class Choice(Listed):
     """One of several values, each as likely."""
 
     kind: Literal["choice"]
-    values: Annotated[list[Any], Field(min_length=1)]
-    """Any values that the key may have."""
 
     def draw(self, rng: np.random.Generator) -> Any:
         """See Domain."""
         return self.values[int(rng.integers(len(self.values)))]
 
-    def ends(self) -> list[Any]:
-        """See Domain."""
-        return self.values
 
-
-class Grid(Domain):
+class Grid(Listed):
     """Each of several values, with each value of the other grids; all other kinds are drawn for each combination."""
 
     kind: Literal["grid"]
-    values: Annotated[list[Any], Field(min_length=1)]
-    """Any values that the key may have."""
-
-    def ends(self) -> list[Any]:
-        """See Domain."""
-        return self.values
 
 
 AnyDomain = Annotated[Uniform | LogUniform | QUniform | RandInt | Normal | Choice | Grid, Field(discriminator="kind")]

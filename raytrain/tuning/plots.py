@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from raytrain.report.plots import ACCENT, FAINT, GRID, INK, SECOND, SIZE, new_axes, png_of
 from raytrain.tuning.board import TrialRow
-from raytrain.tuning.domains import Choice, Domain, Grid, LogUniform
+from raytrain.tuning.domains import Domain, Listed, LogUniform
 from raytrain.tuning.space import Asha, Space, short
 
 LEAST_TRIALS = 8  # an importance of fewer would be noise
@@ -118,7 +118,7 @@ def allocation(segments: Sequence[Segment]) -> bytes | None:
 
 def _height(domain: Domain, value: Any) -> float:
     """Where a value lies in its range, from 0 to 1."""
-    if isinstance(domain, Choice | Grid):
+    if isinstance(domain, Listed):
         return domain.values.index(value) / max(1, len(domain.values) - 1) if value in domain.values else math.nan
     low, high = domain.ends()
     if low == high:
@@ -130,8 +130,8 @@ def _height(domain: Domain, value: Any) -> float:
 
 def _ticks(domain: Domain) -> list[tuple[float, str]]:
     """(height, text) of what is written at a parameter's axis."""
-    values = domain.values if isinstance(domain, Choice | Grid) else domain.ends()
-    return [(_height(domain, value), f"{value:g}" if isinstance(value, float) else str(value)[:16]) for value in values]
+    texts = ((value, f"{value:g}" if isinstance(value, float) else str(value)[:16]) for value in domain.ends())
+    return [(_height(domain, value), text) for value, text in texts]
 
 
 def _unit(values: np.ndarray) -> np.ndarray:

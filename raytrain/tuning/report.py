@@ -8,7 +8,8 @@ import yaml
 
 from raytrain.config import RunConfig
 from raytrain.config_io import dump_config
-from raytrain.report.html import duration, page_style, page_template
+from raytrain.errors import ConfigError
+from raytrain.report.html import duration, page_template
 from raytrain.storage import Storage
 from raytrain.training.records import read_jsonl
 from raytrain.tuning.board import TRIALS, Board, TrialRow
@@ -30,14 +31,17 @@ def best_config(root: Storage) -> RunConfig:
 
     Raises ConfigError when the folder is no sweep, or no trial was evaluated.
     """
-    from raytrain.errors import ConfigError
-
     if not is_sweep(root):
         raise ConfigError(f"{root.path_of()} is not a sweep's folder: it has no {SWEEP}")
     raw, config, _ = read_sweep(root)
     best = Board(root, raw["compares"]["mode"]).best
     if best is None:
         raise ConfigError(f"no trial of {root.path_of()} has been evaluated yet")
+    return _config_of(root, config, best)
+
+
+def _config_of(root: Storage, config: RunConfig, best: TrialRow) -> RunConfig:
+    """See `best_config`. `config`: the sweep's."""
     chosen = trial_config(config, root, best.name, best.values)
     parent, _, name = root.path_of().rstrip("/").rpartition("/")
     return chosen.model_copy(update={"storage_path": parent, "name": f"{name}-best"})
@@ -51,11 +55,11 @@ def read_sweep(root: Storage) -> tuple[dict[str, Any], RunConfig, Space]:
 
 def build_sweep_report(root: Storage) -> str:
     """Write `sweep.html` and `plots/*.png` into a sweep's folder, done or not. Returns the page's full path."""
-    raw, _, space = read_sweep(root)
+    raw, config, space = read_sweep(root)
     summary = json.loads(root.read_bytes(SUMMARY)) if root.exists(SUMMARY) else {}  # none while it runs at first
     metric, mode = raw["compares"]["metric"], raw["compares"]["mode"]
     board = Board(root, mode)
-    rows = sorted(board.rows.values(), key=lambda row: _order(row, mode))
+    rows = board.best_first()
     segments = _segments(root, rows)
     drawn = {
         "trials": metric_by_step(rows, space, metric),
@@ -68,7 +72,6 @@ def build_sweep_report(root: Storage) -> str:
         root.write_bytes(f"plots/{name}.png", png)
     best = board.best
     page = page_template("raytrain.tuning").render(
-        style=page_style(),
         name=root.path_of().rstrip("/").rsplit("/", 1)[-1],
         path=root.path_of(),
         summary=summary,
@@ -77,16 +80,11 @@ def build_sweep_report(root: Storage) -> str:
         metric=metric,
         keys=list(dict.fromkeys(key for row in rows for key in row.values)),
         rows=rows,
-        best_config=dump_config(best_config(root)) if best else "",
+        best_config=dump_config(_config_of(root, config, best)) if best else "",
         space=yaml.safe_dump(space.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True),
     )
     root.commit_bytes(REPORT, page.encode(errors="replace"))
     return root.path_of(REPORT)
-
-
-def _order(row: TrialRow, mode: str) -> tuple[bool, float]:
-    sign = 1.0 if mode == "max" else -1.0
-    return row.best_value is None, -sign * (row.best_value or 0.0)
 
 
 def _tiles(board: Board, summary: dict[str, Any], metric: str, segments: list[Segment]) -> list[tuple[str, str]]:

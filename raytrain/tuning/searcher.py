@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from ray.tune.search import Searcher
 
-from raytrain.tuning.domains import Choice, Domain, LogUniform, Normal, QUniform, RandInt
+from raytrain.tuning.domains import Choice, Domain, LogUniform, QUniform, RandInt, Range
 from raytrain.tuning.space import Space, TpeSearch, Values, applies, draw_values
 from raytrain.tuning.trial import VALUE, TrialPlan
 
@@ -144,8 +144,8 @@ def _suggest(trial: Any, key: str, domain: Domain) -> Any:
         return trial.suggest_int(key, domain.low, domain.high)
     if isinstance(domain, QUniform):
         return trial.suggest_float(key, domain.low, domain.high, step=domain.step)
-    assert isinstance(domain, LogUniform | Normal) or hasattr(domain, "low")
-    return trial.suggest_float(key, domain.low, domain.high, log=isinstance(domain, LogUniform))  # type: ignore[attr-defined]
+    assert isinstance(domain, Range)
+    return trial.suggest_float(key, domain.low, domain.high, log=isinstance(domain, LogUniform))
 
 
 def _choice_of(domain: Domain, value: Any) -> Any:

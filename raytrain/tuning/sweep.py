@@ -1,7 +1,6 @@
 """A sweep: Ray Tune decides which trials run and which stop; the pool decides with how many workers."""
 
 import json
-import logging
 import os
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from raytrain.config import RunConfig
 from raytrain.elastic.group import worker_resources
 from raytrain.elastic.lease import Lease
 from raytrain.elastic.preflight import Preflight, check
+from raytrain.elastic.run import writing_report
 from raytrain.elastic.session import RaySession, cluster_address, ray_session
 from raytrain.elastic.signals import StopSignals
 from raytrain.errors import ConfigError
@@ -25,8 +25,6 @@ from raytrain.tuning.board import TRIALS, Board, TrialRow
 from raytrain.tuning.shares import Shares
 from raytrain.tuning.space import Space, Values, check_space, overrides_of, without_headline
 from raytrain.tuning.trial import TrialPlan
-
-logger = logging.getLogger(__name__)
 
 SWEEP, SUMMARY = "sweep.yaml", "sweep.json"
 CLUSTER_TRIALS = 8  # live trials on a cluster, at least
@@ -72,9 +70,6 @@ class SweepObserver:
     def trial(self, row: TrialRow, event: str) -> None:
         """A trial has begun, was evaluated, or is over; `event` in words."""
 
-    def look(self) -> None:
-        """Called a few times a second."""
-
     def stopping(self) -> None:
         """Ctrl-C or SIGTERM has come; the trials save and leave."""
 
@@ -116,7 +111,7 @@ class Sweep:
             name = f"trial_{index:04d}"
             values = {**values, "seed": self.config.seed + repeat} if self.space.repeats > 1 else values
             row = self.board.add(name, values)
-            sign = 1.0 if self.mode == "max" else -1.0
+            sign = self.board.sign
             value = None if row.value is None else sign * row.value
             plan = TrialPlan(name, {}, self.metric, sign, shares, row.is_over, row.failure, row.rung, value)
             try:
@@ -186,19 +181,11 @@ def run_sweep(
         result = sweep.result(status, time.time() - started_at_s)
         sweep.board.write_all()
         root.commit_bytes(SUMMARY, json.dumps(asdict(result), indent=1).encode())
-        _write_report(root, observer)
+        with writing_report(observer.phase):
+            from raytrain.tuning.report import build_sweep_report
+
+            build_sweep_report(root)
     return result
-
-
-def _write_report(root: Storage, observer: SweepObserver) -> None:
-    """A report that can't be drawn must not turn a good sweep into a failed one."""
-    observer.phase("writing the report")
-    try:
-        from raytrain.tuning.report import build_sweep_report
-
-        build_sweep_report(root)
-    except Exception:
-        logger.exception("the report could not be written; `raytrain report` tries again")
 
 
 def trial_config(config: RunConfig, root: Storage, name: str, values: Values) -> RunConfig:
