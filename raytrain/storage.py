@@ -105,6 +105,12 @@ class Storage:
             self.delete(target)
         self._fs.move(self._full(source), self._full(target))
 
+    def copy(self, source: str, target: str) -> None:
+        """Copy a folder with all that is in it; what stood at `target` stays, but for files of the same name."""
+        if self._is_local:
+            os.makedirs(self._full(target), exist_ok=True)
+        pafs.copy_files(self._full(source), self._full(target), self._fs, self._fs)
+
     def path_of(self, name: str = "") -> str:
         """The full path or URI, for messages."""
         root = self._base if self._is_local else self.root

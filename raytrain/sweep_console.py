@@ -46,6 +46,8 @@ class SweepDisplay(LiveDisplay, SweepObserver):
             text += f"started: {in_words(row.values)}"
         elif event == "evaluated":
             text += f"step {row.step}  {self._metric} {row.value:.4f}"
+        elif event != "over":
+            text += f"{event}: {in_words(row.values)}"
         else:
             best = f", best {self._metric} {row.best_value:.4f}" if row.best_value is not None else ""
             text += f"{row.status} at step {row.step}{best}{f': {row.failure}' if row.failure else ''}"

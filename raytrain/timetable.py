@@ -17,6 +17,8 @@ class Timetable:
     has_validation: bool
     snapshot_every_steps: int | None = None
     """None: no snapshots."""
+    pause_at: int | None = None
+    """The run saves and stops after so many steps; None: at its end."""
 
     def place_of(self, step: int) -> tuple[int, int]:
         """(epoch, step in epoch) of the step that follows `step` finished ones."""
@@ -32,6 +34,10 @@ class Timetable:
         """Whether a checkpoint is taken after `step` finished steps."""
         return step > 0 and (step % self.save_every_steps == 0 or step == self.total_steps)
 
+    def is_pause_due(self, step: int) -> bool:
+        """Whether the run stops after `step` finished steps, to be gone on with later."""
+        return self.pause_at is not None and step >= self.pause_at
+
     def is_snapshot_due(self, step: int) -> bool:
         """Whether a snapshot is given to the peers after `step` finished steps; a checkpoint is as good as one."""
         every = self.snapshot_every_steps
@@ -45,7 +51,9 @@ class Timetable:
         return min((step // every + 1) * every, self.total_steps)
 
 
-def make_timetable(config: RunConfig, num_samples: int, *, has_validation: bool) -> Timetable:
+def make_timetable(
+    config: RunConfig, num_samples: int, *, has_validation: bool, pause_at: int | None = None
+) -> Timetable:
     """When things are due in a run over `num_samples` training samples."""
     batch = config.training.global_batch_size
     steps_per_epoch = num_samples // batch if config.data.drop_last else -(-num_samples // batch)
@@ -56,4 +64,5 @@ def make_timetable(config: RunConfig, num_samples: int, *, has_validation: bool)
         save_every_steps=config.checkpoint.save_every_steps,
         has_validation=has_validation,
         snapshot_every_steps=config.checkpoint.snapshot_every_steps,
+        pause_at=pause_at,
     )

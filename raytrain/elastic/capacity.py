@@ -78,9 +78,10 @@ def places_that_fit(
     ours: Iterable[str] = (),
     num_pipelines: int = 0,
     least_data_cpus: float = 1.0,
+    idle: Iterable[str] = (),
 ) -> list[str]:
     """Where workers could run with CPUs left for their data pipelines: a node's id for each worker, those of `ours`
-    first, then the nodes with most room.
+    first, then `idle` ones, then the nodes with most room.
 
     Args:
         nodes: Draining ones count for nothing.
@@ -90,8 +91,10 @@ def places_that_fit(
         ours: Node ids of our workers, one entry a worker: what they hold, or held a moment ago, counts as free.
         num_pipelines: Data pipelines of ours that are running: what they hold counts as free too.
         least_data_cpus: Left for all pipelines together, at least: Ray Data waits for ever for a CPU that never comes.
+        idle: Node ids of processes that we could have, one entry a process: what they hold counts as free too.
     """
-    held = Counter(ours)
+    ours = list(ours)
+    own, held = Counter(ours), Counter([*ours, *idle])
     places: dict[str, int] = {}
     cpus, most_cpus = data_cpus * num_pipelines, 0.0
     for node in nodes:
@@ -107,10 +110,11 @@ def places_that_fit(
     fitting = min(sum(places.values()), most)
     while fitting > 0 and fitting * worker.get("CPU", 0.0) + max(least_data_cpus, fitting * data_cpus) > cpus + EPSILON:
         fitting -= 1
-    stay = Counter({node_id: min(count, held[node_id]) for node_id, count in places.items()})
+    stay = Counter({node_id: min(count, own[node_id]) for node_id, count in places.items()})
+    ready = Counter({node_id: min(count, held[node_id]) for node_id, count in places.items()})
     roomiest = sorted(places, key=lambda node_id: (-places[node_id], node_id))
-    more = (node_id for node_id in roomiest for _ in range(places[node_id] - stay[node_id]))
-    return [*stay.elements(), *more][:fitting]
+    more = (node_id for node_id in roomiest for _ in range(places[node_id] - ready[node_id]))
+    return [*stay.elements(), *(ready - stay).elements(), *more][:fitting]
 
 
 def _free(node: NodeView, name: str, ours: float) -> float:

@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from raytrain.actors import start_actor
 from raytrain.config import RunConfig
-from raytrain.training.entry import Place, TrainingWorker
+from raytrain.elastic.share import Lent, Share, end_worker
+from raytrain.training.entry import Place
 from raytrain.training.job import Job
 
 POLL_S = 0.1
@@ -26,20 +26,21 @@ logger = logging.getLogger(__name__)
 class WorkerProcess:
     """One actor, on one node."""
 
-    def __init__(self, node_id: str, resources: Mapping[str, float], warm_for: dict[str, Any] | None):
-        """Starts it; returns at once.
+    def __init__(self, node_id: str, lent: Lent, warm_for: dict[str, Any] | None, *, use_gpu: bool):
+        """Returns at once.
 
         Args:
-            resources: What it holds.
+            lent: It may be coming up still.
             warm_for: The config of the run that it shall make itself ready for; None: it is needed at once.
+            use_gpu: Whether it holds one.
         """
-        self.node_id = node_id
-        held = {"num_cpus": resources.get("CPU", 0.0), "num_gpus": resources.get("GPU", 0.0)}
-        self._actor = start_actor(TrainingWorker, node_id=node_id, **held)
+        self.node_id, self.lent = node_id, lent
+        self._actor = lent.actor
         self._started_s = time.monotonic()
+        self._work: Any = None
         self._up = self._warm = self._actor.hello.remote()
         if warm_for is not None:
-            self._warm = self._actor.warm.remote(warm_for, "GPU" in resources)
+            self._warm = self._actor.warm.remote(warm_for, use_gpu)
 
     @property
     def is_up(self) -> bool:
@@ -60,11 +61,29 @@ class WorkerProcess:
     @property
     def is_lost(self) -> bool:
         """Whether it has died, or has not come up in time."""
-        import ray
-
         if not self.is_up:
             return time.monotonic() - self._started_s > START_TIMEOUT_S
-        for reference in (self._up, self._warm):
+        return self._has_died(self._up, self._warm)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it lives and has nothing to do."""
+        done = [reference for reference in (self._up, self._warm, self._work) if reference is not None]
+        return all(_is_done(reference) for reference in done) and not self._has_died(*done)
+
+    def work(self, place: Place, job: Job) -> Any:
+        """A reference to the Ending."""
+        self._work = self._actor.work.remote(place, job)
+        return self._work
+
+    def kill(self) -> None:
+        """Whatever it does."""
+        end_worker(self._actor)
+
+    def _has_died(self, *references: Any) -> bool:
+        import ray
+
+        for reference in references:
             if _is_done(reference):
                 try:
                     ray.get(reference)
@@ -73,23 +92,17 @@ class WorkerProcess:
                     return True
         return False
 
-    def work(self, place: Place, job: Job) -> Any:
-        """A reference to the Ending."""
-        return self._actor.work.remote(place, job)
-
-    def kill(self) -> None:
-        """Whatever it does."""
-        import ray
-
-        ray.kill(self._actor)
-
 
 class WorkerPool:
     """All of them."""
 
-    def __init__(self, resources: Mapping[str, float], config: RunConfig):
-        """`resources`: what each worker holds."""
+    def __init__(self, resources: Mapping[str, float], config: RunConfig, share: Share):
+        """Args:
+        resources: What each worker holds.
+        share: Lends the processes.
+        """
         self._resources, self._config = dict(resources), config.model_dump(mode="json", exclude_unset=True)
+        self._share = share
         self._processes: list[WorkerProcess] = []
 
     @property
@@ -117,9 +130,11 @@ class WorkerPool:
             if wanted[process.node_id]:
                 wanted[process.node_id] -= 1
             elif process not in at_work:
-                self.end([process])
-        warm_for = self._config if at_work else None
-        self._processes += [WorkerProcess(node_id, self._resources, warm_for) for node_id in wanted.elements()]
+                self._give_back([process])
+        warm_for, use_gpu = self._config if at_work else None, "GPU" in self._resources
+        for node_id in wanted.elements():
+            lent = self._share.lend(node_id, self._resources)
+            self._processes.append(WorkerProcess(node_id, lent, warm_for, use_gpu=use_gpu))
 
     def bring_up(
         self, places: Sequence[str], lost_nodes: Callable[[Iterable[str]], set[str]], on_poll: Callable[[], None]
@@ -151,15 +166,23 @@ class WorkerPool:
         self.end([process for process in self._processes if process.is_lost])
 
     def end(self, processes: Iterable[WorkerProcess]) -> None:
-        """Kill these, and give back what they hold."""
+        """These are not to be used again, by nobody."""
         for process in processes:
-            if process in self._processes:
-                process.kill()
-                self._processes.remove(process)
+            self._part_with(process, is_fit=False)
 
     def close(self) -> None:
-        """End all of them."""
-        self.end(list(self._processes))
+        """Give all of them back."""
+        self._give_back(self._processes)
+
+    def _give_back(self, processes: Iterable[WorkerProcess]) -> None:
+        """Those that have nothing to do are of use to others."""
+        for process in list(processes):
+            self._part_with(process, is_fit=process.is_idle)
+
+    def _part_with(self, process: WorkerProcess, *, is_fit: bool) -> None:
+        if process in self._processes:
+            self._processes.remove(process)
+            self._share.take_back(process.lent, is_fit=is_fit)
 
 
 def _is_done(reference: Any) -> bool:

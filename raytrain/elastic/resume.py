@@ -41,8 +41,13 @@ LOGS = (
 )
 
 
-def begin_or_resume(run: Storage, config: RunConfig, *, overwrite: bool) -> dict[str, Any] | None:
+def begin_or_resume(
+    run: Storage, config: RunConfig, *, overwrite: bool, may_change: tuple[str, ...] = ()
+) -> dict[str, Any] | None:
     """Make the run's folder ready for `config`.
+
+    Args:
+        may_change: Beginnings of dotted keys that may differ as well.
 
     Returns:
         The summary of the run when it is done already, else None.
@@ -55,7 +60,8 @@ def begin_or_resume(run: Storage, config: RunConfig, *, overwrite: bool) -> dict
             run.delete(name)
     if not run.exists("config.yaml"):
         return None
-    changes = changed_keys(yaml.safe_load(run.read_bytes("config.yaml")), yaml.safe_load(dump_config(config)))
+    before, now = yaml.safe_load(run.read_bytes("config.yaml")), yaml.safe_load(dump_config(config))
+    changes = [change for change in changed_keys(before, now) if not (may_change and change[0].startswith(may_change))]
     has_checkpoint = bool(CheckpointStore(run.at("checkpoints")).candidates())
     if not changes and run.exists("summary.json"):
         summary = json.loads(run.read_bytes("summary.json"))

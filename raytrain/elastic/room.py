@@ -112,14 +112,15 @@ class Room:
 
     def most_workers(self) -> int:
         """Workers that the run may have now."""
-        most = self._share.most_workers(self._pool.nodes)
+        most = self._share.most_workers()
         return self._workers.max if most is None else min(most, self._workers.max)
 
     def places(self, nodes: Iterable[NodeView], num_pipelines: int, most: int) -> list[str]:
         """Where up to `most` workers would fit if ours were not there. `num_pipelines`: those that run, or have just
         ended."""
         data_cpus, least = self._workers.data_cpus, self._share.least_data_cpus
-        return places_that_fit(nodes, self._worker, data_cpus, most, self._pool.nodes, num_pipelines, least)
+        ours, idle = self._pool.nodes, self._share.idle_nodes
+        return places_that_fit(nodes, self._worker, data_cpus, most, ours, num_pipelines, least, idle)
 
     def ask_for_nodes(self, world_size: int = 0) -> None:
         """Tell the autoscaler, if there is one, what workers.max workers would hold, or as many as the cluster may ever

@@ -20,7 +20,7 @@ from raytrain.elastic.lease import Lease
 from raytrain.elastic.preflight import Preflight, check
 from raytrain.elastic.resume import begin_or_resume
 from raytrain.elastic.session import ray_session
-from raytrain.elastic.share import Share
+from raytrain.elastic.share import Terms
 from raytrain.elastic.signals import StopSignals
 from raytrain.errors import ConfigError, RaytrainError, TrainingError, first_line
 from raytrain.plan import Plan
@@ -96,33 +96,33 @@ class RunResult:
 
 
 def run_training(
-    config: RunConfig, observer: Observer | None = None, *, overwrite: bool = False, share: Share | None = None
+    config: RunConfig, observer: Observer | None = None, *, overwrite: bool = False, terms: Terms | None = None
 ) -> RunResult:
     """Train a run to its end, from wherever it stands.
 
     Args:
         overwrite: Delete what the run's folder holds first, and start anew.
-        share: How much of the cluster it may have; None: all that it can use.
+        terms: What a sweep lays down for it.
 
     Raises:
         ConfigError, DataError: Nothing was started.
     """
-    observer = observer or Observer()
+    observer, terms = observer or Observer(), terms or Terms()
     started_at_s = time.time()
     observer.phase("checking")
     found = check(config)
     run = Storage(found.config.storage_path).at(found.config.name)
     with Lease(run, observer.note) as lease:
-        previous = begin_or_resume(run, found.config, overwrite=overwrite)
+        previous = begin_or_resume(run, found.config, overwrite=overwrite, may_change=terms.may_change)
         if previous is not None:
             return RunResult(**previous)
-        return _train_and_report(run, found, observer, started_at_s, lease, share or Share())
+        return _train_and_report(run, found, observer, started_at_s, lease, terms)
 
 
 def _train_and_report(
-    run: Storage, found: Preflight, observer: Observer, started_at_s: float, lease: Lease, share: Share
+    run: Storage, found: Preflight, observer: Observer, started_at_s: float, lease: Lease, terms: Terms
 ) -> RunResult:
-    outcome = _train(run, found, observer, started_at_s, lease, share)
+    outcome = _train(run, found, observer, started_at_s, lease, terms)
     events = read_jsonl(run, "events.jsonl")
     kinds = [event["kind"] for event in events if event["time"] >= started_at_s]
     result = _complete(outcome, run, found.config, time.time() - started_at_s, kinds)
@@ -131,6 +131,8 @@ def _train_and_report(
         run.commit_bytes("goodput.json", json.dumps(account, indent=1).encode())
         result = replace(result, goodput=account["goodput"])
     run.commit_bytes(SUMMARY, json.dumps(asdict(result), indent=1).encode())
+    if result.status == "stopped" and result.step == terms.until_step:  # it is about to go on
+        return result
     with writing_report(observer.phase):
         from raytrain.report.html import build_report
 
@@ -159,7 +161,7 @@ def _complete(raw: dict[str, Any], run: Storage, config: RunConfig, duration_s: 
 
 
 def _train(
-    run: Storage, found: Preflight, observer: Observer, began_at_s: float, lease: Lease, share: Share
+    run: Storage, found: Preflight, observer: Observer, began_at_s: float, lease: Lease, terms: Terms
 ) -> dict[str, Any]:
     """Prepare and train on Ray; what the workers said of the end. Failures become a result too."""
     from raytrain.data.prepare import prepare
@@ -191,7 +193,7 @@ def _train(
                 total_steps=table.total_steps,
                 began_at_s=began_at_s,
                 check_lease=lease.check,
-                share=share,
+                terms=terms,
             )
 
 
@@ -216,12 +218,12 @@ def _supervise(
     total_steps: int = 0,
     began_at_s: float = 0.0,
     check_lease: Callable[[], None] = lambda: None,
-    share: Share | None = None,
+    terms: Terms | None = None,
 ) -> dict[str, Any]:
     """Let a supervisor do its work, follow the run's files meanwhile, and pass a stop request on."""
     from raytrain.elastic.supervisor import Supervisor
 
-    follower, share = Follower(run, observer), share or Share()
+    follower, terms = Follower(run, observer), terms or Terms()
 
     def on_poll() -> None:
         check_lease()
@@ -234,8 +236,8 @@ def _supervise(
         prepared_root,
         use_gpu=plan.use_gpu,
         total_steps=total_steps,
-        share=share,
-        is_stop_asked=lambda: signals.is_asked or share.is_stop_asked,
+        terms=terms,
+        is_stop_asked=lambda: signals.is_asked or terms.share.is_stop_asked,
         on_poll=on_poll,
         say=observer.note,
         began_at_s=began_at_s,

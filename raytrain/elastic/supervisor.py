@@ -27,7 +27,7 @@ from raytrain.elastic.growth import Growth
 from raytrain.elastic.policy import Failure, FailureKind, FaultBudget
 from raytrain.elastic.pool import WorkerPool
 from raytrain.elastic.room import Room
-from raytrain.elastic.share import Share
+from raytrain.elastic.share import Terms
 from raytrain.errors import first_line
 from raytrain.storage import Storage
 from raytrain.training.job import Job, Transition
@@ -42,6 +42,7 @@ LOOK_S = 1.0  # seconds between two looks at the cluster
 STALL_S = 300.0  # seconds without a step after which the terminal says so
 LEAVE_MARGIN_S = 3.0  # before a node's deadline, in which what is left of a group is ended
 LEAST_NOTICE_S = 5.0  # a group gets so long to leave in any case
+UNWANTED_LEAVE_S = 8.0  # a trial that was stopped has so long to end its group, before its processes are taken
 NO_START = "the nodes that had room do not start workers' processes"
 
 
@@ -56,7 +57,7 @@ class Supervisor:
         *,
         use_gpu: bool,
         total_steps: int,
-        share: Share,
+        terms: Terms,
         is_stop_asked: Callable[[], bool],
         on_poll: Callable[[], None],
         say: Callable[[str], None],
@@ -64,24 +65,26 @@ class Supervisor:
     ):
         """Args:
         total_steps: Of the run.
-        share: How many workers it may have.
+        terms: How many workers it may have, and up to which step.
         is_stop_asked: Whether the user wants the run to save and end.
         on_poll: Called a few times a second.
         say: Shows the user what is going on.
         began_at_s: When the command was given, seconds since the epoch.
         """
         self._config, self._run, self._prepared_root = config, run, prepared_root
+        self._until_step = terms.until_step
         self._use_gpu, self._total_steps = use_gpu, total_steps
         self._is_stop_asked, self._on_poll, self._say = is_stop_asked, on_poll, say
         self._worker = worker_resources(config, use_gpu)
         self._budget = FaultBudget(config.workers.max_failures)
-        self._pool = WorkerPool(self._worker, config)
+        self._pool = WorkerPool(self._worker, config, terms.share)
         self._growth = Growth(config, self._pool, say)
-        self._room = Room(config, self._worker, say, on_poll, is_stop_asked, self._pool, share)
+        self._room = Room(config, self._worker, say, on_poll, is_stop_asked, self._pool, terms.share)
         self._resize_cost_s = 0.0
         self._mailbox = Mailbox()
         self._leave_by_s = math.inf
         self._num_groups = 0
+        self._group: WorkerGroup | None = None
         self._holders = Holders(self._mailbox.name)
         self._saved_step = 0
         self._nodes: list[NodeView] = []
@@ -121,6 +124,7 @@ class Supervisor:
         """End everything that is this run's, whatever has happened; first bring what only memory holds to storage."""
         is_unwanted = isinstance(sys.exc_info()[1], SystemExit)  # a trial that the scheduler has stopped
         parts: tuple[Callable[[], None], ...] = (
+            *((self._let_leave,) if is_unwanted else ()),
             self._pool.close,
             self._room.close,
             *(() if is_unwanted else (self._keep_snapshot,)),
@@ -132,6 +136,13 @@ class Supervisor:
                 part()
             except Exception:
                 logger.exception("while ending the run")
+
+    def _let_leave(self) -> None:
+        """A process that has left its group is of use to the next trial; one that has not would be killed."""
+        if self._group is not None:
+            self._mailbox.ask_to_leave()
+            self._group.wait(UNWANTED_LEAVE_S)
+            self._pool.end(self._group.unfit)
 
     def _keep_snapshot(self) -> None:
         """When no worker is left to save, the newest snapshot becomes a checkpoint."""
@@ -148,7 +159,8 @@ class Supervisor:
         """All processes of the pool, at work on this."""
         self._num_groups += 1
         self._mailbox.begin(self._num_groups)
-        return WorkerGroup(self._num_groups, self._pool.processes, job, self._mailbox.name, _lost_nodes)
+        self._group = WorkerGroup(self._num_groups, self._pool.processes, job, self._mailbox.name, _lost_nodes)
+        return self._group
 
     def _run_group(self, places: list[str], transition: Transition) -> dict[str, Any] | Transition:
         """Run one group to its end: the run's result, or what leads to the next group."""
@@ -301,6 +313,7 @@ class Supervisor:
             transition=asdict(transition) if transition else None,
             snapshot=asdict(snapshot) if snapshot else None,
             evaluate_split=evaluate_split,
+            until_step=self._until_step,
         )
 
 

@@ -59,3 +59,5 @@ class Job:
     """Fields of the Snapshot to go on from; None: from the newest checkpoint."""
     evaluate_split: str | None = None
     """Evaluate the run's best model on this split instead of training."""
+    until_step: int | None = None
+    """Save and stop after so many of the run's steps; None: go on to its end."""

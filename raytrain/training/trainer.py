@@ -80,7 +80,7 @@ class Trainer:
     idle: IdleTime = field(default_factory=IdleTime)
 
     def fit(self) -> str:
-        """Train until the end, an early stop, or a request to stop.
+        """Train until the end, an early stop, a pause, or a request to stop.
 
         Returns:
             "finished", "stopped_early" or "stopped".
@@ -89,7 +89,7 @@ class Trainer:
             TrainingError: The loss is no number any more, or fp16 overflows for ever.
             CheckpointError: A checkpoint could not be written.
         """
-        is_stopping = False
+        is_stopping = self.timetable.is_pause_due(self.progress.step)
         batch, wait_s = self._fetch()
         num_targets = self.control.sum(StepSums(next_targets=_targets(batch))).next_targets
         while batch is not None and not is_stopping:
@@ -104,7 +104,7 @@ class Trainer:
             self._record(batch, result, sums, num_targets, rate, wait_s, busy_s)
             self.on_step(self.progress.step, self.control.world.world_size)
             self._stop_if_hopeless(result, sums.loss_sum / max(1.0, num_targets))
-            is_stopping = sums.wants_stop > 0
+            is_stopping = sums.wants_stop > 0 or self.timetable.is_pause_due(self.progress.step)
             with self.idle.of("checkpoint_s"):
                 self.saver.advance(sums)
             if is_evaluation_due:

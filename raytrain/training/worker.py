@@ -58,6 +58,7 @@ class WorkerRun:
             self.config,
             self.store.manifest.splits["train"].num_samples,
             has_validation=self.store.has_split("validation"),
+            pause_at=job.until_step,
         )
         self.plan = BatchPlan.of(self.config, world.world_size)
         if world.world_rank == 0 and job.evaluate_split is None:  # an evaluation may run beside the training

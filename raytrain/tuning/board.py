@@ -35,6 +35,8 @@ class TrialRow:
     """`kind: message`; kind is diverged, out_of_memory or error."""
     history: list[tuple[int, float]] = field(default_factory=list)
     """(step, value) of each evaluation."""
+    sources: list[tuple[int, str]] = field(default_factory=list)
+    """(step, other trial) of each time that it went on from another's model."""
 
     @property
     def is_over(self) -> bool:
@@ -55,6 +57,7 @@ class Board:
             if root.exists(f"{TRIALS}/{name}/trial.json"):
                 raw = json.loads(root.read_bytes(f"{TRIALS}/{name}/trial.json"))
                 raw["history"] = [(int(step), float(value)) for step, value in raw["history"]]
+                raw["sources"] = [(int(step), str(source)) for step, source in raw.get("sources", [])]
                 self.rows[name] = TrialRow(**raw)
         self.began_at_s = time.time()
 
@@ -81,6 +84,12 @@ class Board:
         is_best = row.best_value is None or self.sign * value > self.sign * row.best_value
         best = {"best_value": value, "best_step": step} if is_best else {}
         return self.update(name, step=step, value=value, rung=rung, history=[*row.history, (step, value)], **best)
+
+    def exchanged(self, name: str, values: Values, step: int, source: str) -> TrialRow:
+        """A trial goes on from another's model, with other values."""
+        row = self.update(name, values=values, sources=[*self.rows[name].sources, (step, source)])
+        self._write(row)
+        return row
 
     @property
     def best(self) -> TrialRow | None:

@@ -10,8 +10,10 @@ from raytrain.elastic.signals import StopSignals
 from raytrain.errors import first_line
 from raytrain.storage import Storage
 from raytrain.tuning.board import TRIALS
+from raytrain.tuning.generations import Generations
+from raytrain.tuning.schedulers import Asha, HyperBand
 from raytrain.tuning.shares import Shares, rungs_passed
-from raytrain.tuning.space import Asha, Space
+from raytrain.tuning.space import Space
 from raytrain.tuning.sweep import Sweep
 from raytrain.tuning.trial import FAILURE, STATUS, STEP, VALUE, kind_of
 
@@ -26,6 +28,7 @@ class SweepCallback(Callback):
         self._sweep, self._shares, self._signals, self._check_lease = sweep, shares, signals, check_lease
         self._next_look_s = 0.0
         self._is_told = False
+        self._generations = Generations(sweep, shares, sweep.every_steps) if sweep.every_steps else None
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune writes its parts down for a way of going on that is not used
@@ -43,6 +46,8 @@ class SweepCallback(Callback):
         if sweep.stop_message and not self._is_told:
             self._is_told = True
             self._shares.stop()
+        if self._generations is not None and not sweep.stop_message:
+            self._generations.advance()
         now = self._shares.now()
         for name, row in list(board.rows.items()):
             if row.workers != now.get(name, 0):
@@ -70,7 +75,7 @@ class SweepCallback(Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its process is about to come up."""
-        row = self._sweep.board.rows[_name(trial)]
+        row = self._sweep.board.rows[trial_name(trial)]
         if not row.is_over:
             self._tell(self._sweep.board.update(row.name, status="running"), "started")
 
@@ -80,7 +85,7 @@ class SweepCallback(Callback):
         """It was evaluated, or is over and says how."""
         if VALUE not in result or STEP not in result:
             return
-        sweep, name = self._sweep, _name(trial)
+        sweep, name = self._sweep, trial_name(trial)
         rung = rung_of(sweep.space, result[STEP])
         before = sweep.board.rows[name].step
         row = sweep.board.evaluated(name, result[STEP], sweep.board.sign * result[VALUE], rung)
@@ -90,7 +95,7 @@ class SweepCallback(Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """By itself, or by the scheduler, which leaves its last report as it was."""
-        name = _name(trial)
+        name = trial_name(trial)
         self._shares.leave(name)
         row = self._sweep.board.rows[name]
         if row.is_over:
@@ -102,7 +107,7 @@ class SweepCallback(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It has raised, or its process died."""
-        name = _name(trial)
+        name = trial_name(trial)
         self._shares.leave(name)
         row = self._sweep.board.rows[name]
         if not row.is_over:
@@ -113,14 +118,19 @@ class SweepCallback(Callback):
         self._sweep.observer.trial(row, event)
 
 
-def _name(trial: Any) -> str:
+def trial_name(trial: Any) -> str:
+    """The sweep's name of one of Tune's trials."""
     return trial.config["plan"]["name"]
 
 
 def rung_of(space: Space, step: int) -> int:
     """Rungs that a trial has passed at a step."""
     scheduler = space.scheduler
-    return rungs_passed(step, scheduler.grace_steps, scheduler.reduction_factor) if isinstance(scheduler, Asha) else 0
+    return (
+        rungs_passed(step, scheduler.grace_steps, scheduler.reduction_factor)
+        if isinstance(scheduler, Asha | HyperBand)
+        else 0
+    )
 
 
 def failure_of(root: Storage, name: str, error: str) -> str:

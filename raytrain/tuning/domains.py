@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from raytrain.config import Section
 
+MOVES = (0.8, 1.2)
+"""What a number is multiplied by when it moves (Jaderberg et al., 2017)."""
+
 
 class Domain(Section):
     """Base of all of them."""
@@ -22,6 +25,10 @@ class Domain(Section):
 
     def draw(self, rng: np.random.Generator) -> Any:
         """One value."""
+        raise NotImplementedError
+
+    def move(self, value: Any, rng: np.random.Generator) -> Any:
+        """A value near this one."""
         raise NotImplementedError
 
 
@@ -43,6 +50,10 @@ class Range(Domain):
         """See Domain."""
         return [self.low, self.high]
 
+    def move(self, value: Any, rng: np.random.Generator) -> Any:
+        """See Domain."""
+        return min(max(self.low, value * MOVES[rng.integers(2)]), self.high)
+
 
 class Listed(Domain):
     """Base of those that are given one by one."""
@@ -53,6 +64,14 @@ class Listed(Domain):
     def ends(self) -> list[Any]:
         """See Domain."""
         return self.values
+
+    def draw(self, rng: np.random.Generator) -> Any:
+        """See Domain."""
+        return self.values[int(rng.integers(len(self.values)))]
+
+    def move(self, value: Any, rng: np.random.Generator) -> Any:
+        """See Domain."""
+        return self.values[_beside(self.values.index(value), len(self.values), rng)]
 
 
 class Uniform(Range):
@@ -92,6 +111,10 @@ class QUniform(Range):
         """See Domain."""
         return [self.low, self.low + self.step * self._num_steps]
 
+    def move(self, value: Any, rng: np.random.Generator) -> float:
+        """See Domain."""
+        return self.low + self.step * _beside(round((value - self.low) / self.step), self._num_steps + 1, rng)
+
     @property
     def _num_steps(self) -> int:
         return int((self.high - self.low) / self.step + 1e-9)
@@ -109,6 +132,14 @@ class RandInt(Range):
     def draw(self, rng: np.random.Generator) -> int:
         """See Domain."""
         return int(rng.integers(self.low, self.high + 1))
+
+    def move(self, value: Any, rng: np.random.Generator) -> int:
+        """See Domain. By one at least."""
+        factor = MOVES[rng.integers(2)]
+        moved = round(value * factor)
+        if moved == value:
+            moved += 1 if factor > 1 else -1
+        return min(max(self.low, moved), self.high)
 
 
 class Normal(Range):
@@ -139,10 +170,6 @@ class Choice(Listed):
 
     kind: Literal["choice"]
 
-    def draw(self, rng: np.random.Generator) -> Any:
-        """See Domain."""
-        return self.values[int(rng.integers(len(self.values)))]
-
 
 class Grid(Listed):
     """Each of several values, with each value of the other grids; all other kinds are drawn for each combination."""
@@ -151,3 +178,8 @@ class Grid(Listed):
 
 
 AnyDomain = Annotated[Uniform | LogUniform | QUniform | RandInt | Normal | Choice | Grid, Field(discriminator="kind")]
+
+
+def _beside(place: int, number: int, rng: np.random.Generator) -> int:
+    """The place before or after one of so many."""
+    return min(max(0, place + (-1, 1)[rng.integers(2)]), number - 1)

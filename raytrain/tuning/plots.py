@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from raytrain.report.plots import ACCENT, FAINT, GRID, INK, SECOND, SIZE, new_axes, png_of
 from raytrain.tuning.board import TrialRow
 from raytrain.tuning.domains import Domain, Listed, LogUniform
-from raytrain.tuning.space import Asha, Space, short
+from raytrain.tuning.schedulers import Asha, HyperBand
+from raytrain.tuning.space import Space, short
 
 LEAST_TRIALS = 8  # an importance of fewer would be noise
 COLORS = {"pruned": FAINT, "failed": "#c0392b", "stopped": SECOND}
@@ -29,7 +30,7 @@ def metric_by_step(rows: Sequence[TrialRow], space: Space, metric: str) -> bytes
             axes.plot(*zip(*row.history, strict=True), color=color, linewidth=1.1, marker=marker, markersize=3)
     scheduler = space.scheduler
     last = max((row.step for row in rows), default=0)
-    if isinstance(scheduler, Asha):
+    if isinstance(scheduler, Asha | HyperBand):
         rung = float(scheduler.grace_steps)
         while rung <= last:
             axes.axvline(rung, color=INK, linewidth=0.8, linestyle=":", alpha=0.6)

@@ -1,5 +1,7 @@
-"""The pool of a sweep's workers: an actor that each trial asks how many it may have. `sharing` decides."""
+"""The pool of a sweep's workers: an actor that each trial asks how many it may have, and that lends it their processes.
+`sharing` decides how many."""
 
+import contextlib
 import math
 import time
 import uuid
@@ -9,21 +11,25 @@ from typing import Any
 
 from raytrain.actors import start_actor
 from raytrain.elastic.capacity import look, places_that_fit
-from raytrain.elastic.share import Share
+from raytrain.elastic.share import Lent, Share, end_worker, start_worker
+from raytrain.tuning.depot import Depot
 from raytrain.tuning.sharing import Claim, share
 
 LOOK_EVERY_S = 2.0
 LESS_FOR_S = 5.0  # a cluster that is smaller for a moment (a task of Ray Data's) makes nobody leave
 ANSWER_TIMEOUT_S = 30.0
-STOP = -1
 
 
-@dataclass
-class _Live:
-    """A trial that runs or waits."""
+@dataclass(frozen=True)
+class Answer:
+    """What a trial is told."""
 
-    claim: Claim
-    nodes: list[str] = field(default_factory=list)
+    most: int = 0
+    """Workers that it may have; 0: it waits."""
+    idle: list[str] = field(default_factory=list)
+    """Ids of the nodes on which a process waits for a trial, one entry a process."""
+    is_stopping: bool = False
+    """Whether the sweep ends."""
 
 
 class _SharesActor:
@@ -32,41 +38,65 @@ class _SharesActor:
 
     def __init__(self, worker: dict[str, float], data_cpus: float, most: int):
         self._worker, self._data_cpus, self._most = worker, data_cpus, most
-        self._live: dict[str, _Live] = {}
+        self._live: dict[str, Claim] = {}
+        self._depot = Depot(start_worker, end_worker)
         self._shares: dict[str, int] = {}
         self._capacity = 0
         self._is_stopping = False
+        self._arrived: dict[str, tuple[int, float]] = {}
+        self._num_released = 0
         self._next_look_s = 0.0
         self._less_since_s = math.inf
 
     def join(self, claim: Claim) -> None:
-        self._live[claim.trial] = _Live(claim)
+        self._live[claim.trial] = claim
         self._deal()
 
     def leave(self, trial: str) -> None:
+        self._depot.left(trial)
         if self._live.pop(trial, None) is not None:
             self._next_look_s = 0.0
             self._deal()
 
     def reached(self, trial: str, rung: int, value: float) -> None:
         """What a trial's newest evaluation says; `value`: larger is better."""
-        if (live := self._live.get(trial)) is None:
+        if (claim := self._live.get(trial)) is None:
             return
-        has_passed = rung > live.claim.rung or live.claim.value is None
-        live.claim = replace(live.claim, rung=rung, value=value)
-        if has_passed:
+        self._live[trial] = replace(claim, rung=rung, value=value)
+        if rung > claim.rung or claim.value is None:
             self._deal()
 
-    def most_workers(self, trial: str, nodes: list[str]) -> int:
-        if self._is_stopping:
-            return STOP
-        if trial in self._live:
-            self._live[trial].nodes = nodes
+    def ask(self, trial: str) -> Answer:
         self._look()
-        return self._shares.get(trial, 0)
+        most = 0 if self._is_stopping else self._shares.get(trial, 0)
+        return Answer(most, self._depot.idle, self._is_stopping)
+
+    def lend(self, trial: str, node_id: str, resources: dict[str, float]) -> Lent:
+        number, actor = self._depot.lend(trial, node_id, resources)
+        return Lent(actor, number)
+
+    def take_back(self, number: int, is_fit: bool) -> None:
+        self._depot.take_back(number, is_fit=is_fit)
 
     def stop(self) -> None:
         self._is_stopping = True
+
+    def arrive(self, trial: str, generation: int, value: float) -> None:
+        """A trial of a population waits at the end of a generation."""
+        self._arrived[trial] = (generation, value)
+
+    def arrived(self) -> dict[str, tuple[int, float]]:
+        return self._arrived
+
+    def release(self, num_generations: int) -> None:
+        self._num_released = num_generations
+
+    def released(self) -> tuple[int, bool]:
+        """Generations after which the trials may go on, and whether the sweep ends."""
+        return self._num_released, self._is_stopping
+
+    def close(self) -> None:
+        self._depot.close()
 
     def shares(self) -> dict[str, int]:
         return dict(self._shares)
@@ -75,8 +105,11 @@ class _SharesActor:
         if time.monotonic() < self._next_look_s:
             return
         self._next_look_s = time.monotonic() + LOOK_EVERY_S
-        ours = [node for live in self._live.values() for node in live.nodes]
-        fitting = len(places_that_fit(look(), self._worker, self._data_cpus, self._most, ours, len(ours)))
+        nodes = look()
+        self._depot.tend()
+        self._depot.forget_lost({node.node_id for node in nodes if not node.is_draining})
+        ours = self._depot.nodes
+        fitting = len(places_that_fit(nodes, self._worker, self._data_cpus, self._most, ours, len(ours)))
         now_s = time.monotonic()
         if fitting >= self._capacity:
             self._less_since_s = math.inf
@@ -87,7 +120,7 @@ class _SharesActor:
             self._deal()
 
     def _deal(self) -> None:
-        self._shares = share([live.claim for live in self._live.values()], self._capacity)
+        self._shares = share(list(self._live.values()), self._capacity)
 
 
 class Shares:
@@ -116,6 +149,16 @@ class Shares:
         """Every trial saves and ends."""
         self._actor.stop.remote()
 
+    def arrived(self) -> dict[str, tuple[int, float]]:
+        """The trials of a population that have come to the end of a generation: its ordinal, and their value then."""
+        import ray
+
+        return ray.get(self._actor.arrived.remote(), timeout=ANSWER_TIMEOUT_S)
+
+    def release(self, num_generations: int) -> None:
+        """Trials that wait at the end of one of the first so many generations may go on."""
+        self._actor.release.remote(num_generations)
+
     def now(self) -> dict[str, int]:
         """Workers that each live trial may have."""
         import ray
@@ -123,9 +166,11 @@ class Shares:
         return ray.get(self._actor.shares.remote(), timeout=ANSWER_TIMEOUT_S)
 
     def close(self) -> None:
-        """End the actor."""
+        """End the actor, and all processes."""
         import ray
 
+        with contextlib.suppress(ray.exceptions.RayError):  # it is gone, and so is what it owned
+            ray.get(self._actor.close.remote(), timeout=ANSWER_TIMEOUT_S)
         ray.kill(self._actor)
 
 
@@ -139,26 +184,40 @@ class TrialShare(Share):
         import ray
 
         self._actor, self._trial = ray.get_actor(shares), claim.trial
-        self._is_stopping, self._last = False, 0
+        self._last = Answer()
         ray.get(self._actor.join.remote(claim), timeout=ANSWER_TIMEOUT_S)
 
-    def most_workers(self, nodes: Sequence[str]) -> int | None:
+    def most_workers(self) -> int | None:
         """As the pool says."""
         import ray
 
-        question: Any = self._actor.most_workers.remote(self._trial, list(nodes))
-        try:
-            answer: Any = ray.get(question, timeout=ANSWER_TIMEOUT_S)
-        except ray.exceptions.GetTimeoutError:  # a machine that is busy; what was last said holds on
-            return self._last
-        self._is_stopping = self._is_stopping or answer == STOP
-        self._last = max(0, answer)
-        return self._last
+        # A machine that is busy may not answer: what was last said holds on.
+        with contextlib.suppress(ray.exceptions.GetTimeoutError):
+            answer: Any = ray.get(self._actor.ask.remote(self._trial), timeout=ANSWER_TIMEOUT_S)
+            self._last = answer
+        return self._last.most
+
+    @property
+    def idle_nodes(self) -> Sequence[str]:
+        """As the pool said last."""
+        return self._last.idle
 
     @property
     def is_stop_asked(self) -> bool:
         """Whether the sweep ends."""
-        return self._is_stopping
+        return self._last.is_stopping
+
+    def lend(self, node_id: str, resources: Mapping[str, float]) -> Lent:
+        """One that another trial has given back, or a new one. It is the pool's."""
+        import ray
+
+        lent: Any = self._actor.lend.remote(self._trial, node_id, dict(resources))
+        answer: Lent = ray.get(lent, timeout=ANSWER_TIMEOUT_S)
+        return answer
+
+    def take_back(self, lent: Lent, *, is_fit: bool) -> None:
+        """For the next trial."""
+        self._actor.take_back.remote(lent.number, is_fit)
 
     def close(self) -> None:
         """The trial has ended: what it had is the others'."""

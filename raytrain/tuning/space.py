@@ -19,39 +19,10 @@ from raytrain.config import PositiveInt, RunConfig, Section
 from raytrain.config_io import describe, parse_config, read_yaml
 from raytrain.errors import ConfigError
 from raytrain.tuning.domains import AnyDomain, Domain, Grid
+from raytrain.tuning.schedulers import MAY_CHANGE, AnyScheduler, NoScheduler, Population
 
 Values = dict[str, Any]
 """Dotted config key -> value: what a trial changes in the sweep's config."""
-
-
-class NoScheduler(Section):
-    """Every trial trains to its end."""
-
-    kind: Literal["none"]
-
-
-class Asha(Section):
-    """Asynchronous successive halving (Li et al., 2020): at each rung the worse trials are stopped, without waiting."""
-
-    kind: Literal["asha"]
-    grace_steps: PositiveInt
-    """Steps before a trial may be stopped: the first rung. A rung is decided at the first evaluation at or after it."""
-    reduction_factor: Annotated[float, Field(gt=1.0)] = 3.0
-    """Of so many trials at a rung the best one goes on; rungs lie so many times apart."""
-
-
-class MedianStopping(Section):
-    """A trial stops when its best result is below the median of the others' mean results up to that step (Golovin et
-    al., 2017)."""
-
-    kind: Literal["median"]
-    grace_steps: PositiveInt
-    """Steps before a trial may be stopped."""
-    min_trials: PositiveInt = 3
-    """Trials that the median is taken of, at least."""
-
-
-AnyScheduler = Annotated[NoScheduler | Asha | MedianStopping, Field(discriminator="kind")]
 
 
 class RandomSearch(Section):
@@ -93,7 +64,7 @@ class Space(Section):
     parameters: Annotated[dict[str, AnyDomain], Field(min_length=1)]
     """Dotted config keys and their ranges."""
     scheduler: AnyScheduler = NoScheduler(kind="none")
-    """Which trials are stopped early."""
+    """Which trials are stopped early, or go on from another's model."""
     searcher: AnySearcher = RandomSearch(kind="random")
     """How values are chosen."""
     budget: Budget = Budget()
@@ -133,6 +104,18 @@ class Space(Section):
             seen.add(key)
         if isinstance(self.searcher, TpeSearch) and self.grids:
             raise ValueError("searcher.kind tpe chooses values by itself: use kind choice instead of grid")
+        return self
+
+    @model_validator(mode="after")
+    def _population_can_change(self) -> Self:
+        if not isinstance(self.scheduler, Population):
+            return self
+        for key in self.parameters:
+            if not key.startswith(MAY_CHANGE):
+                allowed = ", ".join(name.removesuffix(".") for name in MAY_CHANGE)
+                raise ValueError(f"scheduler.kind pbt can't change {key} in the middle of a run; it can: {allowed}")
+        if self.repeats > 1 or self.searcher.kind != "random" or self.num_configurations < 2:
+            raise ValueError("scheduler.kind pbt needs searcher.kind random, repeats 1, and budget.trials of 2 or more")
         return self
 
 
@@ -205,8 +188,25 @@ def check_space(space: Space, raw: dict[str, Any], overrides: list[str]) -> RunC
             except ConfigError as error:
                 mistakes.append(f"parameters.{key}: {value!r} is not possible: {without_headline(str(error))}")
                 break
+    if isinstance(space.scheduler, Population):
+        config = _evaluated_each(space.scheduler.every_steps, config, mistakes)
     if mistakes:
         raise ConfigError("\n".join([f"the space has {len(mistakes)} mistake{'s' * (len(mistakes) > 1)}:", *mistakes]))
+    return config
+
+
+def _evaluated_each(every_steps: int, config: RunConfig, mistakes: list[str]) -> RunConfig:
+    """A config that is evaluated at the end of each generation, if this one says nothing else."""
+    eval_every_steps = config.training.eval_every_steps
+    if eval_every_steps is None:
+        return parse_config(
+            config.model_dump(mode="json", exclude_unset=True), [f"training.eval_every_steps={every_steps}"]
+        )
+    if every_steps % eval_every_steps:
+        mistakes.append(
+            f"scheduler.every_steps {every_steps} is no multiple of training.eval_every_steps {eval_every_steps}; a "
+            "generation ends with an evaluation"
+        )
     return config
 
 

@@ -22,6 +22,7 @@ from raytrain.storage import Storage
 from raytrain.tasks import make_task
 from raytrain.training.state import best_metric
 from raytrain.tuning.board import TRIALS, Board, TrialRow
+from raytrain.tuning.schedulers import Population
 from raytrain.tuning.shares import Shares
 from raytrain.tuning.space import Space, Values, check_space, overrides_of, without_headline
 from raytrain.tuning.trial import TrialPlan
@@ -94,6 +95,12 @@ class Sweep:
     """Wall time of earlier commands."""
     began_s: float = field(default_factory=time.monotonic)
 
+    @property
+    def every_steps(self) -> int | None:
+        """Steps of a generation, in a sweep whose trials are a population."""
+        scheduler = self.space.scheduler
+        return scheduler.every_steps if isinstance(scheduler, Population) else None
+
     def spent_s(self) -> float:
         """Wall time of all commands up to now."""
         return self.spent_before_s + time.monotonic() - self.began_s
@@ -113,7 +120,10 @@ class Sweep:
             row = self.board.add(name, values)
             sign = self.board.sign
             value = None if row.value is None else sign * row.value
-            plan = TrialPlan(name, {}, self.metric, sign, shares, row.is_over, row.failure, row.rung, value)
+            sweep, every = self.root.path_of(), self.every_steps
+            plan = TrialPlan(
+                name, {}, self.metric, sign, shares, row.is_over, row.failure, row.rung, value, sweep, every
+            )
             try:
                 config = trial_config(self.config, self.root, name, values)
             except ConfigError as error:  # values that fit one by one, and not together
@@ -250,8 +260,9 @@ def _run(sweep: Sweep, found: Preflight, max_concurrent: int | None, lease: Leas
         observer.phase("trials")
         observer.begin(sweep.board, sweep.space.num_trials, sweep.metric)
         shares = Shares(worker_resources(config, plan.use_gpu), config.workers.data_cpus, live * config.workers.max)
+        at_once = sweep.space.num_trials if sweep.every_steps else live  # a generation's end is waited for by all
         try:
-            run_trials(sweep, shares, live, signals, lease.check)
+            run_trials(sweep, shares, at_once, signals, lease.check)
         finally:
             shares.close()
     is_all_failed = bool(sweep.board.rows) and sweep.board.count("failed") == len(sweep.board.rows)

@@ -8,13 +8,18 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from raytrain.config import RunConfig
 from raytrain.config_io import parse_config
-from raytrain.elastic.run import Observer, run_training
+from raytrain.elastic.run import Observer, RunResult, run_training
+from raytrain.elastic.share import Terms
 from raytrain.errors import RaytrainError
 from raytrain.storage import Storage
 from raytrain.training.records import read_jsonl
+from raytrain.tuning.legs import has_come_to, num_done, value_at, values_of, wait_for_others
+from raytrain.tuning.schedulers import MAY_CHANGE
 from raytrain.tuning.shares import TrialShare
 from raytrain.tuning.sharing import Claim
+from raytrain.tuning.space import overrides_of
 
 STEP, VALUE, STATUS = "step", "value", "status"
 SETTLED = "is_settled"
@@ -45,6 +50,10 @@ class TrialPlan:
     """Rungs that it had passed then."""
     value: float | None = None
     """Its newest value then, larger is better."""
+    sweep: str = ""
+    """The sweep's folder."""
+    every_steps: int | None = None
+    """Steps of a generation; None: there are none."""
 
 
 class TrialFailed(Exception):
@@ -67,21 +76,45 @@ def run_trial(plan: TrialPlan) -> None:
         raise TrialFailed(plan.failure)
     if plan.is_over:
         return
-    claim = Claim(plan.name, config.workers.min, config.workers.max, plan.rung, plan.value)
-    share = TrialShare(plan.shares, claim)
     failure = ""
     try:
-        result = run_training(config, reporter, share=share)
+        result = _train(plan, config, reporter) if plan.every_steps is None else _train_in_legs(plan, config, reporter)
         if result.status == "failed":
             failure = f"{kind_of(result.message)}: {result.message}"
     except RaytrainError as error:
         failure = f"error: {error}"
-    finally:
-        share.close()
     if failure:
         run.write_bytes(FAILURE, failure.encode())
         raise TrialFailed(failure)
     reporter.end(result.step, result.status)
+
+
+def _train(plan: TrialPlan, config: RunConfig, reporter: Observer, until_step: int | None = None) -> RunResult:
+    """Train with workers of the pool, up to a step or to the end."""
+    claim = Claim(plan.name, config.workers.min, config.workers.max, plan.rung, plan.value)
+    share = TrialShare(plan.shares, claim)
+    may_change = MAY_CHANGE if until_step is not None else ()
+    try:
+        return run_training(config, reporter, terms=Terms(share, until_step, may_change))
+    finally:
+        share.close()
+
+
+def _train_in_legs(plan: TrialPlan, config: RunConfig, reporter: Observer) -> RunResult:
+    """Train one generation after the other; between them others may have workers, and values and model may change."""
+    assert plan.every_steps is not None
+    sweep, run = Storage(plan.sweep), Storage(config.storage_path).at(config.name)
+    while True:
+        generation = num_done(sweep)
+        until_step = (generation + 1) * plan.every_steps
+        if not has_come_to(run, until_step):
+            now = parse_config(plan.config, overrides_of(values_of(sweep, plan.name)))
+            result = _train(plan, now, reporter, until_step)
+            if result.status != "stopped" or result.step < until_step:
+                return result
+        value = value_at(run, until_step, plan.metric, plan.sign)
+        if not wait_for_others(plan.shares, plan.name, generation, value):
+            return RunResult("stopped", run.path_of(), until_step)
 
 
 class Reporter(Observer):

@@ -7,14 +7,16 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule
 
 from raytrain.elastic.signals import StopSignals
-from raytrain.tuning.callback import SweepCallback
+from raytrain.tuning.callback import SweepCallback, trial_name
+from raytrain.tuning.schedulers import Asha, HyperBand, MedianStopping
 from raytrain.tuning.searcher import SweepSearcher
 from raytrain.tuning.shares import Shares
-from raytrain.tuning.space import Asha, MedianStopping, Space
+from raytrain.tuning.space import Space
 from raytrain.tuning.sweep import Sweep
 from raytrain.tuning.trial import SETTLED, STEP, VALUE, TrialPlan
 
@@ -22,13 +24,15 @@ TRIAL_RESOURCES = {"node:__internal_head__": 0.001}
 """A trial's own process computes nothing; Tune wants it to hold something. It runs where the cluster's head is."""
 
 
-def run_trials(sweep: Sweep, shares: Shares, live: int, signals: StopSignals, check_lease: Callable[[], None]) -> None:
+def run_trials(
+    sweep: Sweep, shares: Shares, at_once: int, signals: StopSignals, check_lease: Callable[[], None]
+) -> None:
     """Let Tune run the trials to their end.
 
     What it writes for itself goes to a folder that ends with it: a sweep goes on from its own files, see `trial`.
 
     Args:
-        live: Trials at once.
+        at_once: Trials that are begun and not over. How many of them have workers is the pool's matter.
     """
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
@@ -44,7 +48,8 @@ def run_trials(sweep: Sweep, shares: Shares, live: int, signals: StopSignals, ch
                 search_alg=searcher,
                 scheduler=_scheduler(sweep.space),
                 num_samples=-1,
-                max_concurrent_trials=live,
+                max_concurrent_trials=at_once,
+                reuse_actors=True,
             ),
             run_config=tune.RunConfig(
                 storage_path=local,
@@ -58,9 +63,11 @@ def run_trials(sweep: Sweep, shares: Shares, live: int, signals: StopSignals, ch
 
 
 def _trainable(config: dict[str, Any]) -> None:
-    """What Tune runs in each trial's process."""
+    """What Tune runs in each trial's process, one trial after the other."""
     from raytrain.tuning.trial import run_trial
 
+    # Tune waits so long for a trial that it has stopped, before it starts another process for the next one.
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "15")
     run_trial(TrialPlan(**config["plan"]))
 
 
@@ -78,17 +85,29 @@ def _settling(scheduler: Any) -> Any:
     return Settling
 
 
+class _Bracketed(AsyncHyperBandScheduler):
+    """Tune's, but a trial's bracket is drawn from its name: a sweep that goes on must find it in the same one."""
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_add(tune_controller, trial)
+        sizes = np.array([len(bracket._rungs) for bracket in self._brackets])
+        shares = np.exp(sizes - sizes.max())
+        rng = np.random.default_rng(list(trial_name(trial).encode()))
+        self._trial_info[trial.trial_id] = self._brackets[rng.choice(len(sizes), p=shares / shares.sum())]
+
+
 def _scheduler(space: Space) -> Any:
     """Tune's, by our own steps: its iterations begin anew when a trial does."""
     chosen = space.scheduler
-    if isinstance(chosen, Asha):
-        return _settling(AsyncHyperBandScheduler)(
+    if isinstance(chosen, Asha | HyperBand):
+        return _settling(_Bracketed)(
             time_attr=STEP,
             metric=VALUE,
             mode="max",
             max_t=10**9,
             grace_period=chosen.grace_steps,
             reduction_factor=chosen.reduction_factor,
+            brackets=chosen.brackets if isinstance(chosen, HyperBand) else 1,
         )
     if isinstance(chosen, MedianStopping):
         return _settling(MedianStoppingRule)(

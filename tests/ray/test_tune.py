@@ -156,6 +156,47 @@ def test_an_interrupted_sweep_goes_on(folder: Path, signal_number: int) -> None:
     assert resumed, "what ran went on from its checkpoint"
 
 
+@pytest.fixture(scope="module")
+def outcome() -> dict[str, Any]:
+    """Of the population that was not killed."""
+    return {}
+
+
+@pytest.mark.parametrize("is_killed", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_population_exchanges_models(folder: Path, outcome: dict[str, Any], is_killed: bool) -> None:
+    """The worst of three goes on from the best one's model with values near its; killed while models change hands, the
+    same command goes on, and the outcome is the same: a generation waits for all."""
+    name = f"population{int(is_killed)}"
+    more = {"metric": "loss", "budget": {"trials": 3}, "seed": 2}
+    pbt = {"kind": "pbt", "every_steps": 34, "resample": 0.0}
+    space = write_space(folder, name, {LR: {"kind": "loguniform", "low": 1e-7, "high": 4e-3}}, scheduler=pbt, **more)
+    config = sweep_config(folder, name, "workers.max=1", "training.eval_every_steps=null")
+    command, sweep = ("tune", config, "--space", space, "--max-concurrent", "2"), folder / "runs" / f"{name}-{name}"
+    if is_killed:
+        process = start_cli(*command)
+        wait_until(lambda: (sweep / "population" / "0000.json").exists(), "the first generation's end", 240)
+        kill_all(process)
+        (sweep / "population" / "0000.done").unlink(missing_ok=True)
+    code, output = run_cli(*command)
+    assert code == 0, output
+    rows = trials(sweep)
+    assert all(row["status"] == "finished" and row["step"] == 102 for row in rows.values())
+    decided = json.loads((sweep / "population" / "0000.json").read_text())["members"]
+    worst, best = (choose(decided, key=lambda trial: decided[trial]["value"]) for choose in (min, max))
+    assert decided[worst]["source"] == best
+    assert rows[worst]["sources"][0] == [34, best]
+    losses: dict[str, dict[int, float]] = {}
+    for trial in (worst, best):
+        lines = (sweep / "trials" / trial / "metrics.jsonl").read_text().splitlines()
+        losses[trial] = {row["step"]: row["loss"] for row in map(json.loads, lines)}
+        assert set(losses[trial]) == set(range(1, 103)), "no step is left out"
+    assert losses[worst][34] != losses[best][34]
+    assert losses[worst][35] == pytest.approx(losses[best][35], abs=1e-6), "it is the source's model from here on"
+    assert losses[worst][36] != losses[best][36], "with values of its own"
+    outcome.setdefault("values", {name: row["values"] for name, row in rows.items()})
+    assert outcome["values"] == {name: row["values"] for name, row in rows.items()}
+
+
 class Told:
     """What a scheduler looks at of a trial."""
 

@@ -1,0 +1,95 @@
+"""Population-based training from one generation to the next: who waits, what is decided, and which models change hands.
+
+All trials train up to the same step, save, and leave their workers to others. When the last one has come, the driver
+decides once and for all, hands the best trials' checkpoints to the worst ones, and lets all go on:
+
+    population/0000.json   what was decided after the first generation: every trial's value, source and values
+    population/0000.done   all models have changed hands
+
+A sweep that was interrupted between the two hands them over again, which changes nothing; before the first, the trials
+come to the same step again with the same values.
+"""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from raytrain.checkpoint.store import step_folder
+from raytrain.training.records import JsonlWriter
+from raytrain.tuning.board import TRIALS
+from raytrain.tuning.legs import decided_after, decision_name, done_name, num_done
+from raytrain.tuning.population import Member, exchange
+from raytrain.tuning.shares import Shares
+from raytrain.tuning.sweep import Sweep
+
+
+class Generations:
+    """The driver's side."""
+
+    def __init__(self, sweep: Sweep, shares: Shares, every_steps: int):
+        """Finishes what an earlier command has left unfinished."""
+        self._sweep, self._shares, self._every_steps = sweep, shares, every_steps
+        self._number = num_done(sweep.root)
+        if (unfinished := decided_after(sweep.root, self._number)) is not None:
+            self._hand_over(unfinished)
+        elif self._number:
+            self._note(decided_after(sweep.root, self._number - 1))
+        shares.release(self._number)
+
+    def advance(self) -> None:
+        """Exchange and let go on, if all trials have come. Called often."""
+        board = self._sweep.board
+        live = [row for row in board.rows.values() if not row.is_over]
+        if not live or (len(board.rows) < self._sweep.space.num_trials and self._sweep.may_start()):
+            return
+        arrived = self._shares.arrived()
+        if any(arrived.get(row.name, (-1, 0.0))[0] < self._number for row in live):
+            return
+        members = {row.name: Member(arrived[row.name][1], row.values) for row in live}
+        decided = self._decide(members)
+        self._sweep.root.commit_bytes(decision_name(self._number), json.dumps(decided, indent=1).encode())
+        self._hand_over(decided)
+        self._shares.release(self._number)
+
+    def _decide(self, members: Mapping[str, Member]) -> dict[str, Any]:
+        changes = exchange(self._sweep.space, self._number, members)
+        rows: dict[str, Any] = {}
+        for name, member in members.items():
+            change = changes.get(name)
+            rows[name] = {
+                "value": member.value if math.isfinite(member.value) else None,
+                "source": change.source if change else None,
+                "values": change.values if change else member.values,
+            }
+        return {"generation": self._number, "step": (self._number + 1) * self._every_steps, "members": rows}
+
+    def _hand_over(self, decided: dict[str, Any]) -> None:
+        """Each replaced trial gets its source's state and best model. May be done twice."""
+        root, step = self._sweep.root, decided["step"]
+        for name, member in decided["members"].items():
+            if member["source"] is None:
+                continue
+            source, own = f"{TRIALS}/{member['source']}", f"{TRIALS}/{name}"
+            for folder in ("checkpoints", "best"):  # the old ones are of another line: never to be gone back to
+                root.delete(f"{own}/{folder}")
+            root.copy(f"{source}/checkpoints/{step_folder(step)}", f"{own}/checkpoints/{step_folder(step)}")
+            if root.exists(f"{source}/best"):
+                root.copy(f"{source}/best", f"{own}/best")
+            events = JsonlWriter(root.at(own), "events.jsonl")
+            events.write({"time": time.time(), "kind": "exchange", "step": step, **member})
+            events.close()
+        root.commit_bytes(done_name(decided["generation"]), b"")
+        self._number = decided["generation"] + 1
+        self._note(decided)
+
+    def _note(self, decided: dict[str, Any]) -> None:
+        """What was decided, on the board."""
+        board = self._sweep.board
+        for name, member in decided["members"].items():
+            step, source = decided["step"], member["source"]
+            if source is None or name not in board.rows or (step, source) in board.rows[name].sources:
+                continue
+            row = board.exchanged(name, member["values"], step, source)
+            self._sweep.observer.trial(row, f"goes on from {source} at step {step}")

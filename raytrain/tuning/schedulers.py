@@ -1,0 +1,67 @@
+"""Which trials are stopped early, or go on from another's model: the sections of a space's `scheduler`. No Ray."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from raytrain.config import PositiveInt, Section
+
+MAY_CHANGE = ("training.optimizer.", "training.schedule.", "training.gradient_clipping", "training.dropout")
+"""Keys below these can get other values in the middle of a run: neither data nor the state's form depend on them."""
+
+
+class NoScheduler(Section):
+    """Every trial trains to its end."""
+
+    kind: Literal["none"]
+
+
+class Asha(Section):
+    """Asynchronous successive halving (Li et al., 2020): at each rung the worse trials are stopped, without waiting."""
+
+    kind: Literal["asha"]
+    grace_steps: PositiveInt
+    """Steps before a trial may be stopped: the first rung. A rung is decided at the first evaluation at or after it."""
+    reduction_factor: Annotated[float, Field(gt=1.0)] = 3.0
+    """Of so many trials at a rung the best one goes on; rungs lie so many times apart."""
+
+
+class HyperBand(Section):
+    """Asynchronous HyperBand (Li et al., 2020): several brackets of successive halving, of which the first stops
+    trials as early as ASHA, and each further one a rung later. For metrics that say little at first."""
+
+    kind: Literal["hyperband"]
+    grace_steps: PositiveInt
+    """Steps before a trial of the first bracket may be stopped."""
+    reduction_factor: Annotated[float, Field(gt=1.0)] = 3.0
+    """Of so many trials at a rung the best one goes on; rungs lie so many times apart."""
+    brackets: Annotated[int, Field(ge=2, le=8)] = 3
+    """Most trials are in the first one, fewer in each further one."""
+
+
+class MedianStopping(Section):
+    """A trial stops when its best result is below the median of the others' mean results up to that step (Golovin et
+    al., 2017)."""
+
+    kind: Literal["median"]
+    grace_steps: PositiveInt
+    """Steps before a trial may be stopped."""
+    min_trials: PositiveInt = 3
+    """Trials that the median is taken of, at least."""
+
+
+class Population(Section):
+    """Population-based training (Jaderberg et al., 2017): after every generation the worst trials go on from the models
+    of the best ones, with values near theirs. All trials of a generation are waited for, so that what comes out does
+    not depend on the cluster."""
+
+    kind: Literal["pbt"]
+    every_steps: PositiveInt
+    """Steps of a generation. The config's training.eval_every_steps must divide it; null there means the same."""
+    quantile: Annotated[float, Field(gt=0.0, le=0.5)] = 0.25
+    """Share of the trials that is replaced, and share of those that replace them; at least one."""
+    resample: Annotated[float, Field(ge=0.0, le=1.0)] = 0.25
+    """Probability that a value is drawn anew; otherwise it moves by a fifth up or down, or to a neighbour in a list."""
+
+
+AnyScheduler = Annotated[NoScheduler | Asha | HyperBand | MedianStopping | Population, Field(discriminator="kind")]
