@@ -7,8 +7,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from raytrain.console import LiveDisplay, in_minutes
-from raytrain.tuning.board import Board, TrialRow
+from raytrain.console import PLAIN_EVERY_S, LiveDisplay, in_minutes
+from raytrain.tuning.board import TRIALS, Board, TrialRow
 from raytrain.tuning.space import Values, short
 from raytrain.tuning.sweep import SweepObserver, SweepResult
 
@@ -24,10 +24,18 @@ class SweepDisplay(LiveDisplay, SweepObserver):
         self._board: Board | None = None
         self._metric, self._num_trials = "", 0
         self._began_s = time.monotonic()
+        self._rows_text, self._next_line_s = "", 0.0
 
     def phase(self, text: str) -> None:
         """A new phase has begun."""
         self.console.print(text)
+
+    def prepared(self, rows: int, total: int | None, rows_per_s: float) -> None:
+        """Rows prepared so far."""
+        self._rows_text = f"  {rows:,}{f' of {total:,}' if total else ''} rows, {rows_per_s:,.0f} rows/s"
+        if not self.console.is_terminal and rows_per_s and time.monotonic() > self._next_line_s:
+            self._next_line_s = time.monotonic() + PLAIN_EVERY_S
+            self.console.print(self._rows_text, soft_wrap=True)
 
     def begin(self, board: Board, num_trials: int, metric: str) -> None:
         """The trials are about to start."""
@@ -69,7 +77,7 @@ class SweepDisplay(LiveDisplay, SweepObserver):
 
     def _render(self) -> RenderableType:
         if self._board is None:
-            return Text("")
+            return Text(self._rows_text)
         caption = f"{self._totals()} {in_minutes(time.monotonic() - self._began_s)}"
         return trial_table(self._board, self._metric, caption=caption)
 
@@ -77,7 +85,7 @@ class SweepDisplay(LiveDisplay, SweepObserver):
 def trial_table(board: Board, metric: str, caption: str = "", most: int = MOST_ROWS) -> Table:
     """The trials: those that run first, then the best."""
     table = Table(caption=escape(caption), caption_justify="left", box=None, pad_edge=False)
-    for name in ("trial", "state", "rung", "step", metric, "best", "workers", "values"):
+    for name in ("trial", "state", "rung", "step", metric, "best", "workers", "goodput", "values"):
         is_text = name in ("trial", "state", "values")
         table.add_column(name, justify="left" if is_text else "right", no_wrap=True, overflow="ellipsis")
     rows = sorted(board.best_first(), key=lambda row: row.status != "running")
@@ -90,6 +98,7 @@ def trial_table(board: Board, metric: str, caption: str = "", most: int = MOST_R
             _number(row.value),
             _number(row.best_value),
             str(row.workers or ""),
+            "" if row.goodput is None else f"{row.goodput:.0%}",
             escape(in_words(row.values)),
             style=COLORS.get(row.status),
         )
@@ -125,4 +134,6 @@ def print_sweep(console: Console, result: SweepResult) -> None:
         console.print(result.message, soft_wrap=True, markup=False)
     if result.status == "stopped":
         console.print("the same command goes on from here")
+    if result.best_trial is not None:
+        console.print(f"model   {result.path}/{TRIALS}/{result.best_trial}/best", soft_wrap=True, markup=False)
     console.print(f"sweep   {result.path}", soft_wrap=True, markup=False)

@@ -31,6 +31,8 @@ class TrialRow:
     rung: int = 0
     workers: int = 0
     """That it may have now."""
+    goodput: float | None = None
+    """Share of its worker-seconds that went into steps that count and evaluations; known at its end."""
     failure: str | None = None
     """`kind: message`; kind is diverged, out_of_memory or error."""
     history: list[tuple[int, float]] = field(default_factory=list)

@@ -13,6 +13,7 @@ from raytrain.config import RunConfig
 from raytrain.elastic.group import worker_resources
 from raytrain.elastic.lease import Lease
 from raytrain.elastic.preflight import Preflight, check
+from raytrain.elastic.resume import changed_keys
 from raytrain.elastic.run import writing_report
 from raytrain.elastic.session import RaySession, cluster_address, ray_session
 from raytrain.elastic.signals import StopSignals
@@ -27,6 +28,7 @@ from raytrain.tuning.shares import Shares
 from raytrain.tuning.space import Space, Values, check_space, overrides_of, without_headline
 from raytrain.tuning.trial import TrialPlan
 
+GROWING = ("budget.", "max_failed")  # of a space: a sweep may be gone on with for longer
 SWEEP, SUMMARY = "sweep.yaml", "sweep.json"
 CLUSTER_TRIALS = 8  # live trials on a cluster, at least
 
@@ -224,22 +226,37 @@ def _metric_of(space: Space, config: RunConfig) -> tuple[str, str]:
 
 
 def _begin_or_resume(root: Storage, config: RunConfig, space: Space, metric: str, mode: str) -> None:
-    """Write down what the sweep is, or see that it is the same as before. Raises ConfigError."""
+    """Write down what the sweep is, or see that it is the same as before, give or take its budget and what does not
+    touch the experiment. Raises ConfigError."""
     now = {
         "config": config.model_dump(mode="json", exclude_unset=True),
         "space": space.model_dump(mode="json", exclude_unset=True),
         "compares": {"metric": metric, "mode": mode},
     }
-    if not root.exists(SWEEP):
-        root.commit_bytes(SWEEP, yaml.safe_dump(now, sort_keys=False, allow_unicode=True).encode())
-        return
-    before = yaml.safe_load(root.read_bytes(SWEEP))
-    changed = [part for part in now if now[part] != before.get(part)]
-    if changed:
-        raise ConfigError(
-            f"{root.path_of()} holds a sweep with another {' and another '.join(changed)}. Give the config another "
-            "name, or delete that folder"
-        )
+    if root.exists(SWEEP):
+        before = yaml.safe_load(root.read_bytes(SWEEP))
+        old = {"config": RunConfig.model_validate(before["config"]), "space": Space.model_validate(before["space"])}
+        changes = changed_keys(old["config"].model_dump(mode="json"), config.model_dump(mode="json"))
+        may_change = () if isinstance(space.scheduler, Population) else GROWING  # a population has one size
+        changes += [
+            (f"the space's {key}", was, value)
+            for key, was, value in changed_keys(old["space"].model_dump(mode="json"), space.model_dump(mode="json"))
+            if not (may_change and key.startswith(may_change))
+        ]
+        if before["compares"] != now["compares"]:
+            changes.append(("the metric", before["compares"]["metric"], metric))
+        if changes:
+            lines = [f"  {key}: was {was!r}, is now {value!r}" for key, was, value in changes]
+            raise ConfigError(
+                "\n".join(
+                    [
+                        f"{root.path_of()} holds a sweep of another kind, so it can't be gone on with:",
+                        *lines,
+                        "Put the old value back to go on, give the config another name, or delete that folder",
+                    ]
+                )
+            )
+    root.commit_bytes(SWEEP, yaml.safe_dump(now, sort_keys=False, allow_unicode=True).encode())
 
 
 def _run(sweep: Sweep, found: Preflight, max_concurrent: int | None, lease: Lease) -> str:

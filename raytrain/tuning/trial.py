@@ -21,7 +21,7 @@ from raytrain.tuning.shares import TrialShare
 from raytrain.tuning.sharing import Claim
 from raytrain.tuning.space import overrides_of
 
-STEP, VALUE, STATUS = "step", "value", "status"
+STEP, VALUE, STATUS, GOODPUT = "step", "value", "status", "goodput"
 SETTLED = "is_settled"
 """A report after which the trial is not stopped: it has passed this rung before, or is at its end anyway."""
 FAILURE = "failure.txt"
@@ -86,7 +86,7 @@ def run_trial(plan: TrialPlan) -> None:
     if failure:
         run.write_bytes(FAILURE, failure.encode())
         raise TrialFailed(failure)
-    reporter.end(result.step, result.status)
+    reporter.end(result)
 
 
 def _train(plan: TrialPlan, config: RunConfig, reporter: Observer, until_step: int | None = None) -> RunResult:
@@ -146,15 +146,16 @@ class Reporter(Observer):
             self._last_step, self._last_value = row["step"], self._plan.sign * value
             self._report("running", is_settled=is_settled or self._last_step >= self._total_steps)
 
-    def end(self, step: int, status: str) -> None:
+    def end(self, result: RunResult) -> None:
         """The run is over. Told with the last value, since Tune takes a trial's last report for its result."""
-        self._last_step = max(step, self._last_step)
-        self._report(status, is_settled=True)
+        self._last_step = max(result.step, self._last_step)
+        self._report(result.status, is_settled=True, goodput=result.goodput)
 
-    def _report(self, status: str, *, is_settled: bool) -> None:
+    def _report(self, status: str, *, is_settled: bool, goodput: float | None = None) -> None:
         from ray import tune
 
-        tune.report({STEP: self._last_step, VALUE: self._last_value, STATUS: status, SETTLED: is_settled})
+        told = {STEP: self._last_step, VALUE: self._last_value, STATUS: status, SETTLED: is_settled}
+        tune.report({**told, GOODPUT: goodput})
 
 
 def kind_of(message: str) -> str:

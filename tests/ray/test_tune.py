@@ -108,7 +108,7 @@ def test_a_finished_sweep_is_not_run_again(asha: Path, folder: Path) -> None:
         "tune", str(folder / "asha.yaml"), "--space", str(folder / "spaces" / "rates.yaml"), "seed=1"
     )
     assert code == 2
-    assert "holds a sweep with another config" in output
+    assert "seed: was 0, is now 1" in output
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
@@ -201,7 +201,7 @@ class Told:
     """What a scheduler looks at of a trial."""
 
     def __init__(self, trial_id: str):
-        self.trial_id = trial_id
+        self.trial_id, self.config = trial_id, {"plan": {"name": trial_id}}
 
 
 @pytest.mark.parametrize("scheduler", [ASHA, {"kind": "median", "grace_steps": 17, "min_trials": 1}])
@@ -230,6 +230,27 @@ def test_what_is_told_again_stops_nobody(scheduler: dict[str, Any]) -> None:
     if scheduler is ASHA:  # it is recorded at this rung now, and is asked again at the next one only
         return
     assert tell(poor, 0.0, is_settled=False) == tunes.STOP
+
+
+def test_a_trial_keeps_its_bracket() -> None:
+    """P15: HyperBand's brackets are drawn, and a sweep that goes on must draw them alike."""
+    from raytrain.tuning.space import Space
+    from raytrain.tuning.tuner import _scheduler
+
+    scheduler = {"kind": "hyperband", "grace_steps": 17, "reduction_factor": 3, "brackets": 3}
+    space = Space.model_validate({"parameters": {LR: {"kind": "grid", "values": [1]}}, "scheduler": scheduler})
+
+    def brackets(names: list[str]) -> dict[str, int]:
+        tunes = _scheduler(space)
+        for name in names:
+            tunes.on_trial_add(None, Told(name))
+        return {name: tunes._brackets.index(tunes._trial_info[name]) for name in names}
+
+    names = [f"trial_{number:04d}" for number in range(60)]
+    drawn = brackets(names)
+    assert drawn == brackets(names[::-1])
+    sizes = [list(drawn.values()).count(number) for number in range(3)]
+    assert sizes[0] > sizes[1] > sizes[2] > 0
 
 
 def test_trials_that_fail_do_not_end_the_sweep(folder: Path) -> None:
