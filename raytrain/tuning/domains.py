@@ -31,6 +31,10 @@ class Domain(Section):
         """A value near this one."""
         raise NotImplementedError
 
+    def unit(self, value: Any) -> float:
+        """Where a value lies in the range, from 0 to 1; NaN when it is none of those that are listed."""
+        raise NotImplementedError
+
 
 class Range(Domain):
     """Base of those between two numbers."""
@@ -54,6 +58,10 @@ class Range(Domain):
         """See Domain."""
         return min(max(self.low, value * MOVES[rng.integers(2)]), self.high)
 
+    def unit(self, value: Any) -> float:
+        """See Domain."""
+        return (value - self.low) / (self.high - self.low) if self.high > self.low else 0.5
+
 
 class Listed(Domain):
     """Base of those that are given one by one."""
@@ -72,6 +80,10 @@ class Listed(Domain):
     def move(self, value: Any, rng: np.random.Generator) -> Any:
         """See Domain."""
         return self.values[_beside(self.values.index(value), len(self.values), rng)]
+
+    def unit(self, value: Any) -> float:
+        """See Domain."""
+        return self.values.index(value) / max(1, len(self.values) - 1) if value in self.values else math.nan
 
 
 class Uniform(Range):
@@ -94,6 +106,10 @@ class LogUniform(Range):
     def draw(self, rng: np.random.Generator) -> float:
         """See Domain."""
         return float(math.exp(rng.uniform(math.log(self.low), math.log(self.high))))
+
+    def unit(self, value: Any) -> float:
+        """See Domain."""
+        return math.log(value / self.low) / math.log(self.high / self.low) if self.high > self.low else 0.5
 
 
 class QUniform(Range):

@@ -10,6 +10,7 @@ A sweep that was interrupted between the two hands them over again, which change
 come to the same step again with the same values.
 """
 
+import itertools
 import json
 import math
 import time
@@ -18,6 +19,7 @@ from typing import Any
 
 from raytrain.checkpoint.store import step_folder
 from raytrain.training.records import JsonlWriter
+from raytrain.tuning.bandit import Gain
 from raytrain.tuning.board import TRIALS
 from raytrain.tuning.legs import decided_after, decision_name, done_name, num_done
 from raytrain.tuning.population import Member, exchange
@@ -54,16 +56,29 @@ class Generations:
         self._shares.release(self._number)
 
     def _decide(self, members: Mapping[str, Member]) -> dict[str, Any]:
-        changes = exchange(self._sweep.space, self._number, members)
+        changes = exchange(self._sweep.space, self._number, members, self._gains(members))
         rows: dict[str, Any] = {}
         for name, member in members.items():
             change = changes.get(name)
             rows[name] = {
                 "value": member.value if math.isfinite(member.value) else None,
+                "trained_with": member.values,
                 "source": change.source if change else None,
                 "values": change.values if change else member.values,
             }
         return {"generation": self._number, "step": (self._number + 1) * self._every_steps, "members": rows}
+
+    def _gains(self, members: Mapping[str, Member]) -> list[Gain]:
+        """What each trial has gained in each generation, where that is a number."""
+        past = [decided_after(self._sweep.root, number)["members"] for number in range(self._number)]
+        now = {name: {"value": member.value, "trained_with": member.values} for name, member in members.items()}
+        gains = []
+        for number, (before, after) in enumerate(itertools.pairwise([*past, now]), start=1):
+            for name, row in after.items():
+                begun = before.get(before[name]["source"] or name, {}).get("value") if name in before else None
+                if begun is not None and row["value"] is not None and math.isfinite(row["value"]):
+                    gains.append(Gain(number, row["trained_with"], row["value"] - begun))
+        return gains
 
     def _hand_over(self, decided: dict[str, Any]) -> None:
         """Each replaced trial gets its source's state and best model. May be done twice."""

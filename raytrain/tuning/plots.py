@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from raytrain.report.plots import ACCENT, FAINT, GRID, INK, SECOND, SIZE, new_axes, png_of
 from raytrain.tuning.board import TrialRow
-from raytrain.tuning.domains import Domain, Listed, LogUniform
+from raytrain.tuning.domains import Domain
 from raytrain.tuning.schedulers import Asha, HyperBand
 from raytrain.tuning.space import Space, short
 
@@ -49,7 +49,7 @@ def parallel_coordinates(rows: Sequence[TrialRow], space: Space, metric: str, mo
     goodness = _unit(best if mode == "max" else -best)
     for place in np.argsort(goodness):
         row = rows[place]
-        heights = [_height(space.parameters[key], row.values[key]) if key in row.values else math.nan for key in keys]
+        heights = [space.parameters[key].unit(row.values[key]) if key in row.values else math.nan for key in keys]
         shade = colormaps["Blues"](0.2 + 0.8 * goodness[place])
         axes.plot(range(len(keys) + 1), [*heights, _unit(best)[place]], color=shade, linewidth=1.3)
     for index, key in enumerate(keys):
@@ -80,7 +80,7 @@ def importance(rows: Sequence[TrialRow], space: Space) -> bytes | None:
     study = optuna.create_study()
     heights: dict[str, Any] = {key: optuna.distributions.FloatDistribution(0.0, 1.0) for key in keys}
     for row in rows:
-        params = {key: _height(space.parameters[key], row.values[key]) for key in keys}
+        params = {key: space.parameters[key].unit(row.values[key]) for key in keys}
         study.add_trial(optuna.create_trial(params=params, distributions=heights, value=row.best_value))
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     found = optuna.importance.get_param_importances(study, evaluator=evaluator)
@@ -117,22 +117,10 @@ def allocation(segments: Sequence[Segment]) -> bytes | None:
     return png_of(figure)
 
 
-def _height(domain: Domain, value: Any) -> float:
-    """Where a value lies in its range, from 0 to 1."""
-    if isinstance(domain, Listed):
-        return domain.values.index(value) / max(1, len(domain.values) - 1) if value in domain.values else math.nan
-    low, high = domain.ends()
-    if low == high:
-        return 0.5
-    if isinstance(domain, LogUniform):
-        return math.log(value / low) / math.log(high / low)
-    return (value - low) / (high - low)
-
-
 def _ticks(domain: Domain) -> list[tuple[float, str]]:
     """(height, text) of what is written at a parameter's axis."""
     texts = ((value, f"{value:g}" if isinstance(value, float) else str(value)[:16]) for value in domain.ends())
-    return [(_height(domain, value), text) for value, text in texts]
+    return [(domain.unit(value), text) for value, text in texts]
 
 
 def _unit(values: np.ndarray) -> np.ndarray:

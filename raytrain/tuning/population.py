@@ -1,12 +1,13 @@
 """Population-based training: who goes on from whose model, and with which values. A pure function. No Ray."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from raytrain.tuning.bandit import LEAST_GAINS, Gain, propose
 from raytrain.tuning.domains import Domain
-from raytrain.tuning.schedulers import Population
+from raytrain.tuning.schedulers import Bandits, Generational, Population
 from raytrain.tuning.space import Space, Values, applies
 
 
@@ -29,24 +30,34 @@ class Exchange:
     """Its own from now on."""
 
 
-def exchange(space: Space, generation: int, members: Mapping[str, Member]) -> dict[str, Exchange]:
+RESAMPLE = 0.25
+"""Of Bandits, while they know too little."""
+
+
+def exchange(
+    space: Space, generation: int, members: Mapping[str, Member], gains: Sequence[Gain] = ()
+) -> dict[str, Exchange]:
     """The worst trials and what becomes of them, by name.
 
     Args:
-        space: Its scheduler is a Population.
-        generation: Ordinal; with the space's seed it decides what is drawn.
+        space: Its scheduler is Generational.
+        generation: Ordinal of the one that has ended; with the space's seed it decides what is drawn.
         members: By name.
+        gains: Of all generations but the first; of use to Bandits.
     """
-    assert isinstance(space.scheduler, Population)
+    scheduler = space.scheduler
+    assert isinstance(scheduler, Generational)
     ranked = sorted(members, key=lambda name: (-members[name].value, name))
-    number = min(max(1, int(len(ranked) * space.scheduler.quantile)), len(ranked) // 2)
+    number = min(max(1, int(len(ranked) * scheduler.quantile)), len(ranked) // 2)
     best, worst = ranked[:number], ranked[len(ranked) - number :]
     rng = np.random.default_rng([space.seed, 1 + generation, 0x9B7])  # unlike those of draw_values
-    changes = {}
-    for name in worst:
-        source = best[int(rng.integers(len(best)))]
-        changes[name] = Exchange(source, _explore(space, members[source].values, space.scheduler.resample, rng))
-    return changes
+    sources = [best[int(rng.integers(len(best)))] for _ in worst]
+    if isinstance(scheduler, Bandits) and len(gains) >= LEAST_GAINS:
+        values = propose(space, generation + 1, gains, len(worst), scheduler.doubt, rng)
+    else:
+        resample = scheduler.resample if isinstance(scheduler, Population) else RESAMPLE
+        values = [_explore(space, members[source].values, resample, rng) for source in sources]
+    return {name: Exchange(*change) for name, change in zip(worst, zip(sources, values, strict=True), strict=True)}
 
 
 def _explore(space: Space, values: Values, resample: float, rng: np.random.Generator) -> Values:

@@ -50,18 +50,34 @@ class MedianStopping(Section):
     """Trials that the median is taken of, at least."""
 
 
-class Population(Section):
-    """Population-based training (Jaderberg et al., 2017): after every generation the worst trials go on from the models
-    of the best ones, with values near theirs. All trials of a generation are waited for, so that what comes out does
-    not depend on the cluster."""
+class Generational(Section):
+    """Base of those in which all trials train a generation, and then the worst go on from the models of the best. All
+    are waited for, so that what comes out does not depend on the cluster."""
 
-    kind: Literal["pbt"]
     every_steps: PositiveInt
     """Steps of a generation. The config's training.eval_every_steps must divide it; null there means the same."""
     quantile: Annotated[float, Field(gt=0.0, le=0.5)] = 0.25
     """Share of the trials that is replaced, and share of those that replace them; at least one."""
+
+
+class Population(Generational):
+    """Population-based training (Jaderberg et al., 2017): with values near those of the best."""
+
+    kind: Literal["pbt"]
     resample: Annotated[float, Field(ge=0.0, le=1.0)] = 0.25
     """Probability that a value is drawn anew; otherwise it moves by a fifth up or down, or to a neighbour in a list."""
 
 
-AnyScheduler = Annotated[NoScheduler | Asha | HyperBand | MedianStopping | Population, Field(discriminator="kind")]
+class Bandits(Generational):
+    """Population-based bandits (Parker-Holder et al., 2020): with values from which a Gaussian process expects most,
+    given what all trials have gained in each generation. Better than chance for small populations. Numbers only."""
+
+    kind: Literal["pb2"]
+    doubt: Annotated[float, Field(ge=0.0)] = 1.0
+    """Standard deviations that are added to what is expected: more tries more."""
+
+
+AnyScheduler = Annotated[
+    NoScheduler | Asha | HyperBand | MedianStopping | Population | Bandits,
+    Field(discriminator="kind"),
+]

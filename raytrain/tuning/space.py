@@ -18,8 +18,8 @@ from raytrain import assets
 from raytrain.config import PositiveInt, RunConfig, Section
 from raytrain.config_io import describe, parse_config, read_yaml
 from raytrain.errors import ConfigError
-from raytrain.tuning.domains import AnyDomain, Domain, Grid
-from raytrain.tuning.schedulers import MAY_CHANGE, AnyScheduler, NoScheduler, Population
+from raytrain.tuning.domains import AnyDomain, Domain, Grid, Range
+from raytrain.tuning.schedulers import MAY_CHANGE, AnyScheduler, Bandits, Generational, NoScheduler
 
 Values = dict[str, Any]
 """Dotted config key -> value: what a trial changes in the sweep's config."""
@@ -108,14 +108,17 @@ class Space(Section):
 
     @model_validator(mode="after")
     def _population_can_change(self) -> Self:
-        if not isinstance(self.scheduler, Population):
+        if not isinstance(self.scheduler, Generational):
             return self
-        for key in self.parameters:
+        kind = f"scheduler.kind {self.scheduler.kind}"
+        for key, domain in self.parameters.items():
+            if isinstance(self.scheduler, Bandits) and (domain.when or not isinstance(domain, Range)):
+                raise ValueError(f"{kind} chooses numbers between two others: parameters.{key} is none, use kind pbt")
             if not key.startswith(MAY_CHANGE):
                 allowed = ", ".join(name.removesuffix(".") for name in MAY_CHANGE)
-                raise ValueError(f"scheduler.kind pbt can't change {key} in the middle of a run; it can: {allowed}")
+                raise ValueError(f"{kind} can't change {key} in the middle of a run; it can: {allowed}")
         if self.repeats > 1 or self.searcher.kind != "random" or self.num_configurations < 2:
-            raise ValueError("scheduler.kind pbt needs searcher.kind random, repeats 1, and budget.trials of 2 or more")
+            raise ValueError(f"{kind} needs searcher.kind random, repeats 1, and budget.trials of 2 or more")
         return self
 
 
@@ -188,7 +191,7 @@ def check_space(space: Space, raw: dict[str, Any], overrides: list[str]) -> RunC
             except ConfigError as error:
                 mistakes.append(f"parameters.{key}: {value!r} is not possible: {without_headline(str(error))}")
                 break
-    if isinstance(space.scheduler, Population):
+    if isinstance(space.scheduler, Generational):
         config = _evaluated_each(space.scheduler.every_steps, config, mistakes)
     if mistakes:
         raise ConfigError("\n".join([f"the space has {len(mistakes)} mistake{'s' * (len(mistakes) > 1)}:", *mistakes]))

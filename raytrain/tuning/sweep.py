@@ -23,7 +23,7 @@ from raytrain.storage import Storage
 from raytrain.tasks import make_task
 from raytrain.training.state import best_metric
 from raytrain.tuning.board import TRIALS, Board, TrialRow
-from raytrain.tuning.schedulers import Population
+from raytrain.tuning.schedulers import Generational
 from raytrain.tuning.shares import Shares
 from raytrain.tuning.space import Space, Values, check_space, overrides_of, without_headline
 from raytrain.tuning.trial import TrialPlan
@@ -101,7 +101,7 @@ class Sweep:
     def every_steps(self) -> int | None:
         """Steps of a generation, in a sweep whose trials are a population."""
         scheduler = self.space.scheduler
-        return scheduler.every_steps if isinstance(scheduler, Population) else None
+        return scheduler.every_steps if isinstance(scheduler, Generational) else None
 
     def spent_s(self) -> float:
         """Wall time of all commands up to now."""
@@ -237,7 +237,7 @@ def _begin_or_resume(root: Storage, config: RunConfig, space: Space, metric: str
         before = yaml.safe_load(root.read_bytes(SWEEP))
         old = {"config": RunConfig.model_validate(before["config"]), "space": Space.model_validate(before["space"])}
         changes = changed_keys(old["config"].model_dump(mode="json"), config.model_dump(mode="json"))
-        may_change = () if isinstance(space.scheduler, Population) else GROWING  # a population has one size
+        may_change = () if isinstance(space.scheduler, Generational) else GROWING  # a population has one size
         changes += [
             (f"the space's {key}", was, value)
             for key, was, value in changed_keys(old["space"].model_dump(mode="json"), space.model_dump(mode="json"))

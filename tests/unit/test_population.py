@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from raytrain.config_io import parse_config
 from raytrain.errors import ConfigError
+from raytrain.tuning.bandit import Gain
 from raytrain.tuning.population import Member, exchange
 from raytrain.tuning.space import Space, check_space, draw_values, overrides_of
 
@@ -107,3 +108,29 @@ def test_a_generation_ends_with_an_evaluation() -> None:
     )
     with pytest.raises(ConfigError, match="every_steps 40 is no multiple of training.eval_every_steps 30"):
         check_space(population(every_steps=40), RAW, ["training.eval_every_steps=30"])
+
+
+def test_bandits_learn_where_trials_gain() -> None:
+    """What helps moves with time; proposals follow it, and differ from each other."""
+    parameters = {LR: PARAMETERS[LR], "training.optimizer.weight_decay": {"kind": "uniform", "low": 0.0, "high": 0.1}}
+    space = population(parameters, scheduler={"kind": "pb2", "quantile": 0.5, "doubt": 0.0})
+    rate = space.parameters[LR]
+
+    def gain(values: dict[str, Any], generation: int) -> float:
+        return -((rate.unit(values[LR]) - (0.9 if generation < 4 else 0.2)) ** 2)
+
+    drawn = [
+        (generation, draw_values(space, 8 * generation + member)) for generation in range(1, 9) for member in range(8)
+    ]
+    gains = [Gain(generation, values, gain(values, generation)) for generation, values in drawn]
+    members = {f"t{index}": Member(index, draw_values(space, index)) for index in range(8)}
+    changes = exchange(space, 8, members, gains)
+    assert len(changes) == 4
+    assert all(abs(rate.unit(change.values[LR]) - 0.2) < 0.15 for change in changes.values())
+    assert len({change.values[LR] for change in changes.values()}) == 4
+    assert changes == exchange(space, 8, members, gains)
+
+
+def test_bandits_choose_numbers_only() -> None:
+    with pytest.raises(ValueError, match="scheduler.kind pb2 chooses numbers"):
+        population(scheduler={"kind": "pb2"})
