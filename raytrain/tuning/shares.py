@@ -99,6 +99,7 @@ class _SharesActor:
         self._depot.close()
 
     def shares(self) -> dict[str, int]:
+        self._look()  # also while no trial asks: what is idle for too long is ended
         return dict(self._shares)
 
     def _look(self) -> None:
