@@ -151,6 +151,7 @@ EVENT_TEXTS = {
     "damaged_snapshot": "[yellow]the snapshot of step {step} was passed over: {reason}",
     "no_snapshots": "[yellow]snapshots do not fit into the nodes' object stores; a crash goes back to a checkpoint",
     "damaged_checkpoint": "[yellow]checkpoint of step {step} is damaged and was passed over: {reason}",
+    "tracker": "[yellow]{tracker}: {reason}; the training goes on",
     "early_stop": "stopping early at step {step}: the best model is that of step {best_step}",
 }
 

@@ -29,6 +29,8 @@ from raytrain.storage import Storage
 from raytrain.tasks import make_task
 from raytrain.timetable import make_timetable
 from raytrain.tokenizer import load_tokenizer
+from raytrain.tracking.base import TrackedRun
+from raytrain.tracking.trackers import Trackers
 from raytrain.training.control import Control
 from raytrain.training.deepspeed_config import training_at
 from raytrain.training.engine import Engine, detect_precision
@@ -68,10 +70,16 @@ class WorkerRun:
             run,
             world,
             attempt,
-            tensorboard=self.config.tracking.tensorboard,
+            trackers=self._trackers(),
             record_samples=self.config.data.record_samples,
             now=link.now,
         )
+
+    def _trackers(self) -> Trackers | None:
+        """Of rank 0. An evaluation may run beside the training, which is the one that writes to them."""
+        if self.world.world_rank != 0 or self.job.evaluate_split is not None:
+            return None
+        return Trackers(TrackedRun(self.run, self.config), self.link.now)
 
     def train(self) -> dict[str, Any]:
         """Train from where the run stands to its end; the contents of result.json."""
