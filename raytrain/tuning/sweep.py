@@ -1,6 +1,7 @@
 """A sweep: Ray Tune decides which trials run and which stop; the pool decides with how many workers."""
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -22,9 +23,12 @@ from raytrain.storage import Storage
 from raytrain.tasks import make_task
 from raytrain.training.state import best_metric
 from raytrain.tuning.board import TRIALS, Board, TrialRow
+from raytrain.tuning.hparams import write_hparams
 from raytrain.tuning.shares import Shares
 from raytrain.tuning.space import Space, Values, check_space, overrides_of, without_headline
 from raytrain.tuning.trial import TrialPlan
+
+logger = logging.getLogger(__name__)
 
 SWEEP, SUMMARY = "sweep.yaml", "sweep.json"
 CLUSTER_TRIALS = 8  # live trials on a cluster, at least
@@ -103,6 +107,15 @@ class Sweep:
         steps = self.space.budget.steps
         return not self.stop_message and (steps is None or self.board.steps < steps)
 
+    def tell(self, row: TrialRow, event: str) -> None:
+        """Pass on what a trial has come to; see `SweepObserver.trial`."""
+        self.observer.trial(row, event)
+        if event == "over" and self.config.tracking.tensorboard:
+            try:
+                write_hparams(self.root, row, self.metric)
+            except Exception:  # a full disk: the sweep has better reasons to end
+                logger.exception("%s is not shown in TensorBoard's HParams", row.name)
+
     def plan_of(self, shares: str) -> Callable[[int, Values], TrialPlan]:
         """Makes the plan of a trial from its ordinal and values."""
 
@@ -118,7 +131,7 @@ class Sweep:
                 config = trial_config(self.config, self.root, name, values)
             except ConfigError as error:  # values that fit one by one, and not together
                 failure = f"error: these values do not go together: {without_headline(str(error))}"
-                self.observer.trial(self.board.update(name, status="failed", failure=failure), "over")
+                self.tell(self.board.update(name, status="failed", failure=failure), "over")
                 return replace(plan, is_over=True, failure=failure)
             return replace(plan, config=config.model_dump(mode="json", exclude_unset=True))
 
@@ -195,6 +208,10 @@ def trial_config(config: RunConfig, root: Storage, name: str, values: Values) ->
     raw = config.model_dump(mode="json", exclude_unset=True)
     prepared = config.data.prepared_path or Storage(config.storage_path).path_of("_prepared")
     own = {"storage_path": root.path_of(TRIALS), "name": name, "data.prepared_path": prepared}
+    for tracker in ("wandb", "mlflow"):  # which show the trials of a sweep together
+        section = getattr(config.tracking, tracker)
+        if section is not None and section.group is None:
+            own[f"tracking.{tracker}.group"] = root.path_of().rstrip("/").rpartition("/")[2]
     if (address := cluster_address(config)) is not None:  # a trial's process is not told by the environment
         own["ray.address"] = address
     return parse_config(raw, [*overrides_of(values), *overrides_of(own)])

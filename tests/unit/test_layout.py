@@ -27,7 +27,7 @@ ROWS = [
 ]
 NO_RAY = ("config", "config_io", "plan", "batch_plan", "timetable", "data.order", "data.prepared", "data.sources")
 NO_RAY += ("training.engine", "training.trainer", "training.saving", "training.evaluate", "tasks")
-NO_RAY += ("tracking", "tuning.space", "tuning.sharing", "tuning.board")
+NO_RAY += ("tracking", "tuning.space", "tuning.sharing", "tuning.board", "tuning.hparams")
 NO_RAY += ("checkpoint.manifest", "checkpoint.ranges", "checkpoint.store", "checkpoint.writer", "checkpoint.zero_state")
 NO_TORCH = (
     "tokenizer",
