@@ -28,6 +28,8 @@ from raytrain.report.goodput import goodput
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
 from raytrain.timetable import make_timetable
+from raytrain.tracking.base import TrackedRun
+from raytrain.tracking.trackers import conclude
 from raytrain.training.records import parse_jsonl, read_jsonl
 from raytrain.training.state import best_metric
 
@@ -131,6 +133,8 @@ def _train_and_report(
         run.commit_bytes("goodput.json", json.dumps(account, indent=1).encode())
         result = replace(result, goodput=account["goodput"])
     run.commit_bytes(SUMMARY, json.dumps(asdict(result), indent=1).encode())
+    if not result.is_done:
+        conclude(TrackedRun(run, found.config), "failed" if result.status == "failed" else "killed")
     with writing_report(observer.phase):
         from raytrain.report.html import build_report
 

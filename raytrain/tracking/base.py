@@ -35,7 +35,10 @@ class Tracker(Protocol):
         """Take rows, in the order in which they came up."""
 
     def close(self, status: str) -> None:
-        """Send all that was logged. `status`: finished, stopped_early, failed, or stopped, after which it goes on."""
+        """Send all that was logged.
+
+        `status`: finished, stopped_early, failed, killed; or stopped, when another worker group may go on.
+        """
 
 
 Opener = Callable[[Row], Tracker]

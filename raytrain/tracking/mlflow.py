@@ -10,7 +10,7 @@ from raytrain.config import MlflowConfig
 from raytrain.tracking.base import Row, TrackedRun, first_tellings
 
 ID, GROUP = "raytrain.id", "raytrain.group"
-STATUS = {"finished": "FINISHED", "stopped_early": "FINISHED", "failed": "FAILED"}
+STATUS = {"finished": "FINISHED", "stopped_early": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 # Of one request, by MLflow's rules.
 MOST_METRICS, MOST_PARAMS, MOST_CHARACTERS = 1000, 100, 6000
 # Its own are two minutes and seven tries, for each step while the server is down.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from raytrain.config import RunConfig
 from raytrain.errors import ConfigError
 from raytrain.storage import Storage
-from raytrain.tracking.base import Opener, Row, TrackedRun
+from raytrain.tracking.base import TRACKING, Opener, Row, TrackedRun
 from raytrain.tracking.mlflow import Mlflow
 from raytrain.tracking.sender import Sender
 from raytrain.tracking.tensorboard import TensorBoard
@@ -55,10 +55,11 @@ def openers(run: TrackedRun) -> dict[str, Opener]:
 class Trackers:
     """The trackers of a run, in rank 0."""
 
-    def __init__(self, run: TrackedRun, now: Callable[[], float] = time.time):
-        """`now`: seconds since the epoch."""
+    def __init__(self, run: TrackedRun, now: Callable[[], float] = time.time, *, only_servers: bool = False):
+        """`now`: seconds since the epoch. `only_servers`: leave out those that write files."""
         self._now = now
-        self._senders = [Sender(name, run.folder.path_of(), opener) for name, opener in openers(run).items()]
+        chosen = {name: opener for name, opener in openers(run).items() if not only_servers or _is_server(run, name)}
+        self._senders = [Sender(name, run.folder.path_of(), opener) for name, opener in chosen.items()]
 
     def log(self, values: Mapping[str, float | None], step: int, *, is_redone: bool) -> None:
         """Tell all of a step's values, but for those that are None."""
@@ -79,3 +80,21 @@ class Trackers:
         for sender in self._senders:
             if (text := sender.take_complaint()) is not None:
                 yield sender.name, text
+
+
+def conclude(run: TrackedRun, status: str) -> None:
+    """Tell servers how a run has ended whose workers did not: they were killed, or left to go on. Never raises.
+
+    Args:
+        status: failed or killed.
+    """
+    if not run.folder.exists(TRACKING):  # none has ever been told of it
+        return
+    trackers = Trackers(run, only_servers=True)
+    trackers.log({}, 0, is_redone=True)  # opens them
+    trackers.close(status)
+
+
+def _is_server(run: TrackedRun, name: str) -> bool:
+    section = run.config.tracking.wandb
+    return name == "mlflow" or (name == "wandb" and section is not None and section.mode == "online")

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -14,13 +15,15 @@ from raytrain.config import RunConfig
 from raytrain.elastic.group import worker_resources
 from raytrain.elastic.lease import Lease
 from raytrain.elastic.preflight import Preflight, check
-from raytrain.elastic.run import writing_report
+from raytrain.elastic.run import read_run_config, writing_report
 from raytrain.elastic.session import RaySession, cluster_address, ray_session
 from raytrain.elastic.signals import StopSignals
 from raytrain.errors import ConfigError
 from raytrain.plan import cpus_needed
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
+from raytrain.tracking.base import TRACKING, TrackedRun
+from raytrain.tracking.trackers import conclude
 from raytrain.training.state import best_metric
 from raytrain.tuning.board import TRIALS, Board, TrialRow
 from raytrain.tuning.hparams import write_hparams
@@ -97,6 +100,7 @@ class Sweep:
     spent_before_s: float = 0.0
     """Wall time of earlier commands."""
     began_s: float = field(default_factory=time.monotonic)
+    _concluding: list[threading.Thread] = field(default_factory=list)
 
     def spent_s(self) -> float:
         """Wall time of all commands up to now."""
@@ -110,11 +114,28 @@ class Sweep:
     def tell(self, row: TrialRow, event: str) -> None:
         """Pass on what a trial has come to; see `SweepObserver.trial`."""
         self.observer.trial(row, event)
-        if event == "over" and self.config.tracking.tensorboard:
+        if event != "over":
+            return
+        if row.status in ("pruned", "failed"):  # ended from outside: its trackers may not know
+            self._conclude(row)
+        if self.config.tracking.tensorboard:
             try:
                 write_hparams(self.root, row, self.metric)
             except Exception:  # a full disk: the sweep has better reasons to end
                 logger.exception("%s is not shown in TensorBoard's HParams", row.name)
+
+    def _conclude(self, row: TrialRow) -> None:
+        folder = self.root.at(TRIALS, row.name)
+        if not folder.exists(TRACKING):
+            return
+        args = (TrackedRun(folder, read_run_config(folder)), "failed" if row.status == "failed" else "killed")
+        self._concluding.append(threading.Thread(target=conclude, args=args, daemon=True))
+        self._concluding[-1].start()
+
+    def wait_for_trackers(self) -> None:
+        """Until servers know of the trials that have ended; see `conclude`, which gives up after a while."""
+        for thread in self._concluding:
+            thread.join()
 
     def plan_of(self, shares: str) -> Callable[[int, Values], TrialPlan]:
         """Makes the plan of a trial from its ordinal and values."""
@@ -193,6 +214,7 @@ def run_sweep(
         status = _run(sweep, found, max_concurrent, lease)
         result = sweep.result(status, time.time() - started_at_s)
         sweep.board.write_all()
+        sweep.wait_for_trackers()
         root.commit_bytes(SUMMARY, json.dumps(asdict(result), indent=1).encode())
         with writing_report(observer.phase):
             from raytrain.tuning.report import build_sweep_report

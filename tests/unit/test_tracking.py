@@ -22,7 +22,7 @@ from raytrain.tasks.base import Metrics
 from raytrain.tracking import sender, trackers
 from raytrain.tracking.base import Row, TrackedRun
 from raytrain.tracking.sender import Sender
-from raytrain.tracking.trackers import Trackers
+from raytrain.tracking.trackers import Trackers, check_trackers, conclude
 from raytrain.training.metrics import EVALS, EVENTS, METRICS, RunLog
 from raytrain.training.records import read_jsonl
 
@@ -117,6 +117,21 @@ def test_mlflow_is_one_run_with_each_step_once(folder: Path) -> None:
     assert losses == [(1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (6, 16), (7, 27), (8, 28)]
     accuracies = client.get_metric_history(run.info.run_id, "validation/accuracy")
     assert sorted(metric.step for metric in accuracies) == [4, 8]
+
+
+def test_a_run_whose_workers_are_gone_is_not_left_running(folder: Path) -> None:
+    database = f"tracking.mlflow={{tracking_uri: 'sqlite:///{folder}/mlflow.db', experiment: gone}}"
+    config = config_of(folder, "name=gone", database, "tracking.wandb.mode=offline", "tracking.tensorboard=false")
+    run = TrackedRun(Storage(str(folder)).at("gone"), config)
+    conclude(run, "failed")
+    assert not run.folder.exists(), "no tracker has been told of it"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trackers, "LEAVE_WAIT_S", 120.0)
+        write_group(config, 0, range(1, 3), 0, "stopped")
+    assert mlflow_run(folder, "gone")[1].info.status == "RUNNING"
+    conclude(run, "killed")
+    assert mlflow_run(folder, "gone")[1].info.status == "KILLED"
+    assert len(wandb_files.parts_of(folder / "gone")) == 1, "its files have nobody to be told"
 
 
 def test_the_config_goes_along_without_secrets(folder: Path) -> None:
@@ -226,19 +241,13 @@ def test_a_missing_package_is_refused_before_anything_starts(
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     importlib.invalidate_caches()
     with pytest.raises(ConfigError, match="not installed"):
-        check_only_trackers(config)
-
-
-def check_only_trackers(config: RunConfig) -> None:
-    from raytrain.tracking.trackers import check_trackers
-
-    check_trackers(config)
+        check_trackers(config)
 
 
 def test_offline_files_need_a_folder(tmp_path: Path) -> None:
     config = config_of(tmp_path, "tracking.wandb.mode=offline").model_copy(update={"storage_path": "gs://bucket/runs"})
     with pytest.raises(ConfigError, match="tracking.wandb.mode offline"):
-        check_only_trackers(config)
+        check_trackers(config)
 
 
 def test_workers_find_a_database_that_is_named_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
