@@ -5,7 +5,8 @@ import tempfile
 from raytrain.config import WandbConfig
 from raytrain.tracking.base import Row, TrackedRun, first_tellings
 
-INIT_TIMEOUT_S = 60.0
+INIT_TIMEOUT_S = 30.0
+FLUSH_S = 2.0  # a worker that is killed takes so many seconds of an offline run along
 
 
 class Wandb:
@@ -34,6 +35,7 @@ class Wandb:
                 init_timeout=INIT_TIMEOUT_S,
                 disable_git=True,
                 disable_code=True,
+                x_transaction_log_flush_interval=FLUSH_S,
             ),
         )
         # W&B's own step may not go back, and that of the best model, which is tested at the end, does.
