@@ -71,21 +71,28 @@ def train(
     from_sweep: Annotated[
         str | None, typer.Option(metavar="SWEEP", help="Instead of CONFIG: the best trial of this sweep's folder.")
     ] = None,
+    all_data: Annotated[
+        bool, typer.Option("--all-data", help="With --from-sweep: train on the validation split too.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option(help="Delete the run's folder first, and start anew.")] = False,
 ) -> None:
     """Train a run to its end. The same command again goes on where it stopped."""
-    from raytrain.config_io import load_config, parse_config
+    from raytrain.config_io import load_config
 
     if from_sweep is None:
+        if all_data:
+            raise ConfigError(
+                "--all-data needs --from-sweep SWEEP, whose winner says for how many steps to train without a "
+                "validation split. For a config: list all files in data.train.path, and leave data.validation out"
+            )
         if not config:
             raise ConfigError("give a CONFIG: a YAML file, or the name of a shipped one (`raytrain configs list`)")
         _run(load_config(config, overrides), overwrite=overwrite)
     from raytrain.storage import Storage
-    from raytrain.tuning.report import best_config
+    from raytrain.tuning.winner import train_winner
 
     words = [word for word in (config, *(overrides or [])) if word]  # without a CONFIG the first is an override too
-    best = best_config(Storage(from_sweep)).model_dump(mode="json", exclude_unset=True)
-    _run(parse_config(best, words, origin=f"the best trial of {from_sweep}"), overwrite=overwrite)
+    _run(train_winner(Storage(from_sweep), words, all_data=all_data), overwrite=overwrite)
 
 
 @app.command()
@@ -188,7 +195,8 @@ def report(run: RunFolder) -> None:
     """Write a run's report.html and its plots, or a sweep's sweep.html."""
     from raytrain.elastic.run import read_run_config
     from raytrain.storage import Storage
-    from raytrain.tuning.report import build_sweep_report, is_sweep
+    from raytrain.tuning.report import build_sweep_report
+    from raytrain.tuning.winner import is_sweep
 
     if is_sweep(Storage(run)):
         typer.echo(build_sweep_report(Storage(run)))

@@ -346,11 +346,41 @@ class CheckpointConfig(Section):
     """True: `best/` keeps the best model on the validation split; false: the last one. Ready for `from_pretrained`."""
 
 
+class WandbConfig(Section):
+    """Weights & Biases. Its key is read from WANDB_API_KEY or ~/.netrc of the nodes, never from here."""
+
+    project: str = "raytrain"
+    """W&B project."""
+    entity: str | None = None
+    """User or team that the project belongs to; null: the key's own."""
+    mode: Literal["online", "offline"] = "online"
+    """offline: write to `wandb/` in the run's folder, for `wandb sync`."""
+    group: str | None = None
+    """Runs that W&B shows together; null: none, and in a sweep the sweep's name."""
+    tags: list[str] = []
+    """Tags of the run."""
+
+
+class MlflowConfig(Section):
+    """MLflow. A password is read from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD of the nodes."""
+
+    tracking_uri: str
+    """Server or database that every node reaches, such as http://host:5000 or sqlite:///mlflow.db."""
+    experiment: str = "raytrain"
+    """Name of the experiment; it is made when it is not there."""
+    group: str | None = None
+    """The run's tag `raytrain.group`; null: none, and in a sweep the sweep's name."""
+
+
 class TrackingConfig(Section):
-    """Where else the metrics go."""
+    """Where else the metrics go. A tracker that fails is said once, and the training goes on."""
 
     tensorboard: bool = True
     """True: write TensorBoard events to `tensorboard/`."""
+    wandb: WandbConfig | None = None
+    """Weights & Biases, `pip install 'raytrain[wandb]'`; null: off, `{}`: on."""
+    mlflow: MlflowConfig | None = None
+    """MLflow, `pip install 'raytrain[mlflow]'`; null: off."""
 
 
 class RayConfig(Section):

@@ -21,7 +21,7 @@ from raytrain.errors import ConfigError
 LENGTHS = ("epochs", "max_steps")  # the two ways of saying how long a run is, which exclude each other
 # user:password@ before the first slash (but for host:port), or an option of the query that is named like a secret.
 CREDENTIALS = re.compile(
-    r"^\w+://([^/@?]*:(?!\d+(/|$))[^@]*@"
+    r"^[\w+.-]+://([^/@?]*:(?!\d+(/|$))[^@]*@"
     r"|[^?]*\?(.*&)?(sig|key|[^=&]*(access_?key|account_?key|secret|token|password|credential)[^=&]*)=)",
     re.IGNORECASE,
 )
@@ -86,7 +86,8 @@ def refuse_credentials(raw: dict[str, Any]) -> None:
             raise ConfigError(
                 f"{key}: this URI holds credentials, which would be written to the run's folder and shown in messages. "
                 "Leave them out, and set them in the environment of every node instead (AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_KEY, or the machine's own role)"
+                "AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_KEY, or the machine's own role; "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD)"
             )
 
 

@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from raytrain.data.prepared import PreparedStore
-from raytrain.elastic.run import Observer, RunResult
+from raytrain.elastic.observer import Observer
+from raytrain.elastic.run import RunResult
 from raytrain.storage import Storage
 
 PLAIN_EVERY_S = 10.0  # seconds between two plain lines of training progress
@@ -151,6 +152,7 @@ EVENT_TEXTS = {
     "damaged_snapshot": "[yellow]the snapshot of step {step} was passed over: {reason}",
     "no_snapshots": "[yellow]snapshots do not fit into the nodes' object stores; a crash goes back to a checkpoint",
     "damaged_checkpoint": "[yellow]checkpoint of step {step} is damaged and was passed over: {reason}",
+    "tracker": "[yellow]{tracker}: {reason}; the training goes on",
     "early_stop": "stopping early at step {step}: the best model is that of step {best_step}",
 }
 

@@ -5,6 +5,7 @@ Paths are `str`, never `pathlib.Path`, which would collapse `s3://`. A folder ex
 
 import json
 import os
+import tempfile
 import uuid
 from typing import Any
 
@@ -119,6 +120,14 @@ class Storage:
     def local_path(self, name: str = "") -> str | None:
         """A path that any program can open, or None on an object store."""
         return self._full(name) if self._is_local else None
+
+    def local_copy(self, name: str) -> str:
+        """A folder of files at a path that any program can open: itself, or a copy that was downloaded."""
+        if (local := self.local_path(name)) is not None:
+            return local
+        copy = tempfile.mkdtemp(prefix="raytrain-")
+        pafs.copy_files(self._full(name), copy, self._fs, pafs.LocalFileSystem())
+        return copy
 
     def _full(self, name: str) -> str:
         return f"{self._base.rstrip('/')}/{name}" if name else self._base

@@ -17,6 +17,7 @@ from raytrain.storage import Storage
 from raytrain.tasks import make_task
 from raytrain.tasks.base import Task
 from raytrain.tokenizer import check_tokenizer, looks_local
+from raytrain.tracking.trackers import check_trackers
 from raytrain.training.deepspeed_config import check_deepspeed_overrides, resolve_precision
 
 
@@ -76,6 +77,7 @@ def check(config: RunConfig) -> Preflight:
     except RaytrainError as error:
         raise type(error)(f"{error}{_how_to_fetch(given)}") from None
     _check_storage(config)
+    check_trackers(config)
     return Preflight(config, private_cpus)
 
 
@@ -90,6 +92,8 @@ def absolute_paths(config: RunConfig) -> RunConfig:
             source["path"] = _absolute(paths) if isinstance(paths, str) else [_absolute(path) for path in paths]
     if raw["data"].get("prepared_path"):
         raw["data"]["prepared_path"] = _absolute(raw["data"]["prepared_path"])
+    if config.tracking.mlflow is not None:
+        raw["tracking"]["mlflow"]["tracking_uri"] = _absolute_database(config.tracking.mlflow.tracking_uri)
     for key in ("path", "tokenizer"):
         place = raw["model"].get(key)
         if place and (looks_local(place) or os.path.isdir(place)):  # anything else is a hub id
@@ -99,6 +103,12 @@ def absolute_paths(config: RunConfig) -> RunConfig:
 
 def _absolute(path: str) -> str:
     return path if "://" in path else os.path.abspath(os.path.expanduser(path))
+
+
+def _absolute_database(uri: str) -> str:
+    """An MLflow URI of a SQLite file, `sqlite:///path`, with an absolute path; any other as it is."""
+    scheme, separator, path = uri.partition(":///")
+    return f"{scheme}{separator}{os.path.abspath(path)}" if scheme == "sqlite" and path else uri
 
 
 def _check_metrics(config: RunConfig, task: Task) -> None:

@@ -36,6 +36,8 @@ LOGS = (
     "goodput.json",
     "samples",
     "tensorboard",
+    "tracking.json",
+    "wandb",
     "plots",
     "best",
 )

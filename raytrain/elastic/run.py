@@ -17,6 +17,7 @@ import yaml
 from raytrain.config import RunConfig
 from raytrain.config_io import dump_config, parse_config
 from raytrain.elastic.lease import Lease
+from raytrain.elastic.observer import Follower, Observer
 from raytrain.elastic.preflight import Preflight, check
 from raytrain.elastic.resume import begin_or_resume
 from raytrain.elastic.session import ray_session
@@ -28,7 +29,9 @@ from raytrain.report.goodput import goodput
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
 from raytrain.timetable import make_timetable
-from raytrain.training.records import parse_jsonl, read_jsonl
+from raytrain.tracking.base import TrackedRun
+from raytrain.tracking.trackers import conclude
+from raytrain.training.records import read_jsonl
 from raytrain.training.state import best_metric
 
 if TYPE_CHECKING:
@@ -38,28 +41,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SUMMARY = "summary.json"
-
-
-class Observer:
-    """Who is told how a run goes; the terminal is one. This one does nothing with it."""
-
-    def phase(self, text: str) -> None:
-        """A new phase has begun."""
-
-    def note(self, text: str) -> None:
-        """Something happened that the user wants to know."""
-
-    def prepared(self, rows: int, total: int | None, rows_per_s: float) -> None:
-        """Rows prepared so far."""
-
-    def begin(self, total_steps: int) -> None:
-        """Training is about to start."""
-
-    def stopping(self) -> None:
-        """Ctrl-C or SIGTERM has come; the workers save a checkpoint and leave."""
-
-    def rows(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """New lines of metrics.jsonl, evals.jsonl or events.jsonl."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +114,8 @@ def _train_and_report(
     run.commit_bytes(SUMMARY, json.dumps(asdict(result), indent=1).encode())
     if result.status == "stopped" and result.step == terms.until_step:  # it is about to go on
         return result
+    if not result.is_done:
+        conclude(TrackedRun(run, found.config), "failed" if result.status == "failed" else "killed")
     with writing_report(observer.phase):
         from raytrain.report.html import build_report
 
@@ -313,31 +296,6 @@ def read_run_config(run: Storage, overrides: Sequence[str] = ()) -> RunConfig:
 def splits_of(config: RunConfig) -> list[str]:
     """Names of the splits that the config gives."""
     return [name for name in ("train", "validation", "test") if getattr(config.data, name) is not None]
-
-
-class Follower:
-    """Reads what has been added to a run's files since the last look, and tells the observer."""
-
-    def __init__(self, run: Storage, observer: Observer):
-        self._run, self._observer = run, observer
-        self._offsets = {name: self._size(name) for name in ("events.jsonl", "metrics.jsonl", "evals.jsonl")}
-
-    def look(self) -> None:
-        """Pass on whole new lines; a line that is still being written waits for the next look."""
-        for name, offset in self._offsets.items():
-            try:
-                if self._size(name) <= offset:
-                    continue
-                with self._run.open_input(name) as file:
-                    text = file.read_at(file.size() - offset, offset)
-            except OSError:  # storage hiccups; the display can wait for the next look
-                continue
-            whole = text[: text.rfind(b"\n") + 1]
-            self._offsets[name] = offset + len(whole)
-            self._observer.rows(name, parse_jsonl(whole))
-
-    def _size(self, name: str) -> int:
-        return self._run.size_bytes(name) if self._run.exists(name) else 0
 
 
 @contextmanager

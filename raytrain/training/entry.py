@@ -92,16 +92,18 @@ def _work(job: Job, world: Any, link: Any) -> dict[str, Any]:
     from raytrain.training.worker import WorkerRun
 
     worker = None
+    result: dict[str, Any] = {"status": "stopped"}  # after a crash another group goes on
     try:
         worker = WorkerRun(job, Storage(job.run_root), world, link, entered_at_s)
-        return worker.train() if job.evaluate_split is None else worker.evaluate(job.evaluate_split)
+        result = worker.train() if job.evaluate_split is None else worker.evaluate(job.evaluate_split)
     except RaytrainError as error:
         if worker is not None:
             worker.log.event("failure", cause=str(error))
-        return {"status": "failed", "message": str(error), "exit_code": error.exit_code}
+        result = {"status": "failed", "message": str(error), "exit_code": error.exit_code}
     finally:
         if worker is not None:
-            worker.log.close()
+            worker.log.close(result["status"])
+    return result
 
 
 def _is_echo(error: Exception, message: str) -> bool:

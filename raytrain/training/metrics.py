@@ -1,10 +1,10 @@
-"""What a run writes down while it trains: metrics, evaluations, events, sample ids, TensorBoard.
+"""What a run writes down while it trains: metrics, evaluations, events, sample ids, and what trackers are told.
 
 Only rank 0 writes, but for the sample ids, which each worker writes for itself.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,12 @@ import numpy as np
 from raytrain.batch_plan import World
 from raytrain.storage import Storage
 from raytrain.tasks.base import Metrics
-from raytrain.training.records import JsonlWriter, read_jsonl
+from raytrain.tracking.trackers import Trackers
+from raytrain.training.records import JsonlWriter, last_row, read_jsonl
 
 METRICS, EVALS, EVENTS = "metrics.jsonl", "evals.jsonl", "events.jsonl"
 
-# Column of metrics.jsonl -> name in TensorBoard and other trackers.
+# Column of metrics.jsonl -> its name in trackers.
 TRACKED = {
     "loss": "train/loss",
     "lr": "train/learning_rate",
@@ -45,7 +46,7 @@ class RunLog:
         world: World,
         attempt: int,
         *,
-        tensorboard: bool,
+        trackers: Trackers | None,
         record_samples: bool,
         now: Callable[[], float] = time.time,
     ):
@@ -53,9 +54,10 @@ class RunLog:
         self._is_first = world.world_rank == 0
         self._run, self._world, self._attempt, self._now = run, world, attempt, now
         self._samples = None
-        # Opened with the first value: importing it takes a second that the first step should not wait for.
-        self._wants_tensorboard = tensorboard and self._is_first
-        self._tensorboard: Any = None
+        self._trackers = trackers
+        if trackers is not None:  # what earlier attempts have told them
+            self._last_step = (last_row(run, METRICS) or {}).get("step", 0)
+            self._evaluations = {(row.get("split"), row.get("step")) for row in read_jsonl(run, EVALS)}
         if record_samples:
             self._samples = JsonlWriter(run, f"samples/attempt_{attempt:03d}_rank_{world.world_rank:05d}.jsonl")
         if self._is_first:
@@ -66,7 +68,8 @@ class RunLog:
         if not self._is_first:
             return
         self._metrics.write({**row, "world_size": self._world.world_size, "attempt": self._attempt})
-        self._track({TRACKED[key]: value for key, value in row.items() if key in TRACKED}, row["step"])
+        values = {TRACKED[key]: value for key, value in row.items() if key in TRACKED}
+        self._track(values, row["step"], lambda step: step <= self._last_step)
 
     def evaluation(self, step: int, epoch: int, split: str, metrics: Metrics) -> None:
         """A line of evals.jsonl."""
@@ -74,7 +77,8 @@ class RunLog:
             return
         place = {"step": step, "epoch": epoch, "split": split, "time": self._now(), "attempt": self._attempt}
         self._evals.write({**place, **metrics.values, "tables": metrics.tables})
-        self._track({f"{split}/{name}": value for name, value in metrics.values.items()}, step)
+        values = {f"{split}/{name}": value for name, value in metrics.values.items()}
+        self._track(values, step, lambda step: (split, step) in self._evaluations)
 
     def event(self, kind: str, **detail: Any) -> None:
         """A line of events.jsonl."""
@@ -86,33 +90,23 @@ class RunLog:
         if self._samples is not None:
             self._samples.write({"step": step, "epoch": epoch, "attempt": self._attempt, "ids": ids.tolist()})
 
-    def close(self) -> None:
-        """Flush everything."""
+    def close(self, status: str) -> None:
+        """Flush everything. `status`: of the run; stopped, when another group may go on with it."""
+        if self._trackers is not None:
+            self._trackers.close(status)
+            self._pass_on_complaints()
         if self._samples is not None:
             self._samples.close()
         if self._is_first:
             for writer in (self._metrics, self._evals, self._events):
                 writer.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
 
-    def _track(self, values: dict[str, float | None], step: int) -> None:
-        if not self._wants_tensorboard:
-            return
-        if self._tensorboard is None:
-            self._tensorboard = _open_tensorboard(self._run)
-            self._wants_tensorboard = self._tensorboard is not None
-            return self._track(values, step)
-        for name, value in values.items():
-            if value is not None:
-                self._tensorboard.add_scalar(name, value, step)
+    def _track(self, values: Mapping[str, float | None], step: int, is_redone: Callable[[int], bool]) -> None:
+        if self._trackers is not None:
+            self._trackers.log(values, step, is_redone=is_redone(step))
+            self._pass_on_complaints()
 
-
-def _open_tensorboard(run: Storage) -> Any:
-    """A TensorBoard writer, or None on an object store, which its event files can't be appended to."""
-    folder = run.local_path("tensorboard")
-    if folder is None:
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(folder)
+    def _pass_on_complaints(self) -> None:
+        assert self._trackers is not None
+        for tracker, reason in self._trackers.complaints():
+            self.event("tracker", tracker=tracker, reason=reason)

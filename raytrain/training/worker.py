@@ -5,8 +5,6 @@ import functools
 import gc
 import json
 import os
-import shutil
-import tempfile
 import time
 import uuid
 from dataclasses import dataclass
@@ -29,6 +27,8 @@ from raytrain.storage import Storage
 from raytrain.tasks import make_task
 from raytrain.timetable import make_timetable
 from raytrain.tokenizer import load_tokenizer
+from raytrain.tracking.base import TrackedRun
+from raytrain.tracking.trackers import Trackers
 from raytrain.training.control import Control
 from raytrain.training.deepspeed_config import training_at
 from raytrain.training.engine import Engine, detect_precision
@@ -69,10 +69,16 @@ class WorkerRun:
             run,
             world,
             attempt,
-            tensorboard=self.config.tracking.tensorboard,
+            trackers=self._trackers(),
             record_samples=self.config.data.record_samples,
             now=link.now,
         )
+
+    def _trackers(self) -> Trackers | None:
+        """Of rank 0. An evaluation may run beside the training, which is the one that writes to them."""
+        if self.world.world_rank != 0 or self.job.evaluate_split is not None:
+            return None
+        return Trackers(TrackedRun(self.run, self.config), self.link.now)
 
     def train(self) -> dict[str, Any]:
         """Train from where the run stands to its end; the contents of result.json."""
@@ -254,7 +260,7 @@ class WorkerRun:
         return self.measure("test")
 
     def _best_model(self) -> nn.Module:
-        best = self.config.model.model_copy(update={"path": _local_copy(self.run, BEST), "config": None})
+        best = self.config.model.model_copy(update={"path": self.run.local_copy(BEST), "config": None})
         return self.task.build_model(best, self.labels, self.config.training)
 
     def measure(self, split: str) -> dict[str, float]:
@@ -339,15 +345,3 @@ def device_of(config: RunConfig, *, use_gpu: bool) -> torch.device:
 def _seed(seed: int, step: int, world_rank: int) -> None:
     """Seed dropout; the only randomness that differs between workers and between attempts."""
     torch.manual_seed(hash((seed, step, world_rank)) % 2**63)
-
-
-def _local_copy(run: Storage, folder: str) -> str:
-    """A folder of the run as a local path; downloaded when the run lies on an object store."""
-    local = run.local_path(folder)
-    if local is not None:
-        return local
-    copy = tempfile.mkdtemp(prefix="raytrain-")
-    for name in run.list_names(folder):
-        with run.open_input(f"{folder}/{name}") as source, open(os.path.join(copy, name), "wb") as target:
-            shutil.copyfileobj(source, target, 1 << 20)
-    return copy

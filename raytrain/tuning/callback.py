@@ -77,7 +77,7 @@ class SweepCallback(Callback):
         """Its process is about to come up."""
         row = self._sweep.board.rows[trial_name(trial)]
         if not row.is_over:
-            self._tell(self._sweep.board.update(row.name, status="running"), "started")
+            self._sweep.tell(self._sweep.board.update(row.name, status="running"), "started")
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -93,7 +93,7 @@ class SweepCallback(Callback):
             row = sweep.board.update(name, goodput=result[GOODPUT])
         self._shares.reached(name, rung, result[VALUE])
         if row.step > before:
-            self._tell(row, "evaluated")
+            self._sweep.tell(row, "evaluated")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """By itself, or by the scheduler, which leaves its last report as it was."""
@@ -103,7 +103,7 @@ class SweepCallback(Callback):
         if row.is_over:
             return
         status = (trial.last_result or {}).get(STATUS, "running")
-        self._tell(
+        self._sweep.tell(
             self._sweep.board.update(name, status="pruned" if status == "running" else status, workers=0), "over"
         )
 
@@ -114,10 +114,7 @@ class SweepCallback(Callback):
         row = self._sweep.board.rows[name]
         if not row.is_over:
             failure = failure_of(self._sweep.root, name, str(trial.get_error() or ""))
-            self._tell(self._sweep.board.update(name, status="failed", failure=failure, workers=0), "over")
-
-    def _tell(self, row: Any, event: str) -> None:
-        self._sweep.observer.trial(row, event)
+            self._sweep.tell(self._sweep.board.update(name, status="failed", failure=failure, workers=0), "over")
 
 
 def trial_name(trial: Any) -> str:

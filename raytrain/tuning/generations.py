@@ -107,4 +107,4 @@ class Generations:
             if source is None or name not in board.rows or (step, source) in board.rows[name].sources:
                 continue
             row = board.exchanged(name, member["values"], step, source)
-            self._sweep.observer.trial(row, f"goes on from {source} at step {step}")
+            self._sweep.tell(row, f"goes on from {source} at step {step}")

@@ -6,51 +6,17 @@ from typing import Any
 
 import yaml
 
-from raytrain.config import RunConfig
 from raytrain.config_io import dump_config
-from raytrain.errors import ConfigError
 from raytrain.report.html import duration, page_template
 from raytrain.storage import Storage
 from raytrain.training.records import read_jsonl
 from raytrain.tuning.board import TRIALS, Board, TrialRow
 from raytrain.tuning.plots import Segment, allocation, importance, metric_by_step, parallel_coordinates
-from raytrain.tuning.space import Space
-from raytrain.tuning.sweep import SUMMARY, SWEEP, trial_config
+from raytrain.tuning.sweep import SUMMARY
+from raytrain.tuning.winner import read_sweep, winner_config
 
 REPORT = "sweep.html"
 CHANGES = ("begin", "resize", "reclaim", "failure")
-
-
-def is_sweep(root: Storage) -> bool:
-    """Whether a folder is a sweep's."""
-    return root.exists(SWEEP)
-
-
-def best_config(root: Storage) -> RunConfig:
-    """The config of the best trial, as a run of its own beside the sweep, with its name and `-best`.
-
-    Raises ConfigError when the folder is no sweep, or no trial was evaluated.
-    """
-    if not is_sweep(root):
-        raise ConfigError(f"{root.path_of()} is not a sweep's folder: it has no {SWEEP}")
-    raw, config, _ = read_sweep(root)
-    best = Board(root, raw["compares"]["mode"]).best
-    if best is None:
-        raise ConfigError(f"no trial of {root.path_of()} has been evaluated yet")
-    return _config_of(root, config, best)
-
-
-def _config_of(root: Storage, config: RunConfig, best: TrialRow) -> RunConfig:
-    """See `best_config`. `config`: the sweep's."""
-    chosen = trial_config(config, root, best.name, best.values)
-    parent, _, name = root.path_of().rstrip("/").rpartition("/")
-    return chosen.model_copy(update={"storage_path": parent, "name": f"{name}-best"})
-
-
-def read_sweep(root: Storage) -> tuple[dict[str, Any], RunConfig, Space]:
-    """What sweep.yaml says of a sweep, and its config and space."""
-    raw = yaml.safe_load(root.read_bytes(SWEEP))
-    return raw, RunConfig.model_validate(raw["config"]), Space.model_validate(raw["space"])
 
 
 def build_sweep_report(root: Storage) -> str:
@@ -80,7 +46,7 @@ def build_sweep_report(root: Storage) -> str:
         metric=metric,
         keys=list(dict.fromkeys(key for row in rows for key in row.values)),
         rows=rows,
-        best_config=dump_config(_config_of(root, config, best)) if best else "",
+        best_config=dump_config(winner_config(root, config, best)) if best else "",
         space=yaml.safe_dump(space.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True),
     )
     root.commit_bytes(REPORT, page.encode(errors="replace"))

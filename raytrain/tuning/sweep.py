@@ -1,7 +1,9 @@
 """A sweep: Ray Tune decides which trials run and which stop; the pool decides with how many workers."""
 
 import json
+import logging
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -14,19 +16,24 @@ from raytrain.elastic.group import worker_resources
 from raytrain.elastic.lease import Lease
 from raytrain.elastic.preflight import Preflight, check
 from raytrain.elastic.resume import changed_keys
-from raytrain.elastic.run import writing_report
+from raytrain.elastic.run import read_run_config, writing_report
 from raytrain.elastic.session import RaySession, cluster_address, ray_session
 from raytrain.elastic.signals import StopSignals
 from raytrain.errors import ConfigError
 from raytrain.plan import cpus_needed
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
+from raytrain.tracking.base import TRACKING, TrackedRun
+from raytrain.tracking.trackers import conclude
 from raytrain.training.state import best_metric
 from raytrain.tuning.board import TRIALS, Board, TrialRow
+from raytrain.tuning.hparams import write_hparams
 from raytrain.tuning.schedulers import Generational
 from raytrain.tuning.shares import Shares
 from raytrain.tuning.space import Space, Values, check_space, overrides_of, without_headline
 from raytrain.tuning.trial import TrialPlan
+
+logger = logging.getLogger(__name__)
 
 GROWING = ("budget.", "max_failed")  # of a space: a sweep may be gone on with for longer
 SWEEP, SUMMARY = "sweep.yaml", "sweep.json"
@@ -96,6 +103,7 @@ class Sweep:
     spent_before_s: float = 0.0
     """Wall time of earlier commands."""
     began_s: float = field(default_factory=time.monotonic)
+    _concluding: list[threading.Thread] = field(default_factory=list)
 
     @property
     def every_steps(self) -> int | None:
@@ -111,6 +119,32 @@ class Sweep:
         """Whether the budget allows for another trial."""
         steps = self.space.budget.steps
         return not self.stop_message and (steps is None or self.board.steps < steps)
+
+    def tell(self, row: TrialRow, event: str) -> None:
+        """Pass on what a trial has come to; see `SweepObserver.trial`."""
+        self.observer.trial(row, event)
+        if event != "over":
+            return
+        if row.status in ("pruned", "failed"):  # ended from outside: its trackers may not know
+            self._conclude(row)
+        if self.config.tracking.tensorboard:
+            try:
+                write_hparams(self.root, row, self.metric)
+            except Exception:  # a full disk: the sweep has better reasons to end
+                logger.exception("%s is not shown in TensorBoard's HParams", row.name)
+
+    def _conclude(self, row: TrialRow) -> None:
+        folder = self.root.at(TRIALS, row.name)
+        if not folder.exists(TRACKING):
+            return
+        args = (TrackedRun(folder, read_run_config(folder)), "failed" if row.status == "failed" else "killed")
+        self._concluding.append(threading.Thread(target=conclude, args=args, daemon=True))
+        self._concluding[-1].start()
+
+    def wait_for_trackers(self) -> None:
+        """Until servers know of the trials that have ended; see `conclude`, which gives up after a while."""
+        for thread in self._concluding:
+            thread.join()
 
     def plan_of(self, shares: str) -> Callable[[int, Values], TrialPlan]:
         """Makes the plan of a trial from its ordinal and values."""
@@ -130,7 +164,7 @@ class Sweep:
                 config = trial_config(self.config, self.root, name, values)
             except ConfigError as error:  # values that fit one by one, and not together
                 failure = f"error: these values do not go together: {without_headline(str(error))}"
-                self.observer.trial(self.board.update(name, status="failed", failure=failure), "over")
+                self.tell(self.board.update(name, status="failed", failure=failure), "over")
                 return replace(plan, is_over=True, failure=failure)
             return replace(plan, config=config.model_dump(mode="json", exclude_unset=True))
 
@@ -192,6 +226,7 @@ def run_sweep(
         status = _run(sweep, found, max_concurrent, lease)
         result = sweep.result(status, time.time() - started_at_s)
         sweep.board.write_all()
+        sweep.wait_for_trackers()
         root.commit_bytes(SUMMARY, json.dumps(asdict(result), indent=1).encode())
         with writing_report(observer.phase):
             from raytrain.tuning.report import build_sweep_report
@@ -207,6 +242,10 @@ def trial_config(config: RunConfig, root: Storage, name: str, values: Values) ->
     raw = config.model_dump(mode="json", exclude_unset=True)
     prepared = config.data.prepared_path or Storage(config.storage_path).path_of("_prepared")
     own = {"storage_path": root.path_of(TRIALS), "name": name, "data.prepared_path": prepared}
+    for tracker in ("wandb", "mlflow"):  # which show the trials of a sweep together
+        section = getattr(config.tracking, tracker)
+        if section is not None and section.group is None:
+            own[f"tracking.{tracker}.group"] = root.path_of().rstrip("/").rpartition("/")[2]
     if (address := cluster_address(config)) is not None:  # a trial's process is not told by the environment
         own["ray.address"] = address
     return parse_config(raw, [*overrides_of(values), *overrides_of(own)])

@@ -10,7 +10,8 @@ from typing import Any
 
 from raytrain.config import RunConfig
 from raytrain.config_io import parse_config
-from raytrain.elastic.run import Observer, RunResult, run_training
+from raytrain.elastic.observer import Observer
+from raytrain.elastic.run import RunResult, run_training
 from raytrain.elastic.share import Terms
 from raytrain.errors import RaytrainError
 from raytrain.storage import Storage

@@ -52,7 +52,8 @@ def test_the_config_and_the_space_in_the_readme_are_valid() -> None:
     examples = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)]
     (space,) = [example for example in examples if "parameters" in example]
     (config,) = [example for example in examples if "task" in example]
-    parse_config(config)
+    (tracking,) = [example for example in examples if "tracking" in example]
+    parse_config({**config, **tracking})
     check_space(Space.model_validate(space), config, [])
 
 

@@ -1,0 +1,28 @@
+"""TensorBoard: event files in the run's folder."""
+
+from typing import Any
+
+from raytrain.tracking.base import Row, TrackedRun
+
+FOLDER = "tensorboard"
+FLUSH_S = 10  # a crash costs so many seconds of curves
+
+
+class TensorBoard:
+    """Writes events; a step that is redone takes the place of what was written for it before."""
+
+    def __init__(self, run: TrackedRun, first: Row):
+        from torch.utils.tensorboard import SummaryWriter
+
+        purge_step = first.step if first.is_redone else None
+        self._writer: Any = SummaryWriter(run.folder.local_path(FOLDER), purge_step=purge_step, flush_secs=FLUSH_S)
+
+    def log(self, rows: list[Row]) -> None:
+        """Take rows."""
+        for row in rows:
+            for name, value in row.values.items():
+                self._writer.add_scalar(name, value, row.step, walltime=row.time_s)
+
+    def close(self, status: str) -> None:
+        """Write all to the disk."""
+        self._writer.close()

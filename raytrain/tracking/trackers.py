@@ -1,0 +1,100 @@
+"""Which trackers a config asks for, whether they can be had, and all of them at once."""
+
+import functools
+import importlib.util
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+from raytrain.config import RunConfig
+from raytrain.errors import ConfigError
+from raytrain.storage import Storage
+from raytrain.tracking.base import TRACKING, Opener, Row, TrackedRun
+from raytrain.tracking.mlflow import Mlflow
+from raytrain.tracking.sender import Sender
+from raytrain.tracking.tensorboard import TensorBoard
+from raytrain.tracking.wandb import Wandb
+
+# A group that leaves for a resize or a stop waits so long for its trackers; one at its end so long.
+LEAVE_WAIT_S, END_WAIT_S = 3.0, 30.0
+
+
+def check_trackers(config: RunConfig) -> None:
+    """Refuse a tracker whose package is missing, or that would leave nothing behind. Raises ConfigError."""
+    for name in ("wandb", "mlflow"):
+        if getattr(config.tracking, name) is not None and not _is_installed(name):
+            raise ConfigError(
+                f"tracking.{name}: the package {name} is not installed: pip install 'raytrain[{name}]' here and on "
+                f"every node, or set tracking.{name}=null"
+            )
+    section = config.tracking.wandb
+    if section is not None and section.mode == "offline" and Storage(config.storage_path).local_path() is None:
+        raise ConfigError(
+            f"tracking.wandb.mode offline writes files, which {config.storage_path} can't be appended to; set it to "
+            "online, or storage_path to a local or shared folder"
+        )
+
+
+def _is_installed(name: str) -> bool:
+    spec = importlib.util.find_spec(name)
+    return spec is not None and spec.origin is not None  # W&B leaves folders called wandb, which look like packages
+
+
+def openers(run: TrackedRun) -> dict[str, Opener]:
+    """By name, how to open each tracker that the run's config asks for."""
+    tracking = run.config.tracking
+    chosen: dict[str, Opener] = {}
+    if tracking.tensorboard and run.folder.local_path() is not None:  # its files can't be appended to on object stores
+        chosen["tensorboard"] = functools.partial(TensorBoard, run)
+    if tracking.wandb is not None:
+        chosen["wandb"] = functools.partial(Wandb, run, tracking.wandb)
+    if tracking.mlflow is not None:
+        chosen["mlflow"] = functools.partial(Mlflow, run, tracking.mlflow)
+    return chosen
+
+
+class Trackers:
+    """The trackers of a run, in rank 0."""
+
+    def __init__(self, run: TrackedRun, now: Callable[[], float] = time.time, *, only_servers: bool = False):
+        """`now`: seconds since the epoch. `only_servers`: leave out those that write files."""
+        self._now = now
+        chosen = {name: opener for name, opener in openers(run).items() if not only_servers or _is_server(run, name)}
+        self._senders = [Sender(name, run.folder.path_of(), opener) for name, opener in chosen.items()]
+
+    def log(self, values: Mapping[str, float | None], step: int, *, is_redone: bool) -> None:
+        """Tell all of a step's values, but for those that are None."""
+        known = {name: float(value) for name, value in values.items() if value is not None}
+        for sender in self._senders:
+            sender.log(Row(step, self._now(), known, is_redone))
+
+    def close(self, status: str) -> None:
+        """See `Tracker.close`. Waits for all of them together, not for long."""
+        end_s = time.monotonic() + (LEAVE_WAIT_S if status == "stopped" else END_WAIT_S)
+        for sender in self._senders:
+            sender.close(status)
+        for sender in self._senders:
+            sender.wait(end_s - time.monotonic())
+
+    def complaints(self) -> Iterator[tuple[str, str]]:
+        """(tracker, what is wrong with it), once for each."""
+        for sender in self._senders:
+            if (text := sender.take_complaint()) is not None:
+                yield sender.name, text
+
+
+def conclude(run: TrackedRun, status: str) -> None:
+    """Tell servers how a run has ended whose workers did not: they were killed, or left to go on. Never raises.
+
+    Args:
+        status: failed or killed.
+    """
+    if not run.folder.exists(TRACKING):  # none has ever been told of it
+        return
+    trackers = Trackers(run, only_servers=True)
+    trackers.log({}, 0, is_redone=True)  # opens them
+    trackers.close(status)
+
+
+def _is_server(run: TrackedRun, name: str) -> bool:
+    section = run.config.tracking.wandb
+    return name == "mlflow" or (name == "wandb" and section is not None and section.mode == "online")
