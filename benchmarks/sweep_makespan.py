@@ -21,13 +21,8 @@ import json
 import math
 import os
 import random
-import re
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +33,12 @@ from common import (
     arguments_with,
     middle,
     publish,
-    read_from,
     rounds_of,
     spread,
     table,
     temporary_storage,
 )
+from sweep_watch import Sweep, watch
 
 sys.path.append(str(PROJECT / "tests"))
 
@@ -55,119 +50,17 @@ SLOTS = 4  # and trials at once, and workers of an elastic trial at most
 BATCH = 24  # samples a step, on all workers together: 1 to 4 of them get equally many
 NUM_SAMPLES, NUM_VALIDATION = 50 * BATCH, 96
 REDUCTION_FACTOR = 3
-LEARNING_RATES = (1e-4, 3e-2)  # least and largest; some learn nothing, some diverge
+LEARNING_RATES = (1e-4, 3e-2)  # least and largest
 GROW_AFTER_S = 2.0  # room for more is looked at so often by Ray Train, and must be there so long for raytrain
-POLL_S = 0.05
-TOLD = re.compile(r"\s*(trial_\d+) (started|finished|stopped_early|pruned|failed)\b")
 
 MAKESPAN_TARGETS = {FIXED: 0.7, ELASTIC: 0.6}
 IDLE_TARGET = 0.1
 WAIT_TARGET = 2.0  # the longest wait against the mean
 
 
-@dataclass
-class Trial:
-    """One trial, seen from outside. Times are seconds since the command."""
-
-    started_at_s: float = math.nan
-    status: str = "waiting"
-    steps: list[tuple[float, int]] = field(default_factory=list)
-    """When each line of metrics.jsonl appeared, and its step."""
-    losses: dict[int, float] = field(default_factory=dict)
-    """On the validation split, by step."""
-
-    @property
-    def num_counting(self) -> int:
-        """Steps that count."""
-        last = max(self.losses, default=0)
-        return len({step for _, step in self.steps if step <= last})
-
-
-@dataclass
-class Sweep:
-    """What one system made of the sweep."""
-
-    makespan_s: float
-    is_cut: bool
-    """Ended at the limit."""
-    trials: list[Trial]
-
-    @property
-    def num_steps(self) -> int:
-        """Steps that count."""
-        return sum(trial.num_counting for trial in self.trials)
-
-    @property
-    def num_in_vain(self) -> int:
-        """Steps redone, or trained after a trial's last evaluation."""
-        return sum(len(trial.steps) for trial in self.trials) - self.num_steps
-
-    @property
-    def waits_s(self) -> list[float]:
-        """From each trial's start to its first step; of one that did none, until the end."""
-        started = [trial for trial in self.trials if not math.isnan(trial.started_at_s)]
-        return [(t.steps[0][0] if t.steps else self.makespan_s) - t.started_at_s for t in started]
-
-    def count(self, *statuses: str) -> int:
-        return sum(trial.status in statuses for trial in self.trials)
-
-    @property
-    def num_over(self) -> int:
-        return self.count("finished", "stopped_early", "pruned", "failed")
-
-    def idle(self, seconds_per_sample: float) -> float:
-        """Share of the slots' time in which no step that counts was slept."""
-        return 1 - self.num_steps * BATCH * seconds_per_sample / (SLOTS * self.makespan_s)
-
-
-def watch(command: list[str], environment: dict[str, str], out: Path, limit_s: float, num_trials: int) -> Sweep:
-    """Run a command whose trials write to `out`/trials/trial_0000 and so on. Raises RuntimeError when it fails."""
-    trials = [Trial() for _ in range(num_trials)]
-    folders = [out / "trials" / f"trial_{i:04d}" for i in range(num_trials)]
-    began_s = time.monotonic()
-    process = subprocess.Popen(
-        command,
-        cwd=PROJECT,
-        env={**os.environ, **environment, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    os.set_blocking(process.stdout.fileno(), False)
-    output, printed, metrics = Lines(), [""], [Lines() for _ in trials]
-    is_running, is_cut = True, False
-    try:
-        while is_running and not is_cut:
-            is_running = process.poll() is None  # looked at first, so that what was written last is still read
-            now_s = time.monotonic() - began_s
-            is_cut = is_running and now_s > limit_s
-            for line in output.add(process.stdout.read() or b""):
-                printed.append(line.decode(errors="replace"))
-                if told := TOLD.match(printed[-1]):
-                    _note(trials[int(told[1].removeprefix("trial_"))], told[2], now_s)
-            for trial, folder, lines in zip(trials, folders, metrics, strict=True):
-                rows = lines.add(read_from(folder / "metrics.jsonl", lines.offset))
-                trial.steps += [(now_s, json.loads(row)["step"]) for row in rows]
-            time.sleep(POLL_S if is_running else 0)
-        makespan_s = time.monotonic() - began_s
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)  # a private Ray goes with its driver
-            process.wait()
-    if process.returncode and not is_cut:
-        raise RuntimeError(f"{' '.join(command)} failed:\n" + "\n".join(printed[-60:]))
-    for trial, folder in zip(trials, folders, strict=True):
-        evals = [json.loads(row) for row in Lines().add(read_from(folder / "evals.jsonl", 0))]
-        trial.losses = {row["step"]: row["loss"] for row in evals if row["split"] == "validation"}
-    return Sweep(makespan_s, is_cut, trials)
-
-
-def _note(trial: Trial, what: str, now_s: float) -> None:
-    if what != "started":
-        trial.status = what
-    elif math.isnan(trial.started_at_s):
-        trial.started_at_s, trial.status = now_s, "running"
+def idle(sweep: Sweep, seconds_per_sample: float) -> float:
+    """Share of the slots' time in which no step that counts was slept."""
+    return 1 - sweep.num_steps * BATCH * seconds_per_sample / (SLOTS * sweep.makespan_s)
 
 
 def run_raytrain(folder: Path, rates: Sequence[float], arguments: argparse.Namespace) -> Sweep:
@@ -353,9 +246,9 @@ def per_step_row(systems: dict[str, list[Sweep]], others: list[str], rounds: Seq
 
 
 def idle_row(systems: dict[str, list[Sweep]], pace_s: float, num_others: int) -> list[str]:
-    idle = {system: middle([sweep.idle(pace_s) for sweep in sweeps]) for system, sweeps in systems.items()}
-    row = ["idle", *(f"{share:.1%}" for share in idle.values()), *[""] * num_others]
-    return [*row, *([f"< {IDLE_TARGET:.0%}", met(idle[RAYTRAIN] < IDLE_TARGET)] if RAYTRAIN in idle else ["", ""])]
+    shares = {system: middle([idle(sweep, pace_s) for sweep in sweeps]) for system, sweeps in systems.items()}
+    row = ["idle", *(f"{share:.1%}" for share in shares.values()), *[""] * num_others]
+    return [*row, *([f"< {IDLE_TARGET:.0%}", met(shares[RAYTRAIN] < IDLE_TARGET)] if RAYTRAIN in shares else ["", ""])]
 
 
 def wait_row(systems: dict[str, list[Sweep]], num_others: int) -> list[str]:
@@ -396,8 +289,8 @@ def met(is_met: bool) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS), help="fewer: only prints")
-    sizes = {"trials": 16, "steps": 36, "grace": 4, "pace_ms": 150}
-    arguments = arguments_with(parser, rounds=1, seed=0, limit=540, **sizes)
+    sizes = {"trials": 16, "steps": 27, "grace": 3, "pace_ms": 120}
+    arguments = arguments_with(parser, rounds=1, seed=0, limit=500, **sizes)
     with temporary_storage() as storage:
         rounds = [one_round(arguments.seed + i, arguments, storage) for i in range(arguments.rounds)]
     arguments.no_write = arguments.no_write or set(arguments.systems) != set(SYSTEMS)

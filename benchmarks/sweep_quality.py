@@ -11,6 +11,7 @@ files, in the way of its goodput.json: all that its workers were held for, start
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ class Sweep:
 
     @property
     def best(self) -> float:
-        return max(trial.best for trial in self.trials if trial.status != "failed")
+        return max(trial.best for trial in self.trials if trial.status != "failed" and not math.isnan(trial.best))
 
     def total(self, name: str) -> float:
         return sum(getattr(trial, name) for trial in self.trials)
@@ -109,7 +110,7 @@ def read_trial(folder: Path) -> Trial:
     account = goodput(read_jsonl(run, "events.jsonl"), read_jsonl(run, "metrics.jsonl"))
     classes = account.get("classes", {})
     in_steps_s = sum(classes.get(name, 0.0) for name in ("useful", "redone", "data_wait"))
-    best = row["best_value"] if row["best_value"] is not None else float("nan")
+    best = row["best_value"] if row["best_value"] is not None else math.nan
     return Trial(row["values"], row["status"], row["step"], best, account.get("worker_seconds", 0.0), in_steps_s)
 
 
@@ -175,7 +176,7 @@ def report(rounds: Sequence[dict[str, Sweep]], arguments: argparse.Namespace) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sizes = {"trials": 12, "rows": 768, "validation_rows": 384, "grace": 10}
+    sizes = {"trials": 12, "rows": 640, "validation_rows": 384, "grace": 10}
     arguments = arguments_with(parser, rounds=1, seed=0, **sizes)
     with temporary_storage() as storage:
         rounds = [one_round(arguments.seed + i, arguments, storage) for i in range(arguments.rounds)]
