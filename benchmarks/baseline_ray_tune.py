@@ -176,7 +176,7 @@ def main() -> None:
                 time_attr="step",
                 grace_period=settings["grace_steps"],
                 reduction_factor=settings["reduction_factor"],
-                max_t=settings["steps"],
+                max_t=settings["steps"] + 1,  # a trial that ASHA ends at its last step leaves its reservation behind
             ),
         ),
         run_config=tune.RunConfig(storage_path=f"{settings['out']}/tune", verbose=0, callbacks=[Tell()]),

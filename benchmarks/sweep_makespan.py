@@ -289,7 +289,7 @@ def met(is_met: bool) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS), help="fewer: only prints")
-    sizes = {"trials": 16, "steps": 27, "grace": 3, "pace_ms": 120}
+    sizes = {"trials": 16, "steps": 24, "grace": 3, "pace_ms": 120}
     arguments = arguments_with(parser, rounds=1, seed=0, limit=500, **sizes)
     with temporary_storage() as storage:
         rounds = [one_round(arguments.seed + i, arguments, storage) for i in range(arguments.rounds)]
