@@ -56,8 +56,8 @@ class Trial:
 
     values: dict[str, Any]
     status: str
-    step: int
-    """Of its last evaluation."""
+    samples: int
+    """That it was trained on up to its last evaluation; unlike seconds, the same on a busy machine."""
     best: float
     """Largest accuracy at any evaluation; nan: none."""
     worker_s: float
@@ -111,7 +111,8 @@ def read_trial(folder: Path) -> Trial:
     classes = account.get("classes", {})
     in_steps_s = sum(classes.get(name, 0.0) for name in ("useful", "redone", "data_wait"))
     best = row["best_value"] if row["best_value"] is not None else math.nan
-    return Trial(row["values"], row["status"], row["step"], best, account.get("worker_seconds", 0.0), in_steps_s)
+    samples = row["step"] * row["values"]["training.global_batch_size"]
+    return Trial(row["values"], row["status"], samples, best, account.get("worker_seconds", 0.0), in_steps_s)
 
 
 def one_round(seed: int, arguments: argparse.Namespace, storage: Path) -> dict[str, Sweep]:
@@ -148,7 +149,7 @@ def report(rounds: Sequence[dict[str, Sweep]], arguments: argparse.Namespace) ->
             "yes" if middle(points) >= -POINTS_TARGET else "no",
         ]
     ]
-    figures = {"worker-seconds": "worker_s", "... in steps": "step_worker_s", "steps evaluated": "step"}
+    figures = {"worker-seconds": "worker_s", "... in steps": "step_worker_s", "samples trained on": "samples"}
     for what, name in figures.items():
         ours, theirs = ([round_[sweep].total(name) for round_ in rounds] for sweep in (ASHA, NO_STOP))
         ratios = [one / other for one, other in zip(ours, theirs, strict=True)]
