@@ -66,6 +66,20 @@ def training_only(storage: Path, max_steps: int) -> str:
     return str(path)
 
 
+def part_of_the_reviews(storage: Path, num_rows: int, num_validation_rows: int) -> dict[str, Any]:
+    """A config with the first rows of the movie reviews' splits, which are in random order; all runs in `storage`."""
+    import pyarrow.parquet as pq
+
+    raw = yaml.safe_load((PROJECT / "raytrain" / "configs" / "movie_reviews.yaml").read_text())
+    raw["data"] = {"max_length": raw["data"]["max_length"]}
+    for split, count in {"train": num_rows, "validation": num_validation_rows}.items():
+        path = storage / f"{split}_{count}.parquet"
+        pq.write_table(pq.read_table(DATA / f"{split}.parquet").slice(0, count), path)
+        raw["data"][split] = {"path": str(path)}
+    kept = {name: raw[name] for name in ("name", "task", "model", "data")}
+    return {**kept, "storage_path": str(storage), "tracking": {"tensorboard": False}}
+
+
 def padding_of(rows: Sequence[dict[str, Any]]) -> float:
     """Share of padding among all tokens that were computed in these rows of metrics.jsonl."""
     tokens = [row["tokens_per_s"] * row["step_s"] for row in rows]
@@ -100,6 +114,15 @@ def run_raytrain(config: str, overrides: Sequence[str], storage: Path) -> Raytra
         event = json.loads(line)
         run.events.append({**event, "time": event["time"] - started_at_s})
     return run
+
+
+def run_command(command: Sequence[str]) -> float:
+    """Run a command to its end; returns the seconds that it took. Raises RuntimeError when it fails."""
+    began_s = time.monotonic()
+    result = subprocess.run(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if result.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{result.stdout[-4000:]}")
+    return time.monotonic() - began_s
 
 
 class Lines:
