@@ -24,7 +24,11 @@ LEAST_OVER = 4  # trials that are over before a share of failed ones means somet
 class SweepCallback(Callback):
     """Keeps the board, ends the sweep when it has to, and tells the pool of rungs and of trials that are over."""
 
-    def __init__(self, sweep: Sweep, shares: Shares, signals: StopSignals, check_lease: Callable[[], None]):
+    def __init__(
+        self, sweep: Sweep, shares: Shares, at_once: int, signals: StopSignals, check_lease: Callable[[], None]
+    ):
+        """`at_once`: trials that live at once."""
+        self._at_once = at_once
         self._sweep, self._shares, self._signals, self._check_lease = sweep, shares, signals, check_lease
         self._next_look_s = 0.0
         self._is_told = False
@@ -46,8 +50,10 @@ class SweepCallback(Callback):
         if sweep.stop_message and not self._is_told:
             self._is_told = True
             self._shares.stop()
+        num_waiting = 0
         if self._generations is not None and not sweep.stop_message:
-            self._generations.advance()
+            num_waiting = self._generations.advance()
+        self._shares.expect(sweep.num_wanting(self._at_once) - num_waiting)
         now = self._shares.now()
         for name, row in list(board.rows.items()):
             if row.workers != now.get(name, 0):

@@ -40,20 +40,21 @@ class Generations:
             self._note(decided_after(sweep.root, self._number - 1))
         shares.release(self._number)
 
-    def advance(self) -> None:
-        """Exchange and let go on, if all trials have come. Called often."""
+    def advance(self) -> int:
+        """Exchange and let go on, if all trials have come. Called often. Returns how many wait for others now."""
         board = self._sweep.board
         live = [row for row in board.rows.values() if not row.is_over]
-        if not live or (len(board.rows) < self._sweep.space.num_trials and self._sweep.may_start()):
-            return
         arrived = self._shares.arrived()
-        if any(arrived.get(row.name, (-1, 0.0))[0] < self._number for row in live):
-            return
+        num_waiting = sum(arrived.get(row.name, (-1, 0.0))[0] == self._number for row in live)
+        may_more_come = len(board.rows) < self._sweep.space.num_trials and self._sweep.may_start()
+        if num_waiting < len(live) or may_more_come or not live:
+            return num_waiting
         members = {row.name: Member(arrived[row.name][1], row.values) for row in live}
         decided = self._decide(members)
         self._sweep.root.commit_bytes(decision_name(self._number), json.dumps(decided, indent=1).encode())
         self._hand_over(decided)
         self._shares.release(self._number)
+        return 0
 
     def _decide(self, members: Mapping[str, Member]) -> dict[str, Any]:
         changes = exchange(self._sweep.space, self._number, members, self._gains(members))

@@ -36,8 +36,9 @@ class _SharesActor:
     """Shares are dealt anew when a trial comes, goes or passes a rung, and when the cluster changes; not whenever two
     trials change places, since each resize costs some seconds."""
 
-    def __init__(self, worker: dict[str, float], data_cpus: float, most: int):
+    def __init__(self, worker: dict[str, float], data_cpus: float, most: int, least: int, expected: int):
         self._worker, self._data_cpus, self._most = worker, data_cpus, most
+        self._least, self._expected = least, expected
         self._live: dict[str, Claim] = {}
         self._depot = Depot(start_worker, end_worker)
         self._shares: dict[str, int] = {}
@@ -77,6 +78,12 @@ class _SharesActor:
 
     def take_back(self, number: int, is_fit: bool) -> None:
         self._depot.take_back(number, is_fit=is_fit)
+
+    def expect(self, expected: int) -> None:
+        """So many trials want workers, those among them that are still coming up."""
+        if expected != self._expected:
+            self._expected = expected
+            self._deal()
 
     def stop(self) -> None:
         self._is_stopping = True
@@ -121,22 +128,28 @@ class _SharesActor:
             self._deal()
 
     def _deal(self) -> None:
-        self._shares = share(list(self._live.values()), self._capacity)
+        # What is given to others before a trial has come would be taken back as soon as it has.
+        coming = range(self._expected - len(self._live))
+        kept = [Claim(f"coming {number}", self._least, self._least) for number in coming]
+        dealt = share([*self._live.values(), *kept], self._capacity)
+        self._shares = {trial: dealt[trial] for trial in self._live}
 
 
 class Shares:
     """The sweep's end."""
 
-    def __init__(self, worker: Mapping[str, float], data_cpus: float, most: int):
+    def __init__(self, worker: Mapping[str, float], data_cpus: float, most: int, least: int, expected: int):
         """Starts the actor on this node.
 
         Args:
             worker: What each worker holds.
             data_cpus: CPUs of each worker's pipeline.
             most: Workers of all trials together.
+            least: Workers of a trial.
+            expected: Trials that are about to come.
         """
         self.name = f"raytrain-shares-{uuid.uuid4().hex[:12]}"
-        self._actor = start_actor(_SharesActor, dict(worker), data_cpus, most, name=self.name)
+        self._actor = start_actor(_SharesActor, dict(worker), data_cpus, most, least, expected, name=self.name)
 
     def leave(self, trial: str) -> None:
         """A trial has ended, in whatever way."""
@@ -145,6 +158,10 @@ class Shares:
     def reached(self, trial: str, rung: int, value: float) -> None:
         """A trial has passed so many rungs; `value`: its metric, larger is better."""
         self._actor.reached.remote(trial, rung, value)
+
+    def expect(self, expected: int) -> None:
+        """So many trials want workers, those among them that are still coming up."""
+        self._actor.expect.remote(expected)
 
     def stop(self) -> None:
         """Every trial saves and ends."""

@@ -120,6 +120,12 @@ class Sweep:
         steps = self.space.budget.steps
         return not self.stop_message and (steps is None or self.board.steps < steps)
 
+    def num_wanting(self, at_once: int) -> int:
+        """Trials that want workers or are about to, with so many that live at once."""
+        board = self.board
+        left = self.space.num_trials if self.may_start() else len(board.rows)
+        return min(at_once, left - board.num_over)
+
     def tell(self, row: TrialRow, event: str) -> None:
         """Pass on what a trial has come to; see `SweepObserver.trial`."""
         self.observer.trial(row, event)
@@ -315,8 +321,10 @@ def _run(sweep: Sweep, found: Preflight, max_concurrent: int | None, lease: Leas
         signals.catch()
         observer.phase("trials")
         observer.begin(sweep.board, sweep.space.num_trials, sweep.metric)
-        shares = Shares(worker_resources(config, plan.use_gpu), config.workers.data_cpus, live * config.workers.max)
+        worker, least = worker_resources(config, plan.use_gpu), config.workers.min
         at_once = sweep.space.num_trials if sweep.every_steps else live  # a generation's end is waited for by all
+        expected = sweep.num_wanting(at_once)
+        shares = Shares(worker, config.workers.data_cpus, live * config.workers.max, least, expected)
         try:
             run_trials(sweep, shares, at_once, signals, lease.check)
         finally:

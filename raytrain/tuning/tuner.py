@@ -55,7 +55,7 @@ def run_trials(
                 storage_path=local,
                 name="tune",
                 verbose=0,
-                callbacks=[SweepCallback(sweep, shares, signals, check_lease)],
+                callbacks=[SweepCallback(sweep, shares, at_once, signals, check_lease)],
             ),
         ).fit()
     finally:
