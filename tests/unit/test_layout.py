@@ -20,13 +20,14 @@ ROWS = [
     ("training",),
     ("report",),
     ("elastic",),
+    ("forecast",),
     ("tuning",),
-    ("console", "sweep_console"),
+    ("console", "sweep_console", "plan_console"),
     ("cli", "__init__", "__main__"),
 ]
 NO_RAY = ("config", "config_io", "plan", "batch_plan", "timetable", "data.order", "data.prepared", "data.sources")
 NO_RAY += ("training.engine", "training.trainer", "training.saving", "training.evaluate", "tasks")
-NO_RAY += ("tuning.space", "tuning.sharing", "tuning.board")
+NO_RAY += ("forecast", "tuning.space", "tuning.sharing", "tuning.board")
 NO_RAY += ("checkpoint.manifest", "checkpoint.ranges", "checkpoint.store", "checkpoint.writer", "checkpoint.zero_state")
 NO_TORCH = (
     "tokenizer",
@@ -39,6 +40,7 @@ NO_TORCH = (
     "tasks",
     "checkpoint.store",
     "elastic",
+    "forecast",
     "tuning",
 )
 
