@@ -58,7 +58,9 @@ def _facts(forecast: Forecast) -> list[str]:
         f"model       {forecast.shape.num_parameters:,} parameters, {forecast.precision.value}",
         f"steps       {steps}",
         f"checkpoint  {in_bytes(plan.checkpoint_bytes)}, {plan.checkpoints_kept} kept and one being written; "
-        f"{forecast.upload_s:,.1f} s to upload",
+        f"{forecast.upload_s:,.1f} s to upload at {in_bytes(forecast.bandwidth_bytes)}/s a worker",
+        f"CPUs        {forecast.cpus_per_worker} a worker and {forecast.data_cpus:g} for its Ray Data pipeline, "
+        "at least 1 for all pipelines",
     ]
     if plan.snapshot_bytes is not None:
         lines.append(f"snapshots   {in_bytes(plan.snapshot_bytes)} in the object stores of all nodes together, evenly")

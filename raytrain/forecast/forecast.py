@@ -90,6 +90,11 @@ class Forecast:
     first_fit: Choice | None
     """The first combination that fits, the least change from the config first; None: none does, or nothing is known
     of the memory."""
+    cpus_per_worker: int
+    data_cpus: float
+    """CPUs of each worker's Ray Data pipeline."""
+    bandwidth_bytes: float
+    """Bytes that a worker is taken to send to storage in a second."""
     upload_s: float
     """Seconds for a checkpoint to storage at the plan's world size."""
     notes: list[str] = field(default_factory=list)
@@ -110,6 +115,9 @@ class Forecast:
             "precision": self.precision.value,
             "num_samples": self.num_samples,
             "usable_bytes": self.usable_bytes,
+            "cpus_per_worker": self.cpus_per_worker,
+            "data_cpus": self.data_cpus,
+            "bandwidth_bytes": self.bandwidth_bytes,
             "upload_s": self.upload_s,
             "worlds": [{**asdict(world), "memory": world.memory.to_json()} for world in self.worlds],
             "memory_by_choice": [{**asdict(choice), "memory": memory.to_json()} for choice, memory in self.choices],
@@ -159,6 +167,9 @@ def make_forecast(config: RunConfig, hardware: Hardware, calibration_run: str | 
         worlds=worlds,
         choices=[(choice, memory_of(config, shape, choice, plan.world_size, use_gpu=plan.use_gpu)) for choice in table],
         first_fit=fit,
+        cpus_per_worker=config.workers.cpus,
+        data_cpus=config.workers.data_cpus,
+        bandwidth_bytes=hardware.bandwidth_bytes,
         upload_s=plan.checkpoint_bytes / plan.world_size / hardware.bandwidth_bytes,
         notes=[*notes, *plan.notes],
     )

@@ -156,9 +156,8 @@ class _Setup:
 
     @property
     def bucket(self) -> int:
-        """Bytes of the reduction buckets: two where communication overlaps."""
-        copies = 2 if self.zero.get("overlap_comm") else 1
-        return copies * self.zero.get("reduce_bucket_size", REDUCE_BUCKET)
+        """Elements of a reduction bucket."""
+        return self.zero.get("reduce_bucket_size", REDUCE_BUCKET)
 
 
 def _without_zero(setup: _Setup) -> dict[str, int]:
@@ -184,7 +183,8 @@ def _stage_2(setup: _Setup) -> dict[str, int]:
     """Gradients are shared out as they come."""
     weights, share, largest = setup.width * setup.shape.num_parameters, setup.share, setup.largest
     gradients = _shared_out(setup)
-    in_backward = setup.width * (largest + setup.bucket)
+    buckets = 2 if setup.zero.get("overlap_comm") else 1
+    in_backward = setup.width * (largest + buckets * setup.bucket)
     if setup.is_16_bit:
         in_backward += 4 * largest  # reduced in 16 bits, added up in 32
     elif setup.accumulates:
