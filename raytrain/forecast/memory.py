@@ -17,7 +17,6 @@ from typing import Any
 from raytrain.config import Precision
 from raytrain.forecast.shape import Layers, ModelShape
 
-MASTER_BYTES = 4  # fp32, like each of AdamW's two moments and the accumulated gradients
 # DeepSpeed's defaults, in elements (0.19: runtime/zero/config.py).
 REDUCE_BUCKET = 500_000_000
 MAX_LIVE = 1_000_000_000
@@ -170,10 +169,9 @@ def _without_zero(setup: _Setup) -> dict[str, int]:
 def _stage_1(setup: _Setup) -> dict[str, int]:
     """The optimizer's state is shared out; every gradient is there until the last micro-batch has been reduced."""
     weights, trained, share = setup.width * setup.shape.num_parameters, setup.trained, setup.share
-    if (
-        setup.precision is Precision.BF16 and not setup.offloads
-    ):  # DeepSpeed's BF16_Optimizer: fp32 gradients of everything, for good
-        # The 16-bit gradients are there too; the reduction copies the fp32 ones, and once more in 16 bits.
+    if setup.precision is Precision.BF16 and not setup.offloads:
+        # DeepSpeed's BF16_Optimizer keeps fp32 gradients of everything for good, beside those in 16 bits; the reduction
+        # copies the fp32 ones, and these once more in 16 bits.
         return _parts(weights, 4 * share, 8 * share, 6 * trained, 6 * trained)
     in_backward = 4 * trained + (2 * trained if setup.is_16_bit else 0) + 4 * setup.bucket
     return _parts(weights, 4 * share, 8 * share, _shared_out(setup), max(in_backward, _in_update(setup)))
@@ -204,9 +202,8 @@ def _stage_3(setup: _Setup) -> dict[str, int]:
     # The largest gradient, and its copy in the reduction; padded first when the workers can't share it evenly.
     copies = 2 if setup.largest % setup.world_size == 0 else 3
     in_backward = width * (gathered + copies * setup.largest)
-    in_update = 4 * share + (
-        share if setup.precision is Precision.FP16 else 0
-    )  # a copy, and the overflow check's flags
+    flags = share if setup.precision is Precision.FP16 else 0  # of the overflow check
+    in_update = 0 if setup.offloads else 4 * share + flags
     return _parts(weights, 4 * share, 8 * share, 4 * share, bucket + max(in_backward, in_update))
 
 
