@@ -19,7 +19,7 @@ from raytrain.forecast.shape import Layers, ModelShape
 
 # DeepSpeed's defaults, in elements (0.19: runtime/zero/config.py).
 REDUCE_BUCKET = 500_000_000
-MAX_LIVE = 1_000_000_000
+MAX_REUSE_DISTANCE = 1_000_000_000
 PREFETCH_BUCKET = 50_000_000
 PERSISTENCE_THRESHOLD = 100_000
 # Ranks that are looked at for the largest partition: an embedding comes first.
@@ -173,8 +173,14 @@ def _stage_1(setup: _Setup) -> dict[str, int]:
         # DeepSpeed's BF16_Optimizer keeps fp32 gradients of everything for good, beside those in 16 bits; the reduction
         # copies the fp32 ones, and these once more in 16 bits.
         return _parts(weights, 4 * share, 8 * share, 6 * trained, 6 * trained)
-    in_backward = 4 * trained + (2 * trained if setup.is_16_bit else 0) + 4 * setup.bucket
-    return _parts(weights, 4 * share, 8 * share, _shared_out(setup), max(in_backward, _in_update(setup)))
+    gradients = _shared_out(setup)
+    in_backward = 4 * trained + 4 * setup.bucket
+    if setup.is_16_bit:
+        in_backward += 2 * trained
+        # One that is larger than the bucket is held by workers that do not own it, until the next forward.
+        left = 4 * setup.largest if setup.largest > setup.bucket else 0
+        gradients, in_backward = gradients + left, in_backward - left
+    return _parts(weights, 4 * share, 8 * share, gradients, max(in_backward, _in_update(setup)))
 
 
 def _stage_2(setup: _Setup) -> dict[str, int]:
@@ -195,13 +201,16 @@ def _stage_3(setup: _Setup) -> dict[str, int]:
     zero, shape, share, width = setup.zero, setup.shape, setup.share, setup.width
     threshold = zero.get("stage3_param_persistence_threshold", PERSISTENCE_THRESHOLD)
     small = sum(size for size in (*shape.trained, *shape.frozen) if size <= threshold)
-    live = zero.get("stage3_max_live_parameters", MAX_LIVE) + zero.get("stage3_prefetch_bucket_size", PREFETCH_BUCKET)
-    gathered = max(setup.largest, min(shape.num_parameters - small, live))
+    # A parameter stays gathered while it is needed again within the reuse distance: a smaller model stays as a whole.
+    prefetch = zero.get("stage3_prefetch_bucket_size", PREFETCH_BUCKET)
+    kept = zero.get("stage3_max_reuse_distance", MAX_REUSE_DISTANCE) + prefetch
+    gathered = max(setup.largest, min(shape.num_parameters - small, kept))
     weights = width * (-(-shape.num_parameters // setup.world_size) + small)
     bucket = width * setup.bucket  # kept for good
     # The largest gradient, and its copy in the reduction; padded first when the workers can't share it evenly.
     copies = 2 if setup.largest % setup.world_size == 0 else 3
-    in_backward = width * (gathered + copies * setup.largest)
+    # What is gathered together comes in one piece, and is copied out of it.
+    in_backward = width * (gathered + min(gathered, prefetch) + copies * setup.largest)
     flags = share if setup.precision is Precision.FP16 else 0  # of the overflow check
     in_update = 0 if setup.offloads else 4 * share + flags
     return _parts(weights, 4 * share, 8 * share, 4 * share, bucket + max(in_backward, in_update))

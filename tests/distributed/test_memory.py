@@ -1,6 +1,7 @@
 """The plan's memory against real engines: what DeepSpeed holds after backward, and at its most."""
 
 import gc
+import math
 from itertools import accumulate
 from typing import Any
 
@@ -17,16 +18,15 @@ from raytrain.training.deepspeed_config import build_deepspeed_config
 from raytrain.training.engine import Engine
 
 MICRO_STEPS = 2
+MEMORY: dict[str, Any] = {"activities": [torch.profiler.ProfilerActivity.CPU], "profile_memory": True}
 # Small against the model, so that they don't hide what is compared.
 BUCKETS = {
-    "reduce_bucket_size": 50_000,
-    "allgather_bucket_size": 50_000,
-    "stage3_prefetch_bucket_size": 50_000,
-    "stage3_max_live_parameters": 50_000,
+    "reduce_bucket_size": 100_000,
+    "allgather_bucket_size": 100_000,
     "stage3_param_persistence_threshold": 1000,
 }
 BERT = {
-    "vocab_size": 4000,
+    "vocab_size": 1000,
     "hidden_size": 128,
     "num_hidden_layers": 4,
     "num_attention_heads": 2,
@@ -35,7 +35,8 @@ BERT = {
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
 }
-"""1.3 million parameters, and samples of two tokens: activations are nothing beside them."""
+"""900,000 parameters, the largest of which is no large part of them: what is on its way, at most, depends on threads
+that give memory back unseen. Samples have two tokens, so that activations are nothing beside them."""
 
 
 # Twelve set-ups with two workers; one and three workers, of which the latter share no parameter evenly.
@@ -48,10 +49,9 @@ def test_estimated_bytes_are_those_of_the_engine(world_size: int, precision: Pre
     results = run_workers(_measure, world_size, precision)
     for zero_stage in range(4):
         memory, _ = results[0][zero_stage]
-        after_backward, most = (max(measured) for measured in zip(*(r[zero_stage][1] for r in results), strict=True))
-        print(zero_stage, precision, world_size, memory.state / after_backward, memory.total / most)
+        after_backward, least, most = map(max, zip(*(r[zero_stage][1] for r in results), strict=True))
         assert memory.state == pytest.approx(after_backward, rel=0.1), f"ZeRO-{zero_stage}: {memory}"
-        assert memory.total == pytest.approx(most, rel=0.1), f"ZeRO-{zero_stage}: {memory}"
+        assert 0.9 * least < memory.total < 1.1 * most, f"ZeRO-{zero_stage}: {memory}, {least} to {most}"
 
 
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16])
@@ -64,20 +64,20 @@ def test_estimated_activations_are_near_those_of_a_forward(precision: Precision,
     layers = shape_of(model).layers
     assert layers is not None
     model = model.to(torch.bfloat16 if precision is Precision.BF16 else torch.float32)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(**MEMORY) as profile:
         kept = model(input_ids=torch.ones(8, 64, dtype=torch.long)).logits
-    measured = sum(_allocations(profile))
+    measured = _sums(profile)[0][-1]
     assert kept.requires_grad
     assert activation_bytes(layers, 8, 64, precision, use_gpu=False) == pytest.approx(measured, rel=0.2)
 
 
-def _measure(precision: Precision) -> dict[int, tuple[Memory, tuple[int, int]]]:
+def _measure(precision: Precision) -> dict[int, tuple[Memory, tuple[int, int, int]]]:
     allow_fp16_on_cpu()
     return {zero_stage: _measure_stage(zero_stage, precision) for zero_stage in range(4)}
 
 
-def _measure_stage(zero_stage: int, precision: Precision) -> tuple[Memory, tuple[int, int]]:
-    """The estimate, and the bytes of all tensors after the last backward pass and at their most."""
+def _measure_stage(zero_stage: int, precision: Precision) -> tuple[Memory, tuple[int, int, int]]:
+    """The estimate, and what `_profiled_step` says."""
     from transformers import BertConfig, BertForSequenceClassification
 
     others = _live_storages()  # of the engine before, of which some parts live on; kept, so that no address comes again
@@ -96,7 +96,7 @@ def _measure_stage(zero_stage: int, precision: Precision) -> tuple[Memory, tuple
     _step(engine)
     _step(engine)
     between_steps = _bytes_beside(others)
-    after_backward, more = _profiled_step(engine, others)
+    measured = _profiled_step(engine, others, between_steps)
     config = build_deepspeed_config(training, precision=precision, num_micro_steps=MICRO_STEPS, on_gpu=False)
     memory = estimate_memory(
         shape,
@@ -108,29 +108,43 @@ def _measure_stage(zero_stage: int, precision: Precision) -> tuple[Memory, tuple
         use_gpu=False,
     )
     engine.close()
-    return memory, (after_backward, between_steps + more)
+    return memory, measured
 
 
-def _profiled_step(engine: Engine, others: dict[int, Any]) -> tuple[int, int]:
-    """Bytes of all tensors after the last backward pass, and how many more than before the step there were at most."""
-    seen: list[int] = []
+def _profiled_step(engine: Engine, others: dict[int, Any], between_steps: int) -> tuple[int, int, int]:
+    """Bytes of all tensors after the last backward pass; and at least and at most the largest that they came to.
+
+    The profiler doesn't see what gloo's threads give back. How much that was is known after the backward pass, but not
+    when it was.
+    """
+    after_backward = 0
     update = engine.deepspeed.step
 
     def step() -> None:
-        seen.append(_bytes_beside(others))
-        update()
+        nonlocal after_backward
+        after_backward = _bytes_beside(others)
+        with torch.profiler.record_function("update"):
+            update()
 
     engine.deepspeed.step = step
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(**MEMORY) as profile:
         _step(engine)
     engine.deepspeed.step = update
-    return seen[0], max(accumulate(_allocations(profile)))
+    in_backward, in_update = _sums(profile)
+    unseen = between_steps + in_backward[-1] - after_backward
+    highest = between_steps + max(in_backward)
+    updating = after_backward + max(in_update)
+    return after_backward, max(highest - unseen, updating), max(highest, updating)
 
 
-def _allocations(profile: torch.profiler.profile) -> list[int]:
-    """Bytes of each allocation, negative when they were given back, in their order."""
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+def _sums(profile: torch.profiler.profile) -> tuple[list[int], list[int]]:
+    """Bytes that were taken, less those given back, after each such event before and in the update."""
+    events = sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    began_at = next((event.start_ns() for event in events if event.name() == "update"), math.inf)
+    memory = [event for event in events if event.name() == "[memory]"]
+    before = [event.nbytes() for event in memory if event.start_ns() < began_at]
+    after = [event.nbytes() for event in memory if event.start_ns() >= began_at]
+    return list(accumulate(before, initial=0)), list(accumulate(after, initial=0))
 
 
 def _step(engine: Engine) -> None:
