@@ -166,14 +166,42 @@ def tune(
 
 
 @app.command()
-def plan(config: Config, overrides: Overrides = None) -> None:
-    """Check a config and say what a run of it would do on this machine, without starting anything."""
-    from raytrain.config_io import load_config
-    from raytrain.elastic.preflight import check
+def plan(
+    config: Config,
+    overrides: Overrides = None,
+    gpu: Annotated[
+        str | None, typer.Option(metavar="GPU", help="Each worker's: a10g, a100-80, h100, ... or a memory, 24GiB.")
+    ] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Nodes of the cluster; default: enough.")] = None,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of a node.")] = 1,
+    cpus_per_node: Annotated[int | None, typer.Option(min=1, help="CPUs of a node; default: enough.")] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Dollars for a worker and an hour.")] = None,
+    bandwidth: Annotated[float, typer.Option(min=0.001, help="MiB/s from a worker to storage.")] = 100.0,
+    calibrate: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Run that has measured the steps; default: the config's own.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Check a config, and say what a run of it needs: memory, batches, CPUs, bytes, time and money. Starts nothing.
 
-    found = check(load_config(config, overrides))
-    for line in found.plan_alone().lines():
-        typer.echo(line)
+    Without --gpu and --nodes it plans for CPU workers on this machine. Exit code 2: something is wrong or does not fit.
+    """
+    from raytrain.config_io import load_config
+    from raytrain.forecast.forecast import Hardware, make_forecast
+    from raytrain.forecast.gpus import find_gpu
+    from raytrain.plan_console import print_forecast
+
+    hardware = Hardware(
+        gpu=find_gpu(gpu) if gpu is not None else None,
+        num_nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        cpus_per_node=cpus_per_node,
+        price_per_hour=price,
+        bandwidth_bytes=bandwidth * 2**20,
+    )
+    found = make_forecast(load_config(config, overrides), hardware, calibrate)
+    print_forecast(found, as_json=json)
+    raise typer.Exit(0 if found.fits else 2)
 
 
 @app.command("eval")

@@ -8,7 +8,7 @@ Ray nor torch, so that a mistake is found in milliseconds.
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -22,7 +22,16 @@ def _label(value: Any) -> Any:
     return str(value) if isinstance(value, int) else value
 
 
+def _labels(value: list[str]) -> list[str]:
+    if not value:
+        raise ValueError("task.labels is empty: name the labels, or leave it out to take those of the training data")
+    if len(set(value)) < len(value):
+        raise ValueError(f"task.labels names {max(value, key=value.count)!r} twice; each label is one class")
+    return value
+
+
 Label = Annotated[str, BeforeValidator(_label)]
+Labels = Annotated[list[Label], AfterValidator(_labels)]
 
 
 class Section(BaseModel):
@@ -70,7 +79,7 @@ class SequenceClassificationConfig(Section):
     """Column with a second text, for sentence-pair tasks; null: one text."""
     label_column: str = "label"
     """Column with the label: a string or integer; with `multi_label` a list of them."""
-    labels: list[Label] | None = None
+    labels: Labels | None = None
     """The declared labels, in id order; null: those found in the training data, sorted."""
     multi_label: bool = False
     """True: every label is decided by itself (sigmoid), and a sample may have none or several."""
@@ -84,7 +93,7 @@ class TokenClassificationConfig(Section):
     """Column with the list of words; CoNLL files call it `tokens`."""
     tags_column: str = "tags"
     """Column with the list of tags, one a word; CoNLL files call it `tags` (their last column; UPOS in CoNLL-U)."""
-    labels: list[Label] | None = None
+    labels: Labels | None = None
     """The declared tags, in id order; null: those found in the training data, `O` first, then sorted."""
     case_feature: bool = False
     """True: tells the model each word's letter case (lower, Title, UPPER, miXed) through `token_type_ids`, which
@@ -420,6 +429,8 @@ class RunConfig(Section):
             )
         if self.training.early_stopping is not None and self.data.validation is None:
             raise ValueError("training.early_stopping needs data.validation, whose metric it watches")
+        if self.training.best_metric is not None and self.data.validation is None:
+            raise ValueError("training.best_metric needs data.validation, on which it is measured")
         if self.training.eval_every_steps is not None and self.data.validation is None:
             raise ValueError("training.eval_every_steps needs data.validation, which it evaluates")
         if self.workers.max > self.canonical_shards:

@@ -18,8 +18,8 @@ CHECKPOINT_BYTES_PER_PARAMETER = 12
 # In the nodes' memory: the newest complete snapshot and one on its way, each on the worker's node and on another one.
 SNAPSHOTS_KEPT = 2
 SNAPSHOT_COPIES = 2
-# Rows of the table in the terminal; plan.json has them all.
-MAX_TABLE_ROWS = 8
+# World sizes that a note names; plan.json has them all.
+MAX_NAMED_SIZES = 8
 
 
 @dataclass(frozen=True)
@@ -78,23 +78,6 @@ class Plan:
         """The contents of plan.json."""
         return {**asdict(self), "world_size": self.world_size}
 
-    def lines(self) -> list[str]:
-        """The plan for the terminal, a line each."""
-        device = f"{self.num_gpus:g} GPUs, " if self.use_gpu and self.num_gpus is not None else ""
-        lines = [f"{self.name}: {device}{self.num_cpus:g} logical CPUs, up to {self.world_size} workers now"]
-        if self.total_steps is not None:
-            per_epoch = f", {self.steps_per_epoch} an epoch" if self.steps_per_epoch is not None else ""
-            lines.append(f"steps: {self.total_steps}{per_epoch}, {self.global_batch_size} samples each")
-        if self.checkpoint_bytes is not None:
-            size_mib = self.checkpoint_bytes / 2**20
-            lines.append(f"checkpoint: {size_mib:,.0f} MiB, {self.checkpoints_kept} kept and one being written")
-        if self.snapshot_bytes is not None:
-            size_mib = self.snapshot_bytes / 2**20
-            lines.append(f"snapshots: {size_mib:,.0f} MiB in the object stores of all nodes together, evenly")
-        lines.append("workers   samples each   micro steps   CPUs   fits now")
-        lines += [_table_row(world) for world in _some(self.worlds)]
-        return lines + [f"note: {note}" for note in self.notes]
-
 
 def make_plan(
     config: RunConfig,
@@ -143,7 +126,7 @@ def make_plan(
         checkpoint_bytes=checkpoint_bytes,
         checkpoints_kept=config.checkpoint.keep_last,
         snapshot_bytes=snapshot_bytes,
-        notes=_notes(config, worlds, num_samples, use_gpu),
+        notes=_notes(config, worlds, num_samples, total_steps, use_gpu),
     )
 
 
@@ -237,8 +220,16 @@ def _steps_per_epoch(config: RunConfig, num_samples: int) -> int:
     return steps
 
 
-def _notes(config: RunConfig, worlds: list[WorldPlan], num_samples: int | None, use_gpu: bool) -> list[str]:
+def _notes(
+    config: RunConfig, worlds: list[WorldPlan], num_samples: int | None, total_steps: int | None, use_gpu: bool
+) -> list[str]:
     notes = []
+    warmup = config.training.schedule.warmup_steps
+    if warmup is not None and total_steps is not None and warmup >= total_steps:
+        notes.append(
+            f"training.schedule.warmup_steps {warmup} is no less than the {total_steps} steps of the run: the learning "
+            "rate never comes to its peak"
+        )
     too_large = [world for world in worlds if not world.fits]
     if len(too_large) == len(worlds):
         notes.append(f"not even workers.min {config.workers.min} fits now ({_needs(worlds[0], use_gpu)}); it waits")
@@ -252,26 +243,11 @@ def _notes(config: RunConfig, worlds: list[WorldPlan], num_samples: int | None, 
         notes.append(f"fewer samples ({num_samples}) than training.global_batch_size {batch}: one step an epoch")
     uneven = [world for world in worlds if world.min_samples_per_worker != world.max_samples_per_worker and world.fits]
     if uneven:
-        sizes = ", ".join(str(world.world_size) for world in uneven[:MAX_TABLE_ROWS])
-        more = ", ..." if len(uneven) > MAX_TABLE_ROWS else ""
+        sizes = ", ".join(str(world.world_size) for world in uneven[:MAX_NAMED_SIZES])
+        more = ", ..." if len(uneven) > MAX_NAMED_SIZES else ""
         notes.append(f"at {sizes}{more} workers a step is not shared out evenly: exact all the same, but some wait")
     return notes
 
 
 def _needs(world: WorldPlan, use_gpu: bool) -> str:
     return f"it needs {world.cpus:g} CPUs" + (f" and {world.world_size} GPUs" if use_gpu else "")
-
-
-def _some(worlds: list[WorldPlan]) -> list[WorldPlan]:
-    """At most MAX_TABLE_ROWS of them, the first and the last included, evenly spread."""
-    if len(worlds) <= MAX_TABLE_ROWS:
-        return worlds
-    last = len(worlds) - 1
-    return [worlds[round(row * last / (MAX_TABLE_ROWS - 1))] for row in range(MAX_TABLE_ROWS)]
-
-
-def _table_row(world: WorldPlan) -> str:
-    low, high = world.min_samples_per_worker, world.max_samples_per_worker
-    samples = str(high) if low == high else f"{low}-{high}"
-    fits = "yes" if world.fits else "no"
-    return f"{world.world_size:7}   {samples:>12}   {world.micro_steps:11}   {world.cpus:4g}   {fits}"

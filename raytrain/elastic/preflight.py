@@ -9,7 +9,7 @@ from raytrain.assets import config_names
 from raytrain.config import RunConfig
 from raytrain.config_io import load_config, parse_config
 from raytrain.data.sources import check_sources
-from raytrain.elastic.session import RaySession, cluster_address, ray_session
+from raytrain.elastic.session import RaySession, cluster_address
 from raytrain.errors import ConfigError, RaytrainError
 from raytrain.model_files import count_parameters
 from raytrain.plan import Plan, logical_cpus, make_plan
@@ -44,17 +44,12 @@ class Preflight:
             resolve_precision(self.config.training.precision, has_gpu=False, gpu_has_bf16=False)
         return plan
 
-    def plan_alone(self) -> Plan:
-        """The plan without Ray being started; a cluster that is to be joined is asked what it has."""
-        if self.private_cpus:
-            num_parameters = count_parameters(self.config.model)
-            return make_plan(self.config, num_cpus=self.private_cpus, num_gpus=None, num_parameters=num_parameters)
-        with ray_session(self.config, 0) as session:
-            return self.plan_on(session)
 
-
-def check(config: RunConfig) -> Preflight:
+def check(config: RunConfig, *, on_this_machine: bool = True) -> Preflight:
     """Check what can be checked without Ray.
+
+    Args:
+        on_this_machine: Whether a run without a cluster would be this machine's own; False: its CPUs don't matter.
 
     Raises:
         ConfigError: A model without a tokenizer, a storage path that can't be written, a plan that can't run, ...
@@ -62,7 +57,7 @@ def check(config: RunConfig) -> Preflight:
     """
     given, config = config, absolute_paths(config)
     check_deepspeed_overrides(config.training.deepspeed)
-    is_private = cluster_address(config) is None
+    is_private = on_this_machine and cluster_address(config) is None
     private_cpus = 0
     if is_private:
         private_cpus = logical_cpus(config, os.cpu_count() or 1)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from raytrain.config import ModelConfig, TrainingConfig
-from raytrain.errors import ConfigError
+from raytrain.errors import ConfigError, first_line
 from raytrain.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ def build_with_head(
     auto_class: str, model: ModelConfig, labels: list[str], training: TrainingConfig, **changes: Any
 ) -> "nn.Module":
     """A pretrained (or new) model with a classification head, fp32 on the CPU.
+
+    Under `torch.device("meta")` it has no weights, and none are read: that counts parameters in a moment.
 
     Args:
         auto_class: Name of a Transformers auto class, such as AutoModelForSequenceClassification.
@@ -38,11 +40,11 @@ def build_with_head(
     override_dropout(config, training.dropout)
     fill_pad_token(config, model)
     common = {"trust_remote_code": model.trust_remote_code}
-    if model.path is None:
+    if model.path is None or torch.get_default_device().type == "meta":
         try:
             return factory.from_config(config, **common).float()
         except ValueError as error:
-            raise ConfigError(f"model.config: {error}") from None
+            raise ConfigError(f"model.{'config' if model.path is None else 'path'}: {first_line(str(error))}") from None
     try:
         with _quiet():
             loaded, info = factory.from_pretrained(
@@ -79,6 +81,16 @@ def check_positions(model: "nn.Module", max_length: int) -> None:
                 f"data.max_length {max_length} is more than the {num_positions} positions that the model knows; "
                 f"lower it to at most {num_positions}"
             )
+
+
+def check_vocabulary(model: Any, tokenizer: Any, config: ModelConfig) -> None:
+    """Raises ConfigError when the tokenizer of a new model gives tokens that its embedding has no row for."""
+    rows = model.get_input_embeddings().num_embeddings
+    if config.path is None and len(tokenizer) > rows:
+        raise ConfigError(
+            f"model.config.vocab_size {rows} is less than the {len(tokenizer)} tokens of model.tokenizer; set it to at "
+            f"least {len(tokenizer)}"
+        )
 
 
 def read_model_config(model: ModelConfig, **changes: Any) -> Any:

@@ -294,9 +294,10 @@ def widen_token_types(model: Any) -> None:
     if before.num_embeddings == NUM_CASES and model.config.type_vocab_size == NUM_CASES:
         return
     after = torch.nn.Embedding(NUM_CASES, before.embedding_dim)
-    noise = torch.randn(NUM_CASES, before.embedding_dim, generator=torch.Generator().manual_seed(0)) * 0.02
+    generator = torch.Generator().manual_seed(0)  # on the CPU, also for a model that is only counted
+    noise = torch.randn(NUM_CASES, before.embedding_dim, generator=generator, device="cpu") * 0.02
     noise[0] = 0.0
-    after.weight.data.copy_(before.weight.data[0] + noise)
+    after.weight.data.copy_(before.weight.data[0] + noise.to(before.weight.device))
     owner.token_type_embeddings = after
     model.config.type_vocab_size = NUM_CASES
 

@@ -1,6 +1,7 @@
 """From raytrain's options to DeepSpeed's dictionary: pure, without torch, so that a mistake is found at once."""
 
 import copy
+import difflib
 from typing import Any
 
 from raytrain.config import Precision, TrainingConfig
@@ -56,6 +57,25 @@ _REFUSED: dict[str, str] = {
     "hybrid_engine": "leave it out",
     "autotuning": "leave it out",
 }
+# What may be set; a test holds the second against DeepSpeed's own list. Any other key is a typo, which DeepSpeed passes
+# over at the top level, and finds in the workers below it.
+_KNOWN = (
+    *("communication_data_type", "disable_allgather", "dump_state", "disable_python_gc", "steps_per_print"),
+    *("wall_clock_breakdown", "memory_breakdown", "zero_optimization", "zero_allow_untested_optimizer"),
+    *("zero_force_ds_cpu_optimizer", "activation_checkpointing", "comms_logger", "flops_profiler", "fp16", "bf16"),
+    *("aio", "compile", "timers", "nebula", "tensorboard", "wandb", "csv_monitor", "comet", "log_level"),
+)
+KNOWN_OF_ZERO = (
+    *("contiguous_gradients", "reduce_scatter", "reduce_bucket_size", "use_multi_rank_bucket_allreduce"),
+    *("allgather_partitions", "allgather_bucket_size", "overlap_comm", "compute_grad_norm", "offload_optimizer"),
+    *("sub_group_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold"),
+    *("stage3_model_persistence_threshold", "stage3_max_live_parameters", "stage3_max_reuse_distance"),
+    *("stage3_gather_16bit_weights_on_model_save", "stage3_module_granularity_threshold"),
+    *("stage3_use_all_reduce_for_fetch_params", "stage3_allgather_sequential", "ignore_unused_parameters"),
+    *("zero_quantized_weights", "zero_quantized_nontrainable_weights", "zero_quantized_gradients"),
+    *("memory_efficient_linear", "override_module_apply", "log_trace_cache_warnings", "enable_sanity_checks"),
+    *("leaf_module",),
+)
 _BUCKET_ELEMENTS = 50_000_000  # DeepSpeed's 500 million would reserve 2 GB of fp32 beside a small model
 
 
@@ -70,12 +90,23 @@ def check_deepspeed_overrides(overrides: dict[str, Any]) -> None:
         raise ConfigError(
             "training.deepspeed.zero_optimization must be a mapping; set training.zero_stage for the stage"
         )
+    _check_known(overrides, "training.deepspeed", _KNOWN)
+    _check_known(zero, "training.deepspeed.zero_optimization", KNOWN_OF_ZERO)
     offload = zero.get("offload_optimizer", {})
     if isinstance(offload, dict) and offload.get("device") not in (None, "none", "cpu"):
         raise ConfigError(
             f"training.deepspeed.zero_optimization.offload_optimizer.device {offload['device']!r} can't be "
             "checkpointed; allowed: none, cpu"
         )
+
+
+def _check_known(section: dict[str, Any], path: str, known: tuple[str, ...]) -> None:
+    """Raises ConfigError for a key that is not passed on."""
+    for key in section:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, 1)
+            hint = f"; did you mean {path}.{close[0]}?" if close else f"; allowed: {', '.join(known)}"
+            raise ConfigError(f"{path}.{key} is no key that DeepSpeed has and raytrain passes on{hint}")
 
 
 def resolve_precision(

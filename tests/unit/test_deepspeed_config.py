@@ -7,6 +7,7 @@ import pytest
 from raytrain.config import LossScaleConfig, Precision, TrainingConfig
 from raytrain.errors import ConfigError
 from raytrain.training.deepspeed_config import (
+    KNOWN_OF_ZERO,
     build_deepspeed_config,
     check_deepspeed_overrides,
     effective_zero_stage,
@@ -50,6 +51,30 @@ def test_owned_keys_are_refused_with_what_to_set_instead(overrides: dict, key: s
     assert instead in str(error.value)
     with pytest.raises(ConfigError):
         _build(deepspeed=overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({"zero_optimisation": {"overlap_comm": True}}, "did you mean training.deepspeed.zero_optimization?"),
+        (
+            {"zero_optimization": {"overlap_com": True}},
+            "did you mean training.deepspeed.zero_optimization.overlap_comm?",
+        ),
+        ({"x": 1}, "training.deepspeed.x is no key"),
+    ],
+)
+def test_unknown_keys_are_refused(overrides: dict, expected: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        check_deepspeed_overrides(overrides)
+    assert expected in str(error.value)
+
+
+def test_the_keys_of_zero_are_deepspeeds_own() -> None:
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    theirs = {field.alias or name for name, field in DeepSpeedZeroConfig.model_fields.items()}
+    assert set(KNOWN_OF_ZERO) <= theirs
 
 
 def test_other_keys_are_merged_last_and_deeply() -> None:

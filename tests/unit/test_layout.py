@@ -21,13 +21,14 @@ ROWS = [
     ("training",),
     ("report",),
     ("elastic",),
+    ("forecast",),
     ("tuning",),
-    ("console", "sweep_console"),
+    ("console", "sweep_console", "plan_console"),
     ("cli", "__init__", "__main__"),
 ]
 NO_RAY = ("config", "config_io", "plan", "batch_plan", "timetable", "data.order", "data.prepared", "data.sources")
 NO_RAY += ("training.engine", "training.trainer", "training.saving", "training.evaluate", "tasks")
-NO_RAY += ("tracking", "tuning.space", "tuning.sharing", "tuning.board", "tuning.hparams")
+NO_RAY += ("tracking", "forecast", "tuning.space", "tuning.sharing", "tuning.board", "tuning.hparams")
 NO_RAY += ("checkpoint.manifest", "checkpoint.ranges", "checkpoint.store", "checkpoint.writer", "checkpoint.zero_state")
 NO_TORCH = (
     "tokenizer",
@@ -41,6 +42,7 @@ NO_TORCH = (
     "checkpoint.store",
     "tracking",
     "elastic",
+    "forecast",
     "tuning",
 )
 

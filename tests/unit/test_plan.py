@@ -155,20 +155,10 @@ class TestOutput:
         raw = json.loads(json.dumps(plan_for(config_with(workers={"max": 3}), num_samples=100).to_json()))
         assert raw["world_size"] == 3 and raw["total_steps"] == 12 and len(raw["worlds"]) == 3
 
-    def test_lines(self):
-        plan = plan_for(config_with(workers={"max": 3}), num_cpus=3, num_samples=100, num_parameters=2**20)
-        text = "\n".join(plan.lines())
-        assert "steps: 12, 4 an epoch, 32 samples each" in text
-        assert "checkpoint: 12 MiB, 2 kept and one being written" in text
-        assert "10-11" in text and "does not fit now" in text
-        assert all(len(line) <= 120 for line in plan.lines())
-
-    def test_a_long_range_is_a_short_table(self):
-        plan = plan_for(config_with(workers={"max": 32}))
-        rows = [line for line in plan.lines() if line.endswith(("yes", "no"))]
-        assert len(rows) == 8
-        assert rows[0].split()[0] == "1" and rows[-1].split()[0] == "32"
-        assert len(plan.worlds) == 32
+    def test_a_warmup_that_never_ends_is_said(self):
+        config = config_with(training={"schedule": {"warmup_steps": 12}})
+        assert any("warmup_steps 12" in note for note in plan_for(config, num_samples=100).notes)
+        assert not any("warmup_steps" in note for note in plan_for(config, num_samples=200).notes)
 
 
 def test_import_is_light():

@@ -1,0 +1,161 @@
+"""Which ZeRO stage, precision, micro-batch and offload fit into a worker's memory."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
+
+from raytrain.batch_plan import BatchPlan
+from raytrain.config import Precision, RunConfig, TrainingConfig
+from raytrain.forecast.gpus import Gpu
+from raytrain.forecast.memory import Memory, estimate_memory
+from raytrain.forecast.shape import ModelShape
+from raytrain.training.deepspeed_config import (
+    build_deepspeed_config,
+    effective_zero_stage,
+    resolve_precision,
+    training_at,
+)
+
+OFFLOAD = "training.deepspeed.zero_optimization.offload_optimizer.device"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Settings that decide the memory of a worker, and change nothing or little else."""
+
+    zero_stage: int
+    precision: Precision
+    """Not AUTO."""
+    micro_batch_size: int
+    min_workers: int
+    offloads: bool
+    changed: tuple[str, ...] = ()
+    """Dotted options that differ from the config."""
+
+    @classmethod
+    def of(cls, config: RunConfig, precision: Precision) -> Self:
+        """The config as it is."""
+        training = config.training
+        zero = training.deepspeed.get("zero_optimization") or {}
+        offloads = (zero.get("offload_optimizer") or {}).get("device") == "cpu"
+        return cls(training.zero_stage, precision, training.micro_batch_size, config.workers.min, offloads)
+
+    def overrides(self) -> list[str]:
+        """What to add to the command, `key=value`; [] when nothing has to be changed."""
+        values = {
+            "training.zero_stage": str(self.zero_stage),
+            "training.precision": self.precision.value,
+            "training.micro_batch_size": str(self.micro_batch_size),
+            "workers.min": str(self.min_workers),
+            OFFLOAD: "cpu",
+        }
+        return [f"{key}={values[key]}" for key in self.changed]
+
+    def training(self, config: RunConfig, world_size: int) -> TrainingConfig:
+        """The options of a worker group of this size with this choice."""
+        chosen = config.training.model_copy(
+            update={
+                "zero_stage": self.zero_stage,
+                "precision": self.precision,
+                "micro_batch_size": self.micro_batch_size,
+                "deepspeed": _with_offload(config.training.deepspeed) if self.offloads else config.training.deepspeed,
+            }
+        )
+        return training_at(chosen, world_size)
+
+    def stage_at(self, config: RunConfig, world_size: int) -> int:
+        """The ZeRO stage that DeepSpeed is really given at a world size."""
+        return effective_zero_stage(self.training(config, world_size).zero_stage, self.precision)
+
+
+def resolved_precision(precision: Precision, use_gpu: bool, gpu: Gpu | None) -> Precision:
+    """What the workers would use. Raises ConfigError when the GPU can't."""
+    return resolve_precision(precision, has_gpu=use_gpu, gpu_has_bf16=gpu is None or gpu.has_bf16)
+
+
+def memory_of(config: RunConfig, shape: ModelShape, choice: Choice, world_size: int, *, use_gpu: bool) -> Memory:
+    """Memory of each worker at a world size."""
+    training = choice.training(config, world_size)
+    batches = BatchPlan(training.global_batch_size, training.micro_batch_size, config.canonical_shards, world_size)
+    deepspeed = build_deepspeed_config(
+        training, precision=choice.precision, num_micro_steps=batches.micro_steps, on_gpu=use_gpu
+    )
+    return estimate_memory(
+        shape,
+        deepspeed,
+        precision=choice.precision,
+        world_size=world_size,
+        micro_batch_size=-(-batches.max_samples_per_worker // batches.micro_steps),
+        max_length=config.data.max_length,
+        use_gpu=use_gpu,
+    )
+
+
+def choices(config: RunConfig, world_size: int, *, use_gpu: bool, gpu: Gpu | None) -> list[Choice]:
+    """Every ZeRO stage in the config's precision and in the others that the workers have; for the table."""
+    own = Choice.of(config, resolved_precision(config.training.precision, use_gpu, gpu))
+    return [
+        Choice(stage, precision, own.micro_batch_size, world_size, own.offloads)
+        for precision in dict.fromkeys([*_precisions(own.precision, use_gpu, gpu), Precision.FP32])
+        for stage in range(4)
+        if effective_zero_stage(stage, precision) == stage and (stage or not own.offloads)
+    ]
+
+
+def first_that_fits(
+    config: RunConfig, shape: ModelShape, usable_bytes: int, *, use_gpu: bool, gpu: Gpu | None
+) -> Choice | None:
+    """The first choice that fits at its fewest workers and at workers.max.
+
+    The order is that of what a change costs: another ZeRO stage and smaller micro-batches change no result, more
+    workers at least need nodes, another precision changes the numbers, and offloading is slow.
+    """
+    own = Choice.of(config, resolved_precision(config.training.precision, use_gpu, gpu))
+    for choice in _in_order(config, own, use_gpu, gpu):
+        sizes = {choice.min_workers, min(choice.min_workers + 1, config.workers.max), config.workers.max}
+        if all(memory_of(config, shape, choice, size, use_gpu=use_gpu).total <= usable_bytes for size in sorted(sizes)):
+            return choice
+    return None
+
+
+def _in_order(config: RunConfig, own: Choice, use_gpu: bool, gpu: Gpu | None) -> Iterator[Choice]:
+    offloads = (own.offloads, True) if use_gpu and not own.offloads else (own.offloads,)
+    precisions = _precisions(own.precision, use_gpu, gpu)
+    workers = _doubling(config.workers.min, config.workers.max)
+    micros = list(reversed(_doubling(1, own.micro_batch_size)))
+    stages = [own.zero_stage, *(stage for stage in range(4) if stage > own.zero_stage)]
+    for offload, precision, min_workers, micro, stage in itertools.product(
+        offloads, precisions, workers, micros, stages
+    ):
+        if offload and stage == 0:
+            continue
+        changes = {
+            "training.zero_stage": stage != own.zero_stage,
+            "training.micro_batch_size": micro != own.micro_batch_size,
+            "workers.min": min_workers != own.min_workers,
+            "training.precision": precision is not own.precision,
+            OFFLOAD: offload != own.offloads,
+        }
+        changed = tuple(key for key, is_changed in changes.items() if is_changed)
+        yield Choice(stage, precision, micro, min_workers, offload, changed)
+
+
+def _precisions(own: Precision, use_gpu: bool, gpu: Gpu | None) -> list[Precision]:
+    """The config's precision, and after it the 16-bit one that the workers have."""
+    half = Precision.FP16 if use_gpu and gpu is not None and not gpu.has_bf16 else Precision.BF16
+    return [own, half] if own is Precision.FP32 else [own]
+
+
+def _doubling(low: int, high: int) -> list[int]:
+    """low, 2 low, 4 low, ..., and high."""
+    values = [low]
+    while values[-1] * 2 < high:
+        values.append(values[-1] * 2)
+    return values if values[-1] == high else [*values, high]
+
+
+def _with_offload(deepspeed: dict) -> dict:
+    zero = deepspeed.get("zero_optimization") or {}
+    offload = {**(zero.get("offload_optimizer") or {}), "device": "cpu"}
+    return {**deepspeed, "zero_optimization": {**zero, "offload_optimizer": offload}}
