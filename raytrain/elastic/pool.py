@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 class WorkerProcess:
     """One actor, on one node."""
 
-    def __init__(self, node_id: str, lent: Lent, warm_for: dict[str, Any] | None, *, use_gpu: bool):
+    def __init__(self, lent: Lent, warm_for: dict[str, Any] | None, *, use_gpu: bool):
         """Returns at once.
 
         Args:
@@ -34,7 +34,7 @@ class WorkerProcess:
             warm_for: The config of the run that it shall make itself ready for; None: it is needed at once.
             use_gpu: Whether it holds one.
         """
-        self.node_id, self.lent = node_id, lent
+        self.node_id, self.lent = lent.node_id, lent
         self._actor = lent.actor
         self._started_s = time.monotonic()
         self._work: Any = None
@@ -134,7 +134,7 @@ class WorkerPool:
         warm_for, use_gpu = self._config if at_work else None, "GPU" in self._resources
         for node_id in wanted.elements():
             lent = self._share.lend(node_id, self._resources)
-            self._processes.append(WorkerProcess(node_id, lent, warm_for, use_gpu=use_gpu))
+            self._processes.append(WorkerProcess(lent, warm_for, use_gpu=use_gpu))
 
     def bring_up(
         self, places: Sequence[str], lost_nodes: Callable[[Iterable[str]], set[str]], on_poll: Callable[[], None]

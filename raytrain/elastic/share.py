@@ -13,6 +13,7 @@ from raytrain.training.entry import TrainingWorker
 class Lent:
     """A worker's process that a run may use until it gives it back."""
 
+    node_id: str
     actor: Any
     number: int = 0
     """The owner's name of it."""
@@ -39,12 +40,16 @@ class Share:
         return False
 
     def lend(self, node_id: str, resources: Mapping[str, float]) -> Lent:
-        """A process on this node, which holds these resources. It may be one that has just been started."""
-        return Lent(start_worker(node_id, resources))
+        """A process on this node, which holds these resources, or one of another node that was waiting. It may have
+        been started just now."""
+        return Lent(node_id, start_worker(node_id, resources))
 
     def take_back(self, lent: Lent, *, is_fit: bool) -> None:
         """The run needs it no more. `is_fit`: it lives and has nothing to do, so another run could use it."""
         end_worker(lent.actor)
+
+    def close(self) -> None:
+        """The run has ended, and has given everything back. May be said twice."""
 
 
 @dataclass(frozen=True)

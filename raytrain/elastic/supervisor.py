@@ -72,7 +72,7 @@ class Supervisor:
         began_at_s: When the command was given, seconds since the epoch.
         """
         self._config, self._run, self._prepared_root = config, run, prepared_root
-        self._until_step = terms.until_step
+        self._until_step, self._share = terms.until_step, terms.share
         self._use_gpu, self._total_steps = use_gpu, total_steps
         self._is_stop_asked, self._on_poll, self._say = is_stop_asked, on_poll, say
         self._worker = worker_resources(config, use_gpu)
@@ -130,6 +130,7 @@ class Supervisor:
             *(() if is_unwanted else (self._keep_snapshot,)),
             self._holders.close,
             self._mailbox.close,
+            self._share.close,
         )
         for part in parts:
             try:
@@ -262,7 +263,8 @@ class Supervisor:
         steps = status.step - status.first_step - 1
         if steps < 1:
             return 0.0
-        return (self._total_steps - status.step) * (status.step_at_s - status.first_step_at_s) / steps
+        end = min(self._total_steps, self._until_step or self._total_steps)
+        return (end - status.step) * (status.step_at_s - status.first_step_at_s) / steps
 
     def _after_failure(
         self, failure: GroupFailure, status: GroupStatus, nodes: list[str]

@@ -77,6 +77,7 @@ class RunLog:
             return
         place = {"step": step, "epoch": epoch, "split": split, "time": self._now(), "attempt": self._attempt}
         self._evals.write({**place, **metrics.values, "tables": metrics.tables})
+        self._evals.flush()  # a sweep judges by it, and the checkpoint of this step must not be there before it
         values = {f"{split}/{name}": value for name, value in metrics.values.items()}
         self._track(values, step, lambda step: (split, step) in self._evaluations)
 

@@ -10,6 +10,7 @@ from raytrain.storage import Storage
 from raytrain.tuning.space import Values
 
 TRIALS = "trials"
+BEST = ("best_value", "best_step", "best_values")
 OVER = ("finished", "stopped_early", "pruned", "failed")
 
 
@@ -28,6 +29,8 @@ class TrialRow:
     """The metric at its newest evaluation."""
     best_value: float | None = None
     best_step: int | None = None
+    best_values: Values | None = None
+    """What it changed in the config when it was best; a population's trials change."""
     rung: int = 0
     workers: int = 0
     """That it may have now."""
@@ -39,6 +42,11 @@ class TrialRow:
     """(step, value) of each evaluation."""
     sources: list[tuple[int, str]] = field(default_factory=list)
     """(step, other trial) of each time that it went on from another's model."""
+
+    @property
+    def values_at_best(self) -> Values:
+        """What it changed in the config when it was best, or changes now."""
+        return self.values if self.best_values is None else self.best_values
 
     @property
     def is_over(self) -> bool:
@@ -84,12 +92,13 @@ class Board:
         if not math.isfinite(value) or any(step <= known for known, _ in row.history[-1:]):
             return row
         is_best = row.best_value is None or self.sign * value > self.sign * row.best_value
-        best = {"best_value": value, "best_step": step} if is_best else {}
+        best = {"best_value": value, "best_step": step, "best_values": row.values} if is_best else {}
         return self.update(name, step=step, value=value, rung=rung, history=[*row.history, (step, value)], **best)
 
-    def exchanged(self, name: str, values: Values, step: int, source: str) -> TrialRow:
-        """A trial goes on from another's model, with other values."""
-        row = self.update(name, values=values, sources=[*self.rows[name].sources, (step, source)])
+    def exchanged(self, name: str, values: Values, step: int, source: str, best: dict[str, Any]) -> TrialRow:
+        """A trial goes on from another's model, with other values. `best`: see BEST, of the other; its best model is
+        this one's too."""
+        row = self.update(name, values=values, sources=[*self.rows[name].sources, (step, source)], **best)
         self._write(row)
         return row
 

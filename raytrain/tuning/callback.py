@@ -43,6 +43,9 @@ class SweepCallback(Callback):
             return
         self._next_look_s = time.monotonic() + LOOK_EVERY_S
         self._check_lease()
+        for trial in trials:  # Tune tells no callback of one that it could not give a process of an earlier trial
+            if trial.status == "ERROR" and not self._sweep.board.rows[trial_name(trial)].is_over:
+                self.on_trial_error(iteration, trials, trial)
         sweep, board = self._sweep, self._sweep.board
         self._signals.acknowledge(sweep.observer.stopping)
         if not sweep.stop_message:
@@ -109,6 +112,8 @@ class SweepCallback(Callback):
         if row.is_over:
             return
         status = (trial.last_result or {}).get(STATUS, "running")
+        if status == "stopped" and not self._sweep.stop_message:  # its node, which is this command's too, is to go
+            self._sweep.stop_status, self._sweep.stop_message = "stopped", "the node of this command is being reclaimed"
         self._sweep.tell(
             self._sweep.board.update(name, status="pruned" if status == "running" else status, workers=0), "over"
         )

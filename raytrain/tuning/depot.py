@@ -47,15 +47,18 @@ class Depot:
         """Ids of the nodes of those that nobody has, one entry a process."""
         return [process.node_id for process in self._processes.values() if process.trial is None]
 
-    def lend(self, trial: str, node_id: str, resources: dict[str, float]) -> tuple[int, Any]:
-        """A process's number and handle: an idle one of that node, or a new one."""
-        for number, process in self._processes.items():
-            if process.trial is None and process.node_id == node_id:
-                process.trial, process.end_at_s = trial, None
-                return number, process.actor
-        number = next(self._numbers)
-        self._processes[number] = _Process(self._start(node_id, resources), node_id, trial)
-        return number, self._processes[number].actor
+    def lend(self, trial: str, node_id: str, resources: dict[str, float]) -> tuple[int, str, Any]:
+        """A process's number, node and handle: an idle one of that node, else one of another node, since others may
+        have looked for room there at the same moment; else a new one."""
+        idle = [number for number, process in self._processes.items() if process.trial is None]
+        if idle:
+            number = min(idle, key=lambda number: self._processes[number].node_id != node_id)
+            process = self._processes[number]
+            process.trial, process.end_at_s = trial, None
+        else:
+            number = next(self._numbers)
+            process = self._processes[number] = _Process(self._start(node_id, resources), node_id, trial)
+        return number, process.node_id, process.actor
 
     def take_back(self, number: int, *, is_fit: bool) -> None:
         """A trial needs it no more. `is_fit`: it lives, and has nothing to do."""

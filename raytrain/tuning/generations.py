@@ -20,7 +20,7 @@ from typing import Any
 from raytrain.checkpoint.store import step_folder
 from raytrain.training.records import JsonlWriter
 from raytrain.tuning.bandit import Gain
-from raytrain.tuning.board import TRIALS
+from raytrain.tuning.board import BEST, TRIALS
 from raytrain.tuning.legs import decided_after, decision_name, done_name, num_done
 from raytrain.tuning.population import Member, exchange
 from raytrain.tuning.shares import Shares
@@ -58,6 +58,7 @@ class Generations:
 
     def _decide(self, members: Mapping[str, Member]) -> dict[str, Any]:
         changes = exchange(self._sweep.space, self._number, members, self._gains(members))
+        board = self._sweep.board
         rows: dict[str, Any] = {}
         for name, member in members.items():
             change = changes.get(name)
@@ -66,6 +67,7 @@ class Generations:
                 "trained_with": member.values,
                 "source": change.source if change else None,
                 "values": change.values if change else member.values,
+                "best": {key: getattr(board.rows[change.source if change else name], key) for key in BEST},
             }
         return {"generation": self._number, "step": (self._number + 1) * self._every_steps, "members": rows}
 
@@ -94,7 +96,8 @@ class Generations:
             if root.exists(f"{source}/best"):
                 root.copy(f"{source}/best", f"{own}/best")
             events = JsonlWriter(root.at(own), "events.jsonl")
-            events.write({"time": time.time(), "kind": "exchange", "step": step, **member})
+            told = {key: member[key] for key in ("source", "value", "values")}
+            events.write({"time": time.time(), "kind": "exchange", "step": step, **told})
             events.close()
         root.commit_bytes(done_name(decided["generation"]), b"")
         self._number = decided["generation"] + 1
@@ -107,5 +110,5 @@ class Generations:
             step, source = decided["step"], member["source"]
             if source is None or name not in board.rows or (step, source) in board.rows[name].sources:
                 continue
-            row = board.exchanged(name, member["values"], step, source)
+            row = board.exchanged(name, member["values"], step, source, member["best"])
             self._sweep.tell(row, f"goes on from {source} at step {step}")

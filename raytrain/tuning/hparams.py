@@ -26,7 +26,7 @@ def write_hparams(root: Storage, row: TrialRow, metric: str) -> None:
     from tensorboard.plugins.hparams.summary_v2 import hparams_pb
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-    summaries = [hparams_pb({key: _plain(value) for key, value in row.values.items()}, trial_id=row.name)]
+    summaries = [hparams_pb({key: _plain(value) for key, value in row.values_at_best.items()}, trial_id=row.name)]
     if row.best_value is not None:
         summaries.append(Summary(value=[Summary.Value(tag=f"best/{metric}", simple_value=row.best_value)]))
     summaries.append(_end(is_failed=row.status == "failed"))

@@ -1,10 +1,12 @@
 """A population's trial between two generations: where it stands, and how it waits for the others. See `generations`."""
 
+import contextlib
 import math
 import time
 from typing import Any
 
 from raytrain.checkpoint.store import CheckpointStore
+from raytrain.elastic.run import SUMMARY
 from raytrain.storage import Storage
 from raytrain.training.records import read_jsonl
 from raytrain.tuning.shares import ANSWER_TIMEOUT_S
@@ -26,9 +28,13 @@ def values_of(root: Storage, trial: str) -> Values:
     return decided["members"].get(trial, {}).get("values", {}) if decided else {}
 
 
-def has_come_to(run: Storage, step: int) -> bool:
-    """Whether a trial has trained and saved up to a step."""
-    return step in CheckpointStore(run.at("checkpoints")).candidates()
+def has_paused_at(run: Storage, step: int) -> bool:
+    """Whether a trial has trained up to a step, saved, and is to go on: one that is at its end does not wait."""
+    if not run.exists(SUMMARY):
+        return False
+    summary = run.read_json(SUMMARY)
+    has_paused = summary["status"] == "stopped" and summary["step"] == step
+    return has_paused and step in CheckpointStore(run.at("checkpoints")).candidates()
 
 
 def value_at(run: Storage, step: int, metric: str, sign: float) -> float:
@@ -46,11 +52,12 @@ def wait_for_others(shares: str, trial: str, generation: int, value: float) -> b
     import ray
 
     actor = ray.get_actor(shares)
-    ray.get(actor.arrive.remote(trial, generation, value), timeout=ANSWER_TIMEOUT_S)
     while True:
-        num_released, is_stopping = ray.get(actor.released.remote(), timeout=ANSWER_TIMEOUT_S)
-        if num_released > generation or is_stopping:
-            return bool(num_released > generation)
+        with contextlib.suppress(ray.exceptions.GetTimeoutError):  # a machine that is busy
+            answer: Any = actor.arrive.remote(trial, generation, value)
+            num_released, is_stopping = ray.get(answer, timeout=ANSWER_TIMEOUT_S)
+            if num_released > generation or is_stopping:
+                return bool(num_released > generation)
         time.sleep(POLL_S)
 
 

@@ -48,8 +48,8 @@ def parallel_coordinates(rows: Sequence[TrialRow], space: Space, metric: str, mo
     best = np.array([row.best_value for row in rows], dtype=float)
     goodness = _unit(best if mode == "max" else -best)
     for place in np.argsort(goodness):
-        row = rows[place]
-        heights = [space.parameters[key].unit(row.values[key]) if key in row.values else math.nan for key in keys]
+        values = rows[place].values_at_best
+        heights = [space.parameters[key].unit(values[key]) if key in values else math.nan for key in keys]
         shade = colormaps["Blues"](0.2 + 0.8 * goodness[place])
         axes.plot(range(len(keys) + 1), [*heights, _unit(best)[place]], color=shade, linewidth=1.3)
     for index, key in enumerate(keys):
@@ -71,7 +71,7 @@ def importance(rows: Sequence[TrialRow], space: Space) -> bytes | None:
     keys = [
         key for key, domain in space.parameters.items() if not domain.when and len(set(map(repr, domain.ends()))) > 1
     ]
-    rows = [row for row in rows if row.best_value is not None and all(key in row.values for key in keys)]
+    rows = [row for row in rows if row.best_value is not None and all(key in row.values_at_best for key in keys)]
     if len(rows) < LEAST_TRIALS or len(keys) < 2 or len({row.best_value for row in rows}) < 2:
         return None
     import optuna
@@ -80,7 +80,7 @@ def importance(rows: Sequence[TrialRow], space: Space) -> bytes | None:
     study = optuna.create_study()
     heights: dict[str, Any] = {key: optuna.distributions.FloatDistribution(0.0, 1.0) for key in keys}
     for row in rows:
-        params = {key: space.parameters[key].unit(row.values[key]) for key in keys}
+        params = {key: space.parameters[key].unit(row.values_at_best[key]) for key in keys}
         study.add_trial(optuna.create_trial(params=params, distributions=heights, value=row.best_value))
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     found = optuna.importance.get_param_importances(study, evaluator=evaluator)

@@ -17,7 +17,7 @@ from raytrain.tuning.sharing import Claim, share
 
 LOOK_EVERY_S = 2.0
 LESS_FOR_S = 5.0  # a cluster that is smaller for a moment (a task of Ray Data's) makes nobody leave
-ANSWER_TIMEOUT_S = 30.0
+ANSWER_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class _SharesActor:
         return Answer(most, self._depot.idle, self._is_stopping)
 
     def lend(self, trial: str, node_id: str, resources: dict[str, float]) -> Lent:
-        number, actor = self._depot.lend(trial, node_id, resources)
-        return Lent(actor, number)
+        number, node_id, actor = self._depot.lend(trial, node_id, resources)
+        return Lent(node_id, actor, number)
 
     def take_back(self, number: int, is_fit: bool) -> None:
         self._depot.take_back(number, is_fit=is_fit)
@@ -88,19 +88,17 @@ class _SharesActor:
     def stop(self) -> None:
         self._is_stopping = True
 
-    def arrive(self, trial: str, generation: int, value: float) -> None:
-        """A trial of a population waits at the end of a generation."""
+    def arrive(self, trial: str, generation: int, value: float) -> tuple[int, bool]:
+        """A trial of a population waits at the end of a generation. Returns after how many generations trials may go
+        on, and whether the sweep ends."""
         self._arrived[trial] = (generation, value)
+        return self._num_released, self._is_stopping
 
     def arrived(self) -> dict[str, tuple[int, float]]:
         return self._arrived
 
     def release(self, num_generations: int) -> None:
         self._num_released = num_generations
-
-    def released(self) -> tuple[int, bool]:
-        """Generations after which the trials may go on, and whether the sweep ends."""
-        return self._num_released, self._is_stopping
 
     def close(self) -> None:
         self._depot.close()
@@ -226,7 +224,7 @@ class TrialShare(Share):
         return self._last.is_stopping
 
     def lend(self, node_id: str, resources: Mapping[str, float]) -> Lent:
-        """One that another trial has given back, or a new one. It is the pool's."""
+        """One that another trial has given back, on any node, or a new one. It is the pool's."""
         import ray
 
         lent: Any = self._actor.lend.remote(self._trial, node_id, dict(resources))

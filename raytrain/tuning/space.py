@@ -21,6 +21,9 @@ from raytrain.errors import ConfigError
 from raytrain.tuning.domains import AnyDomain, Domain, Grid, Range
 from raytrain.tuning.schedulers import MAY_CHANGE, AnyScheduler, Bandits, Generational, NoScheduler
 
+SHARED = ("name", "storage_path", "workers.", "ray.", "tracking.", "checkpoint.", "data.prepared_path")
+"""Keys that no trial has for itself: they are those of the pool, or of the sweep's folder."""
+
 Values = dict[str, Any]
 """Dotted config key -> value: what a trial changes in the sweep's config."""
 
@@ -183,6 +186,11 @@ def check_space(space: Space, raw: dict[str, Any], overrides: list[str]) -> RunC
         f"{key} is a parameter of the space and is given on the command line too; leave one out"
         for key in space.parameters
         if any(override.partition("=")[0] == key for override in overrides)
+    ]
+    mistakes += [
+        f"parameters.{key}: all trials of a sweep share it; set it in the config"
+        for key in space.parameters
+        if key.startswith(SHARED)
     ]
     for key, domain in space.parameters.items():
         for value in domain.ends():

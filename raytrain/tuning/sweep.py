@@ -168,6 +168,8 @@ class Sweep:
             )
             try:
                 config = trial_config(self.config, self.root, name, values)
+                if every is not None:
+                    plan, config = replace(plan, values=values), trial_config(self.config, self.root, name, {})
             except ConfigError as error:  # values that fit one by one, and not together
                 failure = f"error: these values do not go together: {without_headline(str(error))}"
                 self.tell(self.board.update(name, status="failed", failure=failure), "over")
@@ -187,7 +189,7 @@ class Sweep:
             mode=self.mode,
             best_trial=best.name if best else None,
             best_value=best.best_value if best else None,
-            best_values=best.values if best else {},
+            best_values=best.values_at_best if best else {},
             num_trials=len(self.board.rows),
             num_failed=self.board.count("failed"),
             steps=self.board.steps,

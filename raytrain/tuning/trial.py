@@ -5,7 +5,7 @@ scheduler and searcher know it again. Then it goes on from its checkpoint, unles
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from raytrain.config import RunConfig
@@ -16,7 +16,7 @@ from raytrain.elastic.share import Terms
 from raytrain.errors import RaytrainError
 from raytrain.storage import Storage
 from raytrain.training.records import read_jsonl
-from raytrain.tuning.legs import has_come_to, num_done, value_at, values_of, wait_for_others
+from raytrain.tuning.legs import has_paused_at, num_done, value_at, values_of, wait_for_others
 from raytrain.tuning.schedulers import MAY_CHANGE
 from raytrain.tuning.shares import TrialShare
 from raytrain.tuning.sharing import Claim
@@ -37,7 +37,7 @@ class TrialPlan:
     name: str
     """Its folder's name, and its id in the sweep."""
     config: dict[str, Any]
-    """The whole run config."""
+    """The whole run config; without the trial's values when they may change."""
     metric: str
     sign: float
     """1 when a larger metric is better, -1 when a smaller one is."""
@@ -55,6 +55,8 @@ class TrialPlan:
     """The sweep's folder."""
     every_steps: int | None = None
     """Steps of a generation; None: there are none."""
+    values: dict[str, Any] = field(default_factory=dict)
+    """What it changes in the config in its first generation."""
 
 
 class TrialFailed(Exception):
@@ -108,8 +110,8 @@ def _train_in_legs(plan: TrialPlan, config: RunConfig, reporter: Observer) -> Ru
     while True:
         generation = num_done(sweep)
         until_step = (generation + 1) * plan.every_steps
-        if not has_come_to(run, until_step):
-            now = parse_config(plan.config, overrides_of(values_of(sweep, plan.name)))
+        if not has_paused_at(run, until_step):
+            now = parse_config(plan.config, overrides_of(values_of(sweep, plan.name) or plan.values))
             result = _train(plan, now, reporter, until_step)
             if result.status != "stopped" or result.step < until_step:
                 return result
@@ -125,6 +127,7 @@ class Reporter(Observer):
         self._plan = plan
         self._last_step, self._last_value = 0, math.nan
         self._total_steps = math.inf
+        self._is_stopped = False
 
     def begin(self, total_steps: int) -> None:
         """Training is about to start."""
@@ -155,8 +158,14 @@ class Reporter(Observer):
     def _report(self, status: str, *, is_settled: bool, goodput: float | None = None) -> None:
         from ray import tune
 
+        if self._is_stopped:  # Tune raises once; a second report would wait for ever
+            raise SystemExit
         told = {STEP: self._last_step, VALUE: self._last_value, STATUS: status, SETTLED: is_settled}
-        tune.report({**told, GOODPUT: goodput})
+        try:
+            tune.report({**told, GOODPUT: goodput})
+        except SystemExit:
+            self._is_stopped = True
+            raise
 
 
 def kind_of(message: str) -> str:

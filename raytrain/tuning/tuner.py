@@ -66,8 +66,8 @@ def _trainable(config: dict[str, Any]) -> None:
     """What Tune runs in each trial's process, one trial after the other."""
     from raytrain.tuning.trial import run_trial
 
-    # Tune waits so long for a trial that it has stopped, before it starts another process for the next one.
-    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "15")
+    # Tune waits so long for a trial that it has stopped; the next one, which would have had its process, fails then.
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "90")
     run_trial(TrialPlan(**config["plan"]))
 
 

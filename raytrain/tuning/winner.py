@@ -26,7 +26,7 @@ def read_sweep(root: Storage) -> tuple[dict[str, Any], RunConfig, Space]:
 
 def winner_config(root: Storage, config: RunConfig, best: TrialRow) -> RunConfig:
     """The config of the best trial, as a run beside the sweep, with its name and `-best`. `config`: the sweep's."""
-    chosen = trial_config(config, root, best.name, best.values)
+    chosen = trial_config(config, root, best.name, best.values_at_best)
     parent, _, name = root.path_of().rstrip("/").rpartition("/")
     return chosen.model_copy(update={"storage_path": parent, "name": f"{name}-best"})
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from raytrain.storage import Storage
-from raytrain.tuning.board import Board
+from raytrain.tuning.board import BEST, Board
 from raytrain.tuning.callback import failure_of
 from raytrain.tuning.trial import kind_of
 
@@ -78,3 +78,18 @@ def test_a_failure_is_told_in_the_trials_own_words(root: Storage) -> None:
     assert failure_of(root, "a", "") == "error: its process died"
     root.write_bytes("trials/a/failure.txt", b"diverged: step 3: loss nan")
     assert failure_of(root, "a", died) == "diverged: step 3: loss nan"
+
+
+def test_a_replaced_trial_is_as_good_as_its_source(root: Storage) -> None:
+    """Its own best model is gone; and what was best was so with the values of that time."""
+    board = Board(root, "max")
+    for name, rate, value in (("peaked", 0.1, 0.95), ("steady", 0.2, 0.90)):
+        board.add(name, {"rate": rate})
+        board.evaluated(name, 10, value, 0)
+    best = {key: getattr(board.rows["steady"], key) for key in BEST}
+    board.exchanged("peaked", {"rate": 0.16}, 20, "steady", best)
+    for known in (board, Board(root, "max")):
+        assert known.rows["peaked"].best_value == 0.90
+        assert known.rows["peaked"].values_at_best == {"rate": 0.2}
+        assert known.rows["peaked"].sources == [(20, "steady")]
+    assert board.evaluated("peaked", 30, 0.97, 0).values_at_best == {"rate": 0.16}

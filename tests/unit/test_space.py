@@ -115,6 +115,11 @@ def test_a_range_whose_end_is_no_config_is_refused(parameters: dict[str, Any], w
     assert "parameters." in str(caught.value)
 
 
+def test_what_trials_share_is_no_parameter() -> None:
+    with pytest.raises(ConfigError, match="parameters.workers.cpus: all trials of a sweep share it"):
+        check_space(space({"workers.cpus": {"kind": "choice", "values": [1, 2]}}), RAW, [])
+
+
 def test_a_key_of_the_space_on_the_command_line_is_refused() -> None:
     found = space({LR: {"kind": "uniform", "low": 0.1, "high": 1}})
     with pytest.raises(ConfigError, match="given on the command line too"):
