@@ -21,6 +21,8 @@ from running import (
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+pytestmark = pytest.mark.slow  # tests/unit/test_tracking.py is the quick one
+
 LR = "training.optimizer.learning_rate"
 TRACKERS = (
     "tracking.wandb.mode=offline",
