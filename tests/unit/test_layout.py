@@ -21,8 +21,9 @@ ROWS = [
     ("report",),
     ("elastic",),
     ("tuning",),
+    ("launch",),
     ("console", "sweep_console"),
-    ("cli", "__init__", "__main__"),
+    ("cli", "cli_cluster", "__init__", "__main__"),
 ]
 NO_RAY = ("config", "config_io", "plan", "batch_plan", "timetable", "data.order", "data.prepared", "data.sources")
 NO_RAY += ("training.engine", "training.trainer", "training.saving", "training.evaluate", "tasks")
@@ -40,6 +41,7 @@ NO_TORCH = (
     "checkpoint.store",
     "elastic",
     "tuning",
+    "launch",
 )
 
 
