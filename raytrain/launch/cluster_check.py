@@ -12,9 +12,9 @@ import yaml
 
 from raytrain.config import RunConfig
 from raytrain.errors import ConfigError
-from raytrain.launch.cluster_files import CLOUDS, marked_lines
+from raytrain.launch.cluster_files import marked_lines
 from raytrain.launch.cluster_nodes import NodeGroup, Resources, kuberay_config, node_groups, nodes_for, ray_up_config
-from raytrain.launch.cluster_rules import Problem, kubernetes_problems, ray_up_problems
+from raytrain.launch.cluster_rules import CLOUDS, Problem, kubernetes_problems, ray_up_problems
 from raytrain.launch.cluster_schema import kuberay_schema_problems, ray_schema_problem
 
 

@@ -14,10 +14,10 @@ import yaml
 
 from raytrain.assets import find_cluster_file
 from raytrain.errors import ConfigError
+from raytrain.launch.cluster_rules import CLOUDS
 
 MARK = "# CHANGE"
 REPOSITORY = "registry.example.com/raytrain"  # the images' placeholder
-CLOUDS = ("aws", "gcp", "azure")
 Place = tuple[str | int, ...]
 
 

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import PurePosixPath
 from typing import Any
 
+CLOUDS = ("aws", "gcp", "azure")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DEFAULT_TOKEN = "~/.ray/auth_token"
 SAVE_S = 60  # a pod's grace is longer than a save takes; ours take seconds, large models' a minute
@@ -75,6 +76,8 @@ def _start_commands(raw: Raw) -> Iterator[Problem]:
                         place,
                         f"--dashboard-host={host} opens the dashboard to the network: 127.0.0.1, and `ray dashboard`",
                     )
+    if "setup_commands" not in raw and (raw.get("provider") or {}).get("type") in CLOUDS:
+        yield Problem("setup_commands", "missing: Ray's own would install another Ray; everything is in the image: []")
     for place, text in _strings(raw):
         if "RAY_AUTH_MODE=disabled" in text:
             yield Problem(place, "RAY_AUTH_MODE=disabled: whoever reaches the cluster could run code on it")
@@ -290,7 +293,7 @@ def _leaving(group: Raw, above: str) -> Iterator[Problem]:
         )
     if (group.get("labels") or {}).get("ray.io/market-type") == "spot":
         beside = [*(pod.get("initContainers") or []), *(pod.get("containers") or [])]
-        if not any("reclaim-watch" in str(container) for container in beside):
+        if not any("reclaim-watch" in f"{one.get('command')} {one.get('args')}" for one in beside):
             yield Problem(f"{above}.template.spec.initContainers", "no `raytrain reclaim-watch` on these spot nodes")
         if not pod.get("tolerations"):
             yield Problem(f"{above}.template.spec.tolerations", "missing: clouds keep pods off spot nodes by a taint")

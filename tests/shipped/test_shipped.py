@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raytrain.assets import config_names, space_names
+from raytrain.assets import cluster_names, config_names, space_names
 from raytrain.config_io import load_config, parse_config
 from raytrain.tuning.space import Space, check_space
 
@@ -34,6 +34,7 @@ def test_the_wheel_has_all_that_the_package_reads(wheel: list[str]) -> None:
         if p.suffix in (".py", ".yaml", ".html", ".css")
     }
     wanted |= {f"raytrain/_assets/tune_spaces/{name}.yaml" for name in space_names()}
+    wanted |= {f"raytrain/_assets/cluster/{name}" for name in cluster_names()}
     assert wanted <= set(wheel)
 
 
