@@ -1,7 +1,6 @@
 """Checking a cluster file before anything is launched: with Ray's own code, and for what Ray does not look at."""
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -118,7 +117,7 @@ def _check_groups(
     report.problems += _group_problems(report.groups, cpus)
     if config is not None:
         _check_run(report, autoscaling, config)
-    report.notes.append("prices: none are known here")
+    report.notes.append("hourly prices are not known here")
 
 
 def _group_problems(groups: list[NodeGroup], worker_cpus: int | None) -> Iterator[Problem]:
@@ -148,7 +147,7 @@ def _group_problems(groups: list[NodeGroup], worker_cpus: int | None) -> Iterato
     always = sum(group.min_nodes * group.num_cpus for group in groups if not group.num_gpus)
     if gpu_groups and always < 1:
         yield Problem(
-            "/".join(group.place for group in groups if not group.num_gpus),
+            ", ".join(group.place for group in groups if not group.num_gpus and not group.is_head),
             "no CPU for Ray Data while no node has been asked for: a run asks for its workers only, and would wait for "
             "ever; keep one CPU node (min_workers or minReplicas 1)",
         )
@@ -207,6 +206,5 @@ def _check_size(
 
 
 def _group_line(group: NodeGroup) -> str:
-    offers = Counter({name: amount for name, amount in group.resources.items() if name in ("CPU", "GPU")})
-    text = ", ".join(f"{amount} {name}" for name, amount in sorted(offers.items()))
+    text = ", ".join(f"{group.resources[name]} {name}" for name in ("CPU", "GPU") if name in group.resources)
     return f"  {group.name:<16} {text:<18} {group.min_nodes:>7} {group.max_nodes:>6}"
