@@ -174,6 +174,50 @@ def test_the_dockerfile_passes_hadolint() -> None:
     subprocess.run(["hadolint", str(CLUSTER / "docker/Dockerfile")], check=True)
 
 
+def test_a_machine_of_ones_own_finds_out_what_it_is(tmp_path: Path) -> None:
+    """The start command itself, with a `ray` that prints its arguments, and with and without GPUs."""
+    command = documents("on_prem")[0]["worker_start_ray_commands"][1]
+    (tmp_path / "ray").write_text("#!/bin/sh\necho $RAY_AUTH_MODE $@\n")
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 9\n")
+    for name in ("ray", "nvidia-smi"):
+        (tmp_path / name).chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "RAY_HEAD_IP": "192.0.2.1"}
+
+    def run() -> str:
+        return subprocess.run(["bash", "-c", command], env=env, text=True, capture_output=True, check=True).stdout
+
+    common = "token start --address=192.0.2.1:6379 --object-manager-port=8076"
+    assert run().strip() == f"{common} --labels=raytrain/role=data"
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho GPU 0: L4\necho GPU 1: L4\n")
+    assert run().strip() == f"{common} --num-cpus=2 --num-gpus=2 --labels=raytrain/role=gpu"
+
+
+def test_the_commands_in_the_files_are_raytrains() -> None:
+    import typer.main
+
+    from raytrain.cli import app
+
+    commands: Any = typer.main.get_command(app)
+    lines = [text for name in YAML for document in documents(name) for text in strings(document)]
+    words = [
+        line[line.index("raytrain ") :].split()[1:]
+        for line in lines
+        if re.search(r"\braytrain (reclaim|train|tune)", line)
+    ]
+    watchers = [["reclaim-watch", *re.findall(r"[\w-]+", rest)] for rest in _watcher_arguments()]
+    assert len(words) >= 5 and len(watchers) == 3
+    for command, *arguments in [*words, *watchers]:
+        commands.commands[command].make_context(command, arguments)  # raises on an option that it does not have
+
+
+def _watcher_arguments() -> Iterator[str]:
+    """Of the sidecars on Kubernetes, whose words stand in a list."""
+    for name in RAY_ON_KUBERNETES:
+        (watcher,) = ray_spec(name)["workerGroupSpecs"][0]["template"]["spec"]["initContainers"]
+        assert watcher["command"][:2] == ["raytrain", "reclaim-watch"]
+        yield " ".join(watcher["command"][2:])
+
+
 @pytest.mark.parametrize("name", ["storage", "redis", "network_policy"])
 def test_kubernetes_own_schema(name: str) -> None:
     for document in documents(name):
