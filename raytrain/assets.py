@@ -20,10 +20,35 @@ def space_names() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in _spaces().iterdir() if entry.name.endswith(".yaml"))
 
 
+def cluster_names() -> list[str]:
+    """Paths of the shipped cluster files, below their folder: `ray_up/aws.yaml`."""
+    folders = [entry for entry in _packed("cluster").iterdir() if entry.is_dir()]
+    return sorted(f"{folder.name}/{entry.name}" for folder in folders for entry in folder.iterdir() if entry.is_file())
+
+
+def find_cluster_file(name: str) -> str:
+    """Path of a cluster file given as a path, or as a shipped one's path or bare name (aws, rayjob_train, Dockerfile).
+
+    Raises:
+        ConfigError: There is neither; the nearest name is given.
+    """
+    if os.path.isfile(name):
+        return name
+    shipped = {path.rpartition("/")[2].partition(".")[0]: path for path in reversed(cluster_names())}
+    path = shipped.get(name, name)
+    if path not in cluster_names():
+        raise ConfigError(_no_such(name, sorted(shipped), "cluster"))
+    return str(_packed("cluster") / path)
+
+
 def _spaces() -> Traversable:
-    """In a wheel the folder lies inside the package, in a checkout beside it."""
-    packed = resources.files("raytrain") / "_assets" / "tune_spaces"
-    return packed if packed.is_dir() else Path(__file__).parents[1] / "tune_spaces"
+    return _packed("tune_spaces")
+
+
+def _packed(name: str) -> Traversable:
+    """A folder of data: in a wheel it lies inside the package, in a checkout beside it."""
+    packed = resources.files("raytrain") / "_assets" / name
+    return packed if packed.is_dir() else Path(__file__).parents[1] / name
 
 
 def find_space(space: str) -> str:
@@ -45,6 +70,10 @@ def _find(name: str, shipped: list[str], what: str, folder: Traversable) -> str:
         return name
     if name in shipped:
         return str(folder / f"{name}.yaml")
+    raise ConfigError(_no_such(name, shipped, what))
+
+
+def _no_such(name: str, shipped: list[str], what: str) -> str:
     close = difflib.get_close_matches(name, shipped, 1)
     hint = f"; did you mean {close[0]}?" if close else ""
-    raise ConfigError(f"no {what} file {name!r}, nor a shipped {what} of that name ({', '.join(shipped)}){hint}")
+    return f"no {what} file {name!r}, nor a shipped {what} of that name ({', '.join(shipped)}){hint}"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from raytrain.cli_cluster import cluster_app
 from raytrain.errors import ConfigError, RaytrainError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ data_app = typer.Typer(help="Prepare data, and look at it.", no_args_is_help=Tru
 configs_app = typer.Typer(help="The configs that come with raytrain.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(configs_app, name="configs")
+app.add_typer(cluster_app, name="cluster")
 
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a shipped config.")]
 OptionalConfig = Annotated[

@@ -2,19 +2,23 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import yaml
 from running import wait_until
 from training import Training
+
+from raytrain.assets import find_cluster_file
 
 pytestmark = pytest.mark.slow
 HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"  # Ray's, of its fake provider
@@ -27,13 +31,13 @@ COMMANDS += ("head_start_ray_commands", "worker_start_ray_commands", "cluster_sy
 class AutoscaledCluster:
     """A head with one CPU, and up to two nodes of two CPUs that the autoscaler starts and ends."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, make_config: Callable[[str], dict[str, Any]] | None = None, **env: str):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.address = f"{_own_address()}:{port}"
         config = folder / "cluster.json"
-        config.write_text(json.dumps(cluster_config(self.address)))
+        config.write_text(json.dumps((make_config or cluster_config)(self.address)))
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=1"]
         command += [f"--port={port}", f"--autoscaling-config={config}", "--dashboard-port=0", "--disable-usage-stats"]
         env = {
@@ -45,6 +49,7 @@ class AutoscaledCluster:
             "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
             "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
             "RAY_NODE_TYPE_NAME": "ray.head.default",
+            **env,
         }
         log = (folder / "head.log").open("w")
         self.process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
@@ -106,6 +111,52 @@ def test_nodes_come_for_the_run_and_go_after_it(cluster: AutoscaledCluster, tmp_
     # actor is never idle to the autoscaler.
     wait_until(lambda: cluster.raylets() <= 2, "the nodes to go again", PATIENCE_S)
     training.assert_undisturbed()
+
+
+ASK = """
+import sys, time, ray
+from ray.autoscaler.sdk import request_resources
+ray.init(sys.argv[1], log_to_driver=False)
+request_resources(bundles=[{"CPU": 1, "GPU": 1}] * 2)
+markets = []
+for _ in range(60):
+    time.sleep(1)
+    markets = [node["Labels"].get("ray.io/market-type") for node in ray.nodes() if node["Resources"].get("GPU")]
+    if len(markets) == 2:
+        break
+print("markets", *markets)
+"""
+
+
+def aws_config(address: str) -> dict[str, Any]:
+    """The node types of the shipped AWS file, with a provider that has no spot."""
+    shipped = yaml.safe_load(Path(find_cluster_file("aws")).read_text())["available_node_types"]
+    config = cluster_config(address)
+    kept = ("resources", "labels", "min_workers", "max_workers", "priority")
+    types = {
+        name: {"node_config": {}, **{key: shipped[name][key] for key in kept}} for name in ("gpu_spot", "gpu_on_demand")
+    }
+    config["available_node_types"] = {"ray.head.default": config["available_node_types"]["ray.head.default"], **types}
+    config["provider"]["module"] = "refusing_provider.RefusingProvider"
+    return config
+
+
+def test_a_refused_spot_launch_brings_on_demand(tmp_path: Path) -> None:
+    """Autoscaler v1, which the AWS file is for, with the ranking that it names."""
+    start = yaml.safe_load(Path(find_cluster_file("aws")).read_text())["head_start_ray_commands"][1]
+    (scorer,) = re.findall(r"RAY_AUTOSCALER_UTILIZATION_SCORER=([\w.]+)", start)
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    env = {"RAY_enable_autoscaler_v2": "0", "RAY_AUTOSCALER_UTILIZATION_SCORER": scorer, "PYTHONPATH": paths}
+    cluster = AutoscaledCluster(tmp_path, aws_config, **env)
+    try:
+        wait_until(lambda: cluster.raylets() == 1, "the head", PATIENCE_S)
+        time.sleep(10)  # until its autoscaler and job server have come up
+        asking = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+        command = [sys.executable, "-c", ASK, cluster.address]
+        output = subprocess.run(command, env=asking, capture_output=True, text=True, timeout=PATIENCE_S).stdout
+    finally:
+        cluster.close()
+    assert "markets on-demand on-demand" in output
 
 
 def _own_address() -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raytrain.assets import config_names, space_names
+from raytrain.assets import cluster_names, config_names, space_names
 from raytrain.config_io import load_config, parse_config
 from raytrain.tuning.space import Space, check_space
 
@@ -34,6 +34,7 @@ def test_the_wheel_has_all_that_the_package_reads(wheel: list[str]) -> None:
         if p.suffix in (".py", ".yaml", ".html", ".css")
     }
     wanted |= {f"raytrain/_assets/tune_spaces/{name}.yaml" for name in space_names()}
+    wanted |= {f"raytrain/_assets/cluster/{name}" for name in cluster_names()}
     assert wanted <= set(wheel)
 
 
@@ -59,7 +60,7 @@ def test_the_config_and_the_space_in_the_readme_are_valid() -> None:
 
 def test_the_readme_names_commands_and_files_that_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"`?make ([a-z-]+)", README):
+    for target in re.findall(r"(?:`|^)make ([a-z-]+)", README, re.MULTILINE):
         assert f"\n{target}:" in makefile, target
     listing = subprocess.run([sys.executable, "-m", "raytrain", "--help"], capture_output=True, text=True).stdout
     for command in set(re.findall(r"\| `raytrain ([a-z]+)", README)):

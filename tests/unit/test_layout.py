@@ -23,8 +23,9 @@ ROWS = [
     ("elastic",),
     ("forecast",),
     ("tuning",),
+    ("launch",),
     ("console", "sweep_console", "plan_console"),
-    ("cli", "__init__", "__main__"),
+    ("cli", "cli_cluster", "__init__", "__main__"),
 ]
 NO_RAY = ("config", "config_io", "plan", "batch_plan", "timetable", "data.order", "data.prepared", "data.sources")
 NO_RAY += ("training.engine", "training.trainer", "training.saving", "training.evaluate", "tasks")
@@ -44,6 +45,7 @@ NO_TORCH = (
     "elastic",
     "forecast",
     "tuning",
+    "launch",
 )
 
 

@@ -1,0 +1,71 @@
+"""`raytrain cluster`. Heavy imports stand inside the commands, as in cli.py."""
+
+from typing import Annotated
+
+import typer
+
+cluster_app = typer.Typer(help="Files that start a Ray cluster: fill them in, and check them.", no_args_is_help=True)
+
+ClusterFile = Annotated[str, typer.Argument(metavar="FILE", help="A path, or a shipped file's name, such as aws.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values that override the config's.")
+]
+
+
+@cluster_app.command("list")
+def cluster_list() -> None:
+    """The cluster files that come with raytrain."""
+    from raytrain.assets import cluster_names
+    from raytrain.launch.cluster_files import describe
+
+    for name in cluster_names():
+        typer.echo(f"{name:<30} {describe(name)}")
+
+
+@cluster_app.command("show")
+def cluster_show(name: ClusterFile) -> None:
+    """Print a cluster file."""
+    from raytrain.assets import find_cluster_file
+
+    with open(find_cluster_file(name), encoding="utf-8") as file:
+        typer.echo(file.read(), nl=False)
+
+
+@cluster_app.command("render")
+def cluster_render(
+    name: ClusterFile,
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Where to write it; `-` prints it.")],
+    cluster_name: Annotated[str | None, typer.Option("--name", help="The cluster's name, or the RayJob's.")] = None,
+    image: Annotated[str | None, typer.Option(help="The images' repository, without a tag.")] = None,
+    region: Annotated[str | None, typer.Option(help="The cloud's region.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Most GPUs of all nodes together.")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(min=1, help="GPUs of a GPU node.")] = None,
+    gpu_machine: Annotated[str | None, typer.Option(help="Machine type of the GPU nodes.")] = None,
+    spot: Annotated[bool, typer.Option("--spot/--on-demand", help="Spot nodes first, or none.")] = True,
+    config: Annotated[str | None, typer.Option(help="A run's config: CPUs for each GPU as its workers hold.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace OUT if it is there.")] = False,
+) -> None:
+    """Fill in a cluster file from a few answers; the rest stays as it is, and marked lines are yours."""
+    from raytrain.config_io import load_config
+    from raytrain.launch.cluster_files import Answers, render, write_rendered
+
+    cpus = load_config(config).workers.cpus if config else None
+    text = render(name, Answers(cluster_name, image, region, gpus, gpus_per_node, gpu_machine, spot, cpus))
+    typer.echo(write_rendered(text, out, overwrite=overwrite), nl=False)
+
+
+@cluster_app.command("check")
+def cluster_check(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A `ray up` file, or Kubernetes manifests.")],
+    overrides: Overrides = None,
+    config: Annotated[str | None, typer.Option(help="A run's config, whose workers the nodes must hold.")] = None,
+) -> None:
+    """Check a cluster file, without reaching any cloud, and say what would be launched."""
+    from raytrain.assets import find_cluster_file
+    from raytrain.config_io import load_config
+    from raytrain.launch.cluster_check import check_cluster_file
+
+    report = check_cluster_file(find_cluster_file(file), load_config(config, overrides) if config else None)
+    for line in report.lines():
+        typer.echo(line)
+    raise typer.Exit(2 if report.problems else 0)

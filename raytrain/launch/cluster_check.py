@@ -1,0 +1,210 @@
+"""Checking a cluster file before anything is launched: with Ray's own code, and for what Ray does not look at."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from raytrain.config import RunConfig
+from raytrain.errors import ConfigError
+from raytrain.launch.cluster_files import marked_lines
+from raytrain.launch.cluster_nodes import NodeGroup, Resources, kuberay_config, node_groups, nodes_for, ray_up_config
+from raytrain.launch.cluster_rules import CLOUDS, Problem, kubernetes_problems, ray_up_problems
+from raytrain.launch.cluster_schema import kuberay_schema_problems, ray_schema_problem
+
+
+@dataclass
+class Report:
+    """What `check` found."""
+
+    path: str
+    problems: list[Problem] = field(default_factory=list)
+    """What keeps the cluster or the run from working, or opens it to others."""
+    notes: list[str] = field(default_factory=list)
+    groups: list[NodeGroup] = field(default_factory=list)
+    launches: list[str] = field(default_factory=list)
+    """What would be launched for the run, a sentence each."""
+    unchanged: list[tuple[int, str]] = field(default_factory=list)
+    """Lines that are still marked to be changed."""
+
+    def lines(self) -> list[str]:
+        """The report for the terminal, a line each."""
+        lines = [f"{self.path}: {len(self.problems)} problem{'s' * (len(self.problems) != 1)}"]
+        lines += [f"  {problem}" for problem in self.problems]
+        if self.groups:
+            lines.append("nodes              each offers         fewest   most")
+            lines += [_group_line(group) for group in self.groups]
+        lines += self.launches
+        lines += [f"note: {note}" for note in self.notes]
+        if self.unchanged:
+            lines.append(f"{len(self.unchanged)} lines are still marked # CHANGE:")
+            lines += [f"  {number}: {line}" for number, line in self.unchanged]
+        return lines
+
+
+def check_cluster_file(path: str, config: RunConfig | None = None) -> Report:
+    """Check a cluster file.
+
+    Args:
+        path: A `ray up` file, or Kubernetes manifests with a RayCluster or RayJob among them.
+        config: A run's, whose workers the nodes must hold.
+
+    Raises:
+        ConfigError: The file can't be read, or is neither.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        documents = [document for document in yaml.safe_load_all(text) if document is not None]
+    except OSError as error:
+        raise ConfigError(f"can't read {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    report = Report(path, unchanged=marked_lines(text))
+    if not documents or not all(isinstance(document, dict) for document in documents):
+        raise ConfigError(f"{path}: expected a `ray up` file, or Kubernetes manifests")
+    if isinstance(documents[0].get("provider"), dict):
+        _check_ray_up(report, documents[0], config)
+    elif all("kind" in document for document in documents):
+        _check_kubernetes(report, documents, config)
+    else:
+        raise ConfigError(f"{path}: neither a `ray up` file (no `provider`) nor Kubernetes manifests (no `kind`)")
+    return report
+
+
+def _check_ray_up(report: Report, raw: dict[str, Any], config: RunConfig | None) -> None:
+    report.problems += ray_up_problems(raw)
+    autoscaling, problem = ray_schema_problem(partial(ray_up_config, raw))
+    if problem is not None:
+        report.problems.append(problem)
+        return
+    if raw["provider"].get("type") not in CLOUDS:
+        report.notes.append(f"what a node offers is found out on the node (provider {raw['provider'].get('type')})")
+        return
+    places = {name: f"available_node_types.{name}" for name in raw.get("available_node_types", {})}
+    _check_groups(report, autoscaling, places, config)
+
+
+def _check_kubernetes(report: Report, documents: list[dict[str, Any]], config: RunConfig | None) -> None:
+    report.problems += kubernetes_problems(documents)
+    for document in documents:
+        if document["kind"] not in ("RayCluster", "RayJob"):
+            continue
+        wrong = kuberay_schema_problems(document)
+        report.problems += wrong
+        if wrong:
+            continue
+        is_job = document["kind"] == "RayJob"
+        spec = document["spec"]["rayClusterSpec"] if is_job else document["spec"]
+        autoscaling, problem = ray_schema_problem(partial(kuberay_config, document["metadata"], spec))
+        if problem is not None:
+            report.problems.append(problem)
+            continue
+        above = "spec.rayClusterSpec" if is_job else "spec"
+        groups = spec.get("workerGroupSpecs", [])
+        places = {group["groupName"]: f"{above}.workerGroupSpecs.{i}" for i, group in enumerate(groups)}
+        _check_groups(report, autoscaling, {"headgroup": f"{above}.headGroupSpec", **places}, config)
+
+
+def _check_groups(
+    report: Report, autoscaling: Mapping[str, Any], places: Mapping[str, str], config: RunConfig | None
+) -> None:
+    report.groups = node_groups(autoscaling, places)
+    cpus = config.workers.cpus if config is not None else None
+    report.problems += _group_problems(report.groups, cpus)
+    if config is not None:
+        _check_run(report, autoscaling, config)
+    report.notes.append("hourly prices are not known here")
+
+
+def _group_problems(groups: list[NodeGroup], worker_cpus: int | None) -> Iterator[Problem]:
+    """What is wrong with the nodes, whatever runs on them; worker_cpus: workers.cpus, when a config is given."""
+    gpu_groups = [group for group in groups if group.num_gpus and group.max_nodes]
+    for group in gpu_groups:
+        wanted = group.num_gpus * (worker_cpus or 1)
+        whose = f"workers.cpus {worker_cpus}" if worker_cpus else "one for each worker"
+        if group.is_head:
+            yield Problem(f"{group.place}.resources", "the head has a GPU; its loss ends the run, so give it no work")
+        elif group.num_cpus < wanted:
+            yield Problem(
+                f"{group.place}.resources.CPU",
+                f"{group.num_cpus} CPU for {group.num_gpus} GPU: the workers hold {wanted} ({whose}), so GPUs would "
+                f"stay idle; set it to {wanted}",
+            )
+        elif worker_cpus is not None and group.num_cpus > wanted:
+            yield Problem(
+                f"{group.place}.resources.CPU",
+                f"{group.num_cpus} CPU, of which the workers of {group.num_gpus} GPU hold {wanted} ({whose}): Ray "
+                f"Data would run on the rest, beside them; set it to {wanted}",
+            )
+    for group in gpu_groups:
+        others = [other for other in gpu_groups if not other.is_spot and other.resources == group.resources]
+        if group.is_spot and not others:
+            yield Problem(group.place, "spot nodes without on-demand nodes of the same resources to fall back on")
+    always = sum(group.min_nodes * group.num_cpus for group in groups if not group.num_gpus)
+    if gpu_groups and always < 1:
+        yield Problem(
+            ", ".join(group.place for group in groups if not group.num_gpus and not group.is_head),
+            "no CPU for Ray Data while no node has been asked for: a run asks for its workers only, and would wait for "
+            "ever; keep one CPU node (min_workers or minReplicas 1)",
+        )
+
+
+def _check_run(report: Report, autoscaling: Mapping[str, Any], config: RunConfig) -> None:
+    """What the run's workers ask, against what the nodes offer, and what that launches."""
+    workers = config.workers
+    gpus = sum(group.num_gpus * group.max_nodes for group in report.groups)
+    use_gpu = bool(gpus) if workers.gpu == "auto" else workers.gpu
+    worker: dict[str, float] = {"CPU": workers.cpus, **({"GPU": 1} if use_gpu else {})}
+    if workers.gpu == "auto" and gpus and not any(group.num_gpus and group.min_nodes for group in report.groups):
+        report.problems.append(
+            Problem(
+                "workers.gpu",
+                "auto finds no GPU while no GPU node is up, and the run would train on CPUs: set it to true in the "
+                "config, or give workers.gpu=true on the command line",
+            )
+        )
+    for bound, count in (("min", workers.min), ("max", workers.max)):
+        if bound == "max" and workers.max == workers.min:
+            continue
+        _check_size(report, autoscaling, worker, bound, count, max(1.0, count * workers.data_cpus))
+
+
+def _check_size(
+    report: Report, autoscaling: Mapping[str, Any], worker: Resources, bound: str, count: int, data_cpus: float
+) -> None:
+    asked = " and ".join(f"{amount:g} {name}" for name, amount in worker.items())
+    demands: list[Resources] = [worker] * count + [{"CPU": 1.0}] * math.ceil(data_cpus)
+    launched, left = nodes_for(autoscaling, demands)
+    fitting = count - nodes_for(autoscaling, [worker] * count)[1]
+    if fitting < count:
+        report.problems.append(
+            Problem(
+                f"workers.{bound}", f"{count} workers of {asked} each; this cluster can never hold more than {fitting}"
+            )
+        )
+    elif left:
+        report.problems.append(
+            Problem(
+                f"workers.{bound}",
+                f"{count} workers need {data_cpus:g} CPUs for their data beside their own (workers.data_cpus); "
+                "raise the most of the CPU nodes",
+            )
+        )
+    else:
+        nodes = ", ".join(f"{number} {name}" for name, number in sorted(launched.items()))
+        report.launches.append(f"{count} workers of {asked} (workers.{bound}) launch: {nodes or 'nothing'}")
+    always = sum(group.min_nodes * group.num_cpus for group in report.groups if not group.num_gpus)
+    if "GPU" in worker and not left and always < data_cpus:
+        report.notes.append(
+            f"{count} workers want {data_cpus:g} CPUs for their data, and {always} are always there. The autoscaler is "
+            f"asked for workers only, so raise the fewest of the CPU nodes to reach workers.{bound} {count}"
+        )
+
+
+def _group_line(group: NodeGroup) -> str:
+    text = ", ".join(f"{group.resources[name]} {name}" for name in ("CPU", "GPU") if name in group.resources)
+    return f"  {group.name:<16} {text:<18} {group.min_nodes:>7} {group.max_nodes:>6}"

@@ -1,0 +1,227 @@
+"""The cluster files that come with raytrain, and filling them in: what is not asked about stays, comments too.
+
+Lines that a user must change carry the mark `# CHANGE`; a line that an answer fills in loses it.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from raytrain.assets import find_cluster_file
+from raytrain.errors import ConfigError
+from raytrain.launch.cluster_rules import CLOUDS
+
+MARK = "# CHANGE"
+REPOSITORY = "registry.example.com/raytrain"  # the images' placeholder
+Place = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What `raytrain cluster render` asks. None: stays as it is in the file."""
+
+    name: str | None = None
+    """The cluster's, or the RayJob's."""
+    image: str | None = None
+    """The images' repository, without a tag: `ghcr.io/me/raytrain`."""
+    region: str | None = None
+    gpus: int | None = None
+    """Most GPUs of all nodes together."""
+    gpus_per_node: int | None = None
+    gpu_machine: str | None = None
+    """Machine type of the GPU nodes, in the cloud's words."""
+    spot: bool = True
+    """False: no spot nodes."""
+    cpus_per_worker: int | None = None
+    """CPUs that each GPU's worker holds, `workers.cpus` of the config."""
+
+
+def render(name: str, answers: Answers) -> str:
+    """A shipped cluster file, filled in.
+
+    Args:
+        name: Of a shipped file, such as aws or rayjob_train; or a path to a file made from one.
+        answers: Whatever is known.
+
+    Raises:
+        ConfigError: No such file, or the file has no place for an answer.
+    """
+    path = find_cluster_file(name)
+    text = Path(path).read_text(encoding="utf-8")
+    kind = _kind(path, text)
+    if answers.image is not None:
+        text = _replace_image(text, answers.image)
+    edits = _cloud_edits(text, kind, answers) if kind in CLOUDS else _kuberay_edits(text, kind, answers)
+    for place, value in edits:
+        text = set_value(text, place, value)
+    return text
+
+
+def describe(name: str) -> str:
+    """What a shipped file is: the first line of its head."""
+    lines = Path(find_cluster_file(name)).read_text(encoding="utf-8").splitlines()
+    first = next((line for line in lines if line.startswith("# ") and not line.startswith("# syntax")), "")
+    return first.removeprefix("# ")
+
+
+def write_rendered(text: str, out: str, *, overwrite: bool = False) -> str:
+    """Write a rendered file; returns what to tell the user. `-`: write nothing, and return the text.
+
+    Raises:
+        ConfigError: It is there already, or can't be written.
+    """
+    if out == "-":
+        return text
+    try:
+        with open(out, "w" if overwrite else "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise ConfigError(f"{out} is there already; name another file, or give --overwrite") from None
+    except OSError as error:
+        raise ConfigError(f"can't write {out}: {error.strerror}") from None
+    left = "".join(f"  {number}: {line}\n" for number, line in marked_lines(text))
+    return f"{out}\n" + (f"still to change by hand:\n{left}" if left else "")
+
+
+def marked_lines(text: str) -> list[tuple[int, str]]:
+    """Lines that are still to be changed: their number, from 1, and their text. Comments that only speak of the mark
+    don't count."""
+    lines = enumerate(text.splitlines(), 1)
+    return [(number, line.strip()) for number, line in lines if MARK in line and not line.lstrip().startswith("#")]
+
+
+def set_value(text: str, place: Place, value: str | int) -> str:
+    """YAML text with one scalar replaced, and the mark taken off its line.
+
+    Raises:
+        ConfigError: The file has no such place, or something else than a scalar there.
+    """
+    node = _find(yaml.compose(text), place)
+    written = str(value)
+    if node.style in ("'", '"'):
+        written = json.dumps(written)
+    text = text[: node.start_mark.index] + written + text[node.end_mark.index :]
+    lines = text.split("\n")
+    lines[node.start_mark.line] = _without_mark(lines[node.start_mark.line])
+    return "\n".join(lines)
+
+
+def _find(node: yaml.Node | None, place: Place) -> yaml.ScalarNode:
+    for part in place:
+        children: dict[str | int, yaml.Node] = {}
+        if isinstance(node, yaml.MappingNode):
+            children = {key.value: value for key, value in node.value}
+        elif isinstance(node, yaml.SequenceNode):
+            children = dict(enumerate(node.value))
+        if part not in children:
+            raise ConfigError(f"this file has no {dotted(place)}, which the answers would fill in")
+        node = children[part]
+    if not isinstance(node, yaml.ScalarNode):
+        raise ConfigError(f"{dotted(place)} is no single value in this file")
+    return node
+
+
+def dotted(place: Place) -> str:
+    """A place in a YAML document, for people."""
+    return ".".join(str(part) for part in place)
+
+
+def _without_mark(line: str) -> str:
+    return re.sub(rf"\s*{MARK}.*$", "", line)
+
+
+def _replace_image(text: str, image: str) -> str:
+    """The repository everywhere, in commands too."""
+    if not re.fullmatch(r"[a-z0-9.-]+(:[0-9]+)?(/[a-z0-9._-]+)+", image):
+        raise ConfigError(
+            f"--image {image!r} is no image's repository; give it without a tag, like ghcr.io/me/raytrain"
+        )
+    lines = []
+    for line in text.split("\n"):
+        is_image = REPOSITORY in line and not line.lstrip().startswith("#")
+        line = line.replace(REPOSITORY, image)
+        lines.append(_without_mark(line) if is_image or f"{MARK}: the image" in line else line)
+    return "\n".join(lines)
+
+
+def _kind(path: str, text: str) -> str:
+    """aws, gcp, azure, local, RayCluster or RayJob; or '' for a file that nothing is known about."""
+    if Path(path).suffix not in (".yaml", ".yml"):
+        return ""
+    try:
+        first = next(iter(yaml.safe_load_all(text)), None)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(first, dict):
+        return ""
+    return str((first.get("provider") or {}).get("type") or first.get("kind") or "")
+
+
+def _cloud_edits(text: str, kind: str, answers: Answers) -> Iterator[tuple[Place, str | int]]:
+    """Places of a `ray up` file, and what to write there."""
+    types = yaml.safe_load(text)["available_node_types"]
+    groups = {name: group for name, group in types.items() if group["resources"].get("GPU")}
+    if answers.name is not None:
+        yield ("cluster_name",), answers.name
+    if answers.region is not None:
+        yield ("provider", "location" if kind == "azure" else "region"), answers.region
+        zone = {"aws": f"{answers.region}a", "gcp": f"{answers.region}-a"}.get(kind)
+        if zone:
+            yield ("provider", "availability_zone"), zone
+    machine: dict[str, Place] = {"aws": ("InstanceType",), "gcp": ("machineType",)}
+    for name, group in groups.items():
+        place: Place = ("available_node_types", name)
+        per_node = answers.gpus_per_node or group["resources"]["GPU"]
+        if answers.gpus_per_node is not None:
+            yield (*place, "resources", "GPU"), per_node
+        if answers.gpus_per_node is not None or answers.cpus_per_worker is not None:
+            yield (*place, "resources", "CPU"), per_node * (answers.cpus_per_worker or 1)
+        if answers.gpu_machine is not None:
+            where = machine.get(kind, ("azure_arm_parameters", "vmSize"))
+            yield (*place, "node_config", *where), answers.gpu_machine
+        if not answers.spot and "spot" in name:
+            yield (*place, "max_workers"), 0
+        elif answers.gpus is not None:
+            yield (*place, "max_workers"), math.ceil(answers.gpus / per_node)
+    if answers.gpus is not None:
+        others = sum(group.get("max_workers", 0) for name, group in types.items() if name not in groups)
+        per_node = answers.gpus_per_node or next(iter(groups.values()))["resources"]["GPU"]
+        yield ("max_workers",), math.ceil(answers.gpus / per_node) + others
+
+
+def _kuberay_edits(text: str, kind: str, answers: Answers) -> Iterator[tuple[Place, str | int]]:
+    """Places of a RayCluster or RayJob, and what to write there; of other files only the name."""
+    unasked: dict[str, object] = {"region": answers.region, "gpu-machine": answers.gpu_machine}
+    if kind not in ("RayCluster", "RayJob"):
+        unasked |= {"gpus": answers.gpus, "gpus-per-node": answers.gpus_per_node}
+        unasked |= {"on-demand": None if answers.spot else True}
+    for option, value in unasked.items():
+        if value is not None:
+            raise ConfigError(f"this file has no place for --{option}; change its lines marked {MARK} by hand")
+    if answers.name is not None:
+        yield ("cluster_name",) if kind == "local" else ("metadata", "name"), answers.name
+    if kind not in ("RayCluster", "RayJob"):
+        return
+    place: Place = ("spec",) if kind == "RayCluster" else ("spec", "rayClusterSpec")
+    spec = yaml.safe_load(text)["spec"]
+    groups = (spec if kind == "RayCluster" else spec["rayClusterSpec"])["workerGroupSpecs"]
+    for i, group in enumerate(groups):
+        if "GPU" not in group.get("resources", {}):
+            continue
+        here: Place = (*place, "workerGroupSpecs", i)
+        per_node = answers.gpus_per_node or int(group["resources"]["GPU"])
+        if answers.gpus_per_node is not None:
+            yield (*here, "resources", "GPU"), per_node
+            for bound in ("requests", "limits"):
+                yield (*here, "template", "spec", "containers", 0, "resources", bound, "nvidia.com/gpu"), per_node
+        if answers.gpus_per_node is not None or answers.cpus_per_worker is not None:
+            yield (*here, "resources", "CPU"), per_node * (answers.cpus_per_worker or 1)
+        if not answers.spot and "spot" in group["groupName"]:
+            yield (*here, "maxReplicas"), 0
+        elif answers.gpus is not None:
+            yield (*here, "maxReplicas"), math.ceil(answers.gpus / per_node)

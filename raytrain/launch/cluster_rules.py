@@ -1,0 +1,303 @@
+"""What no schema says of a cluster file: who can reach it, which Ray it runs, whether spot nodes leave in time.
+
+Pure: no Ray. Each rule yields what is wrong, with its place in the file and what to do.
+"""
+
+import ipaddress
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import PurePosixPath
+from typing import Any
+
+CLOUDS = ("aws", "gcp", "azure")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+DEFAULT_TOKEN = "~/.ray/auth_token"
+SAVE_S = 60  # a pod's grace is longer than a save takes; ours take seconds, large models' a minute
+KUBE_GRACE_S = 30  # Kubernetes' own
+RAY_DRAIN_S = 30  # Ray's own RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
+QUEUE = "kueue.x-k8s.io/queue-name"
+ELASTIC = "kueue.x-k8s.io/elastic-job"
+Raw = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong."""
+
+    place: str
+    """Dotted path in the file, or an option of the config."""
+    words: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.words}" if self.place else self.words
+
+
+# --- ray up ---
+
+
+def ray_up_problems(raw: Raw) -> Iterator[Problem]:
+    """What is wrong with a `ray up` file, whatever Ray says of it."""
+    yield from _start_commands(raw)
+    yield from _token(raw)
+    yield from _open_ports(raw)
+    for place, image in _ray_up_images(raw):
+        yield from _image(place, image)
+    for name, group in (raw.get("available_node_types") or {}).items():
+        yield from _spot_node(raw, f"available_node_types.{name}", group or {})
+    idle = raw.get("idle_timeout_minutes", 5)
+    if isinstance(idle, int | float) and idle < 1:
+        yield Problem("idle_timeout_minutes", f"{idle:g}: nodes would go while a run regroups; give it 1 or more")
+    provider = raw.get("provider") or {}
+    if provider.get("type") in ("aws", "gcp") and provider.get("region") and provider.get("availability_zone"):
+        zones = [zone.strip() for zone in str(provider["availability_zone"]).split(",")]
+        for zone in (zone for zone in zones if not zone.startswith(str(provider["region"]))):
+            yield Problem("provider.availability_zone", f"{zone} does not lie in provider.region {provider['region']}")
+
+
+def _start_commands(raw: Raw) -> Iterator[Problem]:
+    in_container = " ".join((raw.get("docker") or {}).get("run_options") or [])
+    for key, wanted in (("head_start_ray_commands", "--head"), ("worker_start_ray_commands", "--address")):
+        commands = [(i, command) for i, command in enumerate(raw.get(key) or []) if "ray start" in command]
+        if not commands:
+            yield Problem(key, "missing: Ray's own would start without a token, and open the head's dashboard to all")
+        for i, command in commands:
+            place = f"{key}.{i}"
+            if wanted not in command:
+                yield Problem(place, f"`ray start` without {wanted}")
+            if "RAY_AUTH_MODE=token" not in command and "RAY_AUTH_MODE=token" not in in_container:
+                yield Problem(place, "starts Ray without authentication: put `export RAY_AUTH_MODE=token;` before it")
+            if wanted == "--head" and "--autoscaling-config" not in command:
+                yield Problem(place, "without --autoscaling-config=~/ray_bootstrap_config.yaml no node is ever started")
+            for host in re.findall(r"--dashboard-host[= ](\S+)", command):
+                if host not in LOOPBACK:
+                    yield Problem(
+                        place,
+                        f"--dashboard-host={host} opens the dashboard to the network: 127.0.0.1, and `ray dashboard`",
+                    )
+    if "setup_commands" not in raw and (raw.get("provider") or {}).get("type") in CLOUDS:
+        yield Problem("setup_commands", "missing: Ray's own would install another Ray; everything is in the image: []")
+    for place, text in _strings(raw):
+        if "RAY_AUTH_MODE=disabled" in text:
+            yield Problem(place, "RAY_AUTH_MODE=disabled: whoever reaches the cluster could run code on it")
+
+
+def _token(raw: Raw) -> Iterator[Problem]:
+    """The token reaches the nodes, and does not stand in the file."""
+    texts = list(_strings(raw))
+    for place, text in texts:
+        if re.search(r"RAY_AUTH_TOKEN=[^\s$\"']", text):
+            yield Problem(
+                place, "holds the token itself: name a file with RAY_AUTH_TOKEN_PATH, and send it by file_mounts"
+            )
+    own = (raw.get("docker") or {}).get("run_options") or []
+    own = [*own, *(raw.get("head_start_ray_commands") or []), *(raw.get("worker_start_ray_commands") or [])]
+    paths = [path for text in own for path in re.findall(r"RAY_AUTH_TOKEN_PATH=(\S+)", text)] or [DEFAULT_TOKEN]
+    mounts = raw.get("file_mounts") or {}
+    for path in dict.fromkeys(path.rstrip(";") for path in paths):
+        above = [path, *(str(parent) for parent in PurePosixPath(path).parents)]
+        if not any(folder.rstrip("/") in above for folder in mounts):
+            yield Problem("file_mounts", f"nothing brings the token to {path} on the nodes, where Ray looks for it")
+
+
+def _open_ports(raw: Raw) -> Iterator[Problem]:
+    for place, text in _strings(raw.get("docker") or {}, "docker"):
+        if re.search(r"(^|\s)(-p|--publish|--publish-all|-P)([= ]|$)", text):
+            yield Problem(place, f"{text!r} publishes a port of the container on all of the machine's addresses")
+    provider = raw.get("provider") or {}
+    for i, rule in enumerate((provider.get("security_group") or {}).get("IpPermissions") or []):
+        blocks = [*(rule.get("IpRanges") or []), *(rule.get("Ipv6Ranges") or [])]
+        for address in (block.get("CidrIp") or block.get("CidrIpv6") or "" for block in blocks):
+            if _is_world(address):
+                yield Problem(f"provider.security_group.IpPermissions.{i}", f"open to the world ({address})")
+    if provider.get("type") != "aws" or provider.get("security_group"):
+        return
+    for name, group in (raw.get("available_node_types") or {}).items():
+        node = (group or {}).get("node_config") or {}
+        if not node.get("SecurityGroupIds") and not node.get("NetworkInterfaces"):
+            yield Problem(
+                f"available_node_types.{name}.node_config.SecurityGroupIds",
+                "missing: Ray would make a security group that opens SSH to the world",
+            )
+
+
+def _is_world(address: str) -> bool:
+    try:
+        return ipaddress.ip_network(address, strict=False).prefixlen == 0
+    except ValueError:
+        return False
+
+
+def _ray_up_images(raw: Raw) -> Iterator[tuple[str, str]]:
+    holders = {"docker": raw.get("docker") or {}}
+    for name, group in (raw.get("available_node_types") or {}).items():
+        holders[f"available_node_types.{name}.docker"] = (group or {}).get("docker") or {}
+    for place, holder in holders.items():
+        for key in ("image", "head_image", "worker_image"):
+            if key in holder:
+                yield f"{place}.{key}", str(holder[key])
+
+
+def _image(place: str, image: str) -> Iterator[Problem]:
+    """A tag that names the Ray that runs here: nodes of another Ray can't join."""
+    ray = version("ray")
+    tag = image.partition("@")[0].rpartition("/")[2].partition(":")[2]
+    if not tag or tag == "latest":
+        yield Problem(place, f"{image} is not pinned: give a tag with Ray's version, {ray}")
+    elif not re.search(rf"(?<![\d.]){re.escape(ray)}(?![\d.])", tag.replace("ray", " ")):
+        yield Problem(
+            place, f"the tag {tag} does not name Ray {ray}, which raytrain runs with here; all must have the same"
+        )
+
+
+def _spot_node(raw: Raw, place: str, group: Raw) -> Iterator[Problem]:
+    node = group.get("node_config") or {}
+    is_spot = (
+        (node.get("InstanceMarketOptions") or {}).get("MarketType") == "spot"
+        or "SPOT" in str(node.get("scheduling")).upper()
+        or "preemptible" in str(node.get("scheduling"))
+        or str((node.get("azure_arm_parameters") or {}).get("priority")).lower() == "spot"
+    )
+    says = (group.get("labels") or {}).get("ray.io/market-type")
+    if is_spot != (says == "spot"):
+        what = "spot" if is_spot else "on-demand"
+        yield Problem(f"{place}.labels", f"node_config asks for {what} nodes, and ray.io/market-type says {says}")
+    commands = group.get("initialization_commands", raw.get("initialization_commands")) or []
+    commands = [*commands, *(raw.get("worker_setup_commands") or []), *(raw.get("worker_start_ray_commands") or [])]
+    if is_spot and not any("reclaim-watch" in command for command in commands):
+        yield Problem(
+            f"{place}.initialization_commands",
+            "no `raytrain reclaim-watch` on these spot nodes: the cloud's notice would go unread, and steps be lost",
+        )
+
+
+def _strings(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in a document, with its dotted path."""
+    if isinstance(value, str):
+        yield place, value
+    elif isinstance(value, Mapping | list):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, child in items:
+            yield from _strings(child, f"{place}.{key}" if place else str(key))
+
+
+# --- Kubernetes ---
+
+
+def kubernetes_problems(documents: list[dict[str, Any]]) -> Iterator[Problem]:
+    """What is wrong with Kubernetes manifests, whatever their schemas say."""
+    for document in documents:
+        kind, spec = document["kind"], document.get("spec") or {}
+        if kind == "RayCluster":
+            yield from _ray_cluster(spec, "spec")
+        elif kind == "RayJob":
+            yield from _ray_job(document, spec)
+            yield from _ray_cluster(spec.get("rayClusterSpec") or {}, "spec.rayClusterSpec")
+        elif kind == "Service":
+            yield from _service_type(spec.get("type"), "spec.type")
+        elif kind == "Ingress":
+            yield Problem("kind", "an Ingress brings traffic from outside to the cluster; use `kubectl port-forward`")
+        elif kind == "NetworkPolicy":
+            yield from _network_policy(spec)
+        elif kind == "Secret" and (document.get("stringData") or document.get("data")):
+            yield Problem("stringData", "a secret in a file: make it with `kubectl create secret`")
+
+
+def _service_type(service: Any, place: str) -> Iterator[Problem]:
+    if service in ("LoadBalancer", "NodePort"):
+        yield Problem(place, f"{service} opens Ray's ports to outside; use ClusterIP, and `kubectl port-forward`")
+
+
+def _network_policy(spec: Raw) -> Iterator[Problem]:
+    for i, rule in enumerate(spec.get("ingress") or []):
+        sources = (rule or {}).get("from")
+        if not sources:
+            yield Problem(f"spec.ingress.{i}.from", "missing: lets everybody in")
+        for j, source in enumerate(sources or []):
+            if _is_world(str((source.get("ipBlock") or {}).get("cidr", ""))):
+                yield Problem(f"spec.ingress.{i}.from.{j}.ipBlock", "lets the world in")
+    if "Ingress" not in (spec.get("policyTypes") or ["Ingress"]):
+        yield Problem("spec.policyTypes", "without Ingress: everybody is let in")
+
+
+def _ray_job(document: Raw, spec: Raw) -> Iterator[Problem]:
+    metadata = document.get("metadata") or {}
+    if not spec.get("backoffLimit"):
+        yield Problem("spec.backoffLimit", "0: a lost head or driver would end the run; with 1 or more it resumes")
+    if QUEUE in (metadata.get("labels") or {}):
+        if not spec.get("shutdownAfterJobFinishes"):
+            yield Problem("spec.shutdownAfterJobFinishes", f"must be true for a job with the label {QUEUE} (Kueue)")
+        is_autoscaled = (spec.get("rayClusterSpec") or {}).get("enableInTreeAutoscaling")
+        if is_autoscaled and (metadata.get("annotations") or {}).get(ELASTIC) != "true":
+            yield Problem(f"metadata.annotations.{ELASTIC}", 'must be "true", or Kueue refuses an autoscaled job')
+
+
+def _ray_cluster(spec: Raw, above: str) -> Iterator[Problem]:
+    if (spec.get("authOptions") or {}).get("mode") != "token":
+        yield Problem(f"{above}.authOptions.mode", "must be token: else whoever reaches a pod could run code on it")
+    if str(spec.get("rayVersion")) != version("ray"):
+        yield Problem(
+            f"{above}.rayVersion", f"{spec.get('rayVersion')}, and raytrain runs with Ray {version('ray')} here"
+        )
+    if not spec.get("enableInTreeAutoscaling"):
+        yield Problem(f"{above}.enableInTreeAutoscaling", "must be true, or no GPU pod is ever started")
+    head = spec.get("headGroupSpec") or {}
+    yield from _service_type(head.get("serviceType"), f"{above}.headGroupSpec.serviceType")
+    if head.get("enableIngress"):
+        yield Problem(f"{above}.headGroupSpec.enableIngress", "opens the dashboard to outside; `kubectl port-forward`")
+    workers = spec.get("workerGroupSpecs") or []
+    yield from _pods(head, f"{above}.headGroupSpec")
+    for i, group in enumerate(workers):
+        yield from _pods(group, f"{above}.workerGroupSpecs.{i}")
+        yield from _leaving(group, f"{above}.workerGroupSpecs.{i}")
+    has_priority = any(group.get("priority") for group in workers)
+    if has_priority and (spec.get("autoscalerOptions") or {}).get("version") == "v1":
+        yield Problem(f"{above}.autoscalerOptions.version", "v1 does not know the groups' priority; use v2")
+
+
+def _pods(group: Raw, above: str) -> Iterator[Problem]:
+    pod = _pod(group)
+    place = f"{above}.template.spec"
+    if pod.get("hostNetwork"):
+        yield Problem(f"{place}.hostNetwork", "puts Ray's ports on the machine's own addresses, past network policies")
+    for key in ("initContainers", "containers"):
+        for i, container in enumerate(pod.get(key) or []):
+            here = f"{place}.{key}.{i}"
+            yield from _image(f"{here}.image", str(container.get("image", "")))
+            if any("hostPort" in port for port in container.get("ports") or []):
+                yield Problem(f"{here}.ports", "a hostPort opens this port on the machine")
+            values = {variable.get("name"): variable.get("value") for variable in container.get("env") or []}
+            if values.get("RAY_AUTH_MODE", "token") != "token":
+                yield Problem(f"{here}.env", f"RAY_AUTH_MODE={values['RAY_AUTH_MODE']}: must be token")
+            if values.get("RAY_AUTH_TOKEN"):
+                yield Problem(f"{here}.env", "RAY_AUTH_TOKEN stands in the file: take it from a Secret (valueFrom)")
+
+
+def _leaving(group: Raw, above: str) -> Iterator[Problem]:
+    """A pod that is told to go has the time to save."""
+    pod = _pod(group)
+    grace_s = pod.get("terminationGracePeriodSeconds", KUBE_GRACE_S)
+    variables = [variable for container in pod.get("containers") or [] for variable in container.get("env") or []]
+    drain = [v.get("value") for v in variables if v.get("name") == "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]
+    drain_s = float(drain[0]) if drain else RAY_DRAIN_S
+    if grace_s < SAVE_S:
+        yield Problem(
+            f"{above}.template.spec.terminationGracePeriodSeconds",
+            f"{grace_s} s may be less than a save takes; give it {SAVE_S} or more",
+        )
+    if drain_s >= grace_s:
+        yield Problem(
+            f"{above}.template.spec.containers.0.env",
+            f"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S {drain_s:g} s is not less than the pod's grace of {grace_s} s",
+        )
+    if (group.get("labels") or {}).get("ray.io/market-type") == "spot":
+        beside = [*(pod.get("initContainers") or []), *(pod.get("containers") or [])]
+        if not any("reclaim-watch" in f"{one.get('command')} {one.get('args')}" for one in beside):
+            yield Problem(f"{above}.template.spec.initContainers", "no `raytrain reclaim-watch` on these spot nodes")
+        if not pod.get("tolerations"):
+            yield Problem(f"{above}.template.spec.tolerations", "missing: clouds keep pods off spot nodes by a taint")
+
+
+def _pod(group: Raw) -> Raw:
+    return (group.get("template") or {}).get("spec") or {}
