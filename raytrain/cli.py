@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from raytrain.cli_jobs import jobs_app, submit
 from raytrain.errors import ConfigError, RaytrainError
 
 if TYPE_CHECKING:
@@ -293,6 +294,10 @@ def configs_show(
     else:
         with open(find_config(config), encoding="utf-8") as file:
             typer.echo(file.read())
+
+
+app.command()(submit)
+app.add_typer(jobs_app, name="jobs")
 
 
 def main() -> NoReturn:

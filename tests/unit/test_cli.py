@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from running import run_cli, tiny_run, write_config
 
-COMMANDS = ["configs", "data", "eval", "plan", "reclaim-watch", "report", "resume", "train", "tune"]
+COMMANDS = ["configs", "data", "eval", "jobs", "plan", "reclaim-watch", "report", "resume", "submit", "train", "tune"]
 
 
 @pytest.fixture(scope="module")

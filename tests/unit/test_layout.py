@@ -21,12 +21,13 @@ ROWS = [
     ("report",),
     ("elastic",),
     ("tuning",),
-    ("console", "sweep_console"),
-    ("cli", "__init__", "__main__"),
+    ("launch",),
+    ("console", "sweep_console", "job_console"),
+    ("cli", "cli_jobs", "__init__", "__main__"),
 ]
 NO_RAY = ("config", "config_io", "plan", "batch_plan", "timetable", "data.order", "data.prepared", "data.sources")
 NO_RAY += ("training.engine", "training.trainer", "training.saving", "training.evaluate", "tasks")
-NO_RAY += ("tuning.space", "tuning.sharing", "tuning.board")
+NO_RAY += ("tuning.space", "tuning.sharing", "tuning.board", "launch.packing", "launch.request")
 NO_RAY += ("checkpoint.manifest", "checkpoint.ranges", "checkpoint.store", "checkpoint.writer", "checkpoint.zero_state")
 NO_TORCH = (
     "tokenizer",
@@ -40,6 +41,7 @@ NO_TORCH = (
     "checkpoint.store",
     "elastic",
     "tuning",
+    "launch",
 )
 
 
