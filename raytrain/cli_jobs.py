@@ -39,6 +39,7 @@ def submit(
     """
     from rich.console import Console
 
+    from raytrain.console import PROGRESS_VARIABLE
     from raytrain.launch.packing import choose_files
     from raytrain.launch.request import make_request
 
@@ -52,7 +53,9 @@ def submit(
     server = JobServer(address)
     if request.writes:
         server.refuse_second(request.run)
-    job_id = _send(server, request, choice)
+    # Lines of progress become a bar on a terminal, which should move.
+    env_vars = {PROGRESS_VARIABLE: "2"} if console.is_terminal and not detach else {}
+    job_id = _send(server, request, choice, env_vars)
     console.print(f"job {job_id} is submitted to {server.address}", soft_wrap=True)
     if detach:
         console.print(f"follow it with: raytrain jobs attach {job_id}", soft_wrap=True)
@@ -67,13 +70,13 @@ def _parse(ctx: typer.Context, words: list[str]) -> dict[str, Any]:
     return command.make_context(words[0], words[1:], parent=ctx.parent).params if command else {}
 
 
-def _send(server: "JobServer", request: "Request", choice: "Choice | None") -> str:
+def _send(server: "JobServer", request: "Request", choice: "Choice | None", env_vars: dict[str, str]) -> str:
     from raytrain.launch.packing import write_archive
 
     with tempfile.TemporaryDirectory() as folder:
         archive = os.path.join(folder, "job.zip")
         write_archive(archive, choice, request.files)
-        return server.submit(request.words, archive, request.run)
+        return server.submit(request.words, archive, request.run, env_vars)
 
 
 @jobs_app.command("list")

@@ -1,5 +1,6 @@
 """The terminal: a live display on a real one, plain lines elsewhere."""
 
+import os
 import time
 from typing import Any, Self
 
@@ -14,7 +15,9 @@ from raytrain.data.prepared import PreparedStore
 from raytrain.elastic.run import Observer, RunResult
 from raytrain.storage import Storage
 
-PLAIN_EVERY_S = 10.0  # seconds between two plain lines of training progress
+PROGRESS_VARIABLE = "RAYTRAIN_PROGRESS_EVERY_S"
+# Seconds between two plain lines of progress: a job that is watched on a terminal elsewhere says more of them.
+PLAIN_EVERY_S = float(os.environ.get(PROGRESS_VARIABLE) or 10.0)
 NUMBERS_OF_STEP = ("loss", "lr", "grad_norm")
 
 

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import shlex
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -93,14 +94,14 @@ class JobServer:
                 logging.getLogger(name).setLevel(logging.ERROR)
             self._client = JobSubmissionClient(self.address)
 
-    def submit(self, words: list[str], archive: str, run: str) -> str:
+    def submit(self, words: list[str], archive: str, run: str, env_vars: dict[str, str]) -> str:
         """Send the archive, start `python -m raytrain WORDS` in it, and return the job's id."""
         with self._in_words():
             return self._client.submit_job(
                 entrypoint=shlex.join(["python", "-m", "raytrain", *words]),
                 runtime_env={
                     "working_dir": archive,
-                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
+                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **env_vars},
                 },
                 metadata={RUN_KEY: run, VERSION_KEY: raytrain.__version__},
             )
@@ -149,8 +150,8 @@ class JobServer:
             yield
         except AuthenticationError as error:
             raise ConfigError(_token_refusal(self.address, str(error))) from None
-        except OSError:  # ConnectionError, and those of requests
-            raise ConfigError(_unreachable(self.address, "the connection broke")) from None
+        except OSError as error:  # ConnectionError, and those of requests
+            raise ConfigError(_unreachable(self.address, first_line(str(error)))) from None
         except (RuntimeError, ValueError) as error:
             if job_id and "404" in str(error):
                 raise ConfigError(f"{self.address} knows no job {job_id}; see: raytrain jobs list") from None
@@ -169,11 +170,15 @@ class Tail:
 
         Raises TrainingError when the server stays away: the job itself may go on.
         """
+        from aiohttp import ClientError
+
         silent = 0
         while silent < RETRIES:
-            with suppress(OSError, RuntimeError):  # a proxy, a tunnel or the head: asked again below
+            with suppress(ClientError, OSError, RuntimeError):  # a proxy, a tunnel or the head: asked again below
                 asyncio.run(self._follow())
             silent += 1
+            if silent == 2:
+                self._say(f"the connection to {self._server.address} broke; trying it again for a minute\n")
             with suppress(ConfigError):
                 job = self._server.look(self._job_id)
                 if job.is_over:
@@ -235,7 +240,9 @@ def _see_that_someone_answers(address: str) -> None:
     except urllib.error.HTTPError:
         return  # someone answers; a token may be missing, which is seen later
     except (OSError, ValueError) as error:
-        raise ConfigError(_unreachable(address, str(getattr(error, "reason", error)))) from None
+        reason = getattr(error, "reason", error)
+        if not isinstance(reason, ssl.SSLError):  # Ray's client knows other certificates (REQUESTS_CA_BUNDLE)
+            raise ConfigError(_unreachable(address, str(reason))) from None
 
 
 def _choose_auth_mode() -> None:
