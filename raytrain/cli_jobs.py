@@ -123,7 +123,11 @@ def jobs_stop(job: JobId, address: Address = None) -> None:
             seen = len(server.logs(job))
             server.stop(job)
             display.console.print(f"job {job} was asked to save and leave", soft_wrap=True)
-            found = Tail(server, job, display.say, seen=seen).wait()
+            try:
+                found = Tail(server, job, display.say, seen=seen).wait()
+            except KeyboardInterrupt:
+                display.console.print(f"job {job} goes on saving; see: raytrain jobs list", soft_wrap=True)
+                raise typer.Exit(1) from None
         display.close()
     display.console.print(f"job {job} is over: {found.status}", soft_wrap=True)
 
