@@ -165,8 +165,13 @@ def test_ctrl_c_detaches_where_nobody_can_answer(head: Head) -> None:
     job = output.split("raytrain jobs attach ")[1].split(";")[0]
     step = steps_done(run)
     wait_until(lambda: steps_done(run) > step, "it to go on")
-    code, output = head.run("jobs", "stop", job)
-    assert code == 0, output
+    driver = driver_of(head)
+    driver.suspend()  # as in a save that takes longer than the three seconds after which Ray kills a job by itself
+    process = head.start("jobs", "stop", job)
+    time.sleep(8)
+    driver.resume()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
     assert f"go on with: raytrain resume {run}" in output
     assert output.endswith(f"job {job} is over: STOPPED\n")
     assert committed_steps(run) == [steps_done(run)]
