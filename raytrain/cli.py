@@ -7,6 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from raytrain.cli_cluster import cluster_app
+from raytrain.cli_jobs import jobs_app, submit
 from raytrain.errors import ConfigError, RaytrainError
 
 if TYPE_CHECKING:
@@ -331,6 +332,10 @@ def configs_show(
     else:
         with open(find_config(config), encoding="utf-8") as file:
             typer.echo(file.read())
+
+
+app.command()(submit)
+app.add_typer(jobs_app, name="jobs")
 
 
 def main() -> NoReturn:

@@ -1,5 +1,6 @@
 """The terminal: a live display on a real one, plain lines elsewhere."""
 
+import os
 import time
 from typing import Any, Self
 
@@ -15,7 +16,9 @@ from raytrain.elastic.observer import Observer
 from raytrain.elastic.run import RunResult
 from raytrain.storage import Storage
 
-PLAIN_EVERY_S = 10.0  # seconds between two plain lines of training progress
+PROGRESS_VARIABLE = "RAYTRAIN_PROGRESS_EVERY_S"
+# Seconds between two plain lines of progress: a job that is watched on a terminal elsewhere says more of them.
+PLAIN_EVERY_S = float(os.environ.get(PROGRESS_VARIABLE) or 10.0)
 NUMBERS_OF_STEP = ("loss", "lr", "grad_norm")
 
 

@@ -20,6 +20,8 @@ from raytrain.tokenizer import check_tokenizer, looks_local
 from raytrain.tracking.trackers import check_trackers
 from raytrain.training.deepspeed_config import check_deepspeed_overrides, resolve_precision
 
+JOB_FOLDER = "/runtime_resources/working_dir_files/"  # where Ray unpacks what a job brings along
+
 
 @dataclass(frozen=True)
 class Preflight:
@@ -74,6 +76,44 @@ def check(config: RunConfig, *, on_this_machine: bool = True) -> Preflight:
     _check_storage(config)
     check_trackers(config)
     return Preflight(config, private_cpus)
+
+
+def check_elsewhere(config: RunConfig) -> None:
+    """Check what can be checked of a run that will be on a cluster which this machine is not part of. The cluster's own
+    `check` does the rest, since only there the files can be seen.
+
+    Raises ConfigError. A relative path is one: it would be looked for in the job's own folder, which goes with the job.
+    """
+    check_deepspeed_overrides(config.training.deepspeed)
+    _check_metrics(config, make_task(config.task, config.data.max_length))
+    lost = [(key, path) for key, path in local_paths(config) if not os.path.isabs(path)]
+    if lost:
+        raise ConfigError(
+            "\n".join(
+                [
+                    "a submitted run needs paths that mean the same on all nodes; these are relative to a folder here:",
+                    *(f"  {key}: {path}" for key, path in lost),
+                    "Give the absolute paths of a folder that all nodes share, or URIs (s3://, gs://, abfs://), in the "
+                    f"config or as overrides ({lost[0][0]}=...); if the nodes do share this folder: "
+                    f"{lost[0][0]}={_absolute(lost[0][1])}",
+                ]
+            )
+        )
+
+
+def local_paths(config: RunConfig) -> list[tuple[str, str]]:
+    """(dotted key, path) of everything that the config names in a file system, as it is written."""
+    found = [("storage_path", config.storage_path)]
+    for split in ("train", "validation", "test"):
+        paths = getattr(getattr(config.data, split), "path", None) or []
+        found += [(f"data.{split}.path", path) for path in ([paths] if isinstance(paths, str) else paths)]
+    if config.data.prepared_path:
+        found.append(("data.prepared_path", config.data.prepared_path))
+    for key in ("path", "tokenizer"):
+        place = getattr(config.model, key)
+        if place and (looks_local(place) or os.path.isdir(place)):  # anything else is a hub id
+            found.append((f"model.{key}", place))
+    return [(key, path) for key, path in found if "://" not in path]
 
 
 def absolute_paths(config: RunConfig) -> RunConfig:
@@ -142,6 +182,11 @@ def _check_storage(config: RunConfig) -> None:
 
     Raises ConfigError naming storage_path.
     """
+    if JOB_FOLDER in config.storage_path:
+        raise ConfigError(
+            f"storage_path {config.storage_path} lies in the job's own folder, which Ray deletes after the job: give a "
+            "folder that all nodes share by its absolute path, or a URI (s3://, gs://, abfs://)"
+        )
     try:
         place = Storage(config.storage_path).at(config.name)
         while (folder := place.local_path()) and not os.path.exists(folder):

@@ -1,1 +1,1 @@
-"""From a laptop to a cluster: the cluster files, checked by the code of Ray that will read them."""
+"""From the user's machine to a cluster: the files that start one, checked, and jobs, sent and followed."""

@@ -225,7 +225,7 @@ def run_sweep(
     observer.phase("checking")
     found = check(check_space(space, raw, overrides))
     config = found.config
-    metric, mode = _metric_of(space, config)
+    metric, mode = metric_of(space, config)
     root = Storage(config.storage_path).at(f"{config.name}-{space_name}")
     with Lease(root, lambda text: None) as lease:
         _begin_or_resume(root, config, space, metric, mode)
@@ -259,7 +259,8 @@ def trial_config(config: RunConfig, root: Storage, name: str, values: Values) ->
     return parse_config(raw, [*overrides_of(values), *overrides_of(own)])
 
 
-def _metric_of(space: Space, config: RunConfig) -> tuple[str, str]:
+def metric_of(space: Space, config: RunConfig) -> tuple[str, str]:
+    """What a sweep compares its trials by: metric and mode. Raises ConfigError when there is no such metric."""
     task = make_task(config.task, config.data.max_length)
     if config.data.validation is None:
         raise ConfigError("a sweep compares trials on the validation split: set data.validation")

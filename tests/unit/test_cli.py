@@ -8,7 +8,20 @@ import pyarrow.parquet as pq
 import pytest
 from running import run_cli, tiny_run, write_config
 
-COMMANDS = ["cluster", "configs", "data", "eval", "plan", "reclaim-watch", "report", "resume", "train", "tune"]
+COMMANDS = [
+    "cluster",
+    "configs",
+    "data",
+    "eval",
+    "jobs",
+    "plan",
+    "reclaim-watch",
+    "report",
+    "resume",
+    "submit",
+    "train",
+]
+COMMANDS += ["tune"]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,177 @@
+"""Which files of a working directory travel with a job, and the archive that they travel in.
+
+Code and small files do. Never `.git`, environments, secrets, data or model weights, whatever an ignore file says.
+"""
+
+import os
+import stat
+import zipfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+
+from pathspec import GitIgnoreSpec
+
+from raytrain.errors import ConfigError
+
+MOST_BYTES = 100 << 20
+"""Of all files together, before compression: the cluster's control store keeps the archive in memory."""
+SHOWN = 5  # biggest files in a refusal
+
+IGNORE_FILES = (".gitignore", ".rayignore")
+# Patterns of names in lower case, of files and folders alike.
+NOT_CODE = """
+.git .hg .svn .venv venv node_modules __pycache__ .ipynb_checkpoints .tox .*_cache *.egg-info *.pyc .ds_store
+"""
+SECRETS = """
+.env .env.* *.env .ssh .aws .azure .gcloud .kube .docker .gnupg .ray *.pem *.key *.p12 *.pfx *.jks *.keystore *.kdbx
+*.ppk id_rsa* id_dsa* id_ecdsa* id_ed25519* .netrc _netrc .git-credentials .npmrc .pypirc .htpasswd credentials
+*credential*.json *credential*.y*ml *credential*.toml *service?account*.json *secret*.json *secret*.y*ml *secret*.toml
+auth_token *.token kubeconfig* *.kubeconfig *.tfstate *.tfvars
+"""
+DATA = """
+*.parquet *.arrow *.feather *.orc *.jsonl *.csv *.tsv *.conll *.conllu *.tfrecord *.npy *.npz *.h5 *.hdf5 *.pkl *.pickle
+*.db *.sqlite *.zip *.gz *.tgz *.tar *.xz *.zst *.bz2 *.7z *.safetensors *.bin *.pt *.pth *.ckpt *.gguf *.onnx
+events.out.tfevents.*
+"""
+DATA_REASON = "data and weights"
+ALWAYS = {
+    "version control, environments and caches": NOT_CODE.split(),
+    "secrets": SECRETS.split(),
+    DATA_REASON: DATA.split(),
+}
+IGNORED = "ignored by .gitignore or .rayignore"
+LINKS = "links and special files"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What travels and what does not; names are relative to `folder`, with `/` between parts."""
+
+    folder: str
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Bytes of each file that travels."""
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    """Why -> names; a folder's ends with `/` and stands for all that is in it."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Of all files, before compression."""
+        return sum(self.sizes.values())
+
+    def lines(self) -> Iterator[str]:
+        """What a person wants to know before it is sent."""
+        yield f"sending {len(self.sizes)} file{'s' * (len(self.sizes) != 1)}, {megabytes(self.total_bytes)}"
+        for reason, names in self.left_out.items():
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            yield f"  left out, {reason}: {', '.join(names[:SHOWN])}{more}"
+
+
+def choose_files(folder: str, data_paths: Iterable[str] = ()) -> Choice:
+    """Decide which files of a folder travel.
+
+    Args:
+        data_paths: Absolute paths or globs that the config names: they are storage's, and never travel.
+
+    Raises:
+        ConfigError: The folder is none, or holds too much.
+    """
+    folder = os.path.abspath(os.path.expanduser(folder))
+    if not os.path.isdir(folder):
+        raise ConfigError(f"--working-dir {folder} is not a folder")
+    choice = Choice(folder)
+    _look(choice, "", [], list(data_paths))
+    if choice.total_bytes > MOST_BYTES:
+        raise ConfigError(_refusal(choice))
+    return choice
+
+
+def write_archive(path: str, choice: Choice | None, files: dict[str, bytes]) -> None:
+    """Write the zip: the chosen files, and some of our own by name. The same contents give the same bytes, by which
+    the cluster knows an archive that it has already.
+
+    Raises ConfigError when a file can't be read.
+    """
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in sorted(set(choice.sizes) - set(files)) if choice else []:
+            source = f"{choice.folder}/{name}" if choice else name
+            try:
+                with open(source, "rb") as file:
+                    is_program = bool(os.fstat(file.fileno()).st_mode & stat.S_IXUSR)
+                    archive.writestr(_entry(name, is_program), file.read())
+            except OSError as error:
+                raise ConfigError(f"--working-dir: can't read {source}: {error.strerror}") from None
+        for name in sorted(files):
+            archive.writestr(_entry(name), files[name])
+
+
+def megabytes(num_bytes: int) -> str:
+    """As 12.3 MB."""
+    return f"{num_bytes / 1e6:,.1f} MB" if num_bytes >= 1e5 else f"{num_bytes / 1e3:,.1f} kB"
+
+
+def _look(choice: Choice, below: str, specs: list[tuple[str, GitIgnoreSpec]], data_paths: list[str]) -> None:
+    """Sort a folder's entries into the choice, and those of the folders in it."""
+    specs = [*specs, *_ignore_files(choice.folder, below)]
+    with os.scandir(f"{choice.folder}/{below}") as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            name = f"{below}{entry.name}{'/' * entry.is_dir(follow_symlinks=False)}"
+            reason = _reason_against(entry, name, specs, data_paths)
+            if reason is not None:
+                choice.left_out.setdefault(reason, []).append(name)
+            elif name.endswith("/"):
+                _look(choice, name, specs, data_paths)
+            else:
+                choice.sizes[name] = entry.stat(follow_symlinks=False).st_size
+
+
+def _reason_against(
+    entry: os.DirEntry[str], name: str, specs: list[tuple[str, GitIgnoreSpec]], data_paths: list[str]
+) -> str | None:
+    """Why an entry stays here; None: it travels."""
+    if not (entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False)):
+        return LINKS  # what a link points at may lie outside the folder
+    for reason, patterns in ALWAYS.items():
+        if any(fnmatch(entry.name.lower(), pattern) for pattern in patterns):
+            return reason
+    if any(fnmatch(os.path.abspath(entry.path), pattern) for pattern in data_paths):
+        return DATA_REASON
+    return IGNORED if _is_ignored(name, specs) else None
+
+
+def _is_ignored(name: str, specs: list[tuple[str, GitIgnoreSpec]]) -> bool:
+    """As git decides: the deepest file that says anything has the last word."""
+    for below, spec in reversed(specs):
+        verdict = spec.check_file(name.removeprefix(below)).include
+        if verdict is not None:
+            return verdict
+    return False
+
+
+def _ignore_files(folder: str, below: str) -> Iterator[tuple[str, GitIgnoreSpec]]:
+    for name in IGNORE_FILES:
+        try:
+            with open(f"{folder}/{below}{name}", encoding="utf-8") as file:
+                yield below, GitIgnoreSpec.from_lines(file)
+        except FileNotFoundError:
+            continue
+
+
+def _refusal(choice: Choice) -> str:
+    biggest = sorted(choice.sizes, key=lambda name: -choice.sizes[name])[:SHOWN]
+    return "\n".join(
+        [
+            f"--working-dir {choice.folder} holds {megabytes(choice.total_bytes)} to send; allowed: "
+            f"{megabytes(MOST_BYTES)}. The biggest of its {len(choice.sizes)} files:",
+            *(f"  {megabytes(choice.sizes[name]):>10}  {name}" for name in biggest),
+            "Name what the job does not need in .gitignore or .rayignore, give a smaller folder, or none: the config "
+            "is sent without one. Data and models belong where every node reads them",
+        ]
+    )
+
+
+def _entry(name: str, is_program: bool = False) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))  # not today's, which would make other bytes
+    entry.external_attr = (0o755 if is_program else 0o644) << 16
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    return entry

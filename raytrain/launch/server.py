@@ -1,0 +1,275 @@
+"""A cluster's job server: submit, list, follow and stop jobs, with errors that a person can act on."""
+
+import asyncio
+import logging
+import os
+import shlex
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import raytrain
+from raytrain.errors import ConfigError, TrainingError, first_line
+
+PORT = 8265  # of the dashboard, and so of the job server
+ANSWER_S = 10.0  # seconds that a job server has for its first answer
+# Ray kills a job 3 s after it has asked it to stop, unless the job says otherwise; a save to an object store takes
+# longer.
+STOP_WAIT_S = 600
+RETRY_EVERY_S, RETRIES = 2.0, 30  # when the connection breaks while a job is followed
+EXIT_CODES = range(1, 126)  # of a command; a shell reports signals above
+RUN_KEY, VERSION_KEY = "raytrain_run", "raytrain_version"  # in a job's metadata
+NO_RAYTRAIN = ("No module named raytrain", "python: not found", "python: command not found")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job, as its server describes it."""
+
+    id: str
+    status: str
+    """PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
+    run: str
+    """Folder of its run; empty for a job that raytrain has not submitted."""
+    entrypoint: str
+    message: str
+    driver_exit_code: int | None
+    started_at_s: float
+    ended_at_s: float | None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, however."""
+        return self.status not in ("PENDING", "RUNNING")
+
+    @property
+    def exit_code(self) -> int:
+        """The run's, where there is one; a job that was stopped or lost has not done what it was asked."""
+        if self.status == "SUCCEEDED":
+            return 0
+        code = self.driver_exit_code
+        return code if code is not None and code in EXIT_CODES else 1
+
+    def end_in_words(self) -> str:
+        """What became of it, and what to do next."""
+        again = "the same command goes on from the run's newest checkpoint"
+        if self.status == "SUCCEEDED":
+            return f"job {self.id} is done"
+        if self.status == "STOPPED":
+            return f"job {self.id} was stopped; {again}"
+        if self.driver_exit_code is not None and any(sign in self.message for sign in NO_RAYTRAIN):
+            return (
+                f"job {self.id} failed: there is no raytrain in the cluster's `python`. It belongs into the image of "
+                f"all nodes, or into their Python (pip install raytrain=={raytrain.__version__})"
+            )
+        if self.driver_exit_code in EXIT_CODES:  # the driver has said why
+            return f"job {self.id} failed with exit code {self.driver_exit_code}"
+        if self.driver_exit_code is not None:  # by the signal's number, or a shell's 128 and that
+            number = -self.driver_exit_code if self.driver_exit_code < 0 else self.driver_exit_code - 128
+            return f"job {self.id} was killed by signal {number} (9 may mean: out of memory); {again}"
+        return f"job {self.id} was lost: {first_line(self.message)}; {again}"
+
+
+class JobServer:
+    """A connection to a job server.
+
+    Raises ConfigError, here and in every method, when it can't be reached or does not let us in.
+    """
+
+    def __init__(self, address: str | None):
+        """`address`: http(s)://host:port; None: RAY_API_SERVER_ADDRESS, RAY_ADDRESS's host, or this machine."""
+        self.address = _address(address)
+        _see_that_someone_answers(self.address)
+        _choose_auth_mode()
+        os.environ["RAY_API_SERVER_ADDRESS"] = self.address  # Ray prefers the environment to what it is told
+        with self._in_words():
+            from ray.job_submission import JobSubmissionClient
+
+            for name in ("ray", "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
+                logging.getLogger(name).setLevel(logging.ERROR)
+            self._client = JobSubmissionClient(self.address)
+
+    def submit(self, words: list[str], archive: str, run: str, env_vars: dict[str, str]) -> str:
+        """Send the archive, start `python -m raytrain WORDS` in it, and return the job's id."""
+        with self._in_words():
+            return self._client.submit_job(
+                entrypoint=shlex.join(["python", "-m", "raytrain", *words]),
+                runtime_env={
+                    "working_dir": archive,
+                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **env_vars},
+                },
+                metadata={RUN_KEY: run, VERSION_KEY: raytrain.__version__},
+            )
+
+    def jobs(self) -> list[Job]:
+        """All that were submitted, the oldest first."""
+        with self._in_words():
+            found = [_job(details) for details in self._client.list_jobs() if details.submission_id]
+        return sorted(found, key=lambda job: job.started_at_s)
+
+    def look(self, job_id: str) -> Job:
+        """One job. Raises ConfigError when there is none of that id."""
+        with self._in_words(job_id):
+            return _job(self._client.get_job_info(job_id))
+
+    def logs(self, job_id: str) -> str:
+        """All that a job has printed up to now."""
+        with self._in_words(job_id):
+            return self._client.get_job_logs(job_id)
+
+    def stop(self, job_id: str) -> bool:
+        """Ask a job to save and leave, without waiting for it. Returns whether it was running."""
+        with self._in_words(job_id):
+            return self._client.stop_job(job_id)
+
+    def refuse_second(self, run: str) -> None:
+        """Raises ConfigError when a job trains this run already: its driver would be in the other's way."""
+        for job in self.jobs():
+            if job.run == run and not job.is_over:
+                raise ConfigError(
+                    f"job {job.id} has {run} in hand already ({job.status}). Follow it with: raytrain jobs attach "
+                    f"{job.id}; or end it with: raytrain jobs stop {job.id}"
+                )
+
+    async def tail(self, job_id: str, say: Callable[[str], None]) -> None:
+        """Pass on what a job prints, from its first line, until it is over or the connection breaks."""
+        async for text in self._client.tail_job_logs(job_id):
+            say(text)
+
+    @contextmanager
+    def _in_words(self, job_id: str = "") -> Iterator[None]:
+        """Ray's errors and those of its HTTP library, as ours."""
+        from ray.exceptions import AuthenticationError
+
+        try:
+            yield
+        except AuthenticationError as error:
+            raise ConfigError(_token_refusal(self.address, str(error))) from None
+        except OSError as error:  # ConnectionError, and those of requests
+            raise ConfigError(_unreachable(self.address, first_line(str(error)))) from None
+        except (RuntimeError, ValueError) as error:
+            if job_id and "404" in str(error):
+                raise ConfigError(f"{self.address} knows no job {job_id}; see: raytrain jobs list") from None
+            raise ConfigError(f"the job server at {self.address} refused: {first_line(str(error))}") from None
+
+
+class Tail:
+    """What a job prints, passed on once, over broken connections and interruptions."""
+
+    def __init__(self, server: JobServer, job_id: str, say: Callable[[str], None], *, seen: int = 0):
+        """`say`: told of new text, in pieces of any size. `seen`: characters to leave out."""
+        self._server, self._job_id, self._say, self._seen = server, job_id, say, seen
+
+    def wait(self) -> Job:
+        """Pass on text until the job is over; may be called again after an interruption.
+
+        Raises TrainingError when the server stays away: the job itself may go on.
+        """
+        from aiohttp import ClientError
+
+        silent = 0
+        while silent < RETRIES:
+            with suppress(ClientError, OSError, RuntimeError):  # a proxy, a tunnel or the head: asked again below
+                asyncio.run(self._follow())
+            silent += 1
+            if silent == 2:
+                self._say(f"the connection to {self._server.address} broke; trying it again for a minute\n")
+            with suppress(ConfigError):
+                job = self._server.look(self._job_id)
+                if job.is_over:
+                    return job
+                silent = 0
+            time.sleep(RETRY_EVERY_S)
+        raise TrainingError(
+            f"lost the job server at {self._server.address}. If it comes back: raytrain jobs attach {self._job_id}; if "
+            "the cluster is gone, the same submission on a new one goes on from the run's newest checkpoint"
+        )
+
+    async def _follow(self) -> None:
+        passed = 0
+
+        def new(text: str) -> None:
+            nonlocal passed
+            passed += len(text)
+            if passed > self._seen:
+                self._say(text[len(text) - min(len(text), passed - self._seen) :])
+                self._seen = passed
+
+        await self._server.tail(self._job_id, new)
+
+
+def _job(details: Any) -> Job:
+    metadata = details.metadata or {}
+    return Job(
+        id=details.submission_id,
+        status=str(details.status.value),
+        run=metadata.get(RUN_KEY, ""),
+        entrypoint=details.entrypoint,
+        message=details.message or "",
+        driver_exit_code=details.driver_exit_code,
+        started_at_s=(details.start_time or 0) / 1e3,
+        ended_at_s=details.end_time / 1e3 if details.end_time else None,
+    )
+
+
+def _address(given: str | None) -> str:
+    found = given or os.environ.get("RAY_API_SERVER_ADDRESS")
+    if not found:
+        head = os.environ.get("RAY_ADDRESS", "")  # host:port of another of the head's servers, or a URL
+        if head.startswith(("http://", "https://")):
+            return head.rstrip("/")
+        host = head.removeprefix("ray://").partition(":")[0]
+        return f"http://{host}:{PORT}" if host not in ("", "auto", "local") else f"http://127.0.0.1:{PORT}"
+    if not found.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"--address {found}: give the job server's URL, http://HOST:{PORT} (the dashboard's port; that of `ray "
+            "start` is another one)"
+        )
+    return found.rstrip("/")
+
+
+def _see_that_someone_answers(address: str) -> None:
+    """Ray's own client would wait for minutes for a machine that is not there."""
+    try:
+        urllib.request.urlopen(f"{address}/api/version", timeout=ANSWER_S).close()
+    except urllib.error.HTTPError:
+        return  # someone answers; a token may be missing, which is seen later
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        if not isinstance(reason, ssl.SSLError):  # Ray's client knows other certificates (REQUESTS_CA_BUNDLE)
+            raise ConfigError(_unreachable(address, str(reason))) from None
+
+
+def _choose_auth_mode() -> None:
+    """Read by Ray when it is imported: a token that is there is sent, also where RAY_AUTH_MODE is not set."""
+    if os.environ.get("RAY_AUTH_MODE") == "disabled":
+        return
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if path and not os.path.isfile(path):
+        raise ConfigError(f"RAY_AUTH_TOKEN_PATH {path}: there is no such file")
+    default = os.path.expanduser("~/.ray/auth_token")
+    has_token = os.environ.get("RAY_AUTH_TOKEN") or path or os.path.isfile(default)
+    os.environ["RAY_AUTH_MODE"] = "token" if has_token else "disabled"
+
+
+def _token_refusal(address: str, error: str) -> str:
+    how = (
+        "Set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file with it, to the token of the cluster's head (there, `ray "
+        "get-auth-token` prints it)"
+    )
+    if error.startswith("Authentication required"):
+        return f"the job server at {address} wants a token, and none was sent. {how}"
+    return f"the job server at {address} does not take this token: it is another cluster's, or an old one. {how}"
+
+
+def _unreachable(address: str, reason: str) -> str:
+    return (
+        f"no job server answers at {address} ({reason}). Is the cluster up? It listens on the head's port 8265, on the "
+        "loopback interface unless the head was started otherwise: forward it (ssh -L 8265:127.0.0.1:8265 HEAD; ray "
+        "dashboard CLUSTER.yaml; kubectl port-forward service/HEAD 8265) and give --address http://127.0.0.1:8265"
+    )

@@ -1,0 +1,104 @@
+"""What of a working directory travels with a job: code does; secrets, data and .git never do."""
+
+import os
+import shutil
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from raytrain.errors import ConfigError
+from raytrain.launch import packing
+from raytrain.launch.packing import choose_files, write_archive
+
+CODE = ["main.py", "src/net.py", "requirements.txt", "conf/run.yaml", "tokenizer/tokenizer.json"]
+NEVER = {
+    "version control, environments and caches": [".git/config", ".venv/bin/python", "src/__pycache__/net.pyc"],
+    "secrets": [".env", ".env.local", "deploy/ID_RSA", "tls/server.pem", ".aws/credentials", "gcp-credentials.json"],
+    "data and weights": ["data/train.parquet", "a.csv", "weights/model.safetensors", "dump.TAR", "rows.jsonl"],
+}
+
+
+def write(folder: Path, *names: str, num_bytes: int = 3) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * num_bytes)
+
+
+def test_code_travels_and_nothing_else(tmp_path: Path) -> None:
+    write(tmp_path, *CODE, *(name for names in NEVER.values() for name in names))
+    # An ignore file can't let in what never travels.
+    (tmp_path / ".rayignore").write_text("".join(f"!{name}\n" for names in NEVER.values() for name in names))
+    choice = choose_files(str(tmp_path))
+    assert sorted(choice.sizes) == sorted([*CODE, ".rayignore"])
+    for reason, names in NEVER.items():
+        for name in names:  # each is named, by itself or by the folder that it lies in
+            assert any(name.startswith(out) for out in choice.left_out[reason]), name
+    assert sum(map(len, NEVER.values())) == sum(map(len, choice.left_out.values()))
+    text = "\n".join(choice.lines())
+    assert "left out, secrets: .aws/, .env" in text
+    assert "and 1 more" in text
+
+
+def test_what_the_config_names_stays(tmp_path: Path) -> None:
+    write(tmp_path, "main.py", "corpus/a.txt", "more/b.txt", "more/b.md", "runs/x/config.yaml")
+    named = [str(tmp_path / "corpus"), str(tmp_path / "more" / "*.txt"), str(tmp_path / "runs")]
+    assert sorted(choose_files(str(tmp_path), named).sizes) == ["main.py", "more/b.md"]
+
+
+def test_links_stay(tmp_path: Path) -> None:
+    """They may point at anything."""
+    write(tmp_path, "elsewhere/key", "job/main.py")
+    os.symlink(tmp_path / "elsewhere" / "key", tmp_path / "job" / "notes.txt")
+    os.symlink(tmp_path / "elsewhere", tmp_path / "job" / "folder")
+    choice = choose_files(str(tmp_path / "job"))
+    assert list(choice.sizes) == ["main.py"]
+    assert choice.left_out == {packing.LINKS: ["folder", "notes.txt"]}
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git decides what is right")
+def test_gitignore_means_what_it_means_to_git(tmp_path: Path) -> None:
+    write(
+        tmp_path, "a.py", "a.log", "keep.log", "out/x.py", "sub/b.log", "sub/out/y.py", "sub/only.py", "deep/er/c.tmp"
+    )
+    write(tmp_path, "deep/er/d.py", "deep/out.py")
+    (tmp_path / ".gitignore").write_text("*.log\n!keep.log\n/out/\n*.tmp\n")
+    (tmp_path / "sub" / ".gitignore").write_text("!b.log\n/only.py\n")
+    (tmp_path / "deep" / ".gitignore").write_text("er/*.py\n")
+    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
+    command = ["git", "-C", str(tmp_path), "ls-files", "--cached", "--others", "--exclude-standard"]
+    expected = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    assert sorted(choose_files(str(tmp_path)).sizes) == sorted(expected)
+
+
+def test_too_much_is_refused_with_the_biggest_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "MOST_BYTES", 1000)
+    write(tmp_path, "main.py", *(f"small/{i}.txt" for i in range(50)))
+    assert choose_files(str(tmp_path)).total_bytes == 153
+    write(tmp_path, "assets/big.json", num_bytes=900)
+    with pytest.raises(
+        ConfigError, match=r"--working-dir .* allowed: 1\.0 kB.*52 files:\n +0\.9 kB  assets/big\.json\n"
+    ):
+        choose_files(str(tmp_path))
+    (tmp_path / ".rayignore").write_text("assets/\n")
+    assert choose_files(str(tmp_path)).total_bytes < 1000
+    with pytest.raises(ConfigError, match="is not a folder"):
+        choose_files(str(tmp_path / "nothing"))
+
+
+def test_the_archive_holds_the_choice_and_our_files(tmp_path: Path) -> None:
+    write(tmp_path / "job", "main.py", "raytrain_job/config.yaml", ".env")
+    (tmp_path / "job" / "main.py").chmod(0o755)
+    ours = {"raytrain_job/config.yaml": b"ours"}
+    write_archive(str(tmp_path / "one.zip"), choose_files(str(tmp_path / "job")), ours)
+    with zipfile.ZipFile(tmp_path / "one.zip") as archive:
+        assert sorted(archive.namelist()) == ["main.py", "raytrain_job/config.yaml"]
+        assert archive.read("raytrain_job/config.yaml") == b"ours"
+        assert archive.getinfo("main.py").external_attr >> 16 == 0o755
+    os.utime(tmp_path / "job" / "main.py", (0, 0))
+    write_archive(str(tmp_path / "two.zip"), choose_files(str(tmp_path / "job")), ours)
+    assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
+    write_archive(str(tmp_path / "none.zip"), None, ours)
+    assert zipfile.ZipFile(tmp_path / "none.zip").namelist() == ["raytrain_job/config.yaml"]
