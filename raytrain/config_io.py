@@ -71,7 +71,7 @@ def _is_from(detail: ErrorDetails, key: str) -> bool:
     """Whether a mistake lies at the key of an override, or below it."""
     if detail["type"] == "value_error":  # between several fields, which the message names
         return re.search(rf"\b{re.escape(key)}(?!\w)", str((detail.get("ctx") or {}).get("error"))) is not None
-    path = dotted(detail["loc"])
+    path = ".".join(_resolve(detail["loc"], RunConfig)[0])
     path += ".kind" if detail["type"].startswith("union_tag") else ""
     is_unknown_section = detail["type"] == "extra_forbidden" and key.startswith(f"{path}.")
     return path == key or path.startswith(f"{key}.") or is_unknown_section
@@ -153,21 +153,29 @@ def _number(text: str) -> str | float:
         return text
 
 
-def describe(detail: ErrorDetails) -> str:
-    """One pydantic error as a sentence: dotted path, what is wrong, the value, what is allowed."""
-    path = dotted(detail["loc"])
+def describe(detail: ErrorDetails, root: type[BaseModel] = RunConfig) -> str:
+    """One pydantic error as a sentence: dotted path, what is wrong, the value, what is allowed.
+
+    `root`: the class that was validated.
+    """
+    location, section = _resolve(detail["loc"], root)
+    path = ".".join(location)
     kind, given, context = detail["type"], detail.get("input"), detail.get("ctx") or {}
     if kind == "extra_forbidden":
-        return f"  {path}: unknown key{_nearest(detail['loc'])}"
+        return f"  {path}: unknown key{_nearest(detail['loc'], root)}"
     if kind == "missing":
         return f"  {path}: required, but not given"
     if kind == "union_tag_invalid":
-        return f"  {path}.kind: {context.get('tag')!r} is not known; allowed: {context.get('expected_tags')}"
+        tags = str(context.get("expected_tags")).replace("'", "").split(", ")
+        close = difflib.get_close_matches(str(context.get("tag")), tags, 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        return f"  {path}.kind: {context.get('tag')!r} is not known; allowed: {', '.join(tags)}{hint}"
     if kind == "union_tag_not_found":
-        allowed = "sequence_classification, token_classification"
+        allowed = ", ".join(tag for option in _models(section) for tag in _tags(option))
         return f"  {path}.kind: required, but not given; allowed: {allowed}"
-    if kind == "value_error":
-        return f"  {context['error']}"  # our own validators name the dotted path themselves
+    if kind == "value_error":  # most of our own validators name the dotted path themselves
+        text = str(context["error"])
+        return f"  {text}" if path in text else f"  {path}: {text}"
     if kind in ("model_type", "model_attributes_type"):
         return f"  {path}: expected a section with keys, got {given!r}"
     message = detail["msg"].replace("Input should be ", "must be ")
@@ -179,41 +187,42 @@ def describe(detail: ErrorDetails) -> str:
     return f"  {path}: {message}, got {given!r}"
 
 
-def dotted(location: tuple[int | str, ...]) -> str:
-    """Pydantic's location as a dotted path, without the tag of a union's member."""
-    kept = [str(part) for part in location if part not in ("sequence_classification", "token_classification")]
-    return ".".join(kept)
-
-
-def _nearest(location: tuple[int | str, ...]) -> str:
+def _nearest(location: tuple[int | str, ...], root: type[BaseModel]) -> str:
     """' (did you mean x?)' for an unknown key, or the allowed keys; looks for a namesake in other sections too."""
-    section = _section(location[:-1])
+    path, section = _resolve(location[:-1], root)
     name = str(location[-1])
-    allowed = list(section.model_fields) if section else []
+    allowed = [field for option in _models(section) for field in option.model_fields]
     close = difflib.get_close_matches(name, allowed, 1, cutoff=0.6)
     if close:
-        return f"; did you mean {dotted((*location[:-1], close[0]))}?"
-    elsewhere = {path.split(".")[-1]: path for path in reversed(all_fields())}
+        return f"; did you mean {'.'.join((*path, close[0]))}?"
+    elsewhere = {path.split(".")[-1]: path for path in reversed(all_fields(root))}
     close = difflib.get_close_matches(name, elsewhere, 1, cutoff=0.8)
     if close:
         return f"; did you mean {elsewhere[close[0]]}?"
     return f"; allowed here: {', '.join(allowed)}" if allowed else ""
 
 
-def _section(location: tuple[int | str, ...]) -> type[BaseModel] | None:
-    """The config class that a location lies in."""
-    current: type[BaseModel] = RunConfig
+def _resolve(location: tuple[int | str, ...], root: type[BaseModel]) -> tuple[list[str], Any]:
+    """Pydantic's location without the tags of unions, and the annotation of what is there; None: nothing is known."""
+    path: list[str] = []
+    annotation: Any = root
     for part in location:
-        if part in ("sequence_classification", "token_classification"):
-            options = _models(RunConfig.model_fields["task"].annotation)
-            current = next(o for o in options if part in typing.get_args(o.model_fields["kind"].annotation))
+        options = _models(annotation)
+        if tagged := [option for option in options if len(options) > 1 and part in _tags(option)]:
+            annotation = tagged[0]
             continue
-        field = current.model_fields.get(str(part))
-        models = _models(field.annotation) if field else []
-        if not models:
-            return None
-        current = models[0]
-    return current
+        path.append(str(part))
+        if typing.get_origin(annotation) is dict:
+            annotation = typing.get_args(annotation)[1]
+        else:
+            field = options[0].model_fields.get(str(part)) if options else None
+            annotation = field.annotation if field else None
+    return path, annotation
+
+
+def _tags(option: type[BaseModel]) -> tuple[Any, ...]:
+    """What `kind` is in a member of a union."""
+    return typing.get_args(option.model_fields["kind"].annotation) if "kind" in option.model_fields else ()
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

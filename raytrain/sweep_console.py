@@ -9,7 +9,7 @@ from rich.text import Text
 
 from raytrain.console import PLAIN_EVERY_S, LiveDisplay, in_minutes
 from raytrain.tuning.board import TRIALS, Board, TrialRow
-from raytrain.tuning.space import Values, short
+from raytrain.tuning.space import in_words
 from raytrain.tuning.sweep import SweepObserver, SweepResult
 
 MOST_ROWS = 24
@@ -55,7 +55,7 @@ class SweepDisplay(LiveDisplay, SweepObserver):
         elif event == "evaluated":
             text += f"step {row.step}  {self._metric} {row.value:.4f}"
         elif event != "over":
-            text += f"{event}: {in_words(row.values)}"
+            text += f"{event} {in_words(row.values)}"
         else:
             best = f", best {self._metric} {row.best_value:.4f}" if row.best_value is not None else ""
             text += f"{row.status} at step {row.step}{best}{f': {row.failure}' if row.failure else ''}"
@@ -107,13 +107,6 @@ def trial_table(board: Board, metric: str, caption: str = "", most: int = MOST_R
     return table
 
 
-def in_words(values: Values) -> str:
-    """Each key's short name and its value."""
-    return "  ".join(
-        f"{short(key)} {f'{value:.3g}' if isinstance(value, float) else value}" for key, value in values.items()
-    )
-
-
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
@@ -123,7 +116,7 @@ def print_sweep(console: Console, result: SweepResult) -> None:
     color = {"finished": "green", "stopped": "yellow"}.get(result.status, "red")
     console.print(
         f"[{color}]{result.status}[/]: {result.num_trials} trials, {result.num_failed} failed, {result.steps} steps in "
-        f"{in_minutes(result.duration_s)}",
+        f"all; this command took {in_minutes(result.duration_s)}",
         soft_wrap=True,
     )
     if result.best_trial is not None:

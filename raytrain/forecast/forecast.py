@@ -270,6 +270,8 @@ def _assumptions(config: RunConfig, plan: Plan, hardware: Hardware, *, on_this_m
         notes.append(f"taken for granted: {plan.num_cpus:g} CPUs for the workers and Ray Data; --cpus-per-node tells")
     if hardware.gpu is not None:
         gpu = hardware.gpu
+        if hardware.num_nodes is None:
+            notes.append(f"taken for granted: {config.workers.max} GPUs, since that is workers.max; --nodes tells")
         notes.append(
             f"{gpu.name}: {gpu.usable_bytes / GIB:.1f} GiB of {gpu.memory_bytes / GIB:.1f} are counted on; the driver, "
             "libraries and gaps have the rest"

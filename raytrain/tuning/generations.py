@@ -24,6 +24,7 @@ from raytrain.tuning.board import BEST, TRIALS
 from raytrain.tuning.legs import decided_after, decision_name, done_name, num_done
 from raytrain.tuning.population import Member, exchange
 from raytrain.tuning.shares import Shares
+from raytrain.tuning.space import in_words
 from raytrain.tuning.sweep import Sweep
 
 
@@ -111,4 +112,11 @@ class Generations:
             if source is None or name not in board.rows or (step, source) in board.rows[name].sources:
                 continue
             row = board.exchanged(name, member["values"], step, source, member["best"])
-            self._sweep.tell(row, f"goes on from {source} at step {step}")
+            self._sweep.tell(row, _words(decided, name))
+
+
+def _words(decided: dict[str, Any], name: str) -> str:
+    """What became of a trial."""
+    source = decided["members"][name]["source"]
+    before = in_words(decided["members"][source]["trained_with"])
+    return f"goes on from {source} at step {decided['step']}, which had {before}, with"

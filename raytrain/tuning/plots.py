@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from raytrain.report.plots import ACCENT, FAINT, GRID, INK, SECOND, SIZE, new_axes, png_of
 from raytrain.tuning.board import TrialRow
@@ -14,6 +16,7 @@ from raytrain.tuning.domains import Domain
 from raytrain.tuning.schedulers import Asha, HyperBand
 from raytrain.tuning.space import Space, short
 
+MOST_NAMES = 12  # written into a figure
 LEAST_TRIALS = 8  # an importance of fewer would be noise
 COLORS = {"pruned": FAINT, "failed": "#c0392b", "stopped": SECOND}
 Segment = tuple[str, float, float, int]
@@ -21,13 +24,18 @@ Segment = tuple[str, float, float, int]
 
 
 def metric_by_step(rows: Sequence[TrialRow], space: Space, metric: str) -> bytes:
-    """A line a trial; dotted lines are the scheduler's rungs."""
+    """A line a trial; dotted lines are the scheduler's rungs, dots the steps at which a trial went on from another."""
     figure, axes = new_axes("Trials", metric)
-    for row in rows:
+    for number, row in enumerate(rows):
         if row.history:
             marker = "o" if len(row.history) == 1 else None
             color = COLORS.get(row.status, ACCENT)
             axes.plot(*zip(*row.history, strict=True), color=color, linewidth=1.1, marker=marker, markersize=3)
+            if number < MOST_NAMES:  # the best ones
+                axes.annotate(_number_of(row.name), row.history[-1], (3, -2), fontsize=7, textcoords="offset points")
+        values = dict(row.history)
+        moments = [step for step, _ in row.sources if step in values]
+        axes.plot(moments, [values[step] for step in moments], "o", color=SECOND, markersize=4)
     scheduler = space.scheduler
     last = max((row.step for row in rows), default=0)
     if isinstance(scheduler, Asha | HyperBand):
@@ -113,8 +121,17 @@ def allocation(segments: Sequence[Segment]) -> bytes | None:
     axes.stackplot(steps, *(np.repeat(layer, 2) for layer in layers), colors=colors, linewidth=0)
     axes.set_xlabel("minutes since the sweep began; a color a trial", fontsize=8)
     axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(trials) <= MOST_NAMES:
+        patches = [Patch(color=color, label=_number_of(trial)) for trial, color in zip(trials, colors, strict=True)]
+        axes.legend(handles=patches, fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     axes.xaxis.set_major_locator(_fractions())
     return png_of(figure)
+
+
+def _number_of(trial: str) -> str:
+    """0003 of trial_0003."""
+    return trial.rpartition("_")[2]
 
 
 def _ticks(domain: Domain) -> list[tuple[float, str]]:
@@ -131,6 +148,4 @@ def _unit(values: np.ndarray) -> np.ndarray:
 
 def _fractions() -> Any:
     """A locator for an axis that holds no whole steps."""
-    from matplotlib.ticker import MaxNLocator
-
     return MaxNLocator(nbins=6)

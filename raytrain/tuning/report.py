@@ -12,6 +12,8 @@ from raytrain.storage import Storage
 from raytrain.training.records import read_jsonl
 from raytrain.tuning.board import TRIALS, Board, TrialRow
 from raytrain.tuning.plots import Segment, allocation, importance, metric_by_step, parallel_coordinates
+from raytrain.tuning.schedulers import Generational
+from raytrain.tuning.space import short
 from raytrain.tuning.sweep import SUMMARY
 from raytrain.tuning.winner import read_sweep, winner_config
 
@@ -44,7 +46,9 @@ def build_sweep_report(root: Storage) -> str:
         tiles=_tiles(board, summary, metric, segments),
         figures={name: base64.b64encode(png).decode() for name, png in figures.items()},
         metric=metric,
-        keys=list(dict.fromkeys(key for row in rows for key in row.values)),
+        best=best.name if best else "",
+        is_population=isinstance(space.scheduler, Generational),
+        keys={key: short(key) for row in rows for key in row.values},
         rows=rows,
         best_config=dump_config(winner_config(root, config, best)) if best else "",
         space=yaml.safe_dump(space.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True),

@@ -7,6 +7,7 @@ no valid configs, are mistakes of the space. No Ray, no torch.
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -153,6 +154,13 @@ def short(key: str) -> str:
     return " ".join(words[-2:]) if words[-1] in ("kind", "path") else words[-1]
 
 
+def in_words(values: Values) -> str:
+    """Each key's short name and its value."""
+    return "  ".join(
+        f"{short(key)} {f'{value:.3g}' if isinstance(value, float) else value}" for key, value in values.items()
+    )
+
+
 def load_space(space: str) -> Space:
     """The space of a file, or the shipped one of that name. Raises ConfigError naming each mistake."""
     path = assets.find_space(space)
@@ -162,7 +170,7 @@ def load_space(space: str) -> Space:
     try:
         return Space.model_validate(raw)
     except ValidationError as error:
-        lines = [describe(detail) for detail in error.errors()]
+        lines = [describe(detail, Space) for detail in error.errors()]
         raise ConfigError("\n".join([f"{path} has {len(lines)} mistake{'s' * (len(lines) > 1)}:", *lines])) from None
 
 
@@ -197,12 +205,14 @@ def check_space(space: Space, raw: dict[str, Any], overrides: list[str]) -> RunC
             try:
                 parse_config(raw, [*overrides, *_needed(space, domain), *overrides_of({key: value})])
             except ConfigError as error:
-                mistakes.append(f"parameters.{key}: {value!r} is not possible: {without_headline(str(error))}")
+                reason = re.sub(r" \(override [^)]*\)", "", without_headline(str(error)))
+                mistakes.append(f"parameters.{key}: {value!r} is not possible: {reason.removeprefix(f'{key}: ')}")
                 break
     if isinstance(space.scheduler, Generational):
         config = _evaluated_each(space.scheduler.every_steps, config, mistakes)
     if mistakes:
-        raise ConfigError("\n".join([f"the space has {len(mistakes)} mistake{'s' * (len(mistakes) > 1)}:", *mistakes]))
+        lines = [f"  {mistake}" for mistake in mistakes]
+        raise ConfigError("\n".join([f"the space has {len(mistakes)} mistake{'s' * (len(mistakes) > 1)}:", *lines]))
     return config
 
 

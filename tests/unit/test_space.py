@@ -161,3 +161,24 @@ def test_an_unknown_space_names_those_that_there_are() -> None:
 def test_an_override_means_what_it_was(value: Any) -> None:
     (word,) = overrides_of({"a.b": value})
     assert yaml.safe_load(word.partition("=")[2]) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("parameter: {}", "parameter: unknown key; did you mean parameters?"),
+        (f"parameters: {{{LR}: {{kind: loguniform, low: 0.01, high: 0.001}}}}", f"parameters.{LR}: low 0.01 is above"),
+        (f"parameters: {{{LR}: {{kind: loguniform, lo: 0.001, high: 0.1}}}}", f"did you mean parameters.{LR}.low?"),
+        (f"parameters: {{{LR}: {{kind: choise, values: [1]}}}}", f"parameters.{LR}.kind: 'choise' is not known"),
+        (f"parameters: {{{LR}: {{low: 1, high: 2}}}}", f"parameters.{LR}.kind: required, but not given; allowed: unif"),
+        ("scheduler: {kind: ahsa}", "did you mean asha?"),
+        ("scheduler: {kind: pbt, every_step: 5}", "every_step: unknown key; did you mean scheduler.every_steps?"),
+        ("budget: {trial: 5}", "budget.trial: unknown key; did you mean budget.trials?"),
+    ],
+)
+def test_a_mistake_in_a_space_is_named_by_its_path(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_space(str(path))
+    assert words in str(caught.value)
