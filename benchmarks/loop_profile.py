@@ -110,12 +110,12 @@ def profiled_worker(out: Path) -> type:
 
 def profile(num_workers: int, threads: int, arguments: argparse.Namespace, storage: Path) -> dict[str, float]:
     """Seconds of each part of a step, from one run."""
-    import raytrain.elastic.pool
+    import raytrain.elastic.share
     from raytrain.config_io import load_config
     from raytrain.elastic.run import run_training
 
     out = storage / f"profile_{num_workers}" / PROFILE
-    raytrain.elastic.pool.TrainingWorker = profiled_worker(out)
+    raytrain.elastic.share.TrainingWorker = profiled_worker(out)
     workers = [f"workers.min={num_workers}", f"workers.max={num_workers}", f"workers.cpus={threads}"]
     places = [f"name=profile_{num_workers}", f"storage_path={storage}", f"data.prepared_path={storage / 'prepared'}"]
     save = [f"checkpoint.save_every_steps={arguments.save_every}"]

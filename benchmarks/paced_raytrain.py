@@ -34,10 +34,10 @@ def paced(seconds_per_sample: float) -> type:
 
 
 def main() -> None:
-    import raytrain.elastic.pool
+    import raytrain.elastic.share
     from raytrain.cli import main as raytrain_main
 
-    raytrain.elastic.pool.TrainingWorker = paced(float(sys.argv.pop(1)))
+    raytrain.elastic.share.TrainingWorker = paced(float(sys.argv.pop(1)))
     raytrain_main()
 
 

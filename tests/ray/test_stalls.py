@@ -11,7 +11,7 @@ STALL_S = 4.0
 # The command, with a worker that sleeps: once while it waits for data, in a save, and in loading.
 STALLING = """
 import sys, time
-import raytrain.elastic.pool
+import raytrain.elastic.share
 from raytrain.training.entry import TrainingWorker
 
 class StallingWorker(TrainingWorker):
@@ -34,7 +34,7 @@ class StallingWorker(TrainingWorker):
         slow(WorkerRun, "_new_model", 1)
         return super().work(place, job)
 
-raytrain.elastic.pool.TrainingWorker = StallingWorker
+raytrain.elastic.share.TrainingWorker = StallingWorker
 from raytrain.cli import main
 main()
 """
