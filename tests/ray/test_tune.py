@@ -91,6 +91,7 @@ def test_the_report(asha: Path) -> None:
     assert (asha / "sweep.html").exists()
 
 
+@pytest.mark.slow
 def test_the_winner_is_trained_by_name(asha: Path) -> None:
     code, output = run_cli("train", "--from-sweep", str(asha), "training.epochs=1")
     assert code == 0, output
@@ -253,6 +254,7 @@ def test_a_trial_keeps_its_bracket() -> None:
     assert sizes[0] > sizes[1] > sizes[2] > 0
 
 
+@pytest.mark.slow
 def test_trials_that_fail_do_not_end_the_sweep(folder: Path) -> None:
     """One diverges, one is no config at all; the other two go on."""
     parameters = {
