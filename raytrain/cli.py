@@ -84,10 +84,9 @@ def train(
 
     if from_sweep is None:
         if all_data:
-            raise ConfigError(
-                "--all-data needs --from-sweep SWEEP, whose winner says for how many steps to train without a "
-                "validation split. For a config: list all files in data.train.path, and leave data.validation out"
-            )
+            from raytrain.tuning.winner import NEEDS_SWEEP
+
+            raise ConfigError(NEEDS_SWEEP)
         if not config:
             raise ConfigError("give a CONFIG: a YAML file, or the name of a shipped one (`raytrain configs list`)")
         _run(load_config(config, overrides), overwrite=overwrite)

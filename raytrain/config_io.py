@@ -107,6 +107,11 @@ def dump_config(config: RunConfig) -> str:
     raw = config.model_dump(mode="json")
     # The two ways of giving a length exclude each other, so a resolved config names only one.
     raw["training"].pop("max_steps" if config.training.max_steps is None else "epochs")
+    return to_yaml(raw)
+
+
+def to_yaml(raw: dict[str, Any]) -> str:
+    """As files for people are written: keys in their order, letters as they are."""
     return yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
 
 

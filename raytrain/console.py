@@ -49,6 +49,19 @@ class LiveDisplay:
         raise NotImplementedError
 
 
+def progress_bar(console: Console) -> Progress:
+    """What is done, of how much, since when, and how long the rest will take."""
+    return Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
 class RunDisplay(LiveDisplay, Observer):
     """Shows a run: phase, steps, loss, rates, evaluations, time left."""
 
@@ -58,15 +71,7 @@ class RunDisplay(LiveDisplay, Observer):
         self._last_line_s = 0.0
         self._total = 0
         self._row: dict[str, Any] = {}
-        self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self.console,
-        )
+        self._bar = progress_bar(self.console)
         self._task = self._bar.add_task("checking", total=None)
 
     def phase(self, text: str) -> None:

@@ -6,11 +6,10 @@ import time
 from typing import Literal
 
 from rich.console import Console, Group, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from raytrain.console import LiveDisplay, in_minutes
+from raytrain.console import LiveDisplay, in_minutes, progress_bar
 from raytrain.launch.server import Job
 
 # The lines of progress that `console` and `sweep_console` print where there is no terminal.
@@ -26,15 +25,7 @@ class JobDisplay(LiveDisplay):
         super().__init__(console, refresh_per_second=4)
         self._rest = ""  # a line that is not whole yet
         self._status = ""
-        self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self.console,
-        )
+        self._bar = progress_bar(self.console)
         self._task = self._bar.add_task("job", total=None)
 
     def say(self, text: str) -> None:

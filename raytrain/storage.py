@@ -117,6 +117,11 @@ class Storage:
         root = self._base if self._is_local else self.root
         return f"{root}/{name}" if name else root
 
+    def place(self) -> tuple[str, str]:
+        """Path of the folder that this one lies in, and its name."""
+        parent, _, name = self.path_of().rstrip("/").rpartition("/")
+        return parent, name
+
     def local_path(self, name: str = "") -> str | None:
         """A path that any program can open, or None on an object store."""
         return self._full(name) if self._is_local else None

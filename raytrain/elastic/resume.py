@@ -63,7 +63,7 @@ def begin_or_resume(
     if not run.exists("config.yaml"):
         return None
     before, now = yaml.safe_load(run.read_bytes("config.yaml")), yaml.safe_load(dump_config(config))
-    changes = [change for change in changed_keys(before, now) if not (may_change and change[0].startswith(may_change))]
+    changes = [change for change in changed_keys(before, now) if not change[0].startswith(may_change)]
     has_checkpoint = bool(CheckpointStore(run.at("checkpoints")).candidates())
     if not changes and run.exists("summary.json"):
         summary = json.loads(run.read_bytes("summary.json"))

@@ -289,7 +289,7 @@ def read_run_config(run: Storage, overrides: Sequence[str] = ()) -> RunConfig:
         raw = yaml.safe_load(run.read_bytes("config.yaml"))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is no YAML: {error}") from None
-    parent, _, name = run.path_of().rstrip("/").rpartition("/")
+    parent, name = run.place()
     return parse_config(raw, [f"storage_path={parent}", f"name={name}", *overrides], origin=path)
 
 

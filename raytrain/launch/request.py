@@ -8,17 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-
 from raytrain.assets import find_config
 from raytrain.config import RunConfig
-from raytrain.config_io import load_config, read_yaml
+from raytrain.config_io import load_config, read_yaml, to_yaml
 from raytrain.elastic.preflight import check_elsewhere, local_paths
 from raytrain.elastic.run import read_run_config
 from raytrain.errors import ConfigError
 from raytrain.storage import Storage
 from raytrain.tuning.space import check_space, load_space, space_name
 from raytrain.tuning.sweep import metric_of
+from raytrain.tuning.winner import NEEDS_SWEEP
 
 FOLDER = "raytrain_job"  # of the files that are sent, in the job's folder
 Params = dict[str, Any]
@@ -57,7 +56,10 @@ def _train(params: Params) -> Request:
     words = [word for word in (params["config"], *(params["overrides"] or [])) if word]
     if params["from_sweep"] is not None:  # its config is the sweep's, which this machine may not reach
         sweep = _place(params["from_sweep"], "--from-sweep")
-        return Request(["train", "--from-sweep", sweep, *words, "ray.address=null", *overwrite], f"{sweep}-best")
+        all_data, run = ["--all-data"] * params["all_data"], f"{sweep}-best{'-all-data' * params['all_data']}"
+        return Request(["train", "--from-sweep", sweep, *all_data, *words, "ray.address=null", *overwrite], run)
+    if params["all_data"]:
+        raise ConfigError(NEEDS_SWEEP)
     if not words:
         raise ConfigError("train needs a CONFIG: a YAML file, or the name of a shipped one (`raytrain configs list`)")
     config = load_config(words[0], words[1:])
@@ -77,7 +79,7 @@ def _tune(params: Params) -> Request:
         if params[option] is not None:
             words += [f"--{option.replace('_', '-')}", str(params[option])]
     raw = space.model_dump(mode="json", exclude_unset=True)
-    return _with_config("tune", words, config, f"{config.name}-{name}", {shipped: _as_yaml(raw)})
+    return _with_config("tune", words, config, f"{config.name}-{name}", {shipped: to_yaml(raw).encode()})
 
 
 def _resume(params: Params) -> Request:
@@ -105,7 +107,7 @@ def _with_config(
     return Request(
         words=[command, name, *options],
         run=f"{config.storage_path.rstrip('/')}/{folder}",
-        files={name: _as_yaml(raw), **(files or {})},
+        files={name: to_yaml(raw).encode(), **(files or {})},
         data_paths=[path for _, path in local_paths(config)],
     )
 
@@ -118,7 +120,3 @@ def _place(path: str, what: str) -> str:
             f"all nodes share, or a URI. If they share this one: {os.path.abspath(os.path.expanduser(path))}"
         )
     return path.rstrip("/")
-
-
-def _as_yaml(raw: dict[str, Any]) -> bytes:
-    return yaml.safe_dump(raw, sort_keys=False, allow_unicode=True).encode()

@@ -29,7 +29,7 @@ def build_report(run: Storage) -> str:
     for name, png in figures.items():
         run.write_bytes(f"plots/{name}.png", png)
     page = page_template("raytrain.report").render(
-        name=run.path_of().rstrip("/").rsplit("/", 1)[-1],
+        name=run.place()[1],
         path=run.path_of(),
         summary=record.summary,
         tiles=_tiles(record),

@@ -11,7 +11,7 @@ from raytrain.errors import first_line
 from raytrain.storage import Storage
 from raytrain.tuning.board import TRIALS
 from raytrain.tuning.generations import Generations
-from raytrain.tuning.schedulers import Asha, HyperBand
+from raytrain.tuning.schedulers import Halving
 from raytrain.tuning.shares import Shares, rungs_passed
 from raytrain.tuning.space import Space
 from raytrain.tuning.sweep import Sweep
@@ -136,11 +136,9 @@ def trial_name(trial: Any) -> str:
 def rung_of(space: Space, step: int) -> int:
     """Rungs that a trial has passed at a step."""
     scheduler = space.scheduler
-    return (
-        rungs_passed(step, scheduler.grace_steps, scheduler.reduction_factor)
-        if isinstance(scheduler, Asha | HyperBand)
-        else 0
-    )
+    if not isinstance(scheduler, Halving):
+        return 0
+    return rungs_passed(step, scheduler.grace_steps, scheduler.reduction_factor)
 
 
 def failure_of(root: Storage, name: str, error: str) -> str:

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from raytrain.report.plots import ACCENT, FAINT, GRID, INK, SECOND, SIZE, new_axes, png_of
 from raytrain.tuning.board import TrialRow
 from raytrain.tuning.domains import Domain
-from raytrain.tuning.schedulers import Asha, HyperBand
+from raytrain.tuning.schedulers import Halving
 from raytrain.tuning.space import Space, short
 
 MOST_NAMES = 12  # written into a figure
@@ -38,7 +38,7 @@ def metric_by_step(rows: Sequence[TrialRow], space: Space, metric: str) -> bytes
         axes.plot(moments, [values[step] for step in moments], "o", color=SECOND, markersize=4)
     scheduler = space.scheduler
     last = max((row.step for row in rows), default=0)
-    if isinstance(scheduler, Asha | HyperBand):
+    if isinstance(scheduler, Halving):
         rung = float(scheduler.grace_steps)
         while rung <= last:
             axes.axvline(rung, color=INK, linewidth=0.8, linestyle=":", alpha=0.6)

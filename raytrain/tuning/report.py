@@ -4,9 +4,7 @@ import base64
 import json
 from typing import Any
 
-import yaml
-
-from raytrain.config_io import dump_config
+from raytrain.config_io import dump_config, to_yaml
 from raytrain.report.html import duration, page_template
 from raytrain.storage import Storage
 from raytrain.training.records import read_jsonl
@@ -40,7 +38,7 @@ def build_sweep_report(root: Storage) -> str:
         root.write_bytes(f"plots/{name}.png", png)
     best = board.best
     page = page_template("raytrain.tuning").render(
-        name=root.path_of().rstrip("/").rsplit("/", 1)[-1],
+        name=root.place()[1],
         path=root.path_of(),
         summary=summary,
         tiles=_tiles(board, summary, metric, segments),
@@ -51,7 +49,7 @@ def build_sweep_report(root: Storage) -> str:
         keys={key: short(key) for row in rows for key in row.values},
         rows=rows,
         best_config=dump_config(winner_config(root, config, best)) if best else "",
-        space=yaml.safe_dump(space.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True),
+        space=to_yaml(space.model_dump(mode="json", exclude_unset=True)),
     )
     root.commit_bytes(REPORT, page.encode(errors="replace"))
     return root.path_of(REPORT)

@@ -16,25 +16,26 @@ class NoScheduler(Section):
     kind: Literal["none"]
 
 
-class Asha(Section):
-    """Asynchronous successive halving (Li et al., 2020): at each rung the worse trials are stopped, without waiting."""
+class Halving(Section):
+    """Base of those that stop the worse trials at rungs, without waiting for the others."""
 
-    kind: Literal["asha"]
     grace_steps: PositiveInt
     """Steps before a trial may be stopped: the first rung. A rung is decided at the first evaluation at or after it."""
     reduction_factor: Annotated[float, Field(gt=1.0)] = 3.0
     """Of so many trials at a rung the best one goes on; rungs lie so many times apart."""
 
 
-class HyperBand(Section):
+class Asha(Halving):
+    """Asynchronous successive halving (Li et al., 2020): at each rung the worse trials are stopped, without waiting."""
+
+    kind: Literal["asha"]
+
+
+class HyperBand(Halving):
     """Asynchronous HyperBand (Li et al., 2020): several brackets of successive halving, of which the first stops
     trials as early as ASHA, and each further one a rung later. For metrics that say little at first."""
 
     kind: Literal["hyperband"]
-    grace_steps: PositiveInt
-    """Steps before a trial of the first bracket may be stopped."""
-    reduction_factor: Annotated[float, Field(gt=1.0)] = 3.0
-    """Of so many trials at a rung the best one goes on; rungs lie so many times apart."""
     brackets: Annotated[int, Field(ge=2, le=8)] = 3
     """Most trials are in the first one, fewer in each further one."""
 

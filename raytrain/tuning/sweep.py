@@ -9,13 +9,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import yaml
-
 from raytrain.config import RunConfig
+from raytrain.config_io import parse_config
 from raytrain.elastic.group import worker_resources
 from raytrain.elastic.lease import Lease
 from raytrain.elastic.preflight import Preflight, check
-from raytrain.elastic.resume import changed_keys
 from raytrain.elastic.run import read_run_config, writing_report
 from raytrain.elastic.session import RaySession, cluster_address, ray_session
 from raytrain.elastic.signals import StopSignals
@@ -28,6 +26,7 @@ from raytrain.tracking.trackers import conclude
 from raytrain.training.state import best_metric
 from raytrain.tuning.board import TRIALS, Board, TrialRow
 from raytrain.tuning.hparams import write_hparams
+from raytrain.tuning.resume import begin_or_resume
 from raytrain.tuning.schedulers import Generational
 from raytrain.tuning.shares import Shares
 from raytrain.tuning.space import Space, Values, check_space, overrides_of, without_headline
@@ -35,8 +34,7 @@ from raytrain.tuning.trial import TrialPlan
 
 logger = logging.getLogger(__name__)
 
-GROWING = ("budget.", "max_failed")  # of a space: a sweep may be gone on with for longer
-SWEEP, SUMMARY = "sweep.yaml", "sweep.json"
+SUMMARY = "sweep.json"
 CLUSTER_TRIALS = 8  # live trials on a cluster, at least
 
 
@@ -160,20 +158,28 @@ class Sweep:
             name = f"trial_{index:04d}"
             values = {**values, "seed": self.config.seed + repeat} if self.space.repeats > 1 else values
             row = self.board.add(name, values)
-            sign = self.board.sign
-            value = None if row.value is None else sign * row.value
-            sweep, every = self.root.path_of(), self.every_steps
             plan = TrialPlan(
-                name, {}, self.metric, sign, shares, row.is_over, row.failure, row.rung, value, sweep, every
+                name=name,
+                config={},
+                metric=self.metric,
+                sign=self.board.sign,
+                shares=shares,
+                is_over=row.is_over,
+                failure=row.failure,
+                rung=row.rung,
+                value=None if row.value is None else self.board.sign * row.value,
+                sweep=self.root.path_of(),
+                every_steps=self.every_steps,
+                values=values,
             )
             try:
                 config = trial_config(self.config, self.root, name, values)
-                if every is not None:
-                    plan, config = replace(plan, values=values), trial_config(self.config, self.root, name, {})
             except ConfigError as error:  # values that fit one by one, and not together
                 failure = f"error: these values do not go together: {without_headline(str(error))}"
                 self.tell(self.board.update(name, status="failed", failure=failure), "over")
                 return replace(plan, is_over=True, failure=failure)
+            if self.every_steps is not None:  # its values are laid over it in each generation
+                config = trial_config(self.config, self.root, name, {})
             return replace(plan, config=config.model_dump(mode="json", exclude_unset=True))
 
         return make
@@ -228,7 +234,7 @@ def run_sweep(
     metric, mode = metric_of(space, config)
     root = Storage(config.storage_path).at(f"{config.name}-{space_name}")
     with Lease(root, lambda text: None) as lease:
-        _begin_or_resume(root, config, space, metric, mode)
+        begin_or_resume(root, config, space, metric, mode)
         spent_s = json.loads(root.read_bytes(SUMMARY)).get("spent_s", 0.0) if root.exists(SUMMARY) else 0.0
         sweep = Sweep(config, space, root, metric, mode, Board(root, mode), observer, spent_before_s=spent_s)
         status = _run(sweep, found, max_concurrent, lease)
@@ -245,15 +251,13 @@ def run_sweep(
 
 def trial_config(config: RunConfig, root: Storage, name: str, values: Values) -> RunConfig:
     """The run config of a trial. All share the sweep's prepared data, as far as their data settings agree."""
-    from raytrain.config_io import parse_config
-
     raw = config.model_dump(mode="json", exclude_unset=True)
     prepared = config.data.prepared_path or Storage(config.storage_path).path_of("_prepared")
     own = {"storage_path": root.path_of(TRIALS), "name": name, "data.prepared_path": prepared}
     for tracker in ("wandb", "mlflow"):  # which show the trials of a sweep together
         section = getattr(config.tracking, tracker)
         if section is not None and section.group is None:
-            own[f"tracking.{tracker}.group"] = root.path_of().rstrip("/").rpartition("/")[2]
+            own[f"tracking.{tracker}.group"] = root.place()[1]
     if (address := cluster_address(config)) is not None:  # a trial's process is not told by the environment
         own["ray.address"] = address
     return parse_config(raw, [*overrides_of(values), *overrides_of(own)])
@@ -271,40 +275,6 @@ def metric_of(space: Space, config: RunConfig) -> tuple[str, str]:
             f"metric {space.metric!r} of the space is no metric of this task; allowed: {', '.join(task.metric_names)}"
         )
     return space.metric, space.mode or ("min" if space.metric == "loss" else "max")
-
-
-def _begin_or_resume(root: Storage, config: RunConfig, space: Space, metric: str, mode: str) -> None:
-    """Write down what the sweep is, or see that it is the same as before, give or take its budget and what does not
-    touch the experiment. Raises ConfigError."""
-    now = {
-        "config": config.model_dump(mode="json", exclude_unset=True),
-        "space": space.model_dump(mode="json", exclude_unset=True),
-        "compares": {"metric": metric, "mode": mode},
-    }
-    if root.exists(SWEEP):
-        before = yaml.safe_load(root.read_bytes(SWEEP))
-        old = {"config": RunConfig.model_validate(before["config"]), "space": Space.model_validate(before["space"])}
-        changes = changed_keys(old["config"].model_dump(mode="json"), config.model_dump(mode="json"))
-        may_change = () if isinstance(space.scheduler, Generational) else GROWING  # a population has one size
-        changes += [
-            (f"the space's {key}", was, value)
-            for key, was, value in changed_keys(old["space"].model_dump(mode="json"), space.model_dump(mode="json"))
-            if not (may_change and key.startswith(may_change))
-        ]
-        if before["compares"] != now["compares"]:
-            changes.append(("the metric", before["compares"]["metric"], metric))
-        if changes:
-            lines = [f"  {key}: was {was!r}, is now {value!r}" for key, was, value in changes]
-            raise ConfigError(
-                "\n".join(
-                    [
-                        f"{root.path_of()} holds a sweep of another kind, so it can't be gone on with:",
-                        *lines,
-                        "Put the old value back to go on, give the config another name, or delete that folder",
-                    ]
-                )
-            )
-    root.commit_bytes(SWEEP, yaml.safe_dump(now, sort_keys=False, allow_unicode=True).encode())
 
 
 def _run(sweep: Sweep, found: Preflight, max_concurrent: int | None, lease: Lease) -> str:

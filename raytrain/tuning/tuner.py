@@ -13,7 +13,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianSt
 
 from raytrain.elastic.signals import StopSignals
 from raytrain.tuning.callback import SweepCallback, trial_name
-from raytrain.tuning.schedulers import Asha, HyperBand, MedianStopping
+from raytrain.tuning.schedulers import Halving, HyperBand, MedianStopping
 from raytrain.tuning.searcher import SweepSearcher
 from raytrain.tuning.shares import Shares
 from raytrain.tuning.space import Space
@@ -99,7 +99,7 @@ class _Bracketed(AsyncHyperBandScheduler):
 def _scheduler(space: Space) -> Any:
     """Tune's, by our own steps: its iterations begin anew when a trial does."""
     chosen = space.scheduler
-    if isinstance(chosen, Asha | HyperBand):
+    if isinstance(chosen, Halving):
         return _settling(_Bracketed)(
             time_attr=STEP,
             metric=VALUE,

@@ -9,8 +9,14 @@ from raytrain.config_io import parse_config
 from raytrain.errors import ConfigError
 from raytrain.storage import Storage
 from raytrain.tuning.board import Board, TrialRow
+from raytrain.tuning.resume import SWEEP
 from raytrain.tuning.space import Space
-from raytrain.tuning.sweep import SWEEP, trial_config
+from raytrain.tuning.sweep import trial_config
+
+NEEDS_SWEEP = (
+    "--all-data needs --from-sweep SWEEP, whose winner says for how many steps to train without a validation split. "
+    "For a config: list all files in data.train.path, and leave data.validation out"
+)
 
 
 def is_sweep(root: Storage) -> bool:
@@ -27,7 +33,7 @@ def read_sweep(root: Storage) -> tuple[dict[str, Any], RunConfig, Space]:
 def winner_config(root: Storage, config: RunConfig, best: TrialRow) -> RunConfig:
     """The config of the best trial, as a run beside the sweep, with its name and `-best`. `config`: the sweep's."""
     chosen = trial_config(config, root, best.name, best.values_at_best)
-    parent, _, name = root.path_of().rstrip("/").rpartition("/")
+    parent, name = root.place()
     return chosen.model_copy(update={"storage_path": parent, "name": f"{name}-best"})
 
 

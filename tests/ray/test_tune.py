@@ -289,25 +289,52 @@ def test_too_many_failures_end_it(folder: Path) -> None:
 
 
 IN_A_RAY_OF_OURS = """
-import json, sys, time, ray
+import contextlib, json, psutil, sys, threading, time, ray
 ray.init(address="local", num_cpus=8, include_dashboard={dashboard})
 from raytrain.config_io import read_yaml
 from raytrain.tuning.space import load_space
 from raytrain.tuning.sweep import run_sweep
-result = run_sweep(read_yaml({config!r}), [], load_space({space!r}), "shared", max_concurrent=3)
+workers = set()
+def watch():
+    while True:
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if "TrainingWorker" in " ".join(process.cmdline()):
+                    workers.add(process.pid)
+        time.sleep(0.5)
+threading.Thread(target=watch, daemon=True).start()
+result = run_sweep(read_yaml({config!r}), [], load_space({space!r}), "shared", max_concurrent={live})
 deadline = time.monotonic() + 20
 while ray.available_resources().get("CPU") != 8 and time.monotonic() < deadline:
     time.sleep(0.2)
-from ray._private.state import state
-alive = [actor for actor in state.actors().values() if actor["State"] == "ALIVE"] if hasattr(state, "actors") else []
-print(json.dumps({{"status": result.status, "cpus": ray.available_resources().get("CPU"), "alive": len(alive)}}))
+print(json.dumps({{"status": result.status, "cpus": ray.available_resources().get("CPU"), "workers": len(workers)}}))
 """
+
+
+def in_a_ray_of_ours(folder: Path, config: str, space: str, live: int) -> dict[str, Any]:
+    """A sweep called from Python with so many live trials: its status, the CPUs that are free after it, and the
+    workers' processes that it has had. Without the dashboard, which would clean up placement groups."""
+    script = folder / "shared.py"
+    script.write_text(IN_A_RAY_OF_OURS.format(config=config, space=space, live=live, dashboard=False))
+    env = {**ENV, "RAY_AUTH_MODE": "disabled"}
+    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"status"')))
+
+
+@pytest.mark.slow
+def test_a_process_goes_from_trial_to_trial(folder: Path) -> None:
+    space = write_space(folder, "shared", {LR: {"kind": "grid", "values": [1e-3, 2e-3, 3e-3]}}, budget={"trials": 3})
+    config = sweep_config(folder, "reusing", "workers.max=1", "training.epochs=1")
+    left = in_a_ray_of_ours(folder, config, space, live=1)
+    assert left == {"status": "finished", "cpus": 8, "workers": 1}
+    assert all(row["status"] == "finished" for row in trials(folder / "runs" / "reusing-shared").values())
 
 
 @pytest.mark.slow
 def test_workers_are_shared_and_given_back(folder: Path) -> None:
     """P14: while three trials live, each has at least its minimum; a survivor grows into what a stopped one leaves; in
-    the end the cluster's resources are all free. Without the dashboard, which would clean up placement groups."""
+    the end the cluster's resources are all free."""
     space = write_space(
         folder,
         "shared",
@@ -318,12 +345,7 @@ def test_workers_are_shared_and_given_back(folder: Path) -> None:
     config = sweep_config(
         folder, "sharing", "workers={max: 3, grow_delay_s: 0.5, grow_payback: 0}", "training.epochs=12"
     )
-    script = folder / "shared.py"
-    script.write_text(IN_A_RAY_OF_OURS.format(config=config, space=space, dashboard=False))
-    env = {**ENV, "RAY_AUTH_MODE": "disabled"}
-    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stdout + done.stderr
-    left = json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"status"')))
+    left = in_a_ray_of_ours(folder, config, space, live=3)
     assert left["status"] == "finished"
     assert left["cpus"] == 8
     sizes: dict[str, list[int]] = {}

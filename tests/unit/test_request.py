@@ -20,7 +20,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def request_of(command: str, **params: Any) -> Request:
     given = {"config": "", "overrides": None, "from_sweep": None, "overwrite": False, "trials": None, "run": ""}
-    return make_request(command, {**given, "max_concurrent": None, "space": "lr_asha", "split": "test", **params})
+    return make_request(
+        command, {**given, "all_data": False, "max_concurrent": None, "space": "lr_asha", "split": "test", **params}
+    )
 
 
 def test_the_config_is_sent_with_its_overrides(folder: Path) -> None:
@@ -57,6 +59,11 @@ def test_runs_and_sweeps_are_named_by_their_folder(folder: Path) -> None:
     assert not evaluation.writes
     words = request_of("train", from_sweep="/mnt/s", config="seed=1").words
     assert words == ["train", "--from-sweep", "/mnt/s", "seed=1", "ray.address=null"]
+    winner = request_of("train", from_sweep="/mnt/s", all_data=True)
+    assert winner.words == ["train", "--from-sweep", "/mnt/s", "--all-data", "ray.address=null"]
+    assert winner.run == "/mnt/s-best-all-data"
+    with pytest.raises(ConfigError, match="--all-data needs --from-sweep"):
+        request_of("train", config="any.yaml", all_data=True)
     with pytest.raises(ConfigError, match="RUN runs/x: a path that is relative"):
         request_of("resume", run="runs/x")
 

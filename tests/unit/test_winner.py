@@ -11,7 +11,7 @@ from raytrain.elastic.preflight import check
 from raytrain.errors import ConfigError
 from raytrain.storage import Storage
 from raytrain.tuning.board import Board
-from raytrain.tuning.sweep import SWEEP
+from raytrain.tuning.resume import SWEEP
 from raytrain.tuning.winner import train_winner
 
 LR = "training.optimizer.learning_rate"

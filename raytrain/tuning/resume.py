@@ -1,0 +1,48 @@
+"""Whether a sweep's folder can be gone on with: the same config and space, give or take what may change."""
+
+import yaml
+
+from raytrain.config import RunConfig
+from raytrain.config_io import to_yaml
+from raytrain.elastic.resume import changed_keys
+from raytrain.errors import ConfigError
+from raytrain.storage import Storage
+from raytrain.tuning.schedulers import Generational
+from raytrain.tuning.space import Space
+
+SWEEP = "sweep.yaml"
+GROWING = ("budget.", "max_failed")  # of a space: a sweep may be gone on with for longer
+
+
+def begin_or_resume(root: Storage, config: RunConfig, space: Space, metric: str, mode: str) -> None:
+    """Write down what the sweep is, or see that it is the same as before, give or take its budget and what does not
+    touch the experiment. Raises ConfigError."""
+    now = {
+        "config": config.model_dump(mode="json", exclude_unset=True),
+        "space": space.model_dump(mode="json", exclude_unset=True),
+        "compares": {"metric": metric, "mode": mode},
+    }
+    if root.exists(SWEEP):
+        before = yaml.safe_load(root.read_bytes(SWEEP))
+        old_config, old_space = RunConfig.model_validate(before["config"]), Space.model_validate(before["space"])
+        changes = changed_keys(old_config.model_dump(mode="json"), config.model_dump(mode="json"))
+        may_change = () if isinstance(space.scheduler, Generational) else GROWING  # a population has one size
+        changes += [
+            (f"the space's {key}", was, value)
+            for key, was, value in changed_keys(old_space.model_dump(mode="json"), space.model_dump(mode="json"))
+            if not key.startswith(may_change)
+        ]
+        if before["compares"] != now["compares"]:
+            changes.append(("the metric", before["compares"]["metric"], metric))
+        if changes:
+            lines = [f"  {key}: was {was!r}, is now {value!r}" for key, was, value in changes]
+            raise ConfigError(
+                "\n".join(
+                    [
+                        f"{root.path_of()} holds a sweep of another kind, so it can't be gone on with:",
+                        *lines,
+                        "Put the old value back to go on, give the config another name, or delete that folder",
+                    ]
+                )
+            )
+    root.commit_bytes(SWEEP, to_yaml(now).encode())
