@@ -6,6 +6,7 @@ and hadolint.
 
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -34,6 +35,8 @@ CLOUDS = [name for name in RAY_UP if "on_prem" not in name]
 RAY_ON_KUBERNETES = ["raycluster", "rayjob_train", "rayjob_tune"]
 SHELL = ["slurm/node.sh", "slurm/train.sbatch"]
 WORKER = {"CPU": 1.0, "GPU": 1.0}
+BESIDE_PYTHON = Path(sys.executable).parent
+"""Where pip puts programs; an environment that is not activated has it in no PATH."""
 
 
 def documents(name: str) -> list[Any]:
@@ -154,7 +157,7 @@ def test_the_image_is_built_from_files_that_exist() -> None:
 def test_shell_scripts(name: str) -> None:
     path = find_cluster_file(name)
     subprocess.run(["bash", "-n", path], check=True)
-    subprocess.run(["shellcheck", "-x", path], check=True)
+    subprocess.run([BESIDE_PYTHON / "shellcheck", "-x", path], check=True)
 
 
 @pytest.mark.parametrize("name", RAY_UP)
@@ -165,13 +168,13 @@ def test_shell_commands_of_ray_up(name: str) -> None:
     commands = [command for holder in holders for key in holder if key.endswith("_commands") for command in holder[key]]
     assert len(commands) >= 5
     for command in commands:
-        options = ["shellcheck", "--shell=bash", "--exclude=SC2088,SC2154,SC2086", "-"]
+        options = [BESIDE_PYTHON / "shellcheck", "--shell=bash", "--exclude=SC2088,SC2154,SC2086", "-"]
         done = subprocess.run(options, input=f"{command}\n", text=True, capture_output=True)
         assert done.returncode == 0, f"{command}\n{done.stdout}"
 
 
 def test_the_dockerfile_passes_hadolint() -> None:
-    subprocess.run(["hadolint", str(CLUSTER / "docker/Dockerfile")], check=True)
+    subprocess.run([BESIDE_PYTHON / "hadolint", str(CLUSTER / "docker/Dockerfile")], check=True)
 
 
 def test_a_machine_of_ones_own_finds_out_what_it_is(tmp_path: Path) -> None:
