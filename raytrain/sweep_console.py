@@ -9,8 +9,9 @@ from rich.text import Text
 
 from raytrain.console import PLAIN_EVERY_S, LiveDisplay, in_minutes
 from raytrain.tuning.board import TRIALS, Board, TrialRow
+from raytrain.tuning.observer import SweepObserver
 from raytrain.tuning.space import in_words
-from raytrain.tuning.sweep import SweepObserver, SweepResult
+from raytrain.tuning.sweep import SweepResult
 
 MOST_ROWS = 24
 COLORS = {"failed": "red", "running": "bold", "pruned": "dim", "finished": "green", "stopped_early": "green"}
@@ -61,6 +62,10 @@ class SweepDisplay(LiveDisplay, SweepObserver):
             text += f"{row.status} at step {row.step}{best}{f': {row.failure}' if row.failure else ''}"
             text += f"  {self._totals()}"
         self.console.print(text, soft_wrap=True, markup=False)
+
+    def waiting(self, seconds: float) -> None:
+        """There is no room for any trial."""
+        self.console.print(f"  waiting for nodes since {seconds:.0f} s: there is no room for a trial's workers")
 
     def stopping(self) -> None:
         """A stop was asked for."""

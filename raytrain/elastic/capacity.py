@@ -118,9 +118,11 @@ def places_that_fit(
 
 
 def demands(worker: Resources, data_cpus: float, count: int, least_data_cpus: float = 1.0) -> list[Resources]:
-    """What so many workers and their data pipelines hold, for an autoscaler: one entry a worker, and one a CPU of the
-    pipelines, which may be on any node."""
-    return [worker] * count + [{"CPU": 1.0}] * math.ceil(max(least_data_cpus, count * data_cpus) - EPSILON)
+    """What so many workers and their data pipelines hold, for an autoscaler: one entry a worker, and one for each CPU
+    of the pipelines or what is left of one, which may be on any node."""
+    cpus = max(least_data_cpus, count * data_cpus)
+    whole, rest = divmod(cpus + EPSILON, 1.0)
+    return [*[worker] * count, *[{"CPU": 1.0}] * int(whole), *([{"CPU": round(rest, 4)}] if rest > 2 * EPSILON else [])]
 
 
 def most_in(total: Resources, worker: Resources, data_cpus: float, least_data_cpus: float = 1.0) -> int:

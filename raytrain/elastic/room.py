@@ -1,13 +1,12 @@
 """Waiting until the cluster has room for workers, and asking its autoscaler for nodes."""
 
 import time
-import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
 
 from raytrain.config import RunConfig
-from raytrain.elastic.capacity import NodeView, Resources, demands, look, most_in, places_that_fit
+from raytrain.elastic.asking import NodeRequest
+from raytrain.elastic.capacity import NodeView, Resources, look, places_that_fit
 from raytrain.elastic.pool import WorkerPool
 from raytrain.elastic.share import Share
 from raytrain.errors import TrainingError
@@ -18,11 +17,6 @@ SETTLE_S = 10.0
 # Before the first group: so long may the tasks that prepared the data still hold what they held.
 FIRST_SETTLE_S = 3.0
 SAY_EVERY_S = 15.0
-ASK_EVERY_S = 20.0  # seconds between two requests to the autoscaler
-REQUEST_EXPIRES_S = 180
-# The autoscaler starts no node at all when it could not start all that is asked for. So less is asked for after a
-# while in vain, down to workers.min.
-ASK_LESS_EVERY_S = 60.0
 
 
 class Room:
@@ -47,10 +41,8 @@ class Room:
         self._say, self._on_poll, self._is_stop_asked = say, on_poll, is_stop_asked
         self._pool, self._share = pool, share
         self._expected = 0
-        self._requester = f"raytrain-{uuid.uuid4().hex[:8]}"
-        self._next_request_s = 0.0
-        self._ask = 0
-        self._next_less_s = 0.0
+        data_cpus, least = config.workers.data_cpus, config.workers.min
+        self._request = NodeRequest(worker, data_cpus, least) if share.asks_for_nodes else None
         self._is_first = True
 
     def expect(self, world_size: int) -> None:
@@ -70,7 +62,8 @@ class Room:
         Raises:
             TrainingError: workers.wait_timeout_s have passed; the message says what is missing.
         """
-        self._next_less_s = 0.0
+        if self._request is not None:
+            self._request.is_met()
         began_s = time.monotonic()
         settle_s = FIRST_SETTLE_S if self._is_first else SETTLE_S
         next_word_s = began_s + 2.0
@@ -104,8 +97,8 @@ class Room:
                 else:
                     self._say(f"waiting for nodes since {waited_s:.0f} s: {self._missing(nodes, fitting)}")
                 next_word_s = time.monotonic() + SAY_EVERY_S
-            if fitting < self._workers.min:
-                self._ask_for_less()
+            if fitting < self._workers.min and self._request is not None:
+                self._request.is_in_vain()
             time.sleep(POLL_S)
             self._on_poll()
         return []
@@ -123,42 +116,15 @@ class Room:
         return places_that_fit(nodes, self._worker, data_cpus, most, ours, num_pipelines, least, idle)
 
     def ask_for_nodes(self, world_size: int = 0) -> None:
-        """Tell the autoscaler, if there is one, what workers.max workers and their data would hold, or as many as the
-        cluster may ever have; where that was too much, one more than the `world_size` that runs. Cheap to call
-        often."""
-        if time.monotonic() < self._next_request_s:
-            return
-        self._next_request_s = time.monotonic() + ASK_EVERY_S
-        self._ask = max(self._ask, min(self._workers.max, world_size + 1)) if self._ask else self._most_ever()
-        _coordinator().request_resources.remote(
-            requester_id=self._requester,
-            resources=demands(self._worker, self._workers.data_cpus, self._ask, self._share.least_data_cpus),
-            expire_after_s=REQUEST_EXPIRES_S,
-        )
-
-    def _ask_for_less(self) -> None:
-        """Nothing came for a while."""
-        if time.monotonic() < self._next_less_s:
-            return
-        is_first_look = self._next_less_s == 0.0
-        self._next_less_s = time.monotonic() + ASK_LESS_EVERY_S
-        if not is_first_look and self._ask > self._workers.min:
-            self._ask = max(self._workers.min, self._ask // 2)
-            self._next_request_s = 0.0
-
-    def _most_ever(self) -> int:
-        """workers.max, or what the autoscaler's cluster may have at most."""
-        from ray._private.state import state
-
-        total = state.get_max_resources_from_cluster_config()
-        if not total:
-            return self._workers.max
-        most = most_in(total, self._worker, self._workers.data_cpus, self._share.least_data_cpus)
-        return max(self._workers.min, min(self._workers.max, most))
+        """Tell the autoscaler, if there is one, what workers.max workers and their data would hold. A sweep asks for
+        all its trials together. `world_size`: workers that run now."""
+        if self._request is not None:
+            self._request.ask(self._workers.max, world_size)
 
     def close(self) -> None:
         """Take the request back."""
-        _coordinator().cancel_request.remote(requester_id=self._requester)
+        if self._request is not None:
+            self._request.close()
 
     def _missing(self, nodes: list[NodeView], fitting: int) -> str:
         """What is asked for, and what is there."""
@@ -175,12 +141,3 @@ def _free(node: NodeView, worker: Resources) -> str:
     if node.is_draining:
         return "(being reclaimed)"
     return " ".join(f"{node.available.get(name, 0.0):g} {name}" for name in worker)
-
-
-def _coordinator() -> Any:
-    """Ray's own actor that adds up what all runs and pipelines of a cluster want, for its autoscaler."""
-    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
-        get_or_create_autoscaling_coordinator,
-    )
-
-    return get_or_create_autoscaling_coordinator()

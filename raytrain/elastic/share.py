@@ -26,6 +26,9 @@ class Share:
         """Workers that the run may have now, 0: it has to wait; None: up to workers.max."""
         return None
 
+    asks_for_nodes = True
+    """Whether the run tells the autoscaler what it wants; else whoever shares out does, for all together."""
+
     least_data_cpus = 1.0
     """CPUs that stay free for the run's data, at least. The sweep has seen to that for all its trials together."""
 

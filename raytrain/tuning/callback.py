@@ -18,6 +18,7 @@ from raytrain.tuning.sweep import Sweep
 from raytrain.tuning.trial import EPOCHS, FAILURE, GOODPUT, OTHERS, STATUS, STEP, VALUE, kind_of
 
 LOOK_EVERY_S = 0.5
+FIRST_WORD_S, SAY_EVERY_S = 2.0, 15.0  # while there is no room for any trial
 LEAST_OVER = 4  # trials that are over before a share of failed ones means something
 
 
@@ -30,7 +31,7 @@ class SweepCallback(Callback):
         """`at_once`: trials that live at once."""
         self._at_once = at_once
         self._sweep, self._shares, self._signals, self._check_lease = sweep, shares, signals, check_lease
-        self._next_look_s = 0.0
+        self._next_look_s, self._next_word_s = 0.0, FIRST_WORD_S
         self._is_told = False
         self._generations = Generations(sweep, shares, sweep.every_steps) if sweep.every_steps else None
 
@@ -58,9 +59,19 @@ class SweepCallback(Callback):
             num_waiting = self._generations.advance()
         self._shares.expect(sweep.num_wanting(self._at_once) - num_waiting)
         now = self._shares.now()
+        self._say_what_is_waited_for()
         for name, row in list(board.rows.items()):
             if row.workers != now.get(name, 0):
                 board.update(name, workers=now.get(name, 0))
+
+    def _say_what_is_waited_for(self) -> None:
+        """While there is no room for any trial: after a moment, and then now and then."""
+        waiting_s = self._shares.waiting_s
+        if waiting_s == 0.0:
+            self._next_word_s = FIRST_WORD_S
+        elif waiting_s >= self._next_word_s:
+            self._next_word_s = waiting_s + SAY_EVERY_S
+            self._sweep.observer.waiting(waiting_s)
 
     def _reason_to_stop(self) -> tuple[str, str]:
         """The sweep's status then, and the reason in words; no words: it goes on."""
@@ -70,6 +81,14 @@ class SweepCallback(Callback):
             return "stopped", "stopped on request"
         if hours is not None and sweep.spent_s() > hours * 3600:
             return "finished", f"budget.hours {hours:g} have passed"
+        wait_timeout_s = sweep.config.workers.wait_timeout_s
+        if wait_timeout_s is not None and self._shares.waiting_s > wait_timeout_s:
+            least = sweep.config.workers.min
+            return (
+                "stopped",
+                f"no room for a trial's {least} workers for workers.wait_timeout_s {wait_timeout_s:g} s; add nodes, "
+                "lower workers.min, or raise the timeout",
+            )
         if self._has_failed_too_often():
             num_failed = sweep.board.count("failed")
             return (

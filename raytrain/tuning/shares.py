@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from raytrain.actors import start_actor
+from raytrain.elastic.asking import NodeRequest
 from raytrain.elastic.capacity import look, places_that_fit
 from raytrain.elastic.share import Lent, Share, end_worker, start_worker
 from raytrain.tuning.depot import Depot
@@ -103,9 +104,13 @@ class _SharesActor:
     def close(self) -> None:
         self._depot.close()
 
-    def shares(self) -> dict[str, int]:
+    def standing(self) -> tuple[dict[str, int], int, int]:
+        """Workers of each live trial, of all that there are if they have what they want, and for how many there is
+        room."""
         self._look()  # also while no trial asks: what is idle for too long is ended
-        return dict(self._shares)
+        coming = max(0, self._expected - len(self._live))
+        wanted = sum(claim.max_workers for claim in self._live.values()) + self._least * coming
+        return dict(self._shares), min(wanted, self._most), self._capacity
 
     def _look(self) -> None:
         if time.monotonic() < self._next_look_s:
@@ -148,6 +153,8 @@ class Shares:
         """
         self.name = f"raytrain-shares-{uuid.uuid4().hex[:12]}"
         self._actor = start_actor(_SharesActor, dict(worker), data_cpus, most, least, expected, name=self.name)
+        self._request, self._least = NodeRequest(worker, data_cpus, least), least
+        self._no_room_since_s = math.inf
 
     def leave(self, trial: str) -> None:
         """A trial has ended, in whatever way."""
@@ -176,15 +183,30 @@ class Shares:
         self._actor.release.remote(num_generations)
 
     def now(self) -> dict[str, int]:
-        """Workers that each live trial may have."""
+        """Workers that each live trial may have. The autoscaler is told what all of them want."""
         import ray
 
-        return ray.get(self._actor.shares.remote(), timeout=ANSWER_TIMEOUT_S)
+        shares, wanted, there = ray.get(self._actor.standing.remote(), timeout=ANSWER_TIMEOUT_S)
+        if wanted:
+            self._request.ask(wanted, there)
+        if wanted and there < self._least:
+            self._request.is_in_vain()
+            self._no_room_since_s = min(self._no_room_since_s, time.monotonic())
+        else:
+            self._request.is_met()
+            self._no_room_since_s = math.inf
+        return shares
+
+    @property
+    def waiting_s(self) -> float:
+        """Seconds since which there has been no room for any trial; 0: there is."""
+        return max(0.0, time.monotonic() - self._no_room_since_s)
 
     def close(self) -> None:
         """End the actor, and all processes."""
         import ray
 
+        self._request.close()
         with contextlib.suppress(ray.exceptions.RayError):  # it is gone, and so is what it owned
             ray.get(self._actor.close.remote(), timeout=ANSWER_TIMEOUT_S)
         ray.kill(self._actor)
@@ -193,6 +215,7 @@ class Shares:
 class TrialShare(Share):
     """A trial's end."""
 
+    asks_for_nodes = False
     least_data_cpus = 0.0
 
     def __init__(self, shares: str, claim: Claim):

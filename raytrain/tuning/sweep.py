@@ -26,6 +26,7 @@ from raytrain.tracking.trackers import conclude
 from raytrain.training.state import best_metric
 from raytrain.tuning.board import TRIALS, Board, TrialRow
 from raytrain.tuning.hparams import write_hparams
+from raytrain.tuning.observer import SweepObserver
 from raytrain.tuning.resume import begin_or_resume
 from raytrain.tuning.schedulers import Generational
 from raytrain.tuning.shares import Shares
@@ -64,25 +65,6 @@ class SweepResult:
     """Wall time of all its commands, seconds; one that was killed is not counted."""
     message: str = ""
     exit_code: int = 0
-
-
-class SweepObserver:
-    """Who is told how a sweep goes. This one does nothing with it."""
-
-    def phase(self, text: str) -> None:
-        """A new phase has begun."""
-
-    def prepared(self, rows: int, total: int | None, rows_per_s: float) -> None:
-        """Rows prepared so far."""
-
-    def begin(self, board: Board, num_trials: int, metric: str) -> None:
-        """The trials are about to start."""
-
-    def trial(self, row: TrialRow, event: str) -> None:
-        """A trial has begun, was evaluated, or is over; `event` in words."""
-
-    def stopping(self) -> None:
-        """Ctrl-C or SIGTERM has come; the trials save and leave."""
 
 
 @dataclass

@@ -21,6 +21,7 @@ from running import run_cli, tiny_run, write_config
 
 from raytrain.assets import cluster_names, find_cluster_file
 from raytrain.config_io import parse_config
+from raytrain.elastic.capacity import demands
 from raytrain.errors import ConfigError
 from raytrain.launch import spot_first
 from raytrain.launch.cluster_check import Report, check_cluster_file
@@ -254,9 +255,9 @@ def test_the_three_clusters_on_kubernetes_are_one() -> None:
 def test_spot_first_and_on_demand_when_spot_does_not_come(name: str) -> None:
     config = autoscaling(name)
     spot, on_demand = ("gpu-spot", "gpu-on-demand") if name in RAY_ON_KUBERNETES else ("gpu_spot", "gpu_on_demand")
-    assert nodes_for(config, [WORKER] * 4) == ({"data": 1, spot: 4}, 0)
-    assert nodes_for(config, [WORKER] * 4, refused=[spot]) == ({"data": 1, on_demand: 4}, 0)
-    launched, left = nodes_for(config, [WORKER] * 12)
+    assert nodes_for(config, demands(WORKER, 0.5, 4)) == ({"data": 1, spot: 4}, 0)
+    assert nodes_for(config, demands(WORKER, 0.5, 4), refused=[spot]) == ({"data": 1, on_demand: 4}, 0)
+    launched, left = nodes_for(config, demands(WORKER, 0.5, 12))
     assert launched == {"data": 1, spot: 8, on_demand: 4} and left == 0
 
 
@@ -311,9 +312,9 @@ MISTAKES = [
     # Ray's schema
     (AWS, "idle_timeout_minutes: 5", "idle_timeout_minute: 5", "'idle_timeout_minute' was unexpected"),
     (AWS, "{CPU: 8}", "{CPU: 7.5}", "available_node_types.data.resources.CPU: Ray refuses it: 7.5 is not of type"),
-    (AWS, "    min_workers: 1", "    min_workers: one", "available_node_types.data.min_workers: Ray refuses it: 'one'"),
+    (AWS, "    max_workers: 4", "    max_workers: four", "node_types.data.max_workers: Ray refuses it: 'four'"),
     (AWS, "head_node_type: head", "head_node_type: haed", "`head_node_type` must be one of `available_node_types`"),
-    (AWS, "max_workers: 20", "max_workers: 0", "`max_workers` is smaller than the sum of `min_workers`"),
+    (AWS, "min_workers: 0", "min_workers: 8", "`max_workers` is smaller than the sum of `min_workers`"),
     (AWS, "  container_name: raytrain\n", "", "container & image name"),
     (LOCAL, "  head_ip: head.example.com # CHANGE\n", "", "head_ip"),
     # who can reach it
