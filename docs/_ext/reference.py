@@ -5,6 +5,7 @@ field or a command is linked to its place there; one that names a field which do
 page can't outlive what it speaks of. The functions at the top need no Sphinx; the tests use them.
 """
 
+import functools
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+
 from raytrain.cli import app as cli_app
 from raytrain.config import RunConfig
 from raytrain.config_help import ANY_KEY, FieldHelp, fields_of
@@ -25,14 +27,16 @@ FILE_ENDINGS = (".json", ".jsonl", ".yaml", ".py", ".html", ".safetensors", ".sb
 CONFIG_HEAD = """\
 # Configuration
 
-Every field of a run's config. `raytrain configs show --fields` prints the same on a terminal, and `raytrain configs show
-NAME --resolved` a config with all its defaults. A field is given in the file, or on the command line as `dotted.key=value`,
-whose value is read as YAML; defaults give way to the file, and the file to the command line. Unknown keys are refused.
+Every field of a run's config. `raytrain configs show --fields` prints the same on a terminal, and
+`raytrain configs show NAME --resolved` a config with all its defaults. A field is given in the file, or on the
+command line as `dotted.key=value`, whose value is read as YAML; defaults give way to the file, and the file to the
+command line. Unknown keys are refused.
 """
 SPACE_HEAD = """\
 # Search space
 
-Every field of a search space, which `raytrain tune CONFIG --space SPACE` reads. {doc}`../sweeps` says how they work together.
+Every field of a search space, which `raytrain tune CONFIG --space SPACE` reads. {doc}`../sweeps` says how they work
+together.
 `KEY` stands for the dotted key of a config field, such as `training.optimizer.learning_rate`.
 """
 CLI_HEAD = """\
@@ -70,11 +74,13 @@ def space_page() -> str:
     return _fields_page(SPACE_HEAD, "raytrain/tuning/space.py", fields_of(Space), "spacefield", "The sweep")
 
 
+@functools.cache
 def config_fields() -> frozenset[str]:
     """Dotted paths of the config, of sections too."""
     return frozenset(row.path for row in fields_of(RunConfig)) | {"task"}
 
 
+@functools.cache
 def space_fields() -> frozenset[str]:
     """Dotted paths of a search space."""
     return frozenset(row.path for row in fields_of(Space))
@@ -150,6 +156,7 @@ def _field(row: FieldHelp, directive: str, *, is_known: bool) -> str:
 # --- command line ---
 
 
+@functools.cache
 def commands() -> dict[str, Any]:
     """Every command and group of commands by its words after `raytrain`, in their order."""
     return dict(_commands(typer.main.get_command(cli_app), ""))
