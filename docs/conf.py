@@ -18,6 +18,7 @@ myst_heading_anchors = 3
 exclude_patterns = ["_build"]
 toc_object_entries = False  # a page of the reference has more fields than a table of contents should have lines
 autodoc_typehints = "none"  # the signatures have them
+smartquotes = False  # -- is an option, not a dash
 nitpicky = True
 
 html_theme = "furo"

@@ -138,7 +138,7 @@ def _fields_page(head: str, source: str, rows: Iterable[FieldHelp], directive: s
 def _heading_of(row: FieldHelp) -> str:
     """The top section that a field belongs to, or nothing; a union's members have one each."""
     if row.condition:
-        return f"`{row.condition}`"
+        return f"With `{row.condition.replace(' ', ': ')}`"
     first, dot, _ = row.path.partition(".")
     return f"`{first}`" if dot or row.is_section or ANY_KEY in row.path else ""
 
