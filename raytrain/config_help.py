@@ -61,7 +61,7 @@ def describe_fields() -> str:
 def fields_of(model: type[BaseModel]) -> Iterator[FieldHelp]:
     """A row for each field of a model and of the sections in it, in their order."""
     schema = model.model_json_schema()
-    return _Fields(schema["$defs"]).of(schema, "")
+    return _Fields(schema.get("$defs", {})).of(schema, "")
 
 
 class _Fields:
@@ -107,7 +107,7 @@ class _Fields:
             kind=" | ".join(members),
             default=None if is_required else _yaml(found["default"][name]),
             sentence=_one_line(found.get("description", "")),
-            choices={value: _one_line(member["description"]) for value, member in members.items()},
+            choices={value: _one_line(member.get("description", "")) for value, member in members.items()},
             is_required=is_required,
         )
         for value, member in members.items():
@@ -135,7 +135,7 @@ class _Fields:
         if "type" not in schema:
             return "anything"
         if schema["type"] == "array":
-            return f"list of {self._kind(self._members(schema['items']))}"
+            return f"list of {self._kind(self._members(schema.get('items', {})))}"
         if schema["type"] == "object":
             return "keys with values"
         bounds = [f"{words} {schema[key]:g}" for key, words in BOUNDS.items() if key in schema]
