@@ -35,8 +35,8 @@ command line. Unknown keys are refused.
 SPACE_HEAD = """\
 # Search space
 
-Every field of a search space, which `raytrain tune CONFIG --space SPACE` reads. {doc}`../sweeps` says how they work
-together.
+Every field of a search space, which `raytrain tune CONFIG --space SPACE` reads. [Sweeps](../sweeps.md) says how they
+work together.
 `KEY` stands for the dotted key of a config field, such as `training.optimizer.learning_rate`.
 """
 CLI_HEAD = """\
