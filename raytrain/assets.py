@@ -41,6 +41,20 @@ def find_cluster_file(name: str) -> str:
     return str(_packed("cluster") / path)
 
 
+def network_variables(name: str) -> dict[str, str]:
+    """The environment variables of a shipped network file, cluster/network/<name>.env.
+
+    Raises:
+        ConfigError: There is none of that name; the nearest is given.
+    """
+    files = {entry.name.removesuffix(".env"): entry for entry in (_packed("cluster") / "network").iterdir()}
+    if name not in files:
+        raise ConfigError(f"training.communication.network: {_no_such(name, sorted(files), 'network')}")
+    lines = files[name].read_text(encoding="utf-8").splitlines()
+    pairs = (line.partition("=") for line in lines if line and not line.startswith("#"))
+    return {variable: value for variable, _, value in pairs}
+
+
 def _spaces() -> Traversable:
     return _packed("tune_spaces")
 

@@ -77,16 +77,19 @@ def train(
     all_data: Annotated[
         bool, typer.Option("--all-data", help="With --from-sweep: train on the validation split too.")
     ] = False,
+    trial: Annotated[
+        str | None, typer.Option(metavar="NAME", help="With --from-sweep: this trial instead of the best.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Delete the run's folder first, and start anew.")] = False,
 ) -> None:
     """Train a run to its end. The same command again goes on where it stopped."""
     from raytrain.config_io import load_config
 
     if from_sweep is None:
-        if all_data:
-            from raytrain.tuning.winner import NEEDS_SWEEP
+        if all_data or trial:
+            from raytrain.tuning.winner import NEEDS_SWEEP, TRIAL_NEEDS_SWEEP
 
-            raise ConfigError(NEEDS_SWEEP)
+            raise ConfigError(NEEDS_SWEEP if all_data else TRIAL_NEEDS_SWEEP)
         if not config:
             raise ConfigError("give a CONFIG: a YAML file, or the name of a shipped one (`raytrain configs list`)")
         _run(load_config(config, overrides), overwrite=overwrite)
@@ -94,7 +97,7 @@ def train(
     from raytrain.tuning.winner import train_winner
 
     words = [word for word in (config, *(overrides or [])) if word]  # without a CONFIG the first is an override too
-    _run(train_winner(Storage(from_sweep), words, all_data=all_data), overwrite=overwrite)
+    _run(train_winner(Storage(from_sweep), words, all_data=all_data, trial=trial), overwrite=overwrite)
 
 
 @app.command()

@@ -59,13 +59,17 @@ def cluster_check(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A `ray up` file, or Kubernetes manifests.")],
     overrides: Overrides = None,
     config: Annotated[str | None, typer.Option(help="A run's config, whose workers the nodes must hold.")] = None,
+    price: Annotated[
+        list[str] | None, typer.Option(metavar="NODE=DOLLARS", help="What an hour of such a node costs; many times.")
+    ] = None,
 ) -> None:
     """Check a cluster file, without reaching any cloud, and say what would be launched."""
     from raytrain.assets import find_cluster_file
     from raytrain.config_io import load_config
-    from raytrain.launch.cluster_check import check_cluster_file
+    from raytrain.launch.cluster_check import check_cluster_file, read_prices
 
-    report = check_cluster_file(find_cluster_file(file), load_config(config, overrides) if config else None)
+    loaded = load_config(config, overrides) if config else None
+    report = check_cluster_file(find_cluster_file(file), loaded, read_prices(price or []))
     for line in report.lines():
         typer.echo(line)
     raise typer.Exit(2 if report.problems else 0)

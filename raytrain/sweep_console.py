@@ -83,9 +83,10 @@ class SweepDisplay(LiveDisplay, SweepObserver):
 
 
 def trial_table(board: Board, metric: str, caption: str = "", most: int = MOST_ROWS) -> Table:
-    """The trials: those that run first, then the best."""
+    """The trials: those that run first, then the best. Other objectives have columns of their own."""
+    others = list(dict.fromkeys(name for row in board.rows.values() for name in row.best_others))
     table = Table(caption=escape(caption), caption_justify="left", box=None, pad_edge=False)
-    for name in ("trial", "state", "rung", "step", metric, "best", "workers", "goodput", "values"):
+    for name in ("trial", "state", "rung", "step", metric, "best", *others, "workers", "goodput", "values"):
         is_text = name in ("trial", "state", "values")
         table.add_column(name, justify="left" if is_text else "right", no_wrap=True, overflow="ellipsis")
     rows = sorted(board.best_first(), key=lambda row: row.status != "running")
@@ -97,6 +98,7 @@ def trial_table(board: Board, metric: str, caption: str = "", most: int = MOST_R
             str(row.step),
             _number(row.value),
             _number(row.best_value),
+            *(_number(row.best_others.get(name)) for name in others),
             str(row.workers or ""),
             "" if row.goodput is None else f"{row.goodput:.0%}",
             escape(in_words(row.values)),
@@ -108,7 +110,9 @@ def trial_table(board: Board, metric: str, caption: str = "", most: int = MOST_R
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value.is_integer() and value >= 1000 else f"{value:.4f}"
 
 
 def print_sweep(console: Console, result: SweepResult) -> None:
@@ -123,6 +127,11 @@ def print_sweep(console: Console, result: SweepResult) -> None:
         console.print(f"best {result.metric} {result.best_value:.4f}: {result.best_trial}", soft_wrap=True)
         for key, value in result.best_values.items():
             console.print(f"  {key}: {value}", soft_wrap=True, markup=False)
+    if result.front:
+        console.print("no other trial is as good in everything and better in something than these:")
+        for name, reached in result.front.items():
+            words = ", ".join(f"{metric} {_number(value)}" for metric, value in reached.items())
+            console.print(f"  {name}  {words}", soft_wrap=True, markup=False)
     if result.message:
         console.print(result.message, soft_wrap=True, markup=False)
     if result.status == "stopped":

@@ -117,6 +117,23 @@ def places_that_fit(
     return [*stay.elements(), *(ready - stay).elements(), *more][:fitting]
 
 
+def demands(worker: Resources, data_cpus: float, count: int, least_data_cpus: float = 1.0) -> list[Resources]:
+    """What so many workers and their data pipelines hold, for an autoscaler: one entry a worker, and one a CPU of the
+    pipelines, which may be on any node."""
+    return [worker] * count + [{"CPU": 1.0}] * math.ceil(max(least_data_cpus, count * data_cpus) - EPSILON)
+
+
+def most_in(total: Resources, worker: Resources, data_cpus: float, least_data_cpus: float = 1.0) -> int:
+    """Workers for which there is enough in all, with CPUs for their data. `total`: a resource that it does not name is
+    without bounds."""
+    limits = [int((total[name] + EPSILON) // amount) for name, amount in worker.items() if amount and name in total]
+    count = min(limits, default=0)
+    cpus = total.get("CPU", math.inf) + EPSILON
+    while count > 0 and count * worker.get("CPU", 0.0) + max(least_data_cpus, count * data_cpus) > cpus:
+        count -= 1
+    return count
+
+
 def _free(node: NodeView, name: str, ours: float) -> float:
     """What nobody else holds; of what we held, some may have been given back already."""
     return min(node.total.get(name, 0.0), node.available.get(name, 0.0) + ours)

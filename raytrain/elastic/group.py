@@ -28,7 +28,7 @@ class GroupFailure:
     """Why a group ended without a result."""
 
     kind: FailureKind
-    """NO_START, CRASH or ERROR; only the supervisor knows of nodes."""
+    """NO_START, CRASH, ERROR or HANG; only the supervisor knows of nodes."""
     message: str
 
 
@@ -61,6 +61,7 @@ class WorkerGroup:
         self._deaths: dict[int, str] = {}
         self._hung: set[int] = set()
         self._failed_s: float | None = None
+        self._hang = ""
 
     @property
     def world_size(self) -> int:
@@ -92,6 +93,8 @@ class WorkerGroup:
         if self._deaths:
             rank = min(self._deaths)
             return GroupFailure(FailureKind.CRASH, f"worker {rank} died: {self._deaths[rank]}")
+        if self._hang:
+            return GroupFailure(FailureKind.HANG, self._hang)
         errors = {rank: ending for rank, ending in self._endings.items() if ending.error is not None}
         causes = {rank: ending for rank, ending in errors.items() if not ending.is_echo}
         rank, ending = min((causes or errors).items())
@@ -106,7 +109,15 @@ class WorkerGroup:
     @property
     def has_failed(self) -> bool:
         """Whether a worker of it has died or raised; the others may still be there."""
-        return bool(self._deaths) or any(ending.error is not None for ending in self._endings.values())
+        return bool(self._deaths or self._hang) or any(ending.error is not None for ending in self._endings.values())
+
+    def end_hung(self, cause: str) -> None:
+        """End all that are still at work: they wait for each other, or for something that does not come."""
+        for rank in self._working.values():
+            self.processes[rank].kill()
+            self._hung.add(rank)
+        self._working.clear()
+        self._hang = cause
 
     def _collect(self, timeout_s: float) -> None:
         """Take in what has ended by now. Once one worker has failed, the others get a little time to see it."""

@@ -68,12 +68,13 @@ class FailureKind(StrEnum):
     NODE_LOST = "node_lost"  # a node went away without notice; spends none either, but may not repeat at one step
     CRASH = "crash"  # a worker's process died
     ERROR = "error"  # a worker raised
+    HANG = "hang"  # nothing got done for workers.stall_timeout_s
     NO_START = "no_start"  # the group did not come up in time: its room was gone; spends none
 
 
 # How often each may happen at the same step before it is no accident. The order of samples is fixed: what raised an
 # error there raises it again.
-AT_A_STEP = {FailureKind.ERROR: 2, FailureKind.CRASH: 3, FailureKind.NODE_LOST: 6}
+AT_A_STEP = {FailureKind.ERROR: 2, FailureKind.HANG: 2, FailureKind.CRASH: 3, FailureKind.NODE_LOST: 6}
 # Of any kind but reclaims, without a new step between them.
 MOST_IN_A_ROW = 20
 
@@ -107,7 +108,7 @@ class FaultBudget:
         self._last_step = failure.step if has_progressed else self._last_step
         if failure.kind is FailureKind.RECLAIM:
             return None
-        if failure.kind in (FailureKind.CRASH, FailureKind.ERROR):
+        if failure.kind in (FailureKind.CRASH, FailureKind.ERROR, FailureKind.HANG):
             self.spent += 1
         if failure.step is not None:
             alike = self._seen.setdefault((failure.kind, failure.step), [])

@@ -23,6 +23,7 @@ FREE = (
     "training.best_metric",
     "training.eval_every_steps",
     "training.micro_batch_size",
+    "training.communication.",
     "training.zero_stage",
     "data.record_samples",
     "data.prepared_path",

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from raytrain.config import RunConfig
-from raytrain.elastic.capacity import NodeView, Resources, look, places_that_fit
+from raytrain.elastic.capacity import NodeView, Resources, demands, look, most_in, places_that_fit
 from raytrain.elastic.pool import WorkerPool
 from raytrain.elastic.share import Share
 from raytrain.errors import TrainingError
@@ -123,15 +123,16 @@ class Room:
         return places_that_fit(nodes, self._worker, data_cpus, most, ours, num_pipelines, least, idle)
 
     def ask_for_nodes(self, world_size: int = 0) -> None:
-        """Tell the autoscaler, if there is one, what workers.max workers would hold, or as many as the cluster may ever
-        have; where that was too much, one more than the `world_size` that runs. Cheap to call often."""
+        """Tell the autoscaler, if there is one, what workers.max workers and their data would hold, or as many as the
+        cluster may ever have; where that was too much, one more than the `world_size` that runs. Cheap to call
+        often."""
         if time.monotonic() < self._next_request_s:
             return
         self._next_request_s = time.monotonic() + ASK_EVERY_S
         self._ask = max(self._ask, min(self._workers.max, world_size + 1)) if self._ask else self._most_ever()
         _coordinator().request_resources.remote(
             requester_id=self._requester,
-            resources=[self._worker] * self._ask,
+            resources=demands(self._worker, self._workers.data_cpus, self._ask, self._share.least_data_cpus),
             expire_after_s=REQUEST_EXPIRES_S,
         )
 
@@ -149,9 +150,11 @@ class Room:
         """workers.max, or what the autoscaler's cluster may have at most."""
         from ray._private.state import state
 
-        most = state.get_max_resources_from_cluster_config() or {}
-        limits = [int(most[name] // amount) for name, amount in self._worker.items() if amount and name in most]
-        return max(self._workers.min, min([self._workers.max, *limits]))
+        total = state.get_max_resources_from_cluster_config()
+        if not total:
+            return self._workers.max
+        most = most_in(total, self._worker, self._workers.data_cpus, self._share.least_data_cpus)
+        return max(self._workers.min, min(self._workers.max, most))
 
     def close(self) -> None:
         """Take the request back."""

@@ -28,6 +28,7 @@ from raytrain.elastic.policy import Failure, FailureKind, FaultBudget
 from raytrain.elastic.pool import WorkerPool
 from raytrain.elastic.room import Room
 from raytrain.elastic.share import Terms
+from raytrain.elastic.watchdog import Watchdog
 from raytrain.errors import first_line
 from raytrain.storage import Storage
 from raytrain.training.job import Job, Transition
@@ -39,7 +40,6 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 0.25  # seconds between two looks at the group's end and at the run's files
 LOOK_S = 1.0  # seconds between two looks at the cluster
-STALL_S = 300.0  # seconds without a step after which the terminal says so
 LEAVE_MARGIN_S = 3.0  # before a node's deadline, in which what is left of a group is ended
 LEAST_NOTICE_S = 5.0  # a group gets so long to leave in any case
 UNWANTED_LEAVE_S = 8.0  # a trial that was stopped has so long to end its group, before its processes are taken
@@ -80,6 +80,7 @@ class Supervisor:
         self._pool = WorkerPool(self._worker, config, terms.share)
         self._growth = Growth(config, self._pool, say)
         self._room = Room(config, self._worker, say, on_poll, is_stop_asked, self._pool, terms.share)
+        self._watchdog = Watchdog(config.workers.stall_timeout_s, say)
         self._resize_cost_s = 0.0
         self._mailbox = Mailbox()
         self._leave_by_s = math.inf
@@ -189,7 +190,8 @@ class Supervisor:
         """Wait for the group's end. Returns why it was asked to leave, if it was."""
         leaving: Transition | None = None
         next_look_s = 0.0
-        has_holders = has_begun = has_own_snapshots = is_stall_said = False
+        has_holders = has_begun = has_own_snapshots = False
+        self._watchdog.begin()
         self._leave_by_s = math.inf
         while not group.wait(POLL_S):
             self._on_poll()
@@ -207,9 +209,9 @@ class Supervisor:
             if not has_begun and status.first_step_at_s is not None:
                 has_begun = True
                 self._resize_cost_s = max(1.0, status.first_step_at_s - transition.started_at_s)
-            if not is_stall_said and status.step_at_s is not None and time.time() - status.step_at_s > STALL_S:
-                is_stall_said = True
-                self._say(f"no step for {STALL_S:.0f} s: a long evaluation, slow storage, or a worker that hangs")
+            if self._watchdog.finds_hung(status.alive_at_s):
+                patience_s = self._config.workers.stall_timeout_s
+                group.end_hung(f"no step, evaluated batch or save for workers.stall_timeout_s {patience_s:g} s")
             if time.time() > self._leave_by_s:  # what has not left by now would be killed in the middle of a save
                 self._pool.end_on(node.node_id for node in self._nodes if node.is_draining)
             if leaving is None and (leaving := self._reason_to_leave(group, status)) is not None:
@@ -329,6 +331,7 @@ _WORDS = {
     FailureKind.NODE_LOST: "a node was lost",
     FailureKind.CRASH: "a worker's process died",
     FailureKind.ERROR: "a worker failed",
+    FailureKind.HANG: "the workers hang",
     FailureKind.NO_START: "the workers did not start",
 }
 

@@ -1,7 +1,6 @@
 """Checking a cluster file before anything is launched: with Ray's own code, and for what Ray does not look at."""
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import yaml
 
 from raytrain.config import RunConfig
+from raytrain.elastic.capacity import demands
 from raytrain.errors import ConfigError
 from raytrain.launch.cluster_files import marked_lines
 from raytrain.launch.cluster_nodes import NodeGroup, Resources, kuberay_config, node_groups, nodes_for, ray_up_config
@@ -28,6 +28,8 @@ class Report:
     groups: list[NodeGroup] = field(default_factory=list)
     launches: list[str] = field(default_factory=list)
     """What would be launched for the run, a sentence each."""
+    prices: Mapping[str, float] = field(default_factory=dict)
+    """Dollars for an hour of a node, by its name."""
     unchanged: list[tuple[int, str]] = field(default_factory=list)
     """Lines that are still marked to be changed."""
 
@@ -39,22 +41,36 @@ class Report:
             lines.append("nodes              each offers         fewest   most")
             lines += [_group_line(group) for group in self.groups]
         lines += self.launches
+        if self.groups and self.prices:
+            lines.append(self._cost_line())
         lines += [f"note: {note}" for note in self.notes]
         if self.unchanged:
             lines.append(f"{len(self.unchanged)} lines are still marked # CHANGE:")
             lines += [f"  {number}: {line}" for number, line in self.unchanged]
         return lines
 
+    def _cost_line(self) -> str:
+        """What the nodes cost an hour."""
+        known = [group for group in self.groups if group.name in self.prices]
+        fewest, most = (
+            sum(getattr(group, bound) * self.prices[group.name] for group in known)
+            for bound in ("min_nodes", "max_nodes")
+        )
+        missing = ", ".join(group.name for group in self.groups if group not in known)
+        without = f", without {missing}, whose --price is missing" if missing else ""
+        return f"an hour costs ${fewest:,.2f} with the fewest nodes and ${most:,.2f} with the most{without}"
 
-def check_cluster_file(path: str, config: RunConfig | None = None) -> Report:
+
+def check_cluster_file(path: str, config: RunConfig | None = None, prices: Mapping[str, float] | None = None) -> Report:
     """Check a cluster file.
 
     Args:
         path: A `ray up` file, or Kubernetes manifests with a RayCluster or RayJob among them.
         config: A run's, whose workers the nodes must hold.
+        prices: Dollars for an hour of a node, by its name.
 
     Raises:
-        ConfigError: The file can't be read, or is neither.
+        ConfigError: The file can't be read, or is neither; or a price is that of no node.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -63,7 +79,7 @@ def check_cluster_file(path: str, config: RunConfig | None = None) -> Report:
         raise ConfigError(f"can't read {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
-    report = Report(path, unchanged=marked_lines(text))
+    report = Report(path, prices=dict(prices or {}), unchanged=marked_lines(text))
     if not documents or not all(isinstance(document, dict) for document in documents):
         raise ConfigError(f"{path}: expected a `ray up` file, or Kubernetes manifests")
     if isinstance(documents[0].get("provider"), dict):
@@ -117,7 +133,12 @@ def _check_groups(
     report.problems += _group_problems(report.groups, cpus)
     if config is not None:
         _check_run(report, autoscaling, config)
-    report.notes.append("hourly prices are not known here")
+    names = [group.name for group in report.groups]
+    for name in report.prices:
+        if name not in names:
+            raise ConfigError(f"--price {name}: the file has no such nodes; allowed: {', '.join(names)}")
+    if not report.prices:
+        report.notes.append(f"give --price {names[-1]}=DOLLARS for each kind of node to see what an hour costs")
 
 
 def _group_problems(groups: list[NodeGroup], worker_cpus: int | None) -> Iterator[Problem]:
@@ -144,12 +165,12 @@ def _group_problems(groups: list[NodeGroup], worker_cpus: int | None) -> Iterato
         others = [other for other in gpu_groups if not other.is_spot and other.resources == group.resources]
         if group.is_spot and not others:
             yield Problem(group.place, "spot nodes without on-demand nodes of the same resources to fall back on")
-    always = sum(group.min_nodes * group.num_cpus for group in groups if not group.num_gpus)
-    if gpu_groups and always < 1:
+    most = sum(group.max_nodes * group.num_cpus for group in groups if not group.num_gpus)
+    if gpu_groups and most < 1:
         yield Problem(
-            ", ".join(group.place for group in groups if not group.num_gpus and not group.is_head),
-            "no CPU for Ray Data while no node has been asked for: a run asks for its workers only, and would wait for "
-            "ever; keep one CPU node (min_workers or minReplicas 1)",
+            ", ".join(group.place for group in groups if not group.num_gpus and not group.is_head) or "the nodes",
+            "no CPU for Ray Data beside the workers' own: a run would wait for ever; allow for one CPU node "
+            "(max_workers or maxReplicas 1)",
         )
 
 
@@ -170,15 +191,14 @@ def _check_run(report: Report, autoscaling: Mapping[str, Any], config: RunConfig
     for bound, count in (("min", workers.min), ("max", workers.max)):
         if bound == "max" and workers.max == workers.min:
             continue
-        _check_size(report, autoscaling, worker, bound, count, max(1.0, count * workers.data_cpus))
+        _check_size(report, autoscaling, worker, bound, count, workers.data_cpus)
 
 
 def _check_size(
     report: Report, autoscaling: Mapping[str, Any], worker: Resources, bound: str, count: int, data_cpus: float
 ) -> None:
     asked = " and ".join(f"{amount:g} {name}" for name, amount in worker.items())
-    demands: list[Resources] = [worker] * count + [{"CPU": 1.0}] * math.ceil(data_cpus)
-    launched, left = nodes_for(autoscaling, demands)
+    launched, left = nodes_for(autoscaling, demands(worker, data_cpus, count))
     fitting = count - nodes_for(autoscaling, [worker] * count)[1]
     if fitting < count:
         report.problems.append(
@@ -190,19 +210,25 @@ def _check_size(
         report.problems.append(
             Problem(
                 f"workers.{bound}",
-                f"{count} workers need {data_cpus:g} CPUs for their data beside their own (workers.data_cpus); "
-                "raise the most of the CPU nodes",
+                f"{count} workers need {max(1.0, count * data_cpus):g} CPUs for their data beside their own "
+                "(workers.data_cpus); raise the most of the CPU nodes",
             )
         )
     else:
         nodes = ", ".join(f"{number} {name}" for name, number in sorted(launched.items()))
         report.launches.append(f"{count} workers of {asked} (workers.{bound}) launch: {nodes or 'nothing'}")
-    always = sum(group.min_nodes * group.num_cpus for group in report.groups if not group.num_gpus)
-    if "GPU" in worker and not left and always < data_cpus:
-        report.notes.append(
-            f"{count} workers want {data_cpus:g} CPUs for their data, and {always} are always there. The autoscaler is "
-            f"asked for workers only, so raise the fewest of the CPU nodes to reach workers.{bound} {count}"
-        )
+
+
+def read_prices(words: Iterable[str]) -> dict[str, float]:
+    """Dollars an hour by a node's name, from `name=dollars` words. Raises ConfigError."""
+    prices: dict[str, float] = {}
+    for word in words:
+        name, _, text = word.partition("=")
+        try:
+            prices[name] = float(text.removeprefix("$"))
+        except ValueError:
+            raise ConfigError(f"--price {word}: expected NODE=DOLLARS, such as gpu_spot=0.95") from None
+    return prices
 
 
 def _group_line(group: NodeGroup) -> str:

@@ -17,7 +17,7 @@ from raytrain.errors import ConfigError
 from raytrain.storage import Storage
 from raytrain.tuning.space import check_space, load_space, space_name
 from raytrain.tuning.sweep import metric_of
-from raytrain.tuning.winner import NEEDS_SWEEP
+from raytrain.tuning.winner import NEEDS_SWEEP, TRIAL_NEEDS_SWEEP
 
 FOLDER = "raytrain_job"  # of the files that are sent, in the job's folder
 Params = dict[str, Any]
@@ -56,10 +56,11 @@ def _train(params: Params) -> Request:
     words = [word for word in (params["config"], *(params["overrides"] or [])) if word]
     if params["from_sweep"] is not None:  # its config is the sweep's, which this machine may not reach
         sweep = _place(params["from_sweep"], "--from-sweep")
-        all_data, run = ["--all-data"] * params["all_data"], f"{sweep}-best{'-all-data' * params['all_data']}"
-        return Request(["train", "--from-sweep", sweep, *all_data, *words, "ray.address=null", *overwrite], run)
-    if params["all_data"]:
-        raise ConfigError(NEEDS_SWEEP)
+        run = f"{sweep}-{params['trial'] or 'best'}{'-all-data' * params['all_data']}"
+        chosen = [*(["--trial", params["trial"]] if params["trial"] else []), *["--all-data"] * params["all_data"]]
+        return Request(["train", "--from-sweep", sweep, *chosen, *words, "ray.address=null", *overwrite], run)
+    if params["all_data"] or params["trial"]:
+        raise ConfigError(NEEDS_SWEEP if params["all_data"] else TRIAL_NEEDS_SWEEP)
     if not words:
         raise ConfigError("train needs a CONFIG: a YAML file, or the name of a shipped one (`raytrain configs list`)")
     config = load_config(words[0], words[1:])

@@ -4,7 +4,7 @@ import copy
 import difflib
 from typing import Any
 
-from raytrain.config import Precision, TrainingConfig
+from raytrain.config import CommunicationConfig, Precision, TrainingConfig
 from raytrain.errors import ConfigError
 
 # Dotted key in training.deepspeed -> what to do instead. A key owns everything below it.
@@ -76,7 +76,6 @@ KNOWN_OF_ZERO = (
     *("memory_efficient_linear", "override_module_apply", "log_trace_cache_warnings", "enable_sanity_checks"),
     *("leaf_module",),
 )
-_BUCKET_ELEMENTS = 50_000_000  # DeepSpeed's 500 million would reserve 2 GB of fp32 beside a small model
 
 
 def check_deepspeed_overrides(overrides: dict[str, Any]) -> None:
@@ -175,11 +174,13 @@ def build_deepspeed_config(
         "gradient_accumulation_steps": num_micro_steps,
         # Stage 0 is clipped by the engine, which wants to see the norm before the update.
         "gradient_clipping": training.gradient_clipping if stage else 0.0,
-        "zero_optimization": _zero_section(stage, on_gpu),
+        "zero_optimization": _zero_section(stage, training.communication, on_gpu=on_gpu),
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
         "wall_clock_breakdown": False,
     }
+    if training.communication.dtype is not None:
+        config["communication_data_type"] = training.communication.dtype
     if precision is not Precision.FP32:
         config["data_types"] = {"grad_accum_dtype": "fp32"}
     if precision is Precision.FP16:
@@ -189,15 +190,17 @@ def build_deepspeed_config(
     return _merged(config, training.deepspeed)
 
 
-def _zero_section(stage: int, on_gpu: bool) -> dict[str, Any]:
+def _zero_section(stage: int, communication: CommunicationConfig, *, on_gpu: bool) -> dict[str, Any]:
     if stage == 0:
         return {"stage": 0}
+    overlap = communication.overlap
     return {
         "stage": stage,
-        "overlap_comm": on_gpu and stage >= 2,
+        "overlap_comm": (on_gpu and stage >= 2) if overlap == "auto" else overlap,
         "contiguous_gradients": True,
-        "reduce_bucket_size": _BUCKET_ELEMENTS,
-        "allgather_bucket_size": _BUCKET_ELEMENTS,
+        # DeepSpeed's 500 million would reserve 2 GB of fp32 beside a small model.
+        "reduce_bucket_size": communication.bucket_elements,
+        "allgather_bucket_size": communication.bucket_elements,
     }
 
 

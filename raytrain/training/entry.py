@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 import sys
 import traceback
 from dataclasses import dataclass
@@ -53,8 +54,10 @@ class TrainingWorker:
         from raytrain.config import RunConfig
         from raytrain.training.warm import warm_up
 
+        checked = RunConfig.model_validate(config)
+        os.environ.update(checked.training.communication.environment)
         try:
-            warm_up(RunConfig.model_validate(config), use_gpu=use_gpu)
+            warm_up(checked, use_gpu=use_gpu)
         except Exception:  # what is wrong comes up again in the group, where it is told
             logger.warning("this worker could not be warmed up", exc_info=True)
 
@@ -67,14 +70,18 @@ class TrainingWorker:
         from ray.util import get_node_ip_address
 
         from raytrain.batch_plan import World
+        from raytrain.config import RunConfig
         from raytrain.training.mailbox import DriverLink
         from raytrain.training.process_group import process_group
         from raytrain.training.worker import backend_of
 
+        config = RunConfig.model_validate(job.config)
+        os.environ.update(config.training.communication.environment)
         world = World(place.world_rank, place.world_size)
+        backend, patience_s = backend_of(use_gpu=job.use_gpu), config.workers.stall_timeout_s
         link = DriverLink(place.mailbox, place.group, world.world_rank)
         try:
-            with process_group(world, backend_of(use_gpu=job.use_gpu), get_node_ip_address(), link.meet):
+            with process_group(world, backend, get_node_ip_address(), link.meet, patience_s):
                 return Ending(result=_work(job, world, link))
         except Exception as error:
             logger.exception("worker %d of group %d", place.world_rank, place.group)

@@ -1,6 +1,6 @@
 """Evaluation: every sample exactly once at any world size, metrics on rank 0, the verdict on all workers."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,10 +35,12 @@ def evaluate(
     labels: list[str],
     device: torch.device,
     control: Control,
+    on_batch: Callable[[], None],
 ) -> Metrics:
     """Metrics of a model over a split; collective, and the same on every worker.
 
-    `batches` are equally many on every worker (ZeRO-3 gathers parameters in each), some without any sample.
+    `batches` are equally many on every worker (ZeRO-3 gathers parameters in each), some without any sample; `on_batch`
+    is called after each.
     """
     was_training = module.training
     module.eval()
@@ -48,6 +50,7 @@ def evaluate(
     with torch.no_grad():
         for batch in batches:
             batch_loss, batch_predictions = task.predict(module, to_tensors(batch.arrays, device))
+            on_batch()
             if batch.is_blank:
                 continue
             loss_sum += float(batch_loss)
@@ -69,8 +72,17 @@ def evaluate(
 class Judge:
     """Evaluates on the validation split, and decides what is best and when to stop early."""
 
-    def __init__(self, config: RunConfig, task: Task, labels: list[str], device: torch.device, control: Control):
-        self._stopping = config.training.early_stopping
+    def __init__(
+        self,
+        config: RunConfig,
+        task: Task,
+        labels: list[str],
+        device: torch.device,
+        control: Control,
+        on_batch: Callable[[], None],
+    ):
+        """`on_batch`: called after each batch."""
+        self._stopping, self._on_batch = config.training.early_stopping, on_batch
         self._task, self._labels, self._device, self._control = task, labels, device, control
         self.best_metric, self.best_mode = best_metric(config, task)
 
@@ -79,7 +91,7 @@ class Judge:
 
         Raises ConfigError when a metric that the config names is none of the task's.
         """
-        metrics = evaluate(module, batches, self._task, self._labels, self._device, self._control)
+        metrics = evaluate(module, batches, self._task, self._labels, self._device, self._control, self._on_batch)
         value = _value(metrics, self.best_metric, "training.best_metric")
         is_best = is_better(value, progress.best_value, self.best_mode)
         if is_best:

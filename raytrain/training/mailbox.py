@@ -36,6 +36,8 @@ class GroupStatus:
     """When the group's first own step was done, seconds since the epoch."""
     step_at_s: float | None = None
     """When the newest report came."""
+    alive_at_s: float | None = None
+    """When anything was last done in the loop: a step, a batch of an evaluation, a save."""
     saved_step: int = 0
     """Step of the newest checkpoint that this group has committed or loaded."""
 
@@ -79,11 +81,15 @@ class _MailboxActor:
             status.first_step = step
         elif status.first_step_at_s is None and step > status.first_step:
             status.first_step_at_s = now_s
-        status.step, status.step_at_s = step, now_s
+        status.step, status.step_at_s, status.alive_at_s = step, now_s, now_s
+
+    async def alive(self, group: int) -> None:
+        if group == self._group:
+            self._status.alive_at_s = time.time()
 
     async def saved(self, group: int, step: int) -> None:
         if group == self._group:
-            self._status.saved_step = step
+            self._status.saved_step, self._status.alive_at_s = step, time.time()
 
     async def give_holders(self, holders: dict[str, str]) -> None:
         self._holders = holders
@@ -201,6 +207,12 @@ class DriverLink:
         if self._world_rank == 0 and (is_first or time.monotonic() >= self._next_report_s):
             self._next_report_s = time.monotonic() + REPORT_EVERY_S
             self._actor.stepped.remote(self._group, step)
+
+    def alive(self) -> None:
+        """Tell the driver that something gets done, where no step is."""
+        if self._world_rank == 0 and time.monotonic() >= self._next_report_s:
+            self._next_report_s = time.monotonic() + REPORT_EVERY_S
+            self._actor.alive.remote(self._group)
 
     def saved(self, step: int) -> None:
         """Tell the driver that a checkpoint of this step is in storage."""

@@ -16,17 +16,22 @@ import torch.distributed as dist
 from raytrain.batch_plan import World
 from raytrain.training.job import FORM_TIMEOUT_S
 
-COLLECTIVE_TIMEOUT_S = 1800.0
+# The driver ends a group that hangs. Its workers find out by themselves only when the driver can't.
+DRIVER_FIRST_S = 60.0
+NEVER_S = 30 * 86400.0
 
 
 @contextmanager
-def process_group(world: World, backend: str, host: str, meet: Callable[[str | None], str]) -> Iterator[None]:
+def process_group(
+    world: World, backend: str, host: str, meet: Callable[[str | None], str], patience_s: float | None = None
+) -> Iterator[None]:
     """Form the group of all the workers of `world`, and take it down at the end of the `with` block.
 
     Args:
         backend: gloo or nccl.
         host: Address of this machine, as the others know it.
         meet: Rank 0 gives it the address at which the others find it; the others give it None. Returns that address.
+        patience_s: Seconds in which something gets done in a group that does not hang; None: it is waited for.
 
     Raises:
         RuntimeError: The others did not come in time, or left.
@@ -40,7 +45,7 @@ def process_group(world: World, backend: str, host: str, meet: Callable[[str | N
         store=store,
         rank=world.world_rank,
         world_size=world.world_size,
-        timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_S),
+        timeout=timedelta(seconds=NEVER_S if patience_s is None else patience_s + DRIVER_FIRST_S),
     )
     try:
         yield

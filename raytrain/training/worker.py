@@ -158,7 +158,7 @@ class WorkerRun:
             engine=engine,
             timetable=self.timetable,
             source=stream,
-            judge=Judge(self.config, self.task, self.labels, self.device, self.control),
+            judge=Judge(self.config, self.task, self.labels, self.device, self.control, self.link.alive),
             saver=saver,
             control=self.control,
             log=self.log,
@@ -267,7 +267,8 @@ class WorkerRun:
         """Evaluate `best/` on a split and write it to evals.jsonl. Each worker holds the whole model for this."""
         model = self.control.all_succeed(self._best_model).to(self.device)
         stream = Stream(self.config, self.store, self.world, self.plan)
-        metrics = evaluate(model, stream.evaluate_once(split), self.task, self.labels, self.device, self.control)
+        batches = stream.evaluate_once(split)
+        metrics = evaluate(model, batches, self.task, self.labels, self.device, self.control, self.link.alive)
         step = json.loads(self.run.read_bytes(f"{BEST}/raytrain.json"))["step"]
         self.log.evaluation(step, (step - 1) // self.timetable.steps_per_epoch, split, metrics)
         return metrics.values

@@ -3,11 +3,12 @@
 import json
 import math
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from raytrain.storage import Storage
-from raytrain.tuning.space import Values
+from raytrain.tuning.space import Objective, Values
 
 TRIALS = "trials"
 BEST = ("best_value", "best_step", "best_values")
@@ -29,6 +30,8 @@ class TrialRow:
     """The metric at its newest evaluation."""
     best_value: float | None = None
     best_step: int | None = None
+    best_others: dict[str, float] = field(default_factory=dict)
+    """The space's other objectives at that evaluation, by metric."""
     best_values: Values | None = None
     """What it changed in the config when it was best; a population's trials change."""
     rung: int = 0
@@ -86,13 +89,19 @@ class Board:
             self._write(self.rows[name])
         return self.rows[name]
 
-    def evaluated(self, name: str, step: int, value: float, rung: int) -> TrialRow:
-        """A trial's newest evaluation. What it tells again after an interruption is counted once."""
+    def evaluated(
+        self, name: str, step: int, value: float, rung: int, others: Mapping[str, float] | None = None
+    ) -> TrialRow:
+        """A trial's newest evaluation. What it tells again after an interruption is counted once.
+
+        `others`: the space's other objectives, by metric.
+        """
         row = self.rows[name]
         if not math.isfinite(value) or any(step <= known for known, _ in row.history[-1:]):
             return row
         is_best = row.best_value is None or self.sign * value > self.sign * row.best_value
-        best = {"best_value": value, "best_step": step, "best_values": row.values} if is_best else {}
+        best: dict[str, Any] = {"best_value": value, "best_step": step, "best_values": row.values}
+        best = {**best, "best_others": dict(others or {})} if is_best else {}
         return self.update(name, step=step, value=value, rung=rung, history=[*row.history, (step, value)], **best)
 
     def exchanged(self, name: str, values: Values, step: int, source: str, best: dict[str, Any]) -> TrialRow:
@@ -113,6 +122,22 @@ class Board:
         return sorted(
             self.rows.values(), key=lambda row: (row.best_value is None, -self.sign * (row.best_value or 0.0))
         )
+
+    def reached(self, name: str, also: Sequence[Objective]) -> list[float] | None:
+        """All objectives of a trial's best model, larger is better; None when it failed or one is not known."""
+        row = self.rows[name]
+        if row.best_value is None or row.status == "failed" or any(o.metric not in row.best_others for o in also):
+            return None
+        return [self.sign * row.best_value, *(o.sign * row.best_others[o.metric] for o in also)]
+
+    def front(self, also: Sequence[Objective]) -> list[TrialRow]:
+        """Trials of which no other one is as good in all objectives and better in one (Pareto), the best first."""
+        values = {name: reached for name in self.rows if (reached := self.reached(name, also)) is not None}
+        return [
+            row
+            for row in self.best_first()
+            if row.name in values and not any(_beats(other, values[row.name]) for other in values.values())
+        ]
 
     @property
     def steps(self) -> int:
@@ -139,3 +164,8 @@ class Board:
 
     def _write(self, row: TrialRow) -> None:
         self._root.commit_bytes(f"{TRIALS}/{row.name}/trial.json", json.dumps(asdict(row), indent=1).encode())
+
+
+def _beats(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether one trial makes another one pointless; larger is better."""
+    return all(a >= b for a, b in zip(one, other, strict=True)) and any(a > b for a, b in zip(one, other, strict=True))

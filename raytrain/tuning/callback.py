@@ -15,7 +15,7 @@ from raytrain.tuning.schedulers import Halving
 from raytrain.tuning.shares import Shares, rungs_passed
 from raytrain.tuning.space import Space
 from raytrain.tuning.sweep import Sweep
-from raytrain.tuning.trial import FAILURE, GOODPUT, STATUS, STEP, VALUE, kind_of
+from raytrain.tuning.trial import FAILURE, GOODPUT, OTHERS, STATUS, STEP, VALUE, kind_of
 
 LOOK_EVERY_S = 0.5
 LEAST_OVER = 4  # trials that are over before a share of failed ones means something
@@ -97,7 +97,8 @@ class SweepCallback(Callback):
         sweep, name = self._sweep, trial_name(trial)
         rung = rung_of(sweep.space, result[STEP])
         before = sweep.board.rows[name].step
-        row = sweep.board.evaluated(name, result[STEP], sweep.board.sign * result[VALUE], rung)
+        value = sweep.board.sign * result[VALUE]
+        row = sweep.board.evaluated(name, result[STEP], value, rung, result.get(OTHERS))
         if result.get(GOODPUT) is not None:
             row = sweep.board.update(name, goodput=result[GOODPUT])
         self._shares.reached(name, rung, result[VALUE])

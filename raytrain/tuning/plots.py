@@ -19,6 +19,7 @@ from raytrain.tuning.space import Space, short
 MOST_NAMES = 12  # written into a figure
 LEAST_TRIALS = 8  # an importance of fewer would be noise
 COLORS = {"pruned": FAINT, "failed": "#c0392b", "stopped": SECOND}
+BEHIND_TEXT = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.6}  # lines go through it
 Segment = tuple[str, float, float, int]
 """(trial, from and to in seconds since the sweep began, workers)."""
 
@@ -63,14 +64,34 @@ def parallel_coordinates(rows: Sequence[TrialRow], space: Space, metric: str, mo
     for index, key in enumerate(keys):
         axes.axvline(index, color=GRID, zorder=0)
         for height, text in _ticks(space.parameters[key]):
-            axes.annotate(text, (index, height), fontsize=7, color=INK, xytext=(3, 0), textcoords="offset points")
+            axes.annotate(
+                text, (index, height), (3, 0), fontsize=7, color=INK, textcoords="offset points", bbox=BEHIND_TEXT
+            )
     for value in sorted({best.min(), best.max()}) if len(best) else []:
         height = 1.0 if value == best.max() and best.max() > best.min() else 0.0
-        axes.annotate(f"{value:.4f}", (len(keys), height), fontsize=7, xytext=(3, 0), textcoords="offset points")
+        text = f"{value:.4f}"
+        axes.annotate(text, (len(keys), height), (3, 0), fontsize=7, textcoords="offset points", bbox=BEHIND_TEXT)
     axes.set_xticks(range(len(keys) + 1), [*(short(key) for key in keys), metric], fontsize=8)
     axes.set_yticks([])
     axes.set_xlim(-0.1, len(keys) + 0.35)
     axes.spines[:].set_visible(False)
+    return png_of(figure)
+
+
+def trade_offs(front: Sequence[TrialRow], rows: Sequence[TrialRow], metric: str, other: str) -> bytes | None:
+    """A dot a trial: the metric against another objective. `front`: those that no other one beats in everything."""
+    rows = [row for row in rows if row.best_value is not None and other in row.best_others]
+    if not rows:
+        return None
+    figure, axes = new_axes("Trade-offs", metric)
+    best = {row.name for row in front}
+    for row in rows:
+        place = (row.best_others[other], row.best_value or 0.0)
+        axes.plot(*place, "o", color=ACCENT if row.name in best else FAINT, markersize=5)
+        if row.name in best:
+            axes.annotate(_number_of(row.name), place, (4, 3), fontsize=7, textcoords="offset points")
+    axes.set_xlabel(other, fontsize=8)
+    axes.xaxis.set_major_locator(_fractions())
     return png_of(figure)
 
 

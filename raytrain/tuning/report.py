@@ -9,7 +9,7 @@ from raytrain.report.html import duration, page_template
 from raytrain.storage import Storage
 from raytrain.training.records import read_jsonl
 from raytrain.tuning.board import TRIALS, Board, TrialRow
-from raytrain.tuning.plots import Segment, allocation, importance, metric_by_step, parallel_coordinates
+from raytrain.tuning.plots import Segment, allocation, importance, metric_by_step, parallel_coordinates, trade_offs
 from raytrain.tuning.schedulers import Generational
 from raytrain.tuning.space import short
 from raytrain.tuning.sweep import SUMMARY
@@ -27,8 +27,10 @@ def build_sweep_report(root: Storage) -> str:
     board = Board(root, mode)
     rows = board.best_first()
     segments = _segments(root, rows)
+    front = board.front(space.also) if space.also else []
     drawn = {
         "trials": metric_by_step(rows, space, metric),
+        **{f"{o.metric}": trade_offs(front, rows, metric, o.metric) for o in space.also},
         "workers": allocation(segments),
         "importance": importance(rows, space),
         "values": parallel_coordinates(rows, space, metric, mode),
@@ -45,6 +47,8 @@ def build_sweep_report(root: Storage) -> str:
         figures={name: base64.b64encode(png).decode() for name, png in figures.items()},
         metric=metric,
         best=best.name if best else "",
+        also=[objective.metric for objective in space.also],
+        front={row.name for row in front},
         is_population=isinstance(space.scheduler, Generational),
         keys={key: short(key) for row in rows for key in row.values},
         rows=rows,

@@ -22,8 +22,8 @@ class Proposer(Protocol):
     def propose(self, index: int, known: Values | None) -> Values:
         """Values of the configuration with this ordinal. `known`: they are these; to be noted."""
 
-    def tell(self, index: int, value: float | None) -> None:
-        """What it reached, larger is better; None: it failed."""
+    def tell(self, index: int, reached: list[float] | None) -> None:
+        """What it reached in each objective, larger is better; None: it failed."""
 
 
 class Drawn:
@@ -36,7 +36,7 @@ class Drawn:
         """See Proposer."""
         return known or draw_values(self._space, index)
 
-    def tell(self, index: int, value: float | None) -> None:
+    def tell(self, index: int, reached: list[float] | None) -> None:
         """See Proposer."""
 
 
@@ -48,7 +48,7 @@ class Tpe:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._space, self._searcher = space, searcher
-        self._study = optuna.create_study(direction="maximize")
+        self._study = optuna.create_study(directions=["maximize"] * (1 + len(space.also)))
         self._trials: dict[int, Any] = {}
 
     def propose(self, index: int, known: Values | None) -> Values:
@@ -67,14 +67,14 @@ class Tpe:
                 values[key] = _suggest(trial, key, domain)
         return values
 
-    def tell(self, index: int, value: float | None) -> None:
+    def tell(self, index: int, reached: list[float] | None) -> None:
         """See Proposer."""
         from optuna.trial import TrialState
 
-        if value is None:
+        if reached is None:
             self._study.tell(self._trials[index], state=TrialState.FAIL)
         else:
-            self._study.tell(self._trials[index], value)
+            self._study.tell(self._trials[index], reached)
 
 
 class SweepSearcher(Searcher):
@@ -86,20 +86,24 @@ class SweepSearcher(Searcher):
         known: Sequence[Values],
         make_plan: Callable[[int, Values], TrialPlan],
         may_start: Callable[[], bool],
+        reached: Callable[[int], list[float] | None],
     ):
         """Args:
         known: Values of the configurations that were tried before, in their order.
         make_plan: Given the ordinal of a trial and its values.
         may_start: Whether the budget allows for another trial.
+        reached: What the best model of the trial with this ordinal has in each objective, larger is better; None: it
+            failed, or was never evaluated.
         """
         super().__init__(metric=VALUE, mode="max")
         self._space, self._known, self._make_plan, self._may_start = space, known, make_plan, may_start
+        self._reached_by = reached
         tpe = space.searcher if isinstance(space.searcher, TpeSearch) else None
         self._proposer: Proposer = Tpe(space, tpe) if tpe else Drawn(space)
         self._num_trials = 0
         self._values: Values = {}
         self._of_trial: dict[str, int] = {}
-        self._results: dict[int, list[float | None]] = {}
+        self._results: dict[int, list[list[float] | None]] = {}
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial, as Tune's config of it; the same values for each repeat."""
@@ -113,18 +117,19 @@ class SweepSearcher(Searcher):
             known = self._known[configuration] if configuration < len(self._known) else None
             self._values = self._proposer.propose(configuration, known)
         self._num_trials += 1
-        self._of_trial[trial_id] = configuration
+        self._of_trial[trial_id] = index
         return {"plan": asdict(self._make_plan(index, self._values))}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """A configuration is worth the mean of its repeats."""
-        configuration = self._of_trial.pop(trial_id)
-        value = None if error or not result else result.get(VALUE)
+        index = self._of_trial.pop(trial_id)
+        configuration = index // self._space.repeats
         reached = self._results.setdefault(configuration, [])
-        reached.append(value)
+        reached.append(None if error else self._reached_by(index))
         if len(reached) == self._space.repeats:
-            good = [value for value in reached if value is not None]
-            self._proposer.tell(configuration, sum(good) / len(good) if good else None)
+            good = [values for values in reached if values is not None]
+            means = [sum(column) / len(good) for column in zip(*good, strict=True)]
+            self._proposer.tell(configuration, means or None)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune writes its parts down for a way of going on that is not used

@@ -22,7 +22,16 @@ from raytrain.errors import ConfigError
 from raytrain.tuning.domains import AnyDomain, Domain, Grid, Range
 from raytrain.tuning.schedulers import MAY_CHANGE, AnyScheduler, Bandits, Generational, NoScheduler
 
-SHARED = ("name", "storage_path", "workers.", "ray.", "tracking.", "checkpoint.", "data.prepared_path")
+SHARED = (
+    "name",
+    "storage_path",
+    "workers.",
+    "ray.",
+    "tracking.",
+    "checkpoint.",
+    "data.prepared_path",
+    "training.communication.",
+)
 """Keys that no trial has for itself: they are those of the pool, or of the sweep's folder."""
 
 Values = dict[str, Any]
@@ -46,6 +55,28 @@ class TpeSearch(Section):
 AnySearcher = Annotated[RandomSearch | TpeSearch, Field(discriminator="kind")]
 
 
+NUM_PARAMETERS = "num_parameters"
+
+
+class Objective(Section):
+    """One more metric that counts."""
+
+    metric: str
+    """Metric of the validation split, or num_parameters: the size of the model."""
+    mode: Literal["min", "max"] | None = None
+    """Whether smaller or larger is better; null: min for loss and num_parameters, max for everything else."""
+
+    @property
+    def better(self) -> str:
+        """`mode`, with null decided."""
+        return self.mode or ("min" if self.metric in ("loss", NUM_PARAMETERS) else "max")
+
+    @property
+    def sign(self) -> float:
+        """Times a value: larger is better."""
+        return 1.0 if self.better == "max" else -1.0
+
+
 class Budget(Section):
     """When no new trial is started any more. What runs is trained on, but for `hours`, at whose end it is stopped."""
 
@@ -65,6 +96,9 @@ class Space(Section):
     """Metric of the validation split that is compared; null: the one by which the config's best model is chosen."""
     mode: Literal["min", "max"] | None = None
     """Whether smaller or larger is better; null: min for loss, max for everything else."""
+    also: list[Objective] = []
+    """Metrics that count as much as `metric`. A trial's values are those of its best model; the sweep shows the trials
+    that no other one beats in everything. Needs a scheduler that stops nobody."""
     parameters: Annotated[dict[str, AnyDomain], Field(min_length=1)]
     """Dotted config keys and their ranges."""
     scheduler: AnyScheduler = NoScheduler(kind="none")
@@ -108,6 +142,17 @@ class Space(Section):
             seen.add(key)
         if isinstance(self.searcher, TpeSearch) and self.grids:
             raise ValueError("searcher.kind tpe chooses values by itself: use kind choice instead of grid")
+        return self
+
+    @model_validator(mode="after")
+    def _nobody_is_stopped_by_one_metric(self) -> Self:
+        if self.also and not isinstance(self.scheduler, NoScheduler):
+            raise ValueError(
+                f"scheduler.kind {self.scheduler.kind} compares by one metric; with also it has to be none"
+            )
+        names = [objective.metric for objective in self.also]
+        if len({self.metric, *names}) <= len(names):
+            raise ValueError(f"also names a metric twice, or that of the space: {', '.join(names)}")
         return self
 
     @model_validator(mode="after")

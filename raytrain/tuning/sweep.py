@@ -29,7 +29,7 @@ from raytrain.tuning.hparams import write_hparams
 from raytrain.tuning.resume import begin_or_resume
 from raytrain.tuning.schedulers import Generational
 from raytrain.tuning.shares import Shares
-from raytrain.tuning.space import Space, Values, check_space, overrides_of, without_headline
+from raytrain.tuning.space import NUM_PARAMETERS, Space, Values, check_space, overrides_of, without_headline
 from raytrain.tuning.trial import TrialPlan
 
 logger = logging.getLogger(__name__)
@@ -51,6 +51,9 @@ class SweepResult:
     best_value: float | None = None
     best_values: Values = field(default_factory=dict)
     """What the best trial changes in the config."""
+    front: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Of a space with more than one objective: the trials that no other one beats in everything, and what their best
+    models have in each."""
     num_trials: int = 0
     num_failed: int = 0
     steps: int = 0
@@ -118,6 +121,10 @@ class Sweep:
         steps = self.space.budget.steps
         return not self.stop_message and (steps is None or self.board.steps < steps)
 
+    def reached(self, index: int) -> list[float] | None:
+        """What the trial with this ordinal reached; see Board.reached."""
+        return self.board.reached(name_of(index), self.space.also)
+
     def num_wanting(self, at_once: int) -> int:
         """Trials that want workers or are about to, with so many that live at once."""
         board = self.board
@@ -155,7 +162,7 @@ class Sweep:
 
         def make(index: int, values: Values) -> TrialPlan:
             repeat = index % self.space.repeats
-            name = f"trial_{index:04d}"
+            name = name_of(index)
             values = {**values, "seed": self.config.seed + repeat} if self.space.repeats > 1 else values
             row = self.board.add(name, values)
             plan = TrialPlan(
@@ -174,6 +181,7 @@ class Sweep:
             )
             try:
                 config = trial_config(self.config, self.root, name, values)
+                plan = replace(plan, others={o.metric: _known_before(o.metric, config) for o in self.space.also})
             except ConfigError as error:  # values that fit one by one, and not together
                 failure = f"error: these values do not go together: {without_headline(str(error))}"
                 self.tell(self.board.update(name, status="failed", failure=failure), "over")
@@ -186,7 +194,8 @@ class Sweep:
 
     def result(self, status: str, duration_s: float) -> SweepResult:
         """As it stands."""
-        best = self.board.best
+        best, also = self.board.best, self.space.also
+        front = self.board.front(also) if also else []
         path = self.root.path_of()
         return SweepResult(
             status=status,
@@ -196,6 +205,7 @@ class Sweep:
             best_trial=best.name if best else None,
             best_value=best.best_value if best else None,
             best_values=best.values_at_best if best else {},
+            front={row.name: {self.metric: row.best_value or 0.0, **row.best_others} for row in front},
             num_trials=len(self.board.rows),
             num_failed=self.board.count("failed"),
             steps=self.board.steps,
@@ -263,13 +273,35 @@ def trial_config(config: RunConfig, root: Storage, name: str, values: Values) ->
     return parse_config(raw, [*overrides_of(values), *overrides_of(own)])
 
 
+def name_of(index: int) -> str:
+    """Of the trial with this ordinal."""
+    return f"trial_{index:04d}"
+
+
+def _known_before(metric: str, config: RunConfig) -> float | None:
+    """An objective that does not depend on the training; None for all others. Raises ConfigError."""
+    if metric != NUM_PARAMETERS:
+        return None
+    from raytrain.forecast.shape import shape_on_meta
+
+    task = make_task(config.task, config.data.max_length)
+    return float(shape_on_meta(config, task, config.task.labels or ["a", "b"]).num_parameters)
+
+
 def metric_of(space: Space, config: RunConfig) -> tuple[str, str]:
     """What a sweep compares its trials by: metric and mode. Raises ConfigError when there is no such metric."""
     task = make_task(config.task, config.data.max_length)
     if config.data.validation is None:
         raise ConfigError("a sweep compares trials on the validation split: set data.validation")
+    for objective in space.also:
+        if objective.metric not in (*task.metric_names, NUM_PARAMETERS):
+            allowed = ", ".join((*task.metric_names, NUM_PARAMETERS))
+            raise ConfigError(f"also names {objective.metric!r}, which is no metric of this task; allowed: {allowed}")
     if space.metric is None:
-        return best_metric(config, task)
+        metric, mode = best_metric(config, task)
+        if any(objective.metric == metric for objective in space.also):
+            raise ConfigError(f"also names {metric}, which is the metric of this sweep anyway")
+        return metric, mode
     if space.metric not in task.metric_names:
         raise ConfigError(
             f"metric {space.metric!r} of the space is no metric of this task; allowed: {', '.join(task.metric_names)}"

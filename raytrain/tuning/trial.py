@@ -22,7 +22,7 @@ from raytrain.tuning.shares import TrialShare
 from raytrain.tuning.sharing import Claim
 from raytrain.tuning.space import overrides_of
 
-STEP, VALUE, STATUS, GOODPUT = "step", "value", "status", "goodput"
+STEP, VALUE, STATUS, GOODPUT, OTHERS = "step", "value", "status", "goodput", "others"
 SETTLED = "is_settled"
 """A report after which the trial is not stopped: it has passed this rung before, or is at its end anyway."""
 FAILURE = "failure.txt"
@@ -43,6 +43,8 @@ class TrialPlan:
     """1 when a larger metric is better, -1 when a smaller one is."""
     shares: str
     """Name of the actor that deals workers."""
+    others: dict[str, float | None] = field(default_factory=dict)
+    """The space's other objectives; their values are told with each evaluation, where they are not known before."""
     is_over: bool = False
     """It has ended before; it only tells."""
     failure: str | None = None
@@ -126,6 +128,7 @@ class Reporter(Observer):
     def __init__(self, plan: TrialPlan):
         self._plan = plan
         self._last_step, self._last_value = 0, math.nan
+        self._others: dict[str, float] = {}
         self._total_steps = math.inf
         self._is_stopped = False
 
@@ -148,6 +151,8 @@ class Reporter(Observer):
             if row["split"] != "validation" or row["step"] <= self._last_step or value is None:  # None: not finite
                 continue
             self._last_step, self._last_value = row["step"], self._plan.sign * value
+            others = {name: row.get(name) if known is None else known for name, known in self._plan.others.items()}
+            self._others = {name: other for name, other in others.items() if other is not None}
             self._report("running", is_settled=is_settled or self._last_step >= self._total_steps)
 
     def end(self, result: RunResult) -> None:
@@ -160,7 +165,8 @@ class Reporter(Observer):
 
         if self._is_stopped:  # Tune raises once; a second report would wait for ever
             raise SystemExit
-        told = {STEP: self._last_step, VALUE: self._last_value, STATUS: status, SETTLED: is_settled}
+        told: dict[str, Any] = {STEP: self._last_step, VALUE: self._last_value, STATUS: status, SETTLED: is_settled}
+        told[OTHERS] = self._others
         try:
             tune.report({**told, GOODPUT: goodput})
         except SystemExit:

@@ -39,7 +39,7 @@ def run_trials(
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     begun = list(sweep.board.rows.values())[:: sweep.space.repeats]
     known = [{key: row.values[key] for key in sweep.space.parameters if key in row.values} for row in begun]
-    searcher = SweepSearcher(sweep.space, known, sweep.plan_of(shares.name), sweep.may_start)
+    searcher = SweepSearcher(sweep.space, known, sweep.plan_of(shares.name), sweep.may_start, sweep.reached)
     local = tempfile.mkdtemp(prefix="raytrain-tune-")
     try:
         tune.Tuner(

@@ -17,6 +17,7 @@ NEEDS_SWEEP = (
     "--all-data needs --from-sweep SWEEP, whose winner says for how many steps to train without a validation split. "
     "For a config: list all files in data.train.path, and leave data.validation out"
 )
+TRIAL_NEEDS_SWEEP = "--trial needs --from-sweep SWEEP, whose trial it is"
 
 
 def is_sweep(root: Storage) -> bool:
@@ -30,32 +31,38 @@ def read_sweep(root: Storage) -> tuple[dict[str, Any], RunConfig, Space]:
     return raw, RunConfig.model_validate(raw["config"]), Space.model_validate(raw["space"])
 
 
-def winner_config(root: Storage, config: RunConfig, best: TrialRow) -> RunConfig:
-    """The config of the best trial, as a run beside the sweep, with its name and `-best`. `config`: the sweep's."""
+def winner_config(root: Storage, config: RunConfig, best: TrialRow, suffix: str = "best") -> RunConfig:
+    """The config of the best trial, as a run beside the sweep, with its name and a suffix. `config`: the sweep's."""
     chosen = trial_config(config, root, best.name, best.values_at_best)
     parent, name = root.place()
-    return chosen.model_copy(update={"storage_path": parent, "name": f"{name}-best"})
+    return chosen.model_copy(update={"storage_path": parent, "name": f"{name}-{suffix}"})
 
 
-def train_winner(root: Storage, overrides: list[str], *, all_data: bool) -> RunConfig:
+def train_winner(root: Storage, overrides: list[str], *, all_data: bool, trial: str | None = None) -> RunConfig:
     """The config that trains the winner of a sweep.
 
     Args:
+        trial: Another one than the best, by its name.
         overrides: `dotted.key=value` words.
         all_data: Train on the validation split too, up to the step at which the winner was best: nothing is left that
             early stopping or the choice of a best model could look at. The run's name then ends with `-all-data`.
 
     Raises:
-        ConfigError: The folder is no sweep, no trial was evaluated, an override is wrong, or the two splits can't be
-            one.
+        ConfigError: The folder is no sweep, no trial was evaluated, there is none of that name, an override is wrong,
+            or the two splits can't be one.
     """
     if not is_sweep(root):
         raise ConfigError(f"{root.path_of()} is not a sweep's folder: it has no {SWEEP}")
     sweep, config, _ = read_sweep(root)
-    best = Board(root, sweep["compares"]["mode"]).best
+    board = Board(root, sweep["compares"]["mode"])
+    best = board.best if trial is None else board.rows.get(trial)
     if best is None:
+        if trial is not None:
+            raise ConfigError(f"--trial {trial}: {root.path_of()} has none of that name; `raytrain report` lists them")
         raise ConfigError(f"no trial of {root.path_of()} has been evaluated yet")
-    raw = winner_config(root, config, best).model_dump(mode="json", exclude_unset=True)
+    if all_data and best.best_step is None:
+        raise ConfigError(f"--all-data: {best.name} was never evaluated, so it has no step at which it was best")
+    raw = winner_config(root, config, best, trial or "best").model_dump(mode="json", exclude_unset=True)
     if all_data:
         raw = with_all_data(raw, best.best_step)
     chosen = parse_config(raw, overrides, origin=f"the best trial of {root.path_of()}")

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from running import wait_until
+from running import start_cli, tiny_run, wait_until, write_config
 from training import Training
 
 from raytrain.assets import find_cluster_file
@@ -31,14 +31,17 @@ COMMANDS += ("head_start_ray_commands", "worker_start_ray_commands", "cluster_sy
 class AutoscaledCluster:
     """A head with one CPU, and up to two nodes of two CPUs that the autoscaler starts and ends."""
 
-    def __init__(self, folder: Path, make_config: Callable[[str], dict[str, Any]] | None = None, **env: str):
+    def __init__(
+        self, folder: Path, make_config: Callable[[str], dict[str, Any]] | None = None, num_cpus: int = 1, **env: str
+    ):
+        """`num_cpus`: of the head, which is that of `make_config` too."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.address = f"{_own_address()}:{port}"
         config = folder / "cluster.json"
         config.write_text(json.dumps((make_config or cluster_config)(self.address)))
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=1"]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--num-cpus={num_cpus}"]
         command += [f"--port={port}", f"--autoscaling-config={config}", "--dashboard-port=0", "--disable-usage-stats"]
         env = {
             **os.environ,
@@ -111,6 +114,55 @@ def test_nodes_come_for_the_run_and_go_after_it(cluster: AutoscaledCluster, tmp_
     # actor is never idle to the autoscaler.
     wait_until(lambda: cluster.raylets() <= 2, "the nodes to go again", PATIENCE_S)
     training.assert_undisturbed()
+
+
+def test_nodes_come_for_a_sweep(cluster: AutoscaledCluster, tmp_path: Path) -> None:
+    """Two trials on a cluster that has none of their nodes at first: each gets one, and the sweep ends."""
+    wait_until(lambda: cluster.raylets() == 1, "the head", PATIENCE_S)
+    time.sleep(20)
+    config = tiny_run(tmp_path, "swept", "workers={cpus: 2, data_cpus: 0.33}", "training.epochs=2")
+    space = tmp_path / "rates.yaml"
+    rates = {"training.optimizer.learning_rate": {"kind": "grid", "values": [1e-3, 2e-3]}}
+    space.write_text(yaml.safe_dump({"parameters": rates, "budget": {"trials": 2}}))
+    env = {"RAY_ADDRESS": cluster.address, "RAY_AUTH_MODE": "disabled"}
+    process = start_cli("tune", write_config(config, tmp_path), "--space", str(space), env=env)
+    output, _ = process.communicate(timeout=2 * PATIENCE_S)
+    assert process.returncode == 0, output
+    sweep = json.loads((tmp_path / "runs" / "swept-rates" / "sweep.json").read_text())
+    assert (sweep["status"], sweep["num_trials"], sweep["num_failed"]) == ("finished", 2, 0)
+    starts = [
+        json.loads(line)["nodes"]
+        for path in tmp_path.glob("runs/swept-rates/trials/*/events.jsonl")
+        for line in path.read_text().splitlines()
+        if '"start"' in line
+    ]
+    assert all(HEAD_ID not in nodes for nodes in starts)
+    wait_until(lambda: cluster.raylets() <= 2, "the nodes to go again", PATIENCE_S)
+
+
+def test_data_nodes_come_with_the_workers(tmp_path: Path) -> None:
+    """A head without CPUs, and nothing else at first: data is prepared, and two workers train beside their pipelines on
+    a node that no worker fits on."""
+
+    def config(address: str) -> dict[str, Any]:
+        made = cluster_config(address)
+        made["available_node_types"]["ray.head.default"]["resources"] = {"CPU": 0}
+        made["available_node_types"]["data"] = {
+            "resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 1,
+        }  # fmt: skip
+        return {**made, "max_workers": 3}
+
+    cluster = AutoscaledCluster(tmp_path, config, num_cpus=0)
+    try:
+        wait_until(lambda: cluster.raylets() == 1, "the head", PATIENCE_S)
+        time.sleep(20)
+        training: Any = Training(cluster, tmp_path)  # type: ignore[arg-type]
+        training.wait_for_workers(2)
+        assert cluster.raylets() == 4
+        training.stop()
+        training.assert_undisturbed()
+    finally:
+        cluster.close()
 
 
 ASK = """

@@ -73,6 +73,22 @@ def test_a_worker_that_dies_while_the_group_starts(pool: NodePool, tmp_path: Pat
     pool.assert_nothing_is_held()
 
 
+def test_a_worker_that_hangs(pool: NodePool, tmp_path: Path) -> None:
+    """Its neighbour waits in a collective, and neither of them dies by itself."""
+    pool.add()
+    training = Training(pool, tmp_path, "workers.stall_timeout_s=8")
+    training.wait_for_workers(2)
+    hung = worker_processes()[0]
+    hung.suspend()
+    training.wait(lambda: training.events("failure"), "the end of the group that hangs")
+    training.wait_for_workers(2)
+    output = training.stop()
+    assert "the workers hang: no step, evaluated batch or save for workers.stall_timeout_s 8 s" in output
+    assert not hung.is_running() or hung.status() == psutil.STATUS_ZOMBIE
+    training.assert_undisturbed()
+    pool.assert_nothing_is_held()
+
+
 def test_two_nodes_at_once(pool: NodePool, tmp_path: Path) -> None:
     """A snapshot that lost both its copies of a part is not used; the run goes back to storage."""
     pool.add()

@@ -288,6 +288,33 @@ def test_too_many_failures_end_it(folder: Path) -> None:
     assert len(trials(folder / "runs" / "hopeless-hopeless")) < 12
 
 
+@pytest.mark.slow
+def test_two_objectives(folder: Path) -> None:
+    """TPE is told both; the smallest model is always among those that no other beats; one is trained by its name."""
+    width = "model.config.intermediate_size"
+    parameters = {LR: {"kind": "loguniform", "low": 1e-3, "high": 4e-3}, width: {"kind": "choice", "values": [16, 64]}}
+    space = write_space(
+        folder, "sizes", parameters, also=[{"metric": "num_parameters"}], budget={"trials": 4},
+        searcher={"kind": "tpe", "startup_trials": 2},
+    )  # fmt: skip
+    config = sweep_config(folder, "two", "workers.max=1", "training.epochs=1")
+    code, output = run_cli("tune", config, "--space", space, "--max-concurrent", "2")
+    assert code == 0, output
+    sweep = folder / "runs" / "two-sizes"
+    rows, front = trials(sweep), summary(sweep)["front"]
+    sizes = {row["values"][width]: row["best_others"]["num_parameters"] for row in rows.values()}
+    assert len(sizes) == 2
+    assert sizes[64] - sizes[16] == 2 * 48 * (16 + 16 + 1), "two layers of so many more columns, rows and biases"
+    smallest = [name for name, row in rows.items() if row["values"][width] == 16]
+    assert set(front) & set(smallest)
+    assert summary(sweep)["best_trial"] in front
+    assert "no other trial is as good in everything" in output
+    assert (sweep / "plots" / "num_parameters.png").exists()
+    code, output = run_cli("train", "--from-sweep", str(sweep), "--trial", smallest[0], "training.epochs=1")
+    assert code == 0, output
+    assert (folder / "runs" / f"two-sizes-{smallest[0]}" / "best").exists()
+
+
 IN_A_RAY_OF_OURS = """
 import contextlib, json, psutil, sys, threading, time, ray
 ray.init(address="local", num_cpus=8, include_dashboard={dashboard})

@@ -1,12 +1,16 @@
 """What a sweep remembers of its trials, and how it names what they failed of."""
 
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from raytrain.storage import Storage
 from raytrain.tuning.board import BEST, Board
 from raytrain.tuning.callback import failure_of
+from raytrain.tuning.space import Objective
 from raytrain.tuning.trial import kind_of
 
 
@@ -93,3 +97,31 @@ def test_a_replaced_trial_is_as_good_as_its_source(root: Storage) -> None:
         assert known.rows["peaked"].values_at_best == {"rate": 0.2}
         assert known.rows["peaked"].sources == [(20, "steady")]
     assert board.evaluated("peaked", 30, 0.97, 0).values_at_best == {"rate": 0.16}
+
+
+SIZE = Objective(metric="num_parameters")
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=12))
+def test_the_front_is_what_no_other_trial_beats(reached: list[tuple[int, int]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        board = Board(Storage(folder), "max")
+        for index, (accuracy, size) in enumerate(reached):
+            board.add(f"t{index}", {})
+            board.evaluated(f"t{index}", 5, accuracy, 0, {"num_parameters": size})
+        front = {row.name for row in board.front([SIZE])}
+    for index, (accuracy, size) in enumerate(reached):
+        is_beaten = any(a >= accuracy and s <= size and (a, s) != (accuracy, size) for a, s in reached)
+        assert (f"t{index}" in front) == (not is_beaten)
+
+
+def test_objectives_are_those_of_the_best_model(root: Storage) -> None:
+    board = Board(root, "max")
+    board.add("a", {})
+    for step, accuracy, loss in ((5, 0.5, 0.9), (10, 0.8, 0.7), (15, 0.7, 0.2)):
+        board.evaluated("a", step, accuracy, 0, {"loss": loss})
+    assert board.reached("a", [Objective(metric="loss")]) == [0.8, -0.7]
+    assert Board(root, "max").add("a", {}).name == "a"
+    assert board.reached("a", [SIZE]) is None, "one that is not known"
+    board.update("a", status="failed")
+    assert board.reached("a", [Objective(metric="loss")]) is None

@@ -372,8 +372,8 @@ MISTAKES = [
     (AWS, "availability_zone: us-east-1a", "availability_zone: us-west-2a", "zone: us-west-2a does not lie in"),
     (AWS, "idle_timeout_minutes: 5", "idle_timeout_minutes: 0", "idle_timeout_minutes: 0: nodes would go while a run"),
     (AWS, "{CPU: 1, GPU: 1}", "{CPU: 1, GPU: 4}", f"{SPOT}.resources.CPU: 1 CPU for 4 GPU: the workers hold 4"),
-    (AWS, "    min_workers: 1", "    min_workers: 0", "available_node_types.data: no CPU for Ray Data while no"),
-    (CLUSTER_FILE, "minReplicas: 1", "minReplicas: 0", f"{GROUPS}.2: no CPU for Ray Data while no node has been asked"),
+    (AWS, "    max_workers: 4", "    max_workers: 0", "available_node_types.data: no CPU for Ray Data beside"),
+    (CLUSTER_FILE, "maxReplicas: 4", "maxReplicas: 0", f"{GROUPS}.2: no CPU for Ray Data beside"),
     (CLUSTER_FILE, "maxReplicas: 4", "maxReplica: 4", f"{GROUPS}.2: Additional properties are not allowed ('max"),
     (CLUSTER_FILE, "maxReplicas: 4", "maxReplicas: four", f"{GROUPS}.2.maxReplicas: 'four' is not of type 'integer'"),
     (CLUSTER_FILE, "priority: 10", "priority: high", f"{GROUPS}.0.priority: 'high' is not of type 'integer'"),
@@ -462,12 +462,21 @@ def test_cpus_that_ray_data_would_take_beside_the_workers(tmp_path: Path) -> Non
     )
 
 
-def test_data_nodes_that_nobody_asks_for_are_named() -> None:
+def test_data_nodes_are_asked_for_with_the_workers() -> None:
     report = check_cluster_file(find_cluster_file("aws"), run_config(max=16, data_cpus=1.0))
     assert found(report) == []
-    assert any(
-        note.startswith("16 workers want 16 CPUs for their data, and 8 are always there") for note in report.notes
-    )
+    assert "16 workers of 1 CPU and 1 GPU (workers.max) launch: 2 data, 8 gpu_on_demand, 8 gpu_spot" in report.launches
+
+
+def test_what_an_hour_costs() -> None:
+    prices = {"head": 0.2, "gpu_spot": 0.5, "gpu_on_demand": 1.0}
+    report = check_cluster_file(find_cluster_file("aws"), prices=prices)
+    (line,) = [line for line in report.lines() if line.startswith("an hour costs")]
+    most = {group.name: group.max_nodes for group in report.groups}
+    total = 0.2 + 0.5 * most["gpu_spot"] + most["gpu_on_demand"]
+    assert line.startswith(f"an hour costs $0.20 with the fewest nodes and ${total:.2f} with the most, without data")
+    with pytest.raises(ConfigError, match="--price gpu: the file has no such nodes; allowed: head,"):
+        check_cluster_file(find_cluster_file("aws"), prices={"gpu": 1.0})
 
 
 # --- filling in ---

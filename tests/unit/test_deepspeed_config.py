@@ -153,3 +153,15 @@ def test_one_worker_has_nothing_to_shard() -> None:
     assert training_at(training, 2) is training
     offloading = TrainingConfig(zero_stage=2, deepspeed={"zero_optimization": {"offload_optimizer": {"device": "cpu"}}})
     assert training_at(offloading, 1).zero_stage == 2
+
+
+def test_how_workers_communicate() -> None:
+    zero = _build(zero_stage=2, communication={"bucket_elements": 1000, "overlap": True})["zero_optimization"]
+    assert (zero["reduce_bucket_size"], zero["allgather_bucket_size"], zero["overlap_comm"]) == (1000, 1000, True)
+    assert "communication_data_type" not in _build()
+    assert _build(communication={"dtype": "bf16"})["communication_data_type"] == "bf16"
+
+
+def test_a_bucket_of_deepspeeds_own_name_comes_last() -> None:
+    built = _build(communication={"bucket_elements": 1000}, deepspeed={"zero_optimization": {"reduce_bucket_size": 7}})
+    assert built["zero_optimization"]["reduce_bucket_size"] == 7

@@ -1,5 +1,6 @@
 """What is checked before Ray starts: it leaves nothing behind, and says where it looked. No Ray."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,29 @@ def test_a_shipped_config_outside_a_clone_says_where_its_data_comes_from(
     with pytest.raises(DataError) as caught:
         check(load_config("movie_reviews", ["workers.max=1", "data.train.path=mine.csv", "model.path=a/b/c"]))
     assert "fetch_data" not in str(caught.value)
+
+
+def test_the_variables_of_a_network(tmp_path: Path) -> None:
+    own = "training.communication.environment={NCCL_SOCKET_IFNAME: eth0, NCCL_DEBUG: WARN, NCCL_IB_DISABLE: yes}"
+    config = check(tiny_run(tmp_path, "run", "training.communication.network=ethernet", own)).config
+    environment = config.training.communication.environment
+    assert environment["NCCL_SOCKET_IFNAME"] == "eth0"  # the config's own come first
+    assert environment["NCCL_IB_DISABLE"] == "1"  # text, and not what Python calls it
+    assert environment["NCCL_NSOCKS_PERTHREAD"] == "4"
+    again = check(config).config  # what the run's folder keeps is what a resume begins with
+    assert again == config
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("training.communication.network=efq", "training.communication.network: no network file 'efq'"),
+        ("training.communication.environment={PATH: /bin}", "training.communication.environment.PATH: only variables"),
+        ("training.communication.bucket_elements=0", "training.communication.bucket_elements"),
+        ("training.communication.overlap=often", "training.communication.overlap"),
+        ("workers.stall_timeout_s=0", "workers.stall_timeout_s"),
+    ],
+)
+def test_mistakes_of_communication(tmp_path: Path, override: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        check(tiny_run(tmp_path, "run", override))

@@ -21,7 +21,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def request_of(command: str, **params: Any) -> Request:
     given = {"config": "", "overrides": None, "from_sweep": None, "overwrite": False, "trials": None, "run": ""}
     return make_request(
-        command, {**given, "all_data": False, "max_concurrent": None, "space": "lr_asha", "split": "test", **params}
+        command,
+        {
+            **given,
+            "all_data": False,
+            "trial": None,
+            "max_concurrent": None,
+            "space": "lr_asha",
+            "split": "test",
+            **params,
+        },
     )
 
 
@@ -59,6 +68,11 @@ def test_runs_and_sweeps_are_named_by_their_folder(folder: Path) -> None:
     assert not evaluation.writes
     words = request_of("train", from_sweep="/mnt/s", config="seed=1").words
     assert words == ["train", "--from-sweep", "/mnt/s", "seed=1", "ray.address=null"]
+    other = request_of("train", from_sweep="/mnt/s", trial="trial_0003")
+    assert (other.words[:5], other.run) == (
+        ["train", "--from-sweep", "/mnt/s", "--trial", "trial_0003"],
+        "/mnt/s-trial_0003",
+    )
     winner = request_of("train", from_sweep="/mnt/s", all_data=True)
     assert winner.words == ["train", "--from-sweep", "/mnt/s", "--all-data", "ray.address=null"]
     assert winner.run == "/mnt/s-best-all-data"

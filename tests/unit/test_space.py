@@ -140,6 +140,18 @@ def test_a_key_of_the_space_on_the_command_line_is_refused() -> None:
         ),
         ({"parameters": {LR: {"kind": "grid", "values": [1]}}, "searcher": {"kind": "tpe"}}, "use kind choice"),
         ({"parameters": {LR: {"kind": "grid", "values": [1]}}, "schedule": {"kind": "asha"}}, "schedule"),
+        (
+            {
+                "parameters": {LR: {"kind": "grid", "values": [1]}},
+                "also": [{"metric": "num_parameters"}],
+                "scheduler": {"kind": "asha", "grace_steps": 5},
+            },
+            "scheduler.kind asha compares by one metric",
+        ),
+        (
+            {"parameters": {LR: {"kind": "grid", "values": [1]}}, "metric": "loss", "also": [{"metric": "loss"}]},
+            "also names a metric twice",
+        ),
     ],
 )
 def test_a_mistake_in_a_space_is_named(raw: dict[str, Any], words: str, tmp_path: Path) -> None:

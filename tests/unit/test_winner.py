@@ -95,3 +95,11 @@ def test_there_must_be_a_winner(tmp_path: Path) -> None:
         train_winner(root, [], all_data=True)
     with pytest.raises(ConfigError, match="not a sweep's folder"):
         train_winner(Storage(str(tmp_path)), [], all_data=True)
+
+
+def test_another_trial_by_its_name(tmp_path: Path) -> None:
+    root = sweep_of(tmp_path)
+    config = train_winner(root, [], all_data=False, trial="trial_0000")
+    assert (config.name, config.training.optimizer.learning_rate) == ("reviews-rates-trial_0000", 1e-3)
+    with pytest.raises(ConfigError, match="--trial trial_0009: .* has none of that name"):
+        train_winner(root, [], all_data=False, trial="trial_0009")

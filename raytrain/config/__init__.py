@@ -1,0 +1,118 @@
+"""The run's configuration: what a user may write, what each field means, and its unit.
+
+The docstring under a field is its help text; `raytrain configs show --fields` prints them. Reading YAML,
+merging overrides and turning pydantic's errors into sentences is `config_io`'s work. This module imports neither
+Ray nor torch, so that a mistake is found in milliseconds.
+"""
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from raytrain.config.base import Fraction, NonNegativeInt, PositiveInt, Section
+from raytrain.config.cluster import (
+    CheckpointConfig,
+    MlflowConfig,
+    RayConfig,
+    TrackingConfig,
+    WandbConfig,
+    WorkersConfig,
+)
+from raytrain.config.data import BadRowPolicy, DataConfig, SourceConfig, SourceFormat, ValidationConfig
+from raytrain.config.task import (
+    Labels,
+    ModelConfig,
+    SequenceClassificationConfig,
+    TaskConfig,
+    TokenClassificationConfig,
+)
+from raytrain.config.training import (
+    CommunicationConfig,
+    EarlyStoppingConfig,
+    LossScaleConfig,
+    OptimizerConfig,
+    Precision,
+    ScheduleConfig,
+    ScheduleKind,
+    TrainingConfig,
+)
+
+__all__ = [
+    "BadRowPolicy",
+    "CheckpointConfig",
+    "CommunicationConfig",
+    "DataConfig",
+    "EarlyStoppingConfig",
+    "Fraction",
+    "Labels",
+    "LossScaleConfig",
+    "MlflowConfig",
+    "ModelConfig",
+    "NonNegativeInt",
+    "OptimizerConfig",
+    "PositiveInt",
+    "Precision",
+    "RayConfig",
+    "RunConfig",
+    "ScheduleConfig",
+    "ScheduleKind",
+    "Section",
+    "SequenceClassificationConfig",
+    "SourceConfig",
+    "SourceFormat",
+    "TaskConfig",
+    "TokenClassificationConfig",
+    "TrackingConfig",
+    "TrainingConfig",
+    "ValidationConfig",
+    "WandbConfig",
+    "WorkersConfig",
+]
+
+
+class RunConfig(Section):
+    """One training run, from data to model."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Name of the run and of its folder: letters, digits, dot, dash, underscore."""
+    storage_path: str = "runs"
+    """Folder that all workers reach: local, shared, or s3://, gs://, abfs://."""
+    seed: NonNegativeInt = 0
+    """Seed of the sample order, the new weights and dropout."""
+    task: TaskConfig
+    model: ModelConfig
+    data: DataConfig
+    training: TrainingConfig = TrainingConfig()
+    workers: WorkersConfig = WorkersConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    ray: RayConfig = RayConfig()
+
+    @model_validator(mode="after")
+    def _across_sections(self) -> Self:
+        shards, batch = self.data.canonical_shards, self.training.global_batch_size
+        if shards is not None and batch % shards:
+            raise ValueError(
+                f"data.canonical_shards {shards} does not divide training.global_batch_size {batch}; "
+                f"allowed: {', '.join(str(d) for d in range(1, batch + 1) if batch % d == 0)}"
+            )
+        if self.training.early_stopping is not None and self.data.validation is None:
+            raise ValueError("training.early_stopping needs data.validation, whose metric it watches")
+        if self.training.best_metric is not None and self.data.validation is None:
+            raise ValueError("training.best_metric needs data.validation, on which it is measured")
+        if self.training.eval_every_steps is not None and self.data.validation is None:
+            raise ValueError("training.eval_every_steps needs data.validation, which it evaluates")
+        if self.workers.max > self.canonical_shards:
+            raise ValueError(
+                f"workers.max {self.workers.max} is more than the {self.canonical_shards} canonical shards that a "
+                f"global batch of {batch} is dealt from; lower workers.max or raise training.global_batch_size"
+            )
+        return self
+
+    @property
+    def canonical_shards(self) -> int:
+        """Number of canonical shards: data.canonical_shards, or its default for this global batch."""
+        if self.data.canonical_shards is not None:
+            return self.data.canonical_shards
+        batch = self.training.global_batch_size
+        return next(d for d in range(min(batch, 256), batch + 1) if batch % d == 0)

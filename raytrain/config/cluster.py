@@ -1,0 +1,103 @@
+"""Where a run trains, what it keeps, and who is told of it."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from raytrain.config.base import NonNegativeInt, PositiveInt, Section
+
+
+class WorkersConfig(Section):
+    """How many workers, and what each one gets."""
+
+    min: PositiveInt = 1
+    """Fewest workers that the run trains with; with fewer it waits for nodes."""
+    max: PositiveInt = 1
+    """Most workers that the run uses. Between min and max it takes what there is, and follows as nodes come and go."""
+    gpu: Literal["auto"] | bool = "auto"
+    """Whether each worker holds a GPU; auto: when the cluster has any."""
+    cpus: PositiveInt = 1
+    """CPUs of each worker; on a CPU worker also its compute threads."""
+    data_cpus: Annotated[float, Field(gt=0.0)] = 0.5
+    """CPUs of each worker's Ray Data pipeline."""
+    max_failures: NonNegativeInt = 3
+    """Crashes that the run recovers from before it gives up. Nodes that are reclaimed or lost do not count."""
+    grow_delay_s: Annotated[float, Field(ge=0.0)] = 10.0
+    """Seconds that room for more workers must be there, unchanged, before the run grows: nodes come one by one."""
+    grow_payback: Annotated[float, Field(ge=0.0)] = 2.0
+    """The run grows only when that saves at least so many times the seconds that a resize costs, which the run
+    measures on itself."""
+    reclaim_watch: Literal["off", "auto", "aws", "gcp", "azure"] = "off"
+    """Cloud whose reclaim notices the run itself reads, by an actor on each node; auto: found out on each node. off:
+    the cluster's `raytrain reclaim-watch` does it, or nobody. An actor keeps an idle node from being scaled down."""
+    stall_timeout_s: Annotated[float, Field(gt=0.0)] | None = 1800.0
+    """Seconds without a step, a batch of an evaluation, or a save, after which the workers are taken to hang: they are
+    ended, which counts as a failure, and others go on from the newest state. null: never."""
+    wait_timeout_s: Annotated[float, Field(gt=0.0)] | None = 1800.0
+    """Seconds to wait for nodes until workers.min fit; null: for ever."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"workers.min {self.min} is more than workers.max {self.max}; lower min or raise max")
+        return self
+
+
+class CheckpointConfig(Section):
+    """What is saved and what is kept. A save runs in the background of training."""
+
+    save_every_steps: PositiveInt = 500
+    """Steps between checkpoints in storage; the loss of the driver or of all nodes costs at most this many steps."""
+    snapshot_every_steps: PositiveInt | None = 20
+    """Steps between snapshots in the memory of two nodes each; the loss of a worker or a node costs at most this many
+    steps, and storage is not read. null: none, and a crash goes back to the last checkpoint."""
+    keep_last: PositiveInt = 2
+    """Newest checkpoints that are kept."""
+    keep_best: bool = True
+    """True: `best/` keeps the best model on the validation split; false: the last one. Ready for `from_pretrained`."""
+
+
+class WandbConfig(Section):
+    """Weights & Biases. Its key is read from WANDB_API_KEY or ~/.netrc of the nodes, never from here."""
+
+    project: str = "raytrain"
+    """W&B project."""
+    entity: str | None = None
+    """User or team that the project belongs to; null: the key's own."""
+    mode: Literal["online", "offline"] = "online"
+    """offline: write to `wandb/` in the run's folder, for `wandb sync`."""
+    group: str | None = None
+    """Runs that W&B shows together; null: none, and in a sweep the sweep's name."""
+    tags: list[str] = []
+    """Tags of the run."""
+
+
+class MlflowConfig(Section):
+    """MLflow. A password is read from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD of the nodes."""
+
+    tracking_uri: str
+    """Server or database that every node reaches, such as http://host:5000 or sqlite:///mlflow.db."""
+    experiment: str = "raytrain"
+    """Name of the experiment; it is made when it is not there."""
+    group: str | None = None
+    """The run's tag `raytrain.group`; null: none, and in a sweep the sweep's name."""
+
+
+class TrackingConfig(Section):
+    """Where else the metrics go. A tracker that fails is said once, and the training goes on."""
+
+    tensorboard: bool = True
+    """True: write TensorBoard events to `tensorboard/`."""
+    wandb: WandbConfig | None = None
+    """Weights & Biases, `pip install 'raytrain[wandb]'`; null: off, `{}`: on."""
+    mlflow: MlflowConfig | None = None
+    """MLflow, `pip install 'raytrain[mlflow]'`; null: off."""
+
+
+class RayConfig(Section):
+    """Which Ray to use."""
+
+    address: str | None = None
+    """Cluster to join; null: RAY_ADDRESS, else a private Ray on this machine."""
+    num_cpus: PositiveInt | None = None
+    """Logical CPUs of the private Ray; null: this machine's cores plus what Ray Data needs."""

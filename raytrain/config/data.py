@@ -1,0 +1,82 @@
+"""What is read, and how it is dealt to the steps."""
+
+from enum import StrEnum
+from typing import Self
+
+from pydantic import model_validator
+
+from raytrain.config.base import Fraction, PositiveInt, Section
+
+
+class SourceFormat(StrEnum):
+    """File format of a source; `auto` goes by the file name's ending."""
+
+    AUTO = "auto"
+    PARQUET = "parquet"
+    JSONL = "jsonl"
+    CSV = "csv"
+    TSV = "tsv"
+    TXT = "txt"
+    CONLL = "conll"
+    CONLLU = "conllu"
+
+
+class BadRowPolicy(StrEnum):
+    """What happens to a row that can't be used (unparsable, empty text)."""
+
+    REFUSE = "refuse"  # stop before training and name the file and the row
+    SET_ASIDE = "set_aside"  # write it to rejected.jsonl beside the prepared data, count it, go on
+
+
+class SourceConfig(Section):
+    """Files of one split."""
+
+    path: str | list[str]
+    """A file, a folder, a glob, or a list of these; local, or s3://, gs://, abfs://."""
+    format: SourceFormat = SourceFormat.AUTO
+    """File format; auto goes by the ending."""
+
+
+class ValidationConfig(Section):
+    """The validation split: files of its own, or a fraction of the training data."""
+
+    path: str | list[str] | None = None
+    """A file, a folder, a glob, or a list of these."""
+    format: SourceFormat = SourceFormat.AUTO
+    """File format; auto goes by the ending."""
+    fraction: Fraction | None = None
+    """Share of the training rows to hold out, chosen by a hash of the row's place and the seed."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.path is None) == (self.fraction is None):
+            raise ValueError("give exactly one of data.validation.path and data.validation.fraction")
+        return self
+
+
+class DataConfig(Section):
+    """What is read, and how it is dealt to the steps."""
+
+    train: SourceConfig
+    """Training files."""
+    validation: ValidationConfig | None = None
+    """Validation files or a fraction; null: no evaluation while training."""
+    test: SourceConfig | None = None
+    """Test files, evaluated once at the end with the best model."""
+    max_length: PositiveInt = 128
+    """Longest sample in tokens, special tokens included; longer ones are truncated and counted."""
+    bad_rows: BadRowPolicy = BadRowPolicy.REFUSE
+    """What to do with a row that can't be used."""
+    drop_last: bool = False
+    """True: leave out the last, smaller step of each epoch."""
+    group_by_length: bool = True
+    """True: a step takes samples of like length, so that little is computed on padding."""
+    shuffle_window_samples: PositiveInt = 32768
+    """Samples that are shuffled together, over all workers. Larger mixes better and needs more memory."""
+    canonical_shards: PositiveInt | None = None
+    """Number of ordered streams an epoch is dealt to; it divides `training.global_batch_size` and bounds the number of
+    workers. Fixed for a run's life. null: the smallest divisor that is at least min(global_batch_size, 256)."""
+    record_samples: bool = False
+    """True: write the sample ids of every step to `samples/`."""
+    prepared_path: str | None = None
+    """Folder of the prepared data's cache; null: `<storage_path>/_prepared`."""

@@ -1,0 +1,93 @@
+"""The task, and the model that learns it."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from raytrain.config.base import Section
+
+
+def _label(value: Any) -> Any:
+    """A label that YAML reads as an integer is meant as its digits; a text file has no other."""
+    if isinstance(value, bool):
+        raise ValueError(f"task.labels: YAML reads this as {str(value).lower()}; put the label in quotes, like 'no'")
+    return str(value) if isinstance(value, int) else value
+
+
+def _labels(value: list[str]) -> list[str]:
+    if not value:
+        raise ValueError("task.labels is empty: name the labels, or leave it out to take those of the training data")
+    if len(set(value)) < len(value):
+        raise ValueError(f"task.labels names {max(value, key=value.count)!r} twice; each label is one class")
+    return value
+
+
+Label = Annotated[str, BeforeValidator(_label)]
+Labels = Annotated[list[Label], AfterValidator(_labels)]
+
+
+class SequenceClassificationConfig(Section):
+    """One label for a text, or with `multi_label` any number of them."""
+
+    kind: Literal["sequence_classification"]
+    text_column: str = "text"
+    """Column with the text."""
+    text_pair_column: str | None = None
+    """Column with a second text, for sentence-pair tasks; null: one text."""
+    label_column: str = "label"
+    """Column with the label: a string or integer; with `multi_label` a list of them."""
+    labels: Labels | None = None
+    """The declared labels, in id order; null: those found in the training data, sorted."""
+    multi_label: bool = False
+    """True: every label is decided by itself (sigmoid), and a sample may have none or several."""
+
+
+class TokenClassificationConfig(Section):
+    """A tag for each word (named entities, parts of speech)."""
+
+    kind: Literal["token_classification"]
+    tokens_column: str = "tokens"
+    """Column with the list of words; CoNLL files call it `tokens`."""
+    tags_column: str = "tags"
+    """Column with the list of tags, one a word; CoNLL files call it `tags` (their last column; UPOS in CoNLL-U)."""
+    labels: Labels | None = None
+    """The declared tags, in id order; null: those found in the training data, `O` first, then sorted."""
+    case_feature: bool = False
+    """True: tells the model each word's letter case (lower, Title, UPPER, miXed) through `token_type_ids`, which
+    gives an uncased encoder back what its tokenizer throws away. Needs a model with token-type embeddings."""
+    document_context: bool = False
+    """True: joins neighbouring sentences of a document to samples of up to `data.max_length` tokens, so that a word
+    is tagged with its document in view. Documents are told apart by CoNLL's -DOCSTART- lines or a `document` column."""
+
+
+TaskConfig = Annotated[SequenceClassificationConfig | TokenClassificationConfig, Field(discriminator="kind")]
+
+
+class ModelConfig(Section):
+    """Where the model comes from."""
+
+    path: str | None = None
+    """A hub id or a local folder with pretrained weights."""
+    config: dict[str, Any] | None = None
+    """A Transformers config (with `model_type`): trains a new model with random weights instead of `path`."""
+    tokenizer: str | None = None
+    """A hub id or local folder of the tokenizer; null: the one in `model.path`."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; null: its main branch."""
+    trust_remote_code: bool = False
+    """True runs Python code that comes with the model. Only for a source that you trust."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.path is None) == (self.config is None):
+            raise ValueError("give exactly one of model.path (pretrained) and model.config (a new model)")
+        if self.config is not None and self.tokenizer is None:
+            raise ValueError("model.config needs model.tokenizer: a new model brings no tokenizer of its own")
+        if self.config is not None and "model_type" not in self.config:
+            raise ValueError("model.config needs model_type, for instance bert")
+        return self
+
+    @property
+    def tokenizer_path(self) -> str:
+        """Hub id or folder that the tokenizer is loaded from."""
+        return self.tokenizer or self.path or ""

@@ -1,0 +1,179 @@
+"""Steps, batches, optimizer, precision."""
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from raytrain.config.base import NonNegativeInt, PositiveInt, Section
+
+
+class Precision(StrEnum):
+    """Number format of forward and backward; the optimizer's master weights are always fp32."""
+
+    AUTO = "auto"  # bf16 on a GPU that has it, else fp16 on a GPU, else fp32
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
+class OptimizerConfig(Section):
+    """AdamW. Biases and normalization weights are not decayed."""
+
+    learning_rate: Annotated[float, Field(gt=0.0)] = 5.0e-5
+    """Peak learning rate."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    """Decoupled weight decay."""
+    beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    """Decay of the first moment."""
+    beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
+    """Decay of the second moment."""
+    epsilon: Annotated[float, Field(gt=0.0)] = 1.0e-8
+    """Added to the denominator."""
+
+
+class ScheduleKind(StrEnum):
+    """Course of the learning rate after warm-up."""
+
+    LINEAR = "linear"  # straight down to min_ratio
+    COSINE = "cosine"  # half a cosine down to min_ratio
+    CONSTANT = "constant"  # stays at the peak
+
+
+class ScheduleConfig(Section):
+    """Learning rate over *applied* updates: an fp16 overflow does not advance it."""
+
+    kind: ScheduleKind = ScheduleKind.LINEAR
+    """Course after warm-up."""
+    warmup_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.06
+    """Share of all updates in which the rate climbs from 0 to its peak."""
+    warmup_steps: NonNegativeInt | None = None
+    """The same in updates; overrides warmup_ratio."""
+    min_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Final rate as a share of the peak."""
+
+
+class LossScaleConfig(Section):
+    """Dynamic loss scaling; used with fp16 only."""
+
+    initial_power: Annotated[int, Field(ge=0, le=32)] = 16
+    """The first scale is 2 to this power."""
+    window: PositiveInt = 1000
+    """Updates without an overflow after which the scale doubles."""
+    hysteresis: PositiveInt = 2
+    """Overflows before the scale is halved."""
+    minimum: Annotated[float, Field(gt=0.0)] = 1.0
+    """The scale is not lowered below this."""
+    max_consecutive_skips: PositiveInt = 40
+    """Steps skipped in a row after which the run stops: it would not recover."""
+
+
+class EarlyStoppingConfig(Section):
+    """Stop when the metric has not improved for a while; the best model is kept either way."""
+
+    metric: str
+    """A validation metric of the task, such as accuracy, macro_f1 or loss."""
+    mode: Literal["min", "max"] | None = None
+    """Whether smaller or larger is better; null: min for loss, max for everything else."""
+    patience: PositiveInt = 3
+    """Evaluations without an improvement before the run stops."""
+    min_delta: Annotated[float, Field(ge=0.0)] = 0.0
+    """Smallest change that counts as an improvement."""
+
+    @property
+    def better(self) -> str:
+        """`mode`, with null decided."""
+        return self.mode or ("min" if self.metric == "loss" else "max")
+
+    @model_validator(mode="after")
+    def _sensible_mode(self) -> Self:
+        if self.metric == "loss" and self.mode == "max":
+            raise ValueError("training.early_stopping.mode is max, but a larger loss is worse; leave mode out")
+        return self
+
+
+def _environment(value: dict[str, str]) -> dict[str, str]:
+    for name in value:
+        if not name.startswith(NETWORK_VARIABLES):
+            raise ValueError(
+                f"training.communication.environment.{name}: only variables of the network libraries are set here: "
+                f"{', '.join(f'{prefix}...' for prefix in NETWORK_VARIABLES)}; set others where the nodes start Ray"
+            )
+    return value
+
+
+NETWORK_VARIABLES = (
+    "NCCL_",
+    "TORCH_NCCL_",
+    "GLOO_",
+    "FI_",
+    "UCX_",
+    "RDMAV_",
+    "OFI_NCCL_",
+    "CUDA_DEVICE_MAX_CONNECTIONS",
+)
+# YAML reads 1 as a number, and yes as true; the libraries read text.
+Text = Annotated[str, BeforeValidator(lambda value: str(int(value)) if isinstance(value, int) else value)]
+Environment = Annotated[dict[str, Text], AfterValidator(_environment)]
+
+
+class CommunicationConfig(Section):
+    """How workers send each other gradients and parameters. It changes the speed; `dtype` also the rounding."""
+
+    bucket_elements: PositiveInt = 50_000_000
+    """Elements of gradients that are reduced, and of parameters that are gathered, at once. Larger needs fewer calls
+    and more memory: some copies of so many elements on each worker."""
+    overlap: Literal["auto"] | bool = "auto"
+    """Whether gradients are reduced while the backward pass goes on; auto: on GPUs, at ZeRO stages 2 and 3."""
+    dtype: Literal["fp32", "bf16", "fp16"] | None = None
+    """Number format of gradients on their way; null: that of training.precision. They are added up in fp32 anyway."""
+    network: str | None = None
+    """What connects the nodes, by the name of a shipped file of variables: efa, infiniband, roce or ethernet; null:
+    NCCL and gloo find out by themselves. `raytrain cluster show efa` prints one."""
+    environment: Environment = {}
+    """More of these variables, such as NCCL_SOCKET_IFNAME; they come before those of `network`, and are set in each
+    worker before it connects."""
+
+
+class TrainingConfig(Section):
+    """Steps, batches, optimizer, precision."""
+
+    epochs: PositiveInt = 3
+    """Passes over the training data."""
+    max_steps: PositiveInt | None = None
+    """Optimizer steps; instead of epochs."""
+    global_batch_size: PositiveInt = 32
+    """Samples per optimizer step, all workers together. It stays the same whatever the number of workers."""
+    micro_batch_size: PositiveInt = 16
+    """Samples per worker per forward/backward: bounds the memory, does not change the result."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    gradient_clipping: Annotated[float, Field(ge=0.0)] = 1.0
+    """Largest norm of the gradient; 0 turns clipping off."""
+    precision: Precision = Precision.AUTO
+    """Number format: auto, fp32, bf16 or fp16."""
+    loss_scale: LossScaleConfig = LossScaleConfig()
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """What DeepSpeed ZeRO shards: 0 nothing, 1 optimizer state, 2 also gradients, 3 also parameters."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    """Overrides every dropout of the model; null: as the model says."""
+    communication: CommunicationConfig = CommunicationConfig()
+    deepspeed: dict[str, Any] = {}
+    """Anything else that DeepSpeed knows, merged last; keys that raytrain owns are refused."""
+    eval_every_steps: PositiveInt | None = None
+    """Steps between evaluations; null: at the end of each epoch."""
+    early_stopping: EarlyStoppingConfig | None = None
+    """null: train to the end."""
+    best_metric: str | None = None
+    """Metric that picks the best model; null: early_stopping.metric, else the task's own."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.max_steps is not None and "epochs" in self.model_fields_set:
+            raise ValueError("give training.epochs or training.max_steps, not both")
+        if self.micro_batch_size > self.global_batch_size:
+            raise ValueError(
+                f"training.micro_batch_size {self.micro_batch_size} is more than training.global_batch_size "
+                f"{self.global_batch_size}; lower it to at most {self.global_batch_size}"
+            )
+        return self
