@@ -92,7 +92,7 @@ class _Fields:
                 is_required=is_required,
                 is_section=bool(subsections),
             )
-            for member in subsections:
+            for member in [*subsections, *self._listed(members)]:
                 yield from self.of(member, f"{path}.", condition)
             values = found.get("additionalProperties")  # true: anything
             if isinstance(values, dict) and "discriminator" in values:
@@ -118,6 +118,12 @@ class _Fields:
         options = found.get("anyOf") or found.get("oneOf") or [found]
         return [self._definitions[o["$ref"].rpartition("/")[2]] if "$ref" in o else o for o in options]
 
+    def _listed(self, members: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The sections of a list of sections."""
+        lists = [member for member in members if member.get("type") == "array"]
+        items = [item for found in lists for item in self._members(found.get("items", {}))]
+        return [item for item in items if "properties" in item]
+
     def _meanings(self, found: dict[str, Any]) -> dict[str, str]:
         """What the values of an enumeration mean, where its class says so."""
         names = [o["$ref"].rpartition("/")[2] for o in found.get("anyOf") or [found] if "$ref" in o]
@@ -135,7 +141,8 @@ class _Fields:
         if "type" not in schema:
             return "anything"
         if schema["type"] == "array":
-            return f"list of {self._kind(self._members(schema.get('items', {})))}"
+            items = self._kind(self._members(schema.get("items", {})))
+            return "list of sections" if items == "a section" else f"list of {items}"
         if schema["type"] == "object":
             return "keys with values"
         bounds = [f"{words} {schema[key]:g}" for key, words in BOUNDS.items() if key in schema]

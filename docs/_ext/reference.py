@@ -66,7 +66,7 @@ def write_pages() -> None:
 
 def config_page() -> str:
     """Of `raytrain.config`."""
-    return _fields_page(CONFIG_HEAD, "raytrain/config.py", fields_of(RunConfig), "confval", "The run")
+    return _fields_page(CONFIG_HEAD, "raytrain/config/", fields_of(RunConfig), "confval", "The run")
 
 
 def space_page() -> str:

@@ -204,4 +204,6 @@ def test_every_field_of_a_space_is_described() -> None:
     assert rows["scheduler.kind", ""].choices["pbt"].startswith("Population-based training")  # not another's
     low = rows["parameters.KEY.low", "parameters.KEY.kind loguniform"]
     assert low.lines()[0] == "parameters.KEY.low: number above 0; required; for parameters.KEY.kind loguniform"
+    assert rows["also", ""].kind == "list of sections"
+    assert rows["also.metric", ""].is_required
     assert rows["parameters.KEY.values", "parameters.KEY.kind choice"].kind == "list of anything"
