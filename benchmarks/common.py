@@ -157,10 +157,10 @@ def run_script(script: str, *arguments: str) -> dict[str, Any]:
     return json.loads(result.stdout.strip().splitlines()[-1])
 
 
-def arguments_with(parser: argparse.ArgumentParser, **defaults: int) -> argparse.Namespace:
+def arguments_with(parser: argparse.ArgumentParser, **defaults: float) -> argparse.Namespace:
     """Parse the command line; each default becomes an option."""
     for name, default in defaults.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"({default})")
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"({default})")
     parser.add_argument("--no-write", action="store_true", help="print the table, leave RESULTS.md alone")
     arguments = parser.parse_args()
     if not (DATA / "train.parquet").exists() or not MODEL.exists():

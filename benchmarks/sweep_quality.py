@@ -36,7 +36,7 @@ from raytrain.storage import Storage
 from raytrain.training.records import read_jsonl
 
 ASHA, NO_STOP = "ASHA", "no stopping"
-REDUCTION_FACTOR = 3
+REDUCTION_FACTOR = 4
 METRIC = "accuracy"
 PARAMETERS: dict[str, dict[str, Any]] = {
     "training.optimizer.learning_rate": {"kind": "loguniform", "low": 1e-5, "high": 1e-3},
@@ -119,8 +119,8 @@ def one_round(seed: int, arguments: argparse.Namespace, storage: Path) -> dict[s
     """The configurations of one seed, with and without stopping."""
     config = part_of_the_reviews(storage, arguments.rows, arguments.validation_rows)
     config |= {"name": f"seed_{seed}", "seed": seed, "workers": {"min": 1, "max": 2, "cpus": 1}}
-    config["training"] = {"micro_batch_size": 16, "eval_every_steps": arguments.grace}
-    asha = {"kind": "asha", "grace_steps": arguments.grace, "reduction_factor": REDUCTION_FACTOR}
+    config["training"] = {"micro_batch_size": 16, "eval_every_epochs": arguments.grace}
+    asha = {"kind": "asha", "grace_epochs": arguments.grace, "reduction_factor": REDUCTION_FACTOR}
     path = storage / "prepare.yaml"
     path.write_text(yaml.safe_dump(config))
     run_command([sys.executable, "-m", "raytrain", "data", "prepare", str(path)])  # which is neither's work
@@ -165,9 +165,9 @@ def report(rounds: Sequence[dict[str, Sweep]], arguments: argparse.Namespace) ->
         rows.append([what, *counts, "", "", ""])
     head = (
         f"MiniLM on {arguments.rows} sentences of the movie reviews, which is a part of them, evaluated on "
-        f"{arguments.validation_rows} others every {arguments.grace} steps; trials of 1 to 2 workers. "
+        f"{arguments.validation_rows} others every {arguments.grace} epochs; trials of 1 to 2 workers. "
         f"{arguments.trials} configurations drawn at random, the same for both: learning rate 1e-5 to 1e-3, batch 16, "
-        f"32 or 64, warm-up 0 to 0.2, weight decay 1e-3 to 1e-1, 2 to 4 epochs. ASHA from step {arguments.grace} on, "
+        f"32 or 64, warm-up 0 to 0.2, weight decay 1e-3 to 1e-1, 2 to 4 epochs. ASHA from {arguments.grace} epochs on, "
         f"the better one of {REDUCTION_FACTOR} goes on. {rounds_of(arguments)}.\n\n"
         f"The best {METRIC} is that of the best evaluation of any trial, on the split by which trials were chosen; one "
         f"sentence is {100 / arguments.validation_rows:.2f} points. Worker-seconds: all that workers were held for.\n\n"
@@ -177,7 +177,7 @@ def report(rounds: Sequence[dict[str, Sweep]], arguments: argparse.Namespace) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sizes = {"trials": 12, "rows": 640, "validation_rows": 384, "grace": 10}
+    sizes = {"trials": 12, "rows": 960, "validation_rows": 384, "grace": 0.5}
     arguments = arguments_with(parser, rounds=1, seed=0, **sizes)
     with temporary_storage() as storage:
         rounds = [one_round(arguments.seed + i, arguments, storage) for i in range(arguments.rounds)]

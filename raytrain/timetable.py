@@ -1,8 +1,11 @@
 """When evaluations, saves and the end are due: pure functions of the step. No Ray, no torch."""
 
+import math
 from dataclasses import dataclass
 
 from raytrain.config import RunConfig
+
+ROUNDING = 1e-6  # 3 x 0.3333333 epochs are one
 
 
 @dataclass(frozen=True)
@@ -11,8 +14,9 @@ class Timetable:
 
     steps_per_epoch: int
     total_steps: int
-    eval_every_steps: int | None
-    """None: at the end of each epoch. Ignored when there is no validation split."""
+    eval_every_steps: float | None
+    """Maybe no whole number: then at the first step after each multiple. None: at the end of each epoch. Ignored when
+    there is no validation split."""
     save_every_steps: int
     has_validation: bool
     snapshot_every_steps: int | None = None
@@ -28,7 +32,7 @@ class Timetable:
         """Whether the model is evaluated after `step` finished steps."""
         if not self.has_validation or step == 0:
             return False
-        return step % (self.eval_every_steps or self.steps_per_epoch) == 0 or step == self.total_steps
+        return self._num_evaluations(step) > self._num_evaluations(step - 1) or step == self.total_steps
 
     def is_save_due(self, step: int) -> bool:
         """Whether a checkpoint is taken after `step` finished steps."""
@@ -48,7 +52,12 @@ class Timetable:
         if not self.has_validation:
             return self.total_steps
         every = self.eval_every_steps or self.steps_per_epoch
-        return min((step // every + 1) * every, self.total_steps)
+        due = math.ceil((self._num_evaluations(step) + 1) * every - ROUNDING)
+        return min(max(due, step + 1), self.total_steps)
+
+    def _num_evaluations(self, step: int) -> int:
+        """Evaluations that have been due in so many steps, but for the one at the end."""
+        return int(step / (self.eval_every_steps or self.steps_per_epoch) + ROUNDING)
 
 
 def make_timetable(
@@ -57,10 +66,11 @@ def make_timetable(
     """When things are due in a run over `num_samples` training samples."""
     batch = config.training.global_batch_size
     steps_per_epoch = num_samples // batch if config.data.drop_last else -(-num_samples // batch)
+    part = config.training.eval_every_epochs
     return Timetable(
         steps_per_epoch=steps_per_epoch,
         total_steps=config.training.max_steps or config.training.epochs * steps_per_epoch,
-        eval_every_steps=config.training.eval_every_steps,
+        eval_every_steps=part * steps_per_epoch if part else config.training.eval_every_steps,
         save_every_steps=config.checkpoint.save_every_steps,
         has_validation=has_validation,
         snapshot_every_steps=config.checkpoint.snapshot_every_steps,

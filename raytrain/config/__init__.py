@@ -102,6 +102,8 @@ class RunConfig(Section):
             raise ValueError("training.best_metric needs data.validation, on which it is measured")
         if self.training.eval_every_steps is not None and self.data.validation is None:
             raise ValueError("training.eval_every_steps needs data.validation, which it evaluates")
+        if self.training.eval_every_epochs is not None and self.data.validation is None:
+            raise ValueError("training.eval_every_epochs needs data.validation, which it evaluates")
         if self.workers.max > self.canonical_shards:
             raise ValueError(
                 f"workers.max {self.workers.max} is more than the {self.canonical_shards} canonical shards that a "

@@ -161,7 +161,10 @@ class TrainingConfig(Section):
     deepspeed: dict[str, Any] = {}
     """Anything else that DeepSpeed knows, merged last; keys that raytrain owns are refused."""
     eval_every_steps: PositiveInt | None = None
-    """Steps between evaluations; null: at the end of each epoch."""
+    """Steps between evaluations; null: see eval_every_epochs."""
+    eval_every_epochs: Annotated[float, Field(gt=0.0)] | None = None
+    """The same in passes over the training data, such as 0.25: after the same samples whatever the batch. null: 1,
+    unless eval_every_steps is given."""
     early_stopping: EarlyStoppingConfig | None = None
     """null: train to the end."""
     best_metric: str | None = None
@@ -171,6 +174,8 @@ class TrainingConfig(Section):
     def _one_length(self) -> Self:
         if self.max_steps is not None and "epochs" in self.model_fields_set:
             raise ValueError("give training.epochs or training.max_steps, not both")
+        if self.eval_every_steps is not None and self.eval_every_epochs is not None:
+            raise ValueError("give training.eval_every_steps or training.eval_every_epochs, not both")
         if self.micro_batch_size > self.global_batch_size:
             raise ValueError(
                 f"training.micro_batch_size {self.micro_batch_size} is more than training.global_batch_size "

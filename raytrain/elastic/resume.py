@@ -21,7 +21,7 @@ FREE = (
     "name",
     "training.early_stopping",
     "training.best_metric",
-    "training.eval_every_steps",
+    "training.eval_every_",
     "training.micro_batch_size",
     "training.communication.",
     "training.zero_stage",

@@ -71,11 +71,14 @@ class RunLog:
         values = {TRACKED[key]: value for key, value in row.items() if key in TRACKED}
         self._track(values, row["step"], lambda step: step <= self._last_step)
 
-    def evaluation(self, step: int, epoch: int, split: str, metrics: Metrics) -> None:
-        """A line of evals.jsonl."""
+    def evaluation(self, step: int, epoch: int, split: str, metrics: Metrics, epochs_done: float | None = None) -> None:
+        """A line of evals.jsonl. `epochs_done`: passes over the training data up to this step."""
         if not self._is_first:
             return
-        place = {"step": step, "epoch": epoch, "split": split, "time": self._now(), "attempt": self._attempt}
+        place: dict[str, Any] = {"step": step, "epoch": epoch, "split": split}
+        if epochs_done is not None:
+            place["epochs_done"] = round(epochs_done, 6)
+        place |= {"time": self._now(), "attempt": self._attempt}
         self._evals.write({**place, **metrics.values, "tables": metrics.tables})
         self._evals.flush()  # a sweep judges by it, and the checkpoint of this step must not be there before it
         values = {f"{split}/{name}": value for name, value in metrics.values.items()}

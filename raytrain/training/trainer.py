@@ -219,7 +219,8 @@ class Trainer:
         epoch = (self.progress.step - 1) // self.timetable.steps_per_epoch
         batches = self.source.evaluation("validation")
         verdict = self.judge.judge(self.engine.module, batches, self.progress)
-        self.log.evaluation(self.progress.step, epoch, "validation", verdict.metrics)
+        epochs_done = self.progress.step / self.timetable.steps_per_epoch
+        self.log.evaluation(self.progress.step, epoch, "validation", verdict.metrics, epochs_done)
         if verdict.is_best and self.config.checkpoint.keep_best:
             self.saver.save_best(self.progress.step)
         if self.progress.is_stopped_early:

@@ -15,7 +15,7 @@ from raytrain.tuning.schedulers import Halving
 from raytrain.tuning.shares import Shares, rungs_passed
 from raytrain.tuning.space import Space
 from raytrain.tuning.sweep import Sweep
-from raytrain.tuning.trial import FAILURE, GOODPUT, OTHERS, STATUS, STEP, VALUE, kind_of
+from raytrain.tuning.trial import EPOCHS, FAILURE, GOODPUT, OTHERS, STATUS, STEP, VALUE, kind_of
 
 LOOK_EVERY_S = 0.5
 LEAST_OVER = 4  # trials that are over before a share of failed ones means something
@@ -95,7 +95,7 @@ class SweepCallback(Callback):
         if VALUE not in result or STEP not in result:
             return
         sweep, name = self._sweep, trial_name(trial)
-        rung = rung_of(sweep.space, result[STEP])
+        rung = rung_of(sweep.space, result[STEP], result.get(EPOCHS, 0.0))
         before = sweep.board.rows[name].step
         value = sweep.board.sign * result[VALUE]
         row = sweep.board.evaluated(name, result[STEP], value, rung, result.get(OTHERS))
@@ -134,12 +134,13 @@ def trial_name(trial: Any) -> str:
     return trial.config["plan"]["name"]
 
 
-def rung_of(space: Space, step: int) -> int:
-    """Rungs that a trial has passed at a step."""
+def rung_of(space: Space, step: int, epochs: float) -> int:
+    """Rungs that a trial has passed at a step, or after so many passes over its data."""
     scheduler = space.scheduler
     if not isinstance(scheduler, Halving):
         return 0
-    return rungs_passed(step, scheduler.grace_steps, scheduler.reduction_factor)
+    done = step if scheduler.grace_steps else epochs
+    return rungs_passed(done, scheduler.grace, scheduler.reduction_factor)
 
 
 def failure_of(root: Storage, name: str, error: str) -> str:

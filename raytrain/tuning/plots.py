@@ -39,7 +39,7 @@ def metric_by_step(rows: Sequence[TrialRow], space: Space, metric: str) -> bytes
         axes.plot(moments, [values[step] for step in moments], "o", color=SECOND, markersize=4)
     scheduler = space.scheduler
     last = max((row.step for row in rows), default=0)
-    if isinstance(scheduler, Halving):
+    if isinstance(scheduler, Halving) and scheduler.grace_steps:  # in epochs they lie elsewhere for each batch
         rung = float(scheduler.grace_steps)
         while rung <= last:
             axes.axvline(rung, color=INK, linewidth=0.8, linestyle=":", alpha=0.6)

@@ -10,7 +10,7 @@ from raytrain.storage import Storage
 from raytrain.training.records import read_jsonl
 from raytrain.tuning.board import TRIALS, Board, TrialRow
 from raytrain.tuning.plots import Segment, allocation, importance, metric_by_step, parallel_coordinates, trade_offs
-from raytrain.tuning.schedulers import Generational
+from raytrain.tuning.schedulers import Generational, Halving
 from raytrain.tuning.space import short
 from raytrain.tuning.sweep import SUMMARY
 from raytrain.tuning.winner import read_sweep, winner_config
@@ -50,6 +50,7 @@ def build_sweep_report(root: Storage) -> str:
         also=[objective.metric for objective in space.also],
         front={row.name for row in front},
         is_population=isinstance(space.scheduler, Generational),
+        rungs_are_steps=isinstance(space.scheduler, Halving) and space.scheduler.grace_steps is not None,
         keys={key: short(key) for row in rows for key in row.values},
         rows=rows,
         best_config=dump_config(winner_config(root, config, best)) if best else "",

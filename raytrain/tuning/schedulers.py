@@ -1,8 +1,8 @@
 """Which trials are stopped early, or go on from another's model: the sections of a space's `scheduler`. No Ray."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raytrain.config import PositiveInt, Section
 
@@ -16,11 +16,32 @@ class NoScheduler(Section):
     kind: Literal["none"]
 
 
-class Halving(Section):
-    """Base of those that stop the worse trials at rungs, without waiting for the others."""
+class Stopping(Section):
+    """Base of those that stop trials. A decision falls at the first evaluation at or after its time."""
 
-    grace_steps: PositiveInt
-    """Steps before a trial may be stopped: the first rung. A rung is decided at the first evaluation at or after it."""
+    grace_steps: PositiveInt | None = None
+    """Steps before a trial may be stopped."""
+    grace_epochs: Annotated[float, Field(gt=0.0)] | None = None
+    """The same in passes over the training data, such as 0.5: for spaces that vary the batch, whose trials have seen
+    different amounts of data after the same steps. Evaluations then come after each grace_epochs, unless
+    training.eval_every_epochs says something else."""
+
+    @property
+    def grace(self) -> float:
+        """The one that is given."""
+        return self.grace_steps or self.grace_epochs or 0.0
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> Self:
+        if (self.grace_steps is None) == (self.grace_epochs is None):
+            raise ValueError("give exactly one of scheduler.grace_steps and scheduler.grace_epochs")
+        return self
+
+
+class Halving(Stopping):
+    """Base of those that stop the worse trials at rungs, without waiting for the others. The first rung is at the end
+    of the grace."""
+
     reduction_factor: Annotated[float, Field(gt=1.0)] = 3.0
     """Of so many trials at a rung the best one goes on; rungs lie so many times apart."""
 
@@ -40,13 +61,11 @@ class HyperBand(Halving):
     """Most trials are in the first one, fewer in each further one."""
 
 
-class MedianStopping(Section):
+class MedianStopping(Stopping):
     """A trial stops when its best result is below the median of the others' mean results up to that step (Golovin et
     al., 2017)."""
 
     kind: Literal["median"]
-    grace_steps: PositiveInt
-    """Steps before a trial may be stopped."""
     min_trials: PositiveInt = 3
     """Trials that the median is taken of, at least."""
 

@@ -240,8 +240,9 @@ class TrialShare(Share):
         self._actor.leave.remote(self._trial)
 
 
-def rungs_passed(step: int, grace_steps: int | None, reduction_factor: float) -> int:
-    """How many of ASHA's rungs, which lie at grace_steps * reduction_factor ** n, a trial has come to."""
-    if grace_steps is None or step < grace_steps:
+def rungs_passed(done: float, grace: float, reduction_factor: float) -> int:
+    """How many of ASHA's rungs, which lie at grace * reduction_factor ** n, a trial has come to. `done`: in the same
+    unit."""
+    if done < grace:
         return 0
-    return 1 + int(math.log(step / grace_steps, reduction_factor) + 1e-9)
+    return 1 + int(math.log(done / grace, reduction_factor) + 1e-9)

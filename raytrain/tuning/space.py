@@ -20,7 +20,7 @@ from raytrain.config import PositiveInt, RunConfig, Section
 from raytrain.config_io import describe, parse_config, read_yaml
 from raytrain.errors import ConfigError
 from raytrain.tuning.domains import AnyDomain, Domain, Grid, Range
-from raytrain.tuning.schedulers import MAY_CHANGE, AnyScheduler, Bandits, Generational, NoScheduler
+from raytrain.tuning.schedulers import MAY_CHANGE, AnyScheduler, Bandits, Generational, NoScheduler, Stopping
 
 SHARED = (
     "name",
@@ -255,6 +255,8 @@ def check_space(space: Space, raw: dict[str, Any], overrides: list[str]) -> RunC
                 break
     if isinstance(space.scheduler, Generational):
         config = _evaluated_each(space.scheduler.every_steps, config, mistakes)
+    if isinstance(space.scheduler, Stopping) and space.scheduler.grace_epochs:
+        config = _evaluated_in_epochs(space.scheduler.grace_epochs, config, mistakes)
     if mistakes:
         lines = [f"  {mistake}" for mistake in mistakes]
         raise ConfigError("\n".join([f"the space has {len(mistakes)} mistake{'s' * (len(mistakes) > 1)}:", *lines]))
@@ -264,6 +266,12 @@ def check_space(space: Space, raw: dict[str, Any], overrides: list[str]) -> RunC
 def _evaluated_each(every_steps: int, config: RunConfig, mistakes: list[str]) -> RunConfig:
     """A config that is evaluated at the end of each generation, if this one says nothing else."""
     eval_every_steps = config.training.eval_every_steps
+    if config.training.eval_every_epochs is not None:
+        mistakes.append(
+            "training.eval_every_epochs: a population counts in steps; set it to null, and training.eval_every_steps "
+            f"to a divisor of scheduler.every_steps {every_steps}, or leave it out"
+        )
+        return config
     if eval_every_steps is None:
         return parse_config(
             config.model_dump(mode="json", exclude_unset=True), [f"training.eval_every_steps={every_steps}"]
@@ -272,6 +280,21 @@ def _evaluated_each(every_steps: int, config: RunConfig, mistakes: list[str]) ->
         mistakes.append(
             f"scheduler.every_steps {every_steps} is no multiple of training.eval_every_steps {eval_every_steps}; a "
             "generation ends with an evaluation"
+        )
+    return config
+
+
+def _evaluated_in_epochs(grace_epochs: float, config: RunConfig, mistakes: list[str]) -> RunConfig:
+    """A config that is evaluated at the end of the grace, if this one says nothing else."""
+    training = config.training
+    if training.eval_every_steps is not None:
+        mistakes.append(
+            f"training.eval_every_steps {training.eval_every_steps}: trials are compared after the same share of the "
+            "data (scheduler.grace_epochs); set it to null, and training.eval_every_epochs instead, or leave it out"
+        )
+    if training.eval_every_steps is None and training.eval_every_epochs is None:
+        return parse_config(
+            config.model_dump(mode="json", exclude_unset=True), [f"training.eval_every_epochs={grace_epochs}"]
         )
     return config
 

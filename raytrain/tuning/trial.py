@@ -23,6 +23,7 @@ from raytrain.tuning.sharing import Claim
 from raytrain.tuning.space import overrides_of
 
 STEP, VALUE, STATUS, GOODPUT, OTHERS = "step", "value", "status", "goodput", "others"
+EPOCHS = "epochs_done"
 SETTLED = "is_settled"
 """A report after which the trial is not stopped: it has passed this rung before, or is at its end anyway."""
 FAILURE = "failure.txt"
@@ -129,6 +130,7 @@ class Reporter(Observer):
         self._plan = plan
         self._last_step, self._last_value = 0, math.nan
         self._others: dict[str, float] = {}
+        self._epochs = 0.0
         self._total_steps = math.inf
         self._is_stopped = False
 
@@ -151,6 +153,7 @@ class Reporter(Observer):
             if row["split"] != "validation" or row["step"] <= self._last_step or value is None:  # None: not finite
                 continue
             self._last_step, self._last_value = row["step"], self._plan.sign * value
+            self._epochs = row.get(EPOCHS, 0.0)
             others = {name: row.get(name) if known is None else known for name, known in self._plan.others.items()}
             self._others = {name: other for name, other in others.items() if other is not None}
             self._report("running", is_settled=is_settled or self._last_step >= self._total_steps)
@@ -166,7 +169,7 @@ class Reporter(Observer):
         if self._is_stopped:  # Tune raises once; a second report would wait for ever
             raise SystemExit
         told: dict[str, Any] = {STEP: self._last_step, VALUE: self._last_value, STATUS: status, SETTLED: is_settled}
-        told[OTHERS] = self._others
+        told |= {OTHERS: self._others, EPOCHS: self._epochs}
         try:
             tune.report({**told, GOODPUT: goodput})
         except SystemExit:

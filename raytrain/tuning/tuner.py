@@ -13,12 +13,12 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianSt
 
 from raytrain.elastic.signals import StopSignals
 from raytrain.tuning.callback import SweepCallback, trial_name
-from raytrain.tuning.schedulers import Halving, HyperBand, MedianStopping
+from raytrain.tuning.schedulers import Halving, HyperBand, MedianStopping, Stopping
 from raytrain.tuning.searcher import SweepSearcher
 from raytrain.tuning.shares import Shares
 from raytrain.tuning.space import Space
 from raytrain.tuning.sweep import Sweep
-from raytrain.tuning.trial import SETTLED, STEP, VALUE, TrialPlan
+from raytrain.tuning.trial import EPOCHS, SETTLED, STEP, VALUE, TrialPlan
 
 TRIAL_RESOURCES = {"node:__internal_head__": 0.001}
 """A trial's own process computes nothing; Tune wants it to hold something. It runs where the cluster's head is."""
@@ -97,24 +97,25 @@ class _Bracketed(AsyncHyperBandScheduler):
 
 
 def _scheduler(space: Space) -> Any:
-    """Tune's, by our own steps: its iterations begin anew when a trial does."""
+    """Tune's, by our own steps or epochs: its iterations begin anew when a trial does."""
     chosen = space.scheduler
+    unit = STEP if isinstance(chosen, Stopping) and chosen.grace_steps else EPOCHS
     if isinstance(chosen, Halving):
         return _settling(_Bracketed)(
-            time_attr=STEP,
+            time_attr=unit,
             metric=VALUE,
             mode="max",
             max_t=10**9,
-            grace_period=chosen.grace_steps,
+            grace_period=chosen.grace,
             reduction_factor=chosen.reduction_factor,
             brackets=chosen.brackets if isinstance(chosen, HyperBand) else 1,
         )
     if isinstance(chosen, MedianStopping):
         return _settling(MedianStoppingRule)(
-            time_attr=STEP,
+            time_attr=unit,
             metric=VALUE,
             mode="max",
-            grace_period=chosen.grace_steps,
+            grace_period=chosen.grace,
             min_samples_required=chosen.min_trials,
             min_time_slice=math.inf,  # no trial is put to sleep for another: the pool shares the workers
         )

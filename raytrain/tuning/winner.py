@@ -85,7 +85,7 @@ def with_all_data(raw: dict[str, Any], best_step: int | None) -> dict[str, Any]:
                 "leave both at auto, or write the files of the two in one format"
             )
         data["train"] = {**data["train"], "path": [*_as_list(data["train"]["path"]), *_as_list(validation["path"])]}
-    for gone in ("epochs", "early_stopping", "eval_every_steps", "best_metric"):
+    for gone in ("epochs", "early_stopping", "eval_every_steps", "eval_every_epochs", "best_metric"):
         training.pop(gone, None)
     training["max_steps"] = best_step
     return {**raw, "name": f"{raw['name']}-all-data", "data": data, "training": training}

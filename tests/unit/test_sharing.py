@@ -65,4 +65,4 @@ def test_the_most_promising_first() -> None:
 
 def test_rungs() -> None:
     assert [rungs_passed(step, 10, 3.0) for step in (9, 10, 29, 30, 89, 90, 270)] == [0, 1, 1, 2, 2, 3, 4]
-    assert rungs_passed(1000, None, 3.0) == 0
+    assert [rungs_passed(epochs, 0.5, 3.0) for epochs in (0.49, 0.5, 1.5, 4.6)] == [0, 1, 2, 3]

@@ -148,6 +148,7 @@ def test_a_key_of_the_space_on_the_command_line_is_refused() -> None:
             },
             "scheduler.kind asha compares by one metric",
         ),
+        ({"parameters": {LR: {"kind": "grid", "values": [1]}}, "scheduler": {"kind": "asha"}}, "give exactly one of"),
         (
             {"parameters": {LR: {"kind": "grid", "values": [1]}}, "metric": "loss", "also": [{"metric": "loss"}]},
             "also names a metric twice",
@@ -161,6 +162,15 @@ def test_a_mistake_in_a_space_is_named(raw: dict[str, Any], words: str, tmp_path
         load_space(str(path))
     assert words in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+def test_rungs_in_epochs_want_evaluations_in_epochs() -> None:
+    parameters = {"training.global_batch_size": {"kind": "choice", "values": [16, 32]}}
+    found = space(parameters, scheduler={"kind": "asha", "grace_epochs": 0.5})
+    assert check_space(found, RAW, []).training.eval_every_epochs == 0.5
+    assert check_space(found, RAW, ["training.eval_every_epochs=0.25"]).training.eval_every_epochs == 0.25
+    with pytest.raises(ConfigError, match="training.eval_every_steps 10: trials are compared after the same share"):
+        check_space(found, RAW, ["training.eval_every_steps=10"])
 
 
 def test_an_unknown_space_names_those_that_there_are() -> None:

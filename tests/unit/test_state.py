@@ -3,6 +3,8 @@
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from raytrain.timetable import Timetable
 from raytrain.training.state import Progress, is_better
@@ -16,6 +18,23 @@ def test_due_times_follow_the_step_alone() -> None:
     assert [s for s in range(26) if table.is_save_due(s)] == [7, 14, 21, 25]
     assert [table.next_evaluation(s) for s in (0, 9, 10, 24)] == [10, 10, 20, 25]
     assert table.place_of(10) == (1, 0)
+
+
+@given(st.integers(1, 300), st.sampled_from([0.1, 0.25, 0.33333, 0.5, 1.0, 1.5, 2.0]), st.integers(1, 5))
+def test_evaluations_in_epochs(steps_per_epoch: int, every: float, epochs: int) -> None:
+    """After the same share of the data whatever the batch, and never before it; the end of an epoch is one of them when
+    the shares make it up."""
+    total = epochs * steps_per_epoch
+    table = Timetable(steps_per_epoch, total, every * steps_per_epoch, 10**9, has_validation=True)
+    due = [step for step in range(total + 1) if table.is_evaluation_due(step)]
+    for number in range(1, int(epochs / every) + 1):
+        share = number * every
+        assert any(share - 1e-5 * number <= step / steps_per_epoch < share + 1 / steps_per_epoch for step in due)
+    assert due[-1] == total
+    if every in (0.25, 0.33333, 0.5, 1.0):
+        assert set(range(steps_per_epoch, total + 1, steps_per_epoch)) <= set(due)
+    upcoming = [table.next_evaluation(step) for step in range(total)]
+    assert upcoming == [next(step for step in due if step > now) for now in range(total)]
 
 
 def test_no_validation_means_no_evaluation() -> None:
