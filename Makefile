@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install quickstart data check format test test-unit test-all clean
+.PHONY: help install quickstart data check format test test-unit test-all docs docs-links clean
 .DEFAULT_GOAL := help
 
 help:  ## What there is to make
@@ -41,5 +41,11 @@ test-unit: install  ## The tests without Ray, in seconds
 test-all: install  ## The long fault tests too: up to an hour
 	$(BIN)/python -m pytest
 
+docs: install  ## The pages of docs/, into docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -n docs docs/_build/html
+
+docs-links: install  ## Whether the links of docs/ that lead elsewhere still do
+	$(BIN)/python -m sphinx -b linkcheck docs docs/_build/links
+
 clean:  ## Remove what was built; runs, data and models stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build docs/reference *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -22,7 +22,7 @@ def train(config: "str | dict[str, Any] | RunConfig", *overrides: str, progress:
         progress: True: show the run on the terminal, as `raytrain train` does; False: print nothing.
 
     Returns:
-        The result, whose status is finished, stopped_early, or stopped (Ctrl-C: the same call goes on from there).
+        The result, whose status is finished, stopped_early, or stopped (by Ctrl-C; the same call goes on from there).
 
     Raises:
         ConfigError: The config is wrong; nothing was started.

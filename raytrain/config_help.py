@@ -1,22 +1,67 @@
-"""What every field of the config means, for people: made from the schema, so that it can't fall behind."""
+"""What every field of a config or a search space means, for people: made from the schema, so that it can't fall behind.
 
+`raytrain configs show --fields` prints these rows, and the reference in docs/ is built from them.
+"""
+
+import inspect
+import re
 import textwrap
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
+from raytrain import config as sections
 from raytrain.config import RunConfig
 
 WIDTH = 100  # columns that a sentence is broken at
 BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
 WORDS = {"string": "text", "integer": "integer", "number": "number", "boolean": "true or false", "null": "null"}
+ANY_KEY = "KEY"  # stands in a dotted path for a key that the user chooses
+
+
+@dataclass(frozen=True)
+class FieldHelp:
+    """A field, in words."""
+
+    path: str
+    """Dotted."""
+    kind: str
+    """Its type and the allowed values."""
+    default: str | None
+    """As YAML; None for a section that is always there, whose fields say theirs."""
+    sentence: str
+    """What it means."""
+    choices: dict[str, str] = field(default_factory=dict)
+    """What some of the allowed values mean."""
+    condition: str = ""
+    """`task.kind token_classification`: it is there only then."""
+    is_required: bool = False
+    is_section: bool = False
+
+    def lines(self) -> list[str]:
+        """For the terminal."""
+        default = "" if self.default is None else f"; default {self.default}"
+        first = f"{self.path}: {self.kind}{'; required' if self.is_required else default}"
+        below = [self.sentence, *(f"{value}: {meaning}" for value, meaning in self.choices.items())]
+        return [
+            f"{first}; for {self.condition}" if self.condition else first,
+            *(line for text in below for line in _wrapped(text)),
+        ]
 
 
 def describe_fields() -> str:
     """Every field of the config: its dotted path, type, allowed values and default as YAML, and below its sentence."""
-    schema = RunConfig.model_json_schema()
-    return "\n".join(line for field in _Fields(schema["$defs"]).of(schema, "") for line in field)
+    return "\n".join(line for row in fields_of(RunConfig) for line in row.lines())
+
+
+def fields_of(model: type[BaseModel]) -> Iterator[FieldHelp]:
+    """A row for each field of a model and of the sections in it, in their order."""
+    schema = model.model_json_schema()
+    return _Fields(schema.get("$defs", {})).of(schema, "")
 
 
 class _Fields:
@@ -25,35 +70,65 @@ class _Fields:
     def __init__(self, definitions: dict[str, Any]):
         self._definitions = definitions
 
-    def of(self, section: dict[str, Any], prefix: str, skipped: str = "") -> Iterator[list[str]]:
-        """The lines of each field of a section, and of the sections in it."""
-        for name, field in section["properties"].items():
-            path, members = f"{prefix}{name}", self._members(field)
+    def of(self, section: dict[str, Any], prefix: str, condition: str = "", skipped: str = "") -> Iterator[FieldHelp]:
+        """The rows of a section's fields, and of the sections in it."""
+        for name, found in section["properties"].items():
+            path, members = f"{prefix}{name}", self._members(found)
             if name == skipped:
                 continue
-            if "discriminator" in field:
-                yield from self._union(path, field["discriminator"], members)
-                continue
             is_required = name in section.get("required", [])
-            sections = [member for member in members if "properties" in member]
-            sentence = field.get("description") or (members[0].get("description") if sections else "") or ""
-            yield [f"{path}: {self._kind(members)}{_default(field, is_required, bool(sections))}", *_wrapped(sentence)]
-            for member in sections:
-                yield from self.of(member, f"{path}.")
+            if "discriminator" in found:
+                yield from self._union(path, found, is_required)
+                continue
+            subsections = [member for member in members if "properties" in member]
+            sentence = found.get("description") or (members[0].get("description") if subsections else "") or ""
+            yield FieldHelp(
+                path=path,
+                kind=self._kind(members),
+                default=None if is_required else _default(found, is_section=bool(subsections)),
+                sentence=_one_line(sentence),
+                choices=self._meanings(found),
+                condition=condition,
+                is_required=is_required,
+                is_section=bool(subsections),
+            )
+            for member in [*subsections, *self._listed(members)]:
+                yield from self.of(member, f"{path}.", condition)
+            values = found.get("additionalProperties")  # true: anything
+            if isinstance(values, dict) and "discriminator" in values:
+                yield from self._union(f"{path}.{ANY_KEY}", values, is_required=True)
 
-    def _union(self, path: str, discriminator: dict[str, Any], members: list[dict[str, Any]]) -> Iterator[list[str]]:
+    def _union(self, path: str, found: dict[str, Any], is_required: bool) -> Iterator[FieldHelp]:
         """A section whose fields depend on one of them, such as task.kind."""
-        name, choices = discriminator["propertyName"], list(discriminator["mapping"])
-        sentences = [f"{c}: {m['description']}" for c, m in zip(choices, members, strict=True)]
-        yield [f"{path}.{name}: {' | '.join(choices)}; required", *(line for s in sentences for line in _wrapped(s))]
-        for choice, member in zip(choices, members, strict=True):
-            for first, *rest in self.of(member, f"{path}.", skipped=name):
-                yield [f"{first}; for {path}.{name} {choice}", *rest]
+        name, places = found["discriminator"]["propertyName"], found["discriminator"]["mapping"]
+        members = {value: self._definitions[place.rpartition("/")[2]] for value, place in places.items()}
+        yield FieldHelp(
+            path=f"{path}.{name}",
+            kind=" | ".join(members),
+            default=None if is_required else _yaml(found["default"][name]),
+            sentence=_one_line(found.get("description", "")),
+            choices={value: _one_line(member.get("description", "")) for value, member in members.items()},
+            is_required=is_required,
+        )
+        for value, member in members.items():
+            yield from self.of(member, f"{path}.", condition=f"{path}.{name} {value}", skipped=name)
 
-    def _members(self, field: dict[str, Any]) -> list[dict[str, Any]]:
+    def _members(self, found: dict[str, Any]) -> list[dict[str, Any]]:
         """What a field may be: one schema, or those of a union, each looked up."""
-        options = field.get("anyOf") or field.get("oneOf") or [field]
+        options = found.get("anyOf") or found.get("oneOf") or [found]
         return [self._definitions[o["$ref"].rpartition("/")[2]] if "$ref" in o else o for o in options]
+
+    def _listed(self, members: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The sections of a list of sections."""
+        lists = [member for member in members if member.get("type") == "array"]
+        items = [item for found in lists for item in self._members(found.get("items", {}))]
+        return [item for item in items if "properties" in item]
+
+    def _meanings(self, found: dict[str, Any]) -> dict[str, str]:
+        """What the values of an enumeration mean, where its class says so."""
+        names = [o["$ref"].rpartition("/")[2] for o in found.get("anyOf") or [found] if "$ref" in o]
+        enums = [kind for name in names if inspect.isclass(kind := getattr(sections, name, None))]
+        return {value: said for kind in enums if issubclass(kind, Enum) for value, said in _comments(kind).items()}
 
     def _kind(self, members: list[dict[str, Any]]) -> str:
         return " | ".join(self._word(member) for member in members)
@@ -63,19 +138,26 @@ class _Fields:
             return "a section"
         if "const" in schema or "enum" in schema:
             return " | ".join(map(_yaml, schema.get("enum") or [schema["const"]]))
+        if "type" not in schema:
+            return "anything"
         if schema["type"] == "array":
-            return f"list of {self._kind(self._members(schema['items']))}"
+            items = self._kind(self._members(schema.get("items", {})))
+            return "list of sections" if items == "a section" else f"list of {items}"
         if schema["type"] == "object":
             return "keys with values"
         bounds = [f"{words} {schema[key]:g}" for key, words in BOUNDS.items() if key in schema]
         return " ".join([WORDS[schema["type"]], " and ".join(bounds)]).strip()
 
 
-def _default(field: dict[str, Any], is_required: bool, is_section: bool) -> str:
-    if is_required:
-        return "; required"
-    value = field.get("default")
-    return "" if is_section and value is not None else f"; default {_yaml(value)}"  # its own fields say theirs
+def _comments(kind: type[Enum]) -> dict[str, str]:
+    """Value -> the comment behind it in the source."""
+    found = re.findall(r'^ +[A-Z0-9_]+ = "([^"]*)"  # (.+)$', inspect.getsource(kind), re.MULTILINE)
+    return dict(found)
+
+
+def _default(found: dict[str, Any], *, is_section: bool) -> str | None:
+    value = found.get("default")
+    return None if is_section and value is not None else _yaml(value)  # its own fields say theirs
 
 
 def _yaml(value: Any) -> str:
@@ -83,5 +165,9 @@ def _yaml(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
 
 
+def _one_line(sentence: str) -> str:
+    return " ".join(sentence.split())
+
+
 def _wrapped(sentence: str) -> list[str]:
-    return textwrap.wrap(" ".join(sentence.split()), WIDTH, initial_indent="    ", subsequent_indent="    ")
+    return textwrap.wrap(sentence, WIDTH, initial_indent="    ", subsequent_indent="    ")

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raytrain.assets import space_names
+from raytrain.config_help import fields_of
 from raytrain.config_io import parse_config
 from raytrain.errors import ConfigError
 from raytrain.tuning.space import Space, check_space, draw_values, load_space, overrides_of
@@ -204,3 +205,15 @@ def test_a_mistake_in_a_space_is_named_by_its_path(tmp_path: Path, text: str, wo
     with pytest.raises(ConfigError) as caught:
         load_space(str(path))
     assert words in str(caught.value)
+
+
+def test_every_field_of_a_space_is_described() -> None:
+    rows = {(row.path, row.condition): row for row in fields_of(Space)}
+    assert all(row.sentence or row.choices for row in rows.values())
+    assert rows["scheduler.kind", ""].default == "none"
+    assert rows["scheduler.kind", ""].choices["pbt"].startswith("Population-based training")  # not another's
+    low = rows["parameters.KEY.low", "parameters.KEY.kind loguniform"]
+    assert low.lines()[0] == "parameters.KEY.low: number above 0; required; for parameters.KEY.kind loguniform"
+    assert rows["also", ""].kind == "list of sections"
+    assert rows["also.metric", ""].is_required
+    assert rows["parameters.KEY.values", "parameters.KEY.kind choice"].kind == "list of anything"
