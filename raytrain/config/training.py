@@ -46,7 +46,7 @@ class ScheduleConfig(Section):
     kind: ScheduleKind = ScheduleKind.LINEAR
     """Course after warm-up."""
     warmup_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.06
-    """Share of all updates in which the rate climbs from 0 to its peak."""
+    """Share of all updates in which the rate climbs to its peak."""
     warmup_steps: NonNegativeInt | None = None
     """The same in updates; overrides warmup_ratio."""
     min_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0

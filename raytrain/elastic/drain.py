@@ -42,8 +42,7 @@ class RayDrain:
     Args:
         address: `host:port` of the cluster's control store; None: `RAY_ADDRESS`, or the Ray that runs on this machine.
         node_id: The one node that ends with this machine, in hex. None: every node whose raylet runs here, or, where
-        other
-            processes can't be seen (a sidecar container), those that are registered under this machine's IP address.
+            other processes can't be seen (a sidecar container), those registered under this machine's IP address.
     """
 
     def __init__(self, address: str | None = None, node_id: str | None = None):

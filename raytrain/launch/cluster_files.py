@@ -63,10 +63,10 @@ def render(name: str, answers: Answers) -> str:
 
 
 def describe(name: str) -> str:
-    """What a shipped file is: the first line of its head."""
+    """What a shipped file is: the first sentence of its head."""
     lines = Path(find_cluster_file(name)).read_text(encoding="utf-8").splitlines()
-    first = next((line for line in lines if line.startswith("# ") and not line.startswith("# syntax")), "")
-    return first.removeprefix("# ")
+    head = (line.removeprefix("# ") for line in lines if line.startswith("# ") and not line.startswith("# syntax"))
+    return re.split(r"(?<=[a-z)])\.(?:\s|$)", " ".join(head), maxsplit=1)[0]
 
 
 def write_rendered(text: str, out: str, *, overwrite: bool = False) -> str:
@@ -92,7 +92,8 @@ def marked_lines(text: str) -> list[tuple[int, str]]:
     """Lines that are still to be changed: their number, from 1, and their text. Comments that only speak of the mark
     don't count."""
     lines = enumerate(text.splitlines(), 1)
-    return [(number, line.strip()) for number, line in lines if MARK in line and not line.lstrip().startswith("#")]
+    spoken = re.compile(r"\s*#(?!SBATCH )")  # Slurm's settings are comments to the shell
+    return [(number, line.strip()) for number, line in lines if MARK in line and not spoken.match(line)]
 
 
 def set_value(text: str, place: Place, value: str | int) -> str:

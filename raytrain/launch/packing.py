@@ -14,7 +14,7 @@ from pathspec import GitIgnoreSpec
 
 from raytrain.errors import ConfigError
 
-MOST_BYTES = 100 << 20
+MOST_BYTES = 100_000_000
 """Of all files together, before compression: the cluster's control store keeps the archive in memory."""
 SHOWN = 5  # biggest files in a refusal
 

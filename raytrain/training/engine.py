@@ -205,7 +205,9 @@ def make_adamw(model: nn.Module, optimizer: OptimizerConfig) -> torch.optim.Adam
 def detect_precision(precision: Precision, device: torch.device) -> Precision:
     """`resolve_precision` for this worker's device. Raises ConfigError. Not collective."""
     if device.type == "cuda":
-        return resolve_precision(precision, has_gpu=True, gpu_has_bf16=torch.cuda.is_bf16_supported())
+        # Emulated, it is many times slower than fp16: T4, V100.
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return resolve_precision(precision, has_gpu=True, gpu_has_bf16=has_bf16)
     if precision is not Precision.FP16:
         return resolve_precision(precision, has_gpu=False, gpu_has_bf16=False)
     _choose_accelerator(device)

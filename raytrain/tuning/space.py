@@ -110,7 +110,7 @@ class Space(Section):
     repeats: PositiveInt = 1
     """Runs of each configuration, with seeds of their own."""
     max_failed: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
-    """Share of failed trials, of four or more, at which the sweep ends."""
+    """Share of failed trials above which the sweep ends, once four are over."""
     seed: int = 0
     """Of the drawn values: the same space and seed give the same configurations."""
 
