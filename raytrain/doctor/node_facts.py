@@ -123,9 +123,9 @@ def _raylet_folders() -> tuple[str | None, str | None]:
     import psutil  # comes with Ray
 
     for parent in psutil.Process().parents():
-        words = dict(re.findall(r"--(\w+)=(.*)", "\n".join(parent.cmdline())))
-        if "plasma_directory" in words:
-            return words["plasma_directory"], words.get("fallback_directory")
+        if parent.name().startswith("raylet"):
+            words = dict(re.findall(r"--(\w+)=(.*)", "\n".join(parent.cmdline())))
+            return words.get("plasma_directory"), words.get("fallback_directory")
     return None, None
 
 

@@ -82,20 +82,21 @@ class NodeProbe:
 
     def read(self, path: str, folder: str, names: list[str]) -> dict[str, Any]:
         """Read these files of all others. Returns the names of those that are not there, or are not what was written;
-        and seconds until the last of the rest was there."""
+        and seconds until the last of the rest was there, 0 when it was at the first look."""
         from raytrain.storage import Storage
 
-        began_s, seen_s, place = time.perf_counter(), 0.0, Storage(path).at(folder)
-        missing = list(names)
-        while missing:
+        place = Storage(path).at(folder)
+        missing, seen_after_s, began_s = (
+            [name for name in names if not _is_there(place, name)],
+            0.0,
+            time.perf_counter(),
+        )
+        while missing and time.perf_counter() - began_s < SEE_TIMEOUT_S:
+            time.sleep(0.2)
             late = [name for name in missing if not _is_there(place, name)]
             if len(late) < len(missing):
-                missing, seen_s = late, time.perf_counter() - began_s
-            if time.perf_counter() - began_s > SEE_TIMEOUT_S:
-                break
-            if missing:
-                time.sleep(0.2)
-        return {"unseen": missing, "seen_after_s": seen_s}
+                missing, seen_after_s = late, time.perf_counter() - began_s
+        return {"unseen": missing, "seen_after_s": seen_after_s}
 
     def replace(self, path: str, folder: str, name: str) -> dict[str, str]:
         """Commit over the file that is there, rename it, and delete it: what became of each, where it failed."""
