@@ -78,9 +78,10 @@ def _joined(address: str | None, private_cpus: int) -> Iterator[RaySession]:
         try:
             session = stack.enter_context(connection(address, private_cpus))
         except TrainingError as error:
+            why = scrub(" ".join(str(error).split()))
             where = f"the cluster at {address} can't be joined" if address else "no Ray can be started here"
             raise ConfigError(
-                f"{where}: {scrub(str(error))}. Run the command on one of its nodes, with that node's Python and Ray"
+                f"{where}: {why}. Run the command on one of its nodes, with that node's Python and Ray"
             ) from None
         yield session
 

@@ -501,4 +501,4 @@ def test_json_is_all_that_is_printed(capsys: pytest.CaptureFixture[str]) -> None
 def test_overrides_need_a_config() -> None:
     code, output = run_cli("doctor", "workers.max=2")
     assert code == 2
-    assert "overrides a CONFIG, and none is given" in output
+    assert "is to override a CONFIG, and none is given" in output
