@@ -63,8 +63,8 @@ def versions(facts: Facts) -> Verdicts:
                     "Give all nodes one image or environment (pip install -c constraints.txt), and restart their Ray.",
                 ),
             )
-        same = [f"{WORDS[package]} {version}" for package, version in facts.driver.items() if package not in other]
-        yield node, ok(", ".join(same))
+        if not other:
+            yield node, ok(", ".join(f"{WORDS[package]} {version}" for package, version in facts.driver.items()))
 
 
 def _public(version: str | None) -> str | None:
@@ -161,7 +161,7 @@ def _clock(clock: Clock) -> Verdict:
         return problem(f"{{}} {way} this machine's", mend, abs(clock.skew_s), in_seconds)
     if sure_s > CLOCK_NOTE_S:
         return note(f"{{}} {way} this machine's", mend, abs(clock.skew_s), in_seconds)
-    return ok("off by less than {}", abs(clock.skew_s) + clock.error_s, in_seconds)
+    return ok("within {} of this machine's", abs(clock.skew_s) + clock.error_s, in_seconds)
 
 
 def memory(facts: Facts) -> Verdicts:

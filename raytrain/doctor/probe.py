@@ -19,6 +19,7 @@ from raytrain.doctor.node_facts import about_gpus, about_node, in_words
 
 CONNECT_TIMEOUT_S = 3.0
 CONNECTIONS_AT_ONCE = 32
+WARM_UP_BYTES = 1 << 20  # more than what Ray keeps out of its object store
 # A network file system may show a new file late.
 SEE_TIMEOUT_S = 5.0
 
@@ -27,7 +28,7 @@ class NodeProbe:
     """The actor. Several of its methods may run at once."""
 
     def __init__(self) -> None:
-        self._kept: Any = None
+        self._kept: list[Any] = []
         self._listener: socket.socket | None = None
         self._made: list[str] = []
 
@@ -141,27 +142,29 @@ class NodeProbe:
     # --- object store ---
 
     def put(self, num_bytes: int) -> list[Any]:
-        """Put an object into this node's store. The reference stands in a list, so that Ray does not fetch it."""
+        """Put a tiny object and one of `num_bytes` into this node's store. The references stand in a list, so that Ray
+        does not fetch them by itself."""
         import numpy as np
         import ray
 
-        self._kept = ray.put(np.ones(num_bytes, dtype=np.uint8))
-        return [self._kept]
+        self._kept = [ray.put(np.ones(size, dtype=np.uint8)) for size in (WARM_UP_BYTES, num_bytes)]
+        return self._kept
 
     def fetch(self, box: list[Any], timeout_s: float) -> dict[str, Any]:
-        """Get another node's object. Returns seconds, or the error."""
+        """Get another node's objects. Returns seconds of the second one, or the error."""
         import ray
 
-        began_s = time.perf_counter()
         try:
-            ray.get(box[0], timeout=timeout_s)
+            ray.get(box[0], timeout=timeout_s)  # the first one also opens the connection
+            began_s = time.perf_counter()
+            ray.get(box[1], timeout=timeout_s)
         except Exception as error:
             return {"error": in_words(error)}
         return {"seconds": time.perf_counter() - began_s}
 
     def drop(self) -> None:
-        """Let go of the object."""
-        self._kept = None
+        """Let go of the objects."""
+        self._kept = []
 
 
 class Reducer:

@@ -502,3 +502,11 @@ def test_overrides_need_a_config() -> None:
     code, output = run_cli("doctor", "workers.max=2")
     assert code == 2
     assert "is to override a CONFIG, and none is given" in output
+
+
+def test_a_cluster_that_is_not_there_is_refused_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    code, output = run_cli("doctor", "--address", f"127.0.0.1:{port}", timeout_s=60)
+    assert code == 2
+    assert f"nobody answers at 127.0.0.1:{port}" in output
