@@ -84,8 +84,8 @@ def _check_that_someone_listens(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_TIMEOUT_S).close()
     except (OSError, OverflowError) as error:
         raise ConfigError(
-            f"nobody answers at {address}: {error}. Give the host and port of the cluster's GCS, which `ray start --head` "
-            "prints (6379 unless told otherwise), with --address, ray.address or RAY_ADDRESS"
+            f"nobody answers at {address}: {error}. Give the head's address, with the port that `ray start --head` "
+            "prints (6379 unless told otherwise), as --address, ray.address or RAY_ADDRESS"
         ) from None
 
 
