@@ -7,7 +7,8 @@ from running import run_cli, tiny_run, write_config
 
 def test_this_machine_for_a_run(tmp_path: Path) -> None:
     """Whatever is said of the machine, what the run needs of it works; and no folder is left."""
-    config = write_config(tiny_run(tmp_path, "reviews", "workers={max: 2}", "checkpoint.snapshot_every_steps=null"), tmp_path)
+    run = tiny_run(tmp_path, "reviews", "workers={max: 2}", "checkpoint.snapshot_every_steps=null")
+    config = write_config(run, tmp_path)
     code, output = run_cli("doctor", config)
     assert code in (0, 1), output
     lines = {line.split("  ")[0]: line for line in output.splitlines()}
