@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from raytrain.cli_cluster import cluster_app
+from raytrain.cli_cluster import cluster_app, doctor
 from raytrain.cli_jobs import jobs_app, submit
 from raytrain.errors import ConfigError, RaytrainError
 
@@ -337,6 +337,7 @@ def configs_show(
 
 
 app.command()(submit)
+app.command()(doctor)
 app.add_typer(jobs_app, name="jobs")
 
 

@@ -1,8 +1,10 @@
-"""`raytrain cluster`. Heavy imports stand inside the commands, as in cli.py."""
+"""`raytrain cluster` and `raytrain doctor`. Heavy imports stand inside the commands, as in cli.py."""
 
 from typing import Annotated
 
 import typer
+
+from raytrain.errors import ConfigError
 
 cluster_app = typer.Typer(help="Files that start a Ray cluster: fill them in, and check them.", no_args_is_help=True)
 
@@ -73,3 +75,36 @@ def cluster_check(
     for line in report.lines():
         typer.echo(line)
     raise typer.Exit(2 if report.problems else 0)
+
+
+def doctor(
+    config: Annotated[
+        str,
+        typer.Argument(metavar="[CONFIG]", help="A run whose needs are looked at too: a YAML file or a shipped name."),
+    ] = "",
+    overrides: Overrides = None,
+    address: Annotated[
+        str | None, typer.Option(help="The cluster; default: the config's ray.address, RAY_ADDRESS, or a private Ray.")
+    ] = None,
+    storage: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Folder or URI to try instead of the config's storage_path.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Examine a cluster, or this machine: versions, GPUs, clocks, memory, disks, storage and the network between nodes.
+
+    Takes about a minute, and holds no CPU or GPU of Ray's. Exit code 1: there is a problem; 2: it can't be examined.
+    """
+    from raytrain.config_io import load_config
+    from raytrain.doctor.examine import examine
+    from raytrain.doctor_console import DoctorConsole
+
+    if "=" in config:
+        raise ConfigError(
+            f"{config} is to override a CONFIG, and none is given; without one use --address and --storage"
+        )
+    console = DoctorConsole(as_json=json)
+    parsed = load_config(config, overrides) if config else None
+    report = examine(parsed, address=address, storage_path=storage, say=console.say)
+    console.show(report)
+    raise typer.Exit(report.exit_code)

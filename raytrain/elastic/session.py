@@ -38,10 +38,17 @@ def cluster_address(config: RunConfig) -> str | None:
 
 @contextmanager
 def ray_session(config: RunConfig, private_cpus: int) -> Iterator[RaySession]:
-    """Connect to Ray for the length of a command.
+    """Connect to the Ray that a config names for the length of a command; see `connection`."""
+    with connection(cluster_address(config), private_cpus) as session:
+        yield session
+
+
+@contextmanager
+def connection(address: str | None, private_cpus: int) -> Iterator[RaySession]:
+    """Connect to a Ray for the length of a command.
 
     Args:
-        config: `ray.address` and `ray.num_cpus` are used.
+        address: Of the cluster; None: a private Ray is started.
         private_cpus: Logical CPUs of a private Ray. They exceed what the workers hold, or Ray Data would wait for
             ever; the machine's real cores are shared by the operating system.
 
@@ -50,7 +57,6 @@ def ray_session(config: RunConfig, private_cpus: int) -> Iterator[RaySession]:
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    address = cluster_address(config)
     if address is None:
         _lock_private_ray()
     import ray

@@ -12,6 +12,7 @@ COMMANDS = [
     "cluster",
     "configs",
     "data",
+    "doctor",
     "eval",
     "jobs",
     "plan",

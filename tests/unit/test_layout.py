@@ -22,14 +22,16 @@ ROWS = [
     ("report",),
     ("elastic",),
     ("forecast",),
+    ("doctor",),
     ("tuning",),
     ("launch",),
-    ("console", "sweep_console", "plan_console", "job_console"),
+    ("console", "sweep_console", "plan_console", "job_console", "doctor_console"),
     ("cli", "cli_cluster", "cli_jobs", "__init__", "__main__"),
 ]
 NO_RAY = ("config", "config_io", "plan", "batch_plan", "timetable", "data.order", "data.prepared", "data.sources")
 NO_RAY += ("training.engine", "training.trainer", "training.saving", "training.evaluate", "tasks")
 NO_RAY += ("tracking", "forecast", "tuning.space", "tuning.sharing", "tuning.board", "tuning.hparams")
+NO_RAY += ("doctor.facts", "doctor.findings", "doctor.judge", "doctor.judge_nodes", "doctor.judge_links")
 NO_RAY += ("launch.packing", "launch.request")
 NO_RAY += ("checkpoint.manifest", "checkpoint.ranges", "checkpoint.store", "checkpoint.writer", "checkpoint.zero_state")
 NO_TORCH = (
@@ -45,6 +47,7 @@ NO_TORCH = (
     "tracking",
     "elastic",
     "forecast",
+    "doctor",
     "tuning",
     "launch",
 )
