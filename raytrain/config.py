@@ -326,8 +326,7 @@ class WorkersConfig(Section):
     grow_delay_s: Annotated[float, Field(ge=0.0)] = 10.0
     """Seconds that room for more workers must be there, unchanged, before the run grows: nodes come one by one."""
     grow_payback: Annotated[float, Field(ge=0.0)] = 2.0
-    """The run grows only when that saves at least so many times the seconds that a resize costs, which the run
-    measures on itself."""
+    """The run grows only when that saves at least so many times the seconds that a resize has cost this run."""
     reclaim_watch: Literal["off", "auto", "aws", "gcp", "azure"] = "off"
     """Cloud whose reclaim notices the run itself reads, by an actor on each node; auto: found out on each node. off:
     the cluster's `raytrain reclaim-watch` does it, or nobody. An actor keeps an idle node from being scaled down."""
@@ -390,6 +389,8 @@ class TrackingConfig(Section):
     """Weights & Biases, `pip install 'raytrain[wandb]'`; null: off, `{}`: on."""
     mlflow: MlflowConfig | None = None
     """MLflow, `pip install 'raytrain[mlflow]'`; null: off."""
+    prometheus: bool = True
+    """True: export metrics through Ray, beside its own; see `cluster/grafana/`."""
 
 
 class RayConfig(Section):

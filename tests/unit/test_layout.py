@@ -20,6 +20,7 @@ ROWS = [
     ("checkpoint",),
     ("training",),
     ("report",),
+    ("monitoring",),
     ("elastic",),
     ("forecast",),
     ("tuning",),
@@ -30,7 +31,7 @@ ROWS = [
 NO_RAY = ("config", "config_io", "plan", "batch_plan", "timetable", "data.order", "data.prepared", "data.sources")
 NO_RAY += ("training.engine", "training.trainer", "training.saving", "training.evaluate", "tasks")
 NO_RAY += ("tracking", "forecast", "tuning.space", "tuning.sharing", "tuning.board", "tuning.hparams")
-NO_RAY += ("launch.packing", "launch.request")
+NO_RAY += ("launch.packing", "launch.request", "monitoring.names", "monitoring.run_metrics")
 NO_RAY += ("checkpoint.manifest", "checkpoint.ranges", "checkpoint.store", "checkpoint.writer", "checkpoint.zero_state")
 NO_TORCH = (
     "tokenizer",
@@ -43,6 +44,7 @@ NO_TORCH = (
     "tasks",
     "checkpoint.store",
     "tracking",
+    "monitoring",
     "elastic",
     "forecast",
     "tuning",
