@@ -63,9 +63,11 @@ def render(name: str, answers: Answers) -> str:
 
 
 def describe(name: str) -> str:
-    """What a shipped file is: the first line of its head."""
-    lines = Path(find_cluster_file(name)).read_text(encoding="utf-8").splitlines()
-    first = next((line for line in lines if line.startswith("# ") and not line.startswith("# syntax")), "")
+    """What a shipped file is: the first line of its head, or, since JSON has no comments, of its description."""
+    text = Path(find_cluster_file(name)).read_text(encoding="utf-8")
+    if name.endswith(".json"):
+        return str(json.loads(text)["description"]).partition(". ")[0]
+    first = next((line for line in text.splitlines() if line.startswith("# ") and not line.startswith("# syntax")), "")
     return first.removeprefix("# ")
 
 

@@ -83,7 +83,7 @@ class RunExporter(Exporter):
         name = f"{sweep}/{config.name}" if sweep else config.name
         labels = {"run": name, "sweep": sweep, "trial": config.name if sweep else ""}
         super().__init__(labels, is_on=config.tracking.prometheus)
-        self._count_labels = {"run": "" if sweep else name, "sweep": sweep}
+        self._count_labels = {"run": sweep or name, "sweep": sweep}
         self._config, self._run, self._total_steps = config, run, total_steps
         self._crew = Crew(0, config.workers.max)
         self.attempt(self._begin)
