@@ -1,4 +1,4 @@
-"""What Prometheus is told of a run, from the lines that it writes; no Ray. tests/ray/test_metrics_endpoint.py asks it."""
+"""What Prometheus is told of a run, from the lines that it writes; no Ray. ray/test_metrics_endpoint.py asks it."""
 
 import math
 from pathlib import Path
