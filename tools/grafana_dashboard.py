@@ -72,6 +72,7 @@ def progress() -> list[dict[str, Any]]:
     left = f"({of_run(names.TARGET_STEP)} - {of_run(names.STEP)})"
     speed = f'max by (run) (deriv({RAY_PREFIX}{names.STEP.name}{{run=~"$run", sweep=~"$sweep"}}[15m]) > 0)'
     skipped = (of_run(names.SKIPPED_IN_A_ROW), "{{run}} in a row"), (grown(names.SKIPPED), "{{run}}")
+    no_number = (of_run(names.NOT_FINITE), "{{run}} without a finite loss")
     return [
         simple("Training loss", names.LOSS),
         panel(
@@ -86,7 +87,7 @@ def progress() -> list[dict[str, Any]]:
         panel("Steps done", "percentunit", (f"{of_run(names.STEP)} / {of_run(names.TARGET_STEP)}", "{{run}}")),
         panel("Time left", "s", (f"{left} / {speed}", "{{run}}"), description="At the speed of the last 15 minutes."),
         simple("Gradient norm", names.GRAD_NORM),
-        panel("fp16: steps skipped", "short", *skipped, description=names.SKIPPED.description),
+        panel("Overflows", "short", *skipped, no_number, description=names.SKIPPED.description),
     ]
 
 

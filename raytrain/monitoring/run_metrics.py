@@ -1,6 +1,5 @@
 """A run's metrics, from the lines that it writes down. No Ray."""
 
-import math
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -83,7 +82,7 @@ class RunMetrics:
         self._row: dict[str, Any] = dict(rows[-1]) if rows else {}
         self._evaluation: dict[str, Any] = {}
         self._take_evaluations(evals)
-        self._skipped_in_a_row = 0
+        self._skipped_in_a_row = self._not_finite_in_a_row = 0
         self._counts: defaultdict[tuple[Metric, str], float] = defaultdict(float)
         self._window: deque[_Moment] = deque()
         self._done = dict.fromkeys((names.SAMPLES, names.TOKENS, names.STEP_S, names.DATA_WAIT_S), 0.0)
@@ -111,6 +110,7 @@ class RunMetrics:
         samples = row["samples_seen"] - before.get("samples_seen", 0) if follows else self._batch
         skipped = row["skipped_steps"] - before.get("skipped_steps", 0)
         self._skipped_in_a_row = self._skipped_in_a_row + skipped if skipped > 0 else 0
+        self._not_finite_in_a_row = self._not_finite_in_a_row + 1 if row["loss"] is None else 0
         self._count(names.STEPS, 1)
         self._count(names.SAMPLES, samples)
         self._count(names.TOKENS, (row["tokens_per_s"] or 0.0) * row["step_s"])
@@ -149,10 +149,11 @@ class RunMetrics:
             self._step_at_s = now_s  # since when steps may be expected
         self._had_workers = crew.workers > 0
         for column, metric in OF_A_STEP.items():
-            if column in self._row and (metric is not names.LOSS_SCALE or self._row[column] is not None):
-                yield metric, {}, _number(self._row[column])
+            if self._row.get(column) is not None:  # a NaN would not arrive: the agent drops it
+                yield metric, {}, self._row[column]
         yield names.TARGET_STEP, {}, self._total_steps
         yield names.SKIPPED_IN_A_ROW, {}, self._skipped_in_a_row
+        yield names.NOT_FINITE, {}, self._not_finite_in_a_row
         values = [(name, value) for name, value in self._evaluation.items() if _is_metric(name, value)]
         for name, value in values[:MOST_METRICS]:
             yield names.VALIDATION, {"metric": name}, value
@@ -201,10 +202,6 @@ def zeros() -> Iterator[Sample]:
         if metric.is_counter:
             own = metric.labels[2:]
             yield from ((metric, {own[0]: value}, 0.0) for value in values[own[0]]) if own else [(metric, {}, 0.0)]
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 def _is_metric(name: str, value: object) -> bool:

@@ -1,6 +1,5 @@
 """What Prometheus is told of a run, from the lines that it writes; no Ray. ray/test_metrics_endpoint.py asks it."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +87,14 @@ def test_a_step_and_an_evaluation() -> None:
     assert labelled(list(metrics.gauges(TWO)), names.VALIDATION) == {"loss": 0.4, "accuracy": 0.75}
 
 
-def test_a_loss_that_is_no_number_is_told_as_that() -> None:
+def test_a_loss_that_is_no_number_is_counted() -> None:
+    """Ray's agent shows no NaN."""
     metrics = RunMetrics(100, 8)
-    metrics.rows("metrics.jsonl", [step(1, loss=None, grad_norm=None)])
-    assert math.isnan(gauges(metrics)[names.LOSS]) and math.isnan(gauges(metrics)[names.GRAD_NORM])
+    metrics.rows("metrics.jsonl", [step(1), step(2, loss=None, grad_norm=None), step(3, loss=None)])
+    assert names.LOSS not in gauges(metrics)
+    assert gauges(metrics)[names.NOT_FINITE] == 2
+    metrics.rows("metrics.jsonl", [step(4)])
+    assert gauges(metrics)[names.NOT_FINITE] == 0
 
 
 def test_counters_tell_what_came_since_they_were_asked() -> None:
@@ -156,10 +159,10 @@ def test_since_when_there_was_no_step_and_no_checkpoint() -> None:
     clock.now_s = 1200
     assert gauges(metrics, Crew(0, 4, 30.0))[names.WAITING_S] == 30
     clock.now_s = 1500
-    assert gauges(metrics)[names.STEP_TIME] == 1000, "the first look at a group came before"
+    assert gauges(metrics)[names.STEP_TIME] == 1500, "the workers came together"
     gauges(metrics, Crew(0, 4))
     clock.now_s = 1600
-    assert gauges(metrics)[names.STEP_TIME] == 1600, "a group has come together: from now on it may be stalled"
+    assert gauges(metrics)[names.STEP_TIME] == 1600, "and another group, which from now on may be stalled"
     clock.now_s = 1700
     metrics.rows("metrics.jsonl", [step(1)])
     metrics.rows("events.jsonl", [{"kind": "checkpoint", "time": 1650.0, "step": 1, "attempt": 0}])
