@@ -58,7 +58,7 @@ def cluster_render(
 
 @cluster_app.command("check")
 def cluster_check(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A `ray up` file, or Kubernetes manifests.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A `ray up` file, manifests, or Prometheus rules.")],
     overrides: Overrides = None,
     config: Annotated[str | None, typer.Option(help="A run's config, whose workers the nodes must hold.")] = None,
     price: Annotated[

@@ -92,6 +92,8 @@ class TrackingConfig(Section):
     """Weights & Biases, `pip install 'raytrain[wandb]'`; null: off, `{}`: on."""
     mlflow: MlflowConfig | None = None
     """MLflow, `pip install 'raytrain[mlflow]'`; null: off."""
+    prometheus: bool = True
+    """True: export metrics through Ray, beside its own; see `cluster/grafana/`."""
 
 
 class RayConfig(Section):

@@ -1,5 +1,6 @@
 """Who is told how a run goes, and what reads a run's files for it."""
 
+from collections.abc import Callable
 from typing import Any
 
 from raytrain.storage import Storage
@@ -29,10 +30,11 @@ class Observer:
 
 
 class Follower:
-    """Reads what has been added to a run's files since the last look, and tells the observer."""
+    """Reads what has been added to a run's files since the last look, and passes it on."""
 
-    def __init__(self, run: Storage, observer: Observer):
-        self._run, self._observer = run, observer
+    def __init__(self, run: Storage, *tell: Callable[[str, list[dict[str, Any]]], None]):
+        """`tell`: each takes the name of a file and its new lines; see `Observer.rows`."""
+        self._run, self._tell = run, tell
         self._offsets = {name: self._size(name) for name in ("events.jsonl", "metrics.jsonl", "evals.jsonl")}
 
     def look(self) -> None:
@@ -47,7 +49,9 @@ class Follower:
                 continue
             whole = text[: text.rfind(b"\n") + 1]
             self._offsets[name] = offset + len(whole)
-            self._observer.rows(name, parse_jsonl(whole))
+            rows = parse_jsonl(whole)
+            for tell in self._tell:
+                tell(name, rows)
 
     def _size(self, name: str) -> int:
         return self._run.size_bytes(name) if self._run.exists(name) else 0

@@ -40,6 +40,10 @@ class Room:
         self._workers, self._worker = config.workers, dict(worker)
         self._say, self._on_poll, self._is_stop_asked = say, on_poll, is_stop_asked
         self._pool, self._share = pool, share
+        self.wanted = config.workers.max
+        """Workers that the run may have, as it was last known."""
+        self.waiting_s = 0.0
+        """Seconds since which workers.min do not fit; 0: they do, or the sweep has them all."""
         self._expected = 0
         data_cpus, least = config.workers.data_cpus, config.workers.min
         self._request = NodeRequest(worker, data_cpus, least) if share.asks_for_nodes else None
@@ -83,8 +87,9 @@ class Room:
             if fitting < self._workers.min and (most < self._workers.min or waited_s > SETTLE_S):
                 self._pool.close()  # another run, or another trial, may use what they hold
             if fitting >= self._workers.min and (fitting >= min(wanted, most) or waited_s >= settle_s):
-                self._is_first, self._expected = False, 0
+                self._is_first, self._expected, self.waiting_s = False, 0, 0.0
                 return places
+            self.waiting_s = waited_s if fitting < self._workers.min <= most else 0.0
             timeout_s = self._workers.wait_timeout_s
             if timeout_s is not None and waited_s > timeout_s:
                 raise TrainingError(
@@ -106,7 +111,8 @@ class Room:
     def most_workers(self) -> int:
         """Workers that the run may have now."""
         most = self._share.most_workers()
-        return self._workers.max if most is None else min(most, self._workers.max)
+        self.wanted = self._workers.max if most is None else min(most, self._workers.max)
+        return self.wanted
 
     def places(self, nodes: Iterable[NodeView], num_pipelines: int, most: int) -> list[str]:
         """Where up to `most` workers would fit if ours were not there. `num_pipelines`: those that run, or have just

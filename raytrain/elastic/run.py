@@ -24,6 +24,7 @@ from raytrain.elastic.session import ray_session
 from raytrain.elastic.share import Terms
 from raytrain.elastic.signals import StopSignals
 from raytrain.errors import ConfigError, RaytrainError, TrainingError, first_line
+from raytrain.monitoring.exporter import RunExporter
 from raytrain.plan import Plan
 from raytrain.report.goodput import goodput
 from raytrain.storage import Storage
@@ -177,6 +178,7 @@ def _train(
                 began_at_s=began_at_s,
                 check_lease=lease.check,
                 terms=terms,
+                exporter=RunExporter(config, run, table.total_steps, terms.sweep),
             )
 
 
@@ -202,16 +204,20 @@ def _supervise(
     began_at_s: float = 0.0,
     check_lease: Callable[[], None] = lambda: None,
     terms: Terms | None = None,
+    exporter: RunExporter | None = None,
 ) -> dict[str, Any]:
     """Let a supervisor do its work, follow the run's files meanwhile, and pass a stop request on."""
     from raytrain.elastic.supervisor import Supervisor
 
-    follower, terms = Follower(run, observer), terms or Terms()
+    follower = Follower(run, observer.rows, *([exporter.rows] if exporter else []))
+    terms = terms or Terms()
 
     def on_poll() -> None:
         check_lease()
         signals.acknowledge(observer.stopping)
         follower.look()
+        if exporter is not None:
+            exporter.look(supervisor.crew)
 
     supervisor = Supervisor(
         found.config,
@@ -226,14 +232,17 @@ def _supervise(
         began_at_s=began_at_s,
     )
     try:
-        return work(supervisor)
+        outcome = work(supervisor)
     except RaytrainError as error:
-        return {"status": "failed", "message": str(error), "exit_code": error.exit_code}
+        outcome = {"status": "failed", "message": str(error), "exit_code": error.exit_code}
     except Exception as error:  # a mailbox that was killed, a control store that is gone: told like any other end
         logger.exception("the run was ended by an error that is none of its own")
-        return {"status": "failed", "message": f"{type(error).__name__}: {first_line(str(error))}", "exit_code": 1}
+        outcome = {"status": "failed", "message": f"{type(error).__name__}: {first_line(str(error))}", "exit_code": 1}
     finally:
         follower.look()
+    if exporter is not None:
+        exporter.end(outcome["status"])
+    return outcome
 
 
 def evaluate_run(path: str, split: str, observer: Observer | None = None) -> dict[str, float]:

@@ -65,6 +65,8 @@ class Terms:
     """It saves and stops after so many of its steps, to be gone on with; None: it goes on to its end."""
     may_change: tuple[str, ...] = ()
     """Dotted keys, or beginnings of them, that may have other values than when the run was stopped."""
+    sweep: str = ""
+    """The sweep's name."""
 
 
 def start_worker(node_id: str, resources: Mapping[str, float]) -> Any:

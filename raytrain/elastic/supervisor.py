@@ -30,6 +30,7 @@ from raytrain.elastic.room import Room
 from raytrain.elastic.share import Terms
 from raytrain.elastic.watchdog import Watchdog
 from raytrain.errors import first_line
+from raytrain.monitoring.run_metrics import Crew
 from raytrain.storage import Storage
 from raytrain.training.job import Job, Transition
 from raytrain.training.mailbox import GroupStatus, Mailbox
@@ -84,13 +85,18 @@ class Supervisor:
         self._resize_cost_s = 0.0
         self._mailbox = Mailbox()
         self._leave_by_s = math.inf
-        self._num_groups = 0
+        self._num_groups = self._num_at_work = 0
         self._group: WorkerGroup | None = None
         self._holders = Holders(self._mailbox.name)
         self._saved_step = 0
         self._nodes: list[NodeView] = []
         self._began_at_s = began_at_s
         self._own_node = own_node()
+
+    @property
+    def crew(self) -> Crew:
+        """How many workers train now, and how many might."""
+        return Crew(self._num_at_work, self._room.wanted, self._room.waiting_s)
 
     def train(self) -> dict[str, Any]:
         """Train to the end. Returns the result of the last group: its status, and a message when it failed."""
@@ -170,7 +176,9 @@ class Supervisor:
         if self._pool.bring_up(places, _lost_nodes, self._on_poll) < self._config.workers.min:
             return self._after_failure(GroupFailure(FailureKind.NO_START, NO_START), GroupStatus(), places)
         group = self._new_group(self._job(transition, None))
+        self._num_at_work = group.world_size
         leaving = self._watch(group, transition)
+        self._num_at_work = 0
         self._on_poll()
         status = self._mailbox.status()
         self._saved_step = max(self._saved_step, status.saved_step)

@@ -15,6 +15,7 @@ from raytrain.launch.cluster_files import marked_lines
 from raytrain.launch.cluster_nodes import NodeGroup, Resources, kuberay_config, node_groups, nodes_for, ray_up_config
 from raytrain.launch.cluster_rules import CLOUDS, Problem, kubernetes_problems, ray_up_problems
 from raytrain.launch.cluster_schema import kuberay_schema_problems, ray_schema_problem
+from raytrain.launch.prometheus_rules import rule_problems
 
 
 @dataclass
@@ -65,12 +66,12 @@ def check_cluster_file(path: str, config: RunConfig | None = None, prices: Mappi
     """Check a cluster file.
 
     Args:
-        path: A `ray up` file, or Kubernetes manifests with a RayCluster or RayJob among them.
+        path: A `ray up` file, Kubernetes manifests, or a file of Prometheus rules.
         config: A run's, whose workers the nodes must hold.
         prices: Dollars for an hour of a node, by its name.
 
     Raises:
-        ConfigError: The file can't be read, or is neither; or a price is that of no node.
+        ConfigError: The file can't be read, or is none of these; or a price is that of no node.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -86,8 +87,13 @@ def check_cluster_file(path: str, config: RunConfig | None = None, prices: Mappi
         _check_ray_up(report, documents[0], config)
     elif all("kind" in document for document in documents):
         _check_kubernetes(report, documents, config)
+    elif "groups" in documents[0]:
+        report.problems += rule_problems(documents[0]["groups"], "groups")
     else:
-        raise ConfigError(f"{path}: neither a `ray up` file (no `provider`) nor Kubernetes manifests (no `kind`)")
+        raise ConfigError(
+            f"{path}: neither a `ray up` file (no `provider`), nor Kubernetes manifests (no `kind`), nor Prometheus "
+            "rules (no `groups`)"
+        )
     return report
 
 
@@ -107,6 +113,8 @@ def _check_ray_up(report: Report, raw: dict[str, Any], config: RunConfig | None)
 def _check_kubernetes(report: Report, documents: list[dict[str, Any]], config: RunConfig | None) -> None:
     report.problems += kubernetes_problems(documents)
     for document in documents:
+        if document["kind"] == "PrometheusRule":
+            report.problems += rule_problems((document.get("spec") or {}).get("groups"), "spec.groups")
         if document["kind"] not in ("RayCluster", "RayJob"):
             continue
         wrong = kuberay_schema_problems(document)

@@ -63,8 +63,11 @@ def render(name: str, answers: Answers) -> str:
 
 
 def describe(name: str) -> str:
-    """What a shipped file is: the first sentence of its head."""
-    lines = Path(find_cluster_file(name)).read_text(encoding="utf-8").splitlines()
+    """What a shipped file is: the first sentence of its head, or, since JSON has no comments, of its description."""
+    text = Path(find_cluster_file(name)).read_text(encoding="utf-8")
+    if name.endswith(".json"):
+        return str(json.loads(text)["description"]).partition(". ")[0]
+    lines = text.splitlines()
     head = (line.removeprefix("# ") for line in lines if line.startswith("# ") and not line.startswith("# syntax"))
     return re.split(r"(?<=[a-z)])\.(?:\s|$)", " ".join(head), maxsplit=1)[0]
 

@@ -5,7 +5,10 @@ starting belong to the attempt that they lead to. Every one of them is in one cl
 `other`, so the classes sum to the whole by construction, and a large `other` is a fault of ours.
 """
 
+from array import array
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 CHANGES = ("begin", "resize", "reclaim", "failure")
@@ -27,6 +30,60 @@ CLASSES = {
 }
 
 
+@dataclass
+class StepSeconds:
+    """Seconds of an attempt's steps."""
+
+    first_s: float = 0.0
+    """Its first step, data included."""
+    useful_s: float = 0.0
+    redone_s: float = 0.0
+    """In steps that a later attempt has done again; like `useful_s` without waiting for data."""
+    data_wait_s: float = 0.0
+    checkpoint_s: float = 0.0
+    evaluation_s: float = 0.0
+
+
+class StepTimes:
+    """Seconds of all steps by attempt, told line by line, so that a run that goes on can be accounted for at any time.
+    A step counts for the last attempt that did it: what earlier ones spent on it becomes redone."""
+
+    def __init__(self, rows: Iterable[dict[str, Any]] = ()):
+        self.attempts: defaultdict[int, StepSeconds] = defaultdict(StepSeconds)
+        self._attempt_of, self._seconds_of = array("q"), array("d")  # by step
+        for row in rows:
+            self.add(row)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """A line of metrics.jsonl."""
+        step, attempt = row.get("step"), row.get("attempt", 0)
+        if step is None:
+            return
+        mine, seconds = self.attempts.get(attempt), _sum("step_s", [row]) - _sum("data_wait_s", [row])
+        if mine is None:
+            mine = self.attempts[attempt]
+            mine.first_s = _sum("step_s", [row])
+        mine.data_wait_s += _sum("data_wait_s", [row])
+        mine.checkpoint_s += _sum("checkpoint_s", [row])
+        mine.evaluation_s += _sum("evaluation_s", [row])
+        missing = step + 1 - len(self._attempt_of)
+        if missing > 0:
+            self._attempt_of.extend([-1] * missing)
+            self._seconds_of.extend([0.0] * missing)
+        owner = self._attempt_of[step]
+        if attempt < owner:
+            mine.redone_s += seconds
+            return
+        if owner not in (-1, attempt):
+            before = self.attempts[owner]
+            before.useful_s -= self._seconds_of[step]
+            before.redone_s += self._seconds_of[step]
+            self._seconds_of[step] = 0.0
+        mine.useful_s += seconds
+        self._attempt_of[step] = attempt
+        self._seconds_of[step] += seconds
+
+
 def goodput(events: Sequence[dict[str, Any]], rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """Account for a run's worker-seconds.
 
@@ -38,18 +95,20 @@ def goodput(events: Sequence[dict[str, Any]], rows: Iterable[dict[str, Any]]) ->
         `goodput`, the share of useful steps and evaluations; `worker_seconds`; and `classes`, worker-seconds by name.
         Empty when nothing has been trained.
     """
-    steps = [row for row in rows if row.get("step") is not None]
-    last_attempt: dict[int, int] = {}
-    for row in steps:
-        last_attempt[row["step"]] = max(row.get("attempt", 0), last_attempt.get(row["step"], 0))
+    return account(events, StepTimes(rows))
+
+
+def account(events: Iterable[dict[str, Any]], times: StepTimes) -> dict[str, Any]:
+    """The same, of steps that are added up already."""
     classes = dict.fromkeys(CLASSES, 0.0)
-    attempts = sorted({event.get("attempt", 0) for event in events if event.get("kind") == "start"})
-    for attempt in attempts:
-        mine = [event for event in events if event.get("attempt", 0) == attempt]
-        after = [event for event in events if event.get("attempt", 0) == attempt + 1]
-        own = [row for row in steps if row.get("attempt", 0) == attempt]
-        for name, seconds in _attempt(mine, after, own, last_attempt).items():
-            classes[name] += seconds
+    by_attempt = defaultdict(list)
+    for event in events:
+        by_attempt[event.get("attempt", 0)].append(event)
+    for attempt, mine in sorted(by_attempt.items()):
+        if any(event.get("kind") == "start" for event in mine):
+            after = by_attempt.get(attempt + 1, [])
+            for name, seconds in _attempt(mine, after, times.attempts.get(attempt, StepSeconds())).items():
+                classes[name] += seconds
     total_s = sum(classes.values())
     if not total_s:
         return {}
@@ -58,9 +117,7 @@ def goodput(events: Sequence[dict[str, Any]], rows: Iterable[dict[str, Any]]) ->
     return {"goodput": round(share, 4), "worker_seconds": round(total_s, 3), "classes": rounded}
 
 
-def _attempt(
-    events: list[dict[str, Any]], after: list[dict[str, Any]], rows: list[dict[str, Any]], last_attempt: dict[int, int]
-) -> dict[str, float]:
+def _attempt(events: list[dict[str, Any]], after: list[dict[str, Any]], steps: StepSeconds) -> dict[str, float]:
     """Worker-seconds of one attempt by class. `after`: the events of the next one."""
     start = _first(events, "start")
     change, next_change = _first(events, *CHANGES), _first(after, *CHANGES)
@@ -69,28 +126,24 @@ def _attempt(
     workers = start.get("world_size", 1)
     if change is None:
         return {"lost": workers * max(0.0, ended_at_s - start.get("entered_at_s", ended_at_s))}
-    first_row_s = _sum("step_s", rows[:1])
     prepare_s = change["detect_s"] if change["kind"] == "begin" else 0.0
     spent = {
         "prepare": prepare_s,
         "waiting": change["wait_s"],
         "regroup": change["regroup_s"],
         "load": change["load_s"],
-        "first_step": max(0.0, change["first_step_s"] - first_row_s),
-        "data_wait": _sum("data_wait_s", rows),
-        "checkpoint": _sum("checkpoint_s", rows, events),
-        "evaluation": _sum("evaluation_s", rows, events) + _sum("measure_s", events),
+        "first_step": max(0.0, change["first_step_s"] - steps.first_s),
+        "data_wait": steps.data_wait_s,
+        "checkpoint": steps.checkpoint_s + _sum("checkpoint_s", events),
+        "evaluation": steps.evaluation_s + _sum("evaluation_s", events) + _sum("measure_s", events),
         "leave": _sum("leave_s", events),
-        "useful": 0.0,
-        "redone": 0.0,
+        "useful": steps.useful_s,
+        "redone": steps.redone_s,
         "detect": next_change["detect_s"] if follows and next_change["kind"] == "failure" else 0.0,
     }
     finish = _first(events, "finish")
     if follows and finish is not None:
         spent["leave"] += max(0.0, ended_at_s - finish["time"])
-    for row in rows:
-        name = "useful" if last_attempt[row["step"]] == row.get("attempt", 0) else "redone"
-        spent[name] += _sum("step_s", [row]) - _sum("data_wait_s", [row])
     spent["other"] = ended_at_s - (change["left_at_s"] - prepare_s) - sum(spent.values())
     if spent["other"] < 0:  # the failing step's time lies in detect and in what came before: count it once
         spent["detect"] = max(0.0, spent["detect"] + spent["other"])

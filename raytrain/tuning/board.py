@@ -13,6 +13,7 @@ from raytrain.tuning.space import Objective, Values
 TRIALS = "trials"
 BEST = ("best_value", "best_step", "best_values")
 OVER = ("finished", "stopped_early", "pruned", "failed")
+STATUSES = ("waiting", "running", "stopped", *OVER)
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,12 @@ class Board:
     def num_over(self) -> int:
         """Trials that are not to be trained any further."""
         return self.count(*OVER)
+
+    def standing(self) -> tuple[dict[str, int], float | None, int]:
+        """Trials by status, the best value, and the steps of all."""
+        best = self.best
+        value = best.best_value if best else None
+        return {status: self.count(status) for status in STATUSES}, value, self.steps
 
     def share_failed(self) -> float:
         """Failed trials, of those that are over."""

@@ -8,6 +8,7 @@ from ray.tune import Callback
 
 from raytrain.elastic.signals import StopSignals
 from raytrain.errors import first_line
+from raytrain.monitoring.exporter import SweepExporter
 from raytrain.storage import Storage
 from raytrain.tuning.board import TRIALS
 from raytrain.tuning.generations import Generations
@@ -34,6 +35,8 @@ class SweepCallback(Callback):
         self._next_look_s, self._next_word_s = 0.0, FIRST_WORD_S
         self._is_told = False
         self._generations = Generations(sweep, shares, sweep.every_steps) if sweep.every_steps else None
+        name = sweep.root.place()[1]
+        self._exporter = SweepExporter(sweep.config, name, sweep.metric, sweep.space.num_trials)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune writes its parts down for a way of going on that is not used
@@ -58,6 +61,7 @@ class SweepCallback(Callback):
         if self._generations is not None and not sweep.stop_message:
             num_waiting = self._generations.advance()
         self._shares.expect(sweep.num_wanting(self._at_once) - num_waiting)
+        self._exporter.look(sweep.board.standing)
         now = self._shares.now()
         self._say_what_is_waited_for()
         for name, row in list(board.rows.items()):

@@ -101,7 +101,8 @@ def _train(plan: TrialPlan, config: RunConfig, reporter: Observer, until_step: i
     share = TrialShare(plan.shares, claim)
     may_change = MAY_CHANGE if until_step is not None else ()
     try:
-        return run_training(config, reporter, terms=Terms(share, until_step, may_change))
+        terms = Terms(share, until_step, may_change, sweep=Storage(plan.sweep).place()[1])
+        return run_training(config, reporter, terms=terms)
     finally:
         share.close()
 

@@ -20,6 +20,7 @@ ROWS = [
     ("checkpoint",),
     ("training",),
     ("report",),
+    ("monitoring",),
     ("elastic",),
     ("forecast",),
     ("doctor",),
@@ -33,6 +34,7 @@ NO_RAY += ("training.engine", "training.trainer", "training.saving", "training.e
 NO_RAY += ("tracking", "forecast", "tuning.space", "tuning.sharing", "tuning.board", "tuning.hparams")
 NO_RAY += ("doctor.facts", "doctor.findings", "doctor.judge", "doctor.judge_nodes", "doctor.judge_links")
 NO_RAY += ("launch.packing", "launch.request")
+NO_RAY += ("monitoring.names", "monitoring.run_metrics")
 NO_RAY += ("checkpoint.manifest", "checkpoint.ranges", "checkpoint.store", "checkpoint.writer", "checkpoint.zero_state")
 NO_TORCH = (
     "tokenizer",
@@ -45,6 +47,7 @@ NO_TORCH = (
     "tasks",
     "checkpoint.store",
     "tracking",
+    "monitoring",
     "elastic",
     "forecast",
     "doctor",

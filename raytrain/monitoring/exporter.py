@@ -1,0 +1,147 @@
+"""Tells Ray's metrics, which every node's agent shows to Prometheus. In the driver: the training loop does not notice,
+and a run is one series through all its worker groups.
+"""
+
+import functools
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from raytrain.config import RunConfig
+from raytrain.errors import first_line
+from raytrain.monitoring import names
+from raytrain.monitoring.names import Metric
+from raytrain.monitoring.run_metrics import Crew, Lines, RunMetrics, Sample, zeros
+from raytrain.storage import Storage
+from raytrain.training.metrics import EVALS, EVENTS, METRICS
+from raytrain.training.records import read_jsonl
+
+logger = logging.getLogger(__name__)
+
+# A process sends its metrics to its node's agent every 10 s and forgets its gauges then; the agent does after 20 s.
+TELL_EVERY_S = 1.0
+
+
+class Exporter:
+    """Tells metrics with labels that are always the same. Whatever goes wrong is logged once, and ends the telling."""
+
+    def __init__(self, labels: dict[str, str], *, is_on: bool):
+        """`labels`: whose metrics these are."""
+        self._labels, self._is_on = labels, is_on
+        self._next_tell_s = 0.0
+
+    def attempt(self, part: Callable[[], None]) -> None:
+        """Do a part of the work, unless one has failed before."""
+        if not self._is_on:
+            return
+        try:
+            part()
+        except Exception as error:  # a run has better reasons to end
+            self._is_on = False
+            text = f"{type(error).__name__}: {first_line(str(error))}"
+            logger.warning("metrics are no longer exported, and the training goes on: %s", text)
+
+    def is_due(self) -> bool:
+        """Whether it is time to tell again."""
+        if time.monotonic() < self._next_tell_s:
+            return False
+        self._next_tell_s = time.monotonic() + TELL_EVERY_S
+        return True
+
+    def tell(self, samples: Iterable[Sample]) -> None:
+        """Set gauges, and let counters grow."""
+        for metric, labels, value in samples:
+            known = {**self._labels, **labels}
+            tags = {name: known[name] for name in metric.labels}
+            if not metric.is_counter:
+                _instrument(metric).set(float(value), tags)
+            elif value > 0:
+                _instrument(metric).inc(float(value), tags)
+            else:  # `inc` refuses a zero
+                _instrument(metric)._record(0.0, tags)
+
+
+@functools.cache
+def _instrument(metric: Metric) -> Any:
+    """Ray's side of a metric. One in a process is enough: Ray keeps the values by name."""
+    from ray.util.metrics import Counter, Gauge
+
+    return (Counter if metric.is_counter else Gauge)(metric.name, metric.description, metric.labels)
+
+
+class RunExporter(Exporter):
+    """A run's metrics, for the time of a command."""
+
+    def __init__(self, config: RunConfig, run: Storage, total_steps: int, sweep: str = ""):
+        """Reads what the run has written down before.
+
+        Args:
+            total_steps: Of the run.
+            sweep: Name of the sweep whose trial it is.
+        """
+        name = f"{sweep}/{config.name}" if sweep else config.name
+        labels = {"run": name, "sweep": sweep, "trial": config.name if sweep else ""}
+        super().__init__(labels, is_on=config.tracking.prometheus)
+        self._count_labels = {"run": sweep or name, "sweep": sweep}
+        self._config, self._run, self._total_steps = config, run, total_steps
+        self._crew = Crew(0, config.workers.max)
+        self.attempt(self._begin)
+
+    def _begin(self) -> None:
+        self._metrics = RunMetrics(
+            self._total_steps,
+            self._config.training.global_batch_size,
+            events=read_jsonl(self._run, EVENTS),
+            rows=read_jsonl(self._run, METRICS),
+            evals=read_jsonl(self._run, EVALS),
+        )
+        self._tell_counts(zeros())
+
+    def rows(self, name: str, rows: Lines) -> None:
+        """New lines of the run's files."""
+        self.attempt(lambda: self._metrics.rows(name, rows))
+
+    def look(self, crew: Crew) -> None:
+        """Called a few times a second."""
+        self._crew = crew
+        if self.is_due():
+            self.attempt(self._tell)
+
+    def end(self, status: str) -> None:
+        """The command is over; Ray sends the rest when it is left. `status`: see `STATUSES`."""
+        self._crew = Crew(0, self._crew.wanted)
+        self.attempt(lambda: self._metrics.ended(status))
+        self.attempt(self._tell)
+
+    def _tell(self) -> None:
+        self.tell(self._metrics.gauges(self._crew))
+        self._tell_counts(self._metrics.take_counts())
+
+    def _tell_counts(self, samples: Iterable[Sample]) -> None:
+        """The trials of a sweep count together."""
+        self.tell((metric, {**self._count_labels, **labels}, value) for metric, labels, value in samples)
+
+
+class SweepExporter(Exporter):
+    """What is known of a sweep in its driver. Its trials export their own metrics, like any run."""
+
+    def __init__(self, config: RunConfig, sweep: str, metric: str, num_trials: int):
+        """Args:
+        sweep: Its name.
+        metric: That its trials are compared by.
+        num_trials: That there are to be in the end.
+        """
+        super().__init__({"sweep": sweep}, is_on=config.tracking.prometheus)
+        self._metric, self._num_trials = metric, num_trials
+
+    def look(self, standing: Callable[[], tuple[dict[str, int], float | None, int]]) -> None:
+        """Called a few times a second. `standing`: trials by status, the best value, and the steps of all."""
+        if self.is_due():
+            self.attempt(lambda: self._tell(*standing()))
+
+    def _tell(self, by_status: dict[str, int], best: float | None, steps: int) -> None:
+        self.tell((names.TRIALS, {"status": status}, count) for status, count in by_status.items())
+        self.tell([(names.TRIALS_PLANNED, {}, self._num_trials), (names.SWEEP_STEPS, {}, steps)])
+        if best is not None:
+            self.tell([(names.BEST_VALUE, {"metric": self._metric}, best)])
