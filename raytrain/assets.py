@@ -6,6 +6,7 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
+from raytrain.config import CommunicationConfig
 from raytrain.errors import ConfigError
 
 
@@ -41,12 +42,18 @@ def find_cluster_file(name: str) -> str:
     return str(_packed("cluster") / path)
 
 
-def network_variables(name: str) -> dict[str, str]:
-    """The environment variables of a shipped network file, cluster/network/<name>.env.
+def communication_variables(communication: CommunicationConfig) -> dict[str, str]:
+    """The environment variables that a worker sets before it connects: those of its network, and the config's own.
 
     Raises:
-        ConfigError: There is none of that name; the nearest is given.
+        ConfigError: There is no such network; the nearest is given.
     """
+    network = communication.network
+    return {**(_network_variables(network) if network else {}), **communication.environment}
+
+
+def _network_variables(name: str) -> dict[str, str]:
+    """Those of a shipped file, cluster/network/<name>.env. Raises ConfigError."""
     files = {entry.name.removesuffix(".env"): entry for entry in (_packed("cluster") / "network").iterdir()}
     if name not in files:
         raise ConfigError(f"training.communication.network: {_no_such(name, sorted(files), 'network')}")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from raytrain.config import RunConfig
 
-ROUNDING = 1e-6  # 3 x 0.3333333 epochs are one
+ROUNDING = 1e-6  # of a step: 3 x 1/3 epochs are one
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,19 @@ class Timetable:
         """The first step after `step` at which an evaluation or the end is due."""
         if not self.has_validation:
             return self.total_steps
+        return min(self._due(self._num_evaluations(step) + 1), self.total_steps)
+
+    def _due(self, number: int) -> int:
+        """The step after which the evaluation with this ordinal, from 1, is due, but for the one at the end."""
         every = self.eval_every_steps or self.steps_per_epoch
-        due = math.ceil((self._num_evaluations(step) + 1) * every - ROUNDING)
-        return min(max(due, step + 1), self.total_steps)
+        return number * every if isinstance(every, int) else math.ceil(number * every - ROUNDING)
 
     def _num_evaluations(self, step: int) -> int:
         """Evaluations that have been due in so many steps, but for the one at the end."""
-        return int(step / (self.eval_every_steps or self.steps_per_epoch) + ROUNDING)
+        number = int(step // (self.eval_every_steps or self.steps_per_epoch)) + 1
+        while number > 0 and self._due(number) > step:
+            number -= 1
+        return number
 
 
 def make_timetable(

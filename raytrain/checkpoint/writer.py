@@ -3,8 +3,8 @@
 import errno
 import logging
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from raytrain.batch_plan import World
@@ -17,6 +17,8 @@ from raytrain.storage import Storage
 RETRY_DELAYS_S = (1.0, 5.0, 15.0, 30.0, 60.0)
 # What time hardly mends is tried three times.
 LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
+# Between two signs of life of a worker that waits for its files.
+WAIT_S = 5.0
 
 logger = logging.getLogger(__name__)
 
@@ -80,10 +82,12 @@ class CheckpointWriter:
         self._write.result()
         return self._step
 
-    def wait(self) -> None:
-        """Block until this worker has nothing left to write or commit. Raises CheckpointError like `poll`."""
-        for future in [*self._commits, *([self._write] if self._write else [])]:
-            future.exception()
+    def wait(self, on_wait: Callable[[], None] = lambda: None) -> None:
+        """Block until this worker has nothing left to write or commit. Raises CheckpointError like `poll`.
+
+        `on_wait`: called now and then meanwhile.
+        """
+        wait_patiently([*self._commits, *([self._write] if self._write else [])], on_wait)
         self.poll()
 
     def commit(self, state: dict[str, Any]) -> None:
@@ -123,6 +127,14 @@ class CheckpointWriter:
         for future in [future for future in self._commits if future.done()]:
             self._commits.remove(future)
             future.result()
+
+
+def wait_patiently(futures: Iterable[Future[None]], on_wait: Callable[[], None]) -> None:
+    """Wait until all are done, whatever becomes of them; `on_wait` is called now and then."""
+    pending = set(futures)
+    while pending:
+        pending = wait(pending, timeout=WAIT_S).not_done
+        on_wait()
 
 
 def retrying(work: Callable[[], None], what: str, is_over: threading.Event) -> None:

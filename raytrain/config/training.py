@@ -1,5 +1,6 @@
 """Steps, batches, optimizer, precision."""
 
+import re
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
@@ -94,7 +95,7 @@ class EarlyStoppingConfig(Section):
 
 def _environment(value: dict[str, str]) -> dict[str, str]:
     for name in value:
-        if not name.startswith(NETWORK_VARIABLES):
+        if not (name.startswith(NETWORK_VARIABLES) and re.fullmatch("[A-Z0-9_]+", name)):
             raise ValueError(
                 f"training.communication.environment.{name}: only variables of the network libraries are set here: "
                 f"{', '.join(f'{prefix}...' for prefix in NETWORK_VARIABLES)}; set others where the nodes start Ray"
@@ -175,7 +176,9 @@ class TrainingConfig(Section):
         if self.max_steps is not None and "epochs" in self.model_fields_set:
             raise ValueError("give training.epochs or training.max_steps, not both")
         if self.eval_every_steps is not None and self.eval_every_epochs is not None:
-            raise ValueError("give training.eval_every_steps or training.eval_every_epochs, not both")
+            raise ValueError(
+                "give training.eval_every_steps or training.eval_every_epochs, not both; set the other one to null"
+            )
         if self.micro_batch_size > self.global_batch_size:
             raise ValueError(
                 f"training.micro_batch_size {self.micro_batch_size} is more than training.global_batch_size "

@@ -67,6 +67,8 @@ class NodeRequest:
         _coordinator().cancel_request.remote(requester_id=self._requester)
 
     def _count(self, wanted: int, there: int) -> int:
+        if self._limit is not None and there >= self._limit:  # what was asked for has come: more may
+            self._limit = 2 * there
         if self._limit is not None:
             return max(self._least, min(wanted, max(self._limit, there + 1)))
         from ray._private.state import state

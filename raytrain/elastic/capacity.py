@@ -13,6 +13,7 @@ Resources = Mapping[str, float]
 PROBE_TIMEOUT_S = 1.0
 # Resources are sums of floats: 0.1 + 0.2 CPUs must still fit into 0.3.
 EPSILON = 1e-6
+UNBOUNDED = 1e9
 
 
 @dataclass(frozen=True)
@@ -128,12 +129,15 @@ def demands(worker: Resources, data_cpus: float, count: int, least_data_cpus: fl
 def most_in(total: Resources, worker: Resources, data_cpus: float, least_data_cpus: float = 1.0) -> int:
     """Workers for which there is enough in all, with CPUs for their data. `total`: a resource that it does not name is
     without bounds."""
-    limits = [int((total[name] + EPSILON) // amount) for name, amount in worker.items() if amount and name in total]
-    count = min(limits, default=0)
-    cpus = total.get("CPU", math.inf) + EPSILON
-    while count > 0 and count * worker.get("CPU", 0.0) + max(least_data_cpus, count * data_cpus) > cpus:
-        count -= 1
-    return count
+    limits = [(total[name] + EPSILON) / amount for name, amount in worker.items() if amount and name in total]
+    if "CPU" in total:
+        cpus, each = total["CPU"] + EPSILON, worker.get("CPU", 0.0)
+        limits.append(cpus / (each + data_cpus))
+        if each:
+            limits.append((cpus - least_data_cpus) / each)
+        elif cpus < least_data_cpus:
+            limits.append(0.0)
+    return max(0, int(min([*limits, UNBOUNDED])))
 
 
 def _free(node: NodeView, name: str, ours: float) -> float:

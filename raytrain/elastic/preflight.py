@@ -5,7 +5,7 @@ import os
 import uuid
 from dataclasses import dataclass
 
-from raytrain.assets import config_names, network_variables
+from raytrain.assets import communication_variables, config_names
 from raytrain.config import RunConfig
 from raytrain.config_io import load_config, parse_config
 from raytrain.data.sources import check_sources
@@ -57,8 +57,9 @@ def check(config: RunConfig, *, on_this_machine: bool = True) -> Preflight:
         ConfigError: A model without a tokenizer, a storage path that can't be written, a plan that can't run, ...
         DataError: A file that is missing, empty or broken, a column that is not there.
     """
-    given, config = config, with_network(absolute_paths(config))
+    given, config = config, absolute_paths(config)
     check_deepspeed_overrides(config.training.deepspeed)
+    communication_variables(config.training.communication)
     is_private = on_this_machine and cluster_address(config) is None
     private_cpus = 0
     if is_private:
@@ -85,7 +86,7 @@ def check_elsewhere(config: RunConfig) -> None:
     Raises ConfigError. A relative path is one: it would be looked for in the job's own folder, which goes with the job.
     """
     check_deepspeed_overrides(config.training.deepspeed)
-    with_network(config)
+    communication_variables(config.training.communication)
     _check_metrics(config, make_task(config.task, config.data.max_length))
     lost = [(key, path) for key, path in local_paths(config) if not os.path.isabs(path)]
     if lost:
@@ -134,17 +135,6 @@ def absolute_paths(config: RunConfig) -> RunConfig:
         place = raw["model"].get(key)
         if place and (looks_local(place) or os.path.isdir(place)):  # anything else is a hub id
             raw["model"][key] = _absolute(place)
-    return parse_config(raw)
-
-
-def with_network(config: RunConfig) -> RunConfig:
-    """The config with the variables of its training.communication.network. Raises ConfigError when there is no such."""
-    communication = config.training.communication
-    if communication.network is None:
-        return config
-    raw = config.model_dump(mode="json", exclude_unset=True)
-    variables = {**network_variables(communication.network), **communication.environment}
-    raw["training"]["communication"]["environment"] = variables
     return parse_config(raw)
 
 

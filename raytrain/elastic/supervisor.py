@@ -123,6 +123,7 @@ class Supervisor:
             group = self._new_group(self._job(None, split))
             while not group.wait(POLL_S):
                 self._on_poll()
+                self._end_if_hung(group, self._mailbox.status())
             return group.result or _failed(group.failure.message)
         finally:
             self._close()
@@ -217,9 +218,7 @@ class Supervisor:
             if not has_begun and status.first_step_at_s is not None:
                 has_begun = True
                 self._resize_cost_s = max(1.0, status.first_step_at_s - transition.started_at_s)
-            if self._watchdog.finds_hung(status.alive_at_s):
-                patience_s = self._config.workers.stall_timeout_s
-                group.end_hung(f"no step, evaluated batch or save for workers.stall_timeout_s {patience_s:g} s")
+            self._end_if_hung(group, status)
             if time.time() > self._leave_by_s:  # what has not left by now would be killed in the middle of a save
                 self._pool.end_on(node.node_id for node in self._nodes if node.is_draining)
             if leaving is None and (leaving := self._reason_to_leave(group, status)) is not None:
@@ -227,6 +226,11 @@ class Supervisor:
                     self._say(leaving.cause)
                 self._mailbox.ask_to_leave()
         return leaving
+
+    def _end_if_hung(self, group: WorkerGroup, status: GroupStatus) -> None:
+        if self._watchdog.finds_hung(status.alive_at_s):
+            patience_s = self._config.workers.stall_timeout_s
+            group.end_hung(f"no step, evaluated batch or save for workers.stall_timeout_s {patience_s:g} s")
 
     def _reason_to_leave(self, group: WorkerGroup, status: GroupStatus) -> Transition | None:
         """Why the group should save and leave now."""
@@ -284,7 +288,10 @@ class Supervisor:
         kind, message = self._kind_of(failure, nodes), failure.message
         verdict = self._budget.charge(Failure(kind, step_in_work(self._run, status), message))
         if verdict is not None:
-            return _failed(verdict + samples_of(self._budget.bad_step, self._config, self._prepared_root))
+            bad_step = self._budget.bad_step
+            if bad_step is None or bad_step > self._total_steps or kind is FailureKind.HANG:  # it was in no step
+                return _failed(verdict)
+            return _failed(verdict + samples_of(bad_step, self._config, self._prepared_root))
         cause = f"{_WORDS[kind]}: {first_line(message)}"
         self._say(cause)
         self._room.expect(len(self._room.places(self._nodes, len(nodes), self._room.most_workers())))

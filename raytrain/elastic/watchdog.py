@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 
+LONGEST_LOOK_S = 10.0  # between two looks, on a busy machine
 SAY_AFTER_S = 300.0  # seconds without anything done after which the terminal says so
 
 
@@ -20,12 +21,13 @@ class Watchdog:
     def begin(self) -> None:
         """A group begins."""
         self._newest_at_s: float | None = None
-        self._seen_s, self._is_said = time.monotonic(), False
+        self._looked_s, self._silent_s, self._is_said = time.monotonic(), 0.0, False
 
     def finds_hung(self, alive_at_s: float | None) -> bool:
         """Whether the group hangs. Called about once a second.
 
-        The time is taken here, by a clock that stands still while the machine sleeps: workers sleep with it.
+        The time is counted here, look by look: while nobody looks, for the machine sleeps or is paused, workers do so
+        too.
 
         Args:
             alive_at_s: When the group last told that something was done, seconds since the epoch; None: it has not
@@ -33,10 +35,12 @@ class Watchdog:
         """
         if alive_at_s is None:
             return False
+        now_s = time.monotonic()
+        self._silent_s += min(now_s - self._looked_s, LONGEST_LOOK_S)
+        self._looked_s = now_s
         if alive_at_s != self._newest_at_s:
-            self._newest_at_s, self._seen_s, self._is_said = alive_at_s, time.monotonic(), False
-        silent_s = time.monotonic() - self._seen_s
-        if silent_s > SAY_AFTER_S and not self._is_said:
+            self._newest_at_s, self._silent_s, self._is_said = alive_at_s, 0.0, False
+        if self._silent_s > SAY_AFTER_S and not self._is_said:
             self._is_said = True
             self._say(f"nothing got done for {SAY_AFTER_S:.0f} s: slow data, slow storage, or a worker that hangs")
-        return self._patience_s is not None and silent_s > self._patience_s
+        return self._patience_s is not None and self._silent_s > self._patience_s

@@ -1,5 +1,6 @@
 """Checking a cluster file before anything is launched: with Ray's own code, and for what Ray does not look at."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -234,6 +235,8 @@ def read_prices(words: Iterable[str]) -> dict[str, float]:
         name, _, text = word.partition("=")
         try:
             prices[name] = float(text.removeprefix("$"))
+            if not 0.0 <= prices[name] < math.inf:
+                raise ValueError
         except ValueError:
             raise ConfigError(f"--price {word}: expected NODE=DOLLARS, such as gpu_spot=0.95") from None
     return prices

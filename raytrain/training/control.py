@@ -45,7 +45,10 @@ class Control:
     """The control group of one worker group."""
 
     def __init__(self, world: World, timeout_s: float = 1800.0):
-        """Collective: every worker makes its own. torch.distributed is initialized already."""
+        """Collective: every worker makes its own. torch.distributed is initialized already.
+
+        `timeout_s`: the others are waited for so long.
+        """
         self.world = world
         self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
 

@@ -51,11 +51,12 @@ class TrainingWorker:
 
     def warm(self, config: dict[str, Any], use_gpu: bool) -> None:
         """Do while another group trains what would take seconds in the next one. `config`: of the run."""
+        from raytrain.assets import communication_variables
         from raytrain.config import RunConfig
         from raytrain.training.warm import warm_up
 
         checked = RunConfig.model_validate(config)
-        os.environ.update(checked.training.communication.environment)
+        os.environ.update(communication_variables(checked.training.communication))
         try:
             warm_up(checked, use_gpu=use_gpu)
         except Exception:  # what is wrong comes up again in the group, where it is told
@@ -69,6 +70,7 @@ class TrainingWorker:
         """
         from ray.util import get_node_ip_address
 
+        from raytrain.assets import communication_variables
         from raytrain.batch_plan import World
         from raytrain.config import RunConfig
         from raytrain.training.mailbox import DriverLink
@@ -76,7 +78,7 @@ class TrainingWorker:
         from raytrain.training.worker import backend_of
 
         config = RunConfig.model_validate(job.config)
-        os.environ.update(config.training.communication.environment)
+        os.environ.update(communication_variables(config.training.communication))
         world = World(place.world_rank, place.world_size)
         backend, patience_s = backend_of(use_gpu=job.use_gpu), config.workers.stall_timeout_s
         link = DriverLink(place.mailbox, place.group, world.world_rank)

@@ -20,6 +20,7 @@ from raytrain.training.job import FORM_TIMEOUT_S
 ANSWER_TIMEOUT_S = 30.0
 # A worker reports its step at most this often; the driver needs it for estimates only.
 REPORT_EVERY_S = 0.25
+ALIVE_EVERY_S = 3.0
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +167,7 @@ class DriverLink:
         self._is_leaving = threading.Event()
         self._has_ended = False
         self._clock_ahead_s = self._measure_clock() if world_rank == 0 else 0.0
-        self._next_report_s = 0.0
+        self._next_report_s = self._next_alive_s = 0.0
         if world_rank == 0:
             threading.Thread(target=self._listen, daemon=True, name="driver-link").start()
 
@@ -209,9 +210,9 @@ class DriverLink:
             self._actor.stepped.remote(self._group, step)
 
     def alive(self) -> None:
-        """Tell the driver that something gets done, where no step is."""
-        if self._world_rank == 0 and time.monotonic() >= self._next_report_s:
-            self._next_report_s = time.monotonic() + REPORT_EVERY_S
+        """Tell the driver that something gets done, where no step is. Any worker may: the others wait for it."""
+        if time.monotonic() >= self._next_alive_s:
+            self._next_alive_s = time.monotonic() + ALIVE_EVERY_S
             self._actor.alive.remote(self._group)
 
     def saved(self, step: int) -> None:

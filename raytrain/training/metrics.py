@@ -77,7 +77,7 @@ class RunLog:
             return
         place: dict[str, Any] = {"step": step, "epoch": epoch, "split": split}
         if epochs_done is not None:
-            place["epochs_done"] = round(epochs_done, 6)
+            place["epochs_done"] = epochs_done
         place |= {"time": self._now(), "attempt": self._attempt}
         self._evals.write({**place, **metrics.values, "tables": metrics.tables})
         self._evals.flush()  # a sweep judges by it, and the checkpoint of this step must not be there before it

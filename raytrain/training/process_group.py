@@ -45,12 +45,17 @@ def process_group(
         store=store,
         rank=world.world_rank,
         world_size=world.world_size,
-        timeout=timedelta(seconds=NEVER_S if patience_s is None else patience_s + DRIVER_FIRST_S),
+        timeout=timedelta(seconds=collective_timeout_s(patience_s)),
     )
     try:
         yield
     finally:
         take_down()
+
+
+def collective_timeout_s(patience_s: float | None) -> float:
+    """How long a worker waits for the others in a collective; see `process_group`."""
+    return NEVER_S if patience_s is None else patience_s + DRIVER_FIRST_S
 
 
 def take_down() -> None:

@@ -19,7 +19,7 @@ from raytrain.checkpoint.manifest import FileEntry
 from raytrain.checkpoint.ranges import encode_ranges, write_ranges
 from raytrain.checkpoint.snapshot import SnapshotKeeper
 from raytrain.checkpoint.store import CheckpointStore, part_name
-from raytrain.checkpoint.writer import CheckpointWriter, retrying
+from raytrain.checkpoint.writer import CheckpointWriter, retrying, wait_patiently
 from raytrain.checkpoint.zero_state import owned_ranges, scaler_state
 from raytrain.errors import CheckpointError
 from raytrain.storage import Storage
@@ -48,6 +48,7 @@ class Saver:
         export: Callable[[dict[str, torch.Tensor], int, str], None],
         keeper: SnapshotKeeper | None,
         on_saved: Callable[[int], None],
+        on_wait: Callable[[], None],
     ):
         """Args:
         token: The same on all workers of this attempt, different in every attempt.
@@ -55,10 +56,12 @@ class Saver:
         export: Writes a model with the given weights, of the given step, with its tokenizer to a local folder.
         keeper: Takes snapshots; None: there are none.
         on_saved: Told the step of each checkpoint that is committed, on rank 0.
+        on_wait: Called now and then while it waits for what is being written, which is no hang.
         """
         self._run, self._engine, self._world, self._control, self._log = run, engine, world, control, log
         self._writer = CheckpointWriter(CheckpointStore(run.at("checkpoints"), keep_last), world, token)
-        self._export, self._data_content, self._keeper, self._on_saved = export, data_content, keeper, on_saved
+        self._export, self._data_content, self._keeper = export, data_content, keeper
+        self._on_saved, self._on_wait = on_saved, on_wait
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="best-model")
         self._best: Future[None] | None = None
         self._is_closed = threading.Event()
@@ -155,6 +158,7 @@ class Saver:
 
     def _wait_for_best(self) -> None:
         if self._best is not None:
+            wait_patiently([self._best], self._on_wait)
             self._best.result()
 
     def _state_of(self, progress: Progress) -> dict[str, Any]:
@@ -175,7 +179,7 @@ class Saver:
         """Wait for this worker's writing, and tell the others how it went. Raises CheckpointError on all workers."""
         failed = 0.0
         try:
-            self._writer.wait()
+            self._writer.wait(self._on_wait)
             self._wait_for_best()
         except CheckpointError as error:
             self._error, failed = error, 1.0

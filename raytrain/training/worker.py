@@ -36,6 +36,7 @@ from raytrain.training.evaluate import Judge, evaluate
 from raytrain.training.job import Job, Transition
 from raytrain.training.mailbox import DriverLink
 from raytrain.training.metrics import METRICS, RunLog, next_attempt
+from raytrain.training.process_group import collective_timeout_s
 from raytrain.training.records import last_row
 from raytrain.training.saving import BEST, Saver, recover_folder
 from raytrain.training.state import Progress
@@ -49,7 +50,8 @@ class WorkerRun:
         """`entered_at_s`: when this worker began, seconds since the epoch."""
         self.job, self.run, self.world, self.link, self.entered_at_s = job, run, world, link, entered_at_s
         self.config = RunConfig.model_validate(job.config)
-        self.control = Control(world)  # first: what follows may fail on one worker only
+        timeout_s = collective_timeout_s(self.config.workers.stall_timeout_s)
+        self.control = Control(world, timeout_s)  # first: what follows may fail on one worker only
         self.store = self.control.all_succeed(lambda: PreparedStore(job.prepared_root))
         self.labels = self.store.manifest.labels
         self.task = make_task(self.config.task, self.config.data.max_length)
@@ -129,6 +131,7 @@ class WorkerRun:
             export=functools.partial(self._export, model),
             keeper=self._snapshot_keeper(engine),
             on_saved=self.link.saved,
+            on_wait=self.link.alive,
         )
         closing.callback(saver.close)
         arrival = Arrival(self.job, self.log, self.link, progress.step, self._steps_before(), self.entered_at_s)

@@ -75,7 +75,8 @@ class Generational(Section):
     are waited for, so that what comes out does not depend on the cluster."""
 
     every_steps: PositiveInt
-    """Steps of a generation. The config's training.eval_every_steps must divide it; null there means the same."""
+    """Steps of a generation. The config's training.eval_every_steps must divide it; null there means the same,
+    also instead of eval_every_epochs."""
     quantile: Annotated[float, Field(gt=0.0, le=0.5)] = 0.25
     """Share of the trials that is replaced, and share of those that replace them; at least one."""
 

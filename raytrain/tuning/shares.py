@@ -105,12 +105,12 @@ class _SharesActor:
         self._depot.close()
 
     def standing(self) -> tuple[dict[str, int], int, int]:
-        """Workers of each live trial, of all that there are if they have what they want, and for how many there is
-        room."""
+        """Workers of each live trial, of all trials if they have what they want, and those for which there is room or
+        which are there."""
         self._look()  # also while no trial asks: what is idle for too long is ended
         coming = max(0, self._expected - len(self._live))
         wanted = sum(claim.max_workers for claim in self._live.values()) + self._least * coming
-        return dict(self._shares), min(wanted, self._most), self._capacity
+        return dict(self._shares), min(wanted, self._most), max(self._capacity, len(self._depot.nodes))
 
     def _look(self) -> None:
         if time.monotonic() < self._next_look_s:
@@ -189,7 +189,7 @@ class Shares:
         shares, wanted, there = ray.get(self._actor.standing.remote(), timeout=ANSWER_TIMEOUT_S)
         if wanted:
             self._request.ask(wanted, there)
-        if wanted and there < self._least:
+        if shares and there < self._least:
             self._request.is_in_vain()
             self._no_room_since_s = min(self._no_room_since_s, time.monotonic())
         else:
@@ -206,7 +206,8 @@ class Shares:
         """End the actor, and all processes."""
         import ray
 
-        self._request.close()
+        with contextlib.suppress(Exception):  # of Ray Data's own actor; the request expires by itself
+            self._request.close()
         with contextlib.suppress(ray.exceptions.RayError):  # it is gone, and so is what it owned
             ray.get(self._actor.close.remote(), timeout=ANSWER_TIMEOUT_S)
         ray.kill(self._actor)
@@ -223,13 +224,16 @@ class TrialShare(Share):
         import ray
 
         self._actor, self._trial = ray.get_actor(shares), claim.trial
+        self._claim: Claim | None = claim
         self._last = Answer()
-        ray.get(self._actor.join.remote(claim), timeout=ANSWER_TIMEOUT_S)
 
     def most_workers(self) -> int | None:
-        """As the pool says."""
+        """As the pool says. It is joined now: before, the trial prepares its data, and holds no worker."""
         import ray
 
+        if self._claim is not None:
+            ray.get(self._actor.join.remote(self._claim), timeout=ANSWER_TIMEOUT_S)
+            self._claim = None
         # A machine that is busy may not answer: what was last said holds on.
         with contextlib.suppress(ray.exceptions.GetTimeoutError):
             answer: Any = ray.get(self._actor.ask.remote(self._trial), timeout=ANSWER_TIMEOUT_S)

@@ -240,6 +240,12 @@ def check_space(space: Space, raw: dict[str, Any], overrides: list[str]) -> RunC
         for key in space.parameters
         if any(override.partition("=")[0] == key for override in overrides)
     ]
+    if isinstance(space.scheduler, Stopping) and space.scheduler.grace_epochs:
+        mistakes += [
+            f"parameters.{key}: with scheduler.grace_epochs all trials are evaluated alike; set it in the config"
+            for key in space.parameters
+            if key.startswith("training.eval_every_")
+        ]
     mistakes += [
         f"parameters.{key}: all trials of a sweep share it; set it in the config"
         for key in space.parameters
@@ -266,16 +272,9 @@ def check_space(space: Space, raw: dict[str, Any], overrides: list[str]) -> RunC
 def _evaluated_each(every_steps: int, config: RunConfig, mistakes: list[str]) -> RunConfig:
     """A config that is evaluated at the end of each generation, if this one says nothing else."""
     eval_every_steps = config.training.eval_every_steps
-    if config.training.eval_every_epochs is not None:
-        mistakes.append(
-            "training.eval_every_epochs: a population counts in steps; set it to null, and training.eval_every_steps "
-            f"to a divisor of scheduler.every_steps {every_steps}, or leave it out"
-        )
-        return config
-    if eval_every_steps is None:
-        return parse_config(
-            config.model_dump(mode="json", exclude_unset=True), [f"training.eval_every_steps={every_steps}"]
-        )
+    if eval_every_steps is None:  # also instead of eval_every_epochs: generations are counted in steps
+        cadence = ["training.eval_every_epochs=null", f"training.eval_every_steps={every_steps}"]
+        return parse_config(config.model_dump(mode="json", exclude_unset=True), cadence)
     if every_steps % eval_every_steps:
         mistakes.append(
             f"scheduler.every_steps {every_steps} is no multiple of training.eval_every_steps {eval_every_steps}; a "
@@ -287,6 +286,9 @@ def _evaluated_each(every_steps: int, config: RunConfig, mistakes: list[str]) ->
 def _evaluated_in_epochs(grace_epochs: float, config: RunConfig, mistakes: list[str]) -> RunConfig:
     """A config that is evaluated at the end of the grace, if this one says nothing else."""
     training = config.training
+    if config.data.validation is None:
+        mistakes.append("data.validation: a sweep compares trials on the validation split; name one")
+        return config
     if training.eval_every_steps is not None:
         mistakes.append(
             f"training.eval_every_steps {training.eval_every_steps}: trials are compared after the same share of the "

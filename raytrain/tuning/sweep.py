@@ -224,6 +224,8 @@ def run_sweep(
     found = check(check_space(space, raw, overrides))
     config = found.config
     metric, mode = metric_of(space, config)
+    if config.training.best_metric is None and space.metric is not None:  # a trial's best model is that of this metric
+        config = parse_config(config.model_dump(mode="json", exclude_unset=True), [f"training.best_metric={metric}"])
     root = Storage(config.storage_path).at(f"{config.name}-{space_name}")
     with Lease(root, lambda text: None) as lease:
         begin_or_resume(root, config, space, metric, mode)

@@ -24,6 +24,7 @@ from raytrain.tuning.space import overrides_of
 
 STEP, VALUE, STATUS, GOODPUT, OTHERS = "step", "value", "status", "goodput", "others"
 EPOCHS = "epochs_done"
+ROUNDING = 1e-5  # Tune's rungs are 0.1 x 3 = 0.30000000000000004
 SETTLED = "is_settled"
 """A report after which the trial is not stopped: it has passed this rung before, or is at its end anyway."""
 FAILURE = "failure.txt"
@@ -154,7 +155,7 @@ class Reporter(Observer):
             if row["split"] != "validation" or row["step"] <= self._last_step or value is None:  # None: not finite
                 continue
             self._last_step, self._last_value = row["step"], self._plan.sign * value
-            self._epochs = row.get(EPOCHS, 0.0)
+            self._epochs = row.get(EPOCHS, 0.0) * (1 + ROUNDING)
             others = {name: row.get(name) if known is None else known for name, known in self._plan.others.items()}
             self._others = {name: other for name, other in others.items() if other is not None}
             self._report("running", is_settled=is_settled or self._last_step >= self._total_steps)

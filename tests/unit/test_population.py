@@ -108,8 +108,8 @@ def test_a_generation_ends_with_an_evaluation() -> None:
     )
     with pytest.raises(ConfigError, match="every_steps 40 is no multiple of training.eval_every_steps 30"):
         check_space(population(every_steps=40), RAW, ["training.eval_every_steps=30"])
-    with pytest.raises(ConfigError, match="training.eval_every_epochs: a population counts in steps"):
-        check_space(population(every_steps=40), RAW, ["training.eval_every_epochs=0.5"])
+    instead = check_space(population(every_steps=40), RAW, ["training.eval_every_epochs=0.5"]).training
+    assert (instead.eval_every_steps, instead.eval_every_epochs) == (40, None), "generations are counted in steps"
 
 
 def test_bandits_learn_where_trials_gain() -> None:

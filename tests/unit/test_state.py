@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from raytrain.timetable import Timetable
@@ -20,7 +20,13 @@ def test_due_times_follow_the_step_alone() -> None:
     assert table.place_of(10) == (1, 0)
 
 
-@given(st.integers(1, 300), st.sampled_from([0.1, 0.25, 0.33333, 0.5, 1.0, 1.5, 2.0]), st.integers(1, 5))
+PARTS = [0.1, 0.25, 0.33333, 0.5, 1.0, 1.5, 2.0]
+THIRDS = ((2, 3), (1, 3), (1, 6), (2, 7), (5, 9), (7, 9), (8, 9))
+PARTS += [round(k / n, digits) for k, n in THIRDS for digits in (5, 6, 7)]
+
+
+@given(st.integers(1, 5000), st.sampled_from(PARTS), st.integers(1, 3))
+@example(3000, 0.666667, 2)
 def test_evaluations_in_epochs(steps_per_epoch: int, every: float, epochs: int) -> None:
     """After the same share of the data whatever the batch, and never before it; the end of an epoch is one of them when
     the shares make it up."""
@@ -33,8 +39,21 @@ def test_evaluations_in_epochs(steps_per_epoch: int, every: float, epochs: int) 
     assert due[-1] == total
     if every in (0.25, 0.33333, 0.5, 1.0):
         assert set(range(steps_per_epoch, total + 1, steps_per_epoch)) <= set(due)
-    upcoming = [table.next_evaluation(step) for step in range(total)]
-    assert upcoming == [next(step for step in due if step > now) for now in range(total)]
+    upcoming, now = [], 0
+    while now < total:  # as the data pipeline walks
+        now = table.next_evaluation(now)
+        upcoming.append(now)
+    assert upcoming == [step for step in due if step > 0]
+
+
+@pytest.mark.parametrize("every", [None, 7, 2_000_000])
+def test_whole_steps_are_exact_in_long_epochs(every: int | None) -> None:
+    table = Timetable(2_000_000, 10_000_000, every, 10**9, has_validation=True)
+    steps = every or 2_000_000
+    for number in (1, 2, 3):
+        assert table.is_evaluation_due(number * steps)
+        assert not table.is_evaluation_due(number * steps - 1)
+        assert table.next_evaluation(number * steps - 1) == number * steps
 
 
 def test_no_validation_means_no_evaluation() -> None:
