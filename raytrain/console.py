@@ -118,7 +118,9 @@ class RunDisplay(LiveDisplay, Observer):
         self.console.print(f"  step {row['step']}  {row['split']}: {shown}", soft_wrap=True)
 
     def _event(self, row: dict[str, Any]) -> None:
-        text = EVENT_TEXTS.get(row["kind"])
+        if row["kind"] == "start":  # a rate that went on from the last group would count its end, and the way back
+            self._rate = Rate()
+        text = _event_text(row)
         if text is not None:
             words = {name: escape(str(value)) for name, value in row.items()}
             self.console.print(f"  {text.format(**words)}", soft_wrap=True)
@@ -155,14 +157,26 @@ _CHANGE = "{cause}: {world_size_before} -> {world_size} worker(s), {steps_redone
 EVENT_TEXTS = {
     "resize": _CHANGE.replace("to notice", "until new workers were ready"),
     "reclaim": _CHANGE,
+    "failure": _CHANGE,
+    "begin": "{steps_redone} steps that the last command had done since then are done again",
     "start": "attempt {attempt}: {world_size} worker(s)",
     "restore": "going on from the {source} of step {step}",
     "damaged_snapshot": "[yellow]the snapshot of step {step} was passed over: {reason}",
-    "no_snapshots": "[yellow]snapshots do not fit into the nodes' object stores; a crash goes back to a checkpoint",
+    "no_snapshots": "[yellow]snapshots need {needed_mib} MiB of a node's object store, and may have half of it, "
+    "{half_mib} MiB: a crash goes back to a checkpoint",
     "damaged_checkpoint": "[yellow]checkpoint of step {step} is damaged and was passed over: {reason}",
     "tracker": "[yellow]{tracker}: {reason}; the training goes on",
     "early_stop": "stopping early at step {step}: the best model is that of step {best_step}",
 }
+
+
+def _event_text(row: dict[str, Any]) -> str | None:
+    """What is said of an event, if anything."""
+    if row["kind"] == "failure" and "seconds" not in row:  # it ended the run, which says so
+        return None
+    if row["kind"] == "begin" and not row.get("steps_redone"):
+        return None
+    return EVENT_TEXTS.get(row["kind"])
 
 
 class Rate:
@@ -191,7 +205,8 @@ def print_result(console: Console, result: RunResult) -> None:
     color = "green" if result.is_done else "red" if result.status == "failed" else "yellow"
     console.print(f"[{color}]{result.status}[/] at step {result.step} in {in_minutes(result.duration_s)}")
     if result.goodput is not None:
-        changes = f", {result.resizes} resizes, {result.failures} failures" if result.resizes + result.failures else ""
+        counts = {"resize": result.resizes, "failure": result.failures}
+        changes = "".join(f", {n} {what}{'s' * (n > 1)}" for what, n in counts.items() if n)
         console.print(f"goodput {result.goodput:.1%} of the workers' time{changes}", soft_wrap=True)
     if result.message:
         console.print(result.message, markup=False, soft_wrap=True)

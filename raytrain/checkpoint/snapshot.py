@@ -230,10 +230,15 @@ class MemoryFiles:
         return f"snapshot part {name}"
 
 
+def bytes_in_store(part_bytes: int, parts_on_node: int) -> int:
+    """What the snapshots take of a node's object store: its own workers' parts and as many of a neighbour's, of two
+    snapshots, and a copy of each on its way."""
+    return part_bytes * parts_on_node * SNAPSHOT_COPIES * (SNAPSHOTS_KEPT + 1)
+
+
 def fits_in_store(part_bytes: int, parts_on_node: int, store_bytes: float) -> bool:
-    """Whether a node's object store can hold the snapshots: its own workers' parts and as many of a neighbour's, of
-    two snapshots, and a copy of each on its way."""
-    return part_bytes * parts_on_node * SNAPSHOT_COPIES * (SNAPSHOTS_KEPT + 1) <= STORE_SHARE * store_bytes
+    """Whether a node's object store can hold the snapshots."""
+    return bytes_in_store(part_bytes, parts_on_node) <= STORE_SHARE * store_bytes
 
 
 def _alive(names: Iterable[str]) -> list[Any]:

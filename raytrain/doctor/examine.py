@@ -3,7 +3,6 @@
 import math
 import os
 import secrets
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -38,7 +37,6 @@ REDUCE_BYTES = {"gloo": 16 << 20, "nccl": 256 << 20}
 TRANSFER_BYTES = 64 << 20
 # Of a node's object store, at most: it may be full of a run's data.
 TRANSFER_SHARE = 0.2
-REACH_TIMEOUT_S = 5.0
 
 Say = Callable[[str], None]
 
@@ -69,24 +67,8 @@ def examine(
     if path is not None and "://" not in path:
         path = os.path.abspath(os.path.expanduser(path))
     say(f"joining the cluster at {address}" if address else "starting Ray on this machine")
-    if address:
-        _check_that_someone_listens(address)
     with _joined(address, private_cpus) as session:
         return judge(_find_out(config, path, session, say))
-
-
-def _check_that_someone_listens(address: str) -> None:
-    """Ray itself would try for minutes. Raises ConfigError."""
-    host, _, port = address.rpartition(":")
-    if not host or "/" in host or not port.isdigit():  # auto, local, ray://...: Ray knows what they mean
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_TIMEOUT_S).close()
-    except (OSError, OverflowError) as error:
-        raise ConfigError(
-            f"nobody answers at {address}: {error}. Give the head's address, with the port that `ray start --head` "
-            "prints (6379 unless told otherwise), as --address, ray.address or RAY_ADDRESS"
-        ) from None
 
 
 @contextmanager

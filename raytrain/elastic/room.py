@@ -93,8 +93,8 @@ class Room:
             timeout_s = self._workers.wait_timeout_s
             if timeout_s is not None and waited_s > timeout_s:
                 raise TrainingError(
-                    f"{self._missing(nodes, fitting)} for workers.wait_timeout_s {timeout_s:g} s; add nodes, lower "
-                    "workers.min, or raise the timeout"
+                    f"{self._missing(nodes, fitting)}. It has been so for workers.wait_timeout_s {timeout_s:g} s; add "
+                    "nodes, lower workers.min, or raise the timeout"
                 )
             if time.monotonic() >= next_word_s and fitting < self._workers.min:
                 if most < self._workers.min:
@@ -138,8 +138,8 @@ class Room:
         there = ", ".join(f"{node.name} {_free(node, self._worker)}" for node in nodes[:8]) or "no node"
         more = f" and {len(nodes) - 8} more" if len(nodes) > 8 else ""
         return (
-            f"workers.min {self._workers.min} workers of {worker} each, and {self._workers.data_cpus:g} CPU for their "
-            f"data, do not fit ({fitting} do). Free now: {there}{more}"
+            f"there is room for {fitting} of the {self._workers.min} (workers.min) workers of {worker} each, beside "
+            f"{max(1.0, self._workers.min * self._workers.data_cpus):g} CPU for their data. Free now: {there}{more}"
         )
 
 

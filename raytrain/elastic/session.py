@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
+
+REACH_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,10 @@ def connection(address: str | None, private_cpus: int) -> Iterator[RaySession]:
                 configure_logging=False,
             )
         else:
+            _check_that_someone_listens(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except ConfigError:
+        raise
     except ConnectionError as error:
         raise ConfigError(
             f"ray.address {address}: can't join this cluster: {error}. Is it running, and is RAY_AUTH_MODE with its "
@@ -88,6 +94,20 @@ def connection(address: str | None, private_cpus: int) -> Iterator[RaySession]:
         yield _session(is_private=address is None)
     finally:
         ray.shutdown()
+
+
+def _check_that_someone_listens(address: str) -> None:
+    """Ray itself would try for minutes. Raises ConfigError."""
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdigit():  # auto, local, ray://...: Ray knows what they mean
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"nobody answers at {address}: {error}. Give the head's address, with the port that `ray start --head` "
+            "prints (6379 unless told otherwise), as --address, ray.address or RAY_ADDRESS"
+        ) from None
 
 
 def _session(*, is_private: bool) -> RaySession:

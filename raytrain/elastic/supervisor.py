@@ -101,7 +101,7 @@ class Supervisor:
     def train(self) -> dict[str, Any]:
         """Train to the end. Returns the result of the last group: its status, and a message when it failed."""
         now_s = time.time()
-        transition = Transition("begin", "", 0, self._began_at_s, None, now_s, now_s)
+        transition = Transition("begin", "the command was given", 0, self._began_at_s, None, now_s, now_s)
         try:
             while True:
                 places = self._room.wait_for(transition.world_size_before)

@@ -15,7 +15,7 @@ CHANGES = ("begin", "resize", "reclaim", "failure")
 CLASSES = {
     "useful": "steps that count",
     "evaluation": "evaluations",
-    "redone": "steps that were done again after a crash",
+    "redone": "steps that a crash took back",
     "data_wait": "waiting for data",
     "checkpoint": "saving, as far as it blocked the loop",
     "leave": "ending a worker group",
@@ -24,7 +24,7 @@ CLASSES = {
     "waiting": "waiting for nodes",
     "regroup": "starting a worker group",
     "load": "loading model and state",
-    "first_step": "from there to the first step",
+    "first_step": "from the loaded state to the first step",
     "lost": "groups that ended before their first step",
     "other": "anything else",
 }
@@ -38,7 +38,7 @@ class StepSeconds:
     """Its first step, data included."""
     useful_s: float = 0.0
     redone_s: float = 0.0
-    """In steps that a later attempt has done again; like `useful_s` without waiting for data."""
+    """In steps that a later attempt has done again, or has still to do; like `useful_s` without waiting for data."""
     data_wait_s: float = 0.0
     checkpoint_s: float = 0.0
     evaluation_s: float = 0.0
@@ -46,7 +46,8 @@ class StepSeconds:
 
 class StepTimes:
     """Seconds of all steps by attempt, told line by line, so that a run that goes on can be accounted for at any time.
-    A step counts for the last attempt that did it: what earlier ones spent on it becomes redone."""
+    A step counts for the last attempt that did it: what earlier ones spent on it, and on all that follow, becomes
+    redone."""
 
     def __init__(self, rows: Iterable[dict[str, Any]] = ()):
         self.attempts: defaultdict[int, StepSeconds] = defaultdict(StepSeconds)
@@ -63,6 +64,7 @@ class StepTimes:
         if mine is None:
             mine = self.attempts[attempt]
             mine.first_s = _sum("step_s", [row])
+            self._take_back(step, attempt)
         mine.data_wait_s += _sum("data_wait_s", [row])
         mine.checkpoint_s += _sum("checkpoint_s", [row])
         mine.evaluation_s += _sum("evaluation_s", [row])
@@ -74,14 +76,20 @@ class StepTimes:
         if attempt < owner:
             mine.redone_s += seconds
             return
-        if owner not in (-1, attempt):
-            before = self.attempts[owner]
-            before.useful_s -= self._seconds_of[step]
-            before.redone_s += self._seconds_of[step]
-            self._seconds_of[step] = 0.0
         mine.useful_s += seconds
         self._attempt_of[step] = attempt
         self._seconds_of[step] += seconds
+
+    def _take_back(self, first_step: int, attempt: int) -> None:
+        """An attempt begins with this step: what earlier ones have done of it and beyond does not count."""
+        for step in range(first_step, len(self._attempt_of)):
+            owner = self._attempt_of[step]
+            if owner == -1 or owner >= attempt:
+                continue
+            before = self.attempts[owner]
+            before.useful_s -= self._seconds_of[step]
+            before.redone_s += self._seconds_of[step]
+            self._attempt_of[step], self._seconds_of[step] = -1, 0.0
 
 
 def goodput(events: Sequence[dict[str, Any]], rows: Iterable[dict[str, Any]]) -> dict[str, Any]:

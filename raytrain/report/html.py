@@ -41,7 +41,7 @@ def build_report(run: Storage) -> str:
         confusion=_confusion_rows(record),
         has_restarts=bool(record.restarts()),
         goodput=_goodput_rows(record),
-        changes=[event for event in record.events if event.get("kind") != "begin" and PHASES[0] in event],
+        changes=[event for event in record.events if PHASES[0] in event and _is_change(event)],
         phases=PHASES,
         events=record.events,
         checkpoints=record.checkpoints,
@@ -62,6 +62,11 @@ def page_template(package: str) -> jinja2.Template:
 
 def _text_of(package: str, name: str) -> str:
     return (resources.files(package) / name).read_text(encoding="utf-8")
+
+
+def _is_change(event: dict[str, Any]) -> bool:
+    """A command that goes on where the last one had come to is none."""
+    return event.get("kind") != "begin" or bool(event.get("steps_redone"))
 
 
 def _tiles(record: RunRecord) -> list[tuple[str, str]]:

@@ -108,15 +108,22 @@ def parse_jsonl(data: bytes) -> list[dict[str, Any]]:
 
 
 def last_attempt_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each step the row of its highest attempt, in step order: what a run did, without what was redone.
+    """For each step the row of its highest attempt, in step order: what a run did, without what a crash took back.
 
+    A step that an attempt did does not count when a later one has begun before it, even if that has not come to it yet.
     Of two rows of one step and attempt the later counts; rows without a step are left out.
     """
-    chosen: dict[int, dict[str, Any]] = {}
+    rows = [row for row in rows if row.get("step") is not None]
+    first_steps: dict[int, int] = {}
     for row in rows:
-        step = row.get("step")
-        if step is not None and (step not in chosen or row.get("attempt", 0) >= chosen[step].get("attempt", 0)):
-            chosen[step] = row
+        attempt = row.get("attempt", 0)
+        first_steps[attempt] = min(row["step"], first_steps.get(attempt, row["step"]))
+    taken_back_from: dict[int, float] = {}  # attempt -> the first step of any later one
+    later = math.inf
+    for attempt in sorted(first_steps, reverse=True):
+        taken_back_from[attempt] = later
+        later = min(later, first_steps[attempt])
+    chosen = {row["step"]: row for row in rows if row["step"] < taken_back_from[row.get("attempt", 0)]}
     return [chosen[step] for step in sorted(chosen)]
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from raytrain.batch_plan import BatchPlan, World
 from raytrain.checkpoint.ranges import Files, StorageRangeReader
-from raytrain.checkpoint.snapshot import MemoryFiles, Snapshot, SnapshotKeeper, fits_in_store
+from raytrain.checkpoint.snapshot import STORE_SHARE, MemoryFiles, Snapshot, SnapshotKeeper, bytes_in_store
 from raytrain.checkpoint.store import CheckpointStore
 from raytrain.checkpoint.zero_state import load_ranges, load_scaler_state
 from raytrain.config import RunConfig
@@ -41,6 +41,8 @@ from raytrain.training.records import last_row
 from raytrain.training.saving import BEST, Saver, recover_folder
 from raytrain.training.state import Progress
 from raytrain.training.trainer import IdleTime, Trainer
+
+MIB = 2**20
 
 
 class WorkerRun:
@@ -236,10 +238,14 @@ class WorkerRun:
         part_bytes = (
             sum(map(_numel, engine.module.parameters())) * CHECKPOINT_BYTES_PER_PARAMETER // self.world.world_size
         )
-        fits = fits_in_store(part_bytes, self.nodes.count(self.link.node_id), self.link.object_store_bytes())
-        if all(self.control.gather(fits)):
+        needed = bytes_in_store(part_bytes, self.nodes.count(self.link.node_id))
+        half = STORE_SHARE * self.link.object_store_bytes()
+        needs = self.control.gather((needed, half))
+        too_small = [(there, wanted) for wanted, there in needs if wanted > there]
+        if not too_small:
             return SnapshotKeeper(self.world, self.token, self.link.holders)
-        self.log.event("no_snapshots", part_bytes=part_bytes, workers_on_a_node=max(map(self.nodes.count, self.nodes)))
+        half, needed = min(too_small)
+        self.log.event("no_snapshots", needed_mib=round(needed / MIB), half_mib=round(half / MIB))
         return None
 
     def _export(self, model: Any, weights: dict[str, torch.Tensor], step: int, folder: str) -> None:

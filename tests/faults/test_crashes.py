@@ -51,7 +51,7 @@ def test_a_run_waits_for_its_first_node_and_says_so(pool: NodePool, tmp_path: Pa
     training.wait_for_workers(1)
     output = training.stop()
     assert "waiting for nodes since" in output
-    assert "workers.min 1 workers of 2 CPU each" in output
+    assert "there is room for 0 of the 1 (workers.min) workers of 2 CPU each" in output
 
 
 def test_a_run_that_waits_too_long_ends_with_what_was_missing(pool: NodePool, tmp_path: Path) -> None:

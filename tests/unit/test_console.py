@@ -61,3 +61,16 @@ def test_only_paths_that_are_there(tmp_path: Path) -> None:
     (tmp_path / "best").mkdir()
     (tmp_path / "report.html").write_text("")
     assert f"model   {tmp_path}/best" in shown() and f"report  {tmp_path}/report.html" in shown()
+
+
+def test_what_a_failure_has_cost() -> None:
+    phases = dict.fromkeys(("detect_s", "save_s", "wait_s", "regroup_s", "load_s", "first_step_s"), 0.5)
+    moved = {"world_size_before": 2, "world_size": 1, "steps_redone": 8, "seconds": 3.0, **phases}
+    display, out = plain()
+    display.rows("events.jsonl", [{"kind": "failure", "cause": "a worker's process died", "attempt": 1, **moved}])
+    display.rows("events.jsonl", [{"kind": "failure", "cause": "the run diverged", "attempt": 1}])
+    display.rows("events.jsonl", [{"kind": "begin", "attempt": 0, **moved, "steps_redone": 0}])
+    display.rows("events.jsonl", [{"kind": "begin", "attempt": 2, **moved, "steps_redone": 24}])
+    lines = out.getvalue().splitlines()
+    assert lines[0].startswith("  a worker's process died: 2 -> 1 worker(s), 8 steps redone, 3.0 s (0.5 s to notice,")
+    assert lines[1:] == ["  24 steps that the last command had done since then are done again"]

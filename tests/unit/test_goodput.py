@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from raytrain.report.goodput import goodput
+from raytrain.report.goodput import StepTimes, goodput
 
 
 def change(kind: str, attempt: int, left_at_s: float, **phases: float) -> dict[str, Any]:
@@ -74,6 +74,16 @@ def test_a_crash_and_a_resize() -> None:
     assert classes["leave"] == pytest.approx(1.5)
     assert classes["other"] == pytest.approx(2 * (14 - 1 - 3 - 5 - 5))
     assert sum(classes.values()) == pytest.approx(account["worker_seconds"], rel=0.01)
+
+
+def test_steps_that_were_taken_back_are_not_useful_before_they_are_done_again() -> None:
+    times = StepTimes(steps(0, 1, 10) + steps(1, 4, 2))
+    assert times.attempts[0].useful_s == pytest.approx(3)
+    assert times.attempts[0].redone_s == pytest.approx(7)
+    assert times.attempts[1].useful_s == pytest.approx(2)
+    for row in steps(1, 6, 5):
+        times.add(row)
+    assert (times.attempts[0].redone_s, times.attempts[1].useful_s) == pytest.approx((7, 7))
 
 
 def test_a_group_that_never_stepped_is_lost_time() -> None:

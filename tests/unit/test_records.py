@@ -128,6 +128,11 @@ class TestLastAttemptRows:
         chosen = last_attempt_rows([{"step": step, "attempt": attempt} for step, attempt in places])
         assert [(row["step"], row["attempt"]) for row in chosen] == [(1, 0), (2, 0), (3, 1), (4, 1), (5, 1)]
 
+    def test_what_a_crash_took_back_does_not_count(self):
+        places = [(1, 0), (2, 0), (3, 0), (4, 0), (2, 1)]  # it has not come to 3 and 4 again yet
+        chosen = last_attempt_rows([{"step": step, "attempt": attempt} for step, attempt in places])
+        assert [(row["step"], row["attempt"]) for row in chosen] == [(1, 0), (2, 1)]
+
     def test_order_in_the_file_does_not_matter(self):
         assert last_attempt_rows([{"step": 2, "attempt": 3}, {"step": 2, "attempt": 1}]) == [{"step": 2, "attempt": 3}]
 
