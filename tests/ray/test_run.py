@@ -170,6 +170,7 @@ def test_another_config_is_refused_by_key(folder: Path, undisturbed: Path) -> No
     assert "--overwrite" in output
 
 
+@pytest.mark.slow
 def test_changed_data_is_refused(tmp_path: Path) -> None:
     """P2: the order is a function of the data, so a run can't go on with other data."""
     config = tiny_run(tmp_path, "changed", "training.max_steps=3")
