@@ -14,8 +14,10 @@ from raytrain.errors import ConfigError, TrainingError
 # Read by Ray when it is imported or started, so set before.
 QUIET = {
     "RAY_DEDUP_LOGS": "1",
-    # Of a sweep's processes: many are meant, and those that are ended are no news. What fails is told by its run.
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "PYTHON worker processes have been started|A worker died or was killed",
+    # Of a sweep's processes many are meant, and those that are ended are no news. What fails, and which nodes are lost,
+    # is told by its run; and where JSON is printed, nothing else may be.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "PYTHON worker processes have been started|A worker died or was killed|"
+    "The node with node id",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
