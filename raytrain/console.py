@@ -15,6 +15,7 @@ from raytrain.data.prepared import PreparedStore
 from raytrain.elastic.observer import Observer
 from raytrain.elastic.run import RunResult
 from raytrain.storage import Storage
+from raytrain.training.records import scores_of
 
 PROGRESS_VARIABLE = "RAYTRAIN_PROGRESS_EVERY_S"
 # Seconds between two plain lines of progress: a job that is watched on a terminal elsewhere says more of them.
@@ -113,8 +114,7 @@ class RunDisplay(LiveDisplay, Observer):
     def _evaluation(self, row: dict[str, Any]) -> None:
         if not self._total:  # nothing is being trained: `raytrain eval`, which ends with the whole table
             return
-        values = {k: v for k, v in row.items() if isinstance(v, float) and k != "time"}
-        shown = "  ".join(f"{key} {value:.4f}" for key, value in list(values.items())[:6])
+        shown = "  ".join(f"{key} {value:.4f}" for key, value in list(scores_of(row).items())[:6])
         self.console.print(f"  step {row['step']}  {row['split']}: {shown}", soft_wrap=True)
 
     def _event(self, row: dict[str, Any]) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 from raytrain.monitoring import names
 from raytrain.monitoring.names import Metric
 from raytrain.report.goodput import CHANGES, StepTimes, account
+from raytrain.training.records import EPOCHS
 
 WINDOW_S = 60.0  # over which rates are taken
 ACCOUNT_EVERY_S = 15.0  # the account looks at every event again; Prometheus asks about as often
 MOST_METRICS = 32  # of an evaluation: each is a series
-NO_METRICS = ("step", "epoch", "time", "attempt")
+NO_METRICS = ("step", "epoch", EPOCHS, "time", "attempt")
 OF_A_STEP = {
     "step": names.STEP,
     "epoch": names.EPOCH,

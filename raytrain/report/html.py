@@ -13,6 +13,7 @@ from raytrain.report.goodput import CLASSES
 from raytrain.report.plots import draw_all, newest_confusion
 from raytrain.storage import Storage
 from raytrain.training.job import PHASES
+from raytrain.training.records import scores_of
 
 REPORT_NAME = "report.html"
 MAX_TABLE_LABELS = 30  # a larger confusion matrix is shown as a picture
@@ -126,9 +127,7 @@ def _goodput_rows(record: RunRecord) -> list[tuple[str, float, float]]:
 
 def _metric_names(record: RunRecord) -> list[str]:
     """Names of the metrics, in the order in which the task gives them."""
-    names = {name: None for row in record.evaluations for name, value in row.items() if isinstance(value, float)}
-    names.pop("time", None)
-    return list(names)
+    return list({name: None for row in record.evaluations for name in scores_of(row)})
 
 
 def _number(value: Any) -> str:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from raytrain.report.curves import RunRecord, smooth, thin
+from raytrain.training.records import scores_of
 
 INK, FAINT, ACCENT, SECOND, GRID = "#1f2933", "#b8c4d0", "#1f6feb", "#d9730d", "#e6eaee"
 SIZE = (5.6, 2.7)  # inches; the page shows two in a row, at about this size
@@ -116,7 +117,7 @@ def validation(record: RunRecord) -> bytes:
     """The metrics between 0 and 1 on the validation split."""
     figure, axes = new_axes("Validation", "score, 0 to 1", record)
     rows = [row for row in record.evaluations if row["split"] == "validation"]
-    names = [n for n, v in rows[-1].items() if isinstance(v, float) and n not in ("time", "loss") and 0 <= v <= 1]
+    names = [name for name, value in scores_of(rows[-1]).items() if name != "loss" and 0 <= value <= 1]
     for name in names[:6]:
         values = np.array([row.get(name) for row in rows], dtype=float)  # a null is NaN: a gap in the line
         axes.plot([row["step"] for row in rows], values, "o-", markersize=3, label=name)

@@ -13,7 +13,7 @@ from raytrain.batch_plan import World
 from raytrain.storage import Storage
 from raytrain.tasks.base import Metrics
 from raytrain.tracking.trackers import Trackers
-from raytrain.training.records import JsonlWriter, last_row, read_jsonl
+from raytrain.training.records import EPOCHS, JsonlWriter, last_row, read_jsonl
 
 METRICS, EVALS, EVENTS = "metrics.jsonl", "evals.jsonl", "events.jsonl"
 
@@ -77,7 +77,7 @@ class RunLog:
             return
         place: dict[str, Any] = {"step": step, "epoch": epoch, "split": split}
         if epochs_done is not None:
-            place["epochs_done"] = epochs_done
+            place[EPOCHS] = epochs_done
         place |= {"time": self._now(), "attempt": self._attempt}
         self._evals.write({**place, **metrics.values, "tables": metrics.tables})
         self._evals.flush()  # a sweep judges by it, and the checkpoint of this step must not be there before it

@@ -9,6 +9,9 @@ from typing import Any
 
 from raytrain.storage import Storage
 
+EPOCHS = "epochs_done"
+"""In a line of evals.jsonl: passes over the training data up to its step."""
+
 # Object stores can't append: a file there is uploaded whole, at most this often.
 UPLOAD_EVERY_S = 15.0
 # ... and less often when an upload takes long: no more than a twentieth of the time goes into it.
@@ -105,6 +108,11 @@ def parse_jsonl(data: bytes) -> list[dict[str, Any]]:
         if isinstance(row, dict):
             rows.append(row)
     return rows
+
+
+def scores_of(row: dict[str, Any]) -> dict[str, float]:
+    """The metrics of a line of evals.jsonl that are numbers, by name."""
+    return {name: value for name, value in row.items() if isinstance(value, float) and name not in ("time", EPOCHS)}
 
 
 def last_attempt_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from raytrain.elastic.run import RunResult, run_training
 from raytrain.elastic.share import Terms
 from raytrain.errors import RaytrainError
 from raytrain.storage import Storage
-from raytrain.training.records import read_jsonl
+from raytrain.training.records import EPOCHS, read_jsonl
 from raytrain.tuning.legs import has_paused_at, num_done, value_at, values_of, wait_for_others
 from raytrain.tuning.schedulers import MAY_CHANGE
 from raytrain.tuning.shares import TrialShare
@@ -23,7 +23,6 @@ from raytrain.tuning.sharing import Claim
 from raytrain.tuning.space import overrides_of
 
 STEP, VALUE, STATUS, GOODPUT, OTHERS = "step", "value", "status", "goodput", "others"
-EPOCHS = "epochs_done"
 ROUNDING = 1e-5  # Tune's rungs are 0.1 x 3 = 0.30000000000000004
 SETTLED = "is_settled"
 """A report after which the trial is not stopped: it has passed this rung before, or is at its end anyway."""

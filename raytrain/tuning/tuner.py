@@ -12,13 +12,14 @@ from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule
 
 from raytrain.elastic.signals import StopSignals
+from raytrain.training.records import EPOCHS
 from raytrain.tuning.callback import SweepCallback, trial_name
 from raytrain.tuning.schedulers import Halving, HyperBand, MedianStopping, Stopping
 from raytrain.tuning.searcher import SweepSearcher
 from raytrain.tuning.shares import Shares
 from raytrain.tuning.space import Space
 from raytrain.tuning.sweep import Sweep
-from raytrain.tuning.trial import EPOCHS, SETTLED, STEP, VALUE, TrialPlan
+from raytrain.tuning.trial import SETTLED, STEP, VALUE, TrialPlan
 
 TRIAL_RESOURCES = {"node:__internal_head__": 0.001}
 """A trial's own process computes nothing; Tune wants it to hold something. It runs where the cluster's head is."""

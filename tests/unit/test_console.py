@@ -10,7 +10,14 @@ from raytrain.console import RunDisplay, print_result
 from raytrain.elastic.run import RunResult
 
 STEP = {"step": 1, "epoch": 0, "loss": 0.5, "lr": 1e-4, "grad_norm": 2.0, "samples_seen": 8, "world_size": 2}
-EVALUATION = {"step": 1, "epoch": 0, "split": "validation", "time": 1.0, **{f"score_{i}": 0.5 for i in range(6)}}
+EVALUATION = {
+    "step": 1,
+    "epoch": 0,
+    "epochs_done": 0.5,
+    "split": "validation",
+    "time": 1.0,
+    **{f"score_{i}": 0.5 for i in range(6)},
+}
 
 
 def plain() -> tuple[RunDisplay, io.StringIO]:
@@ -30,7 +37,8 @@ def printed(total_steps: int, **rows: dict[str, Any]) -> list[str]:
 
 
 def test_plain_lines_are_not_wrapped() -> None:
-    assert len(printed(9, evals=EVALUATION)) == 1
+    (line,) = printed(9, evals=EVALUATION)
+    assert line.startswith("  step 1  validation: score_0 0.5000")
     damaged = {"kind": "damaged_checkpoint", "step": 5, "reason": "zero-00.safetensors [part 2] differs from its hash"}
     (line,) = printed(9, events=damaged)
     assert "[part 2] differs from its hash" in line
