@@ -56,7 +56,7 @@ def run_cli(*args: str, cwd: Path | None = None, timeout_s: float = 240) -> tupl
     return process.returncode, output
 
 
-def kill_all(process: subprocess.Popen[str]) -> None:
+def kill_all(process: subprocess.Popen[Any]) -> None:
     """SIGKILL a command and all that it started, as the end of a machine does."""
     import psutil
 

@@ -150,12 +150,21 @@ def _deadline_s(deadline_ms: int) -> float:
     return deadline_ms / 1000 if deadline_ms else math.inf
 
 
+def knock(address: str, timeout_s: float) -> None:
+    """See that someone listens at `host:port`, which Ray itself takes up to minutes to find out.
+
+    Raises OSError when nobody does; ValueError or OverflowError for a port that is none.
+    """
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s).close()
+
+
 def _answers(address: str, port: int) -> bool:
     try:
-        with socket.create_connection((address, port), timeout=PROBE_TIMEOUT_S):
-            return True
+        knock(f"{address}:{port}", PROBE_TIMEOUT_S)
     except OSError:
         return False
+    return True
 
 
 def seconds_left(nodes: Iterable[NodeView], node_ids: Iterable[str]) -> float | None:

@@ -9,10 +9,11 @@ import math
 import multiprocessing
 import os
 import signal
-import socket
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
+
+from raytrain.elastic.capacity import knock
 
 RPC_TIMEOUT_S = 5.0
 ASK_TIMEOUT_S = 15.0  # longer than any timeout within the child, but for a control store that accepts and then hangs
@@ -102,9 +103,7 @@ class RayDrain:
         # RAY_AUTH_MODE decides, as for every Ray command; where it is unset, a token that lies there is used.
         authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
         address = services.canonicalize_bootstrap_address_or_die(self._address)  # type: ignore[arg-type]
-        host, _, port = address.rpartition(":")
-        # GcsClient takes 40 s to find out that nobody listens.
-        socket.create_connection((host.strip("[]"), int(port)), timeout=2.0).close()
+        knock(address, timeout_s=2.0)  # GcsClient takes 40 s to find out that nobody listens
         return GcsClient(address=address)
 
 

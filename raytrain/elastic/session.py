@@ -3,12 +3,12 @@
 import logging
 import os
 import secrets
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from raytrain.config import RunConfig
+from raytrain.elastic.capacity import knock
 from raytrain.errors import ConfigError, TrainingError
 
 # Read by Ray when it is imported or started, so set before.
@@ -104,7 +104,7 @@ def _check_that_someone_listens(address: str) -> None:
     if not host or "/" in host or not port.isdigit():  # auto, local, ray://...: Ray knows what they mean
         return
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_TIMEOUT_S).close()
+        knock(address, REACH_TIMEOUT_S)
     except (OSError, OverflowError) as error:
         raise ConfigError(
             f"nobody answers at {address}: {error}. Give the head's address, with the port that `ray start --head` "

@@ -9,12 +9,11 @@ from typing import Any
 from raytrain.monitoring import names
 from raytrain.monitoring.names import Metric
 from raytrain.report.goodput import CHANGES, StepTimes, account
-from raytrain.training.records import EPOCHS
+from raytrain.training.records import scores_of
 
 WINDOW_S = 60.0  # over which rates are taken
 ACCOUNT_EVERY_S = 15.0  # the account looks at every event again; Prometheus asks about as often
 MOST_METRICS = 32  # of an evaluation: each is a series
-NO_METRICS = ("step", "epoch", EPOCHS, "time", "attempt")
 OF_A_STEP = {
     "step": names.STEP,
     "epoch": names.EPOCH,
@@ -155,8 +154,7 @@ class RunMetrics:
         yield names.TARGET_STEP, {}, self._total_steps
         yield names.SKIPPED_IN_A_ROW, {}, self._skipped_in_a_row
         yield names.NOT_FINITE, {}, self._not_finite_in_a_row
-        values = [(name, value) for name, value in self._evaluation.items() if _is_metric(name, value)]
-        for name, value in values[:MOST_METRICS]:
+        for name, value in list(scores_of(self._evaluation).items())[:MOST_METRICS]:
             yield names.VALIDATION, {"metric": name}, value
         yield names.WORKERS, {}, crew.workers
         yield names.WANTED, {}, crew.wanted
@@ -203,8 +201,3 @@ def zeros() -> Iterator[Sample]:
         if metric.is_counter:
             own = metric.labels[2:]
             yield from ((metric, {own[0]: value}, 0.0) for value in values[own[0]]) if own else [(metric, {}, 0.0)]
-
-
-def _is_metric(name: str, value: object) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and name not in NO_METRICS

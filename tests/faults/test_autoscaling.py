@@ -8,14 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import yaml
-from running import start_cli, tiny_run, wait_until, write_config
+from running import kill_all, start_cli, tiny_run, wait_until, write_config
 from training import Training
 
 from raytrain.assets import find_cluster_file
@@ -64,11 +63,7 @@ class AutoscaledCluster:
 
     def close(self) -> None:
         """SIGKILL the head and all that it started."""
-        for process in psutil.Process(self.process.pid).children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        self.process.kill()
-        self.process.wait()
+        kill_all(self.process)
 
 
 def cluster_config(address: str) -> dict[str, Any]:

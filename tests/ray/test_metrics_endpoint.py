@@ -13,11 +13,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
-from running import ENV, start_cli, summary, tiny_run, wait_until, write_config
+from running import ENV, kill_all, start_cli, summary, tiny_run, wait_until, write_config
 
 pytestmark = pytest.mark.slow  # tests/unit/test_metrics_export.py is the quick one
 
@@ -73,11 +72,7 @@ class Head:
 
     def close(self) -> None:
         """SIGKILL the head and all that it started."""
-        for process in psutil.Process(self._process.pid).children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        self._process.kill()
-        self._process.wait()
+        kill_all(self._process)
         shutil.rmtree(self._temp_dir, ignore_errors=True)
 
 

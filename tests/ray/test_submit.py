@@ -20,6 +20,7 @@ import pytest
 from running import (
     ENV,
     committed_steps,
+    kill_all,
     start_cli,
     steps_done,
     summary,
@@ -84,11 +85,7 @@ class Head:
 
     def close(self) -> None:
         """SIGKILL the head and all that it started."""
-        for process in psutil.Process(self._process.pid).children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        self._process.kill()
-        self._process.wait()
+        kill_all(self._process)
         shutil.rmtree(self._temp_dir, ignore_errors=True)
 
 
