@@ -466,7 +466,7 @@ def report(rounds: Sequence[dict[str, Outcome]], arguments: argparse.Namespace) 
         f"{min(arguments.notice, arguments.event_every / 2):g} s. "
         f"raytrain's snapshots and the baseline's checkpoints every {SAVE_EVERY} steps. {rounds_of(arguments)}.\n\n"
         "Goodput: sleep in steps that count / seconds of nodes that were there and had no notice. Seconds: median "
-        "(worst).\n\n"
+        "(worst, which of up to twenty is the 95th percentile).\n\n"
     )
     header = ["", "raytrain", "plain TorchTrainer", "raytrain / plain", "target", "met"]
     ended = "".join(
@@ -497,7 +497,8 @@ def main() -> None:
     with temporary_storage() if arguments.keep is None else contextlib.nullcontext(arguments.keep.resolve()) as storage:
         rounds = [one_round(arguments.seed + i, arguments, storage) for i in range(arguments.rounds)]
     if arguments.only is None:
-        publish("Elastic training through a trace of faults", report(rounds, arguments), arguments)
+        title = f"Elastic training through {len(rounds) * arguments.events} faults"
+        publish(title, report(rounds, arguments), arguments)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ FREE = (
     "training.best_metric",
     "training.eval_every_",
     "training.micro_batch_size",
+    "training.gradient_checkpointing",
     "training.communication.bucket_elements",
     "training.communication.overlap",
     "training.communication.network",

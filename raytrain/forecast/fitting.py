@@ -1,4 +1,4 @@
-"""Which ZeRO stage, precision, micro-batch and offload fit into a worker's memory."""
+"""Which ZeRO stage, precision, micro-batch, gradient checkpointing and offload fit into a worker's memory."""
 
 import itertools
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ from raytrain.training.deepspeed_config import (
     training_at,
 )
 
+CHECKPOINTING = "training.gradient_checkpointing"
 OFFLOAD = "training.deepspeed.zero_optimization.offload_optimizer.device"
 
 
@@ -30,6 +31,8 @@ class Choice:
     micro_batch_size: int
     min_workers: int
     offloads: bool
+    checkpoints: bool = False
+    """Gradient checkpointing."""
     changed: tuple[str, ...] = ()
     """Dotted options that differ from the config."""
 
@@ -39,7 +42,14 @@ class Choice:
         training = config.training
         zero = training.deepspeed.get("zero_optimization") or {}
         offloads = (zero.get("offload_optimizer") or {}).get("device") == "cpu"
-        return cls(training.zero_stage, precision, training.micro_batch_size, config.workers.min, offloads)
+        return cls(
+            training.zero_stage,
+            precision,
+            training.micro_batch_size,
+            config.workers.min,
+            offloads,
+            training.gradient_checkpointing,
+        )
 
     def overrides(self) -> list[str]:
         """What to add to the command, `key=value`; [] when nothing has to be changed."""
@@ -47,6 +57,7 @@ class Choice:
             "training.zero_stage": str(self.zero_stage),
             "training.precision": self.precision.value,
             "training.micro_batch_size": str(self.micro_batch_size),
+            CHECKPOINTING: "true",
             "workers.min": str(self.min_workers),
             OFFLOAD: "cpu",
         }
@@ -59,6 +70,7 @@ class Choice:
                 "zero_stage": self.zero_stage,
                 "precision": self.precision,
                 "micro_batch_size": self.micro_batch_size,
+                "gradient_checkpointing": self.checkpoints,
                 "deepspeed": _with_offload(config.training.deepspeed) if self.offloads else config.training.deepspeed,
             }
         )
@@ -89,6 +101,7 @@ def memory_of(config: RunConfig, shape: ModelShape, choice: Choice, world_size: 
         micro_batch_size=-(-batches.max_samples_per_worker // batches.micro_steps),
         max_length=config.data.max_length,
         use_gpu=use_gpu,
+        checkpoints=choice.checkpoints,
     )
 
 
@@ -96,7 +109,7 @@ def choices(config: RunConfig, world_size: int, *, use_gpu: bool, gpu: Gpu | Non
     """Every ZeRO stage in the config's precision and in the others that the workers have; for the table."""
     own = Choice.of(config, resolved_precision(config.training.precision, use_gpu, gpu))
     return [
-        Choice(stage, precision, own.micro_batch_size, world_size, own.offloads)
+        Choice(stage, precision, own.micro_batch_size, world_size, own.offloads, own.checkpoints)
         for precision in dict.fromkeys([*_precisions(own.precision, use_gpu, gpu), Precision.FP32])
         for stage in range(4)
         if effective_zero_stage(stage, precision) == stage and (stage or not own.offloads)
@@ -108,8 +121,9 @@ def first_that_fits(
 ) -> Choice | None:
     """The first choice that fits at its fewest workers and at workers.max.
 
-    The order is that of what a change costs: another ZeRO stage and smaller micro-batches change no result, more
-    workers at least need nodes, another precision changes the numbers, and offloading is slow.
+    The order is that of what a change costs: another ZeRO stage and smaller micro-batches change no result, gradient
+    checkpointing takes a third more time, more workers at least need nodes, another precision changes the numbers, and
+    offloading is slow.
     """
     own = Choice.of(config, resolved_precision(config.training.precision, use_gpu, gpu))
     for choice in _in_order(config, own, use_gpu, gpu):
@@ -125,20 +139,22 @@ def _in_order(config: RunConfig, own: Choice, use_gpu: bool, gpu: Gpu | None) ->
     workers = _doubling(config.workers.min, config.workers.max)
     micros = list(reversed(_doubling(1, own.micro_batch_size)))
     stages = [own.zero_stage, *(stage for stage in range(4) if stage > own.zero_stage)]
-    for offload, precision, min_workers, micro, stage in itertools.product(
-        offloads, precisions, workers, micros, stages
+    checkpointing = (own.checkpoints,) if own.checkpoints else (False, True)
+    for offload, precision, min_workers, checkpoints, micro, stage in itertools.product(
+        offloads, precisions, workers, checkpointing, micros, stages
     ):
         if offload and stage == 0:
             continue
         changes = {
             "training.zero_stage": stage != own.zero_stage,
             "training.micro_batch_size": micro != own.micro_batch_size,
+            CHECKPOINTING: checkpoints != own.checkpoints,
             "workers.min": min_workers != own.min_workers,
             "training.precision": precision is not own.precision,
             OFFLOAD: offload != own.offloads,
         }
         changed = tuple(key for key, is_changed in changes.items() if is_changed)
-        yield Choice(stage, precision, micro, min_workers, offload, changed)
+        yield Choice(stage, precision, micro, min_workers, offload, checkpoints, changed)
 
 
 def _precisions(own: Precision, use_gpu: bool, gpu: Gpu | None) -> list[Precision]:

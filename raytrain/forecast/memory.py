@@ -7,7 +7,8 @@ Activation Recomputation in Large Transformer Models" (2022, arXiv:2205.05198, e
     s b h (34 + 5 a s / h)      s: seq_len, b: micro-batch, h: hidden size, a: heads
 
 written out for other widths than 16 bits and other feed-forward parts, and without the part of the scores (5 a s / h)
-where a fused attention kernel keeps none. Real ones differ by some 20 % with what a model computes piece by piece.
+where a fused attention kernel keeps none. With gradient checkpointing a layer keeps its input (s b h elements), and one
+layer at a time the rest. Real ones differ by some 20 % with what a model computes piece by piece.
 """
 
 from dataclasses import asdict, dataclass
@@ -69,6 +70,7 @@ def estimate_memory(
     micro_batch_size: int,
     max_length: int,
     use_gpu: bool,
+    checkpoints: bool = False,
 ) -> Memory:
     """Bytes of a worker.
 
@@ -80,6 +82,7 @@ def estimate_memory(
         micro_batch_size: Samples that the worker computes on at once.
         max_length: Tokens of the longest sample.
         use_gpu: Whether the worker holds a GPU; only then does offloading move anything.
+        checkpoints: Whether gradient checkpointing is on.
     """
     zero = deepspeed.get("zero_optimization", {})
     stage = zero.get("stage", 0)
@@ -97,14 +100,23 @@ def estimate_memory(
     state.update(dict.fromkeys(moved, 0))
     activations = None
     if shape.layers is not None:
-        activations = activation_bytes(shape.layers, micro_batch_size, max_length, precision, use_gpu=use_gpu)
+        activations = activation_bytes(
+            shape.layers, micro_batch_size, max_length, precision, use_gpu=use_gpu, checkpoints=checkpoints
+        )
     return Memory(**state, activations=activations, host=host)
 
 
 def activation_bytes(
-    layers: Layers, micro_batch_size: int, seq_len: int, precision: Precision, *, use_gpu: bool
+    layers: Layers,
+    micro_batch_size: int,
+    seq_len: int,
+    precision: Precision,
+    *,
+    use_gpu: bool,
+    checkpoints: bool = False,
 ) -> int:
-    """Bytes that forward keeps for backward, over all layers; see the top of this file."""
+    """Bytes that forward keeps for backward, over all layers; see the top of this file. With `checkpoints`, at most in
+    the backward pass."""
     width = 4 if precision is Precision.FP32 else 2
     # Elements for each of the s b h: the inputs of linear layers and norms, Q, K, V and the attention's output, and
     # both sides of the feed-forward part's activation, or of its gate and RMSNorm in Llama and its kin.
@@ -116,7 +128,10 @@ def activation_bytes(
     if is_noisy_on_cpu and not layers.stores_scores:
         scores = 3 * 4  # torch's fused attention has no dropout on a CPU: it falls back to the plain one, in fp32
     per_token = layers.hidden * (width * elements + 2 * mask) + layers.heads * seq_len * scores
-    return round(layers.count * micro_batch_size * seq_len * per_token)
+    tokens = micro_batch_size * seq_len
+    if checkpoints:
+        return round(tokens * (layers.count * layers.hidden * width + per_token))
+    return round(layers.count * tokens * per_token)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def build_with_head(
     common = {"trust_remote_code": model.trust_remote_code}
     if model.path is None or torch.get_default_device().type == "meta":
         try:
-            return factory.from_config(config, **common).float()
+            return for_training(factory.from_config(config, **common).float(), training)
         except ValueError as error:
             raise ConfigError(f"model.{'config' if model.path is None else 'path'}: {first_line(str(error))}") from None
     try:
@@ -63,7 +63,19 @@ def build_with_head(
     fresh = {key if isinstance(key, str) else key[0] for key in (*info["missing_keys"], *info["mismatched_keys"])}
     if fresh:
         logger.info("new weights, to be trained from scratch: %s", ", ".join(sorted(fresh)))
-    return loaded
+    return for_training(loaded, training)
+
+
+def for_training(model: Any, training: TrainingConfig) -> "nn.Module":
+    """Turn on what `training` asks of the model itself. Raises ConfigError when it has no such thing."""
+    if training.gradient_checkpointing:
+        if not model.supports_gradient_checkpointing:
+            raise ConfigError(
+                f"training.gradient_checkpointing: Transformers has none for {type(model).__name__}; leave it out"
+            )
+        # The other form loses gradients where a layer's input has none, as behind frozen embeddings.
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
 
 
 def check_positions(model: "nn.Module", max_length: int) -> None:

@@ -254,9 +254,8 @@ def _restart_counters() -> None:
 
 
 def _choose_accelerator(device: torch.device) -> None:
-    """A CPU worker on a machine with GPUs: DeepSpeed would otherwise take the GPU."""
-    if device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    """The worker's own, whatever DeepSpeed would take: a CPU worker may be on a machine with GPUs."""
+    os.environ["DS_ACCELERATOR"] = device.type
 
 
 @contextmanager

@@ -17,6 +17,10 @@ logger = logging.getLogger(__name__)
 # What a worker says when another one has left it: the effect of a failure, not its cause.
 ECHOES: tuple[str, ...] = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL", "ProcessGroup")
 ECHOES += ("DistBackendError", "DistNetworkError", "DistStoreError")
+OUT_OF_MEMORY_ADVICE = (
+    "Lower training.micro_batch_size or turn on training.gradient_checkpointing: neither changes the result. Or take a "
+    "higher training.zero_stage with more workers; `raytrain plan CONFIG --gpu GPU` says what fits."
+)
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,7 @@ class TrainingWorker:
                 return Ending(result=_work(job, world, link))
         except Exception as error:
             logger.exception("worker %d of group %d", place.world_rank, place.group)
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            message = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
+            message = _in_words(error)
             return Ending(error=message, is_echo=_is_echo(error, message))
         finally:
             link.close()
@@ -113,6 +116,15 @@ def _work(job: Job, world: Any, link: Any) -> dict[str, Any]:
         if worker is not None:
             worker.log.close(result["status"])
     return result
+
+
+def _in_words(error: Exception) -> str:
+    """What the driver is told of an exception, in a line or two."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return f"{type(error).__name__}: {str(error).partition(' If reserved')[0]} {OUT_OF_MEMORY_ADVICE}"
+    return f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
 
 
 def _is_echo(error: Exception, message: str) -> bool:

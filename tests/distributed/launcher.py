@@ -1,4 +1,4 @@
-"""Real worker processes over gloo, for tests of what needs a process group and no Ray."""
+"""Real worker processes over gloo or NCCL, for tests of what needs a process group and no Ray."""
 
 import multiprocessing as mp
 import os
@@ -17,14 +17,17 @@ _CONTEXT = mp.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["torch", "deepspeed", "transformers.models.bert.modeling_bert", "pyarrow.fs"])
 
 
-def run_workers(fn: Callable[..., Any], world_size: int, *args: Any, timeout_s: float = 120.0) -> list[Any]:
-    """Call `fn(*args)` in `world_size` new processes that form a gloo group.
+def run_workers(
+    fn: Callable[..., Any], world_size: int, *args: Any, timeout_s: float = 120.0, backend: str = "gloo"
+) -> list[Any]:
+    """Call `fn(*args)` in `world_size` new processes that form a group.
 
     Args:
         fn: A function at the top of a module, so that it can be pickled; its result too.
         world_size: Number of processes.
         args: Passed to each of them.
         timeout_s: For all of it; the processes are killed after that.
+        backend: nccl: each rank computes on the GPU of its number.
 
     Returns:
         The results, by rank. Raises AssertionError with the traceback of the first worker that failed.
@@ -34,9 +37,10 @@ def run_workers(fn: Callable[..., Any], world_size: int, *args: Any, timeout_s: 
         pipes, processes = [], []
         for rank in range(world_size):
             receiving, sending = _CONTEXT.Pipe(duplex=False)
-            process = _CONTEXT.Process(
-                target=_work, args=(fn, rank, world_size, rendezvous, sending, args), daemon=True
-            )
+            # What the fork server has preloaded is DeepSpeed for CPUs.
+            context = _CONTEXT if backend == "gloo" else mp.get_context("spawn")
+            place = (rank, world_size, rendezvous, backend)
+            process = context.Process(target=_work, args=(fn, *place, sending, args), daemon=True)
             process.start()
             sending.close()
             pipes.append(receiving)
@@ -66,15 +70,25 @@ def _collect(pipes: list[Connection], deadline_s: float) -> list[Any]:
     return [results[rank] for rank in range(len(pipes))]
 
 
-def _work(fn: Callable[..., Any], rank: int, world_size: int, rendezvous: str, pipe: Connection, args: tuple) -> None:
+def _work(
+    fn: Callable[..., Any],
+    rank: int,
+    world_size: int,
+    rendezvous: str,
+    backend: str,
+    pipe: Connection,
+    args: tuple[Any, ...],
+) -> None:
     import torch
     import torch.distributed as dist
 
     torch.set_num_threads(1)
     os.environ["LOCAL_RANK"] = str(rank)
     try:
+        if backend == "nccl":
+            torch.cuda.set_device(rank)
         dist.init_process_group(
-            "gloo",
+            backend,
             init_method=f"file://{rendezvous}",
             rank=rank,
             world_size=world_size,

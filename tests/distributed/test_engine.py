@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from raytrain.checkpoint.ranges import EXP_AVG, FP32, StateRange
 from raytrain.checkpoint.zero_state import owned_ranges
-from raytrain.config import OptimizerConfig, Precision
+from raytrain.config import OptimizerConfig, Precision, TrainingConfig
+from raytrain.tasks.models import for_training
 from raytrain.training.engine import make_adamw
 
 STEP_SAMPLES = [12, 12, 5]  # the last step of an epoch is ragged
@@ -63,15 +64,22 @@ def test_full_state_dict_is_the_masters_under_the_modules_names() -> None:
         assert not torch.equal(hidden, hidden.bfloat16().float()), "masters have more digits than bf16"
 
 
-def test_bert_trains_alike_at_every_stage_and_size() -> None:
-    """A Transformers model with tied weights, whose output is not a bare tensor."""
-    runs = {world_size: run_workers(_bert_losses, world_size) for world_size in (1, 2)}
-    expected = runs[1][0][0]
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_bert_trains_alike_at_every_stage_and_size(dropout: float) -> None:
+    """A Transformers model with tied weights, whose output is not a bare tensor; with gradient checkpointing too, which
+    has to meet the same dropout twice."""
+    sizes = (1, 2) if dropout == 0.0 else (1,)  # each worker drops others
+    kinds = [(size, checkpoints) for size in sizes for checkpoints in (False, True)]
+    runs = {(size, checkpoints): run_workers(_bert_losses, size, checkpoints, dropout) for size, checkpoints in kinds}
+    expected = runs[1, False][0][0]
     assert expected[-1] < expected[0]
     for results in runs.values():
         for zero_stage in ZERO_STAGES:
             losses = [sum(parts) for parts in zip(*(result[zero_stage] for result in results), strict=True)]
             assert losses == pytest.approx(expected, rel=1e-4), f"{len(results)} workers, ZeRO-{zero_stage}"
+    if dropout:
+        other = run_workers(_bert_losses, 1, False, dropout, 1)[0][0]
+        assert other != pytest.approx(expected, rel=1e-3), "dropout is on"
 
 
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16])
@@ -165,7 +173,7 @@ def _state_dicts() -> dict[int, tuple[dict[str, Tensor], list[StateRange], list[
     return records if full is not None else None
 
 
-def _bert_losses() -> dict[int, list[float]]:
+def _bert_losses(checkpoints: bool, dropout: float, seed: int = 0) -> dict[int, list[float]]:
     from transformers import BertConfig, BertForMaskedLM
 
     def bert_loss_sum(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -182,11 +190,13 @@ def _bert_losses() -> dict[int, list[float]]:
             num_attention_heads=2,
             intermediate_size=24,
             max_position_embeddings=16,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
         )
-        engine = make_engine(zero_stage, model=BertForMaskedLM(config))
+        model = for_training(BertForMaskedLM(config), TrainingConfig(gradient_checkpointing=checkpoints))
+        engine = make_engine(zero_stage, model=model)
         engine.train_mode()
+        torch.manual_seed(seed)
         losses = []
         for _ in range(4):
             batch = make_batch(12, seed=0)

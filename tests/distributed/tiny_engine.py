@@ -1,6 +1,7 @@
 """Tiny models and batches for the tests of the engine: odd sizes, so that no partition ends where a parameter does."""
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,6 +84,8 @@ def make_engine(
     num_micro_steps: int = 1,
     clip: float = 1.0,
     loss_scale: LossScaleConfig | None = None,
+    device: str = "cpu",
+    deepspeed: dict[str, Any] | None = None,
 ) -> Engine:
     training = TrainingConfig(
         global_batch_size=12,
@@ -91,12 +94,13 @@ def make_engine(
         gradient_clipping=clip,
         optimizer=OptimizerConfig(learning_rate=1e-2),
         loss_scale=loss_scale or LossScaleConfig(initial_power=8),
+        deepspeed=deepspeed or {},
     )
     return Engine(
         model or make_model(),
         training,
         precision=precision,
-        device=torch.device("cpu"),
+        device=torch.device(device),
         num_micro_steps=num_micro_steps,
     )
 
@@ -106,7 +110,11 @@ def train(engine: Engine, steps: range, *, num_samples: int = 12, micro_batch_si
     losses = []
     for step in steps:
         batch = make_batch(num_samples, seed=100 + step)
-        result = engine.train_step(my_micro_batches(batch, micro_batch_size), loss_sum, num_targets(batch), 1e-2)
+        mine = [
+            {name: tensor.to(engine.device) for name, tensor in micro.items()}
+            for micro in my_micro_batches(batch, micro_batch_size)
+        ]
+        result = engine.train_step(mine, loss_sum, num_targets(batch), 1e-2)
         losses.append(result.loss_sum / num_targets(batch))
     return losses
 
