@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install quickstart data check format test test-unit test-all docs docs-links clean
+.PHONY: help install quickstart data check format test test-unit test-all test-gpu docs docs-links clean
 .DEFAULT_GOAL := help
 
 help:  ## What there is to make
@@ -40,6 +40,9 @@ test-unit: install  ## The tests without Ray, in seconds
 
 test-all: install  ## The long fault tests too: up to an hour
 	$(BIN)/python -m pytest
+
+test-gpu: install  ## The tests that need an NVIDIA GPU; the others skip them
+	$(BIN)/python -m pytest tests/gpu
 
 docs: install  ## The pages of docs/, into docs/_build/html
 	$(BIN)/python -m sphinx -W --keep-going -n docs docs/_build/html

@@ -14,7 +14,7 @@ import hashlib
 import logging
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -165,19 +165,29 @@ class SnapshotKeeper:
         """Whether the last snapshot is still on its way; another would only take memory."""
         return self._busy is not None and not self._busy.done()
 
-    def begin(self, step: int, state: dict[str, Any], chunks: Iterable[bytes | memoryview]) -> None:
-        """Give this worker's part away. `chunks`: the bytes of its file, copies; `state`: the run's scalars."""
+    def begin(
+        self,
+        step: int,
+        state: dict[str, Any],
+        chunks: Iterable[bytes | memoryview],
+        wait: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Give this worker's part away. `chunks`: the bytes of its file, copies, not to be read before `wait` returns;
+        `state`: the run's scalars."""
         pieces = list(chunks)
-        self._busy = self._thread.submit(self._give, step, state, pieces)
+        self._busy = self._thread.submit(self._give, step, state, pieces, wait)
 
     def close(self) -> None:
         """Drop what has not been given away."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _give(self, step: int, state: dict[str, Any], pieces: Sequence[bytes | memoryview]) -> None:
+    def _give(
+        self, step: int, state: dict[str, Any], pieces: Sequence[bytes | memoryview], wait: Callable[[], None]
+    ) -> None:
         import ray
 
         try:
+            wait()
             if self._holders is None:
                 self._holders = _alive(dict.fromkeys(self._holder_names()))
             digest = hashlib.sha256()

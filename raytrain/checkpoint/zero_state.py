@@ -41,11 +41,46 @@ class _Shard:
     """Where the elements begin in `flat`, and so in its moments."""
 
 
+@dataclass(frozen=True)
+class StateCopy:
+    """What a worker must save of one moment, on the CPU."""
+
+    ranges: list[StateRange]
+    """Not to be read before `wait` has returned."""
+    copied: "torch.cuda.Event | None"
+    """Set by the GPU when all of it has come; None: it is there."""
+
+    def wait(self) -> None:
+        """Until it is there. In any thread."""
+        if self.copied is not None:
+            self.copied.synchronize()
+
+
 def owned_ranges(engine: Engine) -> list[StateRange]:
     """What this worker must save: copies, so training may go on. Over all workers each element comes once.
 
     Moments that don't exist yet (no update so far) are zeros. Not collective.
     """
+    copy = copy_state(engine)
+    copy.wait()
+    return copy.ranges
+
+
+def copy_state(engine: Engine) -> StateCopy:
+    """`owned_ranges`, without waiting for a GPU: it copies beside the next step's forward and backward pass, and only
+    then updates what is copied. Not collective."""
+    beside = engine.copy_stream
+    if beside is None:
+        return StateCopy(_copied_ranges(engine), None)
+    beside.wait_stream(torch.cuda.current_stream(engine.device))
+    with torch.cuda.stream(beside):
+        ranges = _copied_ranges(engine)
+    copied = beside.record_event()
+    engine.update_after = copied
+    return StateCopy(ranges, copied)
+
+
+def _copied_ranges(engine: Engine) -> list[StateRange]:
     ranges = []
     for shard in _shards(engine):
         tensors = {FP32: _cpu_copy(shard.master)}
@@ -56,7 +91,8 @@ def owned_ranges(engine: Engine) -> list[StateRange]:
         ranges.append(StateRange(shard.name, shard.start, tensors))
     if engine.world_rank == 0:
         for name, buffer in _persistent_buffers(engine.module):
-            ranges.append(StateRange(name, 0, {BUFFER: _cpu_copy(buffer.detach().flatten())}))
+            # A forward pass changes them, so they are waited for; they are small.
+            ranges.append(StateRange(name, 0, {BUFFER: buffer.detach().flatten().to("cpu", torch.float32, copy=True)}))
     return ranges
 
 
@@ -230,7 +266,9 @@ def _persistent_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _cpu_copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", torch.float32, copy=True)
+    """fp32, on the CPU; on its way there only, when it is on a GPU: torch keeps the locked memory for the next time."""
+    copy = torch.empty(tensor.shape, dtype=torch.float32, pin_memory=tensor.is_cuda)
+    return copy.copy_(tensor.detach(), non_blocking=True)
 
 
 def _moment_copy(moment: Tensor | None, shard: _Shard) -> Tensor:

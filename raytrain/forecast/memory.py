@@ -95,9 +95,11 @@ def estimate_memory(
         offloads=use_gpu and stage > 0 and (zero.get("offload_optimizer") or {}).get("device") == "cpu",
     )
     state = {0: _without_zero, 1: _stage_1, 2: _stage_2, 3: _stage_3}[stage](setup)
-    moved = ("master", "moments", "gradients") if setup.offloads else ()
-    host = sum(state[part] for part in moved)
-    state.update(dict.fromkeys(moved, 0))
+    host = 0
+    if setup.offloads:
+        moved = ("master", "moments", "gradients")
+        host = sum(state[part] for part in moved)
+        state.update({**dict.fromkeys(moved, 0), "gradients": _left_on_the_device(setup, stage)})
     activations = None
     if shape.layers is not None:
         activations = activation_bytes(
@@ -177,8 +179,7 @@ class _Setup:
 def _without_zero(setup: _Setup) -> dict[str, int]:
     """fp32; the reduction flattens all gradients into one buffer, and a sum comes back."""
     trained = setup.trained
-    buffers = 4 * trained if setup.world_size > 1 else 0
-    return _parts(4 * setup.shape.num_parameters, 0, 8 * trained, 4 * trained, buffers)
+    return _parts(4 * setup.shape.num_parameters, 0, 8 * trained, 4 * trained, 4 * trained)
 
 
 def _stage_1(setup: _Setup) -> dict[str, int]:
@@ -247,6 +248,15 @@ def _shared_out(setup: _Setup) -> int:
         for rank in range(min(setup.world_size, MAX_RANKS))
     ]
     return 4 * max(held)
+
+
+def _left_on_the_device(setup: _Setup, stage: int) -> int:
+    """Bytes of gradients on a GPU when the last backward pass ends, though the optimizer works on the host."""
+    if stage == 3:
+        return 0
+    if stage == 1 and setup.is_16_bit:
+        return 4 * setup.trained + 2 * setup.largest  # added up there until the step
+    return 4 * setup.largest
 
 
 def _in_update(setup: _Setup) -> int:

@@ -48,6 +48,10 @@ class Engine:
 
     module: nn.Module
     """The model itself; under ZeRO-3 its parameters are empty outside a forward."""
+    copy_stream: "torch.cuda.Stream | None"
+    """Where a GPU's state is read beside the training; None on a CPU."""
+    update_after: "torch.cuda.Event | None" = None
+    """Set there: what the next update, which changes that state, waits for on the GPU."""
 
     def __init__(
         self,
@@ -69,6 +73,7 @@ class Engine:
         self.zero_stage = effective_zero_stage(training.zero_stage, precision)
         self.device = device
         self.world_size, self.world_rank = dist.get_world_size(), dist.get_rank()
+        self.copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._clip = training.gradient_clipping
         config = build_deepspeed_config(
             training, precision=precision, num_micro_steps=num_micro_steps, on_gpu=device.type == "cuda"
@@ -76,6 +81,10 @@ class Engine:
         optimizer = make_adamw(model, training.optimizer)
         self.deepspeed = _start_deepspeed(model, optimizer, config, device)
         self.optimizer: Any = self.deepspeed.optimizer
+        if self.zero_stage in (1, 2) and not getattr(self.optimizer, "cpu_offload", False):
+            # It looks at one gradient after the other, which takes a small model's GPU longer than its backward pass.
+            # The norm, which DeepSpeed computes next, is not finite just when one of them is not, and says the same.
+            self.optimizer.check_overflow = lambda *_, **__: None
         self.module = self.deepspeed.module
         if precision is Precision.FP16:
             scaler = self.optimizer.loss_scaler
@@ -117,6 +126,7 @@ class Engine:
             loss = loss_sum_fn(self.deepspeed, batch)
             self.deepspeed.backward(loss * factor, scale_wrt_gas=False)
             loss_sum += loss.detach()
+        self._let_copies_finish()
         loss_scale = self.loss_scale
         grad_norm, is_skipped = self._update_unsharded() if self.zero_stage == 0 else self._update_sharded()
         return StepResult(grad_norm, is_skipped, loss_scale, float(loss_sum))
@@ -150,7 +160,14 @@ class Engine:
 
     def close(self) -> None:
         """Take DeepSpeed's hooks off the model, so that another engine can be built in this process."""
+        self._let_copies_finish()
         self.deepspeed.destroy()
+
+    def _let_copies_finish(self) -> None:
+        """What the GPU is given from now on comes after what is read on `copy_stream`."""
+        if self.update_after is not None:
+            torch.cuda.current_stream(self.device).wait_event(self.update_after)
+            self.update_after = None
 
     def _update_sharded(self) -> tuple[float, bool]:
         self.deepspeed.step()

@@ -18,8 +18,8 @@ logger = logging.getLogger(__name__)
 ECHOES: tuple[str, ...] = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL", "ProcessGroup")
 ECHOES += ("DistBackendError", "DistNetworkError", "DistStoreError")
 OUT_OF_MEMORY_ADVICE = (
-    "Lower training.micro_batch_size or turn on training.gradient_checkpointing: neither changes the result. Or take a "
-    "higher training.zero_stage with more workers; `raytrain plan CONFIG --gpu GPU` says what fits."
+    " Lower training.micro_batch_size or turn on training.gradient_checkpointing: neither changes the result. Or take "
+    "a higher training.zero_stage with more workers; `raytrain plan CONFIG --gpu GPU` says what fits."
 )
 
 
@@ -123,7 +123,7 @@ def _in_words(error: Exception) -> str:
     where = traceback.extract_tb(error.__traceback__)[-1]
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
-        return f"{type(error).__name__}: {str(error).partition(' If reserved')[0]} {OUT_OF_MEMORY_ADVICE}"
+        return f"{type(error).__name__}: {str(error).partition(' If reserved')[0]}{OUT_OF_MEMORY_ADVICE}"
     return f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
 
 

@@ -20,7 +20,7 @@ from raytrain.checkpoint.ranges import encode_ranges, write_ranges
 from raytrain.checkpoint.snapshot import SnapshotKeeper
 from raytrain.checkpoint.store import CheckpointStore, part_name
 from raytrain.checkpoint.writer import CheckpointWriter, retrying, wait_patiently
-from raytrain.checkpoint.zero_state import owned_ranges, scaler_state
+from raytrain.checkpoint.zero_state import copy_state, scaler_state
 from raytrain.errors import CheckpointError
 from raytrain.storage import Storage
 from raytrain.training.control import Control, StepSums
@@ -73,12 +73,13 @@ class Saver:
         """Take a checkpoint of this moment. Waits first for one that is still being written."""
         if self._writer.is_busy:
             self._complete()
-        ranges = owned_ranges(self._engine)
+        copy = copy_state(self._engine)
         name = part_name(self._world.world_rank, self._world.world_size)
         self._state = self._state_of(progress)
 
         def write(folder: Storage) -> list[FileEntry]:
-            return [write_ranges(folder, name, ranges)]
+            copy.wait()
+            return [write_ranges(folder, name, copy.ranges)]
 
         self._writer.begin(progress.step, write)
 
@@ -93,8 +94,8 @@ class Saver:
         """Give this moment to the peers' memory. All workers do, or none does."""
         if self._keeper is None:
             return
-        ranges = owned_ranges(self._engine)
-        self._keeper.begin(progress.step, self._state_of(progress), encode_ranges(ranges))
+        copy = copy_state(self._engine)
+        self._keeper.begin(progress.step, self._state_of(progress), encode_ranges(copy.ranges), copy.wait)
 
     def poll(self) -> tuple[float, float]:
         """(1.0 if this worker's part of the checkpoint in flight is written, 1.0 if writing failed).
