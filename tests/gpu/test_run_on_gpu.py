@@ -77,11 +77,11 @@ def test_16_bits_learn_as_well(folder: Path, on_cpu: Path, precision: str) -> No
 
 def test_a_killed_worker_goes_on_from_a_snapshot(folder: Path) -> None:
     config = endless_run(
-        folder, "killed", 2500, *ON_THE_GPU, "checkpoint={save_every_steps: 100000, snapshot_every_steps: 5}"
+        folder, "killed", 1000, *ON_THE_GPU, "checkpoint={save_every_steps: 100000, snapshot_every_steps: 5}"
     )
     process, run = start_cli("train", write_config(config, folder)), folder / "runs" / "killed"
     try:
-        wait_until(lambda: steps_done(run) >= 700 or process.poll() is not None, "some hundred steps", 90)
+        wait_until(lambda: steps_done(run) >= 400 or process.poll() is not None, "some hundred steps", 90)
         workers = [p for p in psutil.process_iter(["cmdline"]) if "TrainingWorker" in " ".join(p.info["cmdline"] or [])]
         assert workers
         for worker in workers:
@@ -93,7 +93,7 @@ def test_a_killed_worker_goes_on_from_a_snapshot(folder: Path) -> None:
     events = read_jsonl(Storage(str(run)), "events.jsonl")
     assert [event["source"] for event in events if event["kind"] == "restore"] == ["snapshot"]
     print([event for event in events if event["kind"] not in ("checkpoint",)][-6:])
-    whole = endless_run(folder, "whole", 2500, *ON_THE_GPU)
+    whole = endless_run(folder, "whole", 1000, *ON_THE_GPU)
     code, output = run_cli("train", write_config(whole, folder))
     assert code == 0, output
     assert_same_curve(losses(run), losses(folder / "runs" / "whole"))
