@@ -32,7 +32,8 @@ class WorkersConfig(Section):
     the cluster's `raytrain reclaim-watch` does it, or nobody. An actor keeps an idle node from being scaled down."""
     stall_timeout_s: Annotated[float, Field(gt=0.0)] | None = 1800.0
     """Seconds without a step, a batch of an evaluation, or a save, after which the workers are taken to hang: they are
-    ended, which counts as a failure, and others go on from the newest state. null: never."""
+    ended, which counts as a failure, and others go on from the newest state. Half an hour at least until their state is
+    loaded. null: never."""
     wait_timeout_s: Annotated[float, Field(gt=0.0)] | None = 1800.0
     """Seconds to wait for nodes until workers.min fit; null: for ever."""
 

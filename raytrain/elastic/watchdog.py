@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 
 LONGEST_LOOK_S = 10.0  # between two looks, on a busy machine
+LONGEST_START_S = 1800.0  # a model may have to come over a slow network
 SAY_AFTER_S = 300.0  # seconds without anything done after which the terminal says so
 
 
@@ -31,10 +32,8 @@ class Watchdog:
 
         Args:
             alive_at_s: When the group last told that something was done, seconds since the epoch; None: it has not
-                begun.
+                loaded its state yet, which may take `LONGEST_START_S` at least.
         """
-        if alive_at_s is None:
-            return False
         now_s = time.monotonic()
         self._silent_s += min(now_s - self._looked_s, LONGEST_LOOK_S)
         self._looked_s = now_s
@@ -43,4 +42,6 @@ class Watchdog:
         if self._silent_s > SAY_AFTER_S and not self._is_said:
             self._is_said = True
             self._say(f"nothing got done for {SAY_AFTER_S:.0f} s: slow data, slow storage, or a worker that hangs")
-        return self._patience_s is not None and self._silent_s > self._patience_s
+        if self._patience_s is None:
+            return False
+        return self._silent_s > (max(self._patience_s, LONGEST_START_S) if alive_at_s is None else self._patience_s)

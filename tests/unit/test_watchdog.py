@@ -3,7 +3,7 @@
 import pytest
 
 from raytrain.elastic import watchdog
-from raytrain.elastic.watchdog import SAY_AFTER_S, Watchdog
+from raytrain.elastic.watchdog import LONGEST_START_S, SAY_AFTER_S, Watchdog
 
 
 class Clock:
@@ -35,10 +35,13 @@ def test_a_report_ends_the_silence(clock: Clock) -> None:
         assert not dog.finds_hung(1e9 + clock.now_s // 9)
 
 
-def test_a_group_that_has_not_begun_is_left_alone(clock: Clock) -> None:
+def test_a_group_that_starts_has_more_time(clock: Clock) -> None:
     dog = Watchdog(10.0, lambda text: None)
-    for clock.now_s in range(100):
+    for clock.now_s in range(int(LONGEST_START_S) + 1):
         assert not dog.finds_hung(None)
+    clock.now_s += 1
+    assert dog.finds_hung(None)
+    assert not dog.finds_hung(5.0)  # it was only slow
 
 
 def test_the_next_group_starts_with_a_clean_slate(clock: Clock) -> None:
