@@ -1,10 +1,13 @@
 """The commands that speak with a cluster's job server. Heavy imports stand inside them, as in `cli`."""
 
 import os
+import secrets
 import tempfile
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from raytrain.errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:
     from raytrain.launch.packing import Choice
@@ -19,6 +22,7 @@ Address = Annotated[
         metavar="URL", help="The cluster's job server; default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or port 8265 here."
     ),
 ]
+SAVED = "go on with: raytrain resume"  # what `train` and `resume` say when they were stopped and have saved
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id; `raytrain jobs list` has them.")]
 
 
@@ -55,7 +59,12 @@ def submit(
         server.refuse_second(request.run)
     # Lines of progress become a bar on a terminal, which should move.
     env_vars = {PROGRESS_VARIABLE: "2"} if console.is_terminal and not detach else {}
-    job_id = _send(server, request, choice, env_vars)
+    job_id = f"raysubmit_{secrets.token_hex(8)}"  # as Ray names them; known before it is sent
+    try:
+        _send(server, job_id, request, choice, env_vars)
+    except KeyboardInterrupt:
+        console.print(f"job {job_id} may have been submitted all the same; see: raytrain jobs list", soft_wrap=True)
+        raise typer.Exit(1) from None
     console.print(f"job {job_id} is submitted to {server.address}", soft_wrap=True)
     if detach:
         console.print(f"follow it with: raytrain jobs attach {job_id}", soft_wrap=True)
@@ -70,13 +79,15 @@ def _parse(ctx: typer.Context, words: list[str]) -> dict[str, Any]:
     return command.make_context(words[0], words[1:], parent=ctx.parent).params if command else {}
 
 
-def _send(server: "JobServer", request: "Request", choice: "Choice | None", env_vars: dict[str, str]) -> str:
+def _send(
+    server: "JobServer", job_id: str, request: "Request", choice: "Choice | None", env_vars: dict[str, str]
+) -> None:
     from raytrain.launch.packing import write_archive
 
     with tempfile.TemporaryDirectory() as folder:
         archive = os.path.join(folder, "job.zip")
         write_archive(archive, choice, request.files)
-        return server.submit(request.words, archive, request.run, env_vars)
+        server.submit(job_id, request.words, archive, request.run, env_vars)
 
 
 @jobs_app.command("list")
@@ -112,12 +123,13 @@ def jobs_attach(job: JobId, address: Address = None) -> None:
 
 @jobs_app.command("stop")
 def jobs_stop(job: JobId, address: Address = None) -> None:
-    """Let a job save a checkpoint and leave, and wait for that."""
+    """Let a job save a checkpoint and leave, and wait for that. Exit code 1: it did not say that it has saved."""
     from raytrain.job_console import JobDisplay
     from raytrain.launch.server import JobServer, Tail
 
     server = JobServer(address)
     found = server.look(job)
+    is_saved = found.is_over or not found.saves
     with JobDisplay() as display:
         if not found.is_over:
             seen = len(server.logs(job))
@@ -125,11 +137,19 @@ def jobs_stop(job: JobId, address: Address = None) -> None:
             display.console.print(f"job {job} was asked to save and leave", soft_wrap=True)
             try:
                 found = Tail(server, job, display.say, seen=seen).wait()
+                is_saved = is_saved or found.status == "SUCCEEDED" or SAVED in server.logs(job)[seen:]
             except KeyboardInterrupt:
                 display.console.print(f"job {job} goes on saving; see: raytrain jobs list", soft_wrap=True)
                 raise typer.Exit(1) from None
         display.close()
     display.console.print(f"job {job} is over: {found.status}", soft_wrap=True)
+    if not is_saved:
+        display.console.print(
+            f"it has not said that it saved, so the newest checkpoint is older. What it said: raytrain jobs logs {job}",
+            style="red",
+            soft_wrap=True,
+        )
+        raise typer.Exit(1)
 
 
 def _follow(server: "JobServer", job_id: str) -> None:
@@ -145,7 +165,7 @@ def _follow(server: "JobServer", job_id: str) -> None:
         except KeyboardInterrupt:
             answer = ask_on_interrupt(display.console)
             if answer == "stop":
-                server.stop(job_id)
+                _ask_to_stop(server, job_id)
             if answer == "detach":
                 display.console.print(
                     f"job {job_id} goes on without you. Follow it with: raytrain jobs attach {job_id}; end it with: "
@@ -155,6 +175,14 @@ def _follow(server: "JobServer", job_id: str) -> None:
                 raise typer.Exit(1) from None  # what was asked is not done yet
     print_end(display.console, job)
     raise typer.Exit(job.exit_code)
+
+
+def _ask_to_stop(server: "JobServer", job_id: str) -> None:
+    """Raises TrainingError: a ConfigError would mean that nothing was started."""
+    try:
+        server.stop(job_id)
+    except ConfigError as error:
+        raise TrainingError(f"job {job_id} could not be asked to stop, and goes on: {error}") from None
 
 
 def _wait(tail: Any, display: Any) -> "Job":

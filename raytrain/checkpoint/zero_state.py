@@ -61,33 +61,36 @@ def owned_ranges(engine: Engine) -> list[StateRange]:
 
     Moments that don't exist yet (no update so far) are zeros. Not collective.
     """
-    copy = copy_state(engine)
-    copy.wait()
-    return copy.ranges
+    return _copied_ranges(engine)
 
 
 def copy_state(engine: Engine) -> StateCopy:
     """`owned_ranges`, without waiting for a GPU: it copies beside the next step's forward and backward pass, and only
-    then updates what is copied. Not collective."""
+    then updates what is copied. Not collective.
+
+    The copy is in locked memory, of which torch takes up to twice as much and keeps it for the next time: have one such
+    copy at a time.
+    """
     beside = engine.copy_stream
     if beside is None:
         return StateCopy(_copied_ranges(engine), None)
     beside.wait_stream(torch.cuda.current_stream(engine.device))
     with torch.cuda.stream(beside):
-        ranges = _copied_ranges(engine)
+        ranges = _copied_ranges(engine, is_locked=True)
     copied = beside.record_event()
     engine.update_after = copied
     return StateCopy(ranges, copied)
 
 
-def _copied_ranges(engine: Engine) -> list[StateRange]:
+def _copied_ranges(engine: Engine, *, is_locked: bool = False) -> list[StateRange]:
+    """`is_locked`: on a GPU they may still be on their way."""
     ranges = []
     for shard in _shards(engine):
-        tensors = {FP32: _cpu_copy(shard.master)}
+        tensors = {FP32: _cpu_copy(shard.master, is_locked)}
         if shard.flat is not None:
             state = _inner_optimizer(engine).state.get(shard.flat, {})
             for kind in MOMENTS:
-                tensors[kind] = _moment_copy(state.get(kind), shard)
+                tensors[kind] = _moment_copy(state.get(kind), shard, is_locked)
         ranges.append(StateRange(shard.name, shard.start, tensors))
     if engine.world_rank == 0:
         for name, buffer in _persistent_buffers(engine.module):
@@ -265,13 +268,14 @@ def _persistent_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [(name, buffer) for name, buffer in module.named_buffers() if name in state and buffer.numel()]
 
 
-def _cpu_copy(tensor: Tensor) -> Tensor:
-    """fp32, on the CPU; on its way there only, when it is on a GPU: torch keeps the locked memory for the next time."""
-    copy = torch.empty(tensor.shape, dtype=torch.float32, pin_memory=tensor.is_cuda)
-    return copy.copy_(tensor.detach(), non_blocking=True)
+def _cpu_copy(tensor: Tensor, is_locked: bool) -> Tensor:
+    """fp32, on the CPU; with `is_locked` and from a GPU still on its way."""
+    is_locked = is_locked and tensor.is_cuda
+    copy = torch.empty(tensor.shape, dtype=torch.float32, pin_memory=is_locked)
+    return copy.copy_(tensor.detach(), non_blocking=is_locked)
 
 
-def _moment_copy(moment: Tensor | None, shard: _Shard) -> Tensor:
+def _moment_copy(moment: Tensor | None, shard: _Shard, is_locked: bool) -> Tensor:
     if moment is None:
         return torch.zeros(shard.length)
-    return _cpu_copy(moment.view(-1)[shard.flat_start : shard.flat_start + shard.length])
+    return _cpu_copy(moment.view(-1)[shard.flat_start : shard.flat_start + shard.length], is_locked)

@@ -72,6 +72,8 @@ def check(config: RunConfig, *, on_this_machine: bool = True) -> Preflight:
     try:
         check_sources(given.data, task)  # a path that is missing is named as the user wrote it
         check_tokenizer(config.model)
+        if config.training.gradient_checkpointing:
+            _check_checkpointing(config, task)
     except RaytrainError as error:
         raise type(error)(f"{error}{_how_to_fetch(given)}") from None
     _check_storage(config)
@@ -162,6 +164,14 @@ def _check_metrics(config: RunConfig, task: Task) -> None:
             raise ConfigError(
                 f"{option} {name!r} is no metric of this task; allowed: {', '.join(task.metric_names)}{hint}"
             )
+
+
+def _check_checkpointing(config: RunConfig, task: Task) -> None:
+    """Raises ConfigError when the model has no gradient checkpointing: only its class knows."""
+    import torch
+
+    with torch.device("meta"):
+        task.build_model(config.model, config.task.labels or ["a", "b"], config.training)
 
 
 def _how_to_fetch(config: RunConfig) -> str:

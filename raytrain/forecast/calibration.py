@@ -22,6 +22,7 @@ DECISIVE = (
     "data.group_by_length",
     "training.global_batch_size",
     "training.micro_batch_size",
+    "training.gradient_checkpointing",
     "training.precision",
     "training.zero_stage",
     "training.deepspeed",

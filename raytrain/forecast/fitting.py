@@ -126,20 +126,20 @@ def first_that_fits(
     offloading is slow.
     """
     own = Choice.of(config, resolved_precision(config.training.precision, use_gpu, gpu))
-    for choice in _in_order(config, own, use_gpu, gpu):
+    for choice in _in_order(config, own, shape.can_checkpoint, use_gpu, gpu):
         sizes = {choice.min_workers, min(choice.min_workers + 1, config.workers.max), config.workers.max}
         if all(memory_of(config, shape, choice, size, use_gpu=use_gpu).total <= usable_bytes for size in sorted(sizes)):
             return choice
     return None
 
 
-def _in_order(config: RunConfig, own: Choice, use_gpu: bool, gpu: Gpu | None) -> Iterator[Choice]:
+def _in_order(config: RunConfig, own: Choice, can_checkpoint: bool, use_gpu: bool, gpu: Gpu | None) -> Iterator[Choice]:
     offloads = (own.offloads, True) if use_gpu and not own.offloads else (own.offloads,)
     precisions = _precisions(own.precision, use_gpu, gpu)
     workers = _doubling(config.workers.min, config.workers.max)
     micros = list(reversed(_doubling(1, own.micro_batch_size)))
     stages = [own.zero_stage, *(stage for stage in range(4) if stage > own.zero_stage)]
-    checkpointing = (own.checkpoints,) if own.checkpoints else (False, True)
+    checkpointing = (own.checkpoints,) if own.checkpoints or not can_checkpoint else (False, True)
     for offload, precision, min_workers, checkpoints, micro, stage in itertools.product(
         offloads, precisions, workers, checkpointing, micros, stages
     ):

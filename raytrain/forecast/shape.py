@@ -41,6 +41,8 @@ class ModelShape:
     """Elements of each parameter that is not."""
     layers: Layers | None = None
     """None: the config doesn't say it in words that are known."""
+    can_checkpoint: bool = True
+    """Whether Transformers has gradient checkpointing for it."""
 
     @property
     def num_parameters(self) -> int:
@@ -75,6 +77,7 @@ def shape_of(model: "nn.Module") -> ModelShape:
         trained=tuple(p.numel() for p in sorted(parameters, key=lambda p: p.ndim <= 1) if p.requires_grad),
         frozen=tuple(p.numel() for p in parameters if not p.requires_grad),
         layers=_layers_of(model, getattr(model, "config", None)),
+        can_checkpoint=bool(getattr(model, "supports_gradient_checkpointing", False)),
     )
 
 

@@ -27,7 +27,8 @@ SECRETS = """
 .env .env.* *.env .ssh .aws .azure .gcloud .kube .docker .gnupg .ray *.pem *.key *.p12 *.pfx *.jks *.keystore *.kdbx
 *.ppk id_rsa* id_dsa* id_ecdsa* id_ed25519* .netrc _netrc .git-credentials .npmrc .pypirc .htpasswd credentials
 *credential*.json *credential*.y*ml *credential*.toml *service?account*.json *secret*.json *secret*.y*ml *secret*.toml
-auth_token *.token kubeconfig* *.kubeconfig *.tfstate *.tfvars
+auth_token *.token token *_token *-token secret secrets secrets.* .secrets* .envrc .s3cfg .boto .pgpass .my.cnf
+kaggle.json kubeconfig* *.kubeconfig *.tfstate *.tfstate.* *.tfvars *.tfvars.json
 """
 DATA = """
 *.parquet *.arrow *.feather *.orc *.jsonl *.csv *.tsv *.conll *.conllu *.tfrecord *.npy *.npz *.h5 *.hdf5 *.pkl *.pickle
@@ -67,6 +68,17 @@ class Choice:
             yield f"  left out, {reason}: {', '.join(names[:SHOWN])}{more}"
 
 
+@dataclass(frozen=True)
+class _Ignore:
+    """An ignore file: what it says, and where it stands."""
+
+    spec: GitIgnoreSpec
+    below: str = ""
+    """Its folder in the one that is sent, with a `/` at the end."""
+    above: str = ""
+    """From its folder to the one that is sent, when that lies in it."""
+
+
 def choose_files(folder: str, data_paths: Iterable[str] = ()) -> Choice:
     """Decide which files of a folder travel.
 
@@ -80,7 +92,7 @@ def choose_files(folder: str, data_paths: Iterable[str] = ()) -> Choice:
     if not os.path.isdir(folder):
         raise ConfigError(f"--working-dir {folder} is not a folder")
     choice = Choice(folder)
-    _look(choice, "", [], list(data_paths))
+    _look(choice, "", list(_ignores_above(folder)), list(data_paths))
     if choice.total_bytes > MOST_BYTES:
         raise ConfigError(_refusal(choice))
     return choice
@@ -110,24 +122,22 @@ def megabytes(num_bytes: int) -> str:
     return f"{num_bytes / 1e6:,.1f} MB" if num_bytes >= 1e5 else f"{num_bytes / 1e3:,.1f} kB"
 
 
-def _look(choice: Choice, below: str, specs: list[tuple[str, GitIgnoreSpec]], data_paths: list[str]) -> None:
+def _look(choice: Choice, below: str, ignores: list[_Ignore], data_paths: list[str]) -> None:
     """Sort a folder's entries into the choice, and those of the folders in it."""
-    specs = [*specs, *_ignore_files(choice.folder, below)]
+    ignores = [*ignores, *(_Ignore(spec, below) for spec in _specs(f"{choice.folder}/{below}"))]
     with os.scandir(f"{choice.folder}/{below}") as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             name = f"{below}{entry.name}{'/' * entry.is_dir(follow_symlinks=False)}"
-            reason = _reason_against(entry, name, specs, data_paths)
+            reason = _reason_against(entry, name, ignores, data_paths)
             if reason is not None:
                 choice.left_out.setdefault(reason, []).append(name)
             elif name.endswith("/"):
-                _look(choice, name, specs, data_paths)
+                _look(choice, name, ignores, data_paths)
             else:
                 choice.sizes[name] = entry.stat(follow_symlinks=False).st_size
 
 
-def _reason_against(
-    entry: os.DirEntry[str], name: str, specs: list[tuple[str, GitIgnoreSpec]], data_paths: list[str]
-) -> str | None:
+def _reason_against(entry: os.DirEntry[str], name: str, ignores: list[_Ignore], data_paths: list[str]) -> str | None:
     """Why an entry stays here; None: it travels."""
     if not (entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False)):
         return LINKS  # what a link points at may lie outside the folder
@@ -136,23 +146,39 @@ def _reason_against(
             return reason
     if any(fnmatch(os.path.abspath(entry.path), pattern) for pattern in data_paths):
         return DATA_REASON
-    return IGNORED if _is_ignored(name, specs) else None
+    return IGNORED if _is_ignored(name, ignores) else None
 
 
-def _is_ignored(name: str, specs: list[tuple[str, GitIgnoreSpec]]) -> bool:
+def _is_ignored(name: str, ignores: list[_Ignore]) -> bool:
     """As git decides: the deepest file that says anything has the last word."""
-    for below, spec in reversed(specs):
-        verdict = spec.check_file(name.removeprefix(below)).include
+    for ignore in reversed(ignores):
+        verdict = ignore.spec.check_file(ignore.above + name.removeprefix(ignore.below)).include
         if verdict is not None:
             return verdict
     return False
 
 
-def _ignore_files(folder: str, below: str) -> Iterator[tuple[str, GitIgnoreSpec]]:
+def _ignores_above(folder: str) -> Iterator[_Ignore]:
+    """Of the folders above, up to the one with the repository, the outermost first: git goes by them too."""
+    above: list[str] = []
+    inner = folder
+    while not os.path.exists(f"{inner}/.git"):
+        inner, last = os.path.dirname(inner), inner
+        if inner == last:  # no repository at all
+            return
+        above.insert(0, inner)
+    for outer in above:
+        inside = os.path.relpath(folder, outer).replace(os.sep, "/")
+        for spec in _specs(outer):
+            yield _Ignore(spec, above=f"{inside}/")
+
+
+def _specs(folder: str) -> Iterator[GitIgnoreSpec]:
+    """What the ignore files in a folder say."""
     for name in IGNORE_FILES:
         try:
-            with open(f"{folder}/{below}{name}", encoding="utf-8") as file:
-                yield below, GitIgnoreSpec.from_lines(file)
+            with open(f"{folder}/{name}", encoding="utf-8") as file:
+                yield GitIgnoreSpec.from_lines(file)
         except FileNotFoundError:
             continue
 

@@ -48,6 +48,11 @@ class Job:
         return self.status not in ("PENDING", "RUNNING")
 
     @property
+    def saves(self) -> bool:
+        """Whether it saves when it is stopped, and says so."""
+        return any(f"-m raytrain {word} " in f"{self.entrypoint} " for word in ("train", "resume"))
+
+    @property
     def exit_code(self) -> int:
         """The run's, where there is one; a job that was stopped or lost has not done what it was asked."""
         if self.status == "SUCCEEDED":
@@ -94,10 +99,11 @@ class JobServer:
                 logging.getLogger(name).setLevel(logging.ERROR)
             self._client = JobSubmissionClient(self.address)
 
-    def submit(self, words: list[str], archive: str, run: str, env_vars: dict[str, str]) -> str:
-        """Send the archive, start `python -m raytrain WORDS` in it, and return the job's id."""
+    def submit(self, job_id: str, words: list[str], archive: str, run: str, env_vars: dict[str, str]) -> None:
+        """Send the archive, and start `python -m raytrain WORDS` in it as a job of this id."""
         with self._in_words():
-            return self._client.submit_job(
+            self._client.submit_job(
+                submission_id=job_id,
                 entrypoint=shlex.join(["python", "-m", "raytrain", *words]),
                 runtime_env={
                     "working_dir": archive,
@@ -176,12 +182,15 @@ class Tail:
         while silent < RETRIES:
             with suppress(ClientError, OSError, RuntimeError):  # a proxy, a tunnel or the head: asked again below
                 asyncio.run(self._follow())
+            with suppress(ConfigError):
+                self._catch_up()
             silent += 1
             if silent == 2:
                 self._say(f"the connection to {self._server.address} broke; trying it again for a minute\n")
             with suppress(ConfigError):
                 job = self._server.look(self._job_id)
                 if job.is_over:
+                    self._catch_up()
                     return job
                 silent = 0
             time.sleep(RETRY_EVERY_S)
@@ -189,6 +198,13 @@ class Tail:
             f"lost the job server at {self._server.address}. If it comes back: raytrain jobs attach {self._job_id}; if "
             "the cluster is gone, the same submission on a new one goes on from the run's newest checkpoint"
         )
+
+    def _catch_up(self) -> None:
+        """Pass on what has come since, by another way than the stream's, which a proxy may not let through."""
+        text = self._server.logs(self._job_id)
+        if len(text) > self._seen:
+            self._say(text[self._seen :])
+            self._seen = len(text)
 
     async def _follow(self) -> None:
         passed = 0

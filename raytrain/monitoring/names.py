@@ -55,7 +55,7 @@ WAITING_S = _gauge("waiting_for_nodes_seconds", "Seconds since which workers.min
 GOODPUT = _gauge("goodput_ratio", "Share of the run's worker-seconds that went into steps that count and evaluations.")
 WORKER_SECONDS = _gauge("worker_seconds", "The run's worker-seconds so far by class, as in goodput.json.", "class")
 STEP_TIME = _gauge("last_step_timestamp_seconds", "When the newest step was done, or its worker group came together.")
-SAVE_TIME = _gauge("last_checkpoint_timestamp_seconds", "When the newest checkpoint was committed; before, the start.")
+SAVE_TIME = _gauge("last_checkpoint_timestamp_seconds", "When a checkpoint was committed last, or workers came back.")
 
 STEPS = _counter("steps", "Steps done, those that were done again included.")
 SAMPLES = _counter("samples", "Samples trained on, those of steps that were done again included.")

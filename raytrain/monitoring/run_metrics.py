@@ -146,7 +146,8 @@ class RunMetrics:
         """All gauges that have a value now."""
         now_s = self._now()
         if crew.workers and not self._had_workers:
-            self._step_at_s = now_s  # since when steps may be expected
+            self._step_at_s = now_s  # since when steps may be expected, and saves
+            self._saved_at_s = max(self._saved_at_s, now_s)
         self._had_workers = crew.workers > 0
         for column, metric in OF_A_STEP.items():
             if self._row.get(column) is not None:  # a NaN would not arrive: the agent drops it

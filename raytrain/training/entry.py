@@ -140,3 +140,5 @@ def _forget() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
+        # Locked memory of snapshots: the next group's parts have other sizes. (torch before 2.13 may not have this.)
+        getattr(torch.accelerator, "empty_host_cache", lambda: None)()

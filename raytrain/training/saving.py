@@ -20,7 +20,7 @@ from raytrain.checkpoint.ranges import encode_ranges, write_ranges
 from raytrain.checkpoint.snapshot import SnapshotKeeper
 from raytrain.checkpoint.store import CheckpointStore, part_name
 from raytrain.checkpoint.writer import CheckpointWriter, retrying, wait_patiently
-from raytrain.checkpoint.zero_state import copy_state, scaler_state
+from raytrain.checkpoint.zero_state import copy_state, owned_ranges, scaler_state
 from raytrain.errors import CheckpointError
 from raytrain.storage import Storage
 from raytrain.training.control import Control, StepSums
@@ -73,13 +73,12 @@ class Saver:
         """Take a checkpoint of this moment. Waits first for one that is still being written."""
         if self._writer.is_busy:
             self._complete()
-        copy = copy_state(self._engine)
+        ranges = owned_ranges(self._engine)
         name = part_name(self._world.world_rank, self._world.world_size)
         self._state = self._state_of(progress)
 
         def write(folder: Storage) -> list[FileEntry]:
-            copy.wait()
-            return [write_ranges(folder, name, copy.ranges)]
+            return [write_ranges(folder, name, ranges)]
 
         self._writer.begin(progress.step, write)
 

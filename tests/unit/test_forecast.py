@@ -168,6 +168,26 @@ class TestFirstFit:
         assert self.first(4) == ["training.deepspeed.zero_optimization.offload_optimizer.device=cpu"]
         assert self.first(1) is None
 
+    def test_long_samples_need_gradient_checkpointing(self):
+        layers = replace(GPT, count=200)
+        shape = replace(BILLION, layers=layers)
+        config = RunConfig.model_validate(
+            {
+                "name": "x",
+                "task": {"kind": "sequence_classification"},
+                "model": {"path": "m"},
+                "data": {"train": {"path": "x.parquet"}, "max_length": 4096},
+                "training": {"zero_stage": 3, "precision": "bf16", "micro_batch_size": 1},
+                "workers": {"min": 4, "max": 4, "gpu": True},
+            }
+        )
+        gpu = find_gpu("h100")
+        found = first_that_fits(config, shape, 40 * P, use_gpu=True, gpu=gpu)
+        assert found is not None
+        assert found.overrides() == ["training.gradient_checkpointing=true"]
+        without = replace(shape, can_checkpoint=False)
+        assert first_that_fits(config, without, 40 * P, use_gpu=True, gpu=gpu) is None
+
     def test_an_fp32_run_becomes_a_16_bit_one_only_when_it_must(self):
         assert self.first(20, training={"precision": "fp32"}) == []
         assert self.first(8, training={"precision": "fp32"}) == ["workers.min=8"]

@@ -65,6 +65,10 @@ MISTAKES = [
         "training.deepspeed.zero_optimization.overlap_com=true",
         "did you mean training.deepspeed.zero_optimization.overlap_comm",
     ),
+    (
+        "training.gradient_checkpointing=true model.config={model_type: albert, hidden_size: 8}",
+        "training.gradient_checkpointing: Transformers has none for AlbertForSequenceClassification",
+    ),
     # what is not there, or not as the config says
     ("data.train.path={folder}/data/trian.parquet", "data.train.path"),
     ("data.test.path={folder}/gone", "data.test.path"),
