@@ -43,7 +43,7 @@ def build_with_head(
     if model.path is None or torch.get_default_device().type == "meta":
         try:
             return for_training(factory.from_config(config, **common).float(), training)
-        except ValueError as error:
+        except (ValueError, ArithmeticError) as error:
             raise ConfigError(f"model.{'config' if model.path is None else 'path'}: {first_line(str(error))}") from None
     try:
         with _quiet():

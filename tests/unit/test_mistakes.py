@@ -66,7 +66,7 @@ MISTAKES = [
         "did you mean training.deepspeed.zero_optimization.overlap_comm",
     ),
     (
-        "training.gradient_checkpointing=true model.config={model_type: albert, hidden_size: 8}",
+        "training.gradient_checkpointing=true model.config={model_type: albert, hidden_size: 64}",
         "training.gradient_checkpointing: Transformers has none for AlbertForSequenceClassification",
     ),
     # what is not there, or not as the config says
