@@ -29,7 +29,7 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id; `raytrain
 def submit(
     ctx: typer.Context,
     words: Annotated[
-        list[str], typer.Argument(metavar="COMMAND", help="After --: a train, tune, resume or eval command.")
+        list[str], typer.Argument(metavar="COMMAND", help="After --: a train, tune, resume, eval or doctor command.")
     ],
     address: Address = None,
     detach: Annotated[bool, typer.Option("--detach", help="Leave once the job is submitted.")] = False,

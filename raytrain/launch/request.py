@@ -5,7 +5,7 @@ The job's own command line names files that are sent with it, and nothing of thi
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from raytrain.assets import find_config
@@ -95,7 +95,25 @@ def _eval(params: Params) -> Request:
     return Request(["eval", run, "--split", params["split"]], run, writes=False)
 
 
-MAKERS: dict[str, Callable[[Params], Request]] = {"train": _train, "tune": _tune, "resume": _resume, "eval": _eval}
+def _doctor(params: Params) -> Request:
+    if params["address"]:
+        raise ConfigError("doctor examines the cluster that it is submitted to; leave its own --address out")
+    storage = ["--storage", _place(params["storage"], "--storage")] if params["storage"] else []
+    options = [*storage, *["--json"] * params["json"]]
+    if not params["config"]:
+        return Request(["doctor", *options], "", writes=False)
+    config = load_config(params["config"], params["overrides"] or [])
+    check_elsewhere(config)
+    return replace(_with_config("doctor", options, config, config.name), writes=False)
+
+
+MAKERS: dict[str, Callable[[Params], Request]] = {
+    "train": _train,
+    "tune": _tune,
+    "resume": _resume,
+    "eval": _eval,
+    "doctor": _doctor,
+}
 
 
 def _with_config(

@@ -59,6 +59,17 @@ def test_a_space_is_sent_under_its_name(folder: Path) -> None:
     assert request.run == str(folder / "runs" / "swept-lr_asha")
 
 
+def test_the_doctor_goes_where_the_run_would(folder: Path) -> None:
+    given = {"address": None, "storage": "/mnt/runs", "json": True}
+    assert request_of("doctor", **given).words == ["doctor", "--storage", "/mnt/runs", "--json"]
+    config = write_config(tiny_run(folder, "ill"), folder)
+    request = request_of("doctor", config=config, **given)
+    assert request.words == ["doctor", "raytrain_job/config.yaml", "--storage", "/mnt/runs", "--json"]
+    assert not request.writes  # it may look while the run trains
+    with pytest.raises(ConfigError, match="leave its own --address out"):
+        request_of("doctor", **{**given, "address": "10.0.0.1:6379"})
+
+
 def test_runs_and_sweeps_are_named_by_their_folder(folder: Path) -> None:
     assert request_of("resume", run="s3://b/runs/x/", overrides=["workers.max=2"]) == Request(
         ["resume", "s3://b/runs/x", "workers.max=2", "ray.address=null"], "s3://b/runs/x"
@@ -93,8 +104,8 @@ def test_runs_and_sweeps_are_named_by_their_folder(folder: Path) -> None:
         (["train", "CONFIG", "--overwite"], "No such option: --overwite"),
         (["tune", "CONFIG", "--space", "lr_ash"], "did you mean lr_asha"),
         (["tune", "CONFIG", "data.validation=null"], "set data.validation"),
-        (["plan", "CONFIG"], "allowed after --: train, tune, resume, eval"),
-        (["trian", "CONFIG"], "allowed after --: train, tune, resume, eval"),
+        (["plan", "CONFIG"], "allowed after --: train, tune, resume, eval, doctor"),
+        (["trian", "CONFIG"], "allowed after --: train, tune, resume, eval, doctor"),
         (["train"], "train needs a CONFIG"),
     ],
 )
