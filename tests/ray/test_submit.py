@@ -177,6 +177,29 @@ def test_ctrl_c_detaches_where_nobody_can_answer(head: Head) -> None:
 
 
 @pytest.mark.slow
+def test_a_job_that_is_stopped_without_a_save_is_no_success(head: Head) -> None:
+    config, run = config_of(head, "unsaved", *ENDLESS)
+    job = head.submit_detached("train", config)
+    wait_until(lambda: steps_done(run) >= 2, "two steps")
+    driver = driver_of(head)
+    driver.suspend()
+    process = head.start("jobs", "stop", job)
+    time.sleep(8)  # it has been asked by now, and can't answer
+    driver.kill()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1, output
+    assert "has not said that it saved" in output
+
+
+@pytest.mark.slow
+def test_the_doctor_of_a_cluster_that_is_elsewhere(head: Head) -> None:
+    config, _ = config_of(head, "examined")
+    code, output = head.run("submit", "--", "doctor", config)
+    assert code in (0, 1), output
+    assert "all-reduce" in output, output
+
+
+@pytest.mark.slow
 def test_a_killed_driver_is_resumed_by_the_same_submission(head: Head) -> None:
     config, run = config_of(head, "killed", ENDLESS[0], "checkpoint.save_every_steps=3")
     process = head.start("submit", "--", "train", config)
