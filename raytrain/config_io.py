@@ -91,11 +91,25 @@ def refuse_credentials(raw: dict[str, Any]) -> None:
             )
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML wants keys to be unique; PyYAML takes the last one of two without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As SafeLoader. Raises yaml.constructor.ConstructorError for a key that was there before."""
+        seen: dict[str, yaml.Node] = {}
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:merge" and isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
+                seen[key.value] = key
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: str) -> Any:
     """Parse a YAML file. Raises ConfigError naming the file and the line."""
     try:
         with open(path, encoding="utf-8") as file:
-            return yaml.safe_load(file)
+            return yaml.load(file, _UniqueKeys)
     except OSError as error:
         raise ConfigError(f"can't read {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

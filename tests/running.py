@@ -41,7 +41,13 @@ def start_cli(*args: str, cwd: Path | None = None, env: dict[str, str] | None = 
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        preexec_fn=hear_ctrl_c,
     )
+
+
+def hear_ctrl_c() -> None:
+    """In a new process: a shell that started the tests in the background has turned SIGINT off for all of them."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def run_cli(*args: str, cwd: Path | None = None, timeout_s: float = 240) -> tuple[int, str]:

@@ -8,7 +8,7 @@ from raytrain.batch_plan import BatchPlan
 from raytrain.config import RunConfig
 from raytrain.config_io import flatten
 from raytrain.elastic.run import read_run_config
-from raytrain.errors import RaytrainError
+from raytrain.errors import ConfigError, RaytrainError
 from raytrain.storage import Storage
 from raytrain.training.records import last_attempt_rows, read_jsonl
 
@@ -57,10 +57,15 @@ def find_calibration(
         config: The config that is planned.
         run_path: Folder of the run to go by; None: the config's own.
         use_gpu: Whether the workers that are planned hold GPUs.
+
+    Raises:
+        ConfigError: There is nothing at `run_path`.
     """
     run = Storage(run_path) if run_path else Storage(config.storage_path).at(config.name)
     rows = [row for row in last_attempt_rows(read_jsonl(run, "metrics.jsonl")) if row.get("step_s")]
     place = run.path_of()
+    if not rows and run_path:
+        raise ConfigError(f"--calibrate {run_path}: no run with steps is there; give a run's folder, or leave it out")
     if not rows:
         return None, f"no time: {place} has no steps yet; after a few steps of this run the plan tells the time"
     try:

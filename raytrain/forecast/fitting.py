@@ -1,6 +1,7 @@
 """Which ZeRO stage, precision, micro-batch, gradient checkpointing and offload fit into a worker's memory."""
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
@@ -117,9 +118,15 @@ def choices(config: RunConfig, world_size: int, *, use_gpu: bool, gpu: Gpu | Non
 
 
 def first_that_fits(
-    config: RunConfig, shape: ModelShape, usable_bytes: int, *, use_gpu: bool, gpu: Gpu | None
+    config: RunConfig,
+    shape: ModelShape,
+    usable_bytes: int,
+    *,
+    use_gpu: bool,
+    gpu: Gpu | None,
+    most_workers: float = math.inf,
 ) -> Choice | None:
-    """The first choice that fits at its fewest workers and at workers.max.
+    """The first choice that fits at its fewest workers, of which there are `most_workers`, and at workers.max.
 
     The order is that of what a change costs: another ZeRO stage and smaller micro-batches change no result, gradient
     checkpointing takes a third more time, more workers at least need nodes, another precision changes the numbers, and
@@ -127,6 +134,8 @@ def first_that_fits(
     """
     own = Choice.of(config, resolved_precision(config.training.precision, use_gpu, gpu))
     for choice in _in_order(config, own, shape.can_checkpoint, use_gpu, gpu):
+        if choice.min_workers > max(own.min_workers, most_workers):
+            continue
         sizes = {choice.min_workers, min(choice.min_workers + 1, config.workers.max), config.workers.max}
         if all(memory_of(config, shape, choice, size, use_gpu=use_gpu).total <= usable_bytes for size in sorted(sizes)):
             return choice

@@ -1,5 +1,6 @@
 """What a run will need and whether it fits: the plan, with the model counted, the memory, the time and the money."""
 
+import math
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -156,7 +157,10 @@ def make_forecast(config: RunConfig, hardware: Hardware, calibration_run: str | 
         for world in plan.worlds
     ]
     table = choices(config, plan.world_size, use_gpu=plan.use_gpu, gpu=hardware.gpu)
-    fit = None if usable is None else first_that_fits(config, shape, usable, use_gpu=plan.use_gpu, gpu=hardware.gpu)
+    most = num_gpus if plan.use_gpu and num_gpus is not None and hardware.num_nodes is not None else math.inf
+    fit = None
+    if usable is not None:
+        fit = first_that_fits(config, shape, usable, use_gpu=plan.use_gpu, gpu=hardware.gpu, most_workers=most)
     assert plan.checkpoint_bytes is not None
     return Forecast(
         plan=plan,

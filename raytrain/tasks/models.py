@@ -1,6 +1,7 @@
 """Building a Transformers model with a head for our labels. torch and transformers are imported late."""
 
 import contextlib
+import difflib
 import logging
 import os
 from collections.abc import Iterator
@@ -74,7 +75,7 @@ def for_training(model: Any, training: TrainingConfig) -> "nn.Module":
                 f"training.gradient_checkpointing: Transformers has none for {type(model).__name__}; leave it out"
             )
         # The other form loses gradients where a layer's input has none, as behind frozen embeddings.
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     return model
 
 
@@ -113,7 +114,9 @@ def read_model_config(model: ModelConfig, **changes: Any) -> Any:
     if model.config is not None:
         raw = dict(model.config)
         try:
-            return transformers.AutoConfig.for_model(raw.pop("model_type"), **{**raw, **changes})
+            model_type = raw.pop("model_type")
+            _check_fields(model_type, raw)
+            return transformers.AutoConfig.for_model(model_type, **{**raw, **changes})
         except (ValueError, TypeError, StrictDataclassError) as error:
             raise ConfigError(f"model.config: {' '.join(str(error).split())}") from None
     try:
@@ -122,6 +125,27 @@ def read_model_config(model: ModelConfig, **changes: Any) -> Any:
         )
     except (OSError, ValueError, StrictDataclassError) as error:
         raise ConfigError(_cannot_load(model, error)) from None
+
+
+def _check_fields(model_type: str, fields: dict[str, Any]) -> None:
+    """Transformers takes any word for a field, and goes on with the defaults. Raises ConfigError."""
+    import transformers
+
+    known = transformers.models.auto.configuration_auto.CONFIG_MAPPING
+    if model_type not in known:
+        close = difflib.get_close_matches(str(model_type), list(known.keys()), 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ConfigError(f"model.config.model_type: Transformers knows no {model_type!r}{hint}")
+    try:
+        defaults = known[model_type]()
+    except Exception:  # one that is put together from others, and says itself what it needs
+        return
+    names = {*defaults.to_dict(), *defaults.attribute_map}
+    for field in fields:
+        if field not in names and not hasattr(defaults, field):
+            close = difflib.get_close_matches(str(field), names, 1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ConfigError(f"model.config.{field} is no field of {type(defaults).__name__}{hint}")
 
 
 def override_dropout(config: Any, dropout: float | None) -> None:

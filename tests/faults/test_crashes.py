@@ -16,6 +16,7 @@ from cluster import NodePool
 from running import (
     ENV,
     committed_steps,
+    hear_ctrl_c,
     kill_all,
     run_cli,
     start_cli,
@@ -254,7 +255,9 @@ def test_a_driver_that_is_gone_leaves_no_workers_behind(tmp_path: Path) -> None:
     script = tmp_path / "call.py"
     path = write_config(tiny_run(tmp_path, "called", "training.epochs=1000"), tmp_path)
     script.write_text(CALL.format(path=path))
-    process = subprocess.Popen([sys.executable, str(script)], env={**ENV, "RAY_AUTH_MODE": "disabled"}, text=True)
+    process = subprocess.Popen(
+        [sys.executable, str(script)], env={**ENV, "RAY_AUTH_MODE": "disabled"}, text=True, preexec_fn=hear_ctrl_c
+    )
     run = tmp_path / "runs" / "called"
     try:
         wait_until(lambda: steps_done(run) > 20, "some steps")

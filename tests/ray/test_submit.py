@@ -20,6 +20,7 @@ import pytest
 from running import (
     ENV,
     committed_steps,
+    hear_ctrl_c,
     kill_all,
     start_cli,
     steps_done,
@@ -301,7 +302,7 @@ def on_a_terminal(
         stderr=theirs,
         start_new_session=True,
         # A shell in the background ignores Ctrl-C for all that it starts; a terminal does not.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=hear_ctrl_c,
     )
     os.close(theirs)
     output, pressed, answered = "", False, False

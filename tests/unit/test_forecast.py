@@ -188,6 +188,17 @@ class TestFirstFit:
         without = replace(shape, can_checkpoint=False)
         assert first_that_fits(config, without, 40 * P, use_gpu=True, gpu=gpu) is None
 
+    def test_no_more_workers_than_there_are_gpus(self):
+        raw = {"training": {"zero_stage": 2, "precision": "bf16"}, "workers": {"min": 2, "max": 8, "gpu": True}}
+        raw |= {"name": "x", "task": {"kind": "sequence_classification"}, "model": {"path": "m"}}
+        config = RunConfig.model_validate({**raw, "data": {"train": {"path": "x.parquet"}}})
+        shape, gpu = replace(BILLION, layers=None), find_gpu("h100")
+        free = first_that_fits(config, shape, 6 * P, use_gpu=True, gpu=gpu)
+        assert free is not None
+        assert free.min_workers > 2
+        bound = first_that_fits(config, shape, 6 * P, use_gpu=True, gpu=gpu, most_workers=2)
+        assert bound is None or bound.min_workers == 2
+
     def test_an_fp32_run_becomes_a_16_bit_one_only_when_it_must(self):
         assert self.first(20, training={"precision": "fp32"}) == []
         assert self.first(8, training={"precision": "fp32"}) == ["workers.min=8"]
@@ -229,8 +240,10 @@ class TestCalibration:
         assert found is None and "another device" in said
 
     def test_a_folder_without_steps(self, run: RunConfig, tmp_path: Path):
-        found, said = find_calibration(run, str(tmp_path / "nothing"), use_gpu=False)
-        assert found is None and f"{tmp_path}/nothing has no steps yet" in said
+        found, said = find_calibration(tiny_run(tmp_path, "nothing"), use_gpu=False)
+        assert found is None and "nothing has no steps yet" in said
+        with pytest.raises(ConfigError, match="--calibrate .*nothing: no run with steps is there"):
+            find_calibration(run, str(tmp_path / "nothing"), use_gpu=False)
 
 
 class TestForecast:

@@ -69,6 +69,15 @@ MISTAKES = [
         "training.gradient_checkpointing=true model.config={model_type: albert, hidden_size: 64}",
         "training.gradient_checkpointing: Transformers has none for AlbertForSequenceClassification",
     ),
+    (
+        "model.config={model_type: bert, hiden_size: 96}",
+        "model.config.hiden_size is no field of BertConfig; did you",
+    ),
+    (
+        "model.config={model_type: gpt2, intermediate_size: 9}",
+        "model.config.intermediate_size is no field of GPT2",
+    ),
+    ("model.config={model_type: lama}", "model.config.model_type: Transformers knows no 'lama'; did you mean llama?"),
     # what is not there, or not as the config says
     ("data.train.path={folder}/data/trian.parquet", "data.train.path"),
     ("data.test.path={folder}/gone", "data.test.path"),
@@ -94,7 +103,7 @@ MISTAKES = [
 ]
 TOKEN_MISTAKES = [
     ("task.tags_column=ner", "task.tags_column"),
-    ("task.case_feature=true model.config.model_type=distilbert", "task.case_feature"),
+    ("task.case_feature=true model.config={model_type: distilbert, vocab_size: 64}", "task.case_feature"),
     ("training.best_metric=accuracy", "training.best_metric 'accuracy'"),
 ]
 
