@@ -70,6 +70,8 @@ def cluster_check(
     from raytrain.config_io import load_config
     from raytrain.launch.cluster_check import check_cluster_file, read_prices
 
+    if overrides and not config:
+        raise ConfigError(f"{overrides[0]} is to override a config, and none is given: add --config")
     loaded = load_config(config, overrides) if config else None
     report = check_cluster_file(find_cluster_file(file), loaded, read_prices(price or []))
     for line in report.lines():

@@ -28,6 +28,8 @@ class Report:
     """What keeps the cluster or the run from working, or opens it to others."""
     notes: list[str] = field(default_factory=list)
     groups: list[NodeGroup] = field(default_factory=list)
+    most_nodes: float = math.inf
+    """Beside the head, of all kinds together."""
     launches: list[str] = field(default_factory=list)
     """What would be launched for the run, a sentence each."""
     prices: Mapping[str, float] = field(default_factory=dict)
@@ -54,10 +56,11 @@ class Report:
     def _cost_line(self) -> str:
         """What the nodes cost an hour."""
         known = [group for group in self.groups if group.name in self.prices]
-        fewest, most = (
-            sum(getattr(group, bound) * self.prices[group.name] for group in known)
-            for bound in ("min_nodes", "max_nodes")
-        )
+        fewest = sum(group.min_nodes * self.prices[group.name] for group in known)
+        most, left = 0.0, self.most_nodes
+        for group in sorted(known, key=lambda group: -self.prices[group.name]):
+            count = group.max_nodes if group.is_head else min(group.max_nodes, left)
+            most, left = most + count * self.prices[group.name], left - (0 if group.is_head else count)
         missing = ", ".join(group.name for group in self.groups if group not in known)
         without = f", without {missing}, whose --price is missing" if missing else ""
         return f"an hour costs ${fewest:,.2f} with the fewest nodes and ${most:,.2f} with the most{without}"
@@ -138,6 +141,7 @@ def _check_groups(
     report: Report, autoscaling: Mapping[str, Any], places: Mapping[str, str], config: RunConfig | None
 ) -> None:
     report.groups = node_groups(autoscaling, places)
+    report.most_nodes = autoscaling.get("max_workers", math.inf)
     cpus = config.workers.cpus if config is not None else None
     report.problems += _group_problems(report.groups, cpus)
     if config is not None:
