@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import pytest
 from running import run_cli, tiny_run, write_config
 
 
+@pytest.mark.slow
 def test_this_machine_for_a_run(tmp_path: Path) -> None:
     """Whatever is said of the machine, what the run needs of it works; and no folder is left."""
     run = tiny_run(tmp_path, "reviews", "workers={max: 2}", "checkpoint.snapshot_every_steps=null")

@@ -189,6 +189,7 @@ def test_eval_repeats_the_test_metrics(undisturbed: Path) -> None:
     assert f"{summary(undisturbed)['final_metrics']['accuracy']:.4f}" in output
 
 
+@pytest.mark.slow
 def test_early_stopping_keeps_its_patience_over_a_resume(folder: Path) -> None:
     """A learning rate of almost nothing never improves: patience 3 ends the run at the fourth evaluation."""
     name = "early"
