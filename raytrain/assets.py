@@ -1,13 +1,12 @@
 """Where shipped YAML files live: inside the package, in a wheel and in a checkout alike."""
 
-import difflib
 import os
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from raytrain.config import CommunicationConfig
-from raytrain.errors import ConfigError
+from raytrain.errors import ConfigError, did_you_mean
 
 
 def config_names() -> list[str]:
@@ -95,6 +94,5 @@ def _find(name: str, shipped: list[str], what: str, folder: Traversable) -> str:
 
 
 def _no_such(name: str, shipped: list[str], what: str) -> str:
-    close = difflib.get_close_matches(name, shipped, 1)
-    hint = f"; did you mean {close[0]}?" if close else ""
+    hint = did_you_mean(name, shipped)
     return f"no {what} file {name!r}, nor a shipped {what} of that name ({', '.join(shipped)}){hint}"

@@ -22,7 +22,6 @@ Address = Annotated[
         metavar="URL", help="The cluster's job server; default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or port 8265 here."
     ),
 ]
-SAVED = "go on with: raytrain resume"  # what `train` and `resume` say when they were stopped and have saved
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id; `raytrain jobs list` has them.")]
 
 
@@ -124,6 +123,7 @@ def jobs_attach(job: JobId, address: Address = None) -> None:
 @jobs_app.command("stop")
 def jobs_stop(job: JobId, address: Address = None) -> None:
     """Let a job save a checkpoint and leave, and wait for that. Exit code 1: it did not say that it has saved."""
+    from raytrain.elastic.run import GO_ON
     from raytrain.job_console import JobDisplay
     from raytrain.launch.server import JobServer, Tail
 
@@ -137,7 +137,7 @@ def jobs_stop(job: JobId, address: Address = None) -> None:
             display.console.print(f"job {job} was asked to save and leave", soft_wrap=True)
             try:
                 found = Tail(server, job, display.say, seen=seen).wait()
-                is_saved = is_saved or found.status == "SUCCEEDED" or SAVED in server.logs(job)[seen:]
+                is_saved = is_saved or found.status == "SUCCEEDED" or GO_ON in server.logs(job)[seen:]
             except KeyboardInterrupt:
                 display.console.print(f"job {job} goes on saving; see: raytrain jobs list", soft_wrap=True)
                 raise typer.Exit(1) from None

@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 
 from raytrain import assets
 from raytrain.config import RunConfig
-from raytrain.errors import ConfigError
+from raytrain.errors import ConfigError, did_you_mean
 
 LENGTHS = ("epochs", "max_steps")  # the two ways of saying how long a run is, which exclude each other
 # user:password@ before the first slash (but for host:port), or an option of the query that is named like a secret.
@@ -186,8 +186,7 @@ def describe(detail: ErrorDetails, root: type[BaseModel] = RunConfig) -> str:
         return f"  {path}: required, but not given"
     if kind == "union_tag_invalid":
         tags = str(context.get("expected_tags")).replace("'", "").split(", ")
-        close = difflib.get_close_matches(str(context.get("tag")), tags, 1)
-        hint = f"; did you mean {close[0]}?" if close else ""
+        hint = did_you_mean(str(context.get("tag")), tags)
         return f"  {path}.kind: {context.get('tag')!r} is not known; allowed: {', '.join(tags)}{hint}"
     if kind == "union_tag_not_found":
         allowed = ", ".join(tag for option in _models(section) for tag in _tags(option))

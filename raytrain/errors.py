@@ -1,5 +1,8 @@
 """The errors that are meant for people. Everything else that is raised is a bug of ours."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class RaytrainError(Exception):
     """Base of the errors whose message is shown to the user without a traceback."""
@@ -25,6 +28,12 @@ class CheckpointError(RaytrainError):
 
 class TrainingError(RaytrainError):
     """The run can't go on (diverged, overflows for ever); the message says what to try."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a message on a word that is none of the known ones: the nearest of them, or nothing."""
+    close = difflib.get_close_matches(word, list(known), 1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def first_line(text: str) -> str:

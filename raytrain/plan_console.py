@@ -143,11 +143,8 @@ def _verdict(forecast: Forecast) -> tuple[str, str]:
     assert forecast.usable_bytes is not None
     text = f"does not fit: a worker needs up to {in_bytes(worst)} and can have {in_bytes(forecast.usable_bytes)}. "
     if forecast.first_fit is None:
-        return (
-            text
-            + "No ZeRO stage, precision, micro-batch, checkpointing or offload fits: take a larger GPU or more workers",
-            "red",
-        )
+        text += "No ZeRO stage, precision, micro-batch, checkpointing or offload fits: "
+        return text + "take a larger GPU or more workers", "red"
     return text + f"The first that fits: {' '.join(forecast.first_fit.overrides())}", "red"
 
 

@@ -78,6 +78,20 @@ def kill_all(process: subprocess.Popen[Any]) -> None:
     process.wait()
 
 
+def worker_processes(pid: int | None = None) -> list[Any]:
+    """The workers among all that a process has started, as psutil's processes; None: this one."""
+    import psutil
+
+    found = []
+    for process in psutil.Process(pid).children(recursive=True):
+        try:
+            if "TrainingWorker" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
 def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 180) -> Any:
     """Poll until the condition holds; fails the test with `what` otherwise."""
     deadline_s = time.monotonic() + timeout_s

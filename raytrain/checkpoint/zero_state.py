@@ -95,7 +95,7 @@ def _copied_ranges(engine: Engine, *, is_locked: bool = False) -> list[StateRang
     if engine.world_rank == 0:
         for name, buffer in _persistent_buffers(engine.module):
             # A forward pass changes them, so they are waited for; they are small.
-            ranges.append(StateRange(name, 0, {BUFFER: buffer.detach().flatten().to("cpu", torch.float32, copy=True)}))
+            ranges.append(StateRange(name, 0, {BUFFER: _cpu_copy(buffer.flatten(), is_locked=False)}))
     return ranges
 
 

@@ -1,6 +1,5 @@
 """Everything that can be found wrong before Ray is started, in a second or two (P16)."""
 
-import difflib
 import os
 import uuid
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from raytrain.config import RunConfig
 from raytrain.config_io import load_config, parse_config
 from raytrain.data.sources import check_sources
 from raytrain.elastic.session import RaySession, cluster_address
-from raytrain.errors import ConfigError, RaytrainError
+from raytrain.errors import ConfigError, RaytrainError, did_you_mean
 from raytrain.model_files import count_parameters
 from raytrain.plan import Plan, logical_cpus, make_plan
 from raytrain.storage import Storage
@@ -159,8 +158,7 @@ def _check_metrics(config: RunConfig, task: Task) -> None:
     }
     for option, name in named.items():
         if name is not None and name not in task.metric_names:
-            close = difflib.get_close_matches(name, task.metric_names, 1)
-            hint = f"; did you mean {close[0]}?" if close else ""
+            hint = did_you_mean(name, task.metric_names)
             raise ConfigError(
                 f"{option} {name!r} is no metric of this task; allowed: {', '.join(task.metric_names)}{hint}"
             )

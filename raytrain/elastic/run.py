@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 SUMMARY = "summary.json"
 
+GO_ON = "go on with: raytrain resume"  # and the run's folder: said by a run that was stopped and has saved
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -129,7 +131,7 @@ def _complete(raw: dict[str, Any], run: Storage, config: RunConfig, duration_s: 
     known = {name: value for name, value in raw.items() if name in RunResult.__dataclass_fields__}
     if raw["status"] == "stopped":
         reason = raw.get("message") or "stopped on request"
-        known |= {"exit_code": 1, "message": f"{reason}; go on with: raytrain resume {run.path_of()}"}
+        known |= {"exit_code": 1, "message": f"{reason}; {GO_ON} {run.path_of()}"}
     task = make_task(config.task, config.data.max_length)
     metric = best_metric(config, task)[0] if config.data.validation else None
     return RunResult(

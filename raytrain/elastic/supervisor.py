@@ -28,7 +28,7 @@ from raytrain.elastic.policy import Failure, FailureKind, FaultBudget
 from raytrain.elastic.pool import WorkerPool
 from raytrain.elastic.room import Room
 from raytrain.elastic.share import Terms
-from raytrain.elastic.watchdog import LONGEST_START_S, Watchdog
+from raytrain.elastic.watchdog import Watchdog
 from raytrain.errors import first_line
 from raytrain.monitoring.run_metrics import Crew
 from raytrain.storage import Storage
@@ -229,9 +229,8 @@ class Supervisor:
 
     def _end_if_hung(self, group: WorkerGroup, status: GroupStatus) -> None:
         if self._watchdog.finds_hung(status.alive_at_s):
-            patience_s = self._config.workers.stall_timeout_s
+            patience_s = self._watchdog.patience_s(status.alive_at_s)
             if status.alive_at_s is None:
-                patience_s = max(patience_s or 0.0, LONGEST_START_S)
                 group.end_hung(f"nothing came of their start for {patience_s:g} s (workers.stall_timeout_s, or more)")
             else:
                 group.end_hung(f"no step, evaluated batch or save for workers.stall_timeout_s {patience_s:g} s")

@@ -1,5 +1,6 @@
 """Whether the workers of a group still get anything done."""
 
+import math
 import time
 from collections.abc import Callable
 
@@ -42,6 +43,10 @@ class Watchdog:
         if self._silent_s > SAY_AFTER_S and not self._is_said:
             self._is_said = True
             self._say(f"nothing got done for {SAY_AFTER_S:.0f} s: slow data, slow storage, or a worker that hangs")
+        return self._silent_s > self.patience_s(alive_at_s)
+
+    def patience_s(self, alive_at_s: float | None) -> float:
+        """Seconds without anything done after which a group hangs; inf: never."""
         if self._patience_s is None:
-            return False
-        return self._silent_s > (max(self._patience_s, LONGEST_START_S) if alive_at_s is None else self._patience_s)
+            return math.inf
+        return max(self._patience_s, LONGEST_START_S) if alive_at_s is None else self._patience_s

@@ -1,10 +1,9 @@
 """GPUs by name: their memory, and what an hour of one costs. A table to be overridden, not a market report."""
 
-import difflib
 import re
 from dataclasses import dataclass
 
-from raytrain.errors import ConfigError
+from raytrain.errors import ConfigError, did_you_mean
 
 GIB = 2**30
 # What the driver, cuBLAS and NCCL take before the first tensor, and what the allocator can't use between the others.
@@ -66,6 +65,5 @@ def find_gpu(text: str) -> Gpu:
     if size and float(size[1]) > 0:
         unit = 10**9 if size[2] == "gb" else GIB
         return Gpu(text.strip(), int(float(size[1]) * unit), has_bf16=True, price_per_hour=None)
-    close = difflib.get_close_matches(name, GPUS, 1)
-    hint = f"; did you mean {close[0]}?" if close else ""
+    hint = did_you_mean(name, GPUS)
     raise ConfigError(f"--gpu {text!r} is not known; allowed: {', '.join(GPUS)}, or a memory such as 24GiB{hint}")

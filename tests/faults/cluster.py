@@ -3,6 +3,8 @@
 import os
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 WORKER_CPUS = 2
@@ -26,10 +28,10 @@ class NodePool:
     def address(self) -> str:
         return self.cluster.address
 
-    def add(self) -> Any:
+    def add(self, num_gpus: int = 0) -> Any:
         """A node with room for one worker. In the main thread only."""
         assert threading.current_thread() is threading.main_thread()
-        node = self.cluster.add_node(num_cpus=WORKER_CPUS, wait=False)
+        node = self.cluster.add_node(num_cpus=WORKER_CPUS, num_gpus=num_gpus, wait=False)
         self.nodes.append(node)
         return node
 
@@ -71,6 +73,19 @@ class NodePool:
 
     def close(self) -> None:
         self.cluster.shutdown()
+
+
+@contextmanager
+def node_pool(num_nodes: int) -> Iterator[NodePool]:
+    """A cluster for a while; the environment is afterwards as it was before."""
+    before = dict(os.environ)
+    pool = NodePool(num_nodes)
+    try:
+        yield pool
+    finally:
+        pool.close()
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
 
 
 # Detached actors of Ray's own, one of each a cluster.

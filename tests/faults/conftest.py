@@ -1,10 +1,9 @@
 """A cluster of several raylets on this machine; a fresh one for each test."""
 
-import os
 from collections.abc import Iterator
 
 import pytest
-from cluster import NodePool
+from cluster import NodePool, node_pool
 from running import kill_all
 from training import STARTED
 
@@ -12,12 +11,8 @@ from training import STARTED
 @pytest.fixture
 def pool() -> Iterator[NodePool]:
     """One node with room for one worker."""
-    before = dict(os.environ)
-    cluster = NodePool(1)
-    yield cluster
-    cluster.close()
-    for name in set(os.environ) - set(before):
-        del os.environ[name]
+    with node_pool(1) as cluster:
+        yield cluster
 
 
 @pytest.fixture(autouse=True)

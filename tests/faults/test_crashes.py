@@ -24,23 +24,12 @@ from running import (
     summary,
     tiny_run,
     wait_until,
+    worker_processes,
     write_config,
 )
 from training import Training
 
 pytestmark = pytest.mark.slow
-
-
-def worker_processes() -> list[psutil.Process]:
-    """The workers on the nodes of this test's cluster."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if any("TrainingWorker" in word for word in process.cmdline()):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
 
 
 def test_a_run_waits_for_its_first_node_and_says_so(pool: NodePool, tmp_path: Path) -> None:

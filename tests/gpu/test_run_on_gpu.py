@@ -4,14 +4,12 @@ Skipped on a machine without a GPU. With one GPU a group has one worker; what NC
 """
 
 import json
-import os
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
-from cluster import WORKER_CPUS, NodePool
+from cluster import node_pool
 from running import (
     assert_same_curve,
     kill_all,
@@ -23,6 +21,7 @@ from running import (
     summary,
     tiny_run,
     wait_until,
+    worker_processes,
     write_config,
 )
 from training import Training, endless_run
@@ -82,7 +81,7 @@ def test_a_killed_worker_goes_on_from_a_snapshot(folder: Path) -> None:
     process, run = start_cli("train", write_config(config, folder)), folder / "runs" / "killed"
     try:
         wait_until(lambda: steps_done(run) >= 400 or process.poll() is not None, "some hundred steps", 90)
-        workers = [p for p in psutil.process_iter(["cmdline"]) if "TrainingWorker" in " ".join(p.info["cmdline"] or [])]
+        workers = worker_processes(process.pid)
         assert workers
         for worker in workers:
             worker.kill()
@@ -101,29 +100,21 @@ def test_a_killed_worker_goes_on_from_a_snapshot(folder: Path) -> None:
 
 def test_a_drained_node_hands_the_run_over(tmp_path: Path) -> None:
     """Two raylets, each with this machine's first GPU: the run saves on one and goes on, on the other."""
-    before = dict(os.environ)
-    pool = NodePool(0)
-    try:
-        first = pool.cluster.add_node(num_cpus=WORKER_CPUS, num_gpus=1)
-        pool.nodes.append(first)
+    with node_pool(0) as pool:
+        first = pool.add(num_gpus=1)
         training = Training(pool, tmp_path, "workers={max: 1, cpus: 2, data_cpus: 0.33, gpu: true}")
-        training.wait_for_workers(1)
-        pool.nodes.append(pool.cluster.add_node(num_cpus=WORKER_CPUS, num_gpus=1))
-        time.sleep(2)
-        pool.drain(first, deadline_s=60)
-        training.wait(lambda: len(training.events("start")) > 1, "a second group")
-        training.wait_for_workers(1)
-        output = training.stop()
-        assert training.events("start")[-1]["nodes"] != [first.node_id]
-        redone = [event["steps_redone"] for event in training.events("drain", "shrink", "move", "resize")]
-        print([event["kind"] for event in training.events("start", "restore", "drain")], redone)
+        try:
+            training.wait_for_workers(1)
+            pool.add(num_gpus=1)
+            time.sleep(2)
+            pool.drain(first, deadline_s=60)
+            training.wait(lambda: len(training.events("start")) > 1, "a second group")
+            training.wait_for_workers(1)
+            output = training.stop()
+        finally:
+            kill_all(training.process)
+        assert training.nodes() != [first.node_id]
         assert "Traceback" not in output
-    finally:
-        pool.close()
-        for name in set(os.environ) - set(before):
-            del os.environ[name]
-        for process in (training.process,):
-            kill_all(process)
 
 
 def test_a_model_that_does_not_fit_is_told_what_to_do(folder: Path) -> None:

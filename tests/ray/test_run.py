@@ -17,6 +17,7 @@ from running import (
     summary,
     tiny_run,
     wait_until,
+    worker_processes,
     write_config,
 )
 from tiny import write_reviews
@@ -216,23 +217,13 @@ def test_early_stopping_keeps_its_patience_over_a_resume(folder: Path) -> None:
 
 def test_a_dead_worker_is_replaced(folder: Path, undisturbed: Path) -> None:
     """A worker that is killed costs the steps since the last checkpoint, and nothing else."""
-    import psutil
-
     name = "dead_worker"
     run = folder / "runs" / name
     config = tiny_run(folder, name, "workers.min=2", "workers.max=2", "checkpoint.save_every_steps=3")
     process = start_cli("train", write_config(config, folder))
 
-    def a_worker() -> psutil.Process | None:
-        family = psutil.Process(process.pid).children(recursive=True)
-        return next(
-            (p for p in family if "TrainingWorker" in p.name() or "TrainingWorker" in " ".join(p.cmdline())), None
-        )
-
     wait_until(lambda: committed_steps(run), "a checkpoint")
-    victim = a_worker()
-    assert victim is not None
-    victim.kill()
+    worker_processes(process.pid)[0].kill()
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
     assert summary(run)["failures"] == 1
