@@ -120,7 +120,11 @@ def test_a_holder_that_is_gone_is_forgotten_and_replaced(holders: Holders) -> No
 
     give(holders, 20, 1, [0])
     name = holders.place([here()])[here()]
-    ray.kill(ray.get_actor(name))
+    actor = ray.get_actor(name)
+    ray.kill(actor)  # returns at once: a process that is about to end may still answer
+    with pytest.raises(ray.exceptions.RayActorError):
+        while True:
+            ray.get(actor.inventory.remote(), timeout=30)
     assert holders.newest(after_step=0) is None
     assert holders.place([here()])[here()] != name
     give(holders, 40, 1, [0])
