@@ -178,7 +178,7 @@ def plan(
         str | None, typer.Option(metavar="GPU", help="Each worker's: a10g, a100-80, h100, ... or a memory, 24GiB.")
     ] = None,
     nodes: Annotated[int | None, typer.Option(min=1, help="Nodes of the cluster; default: enough.")] = None,
-    gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of a node.")] = 1,
+    gpus_per_node: Annotated[int | None, typer.Option(min=1, help="GPUs of a node; default: 1.")] = None,
     cpus_per_node: Annotated[int | None, typer.Option(min=1, help="CPUs of a node; default: enough.")] = None,
     price: Annotated[float | None, typer.Option(min=0, help="Dollars for a worker and an hour.")] = None,
     bandwidth: Annotated[float, typer.Option(min=0.001, help="MiB/s from a worker to storage.")] = 100.0,

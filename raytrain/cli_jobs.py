@@ -115,8 +115,12 @@ def jobs_attach(job: JobId, address: Address = None) -> None:
     """Follow a job from its first line. The exit code is the run's."""
     from raytrain.launch.server import JobServer
 
-    server = JobServer(address)
-    server.look(job)
+    try:
+        server = JobServer(address)
+        server.look(job)
+    except KeyboardInterrupt:
+        typer.echo(f"job {job} was not reached yet; nothing has changed for it")
+        raise typer.Exit(1) from None
     _follow(server, job)
 
 

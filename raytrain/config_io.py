@@ -46,6 +46,7 @@ def parse_config(raw: Any, overrides: list[str] | None = None, origin: str = "th
     if not isinstance(raw, dict):
         raise ConfigError(f"{origin}: expected `key: value` lines, found {type(raw).__name__}")
     raw = copy.deepcopy(raw)
+    _refuse_two_lengths(overrides or [])
     for override in overrides or []:
         _apply_override(raw, override)
     refuse_credentials(raw)
@@ -162,6 +163,18 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
             place[parent] = {}
         place = place[parent]
     place[last] = value
+
+
+def _refuse_two_lengths(overrides: list[str]) -> None:
+    """An override's length takes the place of the file's; of two overrides neither would be more right."""
+    keys = [override.partition("=")[0] for override in overrides]
+    given = [
+        next(o for o in overrides if o.startswith(f"{key}="))
+        for key in (f"training.{n}" for n in LENGTHS)
+        if key in keys
+    ]
+    if len(given) == len(LENGTHS):
+        raise ConfigError(f"{' and '.join(given)}: a run has one length; give training.epochs or training.max_steps")
 
 
 def _number(text: str) -> str | float:

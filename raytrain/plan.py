@@ -87,6 +87,7 @@ def make_plan(
     num_samples: int | None = None,
     num_parameters: int | None = None,
     can_grow: bool = False,
+    whose: str = "this Ray",
 ) -> Plan:
     """Plan a run on a Ray of this size.
 
@@ -96,15 +97,16 @@ def make_plan(
         num_samples: Training samples, when they have been prepared.
         num_parameters: Parameters of the model, when it has been looked at.
         can_grow: Whether nodes may join that Ray: the run then waits for them instead of being refused.
+        whose: What has these CPUs and GPUs, for messages.
 
     Raises:
         ConfigError: It can't run: no room for workers.min with CPU left for Ray Data, no GPUs, or no step in an epoch.
     """
-    use_gpu = _use_gpu(config, num_gpus, can_grow)
+    use_gpu = _use_gpu(config, num_gpus, can_grow, whose)
     workers = config.workers
     worlds = [_world_plan(config, size, num_cpus, num_gpus, use_gpu) for size in range(workers.min, workers.max + 1)]
     if not worlds[0].fits and not can_grow:
-        raise ConfigError(_no_room(config, num_cpus, num_gpus, use_gpu))
+        raise ConfigError(_no_room(config, num_cpus, num_gpus, use_gpu, whose))
     steps_per_epoch = None if num_samples is None else _steps_per_epoch(config, num_samples)
     checkpoint_bytes = None if num_parameters is None else CHECKPOINT_BYTES_PER_PARAMETER * num_parameters
     snapshot_bytes = None
@@ -161,13 +163,13 @@ def _data_cpus(config: RunConfig, world_size: int) -> float:
     return max(1.0, world_size * config.workers.data_cpus)
 
 
-def _use_gpu(config: RunConfig, num_gpus: float | None, can_grow: bool) -> bool:
+def _use_gpu(config: RunConfig, num_gpus: float | None, can_grow: bool, whose: str) -> bool:
     """Whether workers hold GPUs. Raises ConfigError when they are asked for and there are none."""
     if config.workers.gpu == "auto":
         return num_gpus is not None and num_gpus >= 1
     if config.workers.gpu and num_gpus is not None and num_gpus < 1 and not can_grow:
         raise ConfigError(
-            "workers.gpu is true, and this Ray has no GPU: set workers.gpu to auto or false to train on CPUs, or set "
+            f"workers.gpu is true, and {whose} has no GPU: set workers.gpu to auto or false to train on CPUs, or set "
             "ray.address to a cluster with GPUs"
         )
     return config.workers.gpu
@@ -188,12 +190,12 @@ def _world_plan(
     )
 
 
-def _no_room(config: RunConfig, num_cpus: float, num_gpus: float | None, use_gpu: bool) -> str:
+def _no_room(config: RunConfig, num_cpus: float, num_gpus: float | None, use_gpu: bool, whose: str) -> str:
     """Why not even workers.min fits, in numbers, and what to change."""
     workers = config.workers
     if use_gpu and num_gpus is not None and workers.min > num_gpus:
         return (
-            f"workers.min {workers.min} needs {workers.min} GPUs, and this Ray has {num_gpus:g}: lower workers.min, "
+            f"workers.min {workers.min} needs {workers.min} GPUs, and {whose} has {num_gpus:g}: lower workers.min, "
             "add nodes, or set workers.gpu to false"
         )
     needed = cpus_needed(config, workers.min)
@@ -201,7 +203,7 @@ def _no_room(config: RunConfig, num_cpus: float, num_gpus: float | None, use_gpu
     return (
         f"no room for workers.min {workers.min}: {held} CPUs for the workers (workers.cpus {workers.cpus} each) and "
         f"{needed - held:g} for Ray Data (workers.data_cpus {workers.data_cpus:g} each, at least 1) make {needed:g}, "
-        f"and this Ray has {num_cpus:g}, so Ray Data would wait for ever. Lower workers.min or workers.cpus, raise "
+        f"and {whose} has {num_cpus:g}, so Ray Data would wait for ever. Lower workers.min or workers.cpus, raise "
         f"ray.num_cpus to at least {math.ceil(needed)} (a private Ray), or add nodes (a cluster)"
     )
 

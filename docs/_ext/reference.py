@@ -17,6 +17,8 @@ import typer
 from raytrain.cli import app as cli_app
 from raytrain.config import RunConfig
 from raytrain.config_help import ANY_KEY, FieldHelp, fields_of
+from raytrain.monitoring.names import CAUSES, METRICS, RAY_PREFIX, STATUSES
+from raytrain.report.goodput import CLASSES
 from raytrain.tuning.space import Space
 
 FOLDER = Path(__file__).parents[1] / "reference"
@@ -39,6 +41,15 @@ Every field of a search space, which `raytrain tune CONFIG --space SPACE` reads.
 work together.
 `KEY` stands for the dotted key of a config field, such as `training.optimizer.learning_rate`.
 """
+METRICS_HEAD = """\
+# Metrics
+
+What runs and sweeps tell Prometheus through Ray's agents, which put `ray_` before each name and add the node's labels.
+[Watching a run](../watching.md) says where they are read and how long. A gauge is that of one run or trial; counters
+begin at 0 with each command, and those of a sweep's trials count together.
+"""
+
+
 CLI_HEAD = """\
 # Command line
 
@@ -52,7 +63,7 @@ trained.
 
 def pages() -> dict[str, str]:
     """The text of each page, by its file name."""
-    return {"config.md": config_page(), "space.md": space_page(), "cli.md": cli_page()}
+    return {"config.md": config_page(), "space.md": space_page(), "cli.md": cli_page(), "metrics.md": metrics_page()}
 
 
 def write_pages() -> None:
@@ -72,6 +83,19 @@ def config_page() -> str:
 def space_page() -> str:
     """Of `raytrain.tuning.space`."""
     return _fields_page(SPACE_HEAD, "raytrain/tuning/space.py", fields_of(Space), "spacefield", "The sweep")
+
+
+def metrics_page() -> str:
+    """Of `raytrain.monitoring.names`."""
+    rows = ["| metric | kind | labels | |", "|---|---|---|---|"]
+    for metric in METRICS.values():
+        kind = "counter" if metric.is_counter else "gauge"
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        rows.append(f"| `{RAY_PREFIX}{metric.name}` | {kind} | {labels} | {metric.description} |")
+    values = [("cause", CAUSES), ("status", STATUSES), ("class", tuple(CLASSES))]
+    said = [f"- `{label}`: {', '.join(f'`{value}`' for value in allowed)}" for label, allowed in values]
+    head = [MADE.format(source="raytrain/monitoring/names.py"), METRICS_HEAD]
+    return "\n".join([*head, *rows, "", "Values of labels:", "", *said, ""])
 
 
 @functools.cache

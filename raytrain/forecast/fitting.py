@@ -21,6 +21,9 @@ from raytrain.training.deepspeed_config import (
 CHECKPOINTING = "training.gradient_checkpointing"
 OFFLOAD = "training.deepspeed.zero_optimization.offload_optimizer.device"
 
+# Of the configured micro-batch, down to which a smaller one is taken before gradient checkpointing.
+LARGE_SHARE = 4
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -128,9 +131,9 @@ def first_that_fits(
 ) -> Choice | None:
     """The first choice that fits at its fewest workers, of which there are `most_workers`, and at workers.max.
 
-    The order is that of what a change costs: another ZeRO stage and smaller micro-batches change no result, gradient
-    checkpointing takes a third more time, more workers at least need nodes, another precision changes the numbers, and
-    offloading is slow.
+    The order is that of what a change costs: another ZeRO stage and somewhat smaller micro-batches change no result,
+    gradient checkpointing takes a third more time, micro-batches of a few samples leave a GPU idle, more workers at
+    least need nodes, another precision changes the numbers, and offloading is slow.
     """
     own = Choice.of(config, resolved_precision(config.training.precision, use_gpu, gpu))
     for choice in _in_order(config, own, shape.can_checkpoint, use_gpu, gpu):
@@ -146,11 +149,10 @@ def _in_order(config: RunConfig, own: Choice, can_checkpoint: bool, use_gpu: boo
     offloads = (own.offloads, True) if use_gpu and not own.offloads else (own.offloads,)
     precisions = _precisions(own.precision, use_gpu, gpu)
     workers = _doubling(config.workers.min, config.workers.max)
-    micros = list(reversed(_doubling(1, own.micro_batch_size)))
     stages = [own.zero_stage, *(stage for stage in range(4) if stage > own.zero_stage)]
-    checkpointing = (own.checkpoints,) if own.checkpoints or not can_checkpoint else (False, True)
-    for offload, precision, min_workers, checkpoints, micro, stage in itertools.product(
-        offloads, precisions, workers, checkpointing, micros, stages
+    pairs = _checkpointing_and_micro(own, can_checkpoint)
+    for offload, precision, min_workers, (checkpoints, micro), stage in itertools.product(
+        offloads, precisions, workers, pairs, stages
     ):
         if offload and stage == 0:
             continue
@@ -164,6 +166,15 @@ def _in_order(config: RunConfig, own: Choice, can_checkpoint: bool, use_gpu: boo
         }
         changed = tuple(key for key, is_changed in changes.items() if is_changed)
         yield Choice(stage, precision, micro, min_workers, offload, checkpoints, changed)
+
+
+def _checkpointing_and_micro(own: Choice, can_checkpoint: bool) -> list[tuple[bool, int]]:
+    """Gradient checkpointing with micro-batches, from what costs least."""
+    micros = list(reversed(_doubling(1, own.micro_batch_size)))
+    if own.checkpoints or not can_checkpoint:
+        return [(own.checkpoints, micro) for micro in micros]
+    large = [micro for micro in micros if micro * LARGE_SHARE >= own.micro_batch_size]
+    return [*((False, micro) for micro in large), *((True, micro) for micro in micros)]
 
 
 def _precisions(own: Precision, use_gpu: bool, gpu: Gpu | None) -> list[Precision]:

@@ -36,13 +36,18 @@ class Hardware:
     """Each worker's."""
     num_nodes: int | None = None
     """None: as many as workers.max needs."""
-    gpus_per_node: int = 1
+    gpus_per_node: int | None = None
+    """None: 1, where there are GPUs."""
     cpus_per_node: float | None = None
     """None: as many as the workers and Ray Data need."""
     price_per_hour: float | None = None
     """Dollars for a worker with its GPU; None: the table's for the GPU."""
     bandwidth_bytes: float = 100 * 2**20
     """Bytes that a worker sends to storage in a second."""
+
+    def __post_init__(self) -> None:
+        if self.gpus_per_node is not None and self.gpu is None:
+            raise ConfigError("--gpus-per-node says how many, and nothing which: add --gpu, such as --gpu a10g")
 
     @property
     def is_this_machine(self) -> bool:
@@ -138,6 +143,8 @@ def make_forecast(config: RunConfig, hardware: Hardware, calibration_run: str | 
     on_this_machine = hardware.is_this_machine and cluster_address(config) is None
     if hardware.gpu is not None and config.workers.gpu is False:
         raise ConfigError("workers.gpu is false, so no worker would hold the --gpu: set workers.gpu to auto or true")
+    if hardware.gpu is None and config.workers.gpu is True and hardware.num_nodes is not None:
+        raise ConfigError("workers.gpu is true: say which GPU the --nodes have, such as --gpu a10g or --gpu 24GiB")
     found = check(config, on_this_machine=on_this_machine)
     config = found.config
     notes = []
@@ -146,7 +153,12 @@ def make_forecast(config: RunConfig, hardware: Hardware, calibration_run: str | 
     shape = shape_on_meta(config, make_task(config.task, config.data.max_length), labels)
     num_cpus, num_gpus = _size_of(found, hardware, on_this_machine=on_this_machine)
     plan = make_plan(
-        config, num_cpus=num_cpus, num_gpus=num_gpus, num_samples=num_samples, num_parameters=shape.num_parameters
+        config,
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+        num_samples=num_samples,
+        num_parameters=shape.num_parameters,
+        whose="this Ray" if on_this_machine else "the planned cluster",
     )
     precision = resolved_precision(config.training.precision, plan.use_gpu, hardware.gpu)
     calibration, said = find_calibration(config, calibration_run, use_gpu=plan.use_gpu)
@@ -231,13 +243,13 @@ def _size_of(found: Preflight, hardware: Hardware, *, on_this_machine: bool) -> 
     if hardware.cpus_per_node is not None:
         num_cpus = hardware.cpus_per_node * (hardware.num_nodes or _nodes_for(found.config, hardware))
     if hardware.gpu is None:
-        return num_cpus, 0.0 if found.config.workers.gpu is not True or hardware.num_nodes else float(most)
-    return num_cpus, float(most if hardware.num_nodes is None else hardware.num_nodes * hardware.gpus_per_node)
+        return num_cpus, 0.0 if found.config.workers.gpu is not True else float(most)
+    return num_cpus, float(most if hardware.num_nodes is None else hardware.num_nodes * (hardware.gpus_per_node or 1))
 
 
 def _nodes_for(config: RunConfig, hardware: Hardware) -> int:
     """Nodes that workers.max needs by its GPUs; 1 on CPUs."""
-    return -(-config.workers.max // hardware.gpus_per_node) if hardware.gpu else 1
+    return -(-config.workers.max // (hardware.gpus_per_node or 1)) if hardware.gpu else 1
 
 
 def _usable_bytes(plan: Plan, hardware: Hardware, *, on_this_machine: bool) -> int | None:
@@ -264,9 +276,10 @@ def machine_bytes() -> int:
 def _assumptions(config: RunConfig, plan: Plan, hardware: Hardware, *, on_this_machine: bool) -> list[str]:
     """What was taken for granted, in sentences."""
     notes = []
-    if on_this_machine and config.workers.gpu == "auto":
-        notes.append("planned for CPU workers on this machine; --gpu plans for GPUs")
-    if on_this_machine and plan.use_gpu:
+    if hardware.gpu is None and config.workers.gpu == "auto":
+        where = " on this machine" if on_this_machine else ""
+        notes.append(f"planned for CPU workers{where}; --gpu plans for GPUs")
+    if hardware.gpu is None and plan.use_gpu:
         notes.append("the memory of the GPUs is not known: give --gpu to have it checked")
     if cluster_address(config) is not None and hardware.is_this_machine:
         notes.append("the cluster was not asked: room for workers.max is taken for granted; --nodes tells its size")

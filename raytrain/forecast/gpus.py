@@ -51,7 +51,7 @@ GPUS = {
         _gpu("h200", 139.8, 7.91),
     )
 }
-_ALIASES = {"a10": "a10g", "a100": "a100-40", "a100-40gb": "a100-40", "a100-80gb": "a100-80"}
+_ALIASES = {"a10": "a10g", "a100-40gb": "a100-40", "a100-80gb": "a100-80"}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(gib|gb|g)?", re.IGNORECASE)
 
 
@@ -65,5 +65,8 @@ def find_gpu(text: str) -> Gpu:
     if size and float(size[1]) > 0:
         unit = 10**9 if size[2] == "gb" else GIB
         return Gpu(text.strip(), int(float(size[1]) * unit), has_bf16=True, price_per_hour=None)
+    of_that_name = [known for known in GPUS if known.startswith(f"{name}-")]
+    if of_that_name:
+        raise ConfigError(f"--gpu {text}: there are {' and '.join(of_that_name)}; say which")
     hint = did_you_mean(name, GPUS)
     raise ConfigError(f"--gpu {text!r} is not known; allowed: {', '.join(GPUS)}, or a memory such as 24GiB{hint}")

@@ -1,6 +1,7 @@
 """Checking a cluster file before anything is launched: with Ray's own code, and for what Ray does not look at."""
 
 import math
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 import yaml
 
 from raytrain.config import RunConfig
+from raytrain.config_io import parse_config
 from raytrain.elastic.capacity import demands
 from raytrain.errors import ConfigError
 from raytrain.launch.cluster_files import marked_lines
@@ -17,6 +19,8 @@ from raytrain.launch.cluster_nodes import NodeGroup, Resources, kuberay_config, 
 from raytrain.launch.cluster_rules import CLOUDS, Problem, kubernetes_problems, ray_up_problems
 from raytrain.launch.cluster_schema import kuberay_schema_problems, ray_schema_problem
 from raytrain.launch.prometheus_rules import rule_problems
+
+UNBOUNDED = 10**6  # nodes
 
 
 @dataclass
@@ -70,7 +74,8 @@ def check_cluster_file(path: str, config: RunConfig | None = None, prices: Mappi
     """Check a cluster file.
 
     Args:
-        path: A `ray up` file, Kubernetes manifests, or a file of Prometheus rules.
+        path: A `ray up` file, Kubernetes manifests, or a file of Prometheus rules; of any other kind of file only the
+            lines that are still to be changed are found.
         config: A run's, whose workers the nodes must hold.
         prices: Dollars for an hour of a node, by its name.
 
@@ -79,6 +84,8 @@ def check_cluster_file(path: str, config: RunConfig | None = None, prices: Mappi
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
+        if Path(path).suffix not in (".yaml", ".yml"):
+            return _unread(path, text)
         documents = [document for document in yaml.safe_load_all(text) if document is not None]
     except OSError as error:
         raise ConfigError(f"can't read {path}: {error.strerror}") from None
@@ -99,6 +106,15 @@ def check_cluster_file(path: str, config: RunConfig | None = None, prices: Mappi
             "rules (no `groups`)"
         )
     return report
+
+
+def _unread(path: str, text: str) -> Report:
+    """Of a file that other programs check."""
+    note = (
+        "no YAML: only what is still to be changed is looked for. Scripts are shellcheck's to judge, a Dockerfile is "
+        "hadolint's, and an environment file is read when a run starts (training.communication.network)"
+    )
+    return Report(path, notes=[note], unchanged=marked_lines(text))
 
 
 def _check_ray_up(report: Report, raw: dict[str, Any], config: RunConfig | None) -> None:
@@ -134,7 +150,20 @@ def _check_kubernetes(report: Report, documents: list[dict[str, Any]], config: R
         above = "spec.rayClusterSpec" if is_job else "spec"
         groups = spec.get("workerGroupSpecs", [])
         places = {group["groupName"]: f"{above}.workerGroupSpecs.{i}" for i, group in enumerate(groups)}
-        _check_groups(report, autoscaling, {"headgroup": f"{above}.headGroupSpec", **places}, config)
+        submitted = config
+        if config is not None and is_job:
+            try:
+                submitted = _as_submitted(config, str(document["spec"].get("entrypoint", "")))
+            except (ConfigError, ValueError) as error:
+                report.problems.append(Problem("spec.entrypoint", str(error)))
+        _check_groups(report, autoscaling, {"headgroup": f"{above}.headGroupSpec", **places}, submitted)
+
+
+def _as_submitted(config: RunConfig, entrypoint: str) -> RunConfig:
+    """The config with what a RayJob's command overrides. Raises ConfigError, or ValueError for quotes left open."""
+    words = shlex.split(entrypoint)
+    overrides = [word for word in words if "=" in word and not word.startswith("-")]
+    return parse_config(config.model_dump(mode="json", exclude_unset=True), overrides, origin="the config")
 
 
 def _check_groups(
@@ -213,6 +242,19 @@ def _check_size(
     asked = " and ".join(f"{amount:g} {name}" for name, amount in worker.items())
     launched, left = nodes_for(autoscaling, demands(worker, data_cpus, count))
     fitting = count - nodes_for(autoscaling, [worker] * count)[1]
+    most = autoscaling.get("max_workers", math.inf)
+    if (fitting < count or left) and most < math.inf:
+        free = {**autoscaling, "max_workers": UNBOUNDED}
+        needed, still_left = nodes_for(free, demands(worker, data_cpus, count))
+        if not still_left:
+            report.problems.append(
+                Problem(
+                    f"workers.{bound}",
+                    f"{count} workers of {asked} each and their data need {sum(needed.values())} nodes; max_workers "
+                    f"allows {most} beside the head: raise it to {sum(needed.values())}",
+                )
+            )
+            return
     if fitting < count:
         report.problems.append(
             Problem(

@@ -14,7 +14,8 @@ import yaml
 
 from raytrain.assets import find_cluster_file
 from raytrain.errors import ConfigError
-from raytrain.launch.cluster_rules import CLOUDS
+from raytrain.launch.cluster_rules import CLOUDS, name_problem
+from raytrain.launch.machines import gpus_of
 
 MARK = "# CHANGE"
 REPOSITORY = "registry.example.com/raytrain"  # the images' placeholder
@@ -33,6 +34,7 @@ class Answers:
     gpus: int | None = None
     """Most GPUs of all nodes together."""
     gpus_per_node: int | None = None
+    """As the machine type has, where that is given and known."""
     gpu_machine: str | None = None
     """Machine type of the GPU nodes, in the cloud's words."""
     spot: bool = True
@@ -54,12 +56,18 @@ def render(name: str, answers: Answers) -> str:
     path = find_cluster_file(name)
     text = Path(path).read_text(encoding="utf-8")
     kind = _kind(path, text)
+    if answers.name is not None and (wrong := name_problem(kind, answers.name)):
+        raise ConfigError(f"--name {wrong}")
     if answers.image is not None:
         text = _replace_image(text, answers.image)
     edits = _cloud_edits(text, kind, answers) if kind in CLOUDS else _kuberay_edits(text, kind, answers)
     for place, value in edits:
         text = set_value(text, place, value)
-    return text
+    return (
+        text
+        if answers.name is None
+        else _in_comments(text, r"raytrain(-train|-tune)?(?=-head-svc|\s+shows)", answers.name)
+    )
 
 
 def describe(name: str) -> str:
@@ -80,6 +88,7 @@ def write_rendered(text: str, out: str, *, overwrite: bool = False) -> str:
     """
     if out == "-":
         return text
+    text = _in_comments(text, r"\bmy\.yaml\b", Path(out).name)
     try:
         with open(out, "w" if overwrite else "x", encoding="utf-8") as file:
             file.write(text)
@@ -91,12 +100,19 @@ def write_rendered(text: str, out: str, *, overwrite: bool = False) -> str:
     return f"{out}\n" + (f"still to change by hand:\n{left}" if left else "")
 
 
+def _in_comments(text: str, old: str, new: str) -> str:
+    """The text with a pattern replaced in the lines that are comments, which tell what to type."""
+    lines = text.split("\n")
+    return "\n".join(re.sub(old, lambda _: new, line) if line.startswith("#") else line for line in lines)
+
+
 def marked_lines(text: str) -> list[tuple[int, str]]:
-    """Lines that are still to be changed: their number, from 1, and their text. Comments that only speak of the mark
-    don't count."""
+    """Lines that are still to be changed: their number, from 1, and their text. Marked ones, and those whose mark is
+    gone and placeholder is not. Comments that only speak of the mark don't count."""
     lines = enumerate(text.splitlines(), 1)
     spoken = re.compile(r"\s*#(?!SBATCH )")  # Slurm's settings are comments to the shell
-    return [(number, line.strip()) for number, line in lines if MARK in line and not spoken.match(line)]
+    left = re.compile(rf"{MARK}|\bCHANGE\b|\bregistry\.example\.com\b")
+    return [(number, line.strip()) for number, line in lines if left.search(line) and not spoken.match(line)]
 
 
 def set_value(text: str, place: Place, value: str | int) -> str:
@@ -174,19 +190,20 @@ def _cloud_edits(text: str, kind: str, answers: Answers) -> Iterator[tuple[Place
         yield ("cluster_name",), answers.name
     if answers.region is not None:
         yield ("provider", "location" if kind == "azure" else "region"), answers.region
-        zone = {"aws": f"{answers.region}a", "gcp": f"{answers.region}-a"}.get(kind)
+        # On AWS zones that a region does not have are passed over; on GCP there can be one only.
+        zone = {"aws": ",".join(f"{answers.region}{z}" for z in "abc"), "gcp": f"{answers.region}-a"}.get(kind)
         if zone:
             yield ("provider", "availability_zone"), zone
-    machine: dict[str, Place] = {"aws": ("InstanceType",), "gcp": ("machineType",)}
+    where: Place = {"aws": ("InstanceType",), "gcp": ("machineType",)}.get(kind, ("azure_arm_parameters", "vmSize"))
+    asked_per_node = _gpus_per_node(kind, answers)
     for name, group in groups.items():
         place: Place = ("available_node_types", name)
-        per_node = answers.gpus_per_node or group["resources"]["GPU"]
-        if answers.gpus_per_node is not None:
+        per_node = asked_per_node or group["resources"]["GPU"]
+        if asked_per_node is not None:
             yield (*place, "resources", "GPU"), per_node
-        if answers.gpus_per_node is not None or answers.cpus_per_worker is not None:
+        if asked_per_node is not None or answers.cpus_per_worker is not None:
             yield (*place, "resources", "CPU"), per_node * (answers.cpus_per_worker or 1)
         if answers.gpu_machine is not None:
-            where = machine.get(kind, ("azure_arm_parameters", "vmSize"))
             yield (*place, "node_config", *where), answers.gpu_machine
         if not answers.spot and "spot" in name:
             yield (*place, "max_workers"), 0
@@ -194,8 +211,17 @@ def _cloud_edits(text: str, kind: str, answers: Answers) -> Iterator[tuple[Place
             yield (*place, "max_workers"), math.ceil(answers.gpus / per_node)
     if answers.gpus is not None:
         others = sum(group.get("max_workers", 0) for name, group in types.items() if name not in groups)
-        per_node = answers.gpus_per_node or next(iter(groups.values()))["resources"]["GPU"]
+        per_node = asked_per_node or next(iter(groups.values()))["resources"]["GPU"]
         yield ("max_workers",), math.ceil(answers.gpus / per_node) + others
+
+
+def _gpus_per_node(kind: str, answers: Answers) -> int | None:
+    """As asked, or as the machine type has; None: as in the file. Raises ConfigError when the two are not the same."""
+    asked, machine = answers.gpus_per_node, answers.gpu_machine
+    has = None if machine is None else gpus_of(kind, machine)
+    if asked is not None and has is not None and asked != has:
+        raise ConfigError(f"--gpus-per-node {asked}: a {machine} has {has}")
+    return asked or has
 
 
 def _kuberay_edits(text: str, kind: str, answers: Answers) -> Iterator[tuple[Place, str | int]]:

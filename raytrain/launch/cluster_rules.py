@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import PurePosixPath
 from typing import Any
 
+from raytrain.launch.machines import gpus_of
+
 CLOUDS = ("aws", "gcp", "azure")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DEFAULT_TOKEN = "~/.ray/auth_token"
@@ -19,6 +21,9 @@ KUBE_GRACE_S = 30  # Kubernetes' own
 RAY_DRAIN_S = 30  # Ray's own RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
 QUEUE = "kueue.x-k8s.io/queue-name"
 ELASTIC = "kueue.x-k8s.io/elastic-job"
+# Clouds and Kubernetes make names of machines, labels and pods from the cluster's.
+STRICT_NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
+CLOUD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 Raw = Mapping[str, Any]
 
 
@@ -34,6 +39,19 @@ class Problem:
         return f"{self.place}: {self.words}" if self.place else self.words
 
 
+def name_problem(kind: str, name: str) -> str | None:
+    """What is wrong with the name of a cluster.
+
+    Args:
+        kind: RayCluster or RayJob, or a `ray up` provider.
+    """
+    if kind in ("RayCluster", "RayJob", "gcp"):
+        allowed, words = STRICT_NAME, "lower-case letters, digits and hyphens, a letter first"
+    else:
+        allowed, words = CLOUD_NAME, "letters, digits, hyphens and underscores"
+    return None if allowed.fullmatch(name) else f"{name!r} is no name for a cluster: {words}, at most 40"
+
+
 # --- ray up ---
 
 
@@ -44,12 +62,15 @@ def ray_up_problems(raw: Raw) -> Iterator[Problem]:
     yield from _open_ports(raw)
     for place, image in _ray_up_images(raw):
         yield from _image(place, image)
+    provider = raw.get("provider") or {}
+    if wrong := name_problem(str(provider.get("type")), str(raw.get("cluster_name"))):
+        yield Problem("cluster_name", wrong)
     for name, group in (raw.get("available_node_types") or {}).items():
         yield from _spot_node(raw, f"available_node_types.{name}", group or {})
+        yield from _machine(str(provider.get("type")), f"available_node_types.{name}", group or {})
     idle = raw.get("idle_timeout_minutes", 5)
     if isinstance(idle, int | float) and idle < 1:
         yield Problem("idle_timeout_minutes", f"{idle:g}: nodes would go while a run regroups; give it 1 or more")
-    provider = raw.get("provider") or {}
     if provider.get("type") in ("aws", "gcp") and provider.get("region") and provider.get("availability_zone"):
         zones = [zone.strip() for zone in str(provider["availability_zone"]).split(",")]
         for zone in (zone for zone in zones if not zone.startswith(str(provider["region"]))):
@@ -151,6 +172,20 @@ def _image(place: str, image: str) -> Iterator[Problem]:
         )
 
 
+def _machine(cloud: str, place: str, group: Raw) -> Iterator[Problem]:
+    """GPUs that a node offers are those of its machine."""
+    offered = (group.get("resources") or {}).get("GPU", 0)
+    node = group.get("node_config") or {}
+    machine = (
+        node.get("InstanceType") or node.get("machineType") or (node.get("azure_arm_parameters") or {}).get("vmSize")
+    )
+    has = gpus_of(cloud, str(machine))
+    if offered and has is not None and offered != has:
+        yield Problem(
+            f"{place}.resources.GPU", f"{offered}, and a {machine} has {has}: change one of them (CPU: one a worker)"
+        )
+
+
 def _spot_node(raw: Raw, place: str, group: Raw) -> Iterator[Problem]:
     node = group.get("node_config") or {}
     is_spot = (
@@ -189,6 +224,9 @@ def kubernetes_problems(documents: list[dict[str, Any]]) -> Iterator[Problem]:
     """What is wrong with Kubernetes manifests, whatever their schemas say."""
     for document in documents:
         kind, spec = document["kind"], document.get("spec") or {}
+        wrong = name_problem(kind, str((document.get("metadata") or {}).get("name")))
+        if wrong and kind in ("RayCluster", "RayJob"):
+            yield Problem("metadata.name", wrong)
         if kind == "RayCluster":
             yield from _ray_cluster(spec, "spec")
         elif kind == "RayJob":

@@ -27,6 +27,7 @@ from raytrain.launch import spot_first
 from raytrain.launch.cluster_check import Report, check_cluster_file
 from raytrain.launch.cluster_files import Answers, marked_lines, render, set_value
 from raytrain.launch.cluster_nodes import kuberay_config, nodes_for, ray_up_config
+from raytrain.launch.machines import gpus_of
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -74,7 +75,7 @@ def found(report: Report) -> list[str]:
 
 def test_every_file_is_known() -> None:
     assert {str(path.relative_to(CLUSTER)) for path in CLUSTER.rglob("*") if path.is_file()} == set(cluster_names())
-    assert len(RAY_UP) == 4 and len(YAML) == 14
+    assert len(RAY_UP) == 4 and len(YAML) == 15
 
 
 @pytest.mark.parametrize("name", YAML)
@@ -227,7 +228,7 @@ def _watcher_arguments() -> Iterator[str]:
         yield " ".join(watcher["command"][2:])
 
 
-@pytest.mark.parametrize("name", ["storage", "redis", "network_policy"])
+@pytest.mark.parametrize("name", ["storage", "redis", "network_policy", "data_pod"])
 def test_kubernetes_own_schema(name: str) -> None:
     for document in documents(name):
         kubernetes_validate.validate(document, "1.34", strict=True)
@@ -378,6 +379,9 @@ MISTAKES = [
     (AWS, "availability_zone: us-east-1a", "availability_zone: us-west-2a", "zone: us-west-2a does not lie in"),
     (AWS, "idle_timeout_minutes: 5", "idle_timeout_minutes: 0", "idle_timeout_minutes: 0: nodes would go while a run"),
     (AWS, "{CPU: 1, GPU: 1}", "{CPU: 1, GPU: 4}", f"{SPOT}.resources.CPU: 1 CPU for 4 GPU: the workers hold 4"),
+    (AWS, "InstanceType: g6.2xlarge", "InstanceType: g6.12xlarge", f"{SPOT}.resources.GPU: 1, and a g6.12xlarge has 4"),
+    (AWS, "cluster_name: raytrain", "cluster_name: my cluster/x", "cluster_name: 'my cluster/x' is no name for"),
+    (JOB, "name: raytrain-train", "name: My_Job", "metadata.name: 'My_Job' is no name for a cluster"),
     (AWS, "    max_workers: 4", "    max_workers: 0", "available_node_types.data: no CPU for Ray Data beside"),
     (CLUSTER_FILE, "maxReplicas: 4", "maxReplicas: 0", f"{GROUPS}.2: no CPU for Ray Data beside"),
     (CLUSTER_FILE, "maxReplicas: 4", "maxReplica: 4", f"{GROUPS}.2: Additional properties are not allowed ('max"),
@@ -413,6 +417,36 @@ def test_files_that_are_something_else(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(ConfigError, match=words):
             check_cluster_file(str(path))
+
+
+def test_files_of_other_programs_are_looked_through_for_what_is_left() -> None:
+    report = check_cluster_file(find_cluster_file("slurm/train.sbatch"))
+    assert found(report) == [] and len(report.unchanged) >= 4
+    assert "shellcheck" in report.notes[0]
+
+
+def test_a_placeholder_without_its_mark_is_still_to_be_changed() -> None:
+    assert marked_lines("a: ami-CHANGE\nb: ami-1\n# CHANGE is a mark\nc: registry.example.com/x:1\n") == [
+        (1, "a: ami-CHANGE"),
+        (4, "c: registry.example.com/x:1"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cloud", "machine", "gpus"),
+    [
+        ("aws", "g5.xlarge", 1),
+        ("aws", "p4d.24xlarge", 8),
+        ("aws", "m6i.xlarge", None),
+        ("gcp", "a2-highgpu-4g", 4),
+        ("gcp", "g2-standard-24", 2),
+        ("gcp", "n1-standard-8", None),
+        ("azure", "Standard_NC48ads_A100_v4", 2),
+        ("azure", "Standard_D4s_v5", None),
+    ],
+)
+def test_gpus_of_machine_types(cloud: str, machine: str, gpus: int | None) -> None:
+    assert gpus_of(cloud, machine) == gpus
 
 
 # --- against a run ---
@@ -459,6 +493,26 @@ def test_a_run_that_does_not_fit(workers: dict[str, Any], expected: str) -> None
     assert [problem for problem in problems if problem.startswith(expected)], problems
 
 
+def test_the_most_nodes_of_all_kinds_together(tmp_path: Path) -> None:
+    path = tmp_path / "aws.yaml"
+    path.write_text((CLUSTER / AWS).read_text().replace("\nmax_workers: 20", "\nmax_workers: 6"))
+    (problem,) = found(check_cluster_file(str(path), run_config(max=8)))
+    assert problem == (
+        "workers.max: 8 workers of 1 CPU and 1 GPU each and their data need 9 nodes; max_workers allows 6 beside the "
+        "head: raise it to 9"
+    )
+
+
+def test_a_jobs_command_overrides_the_config(tmp_path: Path) -> None:
+    report = check_cluster_file(find_cluster_file("rayjob_train"), run_config(gpu="auto"))
+    assert found(report) == []  # its command says workers.gpu=true
+    path = tmp_path / "job.yaml"
+    path.write_text((CLUSTER / JOB).read_text().replace("workers.gpu=true #", "workers.gpus=true #"))
+    problems = found(check_cluster_file(str(path), run_config(gpu="auto")))
+    assert "workers.gpus: unknown key" in problems[0] and problems[0].startswith("spec.entrypoint: ")
+    assert problems[1].startswith("workers.gpu: auto finds no GPU")
+
+
 def test_cpus_that_ray_data_would_take_beside_the_workers(tmp_path: Path) -> None:
     path = tmp_path / "aws.yaml"
     path.write_text((CLUSTER / AWS).read_text().replace("{CPU: 1, GPU: 1}", "{CPU: 8, GPU: 1}"))
@@ -496,7 +550,7 @@ def test_render_keeps_what_it_is_not_asked_about() -> None:
     assert {line.strip() for line in changed} == {
         "cluster_name: vision",
         "region: eu-west-1",
-        "availability_zone: eu-west-1a",
+        "availability_zone: eu-west-1a,eu-west-1b,eu-west-1c",
         "max_workers: 12",
         "image: ghcr.io/me/raytrain:0.1.0-ray2.60.0-cpu",
         "worker_image: ghcr.io/me/raytrain:0.1.0-ray2.60.0-gpu",
@@ -511,7 +565,8 @@ def test_render_keeps_what_it_is_not_asked_about() -> None:
 @pytest.mark.parametrize("spot", [True, False])
 def test_rendered_files_pass_their_check(tmp_path: Path, name: str, spot: bool) -> None:
     is_cloud = name not in RAY_ON_KUBERNETES
-    answers = Answers("vision", "ghcr.io/me/raytrain", "eu-west4" if is_cloud else None, 16, 2, None, spot, 4)
+    machine = {"aws": "g6.12xlarge", "gcp": "g2-standard-48", "azure": "Standard_NC96ads_A100_v4"}.get(name)
+    answers = Answers("vision", "ghcr.io/me/raytrain", "eu-west4" if is_cloud else None, 16, 4, machine, spot, 4)
     text = render(name, answers)
     path = tmp_path / "my.yaml"
     path.write_text(text)
@@ -527,6 +582,10 @@ def test_answers_without_a_place_are_refused() -> None:
         ("on_prem", Answers(gpus=8), "no place for --gpus"),
         ("storage", Answers(spot=False), "no place for --on-demand"),
         ("awss", Answers(), "did you mean aws"),
+        ("aws", Answers(name="my cluster/x"), "--name 'my cluster/x' is no name for a cluster: letters"),
+        ("aws", Answers(gpus_per_node=2, gpu_machine="g5.12xlarge"), "--gpus-per-node 2: a g5.12xlarge has 4"),
+        ("gcp", Answers(name="My_Cluster"), "lower-case letters"),
+        ("rayjob_train", Answers(name="My_Job"), "lower-case letters"),
         ("aws", Answers(image="ghcr.io/me/raytrain:1"), "without a tag"),
     ):
         with pytest.raises(ConfigError, match=words):
@@ -545,6 +604,12 @@ def test_the_commands(tmp_path: Path) -> None:
     out = str(tmp_path / "my.yaml")
     code, output = run_cli("cluster", "render", "gcp", out, "--gpus", "4", "--on-demand", "--name", "vision")
     assert code == 0 and "still to change by hand" in output
+    text = (tmp_path / "my.yaml").read_text()
+    assert "ray up my.yaml" in text
+    other = str(tmp_path / "vision.yaml")
+    assert run_cli("cluster", "render", "raycluster", other, "--name", "vision")[0] == 0
+    head = Path(other).read_text()
+    assert "-f vision.yaml" in head and "service/vision-head-svc" in head
     code, output = run_cli("cluster", "render", "gcp", out)
     assert code == 2 and "is there already" in output
     config = write_config(tiny_run(tmp_path, "tiny", "workers.max=4", "workers.gpu=true"), tmp_path)

@@ -117,6 +117,8 @@ def test_uris_without_credentials_are_accepted(uri: str) -> None:
 
 def test_epochs_or_max_steps() -> None:
     assert "training.epochs or training.max_steps" in mistake("training={epochs: 1, max_steps: 5}")
+    both = mistake("training.epochs=1", "training.max_steps=5")
+    assert both.startswith("training.epochs=1 and training.max_steps=5: a run has one length")
     assert load_config("movie_reviews", ["training.max_steps=5"]).training.max_steps == 5  # overrides the file's epochs
 
 

@@ -130,7 +130,9 @@ class TestActivations:
 
 class TestGpus:
     def test_names_and_sizes(self):
-        assert find_gpu("H100").name == "h100" and find_gpu("a100").name == "a100-40"
+        assert find_gpu("H100").name == "h100" and find_gpu("A10").name == "a10g"
+        with pytest.raises(ConfigError, match=r"--gpu a100: there are a100-40 and a100-80; say which"):
+            find_gpu("a100")
         assert find_gpu("24GiB").memory_bytes == find_gpu("24").memory_bytes == 24 * GIB
         assert find_gpu("24GB").memory_bytes == 24 * 10**9
         assert not find_gpu("v100").has_bf16
@@ -163,7 +165,7 @@ class TestFirstFit:
         assert self.first(20) == []
         assert self.first(20, training={"zero_stage": 1}) == []
         assert self.first(14, training={"zero_stage": 1}) == ["training.zero_stage=2"]
-        assert self.first(6.5) == ["training.micro_batch_size=2"]
+        assert self.first(6.5) == ["training.gradient_checkpointing=true"]
         assert self.first(5) == ["workers.min=8"]
         assert self.first(4) == ["training.deepspeed.zero_optimization.offload_optimizer.device=cpu"]
         assert self.first(1) is None
@@ -187,6 +189,15 @@ class TestFirstFit:
         assert found.overrides() == ["training.gradient_checkpointing=true"]
         without = replace(shape, can_checkpoint=False)
         assert first_that_fits(config, without, 40 * P, use_gpu=True, gpu=gpu) is None
+
+    def test_gradient_checkpointing_comes_before_micro_batches_of_a_few_samples(self):
+        shape = replace(BILLION, layers=replace(GPT, count=100))
+        raw = {"training": {"zero_stage": 3, "precision": "bf16", "micro_batch_size": 32, "global_batch_size": 256}}
+        raw |= {"name": "x", "task": {"kind": "sequence_classification"}, "model": {"path": "m"}}
+        raw |= {"data": {"train": {"path": "x.parquet"}, "max_length": 1024}, "workers": {"min": 4, "max": 4}}
+        found = first_that_fits(RunConfig.model_validate(raw), shape, 40 * P, use_gpu=True, gpu=find_gpu("h100"))
+        assert found is not None
+        assert found.overrides() == ["training.gradient_checkpointing=true"]
 
     def test_no_more_workers_than_there_are_gpus(self):
         raw = {"training": {"zero_stage": 2, "precision": "bf16"}, "workers": {"min": 2, "max": 8, "gpu": True}}

@@ -1,0 +1,56 @@
+"""How many GPUs the clouds' machine types have, for the types that training is likely to run on.
+
+From the clouds' own pages (AWS accelerated computing, Google Cloud GPU machine types, Azure GPU sizes). A type that is
+not here is not judged.
+"""
+
+import re
+
+# By family; sizes that are not named have one GPU.
+_AWS = {
+    "g4dn": {"12xlarge": 4, "metal": 8},
+    "g5": {"12xlarge": 4, "24xlarge": 4, "48xlarge": 8},
+    "g6": {"12xlarge": 4, "24xlarge": 4, "48xlarge": 8},
+    "g6e": {"12xlarge": 4, "24xlarge": 4, "48xlarge": 8},
+    "p3": {"8xlarge": 4, "16xlarge": 8},
+    "p3dn": {"24xlarge": 8},
+    "p4d": {"24xlarge": 8},
+    "p4de": {"24xlarge": 8},
+    "p5": {"48xlarge": 8},
+    "p5e": {"48xlarge": 8},
+    "p5en": {"48xlarge": 8},
+}
+_GCP_COUNTED = re.compile(r"a[23]-(?:high|mega|ultra)gpu-(\d+)g")  # the name says it
+_GCP_G2 = {"4": 1, "8": 1, "12": 1, "16": 1, "24": 2, "32": 1, "48": 4, "96": 8}  # by vCPUs
+_AZURE = {
+    "nc6s_v3": 1,
+    "nc12s_v3": 2,
+    "nc24s_v3": 4,
+    "nc4as_t4_v3": 1,
+    "nc8as_t4_v3": 1,
+    "nc16as_t4_v3": 1,
+    "nc64as_t4_v3": 4,
+    "nc24ads_a100_v4": 1,
+    "nc48ads_a100_v4": 2,
+    "nc96ads_a100_v4": 4,
+    "nc40ads_h100_v5": 1,
+    "nc80adis_h100_v5": 2,
+    "nv36ads_a10_v5": 1,
+    "nv72ads_a10_v5": 2,
+    "nd96asr_v4": 8,
+    "nd96amsr_a100_v4": 8,
+    "nd96isr_h100_v5": 8,
+    "nd96isr_h200_v5": 8,
+}
+
+
+def gpus_of(cloud: str, machine: str) -> int | None:
+    """GPUs of a machine type of aws, gcp or azure; None: not known here."""
+    if cloud == "aws":
+        family, _, size = machine.partition(".")
+        return _AWS[family].get(size, 1) if family in _AWS and size else None
+    if cloud == "gcp":
+        if counted := _GCP_COUNTED.fullmatch(machine):
+            return int(counted[1])
+        return _GCP_G2.get(machine.removeprefix("g2-standard-")) if machine.startswith("g2-standard-") else None
+    return _AZURE.get(machine.lower().removeprefix("standard_"))
