@@ -62,7 +62,7 @@ def measure(arguments: argparse.Namespace, every: str, seed: int, storage: Path)
     count = arguments.workers
     workers = [f"workers.min={count}", f"workers.max={count}", f"workers.cpus={arguments.threads}"]
     overrides = [*LIKE_THE_PLAIN_LOOPS, *workers, NEVER_SAVE, f"checkpoint.snapshot_every_steps={every}"]
-    overrides.append(f"seed={seed}")
+    overrides += [f"seed={seed}", "training.zero_stage=2"]
     return run_raytrain(training_only(storage, WARMUP + arguments.steps), overrides, storage)
 
 

@@ -18,7 +18,11 @@ from raytrain import assets
 from raytrain.config import RunConfig
 from raytrain.errors import ConfigError, did_you_mean
 
-LENGTHS = ("epochs", "max_steps")  # the two ways of saying how long a run is, which exclude each other
+# Two ways each of saying the same, which exclude each other.
+EITHER = (
+    ("training.epochs", "training.max_steps"),
+    ("training.eval_every_steps", "training.eval_every_epochs"),
+)
 # user:password@ before the first slash (but for host:port), or an option of the query that is named like a secret.
 CREDENTIALS = re.compile(
     r"^[\w+.-]+://([^/@?]*:(?!\d+(/|$))[^@]*@"
@@ -46,7 +50,7 @@ def parse_config(raw: Any, overrides: list[str] | None = None, origin: str = "th
     if not isinstance(raw, dict):
         raise ConfigError(f"{origin}: expected `key: value` lines, found {type(raw).__name__}")
     raw = copy.deepcopy(raw)
-    _refuse_two_lengths(overrides or [])
+    _refuse_both(overrides or [])
     for override in overrides or []:
         _apply_override(raw, override)
     refuse_credentials(raw)
@@ -151,9 +155,10 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override {key}: {text!r} is not valid YAML: {error}") from None
     if isinstance(value, str):
         value = _number(value)
-    for one, other in (LENGTHS, LENGTHS[::-1]):
-        if key == f"training.{one}" and isinstance(raw.get("training"), dict):
-            raw["training"].pop(other, None)  # the file's length gives way to the override's
+    for pair in EITHER:
+        if key in pair and value is not None and isinstance(raw.get("training"), dict):
+            other = pair[1 - pair.index(key)]
+            raw["training"].pop(other.rpartition(".")[2], None)  # the file's way gives way to the override's
     *parents, last = key.split(".")
     place = raw
     for i, parent in enumerate(parents):
@@ -165,16 +170,12 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     place[last] = value
 
 
-def _refuse_two_lengths(overrides: list[str]) -> None:
-    """An override's length takes the place of the file's; of two overrides neither would be more right."""
-    keys = [override.partition("=")[0] for override in overrides]
-    given = [
-        next(o for o in overrides if o.startswith(f"{key}="))
-        for key in (f"training.{n}" for n in LENGTHS)
-        if key in keys
-    ]
-    if len(given) == len(LENGTHS):
-        raise ConfigError(f"{' and '.join(given)}: a run has one length; give training.epochs or training.max_steps")
+def _refuse_both(overrides: list[str]) -> None:
+    """An override takes the place of the file's other way; of two overrides neither would be more right."""
+    given = {override.partition("=")[0]: override for override in overrides if not override.endswith("=null")}
+    for pair in EITHER:
+        if all(key in given for key in pair):
+            raise ConfigError(f"{given[pair[0]]} and {given[pair[1]]} say the same in two ways: give one of them")
 
 
 def _number(text: str) -> str | float:

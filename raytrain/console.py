@@ -160,6 +160,7 @@ EVENT_TEXTS = {
     "failure": _CHANGE,
     "begin": "{steps_redone} steps that the last command had done since then are done again",
     "start": "attempt {attempt}: {world_size} worker(s)",
+    "zero_stage": "ZeRO stage {stage}, the lowest that fits into {usable_mib} MiB a worker",
     "restore": "going on from the {source} of step {step}",
     "damaged_snapshot": "[yellow]the snapshot of step {step} was passed over: {reason}",
     "no_snapshots": "[yellow]snapshots need {needed_mib} MiB of a node's object store, and may have half of it, "
@@ -175,6 +176,8 @@ def _event_text(row: dict[str, Any]) -> str | None:
     if row["kind"] == "failure" and "seconds" not in row:  # it ended the run, which says so
         return None
     if row["kind"] == "begin" and not row.get("steps_redone"):
+        return None
+    if row["kind"] == "zero_stage" and not row["is_chosen"]:
         return None
     return EVENT_TEXTS.get(row["kind"])
 

@@ -154,8 +154,10 @@ class TrainingConfig(Section):
     precision: Precision = Precision.AUTO
     """Number format: auto, fp32, bf16 or fp16."""
     loss_scale: LossScaleConfig = LossScaleConfig()
-    zero_stage: Literal[0, 1, 2, 3] = 2
-    """What DeepSpeed ZeRO shards: 0 nothing, 1 optimizer state, 2 also gradients, 3 also parameters."""
+    zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
+    """What DeepSpeed ZeRO shards: 0 nothing, 1 optimizer state, 2 also gradients, 3 also parameters; auto: the lowest
+    that fits into the workers' memory by the plan's estimate, at each number of workers. It does not change the
+    result."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     """Overrides every dropout of the model; null: as the model says."""
     gradient_checkpointing: bool = False

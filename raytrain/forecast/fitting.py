@@ -4,19 +4,15 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 from raytrain.batch_plan import BatchPlan
 from raytrain.config import Precision, RunConfig, TrainingConfig
 from raytrain.forecast.gpus import Gpu
-from raytrain.forecast.memory import Memory, estimate_memory
+from raytrain.forecast.memory import Memory
 from raytrain.forecast.shape import ModelShape
-from raytrain.training.deepspeed_config import (
-    build_deepspeed_config,
-    effective_zero_stage,
-    resolve_precision,
-    training_at,
-)
+from raytrain.training.deepspeed_config import effective_zero_stage, resolve_precision
+from raytrain.training.zero_stage import Group, memory_at, settle
 
 CHECKPOINTING = "training.gradient_checkpointing"
 OFFLOAD = "training.deepspeed.zero_optimization.offload_optimizer.device"
@@ -29,7 +25,7 @@ LARGE_SHARE = 4
 class Choice:
     """Settings that decide the memory of a worker, and change nothing or little else."""
 
-    zero_stage: int
+    zero_stage: int | Literal["auto"]
     precision: Precision
     """Not AUTO."""
     micro_batch_size: int
@@ -67,9 +63,9 @@ class Choice:
         }
         return [f"{key}={values[key]}" for key in self.changed]
 
-    def training(self, config: RunConfig, world_size: int) -> TrainingConfig:
-        """The options of a worker group of this size with this choice."""
-        chosen = config.training.model_copy(
+    def training(self, config: RunConfig) -> TrainingConfig:
+        """The options with this choice."""
+        return config.training.model_copy(
             update={
                 "zero_stage": self.zero_stage,
                 "precision": self.precision,
@@ -78,11 +74,6 @@ class Choice:
                 "deepspeed": _with_offload(config.training.deepspeed) if self.offloads else config.training.deepspeed,
             }
         )
-        return training_at(chosen, world_size)
-
-    def stage_at(self, config: RunConfig, world_size: int) -> int:
-        """The ZeRO stage that DeepSpeed is really given at a world size."""
-        return effective_zero_stage(self.training(config, world_size).zero_stage, self.precision)
 
 
 def resolved_precision(precision: Precision, use_gpu: bool, gpu: Gpu | None) -> Precision:
@@ -90,23 +81,24 @@ def resolved_precision(precision: Precision, use_gpu: bool, gpu: Gpu | None) -> 
     return resolve_precision(precision, has_gpu=use_gpu, gpu_has_bf16=gpu is None or gpu.has_bf16)
 
 
-def memory_of(config: RunConfig, shape: ModelShape, choice: Choice, world_size: int, *, use_gpu: bool) -> Memory:
-    """Memory of each worker at a world size."""
-    training = choice.training(config, world_size)
+def memory_of(
+    config: RunConfig,
+    shape: ModelShape,
+    choice: Choice,
+    world_size: int,
+    *,
+    use_gpu: bool,
+    usable_bytes: int | None = None,
+) -> tuple[Memory, int]:
+    """Memory of each worker at a world size, and the ZeRO stage that DeepSpeed is really given there.
+
+    `usable_bytes`: what a worker's tensors can have, for a stage that is auto; None: not known.
+    """
+    training = choice.training(config)
     batches = BatchPlan(training.global_batch_size, training.micro_batch_size, config.canonical_shards, world_size)
-    deepspeed = build_deepspeed_config(
-        training, precision=choice.precision, num_micro_steps=batches.micro_steps, on_gpu=use_gpu
-    )
-    return estimate_memory(
-        shape,
-        deepspeed,
-        precision=choice.precision,
-        world_size=world_size,
-        micro_batch_size=-(-batches.max_samples_per_worker // batches.micro_steps),
-        max_length=config.data.max_length,
-        use_gpu=use_gpu,
-        checkpoints=choice.checkpoints,
-    )
+    group = Group(batches, choice.precision, config.data.max_length, use_gpu)
+    training = settle(training, shape, group, usable_bytes)
+    return memory_at(training, shape, group), effective_zero_stage(training.zero_stage, choice.precision)
 
 
 def choices(config: RunConfig, world_size: int, *, use_gpu: bool, gpu: Gpu | None) -> list[Choice]:
@@ -140,7 +132,11 @@ def first_that_fits(
         if choice.min_workers > max(own.min_workers, most_workers):
             continue
         sizes = {choice.min_workers, min(choice.min_workers + 1, config.workers.max), config.workers.max}
-        if all(memory_of(config, shape, choice, size, use_gpu=use_gpu).total <= usable_bytes for size in sorted(sizes)):
+        needs = (
+            memory_of(config, shape, choice, size, use_gpu=use_gpu, usable_bytes=usable_bytes)[0].total
+            for size in sorted(sizes)
+        )
+        if all(needed <= usable_bytes for needed in needs):
             return choice
     return None
 
@@ -149,7 +145,7 @@ def _in_order(config: RunConfig, own: Choice, can_checkpoint: bool, use_gpu: boo
     offloads = (own.offloads, True) if use_gpu and not own.offloads else (own.offloads,)
     precisions = _precisions(own.precision, use_gpu, gpu)
     workers = _doubling(config.workers.min, config.workers.max)
-    stages = [own.zero_stage, *(stage for stage in range(4) if stage > own.zero_stage)]
+    stages = [own.zero_stage, *(range(own.zero_stage + 1, 4) if isinstance(own.zero_stage, int) else ())]
     pairs = _checkpointing_and_micro(own, can_checkpoint)
     for offload, precision, min_workers, (checkpoints, micro), stage in itertools.product(
         offloads, precisions, workers, pairs, stages

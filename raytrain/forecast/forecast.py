@@ -1,9 +1,7 @@
 """What a run will need and whether it fits: the plan, with the model counted, the memory, the time and the money."""
 
 import math
-import os
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -16,16 +14,12 @@ from raytrain.elastic.session import cluster_address
 from raytrain.errors import ConfigError
 from raytrain.forecast.calibration import Calibration, find_calibration
 from raytrain.forecast.fitting import Choice, choices, first_that_fits, memory_of, resolved_precision
-from raytrain.forecast.gpus import GIB, PRICES_ARE, Gpu
+from raytrain.forecast.gpus import PRICES_ARE, Gpu
 from raytrain.forecast.memory import Memory
 from raytrain.forecast.shape import ModelShape, shape_on_meta
+from raytrain.forecast.usable import GIB, usable_of_machine
 from raytrain.plan import Plan, cpus_needed, make_plan
 from raytrain.tasks import make_task
-
-# Of the machine's memory; the rest is the system's, the data's and the object store's.
-HOST_SHARE = 0.8
-# A worker's process before its first tensor: Python, torch, Transformers, Ray.
-PROCESS_BYTES = 700 * 2**20
 
 
 @dataclass(frozen=True)
@@ -181,7 +175,9 @@ def make_forecast(config: RunConfig, hardware: Hardware, calibration_run: str | 
         num_samples=num_samples,
         usable_bytes=usable,
         worlds=worlds,
-        choices=[(choice, memory_of(config, shape, choice, plan.world_size, use_gpu=plan.use_gpu)) for choice in table],
+        choices=[
+            (choice, memory_of(config, shape, choice, plan.world_size, use_gpu=plan.use_gpu)[0]) for choice in table
+        ],
         first_fit=fit,
         cpus_per_worker=config.workers.cpus,
         data_cpus=config.workers.data_cpus,
@@ -202,12 +198,12 @@ def _world(
     price: float | None,
 ) -> WorldForecast:
     choice = Choice.of(config, precision)
-    memory = memory_of(config, shape, choice, world_size, use_gpu=plan.use_gpu)
+    memory, zero_stage = memory_of(config, shape, choice, world_size, use_gpu=plan.use_gpu, usable_bytes=usable)
     step_s = None if calibration is None else calibration.step_s_at(config, world_size)
     run_s = step_s * plan.total_steps if step_s and plan.total_steps else None
     return WorldForecast(
         world_size=world_size,
-        zero_stage=choice.stage_at(config, world_size),
+        zero_stage=zero_stage,
         memory=memory,
         fits_memory=None if usable is None else memory.total <= usable,
         step_s=step_s,
@@ -258,19 +254,7 @@ def _usable_bytes(plan: Plan, hardware: Hardware, *, on_this_machine: bool) -> i
         return hardware.gpu.usable_bytes
     if not on_this_machine or plan.use_gpu:
         return None
-    return max(0, int(machine_bytes() * HOST_SHARE) // plan.world_size - PROCESS_BYTES)
-
-
-def machine_bytes() -> int:
-    """Memory of this machine, or of the container that it is."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            limit = int(Path(path).read_text())
-        except (OSError, ValueError):  # another system, or no limit
-            continue
-        total = min(total, limit)
-    return total
+    return usable_of_machine(plan.world_size)
 
 
 def _assumptions(config: RunConfig, plan: Plan, hardware: Hardware, *, on_this_machine: bool) -> list[str]:

@@ -4,11 +4,7 @@ import re
 from dataclasses import dataclass
 
 from raytrain.errors import ConfigError, did_you_mean
-
-GIB = 2**30
-# What the driver, cuBLAS and NCCL take before the first tensor, and what the allocator can't use between the others.
-CONTEXT_BYTES = GIB
-FRAGMENTED = 0.05
+from raytrain.forecast.usable import GIB, usable_of_gpu
 
 PRICES_ARE = (
     "example prices: AWS on demand in US regions, mid 2025, rounded, for a GPU with its share of the machine; give "
@@ -30,7 +26,7 @@ class Gpu:
     @property
     def usable_bytes(self) -> int:
         """What tensors can have of the memory."""
-        return max(0, int(self.memory_bytes * (1 - FRAGMENTED)) - CONTEXT_BYTES)
+        return usable_of_gpu(self.memory_bytes)
 
 
 def _gpu(name: str, gib: float, price: float | None, *, has_bf16: bool = True) -> Gpu:

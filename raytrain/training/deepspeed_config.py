@@ -132,25 +132,15 @@ def resolve_precision(
     return precision
 
 
-def effective_zero_stage(zero_stage: int, precision: Precision) -> int:
-    """The ZeRO stage that DeepSpeed is given.
+def effective_zero_stage(zero_stage: int | str, precision: Precision) -> int:
+    """The ZeRO stage that DeepSpeed is given. `zero_stage`: not auto, which `zero_stage.settle` takes away.
 
     Stage 0 in a 16-bit format becomes stage 1, which computes the same. DeepSpeed 0.19.8's stage 0 would add
     micro-batches up in 16 bits, ignore the hysteresis, and divide fp16 gradients by a loss scale that
     `engine.backward` never multiplied into the loss.
     """
+    assert isinstance(zero_stage, int), "settle comes first"
     return 1 if zero_stage == 0 and precision is not Precision.FP32 else zero_stage
-
-
-def training_at(training: TrainingConfig, world_size: int) -> TrainingConfig:
-    """The options for a worker group of this size: a single worker has nothing to shard, and stage 0 computes the same
-    without ZeRO's copies. Left alone when the user set options of ZeRO's own, such as offloading.
-
-    A checkpoint belongs to no stage (P10), so stages may differ between the attempts of a run.
-    """
-    if world_size > 1 or "zero_optimization" in training.deepspeed:
-        return training
-    return training.model_copy(update={"zero_stage": 0})
 
 
 def build_deepspeed_config(

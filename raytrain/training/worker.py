@@ -18,10 +18,12 @@ from raytrain.checkpoint.ranges import Files, StorageRangeReader
 from raytrain.checkpoint.snapshot import STORE_SHARE, MemoryFiles, Snapshot, SnapshotKeeper, bytes_in_store
 from raytrain.checkpoint.store import CheckpointStore
 from raytrain.checkpoint.zero_state import load_ranges, load_scaler_state
-from raytrain.config import RunConfig
+from raytrain.config import Precision, RunConfig, TrainingConfig
 from raytrain.data.prepared import PreparedStore
 from raytrain.data.stream import Stream
 from raytrain.errors import CheckpointError, ConfigError
+from raytrain.forecast.shape import shape_of
+from raytrain.forecast.usable import usable_of_gpu, usable_of_machine
 from raytrain.plan import CHECKPOINT_BYTES_PER_PARAMETER
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
@@ -29,11 +31,12 @@ from raytrain.timetable import make_timetable
 from raytrain.tokenizer import load_tokenizer
 from raytrain.tracking.base import TrackedRun
 from raytrain.tracking.trackers import Trackers
+from raytrain.training.arrival import Arrival
 from raytrain.training.control import Control
-from raytrain.training.deepspeed_config import training_at
+from raytrain.training.deepspeed_config import effective_zero_stage
 from raytrain.training.engine import Engine, detect_precision
 from raytrain.training.evaluate import Judge, evaluate
-from raytrain.training.job import Job, Transition
+from raytrain.training.job import Job
 from raytrain.training.mailbox import DriverLink
 from raytrain.training.metrics import METRICS, RunLog, next_attempt
 from raytrain.training.process_group import collective_timeout_s
@@ -41,6 +44,7 @@ from raytrain.training.records import last_row
 from raytrain.training.saving import BEST, Saver, recover_folder
 from raytrain.training.state import Progress
 from raytrain.training.trainer import IdleTime, Trainer
+from raytrain.training.zero_stage import AUTO, Group, settle
 
 MIB = 2**20
 
@@ -112,7 +116,7 @@ class WorkerRun:
         model = self.control.all_succeed(self._new_model)
         engine = Engine(
             model,
-            training_at(self.config.training, self.world.world_size),
+            self._settle(model, precision),
             precision=precision,
             device=self.device,
             num_micro_steps=self.plan.micro_steps,
@@ -176,6 +180,17 @@ class WorkerRun:
         """The model before training; new weights are the same in every worker and every attempt."""
         torch.manual_seed(self.config.seed)
         return self.task.build_model(self.config.model, self.labels, self.config.training)
+
+    def _settle(self, model: nn.Module, precision: Precision) -> TrainingConfig:
+        """The options with a ZeRO stage for this group: the same for all, who may have unlike GPUs."""
+        group = Group(self.plan, precision, self.config.data.max_length, self.job.use_gpu)
+        usable = _usable_bytes(self.device, self.nodes.count(self.link.node_id))
+        least = min(self.control.gather(usable))
+        training = settle(self.config.training, shape_of(model), group, least)
+        stage = effective_zero_stage(training.zero_stage, precision)
+        is_chosen = self.config.training.zero_stage == AUTO and self.world.world_size > 1
+        self.log.event("zero_stage", stage=stage, is_chosen=is_chosen, usable_mib=round(least / MIB))
+        return training
 
     def _snapshot(self) -> "SavedState | None":
         """The snapshot that the driver has found complete, unless a part of it is lost or damaged after all."""
@@ -283,38 +298,6 @@ class WorkerRun:
         return metrics.values
 
 
-class Arrival:
-    """Tells the driver of the steps, and with the first one writes down what it took to get there."""
-
-    def __init__(
-        self, job: Job, log: RunLog, link: DriverLink, restored_step: int, steps_before: int, entered_at_s: float
-    ):
-        """The moment at which model and state are loaded. `steps_before`: steps that earlier attempts had done."""
-        self._log, self._link, self._entered_at_s = log, link, entered_at_s
-        self._transition = Transition(**job.transition) if job.transition else None
-        self._loaded_at_s = link.now()
-        self._detail = {"step": restored_step, "steps_redone": max(0, steps_before - restored_step)}
-        link.stepped(restored_step, is_first=True)
-
-    def stepped(self, step: int, world_size: int) -> None:
-        """A step is done."""
-        transition, self._transition = self._transition, None
-        if transition is not None:
-            phases = transition.phases(self._entered_at_s, self._loaded_at_s, self._link.now())
-            self._log.event(
-                transition.kind,
-                cause=transition.cause,
-                world_size_before=transition.world_size_before,
-                world_size=world_size,
-                **self._detail,
-                seconds=round(sum(phases.values()), 3),
-                **phases,
-                left_at_s=transition.left_at_s,
-                started_at_s=transition.started_at_s,
-            )
-        self._link.stepped(step, is_first=transition is not None)
-
-
 @dataclass(frozen=True)
 class SavedState:
     """What a group goes on from: a checkpoint in storage, or a snapshot in memory."""
@@ -350,6 +333,14 @@ def device_of(config: RunConfig, *, use_gpu: bool) -> torch.device:
     # torch takes all cores by default, and several workers would fight for them.
     torch.set_num_threads(config.workers.cpus)
     return torch.device("cpu")
+
+
+def _usable_bytes(device: torch.device, workers_here: int) -> int:
+    """What this worker's tensors can have of its GPU, of which others may hold a part, or of the machine's memory."""
+    if device.type != "cuda":
+        return usable_of_machine(workers_here)
+    free, total = torch.cuda.mem_get_info(device)
+    return min(usable_of_gpu(total), free + torch.cuda.memory_reserved(device))
 
 
 def _seed(seed: int, step: int, world_rank: int) -> None:

@@ -126,9 +126,10 @@ def test_a_killed_driver_is_resumed_by_the_same_command(folder: Path, undisturbe
     finally:
         kill_all(process)
     assert kill_at <= steps_done(run) < 3 * EPOCH_STEPS, "the run was faster than the kill"
-    again = tiny_run(folder, name, "workers.min=2", "workers.max=2", "training.zero_stage=1")
+    again = tiny_run(folder, name, "workers.min=2", "workers.max=2", "training.zero_stage=auto")
     code, output = train(folder, again)
     assert code == 0, output
+    assert "ZeRO stage 0, the lowest that fits" in output
     assert_same_experiment(run, undisturbed)
 
 

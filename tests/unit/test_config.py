@@ -118,7 +118,7 @@ def test_uris_without_credentials_are_accepted(uri: str) -> None:
 def test_epochs_or_max_steps() -> None:
     assert "training.epochs or training.max_steps" in mistake("training={epochs: 1, max_steps: 5}")
     both = mistake("training.epochs=1", "training.max_steps=5")
-    assert both.startswith("training.epochs=1 and training.max_steps=5: a run has one length")
+    assert both == "training.epochs=1 and training.max_steps=5 say the same in two ways: give one of them"
     assert load_config("movie_reviews", ["training.max_steps=5"]).training.max_steps == 5  # overrides the file's epochs
 
 
@@ -193,3 +193,11 @@ def test_config_needs_neither_ray_nor_torch() -> None:
         "sys.exit(any(name in sys.modules for name in ('ray', 'torch', 'transformers')))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_an_override_takes_the_place_of_the_other_way_of_saying_it() -> None:
+    config = load_config("movie_reviews", ["training.eval_every_steps=50"])  # the file says eval_every_epochs
+    assert (config.training.eval_every_steps, config.training.eval_every_epochs) == (50, None)
+    assert "say the same in two ways" in mistake("training.eval_every_steps=5", "training.eval_every_epochs=1")
+    config = load_config("movie_reviews", ["training.eval_every_steps=5", "training.eval_every_epochs=null"])
+    assert config.training.eval_every_steps == 5

@@ -12,12 +12,11 @@ from raytrain.training.deepspeed_config import (
     check_deepspeed_overrides,
     effective_zero_stage,
     resolve_precision,
-    training_at,
 )
 
 
 def _build(precision: Precision = Precision.FP32, **training: Any) -> dict[str, Any]:
-    config = TrainingConfig(**training)
+    config = TrainingConfig(**{"zero_stage": 2, **training})
     return build_deepspeed_config(config, precision=precision, num_micro_steps=3, on_gpu=False)
 
 
@@ -145,14 +144,6 @@ def test_precision_that_the_hardware_lacks_is_refused() -> None:
     assert resolve_precision(Precision.FP16, has_gpu=False, gpu_has_bf16=False, cpu_has_fp16=True) is Precision.FP16
     with pytest.raises(ConfigError, match=r"training\.precision bf16"):
         resolve_precision(Precision.BF16, has_gpu=True, gpu_has_bf16=False)
-
-
-def test_one_worker_has_nothing_to_shard() -> None:
-    training = TrainingConfig(zero_stage=3)
-    assert training_at(training, 1).zero_stage == 0
-    assert training_at(training, 2) is training
-    offloading = TrainingConfig(zero_stage=2, deepspeed={"zero_optimization": {"offload_optimizer": {"device": "cpu"}}})
-    assert training_at(offloading, 1).zero_stage == 2
 
 
 def test_how_workers_communicate() -> None:

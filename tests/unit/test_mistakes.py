@@ -55,7 +55,10 @@ MISTAKES = [
     ("training={epochs: 2, max_steps: 10}", "training.epochs or training.max_steps"),
     ("model.path=some/model", "exactly one of model.path"),
     ("data.validation=null training.eval_every_steps=5", "training.eval_every_steps needs data.validation"),
-    ("training.eval_every_epochs=0.5 training.eval_every_steps=5", "or training.eval_every_epochs, not both"),
+    (
+        "training.eval_every_epochs=0.5 training.eval_every_steps=5",
+        "training.eval_every_steps=5 and training.eval_every",
+    ),
     ("training.communication.overlap=sometimes", "training.communication.overlap"),
     ("data.validation=null training.best_metric=accuracy", "training.best_metric needs data.validation"),
     ("training.early_stopping={metric: acuracy}", "training.early_stopping.metric 'acuracy'"),

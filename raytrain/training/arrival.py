@@ -1,0 +1,37 @@
+"""When a worker group has come to its first step, and what it took to get there."""
+
+from raytrain.training.job import Job, Transition
+from raytrain.training.mailbox import DriverLink
+from raytrain.training.metrics import RunLog
+
+
+class Arrival:
+    """Tells the driver of the steps, and with the first one writes down what it took to get there."""
+
+    def __init__(
+        self, job: Job, log: RunLog, link: DriverLink, restored_step: int, steps_before: int, entered_at_s: float
+    ):
+        """The moment at which model and state are loaded. `steps_before`: steps that earlier attempts had done."""
+        self._log, self._link, self._entered_at_s = log, link, entered_at_s
+        self._transition = Transition(**job.transition) if job.transition else None
+        self._loaded_at_s = link.now()
+        self._detail = {"step": restored_step, "steps_redone": max(0, steps_before - restored_step)}
+        link.stepped(restored_step, is_first=True)
+
+    def stepped(self, step: int, world_size: int) -> None:
+        """A step is done."""
+        transition, self._transition = self._transition, None
+        if transition is not None:
+            phases = transition.phases(self._entered_at_s, self._loaded_at_s, self._link.now())
+            self._log.event(
+                transition.kind,
+                cause=transition.cause,
+                world_size_before=transition.world_size_before,
+                world_size=world_size,
+                **self._detail,
+                seconds=round(sum(phases.values()), 3),
+                **phases,
+                left_at_s=transition.left_at_s,
+                started_at_s=transition.started_at_s,
+            )
+        self._link.stepped(step, is_first=transition is not None)
