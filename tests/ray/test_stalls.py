@@ -7,6 +7,8 @@ import sys
 import pytest
 from running import ENV, tiny_run, write_config
 
+pytestmark = pytest.mark.slow
+
 STALL_S = 4.0
 # The command, with a worker that sleeps: once while it waits for data, in a save, and in loading.
 STALLING = """

@@ -112,7 +112,8 @@ def test_a_finished_sweep_is_not_run_again(asha: Path, folder: Path) -> None:
     assert "seed: was 0, is now 1" in output
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
 def test_an_interrupted_sweep_goes_on(folder: Path, signal_number: int) -> None:
     """P15: what is over is not trained again, what ran goes on, and the values are those of the seed."""
     name = f"interrupted{int(signal_number)}"
