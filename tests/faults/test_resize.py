@@ -14,12 +14,13 @@ SLOW = pytest.mark.slow
     ("zero_stage", "task"),
     [
         (2, "sequence_classification"),
+        pytest.param("auto", "sequence_classification", marks=SLOW),  # 0, where nothing is sharded
         pytest.param(1, "sequence_classification", marks=SLOW),
         pytest.param(3, "sequence_classification", marks=SLOW),
         pytest.param(2, "token_classification", marks=SLOW),
     ],
 )
-def test_resized_and_reclaimed_and_killed(pool: NodePool, tmp_path: Path, zero_stage: int, task: str) -> None:
+def test_resized_and_reclaimed_and_killed(pool: NodePool, tmp_path: Path, zero_stage: int | str, task: str) -> None:
     """1 -> 2 -> 3 by nodes that come, -> 2 by a notice, -> 1 by a kill of the node with rank 0."""
     data = []
     if task == "token_classification":  # targets are words: their number differs from sample to sample (P7)
