@@ -40,7 +40,9 @@ def cluster_render(
     cluster_name: Annotated[str | None, typer.Option("--name", help="The cluster's name, or the RayJob's.")] = None,
     image: Annotated[str | None, typer.Option(help="The images' repository, without a tag.")] = None,
     region: Annotated[str | None, typer.Option(help="The cloud's region.")] = None,
-    gpus: Annotated[int | None, typer.Option(min=1, help="Most GPUs of all nodes together.")] = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="Most GPUs on spot, and as many on demand behind them.")
+    ] = None,
     gpus_per_node: Annotated[int | None, typer.Option(min=1, help="GPUs of a GPU node.")] = None,
     gpu_machine: Annotated[str | None, typer.Option(help="Machine type of the GPU nodes.")] = None,
     spot: Annotated[bool, typer.Option("--spot/--on-demand", help="Spot nodes first, or none.")] = True,

@@ -159,6 +159,9 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         if key in pair and value is not None and isinstance(raw.get("training"), dict):
             other = pair[1 - pair.index(key)]
             raw["training"].pop(other.rpartition(".")[2], None)  # the file's way gives way to the override's
+    if key == "training.epochs" and value is None and (raw.get("training") or {}).get("max_steps") is not None:
+        raw["training"].pop("epochs", None)
+        return
     *parents, last = key.split(".")
     place = raw
     for i, parent in enumerate(parents):
@@ -172,10 +175,18 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
 
 def _refuse_both(overrides: list[str]) -> None:
     """An override takes the place of the file's other way; of two overrides neither would be more right."""
-    given = {override.partition("=")[0]: override for override in overrides if not override.endswith("=null")}
+    given = {override.partition("=")[0]: override for override in overrides}
+    given = {key: override for key, override in given.items() if not _is_null(override.partition("=")[2])}
     for pair in EITHER:
         if all(key in given for key in pair):
             raise ConfigError(f"{given[pair[0]]} and {given[pair[1]]} say the same in two ways: give one of them")
+
+
+def _is_null(text: str) -> bool:
+    try:
+        return yaml.safe_load(text) is None
+    except yaml.YAMLError:  # said later
+        return False
 
 
 def _number(text: str) -> str | float:

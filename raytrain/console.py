@@ -170,6 +170,8 @@ EVENT_TEXTS = {
     "early_stop": "stopping early at step {step}: the best model is that of step {best_step}",
 }
 
+TIGHT = "[yellow]ZeRO stage {stage}, which needs least: about {needed_mib} MiB, and a worker has {usable_mib}"
+
 
 def _event_text(row: dict[str, Any]) -> str | None:
     """What is said of an event, if anything."""
@@ -179,6 +181,8 @@ def _event_text(row: dict[str, Any]) -> str | None:
         return None
     if row["kind"] == "zero_stage" and not row["is_chosen"]:
         return None
+    if row["kind"] == "zero_stage" and row["needed_mib"] > row["usable_mib"]:
+        return TIGHT
     return EVENT_TEXTS.get(row["kind"])
 
 

@@ -193,18 +193,24 @@ def _world_plan(
 def _no_room(config: RunConfig, num_cpus: float, num_gpus: float | None, use_gpu: bool, whose: str) -> str:
     """Why not even workers.min fits, in numbers, and what to change."""
     workers = config.workers
+    is_planned = whose != "this Ray"
+    more_nodes = "plan with more --nodes, --gpus-per-node or --cpus-per-node" if is_planned else "add nodes"
     if use_gpu and num_gpus is not None and workers.min > num_gpus:
         return (
             f"workers.min {workers.min} needs {workers.min} GPUs, and {whose} has {num_gpus:g}: lower workers.min, "
-            "add nodes, or set workers.gpu to false"
+            f"{more_nodes}, or set workers.gpu to false"
         )
     needed = cpus_needed(config, workers.min)
     held = workers.min * workers.cpus
     return (
         f"no room for workers.min {workers.min}: {held} CPUs for the workers (workers.cpus {workers.cpus} each) and "
         f"{needed - held:g} for Ray Data (workers.data_cpus {workers.data_cpus:g} each, at least 1) make {needed:g}, "
-        f"and {whose} has {num_cpus:g}, so Ray Data would wait for ever. Lower workers.min or workers.cpus, raise "
-        f"ray.num_cpus to at least {math.ceil(needed)} (a private Ray), or add nodes (a cluster)"
+        f"and {whose} has {num_cpus:g}, so Ray Data would wait for ever. Lower workers.min or workers.cpus, "
+        + (
+            f"or {more_nodes}"
+            if is_planned
+            else f"raise ray.num_cpus to at least {math.ceil(needed)} (a private Ray), or add nodes (a cluster)"
+        )
     )
 
 

@@ -36,7 +36,10 @@ def print_forecast(forecast: Forecast, *, as_json: bool = False, console: Consol
     title = f"memory of each worker at its most, with {size}, {_unit(forecast)[1]}"
     console.print(title, style="italic", soft_wrap=True)
     console.print(_memory_table(forecast))
-    legend = "> as configured   * an estimate (Korthikanti et al. 2022); the rest is what DeepSpeed allocates"
+    legend = (
+        "> as configured   * an estimate (Korthikanti et al. 2022) for samples of data.max_length; the rest is what "
+        "DeepSpeed allocates"
+    )
     console.print(legend, style="dim", soft_wrap=True)
     console.print()
     for note in forecast.notes:

@@ -100,6 +100,11 @@ def connection(address: str | None, private_cpus: int) -> Iterator[RaySession]:
 
 def _check_that_someone_listens(address: str) -> None:
     """Ray itself would try for minutes. Raises ConfigError."""
+    if address.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"{address} is the URL of a job server, which `raytrain submit` speaks with; to join the cluster itself "
+            "give the head's address with the port that `ray start --head` prints, HOST:6379"
+        )
     host, _, port = address.rpartition(":")
     if not host or "/" in host or not port.isdigit():  # auto, local, ray://...: Ray knows what they mean
         return

@@ -20,6 +20,7 @@ from raytrain.forecast.shape import ModelShape, shape_on_meta
 from raytrain.forecast.usable import GIB, usable_of_machine
 from raytrain.plan import Plan, cpus_needed, make_plan
 from raytrain.tasks import make_task
+from raytrain.training.zero_stage import AUTO
 
 
 @dataclass(frozen=True)
@@ -156,14 +157,25 @@ def make_forecast(config: RunConfig, hardware: Hardware, calibration_run: str | 
     )
     precision = resolved_precision(config.training.precision, plan.use_gpu, hardware.gpu)
     calibration, said = find_calibration(config, calibration_run, use_gpu=plan.use_gpu)
-    notes += [said, *_assumptions(config, plan, hardware, on_this_machine=on_this_machine)]
-    usable = _usable_bytes(plan, hardware, on_this_machine=on_this_machine)
+    notes += [said, *_assumptions(config, plan, hardware, precision, on_this_machine=on_this_machine)]
+    usable = _usable_bytes(plan, hardware, plan.world_size, on_this_machine=on_this_machine)
     worlds = [
-        _world(config, shape, precision, plan, world.world_size, usable, calibration, hardware.price)
+        _world(
+            config,
+            shape,
+            precision,
+            plan,
+            world.world_size,
+            _usable_bytes(plan, hardware, world.world_size, on_this_machine=on_this_machine),
+            calibration,
+            hardware.price,
+        )
         for world in plan.worlds
     ]
     table = choices(config, plan.world_size, use_gpu=plan.use_gpu, gpu=hardware.gpu)
     most = num_gpus if plan.use_gpu and num_gpus is not None and hardware.num_nodes is not None else math.inf
+    if on_this_machine:  # its memory is shared out among the workers that fit
+        most = plan.world_size
     fit = None
     if usable is not None:
         fit = first_that_fits(config, shape, usable, use_gpu=plan.use_gpu, gpu=hardware.gpu, most_workers=most)
@@ -248,16 +260,18 @@ def _nodes_for(config: RunConfig, hardware: Hardware) -> int:
     return -(-config.workers.max // (hardware.gpus_per_node or 1)) if hardware.gpu else 1
 
 
-def _usable_bytes(plan: Plan, hardware: Hardware, *, on_this_machine: bool) -> int | None:
-    """What the tensors of a worker can have."""
+def _usable_bytes(plan: Plan, hardware: Hardware, world_size: int, *, on_this_machine: bool) -> int | None:
+    """What the tensors of a worker can have. On this machine never more workers are than the plan's."""
     if hardware.gpu is not None:
         return hardware.gpu.usable_bytes
     if not on_this_machine or plan.use_gpu:
         return None
-    return usable_of_machine(plan.world_size)
+    return usable_of_machine(min(world_size, plan.world_size))
 
 
-def _assumptions(config: RunConfig, plan: Plan, hardware: Hardware, *, on_this_machine: bool) -> list[str]:
+def _assumptions(
+    config: RunConfig, plan: Plan, hardware: Hardware, precision: Precision, *, on_this_machine: bool
+) -> list[str]:
     """What was taken for granted, in sentences."""
     notes = []
     if hardware.gpu is None and config.workers.gpu == "auto":
@@ -269,6 +283,12 @@ def _assumptions(config: RunConfig, plan: Plan, hardware: Hardware, *, on_this_m
         notes.append("the cluster was not asked: room for workers.max is taken for granted; --nodes tells its size")
     elif not on_this_machine and hardware.cpus_per_node is None:
         notes.append(f"taken for granted: {plan.num_cpus:g} CPUs for the workers and Ray Data; --cpus-per-node tells")
+    if config.training.zero_stage == AUTO and hardware.gpu is None and (plan.use_gpu or not on_this_machine):
+        notes.append(
+            "the memory of the workers is not known here: ZeRO is shown at stage 2, and they take the lowest that fits"
+        )
+    if config.training.zero_stage == 0 and precision is not Precision.FP32:
+        notes.append(f"training.zero_stage 0 in {precision.value} is DeepSpeed's stage 1, which computes the same")
     if hardware.gpu is not None:
         gpu = hardware.gpu
         if hardware.num_nodes is None:

@@ -1,6 +1,7 @@
 """Checking a cluster file before anything is launched: with Ray's own code, and for what Ray does not look at."""
 
 import math
+import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,11 +17,15 @@ from raytrain.elastic.capacity import demands
 from raytrain.errors import ConfigError
 from raytrain.launch.cluster_files import marked_lines
 from raytrain.launch.cluster_nodes import NodeGroup, Resources, kuberay_config, node_groups, nodes_for, ray_up_config
-from raytrain.launch.cluster_rules import CLOUDS, Problem, kubernetes_problems, ray_up_problems
+from raytrain.launch.cluster_rules import CLOUDS, Problem, ray_up_problems
 from raytrain.launch.cluster_schema import kuberay_schema_problems, ray_schema_problem
+from raytrain.launch.kubernetes_rules import kubernetes_problems
 from raytrain.launch.prometheus_rules import rule_problems
 
 UNBOUNDED = 10**6  # nodes
+SIGNS = {"provider", "kind", "groups"}  # one of these at its top makes a file one that is read here
+OPERATORS = (";", "&&", "||", "|", "&")  # of a shell
+OVERRIDE = re.compile(r"[a-z_]+(\.\w+)*=.*", re.DOTALL)
 
 
 @dataclass
@@ -84,13 +89,16 @@ def check_cluster_file(path: str, config: RunConfig | None = None, prices: Mappi
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
-        if Path(path).suffix not in (".yaml", ".yml"):
-            return _unread(path, text)
-        documents = [document for document in yaml.safe_load_all(text) if document is not None]
+        is_yaml = Path(path).suffix in (".yaml", ".yml")
+        documents = _documents(text, is_yaml=is_yaml)
     except OSError as error:
         raise ConfigError(f"can't read {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    if not is_yaml and not any(isinstance(one, dict) and SIGNS & one.keys() for one in documents):
+        if config is not None or prices:
+            raise ConfigError(f"{path} is no `ray up` file and no manifest: --config and --price mean nothing for it")
+        return _unread(path, text)
     report = Report(path, prices=dict(prices or {}), unchanged=marked_lines(text))
     if not documents or not all(isinstance(document, dict) for document in documents):
         raise ConfigError(f"{path}: expected a `ray up` file, or Kubernetes manifests")
@@ -106,6 +114,16 @@ def check_cluster_file(path: str, config: RunConfig | None = None, prices: Mappi
             "rules (no `groups`)"
         )
     return report
+
+
+def _documents(text: str, *, is_yaml: bool) -> list[Any]:
+    """Of YAML; of a file that need not be any, none when it is not. Raises yaml.YAMLError."""
+    try:
+        return [document for document in yaml.safe_load_all(text) if document is not None]
+    except yaml.YAMLError:
+        if is_yaml:
+            raise
+        return []
 
 
 def _unread(path: str, text: str) -> Report:
@@ -152,18 +170,36 @@ def _check_kubernetes(report: Report, documents: list[dict[str, Any]], config: R
         places = {group["groupName"]: f"{above}.workerGroupSpecs.{i}" for i, group in enumerate(groups)}
         submitted = config
         if config is not None and is_job:
-            try:
-                submitted = _as_submitted(config, str(document["spec"].get("entrypoint", "")))
-            except (ConfigError, ValueError) as error:
-                report.problems.append(Problem("spec.entrypoint", str(error)))
+            submitted = _as_submitted(report, config, str(document["spec"].get("entrypoint", "")))
         _check_groups(report, autoscaling, {"headgroup": f"{above}.headGroupSpec", **places}, submitted)
 
 
-def _as_submitted(config: RunConfig, entrypoint: str) -> RunConfig:
-    """The config with what a RayJob's command overrides. Raises ConfigError, or ValueError for quotes left open."""
-    words = shlex.split(entrypoint)
-    overrides = [word for word in words if "=" in word and not word.startswith("-")]
-    return parse_config(config.model_dump(mode="json", exclude_unset=True), overrides, origin="the config")
+def _as_submitted(report: Report, config: RunConfig, entrypoint: str) -> RunConfig:
+    """The config with what a RayJob's command overrides; what is wrong there goes to the report."""
+    for override in _overrides_of(entrypoint):
+        try:
+            config = parse_config(config.model_dump(mode="json", exclude_unset=True), [override])
+        except ConfigError as error:
+            report.problems.append(Problem("spec.entrypoint", str(error).rpartition("\n")[2].strip()))
+    return config
+
+
+def _overrides_of(entrypoint: str) -> list[str]:
+    """`key=value` words of the first `raytrain train` or `tune` in a shell's command; [] when it can't be read."""
+    try:
+        words = [part for word in shlex.split(entrypoint) for part in (shlex.split(word) if " " in word else [word])]
+    except ValueError:  # quotes left open, which the shell will say
+        return []
+    starts = [i for i in range(1, len(words)) if words[i - 1] == "raytrain" and words[i] in ("train", "tune")]
+    found = []
+    for word in words[starts[0] + 1 :] if starts else ():
+        if word in OPERATORS:
+            break
+        if OVERRIDE.fullmatch(word.removesuffix(";")):
+            found.append(word.removesuffix(";"))
+        if word.endswith(";"):
+            break
+    return found
 
 
 def _check_groups(
@@ -258,7 +294,8 @@ def _check_size(
     if fitting < count:
         report.problems.append(
             Problem(
-                f"workers.{bound}", f"{count} workers of {asked} each; this cluster can never hold more than {fitting}"
+                f"workers.{bound}",
+                f"{_workers(count)} of {asked} each; this cluster can never hold more than {fitting}",
             )
         )
     elif left:
@@ -271,7 +308,11 @@ def _check_size(
         )
     else:
         nodes = ", ".join(f"{number} {name}" for name, number in sorted(launched.items()))
-        report.launches.append(f"{count} workers of {asked} (workers.{bound}) launch: {nodes or 'nothing'}")
+        report.launches.append(f"{_workers(count)} of {asked} (workers.{bound}) launch: {nodes or 'nothing'}")
+
+
+def _workers(count: int) -> str:
+    return f"{count} worker{'s' * (count != 1)}"
 
 
 def read_prices(words: Iterable[str]) -> dict[str, float]:

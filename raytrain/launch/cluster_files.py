@@ -15,7 +15,7 @@ import yaml
 from raytrain.assets import find_cluster_file
 from raytrain.errors import ConfigError
 from raytrain.launch.cluster_rules import CLOUDS, name_problem
-from raytrain.launch.machines import gpus_of
+from raytrain.launch.machines import gpus_of, machine_problem, region_problem
 
 MARK = "# CHANGE"
 REPOSITORY = "registry.example.com/raytrain"  # the images' placeholder
@@ -32,7 +32,7 @@ class Answers:
     """The images' repository, without a tag: `ghcr.io/me/raytrain`."""
     region: str | None = None
     gpus: int | None = None
-    """Most GPUs of all nodes together."""
+    """Most GPUs on spot, rounded up to whole nodes; and as many on demand behind them."""
     gpus_per_node: int | None = None
     """As the machine type has, where that is given and known."""
     gpu_machine: str | None = None
@@ -58,15 +58,23 @@ def render(name: str, answers: Answers) -> str:
     kind = _kind(path, text)
     if answers.name is not None and (wrong := name_problem(kind, answers.name)):
         raise ConfigError(f"--name {wrong}")
+    for option, answer, problem in (
+        ("--gpu-machine", answers.gpu_machine, machine_problem),
+        ("--region", answers.region, region_problem),
+    ):
+        if answer is not None and (wrong := problem(kind, answer)):
+            raise ConfigError(f"{option} {wrong}")
     if answers.image is not None:
         text = _replace_image(text, answers.image)
+    if answers.region is not None:  # the line is still marked: the file system's own name is the user's
+        text = re.sub(r"(?<=\.efs\.)[a-z0-9-]+(?=\.amazonaws)", answers.region, text)
     edits = _cloud_edits(text, kind, answers) if kind in CLOUDS else _kuberay_edits(text, kind, answers)
     for place, value in edits:
         text = set_value(text, place, value)
     return (
         text
         if answers.name is None
-        else _in_comments(text, r"raytrain(-train|-tune)?(?=-head-svc|\s+shows)", answers.name)
+        else _in_comments(text, r"raytrain(-train|-tune)?(?=-head-svc|\s+shows)|raytrain-data", answers.name)
     )
 
 
@@ -220,8 +228,14 @@ def _gpus_per_node(kind: str, answers: Answers) -> int | None:
     asked, machine = answers.gpus_per_node, answers.gpu_machine
     has = None if machine is None else gpus_of(kind, machine)
     if asked is not None and has is not None and asked != has:
-        raise ConfigError(f"--gpus-per-node {asked}: a {machine} has {has}")
+        raise ConfigError(f"--gpus-per-node {asked}: {machine} has {has}")
     return asked or has
+
+
+def _scaled(amounts: dict[str, str], factor: float) -> dict[str, str]:
+    """CPUs and memory of a pod that holds so many times as many GPUs; whole numbers with Kubernetes' units."""
+    parts = {key: re.fullmatch(r"(\d+)(\D*)", str(amounts[key])) for key in ("cpu", "memory") if key in amounts}
+    return {key: f"{math.ceil(int(part[1]) * factor)}{part[2]}" for key, part in parts.items() if part}
 
 
 def _kuberay_edits(text: str, kind: str, answers: Answers) -> Iterator[tuple[Place, str | int]]:
@@ -247,8 +261,13 @@ def _kuberay_edits(text: str, kind: str, answers: Answers) -> Iterator[tuple[Pla
         per_node = answers.gpus_per_node or int(group["resources"]["GPU"])
         if answers.gpus_per_node is not None:
             yield (*here, "resources", "GPU"), per_node
-            for bound in ("requests", "limits"):
-                yield (*here, "template", "spec", "containers", 0, "resources", bound, "nvidia.com/gpu"), per_node
+            for bound, has in group["template"]["spec"]["containers"][0]["resources"].items():
+                amounts: dict[str, str | int] = {
+                    "nvidia.com/gpu": per_node,
+                    **_scaled(has, per_node / int(group["resources"]["GPU"])),
+                }
+                for key, amount in amounts.items():
+                    yield (*here, "template", "spec", "containers", 0, "resources", bound, key), amount
         if answers.gpus_per_node is not None or answers.cpus_per_worker is not None:
             yield (*here, "resources", "CPU"), per_node * (answers.cpus_per_worker or 1)
         if not answers.spot and "spot" in group["groupName"]:

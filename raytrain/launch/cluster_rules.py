@@ -1,4 +1,4 @@
-"""What no schema says of a cluster file: who can reach it, which Ray it runs, whether spot nodes leave in time.
+"""What no schema says of a `ray up` file: who can reach it, which Ray it runs, whether spot nodes leave in time.
 
 Pure: no Ray. Each rule yields what is wrong, with its place in the file and what to do.
 """
@@ -11,19 +11,17 @@ from importlib.metadata import version
 from pathlib import PurePosixPath
 from typing import Any
 
-from raytrain.launch.machines import gpus_of
+from raytrain.launch.machines import gpus_of, machine_problem, region_problem
 
 CLOUDS = ("aws", "gcp", "azure")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DEFAULT_TOKEN = "~/.ray/auth_token"
-SAVE_S = 60  # a pod's grace is longer than a save takes; ours take seconds, large models' a minute
-KUBE_GRACE_S = 30  # Kubernetes' own
-RAY_DRAIN_S = 30  # Ray's own RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
-QUEUE = "kueue.x-k8s.io/queue-name"
-ELASTIC = "kueue.x-k8s.io/elastic-job"
 # Clouds and Kubernetes make names of machines, labels and pods from the cluster's.
-STRICT_NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
-CLOUD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
+STRICT_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+CLOUD_NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
+# Longest names: Ray adds up to 28 characters to a machine's on GCP, which may have 63; KubeRay's own limits.
+LONGEST_NAMES = {"gcp": 35, "RayCluster": 53, "RayJob": 47, "aws": 100, "azure": 40, "local": 100}
+KUBERNETES_NAME = 63
 Raw = Mapping[str, Any]
 
 
@@ -40,19 +38,17 @@ class Problem:
 
 
 def name_problem(kind: str, name: str) -> str | None:
-    """What is wrong with the name of a cluster.
+    """What is wrong with the name of a cluster, or of something else in Kubernetes.
 
     Args:
-        kind: RayCluster or RayJob, or a `ray up` provider.
+        kind: Of a Kubernetes manifest, or a `ray up` provider.
     """
-    if kind in ("RayCluster", "RayJob", "gcp"):
-        allowed, words = STRICT_NAME, "lower-case letters, digits and hyphens, a letter first"
-    else:
-        allowed, words = CLOUD_NAME, "letters, digits, hyphens and underscores"
-    return None if allowed.fullmatch(name) else f"{name!r} is no name for a cluster: {words}, at most 40"
-
-
-# --- ray up ---
+    longest = LONGEST_NAMES.get(kind, KUBERNETES_NAME)
+    allowed, words = STRICT_NAME, "lower-case letters, digits and hyphens, a letter first"
+    if kind in ("aws", "azure", "local"):
+        allowed, words = CLOUD_NAME, "letters, digits, hyphens, underscores and dots"
+    is_good = allowed.fullmatch(name) and len(name) <= longest
+    return None if is_good else f"{name!r} is not allowed as a name: {words}, at most {longest}"
 
 
 def ray_up_problems(raw: Raw) -> Iterator[Problem]:
@@ -61,7 +57,7 @@ def ray_up_problems(raw: Raw) -> Iterator[Problem]:
     yield from _token(raw)
     yield from _open_ports(raw)
     for place, image in _ray_up_images(raw):
-        yield from _image(place, image)
+        yield from image_problems(place, image)
     provider = raw.get("provider") or {}
     if wrong := name_problem(str(provider.get("type")), str(raw.get("cluster_name"))):
         yield Problem("cluster_name", wrong)
@@ -71,6 +67,9 @@ def ray_up_problems(raw: Raw) -> Iterator[Problem]:
     idle = raw.get("idle_timeout_minutes", 5)
     if isinstance(idle, int | float) and idle < 1:
         yield Problem("idle_timeout_minutes", f"{idle:g}: nodes would go while a run regroups; give it 1 or more")
+    region = provider.get("location" if provider.get("type") == "azure" else "region")
+    if region and (wrong := region_problem(str(provider.get("type")), str(region))):
+        yield Problem("provider.location" if provider.get("type") == "azure" else "provider.region", wrong)
     if provider.get("type") in ("aws", "gcp") and provider.get("region") and provider.get("availability_zone"):
         zones = [zone.strip() for zone in str(provider["availability_zone"]).split(",")]
         for zone in (zone for zone in zones if not zone.startswith(str(provider["region"]))):
@@ -130,7 +129,7 @@ def _open_ports(raw: Raw) -> Iterator[Problem]:
     for i, rule in enumerate((provider.get("security_group") or {}).get("IpPermissions") or []):
         blocks = [*(rule.get("IpRanges") or []), *(rule.get("Ipv6Ranges") or [])]
         for address in (block.get("CidrIp") or block.get("CidrIpv6") or "" for block in blocks):
-            if _is_world(address):
+            if is_world(address):
                 yield Problem(f"provider.security_group.IpPermissions.{i}", f"open to the world ({address})")
     if provider.get("type") != "aws" or provider.get("security_group"):
         return
@@ -143,7 +142,8 @@ def _open_ports(raw: Raw) -> Iterator[Problem]:
             )
 
 
-def _is_world(address: str) -> bool:
+def is_world(address: str) -> bool:
+    """Whether a range of addresses is all of them."""
     try:
         return ipaddress.ip_network(address, strict=False).prefixlen == 0
     except ValueError:
@@ -160,7 +160,7 @@ def _ray_up_images(raw: Raw) -> Iterator[tuple[str, str]]:
                 yield f"{place}.{key}", str(holder[key])
 
 
-def _image(place: str, image: str) -> Iterator[Problem]:
+def image_problems(place: str, image: str) -> Iterator[Problem]:
     """A tag that names the Ray that runs here: nodes of another Ray can't join."""
     ray = version("ray")
     tag = image.partition("@")[0].rpartition("/")[2].partition(":")[2]
@@ -175,14 +175,18 @@ def _image(place: str, image: str) -> Iterator[Problem]:
 def _machine(cloud: str, place: str, group: Raw) -> Iterator[Problem]:
     """GPUs that a node offers are those of its machine."""
     offered = (group.get("resources") or {}).get("GPU", 0)
+    if not isinstance(offered, int | float):
+        return  # Ray's own schema says so
     node = group.get("node_config") or {}
     machine = (
         node.get("InstanceType") or node.get("machineType") or (node.get("azure_arm_parameters") or {}).get("vmSize")
     )
     has = gpus_of(cloud, str(machine))
+    if machine and (wrong := machine_problem(cloud, str(machine))):
+        yield Problem(f"{place}.node_config", wrong)
     if offered and has is not None and offered != has:
         yield Problem(
-            f"{place}.resources.GPU", f"{offered}, and a {machine} has {has}: change one of them (CPU: one a worker)"
+            f"{place}.resources.GPU", f"{offered}, and {machine} has {has}: change one of them (CPU: one a worker)"
         )
 
 
@@ -215,127 +219,3 @@ def _strings(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
         for key, child in items:
             yield from _strings(child, f"{place}.{key}" if place else str(key))
-
-
-# --- Kubernetes ---
-
-
-def kubernetes_problems(documents: list[dict[str, Any]]) -> Iterator[Problem]:
-    """What is wrong with Kubernetes manifests, whatever their schemas say."""
-    for document in documents:
-        kind, spec = document["kind"], document.get("spec") or {}
-        wrong = name_problem(kind, str((document.get("metadata") or {}).get("name")))
-        if wrong and kind in ("RayCluster", "RayJob"):
-            yield Problem("metadata.name", wrong)
-        if kind == "RayCluster":
-            yield from _ray_cluster(spec, "spec")
-        elif kind == "RayJob":
-            yield from _ray_job(document, spec)
-            yield from _ray_cluster(spec.get("rayClusterSpec") or {}, "spec.rayClusterSpec")
-        elif kind == "Service":
-            yield from _service_type(spec.get("type"), "spec.type")
-        elif kind == "Ingress":
-            yield Problem("kind", "an Ingress brings traffic from outside to the cluster; use `kubectl port-forward`")
-        elif kind == "NetworkPolicy":
-            yield from _network_policy(spec)
-        elif kind == "Secret" and (document.get("stringData") or document.get("data")):
-            yield Problem("stringData", "a secret in a file: make it with `kubectl create secret`")
-
-
-def _service_type(service: Any, place: str) -> Iterator[Problem]:
-    if service in ("LoadBalancer", "NodePort"):
-        yield Problem(place, f"{service} opens Ray's ports to outside; use ClusterIP, and `kubectl port-forward`")
-
-
-def _network_policy(spec: Raw) -> Iterator[Problem]:
-    for i, rule in enumerate(spec.get("ingress") or []):
-        sources = (rule or {}).get("from")
-        if not sources:
-            yield Problem(f"spec.ingress.{i}.from", "missing: lets everybody in")
-        for j, source in enumerate(sources or []):
-            if _is_world(str((source.get("ipBlock") or {}).get("cidr", ""))):
-                yield Problem(f"spec.ingress.{i}.from.{j}.ipBlock", "lets the world in")
-    if "Ingress" not in (spec.get("policyTypes") or ["Ingress"]):
-        yield Problem("spec.policyTypes", "without Ingress: everybody is let in")
-
-
-def _ray_job(document: Raw, spec: Raw) -> Iterator[Problem]:
-    metadata = document.get("metadata") or {}
-    if not spec.get("backoffLimit"):
-        yield Problem("spec.backoffLimit", "0: a lost head or driver would end the run; with 1 or more it resumes")
-    if QUEUE in (metadata.get("labels") or {}):
-        if not spec.get("shutdownAfterJobFinishes"):
-            yield Problem("spec.shutdownAfterJobFinishes", f"must be true for a job with the label {QUEUE} (Kueue)")
-        is_autoscaled = (spec.get("rayClusterSpec") or {}).get("enableInTreeAutoscaling")
-        if is_autoscaled and (metadata.get("annotations") or {}).get(ELASTIC) != "true":
-            yield Problem(f"metadata.annotations.{ELASTIC}", 'must be "true", or Kueue refuses an autoscaled job')
-
-
-def _ray_cluster(spec: Raw, above: str) -> Iterator[Problem]:
-    if (spec.get("authOptions") or {}).get("mode") != "token":
-        yield Problem(f"{above}.authOptions.mode", "must be token: else whoever reaches a pod could run code on it")
-    if str(spec.get("rayVersion")) != version("ray"):
-        yield Problem(
-            f"{above}.rayVersion", f"{spec.get('rayVersion')}, and raytrain runs with Ray {version('ray')} here"
-        )
-    if not spec.get("enableInTreeAutoscaling"):
-        yield Problem(f"{above}.enableInTreeAutoscaling", "must be true, or no GPU pod is ever started")
-    head = spec.get("headGroupSpec") or {}
-    yield from _service_type(head.get("serviceType"), f"{above}.headGroupSpec.serviceType")
-    if head.get("enableIngress"):
-        yield Problem(f"{above}.headGroupSpec.enableIngress", "opens the dashboard to outside; `kubectl port-forward`")
-    workers = spec.get("workerGroupSpecs") or []
-    yield from _pods(head, f"{above}.headGroupSpec")
-    for i, group in enumerate(workers):
-        yield from _pods(group, f"{above}.workerGroupSpecs.{i}")
-        yield from _leaving(group, f"{above}.workerGroupSpecs.{i}")
-    has_priority = any(group.get("priority") for group in workers)
-    if has_priority and (spec.get("autoscalerOptions") or {}).get("version") == "v1":
-        yield Problem(f"{above}.autoscalerOptions.version", "v1 does not know the groups' priority; use v2")
-
-
-def _pods(group: Raw, above: str) -> Iterator[Problem]:
-    pod = _pod(group)
-    place = f"{above}.template.spec"
-    if pod.get("hostNetwork"):
-        yield Problem(f"{place}.hostNetwork", "puts Ray's ports on the machine's own addresses, past network policies")
-    for key in ("initContainers", "containers"):
-        for i, container in enumerate(pod.get(key) or []):
-            here = f"{place}.{key}.{i}"
-            yield from _image(f"{here}.image", str(container.get("image", "")))
-            if any("hostPort" in port for port in container.get("ports") or []):
-                yield Problem(f"{here}.ports", "a hostPort opens this port on the machine")
-            values = {variable.get("name"): variable.get("value") for variable in container.get("env") or []}
-            if values.get("RAY_AUTH_MODE", "token") != "token":
-                yield Problem(f"{here}.env", f"RAY_AUTH_MODE={values['RAY_AUTH_MODE']}: must be token")
-            if values.get("RAY_AUTH_TOKEN"):
-                yield Problem(f"{here}.env", "RAY_AUTH_TOKEN stands in the file: take it from a Secret (valueFrom)")
-
-
-def _leaving(group: Raw, above: str) -> Iterator[Problem]:
-    """A pod that is told to go has the time to save."""
-    pod = _pod(group)
-    grace_s = pod.get("terminationGracePeriodSeconds", KUBE_GRACE_S)
-    variables = [variable for container in pod.get("containers") or [] for variable in container.get("env") or []]
-    drain = [v.get("value") for v in variables if v.get("name") == "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]
-    drain_s = float(drain[0]) if drain else RAY_DRAIN_S
-    if grace_s < SAVE_S:
-        yield Problem(
-            f"{above}.template.spec.terminationGracePeriodSeconds",
-            f"{grace_s} s may be less than a save takes; give it {SAVE_S} or more",
-        )
-    if drain_s >= grace_s:
-        yield Problem(
-            f"{above}.template.spec.containers.0.env",
-            f"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S {drain_s:g} s is not less than the pod's grace of {grace_s} s",
-        )
-    if (group.get("labels") or {}).get("ray.io/market-type") == "spot":
-        beside = [*(pod.get("initContainers") or []), *(pod.get("containers") or [])]
-        if not any("reclaim-watch" in f"{one.get('command')} {one.get('args')}" for one in beside):
-            yield Problem(f"{above}.template.spec.initContainers", "no `raytrain reclaim-watch` on these spot nodes")
-        if not pod.get("tolerations"):
-            yield Problem(f"{above}.template.spec.tolerations", "missing: clouds keep pods off spot nodes by a taint")
-
-
-def _pod(group: Raw) -> Raw:
-    return (group.get("template") or {}).get("spec") or {}

@@ -6,8 +6,8 @@ not here is not judged.
 
 import re
 
-# By family; sizes that are not named have one GPU.
-_AWS = {
+_ONE_GPU = ("xlarge", "2xlarge", "4xlarge", "8xlarge", "16xlarge")  # where the family does not say otherwise
+_AWS: dict[str, dict[str, int]] = {
     "g4dn": {"12xlarge": 4, "metal": 8},
     "g5": {"12xlarge": 4, "24xlarge": 4, "48xlarge": 8},
     "g6": {"12xlarge": 4, "24xlarge": 4, "48xlarge": 8},
@@ -44,11 +44,35 @@ _AZURE = {
 }
 
 
+# How the clouds write them.
+_MACHINES = {"aws": r"[a-z][a-z0-9-]*\.[a-z0-9-]+", "gcp": r"[a-z]\w*-[a-z0-9-]+", "azure": r"(Standard|Basic)_\w+"}
+_REGIONS = {"aws": r"[a-z]+(-[a-z]+)+-\d+", "gcp": r"[a-z]+-[a-z]+\d+", "azure": r"[a-z]+\d?"}
+_EXAMPLES = {
+    "aws": ("g6.12xlarge", "eu-west-1"),
+    "gcp": ("g2-standard-48", "europe-west4"),
+    "azure": ("Standard_NC24ads_A100_v4", "westeurope"),
+}
+
+
+def machine_problem(cloud: str, machine: str) -> str | None:
+    """What is wrong with the name of a machine type; None: nothing, or no such cloud."""
+    if cloud not in _MACHINES or re.fullmatch(_MACHINES[cloud], machine.rpartition("/")[2]):
+        return None
+    return f"{machine} is no machine type of {cloud}; they are written as {_EXAMPLES[cloud][0]}"
+
+
+def region_problem(cloud: str, region: str) -> str | None:
+    """What is wrong with the name of a region; None: nothing, or no such cloud."""
+    if cloud not in _REGIONS or re.fullmatch(_REGIONS[cloud], region):
+        return None
+    return f"{region} is no region of {cloud}; they are written as {_EXAMPLES[cloud][1]}"
+
+
 def gpus_of(cloud: str, machine: str) -> int | None:
     """GPUs of a machine type of aws, gcp or azure; None: not known here."""
     if cloud == "aws":
         family, _, size = machine.partition(".")
-        return _AWS[family].get(size, 1) if family in _AWS and size else None
+        return _AWS.get(family, {}).get(size, 1 if family in _AWS and size in _ONE_GPU else None)
     if cloud == "gcp":
         if counted := _GCP_COUNTED.fullmatch(machine):
             return int(counted[1])

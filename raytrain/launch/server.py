@@ -1,6 +1,7 @@
 """A cluster's job server: submit, list, follow and stop jobs, with errors that a person can act on."""
 
 import asyncio
+import http.client
 import logging
 import os
 import shlex
@@ -253,6 +254,8 @@ def _see_that_someone_answers(address: str) -> None:
         urllib.request.urlopen(f"{address}/api/version", timeout=ANSWER_S).close()
     except urllib.error.HTTPError:
         return  # someone answers; a token may be missing, which is seen later
+    except http.client.HTTPException:  # of another protocol, such as that of `ray start`'s port
+        raise ConfigError(_unreachable(address, "what listens there speaks no HTTP")) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         if not isinstance(reason, ssl.SSLError):  # Ray's client knows other certificates (REQUESTS_CA_BUNDLE)

@@ -44,7 +44,7 @@ from raytrain.training.records import last_row
 from raytrain.training.saving import BEST, Saver, recover_folder
 from raytrain.training.state import Progress
 from raytrain.training.trainer import IdleTime, Trainer
-from raytrain.training.zero_stage import AUTO, Group, settle
+from raytrain.training.zero_stage import AUTO, Group, memory_at, settle
 
 MIB = 2**20
 
@@ -188,8 +188,15 @@ class WorkerRun:
         least = min(self.control.gather(usable))
         training = settle(self.config.training, shape_of(model), group, least)
         stage = effective_zero_stage(training.zero_stage, precision)
-        is_chosen = self.config.training.zero_stage == AUTO and self.world.world_size > 1
-        self.log.event("zero_stage", stage=stage, is_chosen=is_chosen, usable_mib=round(least / MIB))
+        is_chosen = self.config.training.zero_stage == AUTO and (self.world.world_size > 1 or stage > 1)
+        needed = memory_at(training, shape_of(model), group).total
+        self.log.event(
+            "zero_stage",
+            stage=stage,
+            is_chosen=is_chosen,
+            needed_mib=round(needed / MIB),
+            usable_mib=round(least / MIB),
+        )
         return training
 
     def _snapshot(self) -> "SavedState | None":

@@ -39,7 +39,7 @@ def settle(training: TrainingConfig, shape: ModelShape, group: Group, usable_byt
 
     auto is the lowest stage that fits, with room for what the estimate may be wrong by; else the one that needs least.
     A single worker has nothing to shard, and stage 0 computes the same without ZeRO's copies, whatever is configured;
-    unless the user set options of ZeRO's own, such as offloading.
+    unless the user set options of ZeRO's own, such as offloading, or auto in 16 bits finds that stage 1 does not fit.
 
     Args:
         training: As configured.
@@ -48,12 +48,13 @@ def settle(training: TrainingConfig, shape: ModelShape, group: Group, usable_byt
         usable_bytes: What a worker's tensors can have; None: not known.
     """
     has_own_options = "zero_optimization" in training.deepspeed
-    if group.batches.world_size == 1 and not has_own_options:
+    is_16_bit = group.precision is not Precision.FP32
+    if group.batches.world_size == 1 and not has_own_options and not (is_16_bit and training.zero_stage == AUTO):
         return _at(training, 0)
     if training.zero_stage != AUTO:
         return training
-    # ZeRO's own options mean nothing at stage 0; in 16 bits stage 0 would become 1 anyway.
-    lowest = 1 if has_own_options or group.precision is not Precision.FP32 else 0
+    # ZeRO's own options mean nothing at stage 0; in 16 bits stage 0 would become 1 anyway, which keeps more than 2.
+    lowest = 1 if has_own_options or is_16_bit else 0
     if usable_bytes is None:
         return _at(training, UNKNOWN_MEMORY)
     estimates = {stage: memory_at(_at(training, stage), shape, group) for stage in range(lowest, 4)}

@@ -24,7 +24,7 @@ from raytrain.config_io import parse_config
 from raytrain.elastic.capacity import demands
 from raytrain.errors import ConfigError
 from raytrain.launch import spot_first
-from raytrain.launch.cluster_check import Report, check_cluster_file
+from raytrain.launch.cluster_check import Report, _overrides_of, check_cluster_file
 from raytrain.launch.cluster_files import Answers, marked_lines, render, set_value
 from raytrain.launch.cluster_nodes import kuberay_config, nodes_for, ray_up_config
 from raytrain.launch.machines import gpus_of
@@ -379,9 +379,9 @@ MISTAKES = [
     (AWS, "availability_zone: us-east-1a", "availability_zone: us-west-2a", "zone: us-west-2a does not lie in"),
     (AWS, "idle_timeout_minutes: 5", "idle_timeout_minutes: 0", "idle_timeout_minutes: 0: nodes would go while a run"),
     (AWS, "{CPU: 1, GPU: 1}", "{CPU: 1, GPU: 4}", f"{SPOT}.resources.CPU: 1 CPU for 4 GPU: the workers hold 4"),
-    (AWS, "InstanceType: g6.2xlarge", "InstanceType: g6.12xlarge", f"{SPOT}.resources.GPU: 1, and a g6.12xlarge has 4"),
-    (AWS, "cluster_name: raytrain", "cluster_name: my cluster/x", "cluster_name: 'my cluster/x' is no name for"),
-    (JOB, "name: raytrain-train", "name: My_Job", "metadata.name: 'My_Job' is no name for a cluster"),
+    (AWS, "InstanceType: g6.2xlarge", "InstanceType: g6.12xlarge", f"{SPOT}.resources.GPU: 1, and g6.12xlarge has 4"),
+    (AWS, "cluster_name: raytrain", "cluster_name: my cluster/x", "cluster_name: 'my cluster/x' is not allowed"),
+    (JOB, "name: raytrain-train", "name: My_Job", "metadata.name: 'My_Job' is not allowed as a name"),
     (AWS, "    max_workers: 4", "    max_workers: 0", "available_node_types.data: no CPU for Ray Data beside"),
     (CLUSTER_FILE, "maxReplicas: 4", "maxReplicas: 0", f"{GROUPS}.2: no CPU for Ray Data beside"),
     (CLUSTER_FILE, "maxReplicas: 4", "maxReplica: 4", f"{GROUPS}.2: Additional properties are not allowed ('max"),
@@ -390,6 +390,15 @@ MISTAKES = [
     (CLUSTER_FILE, "version: v2", "version: v1", "spec.autoscalerOptions.version: v1 does not know the groups"),
     (CLUSTER_FILE, 'CPU: "8"', 'CPU: "eight"', "Ray can't read this file"),
     (CLUSTER_FILE, "enableInTreeAutoscaling: true", "enableInTreeAutoscaling: false", "no GPU pod is ever started"),
+    (
+        JOB,
+        'nvidia.com/gpu: "1"',
+        'nvidia.com/gpu: "2"',
+        "0.resources.GPU: 1, and the pod's nvidia.com",
+    ),
+    (JOB, 'cpu: "7"', "cpu: 500m", "workerGroupSpecs.0.resources.CPU: 1, and the pod's cpu is 0.5"),
+    (AWS, "region: us-east-1", "region: europe-west4", "provider.region: europe-west4 is no region of aws"),
+    (AWS, "InstanceType: g6.2xlarge", "InstanceType: n1-standard-4", "n1-standard-4 is no machine type of aws"),
     (JOB, "backoffLimit: 3", "backoffLimit: 0", "spec.backoffLimit: 0: a lost head or driver would end the run"),
     (JOB, "shutdownAfterJobFinishes: true", "shutdownAfterJobFinishes: false", "AfterJobFinishes: must be true"),
     (JOB, 'elastic-job: "true"', 'elastic-job: "false"', 'kueue.x-k8s.io/elastic-job: must be "true"'),
@@ -425,6 +434,46 @@ def test_files_of_other_programs_are_looked_through_for_what_is_left() -> None:
     assert "shellcheck" in report.notes[0]
 
 
+@pytest.mark.parametrize("name", ["mycluster", "cluster.YAML", "c.yaml.new"])
+def test_a_cluster_file_is_checked_whatever_its_name(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text((CLUSTER / AWS).read_text().replace("RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled"))
+    assert len(found(check_cluster_file(str(path)))) > 3
+
+
+def test_a_config_means_nothing_for_a_script() -> None:
+    with pytest.raises(ConfigError, match="--config and --price mean nothing"):
+        check_cluster_file(find_cluster_file("slurm/train.sbatch"), run_config())
+
+
+def test_names_that_the_clouds_allow(tmp_path: Path) -> None:
+    for name, old, new in (
+        (AWS, "cluster_name: raytrain", "cluster_name: my.cluster_of-a-long-name-that-is-fine-on-this-cloud"),
+        (JOB, "name: raytrain-train", f"name: {'a' * 47}"),
+        (CLUSTER_FILE, "  name: raytrain #", f"  name: {'a' * 53} #"),
+        (JOB, "name: raytrain-train", "generateName: raytrain-"),
+    ):
+        path = tmp_path / "cluster.yaml"
+        path.write_text((CLUSTER / name).read_text().replace(old, new))
+        assert not [problem for problem in found(check_cluster_file(str(path))) if "not allowed" in problem]
+
+
+@pytest.mark.parametrize(
+    ("command", "overrides"),
+    [
+        ("raytrain train /r.yaml workers.gpu=true seed=1", ["workers.gpu=true", "seed=1"]),
+        ("HF_HOME=/mnt/hf raytrain train /mnt/day=1/run.yaml workers.gpu=true", ["workers.gpu=true"]),
+        ("bash -c 'export A=b; raytrain train /r.yaml workers.gpu=true'", ["workers.gpu=true"]),
+        ("raytrain tune /r.yaml --space /mnt/a=b.yaml workers.max=2; test $? == 0", ["workers.max=2"]),
+        ("raytrain train /a.yaml seed=1 && raytrain train /b.yaml seed=2", ["seed=1"]),
+        ("raytrain train 'open", []),
+        ("python train.py a=b", []),
+    ],
+)
+def test_what_a_jobs_command_overrides(command: str, overrides: list[str]) -> None:
+    assert _overrides_of(command) == overrides
+
+
 def test_a_placeholder_without_its_mark_is_still_to_be_changed() -> None:
     assert marked_lines("a: ami-CHANGE\nb: ami-1\n# CHANGE is a mark\nc: registry.example.com/x:1\n") == [
         (1, "a: ami-CHANGE"),
@@ -441,6 +490,7 @@ def test_a_placeholder_without_its_mark_is_still_to_be_changed() -> None:
         ("gcp", "a2-highgpu-4g", 4),
         ("gcp", "g2-standard-24", 2),
         ("gcp", "n1-standard-8", None),
+        ("aws", "g5.metal", None),
         ("azure", "Standard_NC48ads_A100_v4", 2),
         ("azure", "Standard_D4s_v5", None),
     ],
@@ -470,7 +520,7 @@ def test_what_a_run_launches(name: str) -> None:
     assert found(report) == []
     spot = "gpu_spot" if name == "aws" else "gpu-spot"
     assert report.launches == [
-        f"1 workers of 1 CPU and 1 GPU (workers.min) launch: 1 data, 1 {spot}",
+        f"1 worker of 1 CPU and 1 GPU (workers.min) launch: 1 data, 1 {spot}",
         f"8 workers of 1 CPU and 1 GPU (workers.max) launch: 1 data, 8 {spot}",
     ]
 
@@ -482,7 +532,7 @@ def test_what_a_run_launches(name: str) -> None:
             {"cpus": 4},
             "available_node_types.gpu_spot.resources.CPU: 1 CPU for 1 GPU: the workers hold 4 (workers.cpus 4)",
         ),
-        ({"cpus": 4}, "workers.min: 1 workers of 4 CPU and 1 GPU each; this cluster can never hold more than 0"),
+        ({"cpus": 4}, "workers.min: 1 worker of 4 CPU and 1 GPU each; this cluster can never hold more than 0"),
         ({"max": 32}, "workers.max: 32 workers of 1 CPU and 1 GPU each; this cluster can never hold more than 16"),
         ({"max": 16, "data_cpus": 3.0}, "workers.max: 16 workers need 48 CPUs for their data"),
         ({"gpu": "auto"}, "workers.gpu: auto finds no GPU while no GPU node is up"),
@@ -509,7 +559,7 @@ def test_a_jobs_command_overrides_the_config(tmp_path: Path) -> None:
     path = tmp_path / "job.yaml"
     path.write_text((CLUSTER / JOB).read_text().replace("workers.gpu=true #", "workers.gpus=true #"))
     problems = found(check_cluster_file(str(path), run_config(gpu="auto")))
-    assert "workers.gpus: unknown key" in problems[0] and problems[0].startswith("spec.entrypoint: ")
+    assert problems[0].startswith("spec.entrypoint: workers.gpus: unknown key")
     assert problems[1].startswith("workers.gpu: auto finds no GPU")
 
 
@@ -547,7 +597,8 @@ def test_render_keeps_what_it_is_not_asked_about() -> None:
     shipped, filled = (CLUSTER / AWS).read_text().splitlines(), render("aws", answers).splitlines()
     assert len(shipped) == len(filled)
     changed = [new for old, new in zip(shipped, filled, strict=True) if old != new]
-    assert {line.strip() for line in changed} == {
+    assert [line for line in changed if "fs-CHANGE.efs.eu-west-1.amazonaws.com" in line]
+    assert {line.strip() for line in changed if "fs-CHANGE" not in line} == {
         "cluster_name: vision",
         "region: eu-west-1",
         "availability_zone: eu-west-1a,eu-west-1b,eu-west-1c",
@@ -564,9 +615,9 @@ def test_render_keeps_what_it_is_not_asked_about() -> None:
 @pytest.mark.parametrize("name", ["aws", "gcp", "azure", *RAY_ON_KUBERNETES])
 @pytest.mark.parametrize("spot", [True, False])
 def test_rendered_files_pass_their_check(tmp_path: Path, name: str, spot: bool) -> None:
-    is_cloud = name not in RAY_ON_KUBERNETES
     machine = {"aws": "g6.12xlarge", "gcp": "g2-standard-48", "azure": "Standard_NC96ads_A100_v4"}.get(name)
-    answers = Answers("vision", "ghcr.io/me/raytrain", "eu-west4" if is_cloud else None, 16, 4, machine, spot, 4)
+    region = {"aws": "eu-west-1", "gcp": "europe-west4", "azure": "westeurope"}.get(name)
+    answers = Answers("vision", "ghcr.io/me/raytrain", region, 16, 4, machine, spot, 4)
     text = render(name, answers)
     path = tmp_path / "my.yaml"
     path.write_text(text)
@@ -582,9 +633,15 @@ def test_answers_without_a_place_are_refused() -> None:
         ("on_prem", Answers(gpus=8), "no place for --gpus"),
         ("storage", Answers(spot=False), "no place for --on-demand"),
         ("awss", Answers(), "did you mean aws"),
-        ("aws", Answers(name="my cluster/x"), "--name 'my cluster/x' is no name for a cluster: letters"),
-        ("aws", Answers(gpus_per_node=2, gpu_machine="g5.12xlarge"), "--gpus-per-node 2: a g5.12xlarge has 4"),
+        ("aws", Answers(name="my cluster/x"), "--name 'my cluster/x' is not allowed as a name: letters"),
+        ("aws", Answers(gpus_per_node=2, gpu_machine="g5.12xlarge"), "--gpus-per-node 2: g5.12xlarge has 4"),
         ("gcp", Answers(name="My_Cluster"), "lower-case letters"),
+        ("gcp", Answers(name="a" * 36), "at most 35"),
+        ("storage", Answers(name="My_Storage"), "lower-case letters"),
+        ("aws", Answers(gpu_machine="n1-standard-4"), "--gpu-machine n1-standard-4 is no machine type of aws"),
+        ("gcp", Answers(gpu_machine="g6.12xlarge"), "no machine type of gcp"),
+        ("aws", Answers(region="europe-west4"), "--region europe-west4 is no region of aws"),
+        ("gcp", Answers(region="eu-west-1"), "no region of gcp"),
         ("rayjob_train", Answers(name="My_Job"), "lower-case letters"),
         ("aws", Answers(image="ghcr.io/me/raytrain:1"), "without a tag"),
     ):

@@ -201,3 +201,6 @@ def test_an_override_takes_the_place_of_the_other_way_of_saying_it() -> None:
     assert "say the same in two ways" in mistake("training.eval_every_steps=5", "training.eval_every_epochs=1")
     config = load_config("movie_reviews", ["training.eval_every_steps=5", "training.eval_every_epochs=null"])
     assert config.training.eval_every_steps == 5
+    for null in ("~", "null", "Null", ""):
+        config = load_config("movie_reviews", ["training.max_steps=5", f"training.epochs={null}"])
+        assert config.training.max_steps == 5

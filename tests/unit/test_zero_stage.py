@@ -51,7 +51,14 @@ def test_what_is_configured_stands() -> None:
 
 
 def test_one_worker_has_nothing_to_shard() -> None:
-    assert stage(1, 1) == stage(1, 1, zero_stage=3) == stage(None, 1) == 0
+    assert stage(1, 1, zero_stage=3) == stage(40, 1, Precision.FP32) == stage(1, 1, Precision.FP32) == 0
+    assert stage(40, 1) == 1  # in 16 bits: what stage 0 is there
+
+
+def test_one_worker_in_16_bits_takes_2_where_1_does_not_fit() -> None:
+    needs = [memory_at(TrainingConfig(zero_stage=s), LARGE, group(1)).total / P for s in (1, 2)]
+    assert needs[0] > needs[1]
+    assert stage((needs[0] + needs[1]) / 2, 1) == 2
 
 
 def test_zeros_own_options_need_zero() -> None:
