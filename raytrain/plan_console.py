@@ -147,7 +147,8 @@ def _verdict(forecast: Forecast) -> tuple[str, str]:
     text = f"does not fit: a worker needs up to {in_bytes(worst)} and can have {in_bytes(forecast.usable_bytes)}. "
     if forecast.first_fit is None:
         text += "No ZeRO stage, precision, micro-batch, checkpointing or offload fits: "
-        return text + "take a larger GPU or more workers", "red"
+        larger = "a larger GPU or more workers" if forecast.plan.use_gpu else "a larger machine, or plan with --gpu"
+        return text + f"take {larger}", "red"
     return text + f"The first that fits: {' '.join(forecast.first_fit.overrides())}", "red"
 
 

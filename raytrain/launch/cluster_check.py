@@ -1,6 +1,7 @@
 """Checking a cluster file before anything is launched: with Ray's own code, and for what Ray does not look at."""
 
 import math
+import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,6 +15,7 @@ import yaml
 from raytrain.config import RunConfig
 from raytrain.config_io import parse_config
 from raytrain.elastic.capacity import demands
+from raytrain.elastic.preflight import local_paths
 from raytrain.errors import ConfigError
 from raytrain.launch.cluster_files import marked_lines
 from raytrain.launch.cluster_nodes import NodeGroup, Resources, kuberay_config, node_groups, nodes_for, ray_up_config
@@ -266,10 +268,25 @@ def _check_run(report: Report, autoscaling: Mapping[str, Any], config: RunConfig
                 "config, or give workers.gpu=true on the command line",
             )
         )
+    report.notes += _beyond_the_file(config, report.groups)
     for bound, count in (("min", workers.min), ("max", workers.max)):
         if bound == "max" and workers.max == workers.min:
             continue
         _check_size(report, autoscaling, worker, bound, count, workers.data_cpus)
+
+
+def _beyond_the_file(config: RunConfig, groups: list[NodeGroup]) -> Iterator[str]:
+    """What a run needs as well, and no cluster file says."""
+    relative = list(dict.fromkeys(key for key, path in local_paths(config) if not os.path.isabs(path)))
+    if relative:
+        yield (
+            f"{', '.join(relative)}: relative paths, which mean nothing on the nodes; give those of a folder that all "
+            "have mounted, in the config or on the command line"
+        )
+    largest = max(groups, key=lambda group: group.num_gpus * group.max_nodes, default=None)
+    if largest is not None and largest.num_gpus:
+        size = f"--nodes {largest.max_nodes} --gpus-per-node {largest.num_gpus}"
+        yield f"whether the model fits into the GPUs' memory is said by: raytrain plan CONFIG --gpu GPU {size}"
 
 
 def _check_size(

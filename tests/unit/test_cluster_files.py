@@ -563,6 +563,12 @@ def test_a_jobs_command_overrides_the_config(tmp_path: Path) -> None:
     assert problems[1].startswith("workers.gpu: auto finds no GPU")
 
 
+def test_what_the_file_does_not_say() -> None:
+    notes = check_cluster_file(find_cluster_file("aws"), run_config()).notes
+    assert any(note.startswith("storage_path, data.train.path: relative paths") for note in notes), notes
+    assert any(note.endswith("raytrain plan CONFIG --gpu GPU --nodes 8 --gpus-per-node 1") for note in notes), notes
+
+
 def test_cpus_that_ray_data_would_take_beside_the_workers(tmp_path: Path) -> None:
     path = tmp_path / "aws.yaml"
     path.write_text((CLUSTER / AWS).read_text().replace("{CPU: 1, GPU: 1}", "{CPU: 8, GPU: 1}"))
