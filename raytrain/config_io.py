@@ -156,12 +156,14 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     if isinstance(value, str):
         value = _number(value)
     for pair in EITHER:
-        if key in pair and value is not None and isinstance(raw.get("training"), dict):
-            other = pair[1 - pair.index(key)]
-            raw["training"].pop(other.rpartition(".")[2], None)  # the file's way gives way to the override's
-    if key == "training.epochs" and value is None and (raw.get("training") or {}).get("max_steps") is not None:
-        raw["training"].pop("epochs", None)
-        return
+        training = raw.get("training")
+        if key in pair and isinstance(training, dict):
+            own, other = (name.rpartition(".")[2] for name in (key, pair[1 - pair.index(key)]))
+            if value is None and training.get(other) is not None:
+                training.pop(own, None)
+                return
+            if value is not None:
+                training.pop(other, None)  # the file's way gives way to the override's
     *parents, last = key.split(".")
     place = raw
     for i, parent in enumerate(parents):

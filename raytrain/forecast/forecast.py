@@ -45,6 +45,11 @@ class Hardware:
             raise ConfigError("--gpus-per-node says how many, and nothing which: add --gpu, such as --gpu a10g")
 
     @property
+    def gpus_each(self) -> int:
+        """GPUs of a node that has any."""
+        return self.gpus_per_node or 1
+
+    @property
     def is_this_machine(self) -> bool:
         """Whether the run would start a private Ray here."""
         return self.gpu is None and self.num_nodes is None and self.cpus_per_node is None
@@ -252,12 +257,12 @@ def _size_of(found: Preflight, hardware: Hardware, *, on_this_machine: bool) -> 
         num_cpus = hardware.cpus_per_node * (hardware.num_nodes or _nodes_for(found.config, hardware))
     if hardware.gpu is None:
         return num_cpus, 0.0 if found.config.workers.gpu is not True else float(most)
-    return num_cpus, float(most if hardware.num_nodes is None else hardware.num_nodes * (hardware.gpus_per_node or 1))
+    return num_cpus, float(most if hardware.num_nodes is None else hardware.num_nodes * hardware.gpus_each)
 
 
 def _nodes_for(config: RunConfig, hardware: Hardware) -> int:
     """Nodes that workers.max needs by its GPUs; 1 on CPUs."""
-    return -(-config.workers.max // (hardware.gpus_per_node or 1)) if hardware.gpu else 1
+    return -(-config.workers.max // hardware.gpus_each) if hardware.gpu else 1
 
 
 def _usable_bytes(plan: Plan, hardware: Hardware, world_size: int, *, on_this_machine: bool) -> int | None:

@@ -71,11 +71,9 @@ def render(name: str, answers: Answers) -> str:
     edits = _cloud_edits(text, kind, answers) if kind in CLOUDS else _kuberay_edits(text, kind, answers)
     for place, value in edits:
         text = set_value(text, place, value)
-    return (
-        text
-        if answers.name is None
-        else _in_comments(text, r"raytrain(-train|-tune)?(?=-head-svc|\s+shows)|raytrain-data", answers.name)
-    )
+    if answers.name is not None:
+        text = _in_comments(text, r"raytrain(-train|-tune)?(?=-head-svc|\s+shows)|raytrain-data", answers.name)
+    return text
 
 
 def describe(name: str) -> str:

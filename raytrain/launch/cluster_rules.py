@@ -67,9 +67,9 @@ def ray_up_problems(raw: Raw) -> Iterator[Problem]:
     idle = raw.get("idle_timeout_minutes", 5)
     if isinstance(idle, int | float) and idle < 1:
         yield Problem("idle_timeout_minutes", f"{idle:g}: nodes would go while a run regroups; give it 1 or more")
-    region = provider.get("location" if provider.get("type") == "azure" else "region")
-    if region and (wrong := region_problem(str(provider.get("type")), str(region))):
-        yield Problem("provider.location" if provider.get("type") == "azure" else "provider.region", wrong)
+    key = "location" if provider.get("type") == "azure" else "region"
+    if key in provider and (wrong := region_problem(str(provider.get("type")), str(provider[key]))):
+        yield Problem(f"provider.{key}", wrong)
     if provider.get("type") in ("aws", "gcp") and provider.get("region") and provider.get("availability_zone"):
         zones = [zone.strip() for zone in str(provider["availability_zone"]).split(",")]
         for zone in (zone for zone in zones if not zone.startswith(str(provider["region"]))):

@@ -186,10 +186,11 @@ class WorkerRun:
         group = Group(self.plan, precision, self.config.data.max_length, self.job.use_gpu)
         usable = _usable_bytes(self.device, self.nodes.count(self.link.node_id))
         least = min(self.control.gather(usable))
-        training = settle(self.config.training, shape_of(model), group, least)
+        shape = shape_of(model)
+        training = settle(self.config.training, shape, group, least)
         stage = effective_zero_stage(training.zero_stage, precision)
         is_chosen = self.config.training.zero_stage == AUTO and (self.world.world_size > 1 or stage > 1)
-        needed = memory_at(training, shape_of(model), group).total
+        needed = memory_at(training, shape, group).total
         self.log.event(
             "zero_stage",
             stage=stage,
