@@ -91,31 +91,31 @@ def install(clock: Clock, on_end: Callable[[], None]) -> None:
 
 def profiled_worker(out: Path) -> type:
     """A worker with a clock; that of rank 0 leaves the result in a file."""
-    from raytrain.training.entry import Ending, Place, TrainingWorker
+    from raytrain.elastic.training_worker import Assignment, TrainingWorker, WorkerExit
     from raytrain.training.job import Job
 
     class ProfiledWorker(TrainingWorker):
-        def work(self, place: Place, job: Job) -> Ending:
+        def work(self, assignment: Assignment, job: Job) -> WorkerExit:
             clock, is_written = Clock(WARMUP), []
 
             def on_end() -> None:
-                if place.world_rank == 0 and not is_written:
+                if assignment.world_rank == 0 and not is_written:
                     is_written.append(out.write_text(json.dumps(clock.result())))
 
             install(clock, on_end)
-            return super().work(place, job)
+            return super().work(assignment, job)
 
     return ProfiledWorker
 
 
 def profile(num_workers: int, threads: int, arguments: argparse.Namespace, storage: Path) -> dict[str, float]:
     """Seconds of each part of a step, from one run."""
-    import raytrain.elastic.share
+    import raytrain.elastic.training_worker
     from raytrain.config_io import load_config
     from raytrain.elastic.run import run_training
 
     out = storage / f"profile_{num_workers}" / PROFILE
-    raytrain.elastic.share.TrainingWorker = profiled_worker(out)
+    raytrain.elastic.training_worker.TrainingWorker = profiled_worker(out)
     workers = [f"workers.min={num_workers}", f"workers.max={num_workers}", f"workers.cpus={threads}"]
     places = [f"name=profile_{num_workers}", f"storage_path={storage}", f"data.prepared_path={storage / 'prepared'}"]
     save = [f"checkpoint.save_every_steps={arguments.save_every}"]

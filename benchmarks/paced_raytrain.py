@@ -12,11 +12,11 @@ from typing import Any
 
 def paced(seconds_per_sample: float) -> type:
     """raytrain's worker with the sleep in its steps."""
-    from raytrain.training.entry import Ending, Place, TrainingWorker
+    from raytrain.elastic.training_worker import Assignment, TrainingWorker, WorkerExit
     from raytrain.training.job import Job
 
     class PacedWorker(TrainingWorker):
-        def work(self, place: Place, job: Job) -> Ending:
+        def work(self, assignment: Assignment, job: Job) -> WorkerExit:
             from raytrain.training.engine import Engine
 
             train_step = getattr(Engine, "unpaced_step", Engine.train_step)
@@ -28,16 +28,16 @@ def paced(seconds_per_sample: float) -> type:
                 return train_step(engine, micro_batches, *args)
 
             Engine.train_step = paced_step
-            return super().work(place, job)
+            return super().work(assignment, job)
 
     return PacedWorker
 
 
 def main() -> None:
-    import raytrain.elastic.share
+    import raytrain.elastic.training_worker
     from raytrain.cli import main as raytrain_main
 
-    raytrain.elastic.share.TrainingWorker = paced(float(sys.argv.pop(1)))
+    raytrain.elastic.training_worker.TrainingWorker = paced(float(sys.argv.pop(1)))
     raytrain_main()
 
 

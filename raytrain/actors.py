@@ -9,11 +9,12 @@ def start_actor(actor_class: type, *args: Any, node_id: str | None = None, **opt
     Args:
         args: Of its constructor.
         node_id: Hex id of its node. With that node gone it can be placed nowhere, and is dead. None: this process's.
-        options: Of Ray's `options`. Without num_cpus it holds none.
+        options: Of `ray.remote`. Without num_cpus it holds none.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     place = NodeAffinitySchedulingStrategy(node_id or ray.get_runtime_context().get_node_id(), soft=False)
-    actor: Any = ray.remote(actor_class).options(**{"num_cpus": 0, **options}, scheduling_strategy=place)
+    held: dict[str, Any] = {"num_cpus": 0, **options, "scheduling_strategy": place}
+    actor: Any = ray.remote(**held)(actor_class)
     return actor.remote(*args)

@@ -144,6 +144,11 @@ class Holders:
         for node_id in set(self._actors) - set(node_ids):
             ray.kill(self._actors.pop(node_id)[1])
 
+    def forget(self, node_ids: Iterable[str]) -> None:
+        """These nodes are gone: an answer from there would be waited for until Ray knows of it."""
+        for node_id in node_ids:
+            self._actors.pop(node_id, None)
+
     def close(self) -> None:
         """End them all, and with them what they hold."""
         self.keep_only([])

@@ -32,12 +32,20 @@ class CheckpointWriter:
     `wait`.
     """
 
-    def __init__(self, store: CheckpointStore, world: World, token: str):
+    def __init__(
+        self,
+        store: CheckpointStore,
+        world: World,
+        token: str,
+        on_committed: Callable[[int], None] = lambda step: None,
+    ):
         """Args:
         store: Where to.
         world: Who this worker is.
         token: The same on all workers of this attempt and different in every attempt.
+        on_committed: Told each step that this writer has committed, in its thread.
         """
+        self._on_committed = on_committed
         self._store = store
         self._world = world
         self._token = token
@@ -115,6 +123,7 @@ class CheckpointWriter:
     def _commit(self, step: int, state: dict[str, Any]) -> None:
         self._store.commit(step, self._world.world_size, state, self._token)
         self.committed_step = step
+        self._on_committed(step)
 
     def _try(self, step: int, work: Callable[[], None]) -> None:
         """Do the work, again after a while when storage refuses. Raises CheckpointError at the last refusal."""

@@ -8,8 +8,7 @@ from dataclasses import replace
 from raytrain.checkpoint.snapshot import STORE_SHARE, fits_in_store
 from raytrain.doctor.facts import AllReduce, Facts, StorageFacts
 from raytrain.doctor.findings import Verdict, in_bytes, in_rate, in_seconds, note, ok, problem
-from raytrain.elastic.capacity import places_that_fit
-from raytrain.elastic.group import worker_resources
+from raytrain.elastic.capacity import places_that_fit, worker_resources
 from raytrain.plan import CHECKPOINT_BYTES_PER_PARAMETER, SNAPSHOT_COPIES, SNAPSHOTS_KEPT, cpus_needed
 
 # Below a link of 1 Gbit/s, less a fifth.

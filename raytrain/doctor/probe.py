@@ -200,12 +200,16 @@ class Reducer:
             import torch.distributed as dist
 
             from raytrain.batch_plan import World
-            from raytrain.training.process_group import process_group
+            from raytrain.training.process_group import connect, process_group
+            from raytrain.training.rendezvous import address_of, listen
 
             torch.set_num_threads(1)
             device = torch.device("cuda", 0) if backend == "nccl" else torch.device("cpu")
-            host = ray.util.get_node_ip_address()
-            with process_group(World(rank, world_size), backend, host, lambda mine: self._meet(mine, address)):
+            world, listener = World(rank, world_size), listen(ray.util.get_node_ip_address()) if rank == 0 else None
+            if listener is not None:
+                self._address = address_of(listener)
+                self._has_opened.set()
+            with process_group(world, backend, connect(world, address or self._address, listener)):
                 times = []
                 for _ in range(1 + repeats):  # the first one opens the connections
                     data = torch.ones(num_bytes // 4, device=device)
@@ -219,13 +223,6 @@ class Reducer:
             return {"seconds": min(times[1:])}
         except Exception as error:
             return {"error": in_words(error)}
-
-    def _meet(self, mine: str | None, address: str) -> str:
-        if mine is None:
-            return address
-        self._address = mine
-        self._has_opened.set()
-        return mine
 
 
 def _serve(listener: socket.socket, password: str) -> None:

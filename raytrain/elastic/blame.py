@@ -4,7 +4,7 @@ from raytrain.config import RunConfig
 from raytrain.data.prepared import PreparedStore
 from raytrain.data.stream import make_order
 from raytrain.storage import Storage
-from raytrain.training.mailbox import GroupStatus
+from raytrain.training.driver_link import GroupStatus
 from raytrain.training.metrics import METRICS
 from raytrain.training.records import last_row
 

@@ -5,7 +5,10 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+
+from raytrain.config import RunConfig
 
 Resources = Mapping[str, float]
 
@@ -50,8 +53,10 @@ def look(*, probe: bool = False) -> list[NodeView]:
     available = state.available_resources_per_node()
     draining = state.get_draining_nodes()
     nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] in available]
-    if probe:
-        nodes = [node for node in nodes if _answers(node["NodeManagerAddress"], node["NodeManagerPort"])]
+    if probe and nodes:
+        with ThreadPoolExecutor(min(len(nodes), 64), thread_name_prefix="probe") as pool:
+            answers = list(pool.map(lambda node: _answers(node["NodeManagerAddress"], node["NodeManagerPort"]), nodes))
+        nodes = [node for node, does_answer in zip(nodes, answers, strict=True) if does_answer]
     return [
         NodeView(
             node["NodeID"],
@@ -62,6 +67,11 @@ def look(*, probe: bool = False) -> list[NodeView]:
         )
         for node in nodes
     ]
+
+
+def worker_resources(config: RunConfig, use_gpu: bool) -> dict[str, float]:
+    """What each worker holds."""
+    return {"CPU": float(config.workers.cpus), **({"GPU": 1.0} if use_gpu else {})}
 
 
 def own_node() -> str:
@@ -172,3 +182,29 @@ def seconds_left(nodes: Iterable[NodeView], node_ids: Iterable[str]) -> float | 
     wanted = set(node_ids)
     deadlines = [n.drain_deadline_s for n in nodes if n.node_id in wanted and n.drain_deadline_s is not None]
     return min(deadlines) - time.time() if deadlines else None
+
+
+class ClusterView:
+    """The nodes as a run's driver has seen them last. Ray's control store learns late that one is gone."""
+
+    def __init__(self) -> None:
+        self.nodes: list[NodeView] = []
+        self.lost: set[str] = set()
+        """Ids of nodes that are known to be gone, and that Ray still counts."""
+
+    @property
+    def staying(self) -> set[str]:
+        """Ids of those that have no notice."""
+        return {node.node_id for node in self.nodes if not node.is_draining}
+
+    def look(self) -> list[NodeView]:
+        """The nodes now."""
+        nodes = look()
+        self.lost.intersection_update(node.node_id for node in nodes)
+        self.nodes = [node for node in nodes if node.node_id not in self.lost]
+        return self.nodes
+
+    def probed(self, nodes: list[NodeView], ours: Iterable[str]) -> None:
+        """These have answered, see `look`; nodes of ours that are not among them are gone."""
+        self.nodes = nodes
+        self.lost |= set(ours) - {node.node_id for node in nodes}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from raytrain.config import RunConfig
 from raytrain.elastic.group import WorkerGroup
 from raytrain.elastic.policy import GrowthPolicy
-from raytrain.elastic.pool import WorkerPool
+from raytrain.elastic.pool import WorkerPool, WorkerProcess
 
 
 class Growth:
@@ -17,6 +17,7 @@ class Growth:
         self._pool, self._say = pool, say
         self._is_under_way = False
         self._left_at: int | None = None  # workers of the group that has left for more room
+        self._is_replacing = False
 
     @property
     def seen_at_s(self) -> float:
@@ -25,25 +26,37 @@ class Growth:
 
     def begin(self, world_size: int, *, is_planned: bool) -> None:
         """A group of this size begins. If the last one has left for more room, and this one is no larger, that room was
-        not there after all. `is_planned`: the last one left as it was asked to."""
+        gone after all. `is_planned`: the last one left as it was asked to."""
         self._policy.reset()
         if is_planned and self._left_at is not None and world_size <= self._left_at:
             self._policy.was_in_vain(time.time())
-        self._is_under_way, self._left_at = False, None
+        self._is_under_way, self._left_at = self._is_replacing, None
 
-    def advance(self, group: WorkerGroup, places: Sequence[str], remaining_s: float, cost_s: float) -> bool:
-        """Whether the group should leave now, for all of the pool's processes to go on together.
+    def replace(self, survivors: Sequence[WorkerProcess], places: Sequence[str]) -> None:
+        """Start processes in the place of those that a group has lost, for its survivors, which form the next group:
+        before their data pipelines take what the others held.
+
+        `places`: a node's id for each.
+        """
+        self._policy.saw(time.time())
+        self._pool.fit_to([*(process.node_id for process in survivors), *places], at_work=self._pool.processes)
+        self._is_replacing = any(process not in survivors for process in self._pool.processes)
+
+    def advance(self, group: WorkerGroup, places: Sequence[str], remaining_s: float | None, cost_s: float) -> bool:
+        """Whether the group should leave now, for all of the pool's processes to continue together.
 
         Args:
             group: It trains; its processes are not touched.
             places: Where workers would fit now: a node's id for each.
-            remaining_s: Training time that is left at the group's speed.
+            remaining_s: Training time that is left at the group's speed; None before its first step.
             cost_s: What a resize costs.
         """
         now_s = time.time()
         if group.has_failed:  # it is about to end; what is left of it is not to be judged
             return False
         if not self._is_under_way:
+            if remaining_s is None:  # nothing to compare a resize's cost with
+                return False
             if self._policy.should_grow(now_s, group.world_size, len(places), remaining_s, cost_s):
                 self._say(f"room for {len(places)} workers instead of {group.world_size}: the new ones are starting")
                 self._pool.fit_to(places, at_work=group.processes)
@@ -55,10 +68,11 @@ class Growth:
         gone = gone or new[max(0, len(places) - group.world_size) :]  # a share that was cut meanwhile
         self._pool.end(gone)
         if len(gone) == len(new):
-            self._is_under_way = False
-            self._policy.was_in_vain(now_s)
+            if not self._is_replacing:
+                self._policy.was_in_vain(now_s)
+            self._is_under_way = self._is_replacing = False
             return False
-        if not self._pool.is_warm:
+        if remaining_s is None or not self._pool.is_warm:
             return False
-        self._left_at = group.world_size
+        self._left_at, self._is_replacing = group.world_size, False
         return True

@@ -55,6 +55,10 @@ class GrowthPolicy:
         is_allowed = now_s >= self._not_before_s
         return is_allowed and (has_settled or has_waited) and saved_s >= self.payback * cost_s
 
+    def saw(self, now_s: float) -> None:
+        """There is room in which growing has begun already."""
+        self._since_s = now_s
+
     @property
     def seen_at_s(self) -> float:
         """When the room was first seen."""
@@ -99,10 +103,12 @@ class FaultBudget:
     """Step that failed again and again, once `charge` has said so."""
     _in_a_row: int = 0
     _last_step: int | None = None
+    _last: Failure | None = None
     _seen: dict[tuple[FailureKind, int], list[Failure]] = field(default_factory=dict)
 
     def charge(self, failure: Failure) -> str | None:
         """Count a failure. Returns why the run should give up, or None when it may go on."""
+        self._last = failure
         has_progressed = failure.step is not None and (self._last_step is None or failure.step > self._last_step)
         self._in_a_row = 1 if has_progressed else self._in_a_row + 1
         self._last_step = failure.step if has_progressed else self._last_step
@@ -122,6 +128,13 @@ class FaultBudget:
         if self._in_a_row >= MOST_IN_A_ROW:
             return f"{self._in_a_row} failures in a row without a new step. The last: {failure.message}"
         return None
+
+    def take_back(self) -> None:
+        """The last failure, a crash, was none after all."""
+        self.spent, self.bad_step = max(0, self.spent - 1), None
+        if self._last is not None and self._last.step is not None:
+            self._seen[self._last.kind, self._last.step].remove(self._last)
+        self._last = None
 
     @property
     def wait_s(self) -> float:

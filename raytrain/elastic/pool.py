@@ -12,8 +12,6 @@ from typing import Any
 
 from raytrain.config import RunConfig
 from raytrain.elastic.share import Lent, Share, end_worker
-from raytrain.training.entry import Place
-from raytrain.training.job import Job
 
 POLL_S = 0.1
 LOOK_S = 1.0
@@ -35,12 +33,12 @@ class WorkerProcess:
             use_gpu: Whether it holds one.
         """
         self.node_id, self.lent = lent.node_id, lent
-        self._actor = lent.actor
+        self.actor = lent.actor
         self._started_s = time.monotonic()
-        self._work: Any = None
-        self._up = self._warm = self._actor.hello.remote()
+        self._exit: Any = None
+        self._up = self._warm = self.actor.hello.remote()
         if warm_for is not None:
-            self._warm = self._actor.warm.remote(warm_for, use_gpu)
+            self._warm = self.actor.warm.remote(warm_for, use_gpu)
 
     @property
     def is_up(self) -> bool:
@@ -51,7 +49,7 @@ class WorkerProcess:
         """Ask again whether it is there, if it has nothing else to do."""
         if self.is_warm:
             self._started_s = time.monotonic()
-            self._up = self._warm = self._actor.hello.remote()
+            self._up = self._warm = self.actor.hello.remote()
 
     @property
     def is_warm(self) -> bool:
@@ -68,17 +66,17 @@ class WorkerProcess:
     @property
     def is_idle(self) -> bool:
         """Whether it lives and has nothing to do."""
-        done = [reference for reference in (self._up, self._warm, self._work) if reference is not None]
+        done = [reference for reference in (self._up, self._warm, self._exit) if reference is not None]
         return all(_is_done(reference) for reference in done) and not self._has_died(*done)
 
-    def work(self, place: Place, job: Job) -> Any:
-        """A reference to the Ending."""
-        self._work = self._actor.work.remote(place, job)
-        return self._work
+    def wait_for_exit(self, group: int) -> Any:
+        """A reference to the WorkerExit, which comes when the process has left the group that it was assigned to."""
+        self._exit = self.actor.wait_for_exit.remote(group)
+        return self._exit
 
     def kill(self) -> None:
         """Whatever it does."""
-        end_worker(self._actor)
+        end_worker(self.actor)
 
     def _has_died(self, *references: Any) -> bool:
         import ray

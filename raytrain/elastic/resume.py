@@ -44,6 +44,7 @@ LOGS = (
     "tracking.json",
     "wandb",
     "plots",
+    "ray_train",
     "best",
 )
 

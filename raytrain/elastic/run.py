@@ -16,6 +16,7 @@ import yaml
 
 from raytrain.config import RunConfig
 from raytrain.config_io import dump_config, parse_config
+from raytrain.elastic.capacity import worker_resources
 from raytrain.elastic.lease import Lease
 from raytrain.elastic.observer import Follower, Observer
 from raytrain.elastic.preflight import Preflight, check
@@ -23,6 +24,7 @@ from raytrain.elastic.resume import begin_or_resume
 from raytrain.elastic.session import ray_session
 from raytrain.elastic.share import Terms
 from raytrain.elastic.signals import StopSignals
+from raytrain.elastic.train_run import TrainRun
 from raytrain.errors import ConfigError, RaytrainError, TrainingError, first_line
 from raytrain.monitoring.exporter import RunExporter
 from raytrain.plan import Plan
@@ -80,13 +82,19 @@ class RunResult:
 
 
 def run_training(
-    config: RunConfig, observer: Observer | None = None, *, overwrite: bool = False, terms: Terms | None = None
+    config: RunConfig,
+    observer: Observer | None = None,
+    *,
+    overwrite: bool = False,
+    terms: Terms | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> RunResult:
     """Train a run to its end, from wherever it stands.
 
     Args:
         overwrite: Delete what the run's folder holds first, and start anew.
         terms: What a sweep lays down for it.
+        callbacks: Of Ray Train, as for `ray.train.RunConfig`.
 
     Raises:
         ConfigError, DataError: Nothing was started.
@@ -100,13 +108,19 @@ def run_training(
         previous = begin_or_resume(run, found.config, overwrite=overwrite, may_change=terms.may_change)
         if previous is not None:
             return RunResult(**previous)
-        return _train_and_report(run, found, observer, started_at_s, lease, terms)
+        return _train_and_report(run, found, observer, started_at_s, lease, terms, callbacks)
 
 
 def _train_and_report(
-    run: Storage, found: Preflight, observer: Observer, started_at_s: float, lease: Lease, terms: Terms
+    run: Storage,
+    found: Preflight,
+    observer: Observer,
+    started_at_s: float,
+    lease: Lease,
+    terms: Terms,
+    callbacks: Sequence[Any],
 ) -> RunResult:
-    outcome = _train(run, found, observer, started_at_s, lease, terms)
+    outcome = _train(run, found, observer, started_at_s, lease, terms, callbacks)
     events = read_jsonl(run, "events.jsonl")
     kinds = [event["kind"] for event in events if event["time"] >= started_at_s]
     result = _complete(outcome, run, found.config, time.time() - started_at_s, kinds)
@@ -147,7 +161,13 @@ def _complete(raw: dict[str, Any], run: Storage, config: RunConfig, duration_s: 
 
 
 def _train(
-    run: Storage, found: Preflight, observer: Observer, began_at_s: float, lease: Lease, terms: Terms
+    run: Storage,
+    found: Preflight,
+    observer: Observer,
+    began_at_s: float,
+    lease: Lease,
+    terms: Terms,
+    callbacks: Sequence[Any],
 ) -> dict[str, Any]:
     """Prepare and train on Ray; what the workers said of the end. Failures become a result too."""
     from raytrain.data.prepare import prepare
@@ -155,8 +175,11 @@ def _train(
 
     config = found.config
     observer.phase("starting Ray")
-    with ray_session(config, found.private_cpus) as session, StopSignals() as signals:
-        plan = found.plan_on(session)
+    with (
+        ray_session(config, found.private_cpus) as session,
+        StopSignals() as signals,
+        TrainRun(config, run, worker_resources(config, found.plan_on(session).use_gpu), callbacks) as train_run,
+    ):
         observer.phase("preparing data")
         store = prepare(config, observer.prepared)
         num_samples = store.manifest.splits["train"].num_samples
@@ -174,6 +197,7 @@ def _train(
                 found,
                 plan,
                 store.root,
+                train_run,
                 observer,
                 signals,
                 total_steps=table.total_steps,
@@ -199,6 +223,7 @@ def _supervise(
     found: Preflight,
     plan: Plan,
     prepared_root: str,
+    train_run: TrainRun,
     observer: Observer,
     signals: StopSignals,
     *,
@@ -225,6 +250,7 @@ def _supervise(
         found.config,
         run,
         prepared_root,
+        train_run,
         use_gpu=plan.use_gpu,
         total_steps=total_steps,
         terms=terms,
@@ -237,7 +263,7 @@ def _supervise(
         outcome = work(supervisor)
     except RaytrainError as error:
         outcome = {"status": "failed", "message": str(error), "exit_code": error.exit_code}
-    except Exception as error:  # a mailbox that was killed, a control store that is gone: told like any other end
+    except Exception as error:  # a control store that is gone, say: told like any other end
         logger.exception("the run was ended by an error that is none of its own")
         outcome = {"status": "failed", "message": f"{type(error).__name__}: {first_line(str(error))}", "exit_code": 1}
     finally:
@@ -266,12 +292,13 @@ def evaluate_run(path: str, split: str, observer: Observer | None = None) -> dic
 
     observer.phase("starting Ray")
     with ray_session(found.config, found.private_cpus) as session, StopSignals() as signals:
-        observer.phase("preparing data")
-        store = prepare(found.config, observer.prepared)
-        observer.phase(f"evaluating {split}")
         plan = found.plan_on(session)
-        work = functools.partial(Supervisor.evaluate, split=split)
-        result = _supervise(work, run, found, plan, store.root, observer, signals)
+        with TrainRun(found.config, run, worker_resources(found.config, plan.use_gpu)) as train_run:
+            observer.phase("preparing data")
+            store = prepare(found.config, observer.prepared)
+            observer.phase(f"evaluating {split}")
+            work = functools.partial(Supervisor.evaluate, split=split)
+            result = _supervise(work, run, found, plan, store.root, train_run, observer, signals)
     if result["status"] == "failed":
         raise TrainingError(result["message"])
     return result["final_metrics"]

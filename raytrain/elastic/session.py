@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,6 +67,9 @@ def connection(address: str | None, private_cpus: int) -> Iterator[RaySession]:
         _lock_private_ray()
     import ray
 
+    # Ray Train's list of runs: whoever looks at a cluster finds them there. A private Ray is gone before anyone could.
+    is_private = address is None and not ray.is_initialized()
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0" if is_private else "1")
     logging.getLogger("ray").setLevel(logging.ERROR)
     if ray.is_initialized():  # someone who called raytrain.train() has a Ray already: use it, and leave it running
         yield _session(is_private=False)
@@ -128,6 +132,12 @@ def _session(*, is_private: bool) -> RaySession:
 
 def _lock_private_ray() -> None:
     """Ray's ports listen on all interfaces: a token that only this process and its children know keeps others out."""
-    if "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    if "RAY_AUTH_MODE" in os.environ:
+        return
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    if "ray" in sys.modules:  # it has read the environment when it was imported
+        from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+        Config.initialize("")
+        AuthenticationTokenLoader.instance().reset_cache()

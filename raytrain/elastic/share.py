@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raytrain.actors import start_actor
-from raytrain.training.entry import TrainingWorker
 
 
 @dataclass(frozen=True)
@@ -71,8 +70,11 @@ class Terms:
 
 def start_worker(node_id: str, resources: Mapping[str, float]) -> Any:
     """A handle to a new process on this node; returns at once."""
+    from raytrain.elastic import training_worker  # brings Ray, which a command sets up before it is imported
+
+    worker = training_worker.TrainingWorker
     held = {"num_cpus": resources.get("CPU", 0.0), "num_gpus": resources.get("GPU", 0.0)}
-    return start_actor(TrainingWorker, node_id=node_id, **held)
+    return start_actor(worker, node_id=node_id, concurrency_groups=worker.concurrency_groups, **held)
 
 
 def end_worker(actor: Any) -> None:

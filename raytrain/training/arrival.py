@@ -1,7 +1,7 @@
 """When a worker group has come to its first step, and what it took to get there."""
 
+from raytrain.training.driver_link import DriverLink
 from raytrain.training.job import Job, Transition
-from raytrain.training.mailbox import DriverLink
 from raytrain.training.metrics import RunLog
 
 
@@ -16,7 +16,7 @@ class Arrival:
         self._transition = Transition(**job.transition) if job.transition else None
         self._loaded_at_s = link.now()
         self._detail = {"step": restored_step, "steps_redone": max(0, steps_before - restored_step)}
-        link.stepped(restored_step, is_first=True)
+        link.stepped(restored_step)
 
     def stepped(self, step: int, world_size: int) -> None:
         """A step is done."""
@@ -34,4 +34,4 @@ class Arrival:
                 left_at_s=transition.left_at_s,
                 started_at_s=transition.started_at_s,
             )
-        self._link.stepped(step, is_first=transition is not None)
+        self._link.stepped(step)

@@ -39,6 +39,10 @@ class StepSums:
     """1 when this worker was told to stop."""
     busy: float = 0.0
     """1 when this worker can't take a snapshot now."""
+    may_report: float = 0.0
+    """1 when this worker can report to Ray Train; on rank 0: and a report is due."""
+    committed: float = 0.0
+    """Rank 0: step of a checkpoint that is committed and has not been reported; 0: none."""
 
 
 class Control:

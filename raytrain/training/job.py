@@ -8,6 +8,9 @@ from typing import Any
 PHASES = ("detect_s", "save_s", "wait_s", "regroup_s", "load_s", "first_step_s")
 
 
+# The file of what Ray Train is given as a checkpoint: it names the real one's manifest.
+POINTER = "raytrain_checkpoint.json"
+
 # How long the workers of a group wait for each other: processes that start on a loaded machine import for a minute.
 FORM_TIMEOUT_S = 300.0
 
@@ -29,6 +32,11 @@ class Transition:
     """When the group before had ended."""
     started_at_s: float
     """When there was room for this group, and its start began."""
+
+    @property
+    def left_by_failure(self) -> bool:
+        """Whether the group before ended without being asked to."""
+        return self.kind != "begin" and self.asked_at_s is None
 
     def phases(self, entered_at_s: float, loaded_at_s: float, first_step_at_s: float) -> dict[str, float]:
         """Seconds of each phase from the cause to the new group's first step.

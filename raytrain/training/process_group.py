@@ -5,8 +5,9 @@ has imported, and the device that it has opened, stay. torch.distributed and Dee
 both are told that it is gone.
 """
 
+import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -21,22 +22,40 @@ DRIVER_FIRST_S = 60.0
 NEVER_S = 30 * 86400.0
 
 
+def connect(world: World, address: str, listener: socket.socket | None) -> dist.Store:
+    """The key-value store through which the workers find each other; rank 0's process holds it.
+
+    Args:
+        address: host:port of rank 0.
+        listener: Rank 0's socket, which listens at that address; the others give None.
+
+    Raises:
+        torch.distributed.DistError: Rank 0 is gone.
+    """
+    host, _, port = address.rpartition(":")
+    return dist.TCPStore(
+        host,
+        int(port),
+        world.world_size,
+        is_master=listener is not None,
+        timeout=timedelta(seconds=FORM_TIMEOUT_S),
+        wait_for_workers=False,
+        master_listen_fd=listener.detach() if listener is not None else None,
+    )
+
+
 @contextmanager
-def process_group(
-    world: World, backend: str, host: str, meet: Callable[[str | None], str], patience_s: float | None = None
-) -> Iterator[None]:
+def process_group(world: World, backend: str, store: dist.Store, patience_s: float | None = None) -> Iterator[None]:
     """Form the group of all the workers of `world`, and take it down at the end of the `with` block.
 
     Args:
         backend: gloo or nccl.
-        host: Address of this machine, as the others know it.
-        meet: Rank 0 gives it the address at which the others find it; the others give it None. Returns that address.
+        store: Shared by the workers, see `connect`.
         patience_s: Seconds in which something gets done in a group that does not hang; None: it is waited for.
 
     Raises:
         RuntimeError: The others did not come in time, or left.
     """
-    store = _store(world, host, meet)
     # torch numbers a process's groups, and the number is part of the names under which workers find each other. One
     # that failed to form is counted, but nothing counts it down: the next group's workers would never meet.
     dist.distributed_c10d._world.group_count = 0
@@ -66,14 +85,3 @@ def take_down() -> None:
         return
     deepspeed_comm.destroy_process_group()  # forgets the groups that DeepSpeed has made of it, too
     deepspeed_comm.cdb = None
-
-
-def _store(world: World, host: str, meet: Callable[[str | None], str]) -> dist.Store:
-    """The key-value store through which the workers find each other; rank 0's process holds it."""
-    timeout = timedelta(seconds=FORM_TIMEOUT_S)
-    if world.world_rank == 0:
-        store = dist.TCPStore(host, 0, world.world_size, is_master=True, timeout=timeout, wait_for_workers=False)
-        meet(f"{host}:{store.port}")
-        return store
-    host, _, port = meet(None).rpartition(":")
-    return dist.TCPStore(host, int(port), world.world_size, is_master=False, timeout=timeout, wait_for_workers=False)

@@ -48,6 +48,7 @@ class Saver:
         export: Callable[[dict[str, torch.Tensor], int, str], None],
         keeper: SnapshotKeeper | None,
         on_saved: Callable[[int], None],
+        on_committed: Callable[[int], None],
         on_wait: Callable[[], None],
     ):
         """Args:
@@ -56,10 +57,11 @@ class Saver:
         export: Writes a model with the given weights, of the given step, with its tokenizer to a local folder.
         keeper: Takes snapshots; None: there are none.
         on_saved: Told the step of each checkpoint that is committed, on rank 0.
+        on_committed: As well, but in the thread that writes.
         on_wait: Called now and then while it waits for what is being written, which is no hang.
         """
         self._run, self._engine, self._world, self._control, self._log = run, engine, world, control, log
-        self._writer = CheckpointWriter(CheckpointStore(run.at("checkpoints"), keep_last), world, token)
+        self._writer = CheckpointWriter(CheckpointStore(run.at("checkpoints"), keep_last), world, token, on_committed)
         self._export, self._data_content, self._keeper = export, data_content, keeper
         self._on_saved, self._on_wait = on_saved, on_wait
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="best-model")

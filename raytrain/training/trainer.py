@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -22,6 +22,7 @@ from raytrain.training.control import Control, StepSums
 from raytrain.training.engine import Engine, StepResult
 from raytrain.training.evaluate import Judge, to_tensors
 from raytrain.training.metrics import RunLog
+from raytrain.training.reporting import Reporting
 from raytrain.training.saving import Saver
 from raytrain.training.schedule import learning_rate_at
 from raytrain.training.state import Progress
@@ -73,6 +74,7 @@ class Trainer:
     saver: Saver
     control: Control
     log: RunLog
+    reporting: Reporting
     progress: Progress
     stop_requested: Callable[[], bool]
     on_step: Callable[[int, int], None]
@@ -101,7 +103,8 @@ class Trainer:
             next_batch, next_wait_s = (None, 0.0) if is_evaluation_due else self._fetch()
             sums = self.control.sum(self._contribution(batch, result, next_batch))
             busy_s = time.perf_counter() - started_at_s - next_wait_s  # that wait is the next step's
-            self._record(batch, result, sums, num_targets, rate, wait_s, busy_s)
+            row = self._record(batch, result, sums, num_targets, rate, wait_s, busy_s)
+            self.reporting.advance(sums, row)
             self.on_step(self.progress.step, self.control.world.world_size)
             self._stop_if_hopeless(result, sums.loss_sum / max(1.0, num_targets))
             is_stopping = sums.wants_stop > 0 or self.timetable.is_pause_due(self.progress.step)
@@ -121,6 +124,7 @@ class Trainer:
             batch, wait_s, num_targets = next_batch, next_wait_s, sums.next_targets
         with self.idle.of("checkpoint_s"):
             self.saver.finish()
+            self.reporting.finish(self.control.sum)
         if self.progress.is_stopped_early:
             return "stopped_early"
         return "finished" if self.progress.step >= self.timetable.total_steps else "stopped"
@@ -162,6 +166,7 @@ class Trainer:
             failed=failed,
             wants_stop=float(self.stop_requested()),
             busy=float(self.saver.is_busy),
+            **self.reporting.offer(),
         )
 
     def _record(
@@ -173,30 +178,31 @@ class Trainer:
         rate: float,
         wait_s: float,
         busy_s: float,
-    ) -> None:
-        """Count the step and write its line. The step took `wait_s` for its data and `busy_s` for the rest."""
+    ) -> dict[str, Any]:
+        """Count the step, and write its line, which is returned. It took `wait_s` for its data and `busy_s` for the
+        rest."""
         progress = self.progress
         progress.samples_seen += int(sums.num_samples)
         progress.tokens_seen += int(sums.num_tokens)
         self.log.samples(progress.step, batch.epoch, batch.sample_ids)
-        self.log.step(
-            {
-                "step": progress.step,
-                "epoch": batch.epoch,
-                "loss": sums.loss_sum / max(1.0, num_targets),
-                "lr": rate,
-                "grad_norm": result.grad_norm,
-                "loss_scale": result.loss_scale,
-                "skipped_steps": progress.skipped_steps,
-                "samples_seen": progress.samples_seen,
-                "tokens_seen": progress.tokens_seen,
-                "tokens_per_s": sums.num_tokens / (wait_s + busy_s),
-                "padding": 1.0 - sums.num_tokens / max(1.0, sums.num_padded_tokens),
-                "data_wait_s": wait_s,
-                "step_s": wait_s + busy_s,
-                **self.idle.take(),
-            }
-        )
+        row = {
+            "step": progress.step,
+            "epoch": batch.epoch,
+            "loss": sums.loss_sum / max(1.0, num_targets),
+            "lr": rate,
+            "grad_norm": result.grad_norm,
+            "loss_scale": result.loss_scale,
+            "skipped_steps": progress.skipped_steps,
+            "samples_seen": progress.samples_seen,
+            "tokens_seen": progress.tokens_seen,
+            "tokens_per_s": sums.num_tokens / (wait_s + busy_s),
+            "padding": 1.0 - sums.num_tokens / max(1.0, sums.num_padded_tokens),
+            "data_wait_s": wait_s,
+            "step_s": wait_s + busy_s,
+            **self.idle.take(),
+        }
+        self.log.step(row)
+        return row
 
     def _stop_if_hopeless(self, result: StepResult, loss: float) -> None:
         """Raise TrainingError when going on can't help; the same on every worker, since all see the same sums."""
@@ -221,6 +227,7 @@ class Trainer:
         verdict = self.judge.judge(self.engine.module, batches, self.progress)
         epochs_done = self.progress.step / self.timetable.steps_per_epoch
         self.log.evaluation(self.progress.step, epoch, "validation", verdict.metrics, epochs_done)
+        self.reporting.evaluated("validation", verdict.metrics.values)
         if verdict.is_best and self.config.checkpoint.keep_best:
             self.saver.save_best(self.progress.step)
         if self.progress.is_stopped_early:

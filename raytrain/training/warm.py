@@ -1,14 +1,15 @@
 """What a new worker's process does while the others still train, so that it can join them at once."""
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from raytrain.batch_plan import World
 from raytrain.config import RunConfig
 from raytrain.tasks import make_task
+from raytrain.training.device import backend_of, device_of
 from raytrain.training.engine import Engine, detect_precision
 from raytrain.training.process_group import process_group
-from raytrain.training.worker import backend_of, device_of
 from raytrain.training.zero_stage import AUTO, UNKNOWN_MEMORY
 
 PROBE_LABELS = ["a", "b"]
@@ -25,7 +26,7 @@ def warm_up(config: RunConfig, *, use_gpu: bool) -> None:
     device = device_of(config, use_gpu=use_gpu)
     make_task(config.task, config.data.max_length).build_model(config.model, PROBE_LABELS, config.training)
     precision = detect_precision(config.training.precision, device)
-    with process_group(World(0, 1), backend_of(use_gpu=use_gpu), "127.0.0.1", lambda address: address or ""):
+    with process_group(World(0, 1), backend_of(use_gpu=use_gpu), dist.HashStore()):
         stage = UNKNOWN_MEMORY if config.training.zero_stage == AUTO else config.training.zero_stage
         training = config.training.model_copy(update={"zero_stage": stage})
         engine = Engine(nn.Linear(1, 1), training, precision=precision, device=device, num_micro_steps=1)

@@ -23,7 +23,6 @@ from raytrain.data.prepared import PreparedStore
 from raytrain.data.stream import Stream
 from raytrain.errors import CheckpointError, ConfigError
 from raytrain.forecast.shape import shape_of
-from raytrain.forecast.usable import usable_of_gpu, usable_of_machine
 from raytrain.plan import CHECKPOINT_BYTES_PER_PARAMETER
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
@@ -34,13 +33,15 @@ from raytrain.tracking.trackers import Trackers
 from raytrain.training.arrival import Arrival
 from raytrain.training.control import Control
 from raytrain.training.deepspeed_config import effective_zero_stage
+from raytrain.training.device import device_of, seed_all, usable_bytes
+from raytrain.training.driver_link import DriverLink
 from raytrain.training.engine import Engine, detect_precision
 from raytrain.training.evaluate import Judge, evaluate
 from raytrain.training.job import Job
-from raytrain.training.mailbox import DriverLink
 from raytrain.training.metrics import METRICS, RunLog, next_attempt
 from raytrain.training.process_group import collective_timeout_s
 from raytrain.training.records import last_row
+from raytrain.training.reporting import Reporter, Reporting
 from raytrain.training.saving import BEST, Saver, recover_folder
 from raytrain.training.state import Progress
 from raytrain.training.trainer import IdleTime, Trainer
@@ -52,8 +53,20 @@ MIB = 2**20
 class WorkerRun:
     """One worker's part in one attempt."""
 
-    def __init__(self, job: Job, run: Storage, world: World, link: DriverLink, entered_at_s: float):
-        """`entered_at_s`: when this worker began, seconds since the epoch."""
+    def __init__(
+        self,
+        job: Job,
+        run: Storage,
+        world: World,
+        link: DriverLink,
+        entered_at_s: float,
+        reporter: Reporter | None = None,
+    ):
+        """Args:
+        entered_at_s: When this worker began, seconds since the epoch.
+        reporter: To Ray Train; None: nothing is reported.
+        """
+        self.reporting = Reporting(reporter, world, run)
         self.job, self.run, self.world, self.link, self.entered_at_s = job, run, world, link, entered_at_s
         self.config = RunConfig.model_validate(job.config)
         timeout_s = collective_timeout_s(self.config.workers.stall_timeout_s)
@@ -124,7 +137,7 @@ class WorkerRun:
         closing.callback(engine.close)
         if saved is not None:
             self._restore(engine, saved, progress)
-        _seed(self.config.seed, progress.step, self.world.world_rank)
+        seed_all(self.config.seed, progress.step, self.world.world_rank)
         saver = Saver(
             self.run,
             engine,
@@ -137,6 +150,7 @@ class WorkerRun:
             export=functools.partial(self._export, model),
             keeper=self._snapshot_keeper(engine),
             on_saved=self.link.saved,
+            on_committed=self.reporting.committed,
             on_wait=self.link.alive,
         )
         closing.callback(saver.close)
@@ -171,6 +185,7 @@ class WorkerRun:
             saver=saver,
             control=self.control,
             log=self.log,
+            reporting=self.reporting,
             progress=progress,
             stop_requested=self.link.is_leave_requested,
             on_step=arrival.stepped,
@@ -184,7 +199,7 @@ class WorkerRun:
     def _settle(self, model: nn.Module, precision: Precision) -> TrainingConfig:
         """The options with a ZeRO stage for this group: the same for all, who may have unlike GPUs."""
         group = Group(self.plan, precision, self.config.data.max_length, self.job.use_gpu)
-        usable = _usable_bytes(self.device, self.nodes.count(self.link.node_id))
+        usable = usable_bytes(self.device, self.nodes.count(self.link.node_id))
         least = min(self.control.gather(usable))
         shape = shape_of(model)
         training = settle(self.config.training, shape, group, least)
@@ -262,7 +277,7 @@ class WorkerRun:
             sum(map(_numel, engine.module.parameters())) * CHECKPOINT_BYTES_PER_PARAMETER // self.world.world_size
         )
         needed = bytes_in_store(part_bytes, self.nodes.count(self.link.node_id))
-        half = STORE_SHARE * self.link.object_store_bytes()
+        half = STORE_SHARE * self.link.object_store_bytes
         needs = self.control.gather((needed, half))
         too_small = [(there, wanted) for wanted, there in needs if wanted > there]
         if not too_small:
@@ -303,6 +318,8 @@ class WorkerRun:
         metrics = evaluate(model, batches, self.task, self.labels, self.device, self.control, self.link.alive)
         step = json.loads(self.run.read_bytes(f"{BEST}/raytrain.json"))["step"]
         self.log.evaluation(step, (step - 1) // self.timetable.steps_per_epoch, split, metrics)
+        self.reporting.evaluated(split, metrics.values)
+        self.reporting.finish(self.control.sum)
         return metrics.values
 
 
@@ -327,30 +344,3 @@ def progress_of(state: dict[str, Any]) -> Progress:
 def _numel(parameter: Any) -> int:
     """Elements of a parameter, which is empty under ZeRO-3 outside a forward."""
     return getattr(parameter, "ds_numel", parameter.numel())
-
-
-def backend_of(*, use_gpu: bool) -> str:
-    """Of the process group that the gradients go through."""
-    return "nccl" if use_gpu else "gloo"
-
-
-def device_of(config: RunConfig, *, use_gpu: bool) -> torch.device:
-    """This worker's device."""
-    if use_gpu:
-        return torch.device("cuda", 0)  # Ray shows each worker its own GPU only
-    # torch takes all cores by default, and several workers would fight for them.
-    torch.set_num_threads(config.workers.cpus)
-    return torch.device("cpu")
-
-
-def _usable_bytes(device: torch.device, workers_here: int) -> int:
-    """What this worker's tensors can have of its GPU, of which others may hold a part, or of the machine's memory."""
-    if device.type != "cuda":
-        return usable_of_machine(workers_here)
-    free, total = torch.cuda.mem_get_info(device)
-    return min(usable_of_gpu(total), free + torch.cuda.memory_reserved(device))
-
-
-def _seed(seed: int, step: int, world_rank: int) -> None:
-    """Seed dropout; the only randomness that differs between workers and between attempts."""
-    torch.manual_seed(hash((seed, step, world_rank)) % 2**63)

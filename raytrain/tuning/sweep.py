@@ -11,7 +11,7 @@ from typing import Any
 
 from raytrain.config import RunConfig
 from raytrain.config_io import parse_config
-from raytrain.elastic.group import worker_resources
+from raytrain.elastic.capacity import worker_resources
 from raytrain.elastic.lease import Lease
 from raytrain.elastic.preflight import Preflight, check
 from raytrain.elastic.run import read_run_config, writing_report

@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,8 @@ from tiny_engine import loss_sum, make_batch, make_engine, make_model, my_micro_
 
 from raytrain.batch_plan import World
 from raytrain.training.control import Control, StepSums
-from raytrain.training.process_group import _store, process_group, take_down
+from raytrain.training.process_group import connect, process_group, take_down
+from raytrain.training.rendezvous import address_of, listen
 
 GROUPS = [(0,), (0, 1), (1, 2), (2, 0, 1), (1,)]
 """The processes of each group, in rank order."""
@@ -42,9 +42,8 @@ def test_one_whose_group_never_formed_finds_others(tmp_path: Path) -> None:
 def _fail_to_form(folder: Path) -> int | None:
     me = dist.get_rank()
     take_down()
-    meet = _meet(folder / "first")
     if me == 0:  # holds the store, and is gone before the group has formed
-        store = _store(World(0, 2), "127.0.0.1", meet)
+        store = _store(World(0, 2), folder / "first")
         while not (folder / "waiting").exists():
             time.sleep(0.01)
         time.sleep(0.5)
@@ -52,9 +51,10 @@ def _fail_to_form(folder: Path) -> int | None:
         return None
     if me == 1:
         (folder / "waiting").touch()
-        with pytest.raises(RuntimeError), process_group(World(1, 2), "gloo", "127.0.0.1", meet):
+        store = _store(World(1, 2), folder / "first")
+        with pytest.raises(RuntimeError), process_group(World(1, 2), "gloo", store):
             raise AssertionError("a group without its rank 0 has formed")
-    with process_group(World(me - 1, 2), "gloo", "127.0.0.1", _meet(folder / "second")):
+    with process_group(World(me - 1, 2), "gloo", _store(World(me - 1, 2), folder / "second")):
         return dist.get_world_size()
 
 
@@ -66,7 +66,7 @@ def _train_in_groups(zero_stage: int, folder: Path) -> list[list[float]]:
     for number, members in enumerate(GROUPS):
         if me in members:
             world = World(members.index(me), len(members))
-            with process_group(world, "gloo", "127.0.0.1", _meet(folder / str(number))):
+            with process_group(world, "gloo", _store(world, folder / str(number))):
                 found.append(_train(world, zero_stage))
     return found
 
@@ -75,14 +75,14 @@ def _lose_one(folder: Path) -> list[float] | None:
     me = dist.get_rank()
     take_down()
     try:
-        with process_group(World(me, 3), "gloo", "127.0.0.1", _meet(folder / "first")):
+        with process_group(World(me, 3), "gloo", _store(World(me, 3), folder / "first")):
             _train(World(me, 3), 2)
             if me == 0:  # it holds the store, too
                 return None  # the launcher ends this process
             time.sleep(0.5)
             _train(World(me, 3), 2)
     except RuntimeError:
-        with process_group(World(me - 1, 2), "gloo", "127.0.0.1", _meet(folder / "second")):
+        with process_group(World(me - 1, 2), "gloo", _store(World(me - 1, 2), folder / "second")):
             return _train(World(me - 1, 2), 2)
     raise AssertionError("a group without its rank 0 went on")
 
@@ -104,16 +104,13 @@ def _train(world: World, zero_stage: int) -> list[float]:
     return numbers
 
 
-def _meet(path: Path) -> Callable[[str | None], str]:
-    """Through a file."""
-
-    def meet(address: str | None) -> str:
-        if address is not None:
-            path.with_suffix(".new").write_text(address)
-            os.replace(path.with_suffix(".new"), path)
-            return address
-        while not path.exists():
-            time.sleep(0.01)
-        return path.read_text()
-
-    return meet
+def _store(world: World, path: Path) -> dist.Store:
+    """The workers meet at an address that rank 0 leaves in a file."""
+    if world.world_rank == 0:
+        listener = listen("127.0.0.1")
+        path.with_suffix(".new").write_text(address_of(listener))
+        os.replace(path.with_suffix(".new"), path)
+        return connect(world, path.read_text(), listener)
+    while not path.exists():
+        time.sleep(0.01)
+    return connect(world, path.read_text(), None)

@@ -13,11 +13,11 @@ STALL_S = 4.0
 # The command, with a worker that sleeps: once while it waits for data, in a save, and in loading.
 STALLING = """
 import sys, time
-import raytrain.elastic.share
-from raytrain.training.entry import TrainingWorker
+import raytrain.elastic.training_worker
+from raytrain.elastic.training_worker import TrainingWorker
 
 class StallingWorker(TrainingWorker):
-    def work(self, place, job):
+    def work(self, assignment, job):
         from raytrain.data.stream import Stream
         from raytrain.training.saving import Saver
         from raytrain.training.worker import WorkerRun
@@ -34,9 +34,9 @@ class StallingWorker(TrainingWorker):
         slow(Stream, "next_step", 20)
         slow(Saver, "save", 2)
         slow(WorkerRun, "_new_model", 1)
-        return super().work(place, job)
+        return super().work(assignment, job)
 
-raytrain.elastic.share.TrainingWorker = StallingWorker
+raytrain.elastic.training_worker.TrainingWorker = StallingWorker
 from raytrain.cli import main
 main()
 """

@@ -1,0 +1,91 @@
+"""What a worker group died of, and whether the run may have another one."""
+
+import time
+from collections.abc import Iterable, Sequence
+
+from raytrain.config import RunConfig
+from raytrain.elastic.blame import samples_of, step_in_work
+from raytrain.elastic.capacity import NodeView, look
+from raytrain.elastic.group import GroupFailure, WorkerGroup
+from raytrain.elastic.policy import Failure, FailureKind, FaultBudget
+from raytrain.storage import Storage
+from raytrain.training.driver_link import GroupStatus
+
+# A node that goes takes its raylet along this much later than its workers' processes.
+NODE_FOLLOWS_S = 1.0
+
+WORDS = {
+    FailureKind.RECLAIM: "a node was reclaimed",
+    FailureKind.NODE_LOST: "a node was lost",
+    FailureKind.CRASH: "a worker's process died",
+    FailureKind.ERROR: "a worker failed",
+    FailureKind.HANG: "the workers hang",
+    FailureKind.NO_START: "the workers did not start",
+}
+
+
+class Failures:
+    """The failures of one run."""
+
+    def __init__(self, config: RunConfig, run: Storage, prepared_root: str, total_steps: int):
+        self._config, self._run, self._prepared_root = config, run, prepared_root
+        self._total_steps = total_steps
+        self._budget = FaultBudget(config.workers.max_failures)
+        self._crashed: set[str] = set()  # ids of the nodes on which processes died that looked like crashes
+        self._crashed_s = 0.0
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds to wait before the next group."""
+        return self._budget.wait_s
+
+    def judge(
+        self, failure: GroupFailure, group: WorkerGroup | None, before: Sequence[NodeView]
+    ) -> tuple[FailureKind, str | None, list[NodeView]]:
+        """Count a failure.
+
+        Args:
+            group: None when it was not even formed.
+            before: The nodes as they were last seen.
+
+        Returns:
+            The kind; why the run has to give up, or None when it may continue; and the nodes now.
+        """
+        kind, nodes = _kind_of(failure, group, before)
+        verdict = self._charge(kind, failure.message, group)
+        if verdict is not None and kind is FailureKind.CRASH:
+            time.sleep(NODE_FOLLOWS_S)
+            if (second := _kind_of(failure, group, before))[0] is not kind:
+                self._budget.take_back()
+                kind, nodes = second
+                verdict = self._charge(kind, failure.message, group)
+        self._crashed = set(group.nodes_of_dead) if group is not None and kind is FailureKind.CRASH else set()
+        self._crashed_s = time.monotonic()
+        return kind, verdict, nodes
+
+    def reconsider(self, nodes: Iterable[NodeView]) -> None:
+        """A worker's process that died was the first sign of its node's end, which is no crash. `nodes`: now."""
+        if self._crashed and time.monotonic() - self._crashed_s > NODE_FOLLOWS_S:
+            if self._crashed - {node.node_id for node in nodes}:
+                self._budget.take_back()
+            self._crashed = set()
+
+    def _charge(self, kind: FailureKind, message: str, group: WorkerGroup | None) -> str | None:
+        status = group.status() if group is not None else GroupStatus()
+        verdict = self._budget.charge(Failure(kind, step_in_work(self._run, status), message))
+        bad_step = self._budget.bad_step
+        if verdict is None or bad_step is None or bad_step > self._total_steps or kind is FailureKind.HANG:
+            return verdict
+        return verdict + samples_of(bad_step, self._config, self._prepared_root)
+
+
+def _kind_of(
+    failure: GroupFailure, group: WorkerGroup | None, before: Sequence[NodeView]
+) -> tuple[FailureKind, list[NodeView]]:
+    """The kind, with what is known of the nodes: one that had notice, or one that is gone; and the nodes now."""
+    ours, now = set(group.nodes if group is not None else ()), look(probe=True)
+    if any(node.is_draining and node.node_id in ours for node in (*before, *now)):
+        return FailureKind.RECLAIM, now
+    if ours - {node.node_id for node in now}:
+        return FailureKind.NODE_LOST, now
+    return failure.kind, now

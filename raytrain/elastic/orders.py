@@ -1,0 +1,36 @@
+"""What the supervisor has ordered of Ray Train's controller; lives in the controller's process."""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Orders:
+    """The newest of each kind."""
+
+    number: int = 0
+    """Ordinal of the newest group that was ordered."""
+    actors: Sequence[Any] = ()
+    """Its workers in rank order."""
+    started: int = 0
+    """Ordinal of the newest group whose start was tried."""
+    failures: dict[int, str] | None = None
+    """Why the present group failed: the message of each rank that caused it."""
+    is_over: bool = False
+    error: str | None = None
+    """Why the run failed; None while it is not over, or when it did not."""
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def is_group_due(self) -> bool:
+        """Whether a group was ordered that has not been started."""
+        return self.number > self.started
+
+    async def wait(self, timeout_s: float) -> None:
+        """Until something is ordered, at most this long."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.changed.wait(), timeout_s)
+        self.changed.clear()

@@ -1,0 +1,364 @@
+"""Ray Train's own runtime, driven. This file and `ray_train_worker.py` alone use private names of `ray.train`.
+
+A run is a run of Ray Train's `TrainController`, which forms the worker groups, initializes their contexts, polls them,
+and keeps state, metrics, logs, reports and callbacks. What differs from a plain run:
+
+workers           are processes that outlive their worker group: a group is formed of the actors that it is given
+scaling policy    a group begins when the supervisor orders it, see `supervisor.py`
+failure policy    what a failure is, who caused it and whether the run continues is the supervisor's decision
+barrier           the controller itself is the SynchronizationActor, which would be one more process a group
+
+What this relies on is held by tests/ray/test_ray_train_seams.py, which has to be read at each upgrade of Ray.
+"""
+
+# mypy: disable-error-code="arg-type, assignment, attr-defined, misc, override, union-attr"
+# Ray's annotations of these are of its first Train, or none.
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.train import BackendConfig, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2._internal.callbacks import DatasetsCallback, WorkingDirectorySetupCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.constants import (
+    ENABLE_PREEMPTION_WATCHER_ENV_VAR,
+    HEALTH_CHECK_INTERVAL_S_ENV_VAR,
+    get_env_vars_to_propagate,
+)
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.train.v2._internal.execution.checkpoint.sync_actor import SynchronizationActor
+from ray.train.v2._internal.execution.context import DistributedContext
+from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.controller.controller import TrainControllerLoopIterationResult
+from ray.train.v2._internal.execution.controller.state import (
+    ErroredState,
+    FinishedState,
+    RunningState,
+    SchedulingState,
+    ShuttingDownState,
+)
+from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
+from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision, ScalingPolicy
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.execution.worker_group.execution_group import ReplicaGroup
+from ray.train.v2._internal.execution.worker_group.placement_group_handle import PlacementGroupHandle
+from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollStatus, WorkerStatus
+from ray.train.v2._internal.execution.worker_group.state import WorkerGroupState
+from ray.train.v2._internal.execution.worker_group.worker import Worker
+from ray.train.v2._internal.util import (
+    ObjectRefWrapper,
+    TrainingFramework,
+    invoke_context_managers,
+    time_monotonic,
+)
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+
+from raytrain.actors import start_actor
+from raytrain.elastic.orders import Orders
+
+POLL_EVERY_S = 0.25  # between two polls of a group; RAY_TRAIN_HEALTH_CHECK_INTERVAL_S has the last word
+POLL_TIMEOUT_S = 0.1  # a worker that does not answer in time is asked again at the next poll
+IDLE_S = 1.0  # the longest that the controller sleeps while it has no group
+
+# Of Ray Train's callbacks: there is no placement group to clean up, data sets are not Ray Train's, and user code keeps
+# the working directory that it was started in.
+LEFT_OUT = (PlacementGroupCleanerCallback, DatasetsCallback, WorkingDirectorySetupCallback)
+
+_Synchronizer: type = SynchronizationActor.__ray_metadata__.modified_class
+
+
+class _NoPlacementGroup(PlacementGroupHandle):
+    """The actors hold their resources themselves: a placement group can't be resized."""
+
+    placement_group = ready = None
+
+    def wait(self, timeout_seconds: float = 30) -> bool:
+        return True
+
+    def shutdown(self) -> None:
+        pass
+
+
+class _LeasedWorkerGroup(WorkerGroup):
+    """A group of actors that it was given, and that it leaves alive."""
+
+    orders: Orders
+
+    def _start(self) -> None:
+        self.orders.started, self.orders.failures = self.orders.number, None
+        try:
+            self._start_impl(None)
+        except RayError as error:
+            self._clear_state()
+            for callback in self._callbacks:
+                callback.before_worker_group_abort(self._worker_group_context)
+            raise WorkerGroupStartupFailedError("a worker died while its group started") from error
+
+    def _start_impl(self, _: Any) -> None:
+        """As Ray Train's, but for the placement group and the processes."""
+        context = self._worker_group_context
+        with invoke_context_managers([callback.on_worker_group_start for callback in self._callbacks]):
+            for callback in self._callbacks:
+                callback.before_worker_group_start(context)
+            actors = self.orders.actors
+            metadata = ray.get([actor.get_metadata.remote() for actor in actors])
+            workers = [Worker(*pair, context.resources_per_worker) for pair in zip(actors, metadata, strict=True)]
+            _rank(workers)
+            sync_actor = ray.get_runtime_context().current_actor
+            self._replica_groups = [ReplicaGroup([worker], context.resources_per_worker, []) for worker in workers]
+            self._worker_rank_to_replica_group_rank = {rank: rank for rank in range(len(workers))}
+            self._worker_group_state = WorkerGroupState(time_monotonic(), _NoPlacementGroup(), workers, sync_actor)
+            self._init_train_context(workers, sync_actor)
+            for callback in self._callbacks:
+                callback.after_worker_group_start(self)
+        ray.get([worker.actor.run_train_fn.remote(context.train_fn_ref) for worker in workers])
+        for callback in self._callbacks:
+            callback.after_worker_group_training_start(self)
+
+    def poll_status(self, timeout: float | None = None) -> WorkerGroupPollStatus:
+        """As Ray Train's, with the supervisor's verdict on who failed, and on whether the group has come to its end."""
+        orders = self.orders
+        num_workers = len(self.get_workers())
+        polled = (
+            [WorkerStatus(running=True)] * num_workers
+            if orders.is_group_due
+            else self._poll_workers_and_collect_errors(timeout)
+        )
+        status = WorkerGroupPollStatus(
+            {rank: self._judged(rank, worker) for rank, worker in enumerate(polled)},
+            self._worker_rank_to_replica_group_rank,
+        )
+        for callback in self._callbacks:
+            callback.after_worker_group_poll_status(status)
+        self._latest_poll_status = status
+        return status
+
+    def _judged(self, rank: int, polled: WorkerStatus) -> WorkerStatus:
+        orders = self.orders
+        error = None
+        if orders.failures and rank in orders.failures:
+            error = polled.error or RuntimeError(orders.failures[rank])
+        has_ended = not polled.running or polled.error is not None
+        return WorkerStatus(
+            running=not (orders.is_over and has_ended),
+            error=error,
+            training_report=polled.training_report,
+            return_value=polled.return_value,
+            preemption_info=None,  # the supervisor has the group leave before the deadline
+        )
+
+    def shutdown(self) -> None:
+        """As Ray Train's, but that no process ends."""
+        self._assert_active()
+        with invoke_context_managers([callback.on_worker_group_shutdown for callback in self._callbacks]):
+            for callback in self._callbacks:
+                callback.before_worker_group_shutdown(self)
+            self._let_go()
+            for callback in self._callbacks:
+                callback.after_worker_group_shutdown(self._worker_group_context)
+
+    def abort(self) -> None:
+        """As Ray Train's, but that no process ends."""
+        self._assert_active()
+        for callback in self._callbacks:
+            callback.before_worker_group_abort(self._worker_group_context)
+        self._let_go()
+        for callback in self._callbacks:
+            callback.after_worker_group_abort(self._worker_group_context)
+
+    def _let_go(self) -> None:
+        for worker in self.get_workers():
+            worker.actor.shutdown.remote()  # for the worker's callbacks
+        self._clear_state()
+
+
+def _rank(workers: Sequence[Worker]) -> None:
+    """World ranks in the order that was given, which keeps the workers of a node together."""
+    nodes = [worker.metadata.node_id for worker in workers]
+    for rank, (worker, node) in enumerate(zip(workers, nodes, strict=True)):
+        worker.distributed_context = DistributedContext(
+            world_rank=rank,
+            world_size=len(workers),
+            local_rank=nodes[:rank].count(node),
+            local_world_size=nodes.count(node),
+            node_rank=list(dict.fromkeys(nodes)).index(node),
+        )
+
+
+class _OrderedScaling(ScalingPolicy):
+    """Starts the group that was ordered. The supervisor asks the autoscaler for nodes, so this does not."""
+
+    def __init__(self, scaling_config: ScalingConfig, orders: Orders):
+        super().__init__(scaling_config)
+        self._orders = orders
+
+    def _get_num_workers_for_resource_request(self) -> int:
+        return 0
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        pass
+
+    async def before_controller_shutdown(self) -> None:
+        pass
+
+    def before_controller_abort(self) -> None:
+        pass
+
+    def make_decision_for_non_running_worker_group(self) -> Any:
+        if not self._orders.is_group_due:
+            return NoopDecision()
+        return ResizeDecision(len(self._orders.actors), self.scaling_config._resources_per_worker_not_none)
+
+    def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
+        return self.make_decision_for_non_running_worker_group()
+
+
+class _OrderedFailures(FailurePolicy):
+    """The supervisor has the fault budget. What goes wrong in the controller itself, such as a user's callback that
+    raises, ends the run."""
+
+    def __init__(self, failure_config: FailureConfig, orders: Orders):
+        super().__init__(failure_config)
+        self._orders = orders
+
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        is_controllers = isinstance(training_failed_error, ControllerError) and not isinstance(
+            training_failed_error.controller_failure, WorkerGroupStartupFailedError | RayError
+        )
+        return FailureDecision.RAISE if self._orders.is_over or is_controllers else FailureDecision.RETRY
+
+
+class DrivenController(TrainController):
+    """Ray Train's controller, told by the supervisor when a group begins, has failed, and when the run is over."""
+
+    def __init__(self, train_fn_ref: Any, train_run_context: Any, callbacks: list[Any]):
+        if HEALTH_CHECK_INTERVAL_S_ENV_VAR not in os.environ:
+            os.environ[HEALTH_CHECK_INTERVAL_S_ENV_VAR] = str(POLL_EVERY_S)
+        os.environ[ENABLE_PREEMPTION_WATCHER_ENV_VAR] = "0"  # see `TrainRun.notice`
+        self._orders = orders = Orders()
+        self._synchronizer = _Synchronizer()
+        self.worker_group_cls = type("LeasedWorkerGroup", (_LeasedWorkerGroup,), {"orders": orders})
+        super().__init__(
+            train_fn_ref,
+            train_run_context,
+            _OrderedScaling(train_run_context.scaling_config, orders),
+            _OrderedFailures(train_run_context.run_config.failure_config, orders),
+            callbacks,
+        )
+
+    async def start_group(self, number: int, actors: list[Any]) -> None:
+        """Order a group. `number`: larger than any before; `actors`: its workers in rank order."""
+        await self._synchronizer.reset()  # whoever of the last group waits in it is gone
+        self._synchronizer = _Synchronizer()
+        self._orders.number, self._orders.actors = number, actors
+        self._orders.changed.set()
+
+    async def fail_group(self, number: int, failures: dict[int, str]) -> None:
+        """Tell that a group has failed. `failures`: the message of each rank that caused it."""
+        if number == self._orders.started:
+            self._orders.failures = failures
+            self._orders.changed.set()
+
+    async def conclude(self, error: str | None) -> None:
+        """End the run: finished, or failed with this error."""
+        self._orders.is_over, self._orders.error = True, error
+        if error is not None and self._orders.failures is None:
+            self._orders.failures = {0: error}
+        self._orders.changed.set()
+
+    async def broadcast_from_rank_zero(self, **arguments: Any) -> Any:
+        """Of the SynchronizationActor."""
+        return await self._synchronizer.broadcast_from_rank_zero(**arguments)
+
+    async def _poll_workers(self) -> WorkerGroupPollStatus:
+        """As Ray Train's, but that an order is carried out at once."""
+        await self._orders.wait(self._health_check_interval_s)
+        if self.get_state().is_terminal():
+            ray.actor.exit_actor()
+        return self._worker_group.poll_status(timeout=POLL_TIMEOUT_S)
+
+    async def _step(self) -> TrainControllerLoopIterationResult:
+        state, orders = self.get_state(), self._orders
+        if isinstance(state, RunningState | SchedulingState | ShuttingDownState):
+            return await super()._step()
+        if orders.is_over:  # there is no group whose end could be that of the run
+            error = WorkerGroupError(orders.error, {}) if orders.error is not None else None
+            end = FinishedState() if error is None else ErroredState(training_failed_error=error)
+            return TrainControllerLoopIterationResult(
+                self._get_run_attempt_id(), state, ShuttingDownState(next_state=end), error
+            )
+        if not orders.is_group_due:
+            await orders.wait(IDLE_S)
+        return await super()._step()
+
+
+class _Backend(BackendConfig):
+    """torch, as far as Ray Train's state is concerned; the workers form their process group themselves."""
+
+    @property
+    def framework(self) -> TrainingFramework:
+        return TrainingFramework.TORCH
+
+
+class _NoDatasetShards(WorkerGroupCallback):
+    """Says why there are none, see docs/architecture.md."""
+
+    def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
+        return {"dataset_shard_provider": [self] * len(workers)}
+
+    def get_dataset_shard(self, dataset_info: Any) -> Any:
+        raise RuntimeError(
+            "ray.train.get_dataset_shard has no data sets in a raytrain run: each worker reads its part of the "
+            "prepared data in an order that does not depend on the number of workers"
+        )
+
+
+def start_controller(
+    train_fn: Any,
+    name: str,
+    storage_path: str,
+    workers: tuple[int, int],
+    resources: dict[str, float],
+    keep_last: int,
+    callbacks: Sequence[Any],
+) -> Any:
+    """A handle to the controller of a new Ray Train run, on this node; returns at once.
+
+    Args:
+        train_fn: What each worker runs, in each group.
+        name: Of the run, in Ray Train's state and metrics.
+        storage_path: Where Ray Train keeps the list of what was reported as a checkpoint.
+        workers: Fewest and most.
+        resources: What each worker holds.
+        keep_last: Reported checkpoints that are kept.
+        callbacks: As for `ray.train.RunConfig`.
+    """
+    trainer = DataParallelTrainer(
+        train_fn,
+        backend_config=_Backend(),
+        scaling_config=ScalingConfig(
+            num_workers=workers if workers[0] < workers[1] else workers[1],
+            resources_per_worker=resources,
+            use_gpu="GPU" in resources,
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=storage_path,
+            failure_config=FailureConfig(max_failures=-1),
+            checkpoint_config=CheckpointConfig(num_to_keep=keep_last),
+            callbacks=list(callbacks),
+        ),
+    )
+    of_the_run = [callback for callback in trainer._create_default_callbacks() if not isinstance(callback, LEFT_OUT)]
+    return start_actor(
+        DrivenController,
+        ObjectRefWrapper(trainer._get_train_func()),
+        trainer.train_run_context,
+        [*of_the_run, _NoDatasetShards()],
+        **({"runtime_env": {"env_vars": env_vars}} if (env_vars := get_env_vars_to_propagate()) else {}),
+    )

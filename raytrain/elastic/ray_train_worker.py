@@ -1,0 +1,75 @@
+"""A worker of Ray Train's that can be used again, and its reports. Private names: see `ray_train.py`."""
+
+# mypy: disable-error-code="arg-type, misc, override"
+
+import queue
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+from ray.train import Checkpoint
+from ray.train.v2._internal.execution.context import get_train_context
+from ray.train.v2._internal.execution.training_report import _TrainingReport
+from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
+from ray.train.v2._internal.util import invoke_context_managers
+
+from raytrain.training.job import POINTER
+
+FLUSH_TIMEOUT_S = 5.0
+
+
+class ReusableWorker(RayTrainWorker):
+    """A Ray Train worker that can be initialized again, for the next worker group."""
+
+    def init_train_context(self, **arguments: Any) -> None:
+        """As Ray Train's. Two defaults of its context belong to the class, so that the second group of a process would
+        get an upload pool that was shut down at the end of the first."""
+        super().init_train_context(**arguments)
+        context = get_train_context()
+        context.checkpoint_upload_threadpool = ThreadPoolExecutor(1)
+        context.report_order_condition = threading.Condition()
+
+
+class DirectReporter:
+    """Puts this worker's reports where the controller's next poll takes them, which `ray.train.report` does after a
+    barrier. See `raytrain.training.reporting`."""
+
+    def __init__(self) -> None:
+        self._context = get_train_context()
+        self._storage = self._context.get_storage()
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the last report has been taken."""
+        return self._context.get_result_queue().empty()
+
+    def report(self, metrics: dict[str, Any], checkpoint: str | None) -> None:
+        """As of a Reporter."""
+        context = self._context
+        pointer = Checkpoint(self._path(checkpoint), self._storage.storage_filesystem) if checkpoint else None
+        with (
+            invoke_context_managers([callback.on_report for callback in context.get_context_callbacks()]),
+            context.report_order_condition,
+            suppress(queue.Full),  # the controller is gone
+        ):
+            context.get_result_queue().put_nowait(_TrainingReport(pointer, metrics, validation=False))
+            context.report_call_index += 1
+            context.current_report_index += 1
+            context.checkpoint = pointer or context.checkpoint
+
+    def write_pointer(self, name: str, content: bytes) -> None:
+        """As of a Reporter."""
+        self._storage.storage_filesystem.create_dir(self._path(name))
+        with self._storage.storage_filesystem.open_output_stream(f"{self._path(name)}/{POINTER}") as file:
+            file.write(content)
+
+    def flush(self) -> None:
+        """As of a Reporter."""
+        deadline_s = time.monotonic() + FLUSH_TIMEOUT_S
+        while not self.is_free and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+
+    def _path(self, name: str) -> str:
+        return self._storage.build_checkpoint_path_from_name(name)

@@ -1,0 +1,123 @@
+"""The driver's end of a run of Ray Train: starts its controller, and tells it of groups, failures and the end."""
+
+import contextlib
+import logging
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from raytrain.config import RunConfig
+from raytrain.errors import first_line
+from raytrain.storage import Storage
+
+FOLDER = "ray_train"  # of a run: what Ray Train keeps of it
+END_TIMEOUT_S = 10.0
+ABORT_TIMEOUT_S = 2.0
+MOST_CONTROLLERS = 4
+
+logger = logging.getLogger(__name__)
+
+
+class TrainRun:
+    """A run of Ray Train, from the start of its controller to its end.
+
+    A context: a run that has not been concluded by its end is aborted, as Ray Train calls it.
+    """
+
+    def __init__(self, config: RunConfig, run: Storage, resources: Mapping[str, float], callbacks: Sequence[Any] = ()):
+        """Starts the controller's process; returns at once. Ray is connected.
+
+        Args:
+            run: The run's folder.
+            resources: What each worker holds.
+            callbacks: As for `ray.train.RunConfig`; called in the controller's process.
+        """
+        logging.getLogger("ray.train").setLevel(logging.ERROR)  # what is to be said, the terminal says
+        self._config, self._run, self._resources = config, run, dict(resources)
+        self._callbacks, self._num_started = list(callbacks), 0
+        self._is_concluded = False
+        self._start()
+
+    def _start(self) -> None:
+        from raytrain.elastic.ray_train import start_controller
+        from raytrain.elastic.training_worker import train_fn
+
+        workers = self._config.workers
+        self._num_started += 1
+        self._controller = start_controller(
+            train_fn,
+            self._config.name,
+            self._run.path_of(FOLDER),
+            (workers.min, workers.max),
+            self._resources,
+            self._config.checkpoint.keep_last,
+            self._callbacks,
+        )
+        self.done: Any = self._controller.run.remote()
+        """A reference of this process's that is resolved when the controller has ended."""
+
+    def start_group(self, number: int, actors: Sequence[Any]) -> None:
+        """Have a worker group formed of these actors, in rank order; returns at once. `number`: larger than any
+        before."""
+        self._controller.start_group.remote(number, list(actors))
+
+    def fail_group(self, number: int, failures: Mapping[int, str]) -> None:
+        """Tell that a group has failed, and the message of each rank that caused it."""
+        self._controller.fail_group.remote(number, dict(failures))
+
+    def problem(self) -> tuple[bool, str] | None:
+        """(whether another controller can take its place, what went wrong) when it has ended by itself; else None."""
+        import ray
+
+        if not ray.wait([self.done], timeout=0)[0]:
+            return None
+        try:
+            ray.get(self.done)
+            error = ray.get(self._controller.get_result.remote(), timeout=END_TIMEOUT_S).error
+        except ray.exceptions.RayActorError as died:
+            return self._num_started < MOST_CONTROLLERS, f"Ray Train's controller died: {first_line(str(died))}"
+        except Exception as failed:
+            return False, f"Ray Train's controller failed: {first_line(str(failed))}"
+        return False, f"Ray Train's controller ended the run: {error}"
+
+    def restart(self) -> None:
+        """Start another controller in the place of one that has died: another run in Ray Train's state."""
+        self._start()
+
+    def conclude(self, outcome: Mapping[str, Any]) -> None:
+        """End the run as its outcome says. What the workers have reported is taken in first, so they are still there.
+
+        `outcome`: contents of a group's result: a status, and the message of one that failed.
+        """
+        if self._is_concluded:
+            return
+        self._is_concluded = True
+        if outcome["status"] == "stopped" and not outcome.get("is_pause"):
+            return self._abort()
+        import ray
+
+        error = outcome["message"] if outcome["status"] == "failed" else None
+        with contextlib.suppress(ray.exceptions.RayError):
+            self._controller.conclude.remote(error)
+            if not ray.wait([self.done], timeout=END_TIMEOUT_S)[0]:
+                logger.warning("Ray Train's controller does not end")
+            ray.kill(self._controller)
+
+    def _abort(self) -> None:
+        import ray
+
+        self._is_concluded = True
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.wait([self._controller.abort.remote()], timeout=ABORT_TIMEOUT_S)
+            ray.kill(self._controller)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and isinstance(error, Exception):
+            self.conclude({"status": "failed", "message": f"{type(error).__name__}: {error}"})
+        elif not self._is_concluded:
+            self._abort()

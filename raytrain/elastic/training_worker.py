@@ -1,0 +1,284 @@
+"""A worker: one process, which is a Ray Train worker of one worker group after the other."""
+
+import functools
+import gc
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import ray
+
+from raytrain.elastic.ray_train_worker import DirectReporter, ReusableWorker
+from raytrain.errors import RaytrainError
+from raytrain.storage import Storage
+from raytrain.training.driver_link import DriverLink, GroupStatus
+from raytrain.training.job import Job
+from raytrain.training.rendezvous import address_of, listen
+
+logger = logging.getLogger(__name__)
+
+# Errors that mean that another worker is gone: secondary failures, which must not be reported as the cause.
+PEER_LOST: tuple[str, ...] = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL", "ProcessGroup")
+PEER_LOST += ("DistBackendError", "DistNetworkError", "DistStoreError")
+OUT_OF_MEMORY_ADVICE = (
+    " Lower training.micro_batch_size or turn on training.gradient_checkpointing: neither changes the result. Or take "
+    "a higher training.zero_stage with more workers; `raytrain plan CONFIG --gpu GPU` says what fits."
+)
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A worker's part in a worker group."""
+
+    group: int
+    """Ordinal of the worker group, larger than that of any earlier one of the run."""
+    world_rank: int
+    world_size: int
+    store_address: str
+    """host:port at which rank 0 holds the key-value store through which the workers find each other."""
+    clock_ahead_s: float = 0.0
+    """Seconds that the clock of rank 0's node is ahead of the driver's."""
+    driver: list[Any] = field(default_factory=list)
+    """A reference that the driver's process owns, boxed so that it is not resolved: with its owner it is lost."""
+
+
+@dataclass(frozen=True)
+class WorkerExit:
+    """How a worker left its group. One of the first two is set."""
+
+    result: dict[str, Any] | None = None
+    """Of the group: its status, and more on rank 0."""
+    error: str | None = None
+    """An exception of this worker: a crash, after which the driver starts another group."""
+    is_secondary: bool = False
+    """Whether the error only says that another process or a node is gone. This process can be used again."""
+    status: GroupStatus = field(default_factory=GroupStatus)
+    """How far the group had come."""
+
+
+class TrainingWorker(ReusableWorker):
+    """The actor. Its own methods answer at once, but for `warm` and `wait_for_exit`; `work` runs in a thread that Ray
+    Train starts."""
+
+    concurrency_groups: ClassVar[dict[str, int]] = {"exit": 1}
+
+    def __init__(self) -> None:
+        super().__init__()
+        global _worker
+        _worker = self
+        self._listener: socket.socket | None = None
+        self._group = -1
+        self._assignment: Assignment | None = None
+        self._job: Job | None = None
+        self._link = DriverLink("")
+        self._exit: WorkerExit | None = None
+        self._has_begun = False
+        self._changed, self._cleaning = threading.Condition(), threading.Lock()
+        self._watched: set[Any] = set()
+
+    def hello(self) -> None:
+        """Answers as soon as the process is there."""
+
+    def warm(self, config: dict[str, Any], use_gpu: bool) -> None:
+        """Do while another group trains what would take seconds in the next one. `config`: of the run."""
+        from raytrain.assets import communication_variables
+        from raytrain.config import RunConfig
+        from raytrain.training.warm import warm_up
+
+        checked = RunConfig.model_validate(config)
+        os.environ.update(communication_variables(checked.training.communication))
+        try:
+            warm_up(checked, use_gpu=use_gpu)
+        except Exception:  # what is wrong comes up again in the group, where it is reported
+            logger.warning("this worker could not be warmed up", exc_info=True)
+
+    def open_store(self) -> tuple[str, float]:
+        """Rank 0's: the address of the next group's key-value store, and this node's time, seconds since the epoch.
+
+        The socket listens from now on, so that the others can connect before this process has imported torch.
+        """
+        self._close_listener()
+        self._listener = listen(ray.util.get_node_ip_address())
+        return address_of(self._listener), time.time()
+
+    def assign(self, assignment: Assignment, job: Job) -> None:
+        """Say what the group that begins next is to do."""
+        with self._changed:
+            self._assignment, self._job, self._group = assignment, job, assignment.group
+            self._exit, self._has_begun = None, False
+            self._link = DriverLink(
+                ray.get_runtime_context().get_node_id(),
+                assignment.clock_ahead_s if assignment.world_rank == 0 else 0.0,
+                _object_store_bytes(),
+            )
+        for reference in assignment.driver:
+            if reference not in self._watched:
+                self._watched.add(reference)
+                threading.Thread(target=self._watch_driver, args=(reference,), daemon=True, name="driver").start()
+
+    def abandon(self, group: int) -> None:
+        """A worker of the group is gone. If the group has not begun here, it does not any more."""
+        with self._changed:
+            if group == self._group and not self._has_begun:
+                self._leave_group(WorkerExit(error="the group was not formed", is_secondary=True))
+
+    def leave(self, group: int) -> None:
+        """The group shall save at its next step, and end."""
+        if group == self._group:
+            self._link.request_leave()
+
+    def give_holders(self, group: int, names: dict[str, str]) -> None:
+        """Names of the actors that keep snapshots, by node id."""
+        if group == self._group:
+            self._link.give_holders(names)
+
+    def status(self) -> GroupStatus:
+        """How far the present group has come."""
+        return self._link.status
+
+    @ray.method(concurrency_group="exit")
+    def wait_for_exit(self, group: int) -> WorkerExit:
+        """Answers when this worker has left the group."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._group > group or self._exit is not None)
+            return self._exit or WorkerExit(error=f"worker group {group} is over", is_secondary=True)
+
+    def run_assignment(self) -> str:
+        """Take part in the worker group that was assigned: what Ray Train runs in its thread. Returns the status of
+        the group's result; raises RuntimeError with what went wrong."""
+        with self._changed:
+            assignment, job = self._assignment, self._job
+            if assignment is None or job is None or self._exit is not None:
+                raise RuntimeError("the group was not formed")
+            self._has_begun = True
+        left = WorkerExit(error="the training thread was ended")
+        with self._cleaning:  # the last group's memory may still be on its way back
+            try:
+                left = self.work(assignment, job)
+            finally:
+                with self._changed:
+                    self._leave_group(left)
+                _forget()
+        if left.error is not None:
+            raise RuntimeError(left.error)
+        return left.result["status"] if left.result else ""
+
+    def work(self, assignment: Assignment, job: Job) -> WorkerExit:
+        """Take part in one worker group, from its forming to its end.
+
+        An error for people (a diverged run, a full disk) is no reason to start the workers again: it is raised on all
+        workers alike, see Control.all_succeed, and is a result.
+        """
+        from raytrain.assets import communication_variables
+        from raytrain.batch_plan import World
+        from raytrain.config import RunConfig
+        from raytrain.training.device import backend_of
+        from raytrain.training.process_group import connect, process_group
+
+        config = RunConfig.model_validate(job.config)
+        os.environ.update(communication_variables(config.training.communication))
+        world = World(assignment.world_rank, assignment.world_size)
+        backend, patience_s = backend_of(use_gpu=job.use_gpu), config.workers.stall_timeout_s
+        listener, self._listener = self._listener, None
+        try:
+            store = connect(world, assignment.store_address, listener)
+            with process_group(world, backend, store, patience_s):
+                return WorkerExit(result=_work(job, world, self._link), status=self._link.status)
+        except Exception as error:
+            logger.exception("worker %d of group %d", assignment.world_rank, assignment.group)
+            message = _in_words(error)
+            return WorkerExit(error=message, is_secondary=_is_peer_lost(error, message), status=self._link.status)
+        finally:
+            self._link.give_holders({})
+
+    def _leave_group(self, left: WorkerExit) -> None:
+        """`_changed` is held."""
+        self._close_listener()
+        self._exit = left
+        self._changed.notify_all()
+
+    def _close_listener(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+
+    def _watch_driver(self, reference: Any) -> None:
+        """End this process if the driver's ends while a group is at work. In a Ray that lives on, workers would train
+        on beside those of the driver's successor."""
+        try:
+            ray.get(reference)
+        except ray.exceptions.OwnerDiedError:
+            assignment = self._assignment
+            if assignment is not None and reference in assignment.driver and self._exit is None:
+                logger.error("the driver of this run is gone: this worker ends")
+                os._exit(1)
+        except ray.exceptions.RayError:  # the controller has ended: the driver knows what to do
+            pass
+
+
+_worker: TrainingWorker | None = None  # of this process
+
+
+def train_fn() -> str:
+    """What Ray Train runs on each worker of each group."""
+    assert _worker is not None
+    return _worker.run_assignment()
+
+
+def _work(job: Job, world: Any, link: DriverLink) -> dict[str, Any]:
+    """The group is formed: do the job."""
+    entered_at_s = link.now()
+    from raytrain.training.worker import WorkerRun
+
+    worker = None
+    result: dict[str, Any] = {"status": "stopped"}  # after a crash another group continues
+    try:
+        worker = WorkerRun(job, Storage(job.run_root), world, link, entered_at_s, DirectReporter())
+        result = worker.train() if job.evaluate_split is None else worker.evaluate(job.evaluate_split)
+    except RaytrainError as error:
+        if worker is not None:
+            worker.log.event("failure", cause=str(error))
+        result = {"status": "failed", "message": str(error), "exit_code": error.exit_code}
+    finally:
+        if worker is not None:
+            worker.log.close(result["status"])
+    return result
+
+
+@functools.cache
+def _object_store_bytes() -> float:
+    """Size of this node's object store."""
+    node_id = ray.get_runtime_context().get_node_id()
+    return next(node["Resources"] for node in ray.nodes() if node["NodeID"] == node_id)["object_store_memory"]
+
+
+def _in_words(error: Exception) -> str:
+    """What the driver is told of an exception, in a line or two."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return f"{type(error).__name__}: {str(error).partition(' If reserved')[0]}{OUT_OF_MEMORY_ADVICE}"
+    return f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
+
+
+def _is_peer_lost(error: Exception, message: str) -> bool:
+    from ray.exceptions import RayError, RayTaskError
+
+    is_rays = isinstance(error, RayError) and not isinstance(error, RayTaskError)  # an actor or a node that is gone
+    return is_rays or any(words in message for words in PEER_LOST)
+
+
+def _forget() -> None:
+    """Give the last engine's memory back: hooks and parameters point at each other."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        # Locked memory of snapshots: the next group's parts have other sizes. (torch before 2.13 may not have this.)
+        getattr(torch.accelerator, "empty_host_cache", lambda: None)()

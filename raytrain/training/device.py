@@ -1,0 +1,33 @@
+"""A worker's device: which one, how much memory it has, and its random numbers."""
+
+import torch
+
+from raytrain.config import RunConfig
+from raytrain.forecast.usable import usable_of_gpu, usable_of_machine
+
+
+def backend_of(*, use_gpu: bool) -> str:
+    """Of the process group that the gradients go through."""
+    return "nccl" if use_gpu else "gloo"
+
+
+def device_of(config: RunConfig, *, use_gpu: bool) -> torch.device:
+    """This worker's device."""
+    if use_gpu:
+        return torch.device("cuda", 0)  # Ray shows each worker its own GPU only
+    # torch takes all cores by default, and several workers would fight for them.
+    torch.set_num_threads(config.workers.cpus)
+    return torch.device("cpu")
+
+
+def usable_bytes(device: torch.device, workers_here: int) -> int:
+    """What this worker's tensors can have of its GPU, of which others may hold a part, or of the machine's memory."""
+    if device.type != "cuda":
+        return usable_of_machine(workers_here)
+    free, total = torch.cuda.mem_get_info(device)
+    return min(usable_of_gpu(total), free + torch.cuda.memory_reserved(device))
+
+
+def seed_all(seed: int, step: int, world_rank: int) -> None:
+    """Seed dropout; the only randomness that differs between workers and between attempts."""
+    torch.manual_seed(hash((seed, step, world_rank)) % 2**63)

@@ -1,0 +1,120 @@
+"""What Ray Train is told of a run, so that its callbacks, its `Result` and its dashboards know of it.
+
+Ray Train pairs the n-th report of each worker, so all workers report in the same step. They agree on it in the sum that
+ends a step anyway: each says whether its last report has been taken, and rank 0 whether one is due. A report of
+`ray.train.report` would be a barrier through an actor.
+"""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from raytrain.batch_plan import World
+from raytrain.checkpoint.manifest import MANIFEST_NAME
+from raytrain.checkpoint.store import step_folder
+from raytrain.storage import Storage
+from raytrain.training.control import StepSums
+
+REPORT_EVERY_S = 1.0  # metrics.jsonl has every step; a checkpoint is reported at once
+
+logger = logging.getLogger(__name__)
+
+
+class Reporter(Protocol):
+    """The way to Ray Train."""
+
+    @property
+    def is_free(self) -> bool:
+        """Whether a report would be taken without waiting."""
+
+    def report(self, metrics: dict[str, Any], checkpoint: str | None) -> None:
+        """Report on this worker; all workers do, in the same order.
+
+        `checkpoint`: name of the folder of a pointer that `write_pointer` has written; None on all workers but rank 0.
+        """
+
+    def write_pointer(self, name: str, content: bytes) -> None:
+        """Write the file of a pointer, on rank 0."""
+
+    def flush(self) -> None:
+        """Wait until what was reported has been taken, for some seconds at most."""
+
+
+class Reporting:
+    """One worker's part."""
+
+    def __init__(self, reporter: Reporter | None, world: World, run: Storage):
+        """`reporter`: None: nothing is reported; the same on all workers."""
+        self._reporter, self._world, self._run = reporter, world, run
+        self._lock = threading.Lock()
+        self._committed: int | None = None  # step of the newest checkpoint
+        self._pending: int | None = None  # step of one whose pointer is written, and that has not been reported
+        self._reported: int | None = None
+        self._newest: dict[str, Any] = {}
+        self._next_s = 0.0
+
+    def committed(self, step: int) -> None:
+        """A checkpoint of this step is in storage. Rank 0's, called in a thread that writes. While one waits to be
+        reported, only the newest of those that follow is kept in mind."""
+        with self._lock:
+            self._committed = step
+            if self._reporter is not None and self._pending is None:
+                self._pending = self._write_pointer(self._reporter, step)
+
+    def _write_pointer(self, reporter: Reporter, step: int) -> int | None:
+        pointer = {
+            "step": step,
+            "manifest": self._run.path_of(f"checkpoints/{step_folder(step)}/{MANIFEST_NAME}"),
+            "run": self._run.path_of(),
+        }
+        try:
+            reporter.write_pointer(pointer_name(step), json.dumps(pointer, indent=1).encode())
+        except OSError:  # the checkpoint itself is there
+            logger.warning("the checkpoint of step %d can't be reported to Ray Train", step, exc_info=True)
+            return None
+        return step
+
+    def offer(self) -> dict[str, float]:
+        """This worker's part of the agreement: fields of StepSums."""
+        if self._reporter is None or not self._reporter.is_free:
+            return {}
+        if self._world.world_rank > 0:
+            return {"may_report": 1.0}
+        is_due = self._pending is not None or time.monotonic() >= self._next_s
+        return {"may_report": float(is_due), "committed": float(self._pending or 0)}
+
+    def advance(self, sums: StepSums, row: dict[str, Any]) -> None:
+        """Report a step, if the workers have agreed on it. `row`: its line of metrics.jsonl."""
+        self._newest |= row
+        if sums.may_report == self._world.world_size:
+            self._report(int(sums.committed))
+
+    def evaluated(self, split: str, values: dict[str, float]) -> None:
+        """Metrics of an evaluation, which are part of the reports from now on."""
+        self._newest |= {f"{split}/{name}": value for name, value in values.items()}
+
+    def finish(self, agree: Callable[[StepSums], StepSums]) -> None:
+        """Report what is left, on all workers. `agree`: sums StepSums over them."""
+        if self._reporter is None:
+            return
+        self._reporter.flush()
+        if self._committed is not None and self._pending is None and self._committed != self._reported:
+            self._pending = self._write_pointer(self._reporter, self._committed)
+        self._report(int(agree(StepSums(committed=float(self._pending or 0))).committed))
+        self._reporter.flush()
+
+    def _report(self, committed: int) -> None:
+        assert self._reporter is not None
+        is_first = self._world.world_rank == 0
+        self._next_s = time.monotonic() + REPORT_EVERY_S
+        if is_first and committed:
+            self._reported, self._pending = committed, None
+        self._reporter.report(dict(self._newest), pointer_name(committed) if is_first and committed else None)
+
+
+def pointer_name(step: int) -> str:
+    """Of the folder that Ray Train is given for a checkpoint."""
+    return f"checkpoint_step_{step:08d}"
