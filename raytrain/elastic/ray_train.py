@@ -123,12 +123,8 @@ class _LeasedWorkerGroup(WorkerGroup):
     def poll_status(self, timeout: float | None = None) -> WorkerGroupPollStatus:
         """As Ray Train's, with the supervisor's verdict on who failed, and on whether the group has come to its end."""
         orders = self.orders
-        num_workers = len(self.get_workers())
-        polled = (
-            [WorkerStatus(running=True)] * num_workers
-            if orders.is_group_due
-            else self._poll_workers_and_collect_errors(timeout)
-        )
+        at_work = [WorkerStatus(running=True)] * len(self.get_workers())
+        polled = at_work if orders.is_group_due else self._poll_workers_and_collect_errors(timeout)
         status = WorkerGroupPollStatus(
             {rank: self._judged(rank, worker) for rank, worker in enumerate(polled)},
             self._worker_rank_to_replica_group_rank,
@@ -334,8 +330,7 @@ def start_controller(
         name: Of the run, in Ray Train's state and metrics.
         storage_path: Where Ray Train keeps the list of what was reported as a checkpoint.
         workers: Fewest and most.
-        resources: What each worker holds.
-        keep_last: Reported checkpoints that are kept.
+        resources, keep_last: What each worker holds; reported checkpoints that are kept.
         callbacks: As for `ray.train.RunConfig`.
     """
     trainer = DataParallelTrainer(

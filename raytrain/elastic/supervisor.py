@@ -262,8 +262,7 @@ class Supervisor:
         nodes = self._cluster.look()
         self._failures.reconsider(nodes)
         if seconds_left(nodes, [self._own_node]) is not None:
-            cause = "the node of this command is being reclaimed"
-            return _asked("driver", cause, world_size)
+            return _asked("driver", "the node of this command is being reclaimed", world_size)
         most = self._room.most_workers()
         places = self._room.places(nodes, world_size, most)
         left_s = seconds_left(nodes, group.nodes)
@@ -273,8 +272,7 @@ class Supervisor:
             self._room.expect(len(places))
             self._leave_by_s = now_s + max(LEAST_NOTICE_S, left_s - LEAVE_MARGIN_S)
             group.tell_notice({node.node_id: node.drain_deadline_s for node in nodes if node.is_draining})
-            cause = f"notice to reclaim {', '.join(names)}{due}"
-            return _asked("reclaim", cause, world_size)
+            return _asked("reclaim", f"notice to reclaim {', '.join(names)}{due}", world_size)
         if most < world_size:
             self._room.expect(most)
             cause = f"{world_size - most} of {world_size} workers are wanted by the sweep's other trials"
