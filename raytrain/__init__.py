@@ -1,5 +1,6 @@
 """raytrain: an elastic cluster trainer on Ray. The size of the cluster is not part of the experiment."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,20 @@ __version__ = "0.1.0"
 __all__ = ["CheckpointError", "ConfigError", "DataError", "RaytrainError", "RunResult", "TrainingError", "train"]
 
 
-def train(config: "str | dict[str, Any] | RunConfig", *overrides: str, progress: bool = False) -> "RunResult":
+def train(
+    config: "str | dict[str, Any] | RunConfig",
+    *overrides: str,
+    progress: bool = False,
+    callbacks: Sequence[Any] = (),
+) -> "RunResult":
     """Train a run to its end and return its result, as `raytrain train` does.
 
     Args:
         config: A path, the bare name of a shipped config, a mapping, or a RunConfig.
         overrides: `dotted.key=value` words.
         progress: True: show the run on the terminal, as `raytrain train` does; False: print nothing.
+        callbacks: Of Ray Train, as for `ray.train.RunConfig(callbacks=...)`; they are called in the process of its
+            controller. One that raises ends the run, after it has saved.
 
     Returns:
         The result, whose status is finished, stopped_early, or stopped (by Ctrl-C; the same call goes on from there).
@@ -34,7 +42,7 @@ def train(config: "str | dict[str, Any] | RunConfig", *overrides: str, progress:
 
     parsed = _parse(config, list(overrides))
     with _observer(progress) as observer:
-        result = run_training(parsed, observer)
+        result = run_training(parsed, observer, callbacks=callbacks)
     if result.status == "failed":
         raise TrainingError(f"{result.run_path} failed at step {result.step}: {result.message}")
     return result

@@ -67,9 +67,6 @@ def connection(address: str | None, private_cpus: int) -> Iterator[RaySession]:
         _lock_private_ray()
     import ray
 
-    # Ray Train's list of runs: whoever looks at a cluster finds them there. A private Ray is gone before anyone could.
-    is_private = address is None and not ray.is_initialized()
-    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0" if is_private else "1")
     logging.getLogger("ray").setLevel(logging.ERROR)
     if ray.is_initialized():  # someone who called raytrain.train() has a Ray already: use it, and leave it running
         yield _session(is_private=False)
@@ -124,7 +121,10 @@ def _check_that_someone_listens(address: str) -> None:
 def _session(*, is_private: bool) -> RaySession:
     import ray
     from ray._private.state import state
+    from ray._private.worker import get_dashboard_url
 
+    if get_dashboard_url():  # who serves Ray Train's list of runs; without it, its actor would only complain
+        os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
     there = ray.cluster_resources()
     most = state.get_max_resources_from_cluster_config() or {}
     return RaySession(there.get("CPU", 0.0), max(there.get("GPU", 0.0), most.get("GPU", 0.0)), is_private)
