@@ -24,6 +24,7 @@ QUIET = {
 }
 
 REACH_TIMEOUT_S = 5.0
+DASHBOARD_TIMEOUT_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,21 @@ def connection(address: str | None, private_cpus: int) -> Iterator[RaySession]:
         ray.shutdown()
 
 
+def _track_state(*, is_private: bool) -> None:
+    """Have Ray Train keep its list of runs, for whoever looks at the cluster. A private Ray ends before anyone could.
+
+    The actor that keeps it asks Ray's dashboard now and then whether the controllers live, and complains at length
+    where there is none.
+    """
+    from ray._private.worker import get_dashboard_url
+
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", str(int(not is_private)))
+    try:
+        knock(get_dashboard_url() or ":0", DASHBOARD_TIMEOUT_S)
+    except (OSError, OverflowError, ValueError):
+        os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION", "0")
+
+
 def _check_that_someone_listens(address: str) -> None:
     """Ray itself would try for minutes. Raises ConfigError."""
     if address.startswith(("http://", "https://")):
@@ -121,10 +137,8 @@ def _check_that_someone_listens(address: str) -> None:
 def _session(*, is_private: bool) -> RaySession:
     import ray
     from ray._private.state import state
-    from ray._private.worker import get_dashboard_url
 
-    if get_dashboard_url():  # who serves Ray Train's list of runs; without it, its actor would only complain
-        os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
+    _track_state(is_private=is_private)
     there = ray.cluster_resources()
     most = state.get_max_resources_from_cluster_config() or {}
     return RaySession(there.get("CPU", 0.0), max(there.get("GPU", 0.0), most.get("GPU", 0.0)), is_private)
