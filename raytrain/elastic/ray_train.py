@@ -1,4 +1,5 @@
-"""Ray Train's own runtime, driven. This file and `ray_train_worker.py` alone use private names of `ray.train`.
+"""Ray Train's own runtime, driven. Private names of `ray.train` are used here, in
+`ray_train_worker.py` and in `ray_train_resize.py` alone.
 
 A run is a run of Ray Train's `TrainController`, which forms the worker groups, initializes their contexts, polls them,
 and keeps state, metrics, logs, reports and callbacks. What differs from a plain run:

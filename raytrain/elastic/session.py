@@ -23,6 +23,7 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 
+TRACKING = "RAY_TRAIN_ENABLE_STATE_TRACKING"
 REACH_TIMEOUT_S = 5.0
 DASHBOARD_TIMEOUT_S = 1.0
 
@@ -74,6 +75,7 @@ def connection(address: str | None, private_cpus: int) -> Iterator[RaySession]:
         return
     try:
         if address is None:
+            os.environ.setdefault(TRACKING, "0")  # before its processes inherit the environment
             ray.init(
                 address="local",
                 num_cpus=private_cpus,
@@ -100,7 +102,7 @@ def connection(address: str | None, private_cpus: int) -> Iterator[RaySession]:
         ray.shutdown()
 
 
-def _track_state(*, is_private: bool) -> None:
+def _track_state() -> None:
     """Have Ray Train keep its list of runs, for whoever looks at the cluster. A private Ray ends before anyone could.
 
     The actor that keeps it asks Ray's dashboard now and then whether the controllers live, and complains at length
@@ -108,7 +110,7 @@ def _track_state(*, is_private: bool) -> None:
     """
     from ray._private.worker import get_dashboard_url
 
-    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", str(int(not is_private)))
+    os.environ.setdefault(TRACKING, "1")
     try:
         knock(get_dashboard_url() or ":0", DASHBOARD_TIMEOUT_S)
     except (OSError, OverflowError, ValueError):
@@ -138,7 +140,8 @@ def _session(*, is_private: bool) -> RaySession:
     import ray
     from ray._private.state import state
 
-    _track_state(is_private=is_private)
+    if not is_private:
+        _track_state()
     there = ray.cluster_resources()
     most = state.get_max_resources_from_cluster_config() or {}
     return RaySession(there.get("CPU", 0.0), max(there.get("GPU", 0.0), most.get("GPU", 0.0)), is_private)

@@ -103,9 +103,9 @@ class Supervisor:
     def train(self) -> dict[str, Any]:
         """Train to the end. Returns the result of the last group: its status, and a message when it failed."""
         now_s = time.time()
-        transition = Transition("begin", "the command was given", 0, self._began_at_s, None, now_s, now_s)
+        begin = Transition("begin", "the command was given", 0, self._began_at_s, None, now_s, now_s)
         try:
-            return self._conclude(self._train(transition))
+            return self._conclude(self._train(begin))
         finally:
             self._close()
 

@@ -89,5 +89,6 @@ def node_pool(num_nodes: int) -> Iterator[NodePool]:
 
 
 # Detached actors of Ray's own, one of each a cluster.
-RAYS_OWN = {"TrainStateActor", "_AutoscalingCoordinatorActor", "ActorLocationTracker", "_StatsActor", "_UsageCollectionActor"}
+RAYS_OWN = {"_AutoscalingCoordinatorActor", "ActorLocationTracker", "_StatsActor", "_UsageCollectionActor"}
+RAYS_OWN |= {"TrainStateActor"}
 PREEMPTION = 2  # DRAIN_NODE_REASON_PREEMPTION in autoscaler.proto

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from raytrain.elastic import capacity
 from raytrain.elastic.capacity import NodeView, places_that_fit, seconds_left
 from raytrain.elastic.policy import Failure, FailureKind, FaultBudget, GrowthPolicy
 
@@ -125,6 +126,14 @@ class TestFaultBudget:
             waits.append(budget.wait_s)
         assert waits == [0.0, 1.0, 5.0, 15.0, 0.0, 0.0]
 
+    def test_a_crash_that_was_the_end_of_a_node_is_taken_back(self) -> None:
+        budget = FaultBudget(1)
+        for _ in range(5):
+            assert budget.charge(crash(7)) is None
+            budget.take_back()
+        assert budget.charge(crash(7)) is None
+        assert "2 failures" in str(budget.charge(crash(9)))
+
 
 def node(name: str, cpus: float, deadline_s: float | None = None, total: float = 64.0, **more: float) -> NodeView:
     return NodeView(name, name, {"CPU": cpus, **more}, {"CPU": total, **more}, deadline_s)
@@ -188,3 +197,15 @@ class TestCapacity:
         assert left_s is not None
         assert 48 < left_s <= 50
         assert seconds_left(nodes, []) is None
+
+
+def test_a_node_that_is_known_to_be_gone_is_not_counted_until_ray_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = [node("a", 2), node("b", 2), node("c", 2)]
+    monkeypatch.setattr(capacity, "look", lambda: there)
+    view = capacity.ClusterView()
+    view.probed([there[0], there[2]], ours=["a", "b"])
+    assert view.staying == {"a", "c"}
+    assert [n.node_id for n in view.look()] == ["a", "c"]
+    del there[1]  # now Ray knows
+    view.look()
+    assert not view.lost

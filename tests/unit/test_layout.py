@@ -116,6 +116,16 @@ def test_light_modules_import_neither_ray_nor_torch_at_the_top() -> None:
             assert not top & {"torch", "transformers", "deepspeed"}, module
 
 
+def test_private_names_of_ray_train_are_in_few_files() -> None:
+    """Where an upgrade of Ray is to be looked at, beside tests/ray/test_ray_train_seams.py."""
+    users = {
+        module
+        for module, tree in modules().items()
+        if any(name.startswith(("ray.train.v2", "ray.train._internal")) for name in imports_of(tree))
+    }
+    assert users <= {"elastic.ray_train", "elastic.ray_train_worker", "elastic.ray_train_resize"}
+
+
 def test_files_fit_the_eye() -> None:
     """About 350 lines."""
     lines = {path.relative_to(PACKAGE): len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")}
