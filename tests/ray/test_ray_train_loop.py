@@ -1,11 +1,31 @@
 """`raytrain.ray_train_loop` in a trainer of the user's own: the same experiment as `raytrain train`."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from running import assert_same_curve, committed_steps, losses, samples_of_steps, tiny_run
+from cluster import NodePool, node_pool
+from running import (
+    ENV,
+    assert_same_curve,
+    committed_steps,
+    kill_all,
+    losses,
+    run_cli,
+    samples_of_steps,
+    steps_done,
+    tiny_run,
+    write_config,
+)
+from training import Training, endless_run
 
 import raytrain
 from raytrain.storage import Storage
@@ -53,3 +73,77 @@ def test_a_trainer_of_ones_own_is_the_same_experiment(folder: Path, undisturbed:
         found = json.loads(Path(pointer, POINTER).read_text())
     assert found["step"] == committed_steps(run)[-1] == 51
     assert Path(found["manifest"]).exists()
+
+
+class OwnTraining(Training):
+    """`own_trainer.py`, running."""
+
+    def start(self) -> subprocess.Popen[str]:
+        env = {**ENV, "RAY_ADDRESS": self.pool.address, "RAY_AUTH_MODE": "disabled"}
+        script, config = str(Path(__file__).with_name("own_trainer.py")), write_config(self.config, self.folder)
+        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        self.process = subprocess.Popen([sys.executable, script, config, "1", "2"], env=env, **output)
+        return self.process
+
+    def rows(self, attempt: int) -> list[dict[str, Any]]:
+        """The steps of a worker group."""
+        rows = read_jsonl(Storage(str(self.path)), "metrics.jsonl")
+        return [row for row in rows if row["attempt"] == attempt]
+
+    def first_step(self, attempt: int) -> float:
+        """Wait for a worker group's first step; returns the moment."""
+        self.wait(lambda: self.rows(attempt), f"the first step of attempt {attempt}")
+        return time.time()
+
+    def steps_redone(self, attempt: int) -> int:
+        """Steps that a worker group has done once more."""
+        return self.rows(attempt - 1)[-1]["step"] + 1 - self.rows(attempt)[0]["step"]
+
+    def assert_undisturbed(self) -> None:
+        """As of a Training that was ended in the middle of a step, without that step."""
+        last = steps_done(self.path) - 2
+        code, output = run_cli("train", write_config(endless_run(self.folder, "undisturbed", last), self.folder))
+        assert code == 0, output
+        alone = self.folder / "runs" / "undisturbed"
+        assert {k: v for k, v in samples_of_steps(self.path).items() if k <= last} == samples_of_steps(alone)
+        assert_same_curve({k: v for k, v in losses(self.path).items() if k <= last}, losses(alone))
+
+
+@pytest.fixture
+def pool() -> Iterator[NodePool]:
+    """One node with room for one worker."""
+    with node_pool(1) as cluster:
+        yield cluster
+
+
+def rays_workers() -> list[int]:
+    """Process ids of Ray Train's workers on the nodes that this process has started."""
+    found = psutil.Process().children(recursive=True)
+    return sorted(process.pid for process in found if "RayTrainWorker" in " ".join(process.cmdline()))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_rays_own_elasticity_grows_and_survives_a_kill(pool: NodePool, tmp_path: Path) -> None:
+    """Ray Train decides on everything: a node is added, and later a worker's process is killed."""
+    training = OwnTraining(pool, tmp_path, "checkpoint.save_every_steps=50")
+    try:
+        training.wait_for_workers(1)
+        added_at_s = time.time()
+        pool.add()
+        grown_at_s = training.first_step(1)
+        left_at_s = training.events("finish")[-1]["time"]
+        training.wait_for_workers(2)
+        killed_at_s = time.time()
+        os.kill(rays_workers()[-1], signal.SIGKILL)
+        again_at_s = training.first_step(2)
+        training.wait_for_workers(2)
+    finally:
+        kill_all(training.process)
+    print(
+        f"growth: {grown_at_s - added_at_s:.1f} s, {grown_at_s - left_at_s:.1f} of them without a step, "
+        f"{training.steps_redone(1)} redone; kill: {again_at_s - killed_at_s:.1f} s, {training.steps_redone(2)} redone"
+    )
+    assert training.steps_redone(1) == 0
+    assert 0 <= training.steps_redone(2) <= 100  # a checkpoint, and the one that was on its way
+    training.assert_undisturbed()
