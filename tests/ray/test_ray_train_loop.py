@@ -28,6 +28,7 @@ from running import (
 from training import Training, endless_run
 
 import raytrain
+from raytrain.elastic import ray_train_loop
 from raytrain.storage import Storage
 from raytrain.training.job import POINTER
 from raytrain.training.records import read_jsonl
@@ -73,6 +74,32 @@ def test_a_trainer_of_ones_own_is_the_same_experiment(folder: Path, undisturbed:
         found = json.loads(Path(pointer, POINTER).read_text())
     assert found["step"] == committed_steps(run)[-1] == 51
     assert Path(found["manifest"]).exists()
+
+
+def test_an_error_for_people_fails_the_trainer(folder: Path) -> None:
+    """In a process group of the loop's own: there is no TorchConfig."""
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    config = tiny_run(folder, "diverging", ONE_EPOCH, "training.optimizer.learning_rate=1e30")
+    trainer = DataParallelTrainer(
+        raytrain.ray_train_loop(config),
+        scaling_config=ScalingConfig(num_workers=2),
+        run_config=RunConfig(name="diverging", storage_path=str(folder / "own")),
+    )
+    with pytest.raises(Exception, match="the run diverged") as failed:
+        trainer.fit()
+    assert {type(error) for error in failed.value.worker_failures.values()} == {raytrain.TrainingError}
+    events = read_jsonl(Storage(str(folder / "runs" / "diverging")), "events.jsonl")
+    assert next(event["cause"] for event in events if event["kind"] == "failure").startswith("step ")
+
+
+def test_workers_that_leave_no_cpu_for_the_data_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_train_loop, "_assigned", lambda resource: 2.0)
+    monkeypatch.setattr(ray_train_loop.ray, "cluster_resources", lambda: {"CPU": 6.0})
+    config = tiny_run(tmp_path, "crowded")
+    assert ray_train_loop._no_room_for_data(config, 2) is None
+    assert "lower ScalingConfig(num_workers) to 2" in str(ray_train_loop._no_room_for_data(config, 3))
 
 
 class OwnTraining(Training):
