@@ -9,7 +9,6 @@ import time
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
 from raytrain.elastic.ray_train_loop import ask_to_save, has_saved
@@ -44,13 +43,14 @@ class GracefulResize(ControllerCallback, WorkerGroupCallback):
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
         """Ray Train's. Nobody else polls the group meanwhile."""
         group = self._group
-        status = group.get_latest_poll_status() if group is not None else None
-        if status is None or status.errors or status.finished:  # a group that has failed is replaced by way of here too
+        if group is None or not group.has_started():
             return
         try:
-            self._save(group)
-        except RayError as error:  # a worker died just now: there is nothing to wait for
-            logger.warning("the workers could not be asked to save before the resize: %s", error)
+            status = group.get_latest_poll_status()
+            if status is not None and not status.errors and not status.finished:  # one that failed comes here too
+                self._save(group)
+        except Exception:  # a worker died just now, say; what a callback raises would end the run
+            logger.warning("the workers could not save before the resize", exc_info=True)
 
     def _save(self, group: Any) -> None:
         deadline_s = time.monotonic() + self._timeout_s
