@@ -33,7 +33,9 @@ from raytrain.storage import Storage
 from raytrain.training.job import POINTER
 from raytrain.training.records import read_jsonl
 
-ONE_EPOCH = "training={epochs: 1, global_batch_size: 8, micro_batch_size: 4, precision: fp32, dropout: 0.0}"
+ONE_EPOCH = (
+    "training={epochs: 1, global_batch_size: 8, micro_batch_size: 4, precision: fp32, dropout: 0.0, zero_stage: 2}"
+)
 
 
 @pytest.fixture(scope="module")
