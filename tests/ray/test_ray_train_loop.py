@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -111,22 +112,21 @@ class OwnTraining(Training):
         env = {**ENV, "RAY_ADDRESS": self.pool.address, "RAY_AUTH_MODE": "disabled"}
         script, config = str(Path(__file__).with_name("own_trainer.py")), write_config(self.config, self.folder)
         output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        self.process = subprocess.Popen([sys.executable, script, config, "1", "2"], env=env, **output)
+        self.process = subprocess.Popen([sys.executable, script, config, "1", "3"], env=env, **output)
         return self.process
 
-    def rows(self, attempt: int) -> list[dict[str, Any]]:
-        """The steps of a worker group."""
-        rows = read_jsonl(Storage(str(self.path)), "metrics.jsonl")
-        return [row for row in rows if row["attempt"] == attempt]
+    def rows(self) -> list[dict[str, Any]]:
+        """Of metrics.jsonl."""
+        return read_jsonl(Storage(str(self.path)), "metrics.jsonl")
 
-    def first_step(self, attempt: int) -> float:
-        """Wait for a worker group's first step; returns the moment."""
-        self.wait(lambda: self.rows(attempt), f"the first step of attempt {attempt}")
+    def wait_for_row(self, condition: Callable[[dict[str, Any]], bool], what: str) -> float:
+        """Wait until the newest step is such a one; returns the moment."""
+        self.wait(lambda: condition(self.rows()[-1]), what)
         return time.time()
 
-    def steps_redone(self, attempt: int) -> int:
-        """Steps that a worker group has done once more."""
-        return self.rows(attempt - 1)[-1]["step"] + 1 - self.rows(attempt)[0]["step"]
+    def steps_redone(self) -> list[int]:
+        """By each worker group but the first."""
+        return [before["step"] + 1 - row["step"] for before, row in pairwise(self.rows()) if is_later(row, before)]
 
     def assert_undisturbed(self) -> None:
         """As of a Training that was ended in the middle of a step, without that step."""
@@ -151,28 +151,37 @@ def rays_workers() -> list[int]:
     return sorted(process.pid for process in found if "RayTrainWorker" in " ".join(process.cmdline()))
 
 
+def is_later(row: dict[str, Any], before: dict[str, Any]) -> bool:
+    """Whether a step was done by a later worker group."""
+    return bool(row["attempt"] > before["attempt"])
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_rays_own_elasticity_grows_and_survives_a_kill(pool: NodePool, tmp_path: Path) -> None:
-    """Ray Train decides on everything: a node is added, and later a worker's process is killed."""
+    """Ray Train decides on everything: two nodes are added, and later a worker's process is killed."""
     training = OwnTraining(pool, tmp_path, "checkpoint.save_every_steps=50")
     try:
         training.wait_for_workers(1)
         added_at_s = time.time()
         pool.add()
-        grown_at_s = training.first_step(1)
+        pool.add()
+        grown_at_s = training.wait_for_row(lambda row: row["world_size"] == 3, "a step of three workers")
         left_at_s = training.events("finish")[-1]["time"]
-        training.wait_for_workers(2)
+        training.wait_for_workers(3)
+        growth, before = training.steps_redone(), training.rows()[-1]
         killed_at_s = time.time()
         os.kill(rays_workers()[-1], signal.SIGKILL)
-        again_at_s = training.first_step(2)
-        training.wait_for_workers(2)
+        again_at_s = training.wait_for_row(lambda row: is_later(row, before), "a step after the kill")
+        step = steps_done(training.path)
+        training.wait(lambda: steps_done(training.path) >= step + 20, "twenty more steps")
     finally:
         kill_all(training.process)
+    redone = training.steps_redone()[len(growth)]
     print(
-        f"growth: {grown_at_s - added_at_s:.1f} s, {grown_at_s - left_at_s:.1f} of them without a step, "
-        f"{training.steps_redone(1)} redone; kill: {again_at_s - killed_at_s:.1f} s, {training.steps_redone(2)} redone"
+        f"growth in {len(growth)}: {grown_at_s - added_at_s:.1f} s, the last without a step for "
+        f"{grown_at_s - left_at_s:.1f} s, {growth} redone; kill: {again_at_s - killed_at_s:.1f} s, {redone} redone"
     )
-    assert training.steps_redone(1) == 0
-    assert 0 <= training.steps_redone(2) <= 100  # a checkpoint, and the one that was on its way
+    assert not any(growth)
+    assert 0 <= redone <= 100  # a checkpoint, and the one that was on its way
     training.assert_undisturbed()
