@@ -160,7 +160,7 @@ def is_later(row: dict[str, Any], before: dict[str, Any]) -> bool:
 @pytest.mark.timeout(900)
 def test_rays_own_elasticity_grows_and_survives_a_kill(pool: NodePool, tmp_path: Path) -> None:
     """Ray Train decides on everything: two nodes are added, and later a worker's process is killed."""
-    training = OwnTraining(pool, tmp_path, "checkpoint.save_every_steps=50")
+    training = OwnTraining(pool, tmp_path, "checkpoint.save_every_steps=50", "training.zero_stage=2")
     try:
         training.wait_for_workers(1)
         added_at_s = time.time()
