@@ -7,11 +7,24 @@ from typing import TYPE_CHECKING, Any
 from raytrain.errors import CheckpointError, ConfigError, DataError, RaytrainError, TrainingError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from raytrain.config import RunConfig
+    from raytrain.elastic.ray_train_resize import GracefulResize
     from raytrain.elastic.run import RunResult
 
 __version__ = "0.1.0"
-__all__ = ["CheckpointError", "ConfigError", "DataError", "RaytrainError", "RunResult", "TrainingError", "train"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "GracefulResize",
+    "RaytrainError",
+    "RunResult",
+    "TrainingError",
+    "ray_train_loop",
+    "train",
+]
 
 
 def train(
@@ -48,6 +61,29 @@ def train(
     return result
 
 
+def ray_train_loop(config: "str | dict[str, Any] | RunConfig", *overrides: str) -> "Callable[[], dict[str, Any]]":
+    """A `train_loop_per_worker` for a `ray.train.torch.TorchTrainer` of your own, with fixed or elastic workers.
+
+    Checks the config, prepares the data when it is not prepared yet, and begins the run's folder. The trainer's
+    ScalingConfig says how many workers there are and what each holds; `workers.data_cpus` is the config's.
+
+    Args:
+        config: A path, the bare name of a shipped config, a mapping, or a RunConfig.
+        overrides: `dotted.key=value` words.
+
+    Returns:
+        A callable without arguments. On each worker it trains the run from where it stands to its end, reports with
+        `ray.train.report`, and returns a mapping with status, step and final_metrics.
+
+    Raises:
+        ConfigError: The config is wrong; nothing was started.
+        DataError: The data can't be used.
+    """
+    from raytrain.elastic.ray_train_loop import prepare_loop
+
+    return prepare_loop(_parse(config, list(overrides)))
+
+
 def _parse(config: "str | dict[str, Any] | RunConfig", overrides: list[str]) -> "RunConfig":
     from raytrain.config import RunConfig
     from raytrain.config_io import load_config, parse_config
@@ -67,9 +103,13 @@ def _observer(progress: bool) -> Any:
 
 
 def __getattr__(name: str) -> Any:
-    """`raytrain.RunResult`, whose module takes seconds to import, once someone asks for it."""
+    """What takes seconds to import, once someone asks for it."""
     if name == "RunResult":
         from raytrain.elastic.run import RunResult
 
         return RunResult
+    if name == "GracefulResize":
+        from raytrain.elastic.ray_train_resize import GracefulResize
+
+        return GracefulResize
     raise AttributeError(f"module 'raytrain' has no attribute {name!r}")

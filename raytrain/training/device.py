@@ -14,7 +14,8 @@ def backend_of(*, use_gpu: bool) -> str:
 def device_of(config: RunConfig, *, use_gpu: bool) -> torch.device:
     """This worker's device."""
     if use_gpu:
-        return torch.device("cuda", 0)  # Ray shows each worker its own GPU only
+        # Ray shows each worker its own GPU only, but for those of a user's TorchTrainer, which chooses one of several.
+        return torch.device("cuda", torch.cuda.current_device())
     # torch takes all cores by default, and several workers would fight for them.
     torch.set_num_threads(config.workers.cpus)
     return torch.device("cpu")

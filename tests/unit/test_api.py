@@ -36,6 +36,13 @@ def test_the_result_of_a_run_and_its_display(
     assert "checking" in capsys.readouterr().out
 
 
+def test_a_loop_for_a_trainer_is_checked_before_anything_starts(tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, "a")
+    with pytest.raises(raytrain.ConfigError, match=r"training.best_metric 'beauty' is no metric of this task"):
+        raytrain.ray_train_loop(config, "training.best_metric=beauty")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_names_are_there_and_the_import_is_light() -> None:
     code = (
         "import sys, raytrain\n"
