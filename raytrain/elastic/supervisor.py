@@ -79,8 +79,7 @@ class Supervisor:
         self._until_step, self._share = terms.until_step, terms.share
         self._use_gpu, self._total_steps = use_gpu, total_steps
         self._is_stop_asked, self._on_poll, self._say = is_stop_asked, on_poll, say
-        self._worker = worker_resources(config, use_gpu)
-        self._train_run = train_run
+        self._train_run, self._worker = train_run, worker_resources(config, use_gpu)
         self._failures = Failures(config, run, prepared_root, total_steps)
         self._pool = WorkerPool(self._worker, config, terms.share)
         self._growth = Growth(config, self._pool, say)
