@@ -64,12 +64,15 @@ class WorkerGroup:
         self._is_reported = False
         self._statuses: dict[int, GroupStatus] = {}
         self._asked: dict[Any, int] = {}
-        self._assign(job)
+        is_assigned = self._assign(job)
         self._working = {process.wait_for_exit(number): rank for rank, process in enumerate(processes)}
-        train_run.start_group(number, [process.actor for process in processes])
+        if is_assigned:
+            train_run.start_group(number, [process.actor for process in processes])
+        else:
+            self.abandon()
 
-    def _assign(self, job: Job) -> None:
-        """Tell each worker its part. One that is dead by now is found by `wait`."""
+    def _assign(self, job: Job) -> bool:
+        """Tell each worker its part. Returns whether all have heard; one that is dead by now is found by `wait`."""
         import ray
 
         with contextlib.suppress(ray.exceptions.RayError):
@@ -84,7 +87,9 @@ class WorkerGroup:
                 )
                 for rank, process in enumerate(self.processes)
             ]
-            ray.wait(told, num_returns=len(told), timeout=ANSWER_TIMEOUT_S)
+            ray.get(told, timeout=ANSWER_TIMEOUT_S)
+            return True
+        return False
 
     @property
     def world_size(self) -> int:

@@ -128,7 +128,7 @@ class WorkerPool:
             if wanted[process.node_id]:
                 wanted[process.node_id] -= 1
             elif process not in at_work:
-                self._give_back([process])
+                self.give_back([process])
         warm_for, use_gpu = self._config if at_work else None, "GPU" in self._resources
         for node_id in wanted.elements():
             lent = self._share.lend(node_id, self._resources)
@@ -170,9 +170,9 @@ class WorkerPool:
 
     def close(self) -> None:
         """Give all of them back."""
-        self._give_back(self._processes)
+        self.give_back(self._processes)
 
-    def _give_back(self, processes: Iterable[WorkerProcess]) -> None:
+    def give_back(self, processes: Iterable[WorkerProcess]) -> None:
         """Those that have nothing to do are of use to others."""
         for process in list(processes):
             self._part_with(process, is_fit=process.is_idle)

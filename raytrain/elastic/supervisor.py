@@ -310,8 +310,9 @@ class Supervisor:
         """Processes that can form a group at once; none when they are too few."""
         self._pool.end_lost()
         self._pool.end_on(set(self._pool.nodes) - self._cluster.staying)
-        ready = [process for process in self._pool.processes if process.is_warm and process.is_idle][:most]
-        return ready if len(ready) >= self._config.workers.min else []
+        ready = [process for process in self._pool.processes if process.is_warm and process.is_idle]
+        self._pool.give_back(ready[most:])
+        return ready[:most] if len(ready[:most]) >= self._config.workers.min else []
 
     def _replace_lost(self, group: WorkerGroup, survivors: list[WorkerProcess], most: int) -> None:
         """Start a process where each one was that the group has lost, unless its node is gone or leaves."""

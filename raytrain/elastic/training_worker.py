@@ -112,6 +112,7 @@ class TrainingWorker(ReusableWorker):
         with self._changed:
             self._assignment, self._job, self._group = assignment, job, assignment.group
             self._exit, self._has_begun = None, False
+            self._changed.notify_all()
             self._link = DriverLink(
                 ray.get_runtime_context().get_node_id(),
                 assignment.clock_ahead_s if assignment.world_rank == 0 else 0.0,
@@ -125,6 +126,8 @@ class TrainingWorker(ReusableWorker):
     def abandon(self, group: int) -> None:
         """A worker of the group is gone. If the group has not begun here, it does not any more."""
         with self._changed:
+            if group > self._group:  # this worker was not even told of it
+                self._group, self._has_begun = group, False
             if group == self._group and not self._has_begun:
                 self._leave_group(WorkerExit(error="the group was not formed", is_secondary=True))
 
@@ -146,15 +149,17 @@ class TrainingWorker(ReusableWorker):
     def wait_for_exit(self, group: int) -> WorkerExit:
         """Answers when this worker has left the group."""
         with self._changed:
-            self._changed.wait_for(lambda: self._group > group or self._exit is not None)
-            return self._exit or WorkerExit(error=f"worker group {group} is over", is_secondary=True)
+            self._changed.wait_for(lambda: self._group > group or (self._group == group and self._exit is not None))
+            if self._group == group and self._exit is not None:
+                return self._exit
+            return WorkerExit(error=f"worker group {group} is over", is_secondary=True)
 
     def run_assignment(self) -> str:
         """Take part in the worker group that was assigned: what Ray Train runs in its thread. Returns the status of
         the group's result; raises RuntimeError with what went wrong."""
         with self._changed:
             assignment, job = self._assignment, self._job
-            if assignment is None or job is None or self._exit is not None:
+            if assignment is None or job is None or assignment.group != self._group or self._exit is not None:
                 raise RuntimeError("the group was not formed")
             self._has_begun = True
         left = WorkerExit(error="the training thread was ended")
