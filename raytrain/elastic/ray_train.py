@@ -274,8 +274,7 @@ class DrivenController(TrainController):
     async def _poll_workers(self) -> WorkerGroupPollStatus:
         """As Ray Train's, but that an order is carried out at once."""
         await self._orders.wait(self._health_check_interval_s)
-        if self.get_state().is_terminal():
-            ray.actor.exit_actor()
+        self._exit_if_aborted()
         return self._worker_group.poll_status(timeout=POLL_TIMEOUT_S)
 
     async def _step(self) -> TrainControllerLoopIterationResult:
@@ -290,7 +289,13 @@ class DrivenController(TrainController):
             )
         if not orders.is_group_due:
             await orders.wait(IDLE_S)
+            self._exit_if_aborted()
         return await super()._step()
+
+    def _exit_if_aborted(self) -> None:
+        """The run may have been aborted while this waited. A step of it now would make it one that has failed."""
+        if self.get_state().is_terminal():
+            ray.actor.exit_actor()
 
 
 class _Backend(BackendConfig):

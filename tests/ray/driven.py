@@ -1,5 +1,5 @@
-"""The same small Ray Train run twice: by Ray's own controller and worker group, and by ours, driven by a test. What both
-call is recorded, so that it can be compared. Imports Ray: import it in a function.
+"""The same small Ray Train run twice: by Ray's own controller and worker group, and by ours, driven by a test. What
+both call is recorded, so that it can be compared.
 
 The run: its first group fails on rank 1, the second is resized while it is at work, the third comes to its end. Each
 group reports a checkpoint that is uploaded in a thread.

@@ -1,5 +1,5 @@
-"""What raytrain relies on in Ray Train's internals. After an upgrade of Ray a test that fails here says what has changed
-and which of our files has to be looked at. If ours is still right, put what the test found in the place of the old."""
+"""What raytrain relies on in Ray Train's internals. After an upgrade of Ray a test that fails here says what has
+changed, and which of our files has to be looked at. If ours is still right, write down what it found."""
 
 import dataclasses
 import hashlib
