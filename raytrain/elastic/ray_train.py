@@ -19,11 +19,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
+from ray._private.ray_constants import env_float
 from ray.exceptions import RayError
 from ray.train import BackendConfig, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2._internal.callbacks import DatasetsCallback, WorkingDirectorySetupCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import (
+    COLLECTIVE_TIMEOUT_S_ENV_VAR,
+    COLLECTIVE_WARN_INTERVAL_S_ENV_VAR,
+    DEFAULT_COLLECTIVE_TIMEOUT_S,
+    DEFAULT_COLLECTIVE_WARN_INTERVAL_S,
     ENABLE_PREEMPTION_WATCHER_ENV_VAR,
     HEALTH_CHECK_INTERVAL_S_ENV_VAR,
     get_env_vars_to_propagate,
@@ -70,6 +75,14 @@ IDLE_S = 1.0  # the longest that the controller sleeps while it has no group
 LEFT_OUT = (PlacementGroupCleanerCallback, DatasetsCallback, WorkingDirectorySetupCallback)
 
 _Synchronizer: type = SynchronizationActor.__ray_metadata__.modified_class
+
+
+def _new_synchronizer() -> Any:
+    """As Ray Train sets up its own."""
+    return _Synchronizer(
+        timeout_s=env_float(COLLECTIVE_TIMEOUT_S_ENV_VAR, DEFAULT_COLLECTIVE_TIMEOUT_S),
+        warn_interval_s=env_float(COLLECTIVE_WARN_INTERVAL_S_ENV_VAR, DEFAULT_COLLECTIVE_WARN_INTERVAL_S),
+    )
 
 
 class _NoPlacementGroup(PlacementGroupHandle):
@@ -137,8 +150,8 @@ class _LeasedWorkerGroup(WorkerGroup):
     def _judged(self, rank: int, polled: WorkerStatus) -> WorkerStatus:
         orders = self.orders
         error = None
-        if orders.failures and rank in orders.failures:
-            error = polled.error or RuntimeError(orders.failures[rank])
+        if orders.failures and rank in orders.failures:  # its process may have been ended since: that is not the cause
+            error = RuntimeError(orders.failures[rank])
         has_ended = not polled.running or polled.error is not None
         return WorkerStatus(
             running=not (orders.is_over and has_ended),
@@ -237,7 +250,7 @@ class DrivenController(TrainController):
             os.environ[HEALTH_CHECK_INTERVAL_S_ENV_VAR] = str(POLL_EVERY_S)
         os.environ[ENABLE_PREEMPTION_WATCHER_ENV_VAR] = "0"  # see `TrainRun.notice`
         self._orders = orders = Orders()
-        self._synchronizer = _Synchronizer()
+        self._synchronizer = _new_synchronizer()
         self.worker_group_cls = type("LeasedWorkerGroup", (_LeasedWorkerGroup,), {"orders": orders})
         super().__init__(
             train_fn_ref,
@@ -250,7 +263,7 @@ class DrivenController(TrainController):
     async def start_group(self, number: int, actors: list[Any]) -> None:
         """Order a group. `number`: larger than any before; `actors`: its workers in rank order."""
         await self._synchronizer.reset()  # whoever of the last group waits in it is gone
-        self._synchronizer = _Synchronizer()
+        self._synchronizer = _new_synchronizer()
         self._orders.number, self._orders.actors = number, actors
         self._orders.changed.set()
 
