@@ -18,7 +18,7 @@ from typing import Any
 import ray
 import ray.train
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.v2._internal.execution.callback import WorkerCallback, WorkerGroupCallback
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.failure_handling import create_failure_policy
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy, ResizeDecision
@@ -28,7 +28,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.report_config import CheckpointUploadMode
 
 from raytrain.actors import start_actor
-from raytrain.elastic.ray_train import start_controller
+from raytrain.elastic.ray_train import IDLE_S, start_controller
 from raytrain.elastic.ray_train_worker import ReusableWorker
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's processes can't import it
@@ -100,6 +100,13 @@ class WorkerRecorder(WorkerCallback):
 
     def before_worker_shutdown(self) -> None:
         self.notes.add("before_worker_shutdown", ray.train.get_context().get_world_rank())
+
+
+class SlowAbort(ControllerCallback):
+    """Of a user, who has something to do then."""
+
+    def before_controller_abort(self) -> None:
+        time.sleep(1.5 * IDLE_S)
 
 
 class Reused(ReusableWorker):
@@ -235,15 +242,23 @@ class DrivenRun(Recording):
             training(self.folder),
             self.name,
             str(self.folder / "ray_train"),
-            (num_workers, num_workers),
+            (max(1, num_workers), max(1, num_workers)),
             RESOURCES,
             2,
-            self.callbacks,
+            [*self.callbacks, SlowAbort()],
         )
         self.actors = [start_actor(Reused, num_cpus=1) for _ in range(num_workers)]
         done = self.controller.run.remote()
-        self.controller.start_group.remote(1, self.actors)
+        if num_workers:
+            self.controller.start_group.remote(1, self.actors)
         return done
+
+    def abort_between_groups(self) -> None:
+        """So slowly that the controller would look meanwhile whether a group was ordered."""
+        ray.get(self.controller.get_state.remote())  # it is there
+        time.sleep(0.1)
+        ray.wait([self.controller.abort.remote()], timeout=PATIENCE_S)
+        time.sleep(0.5)
 
     def record(self) -> None:
         """A group is ended before the next one begins, which the supervisor sees to in a real run."""

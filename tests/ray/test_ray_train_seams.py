@@ -188,6 +188,17 @@ def test_the_default_callbacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert [type(callback).__name__ for callback in started[0][3]] == [*expected, "_NoDatasetShards"]
 
 
+def test_the_barrier_heeds_rays_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    from raytrain.elastic.ray_train import _new_synchronizer
+
+    plain = _new_synchronizer()
+    assert (plain._timeout_s, plain._warn_interval_s) == (None, 60)
+    monkeypatch.setenv("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "7")
+    monkeypatch.setenv("RAY_TRAIN_COLLECTIVE_WARN_INTERVAL_S", "3")
+    told = _new_synchronizer()
+    assert (told._timeout_s, told._warn_interval_s) == (7, 3)
+
+
 @pytest.fixture(scope="module")
 def folder(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
@@ -265,6 +276,17 @@ def test_an_aborted_run(folder: Path) -> None:
     (actor,) = driven.actors
     assert [ray.get(actor.get_metadata.remote()).pid] == driven.pids(1)
     ray.kill(actor)
+
+
+def test_a_run_that_is_aborted_between_two_groups(folder: Path) -> None:
+    """Its controller waits for an order then. It stays aborted, and makes no error of it."""
+    from driven import DrivenRun
+
+    run = DrivenRun(folder / "aborted_early")
+    run.start(0)
+    run.abort_between_groups()
+    assert run.state() == ("ABORTED", [])
+    assert run.hook_order() == []
 
 
 def test_a_run_that_is_told_that_it_has_failed(folder: Path) -> None:

@@ -19,6 +19,7 @@ from running import ENV, kill_all, start_cli, steps_done, summary, tiny_run, wai
 from training import STARTED, Training, endless_run
 
 from raytrain.config import RunConfig
+from raytrain.training.job import POINTER
 
 SLOW = pytest.mark.slow
 STATE_ACTOR = "TrainStateActor"  # of Ray Train's, one a cluster, which stays
@@ -151,8 +152,9 @@ class ToldByEnvironment(Told):
     how = "by_environment"
 """
 
-# A worker in which user code calls ray.train: at the fourth step of each group, and a thread when a notice comes. Where
-# a file says at which step, rank 1 of the first group raises, once a checkpoint has been reported.
+# A worker in which user code calls ray.train: at the fourth step of each group. Of three workers it asks in each step
+# for a notice, and in any case a thread looks whether the worker was told of one. Where a file says at which step, rank
+# 1 of the first group raises, once a checkpoint has been reported.
 USER_WORKER = """
 import json, os, threading, time
 from pathlib import Path
@@ -165,6 +167,7 @@ class UserWorker(TrainingWorker):
         if not hasattr(self, "train_step"):
             self.train_step = Engine.train_step
             threading.Thread(target=self.watch, daemon=True).start()
+        import ray.train
         calls, train_step, fail_at = [], self.train_step, self.folder / "fail_at"
         def with_user_code(engine, *arguments):
             calls.append(1)
@@ -176,6 +179,9 @@ class UserWorker(TrainingWorker):
                     while '"pointer": {' not in told.read_text():
                         time.sleep(0.05)
                     raise RuntimeError("a failure made by the test")
+            if assignment.world_size == 3 and (info := ray.train.get_preemption_info()) is not None:
+                self.note("seen", rank=assignment.world_rank, deadline_ms=info.deadline_ms,
+                          nodes=info.preempted_node_to_ranks)
             return train_step(engine, *arguments)
         Engine.train_step = with_user_code
         return super().work(assignment, job)
@@ -208,13 +214,14 @@ class UserWorker(TrainingWorker):
         )
 
     def watch(self):
-        import ray.train
+        from ray.train.v2._internal.execution.context import get_train_context  # what all may ask is a barrier
         seen = None
         while True:
-            info = ray.train.get_preemption_info()
+            context = get_train_context()
+            info = context.preemption_context.preemption_info
             if info is not None and info != seen:
                 seen = info
-                self.note("notices", rank=ray.train.get_context().get_world_rank(), deadline_ms=info.deadline_ms,
+                self.note("told", rank=context.get_world_rank(), deadline_ms=info.deadline_ms,
                           nodes=info.preempted_node_to_ranks)
             time.sleep(0.005)
 """
@@ -333,7 +340,7 @@ def test_callbacks_are_told(user_code: dict[str, Any], folder: Path, how: str) -
     curve = {row["step"]: row["loss"] for row in notes(run / "metrics.jsonl")}
     last = reports[-1]["metrics"][0]
     assert (last["step"], last["loss"]) == (60, pytest.approx(curve[60]))
-    pointers = [note["pointer"]["checkpoint.json"] for note in told if note.get("pointer")]
+    pointers = [note["pointer"][POINTER] for note in told if note.get("pointer")]
     assert pointers[-1]["step"] == 60
     assert all(Path(pointer["manifest"]).exists() for pointer in pointers[-1:])
     assert [pointer["step"] for pointer in pointers] == sorted({pointer["step"] for pointer in pointers})
@@ -355,7 +362,7 @@ def test_user_code_asks_ray_train(user_code: dict[str, Any], folder: Path) -> No
         assert (note["name"], note["told"], note["notice"], note["device"]) == ("user", {"from": 0}, None, "cpu")
         assert "get_dataset_shard has no data sets in a raytrain run" in note["shard"]
     assert [note["checkpoint"] for note in asked[:2]] == [None, None]
-    first, second = (note["checkpoint"]["checkpoint.json"] for note in asked[2:])
+    first, second = (note["checkpoint"][POINTER] for note in asked[2:])
     assert first == second
     assert first["step"] > 0
     assert Path(first["run"]) == folder / "runs" / "user"
@@ -392,11 +399,13 @@ def eventful(site: Site, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     training.wait_for_workers(3)
     seen["grown"] = training.state()
     reclaimed = pool.node_of(training.nodes()[2])
+    seen["deadline_s"] = time.time() + 60
     pool.drain(reclaimed, deadline_s=60)
     training.wait_for_workers(2)
     seen["reclaimed"] = training.state()
     pool.kill(reclaimed)
-    seen["reclaimed_node"], seen["notices"] = reclaimed.node_id, notes(training.folder / "notices.jsonl")
+    seen["reclaimed_node"] = reclaimed.node_id
+    seen |= {how: notes(training.folder / f"{how}.jsonl") for how in ("told", "seen")}
     training.process.send_signal(signal.SIGTERM)
     output = to_its_end(training.process)
     assert output.splitlines()[-1].startswith("stopped"), output
@@ -435,13 +444,14 @@ def test_a_node_is_given_notice(eventful: dict[str, Any]) -> None:
     assert eventful["reclaimed_node"] not in [worker["node_id"] for worker in run["attempts"][-1]["workers"]]
 
 
-def test_workers_are_told_of_a_notice(eventful: dict[str, Any]) -> None:
-    """`ray.train.get_preemption_info`, on all of them."""
-    told = eventful["notices"]
-    assert sorted(note["rank"] for note in told) == [0, 1, 2]
-    for note in told:
+@pytest.mark.parametrize("how", ["told", "seen"])
+def test_workers_learn_of_a_notice(eventful: dict[str, Any], how: str) -> None:
+    """All of them; and user code that asks in each step sees it by `ray.train.get_preemption_info`."""
+    learned = {note["rank"]: note for note in eventful[how]}
+    assert sorted(learned) == [0, 1, 2]
+    for note in learned.values():
         assert note["nodes"] == {eventful["reclaimed_node"]: [2]}
-        assert 0 < note["deadline_ms"] / 1000 - time.time() + 600 < 700
+        assert note["deadline_ms"] / 1000 == pytest.approx(eventful["deadline_s"], abs=2)
 
 
 def test_a_run_is_stopped_by_sigterm(eventful: dict[str, Any]) -> None:
