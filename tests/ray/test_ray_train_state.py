@@ -128,28 +128,41 @@ TOLD = """
 import json, os
 from pathlib import Path
 from ray.train import UserCallback
+from ray.train.v2._internal.execution.callback import ControllerCallback, ReportCallback, WorkerGroupCallback
+
+def write(how, run_context, **note):
+    folder = Path(run_context.run_config.storage_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / f"{how}.jsonl", "a") as file:
+        file.write(json.dumps({**note, "pid": os.getpid()}) + "\\n")
+
+def write_report(how, run_context, metrics, checkpoint):
+    pointer = None
+    if checkpoint is not None:
+        with checkpoint.as_directory() as path:
+            pointer = {file.name: json.loads(file.read_text()) for file in Path(path).iterdir()}
+    write(how, run_context, metrics=metrics, pointer=pointer)
+
+def write_exceptions(how, run_context, exceptions):
+    write(how, run_context, exceptions={rank: str(error) for rank, error in exceptions.items()})
 
 class Told(UserCallback):
-    how = "by_argument"
-
-    def _write(self, run_context, **note):
-        folder = Path(run_context.run_config.storage_path)
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / f"{self.how}.jsonl", "a") as file:
-            file.write(json.dumps({**note, "pid": os.getpid()}) + "\\n")
-
     def after_report(self, run_context, metrics, checkpoint):
-        pointer = None
-        if checkpoint is not None:
-            with checkpoint.as_directory() as path:
-                pointer = {file.name: json.loads(file.read_text()) for file in Path(path).iterdir()}
-        self._write(run_context, metrics=metrics, pointer=pointer)
+        write_report("by_argument", run_context, metrics, checkpoint)
 
     def after_exception(self, run_context, worker_exceptions):
-        self._write(run_context, exceptions={rank: str(error) for rank, error in worker_exceptions.items()})
+        write_exceptions("by_argument", run_context, worker_exceptions)
 
-class ToldByEnvironment(Told):
-    how = "by_environment"
+class ToldByEnvironment(ControllerCallback, ReportCallback, WorkerGroupCallback):  # Ray calls no UserCallback of these
+    def after_controller_start(self, train_run_context):
+        self.context = train_run_context
+
+    def after_report(self, training_report, metrics):
+        write_report("by_environment", self.context, metrics, training_report.checkpoint)
+
+    def after_worker_group_poll_status(self, worker_group_status):
+        if worker_group_status.errors:
+            write_exceptions("by_environment", self.context, worker_group_status.errors)
 """
 
 # A worker in which user code calls ray.train: at the fourth step of each group. Of three workers it asks in each step
@@ -414,6 +427,7 @@ def eventful(site: Site, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     return seen
 
 
+@SLOW
 def test_a_worker_is_killed(eventful: dict[str, Any]) -> None:
     """The survivor goes on alone at once, and is joined by the replacement."""
     (first,) = eventful["begun"]["attempts"]
@@ -429,6 +443,7 @@ def test_a_worker_is_killed(eventful: dict[str, Any]) -> None:
     assert len(pids(run["attempts"][2])) == 2
 
 
+@SLOW
 def test_a_node_comes(eventful: dict[str, Any]) -> None:
     before, run = eventful["killed"]["attempts"], eventful["grown"]
     assert attempts(run) == ["ERRORED", "FINISHED", "FINISHED", "RUNNING"]
@@ -437,6 +452,7 @@ def test_a_node_comes(eventful: dict[str, Any]) -> None:
     assert len({worker["node_rank"] for worker in run["attempts"][-1]["workers"]}) == 3
 
 
+@SLOW
 def test_a_node_is_given_notice(eventful: dict[str, Any]) -> None:
     before, run = eventful["grown"]["attempts"], eventful["reclaimed"]
     assert attempts(run) == ["ERRORED", "FINISHED", "FINISHED", "FINISHED", "RUNNING"]
@@ -444,6 +460,7 @@ def test_a_node_is_given_notice(eventful: dict[str, Any]) -> None:
     assert eventful["reclaimed_node"] not in [worker["node_id"] for worker in run["attempts"][-1]["workers"]]
 
 
+@SLOW
 @pytest.mark.parametrize("how", ["told", "seen"])
 def test_workers_learn_of_a_notice(eventful: dict[str, Any], how: str) -> None:
     """All of them; and user code that asks in each step sees it by `ray.train.get_preemption_info`."""
@@ -454,6 +471,7 @@ def test_workers_learn_of_a_notice(eventful: dict[str, Any], how: str) -> None:
         assert note["deadline_ms"] / 1000 == pytest.approx(eventful["deadline_s"], abs=2)
 
 
+@SLOW
 def test_a_run_is_stopped_by_sigterm(eventful: dict[str, Any]) -> None:
     run = eventful["stopped"]
     assert run["status"] == "ABORTED"
