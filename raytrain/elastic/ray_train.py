@@ -20,11 +20,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
+from ray._private.ray_constants import env_float
 from ray.exceptions import RayError
 from ray.train import BackendConfig, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2._internal.callbacks import DatasetsCallback, WorkingDirectorySetupCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import (
+    COLLECTIVE_TIMEOUT_S_ENV_VAR,
+    COLLECTIVE_WARN_INTERVAL_S_ENV_VAR,
+    DEFAULT_COLLECTIVE_TIMEOUT_S,
+    DEFAULT_COLLECTIVE_WARN_INTERVAL_S,
     ENABLE_PREEMPTION_WATCHER_ENV_VAR,
     HEALTH_CHECK_INTERVAL_S_ENV_VAR,
     get_env_vars_to_propagate,
@@ -71,6 +76,14 @@ IDLE_S = 1.0  # the longest that the controller sleeps while it has no group
 LEFT_OUT = (PlacementGroupCleanerCallback, DatasetsCallback, WorkingDirectorySetupCallback)
 
 _Synchronizer: type = SynchronizationActor.__ray_metadata__.modified_class
+
+
+def _new_synchronizer() -> Any:
+    """As Ray Train sets up its own."""
+    return _Synchronizer(
+        timeout_s=env_float(COLLECTIVE_TIMEOUT_S_ENV_VAR, DEFAULT_COLLECTIVE_TIMEOUT_S),
+        warn_interval_s=env_float(COLLECTIVE_WARN_INTERVAL_S_ENV_VAR, DEFAULT_COLLECTIVE_WARN_INTERVAL_S),
+    )
 
 
 class _NoPlacementGroup(PlacementGroupHandle):
@@ -138,8 +151,8 @@ class _LeasedWorkerGroup(WorkerGroup):
     def _judged(self, rank: int, polled: WorkerStatus) -> WorkerStatus:
         orders = self.orders
         error = None
-        if orders.failures and rank in orders.failures:
-            error = polled.error or RuntimeError(orders.failures[rank])
+        if orders.failures and rank in orders.failures:  # its process may have been ended since: that is not the cause
+            error = RuntimeError(orders.failures[rank])
         has_ended = not polled.running or polled.error is not None
         return WorkerStatus(
             running=not (orders.is_over and has_ended),
@@ -238,7 +251,7 @@ class DrivenController(TrainController):
             os.environ[HEALTH_CHECK_INTERVAL_S_ENV_VAR] = str(POLL_EVERY_S)
         os.environ[ENABLE_PREEMPTION_WATCHER_ENV_VAR] = "0"  # see `TrainRun.notice`
         self._orders = orders = Orders()
-        self._synchronizer = _Synchronizer()
+        self._synchronizer = _new_synchronizer()
         self.worker_group_cls = type("LeasedWorkerGroup", (_LeasedWorkerGroup,), {"orders": orders})
         super().__init__(
             train_fn_ref,
@@ -251,7 +264,7 @@ class DrivenController(TrainController):
     async def start_group(self, number: int, actors: list[Any]) -> None:
         """Order a group. `number`: larger than any before; `actors`: its workers in rank order."""
         await self._synchronizer.reset()  # whoever of the last group waits in it is gone
-        self._synchronizer = _Synchronizer()
+        self._synchronizer = _new_synchronizer()
         self._orders.number, self._orders.actors = number, actors
         self._orders.changed.set()
 
@@ -275,8 +288,7 @@ class DrivenController(TrainController):
     async def _poll_workers(self) -> WorkerGroupPollStatus:
         """As Ray Train's, but that an order is carried out at once."""
         await self._orders.wait(self._health_check_interval_s)
-        if self.get_state().is_terminal():
-            ray.actor.exit_actor()
+        self._exit_if_aborted()
         return self._worker_group.poll_status(timeout=POLL_TIMEOUT_S)
 
     async def _step(self) -> TrainControllerLoopIterationResult:
@@ -291,7 +303,13 @@ class DrivenController(TrainController):
             )
         if not orders.is_group_due:
             await orders.wait(IDLE_S)
+            self._exit_if_aborted()
         return await super()._step()
+
+    def _exit_if_aborted(self) -> None:
+        """The run may have been aborted while this waited. A step of it now would make it one that has failed."""
+        if self.get_state().is_terminal():
+            ray.actor.exit_actor()
 
 
 class _Backend(BackendConfig):
