@@ -1,5 +1,4 @@
-"""Ray Train's own runtime, driven. Private names of `ray.train` are used here, in
-`ray_train_worker.py` and in `ray_train_resize.py` alone.
+"""Ray Train's own runtime, driven. Files of this name (`ray_train*.py`) alone use private names of `ray.train`.
 
 A run is a run of Ray Train's `TrainController`, which forms the worker groups, initializes their contexts, polls them,
 and keeps state, metrics, logs, reports and callbacks. What differs from a plain run:
@@ -23,17 +22,9 @@ import ray
 from ray._private.ray_constants import env_float
 from ray.exceptions import RayError
 from ray.train import BackendConfig, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2._internal import constants as variables
 from ray.train.v2._internal.callbacks import DatasetsCallback, WorkingDirectorySetupCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.constants import (
-    COLLECTIVE_TIMEOUT_S_ENV_VAR,
-    COLLECTIVE_WARN_INTERVAL_S_ENV_VAR,
-    DEFAULT_COLLECTIVE_TIMEOUT_S,
-    DEFAULT_COLLECTIVE_WARN_INTERVAL_S,
-    ENABLE_PREEMPTION_WATCHER_ENV_VAR,
-    HEALTH_CHECK_INTERVAL_S_ENV_VAR,
-    get_env_vars_to_propagate,
-)
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.checkpoint.sync_actor import SynchronizationActor
@@ -47,8 +38,6 @@ from ray.train.v2._internal.execution.controller.state import (
     SchedulingState,
     ShuttingDownState,
 )
-from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
-from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision, ScalingPolicy
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2._internal.execution.worker_group.execution_group import ReplicaGroup
 from ray.train.v2._internal.execution.worker_group.placement_group_handle import PlacementGroupHandle
@@ -62,10 +51,11 @@ from ray.train.v2._internal.util import (
     time_monotonic,
 )
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.exceptions import WorkerGroupError
 
 from raytrain.actors import start_actor
 from raytrain.elastic.orders import Orders
+from raytrain.elastic.ray_train_policies import OrderedFailures, OrderedScaling
 
 POLL_EVERY_S = 0.25  # between two polls of a group; RAY_TRAIN_HEALTH_CHECK_INTERVAL_S has the last word
 POLL_TIMEOUT_S = 0.1  # a worker that does not answer in time is asked again at the next poll
@@ -81,8 +71,10 @@ _Synchronizer: type = SynchronizationActor.__ray_metadata__.modified_class
 def _new_synchronizer() -> Any:
     """As Ray Train sets up its own."""
     return _Synchronizer(
-        timeout_s=env_float(COLLECTIVE_TIMEOUT_S_ENV_VAR, DEFAULT_COLLECTIVE_TIMEOUT_S),
-        warn_interval_s=env_float(COLLECTIVE_WARN_INTERVAL_S_ENV_VAR, DEFAULT_COLLECTIVE_WARN_INTERVAL_S),
+        timeout_s=env_float(variables.COLLECTIVE_TIMEOUT_S_ENV_VAR, variables.DEFAULT_COLLECTIVE_TIMEOUT_S),
+        warn_interval_s=env_float(
+            variables.COLLECTIVE_WARN_INTERVAL_S_ENV_VAR, variables.DEFAULT_COLLECTIVE_WARN_INTERVAL_S
+        ),
     )
 
 
@@ -200,64 +192,21 @@ def _rank(workers: Sequence[Worker]) -> None:
         )
 
 
-class _OrderedScaling(ScalingPolicy):
-    """Starts the group that was ordered. The supervisor asks the autoscaler for nodes, so this does not."""
-
-    def __init__(self, scaling_config: ScalingConfig, orders: Orders):
-        super().__init__(scaling_config)
-        self._orders = orders
-
-    def _get_num_workers_for_resource_request(self) -> int:
-        return 0
-
-    def after_controller_start(self, train_run_context: Any) -> None:
-        pass
-
-    async def before_controller_shutdown(self) -> None:
-        pass
-
-    def before_controller_abort(self) -> None:
-        pass
-
-    def make_decision_for_non_running_worker_group(self) -> Any:
-        if not self._orders.is_group_due:
-            return NoopDecision()
-        return ResizeDecision(len(self._orders.actors), self.scaling_config._resources_per_worker_not_none)
-
-    def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
-        return self.make_decision_for_non_running_worker_group()
-
-
-class _OrderedFailures(FailurePolicy):
-    """The supervisor has the fault budget. What goes wrong in the controller itself, such as a user's callback that
-    raises, ends the run."""
-
-    def __init__(self, failure_config: FailureConfig, orders: Orders):
-        super().__init__(failure_config)
-        self._orders = orders
-
-    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
-        is_controllers = isinstance(training_failed_error, ControllerError) and not isinstance(
-            training_failed_error.controller_failure, WorkerGroupStartupFailedError | RayError
-        )
-        return FailureDecision.RAISE if self._orders.is_over or is_controllers else FailureDecision.RETRY
-
-
 class DrivenController(TrainController):
     """Ray Train's controller, told by the supervisor when a group begins, has failed, and when the run is over."""
 
     def __init__(self, train_fn_ref: Any, train_run_context: Any, callbacks: list[Any]):
-        if HEALTH_CHECK_INTERVAL_S_ENV_VAR not in os.environ:
-            os.environ[HEALTH_CHECK_INTERVAL_S_ENV_VAR] = str(POLL_EVERY_S)
-        os.environ[ENABLE_PREEMPTION_WATCHER_ENV_VAR] = "0"  # see `TrainRun.notice`
+        if variables.HEALTH_CHECK_INTERVAL_S_ENV_VAR not in os.environ:
+            os.environ[variables.HEALTH_CHECK_INTERVAL_S_ENV_VAR] = str(POLL_EVERY_S)
+        os.environ[variables.ENABLE_PREEMPTION_WATCHER_ENV_VAR] = "0"  # see `TrainRun.notice`
         self._orders = orders = Orders()
         self._synchronizer = _new_synchronizer()
         self.worker_group_cls = type("LeasedWorkerGroup", (_LeasedWorkerGroup,), {"orders": orders})
         super().__init__(
             train_fn_ref,
             train_run_context,
-            _OrderedScaling(train_run_context.scaling_config, orders),
-            _OrderedFailures(train_run_context.run_config.failure_config, orders),
+            OrderedScaling(train_run_context.scaling_config, orders),
+            OrderedFailures(train_run_context.run_config.failure_config, orders),
             callbacks,
         )
 
@@ -315,9 +264,7 @@ class DrivenController(TrainController):
 class _Backend(BackendConfig):
     """torch, as far as Ray Train's state is concerned; the workers form their process group themselves."""
 
-    @property
-    def framework(self) -> TrainingFramework:
-        return TrainingFramework.TORCH
+    framework = TrainingFramework.TORCH
 
 
 class _NoDatasetShards(WorkerGroupCallback):
@@ -374,5 +321,5 @@ def start_controller(
         ObjectRefWrapper(trainer._get_train_func()),
         trainer.train_run_context,
         [*of_the_run, _NoDatasetShards()],
-        **({"runtime_env": {"env_vars": env_vars}} if (env_vars := get_env_vars_to_propagate()) else {}),
+        **({"runtime_env": {"env_vars": env_vars}} if (env_vars := variables.get_env_vars_to_propagate()) else {}),
     )

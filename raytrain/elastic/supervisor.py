@@ -6,7 +6,7 @@ group   have Ray Train form a worker group of them; it continues from the newest
 watch   more room? a node with notice? a stop? Then ask the group to save and leave at its next step; for more room only
         once the new processes are warm
 next    it left: another group. It failed: charge the fault budget, then a group of the survivors at once, which the
-        replacements join when they are warm; without survivors enough, wait for room
+        replacements join when they are warm; without enough of them, wait for room
 """
 
 import contextlib
@@ -101,10 +101,9 @@ class Supervisor:
 
     def train(self) -> dict[str, Any]:
         """Train to the end. Returns the result of the last group: its status, and a message when it failed."""
-        now_s = time.time()
-        begin = Transition("begin", "the command was given", 0, self._began_at_s, None, now_s, now_s)
+        now_s, why = time.time(), "the command was given"
         try:
-            return self._conclude(self._train(begin))
+            return self._conclude(self._train(Transition("begin", why, 0, self._began_at_s, None, now_s, now_s)))
         finally:
             self._close()
 
@@ -229,7 +228,7 @@ class Supervisor:
                 self._resize_cost_s = max(1.0, status.first_step_at_s - transition.started_at_s)
             if time.time() > self._leave_by_s:  # what has not left by now would be killed in the middle of a save
                 self._pool.end_on(node.node_id for node in self._cluster.nodes if node.is_draining)
-            if leaving is None and (leaving := self._reason_to_leave(group, status)) is not None:
+            if leaving is None and (leaving := self._reason_to_leave(group, status)):
                 if leaving.cause:
                     self._say(leaving.cause)
                 group.ask_to_leave()
@@ -256,7 +255,7 @@ class Supervisor:
         now_s, world_size = time.time(), group.world_size
         if self._is_stop_asked():
             return _asked("stop", "", world_size)
-        if (ended := self._controllers_end(group)) is not None:
+        if ended := self._controllers_end(group):
             return ended
         nodes = self._cluster.look()
         self._failures.reconsider(nodes)
@@ -311,8 +310,8 @@ class Supervisor:
         self._pool.end_lost()
         self._pool.end_on(set(self._pool.nodes) - self._cluster.staying)
         ready = [process for process in self._pool.processes if process.is_warm and process.is_idle]
-        self._pool.give_back(ready[most:])
-        return ready[:most] if len(ready[:most]) >= self._config.workers.min else []
+        self._pool.give_back(ready[most:])  # a sweep wants them elsewhere
+        return ready[:most] if min(most, len(ready)) >= self._config.workers.min else []
 
     def _replace_lost(self, group: WorkerGroup, survivors: list[WorkerProcess], most: int) -> None:
         """Start a process where each one was that the group has lost, unless its node is gone or leaves."""
@@ -325,8 +324,8 @@ class Supervisor:
     def _pause(self, seconds: float) -> None:
         deadline_s = time.monotonic() + seconds
         while time.monotonic() < deadline_s and not self._is_stop_asked():
-            time.sleep(POLL_S)
             self._on_poll()
+            time.sleep(POLL_S)
 
     def _stopped(self) -> dict[str, Any]:
         row = last_row(self._run, METRICS)
