@@ -25,20 +25,22 @@ class OrderedScaling(ScalingPolicy):
         return 0
 
     def after_controller_start(self, train_run_context: Any) -> None:
-        pass
+        """Ray Train's."""
 
     async def before_controller_shutdown(self) -> None:
-        pass
+        """Ray Train's."""
 
     def before_controller_abort(self) -> None:
-        pass
+        """Ray Train's."""
 
     def make_decision_for_non_running_worker_group(self) -> Any:
+        """The group that was ordered, if it has not been started."""
         if not self._orders.is_group_due:
             return NoopDecision()
         return ResizeDecision(len(self._orders.actors), self.scaling_config._resources_per_worker_not_none)
 
     def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
+        """As when none is running: the one that is has left by then."""
         return self.make_decision_for_non_running_worker_group()
 
 
@@ -51,6 +53,7 @@ class OrderedFailures(FailurePolicy):
         self._orders = orders
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        """Another attempt, which waits for the supervisor's order, unless it has said that the run is over."""
         is_controllers = isinstance(training_failed_error, ControllerError) and not isinstance(
             training_failed_error.controller_failure, WorkerGroupStartupFailedError | RayError
         )
