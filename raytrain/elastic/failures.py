@@ -1,7 +1,7 @@
 """What a worker group died of, and whether the run may have another one."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from raytrain.config import RunConfig
 from raytrain.elastic.blame import samples_of, step_in_work
@@ -13,6 +13,7 @@ from raytrain.training.driver_link import GroupStatus
 
 # A node that goes takes its raylet along this much later than its workers' processes.
 NODE_FOLLOWS_S = 1.0
+LOOK_AGAIN_S = (1.0, 3.0, 10.0)
 
 WORDS = {
     FailureKind.RECLAIM: "a node was reclaimed",
@@ -32,7 +33,7 @@ class Failures:
         self._total_steps = total_steps
         self._budget = FaultBudget(config.workers.max_failures)
         self._crashed: set[str] = set()  # ids of the nodes on which processes died that looked like crashes
-        self._crashed_s = 0.0
+        self._crashed_s, self._looks_s = 0.0, [*LOOK_AGAIN_S]
 
     @property
     def wait_s(self) -> float:
@@ -60,14 +61,18 @@ class Failures:
                 kind, nodes = second
                 verdict = self._charge(kind, failure.message, group)
         self._crashed = set(group.nodes_of_dead) if group is not None and kind is FailureKind.CRASH else set()
-        self._crashed_s = time.monotonic()
+        self._crashed_s, self._looks_s = time.monotonic(), [*LOOK_AGAIN_S]
         return kind, verdict, nodes
 
-    def reconsider(self, nodes: Iterable[NodeView]) -> None:
-        """A worker's process that died was the first sign of its node's end, which is no crash. `nodes`: now."""
-        if self._crashed and time.monotonic() - self._crashed_s > NODE_FOLLOWS_S:
-            if self._crashed - {node.node_id for node in nodes}:
-                self._budget.take_back()
+    def reconsider(self) -> None:
+        """Called now and then. A worker's process that died was the first sign of its node's end, which is no crash."""
+        if not self._crashed or time.monotonic() < self._crashed_s + self._looks_s[0]:
+            return
+        del self._looks_s[0]
+        if self._crashed - {node.node_id for node in look(probe=True)}:
+            self._budget.take_back()
+            self._crashed = set()
+        if not self._looks_s:
             self._crashed = set()
 
     def _charge(self, kind: FailureKind, message: str, group: WorkerGroup | None) -> str | None:

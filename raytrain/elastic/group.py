@@ -64,32 +64,43 @@ class WorkerGroup:
         self._is_reported = False
         self._statuses: dict[int, GroupStatus] = {}
         self._asked: dict[Any, int] = {}
-        is_assigned = self._assign(job)
+        problem = self._assign(job)
         self._working = {process.wait_for_exit(number): rank for rank, process in enumerate(processes)}
-        if is_assigned:
+        if problem is None:
             train_run.start_group(number, [process.actor for process in processes])
         else:
-            self.abandon()
+            self.abandon(f"the worker group was not formed: {problem}")
 
-    def _assign(self, job: Job) -> bool:
-        """Tell each worker its part. Returns whether all have heard; one that is dead by now is found by `wait`."""
+    def _assign(self, job: Job) -> str | None:
+        """Tell each worker its part. Returns why not all could be told; one that is dead by now is found by `wait`."""
         import ray
 
-        with contextlib.suppress(ray.exceptions.RayError):
+        try:
             asked_at_s = time.time()
             opened: Any = ray.get(self.processes[0].actor.open_store.remote(), timeout=ANSWER_TIMEOUT_S)
             address, its_time_s = opened
             clock_ahead_s = its_time_s - (asked_at_s + time.time()) / 2
             told = [
                 process.actor.assign.remote(
-                    Assignment(self.number, rank, self.world_size, address, clock_ahead_s, [self._train_run.done]),
+                    Assignment(
+                        self.number,
+                        rank,
+                        self.world_size,
+                        address,
+                        clock_ahead_s,
+                        self._train_run.variables,
+                        [self._train_run.done],
+                    ),
                     job,
                 )
                 for rank, process in enumerate(self.processes)
             ]
             ray.get(told, timeout=ANSWER_TIMEOUT_S)
-            return True
-        return False
+        except ray.exceptions.RayTaskError as error:
+            return first_line(str(error.cause))
+        except ray.exceptions.RayError as error:
+            return _cause_of_death(error)
+        return None
 
     @property
     def world_size(self) -> int:
@@ -119,10 +130,17 @@ class WorkerGroup:
         for process in self.processes:
             process.actor.give_holders.remote(self.number, dict(names))
 
-    def abandon(self) -> None:
+    def abandon(self, reason: str) -> None:
         """Whoever has not begun does not begin any more."""
         for rank in self._working.values():
-            self.processes[rank].actor.abandon.remote(self.number)
+            self.processes[rank].actor.abandon.remote(self.number, reason)
+
+    @property
+    def has_not_begun(self) -> bool:
+        """Whether it has ended before any of its workers had begun, and none of them is the cause."""
+        left = self._exits.values()
+        is_nobodys = all(exit_.is_secondary and exit_.status.step is None for exit_ in left)
+        return is_nobodys and not (self._deaths or self._hang or self._hung)
 
     def tell_notice(self, deadlines_s: Mapping[str, float | None]) -> None:
         """Tell user code, by `ray.train.get_preemption_info`, that nodes are going away.
@@ -241,7 +259,7 @@ class WorkerGroup:
                 self._deaths[rank] = _cause_of_death(error)
         if self.has_failed and self._failed_s is None:
             self._failed_s = time.monotonic()
-            self.abandon()
+            self.abandon("another worker of the group is gone")
         if self._failed_s is not None and self._working:
             self._give_up_on_the_lost()
         if not self._working and self.has_failed:

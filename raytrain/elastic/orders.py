@@ -17,6 +17,8 @@ class Orders:
     """Its workers in rank order."""
     started: int = 0
     """Ordinal of the newest group whose start was tried."""
+    ended: int = 0
+    """Ordinal of the newest group that has left as it was asked to."""
     failures: dict[int, str] | None = None
     """Why the present group failed: the message of each rank that caused it."""
     is_over: bool = False
@@ -28,6 +30,11 @@ class Orders:
     def is_group_due(self) -> bool:
         """Whether a group was ordered that has not been started."""
         return self.number > self.started
+
+    @property
+    def has_group_left(self) -> bool:
+        """Whether the newest group that was started has left."""
+        return self.ended == self.started > 0
 
     async def wait(self, timeout_s: float) -> None:
         """Until something is ordered, at most this long."""

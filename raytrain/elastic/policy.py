@@ -132,6 +132,7 @@ class FaultBudget:
     def take_back(self) -> None:
         """The last failure, a crash, was none after all."""
         self.spent, self.bad_step = max(0, self.spent - 1), None
+        self._in_a_row = max(0, self._in_a_row - 1)
         if self._last is not None and self._last.step is not None:
             self._seen[self._last.kind, self._last.step].remove(self._last)
         self._last = None

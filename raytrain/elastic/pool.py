@@ -36,7 +36,7 @@ class WorkerProcess:
         self.actor = lent.actor
         self._started_s = time.monotonic()
         self._exit: Any = None
-        self._up = self._warm = self.actor.hello.remote()
+        self._up = self._warm = self.actor.join.remote()
         if warm_for is not None:
             self._warm = self.actor.warm.remote(warm_for, use_gpu)
 
@@ -145,7 +145,8 @@ class WorkerPool:
         for process in self._processes:
             process.ping()
         next_look_s = time.monotonic() + LOOK_S
-        while not all(process.is_up or process.is_lost for process in self._processes):
+        # One that is still warming up answers nothing else before.
+        while not all((process.is_up and process.is_warm) or process.is_lost for process in self._processes):
             time.sleep(POLL_S)
             on_poll()
             if time.monotonic() > next_look_s:

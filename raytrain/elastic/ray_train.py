@@ -29,7 +29,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.checkpoint.sync_actor import SynchronizationActor
 from ray.train.v2._internal.execution.context import DistributedContext
-from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.controller import TrainController, controller
 from ray.train.v2._internal.execution.controller.controller import TrainControllerLoopIterationResult
 from ray.train.v2._internal.execution.controller.state import (
     ErroredState,
@@ -55,6 +55,7 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 
 from raytrain.actors import start_actor
 from raytrain.elastic.orders import Orders
+from raytrain.elastic.ray_train_checkpoints import MirroredCheckpoints
 from raytrain.elastic.ray_train_policies import OrderedFailures, OrderedScaling
 
 POLL_EVERY_S = 0.25  # between two polls of a group; RAY_TRAIN_HEALTH_CHECK_INTERVAL_S has the last word
@@ -100,6 +101,8 @@ class _LeasedWorkerGroup(WorkerGroup):
         try:
             self._start_impl(None)
         except RayError as error:
+            for actor in self.orders.actors:  # whoever lives leaves the group that is not formed
+                actor.abandon.remote(self.orders.started, f"the worker group was not formed: {error}")
             self._clear_state()
             for callback in self._callbacks:
                 callback.before_worker_group_abort(self._worker_group_context)
@@ -122,15 +125,21 @@ class _LeasedWorkerGroup(WorkerGroup):
             self._init_train_context(workers, sync_actor)
             for callback in self._callbacks:
                 callback.after_worker_group_start(self)
+        for worker in workers:
+            worker.actor.begin.remote(self.orders.started)
         ray.get([worker.actor.run_train_fn.remote(context.train_fn_ref) for worker in workers])
         for callback in self._callbacks:
             callback.after_worker_group_training_start(self)
 
     def poll_status(self, timeout: float | None = None) -> WorkerGroupPollStatus:
         """As Ray Train's, with the supervisor's verdict on who failed, and on whether the group has come to its end."""
-        orders = self.orders
-        at_work = [WorkerStatus(running=True)] * len(self.get_workers())
-        polled = at_work if orders.is_group_due else self._poll_workers_and_collect_errors(timeout)
+        orders, world_size = self.orders, len(self.get_workers())
+        if orders.has_group_left:  # its processes may be in a group of another run by now
+            polled = [WorkerStatus(running=False)] * world_size
+        elif orders.is_group_due:
+            polled = [WorkerStatus(running=True)] * world_size
+        else:
+            polled = self._poll_workers_and_collect_errors(timeout)
         status = WorkerGroupPollStatus(
             {rank: self._judged(rank, worker) for rank, worker in enumerate(polled)},
             self._worker_rank_to_replica_group_rank,
@@ -173,9 +182,14 @@ class _LeasedWorkerGroup(WorkerGroup):
         for callback in self._callbacks:
             callback.after_worker_group_abort(self._worker_group_context)
 
-    def _let_go(self) -> None:
+    def end_workers(self) -> None:
+        """Have the callbacks in the workers called for the group's end."""
         for worker in self.get_workers():
-            worker.actor.shutdown.remote()  # for the worker's callbacks
+            worker.actor.shutdown.remote()
+
+    def _let_go(self) -> None:
+        if not self.orders.has_group_left:
+            self.end_workers()
         self._clear_state()
 
 
@@ -201,6 +215,7 @@ class DrivenController(TrainController):
         os.environ[variables.ENABLE_PREEMPTION_WATCHER_ENV_VAR] = "0"  # see `TrainRun.notice`
         self._orders = orders = Orders()
         self._synchronizer = _new_synchronizer()
+        controller.CheckpointManager = MirroredCheckpoints  # the base class makes its own
         self.worker_group_cls = type("LeasedWorkerGroup", (_LeasedWorkerGroup,), {"orders": orders})
         super().__init__(
             train_fn_ref,
@@ -222,6 +237,12 @@ class DrivenController(TrainController):
         if number == self._orders.started:
             self._orders.failures = failures
             self._orders.changed.set()
+
+    async def end_group(self, number: int) -> None:
+        """Tell that a group has left as it was asked to: its workers are polled no longer."""
+        if number == self._orders.started and self._worker_group is not None:
+            self._worker_group.end_workers()
+            self._orders.ended = number
 
     async def conclude(self, error: str | None) -> None:
         """End the run: finished, or failed with this error."""

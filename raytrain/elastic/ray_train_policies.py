@@ -4,7 +4,6 @@
 
 from typing import Any
 
-from ray.exceptions import RayError
 from ray.train import FailureConfig, ScalingConfig
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
@@ -55,6 +54,6 @@ class OrderedFailures(FailurePolicy):
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         """Another attempt, which waits for the supervisor's order, unless it has said that the run is over."""
         is_controllers = isinstance(training_failed_error, ControllerError) and not isinstance(
-            training_failed_error.controller_failure, WorkerGroupStartupFailedError | RayError
+            training_failed_error.controller_failure, WorkerGroupStartupFailedError
         )
         return FailureDecision.RAISE if self._orders.is_over or is_controllers else FailureDecision.RETRY

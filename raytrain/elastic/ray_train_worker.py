@@ -23,6 +23,12 @@ FLUSH_TIMEOUT_S = 5.0
 class ReusableWorker(RayTrainWorker):
     """A Ray Train worker that can be initialized again, for the next worker group."""
 
+    def begin(self, group: int) -> None:
+        """The training function that is run next is that of this group."""
+
+    def abandon(self, group: int, reason: str) -> None:
+        """The group is not formed, or a worker of it is gone: whoever has not begun does not begin any more."""
+
     def init_train_context(self, **arguments: Any) -> None:
         """As Ray Train's. Two defaults of its context belong to the class, so that the second group of a process would
         get an upload pool that was shut down at the end of the first."""

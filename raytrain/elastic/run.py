@@ -24,7 +24,7 @@ from raytrain.elastic.resume import begin_or_resume
 from raytrain.elastic.session import ray_session
 from raytrain.elastic.share import Terms
 from raytrain.elastic.signals import StopSignals
-from raytrain.elastic.train_run import TrainRun
+from raytrain.elastic.train_run import EVALUATIONS, TrainRun
 from raytrain.errors import ConfigError, RaytrainError, TrainingError, first_line
 from raytrain.monitoring.exporter import RunExporter
 from raytrain.plan import Plan
@@ -268,6 +268,7 @@ def _supervise(
         outcome = {"status": "failed", "message": f"{type(error).__name__}: {first_line(str(error))}", "exit_code": 1}
     finally:
         follower.look()
+    train_run.conclude(outcome)  # where the supervisor has not come to it
     if exporter is not None:
         exporter.end(outcome["status"])
     return outcome
@@ -293,7 +294,8 @@ def evaluate_run(path: str, split: str, observer: Observer | None = None) -> dic
     observer.phase("starting Ray")
     with ray_session(found.config, found.private_cpus) as session, StopSignals() as signals:
         plan = found.plan_on(session)
-        with TrainRun(found.config, run, worker_resources(found.config, plan.use_gpu)) as train_run:
+        resources = worker_resources(found.config, plan.use_gpu)
+        with TrainRun(found.config, run, resources, folder=EVALUATIONS) as train_run:
             observer.phase("preparing data")
             store = prepare(found.config, observer.prepared)
             observer.phase(f"evaluating {split}")

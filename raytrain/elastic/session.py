@@ -1,9 +1,11 @@
 """Which Ray a command runs on: the cluster that it is told to join, or a private one that ends with it."""
 
+import importlib
 import logging
 import os
 import secrets
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,6 +71,8 @@ def connection(address: str | None, private_cpus: int) -> Iterator[RaySession]:
         _lock_private_ray()
     import ray
 
+    # Ray starts for seconds in other processes; meanwhile this one imports what it needs of Ray Train.
+    threading.Thread(target=importlib.import_module, args=("raytrain.elastic.ray_train",), daemon=True).start()
     logging.getLogger("ray").setLevel(logging.ERROR)
     if ray.is_initialized():  # someone who called raytrain.train() has a Ray already: use it, and leave it running
         yield _session(is_private=False)

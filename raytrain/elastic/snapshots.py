@@ -31,6 +31,10 @@ class Snapshots:
         """A checkpoint of this step is in storage: an older snapshot is of no use."""
         self._saved_step = max(self._saved_step, step)
 
+    def look_for_checkpoint(self) -> None:
+        """A group has failed: who would have told of its last checkpoint may be gone."""
+        self.saved(max(CheckpointStore(self._run.at("checkpoints")).candidates(), default=0))
+
     def newest(self) -> Snapshot | None:
         """The newest complete one of a later step than the last checkpoint."""
         return self._holders.newest(self._saved_step)

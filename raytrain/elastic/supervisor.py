@@ -111,7 +111,7 @@ class Supervisor:
         survivors: list[WorkerProcess] = []
         while True:
             places = [process.node_id for process in survivors] or self._room.wait_for(transition.world_size_before)
-            if not places or self._is_stop_asked():
+            if not places or self._is_stopTransition.asked():
                 return self._stopped()
             outcome = self._run_group(places, survivors, replace(transition, started_at_s=time.time()))
             if isinstance(outcome, dict):
@@ -130,6 +130,8 @@ class Supervisor:
             while not group.wait(POLL_S):
                 self._on_poll()
                 self._end_if_hung(group)
+                if problem := self._train_run.problem():
+                    group.abandon(problem[1])
             return self._conclude(group.result or _failed(group.failure.message))
         finally:
             self._close()
@@ -195,11 +197,14 @@ class Supervisor:
         self._on_poll()
         self._snapshots.saved(group.status().saved_step)
         self._pool.end(group.unfit)
-        if group.result is None:
-            return self._after_failure(group.failure, group)
         if leaving is not None and leaving.kind == "controller":
             return _failed(leaving.cause)
-        if leaving is None or group.result["status"] != "stopped" or self._is_stop_asked():
+        if leaving is not None and group.has_not_begun:  # for want of a controller
+            return replace(leaving, left_at_s=time.time()), []
+        if group.result is None:
+            return self._after_failure(group.failure, group)
+        self._train_run.end_group(group.number)
+        if leaving is None or group.result["status"] != "stopped" or self._is_stopTransition.asked():
             return group.result
         if leaving.kind == "driver":
             return {**group.result, "message": leaving.cause}
@@ -244,23 +249,23 @@ class Supervisor:
         if problem is None:
             return None
         can_restart, cause = problem
-        group.abandon()
+        group.abandon(cause)
         self._room.expect(group.world_size)
         if can_restart:
             self._train_run.restart()
-        return _asked("resize" if can_restart else "controller", cause, group.world_size)
+        return Transition.asked("resize" if can_restart else "controller", cause, group.world_size)
 
     def _reason_to_leave(self, group: WorkerGroup, status: GroupStatus) -> Transition | None:
         """Why the group should save and leave now."""
         now_s, world_size = time.time(), group.world_size
-        if self._is_stop_asked():
-            return _asked("stop", "", world_size)
+        if self._is_stopTransition.asked():
+            return Transition.asked("stop", "", world_size)
         if ended := self._controllers_end(group):
             return ended
         nodes = self._cluster.look()
-        self._failures.reconsider(nodes)
+        self._failures.reconsider()
         if seconds_left(nodes, [self._own_node]) is not None:
-            return _asked("driver", "the node of this command is being reclaimed", world_size)
+            return Transition.asked("driver", "the node of this command is being reclaimed", world_size)
         most = self._room.most_workers()
         places = self._room.places(nodes, world_size, most)
         left_s = seconds_left(nodes, group.nodes)
@@ -270,11 +275,11 @@ class Supervisor:
             self._room.expect(len(places))
             self._leave_by_s = now_s + max(LEAST_NOTICE_S, left_s - LEAVE_MARGIN_S)
             group.tell_notice({node.node_id: node.drain_deadline_s for node in nodes if node.is_draining})
-            return _asked("reclaim", f"notice to reclaim {', '.join(names)}{due}", world_size)
+            return Transition.asked("reclaim", f"notice to reclaim {', '.join(names)}{due}", world_size)
         if most < world_size:
             self._room.expect(most)
             cause = f"{world_size - most} of {world_size} workers are wanted by the sweep's other trials"
-            return _asked("resize", cause, world_size)
+            return Transition.asked("resize", cause, world_size)
         end = min(self._total_steps, self._until_step or self._total_steps)
         if self._growth.advance(group, places, status.remaining_s(end), self._resize_cost_s):
             self._room.expect(len(self._pool.nodes))
@@ -294,6 +299,7 @@ class Supervisor:
         node_ids = group.nodes if group is not None else []
         self._cluster.probed(nodes, node_ids)
         self._snapshots.forget(self._cluster.lost)
+        self._snapshots.look_for_checkpoint()
         cause = f"{WORDS[kind]}: {first_line(failure.message)}"
         self._say(cause)
         most = self._room.most_workers()
@@ -323,7 +329,7 @@ class Supervisor:
 
     def _pause(self, seconds: float) -> None:
         deadline_s = time.monotonic() + seconds
-        while time.monotonic() < deadline_s and not self._is_stop_asked():
+        while time.monotonic() < deadline_s and not self._is_stopTransition.asked():
             self._on_poll()
             time.sleep(POLL_S)
 
@@ -352,9 +358,3 @@ def _lost_nodes(node_ids: Iterable[str]) -> set[str]:
 
 def _failed(message: str) -> dict[str, Any]:
     return {"status": "failed", "message": message, "exit_code": 1}
-
-
-def _asked(kind: str, cause: str, world_size: int) -> Transition:
-    """A group of this size is asked to leave now."""
-    now_s = time.time()
-    return Transition(kind, cause, world_size, now_s, now_s, now_s, now_s)

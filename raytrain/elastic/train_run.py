@@ -11,6 +11,7 @@ from raytrain.errors import first_line
 from raytrain.storage import Storage
 
 FOLDER = "ray_train"  # of a run: what Ray Train keeps of it
+EVALUATIONS = f"{FOLDER}/evaluations"  # which may run beside the training
 END_TIMEOUT_S = 10.0
 ABORT_TIMEOUT_S = 2.0
 MOST_CONTROLLERS = 4
@@ -24,30 +25,40 @@ class TrainRun:
     A context: a run that has not been concluded by its end is aborted, as Ray Train calls it.
     """
 
-    def __init__(self, config: RunConfig, run: Storage, resources: Mapping[str, float], callbacks: Sequence[Any] = ()):
+    def __init__(
+        self,
+        config: RunConfig,
+        run: Storage,
+        resources: Mapping[str, float],
+        callbacks: Sequence[Any] = (),
+        folder: str = FOLDER,
+    ):
         """Starts the controller's process; returns at once. Ray is connected.
 
         Args:
             run: The run's folder.
             resources: What each worker holds.
             callbacks: As for `ray.train.RunConfig`; called in the controller's process.
+            folder: Of the run's folder, for what Ray Train keeps.
         """
         logging.getLogger("ray.train").setLevel(logging.ERROR)  # what is to be said, the terminal says
-        self._config, self._run, self._resources = config, run, dict(resources)
+        self._config, self._run, self._resources, self._folder = config, run, dict(resources), folder
         self._callbacks, self._num_started = list(callbacks), 0
         self._is_concluded = False
         self._start()
 
     def _start(self) -> None:
-        from raytrain.elastic.ray_train import start_controller
+        from raytrain.elastic.ray_train import start_controller, variables
         from raytrain.elastic.training_worker import train_fn
 
         workers = self._config.workers
         self._num_started += 1
+        self.variables: dict[str, str] = variables.get_env_vars_to_propagate()
+        """Environment variables of Ray Train, for the workers."""
         self._controller = start_controller(
             train_fn,
             self._config.name,
-            self._run.path_of(FOLDER),
+            self._run.path_of(self._folder),
             (workers.min, workers.max),
             self._resources,
             self._config.checkpoint.keep_last,
@@ -60,6 +71,10 @@ class TrainRun:
         """Have a worker group formed of these actors, in rank order; returns at once. `number`: larger than any
         before."""
         self._controller.start_group.remote(number, list(actors))
+
+    def end_group(self, number: int) -> None:
+        """Tell that a group has left as it was asked to; its processes may be used by others."""
+        self._controller.end_group.remote(number)
 
     def fail_group(self, number: int, failures: Mapping[int, str]) -> None:
         """Tell that a group has failed, and the message of each rank that caused it."""

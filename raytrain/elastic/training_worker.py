@@ -44,6 +44,8 @@ class Assignment:
     """host:port at which rank 0 holds the key-value store through which the workers find each other."""
     clock_ahead_s: float = 0.0
     """Seconds that the clock of rank 0's node is ahead of the driver's."""
+    variables: dict[str, str] = field(default_factory=dict)
+    """Environment variables of Ray Train that the driver has."""
     driver: list[Any] = field(default_factory=list)
     """A reference that the driver's process owns, boxed so that it is not resolved: with its owner it is lost."""
 
@@ -73,14 +75,19 @@ class TrainingWorker(ReusableWorker):
         global _worker
         _worker = self
         self._listener: socket.socket | None = None
-        self._group = -1
-        self._assignment: Assignment | None = None
-        self._job: Job | None = None
-        self._link = DriverLink("")
-        self._exit: WorkerExit | None = None
-        self._has_begun = False
         self._changed, self._cleaning = threading.Condition(), threading.Lock()
         self._watched: set[Any] = set()
+        self.join()
+
+    def join(self) -> None:
+        """Belong to a run from now on: what was of another one, whose groups have the same numbers, is forgotten."""
+        with self._changed:
+            self._group = self._ordered = -1
+            self._assignment: Assignment | None = None
+            self._job: Job | None = None
+            self._link = DriverLink("")
+            self._exit: WorkerExit | None = None
+            self._has_begun = False
 
     def hello(self) -> None:
         """Answers as soon as the process is there."""
@@ -110,6 +117,7 @@ class TrainingWorker(ReusableWorker):
     def assign(self, assignment: Assignment, job: Job) -> None:
         """Say what the group that begins next is to do."""
         with self._changed:
+            os.environ.update(assignment.variables)
             self._assignment, self._job, self._group = assignment, job, assignment.group
             self._exit, self._has_begun = None, False
             self._changed.notify_all()
@@ -123,13 +131,17 @@ class TrainingWorker(ReusableWorker):
                 self._watched.add(reference)
                 threading.Thread(target=self._watch_driver, args=(reference,), daemon=True, name="driver").start()
 
-    def abandon(self, group: int) -> None:
-        """A worker of the group is gone. If the group has not begun here, it does not any more."""
+    def begin(self, group: int) -> None:
+        """As of a ReusableWorker."""
+        self._ordered = group
+
+    def abandon(self, group: int, reason: str) -> None:
+        """As of a ReusableWorker."""
         with self._changed:
             if group > self._group:  # this worker was not even told of it
                 self._group, self._has_begun = group, False
             if group == self._group and not self._has_begun:
-                self._leave_group(WorkerExit(error="the group was not formed", is_secondary=True))
+                self._leave_group(group, WorkerExit(error=reason, is_secondary=True))
 
     def leave(self, group: int) -> None:
         """The group shall save at its next step, and end."""
@@ -158,9 +170,10 @@ class TrainingWorker(ReusableWorker):
         """Take part in the worker group that was assigned: what Ray Train runs in its thread. Returns the status of
         the group's result; raises RuntimeError with what went wrong."""
         with self._changed:
-            assignment, job = self._assignment, self._job
-            if assignment is None or job is None or assignment.group != self._group or self._exit is not None:
-                raise RuntimeError("the group was not formed")
+            assignment, job, group = self._assignment, self._job, self._ordered
+            is_over = self._group != group or self._has_begun or self._exit is not None
+            if assignment is None or job is None or assignment.group != group or is_over:
+                raise RuntimeError(f"worker group {group} is over")
             self._has_begun = True
         left = WorkerExit(error="the training thread was ended")
         with self._cleaning:  # the last group's memory may still be on its way back
@@ -168,7 +181,7 @@ class TrainingWorker(ReusableWorker):
                 left = self.work(assignment, job)
             finally:
                 with self._changed:
-                    self._leave_group(left)
+                    self._leave_group(group, left)
                 _forget()
         if left.error is not None:
             raise RuntimeError(left.error)
@@ -202,8 +215,10 @@ class TrainingWorker(ReusableWorker):
         finally:
             self._link.give_holders({})
 
-    def _leave_group(self, left: WorkerExit) -> None:
-        """`_changed` is held."""
+    def _leave_group(self, group: int, left: WorkerExit) -> None:
+        """`_changed` is held. What comes of a group that is over is dropped."""
+        if group != self._group:
+            return
         self._close_listener()
         self._exit = left
         self._changed.notify_all()

@@ -1,6 +1,7 @@
 """What the driver hands to the workers."""
 
 import itertools
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,12 @@ class Transition:
     """When the group before had ended."""
     started_at_s: float
     """When there was room for this group, and its start began."""
+
+    @classmethod
+    def asked(cls, kind: str, cause: str, world_size: int) -> "Transition":
+        """A group of this size is asked to leave now."""
+        now_s = time.time()
+        return cls(kind, cause, world_size, now_s, now_s, now_s, now_s)
 
     @property
     def left_by_failure(self) -> bool:

@@ -9,6 +9,7 @@ import json
 import logging
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -49,6 +50,7 @@ class Reporting:
     def __init__(self, reporter: Reporter | None, world: World, run: Storage):
         """`reporter`: None: nothing is reported; the same on all workers."""
         self._reporter, self._world, self._run = reporter, world, run
+        self._token = uuid.uuid4().hex[:6]
         self._lock = threading.Lock()
         self._committed: int | None = None  # step of the newest checkpoint
         self._pending: int | None = None  # step of one whose pointer is written, and that has not been reported
@@ -71,8 +73,8 @@ class Reporting:
             "run": self._run.path_of(),
         }
         try:
-            reporter.write_pointer(pointer_name(step), json.dumps(pointer, indent=1).encode())
-        except OSError:  # the checkpoint itself is there
+            reporter.write_pointer(pointer_name(step, self._token), json.dumps(pointer, indent=1).encode())
+        except Exception:  # of storage, in words of any library: the checkpoint itself is there
             logger.warning("the checkpoint of step %d can't be reported to Ray Train", step, exc_info=True)
             return None
         return step
@@ -103,7 +105,9 @@ class Reporting:
         self._reporter.flush()
         if self._committed is not None and self._pending is None and self._committed != self._reported:
             self._pending = self._write_pointer(self._reporter, self._committed)
-        self._report(int(agree(StepSums(committed=float(self._pending or 0))).committed))
+        sums = agree(StepSums(may_report=float(self._reporter.is_free), committed=float(self._pending or 0)))
+        if sums.may_report == self._world.world_size:  # else the controller is gone
+            self._report(int(sums.committed))
         self._reporter.flush()
 
     def _report(self, committed: int) -> None:
@@ -112,9 +116,11 @@ class Reporting:
         self._next_s = time.monotonic() + REPORT_EVERY_S
         if is_first and committed:
             self._reported, self._pending = committed, None
-        self._reporter.report(dict(self._newest), pointer_name(committed) if is_first and committed else None)
+        self._reporter.report(
+            dict(self._newest), pointer_name(committed, self._token) if is_first and committed else None
+        )
 
 
-def pointer_name(step: int) -> str:
-    """Of the folder that Ray Train is given for a checkpoint."""
-    return f"checkpoint_step_{step:08d}"
+def pointer_name(step: int, token: str) -> str:
+    """Of the folder that Ray Train is given for a checkpoint. `token`: a step may be saved again by another group."""
+    return f"checkpoint_step_{step:08d}_{token}"

@@ -1,6 +1,7 @@
 """What Ray Train is told: the n-th report of every worker is of the same step, and no commit that lasts is left out."""
 
 import json
+import threading
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,22 @@ class Group:
         return StepSums(**{field.name: sum(getattr(part, field.name) for part in parts) for field in fields(StepSums)})
 
     def finish(self) -> None:
-        committed = float(self.workers[0]._pending or self.workers[0]._committed or 0)
-        for worker in self.workers:
-            worker.finish(lambda own: StepSums(committed=max(own.committed, committed)))
+        """Each in a thread, as each is in a process of its own."""
+        barrier, parts = threading.Barrier(2), []
+
+        def agree(own: StepSums) -> StepSums:
+            parts.append(own)
+            barrier.wait(5)
+            return self.agree(parts)
+
+        threads = [threading.Thread(target=worker.finish, args=(agree,)) for worker in self.workers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(10)
+
+    def name(self, step: int) -> str:
+        return pointer_name(step, self.workers[0]._token)
 
     def reported(self) -> list[list[Any]]:
         """(step, pointer) of each report, by worker."""
@@ -88,8 +102,8 @@ def test_a_commit_is_reported_by_rank_0_with_the_next_step(group: Group) -> None
     group.step(507)
     for queue in group.queues:
         queue.flush()
-    assert group.reported() == [[(507, pointer_name(500))], [(507, None)]]
-    pointer = group.queues[0].pointers[pointer_name(500)]
+    assert group.reported() == [[(507, group.name(500))], [(507, None)]]
+    pointer = group.queues[0].pointers[group.name(500)]
     assert pointer["step"] == 500
     assert pointer["manifest"].endswith("checkpoints/step_00000500/manifest.json")
 
@@ -100,7 +114,7 @@ def test_of_commits_that_come_too_fast_the_last_is_reported(group: Group) -> Non
     group.step(15)
     group.finish()
     pointers = [pointer for _, pointer in group.reported()[0]]
-    assert pointers == [pointer_name(5), pointer_name(15)]
+    assert pointers == [group.name(5), group.name(15)]
     assert set(group.queues[0].pointers) == set(pointers)  # no folder that nobody deletes
 
 
