@@ -111,7 +111,7 @@ class Supervisor:
         survivors: list[WorkerProcess] = []
         while True:
             places = [process.node_id for process in survivors] or self._room.wait_for(transition.world_size_before)
-            if not places or self._is_stopTransition.asked():
+            if not places or self._is_stop_asked():
                 return self._stopped()
             outcome = self._run_group(places, survivors, replace(transition, started_at_s=time.time()))
             if isinstance(outcome, dict):
@@ -204,7 +204,7 @@ class Supervisor:
         if group.result is None:
             return self._after_failure(group.failure, group)
         self._train_run.end_group(group.number)
-        if leaving is None or group.result["status"] != "stopped" or self._is_stopTransition.asked():
+        if leaving is None or group.result["status"] != "stopped" or self._is_stop_asked():
             return group.result
         if leaving.kind == "driver":
             return {**group.result, "message": leaving.cause}
@@ -258,7 +258,7 @@ class Supervisor:
     def _reason_to_leave(self, group: WorkerGroup, status: GroupStatus) -> Transition | None:
         """Why the group should save and leave now."""
         now_s, world_size = time.time(), group.world_size
-        if self._is_stopTransition.asked():
+        if self._is_stop_asked():
             return Transition.asked("stop", "", world_size)
         if ended := self._controllers_end(group):
             return ended
@@ -329,7 +329,7 @@ class Supervisor:
 
     def _pause(self, seconds: float) -> None:
         deadline_s = time.monotonic() + seconds
-        while time.monotonic() < deadline_s and not self._is_stopTransition.asked():
+        while time.monotonic() < deadline_s and not self._is_stop_asked():
             self._on_poll()
             time.sleep(POLL_S)
 
