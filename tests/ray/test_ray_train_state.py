@@ -180,14 +180,16 @@ class UserWorker(TrainingWorker):
         if not hasattr(self, "train_step"):
             self.train_step = Engine.train_step
             threading.Thread(target=self.watch, daemon=True).start()
-        import ray.train
+        import ray.train.collective
         calls, train_step, fail_at = [], self.train_step, self.folder / "fail_at"
         def with_user_code(engine, *arguments):
             calls.append(1)
             if len(calls) == 4:
                 self.note("asked", group=assignment.group, **self.ask())
-            if fail_at.exists() and len(calls) == int(fail_at.read_text()):
-                if assignment.group == 1 and assignment.world_rank == 1:
+            if fail_at.exists() and len(calls) == int(fail_at.read_text()) and assignment.group == 1:
+                if assignment.world_rank == 0 and (self.folder / "waits").exists():
+                    ray.train.collective.barrier()
+                if assignment.world_rank == 1:
                     told = Path(job.run_root) / "ray_train" / "by_argument.jsonl"
                     while '"pointer": {' not in told.read_text():
                         time.sleep(0.05)
@@ -322,7 +324,7 @@ def user_code(site: Site, folder: Path) -> dict[str, Any]:
     assert process.returncode == 0, output
     assert output.splitlines()[-1].startswith("finished"), output
     site.assert_nothing_is_left()
-    return site.run("user")
+    return site.runs("user")[0]
 
 
 def test_a_run_that_has_finished(user_code: dict[str, Any]) -> None:
@@ -379,6 +381,24 @@ def test_user_code_asks_ray_train(user_code: dict[str, Any], folder: Path) -> No
     assert first == second
     assert first["step"] > 0
     assert Path(first["run"]) == folder / "runs" / "user"
+
+
+@SLOW
+def test_a_worker_fails_while_another_waits_in_a_barrier(site: Site, tmp_path: Path) -> None:
+    """In one of `ray.train.collective`: it is let go at once, and its process is used again."""
+    two = "workers={min: 2, max: 2, cpus: 2, data_cpus: 0.33}"
+    config = tiny_run(tmp_path, "user", *SMALL[:3], two, "training.max_steps=60")
+    (tmp_path / "fail_at").write_text("20")
+    (tmp_path / "waits").touch()
+    before = len(site.runs("user"))
+    process = start_user_code(site, tmp_path, config)
+    output = to_its_end(process)
+    assert output.splitlines()[-1].startswith("finished"), output
+    run = site.runs("user")[before]
+    assert (run["status"], attempts(run)) == ("FINISHED", ["ERRORED", "FINISHED"])
+    assert "a failure made by the test" in run["attempts"][0]["status_detail"]
+    assert pids(run["attempts"][0])[0] in pids(run["attempts"][1])
+    site.assert_nothing_is_left()
 
 
 class Eventful(Training):
