@@ -115,7 +115,7 @@ def profile(num_workers: int, threads: int, arguments: argparse.Namespace, stora
     from raytrain.elastic.run import run_training
 
     out = storage / f"profile_{num_workers}" / PROFILE
-    raytrain.elastic.training_worker.TrainingWorker = profiled_worker(out)
+    raytrain.elastic.training_worker.worker_class = profiled_worker(out)
     workers = [f"workers.min={num_workers}", f"workers.max={num_workers}", f"workers.cpus={threads}"]
     places = [f"name=profile_{num_workers}", f"storage_path={storage}", f"data.prepared_path={storage / 'prepared'}"]
     save = [f"checkpoint.save_every_steps={arguments.save_every}"]

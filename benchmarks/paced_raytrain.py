@@ -37,7 +37,7 @@ def main() -> None:
     import raytrain.elastic.training_worker
     from raytrain.cli import main as raytrain_main
 
-    raytrain.elastic.training_worker.TrainingWorker = paced(float(sys.argv.pop(1)))
+    raytrain.elastic.training_worker.worker_class = paced(float(sys.argv.pop(1)))
     raytrain_main()
 
 

@@ -72,7 +72,7 @@ def start_worker(node_id: str, resources: Mapping[str, float]) -> Any:
     """A handle to a new process on this node; returns at once."""
     from raytrain.elastic import training_worker  # brings Ray, which a command sets up before it is imported
 
-    worker = training_worker.TrainingWorker
+    worker = training_worker.worker_class
     held = {"num_cpus": resources.get("CPU", 0.0), "num_gpus": resources.get("GPU", 0.0)}
     return start_actor(worker, node_id=node_id, concurrency_groups=worker.concurrency_groups, **held)
 

@@ -242,6 +242,8 @@ class TrainingWorker(ReusableWorker):
             pass
 
 
+worker_class: type[TrainingWorker] = TrainingWorker
+"""What is started for each worker."""
 _worker: TrainingWorker | None = None  # of this process
 
 

@@ -36,7 +36,7 @@ class StallingWorker(TrainingWorker):
         slow(WorkerRun, "_new_model", 1)
         return super().work(assignment, job)
 
-raytrain.elastic.training_worker.TrainingWorker = StallingWorker
+raytrain.elastic.training_worker.worker_class = StallingWorker
 from raytrain.cli import main
 main()
 """
