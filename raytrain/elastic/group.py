@@ -260,6 +260,7 @@ class WorkerGroup:
         if self.has_failed and self._failed_s is None:
             self._failed_s = time.monotonic()
             self.abandon("another worker of the group is gone")
+            self._train_run.release(self.number)
         if self._failed_s is not None and self._working:
             self._give_up_on_the_lost()
         if not self._working and self.has_failed:
@@ -293,7 +294,7 @@ class WorkerGroup:
         self._is_reported = True
         hung = dict.fromkeys(self._hung, self._hang or "it did not leave the group in time")
         deaths = {rank: f"worker {rank} died: {cause}" for rank, cause in self._deaths.items()}
-        self._train_run.fail_group(self.number, deaths or hung or self._causes)
+        self._train_run.fail_group(self.number, deaths or (hung if self._hang else self._causes))
 
 
 def _cause_of_death(error: Exception) -> str:

@@ -27,7 +27,10 @@ from ray.train.v2._internal.callbacks import DatasetsCallback, WorkingDirectoryS
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
-from ray.train.v2._internal.execution.checkpoint.sync_actor import SynchronizationActor
+from ray.train.v2._internal.execution.checkpoint.sync_actor import (
+    SynchronizationActor,
+    SynchronizationBarrierResetError,
+)
 from ray.train.v2._internal.execution.context import DistributedContext
 from ray.train.v2._internal.execution.controller import TrainController, controller
 from ray.train.v2._internal.execution.controller.controller import TrainControllerLoopIterationResult
@@ -216,6 +219,7 @@ class DrivenController(TrainController):
         self._orders = orders = Orders()
         self._synchronizer = _new_synchronizer()
         controller.CheckpointManager = MirroredCheckpoints  # the base class makes its own
+        self._is_released = False
         self.worker_group_cls = type("LeasedWorkerGroup", (_LeasedWorkerGroup,), {"orders": orders})
         super().__init__(
             train_fn_ref,
@@ -229,8 +233,15 @@ class DrivenController(TrainController):
         """Order a group. `number`: larger than any before; `actors`: its workers in rank order."""
         await self._synchronizer.reset()  # whoever of the last group waits in it is gone
         self._synchronizer = _new_synchronizer()
+        self._is_released = False
         self._orders.number, self._orders.actors = number, actors
         self._orders.changed.set()
+
+    async def release(self, number: int) -> None:
+        """Let go of whoever waits in a barrier, or comes to one: another worker of the group has failed."""
+        if number == self._orders.number:
+            self._is_released = True
+            await self._synchronizer.reset()
 
     async def fail_group(self, number: int, failures: dict[int, str]) -> None:
         """Tell that a group has failed. `failures`: the message of each rank that caused it."""
@@ -253,6 +264,8 @@ class DrivenController(TrainController):
 
     async def broadcast_from_rank_zero(self, **arguments: Any) -> Any:
         """Of the SynchronizationActor."""
+        if self._is_released:
+            raise SynchronizationBarrierResetError("another worker of the group has failed")
         return await self._synchronizer.broadcast_from_rank_zero(**arguments)
 
     async def _poll_workers(self) -> WorkerGroupPollStatus:

@@ -1,6 +1,6 @@
 """A worker of Ray Train's that can be used again, and its reports. Private names: see `ray_train.py`."""
 
-# mypy: disable-error-code="arg-type, misc, override"
+# mypy: disable-error-code="arg-type, attr-defined, misc, override"
 
 import queue
 import threading
@@ -36,6 +36,11 @@ class ReusableWorker(RayTrainWorker):
         context = get_train_context()
         context.checkpoint_upload_threadpool = ThreadPoolExecutor(1)
         context.report_order_condition = threading.Condition()
+
+    def shutdown(self) -> None:
+        """As Ray Train's. Nobody takes the reports of this context any more."""
+        super().shutdown()
+        get_train_context().is_over = True
 
 
 class DirectReporter:
@@ -74,7 +79,7 @@ class DirectReporter:
     def flush(self) -> None:
         """As of a Reporter."""
         deadline_s = time.monotonic() + FLUSH_TIMEOUT_S
-        while not self.is_free and time.monotonic() < deadline_s:
+        while not self.is_free and not getattr(self._context, "is_over", False) and time.monotonic() < deadline_s:
             time.sleep(0.01)
 
     def _path(self, name: str) -> str:

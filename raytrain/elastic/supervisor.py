@@ -146,7 +146,7 @@ class Supervisor:
         """End everything that is this run's, whatever has happened; first bring what only memory holds to storage."""
         is_unwanted = isinstance(sys.exc_info()[1], SystemExit)  # a trial that the scheduler has stopped
         parts: tuple[Callable[[], None], ...] = (
-            *((self._let_leave,) if is_unwanted else ()),
+            *((self._train_run.abort, self._let_leave) if is_unwanted else ()),  # this process may not live long
             self._pool.close,
             self._room.close,
             *(() if is_unwanted else (self._keep_snapshot,)),

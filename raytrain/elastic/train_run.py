@@ -80,6 +80,10 @@ class TrainRun:
         """Tell that a group has failed, and the message of each rank that caused it."""
         self._controller.fail_group.remote(number, dict(failures))
 
+    def release(self, number: int) -> None:
+        """A group is failing: whoever of it waits in a barrier of Ray Train, now or later, is let go with an error."""
+        self._controller.release.remote(number)
+
     def problem(self) -> tuple[bool, str] | None:
         """(whether another controller can take its place, what went wrong) when it has ended by itself; else None."""
         import ray
@@ -117,6 +121,11 @@ class TrainRun:
             if not ray.wait([self.done], timeout=END_TIMEOUT_S)[0]:
                 logger.warning("Ray Train's controller does not end")
             ray.kill(self._controller)
+
+    def abort(self) -> None:
+        """End the run before its workers have ended, who are told that nobody takes their reports any more."""
+        if not self._is_concluded:
+            self._abort()
 
     def _abort(self) -> None:
         import ray

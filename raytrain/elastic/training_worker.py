@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 # Errors that mean that another worker is gone: secondary failures, which must not be reported as the cause.
 PEER_LOST: tuple[str, ...] = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL", "ProcessGroup")
-PEER_LOST += ("DistBackendError", "DistNetworkError", "DistStoreError")
+PEER_LOST += ("DistBackendError", "DistNetworkError", "DistStoreError", "SynchronizationBarrierResetError")
 OUT_OF_MEMORY_ADVICE = (
     " Lower training.micro_batch_size or turn on training.gradient_checkpointing: neither changes the result. Or take "
     "a higher training.zero_stage with more workers; `raytrain plan CONFIG --gpu GPU` says what fits."

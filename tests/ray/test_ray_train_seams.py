@@ -307,15 +307,26 @@ def test_a_run_that_is_told_that_it_has_failed(folder: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"{", b'{"ray_version": "0"}', b'{"checkpoint_results": [{"a": 1}]}'])
 def test_a_damaged_list_of_reports_is_begun_anew(tmp_path: Path, content: bytes) -> None:
     """It is a mirror: raytrain's own checkpoints are what a run is resumed from."""
+    from ray.train import CheckpointConfig
+    from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
+    from ray.train.v2._internal.execution.storage import StorageContext
+
+    from raytrain.elastic.ray_train_checkpoints import MirroredCheckpoints
+
     storage = StorageContext(str(tmp_path), "run")
     Path(storage.checkpoint_manager_snapshot_path).parent.mkdir(parents=True, exist_ok=True)
     Path(storage.checkpoint_manager_snapshot_path).write_bytes(content)
-    with pytest.raises(Exception):  # noqa: B017  Ray Train's own, of one kind or another
+    with pytest.raises(Exception):  # noqa: B017, PT011  Ray Train's own, of one kind or another
         CheckpointManager(CheckpointConfig(), storage)
     assert MirroredCheckpoints(CheckpointConfig(), storage).latest_checkpoint_result is None
 
 
 def test_storage_that_refuses_the_list_of_reports_ends_nothing(tmp_path: Path) -> None:
+    from ray.train import CheckpointConfig
+    from ray.train.v2._internal.execution.storage import StorageContext
+
+    from raytrain.elastic.ray_train_checkpoints import MirroredCheckpoints
+
     storage = StorageContext(str(tmp_path), "run")
     checkpoints = MirroredCheckpoints(CheckpointConfig(num_to_keep=1), storage)
     checkpoints._save_state_and_delete_old_checkpoints()
