@@ -208,14 +208,14 @@ def _process_group(config: RunConfig, world: World, *, use_gpu: bool) -> Iterato
 
 
 def _no_room_for_data(config: RunConfig, world_size: int) -> str | None:
-    """What is wrong when the workers hold so many CPUs that Ray Data would wait for one for ever; else None."""
+    """What is wrong when the workers hold so many CPUs that Ray Data would wait for one without end; else None."""
     each, there, data_cpus = _assigned("CPU"), ray.cluster_resources().get("CPU", 0.0), config.workers.data_cpus
     most = most_in({"CPU": there}, {"CPU": each}, data_cpus)
     if world_size <= most:
         return None
     return (
         f"{world_size} workers of {each:g} CPUs each leave too few of the cluster's {there:g} for Ray Data (workers."
-        f"data_cpus {data_cpus:g} each, at least 1), which would wait for ever: lower ScalingConfig(num_workers) to "
+        f"data_cpus {data_cpus:g} each, at least 1), which would wait without end: lower ScalingConfig(num_workers) to "
         f"{most}, lower the CPU of resources_per_worker, or add nodes"
     )
 

@@ -1,6 +1,6 @@
 """The driver's side of snapshots: where they are kept, and which one a group continues from."""
 
-import logging
+import contextlib
 import uuid
 from collections.abc import Iterable
 
@@ -10,8 +10,6 @@ from raytrain.config import RunConfig
 from raytrain.elastic.group import WorkerGroup
 from raytrain.storage import Storage
 from raytrain.training.driver_link import GroupStatus
-
-logger = logging.getLogger(__name__)
 
 
 class Snapshots:
@@ -33,7 +31,8 @@ class Snapshots:
 
     def look_for_checkpoint(self) -> None:
         """A group has failed: who would have told of its last checkpoint may be gone."""
-        self.saved(max(CheckpointStore(self._run.at("checkpoints")).candidates(), default=0))
+        with contextlib.suppress(OSError):  # of storage, which may be why it failed
+            self.saved(max(CheckpointStore(self._run.at("checkpoints")).candidates(), default=0))
 
     def newest(self) -> Snapshot | None:
         """The newest complete one of a later step than the last checkpoint."""

@@ -324,7 +324,7 @@ class Supervisor:
         lost = [process.node_id for process in group.unfit if process.node_id in self._cluster.staying]
         lost = lost[: max(0, most - len(self._pool.nodes))]
         if lost:
-            self._say(f"{len(survivors)} workers continue, {len(lost)} are being replaced")
+            self._say(f"{len(survivors)} worker(s) continue; {len(lost)} being replaced")
         self._growth.replace(survivors, lost)
 
     def _pause(self, seconds: float) -> None:
