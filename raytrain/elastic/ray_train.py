@@ -251,8 +251,9 @@ class DrivenController(TrainController):
 
     async def end_group(self, number: int) -> None:
         """Tell that a group has left as it was asked to: its workers are polled no longer."""
-        if number == self._orders.started and self._worker_group is not None:
-            self._worker_group.end_workers()
+        group = self._worker_group
+        if number == self._orders.started and group is not None and group.has_started():
+            group.end_workers()
             self._orders.ended = number
 
     async def conclude(self, error: str | None) -> None:

@@ -1,0 +1,44 @@
+"""Ray Train's controller is one more process that may die, or that user code may end."""
+
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+from cluster import NodePool
+from training import Training
+
+pytestmark = pytest.mark.slow
+
+
+def controllers() -> list[psutil.Process]:
+    """The controllers among all that this process has started."""
+    found = []
+    for process in psutil.Process(os.getpid()).children(recursive=True):
+        try:
+            if "DrivenController" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_a_controller_that_dies_is_replaced(pool: NodePool, tmp_path: Path) -> None:
+    """The workers train on, save, and are taken over by another one: no step is redone, no failure is charged."""
+    pool.add()
+    training = Training(pool, tmp_path, "workers.max_failures=0")
+    training.wait_for_workers(2)
+    workers = training.nodes()
+    for _ in range(2):
+        num_groups = len(training.events("start"))
+        controllers()[0].send_signal(signal.SIGKILL)
+        training.wait(lambda before=num_groups: len(training.events("start")) > before, "another group")
+        training.wait_for_workers(2)
+    assert training.nodes() == workers
+    assert [event["steps_redone"] for event in training.events("resize", "failure")] == [0, 0]
+    output = training.stop()
+    assert "Ray Train's controller died" in output
+    assert "Traceback" not in output
+    training.assert_undisturbed()
+    pool.assert_nothing_is_held()
