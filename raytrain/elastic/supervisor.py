@@ -198,7 +198,7 @@ class Supervisor:
         self._snapshots.saved(group.status().saved_step)
         self._pool.end(group.unfit)
         if leaving is not None and leaving.kind == "controller":
-            return _failed(leaving.cause)
+            return {**(group.result or {}), **_failed(leaving.cause)}
         if leaving is not None and group.has_not_begun:  # for want of a controller
             return replace(leaving, left_at_s=time.time()), []
         if group.result is None:

@@ -23,6 +23,8 @@ def warm_up(config: RunConfig, *, use_gpu: bool) -> None:
     """
     import ray.data  # noqa: F401
 
+    import raytrain.training.worker  # noqa: F401
+
     device = device_of(config, use_gpu=use_gpu)
     make_task(config.task, config.data.max_length).build_model(config.model, PROBE_LABELS, config.training)
     precision = detect_precision(config.training.precision, device)
