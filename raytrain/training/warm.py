@@ -1,5 +1,7 @@
 """What a new worker's process does while the others still train, so that it can join them at once."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -21,9 +23,12 @@ def warm_up(config: RunConfig, *, use_gpu: bool) -> None:
 
     Raises anything; a worker that is not warm only takes longer to begin, and says then what is wrong.
     """
-    import ray.data  # noqa: F401
+    import ray.data
 
     import raytrain.training.worker  # noqa: F401
+
+    if ray.is_initialized():  # not run: Ray Data imports much when it is first asked
+        ray.data.from_items([{"item": ""}]).map_batches(_same)
 
     device = device_of(config, use_gpu=use_gpu)
     make_task(config.task, config.data.max_length).build_model(config.model, PROBE_LABELS, config.training)
@@ -34,6 +39,10 @@ def warm_up(config: RunConfig, *, use_gpu: bool) -> None:
         engine = Engine(nn.Linear(1, 1), training, precision=precision, device=device, num_micro_steps=1)
         engine.train_step([{"x": torch.ones(1, 1, device=device)}], _sum, 1, 0.0)
         engine.close()
+
+
+def _same(batch: dict[str, Any]) -> dict[str, Any]:
+    return batch
 
 
 def _sum(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
