@@ -34,6 +34,8 @@ from raytrain.storage import Storage
 from raytrain.training.job import POINTER
 from raytrain.training.records import read_jsonl
 
+pytestmark = pytest.mark.slow  # its trainers leave processes in the Ray that other tests share
+
 ONE_EPOCH = (
     "training={epochs: 1, global_batch_size: 8, micro_batch_size: 4, precision: fp32, dropout: 0.0, zero_stage: 2}"
 )
@@ -156,7 +158,6 @@ def is_later(row: dict[str, Any], before: dict[str, Any]) -> bool:
     return bool(row["attempt"] > before["attempt"])
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_rays_own_elasticity_grows_and_survives_a_kill(pool: NodePool, tmp_path: Path) -> None:
     """Ray Train decides on everything: two nodes are added, and later a worker's process is killed."""

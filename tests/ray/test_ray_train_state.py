@@ -52,6 +52,7 @@ class Site:
 
     def __init__(self, pool: NodePool):
         self.pool = pool
+        self._before = {pid for pid, _ in _processes()}  # of the Ray that other tests of this process use
         self.env = {**ENV, "RAY_ADDRESS": pool.address, "RAY_AUTH_MODE": "disabled"}
         self._asked = subprocess.Popen(
             [sys.executable, "-c", ASKING, pool.address],
@@ -85,7 +86,7 @@ class Site:
                 "actors": sorted(set(seen["actors"]) - RAYS_OWN - {STATE_ACTOR}),
                 "placement_groups": seen["placement_groups"],
                 "held": seen["held"],
-                "processes": _processes(),
+                "processes": [words for pid, words in _processes() if pid not in self._before],
             }
             return {name: value for name, value in found.items() if value}
 
@@ -99,7 +100,7 @@ class Site:
         self._asked.wait()
 
 
-def _processes() -> list[str]:
+def _processes() -> list[tuple[int, str]]:
     """Actors and drivers among what this process has started, but for Ray's own and for what waits."""
     found = []
     own = (*RAYS_OWN, STATE_ACTOR, "IDLE", "DashboardAgent", "RuntimeEnvAgent")
@@ -108,7 +109,7 @@ def _processes() -> list[str]:
             words = " ".join(process.cmdline())
             is_rays = words.startswith("ray::") and not any(name in words for name in own)
             if (is_rays or "-m raytrain" in words) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(words)
+                found.append((process.pid, words))
     return found
 
 
