@@ -1,6 +1,7 @@
 """Running raytrain as a user does, from another process, and reading what it leaves."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -172,3 +173,19 @@ def tiny_run(folder: Path, name: str, *overrides: str, num_rows: int = 403) -> R
     }
     raw["data"]["record_samples"] = True
     return parse_config(raw, list(overrides))
+
+
+def start_local_ray() -> None:
+    """Connect this process to a Ray of its own."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=512 << 20,
+        # What tests define is found by Ray's processes too.
+        runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}},
+    )

@@ -1,10 +1,10 @@
 """A real, private Ray for the tests that call Ray Data themselves; one for the whole session."""
 
-import logging
 import os
 from collections.abc import Iterator
 
 import pytest
+from running import start_local_ray
 
 
 @pytest.fixture(scope="session")
@@ -14,15 +14,6 @@ def local_ray() -> Iterator[None]:
         os.environ.setdefault(name, value)
     import ray
 
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=512 << 20,
-        runtime_env={"env_vars": {"PYTHONPATH": root}},  # what tests define is found by Ray's processes too
-    )
+    start_local_ray()
     yield
     ray.shutdown()

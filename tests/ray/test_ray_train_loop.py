@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
 from cluster import NodePool, node_pool
 from running import (
     ENV,
@@ -22,6 +23,7 @@ from running import (
     losses,
     run_cli,
     samples_of_steps,
+    start_local_ray,
     steps_done,
     tiny_run,
     write_config,
@@ -42,8 +44,11 @@ ONE_EPOCH = (
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
-    return tmp_path_factory.mktemp("loop")
+def folder(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Iterator[Path]:
+    """Ray is a new one afterwards: trainers leave processes, and what they hold, behind."""
+    yield tmp_path_factory.mktemp("loop")
+    ray.shutdown()
+    start_local_ray()
 
 
 @pytest.fixture(scope="module")
