@@ -79,14 +79,15 @@ def kill_all(process: subprocess.Popen[Any]) -> None:
     process.wait()
 
 
-def worker_processes(pid: int | None = None) -> list[Any]:
-    """The workers among all that a process has started, as psutil's processes; None: this one."""
+def worker_processes(pid: int | None = None, name: str = "TrainingWorker") -> list[Any]:
+    """The workers (or actors of another name) among all that a process has started, as psutil's processes; None: this
+    one."""
     import psutil
 
     found = []
     for process in psutil.Process(pid).children(recursive=True):
         try:
-            if "TrainingWorker" in " ".join(process.cmdline()):
+            if name in " ".join(process.cmdline()):
                 found.append(process)
         except psutil.Error:
             continue

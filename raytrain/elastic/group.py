@@ -159,10 +159,11 @@ class WorkerGroup:
     def status(self) -> GroupStatus:
         """How far it has come, by what rank 0 has said last, and what those have said that have left."""
         self._ask([0])
-        return self._status
+        return self.known_status
 
     @property
-    def _status(self) -> GroupStatus:
+    def known_status(self) -> GroupStatus:
+        """As `status`, by what has been answered already; `signs_of_life` asks as well."""
         known = self._statuses.get(0, GroupStatus())
         left = [exit_.status for exit_ in self._exits.values() if exit_.status.step is not None]
         first = self._exits[0].status if 0 in self._exits and self._exits[0].status.step is not None else known

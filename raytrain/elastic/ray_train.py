@@ -215,7 +215,7 @@ class DrivenController(TrainController):
     def __init__(self, train_fn_ref: Any, train_run_context: Any, callbacks: list[Any]):
         if variables.HEALTH_CHECK_INTERVAL_S_ENV_VAR not in os.environ:
             os.environ[variables.HEALTH_CHECK_INTERVAL_S_ENV_VAR] = str(POLL_EVERY_S)
-        os.environ[variables.ENABLE_PREEMPTION_WATCHER_ENV_VAR] = "0"  # see `TrainRun.notice`
+        os.environ[variables.ENABLE_PREEMPTION_WATCHER_ENV_VAR] = "0"  # see `WorkerGroup.tell_notice`
         self._orders = orders = Orders()
         self._synchronizer = _new_synchronizer()
         controller.CheckpointManager = MirroredCheckpoints  # the base class makes its own

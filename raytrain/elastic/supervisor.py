@@ -225,8 +225,8 @@ class Supervisor:
                 continue
             next_look_s = time.monotonic() + LOOK_S
             self._room.ask_for_nodes(group.world_size)
-            self._end_if_hung(group)
-            status = group.status()
+            self._end_if_hung(group)  # asks how far it is
+            status = group.known_status
             self._snapshots.advance(group, status)
             if not has_begun and status.first_step_at_s is not None:
                 has_begun = True

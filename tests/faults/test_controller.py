@@ -1,27 +1,13 @@
 """Ray Train's controller is one more process that may die, or that user code may end."""
 
-import os
-import signal
 from pathlib import Path
 
-import psutil
 import pytest
 from cluster import NodePool
+from running import worker_processes
 from training import Training
 
 pytestmark = pytest.mark.slow
-
-
-def controllers() -> list[psutil.Process]:
-    """The controllers among all that this process has started."""
-    found = []
-    for process in psutil.Process(os.getpid()).children(recursive=True):
-        try:
-            if "DrivenController" in " ".join(process.cmdline()):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
 
 
 def test_a_controller_that_dies_is_replaced(pool: NodePool, tmp_path: Path) -> None:
@@ -32,7 +18,7 @@ def test_a_controller_that_dies_is_replaced(pool: NodePool, tmp_path: Path) -> N
     workers = training.nodes()
     for _ in range(2):
         num_groups = len(training.events("start"))
-        controllers()[0].send_signal(signal.SIGKILL)
+        worker_processes(name="DrivenController")[0].kill()
         training.wait(lambda before=num_groups: len(training.events("start")) > before, "another group")
         training.wait_for_workers(2)
     assert training.nodes() == workers
