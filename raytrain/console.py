@@ -165,6 +165,8 @@ EVENT_TEXTS = {
     "damaged_snapshot": "[yellow]the snapshot of step {step} was passed over: {reason}",
     "no_snapshots": "[yellow]snapshots need {needed_mib} MiB of a node's object store, and may have half of it, "
     "{half_mib} MiB: a crash goes back to a checkpoint",
+    "late_snapshot": "[yellow]the snapshot that was due at step {since} has not been taken by step {step}, since "
+    "the one before, or best/, is still being written",
     "damaged_checkpoint": "[yellow]checkpoint of step {step} is damaged and was passed over: {reason}",
     "tracker": "[yellow]{tracker}: {reason}; the training goes on",
     "early_stop": "stopping early at step {step}: the best model is that of step {best_step}",

@@ -19,8 +19,6 @@ class Timetable:
     there is no validation split."""
     save_every_steps: int
     has_validation: bool
-    snapshot_every_steps: int | None = None
-    """None: no snapshots."""
     pause_at: int | None = None
     """The run saves and stops after so many steps; None: at its end."""
 
@@ -41,11 +39,6 @@ class Timetable:
     def is_pause_due(self, step: int) -> bool:
         """Whether the run stops after `step` finished steps, to be gone on with later."""
         return self.pause_at is not None and step >= self.pause_at
-
-    def is_snapshot_due(self, step: int) -> bool:
-        """Whether a snapshot is given to the peers after `step` finished steps; a checkpoint is as good as one."""
-        every = self.snapshot_every_steps
-        return every is not None and step > 0 and step % every == 0 and not self.is_save_due(step)
 
     def next_evaluation(self, step: int) -> int:
         """The first step after `step` at which an evaluation or the end is due."""
@@ -79,6 +72,5 @@ def make_timetable(
         eval_every_steps=part * steps_per_epoch if part else config.training.eval_every_steps,
         save_every_steps=config.checkpoint.save_every_steps,
         has_validation=has_validation,
-        snapshot_every_steps=config.checkpoint.snapshot_every_steps,
         pause_at=pause_at,
     )

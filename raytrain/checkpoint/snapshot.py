@@ -107,6 +107,10 @@ class Holders:
             self._num_placed += 1
         return {node_id: self._actors[node_id][0] for node_id in wanted}
 
+    def are_on(self, node_ids: Iterable[str]) -> bool:
+        """Whether there is one on each of these nodes."""
+        return set(node_ids) <= set(self._actors)
+
     def newest(self, after_step: int) -> Snapshot | None:
         """The newest complete snapshot of a later step than `after_step`; holders that are gone are forgotten."""
         found: dict[tuple[int, str], dict[int, tuple[str, PartInfo]]] = {}

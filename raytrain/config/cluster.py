@@ -51,7 +51,8 @@ class CheckpointConfig(Section):
     """Steps between checkpoints in storage; the loss of the driver or of all nodes costs at most this many steps."""
     snapshot_every_steps: PositiveInt | None = 20
     """Steps between snapshots in the memory of two nodes each; the loss of a worker or a node costs at most this many
-    steps, and storage is not read. null: none, and a crash goes back to the last checkpoint."""
+    steps, and those that were done while the newest snapshot was on its way; storage is not read. null: none, and a
+    crash goes back to the last checkpoint."""
     keep_last: PositiveInt = 2
     """Newest checkpoints that are kept."""
     keep_best: bool = True

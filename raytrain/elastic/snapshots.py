@@ -39,9 +39,9 @@ class Snapshots:
         return self._holders.newest(self._saved_step)
 
     def advance(self, group: WorkerGroup, status: GroupStatus) -> None:
-        """Start the actors that keep the group's snapshots once it is in its loop; end those on other nodes once there
-        is a complete snapshot of this group, so that older ones are not needed."""
-        if not self._are_placed and status.first_step is not None:
+        """Give the group the actors that keep its snapshots, once it is in its loop if some have to be started; end
+        those on other nodes once there is a complete snapshot of this group, so that older ones are not needed."""
+        if not self._are_placed and (status.first_step is not None or self._holders.are_on(group.nodes)):
             self._are_placed = True
             group.give_holders(self._holders.place(group.nodes))
         if not self._has_own and self._is_own_complete(status):

@@ -26,6 +26,7 @@ from raytrain.storage import Storage
 from raytrain.training.control import Control, StepSums
 from raytrain.training.engine import Engine
 from raytrain.training.metrics import RunLog
+from raytrain.training.snapshot_schedule import SnapshotSchedule
 from raytrain.training.state import Progress
 
 BEST = "best"
@@ -47,6 +48,7 @@ class Saver:
         data_content: str,
         export: Callable[[dict[str, torch.Tensor], int, str], None],
         keeper: SnapshotKeeper | None,
+        snapshot_every_steps: int | None,
         on_saved: Callable[[int], None],
         on_committed: Callable[[int], None],
         on_wait: Callable[[], None],
@@ -63,6 +65,7 @@ class Saver:
         self._run, self._engine, self._world, self._control, self._log = run, engine, world, control, log
         self._writer = CheckpointWriter(CheckpointStore(run.at("checkpoints"), keep_last), world, token, on_committed)
         self._export, self._data_content, self._keeper = export, data_content, keeper
+        self._snapshots = SnapshotSchedule(snapshot_every_steps if keeper is not None else None)
         self._on_saved, self._on_wait = on_saved, on_wait
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="best-model")
         self._best: Future[None] | None = None
@@ -70,6 +73,7 @@ class Saver:
         self._state: dict[str, Any] = {}
         self._error: CheckpointError | None = None
         self._told_step: int | None = None
+        self._written_step = 0  # of the newest checkpoint of which every part is written; the same on all workers
 
     def save(self, progress: Progress) -> None:
         """Take a checkpoint of this moment. Waits first for one that is still being written."""
@@ -91,12 +95,18 @@ class Saver:
         is_best_pending = self._best is not None and not self._best.done()
         return is_best_pending or (self._keeper is not None and self._keeper.is_busy)
 
-    def snapshot(self, progress: Progress) -> None:
-        """Give this moment to the peers' memory. All workers do, or none does."""
-        if self._keeper is None:
-            return
-        copy = copy_state(self._engine)
-        self._keeper.begin(progress.step, self._state_of(progress), encode_ranges(copy.ranges), copy.wait)
+    def snapshot(self, progress: Progress, *, is_possible: bool) -> None:
+        """Give this moment to the peers' memory if a snapshot is due or owed. All workers do, or none does.
+
+        Args:
+            is_possible: No worker is busy, and no checkpoint was taken of this moment.
+        """
+        is_due = self._snapshots.is_due(progress.step, saved_step=self._written_step, is_possible=is_possible)
+        if is_due and self._keeper is not None:
+            copy = copy_state(self._engine)
+            self._keeper.begin(progress.step, self._state_of(progress), encode_ranges(copy.ranges), copy.wait)
+        if (since := self._snapshots.late_since(progress.step)) is not None:
+            self._log.event("late_snapshot", step=progress.step, since=since)
 
     def poll(self) -> tuple[float, float]:
         """(1.0 if this worker's part of the checkpoint in flight is written, 1.0 if writing failed).
@@ -189,6 +199,7 @@ class Saver:
             raise self._first_error()
 
     def _commit(self) -> None:
+        self._written_step = self._state["step"]
         self._writer.commit(self._state)
 
     def _tell_of_commits(self) -> None:

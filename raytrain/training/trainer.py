@@ -114,13 +114,9 @@ class Trainer:
                 with self.idle.of("evaluation_s"):
                     self._evaluate()
                 next_batch, next_wait_s = self._fetch()
-                sums = self.control.sum(StepSums(next_targets=_targets(next_batch)))
-            if self.timetable.is_save_due(self.progress.step) or is_stopping or self.progress.is_stopped_early:
-                with self.idle.of("checkpoint_s"):
-                    self.saver.save(self.progress)
-            elif self.timetable.is_snapshot_due(self.progress.step) and not (sums.busy or is_evaluation_due):
-                with self.idle.of("checkpoint_s"):
-                    self.saver.snapshot(self.progress)
+                sums = self.control.sum(StepSums(next_targets=_targets(next_batch), busy=float(self.saver.is_busy)))
+            with self.idle.of("checkpoint_s"):
+                self._keep(is_stopping=is_stopping, is_busy=sums.busy > 0)
             batch, wait_s, num_targets = next_batch, next_wait_s, sums.next_targets
         with self.idle.of("checkpoint_s"):
             self.saver.finish()
@@ -128,6 +124,14 @@ class Trainer:
         if self.progress.is_stopped_early:
             return "stopped_early"
         return "finished" if self.progress.step >= self.timetable.total_steps else "stopped"
+
+    def _keep(self, *, is_stopping: bool, is_busy: bool) -> None:
+        """Save this moment, or give it to the peers' memory, when it is time."""
+        step = self.progress.step
+        is_saving = self.timetable.is_save_due(step) or is_stopping or self.progress.is_stopped_early
+        if is_saving:
+            self.saver.save(self.progress)
+        self.saver.snapshot(self.progress, is_possible=not (is_saving or is_busy))
 
     def _fetch(self) -> tuple[StepBatch | None, float]:
         """The next step's batch (None at the end) and the seconds that the loop waited for it."""

@@ -149,6 +149,7 @@ class WorkerRun:
             data_content=self.store.manifest.content,
             export=functools.partial(self._export, model),
             keeper=self._snapshot_keeper(engine),
+            snapshot_every_steps=self.config.checkpoint.snapshot_every_steps,
             on_saved=self.link.saved,
             on_committed=self.reporting.committed,
             on_wait=self.link.alive,

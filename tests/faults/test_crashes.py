@@ -93,6 +93,19 @@ def test_two_nodes_at_once(pool: NodePool, tmp_path: Path) -> None:
     training.assert_undisturbed()
 
 
+def test_snapshots_are_taken_whatever_else_is_due(pool: NodePool, tmp_path: Path) -> None:
+    """P12: an evaluation after each step after which a snapshot is due; many of them find a new best model."""
+    validation = f"data.validation={{path: {tmp_path / 'data' / 'validation.parquet'}}}"
+    training = Training(pool, tmp_path, validation, "training.eval_every_steps=5")
+    training.wait_for_workers(1)
+    for process in worker_processes():
+        process.kill()
+    training.wait_for_workers(1)
+    assert training.events("restore")[-1]["source"] == "snapshot"
+    training.stop()
+    training.assert_undisturbed()
+
+
 def test_a_notice_that_is_shorter_than_a_save(pool: NodePool, tmp_path: Path) -> None:
     """The node goes a moment after its notice: no failure budget is spent, and a snapshot is gone back to."""
     pool.add()

@@ -41,8 +41,8 @@ def test_resized_and_reclaimed_and_killed(pool: NodePool, tmp_path: Path, zero_s
     training.wait_for_workers(1)
     (lost,) = training.events("failure")
     assert lost["cause"].startswith("a node was lost")
-    # The last complete snapshot, or the one before when the last was on its way.
-    assert lost["steps_redone"] <= 10
+    # From the last complete snapshot, of every fifth step, on; the newest may have been on its way for as long again.
+    assert lost["steps_redone"] <= 15
     assert training.events("restore")[-1]["source"] == "snapshot"
     output = training.stop()
     assert "notice to reclaim" in output
