@@ -15,14 +15,14 @@ import torch.distributed as dist
 from common import MODEL
 from transformers import AutoModelForSequenceClassification
 
-from raytrain.batch_plan import World
 from raytrain.checkpoint.ranges import StorageRangeReader, write_ranges
 from raytrain.checkpoint.store import CheckpointStore
 from raytrain.checkpoint.writer import CheckpointWriter
-from raytrain.checkpoint.zero_state import load_ranges, owned_ranges
 from raytrain.config import Precision, TrainingConfig
+from raytrain.engine.engine import Engine
+from raytrain.engine.zero_state import load_ranges, owned_ranges
+from raytrain.steps.batches import World
 from raytrain.storage import Storage
-from raytrain.training.engine import Engine
 
 STEPS = 2
 DEEPSPEED = {

@@ -19,9 +19,9 @@ import torch.distributed as dist
 from common import middle, publish, table
 from torch import Tensor, nn
 
-from raytrain.checkpoint.zero_state import copy_state
 from raytrain.config import Precision, TrainingConfig
-from raytrain.training.engine import Engine
+from raytrain.engine.engine import Engine
+from raytrain.engine.zero_state import copy_state
 
 SMALL: dict[str, int] = {
     "hidden_size": 384,

@@ -64,9 +64,9 @@ class Clock:
 def install(clock: Clock, on_end: Callable[[], None]) -> None:
     """Put the clock around the parts of the loop in this process."""
     from raytrain.data.stream import Stream
-    from raytrain.training.control import Control
-    from raytrain.training.engine import Engine
-    from raytrain.training.metrics import RunLog
+    from raytrain.engine.engine import Engine
+    from raytrain.training.agreement import Control
+    from raytrain.training.run_log import RunLog
     from raytrain.training.saving import Saver
 
     train_step, finish = Engine.train_step, Saver.finish
@@ -111,8 +111,8 @@ def profiled_worker(out: Path) -> type:
 def profile(num_workers: int, threads: int, arguments: argparse.Namespace, storage: Path) -> dict[str, float]:
     """Seconds of each part of a step, from one run."""
     import raytrain.elastic.training_worker
-    from raytrain.config_io import load_config
-    from raytrain.elastic.run import run_training
+    from raytrain.config.io import load_config
+    from raytrain.runs.run import run_training
 
     out = storage / f"profile_{num_workers}" / PROFILE
     raytrain.elastic.training_worker.worker_class = profiled_worker(out)

@@ -17,7 +17,7 @@ def paced(seconds_per_sample: float) -> type:
 
     class PacedWorker(TrainingWorker):
         def work(self, assignment: Assignment, job: Job) -> WorkerExit:
-            from raytrain.training.engine import Engine
+            from raytrain.engine.engine import Engine
 
             train_step = getattr(Engine, "unpaced_step", Engine.train_step)
             Engine.unpaced_step = train_step  # this process may have been in a group before
@@ -35,7 +35,7 @@ def paced(seconds_per_sample: float) -> type:
 
 def main() -> None:
     import raytrain.elastic.training_worker
-    from raytrain.cli import main as raytrain_main
+    from raytrain.cli.main import main as raytrain_main
 
     raytrain.elastic.training_worker.worker_class = paced(float(sys.argv.pop(1)))
     raytrain_main()

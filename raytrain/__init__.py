@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from raytrain.config import RunConfig
-    from raytrain.elastic.ray_train_resize import GracefulResize
-    from raytrain.elastic.run import RunResult
+    from raytrain.runs.ray_train_resize import GracefulResize
+    from raytrain.runs.run import RunResult
 
 __version__ = "0.1.0"
 __all__ = [
@@ -51,7 +51,7 @@ def train(
         TrainingError: The run failed; the message says how.
     """
     # Imported late: `import raytrain` must not cost what Ray and torch cost.
-    from raytrain.elastic.run import run_training
+    from raytrain.runs.run import run_training
 
     parsed = _parse(config, list(overrides))
     with _observer(progress) as observer:
@@ -79,14 +79,14 @@ def ray_train_loop(config: "str | dict[str, Any] | RunConfig", *overrides: str) 
         ConfigError: The config is wrong; nothing was started.
         DataError: The data can't be used.
     """
-    from raytrain.elastic.ray_train_loop import prepare_loop
+    from raytrain.runs.ray_train_loop import prepare_loop
 
     return prepare_loop(_parse(config, list(overrides)))
 
 
 def _parse(config: "str | dict[str, Any] | RunConfig", overrides: list[str]) -> "RunConfig":
     from raytrain.config import RunConfig
-    from raytrain.config_io import load_config, parse_config
+    from raytrain.config.io import load_config, parse_config
 
     if isinstance(config, RunConfig):
         config = config.model_dump(mode="python", exclude_unset=True)
@@ -97,7 +97,7 @@ def _observer(progress: bool) -> Any:
     """A context that gives the observer of a run."""
     if not progress:
         return nullcontext()
-    from raytrain.console import RunDisplay
+    from raytrain.terminal.run import RunDisplay
 
     return RunDisplay()
 
@@ -105,11 +105,11 @@ def _observer(progress: bool) -> Any:
 def __getattr__(name: str) -> Any:
     """What takes seconds to import, once someone asks for it."""
     if name == "RunResult":
-        from raytrain.elastic.run import RunResult
+        from raytrain.runs.run import RunResult
 
         return RunResult
     if name == "GracefulResize":
-        from raytrain.elastic.ray_train_resize import GracefulResize
+        from raytrain.runs.ray_train_resize import GracefulResize
 
         return GracefulResize
     raise AttributeError(f"module 'raytrain' has no attribute {name!r}")

@@ -1,5 +1,5 @@
 """`python -m raytrain`."""
 
-from raytrain.cli import main
+from raytrain.cli.main import main
 
 main()

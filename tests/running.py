@@ -16,7 +16,7 @@ import yaml
 from tiny import TINY_BERT, tiny_tokenizer, write_reviews
 
 from raytrain.config import RunConfig
-from raytrain.config_io import dump_config, parse_config
+from raytrain.config.io import dump_config, parse_config
 from raytrain.storage import Storage
 from raytrain.training.records import last_attempt_rows, read_jsonl
 

@@ -14,7 +14,7 @@ import sys
 import time
 from typing import Any
 
-ENGINE = "raytrain.training.engine"
+ENGINE = "raytrain.engine.engine"
 
 
 class PaceOnImport(importlib.abc.MetaPathFinder):

@@ -14,12 +14,12 @@ from typing import Any
 
 import typer
 
-from raytrain.cli import app as cli_app
+from raytrain.cli.main import app as cli_app
 from raytrain.config import RunConfig
-from raytrain.config_help import ANY_KEY, FieldHelp, fields_of
+from raytrain.config.help import ANY_KEY, FieldHelp, fields_of
 from raytrain.monitoring.names import CAUSES, METRICS, RAY_PREFIX, STATUSES
 from raytrain.report.goodput import CLASSES
-from raytrain.tuning.space import Space
+from raytrain.tuning.space.space import Space
 
 FOLDER = Path(__file__).parents[1] / "reference"
 MADE = "<!-- Made by docs/_ext/reference.py from {source}: change that, not this. -->"
@@ -81,8 +81,8 @@ def config_page() -> str:
 
 
 def space_page() -> str:
-    """Of `raytrain.tuning.space`."""
-    return _fields_page(SPACE_HEAD, "raytrain/tuning/space.py", fields_of(Space), "spacefield", "The sweep")
+    """Of `raytrain.tuning.space.space`."""
+    return _fields_page(SPACE_HEAD, "raytrain/tuning/space/space.py", fields_of(Space), "spacefield", "The sweep")
 
 
 def metrics_page() -> str:

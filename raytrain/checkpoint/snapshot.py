@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raytrain.actors import start_actor
-from raytrain.batch_plan import World
 from raytrain.checkpoint.manifest import write_hashed
+from raytrain.checkpoint.sizes import SNAPSHOT_COPIES, SNAPSHOTS_KEPT
 from raytrain.checkpoint.store import CheckpointStore, part_name, write_sidecar
 from raytrain.errors import CheckpointError
-from raytrain.plan import SNAPSHOT_COPIES, SNAPSHOTS_KEPT
+from raytrain.ray_core.actors import start_actor
+from raytrain.steps.batches import World
 
 # Of a node's object store; the rest is for data on its way.
 STORE_SHARE = 0.5

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
-from raytrain.batch_plan import World
 from raytrain.checkpoint.manifest import FileEntry, encode_state
 from raytrain.checkpoint.store import CheckpointStore, write_sidecar
 from raytrain.errors import CheckpointError
+from raytrain.steps.batches import World
 from raytrain.storage import Storage
 
 # Waits before the second and later tries: storage that fails for two minutes costs nothing, training goes on meanwhile.

@@ -19,9 +19,9 @@ from raytrain.config import BadRowPolicy, RunConfig
 from raytrain.data.prepared import Part
 from raytrain.data.sources import ROW, BadRow, Chunk, ReadTask, SourceFile, read_chunks
 from raytrain.errors import DataError, RaytrainError
+from raytrain.models.tokenizer import load_tokenizer
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
-from raytrain.tokenizer import load_tokenizer
 
 # How tasks begin the rejection of a label outside the set; a label that is missing is an ordinary bad row.
 UNKNOWN_LABEL = re.compile(r"""label ['"].* is none of """, re.DOTALL)

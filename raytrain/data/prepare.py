@@ -33,9 +33,9 @@ from raytrain.data.prepared import MANIFEST_NAME, Manifest, Part, PreparedStore,
 from raytrain.data.quiet import quiet_ray_data
 from raytrain.data.sources import SourceFile, check_sources, read_tasks
 from raytrain.errors import DataError
+from raytrain.models.tokenizer import load_tokenizer, tokenizer_identity
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
-from raytrain.tokenizer import load_tokenizer, tokenizer_identity
 
 logger = logging.getLogger(__name__)
 

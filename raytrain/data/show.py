@@ -5,8 +5,8 @@ from typing import Any
 from raytrain.config import ModelConfig
 from raytrain.data.prepared import PreparedStore
 from raytrain.errors import ConfigError
+from raytrain.models.tokenizer import load_tokenizer
 from raytrain.tasks.base import IGNORED
-from raytrain.tokenizer import load_tokenizer
 
 
 def decode_samples(store: PreparedStore, model: ModelConfig, split: str, num_samples: int) -> list[dict[str, Any]]:

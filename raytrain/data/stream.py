@@ -23,16 +23,16 @@ from typing import Any
 import numpy as np
 from safetensors import numpy as safetensors
 
-from raytrain.batch_plan import BatchPlan, World, split_micro_batches
 from raytrain.config import RunConfig
 from raytrain.data.items import EvalBatch, EvalPass, StepBatch, TrainSpan
-from raytrain.data.order import Order, evaluation_batches
 from raytrain.data.prepared import PreparedStore
 from raytrain.data.quiet import quiet_ray_data
 from raytrain.data.row_cache import RowCache
+from raytrain.steps.batches import BatchPlan, World, split_micro_batches
+from raytrain.steps.order import Order, evaluation_batches
+from raytrain.steps.timetable import Timetable
 from raytrain.tasks import make_task
 from raytrain.tasks.base import Batch
-from raytrain.timetable import Timetable
 
 SAMPLES_PER_SPAN = 512  # samples of all workers together that one item of the pipeline covers
 ITEMS_PER_DATASET = 256  # items that are handed to Ray Data at once; the next lot follows when they are used up

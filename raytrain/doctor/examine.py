@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from raytrain.actors import start_actor
 from raytrain.config import RunConfig
 from raytrain.doctor import probe
 from raytrain.doctor.facts import HERE, AllReduce, Disk, Facts, Gpu, GpuFacts, NodeFacts, StorageFacts, Transfer
@@ -15,13 +14,14 @@ from raytrain.doctor.findings import Report
 from raytrain.doctor.judge import judge
 from raytrain.doctor.node_facts import GPU_NEEDS_BYTES, SMI_TIMEOUT_S, TORCH_TIMEOUT_S, scrub, versions
 from raytrain.doctor.probes import Probes, collect, end, send_by_value
-from raytrain.elastic.capacity import look
-from raytrain.elastic.preflight import absolute_paths
-from raytrain.elastic.session import RaySession, cluster_address, connection
 from raytrain.errors import ConfigError, RaytrainError, TrainingError
-from raytrain.forecast.shape import shape_on_meta
-from raytrain.model_files import count_parameters
-from raytrain.plan import logical_cpus
+from raytrain.models.files import count_parameters
+from raytrain.ray_core.actors import start_actor
+from raytrain.ray_core.connect import RaySession, cluster_address, connection
+from raytrain.ray_core.nodes import look
+from raytrain.runs.plan import logical_cpus
+from raytrain.runs.preflight import absolute_paths
+from raytrain.sizing.shape import shape_on_meta
 from raytrain.tasks import make_task
 
 # A process starts in seconds; on a node that is busy with other work it may take half a minute.
@@ -87,10 +87,8 @@ def _joined(address: str | None, private_cpus: int) -> Iterator[RaySession]:
 
 
 def _find_out(config: RunConfig | None, path: str | None, session: RaySession, say: Say) -> Facts:
-    from ray._private.state import state
-
     facts = Facts(look(), versions(), config=config, is_private=session.is_private)
-    facts.can_grow = not session.is_private and bool(state.get_max_resources_from_cluster_config())
+    facts.can_grow = session.can_grow
     with Probes(node.node_id for node in facts.nodes) as probes:
         say(f"asking {len(facts.nodes)} node{'s' * (len(facts.nodes) > 1)}")
         _about_nodes(facts, probes)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from raytrain.config import RunConfig
-from raytrain.elastic.capacity import NodeView
+from raytrain.ray_core.nodes import NodeView
 
 # Stands for this command's own process where nodes are named by their ids.
 HERE = "driver"

@@ -5,11 +5,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
+from raytrain.checkpoint.sizes import CHECKPOINT_BYTES_PER_PARAMETER, SNAPSHOT_COPIES, SNAPSHOTS_KEPT
 from raytrain.checkpoint.snapshot import STORE_SHARE, fits_in_store
 from raytrain.doctor.facts import AllReduce, Facts, StorageFacts
 from raytrain.doctor.findings import Verdict, in_bytes, in_rate, in_seconds, note, ok, problem
-from raytrain.elastic.capacity import places_that_fit, worker_resources
-from raytrain.plan import CHECKPOINT_BYTES_PER_PARAMETER, SNAPSHOT_COPIES, SNAPSHOTS_KEPT, cpus_needed
+from raytrain.ray_core.nodes import places_that_fit, worker_resources
+from raytrain.runs.plan import cpus_needed
 
 # Below a link of 1 Gbit/s, less a fifth.
 SLOW_BYTES_PER_S = 100e6

@@ -199,9 +199,9 @@ class Reducer:
             import torch
             import torch.distributed as dist
 
-            from raytrain.batch_plan import World
-            from raytrain.training.process_group import connect, process_group
-            from raytrain.training.rendezvous import address_of, listen
+            from raytrain.engine.process_group import connect, process_group
+            from raytrain.engine.rendezvous import address_of, listen
+            from raytrain.steps.batches import World
 
             torch.set_num_threads(1)
             device = torch.device("cuda", 0) if backend == "nccl" else torch.device("cpu")

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from raytrain.actors import start_actor
 from raytrain.doctor import node_facts, probe
 from raytrain.doctor.facts import HERE, Clock, clock_of
 from raytrain.doctor.node_facts import in_words, scrub
 from raytrain.errors import first_line
+from raytrain.ray_core.actors import start_actor
 
 # Of one probe's methods at once: a question that hangs on a broken mount leaves the others.
 THREADS = 8

@@ -4,10 +4,10 @@ import time
 from collections.abc import Sequence
 
 from raytrain.config import RunConfig
-from raytrain.elastic.blame import samples_of, step_in_work
-from raytrain.elastic.capacity import NodeView, look
-from raytrain.elastic.group import GroupFailure, WorkerGroup
+from raytrain.elastic.bad_step import samples_of, step_in_work
 from raytrain.elastic.policy import Failure, FailureKind, FaultBudget
+from raytrain.elastic.worker_group import GroupFailure, WorkerGroup
+from raytrain.ray_core.nodes import NodeView, look
 from raytrain.storage import Storage
 from raytrain.training.driver_link import GroupStatus
 

@@ -56,10 +56,10 @@ from ray.train.v2._internal.util import (
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import WorkerGroupError
 
-from raytrain.actors import start_actor
 from raytrain.elastic.orders import Orders
 from raytrain.elastic.ray_train_checkpoints import MirroredCheckpoints
 from raytrain.elastic.ray_train_policies import OrderedFailures, OrderedScaling
+from raytrain.ray_core.actors import start_actor
 
 POLL_EVERY_S = 0.25  # between two polls of a group; RAY_TRAIN_HEALTH_CHECK_INTERVAL_S has the last word
 POLL_TIMEOUT_S = 0.1  # a worker that does not answer in time is asked again at the next poll

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from raytrain.checkpoint.snapshot import Holders, Snapshot, write_as_checkpoint
 from raytrain.checkpoint.store import CheckpointStore
 from raytrain.config import RunConfig
-from raytrain.elastic.group import WorkerGroup
+from raytrain.elastic.worker_group import WorkerGroup
 from raytrain.storage import Storage
 from raytrain.training.driver_link import GroupStatus
 

@@ -19,24 +19,24 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from raytrain.config import RunConfig
-from raytrain.elastic.capacity import ClusterView, look, own_node, seconds_left, worker_resources
+from raytrain.elastic.admission import Room
+from raytrain.elastic.allocation import Terms
 from raytrain.elastic.failures import WORDS, Failures
-from raytrain.elastic.group import GroupFailure, WorkerGroup
-from raytrain.elastic.growth import Growth
 from raytrain.elastic.policy import FailureKind
-from raytrain.elastic.pool import WorkerPool, WorkerProcess
-from raytrain.elastic.room import Room
-from raytrain.elastic.share import Terms
+from raytrain.elastic.scale_up import Growth
 from raytrain.elastic.snapshots import Snapshots
 from raytrain.elastic.train_run import TrainRun
 from raytrain.elastic.watchdog import Watchdog
+from raytrain.elastic.worker_group import GroupFailure, WorkerGroup
+from raytrain.elastic.worker_processes import WorkerPool, WorkerProcess
 from raytrain.errors import first_line
 from raytrain.monitoring.run_metrics import Crew
+from raytrain.ray_core.nodes import ClusterView, look, own_node, seconds_left, worker_resources
 from raytrain.storage import Storage
 from raytrain.training.driver_link import GroupStatus
 from raytrain.training.job import Job, Transition
-from raytrain.training.metrics import METRICS
 from raytrain.training.records import last_row
+from raytrain.training.run_log import METRICS
 
 logger = logging.getLogger(__name__)
 

@@ -15,11 +15,11 @@ from typing import Any, ClassVar
 import ray
 
 from raytrain.elastic.ray_train_worker import DirectReporter, ReusableWorker
+from raytrain.engine.rendezvous import address_of, listen
 from raytrain.errors import RaytrainError
 from raytrain.storage import Storage
 from raytrain.training.driver_link import DriverLink, GroupStatus
 from raytrain.training.job import Job
-from raytrain.training.rendezvous import address_of, listen
 
 logger = logging.getLogger(__name__)
 
@@ -94,8 +94,8 @@ class TrainingWorker(ReusableWorker):
 
     def warm(self, config: dict[str, Any], use_gpu: bool) -> None:
         """Do while another group trains what would take seconds in the next one. `config`: of the run."""
-        from raytrain.assets import communication_variables
         from raytrain.config import RunConfig
+        from raytrain.config.shipped import communication_variables
         from raytrain.training.warm import warm_up
 
         checked = RunConfig.model_validate(config)
@@ -193,11 +193,11 @@ class TrainingWorker(ReusableWorker):
         An error for people (a diverged run, a full disk) is no reason to start the workers again: it is raised on all
         workers alike, see Control.all_succeed, and is a result.
         """
-        from raytrain.assets import communication_variables
-        from raytrain.batch_plan import World
         from raytrain.config import RunConfig
+        from raytrain.config.shipped import communication_variables
+        from raytrain.engine.process_group import connect, process_group
+        from raytrain.steps.batches import World
         from raytrain.training.device import backend_of
-        from raytrain.training.process_group import connect, process_group
 
         config = RunConfig.model_validate(job.config)
         os.environ.update(communication_variables(config.training.communication))

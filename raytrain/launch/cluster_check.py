@@ -13,9 +13,7 @@ from typing import Any
 import yaml
 
 from raytrain.config import RunConfig
-from raytrain.config_io import parse_config
-from raytrain.elastic.capacity import demands
-from raytrain.elastic.preflight import local_paths
+from raytrain.config.io import parse_config
 from raytrain.errors import ConfigError
 from raytrain.launch.cluster_files import marked_lines
 from raytrain.launch.cluster_nodes import NodeGroup, Resources, kuberay_config, node_groups, nodes_for, ray_up_config
@@ -23,6 +21,8 @@ from raytrain.launch.cluster_rules import CLOUDS, Problem, ray_up_problems
 from raytrain.launch.cluster_schema import kuberay_schema_problems, ray_schema_problem
 from raytrain.launch.kubernetes_rules import kubernetes_problems
 from raytrain.launch.prometheus_rules import rule_problems
+from raytrain.ray_core.nodes import demands
+from raytrain.runs.preflight import local_paths
 
 UNBOUNDED = 10**6  # nodes
 SIGNS = {"provider", "kind", "groups"}  # one of these at its top makes a file one that is read here

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from raytrain.assets import find_cluster_file
+from raytrain.config.shipped import find_cluster_file
 from raytrain.errors import ConfigError
 from raytrain.launch.cluster_rules import CLOUDS, name_problem
 from raytrain.launch.machines import gpus_of, machine_problem, region_problem

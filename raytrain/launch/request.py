@@ -8,16 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from raytrain.assets import find_config
 from raytrain.config import RunConfig
-from raytrain.config_io import load_config, read_yaml, to_yaml
-from raytrain.elastic.preflight import check_elsewhere, local_paths
-from raytrain.elastic.run import read_run_config
+from raytrain.config.io import load_config, read_yaml, to_yaml
+from raytrain.config.shipped import find_config
 from raytrain.errors import ConfigError
+from raytrain.runs.preflight import check_elsewhere, local_paths
+from raytrain.runs.run import read_run_config
 from raytrain.storage import Storage
-from raytrain.tuning.space import check_space, load_space, space_name
+from raytrain.tuning.best_trial import NEEDS_SWEEP, TRIAL_NEEDS_SWEEP
+from raytrain.tuning.space.space import check_space, load_space, space_name
 from raytrain.tuning.sweep import metric_of
-from raytrain.tuning.winner import NEEDS_SWEEP, TRIAL_NEEDS_SWEEP
 
 FOLDER = "raytrain_job"  # of the files that are sent, in the job's folder
 Params = dict[str, Any]

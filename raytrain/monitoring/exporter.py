@@ -14,8 +14,8 @@ from raytrain.monitoring import names
 from raytrain.monitoring.names import Metric
 from raytrain.monitoring.run_metrics import Crew, Lines, RunMetrics, Sample, zeros
 from raytrain.storage import Storage
-from raytrain.training.metrics import EVALS, EVENTS, METRICS
 from raytrain.training.records import read_jsonl
+from raytrain.training.run_log import EVALS, EVENTS, METRICS
 
 logger = logging.getLogger(__name__)
 

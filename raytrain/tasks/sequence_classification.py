@@ -9,7 +9,7 @@ import pyarrow as pa
 from raytrain.config import ModelConfig, SequenceClassificationConfig, TrainingConfig
 from raytrain.tasks.base import IGNORED, Batch, Encoded, Metrics
 from raytrain.tasks.collate import attention_mask, pad_column
-from raytrain.tasks.room import check_room
+from raytrain.tasks.special_tokens import check_room
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -108,7 +108,7 @@ class SequenceClassification:
 
     def build_model(self, model: ModelConfig, labels: list[str], training: TrainingConfig) -> "nn.Module":
         """An encoder or decoder with a classification head."""
-        from raytrain.tasks.models import build_with_head, check_positions
+        from raytrain.models.build import build_with_head, check_positions
 
         kind = "multi_label_classification" if self.config.multi_label else "single_label_classification"
         built = build_with_head("AutoModelForSequenceClassification", model, labels, training, problem_type=kind)

@@ -15,7 +15,7 @@ from raytrain.config import ModelConfig, TokenClassificationConfig, TrainingConf
 from raytrain.errors import ConfigError
 from raytrain.tasks.base import IGNORED, Batch, Encoded, Metrics
 from raytrain.tasks.collate import attention_mask, pad_column
-from raytrain.tasks.room import check_room
+from raytrain.tasks.special_tokens import check_room
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -145,7 +145,7 @@ class TokenClassification:
 
         Raises ConfigError when the model has no token-type embedding, or fewer positions than data.max_length.
         """
-        from raytrain.tasks.models import build_with_head, check_positions
+        from raytrain.models.build import build_with_head, check_positions
 
         built = build_with_head("AutoModelForTokenClassification", model, labels, training)
         check_positions(built, self.max_length)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from raytrain.config import RunConfig
-from raytrain.config_io import flatten
+from raytrain.config.io import flatten
 from raytrain.storage import Storage
 
 TRACKING = "tracking.json"

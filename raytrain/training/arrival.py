@@ -2,7 +2,7 @@
 
 from raytrain.training.driver_link import DriverLink
 from raytrain.training.job import Job, Transition
-from raytrain.training.metrics import RunLog
+from raytrain.training.run_log import RunLog
 
 
 class Arrival:

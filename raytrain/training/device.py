@@ -3,7 +3,7 @@
 import torch
 
 from raytrain.config import RunConfig
-from raytrain.forecast.usable import usable_of_gpu, usable_of_machine
+from raytrain.sizing.usable import usable_of_gpu, usable_of_machine
 
 
 def backend_of(*, use_gpu: bool) -> str:

@@ -11,8 +11,8 @@ from raytrain.config import RunConfig
 from raytrain.data.items import EvalBatch
 from raytrain.errors import ConfigError
 from raytrain.tasks.base import Batch, Metrics, Task
-from raytrain.training.control import Control
-from raytrain.training.state import Progress, best_metric, is_better
+from raytrain.training.agreement import Control
+from raytrain.training.progress import Progress, best_metric, is_better
 
 
 @dataclass(frozen=True)

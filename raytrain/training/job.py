@@ -12,9 +12,6 @@ PHASES = ("detect_s", "save_s", "wait_s", "regroup_s", "load_s", "first_step_s")
 # The file of what Ray Train is given as a checkpoint: it names the real one's manifest.
 POINTER = "raytrain_checkpoint.json"
 
-# How long the workers of a group wait for each other: processes that start on a loaded machine import for a minute.
-FORM_TIMEOUT_S = 300.0
-
 
 @dataclass(frozen=True)
 class Transition:

@@ -13,11 +13,11 @@ import uuid
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from raytrain.batch_plan import World
 from raytrain.checkpoint.manifest import MANIFEST_NAME
 from raytrain.checkpoint.store import step_folder
+from raytrain.steps.batches import World
 from raytrain.storage import Storage
-from raytrain.training.control import StepSums
+from raytrain.training.agreement import StepSums
 
 REPORT_EVERY_S = 1.0  # metrics.jsonl has every step; a checkpoint is reported at once
 

@@ -14,20 +14,20 @@ from typing import Any
 
 import torch
 
-from raytrain.batch_plan import World
 from raytrain.checkpoint.manifest import FileEntry
 from raytrain.checkpoint.ranges import encode_ranges, write_ranges
 from raytrain.checkpoint.snapshot import SnapshotKeeper
 from raytrain.checkpoint.store import CheckpointStore, part_name
 from raytrain.checkpoint.writer import CheckpointWriter, retrying, wait_patiently
-from raytrain.checkpoint.zero_state import copy_state, owned_ranges, scaler_state
+from raytrain.engine.engine import Engine
+from raytrain.engine.zero_state import copy_state, owned_ranges, scaler_state
 from raytrain.errors import CheckpointError
+from raytrain.steps.batches import World
 from raytrain.storage import Storage
-from raytrain.training.control import Control, StepSums
-from raytrain.training.engine import Engine
-from raytrain.training.metrics import RunLog
+from raytrain.training.agreement import Control, StepSums
+from raytrain.training.progress import Progress
+from raytrain.training.run_log import RunLog
 from raytrain.training.snapshot_schedule import SnapshotSchedule
-from raytrain.training.state import Progress
 
 BEST = "best"
 

@@ -15,17 +15,17 @@ import torch
 
 from raytrain.config import RunConfig
 from raytrain.data.items import EvalBatch, StepBatch
+from raytrain.engine.engine import Engine, StepResult
 from raytrain.errors import TrainingError
+from raytrain.steps.timetable import Timetable
 from raytrain.tasks.base import Task
-from raytrain.timetable import Timetable
-from raytrain.training.control import Control, StepSums
-from raytrain.training.engine import Engine, StepResult
+from raytrain.training.agreement import Control, StepSums
 from raytrain.training.evaluate import Judge, to_tensors
-from raytrain.training.metrics import RunLog
+from raytrain.training.progress import Progress
 from raytrain.training.reporting import Reporting
+from raytrain.training.run_log import RunLog
 from raytrain.training.saving import Saver
 from raytrain.training.schedule import learning_rate_at
-from raytrain.training.state import Progress
 
 
 class BatchSource(Protocol):

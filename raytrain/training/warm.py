@@ -6,13 +6,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from raytrain.batch_plan import World
 from raytrain.config import RunConfig
+from raytrain.engine.engine import Engine, detect_precision
+from raytrain.engine.process_group import process_group
+from raytrain.sizing.zero_stage import AUTO, UNKNOWN_MEMORY
+from raytrain.steps.batches import World
 from raytrain.tasks import make_task
 from raytrain.training.device import backend_of, device_of
-from raytrain.training.engine import Engine, detect_precision
-from raytrain.training.process_group import process_group
-from raytrain.training.zero_stage import AUTO, UNKNOWN_MEMORY
 
 PROBE_LABELS = ["a", "b"]
 

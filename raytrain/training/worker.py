@@ -13,39 +13,39 @@ from typing import Any
 import torch
 from torch import nn
 
-from raytrain.batch_plan import BatchPlan, World
 from raytrain.checkpoint.ranges import Files, StorageRangeReader
+from raytrain.checkpoint.sizes import CHECKPOINT_BYTES_PER_PARAMETER
 from raytrain.checkpoint.snapshot import STORE_SHARE, MemoryFiles, Snapshot, SnapshotKeeper, bytes_in_store
 from raytrain.checkpoint.store import CheckpointStore
-from raytrain.checkpoint.zero_state import load_ranges, load_scaler_state
 from raytrain.config import Precision, RunConfig, TrainingConfig
 from raytrain.data.prepared import PreparedStore
 from raytrain.data.stream import Stream
+from raytrain.engine.deepspeed_config import effective_zero_stage
+from raytrain.engine.engine import Engine, detect_precision
+from raytrain.engine.process_group import collective_timeout_s
+from raytrain.engine.zero_state import load_ranges, load_scaler_state
 from raytrain.errors import CheckpointError, ConfigError
-from raytrain.forecast.shape import shape_of
-from raytrain.plan import CHECKPOINT_BYTES_PER_PARAMETER
+from raytrain.models.tokenizer import load_tokenizer
+from raytrain.sizing.shape import shape_of
+from raytrain.sizing.zero_stage import AUTO, Group, memory_at, settle
+from raytrain.steps.batches import BatchPlan, World
+from raytrain.steps.timetable import make_timetable
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
-from raytrain.timetable import make_timetable
-from raytrain.tokenizer import load_tokenizer
 from raytrain.tracking.base import TrackedRun
 from raytrain.tracking.trackers import Trackers
+from raytrain.training.agreement import Control
 from raytrain.training.arrival import Arrival
-from raytrain.training.control import Control
-from raytrain.training.deepspeed_config import effective_zero_stage
 from raytrain.training.device import device_of, seed_all, usable_bytes
 from raytrain.training.driver_link import DriverLink
-from raytrain.training.engine import Engine, detect_precision
 from raytrain.training.evaluate import Judge, evaluate
 from raytrain.training.job import Job
-from raytrain.training.metrics import METRICS, RunLog, next_attempt
-from raytrain.training.process_group import collective_timeout_s
+from raytrain.training.progress import Progress
 from raytrain.training.records import last_row
 from raytrain.training.reporting import Reporter, Reporting
+from raytrain.training.run_log import METRICS, RunLog, next_attempt
 from raytrain.training.saving import BEST, Saver, recover_folder
-from raytrain.training.state import Progress
 from raytrain.training.trainer import IdleTime, Trainer
-from raytrain.training.zero_stage import AUTO, Group, memory_at, settle
 
 MIB = 2**20
 

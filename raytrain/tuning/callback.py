@@ -6,18 +6,18 @@ from typing import Any
 
 from ray.tune import Callback
 
-from raytrain.elastic.signals import StopSignals
 from raytrain.errors import first_line
 from raytrain.monitoring.exporter import SweepExporter
+from raytrain.runs.signals import StopSignals
 from raytrain.storage import Storage
 from raytrain.training.records import EPOCHS
-from raytrain.tuning.board import TRIALS
 from raytrain.tuning.generations import Generations
-from raytrain.tuning.schedulers import Halving
-from raytrain.tuning.shares import Shares, rungs_passed
-from raytrain.tuning.space import Space
-from raytrain.tuning.sweep import Sweep
+from raytrain.tuning.pool.broker import Shares, rungs_passed
+from raytrain.tuning.space.schedulers import Halving
+from raytrain.tuning.space.space import Space
+from raytrain.tuning.state import Sweep
 from raytrain.tuning.trial import FAILURE, GOODPUT, OTHERS, STATUS, STEP, VALUE, kind_of
+from raytrain.tuning.trials import TRIALS
 
 LOOK_EVERY_S = 0.5
 FIRST_WORD_S, SAY_EVERY_S = 2.0, 15.0  # while there is no room for any trial

@@ -19,13 +19,13 @@ from typing import Any
 
 from raytrain.checkpoint.store import step_folder
 from raytrain.training.records import JsonlWriter
-from raytrain.tuning.bandit import Gain
-from raytrain.tuning.board import BEST, TRIALS
-from raytrain.tuning.legs import decided_after, decision_name, done_name, num_done
-from raytrain.tuning.population import Member, exchange
-from raytrain.tuning.shares import Shares
-from raytrain.tuning.space import in_words
-from raytrain.tuning.sweep import Sweep
+from raytrain.tuning.generation_end import decided_after, decision_name, done_name, num_done
+from raytrain.tuning.pool.broker import Shares
+from raytrain.tuning.population.explore import Member, exchange
+from raytrain.tuning.population.pb2 import Gain
+from raytrain.tuning.space.space import in_words
+from raytrain.tuning.state import Sweep
+from raytrain.tuning.trials import BEST, TRIALS
 
 
 class Generations:

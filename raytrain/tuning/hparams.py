@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 from raytrain.storage import Storage
-from raytrain.tuning.board import TrialRow
+from raytrain.tuning.trials import TrialRow
 
 FOLDER = "hparams"
 

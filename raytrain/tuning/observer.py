@@ -1,6 +1,6 @@
 """Who is told how a sweep goes."""
 
-from raytrain.tuning.board import Board, TrialRow
+from raytrain.tuning.trials import Board, TrialRow
 
 
 class SweepObserver:

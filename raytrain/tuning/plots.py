@@ -11,10 +11,10 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from raytrain.report.plots import ACCENT, FAINT, GRID, INK, SECOND, SIZE, new_axes, png_of
-from raytrain.tuning.board import TrialRow
-from raytrain.tuning.domains import Domain
-from raytrain.tuning.schedulers import Halving
-from raytrain.tuning.space import Space, short
+from raytrain.tuning.space.domains import Domain
+from raytrain.tuning.space.schedulers import Halving
+from raytrain.tuning.space.space import Space, short
+from raytrain.tuning.trials import TrialRow
 
 MOST_NAMES = 12  # written into a figure
 LEAST_TRIALS = 8  # an importance of fewer would be noise

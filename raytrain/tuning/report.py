@@ -4,16 +4,16 @@ import base64
 import json
 from typing import Any
 
-from raytrain.config_io import dump_config, to_yaml
+from raytrain.config.io import dump_config, to_yaml
 from raytrain.report.html import duration, page_template
 from raytrain.storage import Storage
 from raytrain.training.records import read_jsonl
-from raytrain.tuning.board import TRIALS, Board, TrialRow
+from raytrain.tuning.best_trial import read_sweep, winner_config
 from raytrain.tuning.plots import Segment, allocation, importance, metric_by_step, parallel_coordinates, trade_offs
-from raytrain.tuning.schedulers import Generational, Halving
-from raytrain.tuning.space import short
-from raytrain.tuning.sweep import SUMMARY
-from raytrain.tuning.winner import read_sweep, winner_config
+from raytrain.tuning.space.schedulers import Generational, Halving
+from raytrain.tuning.space.space import short
+from raytrain.tuning.state import SUMMARY
+from raytrain.tuning.trials import TRIALS, Board, TrialRow
 
 REPORT = "sweep.html"
 CHANGES = ("begin", "resize", "reclaim", "failure")

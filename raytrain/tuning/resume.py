@@ -3,12 +3,12 @@
 import yaml
 
 from raytrain.config import RunConfig
-from raytrain.config_io import to_yaml
-from raytrain.elastic.resume import changed_keys
+from raytrain.config.io import to_yaml
 from raytrain.errors import ConfigError
+from raytrain.runs.resume import changed_keys
 from raytrain.storage import Storage
-from raytrain.tuning.schedulers import Generational
-from raytrain.tuning.space import Space
+from raytrain.tuning.space.schedulers import Generational
+from raytrain.tuning.space.space import Space
 
 SWEEP = "sweep.yaml"
 GROWING = ("budget.", "max_failed")  # of a space: a sweep may be gone on with for longer

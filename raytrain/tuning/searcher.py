@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from ray.tune.search import Searcher
 
-from raytrain.tuning.domains import Choice, Domain, LogUniform, QUniform, RandInt, Range
-from raytrain.tuning.space import Space, TpeSearch, Values, applies, draw_values
+from raytrain.tuning.space.domains import Choice, Domain, LogUniform, QUniform, RandInt, Range
+from raytrain.tuning.space.space import Space, TpeSearch, Values, applies, draw_values
 from raytrain.tuning.trial import VALUE, TrialPlan
 
 

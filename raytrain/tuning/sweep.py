@@ -1,201 +1,32 @@
 """A sweep: Ray Tune decides which trials run and which stop; the pool decides with how many workers."""
 
 import json
-import logging
 import os
-import threading
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from typing import Any
 
 from raytrain.config import RunConfig
-from raytrain.config_io import parse_config
-from raytrain.elastic.capacity import worker_resources
-from raytrain.elastic.lease import Lease
-from raytrain.elastic.preflight import Preflight, check
-from raytrain.elastic.run import read_run_config, writing_report
-from raytrain.elastic.session import RaySession, cluster_address, ray_session
-from raytrain.elastic.signals import StopSignals
+from raytrain.config.io import parse_config
 from raytrain.errors import ConfigError
-from raytrain.plan import cpus_needed
+from raytrain.ray_core.connect import RaySession, ray_session
+from raytrain.ray_core.nodes import worker_resources
+from raytrain.runs.lease import Lease
+from raytrain.runs.plan import cpus_needed
+from raytrain.runs.preflight import Preflight, check
+from raytrain.runs.run import writing_report
+from raytrain.runs.signals import StopSignals
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
-from raytrain.tracking.base import TRACKING, TrackedRun
-from raytrain.tracking.trackers import conclude
-from raytrain.training.state import best_metric
-from raytrain.tuning.board import TRIALS, Board, TrialRow
-from raytrain.tuning.hparams import write_hparams
+from raytrain.training.progress import best_metric
 from raytrain.tuning.observer import SweepObserver
+from raytrain.tuning.pool.broker import Shares
 from raytrain.tuning.resume import begin_or_resume
-from raytrain.tuning.schedulers import Generational
-from raytrain.tuning.shares import Shares
-from raytrain.tuning.space import NUM_PARAMETERS, Space, Values, check_space, overrides_of, without_headline
-from raytrain.tuning.trial import TrialPlan
+from raytrain.tuning.space.space import NUM_PARAMETERS, Space, check_space
+from raytrain.tuning.state import SUMMARY, Sweep, SweepResult
+from raytrain.tuning.trials import Board
 
-logger = logging.getLogger(__name__)
-
-SUMMARY = "sweep.json"
 CLUSTER_TRIALS = 8  # live trials on a cluster, at least
-
-
-@dataclass(frozen=True)
-class SweepResult:
-    """What became of a sweep; the contents of sweep.json."""
-
-    status: str
-    """finished, stopped (on request; the same command goes on) or failed (too many trials did)."""
-    path: str
-    metric: str
-    mode: str
-    best_trial: str | None = None
-    best_value: float | None = None
-    best_values: Values = field(default_factory=dict)
-    """What the best trial changes in the config."""
-    front: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Of a space with more than one objective: the trials that no other one beats in everything, and what their best
-    models have in each."""
-    num_trials: int = 0
-    num_failed: int = 0
-    steps: int = 0
-    """Optimizer steps of all trials."""
-    duration_s: float = 0.0
-    """Wall time of this command, seconds."""
-    spent_s: float = 0.0
-    """Wall time of all its commands, seconds; one that was killed is not counted."""
-    message: str = ""
-    exit_code: int = 0
-
-
-@dataclass
-class Sweep:
-    """All that belongs to one; `run_sweep` builds it."""
-
-    config: RunConfig
-    space: Space
-    root: Storage
-    metric: str
-    mode: str
-    board: Board
-    observer: SweepObserver
-    stop_message: str = ""
-    """Why no trial may start any more, and those that run should end."""
-    stop_status: str = "finished"
-    """What the sweep is then: stopped, when the same command is to go on with it."""
-
-    spent_before_s: float = 0.0
-    """Wall time of earlier commands."""
-    began_s: float = field(default_factory=time.monotonic)
-    _concluding: list[threading.Thread] = field(default_factory=list)
-
-    @property
-    def every_steps(self) -> int | None:
-        """Steps of a generation, in a sweep whose trials are a population."""
-        scheduler = self.space.scheduler
-        return scheduler.every_steps if isinstance(scheduler, Generational) else None
-
-    def spent_s(self) -> float:
-        """Wall time of all commands up to now."""
-        return self.spent_before_s + time.monotonic() - self.began_s
-
-    def may_start(self) -> bool:
-        """Whether the budget allows for another trial."""
-        steps = self.space.budget.steps
-        return not self.stop_message and (steps is None or self.board.steps < steps)
-
-    def reached(self, index: int) -> list[float] | None:
-        """What the trial with this ordinal reached; see Board.reached."""
-        return self.board.reached(name_of(index), self.space.also)
-
-    def num_wanting(self, at_once: int) -> int:
-        """Trials that want workers or are about to, with so many that live at once."""
-        board = self.board
-        left = self.space.num_trials if self.may_start() else len(board.rows)
-        return min(at_once, left - board.num_over)
-
-    def tell(self, row: TrialRow, event: str) -> None:
-        """Pass on what a trial has come to; see `SweepObserver.trial`."""
-        self.observer.trial(row, event)
-        if event != "over":
-            return
-        if row.status in ("pruned", "failed"):  # ended from outside: its trackers may not know
-            self._conclude(row)
-        if self.config.tracking.tensorboard:
-            try:
-                write_hparams(self.root, row, self.metric)
-            except Exception:  # a full disk: the sweep has better reasons to end
-                logger.exception("%s is not shown in TensorBoard's HParams", row.name)
-
-    def _conclude(self, row: TrialRow) -> None:
-        folder = self.root.at(TRIALS, row.name)
-        if not folder.exists(TRACKING):
-            return
-        args = (TrackedRun(folder, read_run_config(folder)), "failed" if row.status == "failed" else "killed")
-        self._concluding.append(threading.Thread(target=conclude, args=args, daemon=True))
-        self._concluding[-1].start()
-
-    def wait_for_trackers(self) -> None:
-        """Until servers know of the trials that have ended; see `conclude`, which gives up after a while."""
-        for thread in self._concluding:
-            thread.join()
-
-    def plan_of(self, shares: str) -> Callable[[int, Values], TrialPlan]:
-        """Makes the plan of a trial from its ordinal and values."""
-
-        def make(index: int, values: Values) -> TrialPlan:
-            repeat = index % self.space.repeats
-            name = name_of(index)
-            values = {**values, "seed": self.config.seed + repeat} if self.space.repeats > 1 else values
-            row = self.board.add(name, values)
-            plan = TrialPlan(
-                name=name,
-                config={},
-                metric=self.metric,
-                sign=self.board.sign,
-                shares=shares,
-                is_over=row.is_over,
-                failure=row.failure,
-                rung=row.rung,
-                value=None if row.value is None else self.board.sign * row.value,
-                sweep=self.root.path_of(),
-                every_steps=self.every_steps,
-                values=values,
-            )
-            try:
-                config = trial_config(self.config, self.root, name, values)
-                plan = replace(plan, others={o.metric: _known_before(o.metric, config) for o in self.space.also})
-            except ConfigError as error:  # values that fit one by one, and not together
-                failure = f"error: these values do not go together: {without_headline(str(error))}"
-                self.tell(self.board.update(name, status="failed", failure=failure), "over")
-                return replace(plan, is_over=True, failure=failure)
-            if self.every_steps is not None:  # its values are laid over it in each generation
-                config = trial_config(self.config, self.root, name, {})
-            return replace(plan, config=config.model_dump(mode="json", exclude_unset=True))
-
-        return make
-
-    def result(self, status: str, duration_s: float) -> SweepResult:
-        """As it stands."""
-        best, also = self.board.best, self.space.also
-        front = self.board.front(also) if also else []
-        path = self.root.path_of()
-        return SweepResult(
-            status=status,
-            path=path,
-            metric=self.metric,
-            mode=self.mode,
-            best_trial=best.name if best else None,
-            best_value=best.best_value if best else None,
-            best_values=best.values_at_best if best else {},
-            front={row.name: {self.metric: row.best_value or 0.0, **row.best_others} for row in front},
-            num_trials=len(self.board.rows),
-            num_failed=self.board.count("failed"),
-            steps=self.board.steps,
-            duration_s=duration_s,
-            spent_s=self.spent_s(),
-            message=self.stop_message,
-            exit_code=0 if status == "finished" else 1,
-        )
 
 
 def run_sweep(
@@ -241,35 +72,6 @@ def run_sweep(
 
             build_sweep_report(root)
     return result
-
-
-def trial_config(config: RunConfig, root: Storage, name: str, values: Values) -> RunConfig:
-    """The run config of a trial. All share the sweep's prepared data, as far as their data settings agree."""
-    raw = config.model_dump(mode="json", exclude_unset=True)
-    prepared = config.data.prepared_path or Storage(config.storage_path).path_of("_prepared")
-    own = {"storage_path": root.path_of(TRIALS), "name": name, "data.prepared_path": prepared}
-    for tracker in ("wandb", "mlflow"):  # which show the trials of a sweep together
-        section = getattr(config.tracking, tracker)
-        if section is not None and section.group is None:
-            own[f"tracking.{tracker}.group"] = root.place()[1]
-    if (address := cluster_address(config)) is not None:  # a trial's process is not told by the environment
-        own["ray.address"] = address
-    return parse_config(raw, [*overrides_of(values), *overrides_of(own)])
-
-
-def name_of(index: int) -> str:
-    """Of the trial with this ordinal."""
-    return f"trial_{index:04d}"
-
-
-def _known_before(metric: str, config: RunConfig) -> float | None:
-    """An objective that does not depend on the training; None for all others. Raises ConfigError."""
-    if metric != NUM_PARAMETERS:
-        return None
-    from raytrain.forecast.shape import shape_on_meta
-
-    task = make_task(config.task, config.data.max_length)
-    return float(shape_on_meta(config, task, config.task.labels or ["a", "b"]).num_parameters)
 
 
 def metric_of(space: Space, config: RunConfig) -> tuple[str, str]:

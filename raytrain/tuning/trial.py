@@ -9,18 +9,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raytrain.config import RunConfig
-from raytrain.config_io import parse_config
-from raytrain.elastic.observer import Observer
-from raytrain.elastic.run import RunResult, run_training
-from raytrain.elastic.share import Terms
+from raytrain.config.io import parse_config
+from raytrain.elastic.allocation import Terms
 from raytrain.errors import RaytrainError
+from raytrain.runs.observer import Observer
+from raytrain.runs.run import RunResult, run_training
 from raytrain.storage import Storage
 from raytrain.training.records import EPOCHS, read_jsonl
-from raytrain.tuning.legs import has_paused_at, num_done, value_at, values_of, wait_for_others
-from raytrain.tuning.schedulers import MAY_CHANGE
-from raytrain.tuning.shares import TrialShare
-from raytrain.tuning.sharing import Claim
-from raytrain.tuning.space import overrides_of
+from raytrain.tuning.generation_end import has_paused_at, num_done, value_at, values_of, wait_for_others
+from raytrain.tuning.pool.allocate import Claim
+from raytrain.tuning.pool.broker import TrialShare
+from raytrain.tuning.space.schedulers import MAY_CHANGE
+from raytrain.tuning.space.space import overrides_of
 
 STEP, VALUE, STATUS, GOODPUT, OTHERS = "step", "value", "status", "goodput", "others"
 ROUNDING = 1e-5  # Tune's rungs are 0.1 x 3 = 0.30000000000000004

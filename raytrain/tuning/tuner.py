@@ -11,14 +11,14 @@ import numpy as np
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule
 
-from raytrain.elastic.signals import StopSignals
+from raytrain.runs.signals import StopSignals
 from raytrain.training.records import EPOCHS
 from raytrain.tuning.callback import SweepCallback, trial_name
-from raytrain.tuning.schedulers import Halving, HyperBand, MedianStopping, Stopping
+from raytrain.tuning.pool.broker import Shares
 from raytrain.tuning.searcher import SweepSearcher
-from raytrain.tuning.shares import Shares
-from raytrain.tuning.space import Space
-from raytrain.tuning.sweep import Sweep
+from raytrain.tuning.space.schedulers import Halving, HyperBand, MedianStopping, Stopping
+from raytrain.tuning.space.space import Space
+from raytrain.tuning.state import Sweep
 from raytrain.tuning.trial import SETTLED, STEP, VALUE, TrialPlan
 
 TRIAL_RESOURCES = {"node:__internal_head__": 0.001}

@@ -3,9 +3,9 @@
 import torch.distributed as dist
 from launcher import run_workers
 
-from raytrain.batch_plan import World
 from raytrain.errors import ConfigError, DataError, RaytrainError
-from raytrain.training.control import Control, StepSums
+from raytrain.steps.batches import World
+from raytrain.training.agreement import Control, StepSums
 
 
 def test_sums_and_gathers() -> None:

@@ -11,10 +11,10 @@ from tiny_engine import assemble, loss_sum, make_batch, make_engine, make_model,
 from torch import Tensor, nn
 
 from raytrain.checkpoint.ranges import EXP_AVG, FP32, StateRange
-from raytrain.checkpoint.zero_state import owned_ranges
 from raytrain.config import OptimizerConfig, Precision, TrainingConfig
-from raytrain.tasks.models import for_training
-from raytrain.training.engine import make_adamw
+from raytrain.engine.engine import make_adamw
+from raytrain.engine.zero_state import owned_ranges
+from raytrain.models.build import for_training
 
 STEP_SAMPLES = [12, 12, 5]  # the last step of an epoch is ragged
 ZERO_STAGES = [0, 1, 2, 3]

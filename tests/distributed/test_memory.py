@@ -12,10 +12,10 @@ from tiny_engine import allow_fp16_on_cpu
 from torch import Tensor, nn
 
 from raytrain.config import LossScaleConfig, Precision, TrainingConfig
-from raytrain.forecast.memory import Memory, activation_bytes, estimate_memory
-from raytrain.forecast.shape import shape_of
-from raytrain.training.deepspeed_config import build_deepspeed_config
-from raytrain.training.engine import Engine
+from raytrain.engine.deepspeed_config import build_deepspeed_config
+from raytrain.engine.engine import Engine
+from raytrain.sizing.memory import Memory, activation_bytes, estimate_memory
+from raytrain.sizing.shape import shape_of
 
 MICRO_STEPS = 2
 MEMORY: dict[str, Any] = {"activities": [torch.profiler.ProfilerActivity.CPU], "profile_memory": True}

@@ -9,10 +9,10 @@ from launcher import run_workers
 from tiny_engine import allow_fp16_on_cpu, loss_sum, make_batch, make_engine, my_micro_batches, num_targets
 from torch import Tensor, nn
 
-from raytrain.checkpoint.zero_state import owned_ranges, scaler_state
 from raytrain.config import LossScaleConfig, Precision
+from raytrain.engine.engine import Engine, StepResult, detect_precision
+from raytrain.engine.zero_state import owned_ranges, scaler_state
 from raytrain.errors import ConfigError
-from raytrain.training.engine import Engine, StepResult, detect_precision
 
 ZERO_STAGES = [0, 1, 2, 3]
 

@@ -9,10 +9,10 @@ import torch.distributed as dist
 from launcher import run_workers
 from tiny_engine import loss_sum, make_batch, make_engine, make_model, my_micro_batches, num_targets
 
-from raytrain.batch_plan import World
-from raytrain.training.control import Control, StepSums
-from raytrain.training.process_group import connect, process_group, take_down
-from raytrain.training.rendezvous import address_of, listen
+from raytrain.engine.process_group import connect, process_group, take_down
+from raytrain.engine.rendezvous import address_of, listen
+from raytrain.steps.batches import World
+from raytrain.training.agreement import Control, StepSums
 
 GROUPS = [(0,), (0, 1), (1, 2), (2, 0, 1), (1,)]
 """The processes of each group, in rank order."""

@@ -17,11 +17,11 @@ from tiny_engine import (
 from torch import Tensor
 
 from raytrain.checkpoint.ranges import BUFFER, FP32, MOMENTS, StateRange, StorageRangeReader, write_ranges
-from raytrain.checkpoint.zero_state import load_ranges, load_scaler_state, owned_ranges, scaler_state
 from raytrain.config import Precision
+from raytrain.engine.engine import Engine
+from raytrain.engine.zero_state import load_ranges, load_scaler_state, owned_ranges, scaler_state
 from raytrain.errors import CheckpointError
 from raytrain.storage import Storage
-from raytrain.training.engine import Engine
 
 ZERO_STAGES = [0, 1, 2, 3]
 WORLD_SIZES = [1, 2, 3]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from raytrain.checkpoint.ranges import StateRange
 from raytrain.config import LossScaleConfig, OptimizerConfig, Precision, TrainingConfig
-from raytrain.training.engine import Engine
+from raytrain.engine.engine import Engine
 
 VOCABULARY, SEQ_LEN, CLASSES, IGNORED = 13, 6, 5, -100
 Batch = dict[str, Tensor]

@@ -17,7 +17,7 @@ import yaml
 from running import kill_all, start_cli, tiny_run, wait_until, write_config
 from training import Training
 
-from raytrain.assets import find_cluster_file
+from raytrain.config.shipped import find_cluster_file
 
 pytestmark = pytest.mark.slow
 HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"  # Ray's, of its fake provider

@@ -14,13 +14,13 @@ from tiny_engine import make_engine, train
 from torch import Tensor
 
 from raytrain.checkpoint.ranges import StorageRangeReader, write_ranges
-from raytrain.checkpoint.zero_state import load_ranges, load_scaler_state, owned_ranges, scaler_state
 from raytrain.config import LossScaleConfig, Precision, TrainingConfig
-from raytrain.forecast.memory import Memory, activation_bytes, estimate_memory
-from raytrain.forecast.shape import shape_of
+from raytrain.engine.deepspeed_config import build_deepspeed_config
+from raytrain.engine.engine import Engine, detect_precision
+from raytrain.engine.zero_state import load_ranges, load_scaler_state, owned_ranges, scaler_state
+from raytrain.sizing.memory import Memory, activation_bytes, estimate_memory
+from raytrain.sizing.shape import shape_of
 from raytrain.storage import Storage
-from raytrain.training.deepspeed_config import build_deepspeed_config
-from raytrain.training.engine import Engine, detect_precision
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 

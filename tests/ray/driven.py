@@ -27,9 +27,9 @@ from ray.train.v2._internal.util import ObjectRefWrapper
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.report_config import CheckpointUploadMode
 
-from raytrain.actors import start_actor
 from raytrain.elastic.ray_train import IDLE_S, start_controller
 from raytrain.elastic.ray_train_worker import ReusableWorker
+from raytrain.ray_core.actors import start_actor
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's processes can't import it
 

@@ -15,8 +15,8 @@ import logging, os, signal, subprocess, sys, time
 import ray
 from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from raytrain.elastic import node_watch
-from raytrain.elastic.drain import ChildDrain, DrainError
+from raytrain.reclaim import node_watch
+from raytrain.ray_core.drain import ChildDrain, DrainError
 
 def wait(what, seconds, condition):
     end = time.monotonic() + seconds
@@ -58,7 +58,7 @@ class Keep(logging.Handler):
     def emit(self, record):
         said.append(record.getMessage())
 
-logging.getLogger("raytrain.elastic.node_watch").addHandler(Keep())
+logging.getLogger("raytrain.reclaim.node_watch").addHandler(Keep())
 with node_watch.watch_nodes_from_run("auto", 0.3, "http://127.0.0.1:1") as watchers:
     wait("both nodes to be given up", 60, lambda: len(said) == 2 and not watchers.watched())
 assert all("on no cloud" in line for line in said), said

@@ -21,8 +21,8 @@ from raytrain.data import prepare as prepare_module
 from raytrain.data.prepare import prepare
 from raytrain.data.prepared import PreparedStore
 from raytrain.errors import DataError
+from raytrain.models.tokenizer import load_tokenizer
 from raytrain.storage import Storage
-from raytrain.tokenizer import load_tokenizer
 from tests.tiny import (
     TINY_BERT,
     make_reviews,

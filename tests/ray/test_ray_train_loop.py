@@ -31,7 +31,7 @@ from running import (
 from training import Training, endless_run
 
 import raytrain
-from raytrain.elastic import ray_train_loop
+from raytrain.runs import ray_train_loop
 from raytrain.storage import Storage
 from raytrain.training.job import POINTER
 from raytrain.training.records import read_jsonl

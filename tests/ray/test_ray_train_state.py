@@ -176,7 +176,7 @@ from raytrain.elastic.training_worker import TrainingWorker
 
 class UserWorker(TrainingWorker):
     def work(self, assignment, job):
-        from raytrain.training.engine import Engine
+        from raytrain.engine.engine import Engine
         self.folder = Path(job.run_root).parent.parent
         if not hasattr(self, "train_step"):
             self.train_step = Engine.train_step
@@ -246,8 +246,8 @@ import raytrain.elastic.training_worker
 from told import Told
 from user_worker import UserWorker
 raytrain.elastic.training_worker.worker_class = UserWorker
-from raytrain.config_io import load_config
-from raytrain.elastic.run import run_training
+from raytrain.config.io import load_config
+from raytrain.runs.run import run_training
 result = run_training(load_config(sys.argv[1]), callbacks=[Told()])
 print(result.status, result.message)
 """

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from raytrain.batch_plan import World
 from raytrain.checkpoint.ranges import FP32, StateRange, StorageRangeReader, encode_ranges
+from raytrain.checkpoint.sizes import SNAPSHOTS_KEPT
 from raytrain.checkpoint.snapshot import (
     Holders,
     MemoryFiles,
@@ -17,7 +17,7 @@ from raytrain.checkpoint.snapshot import (
     SnapshotKeeper,
     fits_in_store,
 )
-from raytrain.plan import SNAPSHOTS_KEPT
+from raytrain.steps.batches import World
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 WEIGHTS = torch.arange(100, dtype=torch.float32)

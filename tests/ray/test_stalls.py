@@ -37,7 +37,7 @@ class StallingWorker(TrainingWorker):
         return super().work(assignment, job)
 
 raytrain.elastic.training_worker.worker_class = StallingWorker
-from raytrain.cli import main
+from raytrain.cli.main import main
 main()
 """
 

@@ -9,17 +9,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raytrain.batch_plan import BatchPlan, World
 from raytrain.config import RunConfig
 from raytrain.data import stream as stream_module
 from raytrain.data.items import EvalPass, StepBatch, TrainSpan
-from raytrain.data.order import Order
 from raytrain.data.prepare import prepare
 from raytrain.data.prepared import PreparedStore
 from raytrain.data.row_cache import RowCache
 from raytrain.data.stream import Stream, make_order, plan_items, row_groups_in_use
+from raytrain.steps.batches import BatchPlan, World
+from raytrain.steps.order import Order
+from raytrain.steps.timetable import Timetable, make_timetable
 from raytrain.tasks import make_task
-from raytrain.timetable import Timetable, make_timetable
 from tests.tiny import TINY_BERT, tiny_tokenizer, write_conll, write_reviews
 
 pytestmark = pytest.mark.usefixtures("local_ray")

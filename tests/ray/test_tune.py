@@ -211,7 +211,7 @@ def test_what_is_told_again_stops_nobody(scheduler: dict[str, Any]) -> None:
     """P15: a trial that had passed a rung is not judged at it a second time, whatever order the trials speak in."""
     from types import SimpleNamespace
 
-    from raytrain.tuning.space import Space
+    from raytrain.tuning.space.space import Space
     from raytrain.tuning.trial import SETTLED, STEP, VALUE
     from raytrain.tuning.tuner import _scheduler
 
@@ -236,7 +236,7 @@ def test_what_is_told_again_stops_nobody(scheduler: dict[str, Any]) -> None:
 
 def test_a_trial_keeps_its_bracket() -> None:
     """P15: HyperBand's brackets are drawn, and a sweep that goes on must draw them alike."""
-    from raytrain.tuning.space import Space
+    from raytrain.tuning.space.space import Space
     from raytrain.tuning.tuner import _scheduler
 
     scheduler = {"kind": "hyperband", "grace_steps": 17, "reduction_factor": 3, "brackets": 3}
@@ -319,8 +319,8 @@ def test_two_objectives(folder: Path) -> None:
 IN_A_RAY_OF_OURS = """
 import contextlib, json, psutil, sys, threading, time, ray
 ray.init(address="local", num_cpus=8, include_dashboard={dashboard})
-from raytrain.config_io import read_yaml
-from raytrain.tuning.space import load_space
+from raytrain.config.io import read_yaml
+from raytrain.tuning.space.space import load_space
 from raytrain.tuning.sweep import run_sweep
 workers = set()
 def watch():

@@ -13,9 +13,9 @@ import pytest
 import typer
 import yaml
 
-from raytrain.cli import app
-from raytrain.config_io import parse_config
-from raytrain.tuning.space import Space, check_space
+from raytrain.cli.main import app
+from raytrain.config.io import parse_config
+from raytrain.tuning.space.space import Space, check_space
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -174,11 +174,11 @@ def strings_of(tree: ast.AST) -> Iterator[str]:
 
 
 def test_the_run_directory_is_described() -> None:
-    from raytrain.console import EVENT_TEXTS
-    from raytrain.elastic.run import RunResult
     from raytrain.report.goodput import CLASSES
-    from raytrain.training.metrics import TRACKED
-    from raytrain.training.state import Progress
+    from raytrain.runs.run import RunResult
+    from raytrain.terminal.run import EVENT_TEXTS
+    from raytrain.training.progress import Progress
+    from raytrain.training.run_log import TRACKED
 
     page = PAGES["run_directory.md"]
     source = "".join(path.read_text() for path in (ROOT / "raytrain" / "training").glob("*.py"))
@@ -190,7 +190,7 @@ def test_the_run_directory_is_described() -> None:
 
 
 def test_the_shipped_spaces_and_cluster_files_are_named() -> None:
-    from raytrain.assets import cluster_names, space_names
+    from raytrain.config.shipped import cluster_names, space_names
 
     text = "".join(PAGES.values())
     assert not [name for name in space_names() if f"`{name}`" not in PAGES["sweeps.md"]]

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raytrain.assets import cluster_names, config_names, space_names
-from raytrain.config_io import load_config, parse_config
-from raytrain.tuning.space import Space, check_space
+from raytrain.config.io import load_config, parse_config
+from raytrain.config.shipped import cluster_names, config_names, space_names
+from raytrain.tuning.space.space import Space, check_space
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

@@ -9,8 +9,8 @@ import pytest
 from running import tiny_run
 
 import raytrain
-from raytrain.elastic import run as driver
-from raytrain.elastic.run import RunResult
+from raytrain.runs import run as driver
+from raytrain.runs.run import RunResult
 
 
 def test_a_failed_run_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from raytrain.batch_plan import World
 from raytrain.checkpoint import manifest as manifest_module
 from raytrain.checkpoint import store as store_module
 from raytrain.checkpoint import writer as writer_module
@@ -20,6 +19,7 @@ from raytrain.checkpoint.manifest import Checkpoint, FileEntry, write_hashed
 from raytrain.checkpoint.store import CheckpointStore, write_sidecar
 from raytrain.checkpoint.writer import CheckpointWriter
 from raytrain.errors import CheckpointError
+from raytrain.steps.batches import World
 from raytrain.storage import Storage
 
 TOKEN = "attempt-0"

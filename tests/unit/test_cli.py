@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_surface_is_frozen() -> None:
     """A new command or flag is a decision, not an accident."""
-    from raytrain.cli import app
+    from raytrain.cli.main import app
 
     names = {command.name or command.callback.__name__ for command in app.registered_commands}
     assert names | {group.name for group in app.registered_groups} == set(COMMANDS)

@@ -19,15 +19,15 @@ import pytest
 import yaml
 from running import run_cli, tiny_run, write_config
 
-from raytrain.assets import cluster_names, find_cluster_file
-from raytrain.config_io import parse_config
-from raytrain.elastic.capacity import demands
+from raytrain.config.io import parse_config
+from raytrain.config.shipped import cluster_names, find_cluster_file
 from raytrain.errors import ConfigError
 from raytrain.launch import spot_first
 from raytrain.launch.cluster_check import Report, _overrides_of, check_cluster_file
 from raytrain.launch.cluster_files import Answers, marked_lines, render, set_value
 from raytrain.launch.cluster_nodes import kuberay_config, nodes_for, ray_up_config
 from raytrain.launch.machines import gpus_of
+from raytrain.ray_core.nodes import demands
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -205,7 +205,7 @@ def test_a_machine_of_ones_own_finds_out_what_it_is(tmp_path: Path) -> None:
 def test_the_commands_in_the_files_are_raytrains() -> None:
     import typer.main
 
-    from raytrain.cli import app
+    from raytrain.cli.main import app
 
     commands: Any = typer.main.get_command(app)
     lines = [text for name in YAML for document in documents(name) for text in strings(document)]

@@ -6,10 +6,10 @@ import sys
 import pytest
 import yaml
 
-from raytrain.assets import config_names
 from raytrain.config import RunConfig
-from raytrain.config_help import describe_fields
-from raytrain.config_io import all_fields, dump_config, load_config, parse_config
+from raytrain.config.help import describe_fields
+from raytrain.config.io import all_fields, dump_config, load_config, parse_config
+from raytrain.config.shipped import config_names
 from raytrain.errors import ConfigError
 
 MINIMAL = {
@@ -188,8 +188,8 @@ def test_shipped_configs_are_valid(name: str) -> None:
 
 def test_config_needs_neither_ray_nor_torch() -> None:
     code = (
-        "import sys, raytrain.config_io, raytrain.data.order, raytrain.batch_plan, raytrain.plan\n"
-        "raytrain.config_io.load_config('movie_reviews')\n"
+        "import sys, raytrain.config.io, raytrain.steps.order, raytrain.steps.batches, raytrain.runs.plan\n"
+        "raytrain.config.io.load_config('movie_reviews')\n"
         "sys.exit(any(name in sys.modules for name in ('ray', 'torch', 'transformers')))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -6,8 +6,8 @@ from typing import Any
 
 from rich.console import Console
 
-from raytrain.console import RunDisplay, print_result
-from raytrain.elastic.run import RunResult
+from raytrain.runs.run import RunResult
+from raytrain.terminal.run import RunDisplay, print_result
 
 STEP = {"step": 1, "epoch": 0, "loss": 0.5, "lr": 1e-4, "grad_norm": 2.0, "samples_seen": 8, "world_size": 2}
 EVALUATION = {

@@ -11,7 +11,7 @@ import promql_parser
 import pytest
 import yaml
 
-from raytrain.assets import find_cluster_file
+from raytrain.config.shipped import find_cluster_file
 from raytrain.launch.cluster_check import check_cluster_file
 from raytrain.monitoring import names
 from raytrain.monitoring.names import METRICS, RAY_PREFIX

@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 
 from raytrain.config import LossScaleConfig, Precision, TrainingConfig
-from raytrain.errors import ConfigError
-from raytrain.training.deepspeed_config import (
+from raytrain.engine.deepspeed_config import (
     KNOWN_OF_ZERO,
     build_deepspeed_config,
     check_deepspeed_overrides,
     effective_zero_stage,
     resolve_precision,
 )
+from raytrain.errors import ConfigError
 
 
 def _build(precision: Precision = Precision.FP32, **training: Any) -> dict[str, Any]:

@@ -33,8 +33,8 @@ from raytrain.doctor.findings import Finding, Report, Status, fold, in_bytes, ok
 from raytrain.doctor.judge import CHECKS, judge
 from raytrain.doctor.node_facts import scrub
 from raytrain.doctor.probe import NodeProbe, _connect, _serve
-from raytrain.doctor_console import DoctorConsole
-from raytrain.elastic.capacity import NodeView
+from raytrain.ray_core.nodes import NodeView
+from raytrain.terminal.doctor import DoctorConsole
 
 GIB = 2**30
 NODES = ("aaaaaaaa", "bbbbbbbb", "cccccccc")

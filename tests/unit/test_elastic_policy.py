@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from raytrain.elastic import capacity
-from raytrain.elastic.capacity import NodeView, places_that_fit, seconds_left
 from raytrain.elastic.policy import Failure, FailureKind, FaultBudget, GrowthPolicy
+from raytrain.ray_core import nodes as capacity
+from raytrain.ray_core.nodes import NodeView, places_that_fit, seconds_left
 
 
 class TestGrowth:

@@ -13,8 +13,8 @@ from raytrain.data.fingerprint import fingerprint
 from raytrain.data.prepared import FORMAT_VERSION
 from raytrain.data.sources import check_sources
 from raytrain.errors import ConfigError
+from raytrain.models.tokenizer import check_tokenizer, load_tokenizer, tokenizer_fingerprint
 from raytrain.tasks import make_task
-from raytrain.tokenizer import check_tokenizer, load_tokenizer, tokenizer_fingerprint
 from tests.tiny import TINY_BERT, tiny_tokenizer, write_reviews
 
 Raw = dict[str, Any]

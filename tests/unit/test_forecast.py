@@ -15,17 +15,17 @@ from rich.console import Console
 from running import ENV, tiny_run, write_config
 
 from raytrain.config import Precision, RunConfig, TrainingConfig
-from raytrain.config_io import dump_config
-from raytrain.elastic.preflight import absolute_paths
+from raytrain.config.io import dump_config
+from raytrain.engine.deepspeed_config import build_deepspeed_config
 from raytrain.errors import ConfigError
-from raytrain.forecast.calibration import find_calibration
-from raytrain.forecast.fitting import first_that_fits
-from raytrain.forecast.forecast import Hardware, make_forecast
-from raytrain.forecast.gpus import GIB, GPUS, find_gpu
-from raytrain.forecast.memory import Memory, activation_bytes, estimate_memory
-from raytrain.forecast.shape import Layers, ModelShape
-from raytrain.plan_console import in_hours, print_forecast, some
-from raytrain.training.deepspeed_config import build_deepspeed_config
+from raytrain.planning.calibration import find_calibration
+from raytrain.planning.fitting import first_that_fits
+from raytrain.planning.forecast import Hardware, make_forecast
+from raytrain.planning.gpus import GIB, GPUS, find_gpu
+from raytrain.runs.preflight import absolute_paths
+from raytrain.sizing.memory import Memory, activation_bytes, estimate_memory
+from raytrain.sizing.shape import Layers, ModelShape
+from raytrain.terminal.plan import in_hours, print_forecast, some
 
 # A model of a thousand million parameters, in 1,000 matrices.
 BILLION = ModelShape(trained=(1_000_000,) * 1000)
@@ -312,7 +312,7 @@ def test_durations() -> None:
 def test_the_command_needs_no_ray(tmp_path: Path) -> None:
     path = write_config(tiny_run(tmp_path, "a"), tmp_path)
     code = (
-        "import sys; from raytrain.cli import app\n"
+        "import sys; from raytrain.cli.main import app\n"
         f"code = app(['plan', {path!r}, '--json'], standalone_mode=False)\n"
         "sys.exit(code or any(name.split('.')[0] == 'ray' for name in sys.modules))"
     )

@@ -6,8 +6,8 @@ import pytest
 from hparams_tab import hparams_tab
 
 from raytrain.storage import Storage
-from raytrain.tuning.board import TrialRow
 from raytrain.tuning.hparams import write_hparams
+from raytrain.tuning.trials import TrialRow
 
 LR, KIND = "training.optimizer.learning_rate", "training.schedule.kind"
 

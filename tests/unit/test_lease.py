@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from raytrain.elastic import lease as lease_module
-from raytrain.elastic.lease import LEASE, Lease
 from raytrain.errors import ConfigError, TrainingError
+from raytrain.runs import lease as lease_module
+from raytrain.runs.lease import LEASE, Lease
 from raytrain.storage import Storage
 
 
@@ -61,7 +61,7 @@ def test_one_that_died_elsewhere_is_waited_for_and_succeeded(tmp_path: Path) -> 
 
 def test_one_that_died_here_is_succeeded_at_once(tmp_path: Path) -> None:
     run = Storage(str(tmp_path))
-    script = "import time; from raytrain.elastic.lease import Lease; from raytrain.storage import Storage; "
+    script = "import time; from raytrain.runs.lease import Lease; from raytrain.storage import Storage; "
     script += f"Lease(Storage({str(tmp_path)!r})).__enter__(); print('held', flush=True); time.sleep(60)"
     owner = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None

@@ -11,7 +11,7 @@ from raytrain.monitoring.exporter import RunExporter, SweepExporter
 from raytrain.monitoring.names import METRICS, Metric
 from raytrain.monitoring.run_metrics import Crew, RunMetrics, Sample, zeros
 from raytrain.storage import Storage
-from raytrain.tuning.board import Board
+from raytrain.tuning.trials import Board
 
 TWO = Crew(2, 4)
 

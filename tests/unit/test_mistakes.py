@@ -12,7 +12,7 @@ import yaml
 from running import tiny_run, write_config
 from tiny import write_conll
 
-from raytrain.cli import app
+from raytrain.cli.main import app
 from raytrain.errors import RaytrainError
 
 MISTAKES = [

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from raytrain.config import ModelConfig
-from raytrain.model_files import count_parameters
+from raytrain.models.files import count_parameters
 
 
 def test_all_shards_are_counted(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raytrain.batch_plan import BatchPlan, split_micro_batches
-from raytrain.data.order import Order, evaluation_batches
+from raytrain.steps.batches import BatchPlan, split_micro_batches
+from raytrain.steps.order import Order, evaluation_batches
 
 
 @st.composite

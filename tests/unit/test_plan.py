@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from raytrain.config import RunConfig
 from raytrain.errors import ConfigError
-from raytrain.plan import Plan, cpus_needed, logical_cpus, make_plan
+from raytrain.runs.plan import Plan, cpus_needed, logical_cpus, make_plan
 
 
 def config_with(**sections) -> RunConfig:
@@ -162,5 +162,5 @@ class TestOutput:
 
 
 def test_import_is_light():
-    source = "import sys, raytrain.plan; assert not {'torch', 'ray', 'pyarrow'} & set(sys.modules)"
+    source = "import sys, raytrain.runs.plan; assert not {'torch', 'ray', 'pyarrow'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", source], check=True)

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raytrain.config_io import parse_config
+from raytrain.config.io import parse_config
 from raytrain.errors import ConfigError
-from raytrain.tuning.bandit import Gain
-from raytrain.tuning.population import Member, exchange
-from raytrain.tuning.space import Space, check_space, draw_values, overrides_of
+from raytrain.tuning.population.explore import Member, exchange
+from raytrain.tuning.population.pb2 import Gain
+from raytrain.tuning.space.space import Space, check_space, draw_values, overrides_of
 
 LR, KIND, MIN_RATIO = "training.optimizer.learning_rate", "training.schedule.kind", "training.schedule.min_ratio"
 RAW: dict[str, Any] = {

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from running import tiny_run
 
-from raytrain.assets import communication_variables
-from raytrain.config_io import load_config
-from raytrain.elastic.preflight import check
+from raytrain.config.io import load_config
+from raytrain.config.shipped import communication_variables
 from raytrain.errors import ConfigError, DataError
+from raytrain.runs.preflight import check
 
 
 def test_a_check_leaves_no_folder_behind(tmp_path: Path) -> None:

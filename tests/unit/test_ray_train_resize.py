@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 import raytrain
-from raytrain.elastic import ray_train_resize
-from raytrain.elastic.ray_train_loop import ask_to_save, has_saved
+from raytrain.runs import ray_train_resize
+from raytrain.runs.ray_train_loop import ask_to_save, has_saved
 
 FINE = SimpleNamespace(errors={}, finished=False)
 FAILED = SimpleNamespace(errors={1: "killed"}, finished=False)

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from raytrain.batch_plan import World
+from raytrain.steps.batches import World
 from raytrain.storage import Storage
 from raytrain.training import reporting
-from raytrain.training.control import StepSums
+from raytrain.training.agreement import StepSums
 from raytrain.training.reporting import Reporting, pointer_name
 
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from running import run_cli, tiny_run, write_config
 
-from raytrain.config_io import parse_config
+from raytrain.config.io import parse_config
 from raytrain.errors import ConfigError
 from raytrain.launch.request import Request, make_request
 from raytrain.launch.server import Job

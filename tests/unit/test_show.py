@@ -10,7 +10,7 @@ from running import tiny_run, write_config
 from tiny import make_reviews, write_conll
 from typer.testing import CliRunner
 
-from raytrain.cli import app
+from raytrain.cli.main import app
 from raytrain.data.prepare import find_prepared, prepare
 from raytrain.data.show import decode_samples
 
@@ -27,7 +27,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("Ray is started")
 
     monkeypatch.setattr("raytrain.data.prepare._run", in_this_process)
-    monkeypatch.setattr("raytrain.elastic.run.ray_session", refuse)
+    monkeypatch.setattr("raytrain.runs.run.ray_session", refuse)
 
 
 def test_prepared_data_is_shown_as_text_without_ray(tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raytrain.assets import space_names
-from raytrain.config_help import fields_of
-from raytrain.config_io import parse_config
+from raytrain.config.help import fields_of
+from raytrain.config.io import parse_config
+from raytrain.config.shipped import space_names
 from raytrain.errors import ConfigError
-from raytrain.tuning.space import Space, check_space, draw_values, load_space, overrides_of
+from raytrain.tuning.space.space import Space, check_space, draw_values, load_space, overrides_of
 
 LR = "training.optimizer.learning_rate"
 RAW: dict[str, Any] = {

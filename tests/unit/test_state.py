@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from raytrain.timetable import Timetable
-from raytrain.training.state import Progress, is_better
+from raytrain.steps.timetable import Timetable
+from raytrain.training.progress import Progress, is_better
 
 
 def test_due_times_follow_the_step_alone() -> None:

@@ -11,10 +11,10 @@ from rich.console import Console
 from running import tiny_run, write_config
 from typer.testing import CliRunner
 
-from raytrain.cli import app
-from raytrain.console import RunDisplay
-from raytrain.elastic import run as driver
-from raytrain.elastic.signals import StopSignals
+from raytrain.cli.main import app
+from raytrain.runs import run as driver
+from raytrain.runs.signals import StopSignals
+from raytrain.terminal.run import RunDisplay
 
 
 def shown(is_terminal: bool) -> tuple[RunDisplay, io.StringIO]:

@@ -8,11 +8,11 @@ import pytest
 from running import tiny_run
 from tiny import TINY_BERT, tiny_tokenizer
 
-from raytrain import tokenizer
 from raytrain.config import ModelConfig
-from raytrain.elastic.preflight import absolute_paths
 from raytrain.errors import ConfigError
-from raytrain.tokenizer import check_tokenizer
+from raytrain.models import tokenizer
+from raytrain.models.tokenizer import check_tokenizer
+from raytrain.runs.preflight import absolute_paths
 
 
 def answer(monkeypatch: pytest.MonkeyPatch, outcome: Any) -> None:

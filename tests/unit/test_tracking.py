@@ -12,19 +12,19 @@ import wandb_files
 from running import tiny_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from raytrain.batch_plan import World
 from raytrain.config import RunConfig
-from raytrain.config_io import parse_config
-from raytrain.elastic.preflight import check
+from raytrain.config.io import parse_config
 from raytrain.errors import ConfigError
+from raytrain.runs.preflight import check
+from raytrain.steps.batches import World
 from raytrain.storage import Storage
 from raytrain.tasks.base import Metrics
 from raytrain.tracking import sender, trackers
 from raytrain.tracking.base import Row, TrackedRun
 from raytrain.tracking.sender import Sender
 from raytrain.tracking.trackers import Trackers, check_trackers, conclude
-from raytrain.training.metrics import EVALS, EVENTS, METRICS, RunLog
 from raytrain.training.records import read_jsonl
+from raytrain.training.run_log import EVALS, EVENTS, METRICS, RunLog
 
 ALL = (
     "tracking.wandb={mode: offline, project: p, group: g, tags: [t]}",

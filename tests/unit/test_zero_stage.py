@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from raytrain.batch_plan import BatchPlan
 from raytrain.config import Precision, TrainingConfig
-from raytrain.forecast.shape import Layers, ModelShape
-from raytrain.training.zero_stage import Group, memory_at, settle
+from raytrain.sizing.shape import Layers, ModelShape
+from raytrain.sizing.zero_stage import Group, memory_at, settle
+from raytrain.steps.batches import BatchPlan
 
 P = 10_000_000_000
 LARGE = ModelShape(trained=(10_000_000,) * 1000, layers=Layers(48, 4096, 32, 16384, stores_scores=False))

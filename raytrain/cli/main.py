@@ -1,0 +1,351 @@
+"""The commands. Heavy imports stand inside them, so that `--help` answers at once."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from raytrain.cli.cluster import cluster_app, doctor
+from raytrain.cli.jobs import jobs_app, submit
+from raytrain.errors import ConfigError, RaytrainError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from raytrain.config import RunConfig
+    from raytrain.data.prepared import PreparedStore
+
+
+class Commands(TyperGroup):
+    """The commands, none of which ends without a word when it is interrupted."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; Typer itself would turn Ctrl-C into a silent exit."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _leave("interrupted; nothing goes on in the background")
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+data_app = typer.Typer(help="Prepare data, and look at it.", no_args_is_help=True)
+configs_app = typer.Typer(help="The configs that come with raytrain.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(configs_app, name="configs")
+app.add_typer(cluster_app, name="cluster")
+
+Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a shipped config.")]
+OptionalConfig = Annotated[
+    str, typer.Argument(metavar="[CONFIG]", help="A YAML file, or the name of a shipped config.", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values that override the file's.")
+]
+RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, <storage_path>/<name>.")]
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        import raytrain
+
+        typer.echo(f"raytrain {raytrain.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Train Transformers on a Ray cluster whose size is not part of the experiment."""
+
+
+@app.command()
+def train(
+    config: OptionalConfig = "",
+    overrides: Overrides = None,
+    from_sweep: Annotated[
+        str | None, typer.Option(metavar="SWEEP", help="Instead of CONFIG: the best trial of this sweep's folder.")
+    ] = None,
+    all_data: Annotated[
+        bool, typer.Option("--all-data", help="With --from-sweep: train on the validation split too.")
+    ] = False,
+    trial: Annotated[
+        str | None, typer.Option(metavar="NAME", help="With --from-sweep: this trial instead of the best.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Delete the run's folder first, and start anew.")] = False,
+) -> None:
+    """Train a run to its end. The same command again goes on where it stopped."""
+    from raytrain.config.io import load_config
+
+    if from_sweep is None:
+        if all_data or trial:
+            from raytrain.tuning.best_trial import NEEDS_SWEEP, TRIAL_NEEDS_SWEEP
+
+            raise ConfigError(NEEDS_SWEEP if all_data else TRIAL_NEEDS_SWEEP)
+        if not config:
+            raise ConfigError("give a CONFIG: a YAML file, or the name of a shipped one (`raytrain configs list`)")
+        _run(load_config(config, overrides), overwrite=overwrite)
+    from raytrain.storage import Storage
+    from raytrain.tuning.best_trial import train_winner
+
+    words = [word for word in (config, *(overrides or [])) if word]  # without a CONFIG the first is an override too
+    _run(train_winner(Storage(from_sweep), words, all_data=all_data, trial=trial), overwrite=overwrite)
+
+
+@app.command()
+def resume(run: RunFolder, overrides: Overrides = None) -> None:
+    """Go on with a run from its newest good checkpoint."""
+    from raytrain.runs.run import read_run_config
+    from raytrain.storage import Storage
+
+    _run(read_run_config(Storage(run), overrides or []), overwrite=False)
+
+
+def _run(config: "RunConfig", *, overwrite: bool) -> NoReturn:
+    from raytrain.runs.run import run_training
+    from raytrain.terminal.run import RunDisplay, print_result
+
+    try:
+        with RunDisplay() as display:
+            result = run_training(config, display, overwrite=overwrite)
+    except KeyboardInterrupt:
+        _leave(_how_to_go_on(config))
+    print_result(display.console, result)
+    raise typer.Exit(result.exit_code)
+
+
+def _how_to_go_on(config: "RunConfig") -> str:
+    """What to type after a run was ended at once."""
+    from raytrain.storage import Storage
+
+    run = Storage(config.storage_path).at(config.name)
+    if run.exists("config.yaml"):
+        return (
+            f"ended at once; go on, from the newest checkpoint if there is one, with: raytrain resume {run.path_of()}"
+        )
+    return "interrupted before the run began; the same command starts it again"
+
+
+def _leave(text: str) -> NoReturn:
+    """End an interrupted command with a sentence and exit code 1."""
+    typer.secho(text, err=True, fg="yellow")
+    raise typer.Exit(1)
+
+
+@app.command()
+def tune(
+    config: Config,
+    overrides: Overrides = None,
+    space: Annotated[
+        str, typer.Option(metavar="SPACE", help="What is tried: a YAML file, or the name of a shipped space.")
+    ] = "lr_asha",
+    trials: Annotated[int | None, typer.Option(min=1, help="Configurations to try, instead of the space's.")] = None,
+    max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials that live at once.")] = None,
+) -> None:
+    """Try many configurations. The same command again goes on where it stopped."""
+    from raytrain.config.io import read_yaml
+    from raytrain.config.shipped import find_config
+    from raytrain.terminal.sweep import SweepDisplay, print_sweep
+    from raytrain.tuning.space.space import load_space, space_name
+    from raytrain.tuning.sweep import run_sweep
+
+    chosen = load_space(space)
+    if trials is not None:
+        chosen = chosen.model_copy(update={"budget": chosen.budget.model_copy(update={"trials": trials})})
+    raw = read_yaml(find_config(config))
+    try:
+        with SweepDisplay() as display:
+            result = run_sweep(raw, overrides or [], chosen, space_name(space), display, max_concurrent=max_concurrent)
+    except KeyboardInterrupt:
+        _leave("ended at once; the same command goes on from what the trials have saved")
+    print_sweep(display.console, result)
+    raise typer.Exit(result.exit_code)
+
+
+@app.command()
+def plan(
+    config: Config,
+    overrides: Overrides = None,
+    gpu: Annotated[
+        str | None, typer.Option(metavar="GPU", help="Each worker's: a10g, a100-80, h100, ... or a memory, 24GiB.")
+    ] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Nodes of the cluster; default: enough.")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(min=1, help="GPUs of a node; default: 1.")] = None,
+    cpus_per_node: Annotated[int | None, typer.Option(min=1, help="CPUs of a node; default: enough.")] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Dollars for a worker and an hour.")] = None,
+    bandwidth: Annotated[float, typer.Option(min=0.001, help="MiB/s from a worker to storage.")] = 100.0,
+    calibrate: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Run that has measured the steps; default: the config's own.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Check a config, and say what a run of it needs: memory, batches, CPUs, bytes, time and money. Starts nothing.
+
+    Without --gpu and --nodes it plans for CPU workers on this machine. Exit code 2: something is wrong or does not fit.
+    """
+    from raytrain.config.io import load_config
+    from raytrain.planning.forecast import Hardware, make_forecast
+    from raytrain.planning.gpus import find_gpu
+    from raytrain.terminal.plan import print_forecast
+
+    hardware = Hardware(
+        gpu=find_gpu(gpu) if gpu is not None else None,
+        num_nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        cpus_per_node=cpus_per_node,
+        price_per_hour=price,
+        bandwidth_bytes=bandwidth * 2**20,
+    )
+    found = make_forecast(load_config(config, overrides), hardware, calibrate)
+    print_forecast(found, as_json=json)
+    raise typer.Exit(0 if found.fits else 2)
+
+
+@app.command("eval")
+def evaluate(
+    run: RunFolder,
+    split: Annotated[str, typer.Option(help="Which split: validation or test.")] = "test",
+) -> None:
+    """Evaluate a run's best model on a split."""
+    from raytrain.runs.run import evaluate_run
+    from raytrain.terminal.run import RunDisplay, print_metrics
+
+    with RunDisplay() as display:
+        metrics = evaluate_run(run, split, display)
+    print_metrics(display.console, metrics, title=f"{split} of the best model")
+
+
+@app.command()
+def report(run: RunFolder) -> None:
+    """Write a run's report.html and its plots, or a sweep's sweep.html."""
+    from raytrain.runs.run import read_run_config
+    from raytrain.storage import Storage
+    from raytrain.tuning.best_trial import is_sweep
+    from raytrain.tuning.report import build_sweep_report
+
+    if is_sweep(Storage(run)):
+        typer.echo(build_sweep_report(Storage(run)))
+        return
+    read_run_config(Storage(run))
+    from raytrain.report.html import build_report  # draws with matplotlib, which a mistyped folder need not wait for
+
+    typer.echo(build_report(Storage(run)))
+
+
+@app.command("reclaim-watch")
+def reclaim_watch(
+    cloud: Annotated[str, typer.Option(help="auto, aws, gcp or azure.")] = "auto",
+    interval_s: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 5.0,
+    address: Annotated[str | None, typer.Option(help="host:port of the cluster; default: this machine's Ray.")] = None,
+    node_id: Annotated[str | None, typer.Option(help="Ray node to drain; default: all on this machine.")] = None,
+    drain_on_rebalance: Annotated[bool, typer.Option(help="Drain on an EC2 rebalance recommendation too.")] = False,
+    acknowledge: Annotated[bool, typer.Option(help="Tell Azure not to wait once the node has left Ray.")] = False,
+    metadata_url: Annotated[str | None, typer.Option(help="Base URL of the cloud's metadata service.")] = None,
+) -> None:
+    """Watch for the cloud's reclaim notice, and drain this node in Ray. Runs until SIGTERM, beside Ray on each node."""
+    import logging
+
+    from raytrain.reclaim.watcher import watch_this_node
+
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
+    watch_this_node(
+        cloud,
+        interval_s=interval_s,
+        address=address,
+        node_id=node_id,
+        drain_on_rebalance=drain_on_rebalance,
+        acknowledge=acknowledge,
+        metadata_url=metadata_url,
+    )
+
+
+@data_app.command("prepare")
+def data_prepare(config: Config, overrides: Overrides = None) -> None:
+    """Prepare a config's data, or find it prepared."""
+    from raytrain.config.io import load_config
+
+    _prepared(load_config(config, overrides))
+
+
+@data_app.command("show")
+def data_show(
+    config: Config,
+    overrides: Overrides = None,
+    split: Annotated[str, typer.Option(help="Which split: train, validation or test.")] = "train",
+    rows: Annotated[int, typer.Option(min=1, help="Samples to show.")] = 5,
+) -> None:
+    """Show prepared samples as the model sees them."""
+    from raytrain.config.io import load_config
+    from raytrain.data.show import decode_samples
+    from raytrain.runs.preflight import absolute_paths
+    from raytrain.terminal.run import print_samples
+
+    parsed = absolute_paths(load_config(config, overrides))
+    store, console = _prepared(parsed)
+    print_samples(console, decode_samples(store, parsed.model, split, rows))
+
+
+def _prepared(config: "RunConfig") -> "tuple[PreparedStore, Console]":
+    """Prepare, and say what there is."""
+    from raytrain.runs.run import prepare_data
+    from raytrain.terminal.run import RunDisplay, print_store
+
+    with RunDisplay() as display:
+        store = prepare_data(config, display)
+    print_store(display.console, store)
+    return store, display.console
+
+
+@configs_app.command("list")
+def configs_list() -> None:
+    """Names of the shipped configs."""
+    from raytrain.config.shipped import config_names
+
+    for name in config_names():
+        typer.echo(name)
+
+
+@configs_app.command("show")
+def configs_show(
+    config: OptionalConfig = "",
+    overrides: Overrides = None,
+    resolved: Annotated[bool, typer.Option(help="With every default filled in.")] = False,
+    fields: Annotated[bool, typer.Option("--fields", help="What every field means; needs no CONFIG.")] = False,
+) -> None:
+    """Print a config, as written or resolved."""
+    from raytrain.config.help import describe_fields
+    from raytrain.config.io import dump_config, load_config
+    from raytrain.config.shipped import config_names, find_config
+
+    if fields:
+        typer.echo(describe_fields())
+    elif not config:
+        raise ConfigError(f"which config? Give a YAML file, or one of {', '.join(config_names())}; or --fields")
+    elif resolved or overrides:
+        typer.echo(dump_config(load_config(config, overrides)))
+    else:
+        with open(find_config(config), encoding="utf-8") as file:
+            typer.echo(file.read())
+
+
+app.command()(submit)
+app.command()(doctor)
+app.add_typer(jobs_app, name="jobs")
+
+
+def main() -> NoReturn:
+    """Entry of `raytrain` and `python -m raytrain`: errors for people become a message and an exit code."""
+    try:
+        app(standalone_mode=True)
+    except RaytrainError as error:
+        typer.secho(f"error: {error}", err=True, fg="red")
+        sys.exit(error.exit_code)
+    sys.exit(0)

@@ -1,0 +1,149 @@
+"""Waiting until the cluster has room for workers, and asking its autoscaler for nodes."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from raytrain.config import RunConfig
+from raytrain.elastic.allocation import Share
+from raytrain.elastic.worker_processes import WorkerPool
+from raytrain.errors import TrainingError
+from raytrain.ray_core.node_request import NodeRequest
+from raytrain.ray_core.nodes import NodeView, Resources, look, places_that_fit
+
+POLL_S = 0.25
+# After a group has left, what it held comes back within this time.
+SETTLE_S = 10.0
+# Before the first group: so long may the tasks that prepared the data still hold what they held.
+FIRST_SETTLE_S = 3.0
+SAY_EVERY_S = 15.0
+
+
+class Room:
+    """What a run waits for before each of its worker groups."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        worker: Resources,
+        say: Callable[[str], None],
+        on_poll: Callable[[], None],
+        is_stop_asked: Callable[[], bool],
+        pool: WorkerPool,
+        share: Share,
+    ):
+        """Args:
+        worker: What each worker holds.
+        pool: The run's processes that are left; while it waits, they do not keep others waiting.
+        share: How many workers it may have.
+        """
+        self._workers, self._worker = config.workers, dict(worker)
+        self._say, self._on_poll, self._is_stop_asked = say, on_poll, is_stop_asked
+        self._pool, self._share = pool, share
+        self.wanted = config.workers.max
+        """Workers that the run may have, as it was last known."""
+        self.waiting_s = 0.0
+        """Seconds since which workers.min do not fit; 0: they do, or the sweep has them all."""
+        self._expected = 0
+        data_cpus, least = config.workers.data_cpus, config.workers.min
+        self._request = NodeRequest(worker, data_cpus, least) if share.asks_for_nodes else None
+        self._is_first = True
+
+    def expect(self, world_size: int) -> None:
+        """So many workers will fit as soon as the present group has left."""
+        self._expected = world_size
+
+    def wait_for(self, num_pipelines: int) -> list[str]:
+        """Where workers fit (a node's id for each), as soon as those are workers.min or more; none when the user asked
+        to stop.
+
+        After a group's end it waits a little longer, for what that group held.
+
+        Args:
+            num_pipelines: Data pipelines of the last group. What they hold comes back, if it has not yet; Ray learns
+                late of the end of one whose worker's node is gone.
+
+        Raises:
+            TrainingError: workers.wait_timeout_s have passed; the message says what is missing.
+        """
+        if self._request is not None:
+            self._request.is_met()
+        began_s = time.monotonic()
+        settle_s = FIRST_SETTLE_S if self._is_first else SETTLE_S
+        next_word_s = began_s + 2.0
+        wanted = self._expected or self._workers.max
+        if self._is_first:
+            there = [replace(node, available=node.total) for node in look()]
+            wanted = max(self._workers.min, len(self.places(there, 0, self._workers.max)))
+        while not self._is_stop_asked():
+            self.ask_for_nodes()
+            nodes = look(probe=True)
+            self._pool.end_on(set(self._pool.nodes) - {node.node_id for node in nodes if not node.is_draining})
+            most = self.most_workers()
+            places = self.places(nodes, num_pipelines, most)
+            fitting = len(places)
+            began_s = time.monotonic() if most < self._workers.min else began_s  # that wait is not for nodes
+            waited_s = time.monotonic() - began_s
+            if fitting < self._workers.min and (most < self._workers.min or waited_s > SETTLE_S):
+                self._pool.close()  # another run, or another trial, may use what they hold
+            if fitting >= self._workers.min and (fitting >= min(wanted, most) or waited_s >= settle_s):
+                self._is_first, self._expected, self.waiting_s = False, 0, 0.0
+                return places
+            self.waiting_s = waited_s if fitting < self._workers.min <= most else 0.0
+            timeout_s = self._workers.wait_timeout_s
+            if timeout_s is not None and waited_s > timeout_s:
+                raise TrainingError(
+                    f"{self._missing(nodes, fitting)}. It has been so for workers.wait_timeout_s {timeout_s:g} s; add "
+                    "nodes, lower workers.min, or raise the timeout"
+                )
+            if time.monotonic() >= next_word_s and fitting < self._workers.min:
+                if most < self._workers.min:
+                    self._say("waiting for the sweep's other trials")
+                else:
+                    self._say(f"waiting for nodes since {waited_s:.0f} s: {self._missing(nodes, fitting)}")
+                next_word_s = time.monotonic() + SAY_EVERY_S
+            if fitting < self._workers.min and self._request is not None:
+                self._request.is_in_vain()
+            time.sleep(POLL_S)
+            self._on_poll()
+        return []
+
+    def most_workers(self) -> int:
+        """Workers that the run may have now."""
+        most = self._share.most_workers()
+        self.wanted = self._workers.max if most is None else min(most, self._workers.max)
+        return self.wanted
+
+    def places(self, nodes: Iterable[NodeView], num_pipelines: int, most: int) -> list[str]:
+        """Where up to `most` workers would fit if ours were not there. `num_pipelines`: those that run, or have just
+        ended."""
+        data_cpus, least = self._workers.data_cpus, self._share.least_data_cpus
+        ours, idle = self._pool.nodes, self._share.idle_nodes
+        return places_that_fit(nodes, self._worker, data_cpus, most, ours, num_pipelines, least, idle)
+
+    def ask_for_nodes(self, world_size: int = 0) -> None:
+        """Tell the autoscaler, if there is one, what workers.max workers and their data would hold. A sweep asks for
+        all its trials together. `world_size`: workers that run now."""
+        if self._request is not None:
+            self._request.ask(self._workers.max, world_size)
+
+    def close(self) -> None:
+        """Take the request back."""
+        if self._request is not None:
+            self._request.close()
+
+    def _missing(self, nodes: list[NodeView], fitting: int) -> str:
+        """What is asked for, and what is there."""
+        worker = " and ".join(f"{amount:g} {name}" for name, amount in self._worker.items())
+        there = ", ".join(f"{node.name} {_free(node, self._worker)}" for node in nodes[:8]) or "no node"
+        more = f" and {len(nodes) - 8} more" if len(nodes) > 8 else ""
+        return (
+            f"there is room for {fitting} of the {self._workers.min} (workers.min) workers of {worker} each, beside "
+            f"{max(1.0, self._workers.min * self._workers.data_cpus):g} CPU for their data. Free now: {there}{more}"
+        )
+
+
+def _free(node: NodeView, worker: Resources) -> str:
+    if node.is_draining:
+        return "(being reclaimed)"
+    return " ".join(f"{node.available.get(name, 0.0):g} {name}" for name in worker)

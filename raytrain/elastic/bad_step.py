@@ -1,0 +1,32 @@
+"""What a failed step was, for the message that ends a run."""
+
+from raytrain.config import RunConfig
+from raytrain.data.prepared import PreparedStore
+from raytrain.data.stream import make_order
+from raytrain.storage import Storage
+from raytrain.training.driver_link import GroupStatus
+from raytrain.training.records import last_row
+from raytrain.training.run_log import METRICS
+
+MOST_IDS = 64  # sample ids that a message lists
+
+
+def step_in_work(run: Storage, status: GroupStatus) -> int | None:
+    """The step that a group was working on, from 1; None before its loop."""
+    if status.step is None or status.first_step_at_s is None:  # no line of metrics.jsonl is this group's yet
+        return None if status.step is None else status.step + 1
+    row = last_row(run, METRICS)
+    return max(status.step, int(row["step"]) if row else 0) + 1
+
+
+def samples_of(step: int | None, config: RunConfig, prepared_root: str) -> str:
+    """The samples of a step that fails again and again, in words."""
+    if step is None:
+        return ""
+    order = make_order(config, PreparedStore(prepared_root))
+    ids = order.step_samples(*divmod(step - 1, order.steps_per_epoch)).tolist()
+    more = f" and {len(ids) - MOST_IDS} more" if len(ids) > MOST_IDS else ""
+    return (
+        f"\nThe step's samples are {', '.join(map(str, ids[:MOST_IDS]))}{more} of the training split, in prepared "
+        f"order ({prepared_root})"
+    )

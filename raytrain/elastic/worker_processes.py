@@ -1,0 +1,190 @@
+"""The run's worker processes, which outlive its worker groups.
+
+A process is started once a place: it imports torch, DeepSpeed and Transformers, and opens its device. At a resize those
+that stay form a new process group, and new ones have started while the old group was still training.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from raytrain.config import RunConfig
+from raytrain.elastic.allocation import Lent, Share, end_worker
+
+POLL_S = 0.1
+LOOK_S = 1.0
+# A process that is not there by now has no room any more, whatever the cluster said.
+START_TIMEOUT_S = 30.0
+
+logger = logging.getLogger(__name__)
+
+
+class WorkerProcess:
+    """One actor, on one node."""
+
+    def __init__(self, lent: Lent, warm_for: dict[str, Any] | None, *, use_gpu: bool):
+        """Returns at once.
+
+        Args:
+            lent: It may be coming up still.
+            warm_for: The config of the run that it shall make itself ready for; None: it is needed at once.
+            use_gpu: Whether it holds one.
+        """
+        self.node_id, self.lent = lent.node_id, lent
+        self.actor = lent.actor
+        self._started_s = time.monotonic()
+        self._exit: Any = None
+        self._up = self._warm = self.actor.join.remote()
+        if warm_for is not None:
+            self._warm = self.actor.warm.remote(warm_for, use_gpu)
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the process has answered, ever."""
+        return _is_done(self._up)
+
+    def ping(self) -> None:
+        """Ask again whether it is there, if it has nothing else to do."""
+        if self.is_warm:
+            self._started_s = time.monotonic()
+            self._up = self._warm = self.actor.hello.remote()
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether it could begin to work at once."""
+        return _is_done(self._warm)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it has died, or has not come up in time."""
+        if not self.is_up:
+            return time.monotonic() - self._started_s > START_TIMEOUT_S
+        return self._has_died(self._up, self._warm)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it lives and has nothing to do."""
+        done = [reference for reference in (self._up, self._warm, self._exit) if reference is not None]
+        return all(_is_done(reference) for reference in done) and not self._has_died(*done)
+
+    def wait_for_exit(self, group: int) -> Any:
+        """A reference to the WorkerExit, which comes when the process has left the group that it was assigned to."""
+        self._exit = self.actor.wait_for_exit.remote(group)
+        return self._exit
+
+    def kill(self) -> None:
+        """Whatever it does."""
+        end_worker(self.actor)
+
+    def _has_died(self, *references: Any) -> bool:
+        import ray
+
+        for reference in references:
+            if _is_done(reference):
+                try:
+                    ray.get(reference)
+                except ray.exceptions.RayError as error:
+                    logger.info("a worker's process on node %s is lost: %s", self.node_id, error)
+                    return True
+        return False
+
+
+class WorkerPool:
+    """All of them."""
+
+    def __init__(self, resources: Mapping[str, float], config: RunConfig, share: Share):
+        """Args:
+        resources: What each worker holds.
+        share: Lends the processes.
+        """
+        self._resources, self._config = dict(resources), config.model_dump(mode="json", exclude_unset=True)
+        self._share = share
+        self._processes: list[WorkerProcess] = []
+
+    @property
+    def nodes(self) -> list[str]:
+        """Ids of the nodes that they are on, one entry a process."""
+        return [process.node_id for process in self._processes]
+
+    @property
+    def processes(self) -> list[WorkerProcess]:
+        """Those of one node one after the other: their ranks are neighbours too."""
+        return sorted(self._processes, key=lambda process: process.node_id)
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether each of them could begin to work at once."""
+        return all(process.is_warm for process in self._processes)
+
+    def fit_to(self, places: Iterable[str], *, at_work: Sequence[WorkerProcess] = ()) -> None:
+        """Start and end processes until there is one at each place (a node's id). Returns at once.
+
+        `at_work`: these are not ended, and there is time for new ones to make themselves ready.
+        """
+        wanted = Counter(places)
+        for process in sorted(self._processes, key=lambda process: process not in at_work):
+            if wanted[process.node_id]:
+                wanted[process.node_id] -= 1
+            elif process not in at_work:
+                self.give_back([process])
+        warm_for, use_gpu = self._config if at_work else None, "GPU" in self._resources
+        for node_id in wanted.elements():
+            lent = self._share.lend(node_id, self._resources)
+            self._processes.append(WorkerProcess(lent, warm_for, use_gpu=use_gpu))
+
+    def bring_up(
+        self, places: Sequence[str], lost_nodes: Callable[[Iterable[str]], set[str]], on_poll: Callable[[], None]
+    ) -> int:
+        """As `fit_to`, and wait until they are there. Returns how many are: fewer, when room was gone after all.
+
+        `lost_nodes`: which of these nodes are gone.
+        """
+        self.fit_to(places)
+        for process in self._processes:
+            process.ping()
+        next_look_s = time.monotonic() + LOOK_S
+        # One that is still warming up answers nothing else before.
+        while not all((process.is_up and process.is_warm) or process.is_lost for process in self._processes):
+            time.sleep(POLL_S)
+            on_poll()
+            if time.monotonic() > next_look_s:
+                next_look_s = time.monotonic() + LOOK_S
+                self.end_on(lost_nodes({process.node_id for process in self._processes if not process.is_up}))
+        self.end_lost()
+        return len(self._processes)
+
+    def end_on(self, node_ids: Iterable[str]) -> None:
+        """End the processes on these nodes; a group's other workers see that they are gone."""
+        gone = set(node_ids)
+        self.end([process for process in self._processes if process.node_id in gone])
+
+    def end_lost(self) -> None:
+        """Let go of processes that have died or did not come up."""
+        self.end([process for process in self._processes if process.is_lost])
+
+    def end(self, processes: Iterable[WorkerProcess]) -> None:
+        """These are not to be used again, by nobody."""
+        for process in processes:
+            self._part_with(process, is_fit=False)
+
+    def close(self) -> None:
+        """Give all of them back."""
+        self.give_back(self._processes)
+
+    def give_back(self, processes: Iterable[WorkerProcess]) -> None:
+        """Those that have nothing to do are of use to others."""
+        for process in list(processes):
+            self._part_with(process, is_fit=process.is_idle)
+
+    def _part_with(self, process: WorkerProcess, *, is_fit: bool) -> None:
+        if process in self._processes:
+            self._processes.remove(process)
+            self._share.take_back(process.lent, is_fit=is_fit)
+
+
+def _is_done(reference: Any) -> bool:
+    import ray
+
+    return bool(ray.wait([reference], timeout=0)[0])

@@ -1,0 +1,1 @@
+"""The optimizer step on one worker. The only package that imports DeepSpeed."""

@@ -1,0 +1,293 @@
+"""One optimizer step over micro-batches: DeepSpeed, told exactly what the gradient is.
+
+No Ray here: the engine runs in any group of processes in which torch.distributed is initialized.
+"""
+
+import importlib
+import inspect
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from raytrain.config import OptimizerConfig, Precision, TrainingConfig
+from raytrain.engine.deepspeed_config import build_deepspeed_config, effective_zero_stage, resolve_precision
+from raytrain.errors import ConfigError
+
+LossSumFn = Callable[[nn.Module, dict[str, Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did; all but `loss_sum` are the same on every worker."""
+
+    grad_norm: float
+    """L2 norm of the whole gradient before clipping; inf or nan when a gradient was not finite."""
+    is_skipped: bool
+    """True: a gradient was not finite, so nothing was updated. In fp16 that is usual and lowers the loss scale; in
+    bf16 and fp32 (`loss_scale` is None) the run has diverged."""
+    loss_scale: float | None
+    """Scale that this step used; None without fp16."""
+    loss_sum: float
+    """Sum of this worker's losses over its own targets, unscaled."""
+
+
+class Engine:
+    """A model, its AdamW and its ZeRO state on this worker.
+
+    Every method is collective unless it says otherwise: all workers call it, in the same order.
+    """
+
+    module: nn.Module
+    """The model itself; under ZeRO-3 its parameters are empty outside a forward."""
+    copy_stream: "torch.cuda.Stream | None"
+    """Where a GPU's state is read beside the training; None on a CPU."""
+    update_after: "torch.cuda.Event | None" = None
+    """Set there: what the next update, which changes that state, waits for on the GPU."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        training: TrainingConfig,
+        *,
+        precision: Precision,
+        device: torch.device,
+        num_micro_steps: int,
+    ):
+        """Args:
+        model: fp32, on the CPU, the same weights on every worker. Parameters without requires_grad are not trained.
+        training: The options.
+        precision: Resolved (see `detect_precision`).
+        device: This worker's device.
+        num_micro_steps: Micro-batches of a full step.
+        """
+        self.precision = precision
+        self.zero_stage = effective_zero_stage(training.zero_stage, precision)
+        self.device = device
+        self.world_size, self.world_rank = dist.get_world_size(), dist.get_rank()
+        self.copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._clip = training.gradient_clipping
+        config = build_deepspeed_config(
+            training, precision=precision, num_micro_steps=num_micro_steps, on_gpu=device.type == "cuda"
+        )
+        optimizer = make_adamw(model, training.optimizer)
+        self.deepspeed = _start_deepspeed(model, optimizer, config, device)
+        self.optimizer: Any = self.deepspeed.optimizer
+        if self.zero_stage in (1, 2) and not getattr(self.optimizer, "cpu_offload", False):
+            # It looks at one gradient after the other: a fifth of a small model's step on an H200, under a profiler.
+            # The norm, which DeepSpeed computes next, is not finite just when one of them is not, and says the same.
+            self.optimizer.check_overflow = lambda *_, **__: None
+        self.module = self.deepspeed.module
+        if precision is Precision.FP16:
+            scaler = self.optimizer.loss_scaler
+            # At the minimum DeepSpeed raises; raytrain counts skipped steps and stops with its own sentence.
+            scaler.raise_error_at_min_scale = False
+            scaler.min_scale = training.loss_scale.minimum
+
+    @property
+    def loss_scale(self) -> float | None:
+        """The loss scale of the next step, None without fp16. Not collective."""
+        return float(self.optimizer.loss_scaler.cur_scale) if self.precision is Precision.FP16 else None
+
+    def train_step(
+        self,
+        micro_batches: list[dict[str, Tensor]],
+        loss_sum_fn: LossSumFn,
+        num_targets: int,
+        learning_rate: float,
+    ) -> StepResult:
+        """Apply the gradient of (sum of the loss over all targets of the global batch) / num_targets.
+
+        Args:
+            micro_batches: This worker's, on its device; at least one, and as many on every worker. One without any
+                target is fine when its loss is 0 and still hangs on the model's output.
+            loss_sum_fn: Given the callable model and a micro-batch, the sum of the loss over its targets, fp32.
+            num_targets: Targets of the global batch, over all workers.
+            learning_rate: Of this update.
+        """
+        if not self.module.training:  # from_pretrained gives models without dropout, and an evaluation turns it off
+            self.train_mode()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        # DeepSpeed averages over workers and would divide by the accumulation steps of its config: the first is
+        # undone by the factor, the second is turned off, because a ragged last step has fewer of them.
+        factor = self.world_size / max(1, num_targets)
+        loss_sum = torch.zeros((), device=self.device)
+        for index, batch in enumerate(micro_batches):
+            self.deepspeed.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
+            loss = loss_sum_fn(self.deepspeed, batch)
+            self.deepspeed.backward(loss * factor, scale_wrt_gas=False)
+            loss_sum += loss.detach()
+        self._let_copies_finish()
+        loss_scale = self.loss_scale
+        grad_norm, is_skipped = self._update_unsharded() if self.zero_stage == 0 else self._update_sharded()
+        return StepResult(grad_norm, is_skipped, loss_scale, float(loss_sum))
+
+    def train_mode(self) -> None:
+        """Dropout on. Not collective."""
+        self.deepspeed.train()
+
+    def eval_mode(self) -> None:
+        """Dropout off. Not collective."""
+        self.deepspeed.eval()
+
+    def full_state_dict(self) -> dict[str, Tensor] | None:
+        """The fp32 masters under the names of `module.state_dict()`, on the CPU of rank 0; None on the others.
+
+        Tied weights share one tensor under each of their names; floating-point buffers are fp32 too. Parameters are
+        gathered one after the other, so a worker's device holds one whole fp32 parameter at a time.
+        """
+        is_first = self.world_rank == 0
+        gathered: dict[int, Tensor] = {}
+        for parameter in self.module.parameters():
+            full = self._full_parameter(parameter)
+            if is_first:
+                gathered[id(parameter)] = full.detach().to("cpu", torch.float32, copy=True)
+        if not is_first:
+            return None
+        return {
+            name: gathered[id(value)] if id(value) in gathered else _buffer_copy(value)
+            for name, value in self.module.state_dict(keep_vars=True).items()
+        }
+
+    def close(self) -> None:
+        """Take DeepSpeed's hooks off the model, so that another engine can be built in this process."""
+        self._let_copies_finish()
+        self.deepspeed.destroy()
+
+    def _let_copies_finish(self) -> None:
+        """What the GPU is given from now on comes after what is read on `copy_stream`."""
+        if self.update_after is not None:
+            torch.cuda.current_stream(self.device).wait_event(self.update_after)
+            self.update_after = None
+
+    def _update_sharded(self) -> tuple[float, bool]:
+        self.deepspeed.step()
+        is_skipped = bool(self.optimizer.overflow)
+        return (math.inf if is_skipped else float(self.optimizer._global_grad_norm)), is_skipped
+
+    def _update_unsharded(self) -> tuple[float, bool]:
+        """fp32 without ZeRO: DeepSpeed would neither tell the norm nor stop at one that is not finite."""
+        trained = [p for p in self.module.parameters() if p.requires_grad]
+        norm = float(nn.utils.clip_grad_norm_(trained, self._clip or math.inf))
+        if not math.isfinite(norm):
+            self.deepspeed.zero_grad()
+            return norm, True
+        self.deepspeed.step()
+        return norm, False
+
+    def _full_parameter(self, parameter: nn.Parameter) -> Tensor:
+        """The fp32 value of one parameter, whole, in its own shape. Collective under ZeRO."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        if self.zero_stage == 3 and not parameter.requires_grad:
+            import deepspeed
+
+            with deepspeed.zero.GatheredParameters([parameter]):
+                return parameter.detach().clone()
+        if self.zero_stage == 0 or not parameter.requires_grad:
+            return parameter.detach()
+        return safe_get_full_fp32_param(parameter)
+
+
+def make_adamw(model: nn.Module, optimizer: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW over the trained parameters, in two groups: biases and normalization weights (1-D) are not decayed.
+
+    Raises ConfigError when nothing is trained.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise ConfigError("the model has no parameter to train: all of them are frozen")
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": optimizer.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=optimizer.learning_rate,
+        betas=(optimizer.beta1, optimizer.beta2),
+        eps=optimizer.epsilon,
+        fused=True,  # one pass over memory, on a CPU too: there more than ten times as fast as torch's default
+    )
+
+
+def detect_precision(precision: Precision, device: torch.device) -> Precision:
+    """`resolve_precision` for this worker's device. Raises ConfigError. Not collective."""
+    if device.type == "cuda":
+        # Emulated, it is many times slower than fp16: T4, V100.
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return resolve_precision(precision, has_gpu=True, gpu_has_bf16=has_bf16)
+    if precision is not Precision.FP16:
+        return resolve_precision(precision, has_gpu=False, gpu_has_bf16=False)
+    _choose_accelerator(device)
+    from deepspeed.accelerator import get_accelerator
+
+    has_fp16 = bool(get_accelerator().is_fp16_supported())
+    return resolve_precision(precision, has_gpu=False, gpu_has_bf16=False, cpu_has_fp16=has_fp16)
+
+
+def _start_deepspeed(model: nn.Module, optimizer: Any, config: dict[str, Any], device: torch.device) -> Any:
+    _choose_accelerator(device)
+    # DeepSpeed insists on the variable of its own launcher. The device itself is given by `device_rank`.
+    os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
+    import deepspeed
+
+    # DeepSpeed uses two collectives under the names that torch 2.13 deprecates; nobody here can act on that.
+    warnings.filterwarnings("ignore", r"`torch.distributed.(all_gather_into|reduce_scatter)_tensor`", FutureWarning)
+    with _replaced("deepspeed.comm.torch", "build_shm_op", lambda: None):
+        # Its shared-memory collectives for CPUs need a C++ compiler and a minute at the first start, and a segment
+        # that a killed group left behind can hang the next one.
+        deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False)
+    _restart_counters()
+    with _replaced("deepspeed.runtime.bf16_optimizer", "see_memory_usage", lambda *_, **__: None):  # it prints
+        engine, _, _, _ = deepspeed.initialize(
+            args=SimpleNamespace(device_rank=device.index or 0),
+            model=model,
+            optimizer=optimizer,
+            config=config,
+            dist_init_required=False,
+        )
+    return engine
+
+
+def _restart_counters() -> None:
+    """ZeRO-3 numbers modules and parameters through a process's life, and compares the numbers between workers, some of
+    which may have had engines before, and others not: all begin at 0. An engine that failed inside a forward has also
+    left its modules on a stack."""
+    from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK, DeepSpeedZeRoOffload
+    from deepspeed.runtime.zero.partition_parameters import Init
+
+    Init.param_id = 0
+    inspect.signature(DeepSpeedZeRoOffload._register_deepspeed_module).parameters["count"].default[0] = 0
+    FWD_MODULE_STACK.clear()
+
+
+def _choose_accelerator(device: torch.device) -> None:
+    """The worker's own, whatever DeepSpeed would take: a CPU worker may be on a machine with GPUs."""
+    os.environ["DS_ACCELERATOR"] = device.type
+
+
+@contextmanager
+def _replaced(module_name: str, name: str, substitute: Any) -> Iterator[None]:
+    """Swap one attribute of a module. By name: as `import a.b as c`, deepspeed.comm.torch would be PyTorch itself."""
+    module = importlib.import_module(module_name)
+    original = getattr(module, name)
+    setattr(module, name, substitute)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
+
+
+def _buffer_copy(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype, copy=True)

@@ -1,0 +1,1 @@
+"""One command's life: checks, plan, Ray, workers, report."""

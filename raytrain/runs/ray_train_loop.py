@@ -1,0 +1,258 @@
+"""A run of raytrain inside a Ray Train trainer of the user's own: `raytrain.ray_train_loop`.
+
+The user's trainer decides how many workers there are, when they start and how often they are tried again; each of them
+runs the loop that is made here, with nothing but Ray Train's public API. What a step trains on, the checkpoints, and
+how they are gone on with at another world size are as in `raytrain train`.
+"""
+
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+import ray.train
+import ray.train.collective
+
+from raytrain.config import RunConfig
+from raytrain.config.io import dump_config
+from raytrain.engine.rendezvous import address_of, listen
+from raytrain.errors import ConfigError, RaytrainError
+from raytrain.ray_core.nodes import most_in
+from raytrain.runs.lease import Lease
+from raytrain.runs.preflight import check
+from raytrain.runs.resume import begin_or_resume
+from raytrain.steps.batches import World
+from raytrain.storage import Storage
+from raytrain.training.driver_link import DriverLink
+from raytrain.training.job import POINTER, Job
+
+if TYPE_CHECKING:
+    from raytrain.data.prepared import PreparedStore
+
+FLUSH_TIMEOUT_S = 30.0  # a report waits for the slowest worker, and then for the controller's next poll
+
+logger = logging.getLogger(__name__)
+
+
+def prepare_loop(config: RunConfig) -> "RayTrainLoop":
+    """Check a config, prepare its data, begin its folder, and return what each worker is to run.
+
+    Ray is needed when the data is not prepared yet: the one that this process is connected to, else the one that
+    `trainer.fit()` would take, which is left running for it.
+
+    Raises:
+        ConfigError: The config is wrong, the folder holds another run, or someone trains it; nothing was started.
+        DataError: The data can't be used.
+    """
+    found = check(config, on_this_machine=False).config
+    run = Storage(found.storage_path).at(found.name)
+    with Lease(run, logger.info):
+        begin_or_resume(run, found, overwrite=False)
+        store = _prepared(found)
+        run.write_bytes("config.yaml", dump_config(found).encode())
+    return RayTrainLoop(found.model_dump(mode="json", exclude_unset=True), run.path_of(), store.root)
+
+
+def _prepared(config: RunConfig) -> "PreparedStore":
+    from raytrain.data.prepare import find_prepared, prepare
+
+    store = find_prepared(config)
+    if store is not None:
+        return store
+    if not ray.is_initialized():
+        ray.init(address=config.ray.address)
+    return prepare(config)
+
+
+@dataclass(frozen=True)
+class RayTrainLoop:
+    """A `train_loop_per_worker`: called without arguments in each worker of each worker group."""
+
+    config: dict[str, Any]
+    """Plain JSON of the RunConfig, with absolute paths."""
+    run_root: str
+    prepared_root: str
+
+    def __call__(self) -> dict[str, Any]:
+        """Train from where the run stands to its end.
+
+        Returns:
+            status (finished or stopped_early), step, and final_metrics: those of the best model on the test split.
+
+        Raises:
+            RaytrainError: An error for people, such as a diverged loss; on all workers alike. How often Ray Train tries
+                again after it, as after any other error, is up to the trainer's FailureConfig.
+        """
+        from raytrain.config.shipped import communication_variables
+
+        context = ray.train.get_context()
+        world = World(context.get_world_rank(), context.get_world_size())
+        job = self._job()
+        config = RunConfig.model_validate(job.config)
+        os.environ.update(communication_variables(config.training.communication))
+        with _process_group(config, world, use_gpu=job.use_gpu):
+            result = _train(job, world)
+        if result["status"] == "stopped":  # asked by GracefulResize: a function that returns ends the run
+            _has_saved.set()
+            threading.Event().wait()  # until Ray Train ends this process
+        return {name: result[name] for name in ("status", "step", "final_metrics")}
+
+    def _job(self) -> Job:
+        """The config for this worker: threads as it has CPUs, and no snapshots, since nobody keeps them here."""
+        raw = {**self.config}
+        cpus = max(1, int(_assigned("CPU")))
+        raw["workers"] = {**raw.get("workers", {}), "cpus": cpus}
+        raw["checkpoint"] = {**raw.get("checkpoint", {}), "snapshot_every_steps": None}
+        return Job(raw, self.run_root, self.prepared_root, _choose_device())
+
+
+class Reports:
+    """This worker's reports; see `raytrain.training.reporting`.
+
+    `ray.train.report` waits for the other workers, and for the controller's next poll: it is called in a thread of its
+    own, so that no step does.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="report")
+        self._newest: Future[None] | None = None
+        self._folders: dict[str, str] = {}
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the last report has been handed over. Raises what `ray.train.report` has raised."""
+        if self._newest is None or not self._newest.done():
+            return self._newest is None
+        self._newest.result()
+        return True
+
+    def report(self, metrics: dict[str, Any], checkpoint: str | None) -> None:
+        """As of a Reporter."""
+        pointer = ray.train.Checkpoint.from_directory(self._folders.pop(checkpoint)) if checkpoint else None
+        self._newest = self._thread.submit(
+            ray.train.report, metrics, checkpoint=pointer, delete_local_checkpoint_after_upload=pointer is not None
+        )
+
+    def write_pointer(self, name: str, content: bytes) -> None:
+        """As of a Reporter: into a local folder, which Ray Train uploads."""
+        self._folders[name] = tempfile.mkdtemp(prefix="raytrain-")
+        Path(self._folders[name], POINTER).write_bytes(content)
+
+    def flush(self) -> None:
+        """As of a Reporter."""
+        if self._newest is not None:
+            wait([self._newest], timeout=FLUSH_TIMEOUT_S)
+
+    def finish(self) -> None:
+        """Wait until the last report has been handed over. Raises what `ray.train.report` has raised."""
+        if self._newest is not None:
+            self._newest.result()
+
+
+def _train(job: Job, world: World) -> dict[str, Any]:
+    """The process group is formed: train."""
+    global _link
+    from raytrain.training.worker import WorkerRun
+
+    link = _link = DriverLink(ray.get_runtime_context().get_node_id())
+    worker, status, reports = None, "stopped", Reports()  # after a crash another group continues
+    try:
+        worker = WorkerRun(job, Storage(job.run_root), world, link, link.now(), reports)
+        result = worker.train()
+        reports.finish()
+        status = result["status"]
+        return result
+    except RaytrainError as error:
+        status = "failed"
+        if worker is not None:
+            worker.log.event("failure", cause=str(error))
+        raise
+    finally:
+        if worker is not None:
+            worker.log.close(status)
+
+
+@contextmanager
+def _process_group(config: RunConfig, world: World, *, use_gpu: bool) -> Iterator[None]:
+    """The group that Ray Train's TorchConfig has formed; else one of our own.
+
+    Raises ConfigError, on all workers, when the cluster has no CPU left for their data.
+    """
+    import torch.distributed as dist
+
+    from raytrain.engine.process_group import connect, process_group
+    from raytrain.training.device import backend_of
+
+    problem, address, listener = None, None, None
+    if world.world_rank == 0:
+        problem = _no_room_for_data(config, world.world_size)
+        if not dist.is_initialized():
+            listener = listen(ray.util.get_node_ip_address())
+            address = address_of(listener)
+    problem, address = ray.train.collective.broadcast_from_rank_zero((problem, address))
+    if problem is not None:
+        raise ConfigError(problem)
+    if address is None:
+        yield
+        return
+    store, patience_s = connect(world, address, listener), config.workers.stall_timeout_s
+    with process_group(world, backend_of(use_gpu=use_gpu), store, patience_s):
+        yield
+
+
+def _no_room_for_data(config: RunConfig, world_size: int) -> str | None:
+    """What is wrong when the workers hold so many CPUs that Ray Data would wait for one without end; else None."""
+    each, there, data_cpus = _assigned("CPU"), ray.cluster_resources().get("CPU", 0.0), config.workers.data_cpus
+    most = most_in({"CPU": there}, {"CPU": each}, data_cpus)
+    if world_size <= most:
+        return None
+    return (
+        f"{world_size} workers of {each:g} CPUs each leave too few of the cluster's {there:g} for Ray Data (workers."
+        f"data_cpus {data_cpus:g} each, at least 1), which would wait without end: lower ScalingConfig(num_workers) to "
+        f"{most}, lower the CPU of resources_per_worker, or add nodes"
+    )
+
+
+def _assigned(resource: str) -> float:
+    """What Ray has given this worker."""
+    return ray.get_runtime_context().get_assigned_resources().get(resource, 0.0)
+
+
+def _choose_device() -> bool:
+    """Whether this worker has a GPU, which is then the process's current one."""
+    import ray.train.torch
+    import torch
+
+    if not torch.cuda.is_available():  # a GPU may be a mere word among a node's resources
+        return False
+    device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return bool(device.type == "cuda")
+
+
+# Of this process: what the controller asks it for, see `ray_train_resize.py`.
+_link: DriverLink | None = None
+_has_saved = threading.Event()
+
+
+def ask_to_save() -> bool:
+    """Have the loop save at its next step, and wait to be ended. Returns whether it has come to its steps: else there
+    is nothing to save yet."""
+    link = _link
+    if link is None:
+        return False
+    link.request_leave()
+    return link.status.step is not None
+
+
+def has_saved() -> bool:
+    """Whether the loop has saved since it was asked to; its checkpoint is committed."""
+    return _has_saved.is_set()

@@ -1,0 +1,1 @@
+"""Bytes: what a model and its training take, and which ZeRO stage fits."""

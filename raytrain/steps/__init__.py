@@ -1,0 +1,4 @@
+"""Which samples each step trains on, how they are split into micro-batches, and what is due when.
+
+Pure: no Ray, no torch.
+"""

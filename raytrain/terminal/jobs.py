@@ -1,0 +1,93 @@
+"""What a person sees of jobs: a followed one as if it ran here, and the list of all."""
+
+import re
+import sys
+import time
+from typing import Literal
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from raytrain.launch.server import Job
+from raytrain.terminal.run import LiveDisplay, in_minutes, progress_bar
+
+# The lines of progress that `console` and `sweep_console` print where there is no terminal.
+STEP = re.compile(r"^  step (?P<done>\d+)/(?P<total>\d+)  ")
+TRIALS = re.compile(r"\[(?P<done>\d+) of (?P<total>\d+) trials over")
+COLORS = {"SUCCEEDED": "green", "FAILED": "red", "STOPPED": "yellow"}
+
+
+class JobDisplay(LiveDisplay):
+    """Shows what a job prints. On a terminal the lines of progress become a bar below the others."""
+
+    def __init__(self, console: Console | None = None):
+        super().__init__(console, refresh_per_second=4)
+        self._rest = ""  # a line that is not whole yet
+        self._status = ""
+        self._bar = progress_bar(self.console)
+        self._task = self._bar.add_task("job", total=None)
+
+    def say(self, text: str) -> None:
+        """The next piece of what the job prints, of any size."""
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            self._line(line)
+
+    def close(self) -> None:
+        """The job prints nothing more."""
+        if self._rest:
+            self._line(self._rest)
+        self._rest = self._status = ""
+
+    def _line(self, line: str) -> None:
+        progress = STEP.search(line) or TRIALS.search(line)
+        if progress is not None:
+            done, total = int(progress["done"]), int(progress["total"])
+            self._bar.update(self._task, completed=done, total=total, description="training")
+        if progress is not None and progress.re is STEP and self.console.is_terminal:
+            self._status = line
+        else:
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _render(self) -> RenderableType:
+        return Group(self._bar, Text(self._status))
+
+
+def ask_on_interrupt(console: Console) -> Literal["stop", "detach", "wait"]:
+    """What Ctrl-C means. Where nobody can answer, and on a second Ctrl-C: detach, which harms nothing."""
+    if not (console.is_terminal and sys.stdin.isatty()):
+        return "detach"
+    try:
+        answer = console.input("stop the job after a checkpoint (s), leave it running (d), or go on watching (w)? ")
+    except (KeyboardInterrupt, EOFError):
+        console.print()
+        return "detach"
+    return {"s": "stop", "w": "wait"}.get(answer.strip().lower()[:1], "detach")  # type: ignore[return-value]
+
+
+def print_jobs(console: Console, jobs: list[Job]) -> None:
+    """A line a job; on a narrow terminal a long run's path is cut, since the id is what is typed again."""
+    table = Table(box=None, pad_edge=False)
+    names = ("job", "status", "exit", "began", "took", "run")
+    rows = [_in_words(job) for job in jobs]
+    for i, name in enumerate(names):
+        widest = max([len(name), *(len(row[i]) for row in rows)])
+        is_cut = name == "run" and console.is_terminal
+        table.add_column(name, no_wrap=True, min_width=None if is_cut else widest)
+    for job, row in zip(jobs, rows, strict=True):
+        table.add_row(*(Text(word) for word in row), style=COLORS.get(job.status))
+    if not console.is_terminal:  # nothing is cut for a program
+        console.width = 10_000
+    console.print(table)
+
+
+def _in_words(job: Job) -> tuple[str, ...]:
+    began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.started_at_s))
+    took = in_minutes((job.ended_at_s or time.time()) - job.started_at_s)
+    return (job.id, job.status, str(job.exit_code) if job.is_over else "", began, took, job.run or job.entrypoint)
+
+
+def print_end(console: Console, job: Job) -> None:
+    """What became of a job."""
+    console.print(job.end_in_words(), style=COLORS.get(job.status), markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,179 @@
+"""The terminal of `raytrain plan`."""
+
+import json
+import os
+from collections.abc import Sequence
+from typing import TypeVar
+
+from rich.console import Console
+from rich.table import Table
+
+from raytrain.planning.forecast import Forecast, WorldForecast
+from raytrain.runs.plan import WorldPlan
+from raytrain.sizing.memory import Memory
+from raytrain.terminal.run import in_minutes
+
+# Rows of the table of world sizes; --json has them all.
+MAX_ROWS = 8
+FILE_WIDTH = 100  # columns where there is no terminal
+Row = TypeVar("Row")
+
+
+def print_forecast(forecast: Forecast, *, as_json: bool = False, console: Console | None = None) -> None:
+    """Tables and sentences, or JSON."""
+    console = console or Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = FILE_WIDTH
+    if as_json:
+        print(json.dumps(forecast.to_json(), indent=1))
+        return
+    for line in _facts(forecast):
+        console.print(line, soft_wrap=True, markup=False)
+    console.print()
+    console.print(_world_table(forecast))
+    console.print()
+    size = _workers(forecast.plan.world_size)
+    title = f"memory of each worker at its most, with {size}, {_unit(forecast)[1]}"
+    console.print(title, style="italic", soft_wrap=True)
+    console.print(_memory_table(forecast))
+    legend = (
+        "> as configured   * an estimate (Korthikanti et al. 2022) for samples of data.max_length; the rest is what "
+        "DeepSpeed allocates"
+    )
+    console.print(legend, style="dim", soft_wrap=True)
+    console.print()
+    for note in forecast.notes:
+        console.print(f"note: {note}", soft_wrap=True, markup=False)
+    text, color = _verdict(forecast)
+    console.print(text, style=color, soft_wrap=True, markup=False)
+
+
+def _facts(forecast: Forecast) -> list[str]:
+    plan = forecast.plan
+    device = f"{plan.num_gpus:g} GPUs, " if plan.use_gpu and plan.num_gpus is not None else ""
+    steps = "not known: the data has not been counted"
+    if plan.total_steps is not None:
+        per_epoch = f", {plan.steps_per_epoch:,} an epoch" if plan.steps_per_epoch is not None else ""
+        steps = f"{plan.total_steps:,}{per_epoch}, {plan.global_batch_size} samples each"
+    assert plan.checkpoint_bytes is not None
+    lines = [
+        f"{plan.name}: {device}{plan.num_cpus:g} logical CPUs, up to {_workers(plan.world_size)} now",
+        f"model       {forecast.shape.num_parameters:,} parameters, {forecast.precision.value}",
+        f"steps       {steps}",
+        f"checkpoint  {in_bytes(plan.checkpoint_bytes)}, {plan.checkpoints_kept} kept and one being written; "
+        f"{forecast.upload_s:,.1f} s to upload at {in_bytes(forecast.bandwidth_bytes)}/s a worker",
+        f"CPUs        {forecast.cpus_per_worker} a worker and {forecast.data_cpus:g} for its Ray Data pipeline, "
+        "at least 1 for all pipelines",
+    ]
+    if plan.snapshot_bytes is not None:
+        lines.append(f"snapshots   {in_bytes(plan.snapshot_bytes)} in the object stores of all nodes together, evenly")
+    return lines
+
+
+def _world_table(forecast: Forecast) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("workers", justify="right")
+    for column in ("samples each", "micro steps", "CPUs", "ZeRO", "memory a worker", "a step", "the run", "cost"):
+        table.add_column(column, justify="right")
+    table.add_column("fits")
+    for world, needs in some(list(zip(forecast.plan.worlds, forecast.worlds, strict=True))):
+        low, high = world.min_samples_per_worker, world.max_samples_per_worker
+        table.add_row(
+            str(world.world_size),
+            str(high) if low == high else f"{low}-{high}",
+            str(world.micro_steps),
+            f"{world.cpus:g}",
+            str(needs.zero_stage),
+            in_bytes(needs.memory.total),
+            "?" if needs.step_s is None else f"{needs.step_s:.3g} s",
+            "?" if needs.run_s is None else in_hours(needs.run_s),
+            "?" if needs.cost is None else f"${needs.cost:,.2f}",
+            _fits(world, needs),
+        )
+    return table
+
+
+def _fits(world: WorldPlan, needs: WorldForecast) -> str:
+    if needs.fits_memory is False:
+        return "[red]no: memory"
+    if not world.fits:
+        return "[yellow]not now"
+    return "yes" if needs.fits_memory else "yes, memory unknown"
+
+
+def _memory_table(forecast: Forecast) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "precision", "ZeRO"):
+        table.add_column(column)
+    has_host = any(memory.host for _, memory in forecast.choices)
+    columns = ("weights", "masters", "moments", "gradients", "buffers", "activations*", "total")
+    for column in (*columns, "host") if has_host else columns:
+        table.add_column(column, justify="right")
+    table.add_column("fits")
+    world = next(world for world in forecast.worlds if world.world_size == forecast.plan.world_size)
+    unit_bytes, _ = _unit(forecast)
+    for choice, memory in forecast.choices:
+        is_own = choice.precision is forecast.precision and choice.zero_stage == world.zero_stage
+        parts = (*_parts(memory), memory.host) if has_host else _parts(memory)
+        decimals = 0 if unit_bytes < 2**30 else 1
+        numbers = ["?" if part is None else f"{part / unit_bytes:,.{decimals}f}" for part in parts]
+        usable = forecast.usable_bytes
+        fits = "?" if usable is None else "yes" if memory.total <= usable else "[red]no"
+        cells = (">" if is_own else "", choice.precision.value, str(choice.zero_stage), *numbers, fits)
+        table.add_row(*cells, style="bold" if is_own else "")
+    return table
+
+
+def _parts(memory: Memory) -> tuple[int | None, ...]:
+    state = (memory.weights, memory.master, memory.moments, memory.gradients)
+    return (*state, memory.buffers, memory.activations, memory.total)
+
+
+def _unit(forecast: Forecast) -> tuple[int, str]:
+    """Unit of the memory table."""
+    most = max(memory.total for _, memory in forecast.choices)
+    units = ((2**30, "GiB"), (2**20, "MiB"))
+    return next((unit for unit in units if most >= 10 * unit[0]), (2**10, "KiB"))
+
+
+def _verdict(forecast: Forecast) -> tuple[str, str]:
+    """The last line, and its color."""
+    if forecast.fits:
+        if forecast.usable_bytes is None:
+            return "nothing is wrong with it; the memory of the workers is not known", "green"
+        return f"fits: a worker's tensors can have {in_bytes(forecast.usable_bytes)}", "green"
+    worst = max(world.memory.total for world in forecast.worlds)
+    assert forecast.usable_bytes is not None
+    text = f"does not fit: a worker needs up to {in_bytes(worst)} and can have {in_bytes(forecast.usable_bytes)}. "
+    if forecast.first_fit is None:
+        text += "No ZeRO stage, precision, micro-batch, checkpointing or offload fits: "
+        larger = "a larger GPU or more workers" if forecast.plan.use_gpu else "a larger machine, or plan with --gpu"
+        return text + f"take {larger}", "red"
+    return text + f"The first that fits: {' '.join(forecast.first_fit.overrides())}", "red"
+
+
+def _workers(count: int) -> str:
+    return f"{count} worker{'s' * (count > 1)}"
+
+
+def in_bytes(count: float) -> str:
+    """As 470 MiB or 12.3 GiB."""
+    if count >= 10 * 2**30:
+        return f"{count / 2**30:,.1f} GiB"
+    return f"{count / 2**20:,.0f} MiB" if count >= 2**20 else f"{count / 2**10:,.0f} KiB" if count else "0"
+
+
+def in_hours(seconds: float) -> str:
+    """As 4m07s, 3h20m or 12.5 days."""
+    if seconds < 3600:
+        return in_minutes(seconds)
+    hours, rest = divmod(int(seconds) // 60, 60)
+    return f"{hours}h{rest:02d}m" if hours < 48 else f"{seconds / 86400:.1f} days"
+
+
+def some(rows: Sequence[Row]) -> list[Row]:
+    """At most MAX_ROWS of them, the first and the last included, evenly spread."""
+    if len(rows) <= MAX_ROWS:
+        return list(rows)
+    last = len(rows) - 1
+    return [rows[round(row * last / (MAX_ROWS - 1))] for row in range(MAX_ROWS)]

@@ -1,0 +1,266 @@
+"""The terminal: a live display on a real one, plain lines elsewhere."""
+
+import os
+import time
+from typing import Any, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from raytrain.data.prepared import PreparedStore
+from raytrain.runs.observer import Observer
+from raytrain.runs.run import RunResult
+from raytrain.storage import Storage
+from raytrain.training.records import scores_of
+
+PROGRESS_VARIABLE = "RAYTRAIN_PROGRESS_EVERY_S"
+# Seconds between two plain lines of progress: a job that is watched on a terminal elsewhere says more of them.
+PLAIN_EVERY_S = float(os.environ.get(PROGRESS_VARIABLE) or 10.0)
+NUMBERS_OF_STEP = ("loss", "lr", "grad_norm")
+
+
+class LiveDisplay:
+    """What `_render` gives, kept up to date on a terminal; elsewhere there is none, and plain lines are printed."""
+
+    def __init__(self, console: Console | None, refresh_per_second: float):
+        self.console = console or Console(highlight=False)
+        self._refresh_per_second = refresh_per_second
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self._live = Live(
+                get_renderable=self._render,
+                console=self.console,
+                refresh_per_second=self._refresh_per_second,
+                transient=True,
+            )
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def _render(self) -> RenderableType:
+        raise NotImplementedError
+
+
+def progress_bar(console: Console) -> Progress:
+    """What is done, of how much, since when, and how long the rest will take."""
+    return Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+class RunDisplay(LiveDisplay, Observer):
+    """Shows a run: phase, steps, loss, rates, evaluations, time left."""
+
+    def __init__(self, console: Console | None = None):
+        super().__init__(console, refresh_per_second=4)
+        self._rate = Rate()
+        self._last_line_s = 0.0
+        self._total = 0
+        self._row: dict[str, Any] = {}
+        self._bar = progress_bar(self.console)
+        self._task = self._bar.add_task("checking", total=None)
+
+    def phase(self, text: str) -> None:
+        """A new phase has begun."""
+        self._bar.update(self._task, description=text)
+        self._say(text)
+
+    def prepared(self, rows: int, total: int | None, rows_per_s: float) -> None:
+        """Rows prepared so far."""
+        self._bar.update(self._task, completed=rows, total=total)
+        if rows_per_s and self._is_line_due():
+            self._say(f"  {rows:,} rows, {rows_per_s:,.0f} rows/s")
+
+    def begin(self, total_steps: int) -> None:
+        """Training is about to start."""
+        self._total = total_steps
+        self._bar.reset(self._task, total=total_steps)
+
+    def note(self, text: str) -> None:
+        """Something happened that the user wants to know."""
+        self.console.print(f"  {text}", soft_wrap=True, markup=False)
+
+    def stopping(self) -> None:
+        """A stop was asked for; it is acknowledged above a live display, too."""
+        self.console.print("stopping: saving a checkpoint; press Ctrl-C again to end at once", soft_wrap=True)
+
+    def rows(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """New lines of the run's files."""
+        for row in rows:
+            {"metrics.jsonl": self._step, "evals.jsonl": self._evaluation, "events.jsonl": self._event}[name](row)
+
+    def _step(self, row: dict[str, Any]) -> None:
+        self._row = row
+        self._rate.add(row["samples_seen"])
+        self._bar.update(self._task, completed=row["step"], description="training")
+        if row["step"] == self._total or self._is_line_due():
+            self._say(f"  {self._step_text()}")
+
+    def _evaluation(self, row: dict[str, Any]) -> None:
+        if not self._total:  # nothing is being trained: `raytrain eval`, which ends with the whole table
+            return
+        shown = "  ".join(f"{key} {value:.4f}" for key, value in list(scores_of(row).items())[:6])
+        self.console.print(f"  step {row['step']}  {row['split']}: {shown}", soft_wrap=True)
+
+    def _event(self, row: dict[str, Any]) -> None:
+        if row["kind"] == "start":  # a rate that went on from the last group would count its end, and the way back
+            self._rate = Rate()
+        text = _event_text(row)
+        if text is not None:
+            words = {name: escape(str(value)) for name, value in row.items()}
+            self.console.print(f"  {text.format(**words)}", soft_wrap=True)
+
+    def _step_text(self) -> str:
+        row = self._row
+        parts = [f"step {row['step']}/{self._total}", f"epoch {row['epoch'] + 1}"]
+        parts += [f"{name} {row[name]:.4g}" for name in NUMBERS_OF_STEP if row.get(name) is not None]
+        per_s = self._rate.per_s()
+        parts += [f"{per_s:.1f} samples/s"] if per_s is not None else []
+        parts.append(f"{row['world_size']} worker{'s' * (row['world_size'] > 1)}")
+        return "  ".join(parts)
+
+    def _render(self) -> RenderableType:
+        return Group(self._bar, Text(f"  {self._step_text()}" if self._row else ""))
+
+    def _say(self, text: str) -> None:
+        """A plain line, where there is no live display."""
+        if not self.console.is_terminal:
+            self.console.print(text, soft_wrap=True)
+
+    def _is_line_due(self) -> bool:
+        if time.monotonic() - self._last_line_s < PLAIN_EVERY_S:
+            return False
+        self._last_line_s = time.monotonic()
+        return True
+
+
+_PHASES = (
+    "({detect_s} s to notice, {save_s} s to save, {wait_s} s for room, {regroup_s} s to regroup, {load_s} s to load, "
+    "{first_step_s} s for the first step)"
+)
+_CHANGE = "{cause}: {world_size_before} -> {world_size} worker(s), {steps_redone} steps redone, {seconds} s " + _PHASES
+EVENT_TEXTS = {
+    "resize": _CHANGE.replace("to notice", "until new workers were ready"),
+    "reclaim": _CHANGE,
+    "failure": _CHANGE,
+    "begin": "{steps_redone} steps that the last command had done since then are done again",
+    "start": "attempt {attempt}: {world_size} worker(s)",
+    "zero_stage": "ZeRO stage {stage}, the lowest that fits into {usable_mib} MiB a worker",
+    "restore": "going on from the {source} of step {step}",
+    "damaged_snapshot": "[yellow]the snapshot of step {step} was passed over: {reason}",
+    "no_snapshots": "[yellow]snapshots need {needed_mib} MiB of a node's object store, and may have half of it, "
+    "{half_mib} MiB: a crash goes back to a checkpoint",
+    "late_snapshot": "[yellow]the snapshot that was due at step {since} has not been taken by step {step}, since "
+    "the one before, or best/, is still being written",
+    "damaged_checkpoint": "[yellow]checkpoint of step {step} is damaged and was passed over: {reason}",
+    "tracker": "[yellow]{tracker}: {reason}; the training goes on",
+    "early_stop": "stopping early at step {step}: the best model is that of step {best_step}",
+}
+
+TIGHT = "[yellow]ZeRO stage {stage}, which needs least: about {needed_mib} MiB, and a worker has {usable_mib}"
+
+
+def _event_text(row: dict[str, Any]) -> str | None:
+    """What is said of an event, if anything."""
+    if row["kind"] == "failure" and "seconds" not in row:  # it ended the run, which says so
+        return None
+    if row["kind"] == "begin" and not row.get("steps_redone"):
+        return None
+    if row["kind"] == "zero_stage" and not row["is_chosen"]:
+        return None
+    if row["kind"] == "zero_stage" and row["needed_mib"] > row["usable_mib"]:
+        return TIGHT
+    return EVENT_TEXTS.get(row["kind"])
+
+
+class Rate:
+    """Samples per second over the last stretch."""
+
+    def __init__(self, keep: int = 50):
+        self._keep = keep
+        self._points: list[tuple[float, int]] = []
+
+    def add(self, count: int) -> None:
+        """Note that `count` samples have been seen by now."""
+        self._points = [*self._points[-self._keep :], (time.monotonic(), count)]
+
+    def per_s(self) -> float | None:
+        """Samples per second; None before there are two moments to compare."""
+        if not self._points:
+            return None
+        (first_s, first), (last_s, last) = self._points[0], self._points[-1]
+        return (last - first) / (last_s - first_s) if last_s > first_s else None
+
+
+def print_result(console: Console, result: RunResult) -> None:
+    """The end of a run: what was reached, and where it lies."""
+    if result.final_metrics:
+        print_metrics(console, result.final_metrics, title="test of the best model")
+    color = "green" if result.is_done else "red" if result.status == "failed" else "yellow"
+    console.print(f"[{color}]{result.status}[/] at step {result.step} in {in_minutes(result.duration_s)}")
+    if result.goodput is not None:
+        counts = {"resize": result.resizes, "failure": result.failures}
+        changes = "".join(f", {n} {what}{'s' * (n > 1)}" for what, n in counts.items() if n)
+        console.print(f"goodput {result.goodput:.1%} of the workers' time{changes}", soft_wrap=True)
+    if result.message:
+        console.print(result.message, markup=False, soft_wrap=True)
+    console.print(f"run     {result.run_path}", soft_wrap=True)
+    run = Storage(result.run_path)
+    for what, name in (("model ", "best"), ("report", "report.html")):  # a run that was stopped early on has neither
+        if run.exists(name):
+            console.print(f"{what}  {result.run_path}/{name}", soft_wrap=True)
+
+
+def in_minutes(seconds: float) -> str:
+    """As 4m07s."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}m{rest:02d}s"
+
+
+def print_metrics(console: Console, metrics: dict[str, float], title: str) -> None:
+    """A table of metrics. Its title is a line above it: as the table's own it would be broken to the table's width."""
+    console.print(title, style="italic", soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.4f}")
+    console.print(table)
+
+
+def print_store(console: Console, store: PreparedStore) -> None:
+    """What a prepared store holds."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("split", "samples", "tokens", "tokens a sample", "truncated", "set aside"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for name, split in store.manifest.splits.items():
+        mean = split.num_tokens / max(1, split.num_samples)
+        numbers = (split.num_samples, split.num_tokens, mean, split.num_truncated, split.num_set_aside)
+        table.add_row(name, *(f"{number:,.1f}" if isinstance(number, float) else f"{number:,}" for number in numbers))
+    console.print(table)
+    console.print(f"labels  {', '.join(store.manifest.labels)}", soft_wrap=True, markup=False)
+    console.print(f"store   {store.root}", soft_wrap=True)
+
+
+def print_samples(console: Console, samples: list[dict[str, Any]]) -> None:
+    """Samples, one block each."""
+    for number, sample in enumerate(samples):
+        console.print(f"\n[bold]sample {number}")
+        for name, value in sample.items():
+            text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+            console.print(f"{name}: {text}", markup=False, soft_wrap=True)

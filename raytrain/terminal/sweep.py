@@ -1,0 +1,146 @@
+"""What a person sees of a sweep: a table of its trials, live on a terminal, and plain lines elsewhere."""
+
+import time
+
+from rich.console import Console, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from raytrain.terminal.run import PLAIN_EVERY_S, LiveDisplay, in_minutes
+from raytrain.tuning.observer import SweepObserver
+from raytrain.tuning.space.space import in_words
+from raytrain.tuning.state import SweepResult
+from raytrain.tuning.trials import TRIALS, Board, TrialRow
+
+MOST_ROWS = 24
+COLORS = {"failed": "red", "running": "bold", "pruned": "dim", "finished": "green", "stopped_early": "green"}
+
+
+class SweepDisplay(LiveDisplay, SweepObserver):
+    """Shows a sweep."""
+
+    def __init__(self, console: Console | None = None):
+        super().__init__(console, refresh_per_second=2)
+        self._board: Board | None = None
+        self._metric, self._num_trials = "", 0
+        self._began_s = time.monotonic()
+        self._rows_text, self._next_line_s = "", 0.0
+
+    def phase(self, text: str) -> None:
+        """A new phase has begun."""
+        self.console.print(text)
+
+    def prepared(self, rows: int, total: int | None, rows_per_s: float) -> None:
+        """Rows prepared so far."""
+        self._rows_text = f"  {rows:,}{f' of {total:,}' if total else ''} rows, {rows_per_s:,.0f} rows/s"
+        if not self.console.is_terminal and rows_per_s and time.monotonic() > self._next_line_s:
+            self._next_line_s = time.monotonic() + PLAIN_EVERY_S
+            self.console.print(self._rows_text, soft_wrap=True)
+
+    def begin(self, board: Board, num_trials: int, metric: str) -> None:
+        """The trials are about to start."""
+        self._board, self._num_trials, self._metric = board, num_trials, metric
+        if board.rows:
+            self.console.print(
+                f"  going on: {len(board.rows)} trials have begun before, {board.num_over} of them are over"
+            )
+
+    def trial(self, row: TrialRow, event: str) -> None:
+        """A line of it, where there is no table."""
+        if self.console.is_terminal and row.status != "failed":
+            return
+        text = f"  {row.name} "
+        if event == "started":
+            text += f"started: {in_words(row.values)}"
+        elif event == "evaluated":
+            text += f"step {row.step}  {self._metric} {row.value:.4f}"
+        elif event != "over":
+            text += f"{event} {in_words(row.values)}"
+        else:
+            best = f", best {self._metric} {row.best_value:.4f}" if row.best_value is not None else ""
+            text += f"{row.status} at step {row.step}{best}{f': {row.failure}' if row.failure else ''}"
+            text += f"  {self._totals()}"
+        self.console.print(text, soft_wrap=True, markup=False)
+
+    def waiting(self, seconds: float) -> None:
+        """There is no room for any trial."""
+        self.console.print(f"  waiting for nodes since {seconds:.0f} s: there is no room for a trial's workers")
+
+    def stopping(self) -> None:
+        """A stop was asked for."""
+        self.console.print("stopping: the trials save checkpoints; press Ctrl-C again to end at once", soft_wrap=True)
+
+    def _totals(self) -> str:
+        board = self._board
+        assert board is not None
+        best = board.best
+        text = f"[{board.num_over} of {self._num_trials} trials over"
+        if best is not None:
+            text += f"; best {self._metric} {best.best_value:.4f}, {best.name}"
+        return text + "]"
+
+    def _render(self) -> RenderableType:
+        if self._board is None:
+            return Text(self._rows_text)
+        caption = f"{self._totals()} {in_minutes(time.monotonic() - self._began_s)}"
+        return trial_table(self._board, self._metric, caption=caption)
+
+
+def trial_table(board: Board, metric: str, caption: str = "", most: int = MOST_ROWS) -> Table:
+    """The trials: those that run first, then the best. Other objectives have columns of their own."""
+    others = list(dict.fromkeys(name for row in board.rows.values() for name in row.best_others))
+    table = Table(caption=escape(caption), caption_justify="left", box=None, pad_edge=False)
+    for name in ("trial", "state", "rung", "step", metric, "best", *others, "workers", "goodput", "values"):
+        is_text = name in ("trial", "state", "values")
+        table.add_column(name, justify="left" if is_text else "right", no_wrap=True, overflow="ellipsis")
+    rows = sorted(board.best_first(), key=lambda row: row.status != "running")
+    for row in rows[:most]:
+        table.add_row(
+            row.name,
+            row.status,
+            str(row.rung),
+            str(row.step),
+            _number(row.value),
+            _number(row.best_value),
+            *(_number(row.best_others.get(name)) for name in others),
+            str(row.workers or ""),
+            "" if row.goodput is None else f"{row.goodput:.0%}",
+            escape(in_words(row.values)),
+            style=COLORS.get(row.status),
+        )
+    if len(rows) > most:
+        table.add_row("...", f"{len(rows) - most} more")
+    return table
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value.is_integer() and value >= 1000 else f"{value:.4f}"
+
+
+def print_sweep(console: Console, result: SweepResult) -> None:
+    """The end of a sweep."""
+    color = {"finished": "green", "stopped": "yellow"}.get(result.status, "red")
+    console.print(
+        f"[{color}]{result.status}[/]: {result.num_trials} trials, {result.num_failed} failed, {result.steps} steps in "
+        f"all; this command took {in_minutes(result.duration_s)}",
+        soft_wrap=True,
+    )
+    if result.best_trial is not None:
+        console.print(f"best {result.metric} {result.best_value:.4f}: {result.best_trial}", soft_wrap=True)
+        for key, value in result.best_values.items():
+            console.print(f"  {key}: {value}", soft_wrap=True, markup=False)
+    if result.front:
+        console.print("no other trial is as good in everything and better in something than these:")
+        for name, reached in result.front.items():
+            words = ", ".join(f"{metric} {_number(value)}" for metric, value in reached.items())
+            console.print(f"  {name}  {words}", soft_wrap=True, markup=False)
+    if result.message:
+        console.print(result.message, soft_wrap=True, markup=False)
+    if result.status == "stopped":
+        console.print("the same command goes on from here")
+    if result.best_trial is not None:
+        console.print(f"model   {result.path}/{TRIALS}/{result.best_trial}/best", soft_wrap=True, markup=False)
+    console.print(f"sweep   {result.path}", soft_wrap=True, markup=False)

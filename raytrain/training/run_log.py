@@ -1,0 +1,116 @@
+"""What a run writes down while it trains: metrics, evaluations, events, sample ids, and what trackers are told.
+
+Only rank 0 writes, but for the sample ids, which each worker writes for itself.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from raytrain.steps.batches import World
+from raytrain.storage import Storage
+from raytrain.tasks.base import Metrics
+from raytrain.tracking.trackers import Trackers
+from raytrain.training.records import EPOCHS, JsonlWriter, last_row, read_jsonl
+
+METRICS, EVALS, EVENTS = "metrics.jsonl", "evals.jsonl", "events.jsonl"
+
+# Column of metrics.jsonl -> its name in trackers.
+TRACKED = {
+    "loss": "train/loss",
+    "lr": "train/learning_rate",
+    "grad_norm": "train/grad_norm",
+    "loss_scale": "train/loss_scale",
+    "skipped_steps": "train/skipped_steps",
+    "tokens_per_s": "perf/tokens_per_s",
+    "step_s": "perf/step_s",
+    "padding": "data/padding",
+    "data_wait_s": "data/wait_s",
+    "world_size": "world/size",
+}
+
+
+def next_attempt(run: Storage) -> int:
+    """Ordinal of the worker group that starts now, from 0: the number of those that started before."""
+    return sum(event.get("kind") == "start" for event in read_jsonl(run, EVENTS))
+
+
+class RunLog:
+    """The files of a run that grow with it. On other workers than rank 0 it writes sample ids only."""
+
+    def __init__(
+        self,
+        run: Storage,
+        world: World,
+        attempt: int,
+        *,
+        trackers: Trackers | None,
+        record_samples: bool,
+        now: Callable[[], float] = time.time,
+    ):
+        """`now`: seconds since the epoch, by the one clock of the run."""
+        self._is_first = world.world_rank == 0
+        self._run, self._world, self._attempt, self._now = run, world, attempt, now
+        self._samples = None
+        self._trackers = trackers
+        if trackers is not None:  # what earlier attempts have told them
+            self._last_step = (last_row(run, METRICS) or {}).get("step", 0)
+            self._evaluations = {(row.get("split"), row.get("step")) for row in read_jsonl(run, EVALS)}
+        if record_samples:
+            self._samples = JsonlWriter(run, f"samples/attempt_{attempt:03d}_rank_{world.world_rank:05d}.jsonl")
+        if self._is_first:
+            self._metrics, self._evals, self._events = (JsonlWriter(run, name) for name in (METRICS, EVALS, EVENTS))
+
+    def step(self, row: dict[str, Any]) -> None:
+        """A line of metrics.jsonl."""
+        if not self._is_first:
+            return
+        self._metrics.write({**row, "world_size": self._world.world_size, "attempt": self._attempt})
+        values = {TRACKED[key]: value for key, value in row.items() if key in TRACKED}
+        self._track(values, row["step"], lambda step: step <= self._last_step)
+
+    def evaluation(self, step: int, epoch: int, split: str, metrics: Metrics, epochs_done: float | None = None) -> None:
+        """A line of evals.jsonl. `epochs_done`: passes over the training data up to this step."""
+        if not self._is_first:
+            return
+        place: dict[str, Any] = {"step": step, "epoch": epoch, "split": split}
+        if epochs_done is not None:
+            place[EPOCHS] = epochs_done
+        place |= {"time": self._now(), "attempt": self._attempt}
+        self._evals.write({**place, **metrics.values, "tables": metrics.tables})
+        self._evals.flush()  # a sweep judges by it, and the checkpoint of this step must not be there before it
+        values = {f"{split}/{name}": value for name, value in metrics.values.items()}
+        self._track(values, step, lambda step: (split, step) in self._evaluations)
+
+    def event(self, kind: str, **detail: Any) -> None:
+        """A line of events.jsonl."""
+        if self._is_first:
+            self._events.write({"time": self._now(), "kind": kind, "attempt": self._attempt, **detail})
+
+    def samples(self, step: int, epoch: int, ids: np.ndarray) -> None:
+        """The sample ids that this worker trained on in a step."""
+        if self._samples is not None:
+            self._samples.write({"step": step, "epoch": epoch, "attempt": self._attempt, "ids": ids.tolist()})
+
+    def close(self, status: str) -> None:
+        """Flush everything. `status`: of the run; stopped, when another group may go on with it."""
+        if self._trackers is not None:
+            self._trackers.close(status)
+            self._pass_on_complaints()
+        if self._samples is not None:
+            self._samples.close()
+        if self._is_first:
+            for writer in (self._metrics, self._evals, self._events):
+                writer.close()
+
+    def _track(self, values: Mapping[str, float | None], step: int, is_redone: Callable[[int], bool]) -> None:
+        if self._trackers is not None:
+            self._trackers.log(values, step, is_redone=is_redone(step))
+            self._pass_on_complaints()
+
+    def _pass_on_complaints(self) -> None:
+        assert self._trackers is not None
+        for tracker, reason in self._trackers.complaints():
+            self.event("tracker", tracker=tracker, reason=reason)

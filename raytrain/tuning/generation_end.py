@@ -1,0 +1,76 @@
+"""A population's trial between two generations: where it stands, and how it waits for the others. See `generations`."""
+
+import contextlib
+import math
+import time
+from typing import Any
+
+from raytrain.checkpoint.store import CheckpointStore
+from raytrain.runs.run import SUMMARY
+from raytrain.storage import Storage
+from raytrain.training.records import read_jsonl
+from raytrain.tuning.pool.broker import ANSWER_TIMEOUT_S
+from raytrain.tuning.space.space import Values
+
+POPULATION = "population"
+POLL_S = 0.5
+
+
+def num_done(root: Storage) -> int:
+    """Generations after which all models have changed hands. `root`: the sweep's folder."""
+    return sum(name.endswith(".done") for name in root.list_names(POPULATION))
+
+
+def values_of(root: Storage, trial: str) -> Values:
+    """What a trial changes in the sweep's config since the last generation; {}: as at its beginning."""
+    number = num_done(root)
+    decided = decided_after(root, number - 1) if number else None
+    return decided["members"].get(trial, {}).get("values", {}) if decided else {}
+
+
+def has_paused_at(run: Storage, step: int) -> bool:
+    """Whether a trial has trained up to a step, saved, and is to go on: one that is at its end does not wait."""
+    if not run.exists(SUMMARY):
+        return False
+    summary = run.read_json(SUMMARY)
+    has_paused = summary["status"] == "stopped" and summary["step"] == step
+    return has_paused and step in CheckpointStore(run.at("checkpoints")).candidates()
+
+
+def value_at(run: Storage, step: int, metric: str, sign: float) -> float:
+    """A trial's metric at a step, larger is better; minus infinity when it was no number."""
+    rows = [row for row in read_jsonl(run, "evals.jsonl") if row["split"] == "validation" and row["step"] == step]
+    value = rows[-1].get(metric) if rows else None
+    return -math.inf if value is None else sign * value
+
+
+def wait_for_others(shares: str, trial: str, generation: int, value: float) -> bool:
+    """A trial has come to the end of a generation. Returns when all have: whether it may go on; no: the sweep ends.
+
+    `shares`: name of the actor.
+    """
+    import ray
+
+    actor = ray.get_actor(shares)
+    while True:
+        with contextlib.suppress(ray.exceptions.GetTimeoutError):  # a machine that is busy
+            answer: Any = actor.arrive.remote(trial, generation, value)
+            num_released, is_stopping = ray.get(answer, timeout=ANSWER_TIMEOUT_S)
+            if num_released > generation or is_stopping:
+                return bool(num_released > generation)
+        time.sleep(POLL_S)
+
+
+def decision_name(generation: int) -> str:
+    """File of what was decided after a generation, in the sweep's folder."""
+    return f"{POPULATION}/{generation:04d}.json"
+
+
+def done_name(generation: int) -> str:
+    """File that says that all models have changed hands."""
+    return f"{POPULATION}/{generation:04d}.done"
+
+
+def decided_after(root: Storage, generation: int) -> Any:
+    """What was decided after a generation; None: nothing yet."""
+    return root.read_json(decision_name(generation)) if root.exists(decision_name(generation)) else None

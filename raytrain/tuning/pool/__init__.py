@@ -1,0 +1,1 @@
+"""The workers that the trials of a sweep share."""

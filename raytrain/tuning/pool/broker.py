@@ -1,0 +1,275 @@
+"""The pool of a sweep's workers: an actor that each trial asks how many it may have, and that lends it their processes.
+`sharing` decides how many."""
+
+import contextlib
+import math
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from raytrain.elastic.allocation import Lent, Share, end_worker, start_worker
+from raytrain.ray_core.actors import start_actor
+from raytrain.ray_core.node_request import NodeRequest
+from raytrain.ray_core.nodes import look, places_that_fit
+from raytrain.tuning.pool.allocate import Claim, share
+from raytrain.tuning.pool.idle_workers import Depot
+
+LOOK_EVERY_S = 2.0
+LESS_FOR_S = 5.0  # a cluster that is smaller for a moment (a task of Ray Data's) makes nobody leave
+ANSWER_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a trial is told."""
+
+    most: int = 0
+    """Workers that it may have; 0: it waits."""
+    idle: list[str] = field(default_factory=list)
+    """Ids of the nodes on which a process waits for a trial, one entry a process."""
+    is_stopping: bool = False
+    """Whether the sweep ends."""
+
+
+class _SharesActor:
+    """Shares are dealt anew when a trial comes, goes or passes a rung, and when the cluster changes; not whenever two
+    trials change places, since each resize costs some seconds."""
+
+    def __init__(self, worker: dict[str, float], data_cpus: float, most: int, least: int, expected: int):
+        self._worker, self._data_cpus, self._most = worker, data_cpus, most
+        self._least, self._expected = least, expected
+        self._live: dict[str, Claim] = {}
+        self._depot = Depot(start_worker, end_worker)
+        self._shares: dict[str, int] = {}
+        self._capacity = 0
+        self._is_stopping = False
+        self._arrived: dict[str, tuple[int, float]] = {}
+        self._num_released = 0
+        self._next_look_s = 0.0
+        self._less_since_s = math.inf
+
+    def join(self, claim: Claim) -> None:
+        self._live[claim.trial] = claim
+        self._deal()
+
+    def leave(self, trial: str) -> None:
+        self._depot.left(trial)
+        if self._live.pop(trial, None) is not None:
+            self._next_look_s = 0.0
+            self._deal()
+
+    def reached(self, trial: str, rung: int, value: float) -> None:
+        """What a trial's newest evaluation says; `value`: larger is better."""
+        if (claim := self._live.get(trial)) is None:
+            return
+        self._live[trial] = replace(claim, rung=rung, value=value)
+        if rung > claim.rung or claim.value is None:
+            self._deal()
+
+    def ask(self, trial: str) -> Answer:
+        self._look()
+        most = 0 if self._is_stopping else self._shares.get(trial, 0)
+        return Answer(most, self._depot.idle, self._is_stopping)
+
+    def lend(self, trial: str, node_id: str, resources: dict[str, float]) -> Lent:
+        number, node_id, actor = self._depot.lend(trial, node_id, resources)
+        return Lent(node_id, actor, number)
+
+    def take_back(self, number: int, is_fit: bool) -> None:
+        self._depot.take_back(number, is_fit=is_fit)
+
+    def expect(self, expected: int) -> None:
+        """So many trials want workers, those among them that are still coming up."""
+        if expected != self._expected:
+            self._expected = expected
+            self._deal()
+
+    def stop(self) -> None:
+        self._is_stopping = True
+
+    def arrive(self, trial: str, generation: int, value: float) -> tuple[int, bool]:
+        """A trial of a population waits at the end of a generation. Returns after how many generations trials may go
+        on, and whether the sweep ends."""
+        self._arrived[trial] = (generation, value)
+        return self._num_released, self._is_stopping
+
+    def arrived(self) -> dict[str, tuple[int, float]]:
+        return self._arrived
+
+    def release(self, num_generations: int) -> None:
+        self._num_released = num_generations
+
+    def close(self) -> None:
+        self._depot.close()
+
+    def standing(self) -> tuple[dict[str, int], int, int]:
+        """Workers of each live trial, of all trials if they have what they want, and those for which there is room or
+        which are there."""
+        self._look()  # also while no trial asks: what is idle for too long is ended
+        coming = max(0, self._expected - len(self._live))
+        wanted = sum(claim.max_workers for claim in self._live.values()) + self._least * coming
+        return dict(self._shares), min(wanted, self._most), max(self._capacity, len(self._depot.nodes))
+
+    def _look(self) -> None:
+        if time.monotonic() < self._next_look_s:
+            return
+        self._next_look_s = time.monotonic() + LOOK_EVERY_S
+        nodes = look()
+        self._depot.tend()
+        self._depot.forget_lost({node.node_id for node in nodes if not node.is_draining})
+        ours = self._depot.nodes
+        fitting = len(places_that_fit(nodes, self._worker, self._data_cpus, self._most, ours, len(ours)))
+        now_s = time.monotonic()
+        if fitting >= self._capacity:
+            self._less_since_s = math.inf
+        elif self._less_since_s == math.inf:
+            self._less_since_s = now_s
+        if fitting > self._capacity or now_s - self._less_since_s > LESS_FOR_S:
+            self._capacity, self._less_since_s = fitting, math.inf
+            self._deal()
+
+    def _deal(self) -> None:
+        # What is given to others before a trial has come would be taken back as soon as it has.
+        coming = range(self._expected - len(self._live))
+        kept = [Claim(f"coming {number}", self._least, self._least) for number in coming]
+        dealt = share([*self._live.values(), *kept], self._capacity)
+        self._shares = {trial: dealt[trial] for trial in self._live}
+
+
+class Shares:
+    """The sweep's end."""
+
+    def __init__(self, worker: Mapping[str, float], data_cpus: float, most: int, least: int, expected: int):
+        """Starts the actor on this node.
+
+        Args:
+            worker: What each worker holds.
+            data_cpus: CPUs of each worker's pipeline.
+            most: Workers of all trials together.
+            least: Workers of a trial.
+            expected: Trials that are about to come.
+        """
+        self.name = f"raytrain-shares-{uuid.uuid4().hex[:12]}"
+        self._actor = start_actor(_SharesActor, dict(worker), data_cpus, most, least, expected, name=self.name)
+        self._request, self._least = NodeRequest(worker, data_cpus, least), least
+        self._no_room_since_s = math.inf
+
+    def leave(self, trial: str) -> None:
+        """A trial has ended, in whatever way."""
+        self._actor.leave.remote(trial)
+
+    def reached(self, trial: str, rung: int, value: float) -> None:
+        """A trial has passed so many rungs; `value`: its metric, larger is better."""
+        self._actor.reached.remote(trial, rung, value)
+
+    def expect(self, expected: int) -> None:
+        """So many trials want workers, those among them that are still coming up."""
+        self._actor.expect.remote(expected)
+
+    def stop(self) -> None:
+        """Every trial saves and ends."""
+        self._actor.stop.remote()
+
+    def arrived(self) -> dict[str, tuple[int, float]]:
+        """The trials of a population that have come to the end of a generation: its ordinal, and their value then."""
+        import ray
+
+        return ray.get(self._actor.arrived.remote(), timeout=ANSWER_TIMEOUT_S)
+
+    def release(self, num_generations: int) -> None:
+        """Trials that wait at the end of one of the first so many generations may go on."""
+        self._actor.release.remote(num_generations)
+
+    def now(self) -> dict[str, int]:
+        """Workers that each live trial may have. The autoscaler is told what all of them want."""
+        import ray
+
+        shares, wanted, there = ray.get(self._actor.standing.remote(), timeout=ANSWER_TIMEOUT_S)
+        if wanted:
+            self._request.ask(wanted, there)
+        if shares and there < self._least:
+            self._request.is_in_vain()
+            self._no_room_since_s = min(self._no_room_since_s, time.monotonic())
+        else:
+            self._request.is_met()
+            self._no_room_since_s = math.inf
+        return shares
+
+    @property
+    def waiting_s(self) -> float:
+        """Seconds since which there has been no room for any trial; 0: there is."""
+        return max(0.0, time.monotonic() - self._no_room_since_s)
+
+    def close(self) -> None:
+        """End the actor, and all processes."""
+        import ray
+
+        with contextlib.suppress(Exception):  # of Ray Data's own actor; the request expires by itself
+            self._request.close()
+        with contextlib.suppress(ray.exceptions.RayError):  # it is gone, and so is what it owned
+            ray.get(self._actor.close.remote(), timeout=ANSWER_TIMEOUT_S)
+        ray.kill(self._actor)
+
+
+class TrialShare(Share):
+    """A trial's end."""
+
+    asks_for_nodes = False
+    least_data_cpus = 0.0
+
+    def __init__(self, shares: str, claim: Claim):
+        """`shares`: name of the actor."""
+        import ray
+
+        self._actor, self._trial = ray.get_actor(shares), claim.trial
+        self._claim: Claim | None = claim
+        self._last = Answer()
+
+    def most_workers(self) -> int | None:
+        """As the pool says. It is joined now: before, the trial prepares its data, and holds no worker."""
+        import ray
+
+        if self._claim is not None:
+            ray.get(self._actor.join.remote(self._claim), timeout=ANSWER_TIMEOUT_S)
+            self._claim = None
+        # A machine that is busy may not answer: what was last said holds on.
+        with contextlib.suppress(ray.exceptions.GetTimeoutError):
+            answer: Any = ray.get(self._actor.ask.remote(self._trial), timeout=ANSWER_TIMEOUT_S)
+            self._last = answer
+        return self._last.most
+
+    @property
+    def idle_nodes(self) -> Sequence[str]:
+        """As the pool said last."""
+        return self._last.idle
+
+    @property
+    def is_stop_asked(self) -> bool:
+        """Whether the sweep ends."""
+        return self._last.is_stopping
+
+    def lend(self, node_id: str, resources: Mapping[str, float]) -> Lent:
+        """One that another trial has given back, on any node, or a new one. It is the pool's."""
+        import ray
+
+        lent: Any = self._actor.lend.remote(self._trial, node_id, dict(resources))
+        answer: Lent = ray.get(lent, timeout=ANSWER_TIMEOUT_S)
+        return answer
+
+    def take_back(self, lent: Lent, *, is_fit: bool) -> None:
+        """For the next trial."""
+        self._actor.take_back.remote(lent.number, is_fit)
+
+    def close(self) -> None:
+        """The trial has ended: what it had is the others'."""
+        self._actor.leave.remote(self._trial)
+
+
+def rungs_passed(done: float, grace: float, reduction_factor: float) -> int:
+    """How many of ASHA's rungs, which lie at grace * reduction_factor ** n, a trial has come to. `done`: in the same
+    unit."""
+    if done < grace:
+        return 0
+    return 1 + int(math.log(done / grace, reduction_factor) + 1e-9)

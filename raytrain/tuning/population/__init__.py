@@ -1,0 +1,1 @@
+"""Population-based training: which trials exploit which, and with which values they explore."""

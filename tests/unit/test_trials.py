@@ -1,0 +1,127 @@
+"""What a sweep remembers of its trials, and how it names what they failed of."""
+
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raytrain.storage import Storage
+from raytrain.tuning.callback import failure_of
+from raytrain.tuning.space.space import Objective
+from raytrain.tuning.trial import kind_of
+from raytrain.tuning.trials import BEST, Board
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Storage:
+    return Storage(str(tmp_path / "sweep"))
+
+
+def test_a_board_is_read_again_as_it_was(root: Storage) -> None:
+    board = Board(root, "max")
+    for name in ("trial_0000", "trial_0001"):
+        board.add(name, {"seed": 1})
+        board.update(name, status="running")
+    board.evaluated("trial_0000", 10, 0.5, 1)
+    board.evaluated("trial_0000", 20, 0.4, 1)
+    board.update("trial_0000", status="pruned")
+    again = Board(root, "max")
+    assert again.rows["trial_0000"] == board.rows["trial_0000"]
+    assert again.rows["trial_0000"].best_step == 10
+    assert again.rows["trial_0001"].status == "running"
+    assert again.add("trial_0000", {"seed": 2}).values == {"seed": 1}, "a known trial keeps its values"
+
+
+def test_what_is_told_again_counts_once(root: Storage) -> None:
+    board = Board(root, "max")
+    board.add("a", {})
+    for step, value in [(10, 0.5), (20, 0.6), (10, 0.5), (20, 0.6), (30, float("nan"))]:
+        board.evaluated("a", step, value, 0)
+    assert board.rows["a"].history == [(10, 0.5), (20, 0.6)]
+    assert board.steps == 20
+
+
+@pytest.mark.parametrize(("mode", "best"), [("max", "b"), ("min", "a")])
+def test_the_best_did_not_fail(root: Storage, mode: str, best: str) -> None:
+    board = Board(root, mode)
+    for name, value in (("a", 0.1), ("b", 0.9), ("c", 0.99), ("d", 0.01)):
+        board.add(name, {})
+        board.evaluated(name, 5, value, 0)
+    board.update("c", status="failed")
+    board.update("d", status="failed")
+    assert board.best is not None
+    assert board.best.name == best
+    assert board.share_failed() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("step 3: loss nan, gradient norm nan: the run diverged. Lower", "diverged"),
+        ("fp16 overflowed in 40 steps in a row", "diverged"),
+        (
+            "step 1 failed 2 times. The first time: worker 0: OutOfMemoryError: CUDA out of memory. Tried",
+            "out_of_memory",
+        ),
+        (
+            "4 failures. The last: worker 1 died: Task was killed due to the node running low on memory (OOM)",
+            "out_of_memory",
+        ),
+        ("worker 0: ValueError: no room in the mailbox", "error"),
+    ],
+)
+def test_kinds_of_failure(message: str, kind: str) -> None:
+    assert kind_of(message) == kind
+
+
+def test_a_failure_is_told_in_the_trials_own_words(root: Storage) -> None:
+    died = "Traceback:\nray.exceptions.ActorDiedError: The actor died"
+    assert failure_of(root, "a", died) == "error: ray.exceptions.ActorDiedError: The actor died"
+    assert failure_of(root, "a", "") == "error: its process died"
+    root.write_bytes("trials/a/failure.txt", b"diverged: step 3: loss nan")
+    assert failure_of(root, "a", died) == "diverged: step 3: loss nan"
+
+
+def test_a_replaced_trial_is_as_good_as_its_source(root: Storage) -> None:
+    """Its own best model is gone; and what was best was so with the values of that time."""
+    board = Board(root, "max")
+    for name, rate, value in (("peaked", 0.1, 0.95), ("steady", 0.2, 0.90)):
+        board.add(name, {"rate": rate})
+        board.evaluated(name, 10, value, 0)
+    best = {key: getattr(board.rows["steady"], key) for key in BEST}
+    board.exchanged("peaked", {"rate": 0.16}, 20, "steady", best)
+    for known in (board, Board(root, "max")):
+        assert known.rows["peaked"].best_value == 0.90
+        assert known.rows["peaked"].values_at_best == {"rate": 0.2}
+        assert known.rows["peaked"].sources == [(20, "steady")]
+    assert board.evaluated("peaked", 30, 0.97, 0).values_at_best == {"rate": 0.16}
+
+
+SIZE = Objective(metric="num_parameters")
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=12))
+def test_the_front_is_what_no_other_trial_beats(reached: list[tuple[int, int]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        board = Board(Storage(folder), "max")
+        for index, (accuracy, size) in enumerate(reached):
+            board.add(f"t{index}", {})
+            board.evaluated(f"t{index}", 5, accuracy, 0, {"num_parameters": size})
+        front = {row.name for row in board.front([SIZE])}
+    for index, (accuracy, size) in enumerate(reached):
+        is_beaten = any(a >= accuracy and s <= size and (a, s) != (accuracy, size) for a, s in reached)
+        assert (f"t{index}" in front) == (not is_beaten)
+
+
+def test_objectives_are_those_of_the_best_model(root: Storage) -> None:
+    board = Board(root, "max")
+    board.add("a", {})
+    for step, accuracy, loss in ((5, 0.5, 0.9), (10, 0.8, 0.7), (15, 0.7, 0.2)):
+        board.evaluated("a", step, accuracy, 0, {"loss": loss})
+    assert board.reached("a", [Objective(metric="loss")]) == [0.8, -0.7]
+    assert Board(root, "max").add("a", {}).name == "a"
+    assert board.reached("a", [SIZE]) is None, "one that is not known"
+    board.update("a", status="failed")
+    assert board.reached("a", [Objective(metric="loss")]) is None
