@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from raytrain.config import RunConfig
-from raytrain.elastic.allocation import Share
+from raytrain.elastic.allocation import Allocation
 from raytrain.elastic.worker_processes import WorkerPool
 from raytrain.errors import TrainingError
 from raytrain.ray_core.node_request import NodeRequest
@@ -19,7 +19,7 @@ FIRST_SETTLE_S = 3.0
 SAY_EVERY_S = 15.0
 
 
-class Room:
+class Admission:
     """What a run waits for before each of its worker groups."""
 
     def __init__(
@@ -30,7 +30,7 @@ class Room:
         on_poll: Callable[[], None],
         is_stop_asked: Callable[[], bool],
         pool: WorkerPool,
-        share: Share,
+        allocation: Allocation,
     ):
         """Args:
         worker: What each worker holds.
@@ -39,14 +39,14 @@ class Room:
         """
         self._workers, self._worker = config.workers, dict(worker)
         self._say, self._on_poll, self._is_stop_asked = say, on_poll, is_stop_asked
-        self._pool, self._share = pool, share
+        self._pool, self._allocation = pool, allocation
         self.wanted = config.workers.max
         """Workers that the run may have, as it was last known."""
         self.waiting_s = 0.0
         """Seconds since which workers.min do not fit; 0: they do, or the sweep has them all."""
         self._expected = 0
         data_cpus, least = config.workers.data_cpus, config.workers.min
-        self._request = NodeRequest(worker, data_cpus, least) if share.asks_for_nodes else None
+        self._request = NodeRequest(worker, data_cpus, least) if allocation.asks_for_nodes else None
         self._is_first = True
 
     def expect(self, world_size: int) -> None:
@@ -110,15 +110,15 @@ class Room:
 
     def most_workers(self) -> int:
         """Workers that the run may have now."""
-        most = self._share.most_workers()
+        most = self._allocation.most_workers()
         self.wanted = self._workers.max if most is None else min(most, self._workers.max)
         return self.wanted
 
     def places(self, nodes: Iterable[NodeView], num_pipelines: int, most: int) -> list[str]:
         """Where up to `most` workers would fit if ours were not there. `num_pipelines`: those that run, or have just
         ended."""
-        data_cpus, least = self._workers.data_cpus, self._share.least_data_cpus
-        ours, idle = self._pool.nodes, self._share.idle_nodes
+        data_cpus, least = self._workers.data_cpus, self._allocation.least_data_cpus
+        ours, idle = self._pool.nodes, self._allocation.idle_nodes
         return places_that_fit(nodes, self._worker, data_cpus, most, ours, num_pipelines, least, idle)
 
     def ask_for_nodes(self, world_size: int = 0) -> None:

@@ -9,7 +9,7 @@ from raytrain.ray_core.actors import start_actor
 
 
 @dataclass(frozen=True)
-class Lent:
+class LeasedWorker:
     """A worker's process that a run may use until it gives it back."""
 
     node_id: str
@@ -18,7 +18,7 @@ class Lent:
     """The owner's name of it."""
 
 
-class Share:
+class Allocation:
     """Asked about once a second. This one sets no bounds."""
 
     def most_workers(self) -> int | None:
@@ -41,14 +41,14 @@ class Share:
         """Whether the run should save and end."""
         return False
 
-    def lend(self, node_id: str, resources: Mapping[str, float]) -> Lent:
+    def lend(self, node_id: str, resources: Mapping[str, float]) -> LeasedWorker:
         """A process on this node, which holds these resources, or one of another node that was waiting. It may have
         been started just now."""
-        return Lent(node_id, start_worker(node_id, resources))
+        return LeasedWorker(node_id, start_worker(node_id, resources))
 
-    def take_back(self, lent: Lent, *, is_fit: bool) -> None:
+    def take_back(self, leased: LeasedWorker, *, is_fit: bool) -> None:
         """The run needs it no more. `is_fit`: it lives and has nothing to do, so another run could use it."""
-        end_worker(lent.actor)
+        end_worker(leased.actor)
 
     def close(self) -> None:
         """The run has ended, and has given everything back. May be said twice."""
@@ -58,7 +58,7 @@ class Share:
 class Terms:
     """What a sweep lays down for a run of its own. These are a run's that is alone."""
 
-    share: Share = field(default_factory=Share)
+    allocation: Allocation = field(default_factory=Allocation)
     """How much of the cluster it may have."""
     until_step: int | None = None
     """It saves and stops after so many of its steps, to be gone on with; None: it goes on to its end."""

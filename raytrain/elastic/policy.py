@@ -10,7 +10,7 @@ BACK_OFF_S = (0.0, 1.0, 5.0, 15.0, 30.0, 60.0)
 
 
 @dataclass
-class GrowthPolicy:
+class ScaleUpPolicy:
     """Grow when there is room for more, when that has settled, and when it pays back.
 
     A resize costs every worker some seconds, which the run measures on itself. Time saved is estimated as if twice the

@@ -4,16 +4,16 @@ import time
 from collections.abc import Callable, Sequence
 
 from raytrain.config import RunConfig
-from raytrain.elastic.policy import GrowthPolicy
+from raytrain.elastic.policy import ScaleUpPolicy
 from raytrain.elastic.worker_group import WorkerGroup
 from raytrain.elastic.worker_processes import WorkerPool, WorkerProcess
 
 
-class Growth:
+class ScaleUp:
     """Of one run; begins anew with each group."""
 
     def __init__(self, config: RunConfig, pool: WorkerPool, say: Callable[[str], None]):
-        self._policy = GrowthPolicy(config.workers.grow_delay_s, config.workers.grow_payback)
+        self._policy = ScaleUpPolicy(config.workers.grow_delay_s, config.workers.grow_payback)
         self._pool, self._say = pool, say
         self._is_under_way = False
         self._left_at: int | None = None  # workers of the group that has left for more room

@@ -19,18 +19,18 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from raytrain.config import RunConfig
-from raytrain.elastic.admission import Room
+from raytrain.elastic.admission import Admission
 from raytrain.elastic.allocation import Terms
 from raytrain.elastic.failures import WORDS, Failures
 from raytrain.elastic.policy import FailureKind
-from raytrain.elastic.scale_up import Growth
+from raytrain.elastic.scale_up import ScaleUp
 from raytrain.elastic.snapshots import Snapshots
 from raytrain.elastic.train_run import TrainRun
 from raytrain.elastic.watchdog import Watchdog
 from raytrain.elastic.worker_group import GroupFailure, WorkerGroup
 from raytrain.elastic.worker_processes import WorkerPool, WorkerProcess
 from raytrain.errors import first_line
-from raytrain.monitoring.run_metrics import Crew
+from raytrain.monitoring.run_metrics import WorkerCounts
 from raytrain.ray_core.nodes import ClusterView, look, own_node, seconds_left, worker_resources
 from raytrain.storage import Storage
 from raytrain.training.driver_link import GroupStatus
@@ -76,14 +76,14 @@ class Supervisor:
         began_at_s: When the command was given, seconds since the epoch.
         """
         self._config, self._run, self._prepared_root = config, run, prepared_root
-        self._until_step, self._share = terms.until_step, terms.share
+        self._until_step, self._allocation = terms.until_step, terms.allocation
         self._use_gpu, self._total_steps = use_gpu, total_steps
         self._is_stop_asked, self._on_poll, self._say = is_stop_asked, on_poll, say
         self._train_run, self._worker = train_run, worker_resources(config, use_gpu)
         self._failures = Failures(config, run, prepared_root, total_steps)
-        self._pool = WorkerPool(self._worker, config, terms.share)
-        self._growth = Growth(config, self._pool, say)
-        self._room = Room(config, self._worker, say, on_poll, is_stop_asked, self._pool, terms.share)
+        self._pool = WorkerPool(self._worker, config, terms.allocation)
+        self._scale_up = ScaleUp(config, self._pool, say)
+        self._admission = Admission(config, self._worker, say, on_poll, is_stop_asked, self._pool, terms.allocation)
         self._watchdog = Watchdog(config.workers.stall_timeout_s, say)
         self._resize_cost_s = 0.0
         self._leave_by_s = math.inf
@@ -95,9 +95,9 @@ class Supervisor:
         self._own_node = own_node()
 
     @property
-    def crew(self) -> Crew:
+    def worker_counts(self) -> WorkerCounts:
         """How many workers train now, and how many might."""
-        return Crew(self._num_at_work, self._room.wanted, self._room.waiting_s)
+        return WorkerCounts(self._num_at_work, self._admission.wanted, self._admission.waiting_s)
 
     def train(self) -> dict[str, Any]:
         """Train to the end. Returns the result of the last group: its status, and a message when it failed."""
@@ -110,7 +110,9 @@ class Supervisor:
     def _train(self, transition: Transition) -> dict[str, Any]:
         survivors: list[WorkerProcess] = []
         while True:
-            places = [process.node_id for process in survivors] or self._room.wait_for(transition.world_size_before)
+            places = [process.node_id for process in survivors] or self._admission.wait_for(
+                transition.world_size_before
+            )
             if not places or self._is_stop_asked():
                 return self._stopped()
             outcome = self._run_group(places, survivors, replace(transition, started_at_s=time.time()))
@@ -123,7 +125,7 @@ class Supervisor:
     def evaluate(self, split: str) -> dict[str, Any]:
         """Evaluate the run's best model on a split with one group; a failure of it is the result."""
         try:
-            places = self._room.wait_for(0)
+            places = self._admission.wait_for(0)
             if not self._pool.bring_up(places, _lost_nodes, self._on_poll):
                 return self._conclude(_failed(NO_START))
             group = self._new_group(self._job(None, split), self._pool.processes)
@@ -148,10 +150,10 @@ class Supervisor:
         parts: tuple[Callable[[], None], ...] = (
             *((self._train_run.abort, self._let_leave) if is_unwanted else ()),  # this process may not live long
             self._pool.close,
-            self._room.close,
+            self._admission.close,
             *(() if is_unwanted else (self._keep_snapshot,)),
             self._snapshots.close,
-            self._share.close,
+            self._allocation.close,
         )
         for part in parts:
             try:
@@ -187,7 +189,7 @@ class Supervisor:
 
         `survivors`: form the group of these; none: of processes at these places.
         """
-        self._growth.begin(len(places), is_planned=transition.kind == "resize")
+        self._scale_up.begin(len(places), is_planned=transition.kind == "resize")
         if not survivors and self._pool.bring_up(places, _lost_nodes, self._on_poll) < self._config.workers.min:
             return self._after_failure(GroupFailure(FailureKind.NO_START, NO_START), None)
         group = self._new_group(self._job(transition, None), survivors or self._pool.processes)
@@ -224,7 +226,7 @@ class Supervisor:
             if time.monotonic() < next_look_s:
                 continue
             next_look_s = time.monotonic() + LOOK_S
-            self._room.ask_for_nodes(group.world_size)
+            self._admission.ask_for_nodes(group.world_size)
             self._end_if_hung(group)  # asks how far it is
             status = group.known_status
             self._snapshots.advance(group, status)
@@ -250,7 +252,7 @@ class Supervisor:
             return None
         can_restart, cause = problem
         group.abandon(cause)
-        self._room.expect(group.world_size)
+        self._admission.expect(group.world_size)
         if can_restart:
             self._train_run.restart()
         return Transition.asked("resize" if can_restart else "controller", cause, group.world_size)
@@ -266,25 +268,25 @@ class Supervisor:
         self._failures.reconsider()
         if seconds_left(nodes, [self._own_node]) is not None:
             return Transition.asked("driver", "the node of this command is being reclaimed", world_size)
-        most = self._room.most_workers()
-        places = self._room.places(nodes, world_size, most)
+        most = self._admission.most_workers()
+        places = self._admission.places(nodes, world_size, most)
         left_s = seconds_left(nodes, group.nodes)
         if left_s is not None:
             names = sorted({node.name for node in nodes if node.is_draining and node.node_id in group.nodes})
             due = "" if math.isinf(left_s) else f", which goes in {max(0.0, left_s):.0f} s"
-            self._room.expect(len(places))
+            self._admission.expect(len(places))
             self._leave_by_s = now_s + max(LEAST_NOTICE_S, left_s - LEAVE_MARGIN_S)
             group.tell_notice({node.node_id: node.drain_deadline_s for node in nodes if node.is_draining})
             return Transition.asked("reclaim", f"notice to reclaim {', '.join(names)}{due}", world_size)
         if most < world_size:
-            self._room.expect(most)
+            self._admission.expect(most)
             cause = f"{world_size - most} of {world_size} workers are wanted by the sweep's other trials"
             return Transition.asked("resize", cause, world_size)
         end = min(self._total_steps, self._until_step or self._total_steps)
-        if self._growth.advance(group, places, status.remaining_s(end), self._resize_cost_s):
-            self._room.expect(len(self._pool.nodes))
+        if self._scale_up.advance(group, places, status.remaining_s(end), self._resize_cost_s):
+            self._admission.expect(len(self._pool.nodes))
             cause = f"room for {len(self._pool.nodes)} workers instead of {world_size}"
-            return Transition("resize", cause, world_size, self._growth.seen_at_s, now_s, now_s, now_s)
+            return Transition("resize", cause, world_size, self._scale_up.seen_at_s, now_s, now_s, now_s)
         return None
 
     def _after_failure(
@@ -302,11 +304,13 @@ class Supervisor:
         self._snapshots.look_for_checkpoint()
         cause = f"{WORDS[kind]}: {first_line(failure.message)}"
         self._say(cause)
-        most = self._room.most_workers()
+        most = self._admission.most_workers()
         survivors = self._survivors(most) if group is not None else []
         if survivors and group is not None:
             self._replace_lost(group, survivors, most)
-        self._room.expect(0 if survivors else len(self._room.places(self._cluster.nodes, len(node_ids), most)))
+        self._admission.expect(
+            0 if survivors else len(self._admission.places(self._cluster.nodes, len(node_ids), most))
+        )
         name = "reclaim" if kind is FailureKind.RECLAIM else "failure"
         reported_at_s = (group.status().step_at_s if group is not None else None) or now_s
         return Transition(name, cause, len(node_ids), reported_at_s, None, now_s, time.time()), survivors
@@ -325,7 +329,7 @@ class Supervisor:
         lost = lost[: max(0, most - len(self._pool.nodes))]
         if lost:
             self._say(f"{len(survivors)} worker(s) continue; {len(lost)} being replaced")
-        self._growth.replace(survivors, lost)
+        self._scale_up.replace(survivors, lost)
 
     def _pause(self, seconds: float) -> None:
         deadline_s = time.monotonic() + seconds

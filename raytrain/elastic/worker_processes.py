@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from raytrain.config import RunConfig
-from raytrain.elastic.allocation import Lent, Share, end_worker
+from raytrain.elastic.allocation import Allocation, LeasedWorker, end_worker
 
 POLL_S = 0.1
 LOOK_S = 1.0
@@ -24,16 +24,16 @@ logger = logging.getLogger(__name__)
 class WorkerProcess:
     """One actor, on one node."""
 
-    def __init__(self, lent: Lent, warm_for: dict[str, Any] | None, *, use_gpu: bool):
+    def __init__(self, leased: LeasedWorker, warm_for: dict[str, Any] | None, *, use_gpu: bool):
         """Returns at once.
 
         Args:
-            lent: It may be coming up still.
+            leased: It may be coming up still.
             warm_for: The config of the run that it shall make itself ready for; None: it is needed at once.
             use_gpu: Whether it holds one.
         """
-        self.node_id, self.lent = lent.node_id, lent
-        self.actor = lent.actor
+        self.node_id, self.leased = leased.node_id, leased
+        self.actor = leased.actor
         self._started_s = time.monotonic()
         self._exit: Any = None
         self._up = self._warm = self.actor.join.remote()
@@ -94,13 +94,13 @@ class WorkerProcess:
 class WorkerPool:
     """All of them."""
 
-    def __init__(self, resources: Mapping[str, float], config: RunConfig, share: Share):
+    def __init__(self, resources: Mapping[str, float], config: RunConfig, allocation: Allocation):
         """Args:
         resources: What each worker holds.
         share: Lends the processes.
         """
         self._resources, self._config = dict(resources), config.model_dump(mode="json", exclude_unset=True)
-        self._share = share
+        self._allocation = allocation
         self._processes: list[WorkerProcess] = []
 
     @property
@@ -131,8 +131,8 @@ class WorkerPool:
                 self.give_back([process])
         warm_for, use_gpu = self._config if at_work else None, "GPU" in self._resources
         for node_id in wanted.elements():
-            lent = self._share.lend(node_id, self._resources)
-            self._processes.append(WorkerProcess(lent, warm_for, use_gpu=use_gpu))
+            leased = self._allocation.lend(node_id, self._resources)
+            self._processes.append(WorkerProcess(leased, warm_for, use_gpu=use_gpu))
 
     def bring_up(
         self, places: Sequence[str], lost_nodes: Callable[[Iterable[str]], set[str]], on_poll: Callable[[], None]
@@ -181,7 +181,7 @@ class WorkerPool:
     def _part_with(self, process: WorkerProcess, *, is_fit: bool) -> None:
         if process in self._processes:
             self._processes.remove(process)
-            self._share.take_back(process.lent, is_fit=is_fit)
+            self._allocation.take_back(process.leased, is_fit=is_fit)
 
 
 def _is_done(reference: Any) -> bool:

@@ -12,7 +12,7 @@ from raytrain.config import RunConfig
 from raytrain.errors import first_line
 from raytrain.monitoring import names
 from raytrain.monitoring.names import Metric
-from raytrain.monitoring.run_metrics import Crew, Lines, RunMetrics, Sample, zeros
+from raytrain.monitoring.run_metrics import Lines, RunMetrics, Sample, WorkerCounts, zeros
 from raytrain.storage import Storage
 from raytrain.training.records import read_jsonl
 from raytrain.training.run_log import EVALS, EVENTS, METRICS
@@ -85,7 +85,7 @@ class RunExporter(Exporter):
         super().__init__(labels, is_on=config.tracking.prometheus)
         self._count_labels = {"run": sweep or name, "sweep": sweep}
         self._config, self._run, self._total_steps = config, run, total_steps
-        self._crew = Crew(0, config.workers.max)
+        self._worker_counts = WorkerCounts(0, config.workers.max)
         self.attempt(self._begin)
 
     def _begin(self) -> None:
@@ -102,20 +102,20 @@ class RunExporter(Exporter):
         """New lines of the run's files."""
         self.attempt(lambda: self._metrics.rows(name, rows))
 
-    def look(self, crew: Crew) -> None:
+    def look(self, worker_counts: WorkerCounts) -> None:
         """Called a few times a second."""
-        self._crew = crew
+        self._worker_counts = worker_counts
         if self.is_due():
             self.attempt(self._tell)
 
     def end(self, status: str) -> None:
         """The command is over; Ray sends the rest when it is left. `status`: see `STATUSES`."""
-        self._crew = Crew(0, self._crew.wanted)
+        self._worker_counts = WorkerCounts(0, self._worker_counts.wanted)
         self.attempt(lambda: self._metrics.ended(status))
         self.attempt(self._tell)
 
     def _tell(self) -> None:
-        self.tell(self._metrics.gauges(self._crew))
+        self.tell(self._metrics.gauges(self._worker_counts))
         self._tell_counts(self._metrics.take_counts())
 
     def _tell_counts(self, samples: Iterable[Sample]) -> None:

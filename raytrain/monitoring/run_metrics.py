@@ -36,7 +36,7 @@ Sample = tuple[Metric, dict[str, str], float]
 
 
 @dataclass(frozen=True)
-class Crew:
+class WorkerCounts:
     """A run's workers, as its driver sees them."""
 
     workers: int
@@ -142,13 +142,13 @@ class RunMetrics:
         if metric in self._done:
             self._done[metric] += grown
 
-    def gauges(self, crew: Crew) -> Iterator[Sample]:
+    def gauges(self, worker_counts: WorkerCounts) -> Iterator[Sample]:
         """All gauges that have a value now."""
         now_s = self._now()
-        if crew.workers and not self._had_workers:
+        if worker_counts.workers and not self._had_workers:
             self._step_at_s = now_s  # since when steps may be expected, and saves
             self._saved_at_s = max(self._saved_at_s, now_s)
-        self._had_workers = crew.workers > 0
+        self._had_workers = worker_counts.workers > 0
         for column, metric in OF_A_STEP.items():
             if self._row.get(column) is not None:  # a NaN would not arrive: the agent drops it
                 yield metric, {}, self._row[column]
@@ -157,9 +157,9 @@ class RunMetrics:
         yield names.NOT_FINITE, {}, self._not_finite_in_a_row
         for name, value in list(scores_of(self._evaluation).items())[:MOST_METRICS]:
             yield names.VALIDATION, {"metric": name}, value
-        yield names.WORKERS, {}, crew.workers
-        yield names.WANTED, {}, crew.wanted
-        yield names.WAITING_S, {}, crew.waiting_s
+        yield names.WORKERS, {}, worker_counts.workers
+        yield names.WANTED, {}, worker_counts.wanted
+        yield names.WAITING_S, {}, worker_counts.waiting_s
         yield names.STEP_TIME, {}, self._step_at_s
         yield names.SAVE_TIME, {}, self._saved_at_s
         yield from self._rates(now_s)

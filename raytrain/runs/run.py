@@ -244,7 +244,7 @@ def _supervise(
         signals.acknowledge(observer.stopping)
         follower.look()
         if exporter is not None:
-            exporter.look(supervisor.crew)
+            exporter.look(supervisor.worker_counts)
 
     supervisor = Supervisor(
         found.config,
@@ -254,7 +254,7 @@ def _supervise(
         use_gpu=plan.use_gpu,
         total_steps=total_steps,
         terms=terms,
-        is_stop_asked=lambda: signals.is_asked or terms.share.is_stop_asked,
+        is_stop_asked=lambda: signals.is_asked or terms.allocation.is_stop_asked,
         on_poll=on_poll,
         say=observer.note,
         began_at_s=began_at_s,

@@ -11,7 +11,7 @@ from raytrain.terminal.run import PLAIN_EVERY_S, LiveDisplay, in_minutes
 from raytrain.tuning.observer import SweepObserver
 from raytrain.tuning.space.space import in_words
 from raytrain.tuning.state import SweepResult
-from raytrain.tuning.trials import TRIALS, Board, TrialRow
+from raytrain.tuning.trials import TRIALS, TrialRow, TrialTable
 
 MOST_ROWS = 24
 COLORS = {"failed": "red", "running": "bold", "pruned": "dim", "finished": "green", "stopped_early": "green"}
@@ -22,7 +22,7 @@ class SweepDisplay(LiveDisplay, SweepObserver):
 
     def __init__(self, console: Console | None = None):
         super().__init__(console, refresh_per_second=2)
-        self._board: Board | None = None
+        self._trial_table: TrialTable | None = None
         self._metric, self._num_trials = "", 0
         self._began_s = time.monotonic()
         self._rows_text, self._next_line_s = "", 0.0
@@ -38,12 +38,12 @@ class SweepDisplay(LiveDisplay, SweepObserver):
             self._next_line_s = time.monotonic() + PLAIN_EVERY_S
             self.console.print(self._rows_text, soft_wrap=True)
 
-    def begin(self, board: Board, num_trials: int, metric: str) -> None:
+    def begin(self, trial_table: TrialTable, num_trials: int, metric: str) -> None:
         """The trials are about to start."""
-        self._board, self._num_trials, self._metric = board, num_trials, metric
-        if board.rows:
+        self._trial_table, self._num_trials, self._metric = trial_table, num_trials, metric
+        if trial_table.rows:
             self.console.print(
-                f"  going on: {len(board.rows)} trials have begun before, {board.num_over} of them are over"
+                f"  going on: {len(trial_table.rows)} trials have begun before, {trial_table.num_over} of them are over"
             )
 
     def trial(self, row: TrialRow, event: str) -> None:
@@ -72,29 +72,29 @@ class SweepDisplay(LiveDisplay, SweepObserver):
         self.console.print("stopping: the trials save checkpoints; press Ctrl-C again to end at once", soft_wrap=True)
 
     def _totals(self) -> str:
-        board = self._board
-        assert board is not None
-        best = board.best
-        text = f"[{board.num_over} of {self._num_trials} trials over"
+        trial_table = self._trial_table
+        assert trial_table is not None
+        best = trial_table.best
+        text = f"[{trial_table.num_over} of {self._num_trials} trials over"
         if best is not None:
             text += f"; best {self._metric} {best.best_value:.4f}, {best.name}"
         return text + "]"
 
     def _render(self) -> RenderableType:
-        if self._board is None:
+        if self._trial_table is None:
             return Text(self._rows_text)
         caption = f"{self._totals()} {in_minutes(time.monotonic() - self._began_s)}"
-        return trial_table(self._board, self._metric, caption=caption)
+        return table_of_trials(self._trial_table, self._metric, caption=caption)
 
 
-def trial_table(board: Board, metric: str, caption: str = "", most: int = MOST_ROWS) -> Table:
+def table_of_trials(trial_table: TrialTable, metric: str, caption: str = "", most: int = MOST_ROWS) -> Table:
     """The trials: those that run first, then the best. Other objectives have columns of their own."""
-    others = list(dict.fromkeys(name for row in board.rows.values() for name in row.best_others))
+    others = list(dict.fromkeys(name for row in trial_table.rows.values() for name in row.best_others))
     table = Table(caption=escape(caption), caption_justify="left", box=None, pad_edge=False)
     for name in ("trial", "state", "rung", "step", metric, "best", *others, "workers", "goodput", "values"):
         is_text = name in ("trial", "state", "values")
         table.add_column(name, justify="left" if is_text else "right", no_wrap=True, overflow="ellipsis")
-    rows = sorted(board.best_first(), key=lambda row: row.status != "running")
+    rows = sorted(trial_table.best_first(), key=lambda row: row.status != "running")
     for row in rows[:most]:
         table.add_row(
             row.name,

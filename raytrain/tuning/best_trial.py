@@ -11,7 +11,7 @@ from raytrain.storage import Storage
 from raytrain.tuning.resume import SWEEP
 from raytrain.tuning.space.space import Space
 from raytrain.tuning.state import trial_config
-from raytrain.tuning.trials import Board, TrialRow
+from raytrain.tuning.trials import TrialRow, TrialTable
 
 NEEDS_SWEEP = (
     "--all-data needs --from-sweep SWEEP, whose winner says for how many steps to train without a validation split. "
@@ -54,8 +54,8 @@ def train_winner(root: Storage, overrides: list[str], *, all_data: bool, trial: 
     if not is_sweep(root):
         raise ConfigError(f"{root.path_of()} is not a sweep's folder: it has no {SWEEP}")
     sweep, config, _ = read_sweep(root)
-    board = Board(root, sweep["compares"]["mode"])
-    best = board.best if trial is None else board.rows.get(trial)
+    trial_table = TrialTable(root, sweep["compares"]["mode"])
+    best = trial_table.best if trial is None else trial_table.rows.get(trial)
     if best is None:
         if trial is not None:
             raise ConfigError(f"--trial {trial}: {root.path_of()} has none of that name; `raytrain report` lists them")

@@ -12,7 +12,7 @@ from raytrain.runs.signals import StopSignals
 from raytrain.storage import Storage
 from raytrain.training.records import EPOCHS
 from raytrain.tuning.generations import Generations
-from raytrain.tuning.pool.broker import Shares, rungs_passed
+from raytrain.tuning.pool.broker import Broker, rungs_passed
 from raytrain.tuning.space.schedulers import Halving
 from raytrain.tuning.space.space import Space
 from raytrain.tuning.state import Sweep
@@ -25,17 +25,17 @@ LEAST_OVER = 4  # trials that are over before a share of failed ones means somet
 
 
 class SweepCallback(Callback):
-    """Keeps the board, ends the sweep when it has to, and tells the pool of rungs and of trials that are over."""
+    """Keeps the trial table, ends the sweep when it has to, and tells the pool of rungs and of trials that are over."""
 
     def __init__(
-        self, sweep: Sweep, shares: Shares, at_once: int, signals: StopSignals, check_lease: Callable[[], None]
+        self, sweep: Sweep, broker: Broker, at_once: int, signals: StopSignals, check_lease: Callable[[], None]
     ):
         """`at_once`: trials that live at once."""
         self._at_once = at_once
-        self._sweep, self._shares, self._signals, self._check_lease = sweep, shares, signals, check_lease
+        self._sweep, self._broker, self._signals, self._check_lease = sweep, broker, signals, check_lease
         self._next_look_s, self._next_word_s = 0.0, FIRST_WORD_S
         self._is_told = False
-        self._generations = Generations(sweep, shares, sweep.every_steps) if sweep.every_steps else None
+        self._generations = Generations(sweep, broker, sweep.every_steps) if sweep.every_steps else None
         name = sweep.root.place()[1]
         self._exporter = SweepExporter(sweep.config, name, sweep.metric, sweep.space.num_trials)
 
@@ -49,29 +49,29 @@ class SweepCallback(Callback):
         self._next_look_s = time.monotonic() + LOOK_EVERY_S
         self._check_lease()
         for trial in trials:  # Tune tells no callback of one that it could not give a process of an earlier trial
-            if trial.status == "ERROR" and not self._sweep.board.rows[trial_name(trial)].is_over:
+            if trial.status == "ERROR" and not self._sweep.trial_table.rows[trial_name(trial)].is_over:
                 self.on_trial_error(iteration, trials, trial)
-        sweep, board = self._sweep, self._sweep.board
+        sweep, trial_table = self._sweep, self._sweep.trial_table
         self._signals.acknowledge(sweep.observer.stopping)
         if not sweep.stop_message:
             sweep.stop_status, sweep.stop_message = self._reason_to_stop()
         if sweep.stop_message and not self._is_told:
             self._is_told = True
-            self._shares.stop()
+            self._broker.stop()
         num_waiting = 0
         if self._generations is not None and not sweep.stop_message:
             num_waiting = self._generations.advance()
-        self._shares.expect(sweep.num_wanting(self._at_once) - num_waiting)
-        self._exporter.look(sweep.board.standing)
-        now = self._shares.now()
+        self._broker.expect(sweep.num_wanting(self._at_once) - num_waiting)
+        self._exporter.look(sweep.trial_table.standing)
+        now = self._broker.now()
         self._say_what_is_waited_for()
-        for name, row in list(board.rows.items()):
+        for name, row in list(trial_table.rows.items()):
             if row.workers != now.get(name, 0):
-                board.update(name, workers=now.get(name, 0))
+                trial_table.update(name, workers=now.get(name, 0))
 
     def _say_what_is_waited_for(self) -> None:
         """While there is no room for any trial: after a moment, and then now and then."""
-        waiting_s = self._shares.waiting_s
+        waiting_s = self._broker.waiting_s
         if waiting_s == 0.0:
             self._next_word_s = FIRST_WORD_S
         elif waiting_s >= self._next_word_s:
@@ -87,7 +87,7 @@ class SweepCallback(Callback):
         if hours is not None and sweep.spent_s() > hours * 3600:
             return "finished", f"budget.hours {hours:g} have passed"
         wait_timeout_s = sweep.config.workers.wait_timeout_s
-        if wait_timeout_s is not None and self._shares.waiting_s > wait_timeout_s:
+        if wait_timeout_s is not None and self._broker.waiting_s > wait_timeout_s:
             least = sweep.config.workers.min
             return (
                 "stopped",
@@ -95,7 +95,7 @@ class SweepCallback(Callback):
                 "lower workers.min, or raise the timeout",
             )
         if self._has_failed_too_often():
-            num_failed = sweep.board.count("failed")
+            num_failed = sweep.trial_table.count("failed")
             return (
                 "failed",
                 f"{num_failed} trials have failed, and max_failed of the space is {sweep.space.max_failed:g}",
@@ -103,14 +103,14 @@ class SweepCallback(Callback):
         return "finished", ""
 
     def _has_failed_too_often(self) -> bool:
-        board = self._sweep.board
-        return board.num_over >= LEAST_OVER and board.share_failed() > self._sweep.space.max_failed
+        trial_table = self._sweep.trial_table
+        return trial_table.num_over >= LEAST_OVER and trial_table.share_failed() > self._sweep.space.max_failed
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its process is about to come up."""
-        row = self._sweep.board.rows[trial_name(trial)]
+        row = self._sweep.trial_table.rows[trial_name(trial)]
         if not row.is_over:
-            self._sweep.tell(self._sweep.board.update(row.name, status="running"), "started")
+            self._sweep.tell(self._sweep.trial_table.update(row.name, status="running"), "started")
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -120,37 +120,37 @@ class SweepCallback(Callback):
             return
         sweep, name = self._sweep, trial_name(trial)
         rung = rung_of(sweep.space, result[STEP], result.get(EPOCHS, 0.0))
-        before = sweep.board.rows[name].step
-        value = sweep.board.sign * result[VALUE]
-        row = sweep.board.evaluated(name, result[STEP], value, rung, result.get(OTHERS))
+        before = sweep.trial_table.rows[name].step
+        value = sweep.trial_table.sign * result[VALUE]
+        row = sweep.trial_table.evaluated(name, result[STEP], value, rung, result.get(OTHERS))
         if result.get(GOODPUT) is not None:
-            row = sweep.board.update(name, goodput=result[GOODPUT])
-        self._shares.reached(name, rung, result[VALUE])
+            row = sweep.trial_table.update(name, goodput=result[GOODPUT])
+        self._broker.reached(name, rung, result[VALUE])
         if row.step > before:
             self._sweep.tell(row, "evaluated")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """By itself, or by the scheduler, which leaves its last report as it was."""
         name = trial_name(trial)
-        self._shares.leave(name)
-        row = self._sweep.board.rows[name]
+        self._broker.leave(name)
+        row = self._sweep.trial_table.rows[name]
         if row.is_over:
             return
         status = (trial.last_result or {}).get(STATUS, "running")
         if status == "stopped" and not self._sweep.stop_message:  # its node, which is this command's too, is to go
             self._sweep.stop_status, self._sweep.stop_message = "stopped", "the node of this command is being reclaimed"
         self._sweep.tell(
-            self._sweep.board.update(name, status="pruned" if status == "running" else status, workers=0), "over"
+            self._sweep.trial_table.update(name, status="pruned" if status == "running" else status, workers=0), "over"
         )
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It has raised, or its process died."""
         name = trial_name(trial)
-        self._shares.leave(name)
-        row = self._sweep.board.rows[name]
+        self._broker.leave(name)
+        row = self._sweep.trial_table.rows[name]
         if not row.is_over:
             failure = failure_of(self._sweep.root, name, str(trial.get_error() or ""))
-            self._sweep.tell(self._sweep.board.update(name, status="failed", failure=failure, workers=0), "over")
+            self._sweep.tell(self._sweep.trial_table.update(name, status="failed", failure=failure, workers=0), "over")
 
 
 def trial_name(trial: Any) -> str:

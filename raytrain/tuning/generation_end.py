@@ -44,14 +44,14 @@ def value_at(run: Storage, step: int, metric: str, sign: float) -> float:
     return -math.inf if value is None else sign * value
 
 
-def wait_for_others(shares: str, trial: str, generation: int, value: float) -> bool:
+def wait_for_others(broker: str, trial: str, generation: int, value: float) -> bool:
     """A trial has come to the end of a generation. Returns when all have: whether it may go on; no: the sweep ends.
 
-    `shares`: name of the actor.
+    `broker`: name of the actor.
     """
     import ray
 
-    actor = ray.get_actor(shares)
+    actor = ray.get_actor(broker)
     while True:
         with contextlib.suppress(ray.exceptions.GetTimeoutError):  # a machine that is busy
             answer: Any = actor.arrive.remote(trial, generation, value)

@@ -20,7 +20,7 @@ from typing import Any
 from raytrain.checkpoint.store import step_folder
 from raytrain.training.records import JsonlWriter
 from raytrain.tuning.generation_end import decided_after, decision_name, done_name, num_done
-from raytrain.tuning.pool.broker import Shares
+from raytrain.tuning.pool.broker import Broker
 from raytrain.tuning.population.explore import Member, exchange
 from raytrain.tuning.population.pb2 import Gain
 from raytrain.tuning.space.space import in_words
@@ -31,35 +31,35 @@ from raytrain.tuning.trials import BEST, TRIALS
 class Generations:
     """The driver's side."""
 
-    def __init__(self, sweep: Sweep, shares: Shares, every_steps: int):
+    def __init__(self, sweep: Sweep, broker: Broker, every_steps: int):
         """Finishes what an earlier command has left unfinished."""
-        self._sweep, self._shares, self._every_steps = sweep, shares, every_steps
+        self._sweep, self._broker, self._every_steps = sweep, broker, every_steps
         self._number = num_done(sweep.root)
         if (unfinished := decided_after(sweep.root, self._number)) is not None:
             self._hand_over(unfinished)
         elif self._number:
             self._note(decided_after(sweep.root, self._number - 1))
-        shares.release(self._number)
+        broker.release(self._number)
 
     def advance(self) -> int:
         """Exchange and let go on, if all trials have come. Called often. Returns how many wait for others now."""
-        board = self._sweep.board
-        live = [row for row in board.rows.values() if not row.is_over]
-        arrived = self._shares.arrived()
+        trial_table = self._sweep.trial_table
+        live = [row for row in trial_table.rows.values() if not row.is_over]
+        arrived = self._broker.arrived()
         num_waiting = sum(arrived.get(row.name, (-1, 0.0))[0] == self._number for row in live)
-        may_more_come = len(board.rows) < self._sweep.space.num_trials and self._sweep.may_start()
+        may_more_come = len(trial_table.rows) < self._sweep.space.num_trials and self._sweep.may_start()
         if num_waiting < len(live) or may_more_come or not live:
             return num_waiting
         members = {row.name: Member(arrived[row.name][1], row.values) for row in live}
         decided = self._decide(members)
         self._sweep.root.commit_bytes(decision_name(self._number), json.dumps(decided, indent=1).encode())
         self._hand_over(decided)
-        self._shares.release(self._number)
+        self._broker.release(self._number)
         return 0
 
     def _decide(self, members: Mapping[str, Member]) -> dict[str, Any]:
         changes = exchange(self._sweep.space, self._number, members, self._gains(members))
-        board = self._sweep.board
+        trial_table = self._sweep.trial_table
         rows: dict[str, Any] = {}
         for name, member in members.items():
             change = changes.get(name)
@@ -68,7 +68,7 @@ class Generations:
                 "trained_with": member.values,
                 "source": change.source if change else None,
                 "values": change.values if change else member.values,
-                "best": {key: getattr(board.rows[change.source if change else name], key) for key in BEST},
+                "best": {key: getattr(trial_table.rows[change.source if change else name], key) for key in BEST},
             }
         return {"generation": self._number, "step": (self._number + 1) * self._every_steps, "members": rows}
 
@@ -105,13 +105,13 @@ class Generations:
         self._note(decided)
 
     def _note(self, decided: dict[str, Any]) -> None:
-        """What was decided, on the board."""
-        board = self._sweep.board
+        """What was decided, in the trial table."""
+        trial_table = self._sweep.trial_table
         for name, member in decided["members"].items():
             step, source = decided["step"], member["source"]
-            if source is None or name not in board.rows or (step, source) in board.rows[name].sources:
+            if source is None or name not in trial_table.rows or (step, source) in trial_table.rows[name].sources:
                 continue
-            row = board.exchanged(name, member["values"], step, source, member["best"])
+            row = trial_table.exchanged(name, member["values"], step, source, member["best"])
             self._sweep.tell(row, _words(decided, name))
 
 

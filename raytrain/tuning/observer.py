@@ -1,6 +1,6 @@
 """Who is told how a sweep goes."""
 
-from raytrain.tuning.trials import Board, TrialRow
+from raytrain.tuning.trials import TrialRow, TrialTable
 
 
 class SweepObserver:
@@ -12,7 +12,7 @@ class SweepObserver:
     def prepared(self, rows: int, total: int | None, rows_per_s: float) -> None:
         """Rows prepared so far."""
 
-    def begin(self, board: Board, num_trials: int, metric: str) -> None:
+    def begin(self, trial_table: TrialTable, num_trials: int, metric: str) -> None:
         """The trials are about to start."""
 
     def trial(self, row: TrialRow, event: str) -> None:

@@ -13,7 +13,7 @@ from raytrain.tuning.plots import Segment, allocation, importance, metric_by_ste
 from raytrain.tuning.space.schedulers import Generational, Halving
 from raytrain.tuning.space.space import short
 from raytrain.tuning.state import SUMMARY
-from raytrain.tuning.trials import TRIALS, Board, TrialRow
+from raytrain.tuning.trials import TRIALS, TrialRow, TrialTable
 
 REPORT = "sweep.html"
 CHANGES = ("begin", "resize", "reclaim", "failure")
@@ -24,10 +24,10 @@ def build_sweep_report(root: Storage) -> str:
     raw, config, space = read_sweep(root)
     summary = json.loads(root.read_bytes(SUMMARY)) if root.exists(SUMMARY) else {}  # none while it runs at first
     metric, mode = raw["compares"]["metric"], raw["compares"]["mode"]
-    board = Board(root, mode)
-    rows = board.best_first()
+    trial_table = TrialTable(root, mode)
+    rows = trial_table.best_first()
     segments = _segments(root, rows)
-    front = board.front(space.also) if space.also else []
+    front = trial_table.front(space.also) if space.also else []
     drawn = {
         "trials": metric_by_step(rows, space, metric),
         **{f"{o.metric}": trade_offs(front, rows, metric, o.metric) for o in space.also},
@@ -38,12 +38,12 @@ def build_sweep_report(root: Storage) -> str:
     figures = {name: png for name, png in drawn.items() if png is not None}
     for name, png in figures.items():
         root.write_bytes(f"plots/{name}.png", png)
-    best = board.best
+    best = trial_table.best
     page = page_template("raytrain.tuning").render(
         name=root.place()[1],
         path=root.path_of(),
         summary=summary,
-        tiles=_tiles(board, summary, metric, segments),
+        tiles=_tiles(trial_table, summary, metric, segments),
         figures={name: base64.b64encode(png).decode() for name, png in figures.items()},
         metric=metric,
         best=best.name if best else "",
@@ -60,14 +60,20 @@ def build_sweep_report(root: Storage) -> str:
     return root.path_of(REPORT)
 
 
-def _tiles(board: Board, summary: dict[str, Any], metric: str, segments: list[Segment]) -> list[tuple[str, str]]:
-    best = board.best
+def _tiles(
+    trial_table: TrialTable, summary: dict[str, Any], metric: str, segments: list[Segment]
+) -> list[tuple[str, str]]:
+    best = trial_table.best
     tiles = [("status", summary.get("status", "running or interrupted"))]
     if best is not None:
         tiles.append((f"best {metric}, {best.name}", f"{best.best_value:.4f}"))
-    tiles.append(("trials", str(len(board.rows))))
-    tiles += [(status, str(board.count(status))) for status in ("pruned", "failed", "stopped") if board.count(status)]
-    tiles.append(("steps", f"{board.steps:,}"))
+    tiles.append(("trials", str(len(trial_table.rows))))
+    tiles += [
+        (status, str(trial_table.count(status)))
+        for status in ("pruned", "failed", "stopped")
+        if trial_table.count(status)
+    ]
+    tiles.append(("steps", f"{trial_table.steps:,}"))
     hours = sum((end_s - begin_s) * workers for _, begin_s, end_s, workers in segments) / 3600
     tiles.append(("worker-hours", f"{hours:.2f}"))
     if summary.get("duration_s"):

@@ -20,7 +20,7 @@ from raytrain.tuning.observer import SweepObserver
 from raytrain.tuning.space.schedulers import Generational
 from raytrain.tuning.space.space import NUM_PARAMETERS, Space, Values, overrides_of, without_headline
 from raytrain.tuning.trial import TrialPlan
-from raytrain.tuning.trials import TRIALS, Board, TrialRow
+from raytrain.tuning.trials import TRIALS, TrialRow, TrialTable
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Sweep:
     root: Storage
     metric: str
     mode: str
-    board: Board
+    trial_table: TrialTable
     observer: SweepObserver
     stop_message: str = ""
     """Why no trial may start any more, and those that run should end."""
@@ -89,17 +89,17 @@ class Sweep:
     def may_start(self) -> bool:
         """Whether the budget allows for another trial."""
         steps = self.space.budget.steps
-        return not self.stop_message and (steps is None or self.board.steps < steps)
+        return not self.stop_message and (steps is None or self.trial_table.steps < steps)
 
     def reached(self, index: int) -> list[float] | None:
         """What the trial with this ordinal reached; see Board.reached."""
-        return self.board.reached(name_of(index), self.space.also)
+        return self.trial_table.reached(name_of(index), self.space.also)
 
     def num_wanting(self, at_once: int) -> int:
         """Trials that want workers or are about to, with so many that live at once."""
-        board = self.board
-        left = self.space.num_trials if self.may_start() else len(board.rows)
-        return min(at_once, left - board.num_over)
+        trial_table = self.trial_table
+        left = self.space.num_trials if self.may_start() else len(trial_table.rows)
+        return min(at_once, left - trial_table.num_over)
 
     def tell(self, row: TrialRow, event: str) -> None:
         """Pass on what a trial has come to; see `SweepObserver.trial`."""
@@ -127,24 +127,24 @@ class Sweep:
         for thread in self._concluding:
             thread.join()
 
-    def plan_of(self, shares: str) -> Callable[[int, Values], TrialPlan]:
+    def plan_of(self, broker: str) -> Callable[[int, Values], TrialPlan]:
         """Makes the plan of a trial from its ordinal and values."""
 
         def make(index: int, values: Values) -> TrialPlan:
             repeat = index % self.space.repeats
             name = name_of(index)
             values = {**values, "seed": self.config.seed + repeat} if self.space.repeats > 1 else values
-            row = self.board.add(name, values)
+            row = self.trial_table.add(name, values)
             plan = TrialPlan(
                 name=name,
                 config={},
                 metric=self.metric,
-                sign=self.board.sign,
-                shares=shares,
+                sign=self.trial_table.sign,
+                broker=broker,
                 is_over=row.is_over,
                 failure=row.failure,
                 rung=row.rung,
-                value=None if row.value is None else self.board.sign * row.value,
+                value=None if row.value is None else self.trial_table.sign * row.value,
                 sweep=self.root.path_of(),
                 every_steps=self.every_steps,
                 values=values,
@@ -154,7 +154,7 @@ class Sweep:
                 plan = replace(plan, others={o.metric: _known_before(o.metric, config) for o in self.space.also})
             except ConfigError as error:  # values that fit one by one, and not together
                 failure = f"error: these values do not go together: {without_headline(str(error))}"
-                self.tell(self.board.update(name, status="failed", failure=failure), "over")
+                self.tell(self.trial_table.update(name, status="failed", failure=failure), "over")
                 return replace(plan, is_over=True, failure=failure)
             if self.every_steps is not None:  # its values are laid over it in each generation
                 config = trial_config(self.config, self.root, name, {})
@@ -164,8 +164,8 @@ class Sweep:
 
     def result(self, status: str, duration_s: float) -> SweepResult:
         """As it stands."""
-        best, also = self.board.best, self.space.also
-        front = self.board.front(also) if also else []
+        best, also = self.trial_table.best, self.space.also
+        front = self.trial_table.front(also) if also else []
         path = self.root.path_of()
         return SweepResult(
             status=status,
@@ -176,9 +176,9 @@ class Sweep:
             best_value=best.best_value if best else None,
             best_values=best.values_at_best if best else {},
             front={row.name: {self.metric: row.best_value or 0.0, **row.best_others} for row in front},
-            num_trials=len(self.board.rows),
-            num_failed=self.board.count("failed"),
-            steps=self.board.steps,
+            num_trials=len(self.trial_table.rows),
+            num_failed=self.trial_table.count("failed"),
+            steps=self.trial_table.steps,
             duration_s=duration_s,
             spent_s=self.spent_s(),
             message=self.stop_message,

@@ -20,11 +20,11 @@ from raytrain.storage import Storage
 from raytrain.tasks import make_task
 from raytrain.training.progress import best_metric
 from raytrain.tuning.observer import SweepObserver
-from raytrain.tuning.pool.broker import Shares
+from raytrain.tuning.pool.broker import Broker
 from raytrain.tuning.resume import begin_or_resume
 from raytrain.tuning.space.space import NUM_PARAMETERS, Space, check_space
 from raytrain.tuning.state import SUMMARY, Sweep, SweepResult
-from raytrain.tuning.trials import Board
+from raytrain.tuning.trials import TrialTable
 
 CLUSTER_TRIALS = 8  # live trials on a cluster, at least
 
@@ -61,10 +61,10 @@ def run_sweep(
     with Lease(root, lambda text: None) as lease:
         begin_or_resume(root, config, space, metric, mode)
         spent_s = json.loads(root.read_bytes(SUMMARY)).get("spent_s", 0.0) if root.exists(SUMMARY) else 0.0
-        sweep = Sweep(config, space, root, metric, mode, Board(root, mode), observer, spent_before_s=spent_s)
+        sweep = Sweep(config, space, root, metric, mode, TrialTable(root, mode), observer, spent_before_s=spent_s)
         status = _run(sweep, found, max_concurrent, lease)
         result = sweep.result(status, time.time() - started_at_s)
-        sweep.board.write_all()
+        sweep.trial_table.write_all()
         sweep.wait_for_trackers()
         root.commit_bytes(SUMMARY, json.dumps(asdict(result), indent=1).encode())
         with writing_report(observer.phase):
@@ -111,16 +111,16 @@ def _run(sweep: Sweep, found: Preflight, max_concurrent: int | None, lease: Leas
         live = max_concurrent or _live_trials(config, session, plan.use_gpu)
         signals.catch()
         observer.phase("trials")
-        observer.begin(sweep.board, sweep.space.num_trials, sweep.metric)
+        observer.begin(sweep.trial_table, sweep.space.num_trials, sweep.metric)
         worker, least = worker_resources(config, plan.use_gpu), config.workers.min
         at_once = sweep.space.num_trials if sweep.every_steps else live  # a generation's end is waited for by all
         expected = sweep.num_wanting(at_once)
-        shares = Shares(worker, config.workers.data_cpus, live * config.workers.max, least, expected)
+        broker = Broker(worker, config.workers.data_cpus, live * config.workers.max, least, expected)
         try:
-            run_trials(sweep, shares, at_once, signals, lease.check)
+            run_trials(sweep, broker, at_once, signals, lease.check)
         finally:
-            shares.close()
-    is_all_failed = bool(sweep.board.rows) and sweep.board.count("failed") == len(sweep.board.rows)
+            broker.close()
+    is_all_failed = bool(sweep.trial_table.rows) and sweep.trial_table.count("failed") == len(sweep.trial_table.rows)
     return "failed" if is_all_failed else sweep.stop_status
 
 

@@ -18,7 +18,7 @@ from raytrain.storage import Storage
 from raytrain.training.records import EPOCHS, read_jsonl
 from raytrain.tuning.generation_end import has_paused_at, num_done, value_at, values_of, wait_for_others
 from raytrain.tuning.pool.allocate import Claim
-from raytrain.tuning.pool.broker import TrialShare
+from raytrain.tuning.pool.broker import TrialAllocation
 from raytrain.tuning.space.schedulers import MAY_CHANGE
 from raytrain.tuning.space.space import overrides_of
 
@@ -42,7 +42,7 @@ class TrialPlan:
     metric: str
     sign: float
     """1 when a larger metric is better, -1 when a smaller one is."""
-    shares: str
+    broker: str
     """Name of the actor that deals workers."""
     others: dict[str, float | None] = field(default_factory=dict)
     """The space's other objectives; their values are told with each evaluation, where they are not known before."""
@@ -84,7 +84,11 @@ def run_trial(plan: TrialPlan) -> None:
         return
     failure = ""
     try:
-        result = _train(plan, config, reporter) if plan.every_steps is None else _train_in_legs(plan, config, reporter)
+        result = (
+            _train(plan, config, reporter)
+            if plan.every_steps is None
+            else _train_by_generations(plan, config, reporter)
+        )
         if result.status == "failed":
             failure = f"{kind_of(result.message)}: {result.message}"
     except RaytrainError as error:
@@ -98,16 +102,16 @@ def run_trial(plan: TrialPlan) -> None:
 def _train(plan: TrialPlan, config: RunConfig, reporter: Observer, until_step: int | None = None) -> RunResult:
     """Train with workers of the pool, up to a step or to the end."""
     claim = Claim(plan.name, config.workers.min, config.workers.max, plan.rung, plan.value)
-    share = TrialShare(plan.shares, claim)
+    allocation = TrialAllocation(plan.broker, claim)
     may_change = MAY_CHANGE if until_step is not None else ()
     try:
-        terms = Terms(share, until_step, may_change, sweep=Storage(plan.sweep).place()[1])
+        terms = Terms(allocation, until_step, may_change, sweep=Storage(plan.sweep).place()[1])
         return run_training(config, reporter, terms=terms)
     finally:
-        share.close()
+        allocation.close()
 
 
-def _train_in_legs(plan: TrialPlan, config: RunConfig, reporter: Observer) -> RunResult:
+def _train_by_generations(plan: TrialPlan, config: RunConfig, reporter: Observer) -> RunResult:
     """Train one generation after the other; between them others may have workers, and values and model may change."""
     assert plan.every_steps is not None
     sweep, run = Storage(plan.sweep), Storage(config.storage_path).at(config.name)
@@ -120,7 +124,7 @@ def _train_in_legs(plan: TrialPlan, config: RunConfig, reporter: Observer) -> Ru
             if result.status != "stopped" or result.step < until_step:
                 return result
         value = value_at(run, until_step, plan.metric, plan.sign)
-        if not wait_for_others(plan.shares, plan.name, generation, value):
+        if not wait_for_others(plan.broker, plan.name, generation, value):
             return RunResult("stopped", run.path_of(), until_step)
 
 

@@ -58,7 +58,7 @@ class TrialRow:
         return self.status in OVER
 
 
-class Board:
+class TrialTable:
     """All trials of a sweep, in the order in which they began."""
 
     def __init__(self, root: Storage, mode: str):

@@ -14,7 +14,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianSt
 from raytrain.runs.signals import StopSignals
 from raytrain.training.records import EPOCHS
 from raytrain.tuning.callback import SweepCallback, trial_name
-from raytrain.tuning.pool.broker import Shares
+from raytrain.tuning.pool.broker import Broker
 from raytrain.tuning.searcher import SweepSearcher
 from raytrain.tuning.space.schedulers import Halving, HyperBand, MedianStopping, Stopping
 from raytrain.tuning.space.space import Space
@@ -26,7 +26,7 @@ TRIAL_RESOURCES = {"node:__internal_head__": 0.001}
 
 
 def run_trials(
-    sweep: Sweep, shares: Shares, at_once: int, signals: StopSignals, check_lease: Callable[[], None]
+    sweep: Sweep, broker: Broker, at_once: int, signals: StopSignals, check_lease: Callable[[], None]
 ) -> None:
     """Let Tune run the trials to their end.
 
@@ -38,9 +38,9 @@ def run_trials(
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    begun = list(sweep.board.rows.values())[:: sweep.space.repeats]
+    begun = list(sweep.trial_table.rows.values())[:: sweep.space.repeats]
     known = [{key: row.values[key] for key in sweep.space.parameters if key in row.values} for row in begun]
-    searcher = SweepSearcher(sweep.space, known, sweep.plan_of(shares.name), sweep.may_start, sweep.reached)
+    searcher = SweepSearcher(sweep.space, known, sweep.plan_of(broker.name), sweep.may_start, sweep.reached)
     local = tempfile.mkdtemp(prefix="raytrain-tune-")
     try:
         tune.Tuner(
@@ -56,7 +56,7 @@ def run_trials(
                 storage_path=local,
                 name="tune",
                 verbose=0,
-                callbacks=[SweepCallback(sweep, shares, at_once, signals, check_lease)],
+                callbacks=[SweepCallback(sweep, broker, at_once, signals, check_lease)],
             ),
         ).fit()
     finally:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raytrain.tuning.pool.allocate import Claim, share
+from raytrain.tuning.pool.allocate import Claim, allocate
 from raytrain.tuning.pool.broker import rungs_passed
 
 CLAIMS = st.lists(
@@ -24,21 +24,21 @@ CLAIMS = st.lists(
 def test_within_bounds(claims: list[Claim], capacity: int) -> None:
     """Never above the capacity, never below a live trial's minimum, never above its maximum; nothing idle that a live
     trial could use."""
-    shares = share(claims, capacity)
-    assert set(shares) == {claim.trial for claim in claims}
-    assert sum(shares.values()) <= capacity
+    allocated = allocate(claims, capacity)
+    assert set(allocated) == {claim.trial for claim in claims}
+    assert sum(allocated.values()) <= capacity
     for claim in claims:
-        assert shares[claim.trial] == 0 or claim.min_workers <= shares[claim.trial] <= claim.max_workers
-    live = [claim for claim in claims if shares[claim.trial]]
-    if any(shares[claim.trial] < claim.max_workers for claim in live):
-        assert sum(shares.values()) == capacity
+        assert allocated[claim.trial] == 0 or claim.min_workers <= allocated[claim.trial] <= claim.max_workers
+    live = [claim for claim in claims if allocated[claim.trial]]
+    if any(allocated[claim.trial] < claim.max_workers for claim in live):
+        assert sum(allocated.values()) == capacity
 
 
 @given(claims=CLAIMS, capacity=st.integers(0, 40))
 def test_nobody_starves(claims: list[Claim], capacity: int) -> None:
     """Those that wait are the youngest, and wait for no one's more than the minimum."""
-    shares = share(claims, capacity)
-    waiting = [index for index, claim in enumerate(claims) if shares[claim.trial] == 0]
+    allocated = allocate(claims, capacity)
+    waiting = [index for index, claim in enumerate(claims) if allocated[claim.trial] == 0]
     if waiting:
         assert waiting == list(range(waiting[0], len(claims)))
         needed = sum(claim.min_workers for claim in claims[: waiting[0] + 1])
@@ -47,20 +47,20 @@ def test_nobody_starves(claims: list[Claim], capacity: int) -> None:
 
 @given(claims=CLAIMS, capacity=st.integers(0, 40))
 def test_one_that_comes_takes_from_nobodys_minimum(claims: list[Claim], capacity: int) -> None:
-    before = share(claims, capacity)
-    after = share([*claims, Claim("new", 1, 9)], capacity)
+    before = allocate(claims, capacity)
+    after = allocate([*claims, Claim("new", 1, 9)], capacity)
     assert all(after[claim.trial] > 0 for claim in claims if before[claim.trial] > 0)
 
 
 def test_evenly_while_nothing_is_known() -> None:
-    assert share([Claim("a", 1, 4), Claim("b", 1, 4), Claim("c", 1, 4)], 8) == {"a": 3, "b": 3, "c": 2}
+    assert allocate([Claim("a", 1, 4), Claim("b", 1, 4), Claim("c", 1, 4)], 8) == {"a": 3, "b": 3, "c": 2}
 
 
 def test_the_most_promising_first() -> None:
     """By rung, then by metric."""
     claims = [Claim("a", 1, 4, 0, 0.9), Claim("b", 1, 4, 1, 0.7), Claim("c", 1, 4, 1, 0.8), Claim("d", 1, 4)]
-    assert share(claims, 7) == {"a": 1, "b": 1, "c": 4, "d": 1}
-    assert share(claims, 9) == {"a": 1, "b": 3, "c": 4, "d": 1}
+    assert allocate(claims, 7) == {"a": 1, "b": 1, "c": 4, "d": 1}
+    assert allocate(claims, 9) == {"a": 1, "b": 3, "c": 4, "d": 1}
 
 
 def test_rungs() -> None:

@@ -12,7 +12,7 @@ from raytrain.runs.preflight import check
 from raytrain.storage import Storage
 from raytrain.tuning.best_trial import train_winner
 from raytrain.tuning.resume import SWEEP
-from raytrain.tuning.trials import Board
+from raytrain.tuning.trials import TrialTable
 
 LR = "training.optimizer.learning_rate"
 WATCHING = ("training.early_stopping.metric=accuracy", "training.eval_every_steps=5", "training.best_metric=accuracy")
@@ -28,12 +28,12 @@ def sweep_of(folder: Path, *overrides: str) -> Storage:
         "compares": {"metric": "accuracy", "mode": "max"},
     }
     root.write_bytes(SWEEP, yaml.safe_dump(written).encode())
-    board = Board(root, "max")
+    trial_table = TrialTable(root, "max")
     for name, rate, values in (("trial_0000", 1e-3, (0.5, 0.6)), ("trial_0001", 2e-3, (0.8, 0.7))):
-        board.add(name, {LR: rate})
+        trial_table.add(name, {LR: rate})
         for step, value in zip((15, 20), values, strict=True):
-            board.evaluated(name, step, value, 0)
-        board.update(name, status="finished")
+            trial_table.evaluated(name, step, value, 0)
+        trial_table.update(name, status="finished")
     return root
 
 

@@ -4,32 +4,32 @@ import math
 
 import pytest
 
-from raytrain.elastic.policy import Failure, FailureKind, FaultBudget, GrowthPolicy
+from raytrain.elastic.policy import Failure, FailureKind, FaultBudget, ScaleUpPolicy
 from raytrain.ray_core import nodes as capacity
 from raytrain.ray_core.nodes import NodeView, places_that_fit, seconds_left
 
 
 class TestGrowth:
-    def grow(self, policy: GrowthPolicy, now_s: float, possible: int, remaining_s: float = 1000.0) -> bool:
+    def grow(self, policy: ScaleUpPolicy, now_s: float, possible: int, remaining_s: float = 1000.0) -> bool:
         return policy.should_grow(now_s, 2, possible, remaining_s, cost_s=10.0)
 
     def test_it_waits_until_the_room_has_settled(self) -> None:
-        policy = GrowthPolicy(delay_s=10, payback=2)
+        policy = ScaleUpPolicy(delay_s=10, payback=2)
         assert [self.grow(policy, now_s, 3) for now_s in (100, 105, 109.9, 110)] == [False, False, False, True]
 
     def test_staggered_nodes_make_one_resize(self) -> None:
-        policy = GrowthPolicy(delay_s=10, payback=2)
+        policy = ScaleUpPolicy(delay_s=10, payback=2)
         assert not self.grow(policy, 100, 3)
         assert not self.grow(policy, 109, 4)  # another node came
         assert not self.grow(policy, 118, 4)
         assert self.grow(policy, 119, 4)
 
     def test_nodes_that_never_stop_coming_do_not_put_it_off_for_ever(self) -> None:
-        policy = GrowthPolicy(delay_s=10, payback=2)
+        policy = ScaleUpPolicy(delay_s=10, payback=2)
         assert any(self.grow(policy, 100 + 5 * i, 3 + i) for i in range(14))
 
     def test_room_that_goes_again_is_forgotten(self) -> None:
-        policy = GrowthPolicy(delay_s=10, payback=2)
+        policy = ScaleUpPolicy(delay_s=10, payback=2)
         assert not self.grow(policy, 100, 3)
         assert not self.grow(policy, 105, 2)
         assert not self.grow(policy, 110, 3)
@@ -37,7 +37,7 @@ class TestGrowth:
         assert policy.seen_at_s == 110
 
     def test_a_growth_in_vain_is_not_tried_again_at_once(self) -> None:
-        policy = GrowthPolicy(delay_s=0, payback=2)
+        policy = ScaleUpPolicy(delay_s=0, payback=2)
         assert self.grow(policy, 0, 3)
         policy.was_in_vain(10)
         policy.reset()
@@ -45,7 +45,7 @@ class TestGrowth:
         assert self.grow(policy, 320, 3)
 
     def test_a_new_group_lets_the_room_settle_anew(self) -> None:
-        policy = GrowthPolicy(delay_s=10, payback=2)
+        policy = ScaleUpPolicy(delay_s=10, payback=2)
         assert not self.grow(policy, 100, 3)
         policy.reset()
         assert not self.grow(policy, 400, 3)
@@ -53,7 +53,7 @@ class TestGrowth:
 
     def test_it_must_pay_back(self) -> None:
         """2 -> 4 workers halve what is left: 20 s of 40, exactly twice the cost of 10 s."""
-        policy = GrowthPolicy(delay_s=0, payback=2)
+        policy = ScaleUpPolicy(delay_s=0, payback=2)
         assert not self.grow(policy, 0, 4, remaining_s=39.9)
         assert self.grow(policy, 0, 4, remaining_s=40.0)
 

@@ -9,11 +9,11 @@ from running import tiny_run
 from raytrain.monitoring import exporter, names
 from raytrain.monitoring.exporter import RunExporter, SweepExporter
 from raytrain.monitoring.names import METRICS, Metric
-from raytrain.monitoring.run_metrics import Crew, RunMetrics, Sample, zeros
+from raytrain.monitoring.run_metrics import RunMetrics, Sample, WorkerCounts, zeros
 from raytrain.storage import Storage
-from raytrain.tuning.trials import Board
+from raytrain.tuning.trials import TrialTable
 
-TWO = Crew(2, 4)
+TWO = WorkerCounts(2, 4)
 
 
 class Clock:
@@ -45,9 +45,9 @@ def start(attempt: int) -> dict[str, Any]:
     return {"kind": "start", "attempt": attempt, "time": 990.0, "entered_at_s": 990.0, "world_size": 2}
 
 
-def gauges(metrics: RunMetrics, crew: Crew = TWO) -> dict[Metric, float]:
+def gauges(metrics: RunMetrics, worker_counts: WorkerCounts = TWO) -> dict[Metric, float]:
     """Those without labels of their own."""
-    return {metric: value for metric, labels, value in metrics.gauges(crew) if not labels}
+    return {metric: value for metric, labels, value in metrics.gauges(worker_counts) if not labels}
 
 
 def labelled(samples: list[Sample], metric: Metric) -> dict[str, float]:
@@ -157,10 +157,10 @@ def test_since_when_there_was_no_step_and_no_checkpoint() -> None:
     metrics = RunMetrics(100, 8, now=clock)
     assert gauges(metrics)[names.SAVE_TIME] == 1000
     clock.now_s = 1200
-    assert gauges(metrics, Crew(0, 4, 30.0))[names.WAITING_S] == 30
+    assert gauges(metrics, WorkerCounts(0, 4, 30.0))[names.WAITING_S] == 30
     clock.now_s = 1500
     assert gauges(metrics)[names.STEP_TIME] == 1500, "the workers came together"
-    gauges(metrics, Crew(0, 4))
+    gauges(metrics, WorkerCounts(0, 4))
     clock.now_s = 1600
     assert gauges(metrics)[names.STEP_TIME] == 1600, "and another group, which from now on may be stalled"
     clock.now_s = 1700
@@ -256,12 +256,12 @@ def test_whose_metrics_they_are(tmp_path: Path, told: Told) -> None:
 
 
 def test_a_sweep(tmp_path: Path, told: Told) -> None:
-    board = Board(Storage(str(tmp_path)), "max")
+    trial_table = TrialTable(Storage(str(tmp_path)), "max")
     for name in ("trial_0000", "trial_0001"):
-        board.add(name, {})
-    board.evaluated("trial_0000", 50, 0.8, 0)
-    board.update("trial_0000", status="pruned")
-    SweepExporter(tiny_run(tmp_path, "a"), "a-lr", "accuracy", 16).look(board.standing)
+        trial_table.add(name, {})
+    trial_table.evaluated("trial_0000", 50, 0.8, 0)
+    trial_table.update("trial_0000", status="pruned")
+    SweepExporter(tiny_run(tmp_path, "a"), "a-lr", "accuracy", 16).look(trial_table.standing)
     assert told.values[("raytrain_sweep_trials", "a-lr", "pruned")] == 1
     assert told.values[("raytrain_sweep_trials", "a-lr", "waiting")] == 1
     assert told.values[("raytrain_sweep_trials", "a-lr", "failed")] == 0

@@ -11,7 +11,7 @@ from raytrain.storage import Storage
 from raytrain.tuning.callback import failure_of
 from raytrain.tuning.space.space import Objective
 from raytrain.tuning.trial import kind_of
-from raytrain.tuning.trials import BEST, Board
+from raytrain.tuning.trials import BEST, TrialTable
 
 
 @pytest.fixture
@@ -20,40 +20,40 @@ def root(tmp_path: Path) -> Storage:
 
 
 def test_a_board_is_read_again_as_it_was(root: Storage) -> None:
-    board = Board(root, "max")
+    trial_table = TrialTable(root, "max")
     for name in ("trial_0000", "trial_0001"):
-        board.add(name, {"seed": 1})
-        board.update(name, status="running")
-    board.evaluated("trial_0000", 10, 0.5, 1)
-    board.evaluated("trial_0000", 20, 0.4, 1)
-    board.update("trial_0000", status="pruned")
-    again = Board(root, "max")
-    assert again.rows["trial_0000"] == board.rows["trial_0000"]
+        trial_table.add(name, {"seed": 1})
+        trial_table.update(name, status="running")
+    trial_table.evaluated("trial_0000", 10, 0.5, 1)
+    trial_table.evaluated("trial_0000", 20, 0.4, 1)
+    trial_table.update("trial_0000", status="pruned")
+    again = TrialTable(root, "max")
+    assert again.rows["trial_0000"] == trial_table.rows["trial_0000"]
     assert again.rows["trial_0000"].best_step == 10
     assert again.rows["trial_0001"].status == "running"
     assert again.add("trial_0000", {"seed": 2}).values == {"seed": 1}, "a known trial keeps its values"
 
 
 def test_what_is_told_again_counts_once(root: Storage) -> None:
-    board = Board(root, "max")
-    board.add("a", {})
+    trial_table = TrialTable(root, "max")
+    trial_table.add("a", {})
     for step, value in [(10, 0.5), (20, 0.6), (10, 0.5), (20, 0.6), (30, float("nan"))]:
-        board.evaluated("a", step, value, 0)
-    assert board.rows["a"].history == [(10, 0.5), (20, 0.6)]
-    assert board.steps == 20
+        trial_table.evaluated("a", step, value, 0)
+    assert trial_table.rows["a"].history == [(10, 0.5), (20, 0.6)]
+    assert trial_table.steps == 20
 
 
 @pytest.mark.parametrize(("mode", "best"), [("max", "b"), ("min", "a")])
 def test_the_best_did_not_fail(root: Storage, mode: str, best: str) -> None:
-    board = Board(root, mode)
+    trial_table = TrialTable(root, mode)
     for name, value in (("a", 0.1), ("b", 0.9), ("c", 0.99), ("d", 0.01)):
-        board.add(name, {})
-        board.evaluated(name, 5, value, 0)
-    board.update("c", status="failed")
-    board.update("d", status="failed")
-    assert board.best is not None
-    assert board.best.name == best
-    assert board.share_failed() == 1.0
+        trial_table.add(name, {})
+        trial_table.evaluated(name, 5, value, 0)
+    trial_table.update("c", status="failed")
+    trial_table.update("d", status="failed")
+    assert trial_table.best is not None
+    assert trial_table.best.name == best
+    assert trial_table.share_failed() == 1.0
 
 
 @pytest.mark.parametrize(
@@ -86,17 +86,17 @@ def test_a_failure_is_told_in_the_trials_own_words(root: Storage) -> None:
 
 def test_a_replaced_trial_is_as_good_as_its_source(root: Storage) -> None:
     """Its own best model is gone; and what was best was so with the values of that time."""
-    board = Board(root, "max")
+    trial_table = TrialTable(root, "max")
     for name, rate, value in (("peaked", 0.1, 0.95), ("steady", 0.2, 0.90)):
-        board.add(name, {"rate": rate})
-        board.evaluated(name, 10, value, 0)
-    best = {key: getattr(board.rows["steady"], key) for key in BEST}
-    board.exchanged("peaked", {"rate": 0.16}, 20, "steady", best)
-    for known in (board, Board(root, "max")):
+        trial_table.add(name, {"rate": rate})
+        trial_table.evaluated(name, 10, value, 0)
+    best = {key: getattr(trial_table.rows["steady"], key) for key in BEST}
+    trial_table.exchanged("peaked", {"rate": 0.16}, 20, "steady", best)
+    for known in (trial_table, TrialTable(root, "max")):
         assert known.rows["peaked"].best_value == 0.90
         assert known.rows["peaked"].values_at_best == {"rate": 0.2}
         assert known.rows["peaked"].sources == [(20, "steady")]
-    assert board.evaluated("peaked", 30, 0.97, 0).values_at_best == {"rate": 0.16}
+    assert trial_table.evaluated("peaked", 30, 0.97, 0).values_at_best == {"rate": 0.16}
 
 
 SIZE = Objective(metric="num_parameters")
@@ -105,23 +105,23 @@ SIZE = Objective(metric="num_parameters")
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=12))
 def test_the_front_is_what_no_other_trial_beats(reached: list[tuple[int, int]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        board = Board(Storage(folder), "max")
+        trial_table = TrialTable(Storage(folder), "max")
         for index, (accuracy, size) in enumerate(reached):
-            board.add(f"t{index}", {})
-            board.evaluated(f"t{index}", 5, accuracy, 0, {"num_parameters": size})
-        front = {row.name for row in board.front([SIZE])}
+            trial_table.add(f"t{index}", {})
+            trial_table.evaluated(f"t{index}", 5, accuracy, 0, {"num_parameters": size})
+        front = {row.name for row in trial_table.front([SIZE])}
     for index, (accuracy, size) in enumerate(reached):
         is_beaten = any(a >= accuracy and s <= size and (a, s) != (accuracy, size) for a, s in reached)
         assert (f"t{index}" in front) == (not is_beaten)
 
 
 def test_objectives_are_those_of_the_best_model(root: Storage) -> None:
-    board = Board(root, "max")
-    board.add("a", {})
+    trial_table = TrialTable(root, "max")
+    trial_table.add("a", {})
     for step, accuracy, loss in ((5, 0.5, 0.9), (10, 0.8, 0.7), (15, 0.7, 0.2)):
-        board.evaluated("a", step, accuracy, 0, {"loss": loss})
-    assert board.reached("a", [Objective(metric="loss")]) == [0.8, -0.7]
-    assert Board(root, "max").add("a", {}).name == "a"
-    assert board.reached("a", [SIZE]) is None, "one that is not known"
-    board.update("a", status="failed")
-    assert board.reached("a", [Objective(metric="loss")]) is None
+        trial_table.evaluated("a", step, accuracy, 0, {"loss": loss})
+    assert trial_table.reached("a", [Objective(metric="loss")]) == [0.8, -0.7]
+    assert TrialTable(root, "max").add("a", {}).name == "a"
+    assert trial_table.reached("a", [SIZE]) is None, "one that is not known"
+    trial_table.update("a", status="failed")
+    assert trial_table.reached("a", [Objective(metric="loss")]) is None

@@ -17,7 +17,7 @@ class Claim:
     """Its metric, larger is better; None: nothing is known yet."""
 
 
-def share(claims: Sequence[Claim], capacity: int) -> dict[str, int]:
+def allocate(claims: Sequence[Claim], capacity: int) -> dict[str, int]:
     """Workers for each trial; 0: it waits.
 
     Every live trial has its minimum, older ones first, so that what is live stays live. What is left goes to the most
@@ -27,21 +27,21 @@ def share(claims: Sequence[Claim], capacity: int) -> dict[str, int]:
         claims: In the order in which the trials have started.
         capacity: Workers that fit into the pool. None may be promised beyond it.
     """
-    shares = dict.fromkeys((claim.trial for claim in claims), 0)
+    allocated = dict.fromkeys((claim.trial for claim in claims), 0)
     left = capacity
     for claim in claims:
         if claim.min_workers > left:
             break  # the next one may be smaller, but to let it pass would starve this one
-        shares[claim.trial] = claim.min_workers
+        allocated[claim.trial] = claim.min_workers
         left -= claim.min_workers
-    live = [claim for claim in claims if shares[claim.trial]]
+    live = [claim for claim in claims if allocated[claim.trial]]
     if all(claim.value is None for claim in live):
-        return _deal(live, shares, left)
+        return _deal(live, allocated, left)
     for claim in sorted(live, key=_promise, reverse=True):
-        more = min(left, claim.max_workers - shares[claim.trial])
-        shares[claim.trial] += more
+        more = min(left, claim.max_workers - allocated[claim.trial])
+        allocated[claim.trial] += more
         left -= more
-    return shares
+    return allocated
 
 
 def _promise(claim: Claim) -> tuple[int, bool, float]:
@@ -49,13 +49,13 @@ def _promise(claim: Claim) -> tuple[int, bool, float]:
     return claim.rung, claim.value is not None, claim.value or 0.0
 
 
-def _deal(claims: Sequence[Claim], shares: dict[str, int], left: int) -> dict[str, int]:
+def _deal(claims: Sequence[Claim], allocated: dict[str, int], left: int) -> dict[str, int]:
     """One to each in turn."""
     while left > 0:
-        open_claims = [claim for claim in claims if shares[claim.trial] < claim.max_workers]
+        open_claims = [claim for claim in claims if allocated[claim.trial] < claim.max_workers]
         if not open_claims:
             break
         for claim in open_claims[:left]:
-            shares[claim.trial] += 1
+            allocated[claim.trial] += 1
         left -= min(left, len(open_claims))
-    return shares
+    return allocated

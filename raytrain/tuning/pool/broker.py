@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from raytrain.elastic.allocation import Lent, Share, end_worker, start_worker
+from raytrain.elastic.allocation import Allocation, LeasedWorker, end_worker, start_worker
 from raytrain.ray_core.actors import start_actor
 from raytrain.ray_core.node_request import NodeRequest
 from raytrain.ray_core.nodes import look, places_that_fit
-from raytrain.tuning.pool.allocate import Claim, share
-from raytrain.tuning.pool.idle_workers import Depot
+from raytrain.tuning.pool.allocate import Claim, allocate
+from raytrain.tuning.pool.idle_workers import IdleWorkers
 
 LOOK_EVERY_S = 2.0
 LESS_FOR_S = 5.0  # a cluster that is smaller for a moment (a task of Ray Data's) makes nobody leave
@@ -33,7 +33,7 @@ class Answer:
     """Whether the sweep ends."""
 
 
-class _SharesActor:
+class _BrokerActor:
     """Shares are dealt anew when a trial comes, goes or passes a rung, and when the cluster changes; not whenever two
     trials change places, since each resize costs some seconds."""
 
@@ -41,8 +41,8 @@ class _SharesActor:
         self._worker, self._data_cpus, self._most = worker, data_cpus, most
         self._least, self._expected = least, expected
         self._live: dict[str, Claim] = {}
-        self._depot = Depot(start_worker, end_worker)
-        self._shares: dict[str, int] = {}
+        self._idle_workers = IdleWorkers(start_worker, end_worker)
+        self._broker: dict[str, int] = {}
         self._capacity = 0
         self._is_stopping = False
         self._arrived: dict[str, tuple[int, float]] = {}
@@ -55,7 +55,7 @@ class _SharesActor:
         self._deal()
 
     def leave(self, trial: str) -> None:
-        self._depot.left(trial)
+        self._idle_workers.left(trial)
         if self._live.pop(trial, None) is not None:
             self._next_look_s = 0.0
             self._deal()
@@ -70,15 +70,15 @@ class _SharesActor:
 
     def ask(self, trial: str) -> Answer:
         self._look()
-        most = 0 if self._is_stopping else self._shares.get(trial, 0)
-        return Answer(most, self._depot.idle, self._is_stopping)
+        most = 0 if self._is_stopping else self._broker.get(trial, 0)
+        return Answer(most, self._idle_workers.idle, self._is_stopping)
 
-    def lend(self, trial: str, node_id: str, resources: dict[str, float]) -> Lent:
-        number, node_id, actor = self._depot.lend(trial, node_id, resources)
-        return Lent(node_id, actor, number)
+    def lend(self, trial: str, node_id: str, resources: dict[str, float]) -> LeasedWorker:
+        number, node_id, actor = self._idle_workers.lend(trial, node_id, resources)
+        return LeasedWorker(node_id, actor, number)
 
     def take_back(self, number: int, is_fit: bool) -> None:
-        self._depot.take_back(number, is_fit=is_fit)
+        self._idle_workers.take_back(number, is_fit=is_fit)
 
     def expect(self, expected: int) -> None:
         """So many trials want workers, those among them that are still coming up."""
@@ -102,7 +102,7 @@ class _SharesActor:
         self._num_released = num_generations
 
     def close(self) -> None:
-        self._depot.close()
+        self._idle_workers.close()
 
     def standing(self) -> tuple[dict[str, int], int, int]:
         """Workers of each live trial, of all trials if they have what they want, and those for which there is room or
@@ -110,16 +110,16 @@ class _SharesActor:
         self._look()  # also while no trial asks: what is idle for too long is ended
         coming = max(0, self._expected - len(self._live))
         wanted = sum(claim.max_workers for claim in self._live.values()) + self._least * coming
-        return dict(self._shares), min(wanted, self._most), max(self._capacity, len(self._depot.nodes))
+        return dict(self._broker), min(wanted, self._most), max(self._capacity, len(self._idle_workers.nodes))
 
     def _look(self) -> None:
         if time.monotonic() < self._next_look_s:
             return
         self._next_look_s = time.monotonic() + LOOK_EVERY_S
         nodes = look()
-        self._depot.tend()
-        self._depot.forget_lost({node.node_id for node in nodes if not node.is_draining})
-        ours = self._depot.nodes
+        self._idle_workers.tend()
+        self._idle_workers.forget_lost({node.node_id for node in nodes if not node.is_draining})
+        ours = self._idle_workers.nodes
         fitting = len(places_that_fit(nodes, self._worker, self._data_cpus, self._most, ours, len(ours)))
         now_s = time.monotonic()
         if fitting >= self._capacity:
@@ -134,11 +134,11 @@ class _SharesActor:
         # What is given to others before a trial has come would be taken back as soon as it has.
         coming = range(self._expected - len(self._live))
         kept = [Claim(f"coming {number}", self._least, self._least) for number in coming]
-        dealt = share([*self._live.values(), *kept], self._capacity)
-        self._shares = {trial: dealt[trial] for trial in self._live}
+        dealt = allocate([*self._live.values(), *kept], self._capacity)
+        self._broker = {trial: dealt[trial] for trial in self._live}
 
 
-class Shares:
+class Broker:
     """The sweep's end."""
 
     def __init__(self, worker: Mapping[str, float], data_cpus: float, most: int, least: int, expected: int):
@@ -151,8 +151,8 @@ class Shares:
             least: Workers of a trial.
             expected: Trials that are about to come.
         """
-        self.name = f"raytrain-shares-{uuid.uuid4().hex[:12]}"
-        self._actor = start_actor(_SharesActor, dict(worker), data_cpus, most, least, expected, name=self.name)
+        self.name = f"raytrain-broker-{uuid.uuid4().hex[:12]}"
+        self._actor = start_actor(_BrokerActor, dict(worker), data_cpus, most, least, expected, name=self.name)
         self._request, self._least = NodeRequest(worker, data_cpus, least), least
         self._no_room_since_s = math.inf
 
@@ -186,16 +186,16 @@ class Shares:
         """Workers that each live trial may have. The autoscaler is told what all of them want."""
         import ray
 
-        shares, wanted, there = ray.get(self._actor.standing.remote(), timeout=ANSWER_TIMEOUT_S)
+        broker, wanted, there = ray.get(self._actor.standing.remote(), timeout=ANSWER_TIMEOUT_S)
         if wanted:
             self._request.ask(wanted, there)
-        if shares and there < self._least:
+        if broker and there < self._least:
             self._request.is_in_vain()
             self._no_room_since_s = min(self._no_room_since_s, time.monotonic())
         else:
             self._request.is_met()
             self._no_room_since_s = math.inf
-        return shares
+        return broker
 
     @property
     def waiting_s(self) -> float:
@@ -213,17 +213,17 @@ class Shares:
         ray.kill(self._actor)
 
 
-class TrialShare(Share):
+class TrialAllocation(Allocation):
     """A trial's end."""
 
     asks_for_nodes = False
     least_data_cpus = 0.0
 
-    def __init__(self, shares: str, claim: Claim):
-        """`shares`: name of the actor."""
+    def __init__(self, broker: str, claim: Claim):
+        """`broker`: name of the actor."""
         import ray
 
-        self._actor, self._trial = ray.get_actor(shares), claim.trial
+        self._actor, self._trial = ray.get_actor(broker), claim.trial
         self._claim: Claim | None = claim
         self._last = Answer()
 
@@ -250,17 +250,17 @@ class TrialShare(Share):
         """Whether the sweep ends."""
         return self._last.is_stopping
 
-    def lend(self, node_id: str, resources: Mapping[str, float]) -> Lent:
+    def lend(self, node_id: str, resources: Mapping[str, float]) -> LeasedWorker:
         """One that another trial has given back, on any node, or a new one. It is the pool's."""
         import ray
 
-        lent: Any = self._actor.lend.remote(self._trial, node_id, dict(resources))
-        answer: Lent = ray.get(lent, timeout=ANSWER_TIMEOUT_S)
+        leased: Any = self._actor.lend.remote(self._trial, node_id, dict(resources))
+        answer: LeasedWorker = ray.get(leased, timeout=ANSWER_TIMEOUT_S)
         return answer
 
-    def take_back(self, lent: Lent, *, is_fit: bool) -> None:
+    def take_back(self, leased: LeasedWorker, *, is_fit: bool) -> None:
         """For the next trial."""
-        self._actor.take_back.remote(lent.number, is_fit)
+        self._actor.take_back.remote(leased.number, is_fit)
 
     def close(self) -> None:
         """The trial has ended: what it had is the others'."""

@@ -25,7 +25,7 @@ class _Process:
     """When it is ended, if nothing changes."""
 
 
-class Depot:
+class IdleWorkers:
     """Owns all of them, so that they outlive the trials. Moments are `time.monotonic` of its own process."""
 
     def __init__(self, start: Callable[[str, dict[str, float]], Any], end: Callable[[Any], None]):
