@@ -49,20 +49,21 @@ def cluster_address(config: RunConfig) -> str | None:
 
 
 @contextmanager
-def ray_session(config: RunConfig, private_cpus: int) -> Iterator[RaySession]:
+def ray_session(config: RunConfig, private_cpus: int, preload: str | None = None) -> Iterator[RaySession]:
     """Connect to the Ray that a config names for the length of a command; see `connection`."""
-    with connection(cluster_address(config), private_cpus) as session:
+    with connection(cluster_address(config), private_cpus, preload) as session:
         yield session
 
 
 @contextmanager
-def connection(address: str | None, private_cpus: int) -> Iterator[RaySession]:
+def connection(address: str | None, private_cpus: int, preload: str | None = None) -> Iterator[RaySession]:
     """Connect to a Ray for the length of a command.
 
     Args:
         address: Of the cluster; None: a private Ray is started.
         private_cpus: Logical CPUs of a private Ray. They exceed what the workers hold, or Ray Data would wait for
             ever; the machine's real cores are shared by the operating system.
+        preload: Module that the command will need, imported while Ray starts.
 
     Raises:
         ConfigError: The cluster can't be reached.
@@ -73,12 +74,14 @@ def connection(address: str | None, private_cpus: int) -> Iterator[RaySession]:
         _lock_private_ray()
     import ray
 
-    # Ray starts for seconds in other processes; meanwhile this one imports what it needs of Ray Train.
-    threading.Thread(target=importlib.import_module, args=("raytrain.elastic.ray_train",), daemon=True).start()
     logging.getLogger("ray").setLevel(logging.ERROR)
     if ray.is_initialized():  # someone who called raytrain.train() has a Ray already: use it, and leave it running
         yield _session(is_private=False)
         return
+    # Ray starts for seconds in other processes; this one can import meanwhile. It is waited for: two threads that
+    # import modules of one circle, of which Ray has some, each see half of it.
+    importing = threading.Thread(target=importlib.import_module, args=(preload or "ray",), daemon=True)
+    importing.start()
     try:
         if address is None:
             os.environ.setdefault(TRACKING, "0")  # before its processes inherit the environment
@@ -103,6 +106,7 @@ def connection(address: str | None, private_cpus: int) -> Iterator[RaySession]:
     except Exception as error:
         raise TrainingError(f"Ray could not be started: {error}. Is the machine out of memory or processes?") from error
     try:
+        importing.join()
         yield _session(is_private=address is None)
     finally:
         ray.shutdown()

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+RAY_TRAIN = "raytrain.elastic.ray_train"  # takes a second or two to import
+
 SUMMARY = "summary.json"
 
 GO_ON = "go on with: raytrain resume"  # and the run's folder: said by a run that was stopped and has saved
@@ -176,7 +178,7 @@ def _train(
     config = found.config
     observer.phase("starting Ray")
     with (
-        ray_session(config, found.private_cpus) as session,
+        ray_session(config, found.private_cpus, preload=RAY_TRAIN) as session,
         StopSignals() as signals,
         TrainRun(config, run, worker_resources(config, found.plan_on(session).use_gpu), callbacks) as train_run,
     ):
@@ -292,7 +294,8 @@ def evaluate_run(path: str, split: str, observer: Observer | None = None) -> dic
     from raytrain.elastic.supervisor import Supervisor
 
     observer.phase("starting Ray")
-    with ray_session(found.config, found.private_cpus) as session, StopSignals() as signals:
+    session_of_evaluation = ray_session(found.config, found.private_cpus, preload=RAY_TRAIN)
+    with session_of_evaluation as session, StopSignals() as signals:
         plan = found.plan_on(session)
         resources = worker_resources(found.config, plan.use_gpu)
         with TrainRun(found.config, run, resources, folder=EVALUATIONS) as train_run:
