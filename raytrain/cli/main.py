@@ -151,8 +151,7 @@ def tune(
     max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials that live at once.")] = None,
 ) -> None:
     """Try many configurations. The same command again goes on where it stopped."""
-    from raytrain.config.io import read_yaml
-    from raytrain.config.shipped import find_config
+    from raytrain.config.io import read_config
     from raytrain.terminal.sweep import SweepDisplay, print_sweep
     from raytrain.tuning.space.space import load_space, space_name
     from raytrain.tuning.sweep import run_sweep
@@ -160,7 +159,7 @@ def tune(
     chosen = load_space(space)
     if trials is not None:
         chosen = chosen.model_copy(update={"budget": chosen.budget.model_copy(update={"trials": trials})})
-    raw = read_yaml(find_config(config))
+    raw = read_config(config)
     try:
         with SweepDisplay() as display:
             result = run_sweep(raw, overrides or [], chosen, space_name(space), display, max_concurrent=max_concurrent)

@@ -9,7 +9,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from raytrain.config.base import Fraction, NonNegativeInt, PositiveInt, Section
+from raytrain.config.base import Affects, Fraction, Mark, NonNegativeInt, PositiveInt, Section
 from raytrain.config.cluster import (
     CheckpointConfig,
     MlflowConfig,
@@ -38,6 +38,7 @@ from raytrain.config.training import (
 )
 
 __all__ = [
+    "Affects",
     "BadRowPolicy",
     "CheckpointConfig",
     "CommunicationConfig",
@@ -46,6 +47,7 @@ __all__ = [
     "Fraction",
     "Labels",
     "LossScaleConfig",
+    "Mark",
     "MlflowConfig",
     "ModelConfig",
     "NonNegativeInt",
@@ -73,11 +75,11 @@ __all__ = [
 class RunConfig(Section):
     """One training run, from data to model."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), Affects.NOTHING, Mark.SHARED]
     """Name of the run and of its folder: letters, digits, dot, dash, underscore."""
-    storage_path: str = "runs"
+    storage_path: Annotated[str, Affects.NOTHING, Mark.SHARED, Mark.PATH] = "runs"
     """Folder that all workers reach: local, shared, or s3://, gs://, abfs://."""
-    seed: NonNegativeInt = 0
+    seed: Annotated[NonNegativeInt, Affects.RESULT] = 0
     """Seed of the sample order, the new weights and dropout."""
     task: TaskConfig
     model: ModelConfig
@@ -96,14 +98,10 @@ class RunConfig(Section):
                 f"data.canonical_shards {shards} does not divide training.global_batch_size {batch}; "
                 f"allowed: {', '.join(str(d) for d in range(1, batch + 1) if batch % d == 0)}"
             )
-        if self.training.early_stopping is not None and self.data.validation is None:
-            raise ValueError("training.early_stopping needs data.validation, whose metric it watches")
-        if self.training.best_metric is not None and self.data.validation is None:
-            raise ValueError("training.best_metric needs data.validation, on which it is measured")
-        if self.training.eval_every_steps is not None and self.data.validation is None:
-            raise ValueError("training.eval_every_steps needs data.validation, which it evaluates")
-        if self.training.eval_every_epochs is not None and self.data.validation is None:
-            raise ValueError("training.eval_every_epochs needs data.validation, which it evaluates")
+        for name, field in TrainingConfig.model_fields.items():
+            is_given = getattr(self.training, name) is not None
+            if Affects.EVALUATION in field.metadata and is_given and self.data.validation is None:
+                raise ValueError(f"training.{name} needs data.validation: set data.validation, or leave it out")
         if self.workers.max > self.canonical_shards:
             raise ValueError(
                 f"workers.max {self.workers.max} is more than the {self.canonical_shards} canonical shards that a "

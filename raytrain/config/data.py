@@ -1,11 +1,11 @@
 """What is read, and how it is dealt to the steps."""
 
 from enum import StrEnum
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import model_validator
 
-from raytrain.config.base import Fraction, PositiveInt, Section
+from raytrain.config.base import Affects, Fraction, Mark, PositiveInt, Section
 
 
 class SourceFormat(StrEnum):
@@ -31,20 +31,20 @@ class BadRowPolicy(StrEnum):
 class SourceConfig(Section):
     """Files of one split."""
 
-    path: str | list[str]
+    path: Annotated[str | list[str], Affects.RESULT, Mark.PATH]
     """A file, a folder, a glob, or a list of these; local, or s3://, gs://, abfs://."""
-    format: SourceFormat = SourceFormat.AUTO
+    format: Annotated[SourceFormat, Affects.RESULT] = SourceFormat.AUTO
     """File format; auto goes by the ending."""
 
 
 class ValidationConfig(Section):
     """The validation split: files of its own, or a fraction of the training data."""
 
-    path: str | list[str] | None = None
+    path: Annotated[str | list[str] | None, Affects.RESULT, Mark.PATH] = None
     """A file, a folder, a glob, or a list of these."""
-    format: SourceFormat = SourceFormat.AUTO
+    format: Annotated[SourceFormat, Affects.RESULT] = SourceFormat.AUTO
     """File format; auto goes by the ending."""
-    fraction: Fraction | None = None
+    fraction: Annotated[Fraction | None, Affects.DATA] = None
     """Share of the training rows to hold out, chosen by a hash of the row's place and the seed."""
 
     @model_validator(mode="after")
@@ -59,24 +59,24 @@ class DataConfig(Section):
 
     train: SourceConfig
     """Training files."""
-    validation: ValidationConfig | None = None
+    validation: Annotated[ValidationConfig | None, Affects.RESULT] = None
     """Validation files or a fraction; null: no evaluation while training."""
-    test: SourceConfig | None = None
+    test: Annotated[SourceConfig | None, Affects.RESULT] = None
     """Test files, evaluated once at the end with the best model."""
-    max_length: PositiveInt = 128
+    max_length: Annotated[PositiveInt, Affects.DATA | Affects.SPEED] = 128
     """Longest sample in tokens, special tokens included; longer ones are truncated and counted."""
-    bad_rows: BadRowPolicy = BadRowPolicy.REFUSE
+    bad_rows: Annotated[BadRowPolicy, Affects.DATA] = BadRowPolicy.REFUSE
     """What to do with a row that can't be used."""
-    drop_last: bool = False
+    drop_last: Annotated[bool, Affects.RESULT] = False
     """True: leave out the last, smaller step of each epoch."""
-    group_by_length: bool = True
+    group_by_length: Annotated[bool, Affects.RESULT | Affects.SPEED] = True
     """True: a step takes samples of like length, so that little is computed on padding."""
-    shuffle_window_samples: PositiveInt = 32768
+    shuffle_window_samples: Annotated[PositiveInt, Affects.RESULT] = 32768
     """Samples that are shuffled together, over all workers. Larger mixes better and needs more memory."""
-    canonical_shards: PositiveInt | None = None
+    canonical_shards: Annotated[PositiveInt | None, Affects.RESULT] = None
     """Number of ordered streams an epoch is dealt to; it divides `training.global_batch_size` and bounds the number of
     workers. Fixed for a run's life. null: the smallest divisor that is at least min(global_batch_size, 256)."""
-    record_samples: bool = False
+    record_samples: Annotated[bool, Affects.NOTHING] = False
     """True: write the sample ids of every step to `samples/`."""
-    prepared_path: str | None = None
+    prepared_path: Annotated[str | None, Affects.NOTHING, Mark.SHARED, Mark.PATH] = None
     """Folder of the prepared data's cache; null: `<storage_path>/_prepared`."""

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-import yaml
 from pydantic import BaseModel
 
 from raytrain import config as sections
 from raytrain.config import RunConfig
+from raytrain.config.yaml import plain_value, to_word
 
 WIDTH = 100  # columns that a sentence is broken at
 BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
@@ -105,7 +105,7 @@ class _Fields:
         yield FieldHelp(
             path=f"{path}.{name}",
             kind=" | ".join(members),
-            default=None if is_required else _yaml(found["default"][name]),
+            default=None if is_required else _written(found["default"][name]),
             sentence=_one_line(found.get("description", "")),
             choices={value: _one_line(member.get("description", "")) for value, member in members.items()},
             is_required=is_required,
@@ -137,7 +137,7 @@ class _Fields:
         if "properties" in schema:
             return "a section"
         if "const" in schema or "enum" in schema:
-            return " | ".join(map(_yaml, schema.get("enum") or [schema["const"]]))
+            return " | ".join(map(_written, schema.get("enum") or [schema["const"]]))
         if "type" not in schema:
             return "anything"
         if schema["type"] == "array":
@@ -157,12 +157,12 @@ def _comments(kind: type[Enum]) -> dict[str, str]:
 
 def _default(found: dict[str, Any], *, is_section: bool) -> str | None:
     value = found.get("default")
-    return None if is_section and value is not None else _yaml(value)  # its own fields say theirs
+    return None if is_section and value is not None else _written(value)  # its own fields say theirs
 
 
-def _yaml(value: Any) -> str:
-    """A value as it is written in YAML, on one line."""
-    return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
+def _written(value: Any) -> str:
+    """A value as people write it; `off` without the quotes that a reader of YAML 1.1 would need."""
+    return value if isinstance(value, str) and plain_value(value) == value else to_word(value)
 
 
 def _one_line(sentence: str) -> str:

@@ -4,19 +4,18 @@ Precedence: defaults < file < overrides. Every mistake is reported at once, each
 """
 
 import copy
-import difflib
 import re
-import types
-import typing
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from raytrain.config import RunConfig
 from raytrain.config import shipped as assets
-from raytrain.errors import ConfigError, did_you_mean
+from raytrain.config.fields import type_of
+from raytrain.config.mistakes import describe, resolve
+from raytrain.config.yaml import parse_yaml, read_yaml, to_yaml
+from raytrain.errors import ConfigError
 
 # Two ways each of saying the same, which exclude each other.
 EITHER = (
@@ -42,7 +41,12 @@ def load_config(config: str, overrides: list[str] | None = None) -> RunConfig:
         ConfigError: The file is missing or no YAML, or anything in it is wrong.
     """
     path = assets.find_config(config)
-    return parse_config(read_yaml(path), overrides, origin=path)
+    return parse_config(read_yaml(path, RunConfig), overrides, origin=path)
+
+
+def read_config(config: str) -> Any:
+    """What the file of a config, or a shipped config, holds, unchecked. Raises ConfigError when it can't be read."""
+    return read_yaml(assets.find_config(config), RunConfig)
 
 
 def parse_config(raw: Any, overrides: list[str] | None = None, origin: str = "the config") -> RunConfig:
@@ -76,7 +80,7 @@ def _is_from(detail: ErrorDetails, key: str) -> bool:
     """Whether a mistake lies at the key of an override, or below it."""
     if detail["type"] == "value_error":  # between several fields, which the message names
         return re.search(rf"\b{re.escape(key)}(?!\w)", str((detail.get("ctx") or {}).get("error"))) is not None
-    path = ".".join(_resolve(detail["loc"], RunConfig)[0])
+    path = ".".join(resolve(detail["loc"], RunConfig)[0])
     path += ".kind" if detail["type"].startswith("union_tag") else ""
     is_unknown_section = detail["type"] == "extra_forbidden" and key.startswith(f"{path}.")
     return path == key or path.startswith(f"{key}.") or is_unknown_section
@@ -96,42 +100,12 @@ def refuse_credentials(raw: dict[str, Any]) -> None:
             )
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML wants keys to be unique; PyYAML takes the last one of two without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """As SafeLoader. Raises yaml.constructor.ConstructorError for a key that was there before."""
-        seen: dict[str, yaml.Node] = {}
-        for key, _ in node.value:
-            if key.tag != "tag:yaml.org,2002:merge" and isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
-                seen[key.value] = key
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: str) -> Any:
-    """Parse a YAML file. Raises ConfigError naming the file and the line."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return yaml.load(file, _UniqueKeys)
-    except OSError as error:
-        raise ConfigError(f"can't read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
-
-
 def dump_config(config: RunConfig) -> str:
     """The resolved config as YAML, defaults included; loading it gives the same config back."""
     raw = config.model_dump(mode="json")
     # The two ways of giving a length exclude each other, so a resolved config names only one.
     raw["training"].pop("max_steps" if config.training.max_steps is None else "epochs")
     return to_yaml(raw)
-
-
-def to_yaml(raw: dict[str, Any]) -> str:
-    """As files for people are written: keys in their order, letters as they are."""
-    return yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
 
 
 def flatten(raw: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -146,15 +120,10 @@ def flatten(raw: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
+    key, separator, _ = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"override {override!r} is not of the form dotted.key=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {key}: {text!r} is not valid YAML: {error}") from None
-    if isinstance(value, str):
-        value = _number(value)
+    value = _value_of(override)
     for pair in EITHER:
         training = raw.get("training")
         if key in pair and isinstance(training, dict):
@@ -178,112 +147,13 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
 def _refuse_both(overrides: list[str]) -> None:
     """An override takes the place of the file's other way; of two overrides neither would be more right."""
     given = {override.partition("=")[0]: override for override in overrides}
-    given = {key: override for key, override in given.items() if not _is_null(override.partition("=")[2])}
+    given = {key: override for key, override in given.items() if _value_of(override) is not None}
     for pair in EITHER:
         if all(key in given for key in pair):
             raise ConfigError(f"{given[pair[0]]} and {given[pair[1]]} say the same in two ways: give one of them")
 
 
-def _is_null(text: str) -> bool:
-    try:
-        return yaml.safe_load(text) is None
-    except yaml.YAMLError:  # said later
-        return False
-
-
-def _number(text: str) -> str | float:
-    """YAML reads 1e-4 as a string (it wants 1.0e-4); people mean the number."""
-    try:
-        return float(text) if any(c.isdigit() for c in text) else text
-    except ValueError:
-        return text
-
-
-def describe(detail: ErrorDetails, root: type[BaseModel] = RunConfig) -> str:
-    """One pydantic error as a sentence: dotted path, what is wrong, the value, what is allowed.
-
-    `root`: the class that was validated.
-    """
-    location, section = _resolve(detail["loc"], root)
-    path = ".".join(location)
-    kind, given, context = detail["type"], detail.get("input"), detail.get("ctx") or {}
-    if kind == "extra_forbidden":
-        return f"  {path}: unknown key{_nearest(detail['loc'], root)}"
-    if kind == "missing":
-        return f"  {path}: required, but not given"
-    if kind == "union_tag_invalid":
-        tags = str(context.get("expected_tags")).replace("'", "").split(", ")
-        hint = did_you_mean(str(context.get("tag")), tags)
-        return f"  {path}.kind: {context.get('tag')!r} is not known; allowed: {', '.join(tags)}{hint}"
-    if kind == "union_tag_not_found":
-        allowed = ", ".join(tag for option in _models(section) for tag in _tags(option))
-        return f"  {path}.kind: required, but not given; allowed: {allowed}"
-    if kind == "value_error":  # most of our own validators name the dotted path themselves
-        text = str(context["error"])
-        return f"  {text}" if path in text else f"  {path}: {text}"
-    if kind in ("model_type", "model_attributes_type"):
-        return f"  {path}: expected a section with keys, got {given!r}"
-    message = detail["msg"].replace("Input should be ", "must be ")
-    if kind == "string_pattern_mismatch" and path == "name":
-        message = "must be letters, digits, dots, dashes and underscores, since it names a folder"
-    if kind in ("enum", "literal_error") and isinstance(given, str):
-        close = difflib.get_close_matches(given, str(context.get("expected", "")).replace("'", "").split(" "), 1)
-        message += f"; did you mean {close[0].strip(',')}?" if close else ""
-    return f"  {path}: {message}, got {given!r}"
-
-
-def _nearest(location: tuple[int | str, ...], root: type[BaseModel]) -> str:
-    """' (did you mean x?)' for an unknown key, or the allowed keys; looks for a namesake in other sections too."""
-    path, section = _resolve(location[:-1], root)
-    name = str(location[-1])
-    allowed = [field for option in _models(section) for field in option.model_fields]
-    close = difflib.get_close_matches(name, allowed, 1, cutoff=0.6)
-    if close:
-        return f"; did you mean {'.'.join((*path, close[0]))}?"
-    elsewhere = {path.split(".")[-1]: path for path in reversed(all_fields(root))}
-    close = difflib.get_close_matches(name, elsewhere, 1, cutoff=0.8)
-    if close:
-        return f"; did you mean {elsewhere[close[0]]}?"
-    return f"; allowed here: {', '.join(allowed)}" if allowed else ""
-
-
-def _resolve(location: tuple[int | str, ...], root: type[BaseModel]) -> tuple[list[str], Any]:
-    """Pydantic's location without the tags of unions, and the annotation of what is there; None: nothing is known."""
-    path: list[str] = []
-    annotation: Any = root
-    for part in location:
-        options = _models(annotation)
-        if tagged := [option for option in options if len(options) > 1 and part in _tags(option)]:
-            annotation = tagged[0]
-            continue
-        path.append(str(part))
-        if typing.get_origin(annotation) is dict:
-            annotation = typing.get_args(annotation)[1]
-        else:
-            field = options[0].model_fields.get(str(part)) if options else None
-            annotation = field.annotation if field else None
-    return path, annotation
-
-
-def _tags(option: type[BaseModel]) -> tuple[Any, ...]:
-    """What `kind` is in a member of a union."""
-    return typing.get_args(option.model_fields["kind"].annotation) if "kind" in option.model_fields else ()
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    """Config classes inside an annotation such as `X | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
-        return [model for argument in typing.get_args(annotation) for model in _models(argument)]
-    return []
-
-
-def all_fields(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
-    """Dotted paths of every field of the config."""
-    paths = []
-    for name, field in section.model_fields.items():
-        paths.append(f"{prefix}{name}")
-        for model in _models(field.annotation):
-            paths += all_fields(model, f"{prefix}{name}.")
-    return list(dict.fromkeys(paths))
+def _value_of(override: str) -> Any:
+    """The value of `key=value`, as the key's field takes it. Raises ConfigError when it is no YAML."""
+    key, _, text = override.partition("=")
+    return parse_yaml(text, type_of(key), origin=f"override {key}: {text!r}")

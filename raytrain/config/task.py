@@ -4,13 +4,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from raytrain.config.base import Section
+from raytrain.config.base import Affects, Mark, Section
 
 
 def _label(value: Any) -> Any:
-    """A label that YAML reads as an integer is meant as its digits; a text file has no other."""
+    """From Python an integer is meant as its digits; a text file has no other. From YAML a label is what is written."""
     if isinstance(value, bool):
-        raise ValueError(f"task.labels: YAML reads this as {str(value).lower()}; put the label in quotes, like 'no'")
+        raise ValueError(f"task.labels: a label is text, so give '{str(value).lower()}' instead of {value}")
     return str(value) if isinstance(value, int) else value
 
 
@@ -29,33 +29,33 @@ Labels = Annotated[list[Label], AfterValidator(_labels)]
 class SequenceClassificationConfig(Section):
     """One label for a text, or with `multi_label` any number of them."""
 
-    kind: Literal["sequence_classification"]
-    text_column: str = "text"
+    kind: Annotated[Literal["sequence_classification"], Affects.DATA | Affects.SPEED]
+    text_column: Annotated[str, Affects.DATA] = "text"
     """Column with the text."""
-    text_pair_column: str | None = None
+    text_pair_column: Annotated[str | None, Affects.DATA] = None
     """Column with a second text, for sentence-pair tasks; null: one text."""
-    label_column: str = "label"
+    label_column: Annotated[str, Affects.DATA] = "label"
     """Column with the label: a string or integer; with `multi_label` a list of them."""
-    labels: Labels | None = None
+    labels: Annotated[Labels | None, Affects.DATA] = None
     """The declared labels, in id order; null: those found in the training data, sorted."""
-    multi_label: bool = False
+    multi_label: Annotated[bool, Affects.DATA] = False
     """True: every label is decided by itself (sigmoid), and a sample may have none or several."""
 
 
 class TokenClassificationConfig(Section):
     """A tag for each word (named entities, parts of speech)."""
 
-    kind: Literal["token_classification"]
-    tokens_column: str = "tokens"
+    kind: Annotated[Literal["token_classification"], Affects.DATA | Affects.SPEED]
+    tokens_column: Annotated[str, Affects.DATA] = "tokens"
     """Column with the list of words; CoNLL files call it `tokens`."""
-    tags_column: str = "tags"
+    tags_column: Annotated[str, Affects.DATA] = "tags"
     """Column with the list of tags, one a word; CoNLL files call it `tags` (their last column; UPOS in CoNLL-U)."""
-    labels: Labels | None = None
+    labels: Annotated[Labels | None, Affects.DATA] = None
     """The declared tags, in id order; null: those found in the training data, `O` first, then sorted."""
-    case_feature: bool = False
+    case_feature: Annotated[bool, Affects.DATA] = False
     """True: tells the model each word's letter case (lower, Title, UPPER, miXed) through `token_type_ids`, which
     gives an uncased encoder back what its tokenizer throws away. Needs a model with token-type embeddings."""
-    document_context: bool = False
+    document_context: Annotated[bool, Affects.DATA | Affects.SPEED] = False
     """True: joins neighbouring sentences of a document to samples of up to `data.max_length` tokens, so that a word
     is tagged with its document in view. Documents are told apart by CoNLL's -DOCSTART- lines or a `document` column."""
 
@@ -66,15 +66,15 @@ TaskConfig = Annotated[SequenceClassificationConfig | TokenClassificationConfig,
 class ModelConfig(Section):
     """Where the model comes from."""
 
-    path: str | None = None
+    path: Annotated[str | None, Affects.RESULT | Affects.SPEED, Mark.PATH_OR_HUB_ID] = None
     """A hub id or a local folder with pretrained weights."""
-    config: dict[str, Any] | None = None
+    config: Annotated[dict[str, Any] | None, Affects.RESULT | Affects.SPEED] = None
     """A Transformers config (with `model_type`): trains a new model with random weights instead of `path`."""
-    tokenizer: str | None = None
+    tokenizer: Annotated[str | None, Affects.RESULT | Affects.SPEED, Mark.PATH_OR_HUB_ID] = None
     """A hub id or local folder of the tokenizer; null: the one in `model.path`."""
-    revision: str | None = None
+    revision: Annotated[str | None, Affects.RESULT | Affects.SPEED] = None
     """Branch, tag or commit on the hub; null: its main branch."""
-    trust_remote_code: bool = False
+    trust_remote_code: Annotated[bool, Affects.RESULT | Affects.SPEED] = False
     """True runs Python code that comes with the model. Only for a source that you trust."""
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from raytrain.config.base import NonNegativeInt, PositiveInt, Section
+from raytrain.config.base import Affects, Mark, NonNegativeInt, PositiveInt, Section
 
 
 class Precision(StrEnum):
@@ -21,15 +21,15 @@ class Precision(StrEnum):
 class OptimizerConfig(Section):
     """AdamW. Biases and normalization weights are not decayed."""
 
-    learning_rate: Annotated[float, Field(gt=0.0)] = 5.0e-5
+    learning_rate: Annotated[float, Field(gt=0.0), Affects.RESULT, Mark.MID_RUN] = 5.0e-5
     """Peak learning rate."""
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0.0), Affects.RESULT, Mark.MID_RUN] = 0.01
     """Decoupled weight decay."""
-    beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    beta1: Annotated[float, Field(ge=0.0, lt=1.0), Affects.RESULT, Mark.MID_RUN] = 0.9
     """Decay of the first moment."""
-    beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
+    beta2: Annotated[float, Field(ge=0.0, lt=1.0), Affects.RESULT, Mark.MID_RUN] = 0.999
     """Decay of the second moment."""
-    epsilon: Annotated[float, Field(gt=0.0)] = 1.0e-8
+    epsilon: Annotated[float, Field(gt=0.0), Affects.RESULT, Mark.MID_RUN] = 1.0e-8
     """Added to the denominator."""
 
 
@@ -44,41 +44,41 @@ class ScheduleKind(StrEnum):
 class ScheduleConfig(Section):
     """Learning rate over *applied* updates: an fp16 overflow does not advance it."""
 
-    kind: ScheduleKind = ScheduleKind.LINEAR
+    kind: Annotated[ScheduleKind, Affects.RESULT, Mark.MID_RUN] = ScheduleKind.LINEAR
     """Course after warm-up."""
-    warmup_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.06
+    warmup_ratio: Annotated[float, Field(ge=0.0, lt=1.0), Affects.RESULT, Mark.MID_RUN] = 0.06
     """Share of all updates in which the rate climbs to its peak."""
-    warmup_steps: NonNegativeInt | None = None
+    warmup_steps: Annotated[NonNegativeInt | None, Affects.RESULT, Mark.MID_RUN] = None
     """The same in updates; overrides warmup_ratio."""
-    min_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    min_ratio: Annotated[float, Field(ge=0.0, le=1.0), Affects.RESULT, Mark.MID_RUN] = 0.0
     """Final rate as a share of the peak."""
 
 
 class LossScaleConfig(Section):
     """Dynamic loss scaling; used with fp16 only."""
 
-    initial_power: Annotated[int, Field(ge=0, le=32)] = 16
+    initial_power: Annotated[int, Field(ge=0, le=32), Affects.RESULT] = 16
     """The first scale is 2 to this power."""
-    window: PositiveInt = 1000
+    window: Annotated[PositiveInt, Affects.RESULT] = 1000
     """Updates without an overflow after which the scale doubles."""
-    hysteresis: PositiveInt = 2
+    hysteresis: Annotated[PositiveInt, Affects.RESULT] = 2
     """Overflows before the scale is halved."""
-    minimum: Annotated[float, Field(gt=0.0)] = 1.0
+    minimum: Annotated[float, Field(gt=0.0), Affects.RESULT] = 1.0
     """The scale is not lowered below this."""
-    max_consecutive_skips: PositiveInt = 40
+    max_consecutive_skips: Annotated[PositiveInt, Affects.RESULT] = 40
     """Steps skipped in a row after which the run stops: it would not recover."""
 
 
 class EarlyStoppingConfig(Section):
     """Stop when the metric has not improved for a while; the best model is kept either way."""
 
-    metric: str
+    metric: Annotated[str, Affects.EVALUATION]
     """A validation metric of the task, such as accuracy, macro_f1 or loss."""
-    mode: Literal["min", "max"] | None = None
+    mode: Annotated[Literal["min", "max"] | None, Affects.EVALUATION] = None
     """Whether smaller or larger is better; null: min for loss, max for everything else."""
-    patience: PositiveInt = 3
+    patience: Annotated[PositiveInt, Affects.EVALUATION] = 3
     """Evaluations without an improvement before the run stops."""
-    min_delta: Annotated[float, Field(ge=0.0)] = 0.0
+    min_delta: Annotated[float, Field(ge=0.0), Affects.EVALUATION] = 0.0
     """Smallest change that counts as an improvement."""
 
     @property
@@ -113,7 +113,7 @@ NETWORK_VARIABLES = (
     "OFI_NCCL_",
     "CUDA_DEVICE_MAX_CONNECTIONS",
 )
-# YAML reads 1 as a number, and yes as true; the libraries read text.
+# From YAML a value is the text that is written; from Python 1 is a number, and the libraries read text.
 Text = Annotated[str, BeforeValidator(lambda value: str(int(value)) if isinstance(value, int) else value)]
 Environment = Annotated[dict[str, Text], AfterValidator(_environment)]
 
@@ -121,59 +121,59 @@ Environment = Annotated[dict[str, Text], AfterValidator(_environment)]
 class CommunicationConfig(Section):
     """How workers send each other gradients and parameters. It changes the speed; `dtype` also the rounding."""
 
-    bucket_elements: PositiveInt = 50_000_000
+    bucket_elements: Annotated[PositiveInt, Affects.SPEED, Mark.SHARED] = 50_000_000
     """Elements of gradients that are reduced, and of parameters that are gathered, at once. Larger needs fewer calls
     and more memory: some copies of so many elements on each worker."""
-    overlap: Literal["auto"] | bool = "auto"
+    overlap: Annotated[Literal["auto"] | bool, Affects.SPEED, Mark.SHARED] = "auto"
     """Whether gradients are reduced while the backward pass goes on; auto: on GPUs, at ZeRO stages 2 and 3."""
-    dtype: Literal["fp32", "bf16", "fp16"] | None = None
+    dtype: Annotated[Literal["fp32", "bf16", "fp16"] | None, Affects.RESULT | Affects.SPEED, Mark.SHARED] = None
     """Number format of gradients on their way; null: that of training.precision. They are added up in fp32 anyway."""
-    network: str | None = None
+    network: Annotated[str | None, Affects.SPEED, Mark.SHARED] = None
     """What connects the nodes, by the name of a shipped file of variables: efa, infiniband, roce or ethernet; null:
     NCCL and gloo find out by themselves. `raytrain cluster show efa` prints one."""
-    environment: Environment = {}
+    environment: Annotated[Environment, Affects.SPEED, Mark.SHARED] = {}
     """More of these variables, such as NCCL_SOCKET_IFNAME; they come before those of `network`, and are set in each
-    worker before it connects."""
+    worker before it connects. Values are text as it is written, and NCCL reads numbers: 1, not yes."""
 
 
 class TrainingConfig(Section):
     """Steps, batches, optimizer, precision."""
 
-    epochs: PositiveInt = 3
+    epochs: Annotated[PositiveInt, Affects.RESULT] = 3
     """Passes over the training data."""
-    max_steps: PositiveInt | None = None
+    max_steps: Annotated[PositiveInt | None, Affects.RESULT] = None
     """Optimizer steps; instead of epochs."""
-    global_batch_size: PositiveInt = 32
+    global_batch_size: Annotated[PositiveInt, Affects.RESULT | Affects.SPEED] = 32
     """Samples per optimizer step, all workers together. It stays the same whatever the number of workers."""
-    micro_batch_size: PositiveInt = 16
+    micro_batch_size: Annotated[PositiveInt, Affects.SPEED] = 16
     """Samples per worker per forward/backward: bounds the memory, does not change the result."""
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
-    gradient_clipping: Annotated[float, Field(ge=0.0)] = 1.0
+    gradient_clipping: Annotated[float, Field(ge=0.0), Affects.RESULT, Mark.MID_RUN] = 1.0
     """Largest norm of the gradient; 0 turns clipping off."""
-    precision: Precision = Precision.AUTO
+    precision: Annotated[Precision, Affects.RESULT | Affects.SPEED] = Precision.AUTO
     """Number format: auto, fp32, bf16 or fp16."""
     loss_scale: LossScaleConfig = LossScaleConfig()
-    zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
+    zero_stage: Annotated[Literal["auto", 0, 1, 2, 3], Affects.SPEED] = "auto"
     """What DeepSpeed ZeRO shards: 0 nothing, 1 optimizer state, 2 also gradients, 3 also parameters; auto: the lowest
     that fits into the workers' memory by the plan's estimate, at each number of workers. It does not change the
     result."""
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    dropout: Annotated[float | None, Field(ge=0.0, lt=1.0), Affects.RESULT, Mark.MID_RUN] = None
     """Overrides every dropout of the model; null: as the model says."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Annotated[bool, Affects.SPEED] = False
     """Compute what the layers keep for the backward pass once more instead: much less memory for long samples or large
     micro-batches, and about a third more time. It does not change the result."""
     communication: CommunicationConfig = CommunicationConfig()
-    deepspeed: dict[str, Any] = {}
+    deepspeed: Annotated[dict[str, Any], Affects.RESULT | Affects.SPEED] = {}
     """Anything else that DeepSpeed knows, merged last; keys that raytrain owns are refused."""
-    eval_every_steps: PositiveInt | None = None
+    eval_every_steps: Annotated[PositiveInt | None, Affects.EVALUATION] = None
     """Steps between evaluations; null: see eval_every_epochs."""
-    eval_every_epochs: Annotated[float, Field(gt=0.0)] | None = None
+    eval_every_epochs: Annotated[float | None, Field(gt=0.0), Affects.EVALUATION] = None
     """The same in passes over the training data, such as 0.25: after the same samples whatever the batch. null: 1,
     unless eval_every_steps is given."""
-    early_stopping: EarlyStoppingConfig | None = None
+    early_stopping: Annotated[EarlyStoppingConfig | None, Affects.EVALUATION] = None
     """null: train to the end."""
-    best_metric: str | None = None
+    best_metric: Annotated[str | None, Affects.EVALUATION] = None
     """Metric that picks the best model; null: early_stopping.metric, else the task's own."""
 
     @model_validator(mode="after")

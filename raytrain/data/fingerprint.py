@@ -3,7 +3,9 @@
 import hashlib
 import json
 
-from raytrain.config import RunConfig, SourceFormat
+from raytrain.config import Affects, RunConfig, SourceFormat
+from raytrain.config.fields import affecting
+from raytrain.config.io import flatten
 from raytrain.data.prepared import FORMAT_VERSION
 from raytrain.data.sources import SourceFile
 
@@ -16,14 +18,13 @@ def fingerprint(config: RunConfig, files: dict[str, list[SourceFile]], tokenizer
         tokenizer: Fingerprint of the tokenizer's content.
         rows_per_group: Rows of a row group; sample order is laid out in these.
     """
-    fraction = config.data.validation.fraction if config.data.validation else None
+    values = flatten(config.model_dump(mode="json"))
+    fraction = values.get("data.validation.fraction")
     parts = {
         "format": FORMAT_VERSION,
         "files": {split: [[f.path, f.format, f.num_bytes, f.modified_at] for f in fs] for split, fs in files.items()},
-        "task": config.task.model_dump(mode="json"),
-        "max_length": config.data.max_length,
-        "bad_rows": config.data.bad_rows,
-        "validation": [fraction, config.seed] if fraction is not None else None,
+        "fields": {key: values[key] for key in affecting(Affects.DATA) if key in values},
+        "seed": config.seed if fraction is not None else None,  # it says which rows are held out
         "tokenizer": tokenizer,
         "rows_per_group": rows_per_group,
     }

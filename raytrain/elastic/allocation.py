@@ -63,7 +63,7 @@ class Terms:
     until_step: int | None = None
     """It saves and stops after so many of its steps, to be gone on with; None: it goes on to its end."""
     may_change: tuple[str, ...] = ()
-    """Dotted keys, or beginnings of them, that may have other values than when the run was stopped."""
+    """Dotted keys of the config that may have other values than when the run was stopped."""
     sweep: str = ""
     """The sweep's name."""
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from raytrain.config import RunConfig
-from raytrain.config.io import load_config, read_yaml, to_yaml
-from raytrain.config.shipped import find_config
+from raytrain.config.io import load_config, read_config
+from raytrain.config.yaml import to_yaml
 from raytrain.errors import ConfigError
 from raytrain.runs.preflight import check_elsewhere, local_paths
 from raytrain.runs.run import read_run_config
@@ -70,7 +70,7 @@ def _train(params: Params) -> Request:
 
 def _tune(params: Params) -> Request:
     space = load_space(params["space"])
-    config = check_space(space, read_yaml(find_config(params["config"])), params["overrides"] or [])
+    config = check_space(space, read_config(params["config"]), params["overrides"] or [])
     metric_of(space, config)
     check_elsewhere(config)
     name = space_name(params["space"])

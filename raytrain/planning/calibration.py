@@ -5,6 +5,7 @@ import statistics
 from dataclasses import dataclass
 
 from raytrain.config import RunConfig
+from raytrain.config.fields import declared
 from raytrain.config.io import flatten
 from raytrain.errors import ConfigError, RaytrainError
 from raytrain.runs.run import read_run_config
@@ -14,20 +15,6 @@ from raytrain.training.records import last_attempt_rows, read_jsonl
 
 # The first steps of a worker group open devices and fill caches.
 WARM_UP_STEPS = 3
-# Fields that decide how long a step takes; the others may differ between the run that was measured and the plan.
-DECISIVE = (
-    "model.",
-    "task.kind",
-    "data.max_length",
-    "data.group_by_length",
-    "training.global_batch_size",
-    "training.micro_batch_size",
-    "training.gradient_checkpointing",
-    "training.precision",
-    "training.zero_stage",
-    "training.deepspeed",
-    "workers.cpus",
-)
 
 
 @dataclass(frozen=True)
@@ -91,7 +78,7 @@ def find_calibration(
 def different_fields(config: RunConfig, other: RunConfig) -> list[str]:
     """Dotted fields that decide how long a step takes, and differ."""
     one, two = flatten(config.model_dump(mode="json")), flatten(other.model_dump(mode="json"))
-    return [key for key in one | two if key.startswith(DECISIVE) and one.get(key) != two.get(key)]
+    return [key for key in one | two if declared(key).decides_step_time and one.get(key) != two.get(key)]
 
 
 def _used_gpu(run: Storage) -> bool | None:

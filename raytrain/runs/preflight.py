@@ -2,10 +2,13 @@
 
 import os
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from raytrain.config import RunConfig
-from raytrain.config.io import load_config, parse_config
+from raytrain.config import Mark, RunConfig
+from raytrain.config.fields import marked
+from raytrain.config.io import flatten, load_config, parse_config
 from raytrain.config.shipped import communication_variables, config_names
 from raytrain.data.sources import check_sources
 from raytrain.engine.deepspeed_config import check_deepspeed_overrides, resolve_precision
@@ -90,6 +93,7 @@ def check_elsewhere(config: RunConfig) -> None:
     communication_variables(config.training.communication)
     _check_metrics(config, make_task(config.task, config.data.max_length))
     lost = [(key, path) for key, path in local_paths(config) if not os.path.isabs(path)]
+    lost += [(key, uri) for key, uri in _named_by(config, Mark.DATABASE) if _absolute_database(uri) != uri]
     if lost:
         raise ConfigError(
             "\n".join(
@@ -98,7 +102,7 @@ def check_elsewhere(config: RunConfig) -> None:
                     *(f"  {key}: {path}" for key, path in lost),
                     "Give the absolute paths of a folder that all nodes share, or URIs (s3://, gs://, abfs://), in the "
                     f"config or as overrides ({lost[0][0]}=...); if the nodes do share this folder: "
-                    f"{lost[0][0]}={_absolute(lost[0][1])}",
+                    f"{lost[0][0]}={_absolute_database(_absolute(lost[0][1]))}",
                 ]
             )
         )
@@ -106,37 +110,41 @@ def check_elsewhere(config: RunConfig) -> None:
 
 def local_paths(config: RunConfig) -> list[tuple[str, str]]:
     """(dotted key, path) of everything that the config names in a file system, as it is written."""
-    found = [("storage_path", config.storage_path)]
-    for split in ("train", "validation", "test"):
-        paths = getattr(getattr(config.data, split), "path", None) or []
-        found += [(f"data.{split}.path", path) for path in ([paths] if isinstance(paths, str) else paths)]
-    if config.data.prepared_path:
-        found.append(("data.prepared_path", config.data.prepared_path))
-    for key in ("path", "tokenizer"):
-        place = getattr(config.model, key)
-        if place and (looks_local(place) or os.path.isdir(place)):  # anything else is a hub id
-            found.append((f"model.{key}", place))
+    found = _named_by(config, Mark.PATH)
+    found += [(key, place) for key, place in _named_by(config, Mark.PATH_OR_HUB_ID) if _is_local(place)]
     return [(key, path) for key, path in found if "://" not in path]
+
+
+def _named_by(config: RunConfig, mark: Mark) -> list[tuple[str, str]]:
+    """(dotted key, value) of the fields with a mark; of a list each item."""
+    values = flatten(config.model_dump(mode="json"))
+    lists = {key: values.get(key) or [] for key in marked(mark)}
+    return [(key, one) for key, given in lists.items() for one in ([given] if isinstance(given, str) else given)]
 
 
 def absolute_paths(config: RunConfig) -> RunConfig:
     """The config with local paths made absolute: workers don't run in the user's folder."""
     raw = config.model_dump(mode="json", exclude_unset=True)
-    raw["storage_path"] = _absolute(config.storage_path)
-    for split in ("train", "validation", "test"):
-        source = raw["data"].get(split)
-        if source and source.get("path"):
-            paths = source["path"]
-            source["path"] = _absolute(paths) if isinstance(paths, str) else [_absolute(path) for path in paths]
-    if raw["data"].get("prepared_path"):
-        raw["data"]["prepared_path"] = _absolute(raw["data"]["prepared_path"])
-    if config.tracking.mlflow is not None:
-        raw["tracking"]["mlflow"]["tracking_uri"] = _absolute_database(config.tracking.mlflow.tracking_uri)
-    for key in ("path", "tokenizer"):
-        place = raw["model"].get(key)
-        if place and (looks_local(place) or os.path.isdir(place)):  # anything else is a hub id
-            raw["model"][key] = _absolute(place)
+    raw["storage_path"] = config.storage_path  # its default is relative too
+    makers: dict[Mark, Callable[[str], str]] = {
+        Mark.PATH: _absolute,
+        Mark.PATH_OR_HUB_ID: lambda place: _absolute(place) if _is_local(place) else place,
+        Mark.DATABASE: _absolute_database,
+    }
+    for mark, make_absolute in makers.items():
+        for key in marked(mark):
+            *sections, name = key.split(".")
+            section: Any = raw
+            for part in sections:
+                section = (section or {}).get(part)
+            if section and (value := section.get(name)):
+                section[name] = make_absolute(value) if isinstance(value, str) else [make_absolute(v) for v in value]
     return parse_config(raw)
+
+
+def _is_local(place: str) -> bool:
+    """Whether it is a folder, or looks like one; anything else is a hub id."""
+    return looks_local(place) or os.path.isdir(place)
 
 
 def _absolute(path: str) -> str:

@@ -1,37 +1,20 @@
-"""Whether a run's folder can be gone on with: the same config, give or take what does not touch the experiment."""
+"""Decides whether an existing run directory can be resumed: with the same config, but for fields that leave the
+experiment the same (P6, P10).
+"""
 
 import json
 from typing import Any
 
-import yaml
+from pydantic import BaseModel
 
 from raytrain.checkpoint.store import CheckpointStore
 from raytrain.config import RunConfig
+from raytrain.config.fields import declared
 from raytrain.config.io import dump_config, flatten
+from raytrain.config.yaml import parse_yaml
 from raytrain.errors import ConfigError
 from raytrain.storage import Storage
 
-# Changing these leaves the model that comes out the same (P6, P10), so a run may be resumed with other values.
-FREE = (
-    "workers.",
-    "checkpoint.",
-    "tracking.",
-    "ray.",
-    "storage_path",
-    "name",
-    "training.early_stopping",
-    "training.best_metric",
-    "training.eval_every_",
-    "training.micro_batch_size",
-    "training.gradient_checkpointing",
-    "training.communication.bucket_elements",
-    "training.communication.overlap",
-    "training.communication.network",
-    "training.communication.environment",
-    "training.zero_stage",
-    "data.record_samples",
-    "data.prepared_path",
-)
 # Where a run that is begun anew has left nothing; the rest of its folder is written anew.
 LOGS = (
     "metrics.jsonl",
@@ -55,7 +38,7 @@ def begin_or_resume(
     """Make the run's folder ready for `config`.
 
     Args:
-        may_change: Beginnings of dotted keys that may differ as well.
+        may_change: Dotted keys that may differ as well.
 
     Returns:
         The summary of the run when it is done already, else None.
@@ -68,8 +51,9 @@ def begin_or_resume(
             run.delete(name)
     if not run.exists("config.yaml"):
         return None
-    before, now = yaml.safe_load(run.read_bytes("config.yaml")), yaml.safe_load(dump_config(config))
-    changes = [change for change in changed_keys(before, now) if not change[0].startswith(may_change)]
+    before = parse_yaml(run.read_bytes("config.yaml"), origin=run.path_of("config.yaml"))
+    now = parse_yaml(dump_config(config))
+    changes = [change for change in changed_keys(before, now) if change[0] not in may_change]
     has_checkpoint = bool(CheckpointStore(run.at("checkpoints")).candidates())
     if not changes and run.exists("summary.json"):
         summary = json.loads(run.read_bytes("summary.json"))
@@ -83,13 +67,15 @@ def begin_or_resume(
     return None
 
 
-def changed_keys(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(dotted key, value before, value now) of each change that would make it another experiment."""
+def changed_keys(
+    before: dict[str, Any], now: dict[str, Any], root: type[BaseModel] = RunConfig
+) -> list[tuple[str, Any, Any]]:
+    """(dotted key, value before, value now) of each change that makes another experiment. `root`: their schema."""
     old, new = flatten(before), flatten(now)
     return [
         (key, old.get(key), new.get(key))
         for key in dict.fromkeys([*new, *old])
-        if old.get(key) != new.get(key) and not key.startswith(FREE)
+        if old.get(key) != new.get(key) and declared(key, root).decides_weights
     ]
 
 
@@ -99,7 +85,7 @@ def _refusal(run: Storage, config: RunConfig, changes: list[tuple[str, Any, Any]
         [
             f"{run.path_of()} holds checkpoints of a run with another config, so it can't be resumed with this one:",
             *lines,
-            f"Put the old value back to go on, give the run another name (name={config.name}-2), or start anew with "
-            "--overwrite, which deletes that run",
+            f"Put the old value back to resume it, give this run another name (name={config.name}-2), or start over "
+            "with --overwrite, which deletes that run",
         ]
     )

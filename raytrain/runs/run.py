@@ -12,10 +12,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from raytrain.config import RunConfig
 from raytrain.config.io import dump_config, parse_config
+from raytrain.config.yaml import parse_yaml
 from raytrain.elastic.allocation import Terms
 from raytrain.elastic.train_run import EVALUATIONS, TrainRun
 from raytrain.errors import ConfigError, RaytrainError, TrainingError, first_line
@@ -328,12 +327,11 @@ def read_run_config(run: Storage, overrides: Sequence[str] = ()) -> RunConfig:
     path = run.path_of("config.yaml")
     if not run.exists("config.yaml"):
         raise ConfigError(f"{run.path_of()} is not a run's folder: it has no config.yaml")
-    try:
-        raw = yaml.safe_load(run.read_bytes("config.yaml"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is no YAML: {error}") from None
+    raw = parse_yaml(run.read_bytes("config.yaml"), RunConfig, origin=path)
     parent, name = run.place()
-    return parse_config(raw, [f"storage_path={parent}", f"name={name}", *overrides], origin=path)
+    if isinstance(raw, dict):
+        raw |= {"storage_path": parent, "name": name}
+    return parse_config(raw, list(overrides), origin=path)
 
 
 def splits_of(config: RunConfig) -> list[str]:

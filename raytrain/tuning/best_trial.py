@@ -2,10 +2,10 @@
 
 from typing import Any
 
-import yaml
-
-from raytrain.config import RunConfig
+from raytrain.config import Affects, RunConfig
+from raytrain.config.fields import affecting
 from raytrain.config.io import parse_config
+from raytrain.config.yaml import parse_yaml
 from raytrain.errors import ConfigError
 from raytrain.storage import Storage
 from raytrain.tuning.resume import SWEEP
@@ -27,7 +27,7 @@ def is_sweep(root: Storage) -> bool:
 
 def read_sweep(root: Storage) -> tuple[dict[str, Any], RunConfig, Space]:
     """What sweep.yaml says of a sweep, and its config and space."""
-    raw = yaml.safe_load(root.read_bytes(SWEEP))
+    raw = parse_yaml(root.read_bytes(SWEEP), origin=root.path_of(SWEEP))
     return raw, RunConfig.model_validate(raw["config"]), Space.model_validate(raw["space"])
 
 
@@ -85,8 +85,8 @@ def with_all_data(raw: dict[str, Any], best_step: int | None) -> dict[str, Any]:
                 "leave both at auto, or write the files of the two in one format"
             )
         data["train"] = {**data["train"], "path": [*_as_list(data["train"]["path"]), *_as_list(validation["path"])]}
-    for gone in ("epochs", "early_stopping", "eval_every_steps", "eval_every_epochs", "best_metric"):
-        training.pop(gone, None)
+    for key in ("training.epochs", *affecting(Affects.EVALUATION)):
+        training.pop(key.removeprefix("training."), None)
     training["max_steps"] = best_step
     return {**raw, "name": f"{raw['name']}-all-data", "data": data, "training": training}
 

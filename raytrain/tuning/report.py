@@ -4,7 +4,8 @@ import base64
 import json
 from typing import Any
 
-from raytrain.config.io import dump_config, to_yaml
+from raytrain.config.io import dump_config
+from raytrain.config.yaml import to_yaml
 from raytrain.report.html import duration, page_template
 from raytrain.storage import Storage
 from raytrain.training.records import read_jsonl

@@ -1,9 +1,10 @@
-"""Whether a sweep's folder can be gone on with: the same config and space, give or take what may change."""
+"""Decides whether an existing sweep directory can be resumed: with the same config and space, but for what may
+change.
+"""
 
-import yaml
-
-from raytrain.config import RunConfig
-from raytrain.config.io import to_yaml
+from raytrain.config import Mark, RunConfig
+from raytrain.config.fields import marked
+from raytrain.config.yaml import parse_yaml, to_yaml
 from raytrain.errors import ConfigError
 from raytrain.runs.resume import changed_keys
 from raytrain.storage import Storage
@@ -11,7 +12,6 @@ from raytrain.tuning.space.schedulers import Generational
 from raytrain.tuning.space.space import Space
 
 SWEEP = "sweep.yaml"
-GROWING = ("budget.", "max_failed")  # of a space: a sweep may be gone on with for longer
 
 
 def begin_or_resume(root: Storage, config: RunConfig, space: Space, metric: str, mode: str) -> None:
@@ -23,14 +23,15 @@ def begin_or_resume(root: Storage, config: RunConfig, space: Space, metric: str,
         "compares": {"metric": metric, "mode": mode},
     }
     if root.exists(SWEEP):
-        before = yaml.safe_load(root.read_bytes(SWEEP))
+        before = parse_yaml(root.read_bytes(SWEEP), origin=root.path_of(SWEEP))
         old_config, old_space = RunConfig.model_validate(before["config"]), Space.model_validate(before["space"])
         changes = changed_keys(old_config.model_dump(mode="json"), config.model_dump(mode="json"))
-        may_change = () if isinstance(space.scheduler, Generational) else GROWING  # a population has one size
+        # A population has one size; any other sweep may be given a larger budget.
+        may_change = () if isinstance(space.scheduler, Generational) else marked(Mark.MID_RUN, Space)
         changes += [
             (f"the space's {key}", was, value)
-            for key, was, value in changed_keys(old_space.model_dump(mode="json"), space.model_dump(mode="json"))
-            if not key.startswith(may_change)
+            for key, was, value in changed_keys(old_space.model_dump(mode="json"), space.model_dump(mode="json"), Space)
+            if key not in may_change
         ]
         if before["compares"] != now["compares"]:
             changes.append(("the metric", before["compares"]["metric"], metric))
@@ -39,9 +40,9 @@ def begin_or_resume(root: Storage, config: RunConfig, space: Space, metric: str,
             raise ConfigError(
                 "\n".join(
                     [
-                        f"{root.path_of()} holds a sweep of another kind, so it can't be gone on with:",
+                        f"{root.path_of()} holds a sweep of another kind, so it can't be resumed:",
                         *lines,
-                        "Put the old value back to go on, give the config another name, or delete that folder",
+                        "Put the old value back to resume it, give the config another name, or delete that folder",
                     ]
                 )
             )

@@ -8,7 +8,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from raytrain.config import RunConfig
+from raytrain.config import Mark, RunConfig
+from raytrain.config.fields import marked
 from raytrain.config.io import parse_config
 from raytrain.elastic.allocation import Terms
 from raytrain.errors import RaytrainError
@@ -19,7 +20,6 @@ from raytrain.training.records import EPOCHS, read_jsonl
 from raytrain.tuning.generation_end import has_paused_at, num_done, value_at, values_of, wait_for_others
 from raytrain.tuning.pool.allocate import Claim
 from raytrain.tuning.pool.broker import TrialAllocation
-from raytrain.tuning.space.schedulers import MAY_CHANGE
 from raytrain.tuning.space.space import overrides_of
 
 STEP, VALUE, STATUS, GOODPUT, OTHERS = "step", "value", "status", "goodput", "others"
@@ -103,7 +103,7 @@ def _train(plan: TrialPlan, config: RunConfig, reporter: Observer, until_step: i
     """Train with workers of the pool, up to a step or to the end."""
     claim = Claim(plan.name, config.workers.min, config.workers.max, plan.rung, plan.value)
     allocation = TrialAllocation(plan.broker, claim)
-    may_change = MAY_CHANGE if until_step is not None else ()
+    may_change = tuple(marked(Mark.MID_RUN)) if until_step is not None else ()
     try:
         terms = Terms(allocation, until_step, may_change, sweep=Storage(plan.sweep).place()[1])
         return run_training(config, reporter, terms=terms)

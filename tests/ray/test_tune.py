@@ -319,7 +319,7 @@ def test_two_objectives(folder: Path) -> None:
 IN_A_RAY_OF_OURS = """
 import contextlib, json, psutil, sys, threading, time, ray
 ray.init(address="local", num_cpus=8, include_dashboard={dashboard})
-from raytrain.config.io import read_yaml
+from raytrain.config.io import read_config
 from raytrain.tuning.space.space import load_space
 from raytrain.tuning.sweep import run_sweep
 workers = set()
@@ -331,7 +331,7 @@ def watch():
                     workers.add(process.pid)
         time.sleep(0.5)
 threading.Thread(target=watch, daemon=True).start()
-result = run_sweep(read_yaml({config!r}), [], load_space({space!r}), "shared", max_concurrent={live})
+result = run_sweep(read_config({config!r}), [], load_space({space!r}), "shared", max_concurrent={live})
 deadline = time.monotonic() + 20
 while ray.available_resources().get("CPU") != 8 and time.monotonic() < deadline:
     time.sleep(0.2)

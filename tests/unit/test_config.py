@@ -1,18 +1,21 @@
 """P16: a mistake in the YAML is found at once and named by its dotted path."""
 
+import copy
 import subprocess
 import sys
+from typing import Any
 
 import pytest
-import yaml
 
 from raytrain.config import RunConfig
+from raytrain.config.fields import all_fields
 from raytrain.config.help import describe_fields
-from raytrain.config.io import all_fields, dump_config, load_config, parse_config
+from raytrain.config.io import dump_config, load_config, parse_config
 from raytrain.config.shipped import config_names
+from raytrain.config.yaml import parse_yaml
 from raytrain.errors import ConfigError
 
-MINIMAL = {
+MINIMAL: dict[str, Any] = {
     "name": "a",
     "task": {"kind": "sequence_classification"},
     "model": {"path": "m"},
@@ -21,7 +24,7 @@ MINIMAL = {
 
 
 def mistake(*overrides: str) -> str:
-    raw = yaml.safe_load(yaml.safe_dump(MINIMAL))
+    raw = copy.deepcopy(MINIMAL)
     with pytest.raises(ConfigError) as caught:
         parse_config(raw, list(overrides))
     assert caught.value.exit_code == 2
@@ -31,6 +34,11 @@ def mistake(*overrides: str) -> str:
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
+        ("training.seed=1", "did you mean seed?"),
+        ("data.max_lenght=1", "did you mean data.max_length?"),
+        ("training.max_length=1", "did you mean data.max_length?"),
+        ("training.lr=1", "did you mean training.optimizer.learning_rate?"),
+        ("batch_size=1", "did you mean training.global_batch_size?"),
         ("training.lerning_rate=1", "did you mean training.optimizer.learning_rate"),
         ("learning_rate=1", "did you mean training.optimizer.learning_rate"),
         ("training.micro_batchsize=4", "did you mean training.micro_batch_size"),
@@ -80,7 +88,7 @@ def test_a_mistake_on_the_command_line_is_not_blamed_on_the_file() -> None:
 
 
 def test_overrides_leave_the_callers_mapping_alone() -> None:
-    raw = yaml.safe_load(yaml.safe_dump(MINIMAL))
+    raw = copy.deepcopy(MINIMAL)
     assert parse_config(raw, ["training.epochs=9", "name=b"]).name == "b"
     assert raw == MINIMAL
 
@@ -133,8 +141,8 @@ def test_precedence_is_defaults_then_file_then_overrides() -> None:
     "overrides", [[], ["training.max_steps=7"], ["model={config: {model_type: bert}, tokenizer: t}"]]
 )
 def test_a_resolved_config_gives_itself_back(overrides: list[str]) -> None:
-    config = parse_config(yaml.safe_load(yaml.safe_dump(MINIMAL)), overrides)
-    assert parse_config(yaml.safe_load(dump_config(config))).model_dump() == config.model_dump()
+    config = parse_config(copy.deepcopy(MINIMAL), overrides)
+    assert parse_config(parse_yaml(dump_config(config))).model_dump() == config.model_dump()
 
 
 def test_broken_files_are_named(tmp_path) -> None:
@@ -172,13 +180,13 @@ def test_fields_are_in_words_with_their_values_and_yaml_defaults() -> None:
         assert lines.count(line) == 1, line
 
 
-def test_integers_are_labels_and_what_yaml_reads_as_true_is_refused() -> None:
-    raw = {
-        **yaml.safe_load(yaml.safe_dump(MINIMAL)),
-        "task": yaml.safe_load("{kind: token_classification, labels: [0, 1]}"),
-    }
+def test_integers_are_labels_and_booleans_are_refused() -> None:
+    raw = copy.deepcopy(MINIMAL)
+    raw["task"]["labels"] = [0, 1]
     assert parse_config(raw).task.labels == ["0", "1"]
-    assert "put the label in quotes, like 'no'" in mistake("task.labels=[no, yes]")
+    raw["task"]["labels"] = [False, True]
+    with pytest.raises(ConfigError, match="task.labels: a label is text, so give 'false' instead of False"):
+        parse_config(raw)
 
 
 @pytest.mark.parametrize("name", config_names())

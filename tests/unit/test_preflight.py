@@ -55,7 +55,7 @@ def test_a_shipped_config_outside_a_clone_says_where_its_data_comes_from(
 
 
 def test_the_variables_of_a_network(tmp_path: Path) -> None:
-    own = "training.communication.environment={NCCL_SOCKET_IFNAME: eth0, NCCL_DEBUG: WARN, NCCL_IB_DISABLE: yes}"
+    own = "training.communication.environment={NCCL_SOCKET_IFNAME: eth0, NCCL_DEBUG: WARN, NCCL_IB_DISABLE: 1}"
     config = check(tiny_run(tmp_path, "run", "training.communication.network=ethernet", own)).config
     environment = communication_variables(config.training.communication)
     assert environment["NCCL_SOCKET_IFNAME"] == "eth0"  # the config's own come first

@@ -6,9 +6,6 @@ from pydantic import Field, model_validator
 
 from raytrain.config import PositiveInt, Section
 
-MAY_CHANGE = ("training.optimizer.", "training.schedule.", "training.gradient_clipping", "training.dropout")
-"""Keys below these can get other values in the middle of a run: neither data nor the state's form depend on them."""
-
 
 class NoScheduler(Section):
     """Every trial trains to its end."""

@@ -5,7 +5,6 @@ no valid configs, are mistakes of the space. No Ray, no torch.
 """
 
 import itertools
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -15,24 +14,15 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
-from raytrain.config import PositiveInt, RunConfig, Section
+from raytrain.config import Mark, PositiveInt, RunConfig, Section
 from raytrain.config import shipped as assets
-from raytrain.config.io import describe, parse_config, read_yaml
+from raytrain.config.fields import declared, marked
+from raytrain.config.io import parse_config
+from raytrain.config.mistakes import describe
+from raytrain.config.yaml import read_yaml, to_word
 from raytrain.errors import ConfigError
 from raytrain.tuning.space.domains import AnyDomain, Domain, Grid, Range
-from raytrain.tuning.space.schedulers import MAY_CHANGE, AnyScheduler, Bandits, Generational, NoScheduler, Stopping
-
-SHARED = (
-    "name",
-    "storage_path",
-    "workers.",
-    "ray.",
-    "tracking.",
-    "checkpoint.",
-    "data.prepared_path",
-    "training.communication.",
-)
-"""Keys that no trial has for itself: they are those of the pool, or of the sweep's folder."""
+from raytrain.tuning.space.schedulers import AnyScheduler, Bandits, Generational, NoScheduler, Stopping
 
 Values = dict[str, Any]
 """Dotted config key -> value: what a trial changes in the sweep's config."""
@@ -80,12 +70,12 @@ class Objective(Section):
 class Budget(Section):
     """When no new trial is started any more. What runs is trained on, but for `hours`, at whose end it is stopped."""
 
-    trials: PositiveInt = 16
+    trials: Annotated[PositiveInt, Mark.MID_RUN] = 16
     """Configurations to try; with grids, the number of draws for each combination is this over their number, rounded
     up."""
-    steps: PositiveInt | None = None
+    steps: Annotated[PositiveInt | None, Mark.MID_RUN] = None
     """Optimizer steps of all trials together; null: no limit."""
-    hours: Annotated[float, Field(gt=0.0)] | None = None
+    hours: Annotated[float | None, Field(gt=0.0), Mark.MID_RUN] = None
     """Wall time; null: no limit."""
 
 
@@ -109,7 +99,7 @@ class Space(Section):
     """How much is tried."""
     repeats: PositiveInt = 1
     """Runs of each configuration, with seeds of their own."""
-    max_failed: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    max_failed: Annotated[float, Field(ge=0.0, le=1.0), Mark.MID_RUN] = 0.5
     """Share of failed trials above which the sweep ends, once four are over."""
     seed: int = 0
     """Of the drawn values: the same space and seed give the same configurations."""
@@ -163,9 +153,9 @@ class Space(Section):
         for key, domain in self.parameters.items():
             if isinstance(self.scheduler, Bandits) and (domain.when or not isinstance(domain, Range)):
                 raise ValueError(f"{kind} chooses numbers between two others: parameters.{key} is none, use kind pbt")
-            if not key.startswith(MAY_CHANGE):
-                allowed = ", ".join(name.removesuffix(".") for name in MAY_CHANGE)
-                raise ValueError(f"{kind} can't change {key} in the middle of a run; it can: {allowed}")
+            if Mark.MID_RUN not in declared(key).marks:
+                allowed = ", ".join(marked(Mark.MID_RUN))
+                raise ValueError(f"{kind} can't change {key} in the middle of a run; it can change: {allowed}")
         if self.repeats > 1 or self.searcher.kind != "random" or self.num_configurations < 2:
             raise ValueError(f"{kind} needs searcher.kind random, repeats 1, and budget.trials of 2 or more")
         return self
@@ -189,8 +179,8 @@ def applies(domain: Domain, chosen: Values) -> bool:
 
 
 def overrides_of(values: Values) -> list[str]:
-    """As `key=value` words. JSON is YAML, and says a float so that YAML reads it as one."""
-    return [f"{key}={_as_yaml(value)}" for key, value in values.items()]
+    """As `key=value` words."""
+    return [f"{key}={to_word(value)}" for key, value in values.items()]
 
 
 def short(key: str) -> str:
@@ -209,7 +199,7 @@ def in_words(values: Values) -> str:
 def load_space(space: str) -> Space:
     """The space of a file, or the shipped one of that name. Raises ConfigError naming each mistake."""
     path = assets.find_space(space)
-    raw = read_yaml(path)
+    raw = read_yaml(path, Space)
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected `key: value` lines, found {type(raw).__name__}")
     try:
@@ -249,7 +239,7 @@ def check_space(space: Space, raw: dict[str, Any], overrides: list[str]) -> RunC
     mistakes += [
         f"parameters.{key}: all trials of a sweep share it; set it in the config"
         for key in space.parameters
-        if key.startswith(SHARED)
+        if Mark.SHARED in declared(key).marks
     ]
     for key, domain in space.parameters.items():
         for value in domain.ends():
@@ -313,14 +303,6 @@ def _combination(space: Space, index: int) -> tuple[Any, ...]:
     combinations = itertools.product(*(grid.values for grid in space.grids.values()))
     number = index % math.prod(len(grid.values) for grid in space.grids.values())
     return next(itertools.islice(combinations, number, None))
-
-
-def _as_yaml(value: Any) -> str:
-    if isinstance(value, float) and math.isfinite(value):
-        text = repr(value)
-        mantissa, e, exponent = text.partition("e")
-        return f"{mantissa}.0e{exponent}" if e and "." not in mantissa else text
-    return json.dumps(value)
 
 
 def without_headline(text: str) -> str:
