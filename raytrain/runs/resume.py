@@ -10,6 +10,7 @@ from raytrain.config import RunConfig
 from raytrain.config.io import dump_config, flatten
 from raytrain.errors import ConfigError
 from raytrain.storage import Storage
+from raytrain.training.outcome import RunStatus
 
 # Changing these leaves the model that comes out the same (P6, P10), so a run may be resumed with other values.
 FREE = (
@@ -73,7 +74,7 @@ def begin_or_resume(
     has_checkpoint = bool(CheckpointStore(run.at("checkpoints")).candidates())
     if not changes and run.exists("summary.json"):
         summary = json.loads(run.read_bytes("summary.json"))
-        if summary["status"] in ("finished", "stopped_early"):
+        if RunStatus(summary["status"]).is_done:
             return {**summary, "message": "this run is done already"}
     if changes and has_checkpoint:
         raise ConfigError(_refusal(run, config, changes))
