@@ -52,12 +52,13 @@ def train(
     """
     # Imported late: `import raytrain` must not cost what Ray and torch cost.
     from raytrain.runs.run import run_training
+    from raytrain.training.outcome import RunStatus
 
     parsed = _parse(config, list(overrides))
     with _observer(progress) as observer:
         result = run_training(parsed, observer, callbacks=callbacks)
-    if result.status == "failed":
-        raise TrainingError(f"{result.run_path} failed at step {result.step}: {result.message}")
+    if result.status is RunStatus.FAILED:
+        raise TrainingError(f"{result.run_path} failed at step {result.step}: {result.message}", result.failure_code)
     return result
 
 

@@ -103,11 +103,12 @@ def jobs_list(address: Address = None) -> None:
 @jobs_app.command("logs")
 def jobs_logs(job: JobId, address: Address = None) -> None:
     """Print what a job has printed up to now."""
+    from raytrain.launch.job_events import for_people
     from raytrain.launch.server import JobServer
 
     server = JobServer(address)
     server.look(job)
-    typer.echo(server.logs(job), nl=False)
+    typer.echo(for_people(server.logs(job)), nl=False)
 
 
 @jobs_app.command("attach")
@@ -127,9 +128,10 @@ def jobs_attach(job: JobId, address: Address = None) -> None:
 @jobs_app.command("stop")
 def jobs_stop(job: JobId, address: Address = None) -> None:
     """Let a job save a checkpoint and leave, and wait for that. Exit code 1: it did not say that it has saved."""
+    from raytrain.launch.job_events import events_of
     from raytrain.launch.server import JobServer, Tail
-    from raytrain.runs.run import GO_ON
     from raytrain.terminal.jobs import JobDisplay
+    from raytrain.training.outcome import RunStatus
 
     server = JobServer(address)
     found = server.look(job)
@@ -141,7 +143,8 @@ def jobs_stop(job: JobId, address: Address = None) -> None:
             display.console.print(f"job {job} was asked to save and leave", soft_wrap=True)
             try:
                 found = Tail(server, job, display.say, seen=seen).wait()
-                is_saved = is_saved or found.status == "SUCCEEDED" or GO_ON in server.logs(job)[seen:]
+                said = events_of(server.logs(job)[seen:].split("\n"))
+                is_saved = is_saved or found.status == "SUCCEEDED" or any(e.status == RunStatus.STOPPED for e in said)
             except KeyboardInterrupt:
                 display.console.print(f"job {job} goes on saving; see: raytrain jobs list", soft_wrap=True)
                 raise typer.Exit(1) from None

@@ -1,13 +1,14 @@
 """Waiting until the cluster has room for workers, and asking its autoscaler for nodes."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 
 from raytrain.config import RunConfig
 from raytrain.elastic.allocation import Allocation
+from raytrain.elastic.run_spec import Hooks
 from raytrain.elastic.worker_processes import WorkerPool
-from raytrain.errors import TrainingError
+from raytrain.errors import FailureCode, TrainingError
 from raytrain.ray_core.node_request import NodeRequest
 from raytrain.ray_core.nodes import NodeView, Resources, look, places_that_fit
 
@@ -22,24 +23,14 @@ SAY_EVERY_S = 15.0
 class Admission:
     """What a run waits for before each of its worker groups."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        worker: Resources,
-        say: Callable[[str], None],
-        on_poll: Callable[[], None],
-        is_stop_asked: Callable[[], bool],
-        pool: WorkerPool,
-        allocation: Allocation,
-    ):
+    def __init__(self, config: RunConfig, worker: Resources, hooks: Hooks, pool: WorkerPool, allocation: Allocation):
         """Args:
         worker: What each worker holds.
         pool: The run's processes that are left; while it waits, they do not keep others waiting.
-        share: How many workers it may have.
+        allocation: How many workers it may have.
         """
         self._workers, self._worker = config.workers, dict(worker)
-        self._say, self._on_poll, self._is_stop_asked = say, on_poll, is_stop_asked
-        self._pool, self._allocation = pool, allocation
+        self._hooks, self._pool, self._allocation = hooks, pool, allocation
         self.wanted = config.workers.max
         """Workers that the run may have, as it was last known."""
         self.waiting_s = 0.0
@@ -75,7 +66,7 @@ class Admission:
         if self._is_first:
             there = [replace(node, available=node.total) for node in look()]
             wanted = max(self._workers.min, len(self.places(there, 0, self._workers.max)))
-        while not self._is_stop_asked():
+        while not self._hooks.is_stop_asked():
             self.ask_for_nodes()
             nodes = look(probe=True)
             self._pool.end_on(set(self._pool.nodes) - {node.node_id for node in nodes if not node.is_draining})
@@ -94,18 +85,19 @@ class Admission:
             if timeout_s is not None and waited_s > timeout_s:
                 raise TrainingError(
                     f"{self._missing(nodes, fitting)}. It has been so for workers.wait_timeout_s {timeout_s:g} s; add "
-                    "nodes, lower workers.min, or raise the timeout"
+                    "nodes, lower workers.min, or raise the timeout",
+                    FailureCode.NO_CAPACITY,
                 )
             if time.monotonic() >= next_word_s and fitting < self._workers.min:
                 if most < self._workers.min:
-                    self._say("waiting for the sweep's other trials")
+                    self._hooks.say("waiting for the sweep's other trials")
                 else:
-                    self._say(f"waiting for nodes since {waited_s:.0f} s: {self._missing(nodes, fitting)}")
+                    self._hooks.say(f"waiting for nodes since {waited_s:.0f} s: {self._missing(nodes, fitting)}")
                 next_word_s = time.monotonic() + SAY_EVERY_S
             if fitting < self._workers.min and self._request is not None:
                 self._request.is_in_vain()
             time.sleep(POLL_S)
-            self._on_poll()
+            self._hooks.on_poll()
         return []
 
     def most_workers(self) -> int:

@@ -41,6 +41,11 @@ class Allocation:
         """Whether the run should save and end."""
         return False
 
+    @property
+    def is_withdrawn(self) -> bool:
+        """Whether the run is of no use any more, as a trial that the scheduler has stopped: it ends without a save."""
+        return False
+
     def lend(self, node_id: str, resources: Mapping[str, float]) -> LeasedWorker:
         """A process on this node, which holds these resources, or one of another node that was waiting. It may have
         been started just now."""

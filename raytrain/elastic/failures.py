@@ -2,14 +2,17 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from raytrain.config import RunConfig
 from raytrain.elastic.bad_step import samples_of, step_in_work
 from raytrain.elastic.policy import Failure, FailureKind, FaultBudget
 from raytrain.elastic.worker_group import GroupFailure, WorkerGroup
+from raytrain.errors import FailureCode
 from raytrain.ray_core.nodes import NodeView, look
 from raytrain.storage import Storage
 from raytrain.training.driver_link import GroupStatus
+from raytrain.training.outcome import Failed
 
 # A node that goes takes its raylet along this much later than its workers' processes.
 NODE_FOLLOWS_S = 1.0
@@ -23,6 +26,21 @@ WORDS = {
     FailureKind.HANG: "the workers hang",
     FailureKind.NO_START: "the workers did not start",
 }
+
+
+# Of the kinds that are told by the nodes' state; else the group's failure knows its code.
+CODES = {FailureKind.RECLAIM: FailureCode.NODE_LOST, FailureKind.NODE_LOST: FailureCode.NODE_LOST}
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a failure was, and what follows from it."""
+
+    kind: FailureKind
+    verdict: Failed | None
+    """Why the run has to give up; None: it may continue."""
+    nodes: list[NodeView]
+    """As they are now."""
 
 
 class Failures:
@@ -40,29 +58,24 @@ class Failures:
         """Seconds to wait before the next group."""
         return self._budget.wait_s
 
-    def judge(
-        self, failure: GroupFailure, group: WorkerGroup | None, before: Sequence[NodeView]
-    ) -> tuple[FailureKind, str | None, list[NodeView]]:
+    def judge(self, failure: GroupFailure, group: WorkerGroup | None, before: Sequence[NodeView]) -> Judgement:
         """Count a failure.
 
         Args:
             group: None when it was not even formed.
             before: The nodes as they were last seen.
-
-        Returns:
-            The kind; why the run has to give up, or None when it may continue; and the nodes now.
         """
         kind, nodes = _kind_of(failure, group, before)
-        verdict = self._charge(kind, failure.message, group)
+        verdict = self._charge(kind, failure, group)
         if verdict is not None and kind is FailureKind.CRASH:
             time.sleep(NODE_FOLLOWS_S)
             if (second := _kind_of(failure, group, before))[0] is not kind:
                 self._budget.take_back()
                 kind, nodes = second
-                verdict = self._charge(kind, failure.message, group)
+                verdict = self._charge(kind, failure, group)
         self._crashed = set(group.nodes_of_dead) if group is not None and kind is FailureKind.CRASH else set()
         self._crashed_s, self._looks_s = time.monotonic(), [*LOOK_AGAIN_S]
-        return kind, verdict, nodes
+        return Judgement(kind, verdict, nodes)
 
     def reconsider(self) -> None:
         """Called now and then. A worker's process that died was the first sign of its node's end, which is no crash."""
@@ -75,13 +88,16 @@ class Failures:
         if not self._looks_s:
             self._crashed = set()
 
-    def _charge(self, kind: FailureKind, message: str, group: WorkerGroup | None) -> str | None:
+    def _charge(self, kind: FailureKind, failure: GroupFailure, group: WorkerGroup | None) -> Failed | None:
         status = group.status() if group is not None else GroupStatus()
-        verdict = self._budget.charge(Failure(kind, step_in_work(self._run, status), message))
-        bad_step = self._budget.bad_step
-        if verdict is None or bad_step is None or bad_step > self._total_steps or kind is FailureKind.HANG:
-            return verdict
-        return verdict + samples_of(bad_step, self._config, self._prepared_root)
+        code = CODES.get(kind, failure.code)
+        why = self._budget.charge(Failure(kind, step_in_work(self._run, status), failure.message, code))
+        bad_step, given_up_for = self._budget.bad_step, self._budget.given_up_for
+        if why is None or given_up_for is None:
+            return None
+        if bad_step is not None and bad_step <= self._total_steps and kind is not FailureKind.HANG:
+            why += samples_of(bad_step, self._config, self._prepared_root)
+        return Failed(given_up_for.code, why)
 
 
 def _kind_of(

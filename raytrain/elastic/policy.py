@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from raytrain.errors import FailureCode
+
 # Growing nodes come one after the other; the run waits for the last, but not for ever.
 LONGEST_SETTLING = 6.0  # times workers.grow_delay_s
 VAIN_PAUSE_S = 300.0
@@ -91,6 +93,7 @@ class Failure:
     step: int | None
     """Step that it was working on, from 1; None before its loop."""
     message: str
+    code: FailureCode = FailureCode.WORKER_ERROR
 
 
 @dataclass
@@ -101,6 +104,8 @@ class FaultBudget:
     spent: int = 0
     bad_step: int | None = None
     """Step that failed again and again, once `charge` has said so."""
+    given_up_for: Failure | None = None
+    """The failure that `charge` quotes when it gives up."""
     _in_a_row: int = 0
     _last_step: int | None = None
     _last: Failure | None = None
@@ -120,8 +125,9 @@ class FaultBudget:
             alike = self._seen.setdefault((failure.kind, failure.step), [])
             alike.append(failure)
             if len(alike) >= AT_A_STEP.get(failure.kind, MOST_IN_A_ROW):
-                self.bad_step = failure.step
+                self.bad_step, self.given_up_for = failure.step, alike[0]
                 return f"step {failure.step} failed {len(alike)} times. The first time: {alike[0].message}"
+        self.given_up_for = failure
         if self.spent > self.max_failures:
             limit = f"workers.max_failures is {self.max_failures}"
             return f"{self.spent} failures, and {limit}. The last: {failure.message}"

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from ray.train import Checkpoint
+from ray.train.v2._internal.execution.checkpoint.sync_actor import SynchronizationBarrierResetError
 from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2._internal.execution.training_report import _TrainingReport
 from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
@@ -18,6 +19,8 @@ from ray.train.v2._internal.util import invoke_context_managers
 from raytrain.training.job import POINTER
 
 FLUSH_TIMEOUT_S = 5.0
+BarrierResetError = SynchronizationBarrierResetError
+"""Raised in whoever waits in a barrier of Ray Train when another worker of the group has failed."""
 
 
 class ReusableWorker(RayTrainWorker):

@@ -3,12 +3,14 @@
 import contextlib
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 from raytrain.config import RunConfig
-from raytrain.errors import first_line
+from raytrain.errors import FailureCode, first_line
 from raytrain.storage import Storage
+from raytrain.training.outcome import Failed, Outcome, Stopped, StopReason
 
 FOLDER = "ray_train"  # of a run: what Ray Train keeps of it
 EVALUATIONS = f"{FOLDER}/evaluations"  # which may run beside the training
@@ -17,6 +19,16 @@ ABORT_TIMEOUT_S = 2.0
 MOST_CONTROLLERS = 4
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ControllerEnd:
+    """Ray Train's controller has ended though nobody told it to."""
+
+    can_restart: bool
+    """Whether another one can take its place."""
+    cause: str
+    """For people."""
 
 
 class TrainRun:
@@ -84,8 +96,8 @@ class TrainRun:
         """A group is failing: whoever of it waits in a barrier of Ray Train, now or later, is let go with an error."""
         self._controller.release.remote(number)
 
-    def problem(self) -> tuple[bool, str] | None:
-        """(whether another controller can take its place, what went wrong) when it has ended by itself; else None."""
+    def problem(self) -> ControllerEnd | None:
+        """What went wrong when it has ended by itself; else None."""
         import ray
 
         if not ray.wait([self.done], timeout=0)[0]:
@@ -94,28 +106,27 @@ class TrainRun:
             ray.get(self.done)
             error = ray.get(self._controller.get_result.remote(), timeout=END_TIMEOUT_S).error
         except ray.exceptions.RayActorError as died:
-            return self._num_started < MOST_CONTROLLERS, f"Ray Train's controller died: {first_line(str(died))}"
+            can_restart = self._num_started < MOST_CONTROLLERS
+            return ControllerEnd(can_restart, f"Ray Train's controller died: {first_line(str(died))}")
         except Exception as failed:
-            return False, f"Ray Train's controller failed: {first_line(str(failed))}"
-        return False, f"Ray Train's controller ended the run: {error}"
+            return ControllerEnd(False, f"Ray Train's controller failed: {first_line(str(failed))}")
+        return ControllerEnd(False, f"Ray Train's controller ended the run: {error}")
 
     def restart(self) -> None:
         """Start another controller in the place of one that has died: another run in Ray Train's state."""
         self._start()
 
-    def conclude(self, outcome: Mapping[str, Any]) -> None:
+    def conclude(self, outcome: Outcome) -> None:
         """End the run as its outcome says. What the workers have reported is taken in first, so they are still there.
-
-        `outcome`: contents of a group's result: a status, and the message of one that failed.
-        """
+        To Ray Train one that has paused is finished."""
         if self._is_concluded:
             return
         self._is_concluded = True
-        if outcome["status"] == "stopped" and not outcome.get("is_pause"):
+        if isinstance(outcome, Stopped) and outcome.reason is not StopReason.PAUSED:
             return self._abort()
         import ray
 
-        error = outcome["message"] if outcome["status"] == "failed" else None
+        error = outcome.message if isinstance(outcome, Failed) else None
         with contextlib.suppress(ray.exceptions.RayError):
             self._controller.conclude.remote(error)
             if not ray.wait([self.done], timeout=END_TIMEOUT_S)[0]:
@@ -142,6 +153,6 @@ class TrainRun:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None and isinstance(error, Exception):
-            self.conclude({"status": "failed", "message": f"{type(error).__name__}: {error}"})
+            self.conclude(Failed(FailureCode.INTERNAL, f"{type(error).__name__}: {error}"))
         elif not self._is_concluded:
             self._abort()

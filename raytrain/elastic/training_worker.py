@@ -8,28 +8,21 @@ import socket
 import sys
 import threading
 import time
-import traceback
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import ray
 
 from raytrain.elastic.ray_train_worker import DirectReporter, ReusableWorker
+from raytrain.elastic.worker_errors import WorkerError, error_of
 from raytrain.engine.rendezvous import address_of, listen
-from raytrain.errors import RaytrainError
+from raytrain.errors import FailureCode, RaytrainError
 from raytrain.storage import Storage
 from raytrain.training.driver_link import DriverLink, GroupStatus
 from raytrain.training.job import Job
+from raytrain.training.outcome import Failed, Outcome, RunStatus
 
 logger = logging.getLogger(__name__)
-
-# Errors that mean that another worker is gone: secondary failures, which must not be reported as the cause.
-PEER_LOST: tuple[str, ...] = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL", "ProcessGroup")
-PEER_LOST += ("DistBackendError", "DistNetworkError", "DistStoreError", "SynchronizationBarrierResetError")
-OUT_OF_MEMORY_ADVICE = (
-    " Lower training.micro_batch_size or turn on training.gradient_checkpointing: neither changes the result. Or take "
-    "a higher training.zero_stage with more workers; `raytrain plan CONFIG --gpu GPU` says what fits."
-)
 
 
 @dataclass(frozen=True)
@@ -54,12 +47,10 @@ class Assignment:
 class WorkerExit:
     """How a worker left its group. One of the first two is set."""
 
-    result: dict[str, Any] | None = None
-    """Of the group: its status, and more on rank 0."""
-    error: str | None = None
-    """An exception of this worker: a crash, after which the driver starts another group."""
-    is_secondary: bool = False
-    """Whether the error only says that another process or a node is gone. This process can be used again."""
+    outcome: Outcome | None = None
+    """Of the group; rank 0's is complete."""
+    error: WorkerError | None = None
+    """Why there is none, after which the driver starts another group."""
     status: GroupStatus = field(default_factory=GroupStatus)
     """How far the group had come."""
 
@@ -141,7 +132,7 @@ class TrainingWorker(ReusableWorker):
             if group > self._group:  # this worker was not even told of it
                 self._group, self._has_begun = group, False
             if group == self._group and not self._has_begun:
-                self._leave_group(group, WorkerExit(error=reason, is_secondary=True))
+                self._leave_group(group, _left(reason))
 
     def leave(self, group: int) -> None:
         """The group shall save at its next step, and end."""
@@ -164,18 +155,18 @@ class TrainingWorker(ReusableWorker):
             self._changed.wait_for(lambda: self._group > group or (self._group == group and self._exit is not None))
             if self._group == group and self._exit is not None:
                 return self._exit
-            return WorkerExit(error=f"worker group {group} is over", is_secondary=True)
+            return _left(f"worker group {group} is over")
 
     def run_assignment(self) -> str:
         """Take part in the worker group that was assigned: what Ray Train runs in its thread. Returns the status of
-        the group's result; raises RuntimeError with what went wrong."""
+        the group's outcome; raises RuntimeError with what went wrong."""
         with self._changed:
             assignment, job, group = self._assignment, self._job, self._ordered
             is_over = self._group != group or self._has_begun or self._exit is not None
             if assignment is None or job is None or assignment.group != group or is_over:
                 raise RuntimeError(f"worker group {group} is over")
             self._has_begun = True
-        left = WorkerExit(error="the training thread was ended")
+        left = WorkerExit(error=WorkerError(FailureCode.WORKER_ERROR, "the training thread was ended"))
         with self._cleaning:  # the last group's memory may still be on its way back
             try:
                 left = self.work(assignment, job)
@@ -184,14 +175,14 @@ class TrainingWorker(ReusableWorker):
                     self._leave_group(group, left)
                 _forget()
         if left.error is not None:
-            raise RuntimeError(left.error)
-        return left.result["status"] if left.result else ""
+            raise RuntimeError(left.error.message)
+        return left.outcome.status.value if left.outcome else ""
 
     def work(self, assignment: Assignment, job: Job) -> WorkerExit:
         """Take part in one worker group, from its forming to its end.
 
-        An error for people (a diverged run, a full disk) is no reason to start the workers again: it is raised on all
-        workers alike, see Control.all_succeed, and is a result.
+        An error for people (a diverged run, a full disk) does not start the workers again: it is raised on all workers
+        alike, see Control.all_succeed, and is an outcome.
         """
         from raytrain.config import RunConfig
         from raytrain.config.shipped import communication_variables
@@ -207,11 +198,10 @@ class TrainingWorker(ReusableWorker):
         try:
             store = connect(world, assignment.store_address, listener)
             with process_group(world, backend, store, patience_s):
-                return WorkerExit(result=_work(job, world, self._link), status=self._link.status)
+                return WorkerExit(_work(job, world, self._link), status=self._link.status)
         except Exception as error:
             logger.exception("worker %d of group %d", assignment.world_rank, assignment.group)
-            message = _in_words(error)
-            return WorkerExit(error=message, is_secondary=_is_peer_lost(error, message), status=self._link.status)
+            return WorkerExit(error=error_of(error), status=self._link.status)
         finally:
             self._link.give_holders({})
 
@@ -247,30 +237,37 @@ worker_class: type[TrainingWorker] = TrainingWorker
 _worker: TrainingWorker | None = None  # of this process
 
 
+def _left(reason: str) -> WorkerExit:
+    """Of a worker that has not begun, since another one is gone."""
+    return WorkerExit(error=WorkerError(FailureCode.PEER_LOST, reason))
+
+
 def train_fn() -> str:
     """What Ray Train runs on each worker of each group."""
     assert _worker is not None
     return _worker.run_assignment()
 
 
-def _work(job: Job, world: Any, link: DriverLink) -> dict[str, Any]:
+def _work(job: Job, world: Any, link: DriverLink) -> Outcome:
     """The group is formed: do the job."""
     entered_at_s = link.now()
     from raytrain.training.worker import WorkerRun
 
     worker = None
-    result: dict[str, Any] = {"status": "stopped"}  # after a crash another group continues
+    status = RunStatus.STOPPED  # after a crash another group continues
     try:
         worker = WorkerRun(job, Storage(job.run_root), world, link, entered_at_s, DirectReporter())
-        result = worker.train() if job.evaluate_split is None else worker.evaluate(job.evaluate_split)
+        outcome = worker.train() if job.evaluate_split is None else worker.evaluate(job.evaluate_split)
+        status = outcome.status
+        return outcome
     except RaytrainError as error:
         if worker is not None:
-            worker.log.event("failure", cause=str(error))
-        result = {"status": "failed", "message": str(error), "exit_code": error.exit_code}
+            worker.log.event("failure", cause=str(error), code=error.code)
+        status = RunStatus.FAILED
+        return Failed(error.code, str(error))
     finally:
         if worker is not None:
-            worker.log.close(result["status"])
-    return result
+            worker.log.close(status)
 
 
 @functools.cache
@@ -278,22 +275,6 @@ def _object_store_bytes() -> float:
     """Size of this node's object store."""
     node_id = ray.get_runtime_context().get_node_id()
     return next(node["Resources"] for node in ray.nodes() if node["NodeID"] == node_id)["object_store_memory"]
-
-
-def _in_words(error: Exception) -> str:
-    """What the driver is told of an exception, in a line or two."""
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(error, torch.OutOfMemoryError):
-        return f"{type(error).__name__}: {str(error).partition(' If reserved')[0]}{OUT_OF_MEMORY_ADVICE}"
-    return f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
-
-
-def _is_peer_lost(error: Exception, message: str) -> bool:
-    from ray.exceptions import RayError, RayTaskError
-
-    is_rays = isinstance(error, RayError) and not isinstance(error, RayTaskError)  # an actor or a node that is gone
-    return is_rays or any(words in message for words in PEER_LOST)
 
 
 def _forget() -> None:

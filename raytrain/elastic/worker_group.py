@@ -14,10 +14,12 @@ from typing import Any
 from raytrain.elastic.policy import FailureKind
 from raytrain.elastic.train_run import TrainRun
 from raytrain.elastic.training_worker import Assignment, WorkerExit
+from raytrain.elastic.worker_errors import WorkerError, death_of
 from raytrain.elastic.worker_processes import WorkerProcess
-from raytrain.errors import first_line
+from raytrain.errors import FailureCode, first_line
 from raytrain.training.driver_link import GroupStatus
 from raytrain.training.job import Job
+from raytrain.training.outcome import Outcome
 
 # After the first worker has failed, the others see it in their next collective, or in the one that they are in.
 LEAVE_TIMEOUT_S = 10.0
@@ -33,6 +35,7 @@ class GroupFailure:
 
     kind: FailureKind
     """NO_START, CRASH, ERROR or HANG; only the supervisor knows of nodes."""
+    code: FailureCode
     message: str
 
 
@@ -57,7 +60,7 @@ class WorkerGroup:
         self.number, self.processes = number, list(processes)
         self._lost_nodes, self._train_run = lost_nodes, train_run
         self._exits: dict[int, WorkerExit] = {}
-        self._deaths: dict[int, str] = {}
+        self._deaths: dict[int, WorkerError] = {}
         self._hung: set[int] = set()
         self._failed_s: float | None = None
         self._hang = ""
@@ -99,7 +102,7 @@ class WorkerGroup:
         except ray.exceptions.RayTaskError as error:
             return first_line(str(error.cause))
         except ray.exceptions.RayError as error:
-            return _cause_of_death(error)
+            return death_of(error).message
         return None
 
     @property
@@ -139,7 +142,7 @@ class WorkerGroup:
     def has_not_begun(self) -> bool:
         """Whether it has ended before any of its workers had begun, and none of them is the cause."""
         left = self._exits.values()
-        is_nobodys = all(exit_.is_secondary and exit_.status.step is None for exit_ in left)
+        is_nobodys = all(e.error is not None and e.error.is_secondary and e.status.step is None for e in left)
         return is_nobodys and not (self._deaths or self._hang or self._hung)
 
     def tell_notice(self, deadlines_s: Mapping[str, float | None]) -> None:
@@ -202,38 +205,44 @@ class WorkerGroup:
                 self._statuses[rank] = answer
 
     @property
-    def result(self) -> dict[str, Any] | None:
+    def outcome(self) -> Outcome | None:
         """What rank 0 said at the end; None: the group has failed."""
-        return None if self.has_failed else self._exits[0].result
+        return None if self.has_failed else self._exits[0].outcome
 
     @property
     def failure(self) -> GroupFailure:
-        """Why there is no result: the cause, without the secondary failures of workers whose peer was gone."""
+        """Why there is no outcome: the cause, without the secondary failures of workers whose peer was gone."""
         if self._deaths:
             rank = min(self._deaths)
-            return GroupFailure(FailureKind.CRASH, f"worker {rank} died: {self._deaths[rank]}")
+            death = self._deaths[rank]
+            return GroupFailure(FailureKind.CRASH, death.code, f"worker {rank} died: {death.message}")
         if self._hang:
-            return GroupFailure(FailureKind.HANG, self._hang)
-        rank = min(self._causes)
-        return GroupFailure(FailureKind.ERROR, f"worker {rank}: {self._causes[rank]}")
+            return GroupFailure(FailureKind.HANG, FailureCode.HANG, self._hang)
+        rank, cause = next(iter(self._causes.items()))
+        return GroupFailure(FailureKind.ERROR, cause.code, f"worker {rank}: {cause.message}")
 
     @property
-    def _causes(self) -> dict[int, str]:
-        """Errors by rank; secondary ones only where there is no other."""
-        errors = {rank: left for rank, left in self._exits.items() if left.error is not None}
-        causes = {rank: left for rank, left in errors.items() if not left.is_secondary}
-        return {rank: str(left.error) for rank, left in (causes or errors).items()}
+    def _errors(self) -> dict[int, WorkerError]:
+        """By rank, the first that was heard of first."""
+        return {rank: left.error for rank, left in self._exits.items() if left.error is not None}
+
+    @property
+    def _causes(self) -> dict[int, WorkerError]:
+        """Errors by rank; where all are secondary, that of the worker that failed first."""
+        errors = self._errors
+        causes = {rank: error for rank, error in sorted(errors.items()) if not error.is_secondary}
+        return causes or dict(list(errors.items())[:1])
 
     @property
     def unfit(self) -> list[WorkerProcess]:
         """Processes that must not be used again: they are dead, or an exception of their own came up in them."""
-        own = [rank for rank, left in self._exits.items() if left.error is not None and not left.is_secondary]
+        own = [rank for rank, error in self._errors.items() if not error.is_secondary]
         return [self.processes[rank] for rank in (*self._deaths, *self._hung, *own)]
 
     @property
     def has_failed(self) -> bool:
         """Whether a worker of it has died or raised; the others may still be there."""
-        return bool(self._deaths or self._hang) or any(left.error is not None for left in self._exits.values())
+        return bool(self._deaths or self._hang) or bool(self._errors)
 
     def end_hung(self, cause: str) -> None:
         """End all that are still at work: they wait for each other, or for something that does not come."""
@@ -257,7 +266,7 @@ class WorkerGroup:
                 answer: Any = ray.get(reference)
                 self._exits[rank] = answer
             except ray.exceptions.RayError as error:
-                self._deaths[rank] = _cause_of_death(error)
+                self._deaths[rank] = death_of(error)
         if self.has_failed and self._failed_s is None:
             self._failed_s = time.monotonic()
             self.abandon("another worker of the group is gone")
@@ -279,7 +288,7 @@ class WorkerGroup:
             process.kill()
             del self._working[reference]
             if process.node_id in lost:
-                self._deaths[rank] = "its node is gone"
+                self._deaths[rank] = WorkerError(FailureCode.NODE_LOST, "its node is gone")
             else:
                 self._hung.add(rank)
 
@@ -294,14 +303,6 @@ class WorkerGroup:
             return
         self._is_reported = True
         hung = dict.fromkeys(self._hung, self._hang or "it did not leave the group in time")
-        deaths = {rank: f"worker {rank} died: {cause}" for rank, cause in self._deaths.items()}
-        self._train_run.fail_group(self.number, deaths or (hung if self._hang else self._causes))
-
-
-def _cause_of_death(error: Exception) -> str:
-    """Ray's word for it, where it has one."""
-    from ray.exceptions import ActorUnavailableError
-
-    if isinstance(error, ActorUnavailableError):  # it says so in the words of its RPC library
-        return "its process can't be reached any more"
-    return first_line(str(error)) or type(error).__name__
+        deaths = {rank: f"worker {rank} died: {death.message}" for rank, death in self._deaths.items()}
+        causes = {rank: error.message for rank, error in self._causes.items()}
+        self._train_run.fail_group(self.number, deaths or (hung if self._hang else causes))

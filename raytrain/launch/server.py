@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import raytrain
-from raytrain.errors import ConfigError, TrainingError, first_line
+from raytrain.errors import ConfigError, ForeignMessage, TrainingError, first_line, says
+from raytrain.launch import job_events
 
 PORT = 8265  # of the dashboard, and so of the job server
 ANSWER_S = 10.0  # seconds that a job server has for its first answer
@@ -25,7 +26,7 @@ STOP_WAIT_S = 600
 RETRY_EVERY_S, RETRIES = 2.0, 30  # when the connection breaks while a job is followed
 EXIT_CODES = range(1, 126)  # of a command; a shell reports signals above
 RUN_KEY, VERSION_KEY = "raytrain_run", "raytrain_version"  # in a job's metadata
-NO_RAYTRAIN = ("No module named raytrain", "python: not found", "python: command not found")
+NO_SUCH_COMMAND = 127  # a shell's exit code: there is no `python`
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class Job:
 
     @property
     def saves(self) -> bool:
-        """Whether it saves when it is stopped, and says so."""
-        return any(f"-m raytrain {word} " in f"{self.entrypoint} " for word in ("train", "resume"))
+        """Whether it saves when it is stopped, and says so by an event."""
+        return bool(self.run) and any(f"-m raytrain {word} " in f"{self.entrypoint} " for word in ("train", "resume"))
 
     @property
     def exit_code(self) -> int:
@@ -68,7 +69,9 @@ class Job:
             return f"job {self.id} is done"
         if self.status == "STOPPED":
             return f"job {self.id} was stopped; {again}"
-        if self.driver_exit_code is not None and any(sign in self.message for sign in NO_RAYTRAIN):
+        if self.driver_exit_code == NO_SUCH_COMMAND or (
+            self.driver_exit_code is not None and says(self.message, ForeignMessage.NO_MODULE)
+        ):
             return (
                 f"job {self.id} failed: there is no raytrain in the cluster's `python`. It belongs into the image of "
                 f"all nodes, or into their Python (pip install raytrain=={raytrain.__version__})"
@@ -108,7 +111,7 @@ class JobServer:
                 entrypoint=shlex.join(["python", "-m", "raytrain", *words]),
                 runtime_env={
                     "working_dir": archive,
-                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **env_vars},
+                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), job_events.VARIABLE: "1", **env_vars},
                 },
                 metadata={RUN_KEY: run, VERSION_KEY: raytrain.__version__},
             )
@@ -121,17 +124,22 @@ class JobServer:
 
     def look(self, job_id: str) -> Job:
         """One job. Raises ConfigError when there is none of that id."""
-        with self._in_words(job_id):
-            return _job(self._client.get_job_info(job_id))
+        with self._in_words():
+            try:
+                return _job(self._client.get_job_info(job_id))
+            except RuntimeError:  # whatever the server has answered
+                if job_id in [details.submission_id for details in self._client.list_jobs()]:
+                    raise
+            raise ConfigError(f"{self.address} knows no job {job_id}; see: raytrain jobs list")
 
     def logs(self, job_id: str) -> str:
-        """All that a job has printed up to now."""
-        with self._in_words(job_id):
+        """All that a job has printed up to now, its events among it."""
+        with self._in_words():
             return self._client.get_job_logs(job_id)
 
     def stop(self, job_id: str) -> bool:
         """Ask a job to save and leave, without waiting for it. Returns whether it was running."""
-        with self._in_words(job_id):
+        with self._in_words():
             return self._client.stop_job(job_id)
 
     def refuse_second(self, run: str) -> None:
@@ -149,19 +157,17 @@ class JobServer:
             say(text)
 
     @contextmanager
-    def _in_words(self, job_id: str = "") -> Iterator[None]:
+    def _in_words(self) -> Iterator[None]:
         """Ray's errors and those of its HTTP library, as ours."""
         from ray.exceptions import AuthenticationError
 
         try:
             yield
-        except AuthenticationError as error:
-            raise ConfigError(_token_refusal(self.address, str(error))) from None
+        except AuthenticationError:
+            raise ConfigError(_token_refusal(self.address)) from None
         except OSError as error:  # ConnectionError, and those of requests
             raise ConfigError(_unreachable(self.address, first_line(str(error)))) from None
         except (RuntimeError, ValueError) as error:
-            if job_id and "404" in str(error):
-                raise ConfigError(f"{self.address} knows no job {job_id}; see: raytrain jobs list") from None
             raise ConfigError(f"the job server at {self.address} refused: {first_line(str(error))}") from None
 
 
@@ -274,12 +280,12 @@ def _choose_auth_mode() -> None:
     os.environ["RAY_AUTH_MODE"] = "token" if has_token else "disabled"
 
 
-def _token_refusal(address: str, error: str) -> str:
+def _token_refusal(address: str) -> str:
     how = (
         "Set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file with it, to the token of the cluster's head (there, `ray "
         "get-auth-token` prints it)"
     )
-    if error.startswith("Authentication required"):
+    if os.environ["RAY_AUTH_MODE"] != "token":  # see `_choose_auth_mode`
         return f"the job server at {address} wants a token, and none was sent. {how}"
     return f"the job server at {address} does not take this token: it is another cluster's, or an old one. {how}"
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from raytrain.config import RunConfig
-from raytrain.errors import ConfigError, TrainingError
+from raytrain.errors import ConfigError, FailureCode, TrainingError
 from raytrain.ray_core.nodes import knock
 
 # Read by Ray when it is imported or started, so set before.
@@ -104,7 +104,8 @@ def connection(address: str | None, private_cpus: int, preload: str | None = Non
             "token set as on the cluster?"
         ) from None
     except Exception as error:
-        raise TrainingError(f"Ray could not be started: {error}. Is the machine out of memory or processes?") from error
+        told = f"Ray could not be started: {error}. Is the machine out of memory or processes?"
+        raise TrainingError(told, FailureCode.RAY) from error
     try:
         importing.join()
         yield _session(is_private=address is None)

@@ -32,6 +32,7 @@ from raytrain.steps.batches import World
 from raytrain.storage import Storage
 from raytrain.training.driver_link import DriverLink
 from raytrain.training.job import POINTER, Job
+from raytrain.training.outcome import Finished, RunStatus, Stopped
 
 if TYPE_CHECKING:
     from raytrain.data.prepared import PreparedStore
@@ -98,11 +99,13 @@ class RayTrainLoop:
         config = RunConfig.model_validate(job.config)
         os.environ.update(communication_variables(config.training.communication))
         with _process_group(config, world, use_gpu=job.use_gpu):
-            result = _train(job, world)
-        if result["status"] == "stopped":  # asked by GracefulResize: a function that returns ends the run
+            outcome = _train(job, world)
+        if isinstance(outcome, Stopped):  # asked by GracefulResize: a function that returns ends the run
             _has_saved.set()
             threading.Event().wait()  # until Ray Train ends this process
-        return {name: result[name] for name in ("status", "step", "final_metrics")}
+        assert isinstance(outcome, Finished)
+        status, step = outcome.status.value, outcome.progress.step
+        return {"status": status, "step": step, "final_metrics": outcome.final_metrics}
 
     def _job(self) -> Job:
         """The config for this worker: threads as it has CPUs, and no snapshots, since nobody keeps them here."""
@@ -156,23 +159,23 @@ class Reports:
             self._newest.result()
 
 
-def _train(job: Job, world: World) -> dict[str, Any]:
+def _train(job: Job, world: World) -> Finished | Stopped:
     """The process group is formed: train."""
     global _link
     from raytrain.training.worker import WorkerRun
 
     link = _link = DriverLink(ray.get_runtime_context().get_node_id())
-    worker, status, reports = None, "stopped", Reports()  # after a crash another group continues
+    worker, status, reports = None, RunStatus.STOPPED, Reports()  # after a crash another group continues
     try:
         worker = WorkerRun(job, Storage(job.run_root), world, link, link.now(), reports)
-        result = worker.train()
+        outcome = worker.train()
         reports.finish()
-        status = result["status"]
-        return result
+        status = outcome.status
+        return outcome
     except RaytrainError as error:
-        status = "failed"
+        status = RunStatus.FAILED
         if worker is not None:
-            worker.log.event("failure", cause=str(error))
+            worker.log.event("failure", cause=str(error), code=error.code)
         raise
     finally:
         if worker is not None:

@@ -14,6 +14,7 @@ from raytrain.config.io import dump_config, flatten
 from raytrain.config.yaml import parse_yaml
 from raytrain.errors import ConfigError
 from raytrain.storage import Storage
+from raytrain.training.outcome import RunStatus
 
 # Where a run that is begun anew has left nothing; the rest of its folder is written anew.
 LOGS = (
@@ -57,7 +58,7 @@ def begin_or_resume(
     has_checkpoint = bool(CheckpointStore(run.at("checkpoints")).candidates())
     if not changes and run.exists("summary.json"):
         summary = json.loads(run.read_bytes("summary.json"))
-        if summary["status"] in ("finished", "stopped_early"):
+        if RunStatus(summary["status"]).is_done:
             return {**summary, "message": "this run is done already"}
     if changes and has_checkpoint:
         raise ConfigError(_refusal(run, config, changes))

@@ -16,15 +16,15 @@ from raytrain.config import RunConfig
 from raytrain.config.io import dump_config, parse_config
 from raytrain.config.yaml import parse_yaml
 from raytrain.elastic.allocation import Terms
+from raytrain.elastic.run_spec import Hooks, RunSpec
 from raytrain.elastic.train_run import EVALUATIONS, TrainRun
-from raytrain.errors import ConfigError, RaytrainError, TrainingError, first_line
+from raytrain.errors import ConfigError, FailureCode, RaytrainError, TrainingError, first_line
 from raytrain.monitoring.exporter import RunExporter
 from raytrain.ray_core.connect import ray_session
 from raytrain.ray_core.nodes import worker_resources
 from raytrain.report.goodput import goodput
 from raytrain.runs.lease import Lease
 from raytrain.runs.observer import Follower, Observer
-from raytrain.runs.plan import Plan
 from raytrain.runs.preflight import Preflight, check
 from raytrain.runs.resume import begin_or_resume
 from raytrain.runs.signals import StopSignals
@@ -33,6 +33,7 @@ from raytrain.storage import Storage
 from raytrain.tasks import make_task
 from raytrain.tracking.base import TrackedRun
 from raytrain.tracking.trackers import conclude
+from raytrain.training.outcome import Failed, Finished, Outcome, RunStatus, Stopped, StopReason
 from raytrain.training.progress import best_metric
 from raytrain.training.records import read_jsonl
 
@@ -45,16 +46,20 @@ logger = logging.getLogger(__name__)
 RAY_TRAIN = "raytrain.elastic.ray_train"  # takes a second or two to import
 
 SUMMARY = "summary.json"
+SUMMARIZED = ("step", "skipped_steps", "samples_seen", "tokens_seen", "best_value", "best_step")  # of the Progress
 
-GO_ON = "go on with: raytrain resume"  # and the run's folder: said by a run that was stopped and has saved
+STOPPED_IN_WORDS = {
+    StopReason.REQUESTED: "stopped on request",
+    StopReason.NODE_RECLAIMED: "the node of this command is being reclaimed",
+    StopReason.PAUSED: "paused at the end of a generation",
+}
 
 
 @dataclass(frozen=True)
 class RunResult:
     """What became of a run; the contents of summary.json."""
 
-    status: str
-    """finished, stopped_early, stopped (on request, can be resumed) or failed."""
+    status: RunStatus
     run_path: str
     step: int = 0
     skipped_steps: int = 0
@@ -73,13 +78,18 @@ class RunResult:
     """Planned changes of the world size during this command, reclaimed nodes among them."""
     goodput: float | None = None
     """Share of the run's worker-seconds, over all its commands, that went into steps that count and evaluations."""
+    failure_code: FailureCode | None = None
+    """What a run failed of that has failed."""
+    stop_reason: StopReason | None = None
+    """Why a run was stopped that can be resumed."""
     message: str = ""
+    """For people."""
     exit_code: int = 0
 
     @property
     def is_done(self) -> bool:
         """Whether the run reached its end, by all its steps or by early stopping."""
-        return self.status in ("finished", "stopped_early")
+        return self.status.is_done
 
 
 def run_training(
@@ -108,7 +118,7 @@ def run_training(
     with Lease(run, observer.note) as lease:
         previous = begin_or_resume(run, found.config, overwrite=overwrite, may_change=terms.may_change)
         if previous is not None:
-            return RunResult(**previous)
+            return RunResult(**{**previous, "status": RunStatus(previous["status"])})
         return _train_and_report(run, found, observer, started_at_s, lease, terms, callbacks)
 
 
@@ -130,10 +140,10 @@ def _train_and_report(
         run.commit_bytes("goodput.json", json.dumps(account, indent=1).encode())
         result = replace(result, goodput=account["goodput"])
     run.commit_bytes(SUMMARY, json.dumps(asdict(result), indent=1).encode())
-    if result.status == "stopped" and result.step == terms.until_step:  # it is about to go on
+    if result.stop_reason is StopReason.PAUSED:  # it is about to be resumed
         return result
     if not result.is_done:
-        conclude(TrackedRun(run, found.config), "failed" if result.status == "failed" else "killed")
+        conclude(TrackedRun(run, found.config), "failed" if result.status is RunStatus.FAILED else "killed")
     with writing_report(observer.phase):
         from raytrain.report.html import build_report
 
@@ -141,24 +151,26 @@ def _train_and_report(
     return result
 
 
-def _complete(raw: dict[str, Any], run: Storage, config: RunConfig, duration_s: float, events: list[str]) -> RunResult:
+def _complete(outcome: Outcome, run: Storage, config: RunConfig, duration_s: float, events: list[str]) -> RunResult:
     """What the workers said, with what the driver knows."""
-    known = {name: value for name, value in raw.items() if name in RunResult.__dataclass_fields__}
-    if raw["status"] == "stopped":
-        reason = raw.get("message") or "stopped on request"
-        known |= {"exit_code": 1, "message": f"{reason}; {GO_ON} {run.path_of()}"}
     task = make_task(config.task, config.data.max_length)
-    metric = best_metric(config, task)[0] if config.data.validation else None
-    return RunResult(
-        **{
-            **known,
-            "run_path": run.path_of(),
-            "best_metric": metric,
-            "duration_s": duration_s,
-            "failures": events.count("failure"),
-            "resizes": events.count("resize") + events.count("reclaim"),
-        }
+    progress = {name: value for name, value in outcome.progress.to_dict().items() if name in SUMMARIZED}
+    result = RunResult(
+        status=outcome.status,
+        run_path=run.path_of(),
+        **progress,
+        best_metric=best_metric(config, task)[0] if config.data.validation else None,
+        duration_s=duration_s,
+        failures=events.count("failure"),
+        resizes=events.count("resize") + events.count("reclaim"),
     )
+    if isinstance(outcome, Finished):
+        return replace(result, final_metrics=outcome.final_metrics)
+    if isinstance(outcome, Stopped):
+        message = f"{STOPPED_IN_WORDS[outcome.reason]}; go on with: raytrain resume {run.path_of()}"
+        return replace(result, stop_reason=outcome.reason, message=message, exit_code=1)
+    code = outcome.code
+    return replace(result, failure_code=code, message=outcome.message, exit_code=code.exit_code)
 
 
 def _train(
@@ -169,8 +181,8 @@ def _train(
     lease: Lease,
     terms: Terms,
     callbacks: Sequence[Any],
-) -> dict[str, Any]:
-    """Prepare and train on Ray; what the workers said of the end. Failures become a result too."""
+) -> Outcome:
+    """Prepare and train on Ray."""
     from raytrain.data.prepare import prepare
     from raytrain.elastic.supervisor import Supervisor
 
@@ -192,21 +204,9 @@ def _train(
         observer.phase("starting workers")
         signals.catch()
         with _reclaim_watch(config):
-            return _supervise(
-                Supervisor.train,
-                run,
-                found,
-                plan,
-                store.root,
-                train_run,
-                observer,
-                signals,
-                total_steps=table.total_steps,
-                began_at_s=began_at_s,
-                check_lease=lease.check,
-                terms=terms,
-                exporter=RunExporter(config, run, table.total_steps, terms.sweep),
-            )
+            spec = RunSpec(config, run, store.root, plan.use_gpu, table.total_steps, began_at_s, terms)
+            exporter = RunExporter(config, run, table.total_steps, terms.sweep)
+            return _supervise(Supervisor.train, spec, train_run, observer, signals, lease.check, exporter)
 
 
 def _reclaim_watch(config: RunConfig) -> AbstractContextManager[Any]:
@@ -219,26 +219,19 @@ def _reclaim_watch(config: RunConfig) -> AbstractContextManager[Any]:
 
 
 def _supervise(
-    work: Callable[["Supervisor"], dict[str, Any]],
-    run: Storage,
-    found: Preflight,
-    plan: Plan,
-    prepared_root: str,
+    work: Callable[["Supervisor"], Outcome],
+    spec: RunSpec,
     train_run: TrainRun,
     observer: Observer,
     signals: StopSignals,
-    *,
-    total_steps: int = 0,
-    began_at_s: float = 0.0,
     check_lease: Callable[[], None] = lambda: None,
-    terms: Terms | None = None,
     exporter: RunExporter | None = None,
-) -> dict[str, Any]:
-    """Let a supervisor do its work, follow the run's files meanwhile, and pass a stop request on."""
+) -> Outcome:
+    """Let a supervisor do its work, follow the run's files meanwhile, and pass a stop request on. An error becomes an
+    outcome too."""
     from raytrain.elastic.supervisor import Supervisor
 
-    follower = Follower(run, observer.rows, *([exporter.rows] if exporter else []))
-    terms = terms or Terms()
+    follower = Follower(spec.run, observer.rows, *([exporter.rows] if exporter else []))
 
     def on_poll() -> None:
         check_lease()
@@ -247,32 +240,32 @@ def _supervise(
         if exporter is not None:
             exporter.look(supervisor.worker_counts)
 
-    supervisor = Supervisor(
-        found.config,
-        run,
-        prepared_root,
-        train_run,
-        use_gpu=plan.use_gpu,
-        total_steps=total_steps,
-        terms=terms,
-        is_stop_asked=lambda: signals.is_asked or terms.allocation.is_stop_asked,
-        on_poll=on_poll,
-        say=observer.note,
-        began_at_s=began_at_s,
-    )
+    def is_stop_asked() -> bool:
+        return signals.is_asked or spec.terms.allocation.is_stop_asked
+
+    supervisor = Supervisor(spec, train_run, Hooks(is_stop_asked, on_poll, observer.note))
+    outcome: Outcome
     try:
         outcome = work(supervisor)
     except RaytrainError as error:
-        outcome = {"status": "failed", "message": str(error), "exit_code": error.exit_code}
-    except Exception as error:  # a control store that is gone, say: told like any other end
-        logger.exception("the run was ended by an error that is none of its own")
-        outcome = {"status": "failed", "message": f"{type(error).__name__}: {first_line(str(error))}", "exit_code": 1}
+        outcome = Failed(error.code, str(error))
+    except Exception as error:
+        outcome = _told(error)
     finally:
         follower.look()
     train_run.conclude(outcome)  # where the supervisor has not come to it
     if exporter is not None:
-        exporter.end(outcome["status"])
+        exporter.end(outcome.status)
     return outcome
+
+
+def _told(error: Exception) -> Failed:
+    """An error that is not the run's own, told like any other end: a control store that is gone, say."""
+    import ray
+
+    logger.exception("the run was ended by an error that is none of its own")
+    code = FailureCode.RAY if isinstance(error, ray.exceptions.RayError) else FailureCode.INTERNAL
+    return Failed(code, f"{type(error).__name__}: {first_line(str(error))}")
 
 
 def evaluate_run(path: str, split: str, observer: Observer | None = None) -> dict[str, float]:
@@ -302,10 +295,12 @@ def evaluate_run(path: str, split: str, observer: Observer | None = None) -> dic
             store = prepare(found.config, observer.prepared)
             observer.phase(f"evaluating {split}")
             work = functools.partial(Supervisor.evaluate, split=split)
-            result = _supervise(work, run, found, plan, store.root, train_run, observer, signals)
-    if result["status"] == "failed":
-        raise TrainingError(result["message"])
-    return result["final_metrics"]
+            spec = RunSpec(found.config, run, store.root, plan.use_gpu)
+            outcome = _supervise(work, spec, train_run, observer, signals)
+    if isinstance(outcome, Failed):
+        raise TrainingError(outcome.message, outcome.code)
+    assert isinstance(outcome, Finished)
+    return outcome.final_metrics
 
 
 def prepare_data(config: RunConfig, observer: Observer | None = None) -> "PreparedStore":

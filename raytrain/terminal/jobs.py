@@ -1,6 +1,5 @@
 """What a person sees of jobs: a followed one as if it ran here, and the list of all."""
 
-import re
 import sys
 import time
 from typing import Literal
@@ -9,17 +8,15 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from raytrain.launch.job_events import JobEventKind, event_of
 from raytrain.launch.server import Job
 from raytrain.terminal.run import LiveDisplay, in_minutes, progress_bar
 
-# The lines of progress that `console` and `sweep_console` print where there is no terminal.
-STEP = re.compile(r"^  step (?P<done>\d+)/(?P<total>\d+)  ")
-TRIALS = re.compile(r"\[(?P<done>\d+) of (?P<total>\d+) trials over")
 COLORS = {"SUCCEEDED": "green", "FAILED": "red", "STOPPED": "yellow"}
 
 
 class JobDisplay(LiveDisplay):
-    """Shows what a job prints. On a terminal the lines of progress become a bar below the others."""
+    """Shows what a job prints. On a terminal its steps become a bar below the other lines."""
 
     def __init__(self, console: Console | None = None):
         super().__init__(console, refresh_per_second=4)
@@ -41,14 +38,14 @@ class JobDisplay(LiveDisplay):
         self._rest = self._status = ""
 
     def _line(self, line: str) -> None:
-        progress = STEP.search(line) or TRIALS.search(line)
-        if progress is not None:
-            done, total = int(progress["done"]), int(progress["total"])
-            self._bar.update(self._task, completed=done, total=total, description="training")
-        if progress is not None and progress.re is STEP and self.console.is_terminal:
-            self._status = line
+        event = event_of(line)
+        if event is not None and event.total is not None:
+            self._bar.update(self._task, completed=event.done, total=event.total, description="training")
+        text = line if event is None else event.text
+        if event is not None and event.kind is JobEventKind.STEP and self.console.is_terminal:
+            self._status = text
         else:
-            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _render(self) -> RenderableType:
         return Group(self._bar, Text(self._status))

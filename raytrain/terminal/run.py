@@ -12,9 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from raytrain.data.prepared import PreparedStore
+from raytrain.launch import job_events
+from raytrain.launch.job_events import JobEvent, JobEventKind
 from raytrain.runs.observer import Observer
 from raytrain.runs.run import RunResult
 from raytrain.storage import Storage
+from raytrain.training.outcome import RunStatus
 from raytrain.training.records import scores_of
 
 PROGRESS_VARIABLE = "RAYTRAIN_PROGRESS_EVERY_S"
@@ -63,6 +66,11 @@ def progress_bar(console: Console) -> Progress:
     )
 
 
+def print_event(console: Console, event: JobEvent) -> None:
+    """A line of it: for the program that follows this job, if there is one, else for people."""
+    console.out(job_events.line_of(event) if job_events.are_wanted() else event.text, highlight=False)
+
+
 class RunDisplay(LiveDisplay, Observer):
     """Shows a run: phase, steps, loss, rates, evaluations, time left."""
 
@@ -109,7 +117,7 @@ class RunDisplay(LiveDisplay, Observer):
         self._rate.add(row["samples_seen"])
         self._bar.update(self._task, completed=row["step"], description="training")
         if row["step"] == self._total or self._is_line_due():
-            self._say(f"  {self._step_text()}")
+            self._say_event(JobEvent(JobEventKind.STEP, f"  {self._step_text()}", row["step"], self._total))
 
     def _evaluation(self, row: dict[str, Any]) -> None:
         if not self._total:  # nothing is being trained: `raytrain eval`, which ends with the whole table
@@ -141,6 +149,11 @@ class RunDisplay(LiveDisplay, Observer):
         """A plain line, where there is no live display."""
         if not self.console.is_terminal:
             self.console.print(text, soft_wrap=True)
+
+    def _say_event(self, event: JobEvent) -> None:
+        """Where there is no live display."""
+        if not self.console.is_terminal:
+            print_event(self.console, event)
 
     def _is_line_due(self) -> bool:
         if time.monotonic() - self._last_line_s < PLAIN_EVERY_S:
@@ -211,14 +224,14 @@ def print_result(console: Console, result: RunResult) -> None:
     """The end of a run: what was reached, and where it lies."""
     if result.final_metrics:
         print_metrics(console, result.final_metrics, title="test of the best model")
-    color = "green" if result.is_done else "red" if result.status == "failed" else "yellow"
+    color = "green" if result.is_done else "red" if result.status is RunStatus.FAILED else "yellow"
     console.print(f"[{color}]{result.status}[/] at step {result.step} in {in_minutes(result.duration_s)}")
     if result.goodput is not None:
         counts = {"resize": result.resizes, "failure": result.failures}
         changes = "".join(f", {n} {what}{'s' * (n > 1)}" for what, n in counts.items() if n)
         console.print(f"goodput {result.goodput:.1%} of the workers' time{changes}", soft_wrap=True)
     if result.message:
-        console.print(result.message, markup=False, soft_wrap=True)
+        print_event(console, JobEvent(JobEventKind.END, result.message, result.step, status=result.status))
     console.print(f"run     {result.run_path}", soft_wrap=True)
     run = Storage(result.run_path)
     for what, name in (("model ", "best"), ("report", "report.html")):  # a run that was stopped early on has neither

@@ -7,7 +7,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from raytrain.terminal.run import PLAIN_EVERY_S, LiveDisplay, in_minutes
+from raytrain.launch.job_events import JobEvent, JobEventKind
+from raytrain.terminal.run import PLAIN_EVERY_S, LiveDisplay, in_minutes, print_event
+from raytrain.training.outcome import RunStatus
 from raytrain.tuning.observer import SweepObserver
 from raytrain.tuning.space.space import in_words
 from raytrain.tuning.state import SweepResult
@@ -61,6 +63,9 @@ class SweepDisplay(LiveDisplay, SweepObserver):
             best = f", best {self._metric} {row.best_value:.4f}" if row.best_value is not None else ""
             text += f"{row.status} at step {row.step}{best}{f': {row.failure}' if row.failure else ''}"
             text += f"  {self._totals()}"
+            assert self._trial_table is not None
+            print_event(self.console, JobEvent(JobEventKind.TRIAL, text, self._trial_table.num_over, self._num_trials))
+            return
         self.console.print(text, soft_wrap=True, markup=False)
 
     def waiting(self, seconds: float) -> None:
@@ -122,7 +127,7 @@ def _number(value: float | None) -> str:
 
 def print_sweep(console: Console, result: SweepResult) -> None:
     """The end of a sweep."""
-    color = {"finished": "green", "stopped": "yellow"}.get(result.status, "red")
+    color = {RunStatus.FINISHED: "green", RunStatus.STOPPED: "yellow"}.get(result.status, "red")
     console.print(
         f"[{color}]{result.status}[/]: {result.num_trials} trials, {result.num_failed} failed, {result.steps} steps in "
         f"all; this command took {in_minutes(result.duration_s)}",
@@ -139,7 +144,7 @@ def print_sweep(console: Console, result: SweepResult) -> None:
             console.print(f"  {name}  {words}", soft_wrap=True, markup=False)
     if result.message:
         console.print(result.message, soft_wrap=True, markup=False)
-    if result.status == "stopped":
+    if result.status is RunStatus.STOPPED:
         console.print("the same command goes on from here")
     if result.best_trial is not None:
         console.print(f"model   {result.path}/{TRIALS}/{result.best_trial}/best", soft_wrap=True, markup=False)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from raytrain.errors import ConfigError, RaytrainError, TrainingError
+from raytrain.errors import RaytrainError
 from raytrain.steps.batches import World
 
 T = TypeVar("T")
@@ -82,16 +82,17 @@ class Control:
         hold a collective.
 
         Raises:
-            ConfigError, TrainingError: The first worker's RaytrainError, on every worker.
+            RaytrainError: The first worker's, on every worker: of the same class and code.
         """
         result, failure = None, None
         try:
             result = work()
         except RaytrainError as error:
-            failure = (error.exit_code, f"worker {self.world.world_rank}: {error}")
+            failure = (type(error), f"worker {self.world.world_rank}: {error}", error.code)
         first = next((f for f in self.gather(failure) if f is not None), None)
         if first is not None:
-            raise (ConfigError if first[0] == ConfigError.exit_code else TrainingError)(first[1])
+            kind, message, code = first
+            raise kind(message, code)
         return cast(T, result)
 
     def from_first(self, value: Any) -> Any:

@@ -3,6 +3,7 @@
 import itertools
 import time
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 # From the cause of a change of the workers to the new group's first step, in their order; seconds.
@@ -13,12 +14,20 @@ PHASES = ("detect_s", "save_s", "wait_s", "regroup_s", "load_s", "first_step_s")
 POINTER = "raytrain_checkpoint.json"
 
 
+class TransitionKind(StrEnum):
+    """Why a worker group was started; also the kind of the event in events.jsonl."""
+
+    BEGIN = "begin"  # the command was given
+    RESIZE = "resize"
+    RECLAIM = "reclaim"
+    FAILURE = "failure"
+
+
 @dataclass(frozen=True)
 class Transition:
     """Why a worker group was started, and when what led to it happened. Moments are seconds since the epoch."""
 
-    kind: str
-    """begin (the command was given), resize, reclaim or failure."""
+    kind: TransitionKind
     cause: str
     """In words."""
     world_size_before: int
@@ -32,15 +41,15 @@ class Transition:
     """When there was room for this group, and its start began."""
 
     @classmethod
-    def asked(cls, kind: str, cause: str, world_size: int) -> "Transition":
-        """A group of this size is asked to leave now."""
+    def asked(cls, kind: TransitionKind, cause: str, world_size: int, seen_at_s: float | None = None) -> "Transition":
+        """A group of this size is asked to leave now. `seen_at_s`: when the cause was known; None: now."""
         now_s = time.time()
-        return cls(kind, cause, world_size, now_s, now_s, now_s, now_s)
+        return cls(kind, cause, world_size, now_s if seen_at_s is None else seen_at_s, now_s, now_s, now_s)
 
     @property
     def left_by_failure(self) -> bool:
         """Whether the group before ended without being asked to."""
-        return self.kind != "begin" and self.asked_at_s is None
+        return self.kind is not TransitionKind.BEGIN and self.asked_at_s is None
 
     def phases(self, entered_at_s: float, loaded_at_s: float, first_step_at_s: float) -> dict[str, float]:
         """Seconds of each phase from the cause to the new group's first step.

@@ -16,11 +16,12 @@ import torch
 from raytrain.config import RunConfig
 from raytrain.data.items import EvalBatch, StepBatch
 from raytrain.engine.engine import Engine, StepResult
-from raytrain.errors import TrainingError
+from raytrain.errors import FailureCode, TrainingError
 from raytrain.steps.timetable import Timetable
 from raytrain.tasks.base import Task
 from raytrain.training.agreement import Control, StepSums
 from raytrain.training.evaluate import Judge, to_tensors
+from raytrain.training.outcome import RunStatus
 from raytrain.training.progress import Progress
 from raytrain.training.reporting import Reporting
 from raytrain.training.run_log import RunLog
@@ -81,11 +82,11 @@ class Trainer:
     """Told the steps done and the world size after each step."""
     idle: IdleTime = field(default_factory=IdleTime)
 
-    def fit(self) -> str:
+    def fit(self) -> RunStatus:
         """Train until the end, an early stop, a pause, or a request to stop.
 
         Returns:
-            "finished", "stopped_early" or "stopped".
+            FINISHED, STOPPED_EARLY or STOPPED.
 
         Raises:
             TrainingError: The loss is no number any more, or fp16 overflows for ever.
@@ -122,8 +123,8 @@ class Trainer:
             self.saver.finish()
             self.reporting.finish(self.control.sum)
         if self.progress.is_stopped_early:
-            return "stopped_early"
-        return "finished" if self.progress.step >= self.timetable.total_steps else "stopped"
+            return RunStatus.STOPPED_EARLY
+        return RunStatus.FINISHED if self.progress.step >= self.timetable.total_steps else RunStatus.STOPPED
 
     def _keep(self, *, is_stopping: bool, is_busy: bool) -> None:
         """Save this moment, or give it to the peers' memory, when it is time."""
@@ -215,13 +216,15 @@ class Trainer:
             raise TrainingError(
                 f"fp16 overflowed in {limit} steps in a row, from step {step - limit + 1} on: the gradients do not fit "
                 f"into fp16 at loss scale {result.loss_scale:g}. Set training.precision=bf16 (or fp32), lower "
-                "training.optimizer.learning_rate, or raise training.schedule.warmup_steps"
+                "training.optimizer.learning_rate, or raise training.schedule.warmup_steps",
+                FailureCode.DIVERGED,
             )
         if result.loss_scale is None and (result.is_skipped or not math.isfinite(loss)):
             raise TrainingError(
                 f"step {step}: loss {loss:g}, gradient norm {result.grad_norm:g}: the run diverged. Lower "
                 "training.optimizer.learning_rate or set training.gradient_clipping, and give the run a new name; with "
-                "data.record_samples=true the samples of each step are written down"
+                "data.record_samples=true the samples of each step are written down",
+                FailureCode.DIVERGED,
             )
 
     def _evaluate(self) -> None:

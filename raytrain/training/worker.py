@@ -40,6 +40,7 @@ from raytrain.training.device import device_of, seed_all, usable_bytes
 from raytrain.training.driver_link import DriverLink
 from raytrain.training.evaluate import Judge, evaluate
 from raytrain.training.job import Job
+from raytrain.training.outcome import Finished, RunStatus, Stopped, StopReason
 from raytrain.training.progress import Progress
 from raytrain.training.records import last_row
 from raytrain.training.reporting import Reporter, Reporting
@@ -101,8 +102,8 @@ class WorkerRun:
             return None
         return Trackers(TrackedRun(self.run, self.config), self.link.now)
 
-    def train(self) -> dict[str, Any]:
-        """Train from where the run stands to its end; the contents of result.json."""
+    def train(self) -> Finished | Stopped:
+        """Train from where the run stands to its end, a pause, or a request to stop."""
         self.nodes: list[str] = self.control.gather(self.link.node_id)
         self.log.event("start", world_size=self.world.world_size, nodes=self.nodes, entered_at_s=self.entered_at_s)
         saved = self._snapshot() or self._newest_checkpoint()
@@ -112,15 +113,18 @@ class WorkerRun:
             ended_at_s = time.perf_counter()
         leave_s = round(time.perf_counter() - ended_at_s, 3)
         began_at_s = time.perf_counter()
-        final = self._measure_best() if status != "stopped" else {}
+        final = self._measure_best() if status.is_done else {}
         measure_s = round(time.perf_counter() - began_at_s, 3)
         spent = {**idle.take(), "measure_s": measure_s, "leave_s": leave_s}
         self.log.event("finish", step=progress.step, status=status, **spent)
-        return {"status": status, **progress.to_dict(), "final_metrics": final}
+        if status.is_done:
+            return Finished(progress, final)
+        is_paused = self.timetable.is_pause_due(progress.step)
+        return Stopped(progress, StopReason.PAUSED if is_paused else StopReason.REQUESTED)
 
     def _train(
         self, saved: "SavedState | None", progress: Progress, closing: contextlib.ExitStack
-    ) -> tuple[IdleTime, str]:
+    ) -> tuple[IdleTime, RunStatus]:
         """Build everything, and train. What has to be closed goes to `closing` as soon as it is there."""
         stream = Stream(self.config, self.store, self.world, self.plan)
         closing.callback(stream.close)
@@ -159,15 +163,14 @@ class WorkerRun:
         trainer = self._trainer(engine, stream, saver, progress, arrival)
         status = trainer.fit()
         # Without a validation split the last model is the best one; there is time for it at the end only.
-        if status != "stopped" and not (self.timetable.has_validation and self.config.checkpoint.keep_best):
+        if status.is_done and not (self.timetable.has_validation and self.config.checkpoint.keep_best):
             saver.save_best(progress.step)
             saver.finish()
         return trainer.idle, status
 
-    def evaluate(self, split: str) -> dict[str, Any]:
-        """Evaluate the best model on a split; the contents of result.json."""
-        metrics = self.measure(split)
-        return {"status": "finished", "final_metrics": metrics}
+    def evaluate(self, split: str) -> Finished:
+        """Evaluate the best model on a split."""
+        return Finished(final_metrics=self.measure(split))
 
     def _steps_before(self) -> int:
         """Steps that earlier attempts did, also those that are redone now."""

@@ -4,20 +4,22 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ray.exceptions import RayTaskError
 from ray.tune import Callback
 
-from raytrain.errors import first_line
+from raytrain.errors import FailureCode, first_line
 from raytrain.monitoring.exporter import SweepExporter
 from raytrain.runs.signals import StopSignals
 from raytrain.storage import Storage
+from raytrain.training.outcome import RunStatus
 from raytrain.training.records import EPOCHS
 from raytrain.tuning.generations import Generations
 from raytrain.tuning.pool.broker import Broker, rungs_passed
 from raytrain.tuning.space.schedulers import Halving
 from raytrain.tuning.space.space import Space
-from raytrain.tuning.state import Sweep
-from raytrain.tuning.trial import FAILURE, GOODPUT, OTHERS, STATUS, STEP, VALUE, kind_of
-from raytrain.tuning.trials import TRIALS
+from raytrain.tuning.state import Sweep, SweepEnd
+from raytrain.tuning.trial import FAILURE, GOODPUT, OTHERS, STATUS, STEP, VALUE
+from raytrain.tuning.trials import TRIALS, TrialFailure
 
 LOOK_EVERY_S = 0.5
 FIRST_WORD_S, SAY_EVERY_S = 2.0, 15.0  # while there is no room for any trial
@@ -53,13 +55,12 @@ class SweepCallback(Callback):
                 self.on_trial_error(iteration, trials, trial)
         sweep, trial_table = self._sweep, self._sweep.trial_table
         self._signals.acknowledge(sweep.observer.stopping)
-        if not sweep.stop_message:
-            sweep.stop_status, sweep.stop_message = self._reason_to_stop()
-        if sweep.stop_message and not self._is_told:
+        sweep.end = sweep.end or self._reason_to_end()
+        if sweep.end is not None and not self._is_told:
             self._is_told = True
             self._broker.stop()
         num_waiting = 0
-        if self._generations is not None and not sweep.stop_message:
+        if self._generations is not None and sweep.end is None:
             num_waiting = self._generations.advance()
         self._broker.expect(sweep.num_wanting(self._at_once) - num_waiting)
         self._exporter.look(sweep.trial_table.standing)
@@ -78,29 +79,29 @@ class SweepCallback(Callback):
             self._next_word_s = waiting_s + SAY_EVERY_S
             self._sweep.observer.waiting(waiting_s)
 
-    def _reason_to_stop(self) -> tuple[str, str]:
-        """The sweep's status then, and the reason in words; no words: it goes on."""
+    def _reason_to_end(self) -> SweepEnd | None:
+        """Why the sweep should end now."""
         sweep = self._sweep
         hours = sweep.space.budget.hours
         if self._signals.is_asked:
-            return "stopped", "stopped on request"
+            return SweepEnd(RunStatus.STOPPED, "stopped on request")
         if hours is not None and sweep.spent_s() > hours * 3600:
-            return "finished", f"budget.hours {hours:g} have passed"
+            return SweepEnd(RunStatus.FINISHED, f"budget.hours {hours:g} have passed")
         wait_timeout_s = sweep.config.workers.wait_timeout_s
         if wait_timeout_s is not None and self._broker.waiting_s > wait_timeout_s:
             least = sweep.config.workers.min
-            return (
-                "stopped",
+            return SweepEnd(
+                RunStatus.STOPPED,
                 f"no room for a trial's {least} workers for workers.wait_timeout_s {wait_timeout_s:g} s; add nodes, "
                 "lower workers.min, or raise the timeout",
             )
         if self._has_failed_too_often():
             num_failed = sweep.trial_table.count("failed")
-            return (
-                "failed",
+            return SweepEnd(
+                RunStatus.FAILED,
                 f"{num_failed} trials have failed, and max_failed of the space is {sweep.space.max_failed:g}",
             )
-        return "finished", ""
+        return None
 
     def _has_failed_too_often(self) -> bool:
         trial_table = self._sweep.trial_table
@@ -137,8 +138,8 @@ class SweepCallback(Callback):
         if row.is_over:
             return
         status = (trial.last_result or {}).get(STATUS, "running")
-        if status == "stopped" and not self._sweep.stop_message:  # its node, which is this command's too, is to go
-            self._sweep.stop_status, self._sweep.stop_message = "stopped", "the node of this command is being reclaimed"
+        if status == RunStatus.STOPPED and self._sweep.end is None:  # its node, which is this command's too, is to go
+            self._sweep.end = SweepEnd(RunStatus.STOPPED, "the node of this command is being reclaimed")
         self._sweep.tell(
             self._sweep.trial_table.update(name, status="pruned" if status == "running" else status, workers=0), "over"
         )
@@ -149,7 +150,7 @@ class SweepCallback(Callback):
         self._broker.leave(name)
         row = self._sweep.trial_table.rows[name]
         if not row.is_over:
-            failure = failure_of(self._sweep.root, name, str(trial.get_error() or ""))
+            failure = failure_of(self._sweep.root, name, trial.get_pickled_error() or trial.get_error())
             self._sweep.tell(self._sweep.trial_table.update(name, status="failed", failure=failure, workers=0), "over")
 
 
@@ -167,13 +168,16 @@ def rung_of(space: Space, step: int, epochs: float) -> int:
     return rungs_passed(done, scheduler.grace, scheduler.reduction_factor)
 
 
-def failure_of(root: Storage, name: str, error: str) -> str:
-    """`kind: message` of a trial that failed: in its own words, or, when its process died, in Ray's.
+def failure_of(root: Storage, name: str, error: Exception | None) -> TrialFailure:
+    """What a trial failed of: in its own words, or, when its process died, in Ray's.
 
-    `error`: what Tune has of it, a traceback or nothing.
+    `error`: what Tune has of it.
     """
     own = f"{TRIALS}/{name}/{FAILURE}"
     if root.exists(own):
-        return root.read_bytes(own).decode(errors="replace")
-    message = first_line(error.strip().rpartition("\n")[2]) or "its process died"
-    return f"{kind_of(error)}: {message}"
+        return TrialFailure.from_json(root.read_json(own))
+    if error is None:
+        return TrialFailure(FailureCode.WORKER_DIED, "its process died")
+    last = first_line(str(error).strip().rpartition("\n")[2])  # of a traceback
+    code = FailureCode.INTERNAL if isinstance(error, RayTaskError) else FailureCode.WORKER_DIED
+    return TrialFailure(code, last or type(error).__name__)

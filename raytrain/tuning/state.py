@@ -15,12 +15,13 @@ from raytrain.storage import Storage
 from raytrain.tasks import make_task
 from raytrain.tracking.base import TRACKING, TrackedRun
 from raytrain.tracking.trackers import conclude
+from raytrain.training.outcome import RunStatus
 from raytrain.tuning.hparams import write_hparams
 from raytrain.tuning.observer import SweepObserver
 from raytrain.tuning.space.schedulers import Generational
 from raytrain.tuning.space.space import NUM_PARAMETERS, Space, Values, overrides_of, without_headline
 from raytrain.tuning.trial import TrialPlan
-from raytrain.tuning.trials import TRIALS, TrialRow, TrialTable
+from raytrain.tuning.trials import TRIALS, TrialFailure, TrialRow, TrialTable
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +32,8 @@ SUMMARY = "sweep.json"
 class SweepResult:
     """What became of a sweep; the contents of sweep.json."""
 
-    status: str
-    """finished, stopped (on request; the same command goes on) or failed (too many trials did)."""
+    status: RunStatus
+    """FINISHED, STOPPED (the same command resumes it) or FAILED (too many trials did)."""
     path: str
     metric: str
     mode: str
@@ -55,6 +56,14 @@ class SweepResult:
     exit_code: int = 0
 
 
+@dataclass(frozen=True)
+class SweepEnd:
+    """Why a sweep ends before all of its trials are over."""
+
+    status: RunStatus
+    message: str
+
+
 @dataclass
 class Sweep:
     """All that belongs to one; `run_sweep` builds it."""
@@ -66,11 +75,8 @@ class Sweep:
     mode: str
     trial_table: TrialTable
     observer: SweepObserver
-    stop_message: str = ""
-    """Why no trial may start any more, and those that run should end."""
-    stop_status: str = "finished"
-    """What the sweep is then: stopped, when the same command is to go on with it."""
-
+    end: SweepEnd | None = None
+    """Why no trial may start any more, and those that run should end; None: they may."""
     spent_before_s: float = 0.0
     """Wall time of earlier commands."""
     began_s: float = field(default_factory=time.monotonic)
@@ -89,7 +95,7 @@ class Sweep:
     def may_start(self) -> bool:
         """Whether the budget allows for another trial."""
         steps = self.space.budget.steps
-        return not self.stop_message and (steps is None or self.trial_table.steps < steps)
+        return self.end is None and (steps is None or self.trial_table.steps < steps)
 
     def reached(self, index: int) -> list[float] | None:
         """What the trial with this ordinal reached; see Board.reached."""
@@ -153,7 +159,8 @@ class Sweep:
                 config = trial_config(self.config, self.root, name, values)
                 plan = replace(plan, others={o.metric: _known_before(o.metric, config) for o in self.space.also})
             except ConfigError as error:  # values that fit one by one, and not together
-                failure = f"error: these values do not go together: {without_headline(str(error))}"
+                told = f"these values do not go together: {without_headline(str(error))}"
+                failure = TrialFailure(error.code, told)
                 self.tell(self.trial_table.update(name, status="failed", failure=failure), "over")
                 return replace(plan, is_over=True, failure=failure)
             if self.every_steps is not None:  # its values are laid over it in each generation
@@ -162,7 +169,7 @@ class Sweep:
 
         return make
 
-    def result(self, status: str, duration_s: float) -> SweepResult:
+    def result(self, status: RunStatus, duration_s: float) -> SweepResult:
         """As it stands."""
         best, also = self.trial_table.best, self.space.also
         front = self.trial_table.front(also) if also else []
@@ -181,8 +188,8 @@ class Sweep:
             steps=self.trial_table.steps,
             duration_s=duration_s,
             spent_s=self.spent_s(),
-            message=self.stop_message,
-            exit_code=0 if status == "finished" else 1,
+            message=self.end.message if self.end is not None else "",
+            exit_code=0 if status is RunStatus.FINISHED else 1,
         )
 
 

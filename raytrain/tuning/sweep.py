@@ -18,6 +18,7 @@ from raytrain.runs.run import writing_report
 from raytrain.runs.signals import StopSignals
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
+from raytrain.training.outcome import RunStatus
 from raytrain.training.progress import best_metric
 from raytrain.tuning.observer import SweepObserver
 from raytrain.tuning.pool.broker import Broker
@@ -95,7 +96,7 @@ def metric_of(space: Space, config: RunConfig) -> tuple[str, str]:
     return space.metric, space.mode or ("min" if space.metric == "loss" else "max")
 
 
-def _run(sweep: Sweep, found: Preflight, max_concurrent: int | None, lease: Lease) -> str:
+def _run(sweep: Sweep, found: Preflight, max_concurrent: int | None, lease: Lease) -> RunStatus:
     """Prepare the data, then let Tune run the trials. Returns how it ended."""
     from raytrain.data.prepare import prepare
 
@@ -121,7 +122,9 @@ def _run(sweep: Sweep, found: Preflight, max_concurrent: int | None, lease: Leas
         finally:
             broker.close()
     is_all_failed = bool(sweep.trial_table.rows) and sweep.trial_table.count("failed") == len(sweep.trial_table.rows)
-    return "failed" if is_all_failed else sweep.stop_status
+    if is_all_failed:
+        return RunStatus.FAILED
+    return sweep.end.status if sweep.end is not None else RunStatus.FINISHED
 
 
 def _trials_on_this_machine(config: RunConfig) -> int:

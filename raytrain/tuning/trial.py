@@ -4,8 +4,9 @@ A trial that has been trained before, by a sweep that was interrupted, first tel
 scheduler and searcher know it again. Then it goes on from its checkpoint, unless it had come to its end.
 """
 
+import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from raytrain.config import Mark, RunConfig
@@ -16,19 +17,19 @@ from raytrain.errors import RaytrainError
 from raytrain.runs.observer import Observer
 from raytrain.runs.run import RunResult, run_training
 from raytrain.storage import Storage
+from raytrain.training.outcome import RunStatus, StopReason
 from raytrain.training.records import EPOCHS, read_jsonl
 from raytrain.tuning.generation_end import has_paused_at, num_done, value_at, values_of, wait_for_others
 from raytrain.tuning.pool.allocate import Claim
 from raytrain.tuning.pool.broker import TrialAllocation
 from raytrain.tuning.space.space import overrides_of
+from raytrain.tuning.trials import TrialFailure
 
 STEP, VALUE, STATUS, GOODPUT, OTHERS = "step", "value", "status", "goodput", "others"
 ROUNDING = 1e-5  # Tune's rungs are 0.1 x 3 = 0.30000000000000004
 SETTLED = "is_settled"
 """A report after which the trial is not stopped: it has passed this rung before, or is at its end anyway."""
-FAILURE = "failure.txt"
-OUT_OF_MEMORY = ("out of memory", "OutOfMemory", "OOM", "can't allocate memory", "Cannot allocate memory")
-DIVERGED = ("the run diverged", "fp16 overflowed")
+FAILURE = "failure.json"
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class TrialPlan:
     """The space's other objectives; their values are told with each evaluation, where they are not known before."""
     is_over: bool = False
     """It has ended before; it only tells."""
-    failure: str | None = None
+    failure: TrialFailure | None = None
     """What it failed of then."""
     rung: int = 0
     """Rungs that it had passed then."""
@@ -63,46 +64,46 @@ class TrialPlan:
 
 
 class TrialFailed(Exception):
-    """The message begins with the kind of failure."""
+    """Tells Tune, which shows the message to nobody."""
 
 
 def run_trial(plan: TrialPlan) -> None:
     """Train a trial. Returns at its end; Tune ends this process when the scheduler stops it.
 
     Raises:
-        TrialFailed: With the kind of failure: diverged, out_of_memory or error.
+        TrialFailed: What of is in the file FAILURE of the trial's folder, unless the plan says it.
     """
     if not plan.config:  # its values can't be a config
-        raise TrialFailed(plan.failure)
+        raise TrialFailed(str(plan.failure))
     config = parse_config(plan.config)
     run = Storage(config.storage_path).at(config.name)
     reporter = Reporter(plan)
     reporter.tell_again(read_jsonl(run, "evals.jsonl"))
     if plan.failure is not None:
-        raise TrialFailed(plan.failure)
+        raise TrialFailed(str(plan.failure))
     if plan.is_over:
         return
-    failure = ""
+    failure = None
     try:
         result = (
             _train(plan, config, reporter)
             if plan.every_steps is None
             else _train_by_generations(plan, config, reporter)
         )
-        if result.status == "failed":
-            failure = f"{kind_of(result.message)}: {result.message}"
+        if result.failure_code is not None:
+            failure = TrialFailure(result.failure_code, result.message)
     except RaytrainError as error:
-        failure = f"error: {error}"
-    if failure:
-        run.write_bytes(FAILURE, failure.encode())
-        raise TrialFailed(failure)
+        failure = TrialFailure(error.code, str(error))
+    if failure is not None:
+        run.write_bytes(FAILURE, json.dumps(asdict(failure)).encode())
+        raise TrialFailed(str(failure))
     reporter.end(result)
 
 
-def _train(plan: TrialPlan, config: RunConfig, reporter: Observer, until_step: int | None = None) -> RunResult:
+def _train(plan: TrialPlan, config: RunConfig, reporter: "Reporter", until_step: int | None = None) -> RunResult:
     """Train with workers of the pool, up to a step or to the end."""
     claim = Claim(plan.name, config.workers.min, config.workers.max, plan.rung, plan.value)
-    allocation = TrialAllocation(plan.broker, claim)
+    allocation = TrialAllocation(plan.broker, claim, lambda: reporter.is_stopped)
     may_change = tuple(marked(Mark.MID_RUN)) if until_step is not None else ()
     try:
         terms = Terms(allocation, until_step, may_change, sweep=Storage(plan.sweep).place()[1])
@@ -111,7 +112,7 @@ def _train(plan: TrialPlan, config: RunConfig, reporter: Observer, until_step: i
         allocation.close()
 
 
-def _train_by_generations(plan: TrialPlan, config: RunConfig, reporter: Observer) -> RunResult:
+def _train_by_generations(plan: TrialPlan, config: RunConfig, reporter: "Reporter") -> RunResult:
     """Train one generation after the other; between them others may have workers, and values and model may change."""
     assert plan.every_steps is not None
     sweep, run = Storage(plan.sweep), Storage(config.storage_path).at(config.name)
@@ -121,11 +122,11 @@ def _train_by_generations(plan: TrialPlan, config: RunConfig, reporter: Observer
         if not has_paused_at(run, until_step):
             now = parse_config(plan.config, overrides_of(values_of(sweep, plan.name) or plan.values))
             result = _train(plan, now, reporter, until_step)
-            if result.status != "stopped" or result.step < until_step:
+            if result.status is not RunStatus.STOPPED or result.step < until_step:
                 return result
         value = value_at(run, until_step, plan.metric, plan.sign)
         if not wait_for_others(plan.broker, plan.name, generation, value):
-            return RunResult("stopped", run.path_of(), until_step)
+            return RunResult(RunStatus.STOPPED, run.path_of(), until_step, stop_reason=StopReason.REQUESTED)
 
 
 class Reporter(Observer):
@@ -137,7 +138,8 @@ class Reporter(Observer):
         self._others: dict[str, float] = {}
         self._epochs = 0.0
         self._total_steps = math.inf
-        self._is_stopped = False
+        self.is_stopped = False
+        """Whether the scheduler has stopped the trial: Tune has said so by a SystemExit, which ends the run."""
 
     def begin(self, total_steps: int) -> None:
         """Training is about to start."""
@@ -171,19 +173,12 @@ class Reporter(Observer):
     def _report(self, status: str, *, is_settled: bool, goodput: float | None = None) -> None:
         from ray import tune
 
-        if self._is_stopped:  # Tune raises once; a second report would wait for ever
+        if self.is_stopped:  # Tune raises once; a second report would wait without end
             raise SystemExit
         told: dict[str, Any] = {STEP: self._last_step, VALUE: self._last_value, STATUS: status, SETTLED: is_settled}
         told |= {OTHERS: self._others, EPOCHS: self._epochs}
         try:
             tune.report({**told, GOODPUT: goodput})
         except SystemExit:
-            self._is_stopped = True
+            self.is_stopped = True
             raise
-
-
-def kind_of(message: str) -> str:
-    """What a run failed of: memory is told apart from a bug, and so is a model that diverged."""
-    if any(word in message for word in DIVERGED):
-        return "diverged"
-    return "out_of_memory" if any(word in message for word in OUT_OF_MEMORY) else "error"

@@ -5,8 +5,9 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
+from raytrain.errors import FailureCode
 from raytrain.storage import Storage
 from raytrain.tuning.space.space import Objective, Values
 
@@ -14,6 +15,22 @@ TRIALS = "trials"
 BEST = ("best_value", "best_step", "best_values")
 OVER = ("finished", "stopped_early", "pruned", "failed")
 STATUSES = ("waiting", "running", "stopped", *OVER)
+
+
+@dataclass(frozen=True)
+class TrialFailure:
+    """What a trial failed of."""
+
+    code: FailureCode
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, str]) -> Self:
+        """The inverse of `asdict`."""
+        return cls(FailureCode(raw["code"]), raw["message"])
 
 
 @dataclass(frozen=True)
@@ -40,8 +57,7 @@ class TrialRow:
     """That it may have now."""
     goodput: float | None = None
     """Share of its worker-seconds that went into steps that count and evaluations; known at its end."""
-    failure: str | None = None
-    """`kind: message`; kind is diverged, out_of_memory or error."""
+    failure: TrialFailure | None = None
     history: list[tuple[int, float]] = field(default_factory=list)
     """(step, value) of each evaluation."""
     sources: list[tuple[int, str]] = field(default_factory=list)
@@ -72,6 +88,7 @@ class TrialTable:
                 raw = json.loads(root.read_bytes(f"{TRIALS}/{name}/trial.json"))
                 raw["history"] = [(int(step), float(value)) for step, value in raw["history"]]
                 raw["sources"] = [(int(step), str(source)) for step, source in raw.get("sources", [])]
+                raw["failure"] = TrialFailure.from_json(raw["failure"]) if raw.get("failure") else None
                 self.rows[name] = TrialRow(**raw)
         self.began_at_s = time.time()
 

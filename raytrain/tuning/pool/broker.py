@@ -5,7 +5,7 @@ import contextlib
 import math
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -219,13 +219,17 @@ class TrialAllocation(Allocation):
     asks_for_nodes = False
     least_data_cpus = 0.0
 
-    def __init__(self, broker: str, claim: Claim):
-        """`broker`: name of the actor."""
+    def __init__(self, broker: str, claim: Claim, is_withdrawn: Callable[[], bool] = lambda: False):
+        """Args:
+        broker: Name of the actor.
+        is_withdrawn: Whether the scheduler has stopped the trial.
+        """
         import ray
 
         self._actor, self._trial = ray.get_actor(broker), claim.trial
         self._claim: Claim | None = claim
         self._last = Answer()
+        self._is_withdrawn = is_withdrawn
 
     def most_workers(self) -> int | None:
         """As the pool says. It is joined now: before, the trial prepares its data, and holds no worker."""
@@ -249,6 +253,11 @@ class TrialAllocation(Allocation):
     def is_stop_asked(self) -> bool:
         """Whether the sweep ends."""
         return self._last.is_stopping
+
+    @property
+    def is_withdrawn(self) -> bool:
+        """Whether the scheduler has stopped the trial."""
+        return self._is_withdrawn()
 
     def lend(self, node_id: str, resources: Mapping[str, float]) -> LeasedWorker:
         """One that another trial has given back, on any node, or a new one. It is the pool's."""

@@ -1,0 +1,59 @@
+"""What a supervisor is to do, and whom it tells of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from raytrain.config import RunConfig
+from raytrain.elastic.allocation import Terms
+from raytrain.storage import Storage
+from raytrain.training.job import Job
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """The training, or an evaluation, that a command has prepared everything for."""
+
+    config: RunConfig
+    run: Storage
+    """The run's folder."""
+    prepared_root: str
+    use_gpu: bool
+    total_steps: int = 0
+    """Of the run."""
+    began_at_s: float = 0.0
+    """When the command was given, seconds since the epoch."""
+    terms: Terms = field(default_factory=Terms)
+    """How many workers the run may have, and up to which step."""
+
+    @property
+    def end_step(self) -> int:
+        """The step at which the run ends or pauses."""
+        return min(self.total_steps, self.terms.until_step or self.total_steps)
+
+    def job(
+        self, transition: dict[str, Any] | None, snapshot: dict[str, Any] | None, evaluate_split: str | None = None
+    ) -> Job:
+        """What a worker group is told. The arguments are as in `Job`."""
+        return Job(
+            config=self.config.model_dump(mode="json", exclude_unset=True),
+            run_root=self.run.path_of(),
+            prepared_root=self.prepared_root,
+            use_gpu=self.use_gpu,
+            transition=transition,
+            snapshot=snapshot,
+            evaluate_split=evaluate_split,
+            until_step=self.terms.until_step,
+        )
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """How the command takes part while its supervisor works."""
+
+    is_stop_asked: Callable[[], bool]
+    """Whether the user wants the run to save and end."""
+    on_poll: Callable[[], None]
+    """Called a few times a second."""
+    say: Callable[[str], None]
+    """Shows the user what is going on."""

@@ -1,0 +1,107 @@
+"""What an exception in a worker says: the cause of the group's end, or only that another worker is gone.
+
+When one worker fails, the others fail in their next collective. Those are secondary errors, which must not be reported
+as the cause. They are told by their type, and where torch raises a plain RuntimeError, by the place at which it came
+up: in torch's collectives, or where DeepSpeed waits for one. Their text is not looked at, since it holds paths.
+"""
+
+import errno
+import sys
+import traceback
+from dataclasses import dataclass
+
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError, OutOfMemoryError, RayError, RayTaskError
+
+from raytrain.elastic.ray_train_worker import BarrierResetError
+from raytrain.errors import FailureCode, ForeignMessage, RaytrainError, first_line, says
+
+OUT_OF_MEMORY_ADVICE = (
+    " Lower training.micro_batch_size or turn on training.gradient_checkpointing: neither changes the result. Or take "
+    "a higher training.zero_stage with more workers; `raytrain plan CONFIG --gpu GPU` says what fits."
+)
+
+
+@dataclass(frozen=True)
+class WorkerError:
+    """Why a worker left its group without an outcome: an exception, or its process's end."""
+
+    code: FailureCode
+    message: str
+
+    @property
+    def is_secondary(self) -> bool:
+        """Whether it only says that another worker or a node is gone. The process can be used again."""
+        return self.code is FailureCode.PEER_LOST
+
+
+def error_of(error: Exception) -> WorkerError:
+    """What the driver is told of an exception, in a line or two."""
+    code, where = code_of(error), traceback.extract_tb(error.__traceback__)[-1]
+    if _is_torchs_out_of_memory(error):  # torch's own advice, which follows, is about fragments
+        told = str(error).partition(" If reserved")[0]
+        return WorkerError(code, f"{type(error).__name__}: {told}{OUT_OF_MEMORY_ADVICE}")
+    return WorkerError(code, f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})")
+
+
+def code_of(error: BaseException) -> FailureCode:
+    """What an exception says, or the one that it was explicitly raised from."""
+    if isinstance(error, RaytrainError):
+        return error.code
+    if _is_out_of_memory(error):
+        return FailureCode.OUT_OF_MEMORY
+    if isinstance(error, OutOfDiskError):
+        return FailureCode.STORAGE
+    if _is_peer_lost(error):
+        return FailureCode.PEER_LOST
+    if isinstance(error, OSError):
+        return FailureCode.STORAGE
+    return code_of(error.__cause__) if error.__cause__ is not None else FailureCode.WORKER_ERROR
+
+
+def death_of(error: RayError) -> WorkerError:
+    """What Ray says of a worker's process that has died."""
+    from ray.exceptions import ActorUnavailableError
+
+    if isinstance(error, OutOfMemoryError):
+        return WorkerError(FailureCode.OUT_OF_MEMORY, first_line(str(error)))
+    if isinstance(error, ActorUnavailableError):  # it says so in the words of its RPC library
+        return WorkerError(FailureCode.WORKER_DIED, "its process can't be reached any more")
+    return WorkerError(FailureCode.WORKER_DIED, first_line(str(error)) or type(error).__name__)
+
+
+def _is_torchs_out_of_memory(error: BaseException) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError | OutOfMemoryError | ObjectStoreFullError) or _is_torchs_out_of_memory(error):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return type(error) is RuntimeError and says(error, ForeignMessage.NO_CPU_MEMORY)
+
+
+def _is_peer_lost(error: BaseException) -> bool:
+    if isinstance(error, BarrierResetError):  # also one that came back from the actor: see `RayTaskError`
+        return True
+    if isinstance(error, RayError) and not isinstance(error, RayTaskError):  # an actor or a node that is gone
+        return True
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and isinstance(error, distributed.DistError):
+        return True
+    return type(error) is RuntimeError and _came_up_in_a_collective(error)
+
+
+def _came_up_in_a_collective(error: RuntimeError) -> bool:
+    """Whether the innermost Python code was torch's collectives, or DeepSpeed's call of `wait` on one's handle."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return False
+    module = str(trace.tb_frame.f_globals.get("__name__", ""))
+    if module.startswith("torch.distributed."):
+        return True
+    called = traceback.extract_tb(trace)[-1].line or ""
+    return module.startswith("deepspeed.") and ".wait(" in called
