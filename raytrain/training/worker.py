@@ -72,7 +72,7 @@ class WorkerRun:
         timeout_s = collective_timeout_s(self.config.workers.stall_timeout_s)
         self.control = Control(world, timeout_s)  # first: what follows may fail on one worker only
         self.store = self.control.all_succeed(lambda: PreparedStore(job.prepared_root))
-        self.labels = self.store.manifest.labels
+        self.state = self.store.manifest.task_state
         self.task = make_task(self.config.task, self.config.data.max_length)
         self.device = device_of(self.config, use_gpu=job.use_gpu)
         self.timetable = make_timetable(
@@ -182,7 +182,7 @@ class WorkerRun:
             engine=engine,
             timetable=self.timetable,
             source=stream,
-            judge=Judge(self.config, self.task, self.labels, self.device, self.control, self.link.alive),
+            judge=Judge(self.config, self.task, self.state, self.device, self.control, self.link.alive),
             saver=saver,
             control=self.control,
             log=self.log,
@@ -195,7 +195,7 @@ class WorkerRun:
     def _new_model(self) -> nn.Module:
         """The model before training; new weights are the same in every worker and every attempt."""
         torch.manual_seed(self.config.seed)
-        return self.task.build_model(self.config.model, self.labels, self.config.training)
+        return self.task.build_model(self.config.model, self.state, self.config.training)
 
     def _settle(self, model: nn.Module, precision: Precision) -> TrainingConfig:
         """The options with a ZeRO stage for this group: the same for all, who may have unlike GPUs."""
@@ -287,13 +287,15 @@ class WorkerRun:
         self.log.event("no_snapshots", needed_mib=round(needed / MIB), half_mib=round(half / MIB))
         return None
 
-    def _export(self, model: Any, weights: dict[str, torch.Tensor], step: int, folder: str) -> None:
+    def _export(self, model: nn.Module, weights: dict[str, torch.Tensor], step: int, folder: str) -> None:
         """The model, its tokenizer, and what raytrain needs to use it again, in a local folder."""
-        model.save_pretrained(folder, state_dict=weights)
-        load_tokenizer(self.config.model).save_pretrained(folder)
+        self.task.save_model(model, weights, folder)
+        tokenizer = load_tokenizer(self.config.model)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
         card = {
             "task": self.config.task.model_dump(mode="json"),
-            "labels": self.labels,
+            "state": self.state,
             "max_length": self.config.data.max_length,
             "step": step,
         }
@@ -308,15 +310,14 @@ class WorkerRun:
         return self.measure("test")
 
     def _best_model(self) -> nn.Module:
-        best = self.config.model.model_copy(update={"path": self.run.local_copy(BEST), "config": None})
-        return self.task.build_model(best, self.labels, self.config.training)
+        return self.task.load_model(self.run.local_copy(BEST), self.config.model, self.state, self.config.training)
 
     def measure(self, split: str) -> dict[str, float]:
         """Evaluate `best/` on a split and write it to evals.jsonl. Each worker holds the whole model for this."""
         model = self.control.all_succeed(self._best_model).to(self.device)
         stream = Stream(self.config, self.store, self.world, self.plan)
         batches = stream.evaluate_once(split)
-        metrics = evaluate(model, batches, self.task, self.labels, self.device, self.control, self.link.alive)
+        metrics = evaluate(model, batches, self.task, self.state, self.device, self.control, self.link.alive)
         step = json.loads(self.run.read_bytes(f"{BEST}/raytrain.json"))["step"]
         self.log.evaluation(step, (step - 1) // self.timetable.steps_per_epoch, split, metrics)
         self.reporting.evaluated(split, metrics.values)
