@@ -263,7 +263,7 @@ def _size_of_model(facts: Facts, say: Say) -> None:
         say("counting the model's parameters")
         try:
             task = make_task(config.task, config.data.max_length)
-            facts.num_parameters = shape_on_meta(config, task, task.assumed_state()).num_parameters
+            facts.num_parameters = shape_on_meta(config, task, task.assumed_state()).num_trained
         except RaytrainError as error:
             facts.skipped.append(f"snapshots: {error}")
             return

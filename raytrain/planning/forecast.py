@@ -159,7 +159,7 @@ def make_forecast(config: RunConfig, hardware: Hardware, calibration_run: str | 
         num_cpus=num_cpus,
         num_gpus=num_gpus,
         num_samples=num_samples,
-        num_parameters=shape.num_parameters,
+        num_trained=shape.num_trained,
         whose="this Ray" if on_this_machine else "the planned cluster",
     )
     precision = resolved_precision(config.training.precision, plan.use_gpu, hardware.gpu)

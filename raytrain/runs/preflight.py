@@ -40,7 +40,7 @@ class Preflight:
             num_cpus=session.num_cpus,
             num_gpus=session.num_gpus,
             num_samples=num_samples,
-            num_parameters=count_parameters(self.config.model),
+            num_trained=count_parameters(self.config.model),
             can_grow=not session.is_private,
         )
         if not plan.use_gpu:

@@ -45,6 +45,11 @@ class ModelShape:
     """Whether Transformers has gradient checkpointing for it."""
 
     @property
+    def num_trained(self) -> int:
+        """Those that are trained, which a checkpoint holds."""
+        return sum(self.trained)
+
+    @property
     def num_parameters(self) -> int:
         """All of them."""
         return sum(self.trained) + sum(self.frozen)

@@ -39,15 +39,18 @@ from raytrain.training.arrival import Arrival
 from raytrain.training.device import device_of, seed_all, usable_bytes
 from raytrain.training.driver_link import DriverLink
 from raytrain.training.evaluate import Judge, evaluate
+from raytrain.training.frozen import check_frozen, hash_of_frozen
 from raytrain.training.job import Job
 from raytrain.training.progress import Progress
 from raytrain.training.records import last_row
 from raytrain.training.reporting import Reporter, Reporting
 from raytrain.training.run_log import METRICS, RunLog, next_attempt
-from raytrain.training.saving import BEST, Saver, recover_folder
+from raytrain.training.saving import BEST, SaveCallbacks, SavePlan, Saver, recover_folder
 from raytrain.training.trainer import IdleTime, Trainer
 
 MIB = 2**20
+# Fields of state.json: what the state can be resumed with only.
+DATA_CONTENT, FROZEN_WEIGHTS = "data_content", "frozen_weights"
 
 
 class WorkerRun:
@@ -127,6 +130,9 @@ class WorkerRun:
         stream.start(progress.step, self.timetable)  # fills up while the model is loaded
         precision = self.control.all_succeed(lambda: detect_precision(self.config.training.precision, self.device))
         model = self.control.all_succeed(self._new_model)
+        frozen = hash_of_frozen(model, self.control)  # before the engine shares the weights out
+        if saved is not None:
+            check_frozen(frozen, saved.state.get(FROZEN_WEIGHTS), saved.step)
         engine = Engine(
             model,
             self._settle(model, precision),
@@ -141,18 +147,17 @@ class WorkerRun:
         saver = Saver(
             self.run,
             engine,
-            self.world,
             self.control,
             self.log,
-            keep_last=self.config.checkpoint.keep_last,
-            token=self.token,
-            data_content=self.store.manifest.content,
-            export=functools.partial(self._export, model),
-            keeper=self._snapshot_keeper(engine),
-            snapshot_every_steps=self.config.checkpoint.snapshot_every_steps,
-            on_saved=self.link.saved,
-            on_committed=self.reporting.committed,
-            on_wait=self.link.alive,
+            SavePlan(
+                keep_last=self.config.checkpoint.keep_last,
+                snapshot_every_steps=self.config.checkpoint.snapshot_every_steps,
+                token=self.token,
+                belongs_to={DATA_CONTENT: self.store.manifest.content, FROZEN_WEIGHTS: frozen},
+            ),
+            functools.partial(self._export, model),
+            self._snapshot_keeper(engine),
+            SaveCallbacks(self.link.saved, self.reporting.committed, self.link.alive),
         )
         closing.callback(saver.close)
         arrival = Arrival(self.job, self.log, self.link, progress.step, self._steps_before(), self.entered_at_s)
@@ -250,7 +255,7 @@ class WorkerRun:
         )
         if checkpoint is None:
             return None
-        if checkpoint.state.get("data_content") != self.store.manifest.content:
+        if checkpoint.state.get(DATA_CONTENT) != self.store.manifest.content:
             raise ConfigError(
                 f"the source files or the tokenizer have changed since this run's checkpoint of step {checkpoint.step} "
                 "was made, so its samples would come in another order. Put them back, give the run another name, or "
@@ -274,9 +279,8 @@ class WorkerRun:
         """Who takes snapshots; None when they are turned off or don't fit into the nodes' memory."""
         if self.config.checkpoint.snapshot_every_steps is None:
             return None
-        part_bytes = (
-            sum(map(_numel, engine.module.parameters())) * CHECKPOINT_BYTES_PER_PARAMETER // self.world.world_size
-        )
+        num_trained = sum(_numel(p) for p in engine.module.parameters() if p.requires_grad)
+        part_bytes = num_trained * CHECKPOINT_BYTES_PER_PARAMETER // self.world.world_size
         needed = bytes_in_store(part_bytes, self.nodes.count(self.link.node_id))
         half = STORE_SHARE * self.link.object_store_bytes
         needs = self.control.gather((needed, half))

@@ -83,6 +83,10 @@ def metric_of(space: Space, config: RunConfig) -> tuple[str, str]:
         if objective.metric not in (*task.modes, NUM_PARAMETERS):
             allowed = ", ".join((*task.modes, NUM_PARAMETERS))
             raise ConfigError(f"also names {objective.metric!r}, which is no metric of this task; allowed: {allowed}")
+        better = task.modes.get(objective.metric, "min")
+        if objective.better != better:
+            what = "smaller" if better == "min" else "larger"
+            raise ConfigError(f"also: a {what} {objective.metric} is better; set its mode to {better}")
     if space.metric is None:
         metric, mode = best_metric(config, task)
         if any(objective.metric == metric for objective in space.also):
