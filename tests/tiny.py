@@ -7,8 +7,11 @@ import os
 import random
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from raytrain.tasks.base import BatchContext
 
 GOOD = ("good", "great", "fine", "lovely", "bright", "clever")
 BAD = ("bad", "awful", "poor", "dull", "weak", "clumsy")
@@ -92,3 +95,20 @@ def write_conll(path: Any, num_sentences: int, seed: int) -> str:
     with open(path, "w", encoding="utf-8") as file:
         file.write("\n".join(lines))
     return str(path)
+
+
+def context(num_samples: int, **changes: Any) -> BatchContext:
+    """What the first samples of the first epoch are collated for."""
+    ids = np.arange(num_samples)
+    return BatchContext(
+        **{
+            "state": {"labels": []},
+            "split": "train",
+            "ids": ids,
+            "epoch": 0,
+            "copies": np.zeros_like(ids),
+            "seed": 0,
+            "pad_token_id": 0,
+            **changes,
+        }
+    )

@@ -33,7 +33,7 @@ class StateRange:
     """As in `module.named_parameters()` or `named_buffers()`."""
     start: int
     tensors: dict[str, Tensor]
-    """Kind -> elements, all of one length. A frozen parameter has `fp32` only, a buffer has `buffer` only."""
+    """Kind -> elements, all of one length. A buffer has `buffer` only."""
 
 
 class RangeReader(Protocol):

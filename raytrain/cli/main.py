@@ -284,12 +284,12 @@ def data_show(
     """Show prepared samples as the model sees them."""
     from raytrain.config.io import load_config
     from raytrain.data.show import decode_samples
-    from raytrain.runs.preflight import absolute_paths
+    from raytrain.runs.preflight import resolve
     from raytrain.terminal.run import print_samples
 
-    parsed = absolute_paths(load_config(config, overrides))
+    parsed = resolve(load_config(config, overrides))
     store, console = _prepared(parsed)
-    print_samples(console, decode_samples(store, parsed.model, split, rows))
+    print_samples(console, decode_samples(store, parsed, split, rows))
 
 
 def _prepared(config: "RunConfig") -> "tuple[PreparedStore, Console]":

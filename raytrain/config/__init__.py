@@ -22,6 +22,7 @@ from raytrain.config.data import BadRowPolicy, DataConfig, SourceConfig, SourceF
 from raytrain.config.task import (
     Labels,
     ModelConfig,
+    PythonTaskConfig,
     SequenceClassificationConfig,
     TaskConfig,
     TokenClassificationConfig,
@@ -54,6 +55,7 @@ __all__ = [
     "OptimizerConfig",
     "PositiveInt",
     "Precision",
+    "PythonTaskConfig",
     "RayConfig",
     "RunConfig",
     "ScheduleConfig",
@@ -92,6 +94,8 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _across_sections(self) -> Self:
+        if not isinstance(self.task, PythonTaskConfig):
+            self.model.check_for_transformers()
         shards, batch = self.data.canonical_shards, self.training.global_batch_size
         if shards is not None and batch % shards:
             raise ValueError(

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, model_validator
 
 from raytrain.config.base import Affects, Mark, Section
 
@@ -16,7 +16,7 @@ def _label(value: Any) -> Any:
 
 def _labels(value: list[str]) -> list[str]:
     if not value:
-        raise ValueError("task.labels is empty: name the labels, or leave it out to take those of the training data")
+        raise ValueError("task.labels is empty: name the labels, or leave it out to take those of the data")
     if len(set(value)) < len(value):
         raise ValueError(f"task.labels names {max(value, key=value.count)!r} twice; each label is one class")
     return value
@@ -37,9 +37,20 @@ class SequenceClassificationConfig(Section):
     label_column: Annotated[str, Affects.DATA] = "label"
     """Column with the label: a string or integer; with `multi_label` a list of them."""
     labels: Annotated[Labels | None, Affects.DATA] = None
-    """The declared labels, in id order; null: those found in the training data, sorted."""
+    """The declared labels, in id order; null: those found in the data, sorted."""
     multi_label: Annotated[bool, Affects.DATA] = False
     """True: every label is decided by itself (sigmoid), and a sample may have none or several."""
+    class_weights: Annotated[Literal["balanced"] | dict[Label, PositiveFloat] | None, Affects.DATA | Affects.RESULT] = (
+        None
+    )
+    """Weight of each label's loss, by name; balanced: inversely proportional to how often the training data has it;
+    null: all weigh the same."""
+
+    @model_validator(mode="after")
+    def _weights_need_one_label(self) -> Self:
+        if self.class_weights is not None and self.multi_label:
+            raise ValueError("task.class_weights needs one label a text: leave it out, or set task.multi_label=false")
+        return self
 
 
 class TokenClassificationConfig(Section):
@@ -51,7 +62,7 @@ class TokenClassificationConfig(Section):
     tags_column: Annotated[str, Affects.DATA] = "tags"
     """Column with the list of tags, one a word; CoNLL files call it `tags` (their last column; UPOS in CoNLL-U)."""
     labels: Annotated[Labels | None, Affects.DATA] = None
-    """The declared tags, in id order; null: those found in the training data, `O` first, then sorted."""
+    """The declared tags, in id order; null: those found in the data, `O` first, then sorted."""
     case_feature: Annotated[bool, Affects.DATA] = False
     """True: tells the model each word's letter case (lower, Title, UPPER, miXed) through `token_type_ids`, which
     gives an uncased encoder back what its tokenizer throws away. Needs a model with token-type embeddings."""
@@ -60,7 +71,25 @@ class TokenClassificationConfig(Section):
     is tagged with its document in view. Documents are told apart by CoNLL's -DOCSTART- lines or a `document` column."""
 
 
-TaskConfig = Annotated[SequenceClassificationConfig | TokenClassificationConfig, Field(discriminator="kind")]
+class PythonTaskConfig(Section):
+    """A task of your own: a class in a Python file of the folder that the command is run in, or in an installed
+    package."""
+
+    kind: Annotated[Literal["python"], Affects.DATA | Affects.SPEED]
+    target: Annotated[
+        str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"), Affects.DATA | Affects.RESULT | Affects.SPEED
+    ]
+    """package.module:Class, a subclass of raytrain.tasks.Task."""
+    args: Annotated[dict[str, Any], Affects.DATA | Affects.RESULT | Affects.SPEED] = {}
+    """Arguments that the class is called with, by name, beside `max_length`, which is data.max_length."""
+    source: Annotated[str | None, Affects.DATA | Affects.RESULT | Affects.SPEED] = None
+    """SHA-256 of the module's file. raytrain fills it in; when the file has changed, its data is prepared again, and a
+    run that was begun with the old one isn't resumed."""
+
+
+TaskConfig = Annotated[
+    SequenceClassificationConfig | TokenClassificationConfig | PythonTaskConfig, Field(discriminator="kind")
+]
 
 
 class ModelConfig(Section):
@@ -69,9 +98,10 @@ class ModelConfig(Section):
     path: Annotated[str | None, Affects.RESULT | Affects.SPEED, Mark.PATH_OR_HUB_ID] = None
     """A hub id or a local folder with pretrained weights."""
     config: Annotated[dict[str, Any] | None, Affects.RESULT | Affects.SPEED] = None
-    """A Transformers config (with `model_type`): trains a new model with random weights instead of `path`."""
+    """A Transformers config (with `model_type`): trains a new model with random weights instead of `path`. With
+    `task.kind: python`, any settings of a network of your own."""
     tokenizer: Annotated[str | None, Affects.RESULT | Affects.SPEED, Mark.PATH_OR_HUB_ID] = None
-    """A hub id or local folder of the tokenizer; null: the one in `model.path`."""
+    """A hub id or local folder of the tokenizer; null: the one in `model.path`, and with a network of your own none."""
     revision: Annotated[str | None, Affects.RESULT | Affects.SPEED] = None
     """Branch, tag or commit on the hub; null: its main branch."""
     trust_remote_code: Annotated[bool, Affects.RESULT | Affects.SPEED] = False
@@ -81,13 +111,16 @@ class ModelConfig(Section):
     def _one_origin(self) -> Self:
         if (self.path is None) == (self.config is None):
             raise ValueError("give exactly one of model.path (pretrained) and model.config (a new model)")
+        return self
+
+    def check_for_transformers(self) -> None:
+        """Raises ValueError when `config` can't be that of a Transformers model."""
         if self.config is not None and self.tokenizer is None:
             raise ValueError("model.config needs model.tokenizer: a new model brings no tokenizer of its own")
         if self.config is not None and "model_type" not in self.config:
             raise ValueError("model.config needs model_type, for instance bert")
-        return self
 
     @property
     def tokenizer_path(self) -> str:
-        """Hub id or folder that the tokenizer is loaded from."""
+        """Hub id or folder that the tokenizer is loaded from; "" for a network that needs none."""
         return self.tokenizer or self.path or ""

@@ -75,22 +75,11 @@ class EarlyStoppingConfig(Section):
     metric: Annotated[str, Affects.EVALUATION]
     """A validation metric of the task, such as accuracy, macro_f1 or loss."""
     mode: Annotated[Literal["min", "max"] | None, Affects.EVALUATION] = None
-    """Whether smaller or larger is better; null: min for loss, max for everything else."""
+    """Whether smaller or larger is better; null: as the task says, min for loss."""
     patience: Annotated[PositiveInt, Affects.EVALUATION] = 3
     """Evaluations without an improvement before the run stops."""
     min_delta: Annotated[float, Field(ge=0.0), Affects.EVALUATION] = 0.0
     """Smallest change that counts as an improvement."""
-
-    @property
-    def better(self) -> str:
-        """`mode`, with null decided."""
-        return self.mode or ("min" if self.metric == "loss" else "max")
-
-    @model_validator(mode="after")
-    def _sensible_mode(self) -> Self:
-        if self.metric == "loss" and self.mode == "max":
-            raise ValueError("training.early_stopping.mode is max, but a larger loss is worse; leave mode out")
-        return self
 
 
 def _environment(value: dict[str, str]) -> dict[str, str]:

@@ -5,14 +5,12 @@ One read task makes its own parts, named after its place, so what it writes depe
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
 import pyarrow.parquet as pq
 
 from raytrain.config import BadRowPolicy, RunConfig
@@ -22,9 +20,7 @@ from raytrain.errors import DataError, RaytrainError
 from raytrain.models.tokenizer import load_tokenizer
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
-
-# How tasks begin the rejection of a label outside the set; a label that is missing is an ordinary bad row.
-UNKNOWN_LABEL = re.compile(r"""label ['"].* is none of """, re.DOTALL)
+from raytrain.tasks.base import Encoded, RowError, TaskState
 
 
 @dataclass(frozen=True)
@@ -34,6 +30,7 @@ class Rejected:
     split: str
     path: str
     row: int
+    code: RowError
     reason: str
 
 
@@ -53,27 +50,28 @@ class RowFunction:
         raise NotImplementedError
 
 
-class LabelFinder(RowFunction):
-    """Labels of a read task's rows."""
+class Surveyor(RowFunction):
+    """What a read task's rows say of the task's state, such as their labels."""
 
-    def __init__(self, task: dict[str, Any], max_length: int):
-        self._task, self._max_length = task, max_length
+    def __init__(self, config: dict[str, Any]):
+        self._config = config
 
     def report(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The labels, sorted."""
-        task = make_task(_task_config(self._task), self._max_length)
-        found: set[str] = set()
-        for chunk in read_chunks(_read_task(row["task"]), task.required_columns()):
-            if len(chunk.table):
-                found |= task.find_labels(chunk.table)
-        return {"labels": sorted(found)}
+        """The surveys of its chunks, in their order."""
+        config, read_task = RunConfig.model_validate(self._config), _read_task(row["task"])
+        task = make_task(config.task, config.data.max_length)
+        chunks = read_chunks(read_task, task.required_columns())
+        surveys = [
+            task.survey(rows, split) for chunk in chunks for split, rows in _split_rows(config, read_task, chunk)
+        ]
+        return {"ordinal": row["ordinal"], "surveys": surveys}
 
 
 class Encoder(RowFunction):
     """Reads, encodes and writes a read task's rows."""
 
-    def __init__(self, config: dict[str, Any], labels: list[str], root: str, rows_per_group: int, prefix: str):
-        self._config, self._labels, self._root, self._prefix = config, labels, root, prefix
+    def __init__(self, config: dict[str, Any], state: TaskState, root: str, rows_per_group: int, prefix: str):
+        self._config, self._state, self._root, self._prefix = config, state, root, prefix
         self._rows_per_group = rows_per_group
 
     def report(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -89,41 +87,39 @@ class Encoder(RowFunction):
         for number, chunk in enumerate(read_chunks(read_task, [*task.required_columns(), "document"])):
             rejected += self._refuse_or_keep(config, read_task.split, chunk.bad_rows)
             for split, table in _split_rows(config, read_task, chunk):
-                encoded = task.encode(table, tokenizer, self._labels)
+                encoded = task.encode(table, tokenizer, self._state)
                 rows = table[ROW].to_pylist()
-                bad = [BadRow(read_task.file.path, rows[place], reason) for place, reason in encoded.rejected]
+                bad = [BadRow(read_task.file.path, rows[r.row], r.reason, r.code) for r in encoded.rejected]
                 rejected += self._refuse_or_keep(config, split, bad)
                 if len(encoded.table):
-                    written.append(self._write(split, (ordinal, number), encoded.table, encoded.num_truncated))
+                    sizes = task.sizes(encoded.table).tolist()
+                    written.append(self._write(split, (ordinal, number), encoded, sizes))
         rejected.sort(key=lambda bad: bad.row)
         return {"ordinal": ordinal, "written": written, "rejected": [asdict(bad) for bad in rejected]}
 
     def _refuse_or_keep(self, config: RunConfig, split: str, bad_rows: list[BadRow]) -> list[Rejected]:
         """The bad rows, when they may be set aside. Raises DataError when they may not."""
-        for bad in bad_rows:
-            if UNKNOWN_LABEL.match(bad.reason):  # a mistake in the config, or a typo: no reason to lose rows silently
-                raise DataError(f"{bad}. Add it to task.labels, or mend the row")
-            if config.data.bad_rows == BadRowPolicy.REFUSE:
-                raise DataError(f"{bad}. Mend the row, or set data.bad_rows=set_aside to go on without such rows")
-        return [Rejected(split, bad.path, bad.row, bad.reason) for bad in bad_rows]
+        for bad in bad_rows if config.data.bad_rows == BadRowPolicy.REFUSE else []:
+            remedy = "Add it to task.labels, correct" if bad.code == RowError.UNKNOWN_LABEL else "Correct"
+            raise DataError(f"{bad}. {remedy} the row, or set data.bad_rows=set_aside to continue without such rows")
+        return [Rejected(split, bad.path, bad.row, bad.code, bad.reason) for bad in bad_rows]
 
-    def _write(self, split: str, place: tuple[int, int], table: pa.Table, num_truncated: int) -> dict[str, Any]:
+    def _write(self, split: str, place: tuple[int, int], encoded: Encoded, sizes: list[int]) -> dict[str, Any]:
         name = f"{split}/{self._prefix}part-{place[0]:05d}-{place[1]:05d}.parquet"
         folder = Storage(self._root)
         buffer = pa.BufferOutputStream()
-        pq.write_table(table, buffer, row_group_size=self._rows_per_group, compression="zstd")
+        pq.write_table(encoded.table, buffer, row_group_size=self._rows_per_group, compression="zstd")
         data = memoryview(buffer.getvalue())
         folder.write_bytes(name, data)
-        lengths = pa.compute.list_value_length(table["input_ids"]).to_pylist()
-        full, rest = divmod(len(table), self._rows_per_group)
+        full, rest = divmod(len(encoded.table), self._rows_per_group)
         part = Part(name, [self._rows_per_group] * full + [rest] * bool(rest), len(data))
         return {
             "split": split,
             "part": asdict(part),
             "sha256": hashlib.sha256(data).hexdigest(),
             "place": place,
-            "lengths": lengths,
-            "num_truncated": num_truncated,
+            "lengths": sizes,
+            "num_truncated": encoded.num_truncated,
         }
 
 
@@ -157,11 +153,3 @@ def _read_task(text: str) -> ReadTask:
     raw = json.loads(text)
     groups = raw.pop("row_groups")
     return ReadTask(file=SourceFile(**raw.pop("file")), row_groups=tuple(groups) if groups else None, **raw)
-
-
-def _task_config(raw: dict[str, Any]) -> Any:
-    from pydantic import TypeAdapter
-
-    from raytrain.config import TaskConfig
-
-    return TypeAdapter(TaskConfig).validate_python(raw)

@@ -31,8 +31,8 @@ class StepBatch:
     step_in_epoch: int
     micro_batches: list[Batch]
     """Equally many on every worker; one without samples has no targets."""
-    num_targets: int
-    """Targets of this worker's samples."""
+    target_weight: float
+    """Sum of the weights of this worker's targets."""
     sample_ids: np.ndarray
     """Shape (samples of this worker,)."""
     num_tokens: int

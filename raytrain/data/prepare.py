@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raytrain.config import RunConfig
-from raytrain.data.encode import Encoder, LabelFinder, Rejected, RowFunction
+from raytrain.data.encode import Encoder, Rejected, RowFunction, Surveyor
 from raytrain.data.fingerprint import fingerprint
 from raytrain.data.prepared import MANIFEST_NAME, Manifest, Part, PreparedStore, SplitInfo, index_name
 from raytrain.data.quiet import quiet_ray_data
@@ -36,6 +36,7 @@ from raytrain.errors import DataError
 from raytrain.models.tokenizer import load_tokenizer, tokenizer_identity
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
+from raytrain.tasks.base import TaskState
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,8 @@ def prepare(config: RunConfig, progress: Progress | None = None) -> PreparedStor
     files, rows_per_group, cache, name = _place_of(config)
     if not cache.exists(f"{name}/{MANIFEST_NAME}"):
         progress = progress or (lambda *_: None)
-        pad_token_id = load_tokenizer(config.model).pad_token_id
+        tokenizer = load_tokenizer(config.model)
+        pad_token_id = 0 if tokenizer is None else tokenizer.pad_token_id
         _Preparation(config, files, name, cache, rows_per_group, pad_token_id, progress).run()
     return PreparedStore(cache.at(name).root)
 
@@ -120,32 +122,38 @@ class _Preparation:
         self._remove_stale()
         task = make_task(self.config.task, self.config.data.max_length)
         try:
-            labels = task.order_labels(set() if self.config.task.labels else self._find_labels())
-            self._commit(labels, *self._write(labels))
+            state = task.declared_state()
+            if state is None:
+                state = task.state_from(self._survey())
+            self._commit(state, *self._write(state))
         except BaseException:
             if self.is_local:
                 self.folder.delete("")
             raise
 
-    def _find_labels(self) -> set[str]:
-        train = [{"task": json.dumps(asdict(task))} for task in self.tasks if task.split == "train"]
-        finder = LabelFinder(self.config.task.model_dump(mode="json"), self.config.data.max_length)
-        return {label for report in _run(train, finder) for label in report["labels"]}
+    def _rows(self) -> list[dict[str, Any]]:
+        """The read tasks as rows of Ray Data."""
+        return [{"ordinal": i, "task": json.dumps(asdict(task))} for i, task in enumerate(self.tasks)]
 
-    def _write(self, labels: list[str]) -> tuple[list[_Written], list[Rejected]]:
+    def _survey(self) -> list[TaskState]:
+        """What the chunks of all splits say of the task's state, in the order of the sources."""
+        surveyor = Surveyor(self.config.model_dump(mode="json", exclude_unset=True))
+        surveys = {report["ordinal"]: report["surveys"] for report in _run(self._rows(), surveyor)}
+        return [survey for ordinal in sorted(surveys) for survey in surveys[ordinal]]
+
+    def _write(self, state: TaskState) -> tuple[list[_Written], list[Rejected]]:
         """Write all parts; what was written and what was set aside, each in the order of the sources."""
         encoder = Encoder(
             self.config.model_dump(mode="json", exclude_unset=True),
-            labels,
+            state,
             self.folder.root,
             self.rows_per_group,
             "" if self.is_local else self.attempt,
         )
-        rows = [{"ordinal": i, "task": json.dumps(asdict(task))} for i, task in enumerate(self.tasks)]
         written: list[_Written] = []
         rejected: dict[int, list[Rejected]] = {}  # by the read task, since they end in any order
         started_at_s, num_rows = time.monotonic(), 0
-        for report in _run(rows, encoder):
+        for report in _run(self._rows(), encoder):
             rejected[report["ordinal"]] = [Rejected(**bad) for bad in report["rejected"]]
             for item in report["written"]:
                 part = Part(**item.pop("part"))
@@ -161,7 +169,7 @@ class _Preparation:
         num_bytes = [task.file.num_bytes / paths[task.file.path] for task in self.tasks]
         return sum(num_bytes[i] for i in ordinals) / sum(num_bytes)
 
-    def _commit(self, labels: list[str], written: list[_Written], rejected: list[Rejected]) -> None:
+    def _commit(self, state: TaskState, written: list[_Written], rejected: list[Rejected]) -> None:
         splits = {}
         for split in self._wanted_splits():
             parts = [item for item in written if item.split == split]
@@ -171,9 +179,9 @@ class _Preparation:
             splits[split] = self._commit_split(split, parts, num_set_aside)
         lines = [json.dumps(asdict(bad)) for bad in rejected]
         self.folder.write_bytes(REJECTED_NAME, "".join(f"{line}\n" for line in lines).encode())
-        content = _content_of(labels, written)
+        content = _content_of(state, written)
         self.folder.commit_bytes(
-            MANIFEST_NAME, Manifest(self.name, labels, self.pad_token_id, splits, content).to_json()
+            MANIFEST_NAME, Manifest(self.name, state, self.pad_token_id, splits, content).to_json()
         )
         if self.is_local:
             self._put_in_place()
@@ -241,10 +249,10 @@ def _age_s(path: str) -> float:
         return 0.0
 
 
-def _content_of(labels: list[str], written: list[_Written]) -> str:
-    """Hash of the labels, and of the bytes of every part in their order."""
+def _content_of(state: TaskState, written: list[_Written]) -> str:
+    """Hash of the task's state, and of the bytes of every part in their order."""
     parts = [[item.split, item.part.row_group_rows, item.sha256] for item in written]
-    return hashlib.sha256(json.dumps([labels, parts]).encode()).hexdigest()[:20]
+    return hashlib.sha256(json.dumps([state, parts], sort_keys=True).encode()).hexdigest()[:20]
 
 
 def _rows_per_group(num_bytes: int) -> int:

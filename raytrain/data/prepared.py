@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 
 from raytrain.errors import DataError
 from raytrain.storage import Storage
+from raytrain.tasks.base import TaskState
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST_NAME = "manifest.json"
 
 
@@ -39,7 +40,7 @@ class SplitInfo:
     num_samples: int
     num_tokens: int
     num_truncated: int
-    """Samples that were longer than data.max_length."""
+    """Rows that were longer than data.max_length."""
     num_set_aside: int
     """Source rows that could not be used; they are listed in rejected.jsonl."""
     parts: list[Part]
@@ -50,10 +51,10 @@ class Manifest:
     """Contents of manifest.json."""
 
     fingerprint: str
-    labels: list[str]
-    """Label names; a label's id is its position."""
+    task_state: TaskState
+    """What the task has learned from the data, such as its labels."""
     pad_token_id: int
-    """Token id of padding, so that readers need no tokenizer."""
+    """Token id of padding, so that readers need no tokenizer; 0 where there is none."""
     splits: dict[str, SplitInfo]
     content: str
     """Hash of what was prepared. Unlike the fingerprint it does not depend on where the source files lie."""
@@ -76,7 +77,7 @@ class Manifest:
             name: SplitInfo(**{**info, "parts": [Part(**part) for part in info["parts"]]})
             for name, info in raw["splits"].items()
         }
-        return cls(raw["fingerprint"], raw["labels"], raw["pad_token_id"], splits, raw["content"])
+        return cls(raw["fingerprint"], raw["task_state"], raw["pad_token_id"], splits, raw["content"])
 
 
 def index_name(split: str) -> str:
@@ -106,7 +107,7 @@ class PreparedStore:
         return split in self.manifest.splits and self.manifest.splits[split].num_samples > 0
 
     def lengths(self, split: str) -> np.ndarray:
-        """Tokens of each sample. Shape (num_samples,), int32."""
+        """Size of each sample: tokens, for texts. Shape (num_samples,), int32."""
         with self.storage.open_input(index_name(split)) as file:
             return pq.read_table(file, columns=["length"])["length"].to_numpy()
 

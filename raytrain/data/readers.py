@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from raytrain.config import SourceFormat
 from raytrain.errors import DataError
 from raytrain.storage import Storage
+from raytrain.tasks.base import RowError
 
 ROW = "__row__"
 CHUNK_ROWS = 4096
@@ -60,6 +61,7 @@ class BadRow:
     path: str
     row: int
     reason: str
+    code: RowError = RowError.UNREADABLE
 
     def __str__(self) -> str:
         return f"{self.path}, row {self.row}: {self.reason}"

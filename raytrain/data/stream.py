@@ -32,7 +32,7 @@ from raytrain.steps.batches import BatchPlan, World, split_micro_batches
 from raytrain.steps.order import Order, evaluation_batches
 from raytrain.steps.timetable import Timetable
 from raytrain.tasks import make_task
-from raytrain.tasks.base import Batch
+from raytrain.tasks.base import Batch, BatchContext
 
 SAMPLES_PER_SPAN = 512  # samples of all workers together that one item of the pipeline covers
 ITEMS_PER_DATASET = 256  # items that are handed to Ray Data at once; the next lot follows when they are used up
@@ -91,7 +91,7 @@ class Stream:
             epoch=header["epoch"],
             step_in_epoch=header["step_in_epoch"],
             micro_batches=micro_batches,
-            num_targets=header["num_targets"],
+            target_weight=header["target_weight"],
             sample_ids=sample_ids,
             num_tokens=header["num_tokens"],
             num_padded_tokens=header["num_padded_tokens"],
@@ -236,7 +236,7 @@ class ReadAndCollate:
     def __init__(self, config: RunConfig, store: PreparedStore, world: World, plan: BatchPlan):
         self._store, self._world, self._plan = store, world, plan
         self._task = make_task(config.task, config.data.max_length)
-        self._pad = store.manifest.pad_token_id
+        self._seed = config.seed
         self._order = make_order(config, store)
         self._rows = RowCache(store, min_groups=row_groups_in_use(self._order, plan))
 
@@ -251,8 +251,10 @@ class ReadAndCollate:
         for step in range(span.first_step, span.stop_step):
             ids = self._order.step_samples(span.epoch, step, shards)
             parts = split_micro_batches(ids, self._order.lengths[ids], self._plan.micro_steps)
-            batches = [self._collate("train", part) if len(part) else None for part in parts]
-            template = next((b for b in batches if b is not None), None) or self._collate("train", np.array([0]))
+            batches = [self._collate("train", part, span.epoch) if len(part) else None for part in parts]
+            template = next((b for b in batches if b is not None), None) or self._collate(
+                "train", np.array([0]), span.epoch
+            )
             micro_batches = [b if b is not None else self._task.blank(template) for b in batches]
             arrays = {f"{i}.{name}": a for i, b in enumerate(micro_batches) for name, a in b.items()}
             header = {
@@ -260,9 +262,9 @@ class ReadAndCollate:
                 "epoch": span.epoch,
                 "step_in_epoch": step,
                 "num_micro_batches": len(micro_batches),
-                "num_targets": sum(self._task.num_targets(b) for b in micro_batches),
+                "target_weight": sum(self._task.target_weight(b) for b in micro_batches),
                 "num_tokens": int(self._order.lengths[ids].sum()),
-                "num_padded_tokens": sum(b["input_ids"].size for b in batches if b is not None),
+                "num_padded_tokens": sum(self._task.padded_size(b) for b in batches if b is not None),
             }
             yield header, {"sample_ids": ids, **arrays}
 
@@ -278,8 +280,10 @@ class ReadAndCollate:
             header = {"kind": "eval", "split": item.split, "is_blank": batch is None, "is_last": i == count - 1}
             yield header, {"sample_ids": ids, **arrays}
 
-    def _collate(self, split: str, ids: np.ndarray) -> Batch:
-        return self._task.collate(self._rows.take(split, ids), self._pad)
+    def _collate(self, split: str, ids: np.ndarray, epoch: int = 0) -> Batch:
+        manifest, copies = self._store.manifest, np.zeros(len(ids), dtype=np.int64)
+        context = BatchContext(manifest.task_state, split, ids, epoch, copies, self._seed, manifest.pad_token_id)
+        return self._task.collate(self._rows.take(split, ids), context)
 
 
 class ReadAndCollateActor:

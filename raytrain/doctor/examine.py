@@ -20,7 +20,7 @@ from raytrain.ray_core.actors import start_actor
 from raytrain.ray_core.connect import RaySession, cluster_address, connection
 from raytrain.ray_core.nodes import look
 from raytrain.runs.plan import logical_cpus
-from raytrain.runs.preflight import absolute_paths
+from raytrain.runs.preflight import resolve
 from raytrain.sizing.shape import shape_on_meta
 from raytrain.tasks import make_task
 
@@ -59,7 +59,7 @@ def examine(
     Raises:
         ConfigError: The cluster can't be reached, or the config can't run on this machine.
     """
-    config = absolute_paths(config) if config is not None else None
+    config = resolve(config) if config is not None else None
     address = address or (cluster_address(config) if config else os.environ.get("RAY_ADDRESS")) or None
     cores = os.cpu_count() or 1
     private_cpus = cores if config is None or address else logical_cpus(config, cores)
@@ -263,7 +263,7 @@ def _size_of_model(facts: Facts, say: Say) -> None:
         say("counting the model's parameters")
         try:
             task = make_task(config.task, config.data.max_length)
-            facts.num_parameters = shape_on_meta(config, task, ["a", "b"]).num_parameters
+            facts.num_parameters = shape_on_meta(config, task, task.assumed_state()).num_trained
         except RaytrainError as error:
             facts.skipped.append(f"snapshots: {error}")
             return

@@ -101,16 +101,17 @@ class Engine:
         self,
         micro_batches: list[dict[str, Tensor]],
         loss_sum_fn: LossSumFn,
-        num_targets: int,
+        target_weight: float,
         learning_rate: float,
     ) -> StepResult:
-        """Apply the gradient of (sum of the loss over all targets of the global batch) / num_targets.
+        """Apply the gradient of (sum of the loss over all targets of the global batch) / target_weight.
 
         Args:
             micro_batches: This worker's, on its device; at least one, and as many on every worker. One without any
                 target is fine when its loss is 0 and still hangs on the model's output.
             loss_sum_fn: Given the callable model and a micro-batch, the sum of the loss over its targets, fp32.
-            num_targets: Targets of the global batch, over all workers.
+            target_weight: Sum of the weights of the targets of the global batch, over all workers; without weights
+                their number.
             learning_rate: Of this update.
         """
         if not self.module.training:  # from_pretrained gives models without dropout, and an evaluation turns it off
@@ -119,7 +120,7 @@ class Engine:
             group["lr"] = learning_rate
         # DeepSpeed averages over workers and would divide by the accumulation steps of its config: the first is
         # undone by the factor, the second is turned off, because a ragged last step has fewer of them.
-        factor = self.world_size / max(1, num_targets)
+        factor = self.world_size / (target_weight or 1.0)
         loss_sum = torch.zeros((), device=self.device)
         for index, batch in enumerate(micro_batches):
             self.deepspeed.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)

@@ -1,11 +1,12 @@
 """DeepSpeed's sharded state <-> named ranges of flattened parameters, at any number of workers and any ZeRO stage.
 
-What is saved: every parameter's fp32 master weight, the AdamW moments of those that are trained, and the persistent
-buffers (BatchNorm's statistics and the like; rank 0's). Each element is saved by exactly one worker:
+What is saved: the fp32 master weight and the AdamW moments of every parameter that is trained, and the persistent
+buffers (BatchNorm's statistics and the like; rank 0's). Frozen parameters are not: whoever loads the state has built
+the model with the same ones. Each element is saved by exactly one worker:
 
 - ZeRO-1 and -2: the worker whose optimizer partition holds it,
 - ZeRO-3: the worker that holds it of the parameter,
-- without ZeRO, and for frozen parameters below ZeRO-3: equal shares of each parameter,
+- without ZeRO: equal shares of each parameter,
 - buffers: rank 0.
 
 Nothing here is pickled, and names and ranges say nothing about how many workers there were. No Ray here.
@@ -34,9 +35,9 @@ class _Shard:
     start: int
     length: int
     master: Tensor
-    """1-D view; writing to it changes the engine. fp32 for a trained parameter, else of the parameter's own type."""
-    flat: Tensor | None
-    """The tensor that the optimizer keeps state for; None for a frozen parameter."""
+    """1-D view, fp32; writing to it changes the engine."""
+    flat: Tensor
+    """The tensor that the optimizer keeps state for."""
     flat_start: int
     """Where the elements begin in `flat`, and so in its moments."""
 
@@ -87,10 +88,9 @@ def _copied_ranges(engine: Engine, *, is_locked: bool = False) -> list[StateRang
     ranges = []
     for shard in _shards(engine):
         tensors = {FP32: _cpu_copy(shard.master, is_locked)}
-        if shard.flat is not None:
-            state = _inner_optimizer(engine).state.get(shard.flat, {})
-            for kind in MOMENTS:
-                tensors[kind] = _moment_copy(state.get(kind), shard, is_locked)
+        state = _inner_optimizer(engine).state.get(shard.flat, {})
+        for kind in MOMENTS:
+            tensors[kind] = _moment_copy(state.get(kind), shard, is_locked)
         ranges.append(StateRange(shard.name, shard.start, tensors))
     if engine.world_rank == 0:
         for name, buffer in _persistent_buffers(engine.module):
@@ -118,11 +118,10 @@ def load_ranges(engine: Engine, reader: RangeReader, optimizer_step: int) -> Non
     for shard in _shards(engine):
         stop = shard.start + shard.length
         shard.master.copy_(_read(reader, FP32, shard, stop))
-        if shard.flat is not None:
-            state = _inner_optimizer(engine).state[shard.flat]
-            for kind in MOMENTS:
-                moment = state[kind].view(-1)[shard.flat_start : shard.flat_start + shard.length]
-                moment.copy_(_read(reader, kind, shard, stop))
+        state = _inner_optimizer(engine).state[shard.flat]
+        for kind in MOMENTS:
+            moment = state[kind].view(-1)[shard.flat_start : shard.flat_start + shard.length]
+            moment.copy_(_read(reader, kind, shard, stop))
     for name, buffer in _persistent_buffers(engine.module):
         buffer.copy_(reader.read(BUFFER, name, 0, buffer.numel()).view(buffer.shape))
     _spread(engine)
@@ -163,12 +162,14 @@ def _flat_partitions(optimizer: Any, zero_stage: int) -> list[Tensor]:
 
 
 def _shards(engine: Engine) -> Iterator[_Shard]:
-    """This worker's share of every parameter, in the order of `named_parameters` (the same on all workers)."""
+    """This worker's share of every trained parameter, in the order of `named_parameters` (the same on all workers)."""
     for name, parameter in engine.module.named_parameters():
+        if not parameter.requires_grad:
+            continue
         shard: _Shard | None
         if engine.zero_stage == 3:
             shard = _shard_of_stage_3(engine, name, parameter)
-        elif engine.zero_stage == 0 or not parameter.requires_grad:
+        elif engine.zero_stage == 0:
             shard = _equal_share(engine, name, parameter)
         else:
             shard = _shard_of_stage_1_2(engine, name, parameter)
@@ -179,8 +180,7 @@ def _shards(engine: Engine) -> Iterator[_Shard]:
 def _equal_share(engine: Engine, name: str, parameter: nn.Parameter) -> _Shard:
     start = parameter.numel() * engine.world_rank // engine.world_size
     stop = parameter.numel() * (engine.world_rank + 1) // engine.world_size
-    flat = parameter if parameter.requires_grad else None
-    return _Shard(name, start, stop - start, parameter.detach().view(-1)[start:stop], flat, start)
+    return _Shard(name, start, stop - start, parameter.detach().view(-1)[start:stop], parameter, start)
 
 
 def _shard_of_stage_1_2(engine: Engine, name: str, parameter: Any) -> _Shard | None:
@@ -197,8 +197,6 @@ def _shard_of_stage_3(engine: Engine, name: str, parameter: Any) -> _Shard:
     part = parameter.partition_numel()
     start = min(engine.world_rank * part, parameter.ds_numel)
     length = min(part, parameter.ds_numel - start)
-    if not parameter.requires_grad:
-        return _Shard(name, start, length, parameter.ds_tensor.detach().view(-1)[:length], None, 0)
     optimizer = engine.optimizer
     group, offset, _ = optimizer.grad_position[optimizer.get_param_id(parameter)]
     flat = optimizer.fp32_partitioned_groups_flat[group]
@@ -219,21 +217,15 @@ def _make_state(engine: Engine, flat: Tensor, optimizer_step: int) -> None:
 def _spread(engine: Engine) -> None:
     """Bring everything that is derived from the masters, on this worker and the others, in line with them."""
     if engine.zero_stage == 0:
-        for _, parameter in engine.module.named_parameters():
-            tensors = [parameter.detach()]
-            if parameter.requires_grad:
-                state = _inner_optimizer(engine).state[parameter]
-                tensors += [state[kind] for kind in MOMENTS]
-            for tensor in tensors:
+        for parameter in _optimizer_tensors(engine):
+            state = _inner_optimizer(engine).state[parameter]
+            for tensor in (parameter.detach(), *(state[kind] for kind in MOMENTS)):
                 _exchange_shares(engine, tensor)
         return
     if engine.zero_stage == 3:
         _refresh_stage_3(engine.optimizer)
         return
     engine.optimizer.update_lp_params()
-    for parameter in engine.module.parameters():
-        if not parameter.requires_grad:
-            _exchange_shares(engine, parameter.detach())
 
 
 def _refresh_stage_3(optimizer: Any) -> None:

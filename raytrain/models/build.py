@@ -97,6 +97,8 @@ def check_positions(model: "nn.Module", max_length: int) -> None:
 
 def check_vocabulary(model: Any, tokenizer: Any, config: ModelConfig) -> None:
     """Raises ConfigError when the tokenizer of a new model gives tokens that its embedding has no row for."""
+    if not hasattr(model, "get_input_embeddings"):  # a network of the user's own
+        return
     rows = model.get_input_embeddings().num_embeddings
     if config.path is None and len(tokenizer) > rows:
         raise ConfigError(

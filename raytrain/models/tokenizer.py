@@ -14,7 +14,12 @@ HUB_TIMEOUT_S = 10.0
 
 
 def load_tokenizer(model: ModelConfig) -> Any:
-    """The model's tokenizer; loaded once a process. Raises ConfigError naming `model.path` or `model.tokenizer`."""
+    """The model's tokenizer, loaded once a process; None when the config names none.
+
+    Raises ConfigError naming `model.path` or `model.tokenizer`.
+    """
+    if not model.tokenizer_path:
+        return None
     return _load(model.tokenizer_path, model.revision or "main", model.trust_remote_code, _option(model))
 
 
@@ -120,6 +125,8 @@ def tokenizer_identity(model: ModelConfig) -> str:
     """Hash of the tokenizer that a model config names. A local folder is told by its files, which spares a command
     whose data is prepared the seconds that importing Transformers takes. Raises ConfigError."""
     path = model.tokenizer_path
+    if not path:
+        return ""
     if not os.path.isdir(path):
         return tokenizer_fingerprint(load_tokenizer(model))
     digest = hashlib.sha256()

@@ -21,6 +21,7 @@ from raytrain.sizing.shape import ModelShape, shape_on_meta
 from raytrain.sizing.usable import GIB, usable_of_machine
 from raytrain.sizing.zero_stage import AUTO
 from raytrain.tasks import make_task
+from raytrain.tasks.base import Task, TaskState
 
 
 @dataclass(frozen=True)
@@ -148,16 +149,17 @@ def make_forecast(config: RunConfig, hardware: Hardware, calibration_run: str | 
     found = check(config, on_this_machine=on_this_machine)
     config = found.config
     notes = []
-    num_samples, labels, said = _count_data(config)
+    task = make_task(config.task, config.data.max_length)
+    num_samples, state, said = _count_data(config, task)
     notes += [said] if said else []
-    shape = shape_on_meta(config, make_task(config.task, config.data.max_length), labels)
+    shape = shape_on_meta(config, task, state)
     num_cpus, num_gpus = _size_of(found, hardware, on_this_machine=on_this_machine)
     plan = make_plan(
         config,
         num_cpus=num_cpus,
         num_gpus=num_gpus,
         num_samples=num_samples,
-        num_parameters=shape.num_parameters,
+        num_trained=shape.num_trained,
         whose="this Ray" if on_this_machine else "the planned cluster",
     )
     precision = resolved_precision(config.training.precision, plan.use_gpu, hardware.gpu)
@@ -229,22 +231,22 @@ def _world(
     )
 
 
-def _count_data(config: RunConfig) -> tuple[int | None, list[str], str | None]:
-    """Training samples, labels, and where the number is from, when it is not from prepared data."""
+def _count_data(config: RunConfig, task: Task) -> tuple[int | None, TaskState, str | None]:
+    """Training samples, the task's state, and where the number is from, when it is not from prepared data."""
     store = find_prepared(config)
     if store is not None:
-        return store.manifest.splits["train"].num_samples, store.manifest.labels, None
-    labels = config.task.labels or ["a", "b"]  # a head's few rows more or less are nothing beside the model
+        return store.manifest.splits["train"].num_samples, store.manifest.task_state, None
+    state = task.assumed_state()
     files = list_files(config.data.train, "data.train")
     if any(file.format != SourceFormat.PARQUET for file in files):
-        return None, labels, "data is not prepared, so its samples are not counted: `raytrain data prepare CONFIG`"
+        return None, state, "data is not prepared, so its samples are not counted: `raytrain data prepare CONFIG`"
     rows = 0
     for file in files:
         with open_source(file) as opened:
             rows += pq.ParquetFile(opened).metadata.num_rows
     fraction = config.data.validation.fraction if config.data.validation else None
     rows = round(rows * (1 - (fraction or 0.0)))
-    return rows, labels, f"data is not prepared: {rows:,} samples are the rows of its files"
+    return rows, state, f"data is not prepared: {rows:,} samples are the rows of its files"
 
 
 def _size_of(found: Preflight, hardware: Hardware, *, on_this_machine: bool) -> tuple[float, float | None]:

@@ -81,7 +81,7 @@ def make_plan(
     num_cpus: float,
     num_gpus: float | None,
     num_samples: int | None = None,
-    num_parameters: int | None = None,
+    num_trained: int | None = None,
     can_grow: bool = False,
     whose: str = "this Ray",
 ) -> Plan:
@@ -91,7 +91,7 @@ def make_plan(
         num_cpus: Logical CPUs of the Ray; for a private one, what `logical_cpus` says.
         num_gpus: GPUs of the Ray; None before it is known: GPUs are not checked then.
         num_samples: Training samples, when they have been prepared.
-        num_parameters: Parameters of the model, when it has been looked at.
+        num_trained: Parameters that are trained, when the model has been looked at.
         can_grow: Whether nodes may join that Ray: the run then waits for them instead of being refused.
         whose: What has these CPUs and GPUs, for messages.
 
@@ -104,7 +104,7 @@ def make_plan(
     if not worlds[0].fits and not can_grow:
         raise ConfigError(_no_room(config, num_cpus, num_gpus, use_gpu, whose))
     steps_per_epoch = None if num_samples is None else _steps_per_epoch(config, num_samples)
-    checkpoint_bytes = None if num_parameters is None else CHECKPOINT_BYTES_PER_PARAMETER * num_parameters
+    checkpoint_bytes = None if num_trained is None else CHECKPOINT_BYTES_PER_PARAMETER * num_trained
     snapshot_bytes = None
     if checkpoint_bytes is not None and config.checkpoint.snapshot_every_steps is not None:
         snapshot_bytes = SNAPSHOTS_KEPT * SNAPSHOT_COPIES * checkpoint_bytes

@@ -12,7 +12,7 @@ from raytrain.config.io import flatten, load_config, parse_config
 from raytrain.config.shipped import communication_variables, config_names
 from raytrain.data.sources import check_sources
 from raytrain.engine.deepspeed_config import check_deepspeed_overrides, resolve_precision
-from raytrain.errors import ConfigError, RaytrainError, did_you_mean
+from raytrain.errors import ConfigError, RaytrainError
 from raytrain.models.files import count_parameters
 from raytrain.models.tokenizer import check_tokenizer, looks_local
 from raytrain.ray_core.connect import RaySession, cluster_address
@@ -20,7 +20,9 @@ from raytrain.runs.plan import Plan, logical_cpus, make_plan
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
 from raytrain.tasks.base import Task
+from raytrain.tasks.imported import source_hash
 from raytrain.tracking.trackers import check_trackers
+from raytrain.training.progress import mode_of, watched_mode
 
 JOB_FOLDER = "/runtime_resources/working_dir_files/"  # where Ray unpacks what a job brings along
 
@@ -41,7 +43,7 @@ class Preflight:
             num_cpus=session.num_cpus,
             num_gpus=session.num_gpus,
             num_samples=num_samples,
-            num_parameters=count_parameters(self.config.model),
+            num_trained=count_parameters(self.config.model),
             can_grow=not session.is_private,
         )
         if not plan.use_gpu:
@@ -59,7 +61,7 @@ def check(config: RunConfig, *, on_this_machine: bool = True) -> Preflight:
         ConfigError: A model without a tokenizer, a storage path that can't be written, a plan that can't run, ...
         DataError: A file that is missing, empty or broken, a column that is not there.
     """
-    given, config = config, absolute_paths(config)
+    given, config = config, resolve(config)
     check_deepspeed_overrides(config.training.deepspeed)
     communication_variables(config.training.communication)
     is_private = on_this_machine and cluster_address(config) is None
@@ -122,8 +124,9 @@ def _named_by(config: RunConfig, mark: Mark) -> list[tuple[str, str]]:
     return [(key, one) for key, given in lists.items() for one in ([given] if isinstance(given, str) else given)]
 
 
-def absolute_paths(config: RunConfig) -> RunConfig:
-    """The config with local paths made absolute: workers don't run in the user's folder."""
+def resolve(config: RunConfig) -> RunConfig:
+    """The config with local paths made absolute, since workers don't run in the user's folder, and with the hash of the
+    file that a `python` task comes from. Raises ConfigError when that task can't be imported."""
     raw = config.model_dump(mode="json", exclude_unset=True)
     raw["storage_path"] = config.storage_path  # its default is relative too
     makers: dict[Mark, Callable[[str], str]] = {
@@ -139,6 +142,8 @@ def absolute_paths(config: RunConfig) -> RunConfig:
                 section = (section or {}).get(part)
             if section and (value := section.get(name)):
                 section[name] = make_absolute(value) if isinstance(value, str) else [make_absolute(v) for v in value]
+    if config.task.kind == "python":
+        raw["task"]["source"] = source_hash(config.task.target)
     return parse_config(raw)
 
 
@@ -159,17 +164,10 @@ def _absolute_database(uri: str) -> str:
 
 def _check_metrics(config: RunConfig, task: Task) -> None:
     """Refuse metrics that the task does not have, before a first evaluation finds out."""
-    stopping = config.training.early_stopping
-    named = {
-        "training.early_stopping.metric": stopping.metric if stopping else None,
-        "training.best_metric": config.training.best_metric,
-    }
-    for option, name in named.items():
-        if name is not None and name not in task.metric_names:
-            hint = did_you_mean(name, task.metric_names)
-            raise ConfigError(
-                f"{option} {name!r} is no metric of this task; allowed: {', '.join(task.metric_names)}{hint}"
-            )
+    if config.training.best_metric is not None:
+        mode_of(config.training.best_metric, task, "training.best_metric")
+    if config.training.early_stopping is not None:
+        watched_mode(config.training.early_stopping, task)
 
 
 def _check_checkpointing(config: RunConfig, task: Task) -> None:
@@ -177,7 +175,7 @@ def _check_checkpointing(config: RunConfig, task: Task) -> None:
     import torch
 
     with torch.device("meta"):
-        task.build_model(config.model, config.task.labels or ["a", "b"], config.training)
+        task.build_model(config.model, task.assumed_state(), config.training)
 
 
 def _how_to_fetch(config: RunConfig) -> str:

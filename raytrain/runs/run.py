@@ -278,7 +278,7 @@ def evaluate_run(path: str, split: str, observer: Observer | None = None) -> dic
     observer = observer or Observer()
     run = Storage(path)
     found = check(read_run_config(run))
-    if not run.exists("best/config.json"):
+    if not run.exists("best/raytrain.json"):
         raise ConfigError(f"{run.path_of()} has no best/ model yet; train the run first")
     if getattr(found.config.data, split, None) is None:
         raise ConfigError(f"the run's config has no data.{split}; its splits: {', '.join(splits_of(found.config))}")

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from raytrain.config import RunConfig
 from raytrain.models.tokenizer import load_tokenizer
-from raytrain.tasks.base import Task
+from raytrain.tasks.base import Task, TaskState
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,12 +45,17 @@ class ModelShape:
     """Whether Transformers has gradient checkpointing for it."""
 
     @property
+    def num_trained(self) -> int:
+        """Those that are trained, which a checkpoint holds."""
+        return sum(self.trained)
+
+    @property
     def num_parameters(self) -> int:
         """All of them."""
         return sum(self.trained) + sum(self.frozen)
 
 
-def shape_on_meta(config: RunConfig, task: Task, labels: list[str]) -> ModelShape:
+def shape_on_meta(config: RunConfig, task: Task, state: TaskState) -> ModelShape:
     """The shape of the model that a run would train.
 
     Raises ConfigError for what building it finds wrong: no such model, a bad `model.config`, too few positions for
@@ -63,10 +68,11 @@ def shape_on_meta(config: RunConfig, task: Task, labels: list[str]) -> ModelShap
 
     tokenizer = load_tokenizer(config.model)
     no_rows = pa.table({column: pa.array([], pa.string()) for column in task.required_columns()})
-    task.encode(no_rows, tokenizer, labels)  # refuses a data.max_length without room
+    task.encode_inputs(no_rows, tokenizer)  # refuses a data.max_length without room
     with torch.device("meta"):
-        model = task.build_model(config.model, labels, config.training)
-    check_vocabulary(model, tokenizer, config.model)
+        model = task.build_model(config.model, state, config.training)
+    if tokenizer is not None:
+        check_vocabulary(model, tokenizer, config.model)
     return shape_of(model)
 
 

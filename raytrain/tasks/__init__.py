@@ -1,15 +1,65 @@
 """Tasks: labels, collating, loss, predictions and metrics, one file a task."""
 
-from raytrain.config import SequenceClassificationConfig, TaskConfig
-from raytrain.tasks.base import Task
+from typing import TYPE_CHECKING, Any
+
+from raytrain.errors import ConfigError, first_line
+from raytrain.tasks.base import Batch, BatchContext, Inputs, Metrics, Rejection, RowError, Scores, Task, TaskState
+from raytrain.tasks.imported import import_class, source_hash
+from raytrain.tasks.text import TextTask
+
+if TYPE_CHECKING:
+    from raytrain.config import TaskConfig
+
+__all__ = [
+    "Batch",
+    "BatchContext",
+    "Inputs",
+    "Metrics",
+    "Rejection",
+    "RowError",
+    "Scores",
+    "Task",
+    "TaskState",
+    "TextTask",
+    "make_task",
+]
+
+KINDS = {
+    "sequence_classification": "raytrain.tasks.sequence_classification:SequenceClassification",
+    "token_classification": "raytrain.tasks.token_classification:TokenClassification",
+}
+"""task.kind -> the class, which is imported when it is asked for, and called with the section and max_length."""
 
 
-def make_task(config: TaskConfig, max_length: int) -> Task:
-    """The task of a config. `max_length` is data.max_length, in tokens."""
-    if isinstance(config, SequenceClassificationConfig):
-        from raytrain.tasks.sequence_classification import SequenceClassification
+def make_task(config: "TaskConfig", max_length: int) -> Task:
+    """The task of a config. `max_length` is data.max_length, in tokens.
 
-        return SequenceClassification(config, max_length)
-    from raytrain.tasks.token_classification import TokenClassification
+    Raises ConfigError when a `python` task can't be imported or made, or its file is another than `task.source` says.
+    """
+    if config.kind != "python":
+        return import_class(KINDS[config.kind])(config, max_length)
+    task_class = import_class(config.target)
+    if config.source is not None and source_hash(config.target) != config.source:
+        raise ConfigError(
+            f"task.target {config.target}: the file of this module is not the one that the run was started with; every "
+            "node needs the same one"
+        )
+    return _make_own(task_class, config.target, config.args, max_length)
 
-    return TokenClassification(config, max_length)
+
+def _make_own(task_class: Any, target: str, args: dict[str, Any], max_length: int) -> Task:
+    if not (isinstance(task_class, type) and issubclass(task_class, Task)):
+        raise ConfigError(f"task.target {target} is not a subclass of raytrain.tasks.Task")
+    missing = sorted(task_class.__abstractmethods__)
+    if missing:
+        raise ConfigError(f"task.target {target} lacks {', '.join(missing)}; raytrain.tasks.Task says what each does")
+    make: Any = task_class
+    try:
+        task: Task = make(max_length=max_length, **args)
+    except TypeError as error:
+        raise ConfigError(f"task.args: {target} can't be made of them: {first_line(str(error))}") from error
+    if task.best_metric not in task.modes:
+        raise ConfigError(
+            f"task.target {target}: best_metric {task.best_metric!r} is none of its metrics: {', '.join(task.modes)}"
+        )
+    return task

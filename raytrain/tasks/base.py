@@ -1,10 +1,12 @@
-"""What a task is: one small protocol between the data, the loop and the metrics. A new task is one file.
+"""What a task is: one class between the data, the loop and the metrics. A new task is one file.
 
 Encoding and collating run in Ray Data's processes, which stay light: no torch at the top of a task's module.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -15,10 +17,49 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Batch = dict[str, np.ndarray]
-"""A collated micro-batch: model inputs of shape (micro_batch, seq_len), int64, and `labels`."""
+"""A collated micro-batch: arrays whose first axis is the samples, numbers only."""
+
+TaskState = dict[str, Any]
+"""What a task has learned from the data, such as its labels. JSON-able; it is kept in the prepared store's manifest."""
+
+Mode = Literal["min", "max"]
 
 IGNORED = -100
 """Label of a position without a target; torch's cross-entropy leaves it out."""
+
+
+class RowError(StrEnum):
+    """Why a source row can't be used."""
+
+    UNREADABLE = "unreadable"
+    """Its bytes are not what the file's format says."""
+    BAD_INPUT = "bad_input"
+    """What the model is to see is missing, or has another type."""
+    BAD_TARGET = "bad_target"
+    """What the model is to predict is missing, or has another type or length."""
+    UNKNOWN_LABEL = "unknown_label"
+    """Its label is not one of the task's."""
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A row that can't be used."""
+
+    row: int
+    """Place in the table that was given, from 0."""
+    code: RowError
+    reason: str
+    """One sentence for people; nothing is decided by it."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Rows as samples without targets."""
+
+    table: pa.Table
+    """The columns that the model sees, one row a sample. A sample may hold several neighbouring rows."""
+    num_truncated: int
+    """Rows that were longer than data.max_length."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +67,34 @@ class Encoded:
     """A chunk of source rows as samples."""
 
     table: pa.Table
-    """`input_ids` and the task's columns, one row a sample."""
+    """Inputs and targets, one row a sample."""
     num_truncated: int
-    """Samples that were longer than data.max_length."""
-    rejected: list[tuple[int, str]]
-    """(row in the chunk, reason) of the rows that can't be used."""
+    rejected: list[Rejection]
+    """In the order of the rows."""
+
+
+@dataclass(frozen=True)
+class BatchContext:
+    """What a batch is made for. It says the same of a sample at any number of workers, so whatever `collate` draws from
+    it (masks, augmentation) belongs to the sample, and not to the worker that has it."""
+
+    state: TaskState
+    split: str
+    """train, validation or test."""
+    ids: np.ndarray
+    """Ids of the samples in their split, shape (num_samples,)."""
+    epoch: int
+    """Passes over the training data before this one; 0 in an evaluation."""
+    copies: np.ndarray
+    """Which copy of its sample each is within the epoch, from 0; shape (num_samples,)."""
+    seed: int
+    """The run's."""
+    pad_token_id: int
+
+    def generator(self, place: int) -> np.random.Generator:
+        """Random numbers of the sample at `place` in the batch: equal whoever draws them, other in each epoch."""
+        split = ("train", "validation", "test").index(self.split)
+        return np.random.default_rng((self.seed, split, self.epoch, int(self.ids[place]), int(self.copies[place])))
 
 
 @dataclass(frozen=True)
@@ -43,50 +107,186 @@ class Metrics:
     """JSON-able tables: {"columns": [...], "rows": [[...]]} or {"labels": [...], "counts": [[...]]}."""
 
 
-class Task(Protocol):
+class Scores(ABC):
+    """Metrics over a split, as counts and sums whose size does not grow with the split.
+
+    Every worker updates its own over its batches; the first merges the others' into its own and computes.
+    """
+
+    @abstractmethod
+    def update(self, predictions: list[np.ndarray], targets: list[np.ndarray]) -> None:
+        """Add a batch: what `Task.predict` and `Task.targets` give for it."""
+
+    @abstractmethod
+    def state(self) -> dict[str, np.ndarray]:
+        """The counts and sums so far."""
+
+    @abstractmethod
+    def merge(self, state: dict[str, np.ndarray]) -> None:
+        """Add another worker's `state`."""
+
+    @abstractmethod
+    def compute(self) -> Metrics:
+        """The metrics of everything added, without `loss`; no values when nothing was added."""
+
+
+class Task(ABC):
     """What is learned: its columns, its loss, its predictions, its metrics."""
 
-    best_metric: str
-    """Metric that picks the best model when the config names none."""
-    best_mode: str
-    """Whether it is better when `min` or `max`."""
+    @property
+    @abstractmethod
+    def metrics(self) -> dict[str, Mode]:
+        """Metrics that `scores` give, and whether a smaller or a larger one is better. raytrain adds `loss`."""
 
     @property
-    def metric_names(self) -> tuple[str, ...]:
-        """Names of the metrics that an evaluation gives, `loss` among them."""
+    def best_metric(self) -> str:
+        """Metric that picks the best model when the config names none."""
+        return "loss"
+
+    # What it learns from the data.
+
+    def declared_state(self) -> TaskState | None:
+        """The state when the config alone decides it; None: rows have to be surveyed."""
+        return {}
+
+    def survey(self, rows: pa.Table, split: str) -> TaskState:
+        """What the state depends on in a chunk of source rows of any split; JSON-able."""
+        return {}
+
+    def state_from(self, surveys: list[TaskState]) -> TaskState:
+        """The state, from the surveys of all chunks in the order of the sources. Raises ConfigError."""
+        return {}
+
+    def assumed_state(self) -> TaskState:
+        """A state to count parameters with before the data has been looked at."""
+        return self.declared_state() or {}
+
+    # Rows to samples.
+
+    @abstractmethod
+    def input_columns(self) -> list[str]:
+        """Columns of a source that the model's inputs are made of."""
+
+    @abstractmethod
+    def target_columns(self) -> list[str]:
+        """Columns of a source that the targets are made of."""
+
+    def check_inputs(self, rows: pa.Table) -> list[Rejection]:
+        """Rows whose inputs can't be used."""
+        return []
+
+    def check_targets(self, rows: pa.Table, state: TaskState) -> list[Rejection]:
+        """Rows whose targets can't be used."""
+        return []
+
+    @abstractmethod
+    def encode_inputs(self, rows: pa.Table, tokenizer: Any) -> Inputs:
+        """Samples of rows that passed `check_inputs`, without a look at their targets.
+
+        Args:
+            tokenizer: The model's; None when `model` names none.
+        """
+
+    @abstractmethod
+    def encode_targets(self, rows: pa.Table, inputs: pa.Table, state: TaskState) -> pa.Table:
+        """All columns that are stored, given the samples that `encode_inputs` made of the same rows."""
+
+    def sizes(self, samples: pa.Table) -> np.ndarray:
+        """Size of each sample, which samples are grouped by and padding is counted in: tokens, for texts."""
+        return np.ones(len(samples), dtype=np.int32)
+
+    def describe(self, sample: dict[str, Any], tokenizer: Any, state: TaskState) -> dict[str, Any]:
+        """A stored sample in a form that a person can read."""
+        return sample
+
+    # Samples to batches.
+
+    @abstractmethod
+    def collate(self, samples: pa.Table, context: BatchContext) -> Batch:
+        """Rows of the prepared store as a padded micro-batch: a function of the samples and the context alone."""
+
+    @abstractmethod
+    def blank(self, batch: Batch) -> Batch:
+        """One sample's inputs without any target, for a micro-batch that must be run but has no samples."""
+
+    @abstractmethod
+    def target_weight(self, batch: Batch) -> float:
+        """Sum of the weights that the loss is a mean over (P7); without weights the number of targets.
+
+        It is summed in float64 over batches and workers in any order, so weights should be multiples of a power of two
+        (`exact_weights`): then the sum, and with it the step, is the same at every world size.
+        """
+
+    def padded_size(self, batch: Batch) -> int:
+        """What the batch takes with its padding, in the unit of `sizes`."""
+        return len(next(iter(batch.values())))
+
+    # The model.
+
+    @abstractmethod
+    def build_model(self, model: ModelConfig, state: TaskState, training: TrainingConfig) -> "nn.Module":
+        """The model before training, fp32 on the CPU. Parameters without `requires_grad` stay as they are here."""
+
+    def save_model(self, model: "nn.Module", weights: "dict[str, Tensor]", folder: str) -> None:
+        """Write the model with these weights to a local folder."""
+        import torch
+        from safetensors.torch import save_file
+
+        # Tied weights share their memory, which this format can't: each name gets its own.
+        tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
+        save_file(tensors, f"{folder}/model.safetensors")
+
+    def load_model(self, folder: str, model: ModelConfig, state: TaskState, training: TrainingConfig) -> "nn.Module":
+        """The model that `save_model` wrote."""
+        from safetensors.torch import load_file
+
+        loaded = self.build_model(model, state, training)
+        loaded.load_state_dict(load_file(f"{folder}/model.safetensors"))
+        return loaded
+
+    @abstractmethod
+    def loss_sum(self, model: "nn.Module", batch: "dict[str, Tensor]") -> "Tensor":
+        """Sum over the targets of the loss times the target's weight: a scalar, fp32."""
+
+    # Evaluation.
+
+    @abstractmethod
+    def predict(self, model: "nn.Module", batch: "dict[str, Tensor]") -> "tuple[Tensor, list[np.ndarray]]":
+        """`loss_sum`, and for each sample that has targets its predictions at them."""
+
+    @abstractmethod
+    def targets(self, batch: Batch) -> list[np.ndarray]:
+        """For each sample that has targets the true values, shaped like its predictions."""
+
+    @abstractmethod
+    def scores(self, state: TaskState) -> Scores:
+        """New, empty scores."""
+
+    # What follows from the above.
+
+    @property
+    def modes(self) -> dict[str, Mode]:
+        """All metrics of an evaluation, `loss` among them, and whether a smaller or a larger one is better."""
+        return {"loss": "min", **self.metrics}
 
     def required_columns(self) -> list[str]:
         """Columns that every source must have."""
+        return list(dict.fromkeys([*self.input_columns(), *self.target_columns()]))
 
-    def find_labels(self, table: pa.Table) -> set[str]:
-        """Labels in a chunk of source rows."""
+    def encode(self, rows: pa.Table, tokenizer: Any, state: TaskState) -> Encoded:
+        """Source rows as samples; rows that can't be used are named instead.
 
-    def order_labels(self, found: set[str]) -> list[str]:
-        """The labels in id order: the declared ones, else those found."""
+        Raises ConfigError when the config leaves no room for a sample.
+        """
+        first: dict[int, Rejection] = {}
+        for rejection in (*self.check_inputs(rows), *self.check_targets(rows, state)):
+            first.setdefault(rejection.row, rejection)
+        good = rows.filter(pa.array([row not in first for row in range(len(rows))], pa.bool_())) if first else rows
+        inputs = self.encode_inputs(good, tokenizer)
+        table = self.encode_targets(good, inputs.table, state)
+        return Encoded(table, inputs.num_truncated, [first[row] for row in sorted(first)])
 
-    def encode(self, table: pa.Table, tokenizer: Any, labels: list[str]) -> Encoded:
-        """Source rows as samples. A label outside `labels` is rejected with a reason that starts with "label"."""
 
-    def collate(self, samples: pa.Table, pad_token_id: int, pad_to: int | None = None) -> Batch:
-        """Rows of the prepared store as a padded micro-batch."""
-
-    def blank(self, batch: Batch) -> Batch:
-        """The same inputs without any target, for a micro-batch that must be run but has no samples."""
-
-    def num_targets(self, batch: Batch) -> int:
-        """Targets that the loss is a mean over (P7): tokens, or samples."""
-
-    def build_model(self, model: ModelConfig, labels: list[str], training: TrainingConfig) -> "nn.Module":
-        """The model before training, fp32 on the CPU."""
-
-    def loss_sum(self, model: "nn.Module", batch: dict[str, "Tensor"]) -> "Tensor":
-        """Sum of the loss over the targets: a scalar, fp32."""
-
-    def predict(self, model: "nn.Module", batch: dict[str, "Tensor"]) -> "tuple[Tensor, list[np.ndarray]]":
-        """The summed loss, and for each sample its predicted ids at the targets."""
-
-    def targets(self, batch: Batch) -> list[np.ndarray]:
-        """For each sample the true ids at the targets, shaped like its predictions."""
-
-    def metrics(self, predictions: list[np.ndarray], targets: list[np.ndarray], labels: list[str]) -> Metrics:
-        """Metrics over a whole split."""
+def exact_weights(weights: np.ndarray) -> np.ndarray:
+    """Weights rounded to multiples of 2**-10, float32, above 0: sums of them in float64 don't depend on their order."""
+    return (np.maximum(np.round(np.asarray(weights, np.float64) * 1024), 1) / 1024).astype(np.float32)

@@ -7,93 +7,138 @@ import numpy as np
 import pyarrow as pa
 
 from raytrain.config import ModelConfig, SequenceClassificationConfig, TrainingConfig
-from raytrain.tasks.base import IGNORED, Batch, Encoded, Metrics
-from raytrain.tasks.collate import attention_mask, pad_column
+from raytrain.tasks.base import (
+    IGNORED,
+    Batch,
+    BatchContext,
+    Inputs,
+    Mode,
+    Rejection,
+    RowError,
+    Scores,
+    TaskState,
+    exact_weights,
+)
+from raytrain.tasks.labels import class_weights, count_labels, found_in, label_state, labels_in, training_counts
+from raytrain.tasks.scores import MultiLabelScores, SingleLabelScores
 from raytrain.tasks.special_tokens import check_room
+from raytrain.tasks.text import TextTask, model_inputs, padded_inputs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-class SequenceClassification:
-    """Cross-entropy over the labels of a sample; with `multi_label`, binary cross-entropy averaged over the labels."""
+class SequenceClassification(TextTask):
+    """Cross-entropy over the labels of a sample, weighted by class where `class_weights` says so; with `multi_label`,
+    binary cross-entropy averaged over the labels."""
 
     best_metric = "macro_f1"
-    best_mode = "max"
 
     def __init__(self, config: SequenceClassificationConfig, max_length: int):
         self.config = config
         self.max_length = max_length
 
     @property
-    def metric_names(self) -> tuple[str, ...]:
+    def metrics(self) -> dict[str, Mode]:
         """What can be watched."""
         own = ("subset_accuracy", "micro_f1") if self.config.multi_label else ("accuracy",)
-        return ("loss", *own, "macro_f1", "weighted_f1")
+        return dict.fromkeys((*own, "macro_f1", "weighted_f1"), "max")
 
-    def required_columns(self) -> list[str]:
-        """The text, its pair when there is one, and the label."""
-        columns = [self.config.text_column, self.config.text_pair_column, self.config.label_column]
-        return [column for column in columns if column is not None]
+    def input_columns(self) -> list[str]:
+        """The text, and its pair when there is one."""
+        return [column for column in (self.config.text_column, self.config.text_pair_column) if column is not None]
 
-    def find_labels(self, table: pa.Table) -> set[str]:
-        """Labels in a chunk, as strings."""
-        cells = table[self.config.label_column].to_pylist()
-        return {label for cell in cells for label in self._labels_of(cell) if label}
+    def target_columns(self) -> list[str]:
+        """The label."""
+        return [self.config.label_column]
 
-    def order_labels(self, found: set[str]) -> list[str]:
+    def declared_state(self) -> TaskState | None:
+        """The declared labels, unless their weights depend on how often they occur."""
+        labels, option = self.config.labels, self.config.class_weights
+        if labels is None or option == "balanced":
+            return None
+        return self._state(labels, [])
+
+    def assumed_state(self) -> TaskState:
+        """The declared labels, or two: a head's few rows more or less are nothing beside the model."""
+        return label_state(self.config.labels or ["a", "b"])
+
+    def survey(self, rows: pa.Table, split: str) -> TaskState:
+        """How often each label occurs in a chunk."""
+        cells = rows[self.config.label_column].to_pylist()
+        return count_labels((label for cell in cells for label in self._labels_of(cell) if label), split)
+
+    def state_from(self, surveys: list[TaskState]) -> TaskState:
         """The declared labels, else those found: numbers by value, others by name."""
-        if self.config.labels is not None:
-            return self.config.labels
-        if all(re.fullmatch("-?[0-9]+", label) for label in found):
-            return sorted(found, key=lambda label: (int(label), label))  # "1" and "01" are two labels
-        return sorted(found)
+        labels = self.config.labels
+        if labels is None:
+            found = found_in(surveys)
+            are_numbers = all(re.fullmatch("-?[0-9]+", label) for label in found)
+            # "1" and "01" are two labels.
+            labels = sorted(found, key=lambda label: (int(label), label)) if are_numbers else sorted(found)
+        return self._state(labels, surveys)
 
-    def encode(self, table: pa.Table, tokenizer: Any, labels: list[str]) -> Encoded:
-        """Tokenize the texts; rows without a text or with a label outside `labels` are rejected.
+    def check_inputs(self, rows: pa.Table) -> list[Rejection]:
+        """Rows without a text, or whose pair is not text."""
+        texts, *pairs = (rows[name].to_pylist() for name in self.input_columns())
+        rejected = [
+            Rejection(row, RowError.BAD_INPUT, f"{self.config.text_column} is empty")
+            for row, text in enumerate(texts)
+            if not isinstance(text, str) or not text.strip()
+        ]
+        return rejected + [
+            Rejection(row, RowError.BAD_INPUT, f"{self.config.text_pair_column} is no text")
+            for column in pairs
+            for row, pair in enumerate(column)
+            if not isinstance(pair, (str, type(None)))
+        ]
 
-        Raises ConfigError when `max_length` has no room for a text.
-        """
+    def check_targets(self, rows: pa.Table, state: TaskState) -> list[Rejection]:
+        """Rows without a label, with several where one is meant, or with one that is not in the state."""
+        known = dict.fromkeys(labels_in(state))
+        cells = enumerate(rows[self.config.label_column].to_pylist())
+        return [rejection for row, cell in cells if (rejection := self._reject(row, cell, known)) is not None]
+
+    def encode_inputs(self, rows: pa.Table, tokenizer: Any) -> Inputs:
+        """Tokenize the texts. Raises ConfigError when `max_length` has no room for a text."""
         check_room(tokenizer, self.max_length, num_texts=2 if self.config.text_pair_column else 1)
-        ids = {label: i for i, label in enumerate(labels)}
-        columns = [table[name].to_pylist() for name in self.required_columns()]
-        kept, rejected, targets = [], [], []
-        for row, values in enumerate(zip(*columns, strict=True)):
-            names = self._labels_of(values[-1])
-            reason = self._reject(values, names, ids)
-            if reason is not None:
-                rejected.append((row, reason))
-                continue
-            kept.append(values[:-1])
-            targets.append([float(label in names) for label in labels] if self.config.multi_label else ids[names[0]])
-        tokens, segments = self._tokenize(tokenizer, kept)
+        texts = list(zip(*(rows[name].to_pylist() for name in self.input_columns()), strict=True))
+        tokens, segments = self._tokenize(tokenizer, texts)
         is_long = [len(t) > self.max_length for t in tokens]
-        self._truncate(tokenizer, kept, (tokens, segments), is_long)
-        label_type = pa.list_(pa.float32()) if self.config.multi_label else pa.int64()
-        encoded = {
-            "input_ids": pa.array(tokens, pa.list_(pa.int32())),
-            "labels": pa.array(targets, label_type),
-        }
+        self._truncate(tokenizer, texts, (tokens, segments), is_long)
+        columns = {"input_ids": pa.array(tokens, pa.list_(pa.int32()))}
         if self._has_segments(tokenizer):
-            encoded["token_type_ids"] = pa.array(segments, pa.list_(pa.int32()))
-        return Encoded(pa.table(encoded), sum(is_long), rejected)
+            columns["token_type_ids"] = pa.array(segments, pa.list_(pa.int32()))
+        return Inputs(pa.table(columns), sum(is_long))
 
-    def collate(self, samples: pa.Table, pad_token_id: int, pad_to: int | None = None) -> Batch:
-        """`input_ids`, `attention_mask` and, for pairs, `token_type_ids` of shape (num_samples, seq_len); `labels` of
-        shape (num_samples,), or with multi_label (num_samples, num_labels) float32."""
-        input_ids = pad_column(samples["input_ids"], pad_token_id, pad_to)
+    def encode_targets(self, rows: pa.Table, inputs: pa.Table, state: TaskState) -> pa.Table:
+        """Adds `labels`: the label's id, or with multi_label 0 or 1 for each."""
+        labels, ids = labels_in(state), {label: i for i, label in enumerate(labels_in(state))}
+        names = [self._labels_of(cell) for cell in rows[self.config.label_column].to_pylist()]
+        if self.config.multi_label:
+            column = pa.array([[float(n in row) for n in labels] for row in names], pa.list_(pa.float32()))
+        else:
+            column = pa.array([ids[row[0]] for row in names], pa.int64())
+        return inputs.append_column("labels", column)
+
+    def name_targets(self, targets: Any, tokens: list[str], state: TaskState) -> Any:
+        """The label's name, or with multi_label the names of those that are on."""
+        labels = labels_in(state)
+        if self.config.multi_label:
+            return [name for name, is_on in zip(labels, targets, strict=True) if is_on]
+        return labels[targets]
+
+    def collate(self, samples: pa.Table, context: BatchContext) -> Batch:
+        """The padded inputs; `labels` of shape (num_samples,), or with multi_label (num_samples, num_labels) float32;
+        with class weights `weights` of shape (num_samples,), float32."""
         labels = samples["labels"]
         # A copy: Arrow's own memory is read-only, and torch warns of it.
         targets = (
             np.array(labels.to_pylist(), dtype=np.float32) if self.config.multi_label else labels.to_numpy().copy()
         )
-        batch = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask(samples["input_ids"], input_ids.shape[1]),
-            "labels": targets,
-        }
-        if "token_type_ids" in samples.column_names:
-            batch["token_type_ids"] = pad_column(samples["token_type_ids"], 0, input_ids.shape[1])
+        batch = {**padded_inputs(samples, context.pad_token_id), "labels": targets}
+        if (weights := context.state.get("class_weights")) is not None:
+            batch["weights"] = exact_weights(np.array(weights))[targets]
         return batch
 
     def blank(self, batch: Batch) -> Batch:
@@ -102,16 +147,21 @@ class SequenceClassification:
         blank["labels"][:] = IGNORED
         return blank
 
-    def num_targets(self, batch: Batch) -> int:
-        """Samples with a label."""
-        return int(self._is_labelled(batch["labels"]).sum())
+    def target_weight(self, batch: Batch) -> float:
+        """Samples with a label, or with class weights the sum of their weights."""
+        is_labelled = self._is_labelled(batch["labels"])
+        if "weights" in batch:
+            return float(batch["weights"][is_labelled].sum(dtype=np.float64))
+        return float(is_labelled.sum())
 
-    def build_model(self, model: ModelConfig, labels: list[str], training: TrainingConfig) -> "nn.Module":
+    def build_model(self, model: ModelConfig, state: TaskState, training: TrainingConfig) -> "nn.Module":
         """An encoder or decoder with a classification head."""
         from raytrain.models.build import build_with_head, check_positions
 
         kind = "multi_label_classification" if self.config.multi_label else "single_label_classification"
-        built = build_with_head("AutoModelForSequenceClassification", model, labels, training, problem_type=kind)
+        built = build_with_head(
+            "AutoModelForSequenceClassification", model, labels_in(state), training, problem_type=kind
+        )
         check_positions(built, self.max_length)
         return built
 
@@ -131,26 +181,29 @@ class SequenceClassification:
         labels = batch["labels"][self._is_labelled(batch["labels"])].astype(np.int32)
         return list(labels if self.config.multi_label else labels[:, None])
 
-    def metrics(self, predictions: list[np.ndarray], targets: list[np.ndarray], labels: list[str]) -> Metrics:
+    def scores(self, state: TaskState) -> Scores:
         """Accuracy, macro, micro and weighted F1, the table of labels, and the confusion matrix."""
-        from raytrain.tasks.scores import multi_label_scores, single_label_scores
+        return (MultiLabelScores if self.config.multi_label else SingleLabelScores)(labels_in(state))
 
-        shape = (-1, len(labels)) if self.config.multi_label else (-1,)
-        predicted = np.concatenate(predictions).reshape(shape) if predictions else np.zeros((0, *shape[1:]), np.int32)
-        true = np.concatenate(targets).reshape(shape) if targets else np.zeros((0, *shape[1:]), np.int32)
-        score = multi_label_scores if self.config.multi_label else single_label_scores
-        return score(predicted, true, labels)
+    def _state(self, labels: list[str], surveys: list[TaskState]) -> TaskState:
+        option = self.config.class_weights
+        if option is None:
+            return label_state(labels)
+        return {**label_state(labels), "class_weights": class_weights(option, labels, training_counts(surveys))}
 
     def _loss_and_logits(self, model: "nn.Module", batch: "dict[str, Tensor]") -> "tuple[Tensor, Tensor]":
         import torch
         from torch.nn import functional
 
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
-        logits = model(**inputs).logits.float()
+        logits = model(**model_inputs(batch)).logits.float()
+        labels = batch["labels"]
+        if not self.config.multi_label and "weights" not in batch:
+            return functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum"), logits
         if not self.config.multi_label:
-            return functional.cross_entropy(logits, batch["labels"], ignore_index=IGNORED, reduction="sum"), logits
-        is_labelled = batch["labels"][:, 0] != IGNORED
-        wanted = torch.where(is_labelled[:, None], batch["labels"], torch.zeros_like(batch["labels"]))
+            losses = functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
+            return (losses * batch["weights"]).sum(), logits
+        is_labelled = labels[:, 0] != IGNORED
+        wanted = torch.where(is_labelled[:, None], labels, torch.zeros_like(labels))
         losses = functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(-1)
         return (losses * is_labelled).sum(), logits
 
@@ -163,18 +216,17 @@ class SequenceClassification:
             return [name] if (name := _label_name(value)) else []
         return [_label_name(v) for v in value]
 
-    def _reject(self, values: tuple[Any, ...], names: list[str], ids: dict[str, int]) -> str | None:
-        if not isinstance(values[0], str) or not values[0].strip():
-            return f"{self.config.text_column} is empty"
-        if self.config.text_pair_column and not isinstance(values[1], (str, type(None))):
-            return f"{self.config.text_pair_column} is no text"
-        is_list = isinstance(values[-1], (list, tuple))
-        if "" in names or (not names and not is_list):
-            return f"{self.config.label_column} is missing"
+    def _reject(self, row: int, cell: Any, known: dict[str, None]) -> Rejection | None:
+        names, column = self._labels_of(cell), self.config.label_column
+        if "" in names or (not names and not isinstance(cell, (list, tuple))):
+            return Rejection(row, RowError.BAD_TARGET, f"{column} is missing")
         if not self.config.multi_label and len(names) != 1:
-            return f"{self.config.label_column} holds {len(names)} labels; set task.multi_label=true for several"
-        unknown = [name for name in names if name not in ids]
-        return f"label {unknown[0]!r} is none of {list(ids)}" if unknown else None
+            reason = f"{column} holds {len(names)} labels; set task.multi_label=true for several"
+            return Rejection(row, RowError.BAD_TARGET, reason)
+        unknown = [name for name in names if name not in known]
+        if not unknown:
+            return None
+        return Rejection(row, RowError.UNKNOWN_LABEL, f"label {unknown[0]!r} is none of {list(known)}")
 
     def _has_segments(self, tokenizer: Any) -> bool:
         """Whether the model is told the first text of a pair from the second."""

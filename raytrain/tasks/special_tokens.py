@@ -17,3 +17,11 @@ def check_room(tokenizer: Any, max_length: int, num_texts: int = 1) -> None:
             f"data.max_length {max_length} leaves no room beside the {num_special} special tokens of this tokenizer; "
             f"raise it to at least {num_special + num_texts}"
         )
+
+
+def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The ids that this tokenizer puts before and after a text."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = tokenizer("a")["input_ids"]
+    start = next(i for i in range(len(full) - len(bare) + 1) if full[i : i + len(bare)] == bare)
+    return full[:start], full[start + len(bare) :]

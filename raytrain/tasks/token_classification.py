@@ -12,15 +12,28 @@ import numpy as np
 import pyarrow as pa
 
 from raytrain.config import ModelConfig, TokenClassificationConfig, TrainingConfig
-from raytrain.errors import ConfigError
-from raytrain.tasks.base import IGNORED, Batch, Encoded, Metrics
-from raytrain.tasks.collate import attention_mask, pad_column
-from raytrain.tasks.special_tokens import check_room
+from raytrain.tasks.base import (
+    IGNORED,
+    Batch,
+    BatchContext,
+    Inputs,
+    Mode,
+    Rejection,
+    RowError,
+    Scores,
+    TaskState,
+)
+from raytrain.tasks.collate import pad_column
+from raytrain.tasks.entities import TagScores, has_entities
+from raytrain.tasks.labels import count_labels, found_in, label_state, labels_in
+from raytrain.tasks.special_tokens import check_room, special_tokens
+from raytrain.tasks.text import TextTask, model_inputs, padded_inputs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 NUM_CASES = 4  # lower or no letters, Title, UPPER, miXed
+WORD_STARTS = "word_starts"  # places of the words' first pieces; the targets say it too, so it is not stored
 
 
 @dataclass
@@ -28,105 +41,148 @@ class _Sample:
     """A sentence, or several of one document, as lists that grow together."""
 
     input_ids: list[int] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
     token_type_ids: list[int] = field(default_factory=list)
+    word_starts: list[int] = field(default_factory=list)
     sentence_lengths: list[int] = field(default_factory=list)
-    """Tagged words of each sentence."""
+    """Words of each sentence."""
 
     def add(self, other: "_Sample") -> None:
+        self.word_starts += [len(self.input_ids) + place for place in other.word_starts]
         self.input_ids += other.input_ids
-        self.labels += other.labels
         self.token_type_ids += other.token_type_ids
         self.sentence_lengths += other.sentence_lengths
 
     def cut(self, num_tokens: int) -> None:
         """Keep the first tokens of a single sentence."""
-        for values in (self.input_ids, self.labels, self.token_type_ids):
-            del values[num_tokens:]
-        self.sentence_lengths = [sum(label != IGNORED for label in self.labels)]
+        del self.input_ids[num_tokens:], self.token_type_ids[num_tokens:]
+        self.word_starts = [place for place in self.word_starts if place < num_tokens]
+        self.sentence_lengths = [len(self.word_starts)]
 
     def wrap(self, prefix: list[int], suffix: list[int]) -> None:
-        """Put special tokens, which have no target, around it."""
+        """Put special tokens around it."""
         self.input_ids = [*prefix, *self.input_ids, *suffix]
-        self.labels = [IGNORED] * len(prefix) + self.labels + [IGNORED] * len(suffix)
         self.token_type_ids = [0] * len(prefix) + self.token_type_ids + [0] * len(suffix)
+        self.word_starts = [len(prefix) + place for place in self.word_starts]
 
 
-class TokenClassification:
+class TokenClassification(TextTask):
     """Cross-entropy over the words of a sample."""
-
-    best_mode = "max"
 
     def __init__(self, config: TokenClassificationConfig, max_length: int):
         self.config = config
         self.max_length = max_length
-        # Tags that are not declared are known too late to name a metric by: they may be parts of speech.
-        self.best_metric = "entity_f1" if has_entities(config.labels or []) else "token_macro_f1"
 
     @property
-    def metric_names(self) -> tuple[str, ...]:
+    def metrics(self) -> dict[str, Mode]:
         """What can be watched; the entities' only where the declared tags have some, or no tags are declared."""
         entity = ("entity_precision", "entity_recall", "entity_f1")
         may_have = self.config.labels is None or has_entities(self.config.labels)
-        return ("loss", *(entity if may_have else ()), "token_micro_f1", "token_macro_f1", "token_weighted_f1")
+        names = (*(entity if may_have else ()), "token_micro_f1", "token_macro_f1", "token_weighted_f1")
+        return dict.fromkeys(names, "max")
 
-    def required_columns(self) -> list[str]:
-        """The words and their tags."""
-        return [self.config.tokens_column, self.config.tags_column]
+    @property
+    def best_metric(self) -> str:
+        """Tags that are not declared are known too late to name a metric by: they may be parts of speech."""
+        return "entity_f1" if has_entities(self.config.labels or []) else "token_macro_f1"
 
-    def find_labels(self, table: pa.Table) -> set[str]:
-        """Tags in a chunk."""
-        rows = table[self.config.tags_column].to_pylist()
-        return {str(tag) for tags in rows for tag in tags or [] if not _is_missing(tag)}
+    def input_columns(self) -> list[str]:
+        """The words."""
+        return [self.config.tokens_column]
 
-    def order_labels(self, found: set[str]) -> list[str]:
-        """The declared tags, else those found: O first, then sorted."""
-        return self.config.labels or sorted(found, key=lambda tag: (tag != "O", tag))
+    def target_columns(self) -> list[str]:
+        """Their tags."""
+        return [self.config.tags_column]
 
-    def encode(self, table: pa.Table, tokenizer: Any, labels: list[str]) -> Encoded:
-        """Align pieces with words. Words that are lost to truncation are not scored; their samples are counted.
+    def declared_state(self) -> TaskState | None:
+        """The declared tags."""
+        return None if self.config.labels is None else label_state(self.config.labels)
+
+    def assumed_state(self) -> TaskState:
+        """The declared tags, or two: a head's few rows more or less are nothing beside the model."""
+        return label_state(self.config.labels or ["a", "b"])
+
+    def survey(self, rows: pa.Table, split: str) -> TaskState:
+        """How often each tag occurs in a chunk."""
+        cells = rows[self.config.tags_column].to_pylist()
+        return count_labels((str(tag) for tags in cells for tag in tags or [] if not _is_missing(tag)), split)
+
+    def state_from(self, surveys: list[TaskState]) -> TaskState:
+        """The tags found: O first, then sorted."""
+        return label_state(sorted(found_in(surveys), key=lambda tag: (tag != "O", tag)))
+
+    def check_inputs(self, rows: pa.Table) -> list[Rejection]:
+        """Rows without words, or with an empty one."""
+        rejected = []
+        for row, words in enumerate(rows[self.config.tokens_column].to_pylist()):
+            reason = None
+            if not words:
+                reason = f"{self.config.tokens_column} is empty"
+            elif not isinstance(words, list):  # text would pass as a list of letters
+                reason = f"{self.config.tokens_column} must be a list of words"
+            elif any(not isinstance(word, str) or not word.strip() for word in words):
+                reason = f"{self.config.tokens_column} holds an empty word"
+            if reason is not None:
+                rejected.append(Rejection(row, RowError.BAD_INPUT, reason))
+        return rejected
+
+    def check_targets(self, rows: pa.Table, state: TaskState) -> list[Rejection]:
+        """Rows that have not one tag of the state for each word."""
+        known = dict.fromkeys(labels_in(state))
+        words_of, tags_of = (rows[name].to_pylist() for name in self.required_columns())
+        pairs = enumerate(zip(words_of, tags_of, strict=True))
+        return [found for row, (words, tags) in pairs if (found := self._reject(row, words, tags, known)) is not None]
+
+    def encode_inputs(self, rows: pa.Table, tokenizer: Any) -> Inputs:
+        """Cut words to pieces. Words that are lost to truncation are not scored; their sentences are counted.
 
         Raises ConfigError when `max_length` has no room for a word.
         """
         check_room(tokenizer, self.max_length)
-        ids = {label: i for i, label in enumerate(labels)}
-        words_of, tags_of = (table[name].to_pylist() for name in self.required_columns())
-        rejected = [
-            (row, reason)
-            for row, (words, tags) in enumerate(zip(words_of, tags_of, strict=True))
-            if (reason := self._reject(words, tags, ids)) is not None
-        ]
-        bad = {row for row, _ in rejected}
-        kept = [row for row in range(len(words_of)) if row not in bad]
-        sentences = self._encode_sentences(
-            [words_of[row] for row in kept], [[ids[str(tag)] for tag in tags_of[row]] for row in kept], tokenizer
-        )
-        documents = table["document"].to_pylist() if "document" in table.column_names else [0] * table.num_rows
+        sentences = self._encode_sentences(rows[self.config.tokens_column].to_pylist(), tokenizer)
+        documents = rows["document"].to_pylist() if "document" in rows.column_names else [0] * rows.num_rows
         prefix, suffix = special_tokens(tokenizer)
         room = self.max_length - len(prefix) - len(suffix)
-        num_truncated = 0
-        for sentence in sentences:
-            if len(sentence.input_ids) > room:
+        is_long = [len(sentence.input_ids) > room for sentence in sentences]
+        for sentence, long in zip(sentences, is_long, strict=True):
+            if long:
                 sentence.cut(room)
-                num_truncated += 1
-        samples = self._join(sentences, [documents[row] for row in kept], room)
+        samples = self._join(sentences, documents, room)
         for sample in samples:
             sample.wrap(prefix, suffix)
-        return Encoded(self._table(samples), num_truncated, rejected)
+        names = [
+            "input_ids",
+            *(["token_type_ids"] if self.config.case_feature else []),
+            "sentence_lengths",
+            WORD_STARTS,
+        ]
+        columns = {name: pa.array([getattr(s, name) for s in samples], pa.list_(pa.int32())) for name in names}
+        return Inputs(pa.table(columns), sum(is_long))
 
-    def collate(self, samples: pa.Table, pad_token_id: int, pad_to: int | None = None) -> Batch:
-        """`input_ids`, `attention_mask`, `labels` and with case_feature `token_type_ids`, each of shape
-        (num_samples, seq_len); `sentence_lengths` of shape (num_samples, sentences of the sample that has most)."""
-        input_ids = pad_column(samples["input_ids"], pad_token_id, pad_to)
-        width = input_ids.shape[1]
-        batch = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask(samples["input_ids"], width),
-            "labels": pad_column(samples["labels"], IGNORED, width),
-            "sentence_lengths": pad_column(samples["sentence_lengths"], 0),
-        }
-        if self.config.case_feature:
-            batch["token_type_ids"] = pad_column(samples["token_type_ids"], 0, width)
+    def encode_targets(self, rows: pa.Table, inputs: pa.Table, state: TaskState) -> pa.Table:
+        """Adds `labels`: each word's tag id at its first piece, and no target elsewhere."""
+        ids = {label: i for i, label in enumerate(labels_in(state))}
+        tags_of = iter(rows[self.config.tags_column].to_pylist())
+        columns = (inputs[name].to_pylist() for name in (WORD_STARTS, "sentence_lengths"))
+        labels = []
+        for starts, lengths, size in zip(*columns, self.sizes(inputs), strict=True):
+            tags = [tag for length in lengths for tag in next(tags_of)[:length]]
+            row = [IGNORED] * int(size)
+            for place, tag in zip(starts, tags, strict=True):
+                row[place] = ids[str(tag)]
+            labels.append(row)
+        return inputs.drop_columns(WORD_STARTS).append_column("labels", pa.array(labels, pa.list_(pa.int32())))
+
+    def name_targets(self, targets: Any, tokens: list[str], state: TaskState) -> Any:
+        """word/tag for each first piece."""
+        names = labels_in(state)
+        return [f"{token}/{names[i]}" for token, i in zip(tokens, targets, strict=True) if i != IGNORED]
+
+    def collate(self, samples: pa.Table, context: BatchContext) -> Batch:
+        """The padded inputs, with case_feature `token_type_ids` among them, and `labels`, all of shape (num_samples,
+        seq_len); `sentence_lengths` of shape (num_samples, sentences of the sample that has most)."""
+        batch = padded_inputs(samples, context.pad_token_id)
+        batch["labels"] = pad_column(samples["labels"], IGNORED, batch["input_ids"].shape[1])
+        batch["sentence_lengths"] = pad_column(samples["sentence_lengths"], 0)
         return batch
 
     def blank(self, batch: Batch) -> Batch:
@@ -136,21 +192,22 @@ class TokenClassification:
         blank["sentence_lengths"][:] = 0
         return blank
 
-    def num_targets(self, batch: Batch) -> int:
+    def target_weight(self, batch: Batch) -> float:
         """Tagged words."""
-        return int((batch["labels"] != IGNORED).sum())
+        return float((batch["labels"] != IGNORED).sum())
 
-    def build_model(self, model: ModelConfig, labels: list[str], training: TrainingConfig) -> "nn.Module":
+    def build_model(self, model: ModelConfig, state: TaskState, training: TrainingConfig) -> "nn.Module":
         """An encoder with a head for each token; with case_feature its token-type embedding has a row a letter case.
 
         Raises ConfigError when the model has no token-type embedding, or fewer positions than data.max_length.
         """
         from raytrain.models.build import build_with_head, check_positions
+        from raytrain.models.token_types import widen_token_types
 
-        built = build_with_head("AutoModelForTokenClassification", model, labels, training)
+        built = build_with_head("AutoModelForTokenClassification", model, labels_in(state), training)
         check_positions(built, self.max_length)
         if self.config.case_feature:
-            widen_token_types(built)
+            widen_token_types(built, NUM_CASES)
         return built
 
     def loss_sum(self, model: "nn.Module", batch: "dict[str, Tensor]") -> "Tensor":
@@ -169,61 +226,46 @@ class TokenClassification:
         labels = batch["labels"].astype(np.int32)
         return _by_sentence(labels, labels != IGNORED, batch["sentence_lengths"])
 
-    def metrics(self, predictions: list[np.ndarray], targets: list[np.ndarray], labels: list[str]) -> Metrics:
-        """Entity-level scores (of IOB2 tags only) and token-level scores over all tags, O included; token_micro_f1 is
-        then the share of words that are tagged right."""
-        from raytrain.tasks.scores import averages, class_table, entity_scores
-
-        if not targets:
-            return Metrics({})
-        predicted, true = np.concatenate(predictions), np.concatenate(targets)
-        token = {f"token_{name}": value for name, value in averages(predicted, true, labels).items()}
-        values = {"token_micro_f1": float((predicted == true).mean()), **token}
-        tables = {"per_tag": class_table(predicted, true, labels)}
-        if has_entities(labels):
-            names = np.array(labels)
-            entities = entity_scores([names[p].tolist() for p in predictions], [names[t].tolist() for t in targets])
-            values, tables = {**entities.values, **values}, {**entities.tables, **tables}
-        return Metrics(values, tables)
+    def scores(self, state: TaskState) -> Scores:
+        """Entity-level scores (where the tags are IOB2) and token-level scores over all tags, O included."""
+        return TagScores(labels_in(state))
 
     def _loss_and_logits(self, model: "nn.Module", batch: "dict[str, Tensor]") -> "tuple[Tensor, Tensor]":
         from torch.nn import functional
 
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
-        logits = model(**inputs).logits.float()
+        logits = model(**model_inputs(batch)).logits.float()
         loss = functional.cross_entropy(
             logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORED, reduction="sum"
         )
         return loss, logits
 
-    def _reject(self, words: list[str] | None, tags: list[Any] | None, ids: dict[str, int]) -> str | None:
-        if not words:
-            return f"{self.config.tokens_column} is empty"
-        if not isinstance(words, list) or not isinstance(tags, list | None):  # text would pass as a list of letters
-            return f"{self.config.tokens_column} and {self.config.tags_column} must be lists, one tag a word"
+    def _reject(self, row: int, words: Any, tags: Any, known: dict[str, None]) -> Rejection | None:
+        tokens, column = self.config.tokens_column, self.config.tags_column
+        if not isinstance(words, list) or not isinstance(tags, list | None):
+            reason = f"{tokens} and {column} must be lists, one tag a word"
+            return Rejection(row, RowError.BAD_TARGET, reason)
         if tags is None or len(tags) != len(words):
-            return f"{len(words)} words, but {len(tags or [])} tags"
-        if any(not isinstance(word, str) or not word.strip() for word in words):
-            return f"{self.config.tokens_column} holds an empty word"
+            return Rejection(row, RowError.BAD_TARGET, f"{len(words)} words, but {len(tags or [])} tags")
         if any(_is_missing(tag) for tag in tags):
-            return f"{self.config.tags_column} lacks the tag of a word"
-        unknown = [tag for tag in tags if str(tag) not in ids]
-        return f"label {unknown[0]!r} is none of {list(ids)}" if unknown else None
+            return Rejection(row, RowError.BAD_TARGET, f"{column} lacks the tag of a word")
+        unknown = [tag for tag in tags if str(tag) not in known]
+        if not unknown:
+            return None
+        return Rejection(row, RowError.UNKNOWN_LABEL, f"label {unknown[0]!r} is none of {list(known)}")
 
-    def _encode_sentences(self, words_of: list[list[str]], tags_of: list[list[int]], tokenizer: Any) -> list[_Sample]:
+    def _encode_sentences(self, words_of: list[list[str]], tokenizer: Any) -> list[_Sample]:
         """Each sentence without special tokens."""
         if not words_of:
             return []
         encoding = tokenizer(words_of, is_split_into_words=True, add_special_tokens=False, verbose=False)
         sentences = []
-        for row, (words, tags) in enumerate(zip(words_of, tags_of, strict=True)):
+        for row, words in enumerate(words_of):
             ids, places = encoding["input_ids"][row], encoding.word_ids(row)
             if len(set(places)) < len(words):  # the tokenizer dropped a word, a control character say
                 ids, places = _with_unknowns(words, tokenizer)
-            is_first = [i == 0 or place != places[i - 1] for i, place in enumerate(places)]
-            labels = [tags[place] if first else IGNORED for place, first in zip(places, is_first, strict=True)]
+            starts = [i for i, place in enumerate(places) if i == 0 or place != places[i - 1]]
             cases = [letter_case(words[place]) for place in places] if self.config.case_feature else [0] * len(ids)
-            sentences.append(_Sample(list(ids), labels, cases, [len(words)]))
+            sentences.append(_Sample(list(ids), cases, starts, [len(words)]))
         return sentences
 
     def _join(self, sentences: list[_Sample], documents: list[int], room: int) -> list[_Sample]:
@@ -241,17 +283,6 @@ class TokenClassification:
             before = document
         return samples
 
-    def _table(self, samples: list[_Sample]) -> pa.Table:
-        names = ["input_ids", "labels", "sentence_lengths"]
-        if self.config.case_feature:
-            names.append("token_type_ids")
-        return pa.table({name: pa.array([getattr(s, name) for s in samples], pa.list_(pa.int32())) for name in names})
-
-
-def has_entities(labels: list[str]) -> bool:
-    """Whether tags mark entities, which parts of speech do not."""
-    return any(label.startswith(("B-", "I-")) for label in labels)
-
 
 def _is_missing(tag: Any) -> bool:
     return tag is None or not str(tag).strip()
@@ -265,41 +296,6 @@ def letter_case(word: str) -> int:
     if len(letters) > 1 and word.isupper():
         return 2
     return 1 if word[0].isupper() and not any(c.isupper() for c in word[1:]) else 3
-
-
-def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The ids that this tokenizer puts before and after a text."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    full = tokenizer("a")["input_ids"]
-    start = next(i for i in range(len(full) - len(bare) + 1) if full[i : i + len(bare)] == bare)
-    return full[:start], full[start + len(bare) :]
-
-
-def widen_token_types(model: Any) -> None:
-    """Give the token-type embedding a row for each letter case: the pretrained row 0, plus a little noise in the
-    others so that they can grow apart.
-
-    Raises:
-        ConfigError: The model has no token-type embedding.
-    """
-    import torch
-
-    owner = next((m for m in model.modules() if getattr(m, "token_type_embeddings", None) is not None), None)
-    if owner is None:
-        raise ConfigError(
-            f"task.case_feature needs a model with token-type embeddings (such as BERT); {type(model).__name__} has "
-            "none. Set task.case_feature=false"
-        )
-    before = owner.token_type_embeddings
-    if before.num_embeddings == NUM_CASES and model.config.type_vocab_size == NUM_CASES:
-        return
-    after = torch.nn.Embedding(NUM_CASES, before.embedding_dim)
-    generator = torch.Generator().manual_seed(0)  # on the CPU, also for a model that is only counted
-    noise = torch.randn(NUM_CASES, before.embedding_dim, generator=generator, device="cpu") * 0.02
-    noise[0] = 0.0
-    after.weight.data.copy_(before.weight.data[0] + noise.to(before.weight.device))
-    owner.token_type_embeddings = after
-    model.config.type_vocab_size = NUM_CASES
 
 
 def _with_unknowns(words: list[str], tokenizer: Any) -> tuple[list[int], list[int]]:

@@ -266,7 +266,8 @@ def print_store(console: Console, store: PreparedStore) -> None:
         numbers = (split.num_samples, split.num_tokens, mean, split.num_truncated, split.num_set_aside)
         table.add_row(name, *(f"{number:,.1f}" if isinstance(number, float) else f"{number:,}" for number in numbers))
     console.print(table)
-    console.print(f"labels  {', '.join(store.manifest.labels)}", soft_wrap=True, markup=False)
+    if labels := store.manifest.task_state.get("labels"):
+        console.print(f"labels  {', '.join(labels)}", soft_wrap=True, markup=False)
     console.print(f"store   {store.root}", soft_wrap=True)
 
 

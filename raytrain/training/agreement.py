@@ -29,8 +29,8 @@ class StepSums:
     """Tokens without padding."""
     num_padded_tokens: float = 0.0
     """Tokens with padding: what was computed."""
-    next_targets: float = 0.0
-    """Targets of the next step, which its loss is a mean over."""
+    next_weight: float = 0.0
+    """Sum of the weights of the next step's targets, which its loss is a mean over."""
     saved: float = 0.0
     """1 when this worker's part of the checkpoint in flight is written."""
     failed: float = 0.0

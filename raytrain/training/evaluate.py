@@ -3,16 +3,15 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import nn
 
 from raytrain.config import RunConfig
 from raytrain.data.items import EvalBatch
 from raytrain.errors import ConfigError
-from raytrain.tasks.base import Batch, Metrics, Task
+from raytrain.tasks.base import Batch, Metrics, Task, TaskState
 from raytrain.training.agreement import Control
-from raytrain.training.progress import Progress, best_metric, is_better
+from raytrain.training.progress import Progress, best_metric, is_better, watched_mode
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ def evaluate(
     module: nn.Module,
     batches: Iterable[EvalBatch],
     task: Task,
-    labels: list[str],
+    state: TaskState,
     device: torch.device,
     control: Control,
     on_batch: Callable[[], None],
@@ -44,27 +43,24 @@ def evaluate(
     """
     was_training = module.training
     module.eval()
-    loss_sum, num_targets = 0.0, 0
-    predictions: list[np.ndarray] = []
-    targets: list[np.ndarray] = []
+    scores, loss_sum, target_weight = task.scores(state), 0.0, 0.0
     with torch.no_grad():
         for batch in batches:
-            batch_loss, batch_predictions = task.predict(module, to_tensors(batch.arrays, device))
+            batch_loss, predictions = task.predict(module, to_tensors(batch.arrays, device))
             on_batch()
             if batch.is_blank:
                 continue
             loss_sum += float(batch_loss)
-            num_targets += task.num_targets(batch.arrays)
-            predictions += batch_predictions
-            targets += task.targets(batch.arrays)
+            target_weight += task.target_weight(batch.arrays)
+            scores.update(predictions, task.targets(batch.arrays))
     module.train(was_training)
-    parts = control.gather_to_first((loss_sum, num_targets, predictions, targets))
+    parts = control.gather_to_first((loss_sum, target_weight, scores.state()))
     metrics = None
     if parts is not None:
-        metrics = task.metrics(
-            [array for part in parts for array in part[2]], [array for part in parts for array in part[3]], labels
-        )
-        loss = sum(part[0] for part in parts) / max(1, sum(part[1] for part in parts))
+        for _, _, other in parts[1:]:
+            scores.merge(other)
+        metrics = scores.compute()
+        loss = sum(part[0] for part in parts) / (sum(part[1] for part in parts) or 1.0)
         metrics = replace(metrics, values={"loss": loss, **metrics.values})
     return control.from_first(metrics)
 
@@ -76,22 +72,23 @@ class Judge:
         self,
         config: RunConfig,
         task: Task,
-        labels: list[str],
+        state: TaskState,
         device: torch.device,
         control: Control,
         on_batch: Callable[[], None],
     ):
         """`on_batch`: called after each batch."""
         self._stopping, self._on_batch = config.training.early_stopping, on_batch
-        self._task, self._labels, self._device, self._control = task, labels, device, control
+        self._task, self._state, self._device, self._control = task, state, device, control
         self.best_metric, self.best_mode = best_metric(config, task)
+        self._watched_mode = watched_mode(self._stopping, task) if self._stopping is not None else self.best_mode
 
     def judge(self, module: nn.Module, batches: Iterable[EvalBatch], progress: Progress) -> Verdict:
         """Evaluate, and update the run's best value and patience in `progress`.
 
         Raises ConfigError when a metric that the config names is none of the task's.
         """
-        metrics = evaluate(module, batches, self._task, self._labels, self._device, self._control, self._on_batch)
+        metrics = evaluate(module, batches, self._task, self._state, self._device, self._control, self._on_batch)
         value = _value(metrics, self.best_metric, "training.best_metric")
         is_best = is_better(value, progress.best_value, self.best_mode)
         if is_best:
@@ -103,7 +100,7 @@ class Judge:
         if self._stopping is None:
             return
         value = _value(metrics, self._stopping.metric, "training.early_stopping.metric")
-        if is_better(value, progress.watched_value, self._stopping.better, self._stopping.min_delta):
+        if is_better(value, progress.watched_value, self._watched_mode, self._stopping.min_delta):
             progress.watched_value, progress.evals_without_improvement = value, 0
             return
         progress.evals_without_improvement += 1

@@ -4,8 +4,9 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from raytrain.config import RunConfig
-from raytrain.tasks.base import Task
+from raytrain.config import EarlyStoppingConfig, RunConfig
+from raytrain.errors import ConfigError, did_you_mean
+from raytrain.tasks.base import Mode, Task
 
 
 @dataclass
@@ -49,13 +50,35 @@ class Progress:
 
 
 def best_metric(config: RunConfig, task: Task) -> tuple[str, str]:
-    """Metric that picks the best model, and its mode."""
+    """Metric that picks the best model, and its mode. Raises ConfigError when the task has no such metric."""
     training = config.training
     if training.best_metric is not None:
-        return training.best_metric, "min" if training.best_metric == "loss" else "max"
+        return training.best_metric, mode_of(training.best_metric, task, "training.best_metric")
     if training.early_stopping is not None:
-        return training.early_stopping.metric, training.early_stopping.better
-    return task.best_metric, task.best_mode
+        return training.early_stopping.metric, watched_mode(training.early_stopping, task)
+    return task.best_metric, task.modes[task.best_metric]
+
+
+def watched_mode(stopping: EarlyStoppingConfig, task: Task) -> Mode:
+    """Whether early stopping takes a smaller or a larger value for the better one. Raises ConfigError when the task has
+    no such metric, or says the opposite."""
+    mode = mode_of(stopping.metric, task, "training.early_stopping.metric")
+    if stopping.mode is not None and stopping.mode != mode:
+        raise ConfigError(
+            f"training.early_stopping.mode is {stopping.mode}, but a {'larger' if mode == 'min' else 'smaller'} "
+            f"{stopping.metric} is worse; leave mode out"
+        )
+    return mode
+
+
+def mode_of(metric: str, task: Task, option: str) -> Mode:
+    """Whether a smaller or a larger value is better. Raises ConfigError when the task has no such metric."""
+    if metric not in task.modes:
+        raise ConfigError(
+            f"{option} {metric!r} is no metric of this task; allowed: {', '.join(task.modes)}"
+            f"{did_you_mean(metric, task.modes)}"
+        )
+    return task.modes[metric]
 
 
 def is_better(value: float, best: float | None, mode: str, min_delta: float = 0.0) -> bool:

@@ -10,6 +10,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,7 +23,6 @@ from raytrain.checkpoint.writer import CheckpointWriter, retrying, wait_patientl
 from raytrain.engine.engine import Engine
 from raytrain.engine.zero_state import copy_state, owned_ranges, scaler_state
 from raytrain.errors import CheckpointError
-from raytrain.steps.batches import World
 from raytrain.storage import Storage
 from raytrain.training.agreement import Control, StepSums
 from raytrain.training.progress import Progress
@@ -32,6 +32,32 @@ from raytrain.training.snapshot_schedule import SnapshotSchedule
 BEST = "best"
 
 
+@dataclass(frozen=True)
+class SavePlan:
+    """What is saved, and how much of it is kept."""
+
+    keep_last: int
+    """Checkpoints."""
+    snapshot_every_steps: int | None
+    token: str
+    """The same on all workers of this attempt, different in every attempt."""
+    belongs_to: dict[str, Any]
+    """What the state can be resumed with only, part of state.json: the identities of the prepared data, which the
+    sample order is a function of, and of the frozen weights, which are not saved."""
+
+
+@dataclass(frozen=True)
+class SaveCallbacks:
+    """Who is told of saving."""
+
+    saved: Callable[[int], None]
+    """Told the step of each checkpoint that is committed, on rank 0."""
+    committed: Callable[[int], None]
+    """As well, but in the thread that writes."""
+    waiting: Callable[[], None]
+    """Called now and then while the saver waits for what is being written, which is no hang."""
+
+
 class Saver:
     """One worker's saving. `save`, `advance`, `finish` and `save_best` are called by all workers in the same step."""
 
@@ -39,34 +65,22 @@ class Saver:
         self,
         run: Storage,
         engine: Engine,
-        world: World,
         control: Control,
         log: RunLog,
-        *,
-        keep_last: int,
-        token: str,
-        data_content: str,
+        plan: SavePlan,
         export: Callable[[dict[str, torch.Tensor], int, str], None],
         keeper: SnapshotKeeper | None,
-        snapshot_every_steps: int | None,
-        on_saved: Callable[[int], None],
-        on_committed: Callable[[int], None],
-        on_wait: Callable[[], None],
+        callbacks: SaveCallbacks,
     ):
         """Args:
-        token: The same on all workers of this attempt, different in every attempt.
-        data_content: Identity of the prepared data, which the sample order is a function of.
         export: Writes a model with the given weights, of the given step, with its tokenizer to a local folder.
         keeper: Takes snapshots; None: there are none.
-        on_saved: Told the step of each checkpoint that is committed, on rank 0.
-        on_committed: As well, but in the thread that writes.
-        on_wait: Called now and then while it waits for what is being written, which is no hang.
         """
-        self._run, self._engine, self._world, self._control, self._log = run, engine, world, control, log
-        self._writer = CheckpointWriter(CheckpointStore(run.at("checkpoints"), keep_last), world, token, on_committed)
-        self._export, self._data_content, self._keeper = export, data_content, keeper
-        self._snapshots = SnapshotSchedule(snapshot_every_steps if keeper is not None else None)
-        self._on_saved, self._on_wait = on_saved, on_wait
+        self._run, self._engine, self._world, self._control, self._log = run, engine, control.world, control, log
+        self._plan, self._export, self._keeper, self._callbacks = plan, export, keeper, callbacks
+        store = CheckpointStore(run.at("checkpoints"), plan.keep_last)
+        self._writer = CheckpointWriter(store, control.world, plan.token, callbacks.committed)
+        self._snapshots = SnapshotSchedule(plan.snapshot_every_steps if keeper is not None else None)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="best-model")
         self._best: Future[None] | None = None
         self._is_closed = threading.Event()
@@ -170,7 +184,7 @@ class Saver:
 
     def _wait_for_best(self) -> None:
         if self._best is not None:
-            wait_patiently([self._best], self._on_wait)
+            wait_patiently([self._best], self._callbacks.waiting)
             self._best.result()
 
     def _state_of(self, progress: Progress) -> dict[str, Any]:
@@ -179,7 +193,7 @@ class Saver:
             **progress.to_dict(),
             "loss_scaler": scaler_state(self._engine),
             "world_size": self._world.world_size,
-            "data_content": self._data_content,
+            **self._plan.belongs_to,
         }
 
     def _complete(self) -> None:
@@ -191,7 +205,7 @@ class Saver:
         """Wait for this worker's writing, and tell the others how it went. Raises CheckpointError on all workers."""
         failed = 0.0
         try:
-            self._writer.wait(self._on_wait)
+            self._writer.wait(self._callbacks.waiting)
             self._wait_for_best()
         except CheckpointError as error:
             self._error, failed = error, 1.0
@@ -208,7 +222,7 @@ class Saver:
         if step is not None and step != self._told_step:
             self._told_step = step
             self._log.event("checkpoint", step=step)
-            self._on_saved(step)
+            self._callbacks.saved(step)
 
     def _first_error(self) -> CheckpointError:
         """The error of the first worker that has one; collective."""

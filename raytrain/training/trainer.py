@@ -1,7 +1,7 @@
 """The loop: one worker's training of one run, from wherever the run stands to its end. No Ray in here.
 
 A step goes: forward and backward over the micro-batches, one optimizer step, then one small all-reduce in which the
-workers sum this step's loss, count the next step's targets, and agree on saving and stopping.
+workers sum this step's loss, sum the weights of the next step's targets, and agree on saving and stopping.
 """
 
 import math
@@ -94,20 +94,20 @@ class Trainer:
         """
         is_stopping = self.timetable.is_pause_due(self.progress.step)
         batch, wait_s = self._fetch()
-        num_targets = self.control.sum(StepSums(next_targets=_targets(batch))).next_targets
+        target_weight = self.control.sum(StepSums(next_weight=_target_weight(batch))).next_weight
         while batch is not None and not is_stopping:
             started_at_s = time.perf_counter()
             rate = self._learning_rate()
-            result = self._train_step(batch, num_targets, rate)
+            result = self._train_step(batch, target_weight, rate)
             is_evaluation_due = self.timetable.is_evaluation_due(self.progress.step)
             # The batch after an evaluation comes behind it in the same pipeline, so it can't be asked for yet.
             next_batch, next_wait_s = (None, 0.0) if is_evaluation_due else self._fetch()
             sums = self.control.sum(self._contribution(batch, result, next_batch))
             busy_s = time.perf_counter() - started_at_s - next_wait_s  # that wait is the next step's
-            row = self._record(batch, result, sums, num_targets, rate, wait_s, busy_s)
+            row = self._record(batch, result, sums, target_weight, rate, wait_s, busy_s)
             self.reporting.advance(sums, row)
             self.on_step(self.progress.step, self.control.world.world_size)
-            self._stop_if_hopeless(result, sums.loss_sum / max(1.0, num_targets))
+            self._stop_if_hopeless(result, sums.loss_sum / (target_weight or 1.0))
             is_stopping = sums.wants_stop > 0 or self.timetable.is_pause_due(self.progress.step)
             with self.idle.of("checkpoint_s"):
                 self.saver.advance(sums)
@@ -115,10 +115,12 @@ class Trainer:
                 with self.idle.of("evaluation_s"):
                     self._evaluate()
                 next_batch, next_wait_s = self._fetch()
-                sums = self.control.sum(StepSums(next_targets=_targets(next_batch), busy=float(self.saver.is_busy)))
+                sums = self.control.sum(
+                    StepSums(next_weight=_target_weight(next_batch), busy=float(self.saver.is_busy))
+                )
             with self.idle.of("checkpoint_s"):
                 self._keep(is_stopping=is_stopping, is_busy=sums.busy > 0)
-            batch, wait_s, num_targets = next_batch, next_wait_s, sums.next_targets
+            batch, wait_s, target_weight = next_batch, next_wait_s, sums.next_weight
         with self.idle.of("checkpoint_s"):
             self.saver.finish()
             self.reporting.finish(self.control.sum)
@@ -148,9 +150,9 @@ class Trainer:
             self.progress.updates, self.timetable.total_steps, training.optimizer, training.schedule
         )
 
-    def _train_step(self, batch: StepBatch, num_targets: float, learning_rate: float) -> StepResult:
+    def _train_step(self, batch: StepBatch, target_weight: float, learning_rate: float) -> StepResult:
         micro_batches = [to_tensors(micro_batch, self.device) for micro_batch in batch.micro_batches]
-        result = self.engine.train_step(micro_batches, self.task.loss_sum, int(num_targets), learning_rate)
+        result = self.engine.train_step(micro_batches, self.task.loss_sum, target_weight, learning_rate)
         self.progress.step += 1
         if result.is_skipped:
             self.progress.skipped_steps += 1
@@ -166,7 +168,7 @@ class Trainer:
             num_samples=len(batch.sample_ids),
             num_tokens=batch.num_tokens,
             num_padded_tokens=batch.num_padded_tokens,
-            next_targets=_targets(next_batch),
+            next_weight=_target_weight(next_batch),
             saved=saved,
             failed=failed,
             wants_stop=float(self.stop_requested()),
@@ -179,7 +181,7 @@ class Trainer:
         batch: StepBatch,
         result: StepResult,
         sums: StepSums,
-        num_targets: float,
+        target_weight: float,
         rate: float,
         wait_s: float,
         busy_s: float,
@@ -193,7 +195,7 @@ class Trainer:
         row = {
             "step": progress.step,
             "epoch": batch.epoch,
-            "loss": sums.loss_sum / max(1.0, num_targets),
+            "loss": sums.loss_sum / (target_weight or 1.0),
             "lr": rate,
             "grad_norm": result.grad_norm,
             "loss_scale": result.loss_scale,
@@ -241,5 +243,5 @@ class Trainer:
             self.log.event("early_stop", step=self.progress.step, best_step=self.progress.best_step)
 
 
-def _targets(batch: StepBatch | None) -> int:
-    return batch.num_targets if batch is not None else 0
+def _target_weight(batch: StepBatch | None) -> float:
+    return batch.target_weight if batch is not None else 0.0

@@ -14,8 +14,6 @@ from raytrain.steps.batches import World
 from raytrain.tasks import make_task
 from raytrain.training.device import backend_of, device_of
 
-PROBE_LABELS = ["a", "b"]
-
 
 def warm_up(config: RunConfig, *, use_gpu: bool) -> None:
     """Import what is imported late, read the model's files once, open the device, and take one step with an engine of
@@ -31,7 +29,8 @@ def warm_up(config: RunConfig, *, use_gpu: bool) -> None:
         ray.data.from_items([{"item": ""}]).map_batches(_same)
 
     device = device_of(config, use_gpu=use_gpu)
-    make_task(config.task, config.data.max_length).build_model(config.model, PROBE_LABELS, config.training)
+    task = make_task(config.task, config.data.max_length)
+    task.build_model(config.model, task.assumed_state(), config.training)
     precision = detect_precision(config.training.precision, device)
     with process_group(World(0, 1), backend_of(use_gpu=use_gpu), dist.HashStore()):
         stage = UNKNOWN_MEMORY if config.training.zero_stage == AUTO else config.training.zero_stage

@@ -39,16 +39,19 @@ from raytrain.training.arrival import Arrival
 from raytrain.training.device import device_of, seed_all, usable_bytes
 from raytrain.training.driver_link import DriverLink
 from raytrain.training.evaluate import Judge, evaluate
+from raytrain.training.frozen import check_frozen, hash_of_frozen
 from raytrain.training.job import Job
 from raytrain.training.outcome import Finished, RunStatus, Stopped, StopReason
 from raytrain.training.progress import Progress
 from raytrain.training.records import last_row
 from raytrain.training.reporting import Reporter, Reporting
 from raytrain.training.run_log import METRICS, RunLog, next_attempt
-from raytrain.training.saving import BEST, Saver, recover_folder
+from raytrain.training.saving import BEST, SaveCallbacks, SavePlan, Saver, recover_folder
 from raytrain.training.trainer import IdleTime, Trainer
 
 MIB = 2**20
+# Fields of state.json: what the state can be resumed with only.
+DATA_CONTENT, FROZEN_WEIGHTS = "data_content", "frozen_weights"
 
 
 class WorkerRun:
@@ -73,7 +76,7 @@ class WorkerRun:
         timeout_s = collective_timeout_s(self.config.workers.stall_timeout_s)
         self.control = Control(world, timeout_s)  # first: what follows may fail on one worker only
         self.store = self.control.all_succeed(lambda: PreparedStore(job.prepared_root))
-        self.labels = self.store.manifest.labels
+        self.state = self.store.manifest.task_state
         self.task = make_task(self.config.task, self.config.data.max_length)
         self.device = device_of(self.config, use_gpu=job.use_gpu)
         self.timetable = make_timetable(
@@ -131,6 +134,9 @@ class WorkerRun:
         stream.start(progress.step, self.timetable)  # fills up while the model is loaded
         precision = self.control.all_succeed(lambda: detect_precision(self.config.training.precision, self.device))
         model = self.control.all_succeed(self._new_model)
+        frozen = hash_of_frozen(model, self.control)  # before the engine shares the weights out
+        if saved is not None:
+            check_frozen(frozen, saved.state.get(FROZEN_WEIGHTS), saved.step)
         engine = Engine(
             model,
             self._settle(model, precision),
@@ -145,18 +151,17 @@ class WorkerRun:
         saver = Saver(
             self.run,
             engine,
-            self.world,
             self.control,
             self.log,
-            keep_last=self.config.checkpoint.keep_last,
-            token=self.token,
-            data_content=self.store.manifest.content,
-            export=functools.partial(self._export, model),
-            keeper=self._snapshot_keeper(engine),
-            snapshot_every_steps=self.config.checkpoint.snapshot_every_steps,
-            on_saved=self.link.saved,
-            on_committed=self.reporting.committed,
-            on_wait=self.link.alive,
+            SavePlan(
+                keep_last=self.config.checkpoint.keep_last,
+                snapshot_every_steps=self.config.checkpoint.snapshot_every_steps,
+                token=self.token,
+                belongs_to={DATA_CONTENT: self.store.manifest.content, FROZEN_WEIGHTS: frozen},
+            ),
+            functools.partial(self._export, model),
+            self._snapshot_keeper(engine),
+            SaveCallbacks(self.link.saved, self.reporting.committed, self.link.alive),
         )
         closing.callback(saver.close)
         arrival = Arrival(self.job, self.log, self.link, progress.step, self._steps_before(), self.entered_at_s)
@@ -185,7 +190,7 @@ class WorkerRun:
             engine=engine,
             timetable=self.timetable,
             source=stream,
-            judge=Judge(self.config, self.task, self.labels, self.device, self.control, self.link.alive),
+            judge=Judge(self.config, self.task, self.state, self.device, self.control, self.link.alive),
             saver=saver,
             control=self.control,
             log=self.log,
@@ -198,7 +203,7 @@ class WorkerRun:
     def _new_model(self) -> nn.Module:
         """The model before training; new weights are the same in every worker and every attempt."""
         torch.manual_seed(self.config.seed)
-        return self.task.build_model(self.config.model, self.labels, self.config.training)
+        return self.task.build_model(self.config.model, self.state, self.config.training)
 
     def _settle(self, model: nn.Module, precision: Precision) -> TrainingConfig:
         """The options with a ZeRO stage for this group: the same for all, who may have unlike GPUs."""
@@ -253,7 +258,7 @@ class WorkerRun:
         )
         if checkpoint is None:
             return None
-        if checkpoint.state.get("data_content") != self.store.manifest.content:
+        if checkpoint.state.get(DATA_CONTENT) != self.store.manifest.content:
             raise ConfigError(
                 f"the source files or the tokenizer have changed since this run's checkpoint of step {checkpoint.step} "
                 "was made, so its samples would come in another order. Put them back, give the run another name, or "
@@ -277,9 +282,8 @@ class WorkerRun:
         """Who takes snapshots; None when they are turned off or don't fit into the nodes' memory."""
         if self.config.checkpoint.snapshot_every_steps is None:
             return None
-        part_bytes = (
-            sum(map(_numel, engine.module.parameters())) * CHECKPOINT_BYTES_PER_PARAMETER // self.world.world_size
-        )
+        num_trained = sum(_numel(p) for p in engine.module.parameters() if p.requires_grad)
+        part_bytes = num_trained * CHECKPOINT_BYTES_PER_PARAMETER // self.world.world_size
         needed = bytes_in_store(part_bytes, self.nodes.count(self.link.node_id))
         half = STORE_SHARE * self.link.object_store_bytes
         needs = self.control.gather((needed, half))
@@ -290,13 +294,15 @@ class WorkerRun:
         self.log.event("no_snapshots", needed_mib=round(needed / MIB), half_mib=round(half / MIB))
         return None
 
-    def _export(self, model: Any, weights: dict[str, torch.Tensor], step: int, folder: str) -> None:
+    def _export(self, model: nn.Module, weights: dict[str, torch.Tensor], step: int, folder: str) -> None:
         """The model, its tokenizer, and what raytrain needs to use it again, in a local folder."""
-        model.save_pretrained(folder, state_dict=weights)
-        load_tokenizer(self.config.model).save_pretrained(folder)
+        self.task.save_model(model, weights, folder)
+        tokenizer = load_tokenizer(self.config.model)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
         card = {
             "task": self.config.task.model_dump(mode="json"),
-            "labels": self.labels,
+            "state": self.state,
             "max_length": self.config.data.max_length,
             "step": step,
         }
@@ -311,15 +317,14 @@ class WorkerRun:
         return self.measure("test")
 
     def _best_model(self) -> nn.Module:
-        best = self.config.model.model_copy(update={"path": self.run.local_copy(BEST), "config": None})
-        return self.task.build_model(best, self.labels, self.config.training)
+        return self.task.load_model(self.run.local_copy(BEST), self.config.model, self.state, self.config.training)
 
     def measure(self, split: str) -> dict[str, float]:
         """Evaluate `best/` on a split and write it to evals.jsonl. Each worker holds the whole model for this."""
         model = self.control.all_succeed(self._best_model).to(self.device)
         stream = Stream(self.config, self.store, self.world, self.plan)
         batches = stream.evaluate_once(split)
-        metrics = evaluate(model, batches, self.task, self.labels, self.device, self.control, self.link.alive)
+        metrics = evaluate(model, batches, self.task, self.state, self.device, self.control, self.link.alive)
         step = json.loads(self.run.read_bytes(f"{BEST}/raytrain.json"))["step"]
         self.log.evaluation(step, (step - 1) // self.timetable.steps_per_epoch, split, metrics)
         self.reporting.evaluated(split, metrics.values)

@@ -219,4 +219,4 @@ def _known_before(metric: str, config: RunConfig) -> float | None:
     from raytrain.sizing.shape import shape_on_meta
 
     task = make_task(config.task, config.data.max_length)
-    return float(shape_on_meta(config, task, config.task.labels or ["a", "b"]).num_parameters)
+    return float(shape_on_meta(config, task, task.assumed_state()).num_parameters)

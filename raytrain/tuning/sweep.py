@@ -81,19 +81,23 @@ def metric_of(space: Space, config: RunConfig) -> tuple[str, str]:
     if config.data.validation is None:
         raise ConfigError("a sweep compares trials on the validation split: set data.validation")
     for objective in space.also:
-        if objective.metric not in (*task.metric_names, NUM_PARAMETERS):
-            allowed = ", ".join((*task.metric_names, NUM_PARAMETERS))
+        if objective.metric not in (*task.modes, NUM_PARAMETERS):
+            allowed = ", ".join((*task.modes, NUM_PARAMETERS))
             raise ConfigError(f"also names {objective.metric!r}, which is no metric of this task; allowed: {allowed}")
+        better = task.modes.get(objective.metric, "min")
+        if objective.better != better:
+            what = "smaller" if better == "min" else "larger"
+            raise ConfigError(f"also: a {what} {objective.metric} is better; set its mode to {better}")
     if space.metric is None:
         metric, mode = best_metric(config, task)
         if any(objective.metric == metric for objective in space.also):
             raise ConfigError(f"also names {metric}, which is the metric of this sweep anyway")
         return metric, mode
-    if space.metric not in task.metric_names:
+    if space.metric not in task.modes:
         raise ConfigError(
-            f"metric {space.metric!r} of the space is no metric of this task; allowed: {', '.join(task.metric_names)}"
+            f"metric {space.metric!r} of the space is no metric of this task; allowed: {', '.join(task.modes)}"
         )
-    return space.metric, space.mode or ("min" if space.metric == "loss" else "max")
+    return space.metric, space.mode or task.modes[space.metric]
 
 
 def _run(sweep: Sweep, found: Preflight, max_concurrent: int | None, lease: Lease) -> RunStatus:

@@ -102,7 +102,7 @@ class TestContent:
         encode = load_tokenizer(chosen.model)
         expected = encode([row["text"] for row in rows], truncation=True, max_length=12)["input_ids"]
         assert [sample["input_ids"] for sample in samples(store)] == expected
-        assert store.manifest.labels == ["negative", "positive"]
+        assert store.manifest.task_state["labels"] == ["negative", "positive"]
         assert [sample["labels"] for sample in samples(store)] == [int(row["label"] == "positive") for row in rows]
         assert store.lengths("train").tolist() == [len(ids) for ids in expected]
         assert store.lengths("train").dtype == np.int32
@@ -118,8 +118,8 @@ class TestContent:
     def test_conll(self, tmp_path, config):
         path = write_conll(tmp_path / "a.conll", 40, 0)
         store = prepare(config(path, {"kind": "token_classification"}, max_length=32))
-        assert store.manifest.labels == ["O", "B-LOC", "B-PER"]
-        tags = [[store.manifest.labels[i] for i in row["labels"] if i != -100] for row in samples(store)]
+        assert store.manifest.task_state["labels"] == ["O", "B-LOC", "B-PER"]
+        tags = [[store.manifest.task_state["labels"][i] for i in row["labels"] if i != -100] for row in samples(store)]
         assert tags == [[tag for _, tag in sentence] for sentence in make_sentences(40, 0)]
 
     def test_progress_is_told(self, tmp_path, config):

@@ -20,7 +20,7 @@ from raytrain.steps.batches import BatchPlan, World
 from raytrain.steps.order import Order
 from raytrain.steps.timetable import Timetable, make_timetable
 from raytrain.tasks import make_task
-from tests.tiny import TINY_BERT, tiny_tokenizer, write_conll, write_reviews
+from tests.tiny import TINY_BERT, context, tiny_tokenizer, write_conll, write_reviews
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -119,7 +119,7 @@ class TestTraining:
                 found = [sample for arrays in step.micro_batches for sample in samples_in(arrays)]
                 expected = [(rows[i]["input_ids"], rows[i]["labels"]) for i in step.sample_ids]
                 assert sorted(found) == sorted(expected)
-                assert step.num_targets == len(step.sample_ids)
+                assert step.target_weight == len(step.sample_ids)
                 assert step.num_tokens == sum(len(ids) for ids, _ in expected)
 
     def test_every_worker_has_as_many_micro_batches(self, workers):
@@ -166,10 +166,10 @@ def test_a_tagged_sentence_keeps_all_its_arrays(config, tmp_path):
     stream.close()
     task = make_task(tagging.task, 32)
     order = make_order(tagging, store)
-    expected = task.collate(RowCache(store).take("train", step.sample_ids), store.manifest.pad_token_id)
+    expected = task.collate(RowCache(store).take("train", step.sample_ids), context(len(step.sample_ids)))
     assert sorted(step.sample_ids) == sorted(order.step_samples(0, 0))
     assert set(step.micro_batches[0]) == set(expected)
-    assert step.num_targets == task.num_targets(expected) > len(step.sample_ids)
+    assert step.target_weight == task.target_weight(expected) > len(step.sample_ids)
     assert all(array.dtype == expected[name].dtype for name, array in step.micro_batches[0].items())
 
 

@@ -55,7 +55,6 @@ def mistake(*overrides: str) -> str:
         ("workers.max=64", "workers.max 64 is more than the 32 canonical shards"),
         ("training.early_stopping.metric=accuracy", "training.early_stopping needs data.validation"),
         ("training.eval_every_steps=5", "training.eval_every_steps needs data.validation"),
-        ("training.early_stopping={metric: loss, mode: max}", "a larger loss is worse"),
         ("training.optimizer=adam", "training.optimizer: expected a section"),
         ("name=a/b", "name: must be letters"),
         ("model.config.model_type=bert", "exactly one of model.path"),
@@ -169,7 +168,7 @@ def test_every_field_has_its_sentence() -> None:
 def test_fields_are_in_words_with_their_values_and_yaml_defaults() -> None:
     lines = describe_fields().splitlines()
     for line in (
-        "task.kind: sequence_classification | token_classification; required",
+        "task.kind: python | sequence_classification | token_classification; required",
         "training.precision: auto | fp32 | bf16 | fp16; default auto",
         "training.optimizer.learning_rate: number above 0; default 5.0e-05",
         "training.max_steps: integer at least 1 | null; default null",

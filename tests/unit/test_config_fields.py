@@ -12,7 +12,7 @@ from raytrain.config.fields import affecting, all_fields, declared, marked, mode
 from raytrain.config.io import dump_config
 from raytrain.errors import ConfigError
 from raytrain.planning.calibration import different_fields
-from raytrain.runs.preflight import absolute_paths, check_elsewhere, local_paths
+from raytrain.runs.preflight import check_elsewhere, local_paths, resolve
 from raytrain.runs.resume import begin_or_resume
 from raytrain.storage import Storage
 from raytrain.tuning.space.space import Space
@@ -99,20 +99,20 @@ def test_paths_of_all_kinds_become_absolute(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "encoder").mkdir()
     given = ["storage_path=out", "data.train.path=[a.csv, 's3://b/c.csv']", "data.prepared_path=~/cache"]
     given += ["model.tokenizer=encoder", "tracking.mlflow.tracking_uri=sqlite:///runs.db"]
-    config = absolute_paths(tiny_run(tmp_path, "a", *given))
+    config = resolve(tiny_run(tmp_path, "a", *given))
     assert config.storage_path == f"{tmp_path}/out"
     assert config.data.train.path == [f"{tmp_path}/a.csv", "s3://b/c.csv"]
     assert config.data.prepared_path == str(Path("~/cache").expanduser())
     assert config.model.tokenizer == f"{tmp_path}/encoder"
     assert config.tracking.mlflow is not None
     assert config.tracking.mlflow.tracking_uri == f"sqlite:///{tmp_path}/runs.db"
-    assert absolute_paths(tiny_run(tmp_path, "a", "model.tokenizer=org/name")).model.tokenizer == "org/name"
+    assert resolve(tiny_run(tmp_path, "a", "model.tokenizer=org/name")).model.tokenizer == "org/name"
     assert ("data.train.path", f"{tmp_path}/a.csv") in local_paths(config)
 
 
 def test_a_relative_database_is_no_place_for_a_submitted_run(tmp_path: Path) -> None:
     """It would be made in the job's own folder, which goes with the job."""
-    config = absolute_paths(tiny_run(tmp_path, "a"))
+    config = resolve(tiny_run(tmp_path, "a"))
     check_elsewhere(config)
     raw = {
         **config.model_dump(mode="json", exclude_unset=True),

@@ -22,7 +22,7 @@ from raytrain.planning.calibration import find_calibration
 from raytrain.planning.fitting import first_that_fits
 from raytrain.planning.forecast import Hardware, make_forecast
 from raytrain.planning.gpus import GIB, GPUS, find_gpu
-from raytrain.runs.preflight import absolute_paths
+from raytrain.runs.preflight import resolve
 from raytrain.sizing.memory import Memory, activation_bytes, estimate_memory
 from raytrain.sizing.shape import Layers, ModelShape
 from raytrain.terminal.plan import in_hours, print_forecast, some
@@ -219,7 +219,7 @@ class TestFirstFit:
 @pytest.fixture
 def run(tmp_path: Path) -> RunConfig:
     """A config whose run has trained 20 steps with two workers, and 10 with one."""
-    config = absolute_paths(tiny_run(tmp_path, "a", "workers.max=4"))
+    config = resolve(tiny_run(tmp_path, "a", "workers.max=4"))
     folder = tmp_path / "runs" / "a"
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(dump_config(config))
@@ -244,7 +244,7 @@ class TestCalibration:
         assert found.step_s_at(run, 4) == pytest.approx(0.5 * 2 / 4)
 
     def test_a_run_with_other_settings_does_not_count(self, run: RunConfig, tmp_path: Path):
-        other = absolute_paths(tiny_run(tmp_path, "a", "training.micro_batch_size=2", "seed=5"))
+        other = resolve(tiny_run(tmp_path, "a", "training.micro_batch_size=2", "seed=5"))
         found, said = find_calibration(other, use_gpu=False)
         assert found is None and "another training.micro_batch_size" in said and "seed" not in said
         found, said = find_calibration(run, use_gpu=True)

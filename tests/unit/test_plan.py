@@ -63,7 +63,7 @@ class TestBatches:
             plan_for(config_with(), num_samples=0)
 
     def test_checkpoint_bytes(self):
-        assert plan_for(config_with(), num_parameters=1000).checkpoint_bytes == 12_000
+        assert plan_for(config_with(), num_trained=1000).checkpoint_bytes == 12_000
 
 
 class TestRoom:

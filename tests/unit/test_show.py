@@ -50,7 +50,7 @@ def test_tags_stand_beside_their_words(tmp_path: Path) -> None:
     task = "task={kind: token_classification, document_context: false}"
     config = tiny_run(tmp_path, "a", task, f"data={{train: {{path: {path}}}}}")
     words = open(path).read().splitlines()[2].split()
-    sample = decode_samples(prepare(config), config.model, "train", 1)[0]
+    sample = decode_samples(prepare(config), config, "train", 1)[0]
     assert sample["labels"][0] == f"{words[0].lower()}/{words[-1]}"
     assert sample["text"].split()[0] == words[0].lower()
 
@@ -60,5 +60,5 @@ def test_several_labels_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     task = "task={kind: sequence_classification, multi_label: true}"
     config = tiny_run(tmp_path, "a", task, f"data={{train: {{path: {tmp_path}/a.jsonl}}}}")
-    samples = decode_samples(prepare(config), config.model, "train", 3)
+    samples = decode_samples(prepare(config), config, "train", 3)
     assert [sample["labels"] for sample in samples] == [["a", "b"], [], ["c"]]

@@ -17,7 +17,7 @@ from raytrain.errors import ConfigError
 from raytrain.tasks import make_task
 from raytrain.tasks.base import IGNORED
 from raytrain.training.trainer import to_tensors
-from tests.tiny import TINY_BERT, tiny_tokenizer
+from tests.tiny import TINY_BERT, context, tiny_tokenizer
 
 LABELS = ["a", "b", "c"]
 TAGS = ["O", "B-LOC", "B-PER", "I-PER"]
@@ -82,7 +82,11 @@ def build(task: Any, labels: list[str] = LABELS, dropout: float | None = 0.0, **
     """A model of the task: the tiny BERT with new weights, unless `model` says otherwise."""
     model = model or {"config": TINY_BERT, "tokenizer": "unused"}
     torch.manual_seed(0)
-    return task.build_model(ModelConfig.model_validate(model), labels, TrainingConfig(dropout=dropout))
+    return task.build_model(ModelConfig.model_validate(model), {"labels": labels}, TrainingConfig(dropout=dropout))
+
+
+def collate(task: Any, table: pa.Table) -> dict[str, np.ndarray]:
+    return task.collate(table, context(len(table)))
 
 
 def new(kind: str) -> dict[str, Any]:
@@ -132,7 +136,7 @@ class TestSequenceLoss:
     def test_is_the_sum_of_the_samples_cross_entropies(self):
         task, table = sequence(), texts([2, 0, 1])
         model = build(task).eval()
-        batch = to_tensors(task.collate(table, 0), CPU)
+        batch = to_tensors(collate(task, table), CPU)
         wanted = sum(
             functional.cross_entropy(logits[None], torch.tensor([label]))
             for logits, label in zip(one_by_one(model, table), [2, 0, 1], strict=True)
@@ -144,8 +148,9 @@ class TestSequenceLoss:
     def test_padding_does_not_matter(self):
         task, table = sequence(), texts([2, 0, 1])
         model = build(task).eval()
-        narrow, wide = (task.loss_sum(model, to_tensors(task.collate(table, 0, n), CPU)).item() for n in (None, 16))
-        assert narrow == pytest.approx(wide, rel=1e-5)
+        alone = [task.loss_sum(model, to_tensors(collate(task, table.slice(i, 1)), CPU)).item() for i in range(3)]
+        together = task.loss_sum(model, to_tensors(collate(task, table), CPU)).item()
+        assert together == pytest.approx(sum(alone), rel=1e-5)
 
     def test_multi_label(self):
         labels = [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
@@ -155,20 +160,20 @@ class TestSequenceLoss:
             functional.binary_cross_entropy_with_logits(logits, torch.tensor(row))  # a mean over the labels
             for logits, row in zip(one_by_one(model, table), labels, strict=True)
         )
-        loss = task.loss_sum(model, to_tensors(task.collate(table, 0), CPU))
+        loss = task.loss_sum(model, to_tensors(collate(task, table), CPU))
         assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
 
     @pytest.mark.parametrize("multi_label", [False, True])
     def test_blank(self, multi_label):
         task = sequence(multi_label=multi_label)
         labels = [[1.0, 0.0, 1.0]] * 3 if multi_label else [2, 0, 1]
-        assert_has_no_loss_but_a_graph(task, build(task), task.collate(texts(labels, multi_label), 0))
+        assert_has_no_loss_but_a_graph(task, build(task), collate(task, texts(labels, multi_label)))
 
     def test_a_mixture_of_labelled_and_not(self):
         """A sample without a label adds nothing, and takes nothing away from the others."""
         task = sequence(multi_label=True)
         model = build(task).eval()
-        batch = task.collate(texts([[1.0, 0.0, 1.0]] * 3, multi_label=True), 0)
+        batch = collate(task, texts([[1.0, 0.0, 1.0]] * 3, multi_label=True))
         first = {name: array[:1] for name, array in batch.items()}
         batch["labels"][1:] = IGNORED
         losses = [task.loss_sum(model, to_tensors(b, CPU)).item() for b in (batch, first)]
@@ -178,10 +183,10 @@ class TestSequenceLoss:
     def test_predictions(self):
         task, table = sequence(), texts([2, 0, 1])
         model = build(task).eval()
-        loss, predictions = task.predict(model, to_tensors(task.collate(table, 0), CPU))
+        loss, predictions = task.predict(model, to_tensors(collate(task, table), CPU))
         expected = [int(logits.argmax()) for logits in one_by_one(model, table)]
         assert [p.tolist() for p in predictions] == [[i] for i in expected]
-        assert loss.item() == pytest.approx(task.loss_sum(model, to_tensors(task.collate(table, 0), CPU)).item())
+        assert loss.item() == pytest.approx(task.loss_sum(model, to_tensors(collate(task, table), CPU)).item())
 
     def test_predictions_of_several_labels(self):
         task = sequence(multi_label=True)
@@ -189,15 +194,15 @@ class TestSequenceLoss:
         model = build(task).eval()
         with torch.no_grad():
             model.classifier.bias.copy_(torch.tensor([9.0, -9.0, 9.0]))
-        _, predictions = task.predict(model, to_tensors(task.collate(table, 0), CPU))
+        _, predictions = task.predict(model, to_tensors(collate(task, table), CPU))
         assert [p.tolist() for p in predictions] == [[1, 0, 1]] * 3
 
     def test_segments_of_a_pair_reach_the_model(self):
         task, table = sequence(), texts([2, 0, 1])
         model = build(task).eval()
         segments = pa.array([[0, 1, 1], [0, 0, 1, 1, 1], [0, 0, 1, 1]], pa.list_(pa.int32()))
-        pairs = task.collate(table.append_column("token_type_ids", segments), 0)
-        batches = [to_tensors(batch, CPU) for batch in (pairs, task.collate(table, 0))]
+        pairs = collate(task, table.append_column("token_type_ids", segments))
+        batches = [to_tensors(batch, CPU) for batch in (pairs, collate(task, table))]
         with_segments, without = (task.loss_sum(model, batch).item() for batch in batches)
         assert with_segments != without
         all_first = {**batches[0], "token_type_ids": torch.zeros_like(batches[0]["token_type_ids"])}
@@ -206,7 +211,7 @@ class TestSequenceLoss:
     def test_logits_of_half_precision_are_summed_in_full(self):
         task = sequence()
         model = build(task).bfloat16()
-        loss = task.loss_sum(model, to_tensors(task.collate(texts([2, 0, 1]), 0), CPU))
+        loss = task.loss_sum(model, to_tensors(collate(task, texts([2, 0, 1])), CPU))
         assert loss.dtype == torch.float32
 
 
@@ -222,13 +227,13 @@ class TestTagLoss:
             for row, tag in zip(logits[is_word], labels[is_word], strict=True)
         )
         assert int(is_word.sum()) == 5
-        loss = task.loss_sum(model, to_tensors(task.collate(table, 0), CPU))
+        loss = task.loss_sum(model, to_tensors(collate(task, table), CPU))
         assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
 
     def test_predictions_are_cut_back_to_sentences(self):
         task, table = tagging(document_context=True), sentences()
         model = build(task, TAGS).eval()
-        batch = task.collate(table, 0)
+        batch = collate(task, table)
         _, predictions = task.predict(model, to_tensors(batch, CPU))
         chosen = [logits.argmax(-1).tolist() for logits in one_by_one(model, table)]
         assert [p.tolist() for p in predictions] == [chosen[0][1:3], [chosen[0][3]], [chosen[1][1], chosen[1][3]]]
@@ -237,7 +242,7 @@ class TestTagLoss:
     @pytest.mark.parametrize("case_feature", [False, True])
     def test_blank(self, case_feature):
         task = tagging(case_feature=case_feature)
-        batch = task.collate(sentences(case_feature=case_feature), 0)
+        batch = collate(task, sentences(case_feature=case_feature))
         model = build(task, TAGS)
         assert task.predict(model, to_tensors(task.blank(batch), CPU))[1] == []
         assert_has_no_loss_but_a_graph(task, model, batch)
@@ -269,12 +274,12 @@ class TestCaseFeature:
         wide = []
         for seed in (1, 2):
             torch.manual_seed(seed)
-            wide.append(self.task.build_model(ModelConfig(path=str(tmp_path)), TAGS, TrainingConfig()))
+            wide.append(self.task.build_model(ModelConfig(path=str(tmp_path)), {"labels": TAGS}, TrainingConfig()))
         assert torch.equal(*(self.types(model) for model in wide))
 
     def test_it_reaches_the_model(self):
         model = build(self.task, TAGS).eval()
-        batch = to_tensors(self.task.collate(sentences(case_feature=True), 0), CPU)
+        batch = to_tensors(collate(self.task, sentences(case_feature=True)), CPU)
         lower = {**batch, "token_type_ids": torch.zeros_like(batch["token_type_ids"])}
         assert self.task.loss_sum(model, batch).item() != self.task.loss_sum(model, lower).item()
 
@@ -291,7 +296,7 @@ class TestCaseFeature:
         else:
             loaded = AutoModelForTokenClassification.from_pretrained(tmp_path).eval()
         assert torch.equal(self.types(loaded), self.types(model))
-        batch = to_tensors(self.task.collate(sentences(case_feature=True), 0), CPU)
+        batch = to_tensors(collate(self.task, sentences(case_feature=True)), CPU)
         assert self.task.loss_sum(loaded, batch).item() == self.task.loss_sum(model, batch).item()
         assert loaded.config.id2label == dict(enumerate(TAGS))
 
@@ -323,7 +328,7 @@ class TestBuild:
     def test_without_dropout_a_training_pass_is_deterministic(self):
         task = sequence()
         model = build(task).train()
-        batch = to_tensors(task.collate(texts([2, 0, 1]), 0), CPU)
+        batch = to_tensors(collate(task, texts([2, 0, 1])), CPU)
         assert task.loss_sum(model, batch).item() == task.loss_sum(model, batch).item()
 
     def test_labels_are_in_the_config(self):
@@ -355,7 +360,7 @@ class TestBuild:
         model = build(task, **new("gpt2"))
         model.config.pad_token_id = 0  # the worker's part: only the prepared store knows it
         table = texts([2, 0, 1])
-        batch = to_tensors(task.collate(table, 0), CPU)
+        batch = to_tensors(collate(task, table), CPU)
         wanted = sum(
             functional.cross_entropy(logits[None], torch.tensor([label]))
             for logits, label in zip(one_by_one(model, table), [2, 0, 1], strict=True)
@@ -471,8 +476,8 @@ class TestLoading:
         task, table = sequence(), texts([2, 0, 1])
         model = build(task, config=config, tokenizer=tiny_tokenizer(tmp_path)).eval()
         assert model.config.pad_token_id == 0, "the tokenizer's, which samples are padded with"
-        _, predictions = task.predict(model, to_tensors(task.collate(table, 0), CPU))
-        loss = task.loss_sum(model, to_tensors(task.collate(table, 0), CPU)).item()
-        alone = [to_tensors(task.collate(table.slice(i, 1), 0), CPU) for i in range(3)]
+        _, predictions = task.predict(model, to_tensors(collate(task, table), CPU))
+        loss = task.loss_sum(model, to_tensors(collate(task, table), CPU)).item()
+        alone = [to_tensors(collate(task, table.slice(i, 1)), CPU) for i in range(3)]
         assert loss == pytest.approx(sum(task.loss_sum(model, batch).item() for batch in alone), rel=1e-5)
         assert [p.tolist() for p in predictions] == [task.predict(model, batch)[1][0].tolist() for batch in alone]

@@ -11,14 +11,13 @@ from seqeval.metrics import f1_score as seqeval_f1
 from sklearn import metrics as sk
 
 from raytrain.config import SequenceClassificationConfig, TokenClassificationConfig
-from raytrain.data.encode import UNKNOWN_LABEL
 from raytrain.errors import ConfigError
 from raytrain.tasks import make_task
-from raytrain.tasks.base import IGNORED
+from raytrain.tasks.base import IGNORED, Metrics, RowError
 from raytrain.tasks.collate import attention_mask, pad_column
-from raytrain.tasks.scores import entity_scores
-from raytrain.tasks.token_classification import letter_case, special_tokens
-from tests.tiny import VOCABULARY, tiny_tokenizer
+from raytrain.tasks.special_tokens import special_tokens
+from raytrain.tasks.token_classification import letter_case
+from tests.tiny import VOCABULARY, context, tiny_tokenizer
 
 ID = {word: i for i, word in enumerate(VOCABULARY)}
 PAD, UNK, CLS, SEP = (ID[f"[{name}]"] for name in ("PAD", "UNK", "CLS", "SEP"))
@@ -62,7 +61,36 @@ def tagging(max_length: int = 32, **options: Any) -> Any:
 
 
 def encode(task: Any, rows: list[dict[str, Any]], tokenizer: Any, labels: list[str]) -> Any:
-    return task.encode(pa.Table.from_pylist(rows), tokenizer, labels)
+    return task.encode(pa.Table.from_pylist(rows), tokenizer, {"labels": labels})
+
+
+def collate(task: Any, table: pa.Table, pad: int = 0) -> dict[str, np.ndarray]:
+    return task.collate(table, context(len(table), pad_token_id=pad))
+
+
+def metrics(task: Any, predictions: list[np.ndarray], targets: list[np.ndarray], labels: list[str]) -> Metrics:
+    """As two workers, of which the second has what follows the first sample."""
+    workers = [task.scores({"labels": labels}) for _ in range(2)]
+    for worker, part in zip(workers, (slice(0, 1), slice(1, None)), strict=True):
+        worker.update(predictions[part], targets[part])
+    workers[0].merge(workers[1].state())
+    return workers[0].compute()
+
+
+def labels_from(task: Any, table: pa.Table) -> list[str]:
+    """The labels of a table, in the order of their ids."""
+    return task.state_from([task.survey(table, "train")])["labels"]
+
+
+def reasons(encoded: Any) -> list[tuple[int, str]]:
+    return [(rejection.row, rejection.reason) for rejection in encoded.rejected]
+
+
+def entity_scores(predicted: list[list[str]], true: list[list[str]]) -> Metrics:
+    """Of tags by name."""
+    names = sorted({tag for tags in (*predicted, *true) for tag in tags})
+    ids = [[np.array([names.index(tag) for tag in tags]) for tags in sentences] for sentences in (predicted, true)]
+    return metrics(tagging(), *ids, names)
 
 
 def ids(*texts: str) -> list[int]:
@@ -94,7 +122,7 @@ class TestSequenceEncode:
         table = encode(task, rows, pieces, ["x"]).table
         assert table["input_ids"].to_pylist() == [[2, 7, 3, 8, 9, 3], [2, 7, 8, 3, 3]]
         assert table["token_type_ids"].to_pylist() == [[0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 1]]
-        batch = task.collate(table, 0)
+        batch = collate(task, table)
         assert batch["token_type_ids"].tolist() == [[0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 1, 0]]
         assert task.blank(batch)["token_type_ids"].tolist() == [[0, 0, 0, 1, 1, 1]]
 
@@ -127,37 +155,37 @@ class TestSequenceEncode:
 
     def test_integer_labels_are_in_the_order_of_their_values(self, words):
         task = sequence()
-        found = task.find_labels(pa.table({"text": ["a"] * 4, "label": [10, 2, -1, 2]}))
-        assert task.order_labels(found) == ["-1", "2", "10"]
+        assert labels_from(task, pa.table({"text": ["a"] * 4, "label": [10, 2, -1, 2]})) == ["-1", "2", "10"]
         encoded = encode(task, [{"text": "good", "label": 10}, {"text": "bad", "label": -1}], words, ["-1", "2", "10"])
         assert encoded.table["labels"].to_pylist() == [2, 0]
 
     def test_a_label_column_with_gaps_is_read_as_floats(self, words):
         table = pa.table({"text": ["good", "bad", "fine"], "label": [1.0, math.nan, 0.0]})
         task = sequence()
-        assert task.find_labels(table) == {"1", "0"}
-        encoded = task.encode(table, words, ["0", "1"])
+        assert labels_from(task, table) == ["0", "1"]
+        encoded = task.encode(table, words, {"labels": ["0", "1"]})
         assert encoded.table["labels"].to_pylist() == [1, 0]
-        assert encoded.rejected == [(1, "label is missing")]
+        assert reasons(encoded) == [(1, "label is missing")]
 
     @pytest.mark.parametrize(
         ("found", "expected"),
         [
-            ({"b", "a"}, ["a", "b"]),
-            ({"10", "9"}, ["9", "10"]),
-            ({"10", "9", "x"}, ["10", "9", "x"]),
-            ({"\u00b2", "1"}, ["1", "\u00b2"]),
-            ({"--5", "1"}, ["--5", "1"]),
-            ({"1", "01", "001", "0"}, ["0", "001", "01", "1"]),
-            (set(), []),
+            (["b", "a"], ["a", "b"]),
+            (["10", "9"], ["9", "10"]),
+            (["10", "9", "x"], ["10", "9", "x"]),
+            (["\u00b2", "1"], ["1", "\u00b2"]),
+            (["--5", "1"], ["--5", "1"]),
+            (["1", "01", "001", "0"], ["0", "001", "01", "1"]),
+            ([], []),
         ],
         ids=str,
     )
     def test_order_of_labels(self, found, expected):
-        assert sequence().order_labels(found) == expected
+        assert labels_from(sequence(), pa.table({"label": pa.array(found, pa.string())})) == expected
 
     def test_declared_labels_keep_their_order(self):
-        assert sequence(labels=["z", "a"]).order_labels({"a"}) == ["z", "a"]
+        assert sequence(labels=["z", "a"]).declared_state() == {"labels": ["z", "a"]}
+        assert sequence().declared_state() is None
 
     @pytest.mark.parametrize(
         ("row", "reason"),
@@ -175,20 +203,20 @@ class TestSequenceEncode:
     def test_rejected(self, words, row, reason):
         rows = [{"text": "fine", "label": "a"}, row, {"text": "dull", "label": "b"}]
         encoded = encode(sequence(), rows, words, ["a", "b"])
-        assert encoded.rejected == [(1, reason)]
+        assert reasons(encoded) == [(1, reason)]
         assert encoded.table["labels"].to_pylist() == [0, 1]
-        assert bool(UNKNOWN_LABEL.match(reason)) == ("none of" in reason), "only a label that is there may be unknown"
+        assert (encoded.rejected[0].code == RowError.UNKNOWN_LABEL) == ("none of" in reason), "only one that is there"
 
     def test_a_missing_label_is_no_label_of_its_own(self):
-        assert sequence().find_labels(pa.table({"label": ["a", "", None, " "]})) == {"a"}
+        assert labels_from(sequence(), pa.table({"label": ["a", "", None, " "]})) == ["a"]
 
     def test_several_labels_without_multi_label(self, words):
         encoded = encode(sequence(), [{"text": "good", "label": ["a", "b"]}], words, ["a", "b"])
-        assert "2 labels" in encoded.rejected[0][1] and "task.multi_label=true" in encoded.rejected[0][1]
+        assert "2 labels" in encoded.rejected[0].reason and "task.multi_label=true" in encoded.rejected[0].reason
 
     def test_a_pair_that_is_no_text(self, words):
         encoded = encode(sequence(text_pair_column="b"), [{"text": "good", "b": 5, "label": "a"}], words, ["a"])
-        assert encoded.rejected == [(0, "b is no text")]
+        assert reasons(encoded) == [(0, "b is no text")]
 
     def test_all_rejected(self, words):
         encoded = encode(sequence(), [{"text": "", "label": "a"}], words, ["a"])
@@ -212,10 +240,10 @@ class TestMultiLabel:
     def test_several_one_and_none(self, words):
         encoded = encode(self.task, self.rows(["c", "a"], ["b"], []), words, list(self.labels))
         assert encoded.table["labels"].to_pylist() == [[1, 0, 1], [0, 1, 0], [0, 0, 0]]
-        assert encoded.rejected == []
+        assert not encoded.rejected
 
     def test_integers(self, words):
-        assert self.task.find_labels(pa.table({"label": [[3, 1], []]})) == {"1", "3"}
+        assert labels_from(self.task, pa.table({"label": [[3, 1], []]})) == ["1", "3"]
         encoded = encode(self.task, self.rows([3], [1, 3]), words, ["1", "3"])
         assert encoded.table["labels"].to_pylist() == [[0, 1], [1, 1]]
 
@@ -231,26 +259,26 @@ class TestMultiLabel:
     )
     def test_rejected(self, words, cell, reason):
         encoded = encode(self.task, self.rows(["a"], cell), words, list(self.labels))
-        assert encoded.rejected == [(1, reason)]
+        assert reasons(encoded) == [(1, reason)]
 
     def test_missing_is_no_label(self):
-        assert self.task.find_labels(pa.table({"label": [["a", None, ""], None]})) == {"a"}
+        assert labels_from(self.task, pa.table({"label": [["a", None, ""], None]})) == ["a"]
 
     def test_collate_blank_targets(self, words):
         table = encode(self.task, self.rows(["c", "a"], []), words, list(self.labels)).table
-        batch = self.task.collate(table, PAD)
+        batch = collate(self.task, table, PAD)
         assert batch["labels"].dtype == np.float32
         assert batch["labels"].tolist() == [[1, 0, 1], [0, 0, 0]]
-        assert self.task.num_targets(batch) == 2, "a sample without any label is a target too"
+        assert self.task.target_weight(batch) == 2, "a sample without any label is a target too"
         assert [t.tolist() for t in self.task.targets(batch)] == [[1, 0, 1], [0, 0, 0]]
         blank = self.task.blank(batch)
-        assert self.task.num_targets(blank) == 0 and self.task.targets(blank) == []
+        assert self.task.target_weight(blank) == 0 and self.task.targets(blank) == []
         assert blank["labels"].shape == (1, 3) and blank["labels"].dtype == np.float32
 
     def test_metrics(self):
         true = np.array([[1, 0, 1], [0, 1, 0], [0, 0, 0], [1, 1, 0]], np.int32)
         predicted = np.array([[1, 0, 0], [0, 1, 0], [0, 1, 0], [1, 1, 0]], np.int32)
-        found = self.task.metrics(list(predicted), list(true), list(self.labels))
+        found = metrics(self.task, list(predicted), list(true), list(self.labels))
         # a: 2 of 2 found, 2 right. b: 3 found, 2 of 2 right. c: none found of 1.
         assert found.values == pytest.approx(
             {
@@ -268,21 +296,21 @@ class TestMultiLabel:
         """One column is several labels of which there is one, not the two classes of scikit-learn's binary case."""
         true, predicted = [[1], [1], [0], [0], [0]], [[1], [0], [0], [0], [0]]
         task = sequence(multi_label=True)
-        found = task.metrics([np.array(p) for p in predicted], [np.array(t) for t in true], ["spam"])
+        found = metrics(task, [np.array(p) for p in predicted], [np.array(t) for t in true], ["spam"])
         assert found.values == pytest.approx(
             {"subset_accuracy": 0.8, "micro_f1": 2 / 3, "macro_f1": 2 / 3, "weighted_f1": 2 / 3}
         )
         assert found.tables["per_class"]["rows"] == [["spam", 1.0, 0.5, pytest.approx(2 / 3), 2]]
-        all_wrong = task.metrics([np.array([0])] * 3, [np.array([1]), np.array([0]), np.array([0])], ["spam"])
+        all_wrong = metrics(task, [np.array([0])] * 3, [np.array([1]), np.array([0]), np.array([0])], ["spam"])
         assert all_wrong.values["micro_f1"] == all_wrong.values["macro_f1"] == 0.0
 
 
 class TestSequenceBatch:
     task = sequence()
 
-    def batch(self, words: Any, pad_to: int | None = None) -> dict[str, np.ndarray]:
+    def batch(self, words: Any) -> dict[str, np.ndarray]:
         rows = [{"text": "good film", "label": "b"}, {"text": "bad", "label": "a"}]
-        return self.task.collate(encode(self.task, rows, words, ["a", "b"]).table, PAD, pad_to)
+        return collate(self.task, encode(self.task, rows, words, ["a", "b"]).table, PAD)
 
     def test_collate(self, words):
         batch = self.batch(words)
@@ -292,15 +320,9 @@ class TestSequenceBatch:
         assert {array.dtype for array in batch.values()} == {np.dtype(np.int64)}
         assert all(array.flags.writeable for array in batch.values()), "torch warns of memory that it can't write"
 
-    def test_padded_to_a_width(self, words):
-        batch = self.batch(words, pad_to=7)
-        assert batch["input_ids"].shape == batch["attention_mask"].shape == (2, 7)
-        assert batch["attention_mask"].sum(1).tolist() == [4, 3]
-        assert self.batch(words, pad_to=2)["input_ids"].shape == (2, 4), "nothing is cut"
-
     def test_targets(self, words):
         batch = self.batch(words)
-        assert self.task.num_targets(batch) == 2
+        assert self.task.target_weight(batch) == 2
         assert [t.tolist() for t in self.task.targets(batch)] == [[1], [0]]
 
     def test_blank(self, words):
@@ -308,7 +330,7 @@ class TestSequenceBatch:
         blank = self.task.blank(batch)
         assert blank["input_ids"].tolist() == [ids("good film")]
         assert blank["labels"].tolist() == [IGNORED]
-        assert self.task.num_targets(blank) == 0 and self.task.targets(blank) == []
+        assert self.task.target_weight(blank) == 0 and self.task.targets(blank) == []
         assert batch["labels"].tolist() == [1, 0], "the batch itself stays"
 
     def test_columns_of_several_chunks_and_slices(self):
@@ -326,8 +348,8 @@ class TestSequenceMetrics:
     predicted = (0, 0, 1, 1, 1, 0)
 
     def metrics(self) -> Any:
-        return sequence().metrics(
-            [np.array([p]) for p in self.predicted], [np.array([t]) for t in self.true], list(self.labels)
+        return metrics(
+            sequence(), [np.array([p]) for p in self.predicted], [np.array([t]) for t in self.true], list(self.labels)
         )
 
     def test_by_hand(self):
@@ -353,7 +375,7 @@ class TestSequenceMetrics:
     def test_as_scikit_learn(self, seed):
         rng = np.random.default_rng(seed)
         true, predicted = rng.integers(0, 5, 200), rng.integers(0, 5, 200)
-        found = sequence().metrics([np.array([p]) for p in predicted], [np.array([t]) for t in true], list("abcde"))
+        found = metrics(sequence(), [np.array([p]) for p in predicted], [np.array([t]) for t in true], list("abcde"))
         assert found.values == pytest.approx(
             {
                 "accuracy": sk.accuracy_score(true, predicted),
@@ -364,14 +386,14 @@ class TestSequenceMetrics:
         assert found.tables["confusion"]["counts"] == sk.confusion_matrix(true, predicted).tolist()
 
     def test_a_label_that_never_occurs_has_a_row_but_no_part_in_the_mean(self):
-        found = sequence().metrics([np.array([0]), np.array([1])], [np.array([0]), np.array([1])], ["a", "b", "never"])
+        found = metrics(sequence(), [np.array([0]), np.array([1])], [np.array([0]), np.array([1])], ["a", "b", "never"])
         assert found.values["macro_f1"] == 1.0
         assert found.tables["per_class"]["rows"][2] == ["never", 0.0, 0.0, 0.0, 0]
 
     def test_of_nothing(self):
-        assert sequence().metrics([], [], ["a"]).values == {}
-        assert sequence(multi_label=True).metrics([], [], ["a"]).values == {}
-        assert tagging().metrics([], [], TAGS).values == {}
+        assert metrics(sequence(), [], [], ["a"]).values == {}
+        assert metrics(sequence(multi_label=True), [], [], ["a"]).values == {}
+        assert metrics(tagging(), [], [], TAGS).values == {}
 
 
 def sentence(text: str, tags: str, document: int = 1) -> dict[str, Any]:
@@ -458,19 +480,18 @@ class TestTagEncode:
     def test_rejected(self, pieces, tokens, tags, reason):
         good = {"tokens": ["Ada"], "tags": ["B-PER"]}
         encoded = encode(tagging(), [good, {"tokens": tokens, "tags": tags}, good], pieces, TAGS)
-        assert encoded.rejected == [(1, reason)]
+        assert reasons(encoded) == [(1, reason)]
         assert len(encoded.table) == 2
-        assert bool(UNKNOWN_LABEL.match(reason)) == ("none of" in reason)
+        assert (encoded.rejected[0].code == RowError.UNKNOWN_LABEL) == ("none of" in reason)
 
     def test_labels(self):
         table = pa.table({"tags": [["O", "I-PER", None], ["B-PER", ""], None]})
-        assert tagging().find_labels(table) == {"O", "I-PER", "B-PER"}
-        assert tagging().order_labels({"O", "I-PER", "B-PER"}) == ["O", "B-PER", "I-PER"]
-        assert tagging(labels=["B", "O"]).order_labels({"O"}) == ["B", "O"]
+        assert labels_from(tagging(), table) == ["O", "B-PER", "I-PER"]
+        assert tagging(labels=["B", "O"]).declared_state() == {"labels": ["B", "O"]}
 
     def test_text_is_no_list_of_words(self, pieces):
         encoded = encode(tagging(), [{"tokens": "in", "tags": "OO"}], pieces, TAGS)
-        assert encoded.rejected == [(0, "tokens and tags must be lists, one tag a word")]
+        assert reasons(encoded) == [(0, "tokens must be a list of words")]
 
     def test_integer_tags(self, pieces):
         encoded = encode(tagging(), [{"tokens": ["Ada", "in"], "tags": [3, 0]}], pieces, ["0", "3"])
@@ -515,7 +536,7 @@ class TestDocumentContext:
         rows = [*self.rows[:3], {"tokens": [], "tags": [], "document": 1}, *self.rows[3:]]
         encoded = encode(tagging(document_context=True), rows, pieces, TAGS)
         assert encoded.table["sentence_lengths"].to_pylist() == [[2, 1, 3], [1, 1]]
-        assert encoded.rejected == [(3, "tokens is empty")]
+        assert reasons(encoded) == [(3, "tokens is empty")]
 
     def test_a_sentence_that_is_too_long_is_cut_to_a_sample(self, pieces):
         rows = [sentence("in " * 8 + "in", "O " * 8 + "O"), sentence("Ada", "B-PER")]
@@ -527,29 +548,29 @@ class TestDocumentContext:
     def test_targets_are_cut_back_to_sentences(self, pieces, max_length):
         task = tagging(max_length, document_context=True, case_feature=True)
         table = encode(task, list(self.rows), pieces, TAGS).table
-        batch = task.collate(table, 0)
+        batch = collate(task, table)
         expected = [[TAGS.index(tag) for tag in row["tags"]] for row in self.rows]
         assert [t.tolist() for t in task.targets(batch)] == expected
-        assert task.num_targets(batch) == 8
+        assert task.target_weight(batch) == 8
 
     def test_collate(self, pieces):
         task = tagging(7, document_context=True, case_feature=True)
-        batch = task.collate(encode(task, list(self.rows), pieces, TAGS).table, 0, pad_to=6)
+        batch = collate(task, encode(task, list(self.rows), pieces, TAGS).table)
         assert {name: array.shape for name, array in batch.items()} == {
-            **dict.fromkeys(("input_ids", "attention_mask", "labels", "token_type_ids"), (3, 6)),
+            **dict.fromkeys(("input_ids", "attention_mask", "labels", "token_type_ids"), (3, 5)),
             "sentence_lengths": (3, 2),
         }
-        assert batch["labels"][2].tolist() == [IGNORED, 2, 1, IGNORED, IGNORED, IGNORED]
+        assert batch["labels"][2].tolist() == [IGNORED, 2, 1, IGNORED, IGNORED]
         assert batch["sentence_lengths"].tolist() == [[2, 1], [3, 0], [1, 1]]
         assert batch["attention_mask"].sum() == 5 + 5 + 4
 
     def test_blank(self, pieces):
         task = tagging(7, document_context=True, case_feature=True)
-        batch = task.collate(encode(task, list(self.rows), pieces, TAGS).table, 0)
+        batch = collate(task, encode(task, list(self.rows), pieces, TAGS).table)
         blank = task.blank(batch)
-        assert task.num_targets(blank) == 0 and task.targets(blank) == []
+        assert task.target_weight(blank) == 0 and task.targets(blank) == []
         assert blank.keys() == batch.keys() and all(len(array) == 1 for array in blank.values())
-        assert task.num_targets(batch) == 8, "the batch itself stays"
+        assert task.target_weight(batch) == 8, "the batch itself stays"
 
 
 def conll_chunks(tags: list[str]) -> set[tuple[str, int, int]]:
@@ -612,7 +633,7 @@ class TestTagMetrics:
         """Three sentences; one person of two found, the place found, one O tagged as a person."""
         true = [[2, 3, 0], [1, 0], [2]]
         predicted = [[2, 0, 0], [1, 2], [2]]
-        found = tagging().metrics([np.array(p) for p in predicted], [np.array(t) for t in true], TAGS)
+        found = metrics(tagging(), [np.array(p) for p in predicted], [np.array(t) for t in true], TAGS)
         flat_true, flat_predicted = [0, 1, 0, 2, 2, 3], [0, 1, 2, 2, 2, 0]
         assert found.values == pytest.approx(
             {
@@ -632,7 +653,7 @@ class TestTagMetrics:
     def test_micro_f1_over_all_tags_is_the_share_that_is_right(self):
         rng = np.random.default_rng(0)
         true, predicted = rng.integers(0, 4, 100), rng.integers(0, 4, 100)
-        values = tagging().metrics([predicted], [true], TAGS).values
+        values = metrics(tagging(), [predicted], [true], TAGS).values
         assert values["token_micro_f1"] == pytest.approx(sk.f1_score(true, predicted, average="micro"))
         assert values["token_macro_f1"] == pytest.approx(sk.f1_score(true, predicted, average="macro"))
 
@@ -641,7 +662,7 @@ class TestTagMetrics:
         assert rows == [["the avg", 1.0, 1.0, 1.0, 1]]
 
     def test_tags_without_entities(self):
-        found = tagging().metrics([np.array([0, 1, 1])], [np.array([0, 1, 0])], ["DET", "NOUN"])
+        found = metrics(tagging(), [np.array([0, 1, 1])], [np.array([0, 1, 0])], ["DET", "NOUN"])
         assert not any(name.startswith("entity") for name in found.values)
         assert "entities" not in found.tables
 
@@ -649,11 +670,11 @@ class TestTagMetrics:
     def test_the_best_model_is_told_by_a_metric_that_is_there(self, labels):
         task = tagging(labels=labels)
         assert task.best_metric == ("entity_f1" if labels in (TAGS, ["I-PER", "O"]) else "token_macro_f1")
-        assert task.best_metric in task.metric_names
-        assert ("entity_f1" in task.metric_names) == (labels != ["DET", "NOUN"])
+        assert task.best_metric in task.modes
+        assert ("entity_f1" in task.modes) == (labels != ["DET", "NOUN"])
         for found in [labels] if labels else [TAGS, ["DET", "NOUN"]]:
-            assert task.best_metric in task.metrics([np.array([0, 1])], [np.array([0, 1])], found).values
+            assert task.best_metric in metrics(task, [np.array([0, 1])], [np.array([0, 1])], found).values
 
     def test_no_entity_at_all(self):
-        values = tagging().metrics([np.array([0, 0])], [np.array([0, 0])], TAGS).values
+        values = metrics(tagging(), [np.array([0, 0])], [np.array([0, 0])], TAGS).values
         assert values["entity_f1"] == 0.0 and values["token_micro_f1"] == 1.0

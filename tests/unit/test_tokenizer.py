@@ -12,7 +12,7 @@ from raytrain.config import ModelConfig
 from raytrain.errors import ConfigError
 from raytrain.models import tokenizer
 from raytrain.models.tokenizer import check_tokenizer
-from raytrain.runs.preflight import absolute_paths
+from raytrain.runs.preflight import resolve
 
 
 def answer(monkeypatch: pytest.MonkeyPatch, outcome: Any) -> None:
@@ -66,9 +66,9 @@ def test_what_the_hub_or_its_cache_has_is_accepted(monkeypatch: pytest.MonkeyPat
 def test_home_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     tiny_tokenizer(tmp_path / "words")
-    config = absolute_paths(tiny_run(tmp_path, "a", "model.tokenizer=~/words"))
+    config = resolve(tiny_run(tmp_path, "a", "model.tokenizer=~/words"))
     assert config.model.tokenizer == f"{tmp_path}/words"
     check_tokenizer(config.model)
-    config = absolute_paths(tiny_run(tmp_path, "a", "model.config=null", "model.path=~/gone"))
+    config = resolve(tiny_run(tmp_path, "a", "model.config=null", "model.path=~/gone"))
     assert config.model.path == f"{tmp_path}/gone"
-    assert absolute_paths(tiny_run(tmp_path, "a", "model.tokenizer=some/name")).model.tokenizer == "some/name"
+    assert resolve(tiny_run(tmp_path, "a", "model.tokenizer=some/name")).model.tokenizer == "some/name"

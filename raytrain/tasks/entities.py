@@ -1,0 +1,107 @@
+"""Scores of tagged sentences. Entities are counted as the script conlleval of CoNLL-2000 and
+seqeval's default mode count them.
+
+A tag is a prefix (B, I, E or S), a dash and a type, or O. An entity is right when its type and both its ends are; one
+begins at a B, at an S, after an E or S, and where the type changes, so that an I after an O begins one too.
+"""
+
+import numpy as np
+
+from raytrain.tasks.base import Metrics, Scores
+from raytrain.tasks.scores import Confusion, LabelScores
+
+OUTSIDE = "O"
+
+
+class EntityCounts:
+    """Entities by type: right, predicted, and true ones."""
+
+    def __init__(self, tags: list[str]):
+        """`tags`: names in id order."""
+        named = [*tags, OUTSIDE]  # the last stands between sentences
+        kinds = [tag[1:].split("-", maxsplit=1)[-1] or "_" for tag in named]
+        self.types = sorted(set(kinds))
+        self._prefix = np.array([tag[0] for tag in named])
+        self._type = np.array([self.types.index(kind) for kind in kinds])
+        self.counts = np.zeros((3, len(self.types)), dtype=np.int64)
+        """Right, predicted, true; shape (3, num_types)."""
+
+    def add(self, predicted: list[np.ndarray], true: list[np.ndarray]) -> None:
+        """Tag ids of the words of each sentence."""
+        begin, is_last, kind = self._entities(predicted)
+        true_begin, true_is_last, true_kind = self._entities(true)
+        is_right = is_last & true_is_last & (begin == true_begin) & (kind == true_kind)
+        for row, types in enumerate((kind[is_right], kind[is_last], true_kind[true_is_last])):
+            self.counts[row] += np.bincount(types, minlength=len(self.types))
+
+    def _entities(self, sentences: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """For each word (and each end of a sentence) where the newest entity began, whether one ends here, its type."""
+        outside = np.array([len(self._type) - 1])
+        tags = np.concatenate([outside, *(part for words in sentences for part in (words, outside))])
+        prefix, kind = self._prefix[tags], self._type[tags]
+        before, now = prefix[:-1], prefix[1:]
+        is_new_type = kind[:-1] != kind[1:]
+        closes = np.isin(before, ["E", "S"]) | (np.isin(before, ["B", "I"]) & np.isin(now, ["B", "S", "O"]))
+        ends = closes | (~np.isin(before, ["O", "."]) & is_new_type)
+        opens = np.isin(now, ["B", "S"]) | (np.isin(before, ["E", "S", "O"]) & np.isin(now, ["E", "I"]))
+        starts = opens | (~np.isin(now, ["O", "."]) & is_new_type)
+        begin = np.maximum.accumulate(np.where(starts, np.arange(1, len(tags)), 0))
+        return begin[:-1], ends[1:], kind[1:-1]
+
+    def compute(self) -> Metrics:
+        """Precision, recall and F1 over all entities, and the table of the types that occur."""
+        total = LabelScores(*self.counts.sum(1))
+        occurs = np.flatnonzero(self.counts.any(0))
+        names = [self.types[i] for i in occurs]
+        values = {
+            "entity_precision": float(total.precision),
+            "entity_recall": float(total.recall),
+            "entity_f1": float(total.f1),
+        }
+        return Metrics(values, {"entities": LabelScores(*self.counts[:, occurs]).table(names, "entity")})
+
+
+class TagScores(Scores):
+    """token_micro_f1 (the share of words that are tagged right), token_macro_f1, token_weighted_f1 over all tags, and
+    for tags of entities their precision, recall and F1; a table of the tags, and one of the types."""
+
+    def __init__(self, labels: list[str]):
+        self._confusion = Confusion(labels)
+        self._entities = EntityCounts(labels) if has_entities(labels) else None
+
+    def update(self, predictions: list[np.ndarray], targets: list[np.ndarray]) -> None:
+        """Tag ids of the words of each sentence."""
+        if not targets:
+            return
+        self._confusion.add(np.concatenate(predictions), np.concatenate(targets))
+        if self._entities is not None:
+            self._entities.add(predictions, targets)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The confusion matrix, and counts of entities by type."""
+        entities = {} if self._entities is None else {"entities": self._entities.counts}
+        return {"confusion": self._confusion.counts, **entities}
+
+    def merge(self, state: dict[str, np.ndarray]) -> None:
+        """Add another worker's counts."""
+        self._confusion.counts += state["confusion"]
+        if self._entities is not None:
+            self._entities.counts += state["entities"]
+
+    def compute(self) -> Metrics:
+        """All of them."""
+        confusion = self._confusion
+        if not confusion.num_samples:
+            return Metrics({})
+        token = {"micro_f1": confusion.accuracy, **confusion.averages()}
+        values = {f"token_{name}": value for name, value in token.items()}
+        tables = {"per_tag": confusion.per_label().table(confusion.labels)}
+        if self._entities is None:
+            return Metrics(values, tables)
+        entities = self._entities.compute()
+        return Metrics({**entities.values, **values}, {**entities.tables, **tables})
+
+
+def has_entities(labels: list[str]) -> bool:
+    """Whether tags mark entities, which parts of speech do not."""
+    return any(label.startswith(("B-", "I-")) for label in labels)

@@ -1,0 +1,47 @@
+"""Classes by their dotted name, `package.module:Class`, and what tells one version of their file from another."""
+
+import hashlib
+import importlib
+import os
+import sys
+from types import ModuleType
+from typing import Any
+
+from raytrain.errors import ConfigError, did_you_mean
+
+
+def import_class(target: str) -> Any:
+    """What `package.module:Class` names. Raises ConfigError naming `task.target`."""
+    module, name = _import_module(target), target.partition(":")[2]
+    if not hasattr(module, name):
+        hint = did_you_mean(name, [known for known in vars(module) if not known.startswith("_")])
+        raise ConfigError(f"task.target {target}: {module.__name__} has no {name!r}{hint}")
+    return getattr(module, name)
+
+
+def source_hash(target: str) -> str:
+    """SHA-256 of the file of the module that `package.module:Class` names. Raises ConfigError."""
+    path = _import_module(target).__file__
+    if path is None:
+        raise ConfigError(f"task.target {target}: this module has no file; give the class a file of its own")
+    with open(path, "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()
+
+
+def _import_module(target: str) -> ModuleType:
+    name = target.partition(":")[0]
+    # Last, so that a file of the user's doesn't stand in for an installed package. Ray gives its processes the same.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
+            raise ConfigError(
+                f"task.target {target}: there is no module {error.name!r} in {os.getcwd()} or among the installed "
+                "packages; run raytrain in the folder that holds it, on a cluster through `raytrain submit`, which "
+                "brings that folder along"
+            ) from None
+        raise ConfigError(f"task.target {target}: importing {name} failed: {error}") from error
+    except Exception as error:  # whatever the user's module does when it is imported
+        raise ConfigError(f"task.target {target}: importing {name} failed: {type(error).__name__}: {error}") from error

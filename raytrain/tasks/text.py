@@ -1,0 +1,60 @@
+"""What tasks on texts share: samples of token ids, and models of Transformers."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from raytrain.config import ModelConfig, TrainingConfig
+from raytrain.tasks.base import Batch, Task, TaskState
+from raytrain.tasks.collate import attention_mask, list_lengths, pad_column
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class TextTask(Task):
+    """A task whose samples have `input_ids`, and whose model is one of Transformers."""
+
+    def sizes(self, samples: pa.Table) -> np.ndarray:
+        """Tokens."""
+        return list_lengths(samples["input_ids"]).astype(np.int32)
+
+    def padded_size(self, batch: Batch) -> int:
+        """Tokens with padding."""
+        return batch["input_ids"].size
+
+    def save_model(self, model: Any, weights: "dict[str, Tensor]", folder: str) -> None:
+        """As Transformers does, so that anybody's `from_pretrained` reads it."""
+        model.save_pretrained(folder, state_dict=weights)
+
+    def load_model(self, folder: str, model: ModelConfig, state: TaskState, training: TrainingConfig) -> "nn.Module":
+        """The pretrained model of the folder."""
+        return self.build_model(model.model_copy(update={"path": folder, "config": None}), state, training)
+
+    def describe(self, sample: dict[str, Any], tokenizer: Any, state: TaskState) -> dict[str, Any]:
+        """The text that the tokens give back, the tokens, and the targets by name."""
+        ids, targets = sample.pop("input_ids"), sample.pop("labels", None)
+        tokens = tokenizer.convert_ids_to_tokens(ids)
+        shown = {"text": tokenizer.decode(ids, skip_special_tokens=True), "tokens": tokens}
+        return {**shown, "labels": self.name_targets(targets, tokens, state), **sample}
+
+    def name_targets(self, targets: Any, tokens: list[str], state: TaskState) -> Any:
+        """A sample's stored targets in the user's words."""
+        return targets
+
+
+def padded_inputs(samples: pa.Table, pad_token_id: int) -> Batch:
+    """`input_ids`, `attention_mask` and, where they are stored, `token_type_ids`; each of shape (num_samples, seq_len),
+    int64."""
+    input_ids = pad_column(samples["input_ids"], pad_token_id)
+    width = input_ids.shape[1]
+    batch = {"input_ids": input_ids, "attention_mask": attention_mask(samples["input_ids"], width)}
+    if "token_type_ids" in samples.column_names:
+        batch["token_type_ids"] = pad_column(samples["token_type_ids"], 0, width)
+    return batch
+
+
+def model_inputs(batch: "dict[str, Tensor]") -> "dict[str, Tensor]":
+    """Those arrays of a batch that the model is called with."""
+    return {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}

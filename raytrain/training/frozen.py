@@ -1,0 +1,40 @@
+"""Weights that are not trained: they are in no checkpoint, which names them by a hash instead."""
+
+import hashlib
+import json
+
+import torch
+from torch import nn
+
+from raytrain.errors import ConfigError
+from raytrain.training.agreement import Control
+
+
+def hash_of_frozen(model: nn.Module, control: Control) -> str | None:
+    """SHA-256 over the names and values of all parameters without `requires_grad`; None when there are none.
+
+    Collective: every worker holds the same model and hashes its share of them. The result is the same at any number of
+    workers.
+    """
+    frozen = [(name, parameter) for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    if not frozen:
+        return None
+    world = control.world
+    mine = {name: _hash_of(parameter) for name, parameter in frozen[world.world_rank :: world.world_size]}
+    merged = {name: value for share in control.gather(mine) for name, value in share.items()}
+    return hashlib.sha256(json.dumps(merged, sort_keys=True).encode()).hexdigest()
+
+
+def check_frozen(found: str | None, saved: str | None, step: int) -> None:
+    """Raises ConfigError when a state of this step was saved beside other frozen weights than the model has."""
+    if found != saved:
+        raise ConfigError(
+            f"the checkpoint of step {step} holds the trained weights only, and its frozen weights are not those of "
+            f"this model (SHA-256 {saved or 'of none'}, here {found or 'of none'}). Put the model that the run began "
+            "with back at model.path, give the run another name, or start anew with --overwrite"
+        )
+
+
+def _hash_of(parameter: nn.Parameter) -> str:
+    data = parameter.detach().contiguous().flatten().view(torch.uint8).numpy()
+    return hashlib.sha256(data.data).hexdigest()
