@@ -3,7 +3,7 @@
 import torch.distributed as dist
 from launcher import run_workers
 
-from raytrain.errors import ConfigError, DataError, RaytrainError
+from raytrain.errors import DataError, RaytrainError
 from raytrain.steps.batches import World
 from raytrain.training.agreement import Control, StepSums
 
@@ -23,7 +23,7 @@ def _agree() -> tuple[StepSums, list[int], list[int] | None]:
 
 def test_an_error_on_one_worker_ends_all_of_them() -> None:
     """P17: nobody waits for a worker that has left, and the message is that worker's."""
-    expected = (ConfigError, "worker 1: data/x: no such folder")
+    expected = (DataError, "worker 1: data/x: no such folder")
     assert run_workers(_fail_on_one, 3, timeout_s=60) == [expected] * 3
 
 

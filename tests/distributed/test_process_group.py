@@ -9,8 +9,10 @@ import torch.distributed as dist
 from launcher import run_workers
 from tiny_engine import loss_sum, make_batch, make_engine, make_model, my_micro_batches, num_targets
 
+from raytrain.elastic.worker_errors import error_of
 from raytrain.engine.process_group import connect, process_group, take_down
 from raytrain.engine.rendezvous import address_of, listen
+from raytrain.errors import FailureCode
 from raytrain.steps.batches import World
 from raytrain.training.agreement import Control, StepSums
 
@@ -37,6 +39,28 @@ def test_the_neighbours_of_a_dead_worker_form_a_new_group(tmp_path: Path) -> Non
 def test_one_whose_group_never_formed_finds_others(tmp_path: Path) -> None:
     """torch counts the groups of a process, also those that failed to form, and meets others by that number."""
     assert run_workers(_fail_to_form, 3, tmp_path)[1:] == [2, 2]
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_who_loses_a_peer_says_so(zero_stage: int, tmp_path: Path) -> None:
+    """In whichever collective of torch or DeepSpeed it is; gloo raises no type of its own."""
+    assert run_workers(_lose_peer, 3, zero_stage, tmp_path)[1:] == [FailureCode.PEER_LOST] * 2
+
+
+def _lose_peer(zero_stage: int, folder: Path) -> FailureCode | None:
+    me = dist.get_rank()
+    take_down()
+    try:
+        with process_group(World(me, 3), "gloo", _store(World(me, 3), folder / "first")):
+            engine = make_engine(zero_stage, model=make_model())
+            for step in range(6):
+                if me == 0 and step == 3:
+                    return None  # this process's connections are closed
+                batch = make_batch(8, seed=step)
+                engine.train_step(my_micro_batches(batch, 2), loss_sum, num_targets(batch), 1e-2)
+    except Exception as error:
+        return error_of(error).code
+    raise AssertionError("they went on without a peer")
 
 
 def _fail_to_form(folder: Path) -> int | None:

@@ -1,17 +1,21 @@
 """What a sweep remembers of its trials, and how it names what they failed of."""
 
+import json
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.exceptions import RayTaskError
+from ray.tune import TuneError
 
+from raytrain.errors import FailureCode
 from raytrain.storage import Storage
 from raytrain.tuning.callback import failure_of
 from raytrain.tuning.space.space import Objective
-from raytrain.tuning.trial import kind_of
-from raytrain.tuning.trials import BEST, TrialTable
+from raytrain.tuning.trials import BEST, TrialFailure, TrialTable
 
 
 @pytest.fixture
@@ -56,32 +60,25 @@ def test_the_best_did_not_fail(root: Storage, mode: str, best: str) -> None:
     assert trial_table.share_failed() == 1.0
 
 
-@pytest.mark.parametrize(
-    ("message", "kind"),
-    [
-        ("step 3: loss nan, gradient norm nan: the run diverged. Lower", "diverged"),
-        ("fp16 overflowed in 40 steps in a row", "diverged"),
-        (
-            "step 1 failed 2 times. The first time: worker 0: OutOfMemoryError: CUDA out of memory. Tried",
-            "out_of_memory",
-        ),
-        (
-            "4 failures. The last: worker 1 died: Task was killed due to the node running low on memory (OOM)",
-            "out_of_memory",
-        ),
-        ("worker 0: ValueError: no room in the mailbox", "error"),
-    ],
-)
-def test_kinds_of_failure(message: str, kind: str) -> None:
-    assert kind_of(message) == kind
-
-
 def test_a_failure_is_told_in_the_trials_own_words(root: Storage) -> None:
-    died = "Traceback:\nray.exceptions.ActorDiedError: The actor died"
-    assert failure_of(root, "a", died) == "error: ray.exceptions.ActorDiedError: The actor died"
-    assert failure_of(root, "a", "") == "error: its process died"
-    root.write_bytes("trials/a/failure.txt", b"diverged: step 3: loss nan")
-    assert failure_of(root, "a", died) == "diverged: step 3: loss nan"
+    died = TuneError("Traceback:\nray.exceptions.ActorDiedError: The actor died")
+    told = TrialFailure(FailureCode.WORKER_DIED, "ray.exceptions.ActorDiedError: The actor died")
+    assert failure_of(root, "a", died) == told
+    assert failure_of(root, "a", None) == TrialFailure(FailureCode.WORKER_DIED, "its process died")
+    raised = RayTaskError("run", "Traceback:\nKeyError: 'CLASSROOM'", KeyError("CLASSROOM"))
+    assert failure_of(root, "a", raised).code is FailureCode.INTERNAL
+    own = TrialFailure(FailureCode.DIVERGED, "step 3: loss nan")
+    root.write_bytes("trials/a/failure.json", json.dumps(asdict(own)).encode())
+    assert failure_of(root, "a", died) == own
+    assert str(own) == "diverged: step 3: loss nan"
+
+
+def test_a_failure_is_read_again_as_it_was(root: Storage) -> None:
+    failure = TrialFailure(FailureCode.OUT_OF_MEMORY, "worker 0: CUDA out of memory")
+    table = TrialTable(root, "max")
+    table.add("a", {})
+    table.update("a", status="failed", failure=failure)
+    assert TrialTable(root, "max").rows["a"].failure == failure
 
 
 def test_a_replaced_trial_is_as_good_as_its_source(root: Storage) -> None:
