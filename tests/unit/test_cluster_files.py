@@ -377,7 +377,12 @@ MISTAKES = [
     (CLUSTER_FILE, 'value: "100"', 'value: "150"', f"{GROUPS}.0.template.spec.containers.0.env: RAY_GRACEFUL_SHUTDOWN"),
     # resources, places, jobs
     (AWS, "availability_zone: us-east-1a", "availability_zone: us-west-2a", "zone: us-west-2a is not in"),
-    (AWS, "idle_timeout_minutes: 5", "idle_timeout_minutes: 0", "idle_timeout_minutes: 0: nodes would stop while a run"),
+    (
+        AWS,
+        "idle_timeout_minutes: 5",
+        "idle_timeout_minutes: 0",
+        "idle_timeout_minutes: 0: nodes would stop while a run",
+    ),
     (AWS, "{CPU: 1, GPU: 1}", "{CPU: 1, GPU: 4}", f"{SPOT}.resources.CPU: 1 CPU for 4 GPU: the workers hold 4"),
     (AWS, "InstanceType: g6.2xlarge", "InstanceType: g6.12xlarge", f"{SPOT}.resources.GPU: 1, but g6.12xlarge has 4"),
     (AWS, "cluster_name: raytrain", "cluster_name: my cluster/x", "cluster_name: 'my cluster/x' is not allowed"),
