@@ -11,12 +11,12 @@ Freeze.
 
 Rules:
 - A node is drained once, and again only for a notice with an earlier deadline.
-- A notice more than DRAIN_AHEAD_S ahead (Azure plans some events a week ahead) waits; the node keeps working until
-then. - While a notice is current, a Ray node that is restarted on this machine (as KubeRay and systemd do) is drained
-too. - Ray can't cancel a drain: if a notice is withdrawn, the log says so, and the node stays out until Ray is
-restarted. - If Ray can't be reached, the drain is retried with back-off from RETRY_S up to the interval, while the
-notice lasts. - The same problem is logged once per hour, not at every poll. - Azure is told that it need not wait
-(StartRequests) only with `acknowledge`, only once the drained node has left Ray,
+- A notice more than DRAIN_AHEAD_S ahead (Azure plans some events a week ahead) waits, and the node keeps working.
+- While a notice is current, a Ray node that is restarted on this machine (as KubeRay and systemd do) is drained too.
+- Ray can't cancel a drain: if a notice is withdrawn, the log says so, and the node stays out until Ray is restarted.
+- If Ray can't be reached, the drain is retried with back-off from RETRY_S up to the interval, while the notice lasts.
+- The same problem is logged once per hour, not at every poll.
+- Azure is told that it need not wait (StartRequests) only with `acknowledge`, only once the drained node has left Ray,
   so that nothing of Ray runs there any more, and only for an event that names this machine alone. An accepted drain
   would be too early: the workers still have to save, and Azure may take the machine at once. Without an
   acknowledgement, Azure simply waits until the event is due.
