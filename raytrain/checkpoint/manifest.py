@@ -1,7 +1,7 @@
-"""One checkpoint as it lies in storage: its files, its manifest, and how damage is found. No Ray, no torch.
+"""A checkpoint in storage: its files, its manifest, and the detection of damage. No Ray, no torch.
 
-The manifest lists every other file with its size and SHA-256, and carries a checksum over itself. It is JSON, as the
-state is; nothing is unpickled.
+The manifest lists every other file with its size and SHA-256, and includes a checksum of itself. Manifest and state are
+JSON; nothing is unpickled.
 """
 
 import hashlib
@@ -22,17 +22,17 @@ READ_CHUNK_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A file of a checkpoint, as it must be found again."""
+    """A file of a checkpoint, with its size and hash."""
 
     name: str
-    """File name inside the checkpoint's folder."""
+    """File name in the checkpoint's folder."""
     num_bytes: int
     sha256: str
     """Lower-case hex."""
 
 
 def write_hashed(folder: Storage, name: str, chunks: Iterable[bytes | memoryview]) -> FileEntry:
-    """Write a file piece by piece and hash it on the way. Raises OSError."""
+    """Write a file in pieces and hash it on the way. Raises OSError."""
     digest, num_bytes = hashlib.sha256(), 0
     with folder.open_output(name) as file:
         for chunk in chunks:
@@ -44,15 +44,15 @@ def write_hashed(folder: Storage, name: str, chunks: Iterable[bytes | memoryview
 
 
 class Checkpoint:
-    """A committed checkpoint whose manifest and state are intact; `verify` tells about the other files."""
+    """A committed checkpoint with an intact manifest and state. `verify` checks the other files."""
 
     def __init__(self, folder: Storage):
-        """Raises CheckpointError with the reason when it can't be loaded."""
+        """Raises CheckpointError with the reason if it can't be loaded."""
         self.folder = folder
         manifest = read_manifest(folder)
         self.step: int = manifest["step"]
         self.world_size: int = manifest["world_size"]
-        """Workers that wrote it; it loads at any other number too."""
+        """Number of workers that wrote it. It can be loaded by any other number."""
         self.files = [FileEntry(**entry) for entry in manifest["files"]]
         for entry in self.files:
             if reason := wrong_size(folder, entry):
@@ -67,7 +67,7 @@ class Checkpoint:
         return json.loads(data)
 
     def files_to_verify(self, world_rank: int, world_size: int) -> list[FileEntry]:
-        """This worker's share of the files: each file is in exactly one share, and the shares are of like size."""
+        """This worker's share of the files. Each file is in exactly one share, and the shares have similar sizes."""
         shares: list[list[FileEntry]] = [[] for _ in range(world_size)]
         loads = [0] * world_size
         for entry in sorted(self.files, key=lambda entry: (-entry.num_bytes, entry.name)):
@@ -77,7 +77,7 @@ class Checkpoint:
         return shares[world_rank]
 
     def verify(self, world_rank: int = 0, world_size: int = 1) -> str | None:
-        """Read this worker's share of the files; the reason when one is damaged, None when all are good."""
+        """Read this worker's share of the files. Returns what is damaged, or None if all are good."""
         for entry in self.files_to_verify(world_rank, world_size):
             try:
                 if _sha256_of(self.folder, entry.name) != entry.sha256:
@@ -88,25 +88,25 @@ class Checkpoint:
 
 
 def encode_state(state: dict[str, Any]) -> bytes:
-    """The bytes of state.json. Raises ValueError for NaN and infinities, TypeError for what JSON does not know."""
+    """The contents of state.json. Raises ValueError for NaN and infinity, TypeError for types that JSON lacks."""
     return json.dumps(state, allow_nan=False, indent=1, sort_keys=True).encode()
 
 
 def encode_manifest(step: int, world_size: int, token: str, files: list[FileEntry]) -> bytes:
-    """The bytes of manifest.json; `files` are all the others, state.json included."""
+    """The contents of manifest.json. `files` are all other files, including state.json."""
     entries = [asdict(entry) for entry in files]
     body = {"format_version": FORMAT_VERSION, "step": step, "world_size": world_size, "token": token, "files": entries}
     return _seal(body)
 
 
 def _seal(body: dict[str, Any]) -> bytes:
-    """The one way to write this body: with a checksum over everything else, so that any changed bit is noticed."""
+    """The canonical encoding of a manifest, with a checksum of everything else, so that any changed bit is noticed."""
     checksum = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     return json.dumps({**body, "checksum": checksum}, sort_keys=True, indent=1).encode()
 
 
 def read_manifest(folder: Storage) -> dict[str, Any]:
-    """The manifest's body. Raises CheckpointError when it is missing, damaged, or of a format that we don't know."""
+    """The manifest's body. Raises CheckpointError if it is missing, damaged, or has an unknown format."""
     try:
         data = folder.read_bytes(MANIFEST_NAME)
     except FileNotFoundError:
@@ -115,7 +115,7 @@ def read_manifest(folder: Storage) -> dict[str, Any]:
         body = json.loads(data)
         body.pop("checksum")
         is_intact = _seal(body) == data
-    except (ValueError, KeyError, AttributeError, TypeError):  # a flipped bit may make it anything
+    except (ValueError, KeyError, AttributeError, TypeError):  # a flipped bit may cause any of these
         is_intact = False
     if not is_intact:
         raise CheckpointError(f"{MANIFEST_NAME} was changed after it was written")
@@ -125,7 +125,7 @@ def read_manifest(folder: Storage) -> dict[str, Any]:
 
 
 def wrong_size(folder: Storage, entry: FileEntry) -> str | None:
-    """The reason when the file is missing or has another size than it was written with."""
+    """What is wrong if the file is missing or its size differs from the manifest's. None: nothing."""
     try:
         found = folder.size_bytes(entry.name)
     except FileNotFoundError:
@@ -142,7 +142,7 @@ def _sha256_of(folder: Storage, name: str) -> str:
 
 
 def sync(folder: Storage, name: str = "") -> None:
-    """Ask a local disk to keep a file's content, or a folder's list of names, through a power cut."""
+    """Flush a file's contents, or the entries of a folder, to a local disk, so that they survive a power failure."""
     if (path := folder.local_path(name)) is not None:
         descriptor = os.open(path, os.O_RDONLY)
         try:

@@ -1,12 +1,14 @@
-"""Snapshots in peer memory: a checkpoint whose files are kept by actors on the workers' nodes, not in storage.
+"""Snapshots in peer memory: checkpoints that are kept by actors on the workers' nodes instead of in storage.
 
-    holder     one actor a node, the driver's: it outlives worker groups, and keeps the newest two snapshots' parts
-    keeper     in each worker: gives its part to the holder of its own node and to that of the next node
-    driver     after a crash: is there a snapshot of which every part is left? Then the next group loads that
+    holder     one actor per node, owned by the driver; outlives worker groups and keeps the parts of the newest two
+               snapshots
+    keeper     in each worker; sends its part to the holder of its own node and to that of the next node
+    driver     after a crash, looks for a snapshot of which every part is left, for the next group to load
 
-Parts travel and lie in Ray's object store. A part is what a worker would write into a checkpoint, so a snapshot is
-loaded at any world size too. It needs no commit: it is complete when all parts of one step and one attempt are there,
-and each part's SHA-256 is checked before it is trusted. Nothing here is pickled but by Ray, between our own processes.
+Parts are stored in, and transferred by, Ray's object store. A part is what a worker would write to a checkpoint, so a
+snapshot too can be loaded at any world size. It needs no commit: it is complete if all parts of one step and one
+attempt are there, and each part is checked by its SHA-256 before use. Only Ray pickles anything here, between our own
+processes.
 """
 
 import contextlib
@@ -29,7 +31,7 @@ from raytrain.errors import CheckpointError
 from raytrain.ray_core.actors import start_actor
 from raytrain.steps.batches import World
 
-# Of a node's object store; the rest is for data on its way.
+# Fraction of a node's object store; the rest is for data in transit.
 STORE_SHARE = 0.5
 ANSWER_TIMEOUT_S = 60.0
 FETCH_TIMEOUT_S = 30.0
@@ -40,21 +42,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PartInfo:
-    """What a holder knows of a part."""
+    """What a holder knows about a part."""
 
     step: int
     token: str
-    """Of the attempt that made it."""
+    """Token of the attempt that made it."""
     world_rank: int
     world_size: int
     sha256: str
     state: dict[str, Any]
-    """The run's scalars at that step; the same in every part."""
+    """The run's scalars at that step, the same in every part."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A complete snapshot: where each part lies. JSON-able with `asdict`."""
+    """A complete snapshot and the locations of its parts. JSON-serializable by `asdict`."""
 
     step: int
     state: dict[str, Any]
@@ -63,17 +65,17 @@ class Snapshot:
 
 
 class _HolderActor:
-    """Keeps the parts of the newest snapshots that came to this node."""
+    """Keeps the parts of the newest snapshots that were sent to this node."""
 
     def __init__(self) -> None:
         self._parts: OrderedDict[str, tuple[PartInfo, Any]] = OrderedDict()
 
     def keep(self, info: PartInfo, box: list[Any]) -> None:
-        """`box` holds a reference to the part, so that Ray does not fetch it before it is asked to."""
+        """`box` is a list with a reference to the part, so that Ray does not fetch it before it is asked to."""
         import ray
 
-        data = ray.get(box[0], timeout=FETCH_TIMEOUT_S)  # the node that has it may be gone
-        mine = ray.put(data)  # owned by this actor: it stays when the worker that made it is gone
+        data = ray.get(box[0], timeout=FETCH_TIMEOUT_S)  # its node may be gone
+        mine = ray.put(data)  # owned by this actor, so it outlives the worker that made it
         self._parts[_key(info.step, info.token, info.world_rank)] = (info, mine)
         newest = list(dict.fromkeys((kept.step, kept.token) for kept, _ in reversed(self._parts.values())))
         for key, (kept, _) in list(self._parts.items()):
@@ -90,29 +92,29 @@ class _HolderActor:
 
 
 class Holders:
-    """The driver's end: one holder a node."""
+    """The driver's handle on the holders, one per node."""
 
     def __init__(self, prefix: str):
-        """`prefix`: begins the actors' names; different in every run."""
+        """`prefix`: prefix of the actors' names; different in every run."""
         self._prefix, self._num_placed = prefix, 0
         self._actors: dict[str, tuple[str, Any]] = {}  # node id -> (name, actor)
 
     def place(self, node_ids: Iterable[str]) -> dict[str, str]:
-        """Make sure that there is one on each of these nodes; their names by node id."""
+        """Start holders on those of these nodes that have none. Returns node id -> name of the holder."""
         wanted = set(node_ids)
         for node_id in wanted - set(self._actors):
             name = f"{self._prefix}-{self._num_placed}"
-            # Several at once: a part that can't be fetched must not keep the others from being asked for.
+            # Concurrent methods: a part that can't be fetched must not block others.
             self._actors[node_id] = name, start_actor(_HolderActor, name=name, node_id=node_id, max_concurrency=8)
             self._num_placed += 1
         return {node_id: self._actors[node_id][0] for node_id in wanted}
 
     def are_on(self, node_ids: Iterable[str]) -> bool:
-        """Whether there is one on each of these nodes."""
+        """Whether there is a holder on each of these nodes."""
         return set(node_ids) <= set(self._actors)
 
     def newest(self, after_step: int) -> Snapshot | None:
-        """The newest complete snapshot of a later step than `after_step`; holders that are gone are forgotten."""
+        """The newest complete snapshot of a step later than `after_step`. Holders that are gone are forgotten."""
         found: dict[tuple[int, str], dict[int, tuple[str, PartInfo]]] = {}
         for name, inventory in self._inventories():
             for info in inventory:
@@ -126,7 +128,7 @@ class Holders:
         return None
 
     def _inventories(self) -> list[tuple[str, list[PartInfo]]]:
-        """What each holder has. One that is dead is forgotten; one that does not answer in time is passed over."""
+        """The contents of each holder. A dead one is forgotten; one that does not answer in time is skipped."""
         import ray
 
         asked = {actor.inventory.remote(): (node_id, name) for node_id, (name, actor) in self._actors.items()}
@@ -141,29 +143,29 @@ class Holders:
         return answers
 
     def keep_only(self, node_ids: Iterable[str]) -> None:
-        """End the holders on all other nodes. Ray counts an actor as work: a node that has one is never idle, and a
-        drained one does not leave."""
+        """Stop the holders on all other nodes. Ray counts an actor as work: a node with one is never idle, and does not
+        leave when it is drained."""
         import ray
 
         for node_id in set(self._actors) - set(node_ids):
             ray.kill(self._actors.pop(node_id)[1])
 
     def forget(self, node_ids: Iterable[str]) -> None:
-        """These nodes are gone: an answer from there would be waited for until Ray knows of it."""
+        """Forget nodes that are gone: calls to their holders would block until Ray notices."""
         for node_id in node_ids:
             self._actors.pop(node_id, None)
 
     def close(self) -> None:
-        """End them all, and with them what they hold."""
+        """Stop all holders and release what they hold."""
         self.keep_only([])
 
 
 class SnapshotKeeper:
-    """A worker's end. Only copying the state into one buffer is the caller's time; the rest is a thread's."""
+    """A worker's side. Only copying the state into one buffer takes the caller's time; the rest runs in a thread."""
 
     def __init__(self, world: World, token: str, holder_names: Any):
-        """`holder_names`: called in the thread, once: the names of this worker's own holder and of the next node's
-        (the same twice on a single node)."""
+        """`holder_names`: called once, in the thread. Returns the names of the holders of this worker's node and of the
+        next node, which are the same on a single node."""
         self._world, self._token, self._holder_names = world, token, holder_names
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
         self._busy: Future[None] | None = None
@@ -171,7 +173,7 @@ class SnapshotKeeper:
 
     @property
     def is_busy(self) -> bool:
-        """Whether the last snapshot is still on its way; another would only take memory."""
+        """Whether the last snapshot is still in transit, so that another would only take memory."""
         return self._busy is not None and not self._busy.done()
 
     def begin(
@@ -181,13 +183,13 @@ class SnapshotKeeper:
         chunks: Iterable[bytes | memoryview],
         wait: Callable[[], None] = lambda: None,
     ) -> None:
-        """Give this worker's part away. `chunks`: the bytes of its file, copies, not to be read before `wait` returns;
-        `state`: the run's scalars."""
+        """Send this worker's part. `chunks`: the contents of its file, as copies that must not be read before `wait`
+        returns. `state`: the run's scalars."""
         pieces = list(chunks)
         self._busy = self._thread.submit(self._give, step, state, pieces, wait)
 
     def close(self) -> None:
-        """Drop what has not been given away."""
+        """Discard what has not been sent."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _give(
@@ -208,16 +210,16 @@ class SnapshotKeeper:
             kept = [holder.keep.remote(info, [reference]) for holder in self._holders]
             for answer in kept:
                 ray.get(answer, timeout=ANSWER_TIMEOUT_S)
-        except Exception as error:  # a node that is gone, a store that is full: the next snapshot may fare better
+        except Exception as error:  # a lost node or a full store: the next snapshot may succeed
             self._holders = None
             logger.warning("the snapshot of step %d could not be kept: %s", step, error)
 
 
 class MemoryFiles:
-    """A snapshot's parts as files, for the reader of checkpoints."""
+    """The parts of a snapshot as files, for the reader of checkpoints."""
 
     def __init__(self, snapshot: Snapshot):
-        """Fetches every part to this node. Raises Ray's errors when one can't be had any more."""
+        """Fetches every part to this node. Raises Ray's errors if one is lost."""
         import ray
 
         actors = {name: ray.get_actor(name) for name, _, _ in snapshot.parts}
@@ -228,16 +230,16 @@ class MemoryFiles:
 
     @property
     def names(self) -> list[str]:
-        """One a part, in rank order."""
+        """One name per part, in rank order."""
         return list(self._parts)
 
     def damaged(self, world: World) -> list[str]:
-        """Of this worker's share of the parts, those that are not what was given away."""
+        """Parts in this worker's share whose hash is wrong."""
         mine = self.names[world.world_rank :: world.world_size]
         return [name for name in mine if hashlib.sha256(self._parts[name]).hexdigest() != self._hashes[name]]
 
     def open_input(self, name: str) -> pa.BufferReader:
-        """As of a Storage."""
+        """Like Storage.open_input."""
         return pa.BufferReader(pa.py_buffer(self._parts[name]))
 
     def content(self, name: str) -> memoryview:
@@ -245,13 +247,13 @@ class MemoryFiles:
         return memoryview(self._parts[name])
 
     def path_of(self, name: str) -> str:
-        """For messages."""
+        """The name of a part for messages."""
         return f"snapshot part {name}"
 
 
 def bytes_in_store(part_bytes: int, parts_on_node: int) -> int:
-    """What the snapshots take of a node's object store: its own workers' parts and as many of a neighbour's, of two
-    snapshots, and a copy of each on its way."""
+    """Object store memory that snapshots need on a node: the parts of its own workers and as many of a neighbour's, of
+    two snapshots, each with a copy in transit."""
     return part_bytes * parts_on_node * SNAPSHOT_COPIES * (SNAPSHOTS_KEPT + 1)
 
 
@@ -261,7 +263,7 @@ def fits_in_store(part_bytes: int, parts_on_node: int, store_bytes: float) -> bo
 
 
 def _alive(names: Iterable[str]) -> list[Any]:
-    """The actors of these names that there are."""
+    """Those of the named actors that exist."""
     import ray
 
     found = []
@@ -272,8 +274,8 @@ def _alive(names: Iterable[str]) -> list[Any]:
 
 
 def write_as_checkpoint(snapshot: Snapshot, store: CheckpointStore) -> None:
-    """Put a snapshot into storage as an ordinary checkpoint, when no worker is left to save. Raises CheckpointError,
-    OSError, and Ray's errors when a part is lost."""
+    """Write a snapshot to storage as an ordinary checkpoint, when no worker is left to save. Raises CheckpointError,
+    OSError, or Ray's errors if a part is lost."""
     files = MemoryFiles(snapshot)
     if damaged := files.damaged(World(0, 1)):
         raise CheckpointError(f"parts of the snapshot of step {snapshot.step} are damaged: {', '.join(damaged)}")
@@ -291,6 +293,6 @@ def _key(step: int, token: str, world_rank: int) -> str:
 
 
 def _joined(pieces: Sequence[bytes | memoryview]) -> np.ndarray:
-    """All pieces in one array of bytes; numpy copies without holding Python's lock."""
+    """All pieces in one array of bytes. numpy copies without holding the GIL."""
     arrays = [np.frombuffer(piece, dtype=np.uint8) for piece in pieces if memoryview(piece).nbytes]
     return np.concatenate(arrays)

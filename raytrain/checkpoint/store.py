@@ -1,16 +1,16 @@
-"""The checkpoint store: folders that exist once their manifest is committed, and are never loaded damaged.
+"""The checkpoint store. A checkpoint exists once its manifest is committed, and damaged ones are never loaded.
 
     checkpoints/step_00001000/
-        zero-00000-of-00002.safetensors   a worker's ranges of the optimizer state; what is in it is zero_state's matter
+        zero-00000-of-00002.safetensors   a worker's ranges of the optimizer state, in the layout of zero_state
         zero-00000.json                   that worker's sidecar: its files' sizes and SHA-256; gone after the commit
         state.json                        the run's scalars
-        manifest.json                     last: every file's size and SHA-256, and a checksum over itself
+        manifest.json                     written last: size and SHA-256 of every file, and a checksum over itself
 
-How a save goes (the workers agree in their step's all-reduce, not here): each worker's `CheckpointWriter.begin`
-writes its files and then its sidecar in a background thread; when `poll` has answered on every worker, all call
-`commit`, and rank 0 checks the sidecars and writes state.json and the manifest. All workers of an attempt share a
-token, so that files left by an earlier attempt are never mixed in. Nothing here is unpickled, and neither Ray nor
-torch is imported.
+A save takes these steps; the workers agree on them in the all-reduce of their training step. Each worker's
+`CheckpointWriter.begin` writes its files and then its sidecar in a background thread. When `poll` has returned the step
+on every worker, all call `commit`; rank 0 checks the sidecars and writes state.json and the manifest. All workers of an
+attempt share a token, so that files of an earlier attempt are never mixed in. Nothing is unpickled here, and neither
+Ray nor torch is imported.
 """
 
 import contextlib
@@ -36,14 +36,14 @@ from raytrain.checkpoint.manifest import (
 from raytrain.errors import CheckpointError
 from raytrain.storage import Storage
 
-# A network file system may show another node's new file only after some seconds.
+# A network file system may show another node's new file with a delay of some seconds.
 SIDECAR_PATIENCE_S = 30.0
 
 logger = logging.getLogger(__name__)
 
 
 def step_folder(step: int) -> str:
-    """Folder name of a step's checkpoint."""
+    """Folder name of the checkpoint of a step."""
     return f"step_{step:08d}"
 
 
@@ -58,29 +58,30 @@ def sidecar_name(world_rank: int) -> str:
 
 
 class CheckpointStore:
-    """All checkpoints of a run. `candidates`, `commit` and `retain` are rank 0's; the rest is for every worker."""
+    """The checkpoints of a run. `candidates`, `commit` and `retain` are for rank 0, everything else for every
+    worker."""
 
     def __init__(self, root: Storage, keep_last: int = 2):
         """Args:
-        root: The run's `checkpoints/` folder; it need not exist.
-        keep_last: Newest checkpoints that outlive a commit, at least 1.
+        root: The run's `checkpoints/` folder. It need not exist.
+        keep_last: Number of newest checkpoints to keep after a commit, at least 1.
         """
         self.root = root
         self.keep_last = keep_last
 
     def folder(self, step: int) -> Storage:
-        """The folder of a step's checkpoint."""
+        """The folder of the checkpoint of a step."""
         return self.root.at(step_folder(step))
 
     def candidates(self) -> list[int]:
-        """Steps with a committed manifest, newest first. Raises CheckpointError when the folder can't be listed."""
+        """Steps with a committed manifest, newest first. Raises CheckpointError if the folder can't be listed."""
         try:
             return [step for step in self._steps() if self.root.exists(f"{step_folder(step)}/{MANIFEST_NAME}")]
         except OSError as error:
             raise CheckpointError(f"can't list the checkpoints in {self.root.path_of()}: {error}") from error
 
     def open(self, step: int) -> Checkpoint:
-        """The checkpoint of a step; raises CheckpointError with the reason when manifest, sizes or state are wrong."""
+        """The checkpoint of a step. Raises CheckpointError if its manifest, sizes or state are wrong."""
         try:
             checkpoint = Checkpoint(self.folder(step))
         except OSError as error:
@@ -96,19 +97,19 @@ class CheckpointStore:
         gather: Callable[[Any], list[Any]] = lambda value: [value],
         report: Callable[[int, str], None] = lambda step, reason: None,
     ) -> Checkpoint | None:
-        """The newest checkpoint that is intact, found by all workers together; each byte is read once.
+        """The newest intact checkpoint. All workers search together, and each byte is read once.
 
         Args:
-            world_rank, world_size: Who this worker is.
-            gather: All-gather of a small JSON-able value, called equally often on every worker: every worker's value,
-                in rank order.
-            report: Told of each damaged checkpoint that is passed over, and why; called on every worker.
+            world_rank, world_size: This worker's rank and the number of workers.
+            gather: All-gather of a small JSON-serializable value: returns every worker's value in rank order. Called
+                equally often on every worker.
+            report: Called on every worker with each damaged checkpoint that is skipped, and the reason.
 
         Returns:
-            None when there is no checkpoint at all: the run starts at step 0.
+            None if there are no checkpoints: the run starts at step 0.
 
         Raises:
-            CheckpointError: There are checkpoints, and all are damaged; on every worker alike.
+            CheckpointError: There are checkpoints, but all are damaged. Raised on every worker.
         """
         found = gather(self._candidates_or_error() if world_rank == 0 else None)[0]
         if isinstance(found, str):
@@ -126,10 +127,10 @@ class CheckpointStore:
         return None
 
     def commit(self, step: int, world_size: int, state: dict[str, Any], token: str) -> None:
-        """Make the step's files a checkpoint. Called on rank 0 once every worker has written its sidecar.
+        """Turn the files of a step into a checkpoint. Called on rank 0 once every worker has written its sidecar.
 
-        Raises CheckpointError when a sidecar of this token is missing or a file has not the size that it states, and
-        OSError when storage refuses.
+        Raises CheckpointError if a sidecar with this token is missing or a file does not have the size that it lists,
+        and OSError if storage fails.
         """
         folder = self.folder(step)
         files = _files_of(folder, world_size, token)
@@ -140,14 +141,14 @@ class CheckpointStore:
         try:
             _delete_all_but(folder, {entry.name for entry in files} | {MANIFEST_NAME})
             self.retain(step)
-        except (OSError, CheckpointError) as error:  # the checkpoint is safe; the next commit tidies up
-            logger.warning("could not tidy up %s: %s", self.root.path_of(), error)
+        except (OSError, CheckpointError) as error:  # the checkpoint is safe; the next commit cleans up
+            logger.warning("could not clean up %s: %s", self.root.path_of(), error)
 
     def retain(self, newest: int, protect: Iterable[int] = ()) -> None:
-        """Of the folders up to step `newest`, keep the `keep_last` newest committed ones and `protect`, no others.
+        """Of the folders up to step `newest`, keep only the `keep_last` newest committed ones and `protect`.
 
-        Folders without a manifest are what crashed saves left. Newer folders are left alone: other workers may be
-        writing into one already.
+        Folders without a manifest are left over from saves that crashed. Newer folders are not touched: other workers
+        may already be writing into one.
         """
         committed = [step for step in self.candidates() if step <= newest]
         kept = {*committed[: self.keep_last], *protect}
@@ -156,11 +157,11 @@ class CheckpointStore:
                 self._remove(step)
 
     def clear_for_save(self, step: int, world_rank: int) -> None:
-        """Before a worker writes into a step's folder: what stands there is no checkpoint any more.
+        """Clear the folder of a step before a worker writes into it. What it holds stops being a checkpoint.
 
-        Every worker removes the manifest, so that none depends on another's being first. Rank 0 also removes what is
-        newer than the step: the run went back from there, because it was damaged or by the user's choice, and a later
-        restore must not jump to it.
+        Every worker removes the manifest, so that none depends on another being first. Rank 0 also removes newer
+        checkpoints: the run went back to an earlier step, because they were damaged or by the user's choice, and a
+            later restore must not jump to them.
         """
         _delete(self.folder(step), MANIFEST_NAME)
         _delete(self.folder(step), sidecar_name(world_rank))
@@ -170,7 +171,7 @@ class CheckpointStore:
                     self._remove(newer)
 
     def _remove(self, step: int) -> None:
-        """The manifest goes first: a crash in between leaves a folder that does not count, not a damaged checkpoint."""
+        """Remove the manifest first: a crash in between leaves a folder that is ignored, not a damaged checkpoint."""
         _delete(self.folder(step), MANIFEST_NAME)
         _delete(self.root, step_folder(step))
 
@@ -186,7 +187,7 @@ class CheckpointStore:
             return str(error)
 
     def _check(self, step: int, world_rank: int, world_size: int) -> tuple[Checkpoint | None, str | None]:
-        """The checkpoint and None, or what is wrong with it in this worker's share of its files."""
+        """(checkpoint, None), or (None, what is wrong in this worker's share of its files)."""
         try:
             checkpoint = self.open(step)
         except CheckpointError as error:
@@ -195,13 +196,13 @@ class CheckpointStore:
 
 
 def write_sidecar(folder: Storage, world_rank: int, token: str, files: list[FileEntry]) -> None:
-    """Say that this worker's files are complete; written after them."""
+    """Record that this worker's files are complete. Written after them."""
     body = {"token": token, "files": [asdict(entry) for entry in files]}
     folder.commit_bytes(sidecar_name(world_rank), json.dumps(body).encode())
 
 
 def _files_of(folder: Storage, world_size: int, token: str) -> list[FileEntry]:
-    """The files that the sidecars of this token list, sizes checked. Raises CheckpointError."""
+    """The files listed in the sidecars with this token, with checked sizes. Raises CheckpointError."""
     files = [entry for rank in range(world_size) for entry in _read_sidecar(folder, rank, token)]
     names = [entry.name for entry in files]
     assert len(set(names)) == len(names), f"two workers wrote a file of the same name: {sorted(names)}"
@@ -212,7 +213,7 @@ def _files_of(folder: Storage, world_size: int, token: str) -> list[FileEntry]:
 
 
 def _read_sidecar(folder: Storage, world_rank: int, token: str) -> list[FileEntry]:
-    """A worker's files; waits a little for a sidecar that another node has written but this one does not see yet."""
+    """A worker's files. Waits for a sidecar that was written on another node but is not visible here yet."""
     deadline = time.monotonic() + SIDECAR_PATIENCE_S
     while True:
         try:
@@ -229,14 +230,14 @@ def _read_sidecar(folder: Storage, world_rank: int, token: str) -> list[FileEntr
 
 
 def _delete_all_but(folder: Storage, names: set[str]) -> None:
-    assert re.search(r"/step_\d+$", folder.path_of()), f"{folder.path_of()} is no checkpoint's folder"
+    assert re.search(r"/step_\d+$", folder.path_of()), f"{folder.path_of()} is not the folder of a checkpoint"
     for name in folder.list_names():
         if name not in names:
             _delete(folder, name)
 
 
 def _delete(folder: Storage, name: str) -> None:
-    """Delete a file or folder that another worker may be deleting too."""
+    """Delete a file or folder, which another worker may be deleting at the same time."""
     with contextlib.suppress(FileNotFoundError):
         folder.delete(name)
 
@@ -245,5 +246,5 @@ def _all_damaged(path: str, damages: list[str]) -> str:
     listing = "\n".join(damages)
     return (
         f"none of the {len(damages)} checkpoints in {path} can be loaded:\n{listing}\n"
-        "Bring the files back from a backup, or start anew: give the run another name, or delete that folder."
+        "Restore the files from a backup, or start anew: give the run another name, or delete that folder."
     )

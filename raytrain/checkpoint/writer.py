@@ -1,4 +1,5 @@
-"""Saving in the background: one thread a worker writes files while training goes on. No Ray, no torch."""
+"""Saves checkpoints in the background: one thread per worker writes files while training continues. No Ray, no
+torch."""
 
 import errno
 import logging
@@ -13,23 +14,22 @@ from raytrain.errors import CheckpointError
 from raytrain.steps.batches import World
 from raytrain.storage import Storage
 
-# Waits before the second and later tries: storage that fails for two minutes costs nothing, training goes on meanwhile.
+# Delays before each retry: a storage failure of two minutes costs nothing, because training continues meanwhile.
 RETRY_DELAYS_S = (1.0, 5.0, 15.0, 30.0, 60.0)
-# What time hardly mends is tried three times.
+# Errors that rarely go away by themselves are retried this often.
 LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
-# Between two signs of life of a worker that waits for its files.
+# Interval of heartbeats while a worker waits for its files.
 WAIT_S = 5.0
 
 logger = logging.getLogger(__name__)
 
 
 class CheckpointWriter:
-    """One worker's side of saving.
+    """Saves one worker's part of a checkpoint.
 
-    A save is *in flight* on a worker from `begin` until `commit`, both of which all workers call in the same step; so
-    whether `begin` would be refused has the same answer on all of them. Between the two, `poll` tells when this
-    worker's files are written. Failures of storage are tried again for two minutes, then raised by the next `poll` or
-    `wait`.
+    A save is *in flight* on a worker from `begin` until `commit`. All workers call both in the same step, so `begin` is
+    refused on all of them or on none. In between, `poll` reports when this worker's files are written. Storage failures
+    are retried for two minutes, then raised by the next `poll` or `wait`.
     """
 
     def __init__(
@@ -40,10 +40,10 @@ class CheckpointWriter:
         on_committed: Callable[[int], None] = lambda step: None,
     ):
         """Args:
-        store: Where to.
-        world: Who this worker is.
-        token: The same on all workers of this attempt and different in every attempt.
-        on_committed: Told each step that this writer has committed, in its thread.
+        store: The run's checkpoints.
+        world: The rank of this worker.
+        token: The same on all workers of an attempt, and different in every attempt.
+        on_committed: Called with each step that this writer has committed, in its thread.
         """
         self._on_committed = on_committed
         self._store = store
@@ -55,23 +55,23 @@ class CheckpointWriter:
         self._write: Future[None] | None = None
         self._commits: list[Future[None]] = []
         self.committed_step: int | None = None
-        """Newest step that this writer has committed; stays None on all workers but rank 0."""
+        """Newest step that this writer has committed. Always None on workers other than rank 0."""
 
     @property
     def is_busy(self) -> bool:
-        """Whether a save is in flight; the same on all workers."""
+        """Whether a save is in flight. The same on all workers."""
         return self._step is not None
 
     def begin(self, step: int, write: Callable[[Storage], list[FileEntry]]) -> bool:
         """Start to save a step in the background.
 
         Args:
-            step: The step whose state it is. A checkpoint that this step had already is given up.
-            write: Writes this worker's files into the folder that it is given and returns them (`write_hashed` does
-                both). It may be called again after an OSError, and what it writes must be copies: training goes on.
+            step: The step that the state belongs to. An existing checkpoint of this step is discarded.
+            write: Writes this worker's files into the given folder and returns them (`write_hashed` does both). It may
+                be called again after an OSError. It must write copies of the state, because training continues.
 
         Returns:
-            False when a save is in flight; nothing was started then, and the caller may try again at a later step.
+            False if a save is in flight. Nothing was started then, and the caller may try again at a later step.
         """
         if self.is_busy:
             return False
@@ -80,9 +80,9 @@ class CheckpointWriter:
         return True
 
     def poll(self) -> int | None:
-        """The step in flight once this worker's files are written, else None; does not block.
+        """The step in flight, once this worker's files are written; else None. Does not block.
 
-        Raises CheckpointError when a save or a commit has failed for good.
+        Raises CheckpointError if a save or a commit has failed permanently.
         """
         self._raise_failed_commit()
         if self._write is None or not self._write.done():
@@ -93,25 +93,25 @@ class CheckpointWriter:
     def wait(self, on_wait: Callable[[], None] = lambda: None) -> None:
         """Block until this worker has nothing left to write or commit. Raises CheckpointError like `poll`.
 
-        `on_wait`: called now and then meanwhile.
+        `on_wait`: called from time to time meanwhile.
         """
         wait_patiently([*self._commits, *([self._write] if self._write else [])], on_wait)
         self.poll()
 
     def commit(self, state: dict[str, Any]) -> None:
-        """End the save in flight, after the workers agreed that all have written theirs; called by all of them.
+        """Finish the save in flight. Called by all workers, after they have agreed that all have written their files.
 
-        On rank 0 the manifest is then written, in the background too. `state` is what state.json shall hold: the
-        scalars as they were at the step of `begin`. Raises ValueError or TypeError when JSON can't hold them.
+        On rank 0 the manifest is then written, also in the background. `state` becomes state.json: the scalars as they
+        were at the step of `begin`. Raises ValueError or TypeError if JSON can't represent them.
         """
         assert self._step is not None and self._write is not None and self._write.done(), "poll has not answered yet"
         step, self._step, self._write = self._step, None, None
         if self._world.world_rank == 0:
-            encode_state(state)  # a mistake shows here, not in the background
+            encode_state(state)  # raises here rather than in the background
             self._commits.append(self._thread.submit(self._try, step, lambda: self._commit(step, state)))
 
     def close(self) -> None:
-        """Drop what has not been written, and end the thread. Call `wait` first to keep it."""
+        """Discard what has not been written, and end the thread. Call `wait` first to keep it."""
         self._is_closed.set()
         self._thread.shutdown(wait=True, cancel_futures=True)
 
@@ -126,7 +126,7 @@ class CheckpointWriter:
         self._on_committed(step)
 
     def _try(self, step: int, work: Callable[[], None]) -> None:
-        """Do the work, again after a while when storage refuses. Raises CheckpointError at the last refusal."""
+        """Run `work`, with retries after storage errors. Raises CheckpointError when the last one fails."""
         try:
             retrying(work, f"saving step {step}", self._is_closed)
         except OSError as error:
@@ -139,7 +139,7 @@ class CheckpointWriter:
 
 
 def wait_patiently(futures: Iterable[Future[None]], on_wait: Callable[[], None]) -> None:
-    """Wait until all are done, whatever becomes of them; `on_wait` is called now and then."""
+    """Wait until all futures are done, whatever their results. `on_wait` is called from time to time."""
     pending = set(futures)
     while pending:
         pending = wait(pending, timeout=WAIT_S).not_done
@@ -147,7 +147,7 @@ def wait_patiently(futures: Iterable[Future[None]], on_wait: Callable[[], None])
 
 
 def retrying(work: Callable[[], None], what: str, is_over: threading.Event) -> None:
-    """Do the work, again after a while when storage refuses, until `is_over`. Raises the last OSError."""
+    """Run `work`, retrying after storage errors until `is_over`. Raises the last OSError."""
     for number, delay_s in enumerate((*RETRY_DELAYS_S, None), start=1):
         try:
             return work()
@@ -155,15 +155,15 @@ def retrying(work: Callable[[], None], what: str, is_over: threading.Event) -> N
             is_lasting = error.errno in LASTING and number > 2
             if delay_s is None or is_lasting or is_over.is_set():
                 raise
-            logger.warning("%s failed (%s); trying again in %g s", what, error, delay_s)
+            logger.warning("%s failed (%s); retrying in %g s", what, error, delay_s)
         is_over.wait(delay_s)
 
 
 def _cannot_save(step: int, path: str, error: OSError) -> str:
-    """What went wrong where, and what the user can do."""
+    """A message that says what failed where, and what to do."""
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
-            advice = "Make room there, or lower checkpoint.keep_last"
+            advice = "Free space there, or lower checkpoint.keep_last"
         case errno.EACCES | errno.EPERM | errno.EROFS:
             advice = "Give this user permission to write there, or choose another storage_path"
         case _:

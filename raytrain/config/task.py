@@ -26,6 +26,9 @@ Label = Annotated[str, BeforeValidator(_label)]
 Labels = Annotated[list[Label], AfterValidator(_labels)]
 
 
+ClassWeights = Literal["balanced"] | dict[Label, PositiveFloat]
+
+
 class SequenceClassificationConfig(Section):
     """One label for a text, or with `multi_label` any number of them."""
 

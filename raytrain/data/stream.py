@@ -318,13 +318,13 @@ def make_order(config: RunConfig, store: PreparedStore) -> Order:
 
 
 def row_groups_in_use(order: Order, plan: BatchPlan) -> int:
-    """Row groups that a worker goes back and forth between, at most: for each of its runs those under the present
+    """Row groups that a worker goes back and forth between, at most: for each of its lanes those under the present
     window, and under the one before it, which share one."""
-    window_samples = order.steps_per_window * plan.global_batch_size // order.runs
+    window_samples = order.steps_per_window * plan.global_batch_size // order.lanes
     rows_per_group = max(1, order.num_samples // max(1, len(order.row_group_starts) - 1))
     shards = -(-plan.canonical_shards // plan.world_size)
-    runs = min(order.runs, -(-shards * order.runs // plan.canonical_shards) + 1)  # the first and last in part
-    return runs * (2 * window_samples // rows_per_group + 2)
+    lanes = min(order.lanes, -(-shards * order.lanes // plan.canonical_shards) + 1)  # the first and last in part
+    return lanes * (2 * window_samples // rows_per_group + 2)
 
 
 def _configure_ray_data(num_cpus: float) -> None:

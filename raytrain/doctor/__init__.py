@@ -1,1 +1,1 @@
-"""`raytrain doctor`: what a cluster's nodes are found to be, and what to mend."""
+"""`raytrain doctor`: examines the nodes of a cluster and says what to fix."""

@@ -1,4 +1,4 @@
-"""The examination: the driver asks the nodes, phase by phase, and leaves nothing behind."""
+"""The examination: the driver probes the nodes phase by phase and cleans up after itself."""
 
 import math
 import os
@@ -24,18 +24,18 @@ from raytrain.runs.preflight import resolve
 from raytrain.sizing.shape import shape_on_meta
 from raytrain.tasks import make_task
 
-# A process starts in seconds; on a node that is busy with other work it may take half a minute.
+# A process starts within seconds; on a busy node it may take half a minute.
 FACTS_TIMEOUT_S = 45.0
 GPU_TIMEOUT_S = SMI_TIMEOUT_S + TORCH_TIMEOUT_S + 10.0
 STORAGE_TIMEOUT_S = 30.0
 SHORT_TIMEOUT_S = 15.0
 TRANSFER_TIMEOUT_S = 60.0
-# torch is imported in it.
+# Includes the import of torch.
 REDUCE_TIMEOUT_S = 120.0
 REDUCE_REPEATS = 3
 REDUCE_BYTES = {"gloo": 16 << 20, "nccl": 256 << 20}
 TRANSFER_BYTES = 64 << 20
-# Of a node's object store, at most: it may be full of a run's data.
+# Fraction of the smallest object store that a transfer may use: the stores may hold the data of a run.
 TRANSFER_SHARE = 0.2
 
 Say = Callable[[str], None]
@@ -51,10 +51,10 @@ def examine(
     """Examine a cluster, or this machine through a private Ray.
 
     Args:
-        config: A run whose needs are looked at too.
-        address: Of the cluster, before the config's and RAY_ADDRESS.
-        storage_path: What is tried instead of the config's.
-        say: Told of each phase.
+        config: A run whose requirements are checked too.
+        address: Address of the cluster. Takes precedence over the config and RAY_ADDRESS.
+        storage_path: The path to test instead of the config's.
+        say: Called with a line of text at each phase.
 
     Raises:
         ConfigError: The cluster can't be reached, or the config can't run on this machine.
@@ -73,7 +73,7 @@ def examine(
 
 @contextmanager
 def _joined(address: str | None, private_cpus: int) -> Iterator[RaySession]:
-    """As `connection`. Whatever keeps this command from joining is one kind of error: nothing was examined."""
+    """Like `connection`, but every failure to join is a ConfigError: nothing was examined."""
     with ExitStack() as stack:
         try:
             session = stack.enter_context(connection(address, private_cpus))
@@ -134,8 +134,8 @@ def _gpus(facts: Facts, probes: Probes, say: Say) -> None:
 
 
 def _storage(probes: Probes, members: Sequence[str], path: str) -> StorageFacts:
-    """Each member writes a file, reads those of all others, and takes its own through what happens to a checkpoint's
-    files. The folder is taken away whatever happens."""
+    """Each member writes a file, reads the files of all others, and replaces, renames and deletes its own as a
+    checkpoint would. The folder is always removed."""
     folder = f".raytrain-doctor-{secrets.token_hex(4)}"
     files = {member: f"{member}.txt" for member in members}
     owner = {name: member for member, name in files.items()}
@@ -149,7 +149,7 @@ def _storage(probes: Probes, members: Sequence[str], path: str) -> StorageFacts:
         errors |= {m: found for m, found in done.items() if found}
         errors |= {m: {"reach": why} for m, why in {**late, **lost, **gone}.items()}
     finally:
-        # On a shared folder the first one takes all away.
+        # On a shared folder, the first call removes everything.
         probes.ask("clear", {HERE: (path, folder)}, SHORT_TIMEOUT_S)
         probes.ask("clear", {m: (path, folder) for m in members if m != HERE}, SHORT_TIMEOUT_S)
     unseen = {m: [owner[name] for name in answer["unseen"]] for m, answer in read.items() if answer["unseen"]}
@@ -158,7 +158,7 @@ def _storage(probes: Probes, members: Sequence[str], path: str) -> StorageFacts:
 
 
 def _ports(probes: Probes, members: Sequence[str]) -> dict[str, dict[str, str]]:
-    """From -> to -> what went wrong."""
+    """Source -> target -> error of the connection."""
     listening, deaf = probes.ask("listen", dict.fromkeys(members, ()), SHORT_TIMEOUT_S)
     targets = {m: ({to: place for to, place in listening.items() if to != m},) for m in members}
     timeout_s = probe.CONNECT_TIMEOUT_S * math.ceil(len(members) / probe.CONNECTIONS_AT_ONCE) + SHORT_TIMEOUT_S
@@ -172,7 +172,7 @@ def _ports(probes: Probes, members: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 def _all_reduce(facts: Facts, members: Sequence[str], say: Say) -> None:
-    """Over the GPU nodes where workers would hold GPUs, else over all."""
+    """Over the GPU nodes if workers would use GPUs, else over all nodes."""
     if not members:
         return
     if facts.unreached and any(facts.unreached.values()):
@@ -186,7 +186,7 @@ def _all_reduce(facts: Facts, members: Sequence[str], say: Say) -> None:
         else:
             facts.skipped.append("all-reduce over NCCL: not every node can use its GPUs now; gloo was tried")
     if len(places) == 1 and backend == "gloo":
-        places = places * 2  # a lone node: two processes of it
+        places = places * 2  # a single node: two processes on it
     say(f"summing over {len(places)} process{'es' * (len(places) > 1)} ({backend})")
     facts.all_reduce = _sum_over(places, backend)
 
@@ -196,8 +196,8 @@ def _without_gpus(members: Sequence[str]) -> list[tuple[str, str | None]]:
 
 
 def _gpu_places(facts: Facts) -> list[tuple[str, str | None]]:
-    """(node, UUID of its GPU with most free memory) for each node with GPUs, two on a lone node; empty: not all of
-    them can take part. No GPU twice, since nodes may be containers on one machine."""
+    """(node, UUID of its GPU with the most free memory) for each GPU node; a single node with several GPUs comes twice.
+    Empty if any GPU node can't take part. Each GPU is used once, because nodes may be containers on one machine."""
     counted = [node.node_id for node in facts.nodes if facts.num_gpus(node.node_id)]
     wanted = counted * 2 if len(counted) == 1 and facts.num_gpus(counted[0]) > 1 else counted
     places: list[tuple[str, str | None]] = []
@@ -214,7 +214,7 @@ def _gpu_places(facts: Facts) -> list[tuple[str, str | None]]:
 
 
 def _sum_over(places: Sequence[tuple[str, str | None]], backend: str) -> AllReduce:
-    """In processes of their own, which are killed afterwards: torch's memory goes with them."""
+    """Runs in separate processes that are killed afterwards, which releases torch's memory."""
     send_by_value()
     nodes, num_bytes = [node for node, _ in places], REDUCE_BYTES[backend]
     actors = [start_actor(probe.Reducer, node_id=node, max_concurrency=2) for node in nodes]
@@ -234,7 +234,7 @@ def _sum_over(places: Sequence[tuple[str, str | None]], backend: str) -> AllRedu
 
 
 def _transfers(facts: Facts, probes: Probes, members: Sequence[str]) -> list[Transfer]:
-    """From each node to the next one, all at once: the way of snapshots."""
+    """Sends an object from each node to the next, all at once, as snapshots do."""
     smallest = min(facts.store_bytes(member) for member in members)
     num_bytes = int(min(TRANSFER_BYTES, TRANSFER_SHARE * smallest))
     next_of = dict(zip(members, [*members[1:], members[0]], strict=True))
@@ -251,7 +251,7 @@ def _transfers(facts: Facts, probes: Probes, members: Sequence[str]) -> list[Tra
 
 
 def _size_of_model(facts: Facts, say: Say) -> None:
-    """For the snapshots, if the config has them."""
+    """Counts the model's parameters if the config takes snapshots."""
     config = facts.config
     if config is None:
         facts.skipped.append("workers, snapshots: give a CONFIG")

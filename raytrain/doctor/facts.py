@@ -1,6 +1,6 @@
-"""What is found out about a cluster, before anyone judges it. Plain data: no Ray, no torch.
+"""The facts that an examination collects about a cluster, before they are judged. Plain data: no Ray, no torch.
 
-`probe` finds it on the nodes, `examine` brings it together, `judge` says what it means.
+`probe` collects them on the nodes, `examine` combines them, and `judge` turns them into findings.
 """
 
 from collections.abc import Mapping
@@ -9,61 +9,61 @@ from dataclasses import dataclass, field
 from raytrain.config import RunConfig
 from raytrain.ray_core.nodes import NodeView
 
-# Stands for this command's own process where nodes are named by their ids.
+# The key of this command's own process, where nodes are keyed by their ids.
 HERE = "driver"
 HERE_NAME = "this command"
 
 
 @dataclass(frozen=True)
 class Disk:
-    """The file system that a folder lies on."""
+    """A file system that Ray writes to."""
 
     use: str
-    """What Ray keeps there."""
+    """What Ray stores there."""
     path: str
     total_bytes: int
     free_bytes: int
-    """To a user who is not root."""
+    """Free space for an unprivileged user."""
 
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """What a node says of itself."""
+    """What a node reports about itself."""
 
     versions: dict[str, str | None]
-    """By package, and of Python; None: it is not installed."""
+    """Package -> version, including Python. None: not installed."""
     shm_bytes: int
     """Size of /dev/shm."""
     shm_others_bytes: int
-    """What files in /dev/shm take that are not the object store's: Ray unlinks its own when it has opened them."""
+    """Space in /dev/shm used by other files. Ray unlinks the object store's own once it has opened them."""
     store_dir: str | None
-    """Folder of the object store's memory; None: not known."""
+    """Directory of the object store's memory. None: unknown."""
     disks: list[Disk]
     max_open_files: int
-    """Soft limit of a process, `ulimit -n`."""
+    """Soft limit per process, `ulimit -n`."""
     memory_bytes: int
-    """Of the machine."""
+    """Total memory of the machine."""
     memory_free_bytes: int
-    """What the machine, or its container, could still give to a process."""
+    """Memory that a process could still allocate, within the limits of the machine and the container."""
     memory_limit_bytes: int | None
-    """Of the container (cgroup); None: it has none below the machine's memory."""
+    """Memory limit of the container (cgroup). None: no limit below the machine's memory."""
     has_nvidia: bool
-    """Whether the machine has NVIDIA's driver."""
+    """Whether NVIDIA's driver is installed."""
     address: str
-    """Under which Ray's nodes know it."""
+    """The node's address in Ray."""
     interface: str | None
-    """The network interface that has this address."""
+    """The network interface with this address."""
     interfaces: list[str]
-    """All that there are."""
+    """All network interfaces."""
     host_address: str | None
-    """What the node's own host name resolves to; None: to nothing."""
+    """Address that the node's own host name resolves to. None: it does not resolve."""
     chosen_interfaces: dict[str, str]
-    """GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME, where they are set."""
+    """GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME, if set."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU, as nvidia-smi or, without it, torch describes it."""
+    """One GPU, as described by nvidia-smi, or by torch if nvidia-smi is missing."""
 
     name: str
     memory_bytes: int
@@ -73,49 +73,49 @@ class Gpu:
 
 @dataclass(frozen=True)
 class GpuFacts:
-    """What a node's GPUs can be used with."""
+    """The GPUs of a node and the software that drives them."""
 
     gpus: list[Gpu]
     driver: str | None
     """Version of NVIDIA's driver."""
     driver_cuda: str | None
-    """The newest CUDA that this driver runs."""
+    """Newest CUDA version that this driver supports."""
     torch_cuda: str | None
-    """The CUDA that torch was built for; None: for none."""
+    """CUDA version that torch was built for. None: a CPU build."""
     nccl: str | None
     is_usable: bool | None
-    """Whether torch computed something on a GPU; None: it was not tried, as no GPU had memory left."""
+    """Whether torch could compute on a GPU. None: not tried, because no GPU had free memory."""
     error: str | None
-    """What torch said when it did not."""
+    """torch's error, if it could not."""
 
 
 @dataclass(frozen=True)
 class Clock:
-    """A node's clock against this machine's."""
+    """A node's clock compared with this machine's."""
 
     skew_s: float
-    """Seconds that it is ahead."""
+    """Seconds that it is ahead of this machine's."""
     error_s: float
-    """How far off `skew_s` may be."""
+    """Maximum error of `skew_s`."""
 
 
 @dataclass(frozen=True)
 class StorageFacts:
-    """What became of a small file of each participant (a node, or HERE) in the storage path."""
+    """Results of the storage test. Each participant is a node or HERE, and has a small file in the storage path."""
 
     path: str
     errors: Mapping[str, Mapping[str, str]]
-    """Participant -> what it tried (write, replace, move, delete) -> what came of it, where it failed."""
+    """Participant -> operation (write, replace, move, delete) -> error, for operations that failed."""
     unseen: Mapping[str, list[str]]
-    """Reader -> whose files it did not see, or saw with other contents."""
+    """Reader -> owners of files that it did not see, or saw with different contents."""
     write_s: Mapping[str, float]
     seen_after_s: Mapping[str, float]
-    """Reader -> seconds until it saw the last of the files that it saw."""
+    """Reader -> seconds until it saw the last of the files that it saw at all."""
 
 
 @dataclass(frozen=True)
 class AllReduce:
-    """A sum over one process a node, or two on a lone one."""
+    """An all-reduce over one process per node, or two on a single node."""
 
     backend: str
     """gloo or nccl."""
@@ -123,20 +123,20 @@ class AllReduce:
     """In rank order."""
     num_bytes: int
     seconds: float | None
-    """Of one of them; None: it failed."""
+    """Duration of one all-reduce. None: it failed."""
     errors: Mapping[str, str] = field(default_factory=dict)
-    """Node -> what went wrong there."""
+    """Node -> error."""
 
     @property
     def bus_bytes_per_s(self) -> float | None:
-        """As nccl-tests count it: what each link carries in a ring, 2 (n - 1) / n times the payload."""
+        """Bus bandwidth as nccl-tests define it: what each link of a ring carries, 2 (n - 1) / n times the payload."""
         n = len(self.nodes)
         return None if not self.seconds or n < 2 else 2 * (n - 1) / n * self.num_bytes / self.seconds
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """An object on its way from one node's object store to another's."""
+    """A transfer of an object from one node's object store to another's."""
 
     source: str
     target: str
@@ -147,36 +147,36 @@ class Transfer:
 
 @dataclass
 class Facts:
-    """All that was found out. Nodes stand under their Ray ids."""
+    """Everything that was found. Nodes are keyed by their Ray ids."""
 
     nodes: list[NodeView]
-    """The live ones."""
+    """The live nodes."""
     driver: dict[str, str | None]
-    """Versions of this process."""
+    """Versions in this process."""
     silent: dict[str, str] = field(default_factory=dict)
-    """Node -> why nothing is known of it."""
+    """Node -> why it did not answer."""
     about: dict[str, NodeFacts] = field(default_factory=dict)
     gpus: dict[str, GpuFacts] = field(default_factory=dict)
-    """Of nodes that have NVIDIA's driver, or GPUs in Ray's eyes."""
+    """Nodes that have NVIDIA's driver, or GPUs according to Ray."""
     gpu_errors: dict[str, str] = field(default_factory=dict)
     clocks: dict[str, Clock] = field(default_factory=dict)
     unreached: dict[str, dict[str, str]] | None = None
-    """From -> to -> what came of connecting; empty: all reach all; None: it was not tried."""
+    """Source -> target -> connection error. Empty inner mappings: every node reaches every other. None: not tried."""
     storage: StorageFacts | None = None
     all_reduce: AllReduce | None = None
     transfers: list[Transfer] = field(default_factory=list)
     config: RunConfig | None = None
     num_parameters: int | None = None
-    """Of the config's model; None: not known."""
+    """Parameters of the config's model. None: unknown."""
     is_private: bool = False
-    """Whether the Ray is this command's own."""
+    """Whether this command started Ray itself."""
     can_grow: bool = False
-    """Whether an autoscaler may start nodes."""
+    """Whether an autoscaler may add nodes."""
     skipped: list[str] = field(default_factory=list)
-    """Checks that were not made, and why."""
+    """Checks that were skipped, and why."""
 
     def names(self) -> dict[str, str]:
-        """What a person knows each node by: its address, with the beginning of its id where nodes share one."""
+        """Display name of each node: its address, followed by the start of its id if nodes share an address."""
         addresses = [node.name for node in self.nodes]
         names = {
             node.node_id: node.name if addresses.count(node.name) == 1 else f"{node.name}/{node.node_id[:6]}"
@@ -186,7 +186,7 @@ class Facts:
 
     @property
     def use_gpu(self) -> bool:
-        """Whether the config's workers would hold GPUs; without a config, whether there are any."""
+        """Whether the config's workers would use GPUs; without a config, whether there are any."""
         wanted = "auto" if self.config is None else self.config.workers.gpu
         return any(node.total.get("GPU", 0.0) >= 1 for node in self.nodes) if wanted == "auto" else wanted
 
@@ -200,10 +200,11 @@ class Facts:
 
 
 def clock_of(readings: list[tuple[float, float, float]]) -> Clock:
-    """A node's clock by (sent, there, received) moments, seconds since the epoch; sent and received on our clock.
+    """Estimate a node's clock from readings (sent, there, received) in seconds since the epoch; sent and received are
+    on this machine's clock.
 
-    The reading with the shortest round trip is taken, and the moment there to lie in its middle (Cristian 1989): it
-    can be off by half the round trip.
+    Uses the reading with the shortest round trip and assumes that the node's reading was taken halfway (Cristian 1989).
+    The error is at most half the round trip.
     """
     sent_s, there_s, received_s = min(readings, key=lambda reading: reading[2] - reading[0])
     return Clock(there_s - (sent_s + received_s) / 2, (received_s - sent_s) / 2)

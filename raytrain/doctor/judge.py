@@ -1,4 +1,4 @@
-"""Facts become findings. Pure: no Ray, no torch, so that each finding can be tried in a test."""
+"""Turns facts into findings. Pure: no Ray, no torch, so that each finding can be tested."""
 
 from raytrain.doctor import judge_links, judge_nodes
 from raytrain.doctor.facts import Facts
@@ -21,11 +21,11 @@ CHECKS = {
     "workers": judge_links.workers,
     "snapshots": judge_links.snapshots,
 }
-"""In the order in which they are shown."""
+"""In display order."""
 
 
 def judge(facts: Facts) -> Report:
-    """What all of it means."""
+    """Run all checks on the facts."""
     names = facts.names()
     findings: list[Finding] = []
     for check, verdicts in CHECKS.items():

@@ -1,4 +1,4 @@
-"""What is said of the nodes together: what they share, how they reach each other, whether the config fits. Pure."""
+"""Checks across nodes: shared storage, connections, and whether the config fits. Pure."""
 
 import ipaddress
 from collections import Counter
@@ -12,33 +12,36 @@ from raytrain.doctor.findings import Verdict, in_bytes, in_rate, in_seconds, not
 from raytrain.ray_core.nodes import places_that_fit, worker_resources
 from raytrain.runs.plan import cpus_needed
 
-# Below a link of 1 Gbit/s, less a fifth.
+# 80 % of a 1 Gbit/s link.
 SLOW_BYTES_PER_S = 100e6
-# A driver reads what workers have written a moment ago; such delays are those of a cache that is too long for that.
+# The driver reads what workers have just written; a longer delay means that a file cache is too slow for this.
 SEEN_LATE_S = 1.0
-# Nodes that a row names one by one.
+# Maximum number of nodes named in a row.
 MAX_NAMED = 3
 
 Verdicts = Iterator[tuple[str, Verdict]]
 
 
 def storage(facts: Facts) -> Verdicts:
-    """Whether `storage_path` is one place on all nodes, and works as a checkpoint's commit needs it."""
+    """Whether `storage_path` is the same folder on all nodes and supports the commit of a checkpoint."""
     found = facts.storage
     if found is None:
         return
     names = facts.names()
     for member, errors in found.errors.items():
         for what, error in errors.items():
-            yield member, problem(f"{found.path}: can't {what} a file there: {error}", _mend_storage(what, found.path))
+            yield (
+                member,
+                problem(f"{found.path}: can't {what} a file there: {error}", _storage_remedy(what, found.path)),
+            )
     for reader, owners in found.unseen.items():
-        # Nodes that see nobody's files but their own say the same.
+        # Give nodes that see only their own files the same text, so that they share a finding.
         is_alone = len(owners) == len(found.write_s) - (reader in found.write_s) and reader in found.write_s
         whose = "any other node" if is_alone else _some([names[owner] for owner in owners])
         yield (
             reader,
             problem(
-                f"{found.path}: the files of {whose} are not to be seen here",
+                f"{found.path}: the files of {whose} are not visible here",
                 "Mount one shared folder (NFS, EFS, Filestore, Lustre) under this path on every node, or give "
                 "storage_path a URI: s3://, gs://, abfs://.",
             ),
@@ -51,22 +54,22 @@ def storage(facts: Facts) -> Verdicts:
 def _good_storage(found: StorageFacts, member: str) -> Verdict:
     late_s = found.seen_after_s.get(member, 0.0)
     if late_s > SEEN_LATE_S:
-        mend = "Mount it with a shorter cache of attributes and names (NFS: actimeo=1, lookupcache=positive)."
-        return note(f"{found.path}: files of other nodes are seen {{}} late", mend, late_s, in_seconds)
+        remedy = "Mount it with shorter caching of attributes and names (NFS: actimeo=1, lookupcache=positive)."
+        return note(f"{found.path}: files of other nodes are seen {{}} late", remedy, late_s, in_seconds)
     text = f"{found.path}: written, read by the others, replaced, renamed, deleted; a write takes {{}}"
     return ok(text, found.write_s[member], in_seconds)
 
 
-def _mend_storage(what: str, path: str) -> str:
+def _storage_remedy(what: str, path: str) -> str:
     if what == "reach":
-        return "Look whether the mount hangs there (ls, df), and whether its server answers."
+        return "Check whether the mount hangs there (ls, df), and whether its server answers."
     if "://" in path:
-        return "Give the nodes credentials of their own (an instance role) that may list, read, write and delete there."
-    return "Let the user that Ray runs as write there on every node: owner and mode of the folder, `rw` of its mount."
+        return "Give the nodes their own credentials (an instance role) that may list, read, write and delete there."
+    return "Let Ray's user write there on every node: check owner and mode of the folder, and `rw` of its mount."
 
 
 def ports(facts: Facts) -> Verdicts:
-    """Whether a port of the system's choice can be reached from every other node."""
+    """Whether every node can open connections to an ephemeral port of every other node."""
     if facts.unreached is None:
         return
     names = facts.names()
@@ -74,7 +77,7 @@ def ports(facts: Facts) -> Verdicts:
     for target in members:
         broken = {source: errors[target] for source, errors in facts.unreached.items() if target in errors}
         if not broken:
-            yield target, ok("reached from all other nodes, on a port of the system's choice")
+            yield target, ok("reached from all other nodes, on an ephemeral port")
             continue
         from_all = len(broken) == len(members) - 1
         whence = "any other node" if from_all else _some([names[source] for source in broken])
@@ -82,31 +85,31 @@ def ports(facts: Facts) -> Verdicts:
             target,
             problem(
                 f"not reached from {whence}: {next(iter(broken.values()))}",
-                "Let all TCP ports through between the nodes (security group, NetworkPolicy, firewall): torch and "
-                "Ray's workers take ports of the system's choice.",
+                "Allow all TCP ports between the nodes (security group, NetworkPolicy, firewall): torch and Ray's "
+                "workers use ephemeral ports.",
             ),
         )
 
 
 def interfaces(facts: Facts) -> Verdicts:
-    """Whether the network interfaces that someone chose for gloo and NCCL are there."""
+    """Whether the interfaces configured for gloo and NCCL exist."""
     for node, about in facts.about.items():
         for variable, value in about.chosen_interfaces.items():
-            # NCCL takes beginnings, a list of them, and ^ for all but those.
+            # NCCL accepts prefixes, lists of them, and ^ for everything but them.
             wanted = [word.lstrip("=") for word in value.split(",")]
             is_there = any(have.startswith(word) for word in wanted for have in about.interfaces)
             if not value.startswith("^") and not is_there:
                 yield (
                     node,
                     problem(
-                        f"{variable} is {value}, and there are {', '.join(about.interfaces)}",
+                        f"{variable} is {value}, and there are only {', '.join(about.interfaces)}",
                         f"Set {variable} to the interface of Ray's address, or unset it, and restart Ray there.",
                     ),
                 )
 
 
 def all_reduce(facts: Facts) -> Verdicts:
-    """Whether a process group forms and sums, and how fast."""
+    """Whether a process group forms and computes a correct sum, and how fast."""
     found = facts.all_reduce
     if found is None:
         return
@@ -114,21 +117,23 @@ def all_reduce(facts: Facts) -> Verdicts:
     if found.seconds is None:
         errors = found.errors or dict.fromkeys(found.nodes, "no answer")
         for node, error in errors.items():
-            yield node, problem(f"{found.backend}: {error}", _mend_all_reduce(facts, found))
+            yield node, problem(f"{found.backend}: {error}", _all_reduce_remedy(facts, found))
         return
     rate = found.bus_bytes_per_s
     for node in dict.fromkeys(found.nodes):
         if rate is None:
-            yield node, ok(f"{found.backend} works in a process alone: no other GPU to send to")
+            yield node, ok(f"{found.backend} works in a single process; there is no other GPU to send to")
         elif rate < SLOW_BYTES_PER_S and len(set(found.nodes)) > 1:
-            mend = "Look which interface is taken (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME) and what else uses it now."
-            yield node, note(f"{what}: {{}} on each link, less than 1 Gbit/s", mend, rate, in_rate)
+            remedy = (
+                "Check which interface is used (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME), and what else uses it now."
+            )
+            yield node, note(f"{what}: {{}} on each link, less than 1 Gbit/s", remedy, rate, in_rate)
         else:
             yield node, ok(f"{what}: {{}} on each link", rate, in_rate)
 
 
-def _mend_all_reduce(facts: Facts, found: AllReduce) -> str:
-    """The usual causes: a host name that means the node itself, several interfaces, a firewall."""
+def _all_reduce_remedy(facts: Facts, found: AllReduce) -> str:
+    """The usual causes: a host name that resolves to the node itself, several interfaces, a firewall."""
     variable = "GLOO_SOCKET_IFNAME" if found.backend == "gloo" else "NCCL_SOCKET_IFNAME"
     members = {node: facts.about[node] for node in found.nodes if node in facts.about}
     interfaces = {about.interface for about in members.values()}
@@ -136,8 +141,8 @@ def _mend_all_reduce(facts: Facts, found: AllReduce) -> str:
     choose = f"{variable}={name or '<the interface of its address>'} in the environment of `ray start` on each node"
     loops = [about for about in members.values() if about.host_address is None or _is_loopback(about.host_address)]
     if found.backend == "gloo" and loops and len({about.address for about in members.values()}) > 1:
-        return f"Set {choose}: gloo goes by the node's host name, and that leads back to the node itself or nowhere."
-    return f"Set {choose}, and let all TCP ports through between the nodes; NCCL_DEBUG=INFO says what NCCL tries."
+        return f"Set {choose}: gloo uses the node's host name, which resolves to the node itself or not at all."
+    return f"Set {choose}, and allow all TCP ports between the nodes; NCCL_DEBUG=INFO shows what NCCL tries."
 
 
 def _is_loopback(address: str) -> bool:
@@ -145,7 +150,7 @@ def _is_loopback(address: str) -> bool:
 
 
 def transfers(facts: Facts) -> Verdicts:
-    """Objects from each node to the next one, all at once, as snapshots travel."""
+    """Object transfers from each node to the next, all at once, as snapshots travel."""
     names = facts.names()
     for transfer in facts.transfers:
         if transfer.seconds is None:
@@ -153,21 +158,21 @@ def transfers(facts: Facts) -> Verdicts:
                 transfer.target,
                 problem(
                     f"can't get an object of {names[transfer.source]}: {transfer.error}",
-                    "Let Ray's object manager port through between the nodes, and see whether a store is full "
+                    "Allow Ray's object manager port between the nodes, and check whether an object store is full "
                     "(`ray memory`).",
                 ),
             )
             continue
         rate, size = transfer.num_bytes / max(transfer.seconds, 1e-9), in_bytes(transfer.num_bytes)
         if rate < SLOW_BYTES_PER_S:
-            mend = "Look at the network between the nodes, and what else uses it now: snapshots and data go this way."
-            yield transfer.target, note(f"{size} from another node: {{}}, less than 1 Gbit/s", mend, rate, in_rate)
+            remedy = "Check the network between the nodes and what else uses it now: snapshots and data travel over it."
+            yield transfer.target, note(f"{size} from another node: {{}}, less than 1 Gbit/s", remedy, rate, in_rate)
         else:
             yield transfer.target, ok(f"{size} from another node: {{}}", rate, in_rate)
 
 
 def workers(facts: Facts) -> Verdicts:
-    """Whether the config's workers have room."""
+    """Whether the cluster has capacity for the config's workers."""
     config = facts.config
     if config is None or not facts.nodes:
         return
@@ -176,20 +181,22 @@ def workers(facts: Facts) -> Verdicts:
     each = " and ".join(f"{n:g} {name}" for name, n in worker_resources(config, facts.use_gpu).items())
     text = f"of {each} each, {low} to {high} wanted: room for {now} now" + (f", {empty} at most" * (now != empty))
     if empty < low and not facts.can_grow:
-        mend = (
+        remedy = (
             f"Add nodes, or lower workers.min or workers.cpus: {low} workers and their Ray Data pipelines hold "
             f"{cpus_needed(config, low):g} CPUs."
         )
-        verdict = problem(text, mend)
+        verdict = problem(text, remedy)
     elif now < low:
-        verdict = note(text, "Nothing, if others end or an autoscaler brings nodes: the run waits until they fit.")
+        verdict = note(
+            text, "Nothing, if others finish or an autoscaler adds nodes: the run waits until its workers fit."
+        )
     else:
         verdict = ok(text)
     yield from ((node.node_id, verdict) for node in facts.nodes)
 
 
 def _places(facts: Facts, *, is_empty: bool) -> list[str]:
-    """Node ids, one entry a worker of the config; `is_empty`: if nobody held anything."""
+    """Node ids, one entry per worker that fits. `is_empty`: as if nothing else ran on the cluster."""
     assert facts.config is not None
     nodes = [replace(node, available=node.total) if is_empty else node for node in facts.nodes]
     workers = facts.config.workers
@@ -197,7 +204,7 @@ def _places(facts: Facts, *, is_empty: bool) -> list[str]:
 
 
 def snapshots(facts: Facts) -> Verdicts:
-    """Whether the object stores hold the snapshots of the config's model, with as many workers as fit."""
+    """Whether the object stores can hold the snapshots of the config's model, with as many workers as fit."""
     config, parameters = facts.config, facts.num_parameters
     if config is None or parameters is None or config.checkpoint.snapshot_every_steps is None:
         return
@@ -214,7 +221,7 @@ def snapshots(facts: Facts) -> Verdicts:
                 note(
                     f"{text}, and has {in_bytes(facts.store_bytes(node))}",
                     "Start Ray there with a larger --object-store-memory, or spread the workers over more nodes: "
-                    "without snapshots a crash goes back to the newest checkpoint.",
+                    "without snapshots, a crash falls back to the newest checkpoint.",
                     needed,
                     in_bytes,
                 ),

@@ -1,24 +1,24 @@
-"""What is said of each node by itself. Pure."""
+"""Checks of each node by itself. Pure."""
 
 from collections.abc import Iterator
 
 from raytrain.doctor.facts import Clock, Disk, Facts, GpuFacts, NodeFacts
 from raytrain.doctor.findings import Verdict, in_bytes, in_seconds, note, ok, problem
 
-# Nodes whose clocks are set by NTP agree within milliseconds; more than a second says that nobody sets one of them.
-# Events and plots then stand in a wrong order. At 30 s the shortest notice of a cloud (GCP's preemption) is worth
-# nothing: its deadline is a moment on the clock of the node that read it.
+# Clocks set by NTP agree within milliseconds; a difference of more than a second means that one of them is not
+# synchronized. Events and plots are then out of order. At 30 s the shortest notice of a cloud (GCP's preemption) is
+# useless: its deadline is a time on the clock of the node that read it.
 CLOCK_NOTE_S = 1.0
 CLOCK_PROBLEM_S = 30.0
-# Ray spills nothing, and fails what needs that, on a disk that is so full (local_fs_capacity_threshold).
+# Ray stops spilling to a disk this full and fails tasks that need it (local_fs_capacity_threshold).
 DISK_FULL = 0.95
 DISK_NOTE = 0.90
-# Ray's memory monitor ends workers beyond this share (RAY_memory_usage_threshold).
+# Ray's memory monitor kills workers above this fraction (RAY_memory_usage_threshold).
 MEMORY_FULL = 0.95
 MEMORY_NOTE = 0.90
-# Ray takes 0.3 by itself; the workers need the rest.
+# Ray's default is 0.3; the workers need the rest.
 STORE_SHARE = 0.6
-# Below the first Ray itself warns; each process has a connection to many others.
+# Ray itself warns below the first; each process has connections to many others.
 FILES_NOTE = 4096
 FILES_PROBLEM = 1024
 
@@ -28,7 +28,7 @@ Verdicts = Iterator[tuple[str, Verdict]]
 
 
 def nodes(facts: Facts) -> Verdicts:
-    """Who answers."""
+    """Whether each node answers."""
     for node in facts.nodes:
         if node.node_id in facts.silent:
             yield (
@@ -39,15 +39,15 @@ def nodes(facts: Facts) -> Verdicts:
                 ),
             )
         elif node.is_draining:
-            yield node.node_id, note("is being drained", "It takes no new workers; restart its Ray if it shall stay.")
+            yield node.node_id, note("is being drained", "It accepts no new workers; restart its Ray to keep it.")
         else:
             cpus, num_gpus = node.total.get("CPU", 0.0), node.total.get("GPU", 0.0)
             yield node.node_id, ok(f"{cpus:g} CPU, {num_gpus:g} GPU" if num_gpus else f"{cpus:g} CPU")
 
 
 def versions(facts: Facts) -> Verdicts:
-    """Each node's against this command's. What stands behind a + is the kind of build (cpu, cu128): nodes with and
-    without GPUs differ in it."""
+    """Compare each node's versions with this command's. The part after a + names the kind of build (cpu, cu128), in
+    which nodes with and without GPUs legitimately differ."""
     for node, about in facts.about.items():
         other = {
             package: about.versions.get(package)
@@ -72,14 +72,14 @@ def _public(version: str | None) -> str | None:
 
 
 def gpus(facts: Facts) -> Verdicts:
-    """Whether workers can use what Ray counts."""
+    """Whether workers can use the GPUs that Ray counts."""
     is_wanted = facts.config is not None and facts.config.workers.gpu is True
     if is_wanted and not any(node.total.get("GPU") for node in facts.nodes) and not facts.can_grow:
-        mend = "Set workers.gpu to auto or false, or start Ray on nodes with GPUs (`ray start --num-gpus`)."
+        remedy = "Set workers.gpu to auto or false, or start Ray on nodes with GPUs (`ray start --num-gpus`)."
         for node in facts.nodes:
-            yield node.node_id, problem("no GPU, and workers.gpu is true", mend)
+            yield node.node_id, problem("no GPU, and workers.gpu is true", remedy)
     for node_id, error in facts.gpu_errors.items():
-        yield node_id, problem(f"not known: {error}", "Run nvidia-smi and a torch script on that node by hand.")
+        yield node_id, problem(f"unknown: {error}", "Run nvidia-smi and a torch script on that node by hand.")
     for node_id, found in facts.gpus.items():
         yield from ((node_id, verdict) for verdict in _gpus_of(found, facts.num_gpus(node_id)))
     yield from _unlike(facts)
@@ -91,7 +91,7 @@ def _gpus_of(found: GpuFacts, num_counted: int) -> Iterator[Verdict]:
     if num_counted > len(found.gpus):
         yield problem(
             f"Ray counts {num_counted}, and {len(found.gpus)} can be seen",
-            "Restart Ray there without --num-gpus, or mend driver and container (docker run --gpus all).",
+            "Restart Ray there without --num-gpus, or fix the driver or container (docker run --gpus all).",
         )
     elif num_counted < len(found.gpus):
         yield note(
@@ -106,8 +106,8 @@ def _gpus_of(found: GpuFacts, num_counted: int) -> Iterator[Verdict]:
             f"torch for CUDA {found.torch_cuda}, NCCL {found.nccl or '?'}"
         )
     elif found.is_usable is None:
-        mend = "Nothing, if another run has them; it was not tried whether torch can use them."
-        yield note(f"{len(found.gpus)}, all of whose memory is taken", mend)
+        remedy = "Nothing, if another run uses them; whether torch can use them was not tried."
+        yield note(f"{len(found.gpus)}, all of whose memory is taken", remedy)
     else:
         yield _unusable(found)
 
@@ -125,7 +125,7 @@ def _unusable(found: GpuFacts) -> Verdict:
         )
     return problem(
         f"torch can't use them: {found.error}",
-        "Mend NVIDIA's driver there: nvidia-smi, and in a container docker run --gpus all, have to work.",
+        "Fix NVIDIA's driver there: nvidia-smi must work, and in a container docker run --gpus all.",
     )
 
 
@@ -134,21 +134,21 @@ def _number(version: str) -> tuple[int, ...]:
 
 
 def _unlike(facts: Facts) -> Verdicts:
-    """GPUs of which one kind holds up the other, or NCCLs that may not understand each other."""
+    """GPUs that slow each other down, and NCCL versions that may not work together."""
     usable = {node: found for node, found in facts.gpus.items() if found.is_usable}
     nccls = {found.nccl for found in usable.values() if found.nccl}
     kinds = {gpu.name for found in usable.values() for gpu in found.gpus}
     for node, found in usable.items():
         if len(nccls) > 1:
-            mend = "Install the same torch on all nodes: workers with different NCCLs may hang in their first step."
-            yield node, problem(f"NCCL {found.nccl}; not all nodes have the same", mend)
+            remedy = "Install the same torch on all nodes: workers with different NCCLs may hang in their first step."
+            yield node, problem(f"NCCL {found.nccl}; not all nodes have the same", remedy)
         if len(kinds) > 1:
-            mend = "Nothing, if it is meant: all workers wait for the slowest GPU, and the smallest memory must do."
-            yield node, note(f"{', '.join(sorted({g.name for g in found.gpus}))}; not all nodes have the same", mend)
+            remedy = "Nothing, if intended: all workers wait for the slowest GPU, and the smallest memory must suffice."
+            yield node, note(f"{', '.join(sorted({g.name for g in found.gpus}))}; not all nodes have the same", remedy)
 
 
 def clocks(facts: Facts) -> Verdicts:
-    """Against this machine's clock; only what is beyond the error of the measurement counts."""
+    """Compare each node's clock with this machine's, allowing for the error of the measurement."""
     for node, clock in facts.clocks.items():
         yield node, _clock(clock)
 
@@ -156,60 +156,60 @@ def clocks(facts: Facts) -> Verdicts:
 def _clock(clock: Clock) -> Verdict:
     way = "ahead of" if clock.skew_s > 0 else "behind"
     sure_s = abs(clock.skew_s) - clock.error_s
-    mend = "Run chrony or another NTP client there, and on this machine."
+    remedy = "Run chrony or another NTP client there, and on this machine."
     if sure_s > CLOCK_PROBLEM_S:
-        return problem(f"{{}} {way} this machine's", mend, abs(clock.skew_s), in_seconds)
+        return problem(f"{{}} {way} this machine's", remedy, abs(clock.skew_s), in_seconds)
     if sure_s > CLOCK_NOTE_S:
-        return note(f"{{}} {way} this machine's", mend, abs(clock.skew_s), in_seconds)
+        return note(f"{{}} {way} this machine's", remedy, abs(clock.skew_s), in_seconds)
     return ok("within {} of this machine's", abs(clock.skew_s) + clock.error_s, in_seconds)
 
 
 def memory(facts: Facts) -> Verdicts:
-    """What the machine, or its container, has left."""
+    """Free memory of the machine or its container."""
     for node, about in facts.about.items():
         yield from ((node, verdict) for verdict in _memory(about, facts.store_bytes(node)))
 
 
 def _memory(about: NodeFacts, store_bytes: float) -> Iterator[Verdict]:
     limit = about.memory_limit_bytes or about.memory_bytes
-    whose = "that the container may take" if about.memory_limit_bytes else "that the machine has"
+    whose = "that the container may use" if about.memory_limit_bytes else "that the machine has"
     of = f"of {in_bytes(limit)} {whose}"
     if store_bytes > STORE_SHARE * limit:
         yield note(
             f"the object store may take {in_bytes(store_bytes)} {of}",
-            "Start Ray there with a smaller --object-store-memory: what lies in it is taken from the processes.",
+            "Start Ray there with a smaller --object-store-memory: its memory is not available to processes.",
         )
     used = 1 - about.memory_free_bytes / limit
-    mend = "End what else runs there, or take a larger machine: Ray ends workers at 95 %."
+    remedy = "Stop what else runs there, or use a larger machine: Ray kills workers at 95 %."
     if used >= MEMORY_FULL:
-        yield problem(f"{{}} free {of}", mend, about.memory_free_bytes, in_bytes)
+        yield problem(f"{{}} free {of}", remedy, about.memory_free_bytes, in_bytes)
     elif used >= MEMORY_NOTE:
-        yield note(f"{{}} free {of}", mend, about.memory_free_bytes, in_bytes)
+        yield note(f"{{}} free {of}", remedy, about.memory_free_bytes, in_bytes)
     else:
         yield ok(f"{{}} free {of}", about.memory_free_bytes, in_bytes)
 
 
 def object_store(facts: Facts) -> Verdicts:
-    """Whether the object store's memory is memory, and is there."""
+    """Whether the object store is in memory, and whether that memory exists."""
     for node, about in facts.about.items():
         yield node, _object_store(about, facts.store_bytes(node))
 
 
 def _object_store(about: NodeFacts, store_bytes: float) -> Verdict:
-    mend = "Give /dev/shm more room (docker run --shm-size, an emptyDir of medium Memory), and restart Ray there."
+    remedy = "Enlarge /dev/shm (docker run --shm-size, an emptyDir with medium Memory), and restart Ray there."
     if about.store_dir is not None and not about.store_dir.startswith("/dev/shm"):
         where = _place(about.store_dir)
-        return note(f"{{}} in {where}, on disk: /dev/shm was too small", mend, store_bytes, in_bytes)
+        return note(f"{{}} in {where}, on disk: /dev/shm was too small", remedy, store_bytes, in_bytes)
     room = about.shm_bytes - about.shm_others_bytes
     if room < store_bytes:
         others = f", of which other files take {in_bytes(about.shm_others_bytes)}" if about.shm_others_bytes else ""
         text = f"{{}}, and /dev/shm has {in_bytes(about.shm_bytes)}{others}: its processes die when it is full"
-        return problem(text, mend, store_bytes, in_bytes)
+        return problem(text, remedy, store_bytes, in_bytes)
     return ok(f"{{}}, and /dev/shm has {in_bytes(about.shm_bytes)}", store_bytes, in_bytes)
 
 
 def disks(facts: Facts) -> Verdicts:
-    """Room where Ray writes its session's files and spills objects."""
+    """Free space where Ray writes its session files and spills objects."""
     for node, about in facts.about.items():
         for disk in about.disks:
             yield node, _disk(disk, facts.store_bytes(node))
@@ -218,28 +218,30 @@ def disks(facts: Facts) -> Verdicts:
 def _disk(disk: Disk, store_bytes: float) -> Verdict:
     of = f"of {in_bytes(disk.total_bytes)} in {_place(disk.path)} ({disk.use})"
     used = 1 - disk.free_bytes / disk.total_bytes if disk.total_bytes else 1.0
-    mend = "Delete old files there (/tmp/ray/session_* of ended Rays), or start Ray with --object-spilling-directory."
+    remedy = "Delete old session files there (/tmp/ray/session_*), or start Ray with --object-spilling-directory."
     if used >= DISK_FULL:
-        return problem(f"{{}} free {of}: Ray spills nothing at {DISK_FULL:.0%}", mend, disk.free_bytes, in_bytes)
+        return problem(f"{{}} free {of}: Ray stops spilling at {DISK_FULL:.0%}", remedy, disk.free_bytes, in_bytes)
     if used >= DISK_NOTE or ("spilling" in disk.use and disk.free_bytes < store_bytes):
-        return note(f"{{}} free {of}", mend, disk.free_bytes, in_bytes)
+        return note(f"{{}} free {of}", remedy, disk.free_bytes, in_bytes)
     return ok(f"{{}} free {of}", disk.free_bytes, in_bytes)
 
 
 def _place(path: str) -> str:
-    """Without the session's name, which is different in each cluster."""
+    """The path without the name of the session, which differs between nodes."""
     return path.partition("/session_")[0] or path
 
 
 def open_files(facts: Facts) -> Verdicts:
     """`ulimit -n` of Ray's processes."""
-    mend = "Raise it before `ray start`: ulimit -n 65536 (LimitNOFILE= of a service, --ulimit nofile= of a container)."
+    remedy = (
+        "Raise it before `ray start`: ulimit -n 65536 (LimitNOFILE= of a service, --ulimit nofile= of a container)."
+    )
     for node, about in facts.about.items():
         if about.max_open_files < 0:  # unlimited
             yield node, ok("no limit")
         elif about.max_open_files < FILES_PROBLEM:
-            yield node, problem(f"{about.max_open_files} a process", mend)
+            yield node, problem(f"{about.max_open_files} per process", remedy)
         elif about.max_open_files < FILES_NOTE:
-            yield node, note(f"{about.max_open_files} a process", mend)
+            yield node, note(f"{about.max_open_files} per process", remedy)
         else:
-            yield node, ok(f"{about.max_open_files:,} a process")
+            yield node, ok(f"{about.max_open_files:,} per process")

@@ -1,4 +1,4 @@
-"""What a node says of itself. Sent to the nodes by value with `probe`: it imports no raytrain at the top."""
+"""What a node reports about itself. Sent by value with `probe`, so it must not import raytrain at the top."""
 
 import json
 import os
@@ -16,10 +16,10 @@ PACKAGES = ("ray", "torch", "deepspeed", "transformers")
 INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 SMI_TIMEOUT_S = 20.0
 TORCH_TIMEOUT_S = 90.0
-# The CUDA context and a tiny tensor.
+# For the CUDA context and a tiny tensor.
 GPU_NEEDS_BYTES = 1 << 30
 SMI_FIELDS = "uuid,name,memory.total,memory.free,driver_version"
-# In a process of its own: a broken driver hangs or crashes there, and the context's memory is given back with it.
+# Runs in a process of its own: a broken driver hangs or crashes only there, and the memory of the context is released.
 TORCH_SCRIPT = """
 import ctypes, json, torch
 found = {"torch_cuda": torch.version.cuda, "driver_cuda": None, "nccl": None, "gpus": [], "error": None}
@@ -47,10 +47,10 @@ print(json.dumps(found))
 
 
 def versions() -> dict[str, str | None]:
-    """Of Python and of what a worker runs; None: not installed."""
+    """Versions of Python and of the packages that a worker runs. None: not installed."""
     found: dict[str, str | None] = {"python": ".".join(map(str, sys.version_info[:3]))}
     try:
-        import raytrain  # what would be run, which is not always what pip installed
+        import raytrain  # the one that would run, which may differ from the one that pip installed
 
         found["raytrain"] = str(raytrain.__version__)
     except Exception:
@@ -64,7 +64,7 @@ def versions() -> dict[str, str | None]:
 
 
 def scrub(text: str) -> str:
-    """The first line of an error, without credentials: those inside a URI, and values of this process's secrets."""
+    """The first line of an error, without credentials in URIs and without the values of this process's secrets."""
     line = next((line.strip() for line in text.splitlines() if line.strip()), "")
     line = re.sub(r"://[^/@\s]*:[^/@\s]*@", "://***@", line)
     line = re.sub(r"(://[^\s?]*)\?[^\s:,;)\]]*", r"\1?***", line)
@@ -75,7 +75,7 @@ def scrub(text: str) -> str:
 
 
 def in_words(error: BaseException) -> str:
-    """An error in one line, without credentials."""
+    """An error as one line without credentials."""
     return scrub(f"{type(error).__name__}: {error}")
 
 
@@ -97,7 +97,7 @@ def about_node() -> dict[str, Any]:
 
 
 def about_gpus() -> dict[str, Any]:
-    """The fields of GpuFacts; takes as long as torch takes to be imported."""
+    """The fields of GpuFacts. Takes as long as the import of torch."""
     smi, driver = _ask_smi()
     roomy = [gpu for gpu in smi if gpu["free_bytes"] >= GPU_NEEDS_BYTES]
     is_tried = bool(roomy) or not smi
@@ -119,7 +119,7 @@ def about_gpus() -> dict[str, Any]:
 
 
 def _raylet_folders() -> tuple[str | None, str | None]:
-    """(folder of the object store's memory, folder for what is spilled) of the raylet that has started this process."""
+    """(directory of the object store, directory for spilled objects) of the raylet that started this process."""
     import psutil  # comes with Ray
 
     for parent in psutil.Process().parents():
@@ -137,7 +137,7 @@ def _session_dir() -> str | None:
 
 
 def _disks(folders: Mapping[str, str | None]) -> list[dict[str, Any]]:
-    """One entry a folder; folders on the same file system are told once. Memory is no disk."""
+    """One entry per file system, leaving out those in memory."""
     found: dict[int, dict[str, Any]] = {}
     for use, path in folders.items():
         if path is None or path.startswith("/dev/shm") or not os.path.isdir(path):
@@ -146,7 +146,7 @@ def _disks(folders: Mapping[str, str | None]) -> list[dict[str, Any]]:
         if device in found:
             found[device]["use"] += f", {use}"
             continue
-        # What root keeps for itself counts as taken, as it does for Ray.
+        # Blocks reserved for root count as used, as they do for Ray.
         total = (usage.f_blocks - usage.f_bfree + usage.f_bavail) * usage.f_frsize
         free = usage.f_bavail * usage.f_frsize
         found[device] = {"use": use, "path": path, "total_bytes": total, "free_bytes": free}
@@ -154,7 +154,7 @@ def _disks(folders: Mapping[str, str | None]) -> list[dict[str, Any]]:
 
 
 def _bytes_of_files(folder: str) -> int:
-    """What the files in a folder take of its file system."""
+    """Disk space used by the files in a folder."""
     total = 0
     for root, _, names in os.walk(folder):
         for name in names:
@@ -180,7 +180,7 @@ def _memory() -> dict[str, Any]:
 
 
 def _cgroup_memory() -> tuple[int | None, int]:
-    """(smallest limit of this process's cgroups, what that group holds without the page cache)."""
+    """(smallest limit of this process's cgroups, memory that this group uses without the page cache)."""
     tightest: tuple[int | None, int] = (None, 0)
     for folder in _cgroup_folders():
         for limit_name, used_name, cache in (
@@ -195,7 +195,7 @@ def _cgroup_memory() -> tuple[int | None, int]:
 
 
 def _cgroup_folders() -> list[str]:
-    """Of this process, from the innermost to the root of what is mounted here."""
+    """Folders of this process's cgroups, from the innermost to the outermost one that is mounted here."""
     folders = ["/sys/fs/cgroup/memory"]
     path = re.search(r"^0::(/.*)", _text("/proc/self", "cgroup"), re.MULTILINE)
     parts = path[1].strip("/").split("/") if path else []
@@ -235,7 +235,7 @@ def _network() -> dict[str, Any]:
 
 
 def _ask_smi() -> tuple[list[dict[str, Any]], str | None]:
-    """(the GPUs, version of the driver) by nvidia-smi, if it is there and works."""
+    """(GPUs, driver version) from nvidia-smi. Empty if it is missing or fails."""
     command = ["nvidia-smi", f"--query-gpu={SMI_FIELDS}", "--format=csv,noheader,nounits"]
     try:
         output = subprocess.run(command, capture_output=True, text=True, timeout=SMI_TIMEOUT_S, check=True).stdout
@@ -251,7 +251,7 @@ def _ask_smi() -> tuple[list[dict[str, Any]], str | None]:
 
 
 def _ask_torch(env: Mapping[str, str], is_tried: bool) -> dict[str, Any]:
-    """What TORCH_SCRIPT prints. `is_tried`: whether it is to compute something on a GPU."""
+    """The output of TORCH_SCRIPT. `is_tried`: whether it should compute something on a GPU."""
     nothing: dict[str, Any] = {"torch_cuda": None, "driver_cuda": None, "nccl": None, "gpus": []}
     script = TORCH_SCRIPT.replace("TRY", str(is_tried))
     try:
@@ -262,5 +262,5 @@ def _ask_torch(env: Mapping[str, str], is_tried: bool) -> dict[str, Any]:
         return {**nothing, "error": f"torch did not answer in {TORCH_TIMEOUT_S:g} s"}
     if done.returncode:
         last = (done.stderr.strip() or "no message").splitlines()[-1]
-        return {**nothing, "error": f"torch ended with exit code {done.returncode}: {last}"}
+        return {**nothing, "error": f"torch exited with code {done.returncode}: {last}"}
     return json.loads(done.stdout.splitlines()[-1])

@@ -1,8 +1,9 @@
-"""What runs on the nodes, one light actor each. It holds no CPU and no GPU.
+"""What runs on the nodes: one lightweight actor each, which holds no CPU and no GPU.
 
 This module and `node_facts` are sent to the nodes by value, so that a node with an old raytrain, or with none, can
-still say so. That is why the rest of raytrain is imported where it is needed, and answers are plain dicts (the fields
-of `facts`' classes). Several questions are answered at once: one that hangs on a broken mount leaves the others.
+report it. For the same reason they import the rest of raytrain only where it is needed and answer with plain dicts (the
+fields of the classes in `facts`). Methods run concurrently, so that one that hangs on a broken mount does not block the
+others.
 """
 
 import os
@@ -19,8 +20,8 @@ from raytrain.doctor.node_facts import about_gpus, about_node, in_words
 
 CONNECT_TIMEOUT_S = 3.0
 CONNECTIONS_AT_ONCE = 32
-WARM_UP_BYTES = 1 << 20  # more than what Ray keeps out of its object store
-# A network file system may show a new file late.
+WARM_UP_BYTES = 1 << 20  # larger than what Ray inlines instead of storing it in the object store
+# A network file system may show a new file with a delay.
 SEE_TIMEOUT_S = 5.0
 
 
@@ -32,10 +33,10 @@ class NodeProbe:
         self._listener: socket.socket | None = None
         self._made: list[str] = []
 
-    # --- the node itself ---
+    # --- the node ---
 
     def now(self) -> float:
-        """This node's clock, seconds since the epoch."""
+        """This node's clock, in seconds since the epoch."""
         return time.time()
 
     def facts(self) -> dict[str, Any]:
@@ -43,14 +44,14 @@ class NodeProbe:
         return about_node()
 
     def gpus(self) -> dict[str, Any]:
-        """The fields of GpuFacts; takes as long as torch takes to be imported."""
+        """The fields of GpuFacts. Takes as long as the import of torch."""
         return about_gpus()
 
     # --- ports ---
 
     def listen(self) -> tuple[str, int, str]:
-        """Open a port of the system's choice, as torch's rendezvous does. Returns (address, port, password); who
-        connects is sent the password, so that it knows whom it has reached."""
+        """Listen on an ephemeral port, as torch's rendezvous does. Returns (address, port, password). A client is sent
+        the password, which proves that it reached this node."""
         import ray
 
         password = secrets.token_hex(8)
@@ -59,7 +60,7 @@ class NodeProbe:
         return ray.util.get_node_ip_address(), self._listener.getsockname()[1], password
 
     def connect(self, targets: Mapping[str, tuple[str, int, str]]) -> dict[str, str]:
-        """Connect to what other nodes' `listen` gave. Returns what went wrong, by node."""
+        """Connect to what the `listen` of other nodes returned. Returns node -> error."""
         if not targets:
             return {}
         with ThreadPoolExecutor(min(len(targets), CONNECTIONS_AT_ONCE)) as pool:
@@ -69,11 +70,11 @@ class NodeProbe:
     # --- storage ---
 
     def write(self, path: str, folder: str, name: str) -> dict[str, Any]:
-        """Put a file of this node there, as a checkpoint's manifest is: written, then committed under its name."""
+        """Write a file as a checkpoint's manifest is written: to a temporary name, then committed under its own."""
         try:
             from raytrain.storage import Storage
 
-            # A folder that a node makes for this is taken away again, but one that was there before is not.
+            # Folders that a node creates for the test are removed again; existing folders are kept.
             self._made = _missing_folders(Storage(path).local_path())
             began_s = time.perf_counter()
             Storage(path).at(folder).commit_bytes(name, name.encode())
@@ -82,8 +83,8 @@ class NodeProbe:
             return {"error": in_words(error)}
 
     def read(self, path: str, folder: str, names: list[str]) -> dict[str, Any]:
-        """Read these files of all others. Returns the names of those that are not there, or are not what was written;
-        and seconds until the last of the rest was there, 0 when it was at the first look."""
+        """Read the files of all other participants. Returns the names of those that are missing or have other contents,
+        and the seconds until the last of the rest was visible; 0 if all were visible at the first look."""
         from raytrain.storage import Storage
 
         place = Storage(path).at(folder)
@@ -100,7 +101,8 @@ class NodeProbe:
         return {"unseen": missing, "seen_after_s": seen_after_s}
 
     def replace(self, path: str, folder: str, name: str) -> dict[str, str]:
-        """Commit over the file that is there, rename it, and delete it: what became of each, where it failed."""
+        """Overwrite the file by a commit, rename it, and delete it. Returns operation -> error, for those that
+        failed."""
         from raytrain.storage import Storage
 
         place, other, errors = Storage(path).at(folder), f"{name}.moved", {}
@@ -126,24 +128,24 @@ class NodeProbe:
         return errors
 
     def clear(self, path: str, folder: str) -> None:
-        """Take away what is left of all that, and the folders that this node has made for it, if they are empty."""
+        """Delete the test's folder, and the parent folders that this node created if they are empty."""
         from raytrain.storage import Storage
 
-        with suppress(OSError):  # another one is at it
+        with suppress(OSError):  # another node is deleting it
             Storage(path).at(folder).delete("")
         for made in self._made:
             try:
                 os.rmdir(made)
-            except FileNotFoundError:  # another one was faster
+            except FileNotFoundError:  # another node was faster
                 continue
-            except OSError:  # another one's file is still in it
+            except OSError:  # it still holds another node's file
                 return
 
     # --- object store ---
 
     def put(self, num_bytes: int) -> list[Any]:
-        """Put a tiny object and one of `num_bytes` into this node's store. The references stand in a list, so that Ray
-        does not fetch them by itself."""
+        """Put a tiny object and one of `num_bytes` into this node's store. The references are returned in a list, so
+        that Ray does not fetch the objects by itself."""
         import numpy as np
         import ray
 
@@ -151,7 +153,7 @@ class NodeProbe:
         return self._kept
 
     def fetch(self, box: list[Any], timeout_s: float) -> dict[str, Any]:
-        """Get another node's objects. Returns seconds of the second one, or the error."""
+        """Fetch another node's objects. Returns the seconds that the second one took, or the error."""
         import ray
 
         try:
@@ -163,19 +165,19 @@ class NodeProbe:
         return {"seconds": time.perf_counter() - began_s}
 
     def drop(self) -> None:
-        """Let go of the objects."""
+        """Release the objects."""
         self._kept = []
 
 
 class Reducer:
-    """An actor that takes part in an all-reduce, and is killed afterwards. Two of its methods may run at once."""
+    """An actor that takes part in an all-reduce and is killed afterwards. Two of its methods may run at once."""
 
     def __init__(self) -> None:
         self._address = ""
         self._has_opened = threading.Event()
 
     def address(self, timeout_s: float) -> str:
-        """Of rank 0, once it waits for the others. Raises TimeoutError."""
+        """Address of rank 0, once it waits for the others. Raises TimeoutError."""
         if not self._has_opened.wait(timeout_s):
             raise TimeoutError(f"rank 0 was not ready in {timeout_s:g} s")
         return self._address
@@ -183,14 +185,14 @@ class Reducer:
     def reduce(
         self, rank: int, world_size: int, backend: str, gpu: str | None, num_bytes: int, repeats: int, address: str
     ) -> dict[str, Any]:
-        """Sum `num_bytes` of fp32 over all processes, in the process group that workers form.
+        """Sum `num_bytes` of fp32 over all processes, in the same kind of process group that workers use.
 
         Args:
-            gpu: What CUDA_VISIBLE_DEVICES is set to; None: it is left.
-            address: Of rank 0; it itself is given an empty one.
+            gpu: Value for CUDA_VISIBLE_DEVICES. None: leave it unchanged.
+            address: Address of rank 0; empty on rank 0 itself.
 
         Returns:
-            Seconds of the fastest of `repeats`, or the error.
+            Seconds of the fastest of `repeats` all-reduces, or the error.
         """
         if gpu is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = gpu
@@ -219,7 +221,7 @@ class Reducer:
                     total = float(data[-1])  # also waits for a GPU
                     times.append(time.perf_counter() - began_s)
                     if total != world_size:
-                        return {"error": f"the sum of {world_size} ones came out as {total:g}"}
+                        return {"error": f"the sum of {world_size} ones was {total:g}"}
             return {"seconds": min(times[1:])}
         except Exception as error:
             return {"error": in_words(error)}
@@ -245,7 +247,7 @@ def _connect(host: str, port: int, password: str) -> str | None:
 
 
 def _missing_folders(path: str | None) -> list[str]:
-    """Of a local path and its parents those that are not there, the innermost first; of a URI none."""
+    """The missing folders among a local path and its parents, the innermost first. None are missing of a URI."""
     missing = []
     while path and not os.path.exists(path):
         missing.append(path)

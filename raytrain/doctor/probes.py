@@ -1,4 +1,4 @@
-"""The probes of all nodes, as the driver holds them: asked together, with a limit of time for each question."""
+"""The driver's handle on the probes of all nodes: asks them in parallel, with a timeout for each question."""
 
 import contextlib
 import queue
@@ -14,7 +14,7 @@ from raytrain.doctor.node_facts import in_words, scrub
 from raytrain.errors import first_line
 from raytrain.ray_core.actors import start_actor
 
-# Of one probe's methods at once: a question that hangs on a broken mount leaves the others.
+# Methods that run at once in a probe, so that one that hangs on a broken mount does not block the others.
 THREADS = 8
 CLOCK_READINGS = 7
 CLOCK_TIMEOUT_S = 5.0
@@ -23,10 +23,10 @@ Answers = tuple[dict[str, Any], dict[str, str]]
 
 
 class Probes:
-    """One actor a node, and one object in this process, which stands under HERE. A context: they end with it."""
+    """One actor per node, and one object in this process under HERE. Leaving the context kills the actors."""
 
     def __init__(self, node_ids: Iterable[str]):
-        """Returns at once."""
+        """Returns without waiting for the actors to start."""
         send_by_value()
         self._here = probe.NodeProbe()
         self._actors = {node: start_actor(probe.NodeProbe, node_id=node, max_concurrency=THREADS) for node in node_ids}
@@ -43,11 +43,11 @@ class Probes:
         """Call a method on several nodes at once.
 
         Args:
-            arguments: By node.
-            timeout_s: For all of them together.
+            arguments: Node -> arguments of the method.
+            timeout_s: Timeout for all nodes together.
 
         Returns:
-            (answers, why there is none), by node.
+            (node -> answer, node -> why it is missing).
         """
         own = _start(getattr(self._here, method), arguments[HERE]) if HERE in arguments else None
         asked = {
@@ -70,7 +70,7 @@ class Probes:
         return answers, errors
 
     def clock(self, node: str) -> Clock | None:
-        """A node's clock against ours; None: it does not answer."""
+        """Compare a node's clock with ours. None: it does not answer."""
         import ray
 
         readings = []
@@ -85,7 +85,7 @@ class Probes:
 
 
 def send_by_value() -> None:
-    """See `probe`."""
+    """Pickle the probe's modules by value; see `probe`."""
     from ray import cloudpickle
 
     for module in (probe, node_facts):
@@ -93,23 +93,23 @@ def send_by_value() -> None:
 
 
 def end(actors: Iterable[Any]) -> None:
-    """Kill them, whatever they do."""
+    """Kill the actors, even if they are busy."""
     import ray
 
     for actor in actors:
-        with contextlib.suppress(Exception):  # its node may be gone
+        with contextlib.suppress(Exception):  # its node may be dead
             ray.kill(actor)
 
 
 def collect(asked: Mapping[Any, str], timeout_s: float, *, is_joint: bool = False) -> Answers:
-    """Wait for answers.
+    """Collect the answers.
 
     Args:
         asked: Reference -> node.
-        is_joint: Whether they work together: once one of them has failed, the others get little time to see it.
+        is_joint: Whether the actors work together. After one of them fails, the others get only ECHO_S to finish.
 
     Returns:
-        (answers, why there is none), by node.
+        (node -> answer, node -> why it is missing).
     """
     import ray
 
@@ -127,18 +127,18 @@ def collect(asked: Mapping[Any, str], timeout_s: float, *, is_joint: bool = Fals
             has_failed |= node in errors or (isinstance(answers[node], dict) and "error" in answers[node])
         if is_joint and has_failed:
             until_s = min(until_s, time.monotonic() + ECHO_S)
-    late = [] if is_joint and has_failed else pending  # those only wait for the one that failed
+    late = [] if is_joint and has_failed else pending  # the pending ones only wait for the one that failed
     return answers, {**errors, **{asked[reference]: _late(timeout_s) for reference in late}}
 
 
 def cause(error: Exception) -> str:
-    """What Ray's error says, in one line without credentials."""
+    """The message of a Ray error, as one line without credentials."""
     import ray
 
     if isinstance(error, ray.exceptions.RayTaskError):
         return in_words(error.cause)
     text = str(error).strip()
-    # What came up while the actor was made stands at the end of a traceback.
+    # An error in an actor's constructor is at the end of a traceback.
     return scrub(text.splitlines()[-1] if "creation task" in text else first_line(text))
 
 
@@ -147,7 +147,7 @@ def _late(timeout_s: float) -> str:
 
 
 def _start(call: Any, words: tuple[Any, ...]) -> "queue.SimpleQueue[Any]":
-    """Call in a thread that nobody waits for at the end: this machine's mounts may hang, too."""
+    """Call in a daemon thread, which does not block exit: this machine's mounts may hang too."""
     answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""From raytrain's options to DeepSpeed's dictionary: pure, without torch, so that a mistake is found at once."""
+"""Translates raytrain's options to DeepSpeed's config. Pure, without torch, so that mistakes are found early."""
 
 import copy
 import difflib
@@ -7,7 +7,7 @@ from typing import Any
 from raytrain.config import CommunicationConfig, Precision, TrainingConfig
 from raytrain.errors import ConfigError
 
-# Dotted key in training.deepspeed -> what to do instead. A key owns everything below it.
+# Dotted key in training.deepspeed -> what to do instead. Applies to everything below the key too.
 _REFUSED: dict[str, str] = {
     "train_batch_size": "set training.global_batch_size",
     "train_micro_batch_size_per_gpu": "set training.micro_batch_size",
@@ -37,7 +37,7 @@ _REFUSED: dict[str, str] = {
     "prescale_gradients": "raytrain weights the loss by target counts itself",
     "gradient_predivide_factor": "raytrain weights the loss by target counts itself",
     "gradient_allreduce_op": "raytrain weights the loss by target counts itself",
-    # What follows changes where the optimizer state lies, so that a checkpoint could not be written from it.
+    # The following change the layout of the optimizer state into one that can't be checkpointed.
     "zero_optimization.elastic_checkpoint": "leave it out: raytrain's checkpoints load at any number of workers",
     "zero_optimization.round_robin_gradients": "leave it out: raytrain can't checkpoint that layout",
     "zero_optimization.parameter_alignment": "leave it out: raytrain can't checkpoint that layout",
@@ -57,8 +57,9 @@ _REFUSED: dict[str, str] = {
     "hybrid_engine": "leave it out",
     "autotuning": "leave it out",
 }
-# What may be set; a test holds the second against DeepSpeed's own list. Any other key is a typo, which DeepSpeed passes
-# over at the top level, and finds in the workers below it.
+# Allowed keys; a test compares the second list with DeepSpeed's own. Any other key is a typo, which DeepSpeed ignores
+# at
+# the top level and reports from the workers below it.
 _KNOWN = (
     *("communication_data_type", "disable_allgather", "dump_state", "disable_python_gc", "steps_per_print"),
     *("wall_clock_breakdown", "memory_breakdown", "zero_optimization", "zero_allow_untested_optimizer"),
@@ -79,11 +80,12 @@ KNOWN_OF_ZERO = (
 
 
 def check_deepspeed_overrides(overrides: dict[str, Any]) -> None:
-    """Refuse what raytrain owns. Raises ConfigError naming `training.deepspeed.<key>` and the option to set instead."""
+    """Reject keys that raytrain owns. Raises ConfigError with `training.deepspeed.<key>` and the option to set
+    instead."""
     for dotted in _dotted_keys(overrides):
         for refused, instead in _REFUSED.items():
             if dotted == refused or dotted.startswith(refused + "."):
-                raise ConfigError(f"training.deepspeed.{dotted} is raytrain's own: {instead}")
+                raise ConfigError(f"training.deepspeed.{dotted} is set by raytrain: {instead}")
     zero = overrides.get("zero_optimization", {})
     if not isinstance(zero, dict):
         raise ConfigError(
@@ -100,26 +102,26 @@ def check_deepspeed_overrides(overrides: dict[str, Any]) -> None:
 
 
 def _check_known(section: dict[str, Any], path: str, known: tuple[str, ...]) -> None:
-    """Raises ConfigError for a key that is not passed on."""
+    """Raises ConfigError for an unknown key."""
     for key in section:
         if key not in known:
             close = difflib.get_close_matches(str(key), known, 1)
             hint = f"; did you mean {path}.{close[0]}?" if close else f"; allowed: {', '.join(known)}"
-            raise ConfigError(f"{path}.{key} is no key that DeepSpeed has and raytrain passes on{hint}")
+            raise ConfigError(f"{path}.{key} is not a DeepSpeed option that raytrain passes on{hint}")
 
 
 def resolve_precision(
     precision: Precision, *, has_gpu: bool, gpu_has_bf16: bool, cpu_has_fp16: bool = False
 ) -> Precision:
-    """The number format that the workers really use.
+    """The precision that the workers use.
 
-    AUTO is bf16 on a GPU that has it, else fp16 on a GPU, else fp32. Raises ConfigError when the hardware can't.
+    AUTO becomes bf16 on a GPU that supports it, else fp16 on a GPU, else fp32. Raises ConfigError if it is unsupported.
 
     Args:
         precision: As configured.
-        has_gpu: Whether the workers hold GPUs.
-        gpu_has_bf16: Whether those GPUs compute in bf16.
-        cpu_has_fp16: What DeepSpeed's `get_accelerator().is_fp16_supported()` says on a CPU; the engine asks it.
+        has_gpu: Whether the workers use GPUs.
+        gpu_has_bf16: Whether those GPUs support bf16.
+        cpu_has_fp16: Result of DeepSpeed's `get_accelerator().is_fp16_supported()` on a CPU; queried by the engine.
     """
     if precision is Precision.AUTO:
         if not has_gpu:
@@ -133,11 +135,11 @@ def resolve_precision(
 
 
 def effective_zero_stage(zero_stage: int | str, precision: Precision) -> int:
-    """The ZeRO stage that DeepSpeed is given. `zero_stage`: not auto, which `zero_stage.settle` takes away.
+    """The ZeRO stage that DeepSpeed is given. `zero_stage`: not auto, which `zero_stage.settle` has resolved.
 
-    Stage 0 in a 16-bit format becomes stage 1, which computes the same. DeepSpeed 0.19.8's stage 0 would add
-    micro-batches up in 16 bits, ignore the hysteresis, and divide fp16 gradients by a loss scale that
-    `engine.backward` never multiplied into the loss.
+    Stage 0 in a 16-bit format becomes stage 1, which computes the same. In stage 0, DeepSpeed 0.19.8 would accumulate
+    micro-batches in 16 bits, ignore the hysteresis, and divide fp16 gradients by a loss scale that `engine.backward`
+    never multiplied into the loss.
     """
     assert isinstance(zero_stage, int), "settle comes first"
     return 1 if zero_stage == 0 and precision is not Precision.FP32 else zero_stage
@@ -146,10 +148,10 @@ def effective_zero_stage(zero_stage: int | str, precision: Precision) -> int:
 def build_deepspeed_config(
     training: TrainingConfig, *, precision: Precision, num_micro_steps: int, on_gpu: bool
 ) -> dict[str, Any]:
-    """DeepSpeed's configuration of one worker.
+    """The DeepSpeed config of a worker.
 
     Args:
-        training: The user's options; `training.deepspeed` is merged over the result. Raises ConfigError for keys in
+        training: The user's options. `training.deepspeed` is merged into the result; ConfigError is raised for keys in
             it that raytrain owns.
         precision: Resolved, not AUTO.
         num_micro_steps: Micro-batches of a full step on each worker. Steps may have fewer or more: the engine tells
@@ -162,7 +164,7 @@ def build_deepspeed_config(
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": training.micro_batch_size,
         "gradient_accumulation_steps": num_micro_steps,
-        # Stage 0 is clipped by the engine, which wants to see the norm before the update.
+        # Stage 0 is clipped by the engine, which needs the norm before the update.
         "gradient_clipping": training.gradient_clipping if stage else 0.0,
         "zero_optimization": _zero_section(stage, training.communication, on_gpu=on_gpu),
         "zero_force_ds_cpu_optimizer": False,
@@ -188,7 +190,7 @@ def _zero_section(stage: int, communication: CommunicationConfig, *, on_gpu: boo
         "stage": stage,
         "overlap_comm": (on_gpu and stage >= 2) if overlap == "auto" else overlap,
         "contiguous_gradients": True,
-        # DeepSpeed's 500 million would reserve 2 GB of fp32 beside a small model.
+        # DeepSpeed's default of 500 million would reserve 2 GB of fp32 next to a small model.
         "reduce_bucket_size": communication.bucket_elements,
         "allgather_bucket_size": communication.bucket_elements,
     }
@@ -202,7 +204,7 @@ def _fp16_section(training: TrainingConfig) -> dict[str, Any]:
         "initial_scale_power": scale.initial_power,
         "loss_scale_window": scale.window,
         "hysteresis": scale.hysteresis,
-        # DeepSpeed wants a whole number; the engine sets the exact minimum on the scaler.
+        # DeepSpeed requires an integer; the engine sets the exact minimum on the scaler.
         "min_loss_scale": max(1, int(scale.minimum)),
     }
 

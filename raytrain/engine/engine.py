@@ -1,6 +1,6 @@
-"""One optimizer step over micro-batches: DeepSpeed, told exactly what the gradient is.
+"""A DeepSpeed engine whose gradient is the mean over all targets of the global batch, however it is split.
 
-No Ray here: the engine runs in any group of processes in which torch.distributed is initialized.
+No Ray: the engine runs in any process group of torch.distributed.
 """
 
 import importlib
@@ -27,31 +27,31 @@ LossSumFn = Callable[[nn.Module, dict[str, Tensor]], Tensor]
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step did; all but `loss_sum` are the same on every worker."""
+    """The result of one step. All fields but `loss_sum` are the same on every worker."""
 
     grad_norm: float
-    """L2 norm of the whole gradient before clipping; inf or nan when a gradient was not finite."""
+    """L2 norm of the whole gradient before clipping; inf or nan if a gradient was not finite."""
     is_skipped: bool
-    """True: a gradient was not finite, so nothing was updated. In fp16 that is usual and lowers the loss scale; in
+    """True: a gradient was not finite, so the update was skipped. In fp16 this is normal and lowers the loss scale; in
     bf16 and fp32 (`loss_scale` is None) the run has diverged."""
     loss_scale: float | None
-    """Scale that this step used; None without fp16."""
+    """Loss scale of this step. None without fp16."""
     loss_sum: float
     """Sum of this worker's losses over its own targets, unscaled."""
 
 
 class Engine:
-    """A model, its AdamW and its ZeRO state on this worker.
+    """One worker's model, AdamW and ZeRO state.
 
-    Every method is collective unless it says otherwise: all workers call it, in the same order.
+    Every method is collective unless it says otherwise: all workers must call it in the same order.
     """
 
     module: nn.Module
-    """The model itself; under ZeRO-3 its parameters are empty outside a forward."""
+    """The model. Under ZeRO-3 its parameters are empty outside a forward pass."""
     copy_stream: "torch.cuda.Stream | None"
-    """Where a GPU's state is read beside the training; None on a CPU."""
+    """The stream on which a GPU's state is read during training. None on a CPU."""
     update_after: "torch.cuda.Event | None" = None
-    """Set there: what the next update, which changes that state, waits for on the GPU."""
+    """Event recorded there, which the next update of that state waits for on the GPU."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Engine:
         num_micro_steps: int,
     ):
         """Args:
-        model: fp32, on the CPU, the same weights on every worker. Parameters without requires_grad are not trained.
+        model: fp32, on the CPU, with the same weights on every worker. Parameters without requires_grad are frozen.
         training: The options.
         precision: Resolved (see `detect_precision`).
         device: This worker's device.
@@ -82,19 +82,20 @@ class Engine:
         self.deepspeed = _start_deepspeed(model, optimizer, config, device)
         self.optimizer: Any = self.deepspeed.optimizer
         if self.zero_stage in (1, 2) and not getattr(self.optimizer, "cpu_offload", False):
-            # It looks at one gradient after the other: a fifth of a small model's step on an H200, under a profiler.
-            # The norm, which DeepSpeed computes next, is not finite just when one of them is not, and says the same.
+            # DeepSpeed's overflow check looks at one gradient after the other, which takes a fifth of a small model's
+            # step
+            # on an H200 (profiled). The norm is computed next anyway, and is not finite exactly if a gradient is not.
             self.optimizer.check_overflow = lambda *_, **__: None
         self.module = self.deepspeed.module
         if precision is Precision.FP16:
             scaler = self.optimizer.loss_scaler
-            # At the minimum DeepSpeed raises; raytrain counts skipped steps and stops with its own sentence.
+            # At the minimum loss scale DeepSpeed raises; raytrain counts skipped steps and stops with its own message.
             scaler.raise_error_at_min_scale = False
             scaler.min_scale = training.loss_scale.minimum
 
     @property
     def loss_scale(self) -> float | None:
-        """The loss scale of the next step, None without fp16. Not collective."""
+        """The loss scale of the next step. None without fp16. Not collective."""
         return float(self.optimizer.loss_scaler.cur_scale) if self.precision is Precision.FP16 else None
 
     def train_step(
@@ -107,19 +108,19 @@ class Engine:
         """Apply the gradient of (sum of the loss over all targets of the global batch) / target_weight.
 
         Args:
-            micro_batches: This worker's, on its device; at least one, and as many on every worker. One without any
-                target is fine when its loss is 0 and still hangs on the model's output.
-            loss_sum_fn: Given the callable model and a micro-batch, the sum of the loss over its targets, fp32.
-            target_weight: Sum of the weights of the targets of the global batch, over all workers; without weights
+            micro_batches: This worker's micro-batches, on its device. At least one, and equally many on every worker. A
+                micro-batch without targets is allowed if its loss is 0 and still depends on the model's output.
+            loss_sum_fn: Maps (callable model, micro-batch) to the sum of the loss over its targets, in fp32.
+            target_weight: Sum of the weights of the targets of the global batch, over all workers. Without weights,
                 their number.
-            learning_rate: Of this update.
+            learning_rate: Learning rate of this update.
         """
-        if not self.module.training:  # from_pretrained gives models without dropout, and an evaluation turns it off
+        if not self.module.training:  # from_pretrained returns models in eval mode, and so does an evaluation
             self.train_mode()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        # DeepSpeed averages over workers and would divide by the accumulation steps of its config: the first is
-        # undone by the factor, the second is turned off, because a ragged last step has fewer of them.
+        # DeepSpeed averages over workers and would divide by the accumulation steps of its config. The factor undoes
+        # the first; the second is turned off, because a ragged last step has fewer micro-batches.
         factor = self.world_size / (target_weight or 1.0)
         loss_sum = torch.zeros((), device=self.device)
         for index, batch in enumerate(micro_batches):
@@ -133,18 +134,18 @@ class Engine:
         return StepResult(grad_norm, is_skipped, loss_scale, float(loss_sum))
 
     def train_mode(self) -> None:
-        """Dropout on. Not collective."""
+        """Turn dropout on. Not collective."""
         self.deepspeed.train()
 
     def eval_mode(self) -> None:
-        """Dropout off. Not collective."""
+        """Turn dropout off. Not collective."""
         self.deepspeed.eval()
 
     def full_state_dict(self) -> dict[str, Tensor] | None:
-        """The fp32 masters under the names of `module.state_dict()`, on the CPU of rank 0; None on the others.
+        """The fp32 master weights under the names of `module.state_dict()`, on the CPU of rank 0; None on other ranks.
 
         Tied weights share one tensor under each of their names; floating-point buffers are fp32 too. Parameters are
-        gathered one after the other, so a worker's device holds one whole fp32 parameter at a time.
+        gathered one at a time, so a worker's device holds one complete fp32 parameter at a time.
         """
         is_first = self.world_rank == 0
         gathered: dict[int, Tensor] = {}
@@ -160,12 +161,12 @@ class Engine:
         }
 
     def close(self) -> None:
-        """Take DeepSpeed's hooks off the model, so that another engine can be built in this process."""
+        """Remove DeepSpeed's hooks from the model, so that another engine can be built in this process."""
         self._let_copies_finish()
         self.deepspeed.destroy()
 
     def _let_copies_finish(self) -> None:
-        """What the GPU is given from now on comes after what is read on `copy_stream`."""
+        """Make further GPU work wait for what is being read on `copy_stream`."""
         if self.update_after is not None:
             torch.cuda.current_stream(self.device).wait_event(self.update_after)
             self.update_after = None
@@ -176,7 +177,7 @@ class Engine:
         return (math.inf if is_skipped else float(self.optimizer._global_grad_norm)), is_skipped
 
     def _update_unsharded(self) -> tuple[float, bool]:
-        """fp32 without ZeRO: DeepSpeed would neither tell the norm nor stop at one that is not finite."""
+        """fp32 without ZeRO: DeepSpeed would neither report the norm nor skip the update if it is not finite."""
         trained = [p for p in self.module.parameters() if p.requires_grad]
         norm = float(nn.utils.clip_grad_norm_(trained, self._clip or math.inf))
         if not math.isfinite(norm):
@@ -186,7 +187,7 @@ class Engine:
         return norm, False
 
     def _full_parameter(self, parameter: nn.Parameter) -> Tensor:
-        """The fp32 value of one parameter, whole, in its own shape. Collective under ZeRO."""
+        """The complete fp32 value of one parameter, in its own shape. Collective under ZeRO."""
         from deepspeed.utils import safe_get_full_fp32_param
 
         if self.zero_stage == 3 and not parameter.requires_grad:
@@ -200,9 +201,9 @@ class Engine:
 
 
 def make_adamw(model: nn.Module, optimizer: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over the trained parameters, in two groups: biases and normalization weights (1-D) are not decayed.
+    """AdamW over the trained parameters, in two groups: biases and normalization weights (1-D) have no weight decay.
 
-    Raises ConfigError when nothing is trained.
+    Raises ConfigError if nothing is trained.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
@@ -216,14 +217,14 @@ def make_adamw(model: nn.Module, optimizer: OptimizerConfig) -> torch.optim.Adam
         lr=optimizer.learning_rate,
         betas=(optimizer.beta1, optimizer.beta2),
         eps=optimizer.epsilon,
-        fused=True,  # one pass over memory, on a CPU too: there more than ten times as fast as torch's default
+        fused=True,  # one pass over memory; on a CPU more than ten times as fast as torch's default
     )
 
 
 def detect_precision(precision: Precision, device: torch.device) -> Precision:
     """`resolve_precision` for this worker's device. Raises ConfigError. Not collective."""
     if device.type == "cuda":
-        # Emulated, it is many times slower than fp16: T4, V100.
+        # Emulated bf16 is many times slower than fp16: T4, V100.
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return resolve_precision(precision, has_gpu=True, gpu_has_bf16=has_bf16)
     if precision is not Precision.FP16:
@@ -237,15 +238,15 @@ def detect_precision(precision: Precision, device: torch.device) -> Precision:
 
 def _start_deepspeed(model: nn.Module, optimizer: Any, config: dict[str, Any], device: torch.device) -> Any:
     _choose_accelerator(device)
-    # DeepSpeed insists on the variable of its own launcher. The device itself is given by `device_rank`.
+    # DeepSpeed requires the variable of its own launcher. The device itself is set by `device_rank`.
     os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
     import deepspeed
 
-    # DeepSpeed uses two collectives under the names that torch 2.13 deprecates; nobody here can act on that.
+    # DeepSpeed calls two collectives by names that torch 2.13 deprecates; users can't do anything about it.
     warnings.filterwarnings("ignore", r"`torch.distributed.(all_gather_into|reduce_scatter)_tensor`", FutureWarning)
     with _replaced("deepspeed.comm.torch", "build_shm_op", lambda: None):
-        # Its shared-memory collectives for CPUs need a C++ compiler and a minute at the first start, and a segment
-        # that a killed group left behind can hang the next one.
+        # DeepSpeed's shared-memory collectives for CPUs need a C++ compiler and a minute at the first start, and a
+        # segment left behind by a killed group can hang the next one.
         deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False)
     _restart_counters()
     with _replaced("deepspeed.runtime.bf16_optimizer", "see_memory_usage", lambda *_, **__: None):  # it prints
@@ -260,9 +261,9 @@ def _start_deepspeed(model: nn.Module, optimizer: Any, config: dict[str, Any], d
 
 
 def _restart_counters() -> None:
-    """ZeRO-3 numbers modules and parameters through a process's life, and compares the numbers between workers, some of
-    which may have had engines before, and others not: all begin at 0. An engine that failed inside a forward has also
-    left its modules on a stack."""
+    """Reset DeepSpeed's global counters. ZeRO-3 numbers modules and parameters over the life of a process and compares
+    the numbers between workers, which may have had different numbers of engines. An engine that failed inside a
+    forward pass has also left its modules on a stack."""
     from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK, DeepSpeedZeRoOffload
     from deepspeed.runtime.zero.partition_parameters import Init
 
@@ -272,13 +273,13 @@ def _restart_counters() -> None:
 
 
 def _choose_accelerator(device: torch.device) -> None:
-    """The worker's own, whatever DeepSpeed would take: a CPU worker may be on a machine with GPUs."""
+    """Set DeepSpeed's accelerator to the worker's device: a CPU worker may be on a machine with GPUs."""
     os.environ["DS_ACCELERATOR"] = device.type
 
 
 @contextmanager
 def _replaced(module_name: str, name: str, substitute: Any) -> Iterator[None]:
-    """Swap one attribute of a module. By name: as `import a.b as c`, deepspeed.comm.torch would be PyTorch itself."""
+    """Replace an attribute of a module, given by name: as `import a.b as c`, deepspeed.comm.torch would be PyTorch."""
     module = importlib.import_module(module_name)
     original = getattr(module, name)
     setattr(module, name, substitute)

@@ -1,8 +1,8 @@
-"""The process group of one worker group, in processes that outlive it. No Ray in here.
+"""The process group of one worker group, in processes that outlive it. No Ray.
 
-A worker's process forms a group, trains, takes the group down, and forms the next one with other neighbours: what it
-has imported, and the device that it has opened, stay. torch.distributed and DeepSpeed keep the group in globals, so
-both are told that it is gone.
+A worker's process forms a group, trains, takes the group down, and forms the next one with other peers, keeping its
+imports and its open device. torch.distributed and DeepSpeed keep the group in globals, so both must be told that it
+has ended.
 """
 
 import socket
@@ -16,19 +16,19 @@ import torch.distributed as dist
 
 from raytrain.steps.batches import World
 
-# How long the workers of a group wait for each other: processes that start on a loaded machine import for a minute.
+# How long the workers of a group wait for each other: on a busy machine, a new process may import for a minute.
 FORM_TIMEOUT_S = 300.0
-# The driver ends a group that hangs. Its workers find out by themselves only when the driver can't.
+# The driver ends a group that hangs. This is how its workers find out if the driver can't.
 DRIVER_FIRST_S = 60.0
 NEVER_S = 30 * 86400.0
 
 
 def connect(world: World, address: str, listener: socket.socket | None) -> dist.Store:
-    """The key-value store through which the workers find each other; rank 0's process holds it.
+    """The key-value store through which the workers find each other. It lives in rank 0's process.
 
     Args:
         address: host:port of rank 0.
-        listener: Rank 0's socket, which listens at that address; the others give None.
+        listener: Rank 0's socket, listening at that address. None on other ranks.
 
     Raises:
         torch.distributed.DistError: Rank 0 is gone.
@@ -47,18 +47,19 @@ def connect(world: World, address: str, listener: socket.socket | None) -> dist.
 
 @contextmanager
 def process_group(world: World, backend: str, store: dist.Store, patience_s: float | None = None) -> Iterator[None]:
-    """Form the group of all the workers of `world`, and take it down at the end of the `with` block.
+    """Form the group of all workers of `world`, and take it down at the end of the `with` block.
 
     Args:
         backend: gloo or nccl.
-        store: Shared by the workers, see `connect`.
-        patience_s: Seconds in which something gets done in a group that does not hang; None: it is waited for.
+        store: The workers' common store, see `connect`.
+        patience_s: Seconds after which a collective counts as hanging. None: never.
 
     Raises:
-        RuntimeError: The others did not come in time, or left.
+        RuntimeError: The other workers did not join in time, or left.
     """
-    # torch numbers a process's groups, and the number is part of the names under which workers find each other. One
-    # that failed to form is counted, but nothing counts it down: the next group's workers would never meet.
+    # torch numbers the groups of a process, and the number is part of the keys by which workers find each other. A
+    # group
+    # that failed to form is counted but never discounted, so the workers of the next group would not meet.
     dist.distributed_c10d._world.group_count = 0
     dist.init_process_group(
         backend,
@@ -79,10 +80,10 @@ def collective_timeout_s(patience_s: float | None) -> float:
 
 
 def take_down() -> None:
-    """End the process group, whether all went well in it or not."""
+    """End the process group, whether or not it failed."""
     deepspeed_comm: Any = sys.modules.get("deepspeed.comm.comm")
     if deepspeed_comm is None or deepspeed_comm.cdb is None:
         dist.destroy_process_group()
         return
-    deepspeed_comm.destroy_process_group()  # forgets the groups that DeepSpeed has made of it, too
+    deepspeed_comm.destroy_process_group()  # also forgets the groups that DeepSpeed derived from it
     deepspeed_comm.cdb = None

@@ -1,4 +1,4 @@
-"""Checking a cluster file before anything is launched: with Ray's own code, and for what Ray does not look at."""
+"""Checks a cluster file before anything is launched: with Ray's own code, and for what Ray does not check."""
 
 import math
 import os
@@ -25,31 +25,31 @@ from raytrain.ray_core.nodes import demands
 from raytrain.runs.preflight import local_paths
 
 UNBOUNDED = 10**6  # nodes
-SIGNS = {"provider", "kind", "groups"}  # one of these at its top makes a file one that is read here
+SIGNS = {"provider", "kind", "groups"}  # a file with one of these top-level keys can be checked
 OPERATORS = (";", "&&", "||", "|", "&")  # of a shell
 OVERRIDE = re.compile(r"[a-z_]+(\.\w+)*=.*", re.DOTALL)
 
 
 @dataclass
 class Report:
-    """What `check` found."""
+    """The result of a check."""
 
     path: str
     problems: list[Problem] = field(default_factory=list)
-    """What keeps the cluster or the run from working, or opens it to others."""
+    """What would make the cluster or the run fail, or expose it to others."""
     notes: list[str] = field(default_factory=list)
     groups: list[NodeGroup] = field(default_factory=list)
     most_nodes: float = math.inf
-    """Beside the head, of all kinds together."""
+    """Maximum number of nodes of all types together, besides the head."""
     launches: list[str] = field(default_factory=list)
-    """What would be launched for the run, a sentence each."""
+    """What would be launched for the run, one sentence each."""
     prices: Mapping[str, float] = field(default_factory=dict)
-    """Dollars for an hour of a node, by its name."""
+    """Node name -> dollars per hour."""
     unchanged: list[tuple[int, str]] = field(default_factory=list)
     """Lines that are still marked to be changed."""
 
     def lines(self) -> list[str]:
-        """The report for the terminal, a line each."""
+        """The report as lines for the terminal."""
         lines = [f"{self.path}: {len(self.problems)} problem{'s' * (len(self.problems) != 1)}"]
         lines += [f"  {problem}" for problem in self.problems]
         if self.groups:
@@ -65,7 +65,7 @@ class Report:
         return lines
 
     def _cost_line(self) -> str:
-        """What the nodes cost an hour."""
+        """The cost of the nodes per hour."""
         known = [group for group in self.groups if group.name in self.prices]
         fewest = sum(group.min_nodes * self.prices[group.name] for group in known)
         most, left = 0.0, self.most_nodes
@@ -81,13 +81,13 @@ def check_cluster_file(path: str, config: RunConfig | None = None, prices: Mappi
     """Check a cluster file.
 
     Args:
-        path: A `ray up` file, Kubernetes manifests, or a file of Prometheus rules; of any other kind of file only the
-            lines that are still to be changed are found.
-        config: A run's, whose workers the nodes must hold.
-        prices: Dollars for an hour of a node, by its name.
+        path: A `ray up` file, Kubernetes manifests, or a file of Prometheus rules. In other files, only the lines that
+            must still be changed are reported.
+        config: Config of a run whose workers the nodes must hold.
+        prices: Node name -> dollars per hour.
 
     Raises:
-        ConfigError: The file can't be read, or is none of these; or a price is that of no node.
+        ConfigError: The file can't be read, or is of an unknown kind; or a price names a node that does not exist.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -99,7 +99,9 @@ def check_cluster_file(path: str, config: RunConfig | None = None, prices: Mappi
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if not is_yaml and not any(isinstance(one, dict) and SIGNS & one.keys() for one in documents):
         if config is not None or prices:
-            raise ConfigError(f"{path} is no `ray up` file and no manifest: --config and --price mean nothing for it")
+            raise ConfigError(
+                f"{path} is not a `ray up` file or a manifest, so --config and --price do not apply to it"
+            )
         return _unread(path, text)
     report = Report(path, prices=dict(prices or {}), unchanged=marked_lines(text))
     if not documents or not all(isinstance(document, dict) for document in documents):
@@ -119,7 +121,7 @@ def check_cluster_file(path: str, config: RunConfig | None = None, prices: Mappi
 
 
 def _documents(text: str, *, is_yaml: bool) -> list[Any]:
-    """Of YAML; of a file that need not be any, none when it is not. Raises yaml.YAMLError."""
+    """The documents of a YAML text. [] if `is_yaml` is false and it is not YAML. Raises yaml.YAMLError."""
     try:
         return [document for document in yaml.safe_load_all(text) if document is not None]
     except yaml.YAMLError:
@@ -129,10 +131,10 @@ def _documents(text: str, *, is_yaml: bool) -> list[Any]:
 
 
 def _unread(path: str, text: str) -> Report:
-    """Of a file that other programs check."""
+    """Report on a file that other programs check."""
     note = (
-        "no YAML: only what is still to be changed is looked for. Scripts are shellcheck's to judge, a Dockerfile is "
-        "hadolint's, and an environment file is read when a run starts (training.communication.network)"
+        "not YAML: only lines that must still be changed are reported. Check scripts with shellcheck and Dockerfiles "
+        "with hadolint; an environment file is read when a run starts (training.communication.network)"
     )
     return Report(path, notes=[note], unchanged=marked_lines(text))
 
@@ -144,7 +146,9 @@ def _check_ray_up(report: Report, raw: dict[str, Any], config: RunConfig | None)
         report.problems.append(problem)
         return
     if raw["provider"].get("type") not in CLOUDS:
-        report.notes.append(f"what a node offers is found out on the node (provider {raw['provider'].get('type')})")
+        report.notes.append(
+            f"the resources of a node are only known on the node (provider {raw['provider'].get('type')})"
+        )
         return
     places = {name: f"available_node_types.{name}" for name in raw.get("available_node_types", {})}
     _check_groups(report, autoscaling, places, config)
@@ -177,7 +181,7 @@ def _check_kubernetes(report: Report, documents: list[dict[str, Any]], config: R
 
 
 def _as_submitted(report: Report, config: RunConfig, entrypoint: str) -> RunConfig:
-    """The config with what a RayJob's command overrides; what is wrong there goes to the report."""
+    """The config with the overrides of a RayJob's command. Mistakes in them are added to the report."""
     for override in _overrides_of(entrypoint):
         try:
             config = parse_config(config.model_dump(mode="json", exclude_unset=True), [override])
@@ -187,10 +191,10 @@ def _as_submitted(report: Report, config: RunConfig, entrypoint: str) -> RunConf
 
 
 def _overrides_of(entrypoint: str) -> list[str]:
-    """`key=value` words of the first `raytrain train` or `tune` in a shell's command; [] when it can't be read."""
+    """`key=value` words of the first `raytrain train` or `tune` in a shell command. [] if it can't be parsed."""
     try:
         words = [part for word in shlex.split(entrypoint) for part in (shlex.split(word) if " " in word else [word])]
-    except ValueError:  # quotes left open, which the shell will say
+    except ValueError:  # unbalanced quotes, which the shell reports
         return []
     starts = [i for i in range(1, len(words)) if words[i - 1] == "raytrain" and words[i] in ("train", "tune")]
     found = []
@@ -218,17 +222,19 @@ def _check_groups(
         if name not in names:
             raise ConfigError(f"--price {name}: the file has no such nodes; allowed: {', '.join(names)}")
     if not report.prices:
-        report.notes.append(f"give --price {names[-1]}=DOLLARS for each kind of node to see what an hour costs")
+        report.notes.append(f"give --price {names[-1]}=DOLLARS for each type of node to see the cost per hour")
 
 
 def _group_problems(groups: list[NodeGroup], worker_cpus: int | None) -> Iterator[Problem]:
-    """What is wrong with the nodes, whatever runs on them; worker_cpus: workers.cpus, when a config is given."""
+    """Problems of the nodes, whatever runs on them. `worker_cpus`: workers.cpus, if a config is given."""
     gpu_groups = [group for group in groups if group.num_gpus and group.max_nodes]
     for group in gpu_groups:
         wanted = group.num_gpus * (worker_cpus or 1)
         whose = f"workers.cpus {worker_cpus}" if worker_cpus else "one for each worker"
         if group.is_head:
-            yield Problem(f"{group.place}.resources", "the head has a GPU; its loss ends the run, so give it no work")
+            yield Problem(
+                f"{group.place}.resources", "the head has a GPU; its loss ends the run, so run no workers on it"
+            )
         elif group.num_cpus < wanted:
             yield Problem(
                 f"{group.place}.resources.CPU",
@@ -249,13 +255,13 @@ def _group_problems(groups: list[NodeGroup], worker_cpus: int | None) -> Iterato
     if gpu_groups and most < 1:
         yield Problem(
             ", ".join(group.place for group in groups if not group.num_gpus and not group.is_head) or "the nodes",
-            "no CPU for Ray Data beside the workers' own: a run would wait for ever; allow for one CPU node "
+            "no CPU for Ray Data beside the workers' own: a run would wait indefinitely; allow one CPU node "
             "(max_workers or maxReplicas 1)",
         )
 
 
 def _check_run(report: Report, autoscaling: Mapping[str, Any], config: RunConfig) -> None:
-    """What the run's workers ask, against what the nodes offer, and what that launches."""
+    """Compare the requirements of the run's workers with the nodes, and report what would be launched."""
     workers = config.workers
     gpus = sum(group.num_gpus * group.max_nodes for group in report.groups)
     use_gpu = bool(gpus) if workers.gpu == "auto" else workers.gpu
@@ -276,17 +282,17 @@ def _check_run(report: Report, autoscaling: Mapping[str, Any], config: RunConfig
 
 
 def _beyond_the_file(config: RunConfig, groups: list[NodeGroup]) -> Iterator[str]:
-    """What a run needs as well, and no cluster file says."""
+    """Requirements of a run that no cluster file mentions."""
     relative = list(dict.fromkeys(key for key, path in local_paths(config) if not os.path.isabs(path)))
     if relative:
         yield (
-            f"{', '.join(relative)}: relative paths, which mean nothing on the nodes; give those of a folder that all "
-            "have mounted, in the config or on the command line"
+            f"{', '.join(relative)}: relative paths have no meaning on the nodes; give those of a folder that all "
+            "nodes have mounted, in the config or on the command line"
         )
     largest = max(groups, key=lambda group: group.num_gpus * group.max_nodes, default=None)
     if largest is not None and largest.num_gpus:
         size = f"--nodes {largest.max_nodes} --gpus-per-node {largest.num_gpus}"
-        yield f"whether the model fits into the GPUs' memory is said by: raytrain plan CONFIG --gpu GPU {size}"
+        yield f"to check whether the model fits into the GPUs' memory: raytrain plan CONFIG --gpu GPU {size}"
 
 
 def _check_size(
@@ -333,7 +339,7 @@ def _workers(count: int) -> str:
 
 
 def read_prices(words: Iterable[str]) -> dict[str, float]:
-    """Dollars an hour by a node's name, from `name=dollars` words. Raises ConfigError."""
+    """Node name -> dollars per hour, from `name=dollars` words. Raises ConfigError."""
     prices: dict[str, float] = {}
     for word in words:
         name, _, text = word.partition("=")

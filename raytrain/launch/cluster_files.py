@@ -1,6 +1,6 @@
-"""The cluster files that come with raytrain, and filling them in: what is not asked about stays, comments too.
+"""Renders the cluster files that come with raytrain. Only the requested values change; comments are kept.
 
-Lines that a user must change carry the mark `# CHANGE`; a line that an answer fills in loses it.
+Lines that a user must change end with `# CHANGE`; filling one in removes the mark.
 """
 
 import json
@@ -18,40 +18,40 @@ from raytrain.launch.cluster_rules import CLOUDS, name_problem
 from raytrain.launch.machines import gpus_of, machine_problem, region_problem
 
 MARK = "# CHANGE"
-REPOSITORY = "registry.example.com/raytrain"  # the images' placeholder
+REPOSITORY = "registry.example.com/raytrain"  # placeholder for the repository of the images
 Place = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What `raytrain cluster render` asks. None: stays as it is in the file."""
+    """Options of `raytrain cluster render`. None: keep the value in the file."""
 
     name: str | None = None
-    """The cluster's, or the RayJob's."""
+    """Name of the cluster or the RayJob."""
     image: str | None = None
-    """The images' repository, without a tag: `ghcr.io/me/raytrain`."""
+    """Repository of the images, without a tag: `ghcr.io/me/raytrain`."""
     region: str | None = None
     gpus: int | None = None
-    """Most GPUs on spot, rounded up to whole nodes; and as many on demand behind them."""
+    """Maximum number of spot GPUs, rounded up to whole nodes. The same number on demand is the fallback."""
     gpus_per_node: int | None = None
-    """As the machine type has, where that is given and known."""
+    """Default: the number of GPUs of the machine type, if it is given and known."""
     gpu_machine: str | None = None
-    """Machine type of the GPU nodes, in the cloud's words."""
+    """Machine type of the GPU nodes, as the cloud names it."""
     spot: bool = True
-    """False: no spot nodes."""
+    """False: use no spot nodes."""
     cpus_per_worker: int | None = None
-    """CPUs that each GPU's worker holds, `workers.cpus` of the config."""
+    """CPUs per GPU, that is per worker: `workers.cpus` of the config."""
 
 
 def render(name: str, answers: Answers) -> str:
     """A shipped cluster file, filled in.
 
     Args:
-        name: Of a shipped file, such as aws or rayjob_train; or a path to a file made from one.
-        answers: Whatever is known.
+        name: Name of a shipped file, such as aws or rayjob_train, or path to a file made from one.
+        answers: The values to fill in.
 
     Raises:
-        ConfigError: No such file, or the file has no place for an answer.
+        ConfigError: There is no such file, or it has no place for an answer.
     """
     path = find_cluster_file(name)
     text = Path(path).read_text(encoding="utf-8")
@@ -66,7 +66,7 @@ def render(name: str, answers: Answers) -> str:
             raise ConfigError(f"{option} {wrong}")
     if answers.image is not None:
         text = _replace_image(text, answers.image)
-    if answers.region is not None:  # the line is still marked: the file system's own name is the user's
+    if answers.region is not None:  # still marked: the user must enter the ID of the file system
         text = re.sub(r"(?<=\.efs\.)[a-z0-9-]+(?=\.amazonaws)", answers.region, text)
     edits = _cloud_edits(text, kind, answers) if kind in CLOUDS else _kuberay_edits(text, kind, answers)
     for place, value in edits:
@@ -77,7 +77,7 @@ def render(name: str, answers: Answers) -> str:
 
 
 def describe(name: str) -> str:
-    """What a shipped file is: the first sentence of its head, or, since JSON has no comments, of its description."""
+    """The first sentence of a shipped file's head comment or, since JSON has no comments, of its description."""
     text = Path(find_cluster_file(name)).read_text(encoding="utf-8")
     if name.endswith(".json"):
         return str(json.loads(text)["description"]).partition(". ")[0]
@@ -87,10 +87,10 @@ def describe(name: str) -> str:
 
 
 def write_rendered(text: str, out: str, *, overwrite: bool = False) -> str:
-    """Write a rendered file; returns what to tell the user. `-`: write nothing, and return the text.
+    """Write a rendered file, and return a message for the user. With `-` nothing is written and the text is returned.
 
     Raises:
-        ConfigError: It is there already, or can't be written.
+        ConfigError: The file exists already, or can't be written.
     """
     if out == "-":
         return text
@@ -99,7 +99,7 @@ def write_rendered(text: str, out: str, *, overwrite: bool = False) -> str:
         with open(out, "w" if overwrite else "x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise ConfigError(f"{out} is there already; name another file, or give --overwrite") from None
+        raise ConfigError(f"{out} exists already; name another file, or give --overwrite") from None
     except OSError as error:
         raise ConfigError(f"can't write {out}: {error.strerror}") from None
     left = "".join(f"  {number}: {line}\n" for number, line in marked_lines(text))
@@ -107,25 +107,26 @@ def write_rendered(text: str, out: str, *, overwrite: bool = False) -> str:
 
 
 def _in_comments(text: str, old: str, new: str) -> str:
-    """The text with a pattern replaced in the lines that are comments, which tell what to type."""
+    """Replace a pattern in comment lines only: these show commands for the user to type."""
     lines = text.split("\n")
     return "\n".join(re.sub(old, lambda _: new, line) if line.startswith("#") else line for line in lines)
 
 
 def marked_lines(text: str) -> list[tuple[int, str]]:
-    """Lines that are still to be changed: their number, from 1, and their text. Marked ones, and those whose mark is
-    gone and placeholder is not. Comments that only speak of the mark don't count."""
+    """Lines that the user must still change, as (line number from 1, text): marked lines, and lines that still contain
+    a
+    placeholder. Comments that only mention the mark don't count."""
     lines = enumerate(text.splitlines(), 1)
-    spoken = re.compile(r"\s*#(?!SBATCH )")  # Slurm's settings are comments to the shell
+    spoken = re.compile(r"\s*#(?!SBATCH )")  # Slurm's options are comments to the shell
     left = re.compile(rf"{MARK}|\bCHANGE\b|\bregistry\.example\.com\b")
     return [(number, line.strip()) for number, line in lines if left.search(line) and not spoken.match(line)]
 
 
 def set_value(text: str, place: Place, value: str | int) -> str:
-    """YAML text with one scalar replaced, and the mark taken off its line.
+    """Replace one scalar in a YAML text, and remove the mark from its line.
 
     Raises:
-        ConfigError: The file has no such place, or something else than a scalar there.
+        ConfigError: The file has no such place, or the value there is not a scalar.
     """
     node = _find(yaml.compose(text), place)
     written = str(value)
@@ -148,12 +149,12 @@ def _find(node: yaml.Node | None, place: Place) -> yaml.ScalarNode:
             raise ConfigError(f"this file has no {dotted(place)}, which the answers would fill in")
         node = children[part]
     if not isinstance(node, yaml.ScalarNode):
-        raise ConfigError(f"{dotted(place)} is no single value in this file")
+        raise ConfigError(f"{dotted(place)} is not a single value in this file")
     return node
 
 
 def dotted(place: Place) -> str:
-    """A place in a YAML document, for people."""
+    """A place in a YAML document, as a dotted path for messages."""
     return ".".join(str(part) for part in place)
 
 
@@ -162,10 +163,10 @@ def _without_mark(line: str) -> str:
 
 
 def _replace_image(text: str, image: str) -> str:
-    """The repository everywhere, in commands too."""
+    """Replace the repository everywhere, in commands too."""
     if not re.fullmatch(r"[a-z0-9.-]+(:[0-9]+)?(/[a-z0-9._-]+)+", image):
         raise ConfigError(
-            f"--image {image!r} is no image's repository; give it without a tag, like ghcr.io/me/raytrain"
+            f"--image {image!r} is not a repository of images; give it without a tag, like ghcr.io/me/raytrain"
         )
     lines = []
     for line in text.split("\n"):
@@ -176,7 +177,7 @@ def _replace_image(text: str, image: str) -> str:
 
 
 def _kind(path: str, text: str) -> str:
-    """aws, gcp, azure, local, RayCluster or RayJob; or '' for a file that nothing is known about."""
+    """aws, gcp, azure, local, RayCluster or RayJob; '' for any other file."""
     if Path(path).suffix not in (".yaml", ".yml"):
         return ""
     try:
@@ -189,14 +190,14 @@ def _kind(path: str, text: str) -> str:
 
 
 def _cloud_edits(text: str, kind: str, answers: Answers) -> Iterator[tuple[Place, str | int]]:
-    """Places of a `ray up` file, and what to write there."""
+    """Places in a `ray up` file and their new values."""
     types = yaml.safe_load(text)["available_node_types"]
     groups = {name: group for name, group in types.items() if group["resources"].get("GPU")}
     if answers.name is not None:
         yield ("cluster_name",), answers.name
     if answers.region is not None:
         yield ("provider", "location" if kind == "azure" else "region"), answers.region
-        # On AWS zones that a region does not have are passed over; on GCP there can be one only.
+        # On AWS, zones that a region does not have are skipped; on GCP only one zone is allowed.
         zone = {"aws": ",".join(f"{answers.region}{z}" for z in "abc"), "gcp": f"{answers.region}-a"}.get(kind)
         if zone:
             yield ("provider", "availability_zone"), zone
@@ -222,7 +223,7 @@ def _cloud_edits(text: str, kind: str, answers: Answers) -> Iterator[tuple[Place
 
 
 def _gpus_per_node(kind: str, answers: Answers) -> int | None:
-    """As asked, or as the machine type has; None: as in the file. Raises ConfigError when the two are not the same."""
+    """As requested, or as the machine type has; None: keep the file's. Raises ConfigError if the two differ."""
     asked, machine = answers.gpus_per_node, answers.gpu_machine
     has = None if machine is None else gpus_of(kind, machine)
     if asked is not None and has is not None and asked != has:
@@ -231,20 +232,20 @@ def _gpus_per_node(kind: str, answers: Answers) -> int | None:
 
 
 def _scaled(amounts: dict[str, str], factor: float) -> dict[str, str]:
-    """CPUs and memory of a pod that holds so many times as many GPUs; whole numbers with Kubernetes' units."""
+    """CPUs and memory of a pod, scaled by a factor. Whole numbers, with Kubernetes' units."""
     parts = {key: re.fullmatch(r"(\d+)(\D*)", str(amounts[key])) for key in ("cpu", "memory") if key in amounts}
     return {key: f"{math.ceil(int(part[1]) * factor)}{part[2]}" for key, part in parts.items() if part}
 
 
 def _kuberay_edits(text: str, kind: str, answers: Answers) -> Iterator[tuple[Place, str | int]]:
-    """Places of a RayCluster or RayJob, and what to write there; of other files only the name."""
+    """Places in a RayCluster or RayJob and their new values; in other files only the name."""
     unasked: dict[str, object] = {"region": answers.region, "gpu-machine": answers.gpu_machine}
     if kind not in ("RayCluster", "RayJob"):
         unasked |= {"gpus": answers.gpus, "gpus-per-node": answers.gpus_per_node}
         unasked |= {"on-demand": None if answers.spot else True}
     for option, value in unasked.items():
         if value is not None:
-            raise ConfigError(f"this file has no place for --{option}; change its lines marked {MARK} by hand")
+            raise ConfigError(f"this file has no place for --{option}; edit its lines marked {MARK} by hand")
     if answers.name is not None:
         yield ("cluster_name",) if kind == "local" else ("metadata", "name"), answers.name
     if kind not in ("RayCluster", "RayJob"):

@@ -1,4 +1,4 @@
-"""What nodes a cluster file describes, and which of them Ray's own autoscaler would launch."""
+"""The node types that a cluster file describes, and which of them Ray's own autoscaler would launch."""
 
 import copy
 import logging
@@ -12,13 +12,13 @@ Resources = Mapping[str, float]
 
 @dataclass(frozen=True)
 class NodeGroup:
-    """Nodes of one kind."""
+    """Nodes of one type."""
 
     name: str
     place: str
     """Dotted path in the file."""
     resources: Resources
-    """What a node offers to Ray."""
+    """Resources that a node offers to Ray."""
     min_nodes: int
     max_nodes: int
     is_head: bool = False
@@ -26,20 +26,20 @@ class NodeGroup:
 
     @property
     def num_gpus(self) -> int:
-        """GPUs of a node."""
+        """GPUs per node."""
         return int(self.resources.get("GPU", 0))
 
     @property
     def num_cpus(self) -> int:
-        """CPUs that a node offers, which need not be all that it has."""
+        """CPUs that a node offers to Ray, which may be fewer than it has."""
         return int(self.resources.get("CPU", 0))
 
 
 def ray_up_config(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """A `ray up` file as Ray completes it: with its defaults, checked against its schema.
+    """A `ray up` file with Ray's defaults filled in, validated by Ray's schema.
 
     Raises:
-        ValueError: Or jsonschema's ValidationError, or what else Ray raises for a file that it can't use.
+        ValueError: Ray can't use the file. Ray also raises jsonschema's ValidationError and others.
     """
     from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -50,14 +50,14 @@ def ray_up_config(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def kuberay_config(metadata: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
-    """What Ray's autoscaler makes of a RayCluster.
+    """The autoscaler config that Ray derives from a RayCluster.
 
     Args:
-        metadata: Of the RayCluster, or of the RayJob that makes one.
-        spec: Of the RayCluster.
+        metadata: Metadata of the RayCluster, or of the RayJob that creates one.
+        spec: Spec of the RayCluster.
 
     Raises:
-        ValueError: Or AssertionError, or KeyError: Ray can't read it.
+        ValueError: Ray can't read it. Ray also raises AssertionError and KeyError.
     """
     from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
@@ -67,7 +67,7 @@ def kuberay_config(metadata: Mapping[str, Any], spec: Mapping[str, Any]) -> dict
 
 @contextmanager
 def _quiet_ray() -> Iterator[None]:
-    """Ray logs what it fills in, and aborts a command line on its own: neither is for our user."""
+    """Silences Ray's log of filled-in defaults, and turns its exit from the process into an exception."""
     logger = logging.getLogger("ray.autoscaler")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -78,11 +78,11 @@ def _quiet_ray() -> Iterator[None]:
 
 
 def node_groups(autoscaling: Mapping[str, Any], places: Mapping[str, str]) -> list[NodeGroup]:
-    """The node types of Ray's autoscaler.
+    """The node types of an autoscaler config.
 
     Args:
-        autoscaling: What `ray_up_config` or `kuberay_config` gives.
-        places: Where each type stands in the user's file.
+        autoscaling: Result of `ray_up_config` or `kuberay_config`.
+        places: Node type -> its dotted path in the user's file.
     """
     head = autoscaling["head_node_type"]
     return [
@@ -102,15 +102,15 @@ def node_groups(autoscaling: Mapping[str, Any], places: Mapping[str, str]) -> li
 def nodes_for(
     autoscaling: Mapping[str, Any], demands: Iterable[Resources], refused: Iterable[str] = ()
 ) -> tuple[dict[str, int], int]:
-    """What Ray's autoscaler (v2) would launch beside the head in an empty cluster.
+    """Nodes that Ray's autoscaler (v2) would launch, besides the head, in an empty cluster.
 
     Args:
-        autoscaling: What `ray_up_config` or `kuberay_config` gives.
-        demands: What is asked for, one entry a worker or task.
-        refused: Node types whose nodes have just failed to come up.
+        autoscaling: Result of `ray_up_config` or `kuberay_config`.
+        demands: Requested resources, one entry per worker or task.
+        refused: Node types that have just failed to launch.
 
     Returns:
-        Nodes of each type, and how many of the demands no node fits.
+        (node type -> number of nodes, number of demands that fit on no node).
     """
     from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
     from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest

@@ -1,6 +1,6 @@
-"""What no schema says of a `ray up` file: who can reach it, which Ray it runs, whether spot nodes leave in time.
+"""Rules for `ray up` files that no schema checks: network access, Ray's version, and spot nodes that drain in time.
 
-Pure: no Ray. Each rule yields what is wrong, with its place in the file and what to do.
+Pure: no Ray. Each rule yields problems with their place in the file and what to do.
 """
 
 import ipaddress
@@ -16,10 +16,10 @@ from raytrain.launch.machines import gpus_of, machine_problem, region_problem
 CLOUDS = ("aws", "gcp", "azure")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DEFAULT_TOKEN = "~/.ray/auth_token"
-# Clouds and Kubernetes make names of machines, labels and pods from the cluster's.
+# Clouds and Kubernetes derive the names of machines, labels and pods from the cluster's name.
 STRICT_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 CLOUD_NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
-# Longest names: Ray adds up to 28 characters to a machine's on GCP, which may have 63; KubeRay's own limits.
+# Maximum lengths: on GCP a machine's name may have 63 characters, 28 of which Ray may add; KubeRay has its own limits.
 LONGEST_NAMES = {"gcp": 35, "RayCluster": 53, "RayJob": 47, "aws": 100, "azure": 40, "local": 100}
 KUBERNETES_NAME = 63
 Raw = Mapping[str, Any]
@@ -27,7 +27,7 @@ Raw = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong."""
+    """One thing that is wrong in a file."""
 
     place: str
     """Dotted path in the file, or an option of the config."""
@@ -38,13 +38,13 @@ class Problem:
 
 
 def name_problem(kind: str, name: str) -> str | None:
-    """What is wrong with the name of a cluster, or of something else in Kubernetes.
+    """What is wrong with the name of a cluster, or of another object in Kubernetes. None: it is valid.
 
     Args:
-        kind: Of a Kubernetes manifest, or a `ray up` provider.
+        kind: Kind of the Kubernetes manifest, or a `ray up` provider.
     """
     longest = LONGEST_NAMES.get(kind, KUBERNETES_NAME)
-    allowed, words = STRICT_NAME, "lower-case letters, digits and hyphens, a letter first"
+    allowed, words = STRICT_NAME, "lower-case letters, digits and hyphens, starting with a letter"
     if kind in ("aws", "azure", "local"):
         allowed, words = CLOUD_NAME, "letters, digits, hyphens, underscores and dots"
     is_good = allowed.fullmatch(name) and len(name) <= longest
@@ -52,7 +52,7 @@ def name_problem(kind: str, name: str) -> str | None:
 
 
 def ray_up_problems(raw: Raw) -> Iterator[Problem]:
-    """What is wrong with a `ray up` file, whatever Ray says of it."""
+    """Problems in a `ray up` file that Ray itself accepts."""
     yield from _start_commands(raw)
     yield from _token(raw)
     yield from _open_ports(raw)
@@ -66,14 +66,14 @@ def ray_up_problems(raw: Raw) -> Iterator[Problem]:
         yield from _machine(str(provider.get("type")), f"available_node_types.{name}", group or {})
     idle = raw.get("idle_timeout_minutes", 5)
     if isinstance(idle, int | float) and idle < 1:
-        yield Problem("idle_timeout_minutes", f"{idle:g}: nodes would go while a run regroups; give it 1 or more")
+        yield Problem("idle_timeout_minutes", f"{idle:g}: nodes would stop while a run regroups; give it 1 or more")
     key = "location" if provider.get("type") == "azure" else "region"
     if key in provider and (wrong := region_problem(str(provider.get("type")), str(provider[key]))):
         yield Problem(f"provider.{key}", wrong)
     if provider.get("type") in ("aws", "gcp") and provider.get("region") and provider.get("availability_zone"):
         zones = [zone.strip() for zone in str(provider["availability_zone"]).split(",")]
         for zone in (zone for zone in zones if not zone.startswith(str(provider["region"]))):
-            yield Problem("provider.availability_zone", f"{zone} does not lie in provider.region {provider['region']}")
+            yield Problem("provider.availability_zone", f"{zone} is not in provider.region {provider['region']}")
 
 
 def _start_commands(raw: Raw) -> Iterator[Problem]:
@@ -81,7 +81,7 @@ def _start_commands(raw: Raw) -> Iterator[Problem]:
     for key, wanted in (("head_start_ray_commands", "--head"), ("worker_start_ray_commands", "--address")):
         commands = [(i, command) for i, command in enumerate(raw.get(key) or []) if "ray start" in command]
         if not commands:
-            yield Problem(key, "missing: Ray's own would start without a token, and open the head's dashboard to all")
+            yield Problem(key, "missing: Ray's default starts without a token and opens the head's dashboard to all")
         for i, command in commands:
             place = f"{key}.{i}"
             if wanted not in command:
@@ -94,22 +94,24 @@ def _start_commands(raw: Raw) -> Iterator[Problem]:
                 if host not in LOOPBACK:
                     yield Problem(
                         place,
-                        f"--dashboard-host={host} opens the dashboard to the network: 127.0.0.1, and `ray dashboard`",
+                        f"--dashboard-host={host} opens the dashboard to the network; use 127.0.0.1, `ray dashboard`",
                     )
     if "setup_commands" not in raw and (raw.get("provider") or {}).get("type") in CLOUDS:
-        yield Problem("setup_commands", "missing: Ray's own would install another Ray; everything is in the image: []")
+        yield Problem(
+            "setup_commands", "missing: Ray's default installs another Ray; all is in the image, so set it to []"
+        )
     for place, text in _strings(raw):
         if "RAY_AUTH_MODE=disabled" in text:
             yield Problem(place, "RAY_AUTH_MODE=disabled: whoever reaches the cluster could run code on it")
 
 
 def _token(raw: Raw) -> Iterator[Problem]:
-    """The token reaches the nodes, and does not stand in the file."""
+    """Check that the token reaches the nodes and is not in the file itself."""
     texts = list(_strings(raw))
     for place, text in texts:
         if re.search(r"RAY_AUTH_TOKEN=[^\s$\"']", text):
             yield Problem(
-                place, "holds the token itself: name a file with RAY_AUTH_TOKEN_PATH, and send it by file_mounts"
+                place, "contains the token itself: name a file with RAY_AUTH_TOKEN_PATH, and send it by file_mounts"
             )
     own = (raw.get("docker") or {}).get("run_options") or []
     own = [*own, *(raw.get("head_start_ray_commands") or []), *(raw.get("worker_start_ray_commands") or [])]
@@ -118,13 +120,13 @@ def _token(raw: Raw) -> Iterator[Problem]:
     for path in dict.fromkeys(path.rstrip(";") for path in paths):
         above = [path, *(str(parent) for parent in PurePosixPath(path).parents)]
         if not any(folder.rstrip("/") in above for folder in mounts):
-            yield Problem("file_mounts", f"nothing brings the token to {path} on the nodes, where Ray looks for it")
+            yield Problem("file_mounts", f"nothing copies the token to {path} on the nodes, where Ray looks for it")
 
 
 def _open_ports(raw: Raw) -> Iterator[Problem]:
     for place, text in _strings(raw.get("docker") or {}, "docker"):
         if re.search(r"(^|\s)(-p|--publish|--publish-all|-P)([= ]|$)", text):
-            yield Problem(place, f"{text!r} publishes a port of the container on all of the machine's addresses")
+            yield Problem(place, f"{text!r} publishes a port of the container on all addresses of the machine")
     provider = raw.get("provider") or {}
     for i, rule in enumerate((provider.get("security_group") or {}).get("IpPermissions") or []):
         blocks = [*(rule.get("IpRanges") or []), *(rule.get("Ipv6Ranges") or [])]
@@ -143,7 +145,7 @@ def _open_ports(raw: Raw) -> Iterator[Problem]:
 
 
 def is_world(address: str) -> bool:
-    """Whether a range of addresses is all of them."""
+    """Whether a range of addresses covers all of them."""
     try:
         return ipaddress.ip_network(address, strict=False).prefixlen == 0
     except ValueError:
@@ -161,22 +163,22 @@ def _ray_up_images(raw: Raw) -> Iterator[tuple[str, str]]:
 
 
 def image_problems(place: str, image: str) -> Iterator[Problem]:
-    """A tag that names the Ray that runs here: nodes of another Ray can't join."""
+    """Check that the image's tag names the local version of Ray: nodes with another version can't join."""
     ray = version("ray")
     tag = image.partition("@")[0].rpartition("/")[2].partition(":")[2]
     if not tag or tag == "latest":
         yield Problem(place, f"{image} is not pinned: give a tag with Ray's version, {ray}")
     elif not re.search(rf"(?<![\d.]){re.escape(ray)}(?![\d.])", tag.replace("ray", " ")):
         yield Problem(
-            place, f"the tag {tag} does not name Ray {ray}, which raytrain runs with here; all must have the same"
+            place, f"the tag {tag} does not name Ray {ray}, the version that raytrain uses here; all must be the same"
         )
 
 
 def _machine(cloud: str, place: str, group: Raw) -> Iterator[Problem]:
-    """GPUs that a node offers are those of its machine."""
+    """Check that a node type offers as many GPUs as its machine type has."""
     offered = (group.get("resources") or {}).get("GPU", 0)
     if not isinstance(offered, int | float):
-        return  # Ray's own schema says so
+        return  # Ray's own schema reports it
     node = group.get("node_config") or {}
     machine = (
         node.get("InstanceType") or node.get("machineType") or (node.get("azure_arm_parameters") or {}).get("vmSize")
@@ -186,7 +188,7 @@ def _machine(cloud: str, place: str, group: Raw) -> Iterator[Problem]:
         yield Problem(f"{place}.node_config", wrong)
     if offered and has is not None and offered != has:
         yield Problem(
-            f"{place}.resources.GPU", f"{offered}, and {machine} has {has}: change one of them (CPU: one a worker)"
+            f"{place}.resources.GPU", f"{offered}, but {machine} has {has}: change one of them (CPU: one per worker)"
         )
 
 
@@ -201,18 +203,18 @@ def _spot_node(raw: Raw, place: str, group: Raw) -> Iterator[Problem]:
     says = (group.get("labels") or {}).get("ray.io/market-type")
     if is_spot != (says == "spot"):
         what = "spot" if is_spot else "on-demand"
-        yield Problem(f"{place}.labels", f"node_config asks for {what} nodes, and ray.io/market-type says {says}")
+        yield Problem(f"{place}.labels", f"node_config asks for {what} nodes, but ray.io/market-type says {says}")
     commands = group.get("initialization_commands", raw.get("initialization_commands")) or []
     commands = [*commands, *(raw.get("worker_setup_commands") or []), *(raw.get("worker_start_ray_commands") or [])]
     if is_spot and not any("reclaim-watch" in command for command in commands):
         yield Problem(
             f"{place}.initialization_commands",
-            "no `raytrain reclaim-watch` on these spot nodes: the cloud's notice would go unread, and steps be lost",
+            "no `raytrain reclaim-watch` on these spot nodes: the cloud's notice would be missed and steps lost",
         )
 
 
 def _strings(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """Every text in a document, with its dotted path."""
+    """Every string in a document, with its dotted path."""
     if isinstance(value, str):
         yield place, value
     elif isinstance(value, Mapping | list):

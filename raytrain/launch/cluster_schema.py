@@ -1,4 +1,4 @@
-"""Cluster files against schemas: Ray's for `ray up`, ours for the fields of KubeRay that are used."""
+"""Validates cluster files by schema: Ray's for `ray up`, our own for the KubeRay fields that we use."""
 
 from collections.abc import Callable
 from importlib import resources
@@ -10,10 +10,10 @@ from raytrain.launch.cluster_rules import Problem
 
 
 def ray_schema_problem(read: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], Problem | None]:
-    """What Ray reads out of a file, or what it says against it.
+    """The config that Ray reads from a file, or Ray's complaint about it.
 
     Args:
-        read: Has Ray read it.
+        read: Function that makes Ray read it.
     """
     from click import ClickException
     from jsonschema import ValidationError
@@ -23,13 +23,13 @@ def ray_schema_problem(read: Callable[[], dict[str, Any]]) -> tuple[dict[str, An
     except ValidationError as error:
         return {}, Problem(_place(error), f"Ray refuses it: {error.message}")
     except KeyError as error:
-        return {}, Problem(str(error.args[0]), "Ray can't do without it")
+        return {}, Problem(str(error.args[0]), "missing, and required by Ray")
     except (ValueError, AssertionError, TypeError, AttributeError, RuntimeError, ImportError, ClickException) as error:
         return {}, Problem("", f"Ray can't read this file: {str(error) or type(error).__name__}")
 
 
 def kuberay_schema_problems(document: dict[str, Any]) -> list[Problem]:
-    """Mistakes in the fields of a RayCluster or RayJob, each with its place."""
+    """Mistakes in the fields of a RayCluster or RayJob, with their places."""
     from jsonschema import Draft7Validator
 
     schema = yaml.safe_load((resources.files("raytrain.launch") / "kuberay_schema.yaml").read_text(encoding="utf-8"))

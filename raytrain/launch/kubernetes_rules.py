@@ -1,6 +1,6 @@
-"""What no schema says of Kubernetes manifests: who reaches the pods, which Ray they run, whether they leave in time.
+"""Rules for Kubernetes manifests that no schema checks: network access, Ray's version, and time to save before an end.
 
-Pure: no Ray. Each rule yields what is wrong, with its place in the file and what to do.
+Pure: no Ray. Each rule yields problems with their place in the file and what to do.
 """
 
 from collections.abc import Iterator
@@ -9,15 +9,15 @@ from typing import Any
 
 from raytrain.launch.cluster_rules import Problem, Raw, image_problems, is_world, name_problem
 
-SAVE_S = 60  # a pod's grace is longer than a save takes; ours take seconds, large models' a minute
-KUBE_GRACE_S = 30  # Kubernetes' own
-RAY_DRAIN_S = 30  # Ray's own RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
+SAVE_S = 60  # minimum grace period of a pod: our saves take seconds, those of large models a minute
+KUBE_GRACE_S = 30  # Kubernetes' default
+RAY_DRAIN_S = 30  # default of Ray's RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
 QUEUE = "kueue.x-k8s.io/queue-name"
 ELASTIC = "kueue.x-k8s.io/elastic-job"
 
 
 def kubernetes_problems(documents: list[dict[str, Any]]) -> Iterator[Problem]:
-    """What is wrong with Kubernetes manifests, whatever their schemas say."""
+    """Problems in Kubernetes manifests that are valid according to their schemas."""
     for document in documents:
         kind, spec = document["kind"], document.get("spec") or {}
         metadata = document.get("metadata")
@@ -111,7 +111,7 @@ def _pods(group: Raw, above: str) -> Iterator[Problem]:
 
 
 def _holds(group: Raw, above: str) -> Iterator[Problem]:
-    """A pod has what its Ray offers. Numbers that Ray takes from the pod itself need no look."""
+    """Check that a pod has the resources that its Ray node offers. Ray reads the rest from the pod itself."""
     containers = _pod(group).get("containers") or [{}]
     resources = containers[0].get("resources") or {}
     has = {**(resources.get("requests") or {}), **(resources.get("limits") or {})}
@@ -126,7 +126,7 @@ def _holds(group: Raw, above: str) -> Iterator[Problem]:
 
 
 def _amount(quantity: Any) -> float | None:
-    """A number of Kubernetes, such as 4, "4" or "500m"; None: none that is read here."""
+    """A Kubernetes quantity such as 4, "4" or "500m" as a number. None: any other form."""
     text = str(quantity)
     try:
         return float(text[:-1]) / 1000 if text.endswith("m") else float(text)
@@ -135,7 +135,7 @@ def _amount(quantity: Any) -> float | None:
 
 
 def _leaving(group: Raw, above: str) -> Iterator[Problem]:
-    """A pod that is told to go has the time to save."""
+    """Check that a pod that is asked to stop has time to save."""
     pod = _pod(group)
     grace_s = pod.get("terminationGracePeriodSeconds", KUBE_GRACE_S)
     variables = [variable for container in pod.get("containers") or [] for variable in container.get("env") or []]

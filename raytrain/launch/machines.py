@@ -1,12 +1,12 @@
-"""How many GPUs the clouds' machine types have, for the types that training is likely to run on.
+"""Number of GPUs of the clouds' machine types, for the types that are commonly used for training.
 
-From the clouds' own pages (AWS accelerated computing, Google Cloud GPU machine types, Azure GPU sizes). A type that is
-not here is not judged.
+Taken from the clouds' documentation (AWS accelerated computing, Google Cloud GPU machine types, Azure GPU sizes). Types
+that are not listed here are not checked.
 """
 
 import re
 
-_ONE_GPU = ("xlarge", "2xlarge", "4xlarge", "8xlarge", "16xlarge")  # where the family does not say otherwise
+_ONE_GPU = ("xlarge", "2xlarge", "4xlarge", "8xlarge", "16xlarge")  # unless the family says otherwise
 _AWS: dict[str, dict[str, int]] = {
     "g4dn": {"12xlarge": 4, "metal": 8},
     "g5": {"12xlarge": 4, "24xlarge": 4, "48xlarge": 8},
@@ -20,7 +20,7 @@ _AWS: dict[str, dict[str, int]] = {
     "p5e": {"48xlarge": 8},
     "p5en": {"48xlarge": 8},
 }
-_GCP_COUNTED = re.compile(r"a[23]-(?:high|mega|ultra)gpu-(\d+)g")  # the name says it
+_GCP_COUNTED = re.compile(r"a[23]-(?:high|mega|ultra)gpu-(\d+)g")  # the count is in the name
 _GCP_G2 = {"4": 1, "8": 1, "12": 1, "16": 1, "24": 2, "32": 1, "48": 4, "96": 8}  # by vCPUs
 _AZURE = {
     "nc6s_v3": 1,
@@ -44,7 +44,7 @@ _AZURE = {
 }
 
 
-# How the clouds write them.
+# Example names for error messages.
 _MACHINES = {"aws": r"[a-z][a-z0-9-]*\.[a-z0-9-]+", "gcp": r"[a-z]\w*-[a-z0-9-]+", "azure": r"(Standard|Basic)_\w+"}
 _REGIONS = {"aws": r"[a-z]+(-[a-z]+)+-\d+", "gcp": r"[a-z]+-[a-z]+\d+", "azure": r"[a-z]+\d?"}
 _EXAMPLES = {
@@ -55,21 +55,21 @@ _EXAMPLES = {
 
 
 def machine_problem(cloud: str, machine: str) -> str | None:
-    """What is wrong with the name of a machine type; None: nothing, or no such cloud."""
+    """What is wrong with the name of a machine type. None: it is valid, or the cloud is unknown."""
     if cloud not in _MACHINES or re.fullmatch(_MACHINES[cloud], machine.rpartition("/")[2]):
         return None
-    return f"{machine} is no machine type of {cloud}; they are written as {_EXAMPLES[cloud][0]}"
+    return f"{machine} is not a machine type of {cloud}; they are written as {_EXAMPLES[cloud][0]}"
 
 
 def region_problem(cloud: str, region: str) -> str | None:
-    """What is wrong with the name of a region; None: nothing, or no such cloud."""
+    """What is wrong with the name of a region. None: it is valid, or the cloud is unknown."""
     if cloud not in _REGIONS or re.fullmatch(_REGIONS[cloud], region):
         return None
-    return f"{region} is no region of {cloud}; they are written as {_EXAMPLES[cloud][1]}"
+    return f"{region} is not a region of {cloud}; they are written as {_EXAMPLES[cloud][1]}"
 
 
 def gpus_of(cloud: str, machine: str) -> int | None:
-    """GPUs of a machine type of aws, gcp or azure; None: not known here."""
+    """Number of GPUs of a machine type of aws, gcp or azure. None: unknown type."""
     if cloud == "aws":
         family, _, size = machine.partition(".")
         return _AWS.get(family, {}).get(size, 1 if family in _AWS and size in _ONE_GPU else None)

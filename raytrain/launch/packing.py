@@ -1,6 +1,7 @@
-"""Which files of a working directory travel with a job, and the archive that they travel in.
+"""Selects the files of a working directory that are sent with a job, and packs them into an archive.
 
-Code and small files do. Never `.git`, environments, secrets, data or model weights, whatever an ignore file says.
+Code and small files are sent; `.git`, environments, secrets, data and model weights never are, whatever an ignore file
+says.
 """
 
 import os
@@ -15,11 +16,11 @@ from pathspec import GitIgnoreSpec
 from raytrain.errors import ConfigError
 
 MOST_BYTES = 100_000_000
-"""Of all files together, before compression: the cluster's control store keeps the archive in memory."""
-SHOWN = 5  # biggest files in a refusal
+"""Limit for all files together, before compression: the cluster's control store keeps the archive in memory."""
+SHOWN = 5  # largest files listed in a refusal
 
 IGNORE_FILES = (".gitignore", ".rayignore")
-# Patterns of names in lower case, of files and folders alike.
+# Patterns of lower-case names, for both files and folders.
 NOT_CODE = """
 .git .hg .svn .venv venv node_modules __pycache__ .ipynb_checkpoints .tox .*_cache *.egg-info *.pyc .ds_store
 """
@@ -47,21 +48,21 @@ LINKS = "links and special files"
 
 @dataclass(frozen=True)
 class Choice:
-    """What travels and what does not; names are relative to `folder`, with `/` between parts."""
+    """The files that are sent, and those that are not. Names are relative to `folder` and use `/`."""
 
     folder: str
     sizes: dict[str, int] = field(default_factory=dict)
-    """Bytes of each file that travels."""
+    """Size in bytes of each file that is sent."""
     left_out: dict[str, list[str]] = field(default_factory=dict)
-    """Why -> names; a folder's ends with `/` and stands for all that is in it."""
+    """Reason -> names. A name that ends with `/` is a folder and stands for everything in it."""
 
     @property
     def total_bytes(self) -> int:
-        """Of all files, before compression."""
+        """Total size of the files, before compression."""
         return sum(self.sizes.values())
 
     def lines(self) -> Iterator[str]:
-        """What a person wants to know before it is sent."""
+        """A summary for the user, before anything is sent."""
         yield f"sending {len(self.sizes)} file{'s' * (len(self.sizes) != 1)}, {megabytes(self.total_bytes)}"
         for reason, names in self.left_out.items():
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
@@ -70,23 +71,23 @@ class Choice:
 
 @dataclass(frozen=True)
 class _Ignore:
-    """An ignore file: what it says, and where it stands."""
+    """An ignore file: its patterns and its location."""
 
     spec: GitIgnoreSpec
     below: str = ""
-    """Its folder in the one that is sent, with a `/` at the end."""
+    """Path of its folder below the one that is sent, ending with `/`."""
     above: str = ""
-    """From its folder to the one that is sent, when that lies in it."""
+    """Path from its folder down to the one that is sent, if it is above that."""
 
 
 def choose_files(folder: str, data_paths: Iterable[str] = ()) -> Choice:
-    """Decide which files of a folder travel.
+    """Select the files of a folder that are sent.
 
     Args:
-        data_paths: Absolute paths or globs that the config names: they are storage's, and never travel.
+        data_paths: Absolute paths or globs that the config names. They belong on storage and are never sent.
 
     Raises:
-        ConfigError: The folder is none, or holds too much.
+        ConfigError: It is not a folder, or its files are too large.
     """
     folder = os.path.abspath(os.path.expanduser(folder))
     if not os.path.isdir(folder):
@@ -99,8 +100,8 @@ def choose_files(folder: str, data_paths: Iterable[str] = ()) -> Choice:
 
 
 def write_archive(path: str, choice: Choice | None, files: dict[str, bytes]) -> None:
-    """Write the zip: the chosen files, and some of our own by name. The same contents give the same bytes, by which
-    the cluster knows an archive that it has already.
+    """Write a zip archive with the chosen files and some generated ones (name -> contents). Equal contents give equal
+    bytes, so that the cluster recognizes an archive that it already has.
 
     Raises ConfigError when a file can't be read.
     """
@@ -118,12 +119,12 @@ def write_archive(path: str, choice: Choice | None, files: dict[str, bytes]) -> 
 
 
 def megabytes(num_bytes: int) -> str:
-    """As 12.3 MB."""
+    """Such as 12.3 MB."""
     return f"{num_bytes / 1e6:,.1f} MB" if num_bytes >= 1e5 else f"{num_bytes / 1e3:,.1f} kB"
 
 
 def _look(choice: Choice, below: str, ignores: list[_Ignore], data_paths: list[str]) -> None:
-    """Sort a folder's entries into the choice, and those of the folders in it."""
+    """Add the entries of a folder, recursively, to the choice."""
     ignores = [*ignores, *(_Ignore(spec, below) for spec in _specs(f"{choice.folder}/{below}"))]
     with os.scandir(f"{choice.folder}/{below}") as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
@@ -138,9 +139,9 @@ def _look(choice: Choice, below: str, ignores: list[_Ignore], data_paths: list[s
 
 
 def _reason_against(entry: os.DirEntry[str], name: str, ignores: list[_Ignore], data_paths: list[str]) -> str | None:
-    """Why an entry stays here; None: it travels."""
+    """Why an entry is not sent. None: it is sent."""
     if not (entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False)):
-        return LINKS  # what a link points at may lie outside the folder
+        return LINKS  # the target of a link may be outside the folder
     for reason, patterns in ALWAYS.items():
         if any(fnmatch(entry.name.lower(), pattern) for pattern in patterns):
             return reason
@@ -150,7 +151,7 @@ def _reason_against(entry: os.DirEntry[str], name: str, ignores: list[_Ignore], 
 
 
 def _is_ignored(name: str, ignores: list[_Ignore]) -> bool:
-    """As git decides: the deepest file that says anything has the last word."""
+    """Decides as git does: the deepest file with a matching pattern wins."""
     for ignore in reversed(ignores):
         verdict = ignore.spec.check_file(ignore.above + name.removeprefix(ignore.below)).include
         if verdict is not None:
@@ -159,12 +160,13 @@ def _is_ignored(name: str, ignores: list[_Ignore]) -> bool:
 
 
 def _ignores_above(folder: str) -> Iterator[_Ignore]:
-    """Of the folders above, up to the one with the repository, the outermost first: git goes by them too."""
+    """Ignore files of the parent folders up to the root of the repository, the outermost first: git applies them
+    too."""
     above: list[str] = []
     inner = folder
     while not os.path.exists(f"{inner}/.git"):
         inner, last = os.path.dirname(inner), inner
-        if inner == last:  # no repository at all
+        if inner == last:  # not in a repository
             return
         above.insert(0, inner)
     for outer in above:
@@ -174,7 +176,7 @@ def _ignores_above(folder: str) -> Iterator[_Ignore]:
 
 
 def _specs(folder: str) -> Iterator[GitIgnoreSpec]:
-    """What the ignore files in a folder say."""
+    """Patterns of the ignore files in a folder."""
     for name in IGNORE_FILES:
         try:
             with open(f"{folder}/{name}", encoding="utf-8") as file:
@@ -188,7 +190,7 @@ def _refusal(choice: Choice) -> str:
     return "\n".join(
         [
             f"--working-dir {choice.folder} holds {megabytes(choice.total_bytes)} to send; allowed: "
-            f"{megabytes(MOST_BYTES)}. The biggest of its {len(choice.sizes)} files:",
+            f"{megabytes(MOST_BYTES)}. The largest of its {len(choice.sizes)} files:",
             *(f"  {megabytes(choice.sizes[name]):>10}  {name}" for name in biggest),
             "Name what the job does not need in .gitignore or .rayignore, give a smaller folder, or none: the config "
             "is sent without one. Data and models belong where every node reads them",
@@ -197,7 +199,7 @@ def _refusal(choice: Choice) -> str:
 
 
 def _entry(name: str, is_program: bool = False) -> zipfile.ZipInfo:
-    entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))  # not today's, which would make other bytes
+    entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))  # a fixed date, for reproducible bytes
     entry.external_attr = (0o755 if is_program else 0o644) << 16
     entry.compress_type = zipfile.ZIP_DEFLATED
     return entry

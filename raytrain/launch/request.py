@@ -1,6 +1,6 @@
-"""A command that is to run on a cluster: checked on the user's machine, with its config turned into data.
+"""Prepares a command to run on a cluster: validates it on the user's machine and turns its config into data.
 
-The job's own command line names files that are sent with it, and nothing of this machine.
+The job's command line only names files that are sent with it, none of this machine.
 """
 
 import os
@@ -19,29 +19,29 @@ from raytrain.tuning.best_trial import NEEDS_SWEEP, TRIAL_NEEDS_SWEEP
 from raytrain.tuning.space.space import check_space, load_space, space_name
 from raytrain.tuning.sweep import metric_of
 
-FOLDER = "raytrain_job"  # of the files that are sent, in the job's folder
+FOLDER = "raytrain_job"  # holds the files that are sent, inside the job's working directory
 Params = dict[str, Any]
-"""A command's parsed arguments and options, by the names that `cli` gives them."""
+"""A command's parsed arguments and options, keyed by their names in `cli`."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a job does, and what it needs for that."""
+    """A job's command, and the files that it needs."""
 
     words: list[str]
     """The job's command line, after `raytrain`."""
     run: str
-    """The run's or sweep's folder."""
+    """Folder of the run or sweep."""
     writes: bool = True
-    """Whether the folder is the job's alone: two such jobs at once would be refused by the second's driver."""
+    """Whether the job needs the folder for itself: the driver of a second such job would refuse to start."""
     files: dict[str, bytes] = field(default_factory=dict)
-    """Contents by name."""
+    """Name -> contents."""
     data_paths: list[str] = field(default_factory=list)
-    """What the config names in a file system."""
+    """Paths on file systems that the config names."""
 
 
 def make_request(command: str, params: Params) -> Request:
-    """Check a command as far as this machine can, and make it ready to be sent.
+    """Validate a command as far as this machine can, and prepare it for sending.
 
     Raises:
         ConfigError: It can't run on a cluster, or its config has mistakes.
@@ -54,7 +54,7 @@ def make_request(command: str, params: Params) -> Request:
 def _train(params: Params) -> Request:
     overwrite = ["--overwrite"] * params["overwrite"]
     words = [word for word in (params["config"], *(params["overrides"] or [])) if word]
-    if params["from_sweep"] is not None:  # its config is the sweep's, which this machine may not reach
+    if params["from_sweep"] is not None:  # the config is the sweep's, which this machine may be unable to read
         sweep = _place(params["from_sweep"], "--from-sweep")
         run = f"{sweep}-{params['trial'] or 'best'}{'-all-data' * params['all_data']}"
         chosen = [*(["--trial", params["trial"]] if params["trial"] else []), *["--all-data"] * params["all_data"]]
@@ -85,7 +85,7 @@ def _tune(params: Params) -> Request:
 
 def _resume(params: Params) -> Request:
     run, overrides = _place(params["run"], "RUN"), params["overrides"] or []
-    if os.path.isabs(run) and os.path.isdir(run):  # a shared folder that this machine has too
+    if os.path.isabs(run) and os.path.isdir(run):  # a shared folder that is mounted here too
         check_elsewhere(read_run_config(Storage(run), overrides))
     return Request(["resume", run, *overrides, "ray.address=null"], run)
 
@@ -97,7 +97,7 @@ def _eval(params: Params) -> Request:
 
 def _doctor(params: Params) -> Request:
     if params["address"]:
-        raise ConfigError("doctor examines the cluster that it is submitted to; leave its own --address out")
+        raise ConfigError("doctor examines the cluster that it is submitted to; omit its own --address")
     storage = ["--storage", _place(params["storage"], "--storage")] if params["storage"] else []
     options = [*storage, *["--json"] * params["json"]]
     if not params["config"]:
@@ -119,9 +119,9 @@ MAKERS: dict[str, Callable[[Params], Request]] = {
 def _with_config(
     command: str, options: list[str], config: RunConfig, folder: str, files: dict[str, bytes] | None = None
 ) -> Request:
-    """The request of a command whose config is sent."""
+    """The request of a command whose config is sent along."""
     raw = config.model_dump(mode="json", exclude_unset=True)
-    raw.pop("ray", None)  # which cluster to join, the job is told there
+    raw.pop("ray", None)  # the job is told on the cluster which Ray to join
     name = f"{FOLDER}/config.yaml"
     return Request(
         words=[command, name, *options],
@@ -132,10 +132,10 @@ def _with_config(
 
 
 def _place(path: str, what: str) -> str:
-    """A run's folder, as every node finds it. Raises ConfigError."""
+    """The folder of a run, as every node can find it. Raises ConfigError."""
     if "://" not in path and not os.path.isabs(path):
         raise ConfigError(
-            f"{what} {path}: a path that is relative to this machine's folder; give the absolute path of a folder that "
+            f"{what} {path}: a path relative to a folder of this machine; give the absolute path of a folder that "
             f"all nodes share, or a URI. If they share this one: {os.path.abspath(os.path.expanduser(path))}"
         )
     return path.rstrip("/")

@@ -1,4 +1,4 @@
-"""A cluster's job server: submit, list, follow and stop jobs, with errors that a person can act on."""
+"""Client for a cluster's job server: submits, lists, follows and stops jobs, with errors that say what to do."""
 
 import asyncio
 import http.client
@@ -18,9 +18,9 @@ import raytrain
 from raytrain.errors import ConfigError, ForeignMessage, TrainingError, first_line, says
 from raytrain.launch import job_events
 
-PORT = 8265  # of the dashboard, and so of the job server
-ANSWER_S = 10.0  # seconds that a job server has for its first answer
-# Ray kills a job 3 s after it has asked it to stop, unless the job says otherwise; a save to an object store takes
+PORT = 8265  # of the dashboard, which includes the job server
+ANSWER_S = 10.0  # timeout for the first answer of a job server
+# Ray kills a job 3 s after asking it to stop, unless the job's metadata says otherwise; a save to an object store takes
 # longer.
 STOP_WAIT_S = 600
 RETRY_EVERY_S, RETRIES = 2.0, 30  # when the connection breaks while a job is followed
@@ -31,13 +31,13 @@ NO_SUCH_COMMAND = 127  # a shell's exit code: there is no `python`
 
 @dataclass(frozen=True)
 class Job:
-    """A job, as its server describes it."""
+    """A job, as reported by the server."""
 
     id: str
     status: str
     """PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
     run: str
-    """Folder of its run; empty for a job that raytrain has not submitted."""
+    """Folder of its run. Empty for a job that raytrain did not submit."""
     entrypoint: str
     message: str
     driver_exit_code: int | None
@@ -46,7 +46,7 @@ class Job:
 
     @property
     def is_over(self) -> bool:
-        """Whether it has ended, however."""
+        """Whether it has ended, in any way."""
         return self.status not in ("PENDING", "RUNNING")
 
     @property
@@ -56,15 +56,15 @@ class Job:
 
     @property
     def exit_code(self) -> int:
-        """The run's, where there is one; a job that was stopped or lost has not done what it was asked."""
+        """Exit code of the job's command, if it has one. A job that was stopped or lost counts as failed."""
         if self.status == "SUCCEEDED":
             return 0
         code = self.driver_exit_code
         return code if code is not None and code in EXIT_CODES else 1
 
     def end_in_words(self) -> str:
-        """What became of it, and what to do next."""
-        again = "the same command goes on from the run's newest checkpoint"
+        """A sentence that says how the job ended and what to do next."""
+        again = "the same command resumes from the run's newest checkpoint"
         if self.status == "SUCCEEDED":
             return f"job {self.id} is done"
         if self.status == "STOPPED":
@@ -73,12 +73,12 @@ class Job:
             self.driver_exit_code is not None and says(self.message, ForeignMessage.NO_MODULE)
         ):
             return (
-                f"job {self.id} failed: there is no raytrain in the cluster's `python`. It belongs into the image of "
-                f"all nodes, or into their Python (pip install raytrain=={raytrain.__version__})"
+                f"job {self.id} failed: the cluster's `python` has no raytrain. Add it to the image of all nodes, or "
+                f"install it there (pip install raytrain=={raytrain.__version__})"
             )
-        if self.driver_exit_code in EXIT_CODES:  # the driver has said why
+        if self.driver_exit_code in EXIT_CODES:  # the driver has printed the reason
             return f"job {self.id} failed with exit code {self.driver_exit_code}"
-        if self.driver_exit_code is not None:  # by the signal's number, or a shell's 128 and that
+        if self.driver_exit_code is not None:  # a negative signal number, or a shell's 128 plus the number
             number = -self.driver_exit_code if self.driver_exit_code < 0 else self.driver_exit_code - 128
             return f"job {self.id} was killed by signal {number} (9 may mean: out of memory); {again}"
         return f"job {self.id} was lost: {first_line(self.message)}; {again}"
@@ -87,7 +87,7 @@ class Job:
 class JobServer:
     """A connection to a job server.
 
-    Raises ConfigError, here and in every method, when it can't be reached or does not let us in.
+    Every method, the constructor included, raises ConfigError if the server can't be reached or refuses the token.
     """
 
     def __init__(self, address: str | None):
@@ -95,7 +95,7 @@ class JobServer:
         self.address = _address(address)
         _see_that_someone_answers(self.address)
         _choose_auth_mode()
-        os.environ["RAY_API_SERVER_ADDRESS"] = self.address  # Ray prefers the environment to what it is told
+        os.environ["RAY_API_SERVER_ADDRESS"] = self.address  # Ray prefers the environment over its argument
         with self._in_words():
             from ray.job_submission import JobSubmissionClient
 
@@ -104,7 +104,7 @@ class JobServer:
             self._client = JobSubmissionClient(self.address)
 
     def submit(self, job_id: str, words: list[str], archive: str, run: str, env_vars: dict[str, str]) -> None:
-        """Send the archive, and start `python -m raytrain WORDS` in it as a job of this id."""
+        """Upload the archive, and run `python -m raytrain WORDS` in it as a job with this id."""
         with self._in_words():
             self._client.submit_job(
                 submission_id=job_id,
@@ -117,7 +117,7 @@ class JobServer:
             )
 
     def jobs(self) -> list[Job]:
-        """All that were submitted, the oldest first."""
+        """All submitted jobs, the oldest first."""
         with self._in_words():
             found = [_job(details) for details in self._client.list_jobs() if details.submission_id]
         return sorted(found, key=lambda job: job.started_at_s)
@@ -143,16 +143,16 @@ class JobServer:
             return self._client.stop_job(job_id)
 
     def refuse_second(self, run: str) -> None:
-        """Raises ConfigError when a job trains this run already: its driver would be in the other's way."""
+        """Raises ConfigError if another job already trains this run: the two drivers would conflict."""
         for job in self.jobs():
             if job.run == run and not job.is_over:
                 raise ConfigError(
-                    f"job {job.id} has {run} in hand already ({job.status}). Follow it with: raytrain jobs attach "
+                    f"job {job.id} already works on {run} ({job.status}). Follow it with: raytrain jobs attach "
                     f"{job.id}; or end it with: raytrain jobs stop {job.id}"
                 )
 
     async def tail(self, job_id: str, say: Callable[[str], None]) -> None:
-        """Pass on what a job prints, from its first line, until it is over or the connection breaks."""
+        """Stream a job's output from its first line, until the job ends or the connection breaks."""
         async for text in self._client.tail_job_logs(job_id):
             say(text)
 
@@ -172,26 +172,26 @@ class JobServer:
 
 
 class Tail:
-    """What a job prints, passed on once, over broken connections and interruptions."""
+    """Forwards the output of a job once, across broken connections and interruptions."""
 
     def __init__(self, server: JobServer, job_id: str, say: Callable[[str], None], *, seen: int = 0):
-        """`say`: told of new text, in pieces of any size. `seen`: characters to leave out."""
+        """`say`: called with new text, in pieces of any size. `seen`: number of characters to skip."""
         self._server, self._job_id, self._say, self._seen = server, job_id, say, seen
 
     def wait(self) -> Job:
-        """Pass on text until the job is over; may be called again after an interruption.
+        """Forward output until the job ends. May be called again after an interruption.
 
-        Raises TrainingError when the server stays away: the job itself may go on.
+        Raises TrainingError if the server stays unreachable: the job itself may still be running.
         """
         from aiohttp import ClientError
 
         silent = 0
         while silent < RETRIES:
-            with suppress(ClientError, OSError, RuntimeError):  # a proxy, a tunnel or the head: asked again below
+            with suppress(ClientError, OSError, RuntimeError):  # a proxy, a tunnel or the head; retried below
                 asyncio.run(self._follow())
             silent += 1
             if silent == 2:
-                self._say(f"the connection to {self._server.address} broke; trying it again for a minute\n")
+                self._say(f"the connection to {self._server.address} broke; retrying for a minute\n")
             with suppress(ConfigError):
                 job = self._server.look(self._job_id)
                 self._catch_up()
@@ -201,11 +201,11 @@ class Tail:
             time.sleep(RETRY_EVERY_S)
         raise TrainingError(
             f"lost the job server at {self._server.address}. If it comes back: raytrain jobs attach {self._job_id}; if "
-            "the cluster is gone, the same submission on a new one goes on from the run's newest checkpoint"
+            "the cluster is gone, the same submission on a new one resumes from the run's newest checkpoint"
         )
 
     def _catch_up(self) -> None:
-        """Pass on what has come since, by another way than the stream's, which a proxy may not let through."""
+        """Forward the output since the last piece by a plain request, since a proxy may block the stream."""
         text = self._server.logs(self._job_id)
         if len(text) > self._seen:
             self._say(text[self._seen :])
@@ -241,35 +241,35 @@ def _job(details: Any) -> Job:
 def _address(given: str | None) -> str:
     found = given or os.environ.get("RAY_API_SERVER_ADDRESS")
     if not found:
-        head = os.environ.get("RAY_ADDRESS", "")  # host:port of another of the head's servers, or a URL
+        head = os.environ.get("RAY_ADDRESS", "")  # host:port of another server of the head, or a URL
         if head.startswith(("http://", "https://")):
             return head.rstrip("/")
         host = head.removeprefix("ray://").partition(":")[0]
         return f"http://{host}:{PORT}" if host not in ("", "auto", "local") else f"http://127.0.0.1:{PORT}"
     if not found.startswith(("http://", "https://")):
         raise ConfigError(
-            f"--address {found}: give the job server's URL, http://HOST:{PORT} (the dashboard's port; that of `ray "
-            "start` is another one)"
+            f"--address {found}: give the job server's URL, http://HOST:{PORT} (the dashboard's port, which differs "
+            "from that of `ray start`)"
         )
     return found.rstrip("/")
 
 
 def _see_that_someone_answers(address: str) -> None:
-    """Ray's own client would wait for minutes for a machine that is not there."""
+    """Fail fast: Ray's own client would wait minutes for an unreachable machine."""
     try:
         urllib.request.urlopen(f"{address}/api/version", timeout=ANSWER_S).close()
     except urllib.error.HTTPError:
-        return  # someone answers; a token may be missing, which is seen later
-    except http.client.HTTPException:  # of another protocol, such as that of `ray start`'s port
-        raise ConfigError(_unreachable(address, "what listens there speaks no HTTP")) from None
+        return  # it answers; a missing token is reported later
+    except http.client.HTTPException:  # another protocol, such as that of `ray start`'s port
+        raise ConfigError(_unreachable(address, "what listens there does not speak HTTP")) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        if not isinstance(reason, ssl.SSLError):  # Ray's client knows other certificates (REQUESTS_CA_BUNDLE)
+        if not isinstance(reason, ssl.SSLError):  # Ray's client may trust other certificates (REQUESTS_CA_BUNDLE)
             raise ConfigError(_unreachable(address, str(reason))) from None
 
 
 def _choose_auth_mode() -> None:
-    """Read by Ray when it is imported: a token that is there is sent, also where RAY_AUTH_MODE is not set."""
+    """Send a token if there is one, even if RAY_AUTH_MODE is unset. Ray reads the mode when it is imported."""
     if os.environ.get("RAY_AUTH_MODE") == "disabled":
         return
     path = os.environ.get("RAY_AUTH_TOKEN_PATH")
@@ -282,7 +282,7 @@ def _choose_auth_mode() -> None:
 
 def _token_refusal(address: str) -> str:
     how = (
-        "Set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file with it, to the token of the cluster's head (there, `ray "
+        "Set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file with it, to the token of the cluster's head (where `ray "
         "get-auth-token` prints it)"
     )
     if os.environ["RAY_AUTH_MODE"] != "token":  # see `_choose_auth_mode`
@@ -292,7 +292,7 @@ def _token_refusal(address: str) -> str:
 
 def _unreachable(address: str, reason: str) -> str:
     return (
-        f"no job server answers at {address} ({reason}). Is the cluster up? It listens on the head's port 8265, on the "
-        "loopback interface unless the head was started otherwise: forward it (ssh -L 8265:127.0.0.1:8265 HEAD; ray "
-        "dashboard CLUSTER.yaml; kubectl port-forward service/HEAD 8265) and give --address http://127.0.0.1:8265"
+        f"no job server answers at {address} ({reason}). Is the cluster up? It listens on port 8265 of the head, on "
+        "the loopback interface unless the head was started otherwise: forward it (ssh -L 8265:127.0.0.1:8265 HEAD; "
+        "ray dashboard CLUSTER.yaml; kubectl port-forward service/HEAD 8265) and give --address http://127.0.0.1:8265"
     )

@@ -1,9 +1,9 @@
-"""Spot first, and on-demand where spot was refused: how Ray's autoscaler (v1) ranks the node types that fit a demand.
+"""Prefers spot nodes, with on-demand nodes as the fallback: a utilization scorer for Ray's autoscaler (v1).
 
-The head of `cluster/ray_up/aws.yaml` names this in RAY_AUTOSCALER_UTILIZATION_SCORER. Ray's own ranking is handed which
-launches were refused, and does not look: it would ask for spot for ever. Of two types that rank the same Ray takes the
-one whose name is later in the alphabet, and `gpu_spot` is later than `gpu_on_demand`. Ray forgets a refusal after half
-an hour.
+The head node of `cluster/ray_up/aws.yaml` names this scorer in RAY_AUTOSCALER_UTILIZATION_SCORER. Ray's own scorer
+receives the record of refused launches but ignores it, and so would keep asking for spot. Among node types with equal
+scores Ray takes the last in alphabetical order, and `gpu_spot` comes after `gpu_on_demand`. Ray forgets a refusal after
+half an hour.
 """
 
 from typing import Any
@@ -16,12 +16,12 @@ def score(
     *,
     node_availability_summary: Any,
 ) -> tuple[Any, ...] | None:
-    """Ray's own score with the availability in second place, after its wish to spare GPU nodes; None: nothing fits.
+    """Ray's own score, with availability in second place after its preference to spare GPU nodes. None: nothing fits.
 
     Args:
-        node_resources: What a node of this type has.
-        resources: What is asked for, one entry a worker or task.
-        node_type: Its name.
+        node_resources: Resources of a node of this type.
+        resources: Requested resources, one entry per worker or task.
+        node_type: Name of the node type.
         node_availability_summary: Ray's record of the last launch of each type.
     """
     from ray.autoscaler._private.resource_demand_scheduler import _default_utilization_scorer

@@ -1,1 +1,1 @@
-"""What Prometheus is told of runs and sweeps, through Ray's own metrics: the names, what lines become, the telling."""
+"""Exports metrics of runs and sweeps to Prometheus through Ray's own metrics."""

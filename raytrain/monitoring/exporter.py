@@ -1,5 +1,5 @@
-"""Tells Ray's metrics, which every node's agent shows to Prometheus. In the driver: the training loop does not notice,
-and a run is one series through all its worker groups.
+"""Exports metrics through Ray's metrics agent of each node, which Prometheus scrapes. Runs in the driver, so that the
+training loop is not slowed down and a run is one series across all its worker groups.
 """
 
 import functools
@@ -19,38 +19,38 @@ from raytrain.training.run_log import EVALS, EVENTS, METRICS
 
 logger = logging.getLogger(__name__)
 
-# A process sends its metrics to its node's agent every 10 s and forgets its gauges then; the agent does after 20 s.
+# A process sends its metrics to the node's agent every 10 s and then forgets its gauges; the agent forgets after 20 s.
 TELL_EVERY_S = 1.0
 
 
 class Exporter:
-    """Tells metrics with labels that are always the same. Whatever goes wrong is logged once, and ends the telling."""
+    """Exports metrics with a fixed set of labels. An error is logged once and ends the export."""
 
     def __init__(self, labels: dict[str, str], *, is_on: bool):
-        """`labels`: whose metrics these are."""
+        """`labels`: added to every metric."""
         self._labels, self._is_on = labels, is_on
         self._next_tell_s = 0.0
 
     def attempt(self, part: Callable[[], None]) -> None:
-        """Do a part of the work, unless one has failed before."""
+        """Run a part of the export, unless an earlier one has failed."""
         if not self._is_on:
             return
         try:
             part()
-        except Exception as error:  # a run has better reasons to end
+        except Exception as error:  # metrics must not fail a run
             self._is_on = False
             text = f"{type(error).__name__}: {first_line(str(error))}"
-            logger.warning("metrics are no longer exported, and the training goes on: %s", text)
+            logger.warning("metrics are no longer exported; training continues: %s", text)
 
     def is_due(self) -> bool:
-        """Whether it is time to tell again."""
+        """Whether it is time to export again."""
         if time.monotonic() < self._next_tell_s:
             return False
         self._next_tell_s = time.monotonic() + TELL_EVERY_S
         return True
 
     def tell(self, samples: Iterable[Sample]) -> None:
-        """Set gauges, and let counters grow."""
+        """Set gauges and increase counters."""
         for metric, labels, value in samples:
             known = {**self._labels, **labels}
             tags = {name: known[name] for name in metric.labels}
@@ -58,27 +58,27 @@ class Exporter:
                 _instrument(metric).set(float(value), tags)
             elif value > 0:
                 _instrument(metric).inc(float(value), tags)
-            else:  # `inc` refuses a zero
+            else:  # `inc` rejects zero
                 _instrument(metric)._record(0.0, tags)
 
 
 @functools.cache
 def _instrument(metric: Metric) -> Any:
-    """Ray's side of a metric. One in a process is enough: Ray keeps the values by name."""
+    """Ray's object for a metric. One per process is enough: Ray keeps the values by name."""
     from ray.util.metrics import Counter, Gauge
 
     return (Counter if metric.is_counter else Gauge)(metric.name, metric.description, metric.labels)
 
 
 class RunExporter(Exporter):
-    """A run's metrics, for the time of a command."""
+    """Exports a run's metrics for the duration of a command."""
 
     def __init__(self, config: RunConfig, run: Storage, total_steps: int, sweep: str = ""):
-        """Reads what the run has written down before.
+        """Reads what the run recorded before.
 
         Args:
-            total_steps: Of the run.
-            sweep: Name of the sweep whose trial it is.
+            total_steps: Total steps of the run.
+            sweep: Name of the sweep that the trial belongs to, if it is one.
         """
         name = f"{sweep}/{config.name}" if sweep else config.name
         labels = {"run": name, "sweep": sweep, "trial": config.name if sweep else ""}
@@ -99,7 +99,7 @@ class RunExporter(Exporter):
         self._tell_counts(zeros())
 
     def rows(self, name: str, rows: Lines) -> None:
-        """New lines of the run's files."""
+        """Take new lines of the run's files."""
         self.attempt(lambda: self._metrics.rows(name, rows))
 
     def look(self, worker_counts: WorkerCounts) -> None:
@@ -109,7 +109,7 @@ class RunExporter(Exporter):
             self.attempt(self._tell)
 
     def end(self, status: str) -> None:
-        """The command is over; Ray sends the rest when it is left. `status`: see `STATUSES`."""
+        """The command ends; Ray sends the rest at shutdown. `status`: one of `STATUSES`."""
         self._worker_counts = WorkerCounts(0, self._worker_counts.wanted)
         self.attempt(lambda: self._metrics.ended(status))
         self.attempt(self._tell)
@@ -119,24 +119,24 @@ class RunExporter(Exporter):
         self._tell_counts(self._metrics.take_counts())
 
     def _tell_counts(self, samples: Iterable[Sample]) -> None:
-        """The trials of a sweep count together."""
+        """The trials of a sweep share their counters."""
         self.tell((metric, {**self._count_labels, **labels}, value) for metric, labels, value in samples)
 
 
 class SweepExporter(Exporter):
-    """What is known of a sweep in its driver. Its trials export their own metrics, like any run."""
+    """Exports what the driver knows of a sweep. Its trials export their own metrics, as any run does."""
 
     def __init__(self, config: RunConfig, sweep: str, metric: str, num_trials: int):
         """Args:
-        sweep: Its name.
-        metric: That its trials are compared by.
-        num_trials: That there are to be in the end.
+        sweep: Name of the sweep.
+        metric: Metric by which its trials are compared.
+        num_trials: Planned number of trials.
         """
         super().__init__({"sweep": sweep}, is_on=config.tracking.prometheus)
         self._metric, self._num_trials = metric, num_trials
 
     def look(self, standing: Callable[[], tuple[dict[str, int], float | None, int]]) -> None:
-        """Called a few times a second. `standing`: trials by status, the best value, and the steps of all."""
+        """Called a few times per second. `standing`: (trials by status, best value, steps of all trials)."""
         if self.is_due():
             self.attempt(lambda: self._tell(*standing()))
 

@@ -1,8 +1,8 @@
-"""Every metric that raytrain exports. Ray's agents put `ray_` before each name.
+"""Every metric that raytrain exports. Ray's agents prefix each name with `ray_`.
 
-Gauges carry run, sweep and trial: an agent forgets a gauge within 30 s after it was last told (measured: 26), so one of
-a run or a trial that is over goes away by itself. A counter it keeps for as long as its node lives; a sweep's trials
-therefore count together, or a thousand of them would leave a thousand series behind on every scrape.
+Gauges carry run, sweep and trial labels: an agent drops a gauge within 30 s of its last update (measured: 26), so the
+gauges of a finished run or trial disappear by themselves. A counter is kept as long as its node lives, so the trials of
+a sweep share their counters; otherwise a thousand trials would leave a thousand series in every scrape.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ RAY_PREFIX = "ray_"
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric."""
+    """A metric's name, description and labels."""
 
     name: str
     description: str
@@ -20,7 +20,7 @@ class Metric:
 
     @property
     def is_counter(self) -> bool:
-        """Whether it only grows, from the beginning of each command; by Prometheus' convention its name says so."""
+        """Whether it only increases, from zero in each command. By Prometheus' convention its name ends accordingly."""
         return self.name.endswith("_total")
 
 
@@ -39,45 +39,45 @@ def _of_sweep(name: str, description: str, *labels: str) -> Metric:
 STEP = _gauge("step", "Newest step of the run.")
 TARGET_STEP = _gauge("target_step", "Step at which the run ends, unless it stops early.")
 EPOCH = _gauge("epoch", "Epoch of the newest step, from 0.")
-LOSS = _gauge("train_loss", "Training loss of the newest step; absent when it was no finite number.")
+LOSS = _gauge("train_loss", "Training loss of the newest step; absent when it was not a finite number.")
 NOT_FINITE = _gauge("consecutive_nonfinite_losses", "Steps in a row, up to the newest, without a finite loss.")
 VALIDATION = _gauge("validation_metric", "A metric of the newest evaluation of the validation split.", "metric")
 LEARNING_RATE = _gauge("learning_rate", "Learning rate of the newest step.")
 GRAD_NORM = _gauge("grad_norm", "Gradient norm of the newest step, before clipping.")
 LOSS_SCALE = _gauge("loss_scale", "Loss scale of the newest step; only with fp16.")
-SKIPPED_IN_A_ROW = _gauge("consecutive_skipped_steps", "Steps in a row, up to the newest, that fp16 overflows skipped.")
+SKIPPED_IN_A_ROW = _gauge("consecutive_skipped_steps", "Steps in a row, up to the newest, skipped for fp16 overflow.")
 SAMPLES_PER_S = _gauge("samples_per_second", "Samples trained on per second in the last minute, pauses included.")
 TOKENS_PER_S = _gauge("tokens_per_second", "Tokens trained on per second in the last minute, padding excluded.")
-DATA_WAIT = _gauge("data_wait_ratio", "Share of the steps' time in the last minute in which the loop waited for data.")
+DATA_WAIT = _gauge("data_wait_ratio", "Fraction of step time in the last minute in which the loop waited for data.")
 WORKERS = _gauge("workers", "Workers that train now; 0 between two worker groups.")
-WANTED = _gauge("workers_wanted", "Workers that the run may have: workers.max, or its share of a sweep's pool.")
-WAITING_S = _gauge("waiting_for_nodes_seconds", "Seconds since which workers.min do not fit; 0: they do.")
-GOODPUT = _gauge("goodput_ratio", "Share of the run's worker-seconds that went into steps that count and evaluations.")
+WANTED = _gauge("workers_wanted", "Workers that the run may use: workers.max, or its allocation in a sweep.")
+WAITING_S = _gauge("waiting_for_nodes_seconds", "Seconds for which workers.min have not fit; 0 if they fit.")
+GOODPUT = _gauge("goodput_ratio", "Fraction of the run's worker-seconds spent in evaluations and steps that count.")
 WORKER_SECONDS = _gauge("worker_seconds", "The run's worker-seconds so far by class, as in goodput.json.", "class")
-STEP_TIME = _gauge("last_step_timestamp_seconds", "When the newest step was done, or its worker group came together.")
-SAVE_TIME = _gauge("last_checkpoint_timestamp_seconds", "When a checkpoint was committed last, or workers came back.")
+STEP_TIME = _gauge("last_step_timestamp_seconds", "When the newest step finished, or its worker group started.")
+SAVE_TIME = _gauge("last_checkpoint_timestamp_seconds", "When the last checkpoint was committed, or workers restarted.")
 
-STEPS = _counter("steps", "Steps done, those that were done again included.")
-SAMPLES = _counter("samples", "Samples trained on, those of steps that were done again included.")
+STEPS = _counter("steps", "Steps done, including those that were redone.")
+SAMPLES = _counter("samples", "Samples trained on, including those of redone steps.")
 TOKENS = _counter("tokens", "Tokens trained on, padding excluded.")
-STEPS_REDONE = _counter("steps_redone", "Steps that had been done before a crash and were done again.")
+STEPS_REDONE = _counter("steps_redone", "Steps that were done before a crash and had to be redone.")
 SKIPPED = _counter("skipped_steps", "Steps without an update, for an fp16 overflow.")
-RESTARTS = _counter("restarts", "Worker groups that followed another one, by cause.", "cause")
-STEP_S = _counter("step_seconds", "Seconds of the loop in steps, waiting for their data included.")
-DATA_WAIT_S = _counter("data_wait_seconds", "Seconds of the loop in which it waited for data.")
-SAVE_S = _counter("checkpoint_seconds", "Seconds of the loop in which checkpoints and snapshots blocked it.")
-EVALUATION_S = _counter("evaluation_seconds", "Seconds of the loop in evaluations.")
-ENDS = _counter("run_ends", "Commands that have ended, by the status of their run.", "status")
+RESTARTS = _counter("restarts", "Worker groups that replaced another one, by cause.", "cause")
+STEP_S = _counter("step_seconds", "Seconds that the loop spent in steps, including waiting for their data.")
+DATA_WAIT_S = _counter("data_wait_seconds", "Seconds that the loop waited for data.")
+SAVE_S = _counter("checkpoint_seconds", "Seconds that checkpoints and snapshots blocked the loop.")
+EVALUATION_S = _counter("evaluation_seconds", "Seconds that the loop spent in evaluations.")
+ENDS = _counter("run_ends", "Commands that ended, by the status of their run.", "status")
 
 TRIALS = _of_sweep("trials", "Trials by status.", "status")
-TRIALS_PLANNED = _of_sweep("trials_planned", "Trials that there are to be in the end.")
+TRIALS_PLANNED = _of_sweep("trials_planned", "Planned number of trials.")
 BEST_VALUE = _of_sweep("best_value", "The sweep's metric at its best evaluation so far.", "metric")
 SWEEP_STEPS = _of_sweep("steps", "Steps of all trials, up to their newest evaluations.")
 
 METRICS = {metric.name: metric for metric in list(globals().values()) if isinstance(metric, Metric)}
-"""By name, without Ray's prefix."""
+"""Metrics by name, without Ray's prefix."""
 
 CAUSES = ("resize", "reclaim", "failure")
-"""Of RESTARTS: as the kinds in events.jsonl."""
+"""Label values of RESTARTS, which are kinds of events in events.jsonl."""
 STATUSES = ("finished", "stopped_early", "stopped", "failed")
-"""Of ENDS: as in summary.json."""
+"""Label values of ENDS, as in summary.json."""

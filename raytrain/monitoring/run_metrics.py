@@ -1,4 +1,4 @@
-"""A run's metrics, from the lines that it writes down. No Ray."""
+"""Computes a run's metrics from the lines that it writes to its files. No Ray."""
 
 import time
 from collections import defaultdict, deque
@@ -11,9 +11,9 @@ from raytrain.monitoring.names import Metric
 from raytrain.report.goodput import CHANGES, StepTimes, account
 from raytrain.training.records import scores_of
 
-WINDOW_S = 60.0  # over which rates are taken
-ACCOUNT_EVERY_S = 15.0  # the account looks at every event again; Prometheus asks about as often
-MOST_METRICS = 32  # of an evaluation: each is a series
+WINDOW_S = 60.0  # for rates
+ACCOUNT_EVERY_S = 15.0  # goodput goes through all events each time; Prometheus scrapes about as often
+MOST_METRICS = 32  # per evaluation: each is a series
 OF_A_STEP = {
     "step": names.STEP,
     "epoch": names.EPOCH,
@@ -32,24 +32,24 @@ SECONDS_OF_A_STEP = {
 
 Lines = Sequence[dict[str, Any]]
 Sample = tuple[Metric, dict[str, str], float]
-"""A metric, its labels but for those that say whose it is, and its value, or what a counter has grown by."""
+"""(metric, labels other than the exporter's own, value of a gauge or increase of a counter)."""
 
 
 @dataclass(frozen=True)
 class WorkerCounts:
-    """A run's workers, as its driver sees them."""
+    """A run's workers, as seen by its driver."""
 
     workers: int
-    """That train now; 0 between two groups."""
+    """Workers that train now; 0 between two groups."""
     wanted: int
-    """That it may have."""
+    """Workers that the run may use."""
     waiting_s: float = 0.0
-    """Since when workers.min do not fit; 0: they do."""
+    """Seconds for which workers.min have not fit; 0 if they fit."""
 
 
 @dataclass(frozen=True)
 class _Moment:
-    """What a command had done by then."""
+    """Progress of a command at a point in time."""
 
     time_s: float
     samples: float
@@ -59,7 +59,7 @@ class _Moment:
 
 
 class RunMetrics:
-    """Takes the lines of a run's files as they come, and says what its metrics are."""
+    """Reads the lines of a run's files as they are written, and computes its metrics."""
 
     def __init__(
         self,
@@ -72,9 +72,8 @@ class RunMetrics:
         now: Callable[[], float] = time.time,
     ):
         """Args:
-        global_batch_size: Samples of a step; what one that is done again counts for.
-        events, rows, evals: Lines that are there already, of earlier commands: gauges go on from them, and counters
-            begin at zero.
+        global_batch_size: Samples per step, used to count redone steps.
+        events, rows, evals: Lines of earlier commands. Gauges continue from them; counters start at zero.
         now: Seconds since the epoch.
         """
         self._total_steps, self._batch, self._now = total_steps, global_batch_size, now
@@ -94,7 +93,7 @@ class RunMetrics:
         self._next_account_s = 0.0
 
     def rows(self, name: str, rows: Lines) -> None:
-        """New lines of metrics.jsonl, evals.jsonl or events.jsonl."""
+        """Take new lines of metrics.jsonl, evals.jsonl or events.jsonl."""
         take = {"metrics.jsonl": self._take_steps, "evals.jsonl": self._take_evaluations, "events.jsonl": self._take}
         take[name](rows)
 
@@ -105,7 +104,7 @@ class RunMetrics:
             self._row, self._step_at_s = row, self._now()
 
     def _count_step(self, row: dict[str, Any], before: dict[str, Any]) -> None:
-        """`before`: the line before it, or nothing."""
+        """`before`: the preceding line, or empty."""
         follows = row["step"] == before.get("step", 0) + 1
         samples = row["samples_seen"] - before.get("samples_seen", 0) if follows else self._batch
         skipped = row["skipped_steps"] - before.get("skipped_steps", 0)
@@ -130,11 +129,11 @@ class RunMetrics:
                 self._saved_at_s = event["time"]
             if event["kind"] in CHANGES:
                 self._count(names.STEPS_REDONE, event.get("steps_redone", 0))
-            if event["kind"] in names.CAUSES and "left_at_s" in event:  # a failure without has ended the run
+            if event["kind"] in names.CAUSES and "left_at_s" in event:  # a failure without it has ended the run
                 self._count(names.RESTARTS, 1, event["kind"])
 
     def ended(self, status: str) -> None:
-        """The command is over. `status`: of its run, as in summary.json."""
+        """The command has ended. `status`: status of the run, as in summary.json."""
         self._count(names.ENDS, 1, status)
 
     def _count(self, metric: Metric, grown: float, label: str = "") -> None:
@@ -146,11 +145,11 @@ class RunMetrics:
         """All gauges that have a value now."""
         now_s = self._now()
         if worker_counts.workers and not self._had_workers:
-            self._step_at_s = now_s  # since when steps may be expected, and saves
+            self._step_at_s = now_s  # steps and saves are expected from now on
             self._saved_at_s = max(self._saved_at_s, now_s)
         self._had_workers = worker_counts.workers > 0
         for column, metric in OF_A_STEP.items():
-            if self._row.get(column) is not None:  # a NaN would not arrive: the agent drops it
+            if self._row.get(column) is not None:  # a NaN would be dropped by the agent
                 yield metric, {}, self._row[column]
         yield names.TARGET_STEP, {}, self._total_steps
         yield names.SKIPPED_IN_A_ROW, {}, self._skipped_in_a_row
@@ -188,7 +187,7 @@ class RunMetrics:
                 yield names.WORKER_SECONDS, {"class": name}, seconds
 
     def take_counts(self) -> Iterator[Sample]:
-        """What each counter has grown by since this was asked last."""
+        """The increase of each counter since the last call."""
         counts, self._counts = self._counts, defaultdict(float)
         for (metric, label), grown in counts.items():
             if grown > 0:
@@ -196,7 +195,7 @@ class RunMetrics:
 
 
 def zeros() -> Iterator[Sample]:
-    """Every counter at its beginning. One that first shows up at 1 has not grown, as far as Prometheus can see."""
+    """Every counter at zero. Prometheus would not see the increase of a counter that first appears with value 1."""
     values = {"cause": names.CAUSES, "status": names.STATUSES}
     for metric in names.METRICS.values():
         if metric.is_counter:

@@ -1,15 +1,15 @@
-"""Starting Ray actors where they belong: each of ours is bound to one node, since what it does is about that node."""
+"""Starts Ray actors. Each of ours is pinned to one node, because its task concerns that node."""
 
 from typing import Any
 
 
 def start_actor(actor_class: type, *args: Any, node_id: str | None = None, **options: Any) -> Any:
-    """A handle to a new actor; returns at once.
+    """Start an actor and return its handle, without waiting for it.
 
     Args:
-        args: Of its constructor.
-        node_id: Hex id of its node. With that node gone it can be placed nowhere, and is dead. None: this process's.
-        options: Of `ray.remote`. Without num_cpus it holds none.
+        args: Arguments of its constructor.
+        node_id: Hex id of its node. If that node is gone, the actor is dead. None: this process's node.
+        options: Options of `ray.remote`. By default the actor holds no CPU.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

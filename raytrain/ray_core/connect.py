@@ -1,4 +1,4 @@
-"""Which Ray a command runs on: the cluster that it is told to join, or a private one that ends with it."""
+"""Connects a command to Ray: to the configured cluster, or to a private Ray that ends with the command."""
 
 import importlib
 import logging
@@ -14,11 +14,12 @@ from raytrain.config import RunConfig
 from raytrain.errors import ConfigError, FailureCode, TrainingError
 from raytrain.ray_core.nodes import knock
 
-# Read by Ray when it is imported or started, so set before.
+# Ray reads these when it is imported or started, so they are set first.
 QUIET = {
     "RAY_DEDUP_LOGS": "1",
-    # Of a sweep's processes many are meant, and those that are ended are no news. What fails, and which nodes are lost,
-    # is told by its run; and where JSON is printed, nothing else may be.
+    # A sweep starts and ends many processes on purpose, so messages about them are noise. The run itself reports
+    # failures
+    # and lost nodes, and where JSON is printed, nothing else may be.
     "RAY_DEDUP_LOGS_SKIP_REGEX": "PYTHON worker processes have been started|A worker died or was killed|"
     "The node with node id",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -32,38 +33,38 @@ DASHBOARD_TIMEOUT_S = 1.0
 
 @dataclass(frozen=True)
 class RaySession:
-    """A connection to Ray, and what the cluster has."""
+    """A connection to Ray and the capacity of the cluster."""
 
     num_cpus: float
     num_gpus: float
-    """GPUs that are there, or that the cluster's autoscaler may bring."""
+    """GPUs of the cluster, including those that its autoscaler may add."""
     is_private: bool
-    """Whether this Ray is this command's own: no node will join it."""
+    """Whether this command started Ray for itself: no nodes will join it."""
     can_grow: bool
     """Whether an autoscaler can add nodes."""
 
 
 def cluster_address(config: RunConfig) -> str | None:
-    """Address of the cluster to join; None: a private Ray is started."""
+    """Address of the cluster to join. None: start a private Ray."""
     return config.ray.address or os.environ.get("RAY_ADDRESS") or None
 
 
 @contextmanager
 def ray_session(config: RunConfig, private_cpus: int, preload: str | None = None) -> Iterator[RaySession]:
-    """Connect to the Ray that a config names for the length of a command; see `connection`."""
+    """Connect to the Ray that a config names, for the duration of a command; see `connection`."""
     with connection(cluster_address(config), private_cpus, preload) as session:
         yield session
 
 
 @contextmanager
 def connection(address: str | None, private_cpus: int, preload: str | None = None) -> Iterator[RaySession]:
-    """Connect to a Ray for the length of a command.
+    """Connect to Ray for the duration of a command.
 
     Args:
-        address: Of the cluster; None: a private Ray is started.
-        private_cpus: Logical CPUs of a private Ray. They exceed what the workers hold, or Ray Data would wait for
-            ever; the machine's real cores are shared by the operating system.
-        preload: Module that the command will need, imported while Ray starts.
+        address: Address of the cluster. None: start a private Ray.
+        private_cpus: Logical CPUs of a private Ray. Must exceed what the workers hold, or Ray Data would wait
+            indefinitely; the operating system shares the machine's real cores.
+        preload: Module that the command needs, imported while Ray starts.
 
     Raises:
         ConfigError: The cluster can't be reached.
@@ -75,16 +76,16 @@ def connection(address: str | None, private_cpus: int, preload: str | None = Non
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
-    if ray.is_initialized():  # someone who called raytrain.train() has a Ray already: use it, and leave it running
+    if ray.is_initialized():  # the caller of raytrain.train() has connected already: use it, and leave it running
         yield _session(is_private=False)
         return
-    # Ray starts for seconds in other processes; this one can import meanwhile. It is waited for: two threads that
-    # import modules of one circle, of which Ray has some, each see half of it.
+    # Ray starts in other processes for several seconds, in which this one can import. The import is waited for: Ray has
+    # circular imports, of which two threads importing at the same time would each see half.
     importing = threading.Thread(target=importlib.import_module, args=(preload or "ray",), daemon=True)
     importing.start()
     try:
         if address is None:
-            os.environ.setdefault(TRACKING, "0")  # before its processes inherit the environment
+            os.environ.setdefault(TRACKING, "0")  # before child processes inherit the environment
             ray.init(
                 address="local",
                 num_cpus=private_cpus,
@@ -114,10 +115,10 @@ def connection(address: str | None, private_cpus: int, preload: str | None = Non
 
 
 def _track_state() -> None:
-    """Have Ray Train keep its list of runs, for whoever looks at the cluster. A private Ray ends before anyone could.
+    """Have Ray Train keep its list of runs for users of the cluster. A private Ray ends before anyone could look.
 
-    The actor that keeps it asks Ray's dashboard now and then whether the controllers live, and complains at length
-    where there is none.
+    The actor that keeps the list polls Ray's dashboard for live controllers, and logs long errors if there is no
+    dashboard.
     """
     from ray._private.worker import get_dashboard_url
 
@@ -129,14 +130,14 @@ def _track_state() -> None:
 
 
 def _check_that_someone_listens(address: str) -> None:
-    """Ray itself would try for minutes. Raises ConfigError."""
+    """Fail fast: Ray itself would retry for minutes. Raises ConfigError."""
     if address.startswith(("http://", "https://")):
         raise ConfigError(
-            f"{address} is the URL of a job server, which `raytrain submit` speaks with; to join the cluster itself "
+            f"{address} is the URL of a job server, which only `raytrain submit` uses; to join the cluster itself "
             "give the head's address with the port that `ray start --head` prints, HOST:6379"
         )
     host, _, port = address.rpartition(":")
-    if not host or "/" in host or not port.isdigit():  # auto, local, ray://...: Ray knows what they mean
+    if not host or "/" in host or not port.isdigit():  # auto, local, ray://...: left to Ray
         return
     try:
         knock(address, REACH_TIMEOUT_S)
@@ -160,12 +161,12 @@ def _session(*, is_private: bool) -> RaySession:
 
 
 def _lock_private_ray() -> None:
-    """Ray's ports listen on all interfaces: a token that only this process and its children know keeps others out."""
+    """Ray's ports listen on all interfaces; a token known only to this process and its children keeps others out."""
     if "RAY_AUTH_MODE" in os.environ:
         return
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    if "ray" in sys.modules:  # it has read the environment when it was imported
+    if "ray" in sys.modules:  # it read the environment when it was imported
         from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
         Config.initialize("")

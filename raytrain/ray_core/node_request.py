@@ -1,4 +1,4 @@
-"""Asking a cluster's autoscaler for nodes."""
+"""Requests nodes from a cluster's autoscaler."""
 
 import time
 import uuid
@@ -8,20 +8,20 @@ from raytrain.ray_core.nodes import Resources, demands, most_in
 
 ASK_EVERY_S = 20.0  # seconds between two requests to the autoscaler
 REQUEST_EXPIRES_S = 180
-# The autoscaler starts no node at all when it could not start all that is asked for. So less is asked for after a
-# while in vain, down to what is needed at least.
+# The autoscaler starts no nodes at all if it can't start everything that is requested. After a while without success,
+# the request is therefore reduced, down to the minimum.
 ASK_LESS_EVERY_S = 60.0
 
 
 class NodeRequest:
-    """What a run or a sweep would like to have. Its calls are cheap, and may come often."""
+    """The resources that a run or a sweep requests. Its methods are cheap and may be called often."""
 
     def __init__(self, worker: Resources, data_cpus: float, least: int, least_data_cpus: float = 1.0):
         """Args:
-        worker: What each worker holds.
+        worker: Resources of a worker.
         data_cpus: CPUs of each worker's pipeline.
-        least: Workers, fewer of which would be of no use.
-        least_data_cpus: For all pipelines together, at least.
+        least: Minimum number of workers.
+        least_data_cpus: Minimum for all pipelines together.
         """
         self._worker, self._data_cpus = dict(worker), data_cpus
         self._least, self._least_data_cpus = least, least_data_cpus
@@ -31,12 +31,12 @@ class NodeRequest:
         self._next_ask_s = self._next_less_s = 0.0
 
     def ask(self, wanted: int, there: int) -> None:
-        """Ask for what so many workers and their data would hold, or for as many as the cluster may ever have; where
-        that was too much, for one more than there are.
+        """Request the resources of `wanted` workers and their data, or of as many as the cluster can ever have. If that
+        was refused before, request one more worker than there are.
 
         Args:
-            wanted: Workers.
-            there: Workers for which there is room now.
+            wanted: Number of workers.
+            there: Number of workers that fit now.
         """
         if time.monotonic() < self._next_ask_s:
             return
@@ -49,7 +49,7 @@ class NodeRequest:
         )
 
     def is_in_vain(self) -> None:
-        """There is no room for even the least. After a while of that, less is asked for."""
+        """Not even the minimum fits. If this lasts for a while, the request is reduced."""
         if time.monotonic() < self._next_less_s:
             return
         is_first_look = self._next_less_s == 0.0
@@ -59,15 +59,15 @@ class NodeRequest:
             self._next_ask_s = 0.0
 
     def is_met(self) -> None:
-        """There is room for the least, or nobody waits for it."""
+        """The minimum fits, or is not needed."""
         self._next_less_s = 0.0
 
     def close(self) -> None:
-        """Take the request back."""
+        """Withdraw the request."""
         _coordinator().cancel_request.remote(requester_id=self._requester)
 
     def _count(self, wanted: int, there: int) -> int:
-        if self._limit is not None and there >= self._limit:  # what was asked for has come: more may
+        if self._limit is not None and there >= self._limit:  # the request was met, so it may be increased
             self._limit = 2 * there
         if self._limit is not None:
             return max(self._least, min(wanted, max(self._limit, there + 1)))
@@ -80,7 +80,7 @@ class NodeRequest:
 
 
 def _coordinator() -> Any:
-    """Ray's own actor that adds up what all runs and pipelines of a cluster want, for its autoscaler."""
+    """Ray's actor that sums the requests of all runs and pipelines of a cluster for its autoscaler."""
     from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
         get_or_create_autoscaling_coordinator,
     )

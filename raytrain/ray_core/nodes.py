@@ -1,4 +1,4 @@
-"""How many workers the cluster has room for, now. The arithmetic is pure; `look` asks Ray."""
+"""How many workers fit on the cluster now. The arithmetic is pure; `look` queries Ray."""
 
 import math
 import socket
@@ -12,9 +12,9 @@ from raytrain.config import RunConfig
 
 Resources = Mapping[str, float]
 
-# A raylet that is alive accepts a connection within this time.
+# A live raylet accepts a connection within this time.
 PROBE_TIMEOUT_S = 1.0
-# Resources are sums of floats: 0.1 + 0.2 CPUs must still fit into 0.3.
+# Resources are sums of floats: 0.1 + 0.2 CPUs must still fit in 0.3.
 EPSILON = 1e-6
 UNBOUNDED = 1e9
 
@@ -24,19 +24,19 @@ class NodeView:
     """One live node of the cluster."""
 
     node_id: str
-    """Hex."""
+    """Hex id."""
     name: str
-    """What a person knows it by: its address."""
+    """Display name: the node's address."""
     available: Resources
-    """What nobody holds."""
+    """Free resources."""
     total: Resources
-    """What the node has in all."""
+    """All resources of the node."""
     drain_deadline_s: float | None = None
-    """When the node will be taken away, seconds since the epoch (infinite: soon); None: it stays."""
+    """When the node will be removed, in seconds since the epoch (infinity: at an unknown time). None: it stays."""
 
     @property
     def is_draining(self) -> bool:
-        """Whether the node has been given notice."""
+        """Whether the node is being drained."""
         return self.drain_deadline_s is not None
 
 
@@ -44,8 +44,8 @@ def look(*, probe: bool = False) -> list[NodeView]:
     """The nodes of the cluster that this process is connected to.
 
     Args:
-        probe: Leave out nodes whose raylet takes no connections. The control store learns of a killed node only
-            after its missed heartbeats, which can take half a minute.
+        probe: Leave out nodes whose raylet does not accept connections. The control store notices a killed node only
+            after several missed heartbeats, which can take half a minute.
     """
     import ray
     from ray._private.state import state
@@ -70,12 +70,12 @@ def look(*, probe: bool = False) -> list[NodeView]:
 
 
 def worker_resources(config: RunConfig, use_gpu: bool) -> dict[str, float]:
-    """What each worker holds."""
+    """Resources that each worker holds."""
     return {"CPU": float(config.workers.cpus), **({"GPU": 1.0} if use_gpu else {})}
 
 
 def own_node() -> str:
-    """Hex id of the node that this process runs on."""
+    """Hex id of this process's node."""
     import ray
 
     return ray.get_runtime_context().get_node_id()
@@ -91,18 +91,18 @@ def places_that_fit(
     least_data_cpus: float = 1.0,
     idle: Iterable[str] = (),
 ) -> list[str]:
-    """Where workers could run with CPUs left for their data pipelines: a node's id for each worker, those of `ours`
-    first, then `idle` ones, then the nodes with most room.
+    """Place workers, leaving CPUs for their data pipelines. Returns a node id per worker, those of `ours` first, then
+    of `idle`, then the nodes with the most free resources.
 
     Args:
-        nodes: Draining ones count for nothing.
-        worker: What each worker holds.
-        data_cpus: CPUs of each worker's pipeline, which may be on any node.
-        most: Upper bound of their number.
-        ours: Node ids of our workers, one entry a worker: what they hold, or held a moment ago, counts as free.
-        num_pipelines: Data pipelines of ours that are running: what they hold counts as free too.
-        least_data_cpus: Left for all pipelines together, at least: Ray Data waits for ever for a CPU that never comes.
-        idle: Node ids of processes that we could have, one entry a process: what they hold counts as free too.
+        nodes: Nodes that are being drained are ignored.
+        worker: Resources of a worker.
+        data_cpus: CPUs of each worker's pipeline, which may run on any node.
+        most: Maximum number of workers.
+        ours: Node ids of our workers, one entry per worker. What they hold, or held a moment ago, counts as free.
+        num_pipelines: Number of our running data pipelines, whose resources also count as free.
+        least_data_cpus: Minimum left for all pipelines together; without a CPU, Ray Data waits indefinitely.
+        idle: Node ids of processes that we could take over, one entry per process. What they hold counts as free.
     """
     ours = list(ours)
     own, held = Counter(ours), Counter([*ours, *idle])
@@ -129,16 +129,17 @@ def places_that_fit(
 
 
 def demands(worker: Resources, data_cpus: float, count: int, least_data_cpus: float = 1.0) -> list[Resources]:
-    """What so many workers and their data pipelines hold, for an autoscaler: one entry a worker, and one for each CPU
-    of the pipelines or what is left of one, which may be on any node."""
+    """Resources of `count` workers and their data pipelines as autoscaler demands: one entry per worker, and one per
+    pipeline CPU or fraction of one, which may be on any node."""
     cpus = max(least_data_cpus, count * data_cpus)
     whole, rest = divmod(cpus + EPSILON, 1.0)
     return [*[worker] * count, *[{"CPU": 1.0}] * int(whole), *([{"CPU": round(rest, 4)}] if rest > 2 * EPSILON else [])]
 
 
 def most_in(total: Resources, worker: Resources, data_cpus: float, least_data_cpus: float = 1.0) -> int:
-    """Workers for which there is enough in all, with CPUs for their data. `total`: a resource that it does not name is
-    without bounds."""
+    """Maximum number of workers for the total resources, including CPUs for their data. A resource that `total` does
+    not
+    name is unlimited."""
     limits = [(total[name] + EPSILON) / amount for name, amount in worker.items() if amount and name in total]
     if "CPU" in total:
         cpus, each = total["CPU"] + EPSILON, worker.get("CPU", 0.0)
@@ -151,19 +152,19 @@ def most_in(total: Resources, worker: Resources, data_cpus: float, least_data_cp
 
 
 def _free(node: NodeView, name: str, ours: float) -> float:
-    """What nobody else holds; of what we held, some may have been given back already."""
+    """Resources not held by others. We may have released some of `ours` already."""
     return min(node.total.get(name, 0.0), node.available.get(name, 0.0) + ours)
 
 
 def _deadline_s(deadline_ms: int) -> float:
-    """Ray's 0 is a drain without a deadline: the node may go at any moment."""
+    """Ray reports a drain without a deadline as 0: the node may go at any moment."""
     return deadline_ms / 1000 if deadline_ms else math.inf
 
 
 def knock(address: str, timeout_s: float) -> None:
-    """See that someone listens at `host:port`, which Ray itself takes up to minutes to find out.
+    """Check that something listens at `host:port`; Ray itself may take minutes to find out.
 
-    Raises OSError when nobody does; ValueError or OverflowError for a port that is none.
+    Raises OSError if nothing does, and ValueError or OverflowError for an invalid port.
     """
     host, _, port = address.rpartition(":")
     socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s).close()
@@ -178,23 +179,23 @@ def _answers(address: str, port: int) -> bool:
 
 
 def seconds_left(nodes: Iterable[NodeView], node_ids: Iterable[str]) -> float | None:
-    """Seconds until the first of these nodes is taken away; None when none of them has been given notice."""
+    """Seconds until the first of these nodes is removed. None: none of them is being drained."""
     wanted = set(node_ids)
     deadlines = [n.drain_deadline_s for n in nodes if n.node_id in wanted and n.drain_deadline_s is not None]
     return min(deadlines) - time.time() if deadlines else None
 
 
 class ClusterView:
-    """The nodes as a run's driver has seen them last. Ray's control store learns late that one is gone."""
+    """The nodes as last seen by a run's driver. Ray's control store notices late that one is gone."""
 
     def __init__(self) -> None:
         self.nodes: list[NodeView] = []
         self.lost: set[str] = set()
-        """Ids of nodes that are known to be gone, and that Ray still counts."""
+        """Ids of nodes that are known to be gone although Ray still lists them."""
 
     @property
     def staying(self) -> set[str]:
-        """Ids of those that have no notice."""
+        """Ids of the nodes that are not being drained."""
         return {node.node_id for node in self.nodes if not node.is_draining}
 
     def look(self) -> list[NodeView]:
@@ -205,6 +206,6 @@ class ClusterView:
         return self.nodes
 
     def probed(self, nodes: list[NodeView], ours: Iterable[str]) -> None:
-        """These have answered, see `look`; nodes of ours that are not among them are gone."""
+        """Record that these nodes have answered, see `look`; nodes of ours that are not among them are gone."""
         self.nodes = nodes
         self.lost |= set(ours) - {node.node_id for node in nodes}

@@ -1,1 +1,1 @@
-"""From a cloud's notice that it takes a machine back to the drain of its Ray node."""
+"""Turns a cloud's notice that it will reclaim a machine into a drain of the machine's Ray node."""

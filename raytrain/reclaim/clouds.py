@@ -1,8 +1,8 @@
-"""What the clouds' metadata services say about the end of this machine. No Ray here.
+"""What the clouds' metadata services report about the end of this machine. No Ray.
 
-Each cloud has one class with `read()`: every notice that stands right now, and what could not be read. A reader never
-raises: whatever the service answers (nothing, 5xx, garbage) becomes a problem in words, so that one sick path hides no
-other.
+There is one class per cloud. Its `read()` returns the notices that are current, and descriptions of what could not be
+read. It never raises: any failure (no answer, 5xx, garbage) is reported as a problem, so that one broken path does not
+hide the others.
 """
 
 import json
@@ -17,21 +17,21 @@ from typing import Any, Protocol
 from raytrain.errors import ConfigError
 from raytrain.reclaim.metadata import METADATA_URL, MetadataError, MetadataService, json_object, parse_time, text_of
 
-SPOT_GRACE_S = 120.0  # AWS: two minutes from notice to end, for a notice whose time can't be read
+SPOT_GRACE_S = 120.0  # AWS gives two minutes; used when the time in a notice can't be read
 GCP_PREEMPTED_GRACE_S = 30.0
-GCP_MAINTENANCE_GRACE_S = 60.0  # the least: machines with a GPU get an hour, and the service doesn't say which holds
+GCP_MAINTENANCE_GRACE_S = 60.0  # the minimum: machines with GPUs get an hour, but the service doesn't say which applies
 
 
 @dataclass(frozen=True)
 class Notice:
-    """One thing that the cloud is about to do to this machine.
+    """An upcoming action of the cloud on this machine.
 
     Attributes:
-        key: The same at each read for as long as the cloud means the same thing.
-        what: For people: the log, and the message of Ray's drain.
-        deadline: Epoch seconds before which the machine stays; None: the cloud doesn't say.
-        drains: False: worth a line in the log, but the node stays.
-        event_id: What an acknowledgement names; None: nothing can or may be acknowledged.
+        key: Identifies the action; stays the same across reads.
+        what: Description for the log and for the message of Ray's drain.
+        deadline: Epoch seconds until which the machine stays up. None: unknown.
+        drains: False: the notice is only logged, and the node keeps working.
+        event_id: The event to acknowledge. None: it can't or must not be acknowledged.
     """
 
     key: str
@@ -43,7 +43,7 @@ class Notice:
 
 @dataclass
 class Reading:
-    """What one look at the metadata service gave; with problems, a missing notice does not mean a withdrawn one."""
+    """The result of one read. If there are problems, a missing notice does not mean that it was withdrawn."""
 
     notices: list[Notice] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -55,17 +55,17 @@ class Cloud(Protocol):
     name: str
 
     def answers(self) -> bool:
-        """Whether this machine is on this cloud; raises MetadataError when nothing usable answers."""
+        """Whether this machine is on this cloud. Raises MetadataError if there is no usable answer."""
 
     def read(self) -> Reading:
-        """Everything that stands now; never raises."""
+        """All current notices. Never raises."""
 
     def acknowledge(self, event_id: str) -> None:
-        """Tell the cloud that it need not wait; raises MetadataError."""
+        """Tell the cloud that it need not wait. Raises MetadataError."""
 
 
 def gather(sources: Iterable[Callable[[], Notice | None]]) -> Reading:
-    """Ask each source; the failure of one is a problem, and hides no other."""
+    """Read every source. The failure of one is reported as a problem and does not hide the others."""
     reading = Reading()
     for source in sources:
         try:
@@ -78,10 +78,10 @@ def gather(sources: Iterable[Callable[[], Notice | None]]) -> Reading:
 
 
 class Aws:
-    """EC2: the spot interruption notice drains; the rebalance recommendation does so only when asked to.
+    """EC2. A spot interruption notice drains the node; a rebalance recommendation drains it only on request.
 
-    A recommendation says "at elevated risk", names no time, and often nothing follows: a healthy node given up for
-    nothing costs more than an earlier warning gains. AWS's own node termination handler has the same default.
+    A recommendation says "at elevated risk", names no time, and is often not followed by an interruption: giving up
+    healthy nodes costs more than an earlier warning gains. AWS's own node termination handler has the same default.
     """
 
     name = "aws"
@@ -91,16 +91,16 @@ class Aws:
         self._token: str | None = None
 
     def answers(self) -> bool:
-        """IMDSv2 gives out a token, which no other cloud does."""
+        """Whether IMDSv2 issues a token, which no other cloud does."""
         self._token = self._new_token()
         return True
 
     def read(self) -> Reading:
-        """Everything that stands now; never raises."""
+        """All current notices. Never raises."""
         return gather([self._interruption, self._rebalance])
 
     def acknowledge(self, event_id: str) -> None:
-        """EC2 asks for none."""
+        """No effect: EC2 has no acknowledgement."""
 
     def _interruption(self) -> Notice | None:
         path = "/latest/meta-data/spot/instance-action"
@@ -109,8 +109,8 @@ class Aws:
         found = json_object(text, path)
         action, moment = found.get("action"), parse_time(found.get("time"))
         if action not in ("terminate", "stop", "hibernate"):
-            raise MetadataError(f"{path}: no known action")
-        if moment is None:  # hibernation begins at once; for the others the notice itself is what counts
+            raise MetadataError(f"{path}: unknown action")
+        if moment is None:  # hibernation begins at once; for other actions the notice matters more than its time
             moment = time.time() + (0.0 if action == "hibernate" else SPOT_GRACE_S)
         return Notice(f"aws-{action}", f"EC2 spot interruption: {action}", moment)
 
@@ -123,7 +123,7 @@ class Aws:
         return Notice("aws-rebalance", "EC2 rebalance recommendation", None, drains=self._drain_on_rebalance)
 
     def _get(self, path: str) -> str | None:
-        """GET with a token, which is renewed once when it has run out."""
+        """GET with a token, which is renewed once if it has expired."""
         for _ in range(2):
             self._token = self._token or self._new_token()
             answer = self._service.ask("GET", path, {"X-aws-ec2-metadata-token": self._token})
@@ -137,12 +137,13 @@ class Aws:
         answer = self._service.ask("PUT", path, {"X-aws-ec2-metadata-token-ttl-seconds": "21600"})
         token = text_of(answer, path)
         if token is None or not re.fullmatch(r"[\x21-\x7e]{1,4096}", token):  # it travels in a header
-            raise MetadataError(f"{path}: the answer is no token")
+            raise MetadataError(f"{path}: the answer is not a token")
         return token
 
 
 class Gcp:
-    """Compute Engine: preemption, and maintenance that stops the machine. A live migration drains nothing."""
+    """Compute Engine. Preemption drains the node, and so does maintenance that stops the machine, but not live
+    migration."""
 
     name = "gcp"
     HEADERS = {"Metadata-Flavor": "Google"}
@@ -151,23 +152,23 @@ class Gcp:
         self._service = service
 
     def answers(self) -> bool:
-        """The service names itself in a header."""
+        """Whether the service identifies itself in a header."""
         answer = self._service.ask("GET", "/computeMetadata/v1/instance/id", self.HEADERS)
         return answer.status == 200 and answer.headers.get("Metadata-Flavor") == "Google"
 
     def read(self) -> Reading:
-        """Everything that stands now; never raises."""
+        """All current notices. Never raises."""
         return gather([self._preempted, self._maintenance])
 
     def acknowledge(self, event_id: str) -> None:
-        """Compute Engine asks for none."""
+        """No effect: Compute Engine has no acknowledgement."""
 
     def _preempted(self) -> Notice | None:
         path = "/computeMetadata/v1/instance/preempted"
         text = self._service.text(path, self.HEADERS)
         if text not in (None, "TRUE", "FALSE"):
             raise MetadataError(f"{path}: neither TRUE nor FALSE")
-        deadline = time.time() + GCP_PREEMPTED_GRACE_S  # the watcher keeps the first, which is the nearest
+        deadline = time.time() + GCP_PREEMPTED_GRACE_S  # the watcher keeps the deadline of the first read
         return Notice("gcp-preempted", "Compute Engine preemption", deadline) if text == "TRUE" else None
 
     def _maintenance(self) -> Notice | None:
@@ -178,20 +179,20 @@ class Gcp:
         if text == "MIGRATE_ON_HOST_MAINTENANCE":
             return Notice("gcp-migrate", "Compute Engine live migration", None, drains=False)
         if text != "TERMINATE_ON_HOST_MAINTENANCE":
-            raise MetadataError(f"{path}: no known event")
+            raise MetadataError(f"{path}: unknown event")
         deadline = time.time() + GCP_MAINTENANCE_GRACE_S
         return Notice("gcp-terminate", "Compute Engine host maintenance stops the machine", deadline)
 
 
 class Azure:
-    """Scheduled events: Preempt, Terminate, Reboot and Redeploy end what runs here; a Freeze pauses it for seconds.
+    """Azure scheduled events. Preempt, Terminate, Reboot and Redeploy end the node; a Freeze pauses it for seconds.
 
-    A scale set shows every machine's events to all, so those that don't name this machine are passed over. `Started`
-    means for Preempt and Terminate that the machine is going now. For Reboot and Redeploy it means that it is too late,
-    or, read by a process that is itself younger than the reboot, that it is over: draining a node that has just come
-    back would take it from the cluster for nothing.
+    Every machine of a scale set sees the events of all, so events that do not name this machine are skipped. For
+    Preempt and Terminate, `Started` means that the machine is going down now. For Reboot and Redeploy it means that it
+    is too late to drain, or that the reboot is over if this process started after it: draining a node that has just
+    come back would remove it from the cluster needlessly.
 
-    The service is switched on by the first question, whose answer may take two minutes; until then the reads time out.
+    The first request enables the service and may take two minutes to be answered; until then, reads time out.
     """
 
     name = "azure"
@@ -205,11 +206,11 @@ class Azure:
         self._machine: str | None = None
 
     def answers(self) -> bool:
-        """The machine has a name here; the events are not asked, since their first answer may take minutes."""
+        """Whether the machine has a name here. Does not request events, whose first answer may take minutes."""
         return bool(self._machine_name())
 
     def read(self) -> Reading:
-        """Everything that stands now; never raises."""
+        """All current notices. Never raises."""
         try:
             machine = self._machine_name()
             text = self._service.text(self.EVENTS_PATH, self.HEADERS)
@@ -223,7 +224,7 @@ class Azure:
         return gather(partial(self._notice, event, machine) for event in events)
 
     def acknowledge(self, event_id: str) -> None:
-        """Let the event begin before its time; raises MetadataError."""
+        """Let the event start before its time. Raises MetadataError."""
         body = json.dumps({"StartRequests": [{"EventId": event_id}]})
         headers = {**self.HEADERS, "Content-Type": "application/json"}
         text_of(self._service.ask("POST", self.EVENTS_PATH, headers, body), self.EVENTS_PATH)
@@ -236,11 +237,11 @@ class Azure:
         if kind == "Freeze":
             return Notice(f"azure-{event_id}", "Azure scheduled event Freeze", None, drains=False)
         if kind not in self.DRAINING:
-            raise MetadataError(f"{self.EVENTS_PATH}: an event of no known type")
+            raise MetadataError(f"{self.EVENTS_PATH}: an event of unknown type")
         if is_started and kind in ("Reboot", "Redeploy"):
             return Notice(f"azure-{event_id}-started", f"Azure {kind} has begun or is over", None, drains=False)
         deadline = time.time() if is_started else parse_time(event.get("NotBefore"))
-        # An acknowledgement lets the event go ahead for all the machines that it names, not for this one alone.
+        # An acknowledgement releases the event for all machines that it names, not only for this one.
         may = not is_started and len(resources) == 1
         what = f"Azure scheduled event {kind}"
         return Notice(f"azure-{event_id}", what, deadline, event_id=event_id if may else None)
@@ -249,15 +250,15 @@ class Azure:
         if self._machine is None:
             text = self._service.text(self.NAME_PATH, self.HEADERS)
             if not text or not re.fullmatch(r"[\w.\-]{1,128}", text):
-                raise MetadataError(f"{self.NAME_PATH}: the answer is no name")
+                raise MetadataError(f"{self.NAME_PATH}: the answer is not a name")
             self._machine = text
         return self._machine
 
 
 def _event_fields(event: Any, path: str) -> tuple[str, str, str, list[str]]:
-    """Type, id, status and machines of a scheduled event; raises MetadataError for another shape."""
+    """(type, id, status, machines) of a scheduled event. Raises MetadataError if it has another form."""
     if not isinstance(event, dict):
-        raise MetadataError(f"{path}: an event is no object")
+        raise MetadataError(f"{path}: an event is not an object")
     kind, event_id, resources = event.get("EventType"), event.get("EventId"), event.get("Resources")
     if not isinstance(kind, str) or not isinstance(event_id, str) or not isinstance(resources, list):
         raise MetadataError(f"{path}: an event lacks EventType, EventId or Resources")
@@ -267,7 +268,7 @@ def _event_fields(event: Any, path: str) -> tuple[str, str, str, list[str]]:
 def make_cloud(
     name: str, url: str = METADATA_URL, *, drain_on_rebalance: bool = False, timeout_s: float = 3.0
 ) -> Cloud:
-    """The reader of a cloud by its name: aws, gcp or azure; raises ConfigError."""
+    """The reader for a cloud: aws, gcp or azure. Raises ConfigError for any other name."""
     service = MetadataService(url, timeout_s)
     if name == "aws":
         return Aws(service, drain_on_rebalance=drain_on_rebalance)
@@ -277,10 +278,10 @@ def make_cloud(
 
 
 def detect_cloud(url: str = METADATA_URL, timeouts_s: Iterable[float] = (1.0, 2.0)) -> str | None:
-    """Which cloud's metadata service answers; None: none does.
+    """Find the cloud whose metadata service answers. None: none does.
 
-    All three are asked at once. A machine on no cloud costs the sum of `timeouts_s`, often nothing: its network refuses
-    the address. The second round is for a service that is still waking up.
+    All three are asked at once. On a machine outside these clouds this takes at most the sum of `timeouts_s`, and often
+    no time because the network refuses the address. The second round is for a service that is still starting.
     """
     names = ("gcp", "azure", "aws")
     for timeout_s in timeouts_s:

@@ -1,4 +1,4 @@
-"""HTTP to the cloud's metadata service, a link-local address, and the forms that its answers take."""
+"""HTTP client for the metadata service of a cloud, a link-local address, and parsers for its answers."""
 
 import http.client
 import json
@@ -11,17 +11,17 @@ from urllib.parse import urlsplit
 
 from raytrain.errors import ConfigError
 
-METADATA_URL = "http://169.254.169.254"  # the same for all clouds; a name (metadata.google.internal) could hang in DNS
+METADATA_URL = "http://169.254.169.254"  # used by all clouds; a name (metadata.google.internal) could hang in DNS
 BODY_LIMIT_BYTES = 1 << 20
 
 
 class MetadataError(Exception):
-    """The metadata service gave no usable answer. The message names path and kind, not the body: it is logged once."""
+    """The metadata service gave no usable answer. The message names the path and the error, not the body."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Status, text and headers of an HTTP answer."""
+    """Status, body and headers of an HTTP response."""
 
     status: int
     text: str
@@ -29,14 +29,14 @@ class Answer:
 
 
 class MetadataService:
-    """HTTP to one base URL. `http.client` follows no redirect and asks no proxy, which is what link-local needs.
+    """HTTP client for one base URL. `http.client` follows no redirects and uses no proxy, as link-local requires.
 
     Args:
         url: `http://host[:port][/prefix]`.
-        timeout_s: For connecting and for each wait on the socket.
+        timeout_s: Timeout for connecting, and for each wait on the socket.
 
     Raises:
-        ConfigError: The URL is no such thing.
+        ConfigError: The URL is not valid.
     """
 
     def __init__(self, url: str = METADATA_URL, timeout_s: float = 3.0):
@@ -50,7 +50,7 @@ class MetadataService:
         self._prefix, self._timeout_s = parts.path.rstrip("/"), timeout_s
 
     def ask(self, method: str, path: str, headers: dict[str, str], body: str | None = None) -> Answer:
-        """Send one request; raises MetadataError when no whole answer comes."""
+        """Send one request. Raises MetadataError unless a complete response arrives."""
         connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)
         try:
             connection.request(method, self._prefix + path, body=body, headers=headers)
@@ -64,7 +64,7 @@ class MetadataService:
             connection.close()
 
     def _body(self, response: http.client.HTTPResponse) -> str:
-        """The body, which must be whole within the timeout: a socket's own timeout starts anew at every byte."""
+        """Read the body within the timeout; the socket's own timeout would restart at every byte."""
         end, body = time.monotonic() + self._timeout_s, b""
         while (piece := response.read1(1 << 16)) and len(body) < BODY_LIMIT_BYTES:
             body += piece
@@ -73,12 +73,12 @@ class MetadataService:
         return body.decode("utf-8", errors="replace").strip()
 
     def text(self, path: str, headers: dict[str, str]) -> str | None:
-        """The body of a 200, None for a 404; raises MetadataError for anything else."""
+        """The body of a 200; None for a 404. Raises MetadataError for any other status."""
         return text_of(self.ask("GET", path, headers), path)
 
 
 def text_of(answer: Answer, path: str) -> str | None:
-    """The body of a 200, None for a 404; raises MetadataError for anything else."""
+    """The body of a 200; None for a 404. Raises MetadataError for any other status."""
     if answer.status == 404:
         return None
     if answer.status != 200:
@@ -87,18 +87,18 @@ def text_of(answer: Answer, path: str) -> str | None:
 
 
 def json_object(text: str, path: str) -> dict[str, Any]:
-    """A JSON object; raises MetadataError for other JSON, and for what is none."""
+    """Parse a JSON object. Raises MetadataError for anything else."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
-        raise MetadataError(f"{path}: the answer is no JSON") from None
+        raise MetadataError(f"{path}: the answer is not JSON") from None
     if not isinstance(found, dict):
         raise MetadataError(f"{path}: expected a JSON object, got {type(found).__name__}")
     return found
 
 
 def parse_time(text: object) -> float | None:
-    """Epoch seconds of `2017-09-18T08:22:00Z` or `Mon, 19 Sep 2016 18:29:47 GMT`; None when it is neither."""
+    """Parse `2017-09-18T08:22:00Z` or `Mon, 19 Sep 2016 18:29:47 GMT` to epoch seconds. None: neither form."""
     if not isinstance(text, str):
         return None
     for parse in (datetime.fromisoformat, parsedate_to_datetime):

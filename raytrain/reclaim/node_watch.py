@@ -1,8 +1,8 @@
-"""The notice bridge from within a run: one actor a node, for clusters on whose nodes no `raytrain reclaim-watch` runs.
+"""Watches for reclaim notices from within a run, by one actor per node, if the nodes run no `raytrain reclaim-watch`.
 
-A process a node is the better place. Ray counts an actor as work, though it holds no CPU: a node with a watcher is
-never idle, so an autoscaler keeps it until the run ends, and a drained node leaves when the machine does, not before. A
-watcher also dies with Ray, so that it can acknowledge nothing.
+A process per node is preferable. Ray counts an actor as work even if it holds no CPU: a node with a watcher is never
+idle, so an autoscaler keeps it until the run ends, and a drained node leaves only when the machine does. The watcher
+also dies with Ray, and so can't acknowledge anything.
 """
 
 import logging
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class NodeWatch:
-    """What runs in the actor. Made on its node, it finds the cloud and watches in a thread until the actor ends."""
+    """The actor. It detects the cloud of its node and watches in a thread until the actor ends."""
 
     def __init__(self, cloud: str, interval_s: float, metadata_url: str | None):
         import ray
@@ -34,14 +34,14 @@ class NodeWatch:
             threading.Thread(target=watcher.run, args=(threading.Event(),), name="NodeWatch", daemon=True).start()
 
     def cloud(self) -> str | None:
-        """Name of the cloud; None: this node is on none, and is not watched."""
+        """Name of the cloud. None: this node is on none, and is not watched."""
         return self._cloud.name if self._cloud else None
 
 
 class NodeWatchers:
-    """A watcher on each alive node of the cluster that Ray is connected to; nodes that join later get one within 10 s.
+    """Runs a watcher on each live node of the connected cluster. Nodes that join later get one within 10 s.
 
-    A context: the watchers end with it. Nothing that happens here ends a run: a node that can't be watched is logged.
+    A context manager: leaving it ends the watchers. Nothing here fails a run; nodes that can't be watched are logged.
 
     Args:
         cloud: auto, aws, gcp or azure. interval_s: Seconds between two looks at the metadata service. metadata_url:
@@ -51,8 +51,8 @@ class NodeWatchers:
     def __init__(self, cloud: str = "auto", interval_s: float = 5.0, metadata_url: str | None = None):
         self._arguments = (cloud, interval_s, metadata_url)
         self._actors: dict[str, Any] = {}  # node id -> actor
-        self._starting: dict[Any, str] = {}  # what the actor will say its cloud is -> node id
-        self._unwatched: set[str] = set()  # nodes on no cloud, or where no watcher starts
+        self._starting: dict[Any, str] = {}  # reference to the watcher's cloud -> node id
+        self._unwatched: set[str] = set()  # nodes outside the clouds, or where no watcher starts
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep_up, name="NodeWatchers", daemon=True)
 
@@ -69,12 +69,12 @@ class NodeWatchers:
         self._stop.set()
         self._thread.join()
         for actor in self._actors.values():
-            with suppress(Exception):  # Ray may be gone already
+            with suppress(Exception):  # Ray may already be gone
                 ray.kill(actor)
         self._actors.clear()
 
     def watched(self) -> list[str]:
-        """Ids of the nodes that have a watcher, or will have one in a moment."""
+        """Ids of the nodes with a watcher, including those that are starting."""
         return sorted(self._actors)
 
     def _keep_up(self) -> None:
@@ -82,7 +82,7 @@ class NodeWatchers:
             try:
                 self._cover_new_nodes()
                 self._look_at_started()
-            except Exception as error:  # Ray is going down, or busy: the run is what matters
+            except Exception as error:  # Ray is shutting down or busy, which must not fail the run
                 logger.warning("watching the nodes for reclaim notices: %s", error)
             self._stop.wait(LOOK_FOR_NODES_S)
 
@@ -91,14 +91,14 @@ class NodeWatchers:
 
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         for node_id in alive - self._actors.keys() - self._unwatched:
-            # Restarted when it dies on a living node.
+            # A watcher that dies on a live node is restarted.
             self._actors[node_id] = start_actor(NodeWatch, *self._arguments, node_id=node_id, max_restarts=-1)
             self._starting[self._actors[node_id].cloud.remote()] = node_id
         for node_id in self._actors.keys() - alive:
             del self._actors[node_id]
 
     def _look_at_started(self) -> None:
-        """Take away the watchers that have nothing to watch: they would hold their nodes."""
+        """Stop watchers that have nothing to watch: they would keep their nodes from being idle."""
         import ray
 
         if not self._starting:
@@ -118,5 +118,5 @@ class NodeWatchers:
 
 
 def watch_nodes_from_run(cloud: str = "auto", interval_s: float = 5.0, metadata_url: str | None = None) -> NodeWatchers:
-    """Watchers for all nodes, for the length of a `with` around the run; see NodeWatchers. Ray must be connected."""
+    """Watchers for all nodes while a `with` block runs; see NodeWatchers. Ray must be connected."""
     return NodeWatchers(cloud, interval_s, metadata_url)

@@ -1,27 +1,25 @@
-"""The notice bridge: when the cloud is about to take this machine, its Ray node is drained, so that training leaves.
+"""Drains the local Ray node when the cloud announces that it will reclaim this machine, so that training moves away.
 
-Open-source Ray reads no cloud's notice. `raytrain reclaim-watch` runs beside Ray on each node that may be reclaimed (a
-systemd unit, a line after `ray start` in the node's start-up commands, a sidecar), asks the metadata service every few
-seconds, and passes a notice on as an ordinary Ray drain with reason PREEMPTION and the cloud's deadline. It needs no
-rights in the cloud.
+Open-source Ray does not read the clouds' notices. `raytrain reclaim-watch` runs beside Ray on each node that may be
+reclaimed (as a systemd unit, a line after `ray start` in the start-up commands, or a sidecar), polls the metadata
+service every few seconds, and turns a notice into an ordinary Ray drain with reason PREEMPTION and the cloud's
+deadline. It needs no permissions in the cloud.
 
-What drains: EC2 spot interruptions; Compute Engine preemption and maintenance that stops the machine; Azure Preempt,
-Terminate, Reboot and Redeploy. What is only logged: EC2 rebalance recommendations (unless asked for), live migrations,
-Azure Freeze.
+Drained: EC2 spot interruptions; Compute Engine preemption and maintenance that stops the machine; Azure Preempt,
+Terminate, Reboot and Redeploy. Only logged: EC2 rebalance recommendations (unless requested), live migrations, Azure
+Freeze.
 
 Rules:
-- A node is drained once; again only when a notice with a nearer deadline comes.
-- A notice further off than DRAIN_AHEAD_S (Azure plans some a week ahead) waits, and the node works on until then.
-- While a notice stands, a Ray node that starts anew on this machine (KubeRay and systemd restart what leaves) is
-  drained too.
-- Ray has no way to take a drain back: when a notice is withdrawn the log says so, and the node stays out until Ray is
-  restarted.
-- Ray out of reach: tries again with back-off from RETRY_S up to the interval, for as long as the notice stands.
-- The same trouble is logged once an hour, not at every look.
-- Azure is told that it need not wait (StartRequests) only with `acknowledge`, only when the drained node has left Ray,
-  which is when nothing of Ray runs there any more, and only for an event that names this machine alone. An accepted
-  drain would be too early: the workers have yet to save, and Azure may take the machine at once. Without it Azure
-  simply waits for its own time.
+- A node is drained once, and again only for a notice with an earlier deadline.
+- A notice more than DRAIN_AHEAD_S ahead (Azure plans some events a week ahead) waits, and the node keeps working.
+- While a notice is current, a Ray node that is restarted on this machine (as KubeRay and systemd do) is drained too.
+- Ray can't cancel a drain: if a notice is withdrawn, the log says so, and the node stays out until Ray is restarted.
+- If Ray can't be reached, the drain is retried with back-off from RETRY_S up to the interval, while the notice lasts.
+- The same problem is logged once per hour, not at every poll.
+- Azure is told that it need not wait (StartRequests) only with `acknowledge`, only once the drained node has left Ray,
+  so that nothing of Ray runs there any more, and only for an event that names this machine alone. An accepted drain
+  would be too early: the workers still have to save, and Azure may take the machine at once. Without an
+  acknowledgement, Azure simply waits until the event is due.
 """
 
 import logging
@@ -39,11 +37,11 @@ from raytrain.reclaim.clouds import Cloud, Notice, Reading, detect_cloud, make_c
 from raytrain.reclaim.metadata import METADATA_URL, MetadataError
 
 URL_VARIABLE = "RAYTRAIN_METADATA_URL"
-DRAIN_AHEAD_S = 1200.0  # more than the 15 minutes of Azure's ordinary notices
+DRAIN_AHEAD_S = 1200.0  # more than the 15 minutes of Azure's usual notices
 RETRY_S = 0.5
 SAY_AGAIN_S = 3600.0
 NO_CLOUD = (
-    "no cloud's metadata service answers: this machine is on none of AWS, GCP and Azure, or the service is out of reach"
+    "no cloud's metadata service answers: this machine is not on AWS, GCP or Azure, or the service can't be reached"
     " (in a container on AWS the instance's metadata hop limit must be 2). --cloud names one without asking"
 )
 
@@ -51,31 +49,31 @@ logger = logging.getLogger(__name__)
 
 
 class Watcher:
-    """Looks at the metadata service, and passes on what it says.
+    """Polls the metadata service and acts on its notices.
 
     Args:
-        cloud: Whose notices.
-        drain: How Ray is told.
-        interval_s: Seconds between two looks.
-        acknowledge: Whether to tell the cloud that a machine which has left Ray may go.
+        cloud: Source of the notices.
+        drain: Connection to Ray.
+        interval_s: Seconds between two polls.
+        acknowledge: Whether to tell the cloud that the machine may go once its node has left Ray.
     """
 
     def __init__(self, cloud: Cloud, drain: Drain, *, interval_s: float = 5.0, acknowledge: bool = False):
         self._cloud, self._drain = cloud, drain
         self._interval_s, self._acknowledge = interval_s, acknowledge
         self._standing: dict[str, Notice] = {}
-        self._told: dict[str, float] = {}  # node id -> the deadline that Ray has, inf for none
+        self._told: dict[str, float] = {}  # node id -> deadline that Ray was given, inf for none
         self._acknowledged: set[str] = set()
-        self._said: dict[str, float] = {}  # trouble -> when it was logged
+        self._said: dict[str, float] = {}  # problem -> when it was logged
         self._retry_s = RETRY_S
 
     def run(self, stop: threading.Event) -> None:
-        """Look until `stop` is set; nothing that a service answers ends this."""
+        """Poll until `stop` is set, whatever the service answers."""
         while not stop.is_set():
             stop.wait(self.look())
 
     def look(self) -> float:
-        """One look, and what follows from it; returns the seconds until the next."""
+        """Poll once and act on the result. Returns the seconds until the next poll."""
         try:
             self._take_note(self._cloud.read())
             self._act()
@@ -83,13 +81,13 @@ class Watcher:
             self._say_once(str(error))
             pause_s, self._retry_s = min(self._retry_s, self._interval_s), 2 * self._retry_s
             return pause_s
-        except Exception as error:  # a bug of ours must not cost the next notice
+        except Exception as error:  # a bug of ours must not lose the next notice
             self._say_once(f"unexpected: {error!r}", with_traceback=True)
         self._retry_s = RETRY_S
         return self._interval_s
 
     def _take_note(self, reading: Reading) -> None:
-        """Keep the notices that stand, each with the nearest deadline that was seen."""
+        """Keep the current notices, each with the earliest deadline seen."""
         for problem in reading.problems:
             self._say_once(f"{self._cloud.name} metadata: {problem}")
         for notice in reading.notices:
@@ -98,7 +96,7 @@ class Watcher:
                 logger.warning("%s: %s", notice.what, _meaning(notice))
             if known is None or _deadline(notice) < _deadline(known):
                 self._standing[notice.key] = notice
-        if not reading.problems:  # what could not be read may well still stand
+        if not reading.problems:  # a notice that could not be read may still be current
             self._forget(set(self._standing) - {notice.key for notice in reading.notices})
 
     def _forget(self, withdrawn: set[str]) -> None:
@@ -110,7 +108,7 @@ class Watcher:
             self._told.clear()
 
     def _act(self) -> None:
-        """Drain what a notice that is near applies to; raises DrainError."""
+        """Drain the nodes if a notice is near. Raises DrainError."""
         soon = time.time() + DRAIN_AHEAD_S
         near = [n for n in self._standing.values() if n.drains and (n.deadline is None or n.deadline < soon)]
         if not near:
@@ -128,7 +126,7 @@ class Watcher:
             self._let_go(near)
 
     def _let_go(self, notices: list[Notice]) -> None:
-        """The drained node has left Ray: the cloud need not wait for the deadline."""
+        """Acknowledge the notices once the drained node has left Ray, so that the cloud need not wait."""
         for notice in notices:
             if notice.event_id is None or notice.event_id in self._acknowledged:
                 continue
@@ -160,24 +158,24 @@ def _when(notice: Notice) -> str:
 
 def _meaning(notice: Notice) -> str:
     if not notice.drains:
-        return "noted, the node stays"
+        return "logged only, the node stays"
     if notice.deadline is None:
-        return "the machine will go, the time is not known"
+        return "the machine will go, at an unknown time"
     left_s = notice.deadline - time.time()
-    waits = f"; the node works on until {DRAIN_AHEAD_S / 60:.0f} minutes before" if left_s > DRAIN_AHEAD_S else ""
+    waits = f"; the node keeps working until {DRAIN_AHEAD_S / 60:.0f} minutes before" if left_s > DRAIN_AHEAD_S else ""
     return f"the machine goes{_when(notice)}, in {max(left_s, 0):.0f} s{waits}"
 
 
 def find_cloud(cloud: str, metadata_url: str | None = None, *, drain_on_rebalance: bool = False) -> Cloud | None:
-    """The cloud that this machine is on, asked or named; None: `auto` found none.
+    """The cloud that this machine is on, as named or detected. None: `auto` found none.
 
     Args:
-        cloud: auto, aws, gcp or azure. A named one is believed, also when it doesn't answer yet.
+        cloud: auto, aws, gcp or azure. A named one is used even if it does not answer yet.
         metadata_url: Base URL of the metadata service; None: RAYTRAIN_METADATA_URL, or http://169.254.169.254.
-        drain_on_rebalance: Whether an EC2 rebalance recommendation drains, without a deadline.
+        drain_on_rebalance: Whether an EC2 rebalance recommendation drains the node, without a deadline.
 
     Raises:
-        ConfigError: No such cloud, or no URL.
+        ConfigError: Unknown cloud, or an invalid URL.
     """
     url = metadata_url or os.environ.get(URL_VARIABLE) or METADATA_URL
     name = detect_cloud(url) if cloud == "auto" else cloud
@@ -194,19 +192,19 @@ def watch_this_node(
     acknowledge: bool = False,
     metadata_url: str | None = None,
 ) -> None:
-    """Watch until SIGTERM or Ctrl-C, for a process of its own: it takes over SIGTERM. To be called in the main thread.
+    """Watch until SIGTERM or Ctrl-C. Installs a SIGTERM handler, so it must be called in the main thread.
 
     Args:
         cloud: auto, aws, gcp or azure.
-        interval_s: Seconds between two looks. AWS asks for 5, Azure for 1; a GCP notice leaves 30 s in all.
-        address: `host:port` of the cluster; None: RAY_ADDRESS, or the Ray of this machine. Ray may start later.
-        node_id: The node to drain, in hex; None: every Ray node on this machine.
-        drain_on_rebalance: Whether an EC2 rebalance recommendation drains.
-        acknowledge: Whether Azure is told that it need not wait once the node has left Ray.
+        interval_s: Seconds between two polls. AWS recommends 5, Azure 1; a GCP notice leaves only 30 s.
+        address: `host:port` of the cluster. None: RAY_ADDRESS, or the Ray of this machine. Ray may start later.
+        node_id: The node to drain, in hex. None: every Ray node on this machine.
+        drain_on_rebalance: Whether an EC2 rebalance recommendation drains the node.
+        acknowledge: Whether to tell Azure that it need not wait once the node has left Ray.
         metadata_url: Base URL of the metadata service; None: RAYTRAIN_METADATA_URL, or http://169.254.169.254.
 
     Raises:
-        ConfigError: An argument is wrong, or `auto` finds no cloud.
+        ConfigError: An argument is invalid, or `auto` finds no cloud.
     """
     signal.signal(signal.SIGTERM, _leave)
     drain = ChildDrain(address, node_id)
@@ -223,7 +221,7 @@ def watch_this_node(
 
 
 def _ray_state(drain: Drain) -> str:
-    """What a notice would find now: said at the start, when an address or a token can still be mended."""
+    """What a notice would do now. Logged at the start, when a wrong address or token can still be fixed."""
     try:
         nodes = drain.nodes()
     except DrainError as error:
@@ -233,4 +231,4 @@ def _ray_state(drain: Drain) -> str:
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt  # out of any wait, at once
+    raise KeyboardInterrupt  # interrupts any wait at once

@@ -1,4 +1,4 @@
 """Which samples each step trains on, how they are split into micro-batches, and what is due when.
 
-Pure: no Ray, no torch.
+Pure functions: no Ray, no torch.
 """

@@ -1,6 +1,6 @@
-"""How a step's samples are shared out: canonical shards to workers, a worker's samples to micro-batches.
+"""How the samples of a step are divided: canonical shards over workers, a worker's samples over micro-batches.
 
-Pure arithmetic, without Ray or torch. This and `data.order` are the only places where the world size matters, and
+Pure arithmetic, no Ray or torch. This module and `steps.order` are the only places where the world size matters, and
 neither changes which samples a step trains on.
 """
 
@@ -14,7 +14,7 @@ from raytrain.config import RunConfig
 
 @dataclass(frozen=True)
 class World:
-    """Who this worker is in the current worker group."""
+    """The rank of this worker in the current worker group."""
 
     world_rank: int
     world_size: int
@@ -22,10 +22,10 @@ class World:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """The division of each global batch at one world size.
+    """How each global batch is divided at one world size.
 
-    A worker serves a run of neighbouring canonical shards. Shard counts differ by at most one between workers, so
-    any world size up to `canonical_shards` is legal, also one that divides nothing.
+    A worker serves consecutive canonical shards. Shard counts differ by at most one between workers, so every world
+    size up to `canonical_shards` is valid, even one that does not divide the number of shards.
     """
 
     global_batch_size: int
@@ -35,7 +35,7 @@ class BatchPlan:
 
     @classmethod
     def of(cls, config: RunConfig, world_size: int) -> Self:
-        """How a run's batches are divided at a world size. Raises ValueError like the constructor."""
+        """Divide the batches of a run at a world size. Raises ValueError like the constructor."""
         training = config.training
         return cls(training.global_batch_size, training.micro_batch_size, config.canonical_shards, world_size)
 
@@ -55,36 +55,38 @@ class BatchPlan:
 
     @property
     def samples_per_shard(self) -> int:
-        """Samples that each canonical shard gives to a full step."""
+        """Samples that each canonical shard contributes to a full step."""
         return self.global_batch_size // self.canonical_shards
 
     @property
     def max_samples_per_worker(self) -> int:
-        """Samples of a full step on the worker that has most."""
+        """Samples of a full step on the worker with the most."""
         return -(-self.canonical_shards // self.world_size) * self.samples_per_shard
 
     @property
     def min_samples_per_worker(self) -> int:
-        """Samples of a full step on the worker that has fewest."""
+        """Samples of a full step on the worker with the fewest."""
         return self.canonical_shards // self.world_size * self.samples_per_shard
 
     @property
     def micro_steps(self) -> int:
-        """Forward/backward passes of a step, the same on every worker: ZeRO-3 gathers parameters in each of them."""
+        """Forward/backward passes per step, equal on all workers because ZeRO-3 gathers parameters in each pass."""
         return -(-self.max_samples_per_worker // self.micro_batch_size)
 
 
 def split_micro_batches(ids: np.ndarray, lengths: np.ndarray, micro_steps: int) -> list[np.ndarray]:
-    """Share a worker's samples of one step out to exactly `micro_steps` micro-batches, like lengths together.
+    """Split a worker's samples of one step into exactly `micro_steps` micro-batches of similar lengths.
 
     Args:
-        ids: Sample ids, shape (n,).
-        lengths: Tokens of those samples, shape (n,).
+        ids: Sample ids, shape (num_samples,).
+        lengths: Tokens of those samples, shape (num_samples,).
         micro_steps: Number of micro-batches.
 
     Returns:
-        `micro_steps` arrays of ids, longest samples first (memory peaks at once), sizes differing by at most one;
-        some are empty when n < micro_steps.
+        `micro_steps` arrays of ids, longest samples first so that memory peaks in the first micro-batch. Sizes differ
+        by at most one; some arrays are empty when num_samples < micro_steps.
     """
+    # (num_samples,), longest first
     by_length = ids[np.argsort(-lengths, kind="stable")]
+    # micro_steps arrays of shape (num_samples / micro_steps,), rounded up in the first ones and down in the rest
     return np.array_split(by_length, micro_steps)

@@ -1,4 +1,4 @@
-"""The terminal of `raytrain doctor`."""
+"""Terminal output of `raytrain doctor`."""
 
 import json
 import os
@@ -11,12 +11,12 @@ from raytrain.doctor.facts import HERE_NAME
 from raytrain.doctor.findings import Finding, Report, Status
 
 COLORS = {Status.OK: "green", Status.NOTE: "yellow", Status.PROBLEM: "red"}
-FILE_WIDTH = 120  # columns where there is no terminal
-MAX_NAMES = 3  # nodes that a row names one by one; --json has them all
+FILE_WIDTH = 120  # columns if the output is not a terminal
+MAX_NAMES = 3  # nodes named in a row; --json lists all
 
 
 class DoctorConsole:
-    """A line a phase, and the table at the end. With JSON, standard output has nothing else."""
+    """Prints a line per phase, and the table at the end. With JSON, nothing else goes to standard output."""
 
     def __init__(self, *, as_json: bool = False, console: Console | None = None):
         self._as_json = as_json
@@ -25,11 +25,11 @@ class DoctorConsole:
             self._console.width = FILE_WIDTH
 
     def say(self, text: str) -> None:
-        """A new phase has begun."""
+        """Print that a new phase has begun."""
         self._console.print(text, style="dim", soft_wrap=True, markup=False)
 
     def show(self, report: Report) -> None:
-        """Everything that was found."""
+        """Print the report."""
         if self._as_json:
             print(json.dumps(report.to_json(), indent=1))
             return
@@ -41,7 +41,7 @@ class DoctorConsole:
 
 
 def finding_table(report: Report) -> Table:
-    """A row a finding, by check; what to mend stands under what was found."""
+    """One row per finding, grouped by check; the remedy is below the finding."""
     table = Table(box=None, pad_edge=False)
     for name in ("check", ""):
         table.add_column(name, no_wrap=True)
@@ -53,7 +53,7 @@ def finding_table(report: Report) -> Table:
             finding.check if finding.check != last else "",
             Text(finding.status.value, style=COLORS[finding.status]),
             Text(_nodes(finding, report)),
-            Text(finding.value + (f"\n-> {finding.mend}" if finding.mend else "")),
+            Text(finding.value + (f"\n-> {finding.remedy}" if finding.remedy else "")),
         )
         last = finding.check
     return table

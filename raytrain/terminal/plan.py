@@ -1,4 +1,4 @@
-"""The terminal of `raytrain plan`."""
+"""Terminal output of `raytrain plan`."""
 
 import json
 import os
@@ -13,14 +13,14 @@ from raytrain.runs.plan import WorldPlan
 from raytrain.sizing.memory import Memory
 from raytrain.terminal.run import in_minutes
 
-# Rows of the table of world sizes; --json has them all.
+# Rows in the table of world sizes; --json lists all.
 MAX_ROWS = 8
-FILE_WIDTH = 100  # columns where there is no terminal
+FILE_WIDTH = 100  # columns if the output is not a terminal
 Row = TypeVar("Row")
 
 
 def print_forecast(forecast: Forecast, *, as_json: bool = False, console: Console | None = None) -> None:
-    """Tables and sentences, or JSON."""
+    """Print the forecast as tables and sentences, or as JSON."""
     console = console or Console(highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = FILE_WIDTH
@@ -33,7 +33,7 @@ def print_forecast(forecast: Forecast, *, as_json: bool = False, console: Consol
     console.print(_world_table(forecast))
     console.print()
     size = _workers(forecast.plan.world_size)
-    title = f"memory of each worker at its most, with {size}, {_unit(forecast)[1]}"
+    title = f"peak memory per worker, with {size}, {_unit(forecast)[1]}"
     console.print(title, style="italic", soft_wrap=True)
     console.print(_memory_table(forecast))
     legend = (
@@ -51,9 +51,9 @@ def print_forecast(forecast: Forecast, *, as_json: bool = False, console: Consol
 def _facts(forecast: Forecast) -> list[str]:
     plan = forecast.plan
     device = f"{plan.num_gpus:g} GPUs, " if plan.use_gpu and plan.num_gpus is not None else ""
-    steps = "not known: the data has not been counted"
+    steps = "unknown: the data has not been counted"
     if plan.total_steps is not None:
-        per_epoch = f", {plan.steps_per_epoch:,} an epoch" if plan.steps_per_epoch is not None else ""
+        per_epoch = f", {plan.steps_per_epoch:,} per epoch" if plan.steps_per_epoch is not None else ""
         steps = f"{plan.total_steps:,}{per_epoch}, {plan.global_batch_size} samples each"
     assert plan.checkpoint_bytes is not None
     lines = [
@@ -61,8 +61,8 @@ def _facts(forecast: Forecast) -> list[str]:
         f"model       {forecast.shape.num_parameters:,} parameters, {forecast.precision.value}",
         f"steps       {steps}",
         f"checkpoint  {in_bytes(plan.checkpoint_bytes)}, {plan.checkpoints_kept} kept and one being written; "
-        f"{forecast.upload_s:,.1f} s to upload at {in_bytes(forecast.bandwidth_bytes)}/s a worker",
-        f"CPUs        {forecast.cpus_per_worker} a worker and {forecast.data_cpus:g} for its Ray Data pipeline, "
+        f"{forecast.upload_s:,.1f} s to upload at {in_bytes(forecast.bandwidth_bytes)}/s per worker",
+        f"CPUs        {forecast.cpus_per_worker} per worker and {forecast.data_cpus:g} for its Ray Data pipeline, "
         "at least 1 for all pipelines",
     ]
     if plan.snapshot_bytes is not None:
@@ -130,17 +130,17 @@ def _parts(memory: Memory) -> tuple[int | None, ...]:
 
 
 def _unit(forecast: Forecast) -> tuple[int, str]:
-    """Unit of the memory table."""
+    """(bytes per unit, name) of the unit of the memory table."""
     most = max(memory.total for _, memory in forecast.choices)
     units = ((2**30, "GiB"), (2**20, "MiB"))
     return next((unit for unit in units if most >= 10 * unit[0]), (2**10, "KiB"))
 
 
 def _verdict(forecast: Forecast) -> tuple[str, str]:
-    """The last line, and its color."""
+    """(last line, its color)."""
     if forecast.fits:
         if forecast.usable_bytes is None:
-            return "nothing is wrong with it; the memory of the workers is not known", "green"
+            return "nothing is wrong with it; the memory of the workers is unknown", "green"
         return f"fits: a worker's tensors can have {in_bytes(forecast.usable_bytes)}", "green"
     worst = max(world.memory.total for world in forecast.worlds)
     assert forecast.usable_bytes is not None
@@ -157,14 +157,14 @@ def _workers(count: int) -> str:
 
 
 def in_bytes(count: float) -> str:
-    """As 470 MiB or 12.3 GiB."""
+    """Such as 470 MiB or 12.3 GiB."""
     if count >= 10 * 2**30:
         return f"{count / 2**30:,.1f} GiB"
     return f"{count / 2**20:,.0f} MiB" if count >= 2**20 else f"{count / 2**10:,.0f} KiB" if count else "0"
 
 
 def in_hours(seconds: float) -> str:
-    """As 4m07s, 3h20m or 12.5 days."""
+    """Such as 4m07s, 3h20m or 12.5 days."""
     if seconds < 3600:
         return in_minutes(seconds)
     hours, rest = divmod(int(seconds) // 60, 60)
@@ -172,7 +172,7 @@ def in_hours(seconds: float) -> str:
 
 
 def some(rows: Sequence[Row]) -> list[Row]:
-    """At most MAX_ROWS of them, the first and the last included, evenly spread."""
+    """At most MAX_ROWS rows, evenly spaced, including the first and the last."""
     if len(rows) <= MAX_ROWS:
         return list(rows)
     last = len(rows) - 1

@@ -1,1 +1,1 @@
-"""Where a run's metrics go besides its own files: TensorBoard, Weights & Biases, MLflow. One file a tracker."""
+"""Sends a run's metrics to TensorBoard, Weights & Biases and MLflow. One file per tracker."""

@@ -1,4 +1,4 @@
-"""What a tracker is, and what it is told of a run."""
+"""The interface of a tracker, and the description of a run that it receives."""
 
 import json
 import re
@@ -17,53 +17,53 @@ SECRET = re.compile(r"(secret|passw(or)?d|credential|token|(api|access|private|a
 
 @dataclass(frozen=True)
 class Row:
-    """Values of one step."""
+    """The values of one step."""
 
     step: int
     time_s: float
     """Seconds since the epoch."""
     values: dict[str, float]
-    """By names like `train/loss`."""
+    """Metric name, such as `train/loss` -> value."""
     is_redone: bool
-    """Whether an earlier worker group has told of this step before it crashed."""
+    """Whether an earlier worker group reported this step before it crashed."""
 
 
 class Tracker(Protocol):
-    """One that is open. Its calls may take long and may raise: see `Sender`."""
+    """An open tracker. Its calls may be slow and may raise; see `Sender`."""
 
     def log(self, rows: list[Row]) -> None:
-        """Take rows, in the order in which they came up."""
+        """Log rows in the given order."""
 
     def close(self, status: str) -> None:
-        """Send all that was logged.
+        """Send everything that was logged.
 
-        `status`: finished, stopped_early, failed, killed; or stopped, when another worker group may go on.
+        `status`: finished, stopped_early, failed, killed; or stopped, if another worker group may continue.
         """
 
 
 Opener = Callable[[Row], Tracker]
-"""Opens a tracker, or goes on with what it has of this run. It is given the first row."""
+"""Opens a tracker, or resumes what it already has of this run. Receives the first row."""
 
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """A run as its trackers know it."""
+    """A run, as its trackers see it."""
 
     folder: Storage
     config: RunConfig
 
     def read_id(self) -> str:
-        """What tells this run from all others, for as long as its folder lasts; made when it is asked for first."""
+        """A unique id of the run, kept as long as its folder exists. It is created on first use."""
         if not self.folder.exists(TRACKING):
             self.folder.commit_bytes(TRACKING, json.dumps({"id": uuid.uuid4().hex[:12]}).encode())
         return self.folder.read_json(TRACKING)["id"]
 
     def settings(self) -> dict[str, Any]:
-        """Dotted config key -> value, defaults included, without what is named like a secret."""
+        """Dotted config key -> value, including defaults, excluding names that look like secrets."""
         flat = flatten(self.config.model_dump(mode="json"))
         return {key: value for key, value in flat.items() if value is not None and not SECRET.search(key)}
 
 
 def first_tellings(rows: list[Row]) -> Iterator[Row]:
-    """The rows that a tracker does not have yet, for one that would show a step twice."""
+    """The rows that a tracker does not have yet, for trackers that would show a redone step twice."""
     return (row for row in rows if not row.is_redone)

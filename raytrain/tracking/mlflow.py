@@ -11,14 +11,14 @@ from raytrain.tracking.base import Row, TrackedRun, first_tellings
 
 ID, GROUP = "raytrain.id", "raytrain.group"
 STATUS = {"finished": "FINISHED", "stopped_early": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
-# Of one request, by MLflow's rules.
+# Limits of one request, set by MLflow.
 MOST_METRICS, MOST_PARAMS, MOST_CHARACTERS = 1000, 100, 6000
-# Its own are two minutes and seven tries, for each step while the server is down.
+# MLflow's defaults are two minutes and seven retries, which would apply to each step while the server is down.
 REQUESTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "30", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
 
 
 class Mlflow:
-    """One MLflow run, whatever becomes of the workers: it is found again by the id of the run's folder."""
+    """One MLflow run across all worker groups. It is found again by the run's id."""
 
     def __init__(self, run: TrackedRun, section: MlflowConfig, first: Row):
         for name, value in REQUESTS.items():
@@ -35,7 +35,7 @@ class Mlflow:
             return
         tags = {ID: run.read_id(), **({GROUP: section.group} if section.group else {})}
         self._run_id = self._client.create_run(place, tags=tags, run_name=run.config.name).info.run_id
-        self._log_params(run.settings())  # once: MLflow refuses other values, and a run may be resumed with them
+        self._log_params(run.settings())  # once: MLflow refuses changed values, and a run may be resumed with some
 
     def _log_params(self, settings: dict[str, Any]) -> None:
         from mlflow.entities import Param
@@ -45,7 +45,7 @@ class Mlflow:
             self._client.log_batch(self._run_id, params=some)
 
     def log(self, rows: list[Row]) -> None:
-        """Take rows."""
+        """Log rows."""
         from mlflow.entities import Metric
 
         metrics = (
@@ -57,7 +57,7 @@ class Mlflow:
             self._client.log_batch(self._run_id, metrics=some)
 
     def close(self, status: str) -> None:
-        """Say how it ended."""
+        """Set the final status."""
         if status in STATUS:
             self._client.set_terminated(self._run_id, STATUS[status])
 

@@ -1,4 +1,4 @@
-"""A tracker on a thread of its own: whatever it does, the training neither fails nor waits for it."""
+"""Runs a tracker on its own thread, so that training neither fails nor waits because of it."""
 
 import logging
 import threading
@@ -8,29 +8,29 @@ from raytrain.tracking.base import Opener, Row, Tracker
 
 logger = logging.getLogger(__name__)
 
-MOST_ROWS = 10_000  # that wait for a slow tracker, before new ones are dropped
+MOST_ROWS = 10_000  # rows queued for a slow tracker before new ones are dropped
 ROWS_AT_ONCE = 100
-RETRY_S = 30.0  # between two tries to open one
+RETRY_S = 30.0  # between two attempts to open a tracker
 PREDECESSOR_S = 120.0
-_last: dict[str, threading.Thread] = {}  # by tracker and run; the process outlives worker groups
+_last: dict[str, threading.Thread] = {}  # keyed by tracker and run; the process outlives worker groups
 
 
 class Sender:
-    """Hands rows to a tracker, which is opened with the first one."""
+    """Queues rows for a tracker, which is opened with the first one."""
 
     def __init__(self, name: str, run_path: str, opener: Opener):
-        """`name`: of the tracker, for messages. `run_path`: of the run's folder."""
+        """`name`: name of the tracker, for messages. `run_path`: path of the run's folder."""
         self.name = name
         self._key, self._opener = f"{name} {run_path}", opener
         self._changed = threading.Condition()
         self._rows: list[Row] = []
-        self._status: str | None = None  # once it is to be closed
+        self._status: str | None = None  # set when it is to be closed
         self._thread: threading.Thread | None = None
         self._complaint: str | None = None
         self._has_complained = False
 
     def log(self, row: Row) -> None:
-        """Take a row; returns at once."""
+        """Queue a row. Returns at once."""
         if self._thread is None:
             self._start()
         with self._changed:
@@ -38,16 +38,16 @@ class Sender:
                 self._rows.append(row)
                 self._changed.notify()
                 return
-        self._complain(f"takes values slower than they come up; those that {MOST_ROWS:,} steps wait before are dropped")
+        self._complain(f"takes values too slowly; with {MOST_ROWS:,} steps waiting, values are dropped")
 
     def close(self, status: str) -> None:
-        """Let it send what it has, and end; returns at once. `status`: see `Tracker.close`."""
+        """Let it send what it has, then end. Returns at once. `status`: see `Tracker.close`."""
         with self._changed:
             self._status = status
             self._changed.notify()
 
     def wait(self, wait_s: float) -> bool:
-        """After `close`, until it has ended, but no longer; it goes on after that while this process lives.
+        """After `close`, wait until the tracker has ended, for at most `wait_s`; then it continues in the background.
 
         Returns whether it has ended.
         """
@@ -59,7 +59,7 @@ class Sender:
         return has_ended
 
     def take_complaint(self) -> str | None:
-        """What went wrong, the first time that this is asked after the first time that something did."""
+        """The first problem, once; None before and after."""
         complaint, self._complaint = self._complaint, None
         return complaint
 
@@ -70,7 +70,7 @@ class Sender:
         self._thread.start()
 
     def _work(self, before: threading.Thread | None) -> None:
-        if before is not None:  # of the worker group before, in this process: it may still be sending
+        if before is not None:  # the previous worker group in this process may still be sending
             before.join(PREDECESSOR_S)
         tracker: Tracker | None = None
         while rows := self._next_rows():
@@ -79,7 +79,7 @@ class Sender:
                 if tracker is None:
                     return
                 tracker.log(rows)
-            except Exception as error:  # these rows are lost; the next ones may do better
+            except Exception as error:  # these rows are lost; the next ones may succeed
                 self._complain(reason_of(error))
         try:
             if tracker is not None:
@@ -88,14 +88,14 @@ class Sender:
             self._complain(reason_of(error))
 
     def _next_rows(self) -> list[Row]:
-        """Rows to send; none: it is to be closed."""
+        """Rows to send. Empty: the tracker is to be closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._rows or self._status is not None)
             rows, self._rows = self._rows[:ROWS_AT_ONCE], self._rows[ROWS_AT_ONCE:]
             return rows
 
     def _open(self, first: Row) -> Tracker | None:
-        """Try until it opens, or is to be closed."""
+        """Retry until it opens or is to be closed."""
         while True:
             try:
                 return self._opener(first)
@@ -113,5 +113,5 @@ class Sender:
 
 
 def reason_of(error: Exception) -> str:
-    """An error of a tracker as a line."""
+    """An error of a tracker, in one line."""
     return f"{type(error).__name__}: {first_line(str(error))}"[:300]

@@ -1,4 +1,4 @@
-"""Which trackers a config asks for, whether they can be had, and all of them at once."""
+"""Selects the trackers of a config, checks that they are available, and drives all of them."""
 
 import functools
 import importlib.util
@@ -14,12 +14,12 @@ from raytrain.tracking.sender import Sender
 from raytrain.tracking.tensorboard import TensorBoard
 from raytrain.tracking.wandb import Wandb
 
-# A group that leaves for a resize or a stop waits so long for its trackers; one at its end so long.
+# How long a group that leaves for a resize or a stop waits for its trackers, and one at the end of the run.
 LEAVE_WAIT_S, END_WAIT_S = 3.0, 30.0
 
 
 def check_trackers(config: RunConfig) -> None:
-    """Refuse a tracker whose package is missing, or that would leave nothing behind. Raises ConfigError."""
+    """Raises ConfigError for a tracker whose package is missing, or that would not save anything."""
     for name in ("wandb", "mlflow"):
         if getattr(config.tracking, name) is not None and not _is_installed(name):
             raise ConfigError(
@@ -36,14 +36,14 @@ def check_trackers(config: RunConfig) -> None:
 
 def _is_installed(name: str) -> bool:
     spec = importlib.util.find_spec(name)
-    return spec is not None and spec.origin is not None  # W&B leaves folders called wandb, which look like packages
+    return spec is not None and spec.origin is not None  # W&B leaves folders named wandb, which look like packages
 
 
 def openers(run: TrackedRun) -> dict[str, Opener]:
-    """By name, how to open each tracker that the run's config asks for."""
+    """Tracker name -> function that opens it, for each tracker that the config enables."""
     tracking = run.config.tracking
     chosen: dict[str, Opener] = {}
-    if tracking.tensorboard and run.folder.local_path() is not None:  # its files can't be appended to on object stores
+    if tracking.tensorboard and run.folder.local_path() is not None:  # event files can't be appended on object stores
         chosen["tensorboard"] = functools.partial(TensorBoard, run)
     if tracking.wandb is not None:
         chosen["wandb"] = functools.partial(Wandb, run, tracking.wandb)
@@ -53,22 +53,22 @@ def openers(run: TrackedRun) -> dict[str, Opener]:
 
 
 class Trackers:
-    """The trackers of a run, in rank 0."""
+    """The trackers of a run, on rank 0."""
 
     def __init__(self, run: TrackedRun, now: Callable[[], float] = time.time, *, only_servers: bool = False):
-        """`now`: seconds since the epoch. `only_servers`: leave out those that write files."""
+        """`now`: seconds since the epoch. `only_servers`: leave out trackers that write files."""
         self._now = now
         chosen = {name: opener for name, opener in openers(run).items() if not only_servers or _is_server(run, name)}
         self._senders = [Sender(name, run.folder.path_of(), opener) for name, opener in chosen.items()]
 
     def log(self, values: Mapping[str, float | None], step: int, *, is_redone: bool) -> None:
-        """Tell all of a step's values, but for those that are None."""
+        """Send a step's values, except those that are None, to all trackers."""
         known = {name: float(value) for name, value in values.items() if value is not None}
         for sender in self._senders:
             sender.log(Row(step, self._now(), known, is_redone))
 
     def close(self, status: str) -> None:
-        """See `Tracker.close`. Waits for all of them together, not for long."""
+        """See `Tracker.close`. Waits a short time for all trackers together."""
         end_s = time.monotonic() + (LEAVE_WAIT_S if status == "stopped" else END_WAIT_S)
         for sender in self._senders:
             sender.close(status)
@@ -76,19 +76,19 @@ class Trackers:
             sender.wait(end_s - time.monotonic())
 
     def complaints(self) -> Iterator[tuple[str, str]]:
-        """(tracker, what is wrong with it), once for each."""
+        """(tracker, problem) pairs, once for each tracker."""
         for sender in self._senders:
             if (text := sender.take_complaint()) is not None:
                 yield sender.name, text
 
 
 def conclude(run: TrackedRun, status: str) -> None:
-    """Tell servers how a run has ended whose workers did not: they were killed, or left to go on. Never raises.
+    """Report to servers how a run ended if its workers can't: they were killed, or left to be replaced. Never raises.
 
     Args:
         status: failed or killed.
     """
-    if not run.folder.exists(TRACKING):  # none has ever been told of it
+    if not run.folder.exists(TRACKING):  # no tracker was ever opened
         return
     trackers = Trackers(run, only_servers=True)
     trackers.log({}, 0, is_redone=True)  # opens them

@@ -112,7 +112,7 @@ def test_a_stopped_job_saves_and_the_same_submission_goes_on(head: Head) -> None
     assert code == 1, output
     assert "stopping: saving a checkpoint" in output
     assert f"go on with: raytrain resume {run}" in output
-    assert "was stopped; the same command goes on" in output
+    assert "was stopped; the same command resumes" in output
     stopped_at = steps_done(run)
     assert committed_steps(run) == [stopped_at] != [306]  # not a step is lost
 
@@ -145,9 +145,9 @@ def test_a_failed_run_is_a_failed_command(head: Head) -> None:
 def test_without_the_token_nobody_gets_in(head: Head) -> None:
     config, _ = config_of(head, "refused")
     code, output = head.run("submit", "--", "train", config, RAY_AUTH_TOKEN="f" * 32)
-    assert (code, "does not take this token" in output) == (2, True), output
+    assert (code, "rejects this token" in output) == (2, True), output
     code, output = head.run("submit", "--", "train", config, RAY_AUTH_TOKEN="", HOME=str(head.folder))
-    assert (code, "wants a token, and none was sent" in output) == (2, True), output
+    assert (code, "requires a token, and none was sent" in output) == (2, True), output
     code, output = head.run("jobs", "stop", "raysubmit_x")
     assert (code, "knows no job raysubmit_x" in output) == (2, True), output
 
@@ -286,7 +286,7 @@ def test_a_cluster_without_raytrain_says_so(head: Head) -> None:
     config, _ = config_of(head, "absent")
     code, output = head.run("submit", "--working-dir", str(head.folder / "empty"), "--", "train", config)
     assert code == 1, output
-    assert "there is no raytrain in the cluster's `python`" in output
+    assert "the cluster's `python` has no raytrain" in output
 
 
 def on_a_terminal(

@@ -134,7 +134,7 @@ def test_aws_a_token_that_is_never_right_ends_in_a_problem(aws: AwsServer) -> No
 def test_aws_a_token_that_is_none_is_not_sent(aws: AwsServer, token: str) -> None:
     aws.breaks(TOKEN, 200, token)
     reading = read("aws", aws)
-    assert reading.problems == [f"{TOKEN}: the answer is no token"] * 2
+    assert reading.problems == [f"{TOKEN}: the answer is not a token"] * 2
     assert aws.count(SPOT) == 0
 
 
@@ -576,7 +576,7 @@ def test_the_command_on_no_cloud() -> None:
     process = start_watch("--metadata-url", "http://127.0.0.1:1")
     output, _ = process.communicate(timeout=20)
     assert process.returncode == 2
-    assert "none of AWS, GCP and Azure" in output
+    assert "not on AWS, GCP or Azure" in output
 
 
 def test_a_child_that_dies_is_seen_at_once_and_started_again() -> None:

@@ -328,8 +328,8 @@ MISTAKES = [
     (LOCAL, "dashboard-host=127.0.0.1", "dashboard-host=::", "head_start_ray_commands.1: --dashboard-host=::"),
     (GCP, "RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled", "head_start_ray_commands.1: starts Ray without authentic"),
     (GCP, "RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled", "docker.run_options.0: RAY_AUTH_MODE=disabled: whoever"),
-    (AZURE, "RAY_AUTH_TOKEN_PATH=/home/ray/token/auth_token", "RAY_AUTH_TOKEN=5ec7e7", "options.1: holds the token"),
-    (AZURE, "  /home/ray/token: ~", "  /home/ray/tokens: ~", "file_mounts: nothing brings the token to /home/ray"),
+    (AZURE, "RAY_AUTH_TOKEN_PATH=/home/ray/token/auth_token", "RAY_AUTH_TOKEN=5ec7e7", "options.1: contains the token"),
+    (AZURE, "  /home/ray/token: ~", "  /home/ray/tokens: ~", "file_mounts: nothing copies the token to /home/ray"),
     (AWS, "    - --ulimit", "    - -p 8265:8265\n    - --ulimit", "docker.run_options.2: '-p 8265:8265' publishes"),
     (AWS, "      SecurityGroupIds: [sg-CHANGE] # CHANGE\n", "", "node_config.SecurityGroupIds: missing"),
     (
@@ -338,7 +338,7 @@ MISTAKES = [
         "  security_group: {IpPermissions: [{IpRanges: [{CidrIp: 0.0.0.0/0}]}]}\n  cache_stopped_nodes: false",
         "provider.security_group.IpPermissions.0: open to the world (0.0.0.0/0)",
     ),
-    (AWS, "head_start_ray_commands:", "head_setup_command:", "head_start_ray_commands: missing: Ray's own would start"),
+    (AWS, "head_start_ray_commands:", "head_setup_command:", "head_start_ray_commands: missing: Ray's default starts"),
     (CLUSTER_FILE, "mode: token", "mode: disabled", "spec.authOptions.mode: must be token"),
     (CLUSTER_FILE, "ClusterIP", "LoadBalancer", "spec.headGroupSpec.serviceType: LoadBalancer opens Ray's ports"),
     (CLUSTER_FILE, "serviceType: ClusterIP", "enableIngress: true", "spec.headGroupSpec.enableIngress: opens the dash"),
@@ -361,7 +361,7 @@ MISTAKES = [
         "ipBlock: {cidr: 0.0.0.0/0}\n          x:\n            match",
         "ingress.0.from.0.ipBlock: lets the world",
     ),
-    (AWS, "setup_commands: []\n", "", "setup_commands: missing: Ray's own would install another Ray"),
+    (AWS, "setup_commands: []\n", "", "setup_commands: missing: Ray's default installs another Ray"),
     # another Ray, or any
     (AWS, "ray2.60.0-gpu #", "ray2.59.0-gpu #", "docker.worker_image: the tag"),
     (GCP, "raytrain:0.1.0-ray2.60.0-cpu", "raytrain:latest", "raytrain:latest is not pinned"),
@@ -370,16 +370,21 @@ MISTAKES = [
     # spot
     (AWS, "raytrain reclaim-watch", "true", f"{SPOT}.initialization_commands: no `raytrain reclaim-watch`"),
     (GCP, "market-type: spot", "market-type: on-demand", f"{SPOT}.labels: node_config asks for spot nodes"),
-    (AZURE, "        priority: Spot\n", "", f"{SPOT}.labels: node_config asks for on-demand nodes, and"),
+    (AZURE, "        priority: Spot\n", "", f"{SPOT}.labels: node_config asks for on-demand nodes, but"),
     (AWS, "ray.io/market-type: on-demand", "ray.io/market-type: spot", f"{SPOT}: spot nodes without on-demand nodes"),
     (CLUSTER_FILE, "[raytrain, reclaim-watch,", "[sleep,", f"{GROUPS}.0.template.spec.initContainers: no `raytrain"),
     (CLUSTER_FILE, "PeriodSeconds: 120", "PeriodSeconds: 30", "0.template.spec.terminationGracePeriodSeconds: 30"),
     (CLUSTER_FILE, 'value: "100"', 'value: "150"', f"{GROUPS}.0.template.spec.containers.0.env: RAY_GRACEFUL_SHUTDOWN"),
     # resources, places, jobs
-    (AWS, "availability_zone: us-east-1a", "availability_zone: us-west-2a", "zone: us-west-2a does not lie in"),
-    (AWS, "idle_timeout_minutes: 5", "idle_timeout_minutes: 0", "idle_timeout_minutes: 0: nodes would go while a run"),
+    (AWS, "availability_zone: us-east-1a", "availability_zone: us-west-2a", "zone: us-west-2a is not in"),
+    (
+        AWS,
+        "idle_timeout_minutes: 5",
+        "idle_timeout_minutes: 0",
+        "idle_timeout_minutes: 0: nodes would stop while a run",
+    ),
     (AWS, "{CPU: 1, GPU: 1}", "{CPU: 1, GPU: 4}", f"{SPOT}.resources.CPU: 1 CPU for 4 GPU: the workers hold 4"),
-    (AWS, "InstanceType: g6.2xlarge", "InstanceType: g6.12xlarge", f"{SPOT}.resources.GPU: 1, and g6.12xlarge has 4"),
+    (AWS, "InstanceType: g6.2xlarge", "InstanceType: g6.12xlarge", f"{SPOT}.resources.GPU: 1, but g6.12xlarge has 4"),
     (AWS, "cluster_name: raytrain", "cluster_name: my cluster/x", "cluster_name: 'my cluster/x' is not allowed"),
     (JOB, "name: raytrain-train", "name: My_Job", "metadata.name: 'My_Job' is not allowed as a name"),
     (AWS, "    max_workers: 4", "    max_workers: 0", "available_node_types.data: no CPU for Ray Data beside"),
@@ -397,8 +402,8 @@ MISTAKES = [
         "0.resources.GPU: 1, and the pod's nvidia.com",
     ),
     (JOB, 'cpu: "7"', "cpu: 500m", "workerGroupSpecs.0.resources.CPU: 1, and the pod's cpu is 0.5"),
-    (AWS, "region: us-east-1", "region: europe-west4", "provider.region: europe-west4 is no region of aws"),
-    (AWS, "InstanceType: g6.2xlarge", "InstanceType: n1-standard-4", "n1-standard-4 is no machine type of aws"),
+    (AWS, "region: us-east-1", "region: europe-west4", "provider.region: europe-west4 is not a region of aws"),
+    (AWS, "InstanceType: g6.2xlarge", "InstanceType: n1-standard-4", "n1-standard-4 is not a machine type of aws"),
     (JOB, "backoffLimit: 3", "backoffLimit: 0", "spec.backoffLimit: 0: a lost head or driver would end the run"),
     (JOB, "shutdownAfterJobFinishes: true", "shutdownAfterJobFinishes: false", "AfterJobFinishes: must be true"),
     (JOB, 'elastic-job: "true"', 'elastic-job: "false"', 'kueue.x-k8s.io/elastic-job: must be "true"'),
@@ -442,7 +447,7 @@ def test_a_cluster_file_is_checked_whatever_its_name(tmp_path: Path, name: str) 
 
 
 def test_a_config_means_nothing_for_a_script() -> None:
-    with pytest.raises(ConfigError, match="--config and --price mean nothing"):
+    with pytest.raises(ConfigError, match="--config and --price do not apply"):
         check_cluster_file(find_cluster_file("slurm/train.sbatch"), run_config())
 
 
@@ -644,10 +649,10 @@ def test_answers_without_a_place_are_refused() -> None:
         ("gcp", Answers(name="My_Cluster"), "lower-case letters"),
         ("gcp", Answers(name="a" * 36), "at most 35"),
         ("storage", Answers(name="My_Storage"), "lower-case letters"),
-        ("aws", Answers(gpu_machine="n1-standard-4"), "--gpu-machine n1-standard-4 is no machine type of aws"),
-        ("gcp", Answers(gpu_machine="g6.12xlarge"), "no machine type of gcp"),
-        ("aws", Answers(region="europe-west4"), "--region europe-west4 is no region of aws"),
-        ("gcp", Answers(region="eu-west-1"), "no region of gcp"),
+        ("aws", Answers(gpu_machine="n1-standard-4"), "--gpu-machine n1-standard-4 is not a machine type of aws"),
+        ("gcp", Answers(gpu_machine="g6.12xlarge"), "not a machine type of gcp"),
+        ("aws", Answers(region="europe-west4"), "--region europe-west4 is not a region of aws"),
+        ("gcp", Answers(region="eu-west-1"), "not a region of gcp"),
         ("rayjob_train", Answers(name="My_Job"), "lower-case letters"),
         ("aws", Answers(image="ghcr.io/me/raytrain:1"), "without a tag"),
     ):
@@ -655,7 +660,7 @@ def test_answers_without_a_place_are_refused() -> None:
             render(name, answers)
     with pytest.raises(ConfigError, match="has no a.c"):
         set_value("a: {b: 1}", ("a", "c"), 2)
-    with pytest.raises(ConfigError, match="a is no single value"):
+    with pytest.raises(ConfigError, match="a is not a single value"):
         set_value("a: {b: 1}", ("a",), 2)
     assert set_value('a: {b: "1"} # CHANGE\nc: 2 # CHANGE', ("a", "b"), 3) == 'a: {b: "3"}\nc: 2 # CHANGE'
 
@@ -674,7 +679,7 @@ def test_the_commands(tmp_path: Path) -> None:
     head = Path(other).read_text()
     assert "-f vision.yaml" in head and "service/vision-head-svc" in head
     code, output = run_cli("cluster", "render", "gcp", out)
-    assert code == 2 and "is there already" in output
+    assert code == 2 and "exists already" in output
     config = write_config(tiny_run(tmp_path, "tiny", "workers.max=4", "workers.gpu=true"), tmp_path)
     code, output = run_cli("cluster", "check", out, "--config", config)
     assert code == 0, output

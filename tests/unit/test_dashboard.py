@@ -149,8 +149,12 @@ def test_the_operators_rules_are_the_same() -> None:
 
 
 MISTAKES = [
-    ("  - name: raytrain-nodes", "  - name: raytrain-runs", "groups.0.name: raytrain-runs: each group needs a name"),
-    ("        for: 5m", "        for: 5 minutes", "groups.2.rules.0.for: 5 minutes is no duration"),
+    (
+        "  - name: raytrain-nodes",
+        "  - name: raytrain-runs",
+        "groups.0.name: raytrain-runs: each group needs a unique name",
+    ),
+    ("        for: 5m", "        for: 5 minutes", "groups.2.rules.0.for: 5 minutes is not a duration"),
     ("        expr: max by (instance)", "        expression: max by (instance)", "groups.2.rules.0.expr: missing"),
     (
         "        expr: max by (instance)",

@@ -251,13 +251,13 @@ FINDINGS = [
 ]
 
 
-@pytest.mark.parametrize(("check", "status", "make_ill", "value", "mend"), FINDINGS)
-def test_each_finding(check: str, status: str, make_ill: Callable[[Facts], None], value: str, mend: str) -> None:
+@pytest.mark.parametrize(("check", "status", "make_ill", "value", "remedy"), FINDINGS)
+def test_each_finding(check: str, status: str, make_ill: Callable[[Facts], None], value: str, remedy: str) -> None:
     facts = healthy()
     make_ill(facts)
     report = judge(facts)
     found = [finding for finding in report.findings if finding.check == check and finding.status == status]
-    assert any(value in finding.value and mend in finding.mend for finding in found), found
+    assert any(value in finding.value and remedy in finding.remedy for finding in found), found
     assert report.exit_code == (status == "problem")
     bad = {finding.check for finding in report.findings if finding.status is not Status.OK}
     assert bad <= {check, "workers"}  # without a GPU there is no room for one that needs it
@@ -284,8 +284,8 @@ def test_every_finding_has_one_sentence_of_advice() -> None:
         for finding in judge(facts).findings:
             assert finding.nodes
             assert "{}" not in finding.value
-            assert (finding.status is Status.OK) == (finding.mend == ""), finding
-            assert not finding.mend or (finding.mend.endswith(".") and "\n" not in finding.mend)
+            assert (finding.status is Status.OK) == (finding.remedy == ""), finding
+            assert not finding.remedy or (finding.remedy.endswith(".") and "\n" not in finding.remedy)
 
 
 def test_a_build_for_gpus_is_no_other_version() -> None:

@@ -280,7 +280,7 @@ def test_whatever_goes_wrong_ends_the_export_and_not_the_run(
         one.look(TWO)
     one.end("finished")
     assert [record.getMessage() for record in caplog.records] == [
-        "metrics are no longer exported, and the training goes on: RuntimeError: no agent"
+        "metrics are no longer exported; training continues: RuntimeError: no agent"
     ]
 
 

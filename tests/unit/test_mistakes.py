@@ -63,7 +63,7 @@ MISTAKES = [
     ("data.validation=null training.best_metric=accuracy", "training.best_metric needs data.validation"),
     ("training.early_stopping={metric: loss, mode: max}", "a larger loss is worse"),
     ("training.early_stopping={metric: acuracy}", "training.early_stopping.metric 'acuracy'"),
-    ("training.deepspeed={train_batch_size: 4}", "training.deepspeed.train_batch_size is raytrain's own"),
+    ("training.deepspeed={train_batch_size: 4}", "training.deepspeed.train_batch_size is set by raytrain"),
     ("training.deepspeed.zero_optimization.stage=3", "training.deepspeed.zero_optimization.stage"),
     (
         "training.deepspeed.zero_optimization.overlap_com=true",

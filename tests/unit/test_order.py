@@ -28,7 +28,7 @@ def orders(draw: st.DrawFn) -> Order:
         global_batch_size=batch,
         canonical_shards=shards,
         window_samples=window,
-        samples_per_run=draw(st.sampled_from([1, 30, 1024])),
+        samples_per_lane=draw(st.sampled_from([1, 30, 1024])),
         group_by_length=draw(st.booleans()),
         drop_last=draw(st.booleans()),
     )
@@ -73,7 +73,7 @@ FIELDS = (
     "global_batch_size",
     "canonical_shards",
     "window_samples",
-    "samples_per_run",
+    "samples_per_lane",
     "group_by_length",
     "drop_last",
 )

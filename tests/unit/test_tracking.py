@@ -190,7 +190,7 @@ def test_a_stuck_tracker_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None
         behind.log(Row(step, 0.0, {}, False))
     behind.close("stopped")
     assert not behind.wait(0.01)
-    assert "slower than they come up" in (behind.take_complaint() or "")
+    assert "takes values too slowly" in (behind.take_complaint() or "")
     assert behind.take_complaint() is None, "said once"
     follower = Stuck()
     follower.may_go_on.set()
