@@ -46,11 +46,12 @@ class Preflight:
         return plan
 
 
-def check(config: RunConfig, *, on_this_machine: bool = True) -> Preflight:
+def check(config: RunConfig, *, on_this_machine: bool = True, only: str | None = None) -> Preflight:
     """Check what can be checked without Ray.
 
     Args:
         on_this_machine: Whether a run without a cluster would be this machine's own; False: its CPUs don't matter.
+        only: The one split that will be read; None: all of them.
 
     Raises:
         ConfigError: A model without a tokenizer, a storage path that can't be written, a plan that can't run, ...
@@ -69,7 +70,7 @@ def check(config: RunConfig, *, on_this_machine: bool = True) -> Preflight:
     task = make_task(config.task, config.data.max_length)
     _check_metrics(config, task)
     try:
-        check_sources(given.data, task)  # a path that is missing is named as the user wrote it
+        check_sources(given.data, task, only)  # a path that is missing is named as the user wrote it
         check_tokenizer(config.model)
         if config.training.gradient_checkpointing:
             _check_checkpointing(config, task)
