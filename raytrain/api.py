@@ -211,7 +211,7 @@ def report(run: AnyPath) -> str:
 
         return build_sweep_report(folder)
     read_run_config(folder)  # refuses what is not a run's folder
-    from raytrain.report.html import build_report
+    from raytrain.reports.html import build_report
 
     return build_report(folder)
 

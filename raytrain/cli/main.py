@@ -236,7 +236,7 @@ def report(run: RunFolder) -> None:
         typer.echo(build_sweep_report(Storage(run)))
         return
     read_run_config(Storage(run))
-    from raytrain.report.html import build_report  # draws with matplotlib, which a mistyped folder need not wait for
+    from raytrain.reports.html import build_report  # draws with matplotlib, which a mistyped folder need not wait for
 
     typer.echo(build_report(Storage(run)))
 

@@ -52,7 +52,7 @@ def _origin(facts: dict[str, Any]) -> str:
         begun = f"Fine-tuned from `{base['path']}`{revision}"
     return (
         f"{begun} with raytrain {facts['versions']['raytrain']}. These are the weights after step {facts['step']} "
-        f"(epoch {facts['epoch'] + 1})."
+        f"(epoch {facts['epoch']})."
     )
 
 

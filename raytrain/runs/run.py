@@ -22,7 +22,7 @@ from raytrain.errors import ConfigError, RaytrainError, TrainingError, first_lin
 from raytrain.monitoring.exporter import RunExporter
 from raytrain.ray_core.connect import ray_session
 from raytrain.ray_core.nodes import worker_resources
-from raytrain.report.goodput import goodput
+from raytrain.reports.goodput import goodput
 from raytrain.runs.evaluation import (
     Evaluation,
     allowed_overrides,
@@ -142,7 +142,7 @@ def _train_and_report(
     if not result.is_done:
         conclude(TrackedRun(run, found.config), "failed" if result.status == "failed" else "killed")
     with writing_report(observer.phase):
-        from raytrain.report.html import build_report
+        from raytrain.reports.html import build_report
 
         build_report(run)
     return result

@@ -27,7 +27,11 @@ def save_tokenizer(config: RunConfig, folder: str) -> None:
 
 
 def describe(config: RunConfig, manifest: Manifest, step: int, epoch: int) -> dict[str, Any]:
-    """The contents of raytrain.json: what raytrain needs to use the model again, and where it is from."""
+    """The contents of raytrain.json: what raytrain needs to use the model again, and where it is from.
+
+    Args:
+        epoch: The epoch in which `step` was done, from 1.
+    """
     return {
         "name": config.name,
         "task": config.task.model_dump(mode="json"),

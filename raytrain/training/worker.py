@@ -295,7 +295,7 @@ class WorkerRun:
         """The model, its tokenizer, and what raytrain needs to use it again, in a local folder."""
         model.save_pretrained(folder, state_dict=weights)
         save_tokenizer(self.config, folder)
-        epoch = (step - 1) // self.timetable.steps_per_epoch
+        epoch = 1 + (step - 1) // self.timetable.steps_per_epoch
         save_description(describe(self.config, self.store.manifest, step, epoch), self.run, folder)
 
     def _measure_best(self) -> dict[str, float]:

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from raytrain.config.io import dump_config, to_yaml
-from raytrain.report.html import duration, page_template
+from raytrain.reports.html import duration, page_template
 from raytrain.storage import Storage
 from raytrain.training.records import read_jsonl
 from raytrain.tuning.best_trial import read_sweep, winner_config

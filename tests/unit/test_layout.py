@@ -20,7 +20,7 @@ ROWS = [
     ("planning",),
     ("runs",),
     ("elastic",),
-    ("report", "monitoring"),
+    ("reports", "monitoring"),
     ("training",),
     ("tracking",),
     ("sizing",),
