@@ -4,13 +4,13 @@ import os
 import uuid
 from dataclasses import dataclass
 
-from raytrain.config import RunConfig
+from raytrain.config import ModelConfig, RunConfig
 from raytrain.config.io import load_config, parse_config
 from raytrain.config.shipped import communication_variables, config_names
 from raytrain.data.sources import check_sources
 from raytrain.engine.deepspeed_config import check_deepspeed_overrides, resolve_precision
 from raytrain.errors import ConfigError, RaytrainError, did_you_mean
-from raytrain.models.files import count_parameters
+from raytrain.models.files import count_parameters, own_code
 from raytrain.models.tokenizer import check_tokenizer, looks_local
 from raytrain.ray_core.connect import RaySession, cluster_address
 from raytrain.runs.plan import Plan, logical_cpus, make_plan
@@ -72,6 +72,7 @@ def check(config: RunConfig, *, on_this_machine: bool = True, only: str | None =
     try:
         check_sources(given.data, task, only)  # a path that is missing is named as the user wrote it
         check_tokenizer(config.model)
+        _check_trust(config.model)
         if config.training.gradient_checkpointing:
             _check_checkpointing(config, task)
     except RaytrainError as error:
@@ -163,6 +164,14 @@ def _check_metrics(config: RunConfig, task: Task) -> None:
             raise ConfigError(
                 f"{option} {name!r} is no metric of this task; allowed: {', '.join(task.metric_names)}{hint}"
             )
+
+
+def _check_trust(model: ModelConfig) -> None:
+    """Raises ConfigError for a model that brings its own code and is not trusted."""
+    if model.path and not model.trust_remote_code and own_code(model.path, model.revision):
+        from raytrain.models.build import read_model_config  # only Transformers knows whether it has the class itself
+
+        read_model_config(model)
 
 
 def _check_checkpointing(config: RunConfig, task: Task) -> None:

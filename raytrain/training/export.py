@@ -19,7 +19,9 @@ SECTIONS = ("seed", "task", "model", "data", "training")  # of the config: what 
 def save_tokenizer(config: RunConfig, folder: str) -> None:
     """Save the model's tokenizer so that it cuts texts at data.max_length, where it is told to truncate. Without that
     a text that is longer than the model's positions is an IndexError in Transformers' pipelines."""
-    tokenizer = copy.deepcopy(load_tokenizer(config.model))  # the loaded one is shared with whoever encodes
+    if (loaded := load_tokenizer(config.model)) is None:  # a task of the user's own needs none
+        return
+    tokenizer = copy.deepcopy(loaded)  # the loaded one is shared with whoever encodes
     tokenizer.model_max_length = config.data.max_length
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
         backend.enable_truncation(config.data.max_length, direction=tokenizer.truncation_side)
