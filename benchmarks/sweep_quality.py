@@ -31,7 +31,7 @@ from common import (
     temporary_storage,
 )
 
-from raytrain.report.goodput import goodput
+from raytrain.reports.goodput import goodput
 from raytrain.storage import Storage
 from raytrain.training.records import read_jsonl
 

@@ -18,7 +18,7 @@ from raytrain.cli.main import app as cli_app
 from raytrain.config import RunConfig
 from raytrain.config.help import ANY_KEY, FieldHelp, fields_of
 from raytrain.monitoring.names import CAUSES, METRICS, RAY_PREFIX, STATUSES
-from raytrain.report.goodput import CLASSES
+from raytrain.reports.goodput import CLASSES
 from raytrain.tuning.space.space import Space
 
 FOLDER = Path(__file__).parents[1] / "reference"

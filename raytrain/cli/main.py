@@ -211,15 +211,16 @@ def plan(
 @app.command("eval")
 def evaluate(
     run: RunFolder,
+    overrides: Overrides = None,
     split: Annotated[str, typer.Option(help="Which split: validation or test.")] = "test",
 ) -> None:
-    """Evaluate a run's best model on a split."""
+    """Evaluate a run's best model on a split, or with data.test.path=FILE on other data."""
     from raytrain.runs.run import evaluate_run
     from raytrain.terminal.run import RunDisplay, print_metrics
 
     with RunDisplay() as display:
-        metrics = evaluate_run(run, split, display)
-    print_metrics(display.console, metrics, title=f"{split} of the best model")
+        found = evaluate_run(run, split, display, overrides or [])
+    print_metrics(display.console, found.metrics, title=f"{found.split} of the best model")
 
 
 @app.command()
@@ -234,7 +235,7 @@ def report(run: RunFolder) -> None:
         typer.echo(build_sweep_report(Storage(run)))
         return
     read_run_config(Storage(run))
-    from raytrain.report.html import build_report  # draws with matplotlib, which a mistyped folder need not wait for
+    from raytrain.reports.html import build_report  # draws with matplotlib, which a mistyped folder need not wait for
 
     typer.echo(build_report(Storage(run)))
 

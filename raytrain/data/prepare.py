@@ -64,16 +64,19 @@ class _Written:
     num_truncated: int
 
 
-def prepare(config: RunConfig, progress: Progress | None = None) -> PreparedStore:
+def prepare(config: RunConfig, progress: Progress | None = None, only: str | None = None) -> PreparedStore:
     """The prepared store of a config: found in the cache, or made.
 
     Two commands that need the same one at once both make it, and the first to end puts it in place.
+
+    Args:
+        only: The one split that is wanted, in a store of its own, which needs declared labels; None: all of them.
 
     Raises:
         DataError: A row can't be used and data.bad_rows is `refuse`, a label is not declared, nothing is left to
             train on.
     """
-    files, rows_per_group, cache, name = _place_of(config)
+    files, rows_per_group, cache, name = _place_of(config, only)
     if not cache.exists(f"{name}/{MANIFEST_NAME}"):
         progress = progress or (lambda *_: None)
         tokenizer = load_tokenizer(config.model)
@@ -88,9 +91,9 @@ def find_prepared(config: RunConfig) -> PreparedStore | None:
     return PreparedStore(cache.at(name).root) if cache.exists(f"{name}/{MANIFEST_NAME}") else None
 
 
-def _place_of(config: RunConfig) -> tuple[dict[str, list[SourceFile]], int, Storage, str]:
+def _place_of(config: RunConfig, only: str | None = None) -> tuple[dict[str, list[SourceFile]], int, Storage, str]:
     """The source files of each split, rows of a row group, the cache, and the name of this config's store in it."""
-    files = check_sources(config.data, make_task(config.task, config.data.max_length))
+    files = check_sources(config.data, make_task(config.task, config.data.max_length), only)
     rows_per_group = _rows_per_group(sum(file.num_bytes for fs in files.values() for file in fs))
     name = fingerprint(config, files, tokenizer_identity(config.model), rows_per_group)
     return files, rows_per_group, Storage(config.data.prepared_path or f"{config.storage_path}/_prepared"), name
@@ -110,7 +113,7 @@ class _Preparation:
         progress: Progress,
     ):
         self.config, self.name, self.cache, self.progress = config, name, cache, progress
-        self.tasks = read_tasks(files)
+        self.files, self.tasks = files, read_tasks(files)
         self.rows_per_group, self.pad_token_id = rows_per_group, pad_token_id
         self.attempt = f"{name}.{uuid.uuid4().hex[:8]}.tmp"
         # Object stores can't rename: there an attempt's parts lie in the final folder under names of their own.
@@ -191,7 +194,9 @@ class _Preparation:
             )
 
     def _wanted_splits(self) -> list[str]:
-        return [split for split in ("train", "validation", "test") if getattr(self.config.data, split) is not None]
+        splits = ("train", "validation", "test")
+        given = [split for split in splits if getattr(self.config.data, split) is not None]
+        return given if "train" in self.files else [split for split in given if split in self.files]
 
     def _no_row(self, split: str) -> str:
         """What to say of a split that the config asks for and that came out empty."""

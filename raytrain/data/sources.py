@@ -72,18 +72,22 @@ def list_files(source: SourceConfig | ValidationConfig, option: str) -> list[Sou
     return files
 
 
-def check_sources(data: DataConfig, task: Task) -> dict[str, list[SourceFile]]:
+def check_sources(data: DataConfig, task: Task, only: str | None = None) -> dict[str, list[SourceFile]]:
     """The files of every split, after checking what can be checked at once: they are there, are not empty, can be
     read, have the task's columns.
+
+    Args:
+        only: The one split that is wanted; None: all of them.
 
     Raises:
         DataError: Naming the option, the file, and what to do.
     """
-    splits: dict[str, list[SourceFile]] = {"train": list_files(data.train, "data.train")}
-    if data.validation is not None and data.validation.path is not None:
-        splits["validation"] = list_files(data.validation, "data.validation")
-    if data.test is not None:
-        splits["test"] = list_files(data.test, "data.test")
+    sources = {split: getattr(data, split) for split in ("train", "validation", "test") if only in (None, split)}
+    splits = {
+        split: list_files(source, f"data.{split}")
+        for split, source in sources.items()
+        if source is not None and source.path is not None
+    }
     for split, files in splits.items():
         for file in files:
             _check_file(file, f"data.{split}.path", task)

@@ -10,6 +10,7 @@ pipeline's actor takes seconds to come up: meanwhile the worker reads the first 
 Arrays travel as safetensors bytes: they keep their shapes, and nothing is pickled.
 """
 
+import functools
 import itertools
 import json
 import logging
@@ -236,9 +237,14 @@ class ReadAndCollate:
     def __init__(self, config: RunConfig, store: PreparedStore, world: World, plan: BatchPlan):
         self._store, self._world, self._plan = store, world, plan
         self._task = make_task(config.task, config.data.max_length)
-        self._seed = config.seed
-        self._order = make_order(config, store)
-        self._rows = RowCache(store, min_groups=row_groups_in_use(self._order, plan))
+        self._config, self._seed = config, config.seed
+        # A store that was prepared for an evaluation has no training split; a pass over it reads each row group once.
+        min_groups = row_groups_in_use(self._order, plan) if store.has_split("train") else 1
+        self._rows = RowCache(store, min_groups=min_groups)
+
+    @functools.cached_property
+    def _order(self) -> Order:
+        return make_order(self._config, self._store)
 
     def read(self, item: TrainSpan | EvalPass) -> Iterator[tuple[dict[str, Any], Batch]]:
         """A header and the arrays of each step or evaluation batch."""

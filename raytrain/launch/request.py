@@ -92,7 +92,7 @@ def _resume(params: Params) -> Request:
 
 def _eval(params: Params) -> Request:
     run = _place(params["run"], "RUN")
-    return Request(["eval", run, "--split", params["split"]], run, writes=False)
+    return Request(["eval", run, *(params["overrides"] or []), "--split", params["split"]], run, writes=False)
 
 
 def _doctor(params: Params) -> Request:

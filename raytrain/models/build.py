@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from raytrain.config import ModelConfig, TrainingConfig
 from raytrain.errors import ConfigError, did_you_mean, first_line
+from raytrain.models.files import untrusted_code
 from raytrain.models.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -97,9 +98,10 @@ def check_positions(model: "nn.Module", max_length: int) -> None:
 
 def check_vocabulary(model: Any, tokenizer: Any, config: ModelConfig) -> None:
     """Raises ConfigError when the tokenizer of a new model gives tokens that its embedding has no row for."""
-    if not hasattr(model, "get_input_embeddings"):  # a network of the user's own
+    try:
+        rows = model.get_input_embeddings().num_embeddings
+    except (AttributeError, NotImplementedError):  # a class of the user's own, which need not say
         return
-    rows = model.get_input_embeddings().num_embeddings
     if config.path is None and len(tokenizer) > rows:
         raise ConfigError(
             f"model.config.vocab_size {rows} is less than the {len(tokenizer)} tokens of model.tokenizer; set it to at "
@@ -183,6 +185,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _cannot_load(model: ModelConfig, error: Exception) -> str:
+    if said := untrusted_code("model.path", model.path, model):
+        return said
     first_line = str(error).strip().splitlines()[0]
     if os.path.isdir(model.path or ""):
         return f"model.path {model.path}: this folder holds no model that can be loaded: {first_line}"

@@ -22,6 +22,53 @@ def count_parameters(model: ModelConfig) -> int | None:
         return None
 
 
+def untrusted_code(option: str, path: str | None, model: ModelConfig) -> str | None:
+    """What to say of a model or tokenizer that could not be loaded since it brings Python code, which Transformers runs
+    only when it is told to. None: it brings none, or is trusted.
+
+    Args:
+        option: The dotted option that names `path`.
+    """
+    files = [] if model.trust_remote_code or path is None else own_code(path, model.revision)
+    if not files:
+        return None
+    return (
+        f"{option} {path}: it brings Python code of its own ({', '.join(files)}), which is not run unless you trust "
+        "it: read the code, then set model.trust_remote_code=true"
+    )
+
+
+def own_code(path: str, revision: str | None = None) -> list[str]:
+    """The Python files that a model or tokenizer says it needs, in a local folder or in the hub's cache."""
+    names = []
+    for file in ("config.json", "tokenizer_config.json"):
+        try:
+            classes = json.loads(Path(_local_file(path, file, revision)).read_text(encoding="utf-8"))["auto_map"]
+            for given in classes.values():
+                each = given if isinstance(given, list) else [given]  # a slow and a fast tokenizer
+                names += [f"{name.rpartition('--')[2].rpartition('.')[0]}.py" for name in each if name]
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            continue
+    return list(dict.fromkeys(names))
+
+
+def _local_file(path: str, file: str, revision: str | None) -> str:
+    """Raises OSError when it is neither in a folder nor in the hub's cache."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return str(folder / file)
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(path, file, revision=revision)
+    except HFValidationError:
+        found = None
+    if not isinstance(found, str):
+        raise FileNotFoundError(f"{path}/{file}")
+    return found
+
+
 def _parameters_in(path: Path) -> int:
     """Raises ValueError and the like when the file is none of safetensors."""
     with path.open("rb") as file:

@@ -9,6 +9,7 @@ from typing import Any
 
 from raytrain.config import ModelConfig
 from raytrain.errors import ConfigError
+from raytrain.models.files import untrusted_code
 
 HUB_TIMEOUT_S = 10.0
 
@@ -20,7 +21,12 @@ def load_tokenizer(model: ModelConfig) -> Any:
     """
     if not model.tokenizer_path:
         return None
-    return _load(model.tokenizer_path, model.revision or "main", model.trust_remote_code, _option(model))
+    try:
+        return _load(model.tokenizer_path, model.revision or "main", model.trust_remote_code, _option(model))
+    except ConfigError:
+        if said := untrusted_code(_option(model), model.tokenizer_path, model):
+            raise ConfigError(said) from None
+        raise
 
 
 def check_tokenizer(model: ModelConfig) -> None:

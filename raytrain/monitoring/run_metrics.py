@@ -8,7 +8,7 @@ from typing import Any
 
 from raytrain.monitoring import names
 from raytrain.monitoring.names import Metric
-from raytrain.report.goodput import CHANGES, StepTimes, account
+from raytrain.reports.goodput import CHANGES, StepTimes, account
 from raytrain.training.records import scores_of
 
 WINDOW_S = 60.0  # for rates

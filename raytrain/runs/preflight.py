@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from raytrain.config import Mark, RunConfig
+from raytrain.config import Mark, ModelConfig, RunConfig
 from raytrain.config.fields import marked
 from raytrain.config.io import flatten, load_config, parse_config
 from raytrain.config.shipped import communication_variables, config_names
 from raytrain.data.sources import check_sources
 from raytrain.engine.deepspeed_config import check_deepspeed_overrides, resolve_precision
 from raytrain.errors import ConfigError, RaytrainError
-from raytrain.models.files import count_parameters
+from raytrain.models.files import count_parameters, own_code
 from raytrain.models.tokenizer import check_tokenizer, looks_local
 from raytrain.ray_core.connect import RaySession, cluster_address
 from raytrain.runs.plan import Plan, logical_cpus, make_plan
@@ -51,11 +51,12 @@ class Preflight:
         return plan
 
 
-def check(config: RunConfig, *, on_this_machine: bool = True) -> Preflight:
+def check(config: RunConfig, *, on_this_machine: bool = True, only: str | None = None) -> Preflight:
     """Check what can be checked without Ray.
 
     Args:
         on_this_machine: Whether a run without a cluster would be this machine's own; False: its CPUs don't matter.
+        only: The one split that will be read; None: all of them.
 
     Raises:
         ConfigError: A model without a tokenizer, a storage path that can't be written, a plan that can't run, ...
@@ -74,8 +75,9 @@ def check(config: RunConfig, *, on_this_machine: bool = True) -> Preflight:
     task = make_task(config.task, config.data.max_length)
     _check_metrics(config, task)
     try:
-        check_sources(given.data, task)  # a path that is missing is named as the user wrote it
+        check_sources(given.data, task, only)  # a path that is missing is named as the user wrote it
         check_tokenizer(config.model)
+        _check_trust(config.model)
         if config.training.gradient_checkpointing:
             _check_checkpointing(config, task)
     except RaytrainError as error:
@@ -168,6 +170,14 @@ def _check_metrics(config: RunConfig, task: Task) -> None:
         mode_of(config.training.best_metric, task, "training.best_metric")
     if config.training.early_stopping is not None:
         watched_mode(config.training.early_stopping, task)
+
+
+def _check_trust(model: ModelConfig) -> None:
+    """Raises ConfigError for a model that brings its own code and is not trusted."""
+    if model.path and not model.trust_remote_code and own_code(model.path, model.revision):
+        from raytrain.models.build import read_model_config  # only Transformers knows whether it has the class itself
+
+        read_model_config(model)
 
 
 def _check_checkpointing(config: RunConfig, task: Task) -> None:

@@ -22,7 +22,14 @@ from raytrain.errors import ConfigError, FailureCode, RaytrainError, TrainingErr
 from raytrain.monitoring.exporter import RunExporter
 from raytrain.ray_core.connect import ray_session
 from raytrain.ray_core.nodes import worker_resources
-from raytrain.report.goodput import goodput
+from raytrain.reports.goodput import goodput
+from raytrain.runs.evaluation import (
+    Evaluation,
+    allowed_overrides,
+    check_can_be_measured,
+    for_other_data,
+    reads_other_data,
+)
 from raytrain.runs.lease import Lease
 from raytrain.runs.observer import Follower, Observer
 from raytrain.runs.preflight import Preflight, check
@@ -33,6 +40,7 @@ from raytrain.storage import Storage
 from raytrain.tasks import make_task
 from raytrain.tracking.base import TrackedRun
 from raytrain.tracking.trackers import conclude
+from raytrain.training.measured import measured_name
 from raytrain.training.outcome import Failed, Finished, Outcome, RunStatus, Stopped, StopReason
 from raytrain.training.progress import best_metric
 from raytrain.training.records import read_jsonl
@@ -145,7 +153,7 @@ def _train_and_report(
     if not result.is_done:
         conclude(TrackedRun(run, found.config), "failed" if result.status is RunStatus.FAILED else "killed")
     with writing_report(observer.phase):
-        from raytrain.report.html import build_report
+        from raytrain.reports.html import build_report
 
         build_report(run)
     return result
@@ -268,20 +276,24 @@ def _told(error: Exception) -> Failed:
     return Failed(code, f"{type(error).__name__}: {first_line(str(error))}")
 
 
-def evaluate_run(path: str, split: str, observer: Observer | None = None) -> dict[str, float]:
+def evaluate_run(path: str, split: str, observer: Observer | None = None, overrides: Sequence[str] = ()) -> Evaluation:
     """Evaluate a run's best model on a split, and write it to the run's evals.jsonl.
 
+    Args:
+        overrides: `dotted.key=value` words. With other files, only these are prepared: the labels are the model's.
+
     Raises:
-        ConfigError: The folder is no run, has no best model, or its config names no such split.
+        ConfigError: The folder is no run, has no best model, its config names no such split, or an override does not
+            concern an evaluation.
+        DataError: The data can't be used.
         TrainingError: The workers failed.
     """
     observer = observer or Observer()
     run = Storage(path)
-    found = check(read_run_config(run))
-    if not run.exists("best/raytrain.json"):
-        raise ConfigError(f"{run.path_of()} has no best/ model yet; train the run first")
-    if getattr(found.config.data, split, None) is None:
-        raise ConfigError(f"the run's config has no data.{split}; its splits: {', '.join(splits_of(found.config))}")
+    config = read_run_config(run, allowed_overrides(split, overrides))
+    check_can_be_measured(run, config, split)
+    only = split if reads_other_data(overrides) else None
+    found = check(config if only is None else for_other_data(config, run), only=only)
     from raytrain.data.prepare import prepare
     from raytrain.elastic.supervisor import Supervisor
 
@@ -292,15 +304,17 @@ def evaluate_run(path: str, split: str, observer: Observer | None = None) -> dic
         resources = worker_resources(found.config, plan.use_gpu)
         with TrainRun(found.config, run, resources, folder=EVALUATIONS) as train_run:
             observer.phase("preparing data")
-            store = prepare(found.config, observer.prepared)
-            observer.phase(f"evaluating {split}")
+            store = prepare(found.config, observer.prepared, only)
+            name = measured_name(found.config, store, split)
+            observer.phase(f"evaluating {name}")
             work = functools.partial(Supervisor.evaluate, split=split)
             spec = RunSpec(found.config, run, store.root, plan.use_gpu)
             outcome = _supervise(work, spec, train_run, observer, signals)
     if isinstance(outcome, Failed):
         raise TrainingError(outcome.message, outcome.code)
     assert isinstance(outcome, Finished)
-    return outcome.final_metrics
+    step, num_samples = run.read_json("best/raytrain.json")["step"], store.manifest.splits[split].num_samples
+    return Evaluation(run.path_of(), name, step, num_samples, outcome.final_metrics)
 
 
 def prepare_data(config: RunConfig, observer: Observer | None = None) -> "PreparedStore":
@@ -327,11 +341,6 @@ def read_run_config(run: Storage, overrides: Sequence[str] = ()) -> RunConfig:
     if isinstance(raw, dict):
         raw |= {"storage_path": parent, "name": name}
     return parse_config(raw, list(overrides), origin=path)
-
-
-def splits_of(config: RunConfig) -> list[str]:
-    """Names of the splits that the config gives."""
-    return [name for name in ("train", "validation", "test") if getattr(config.data, name) is not None]
 
 
 @contextmanager

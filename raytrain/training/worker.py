@@ -3,8 +3,6 @@
 import contextlib
 import functools
 import gc
-import json
-import os
 import time
 import uuid
 from dataclasses import dataclass
@@ -25,11 +23,11 @@ from raytrain.engine.engine import Engine, detect_precision
 from raytrain.engine.process_group import collective_timeout_s
 from raytrain.engine.zero_state import load_ranges, load_scaler_state
 from raytrain.errors import CheckpointError, ConfigError
-from raytrain.models.tokenizer import load_tokenizer
+from raytrain.models.card import FACTS
 from raytrain.sizing.shape import shape_of
 from raytrain.sizing.zero_stage import AUTO, Group, memory_at, settle
 from raytrain.steps.batches import BatchPlan, World
-from raytrain.steps.timetable import make_timetable
+from raytrain.steps.timetable import Timetable, make_timetable
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
 from raytrain.tracking.base import TrackedRun
@@ -39,8 +37,10 @@ from raytrain.training.arrival import Arrival
 from raytrain.training.device import device_of, seed_all, usable_bytes
 from raytrain.training.driver_link import DriverLink
 from raytrain.training.evaluate import Judge, evaluate
+from raytrain.training.export import describe, save_description, save_tokenizer, update_card
 from raytrain.training.frozen import check_frozen, hash_of_frozen
 from raytrain.training.job import Job
+from raytrain.training.measured import measured_name
 from raytrain.training.outcome import Finished, RunStatus, Stopped, StopReason
 from raytrain.training.progress import Progress
 from raytrain.training.records import last_row
@@ -79,12 +79,6 @@ class WorkerRun:
         self.state = self.store.manifest.task_state
         self.task = make_task(self.config.task, self.config.data.max_length)
         self.device = device_of(self.config, use_gpu=job.use_gpu)
-        self.timetable = make_timetable(
-            self.config,
-            self.store.manifest.splits["train"].num_samples,
-            has_validation=self.store.has_split("validation"),
-            pause_at=job.until_step,
-        )
         self.plan = BatchPlan.of(self.config, world.world_size)
         if world.world_rank == 0 and job.evaluate_split is None:  # an evaluation may run beside the training
             recover_folder(run, BEST)
@@ -97,6 +91,16 @@ class WorkerRun:
             trackers=self._trackers(),
             record_samples=self.config.data.record_samples,
             now=link.now,
+        )
+
+    @functools.cached_property
+    def timetable(self) -> Timetable:
+        """Of the training; an evaluation of other data has none."""
+        return make_timetable(
+            self.config,
+            self.store.manifest.splits["train"].num_samples,
+            has_validation=self.store.has_split("validation"),
+            pause_at=self.job.until_step,
         )
 
     def _trackers(self) -> Trackers | None:
@@ -297,24 +301,19 @@ class WorkerRun:
     def _export(self, model: nn.Module, weights: dict[str, torch.Tensor], step: int, folder: str) -> None:
         """The model, its tokenizer, and what raytrain needs to use it again, in a local folder."""
         self.task.save_model(model, weights, folder)
-        tokenizer = load_tokenizer(self.config.model)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
-        card = {
-            "task": self.config.task.model_dump(mode="json"),
-            "state": self.state,
-            "max_length": self.config.data.max_length,
-            "step": step,
-        }
-        with open(os.path.join(folder, "raytrain.json"), "w", encoding="utf-8") as file:
-            json.dump(card, file, indent=1)
+        save_tokenizer(self.config, folder)
+        epoch = 1 + (step - 1) // self.timetable.steps_per_epoch
+        save_description(describe(self.config, self.store.manifest, step, epoch), self.run, folder)
 
     def _measure_best(self) -> dict[str, float]:
         """Test metrics of the best model; {} without a test split."""
         if not self.store.has_split("test"):
             return {}
         gc.collect()  # the engine's room is needed
-        return self.measure("test")
+        metrics = self.measure("test")
+        if self.world.world_rank == 0:
+            update_card(self.run, BEST)
+        return metrics
 
     def _best_model(self) -> nn.Module:
         return self.task.load_model(self.run.local_copy(BEST), self.config.model, self.state, self.config.training)
@@ -325,9 +324,9 @@ class WorkerRun:
         stream = Stream(self.config, self.store, self.world, self.plan)
         batches = stream.evaluate_once(split)
         metrics = evaluate(model, batches, self.task, self.state, self.device, self.control, self.link.alive)
-        step = json.loads(self.run.read_bytes(f"{BEST}/raytrain.json"))["step"]
-        self.log.evaluation(step, (step - 1) // self.timetable.steps_per_epoch, split, metrics)
-        self.reporting.evaluated(split, metrics.values)
+        facts, name = self.run.read_json(f"{BEST}/{FACTS}"), measured_name(self.config, self.store, split)
+        self.log.evaluation(facts["step"], facts["epoch"], name, metrics)
+        self.reporting.evaluated(name, metrics.values)
         self.reporting.finish(self.control.sum)
         return metrics.values
 

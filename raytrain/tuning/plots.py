@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from raytrain.report.plots import ACCENT, FAINT, GRID, INK, SECOND, SIZE, new_axes, png_of
+from raytrain.reports.plots import ACCENT, FAINT, GRID, INK, SECOND, SIZE, new_axes, png_of
 from raytrain.tuning.space.domains import Domain
 from raytrain.tuning.space.schedulers import Halving
 from raytrain.tuning.space.space import Space, short

@@ -1,6 +1,7 @@
 """Whole runs, started as a user starts them: the same experiment at any world size, and after any interruption."""
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from running import (
     worker_processes,
     write_config,
 )
-from tiny import write_reviews
+from tiny import make_reviews, write_parquet, write_reviews
 
 from raytrain.config import RunConfig
 
@@ -72,7 +73,7 @@ def test_an_undisturbed_run_does_what_it_promises(undisturbed: Path) -> None:
     assert account["worker_seconds"] == pytest.approx(
         result["duration_s"], rel=0.25
     )  # one worker; Ray's end is not in it
-    for name in ("config.yaml", "plan.json", "report.html", "best/model.safetensors", "best/tokenizer.json"):
+    for name in ("config.yaml", "plan.json", "report.html", "best/model.safetensors", "best/README.md"):
         assert (undisturbed / name).exists(), name
     assert not any(path.suffix in (".pt", ".pkl", ".bin") for path in undisturbed.rglob("*"))  # P13
 
@@ -85,6 +86,8 @@ def test_the_best_model_is_an_ordinary_transformers_folder(undisturbed: Path) ->
     logits = model(**tokenizer("a good film", return_tensors="pt", return_token_type_ids=False)).logits
     assert logits.shape == (1, 2)
     assert model.config.id2label == {0: "negative", 1: "positive"}
+    accuracy = summary(undisturbed)["final_metrics"]["accuracy"]
+    assert re.search(rf"\| accuracy \| \d\.\d+ \| {accuracy:.4f} \|", (undisturbed / "best" / "README.md").read_text())
 
 
 @pytest.mark.parametrize(("workers", "zero_stage", "micro"), [pytest.param(2, 2, 4, marks=pytest.mark.slow), (3, 3, 2)])
@@ -189,6 +192,27 @@ def test_eval_repeats_the_test_metrics(undisturbed: Path) -> None:
     code, output = run_cli("eval", str(undisturbed), "--split", "test")
     assert code == 0, output
     assert f"{summary(undisturbed)['final_metrics']['accuracy']:.4f}" in output
+
+
+def test_eval_measures_a_file_that_the_config_does_not_name(folder: Path, undisturbed: Path) -> None:
+    """By the run's labels, under a name of its own, and where the training data is gone."""
+    rows = [row for row in make_reviews(60, seed=9) if row["label"] == "positive"]
+    other = write_parquet(folder / "other" / "reviews.parquet", rows)
+    train_file = folder / "data" / "train.parquet"
+    train_file.rename(folder / "gone.parquet")
+    try:
+        code, output = run_cli("eval", str(undisturbed), f"data.test.path={other}")
+    finally:
+        (folder / "gone.parquet").rename(train_file)
+    assert code == 0, output
+    assert f"{other} of the best model" in output
+    evaluations = [json.loads(line) for line in (undisturbed / "evals.jsonl").read_text().splitlines()]
+    confusion = evaluations[-1]["tables"]["confusion"]
+    assert (evaluations[-1]["split"], confusion["labels"]) == (other, ["negative", "positive"])
+    assert (confusion["counts"][0], sum(confusion["counts"][1])) == ([0, 0], len(rows))
+    assert f"{evaluations[-1]['accuracy']:.4f}" in output
+    of_the_run = [row["accuracy"] for row in evaluations if row["split"] == "test"]
+    assert set(of_the_run) == {summary(undisturbed)["final_metrics"]["accuracy"]}
 
 
 @pytest.mark.slow

@@ -1,14 +1,21 @@
-"""`raytrain.train()` and what the package exports. No Ray."""
+"""raytrain from Python: what it takes, what it gives, and that it is the same as the commands. No Ray."""
 
+import inspect
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from running import tiny_run
+import typer.main
+from running import run_cli, tiny_run, write_config
 
 import raytrain
+from raytrain.api import words_of
+from raytrain.cli.main import app
+from raytrain.config.io import parse_config
 from raytrain.runs import run as driver
 from raytrain.runs.run import RunResult
 
@@ -36,6 +43,113 @@ def test_the_result_of_a_run_and_its_display(
     assert "checking" in capsys.readouterr().out
 
 
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[raytrain.RunConfig]:
+    """Configs that a run was started with; none is."""
+    configs: list[raytrain.RunConfig] = []
+
+    def note(config: raytrain.RunConfig, *_: Any, **__: Any) -> RunResult:
+        configs.append(config)
+        return RunResult(status="finished", run_path=config.name)
+
+    monkeypatch.setattr(driver, "run_training", note)
+    return configs
+
+
+def test_a_config_may_be_a_path_a_name_a_mapping_or_an_object(
+    seen: list[raytrain.RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_run(tmp_path, "a")
+    path = write_config(config, tmp_path)
+    for given in (path, Path(path), config, config.model_dump(mode="json", exclude_unset=True)):
+        raytrain.train(given)
+        assert (seen[-1].name, seen[-1].data.train.path) == ("a", config.data.train.path), given
+    monkeypatch.chdir(tmp_path)
+    raytrain.train("movie_reviews")
+    assert seen[-1].name == "movie_reviews"
+
+
+def test_overrides_are_words_and_mappings_and_the_last_wins(seen: list[raytrain.RunConfig], tmp_path: Path) -> None:
+    raytrain.train(tiny_run(tmp_path, "a"), "seed=1", {"seed": 2, "training.epochs": 9}, "training.epochs=4")
+    assert (seen[-1].seed, seen[-1].training.epochs) == (2, 4)
+
+
+@pytest.mark.parametrize("value", ["off", "no", "2024-11-29", "null", "a: b", 'quote"d'])
+def test_text_in_a_mapping_stays_text(tmp_path: Path, value: str) -> None:
+    raw = tiny_run(tmp_path, "a").model_dump(mode="json", exclude_unset=True)
+    assert parse_config(raw, words_of([{"task.text_column": value}])).task.text_column == value  # type: ignore[union-attr]
+
+
+def test_a_mapping_takes_the_objects_that_python_has(tmp_path: Path) -> None:
+    raw = tiny_run(tmp_path, "a").model_dump(mode="json", exclude_unset=True)
+    given = {"data.test.path": tmp_path / "x", "training.optimizer.learning_rate": 1e-05, "data.validation": None}
+    config = parse_config(raw, words_of([given]))
+    assert config.data.test is not None
+    assert config.data.test.path == str(tmp_path / "x")
+    assert (config.training.optimizer.learning_rate, config.data.validation) == (1e-05, None)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda config: raytrain.train(config, 3), "override 3 is of type int; give 'dotted.key=value' strings"),
+        (lambda config: raytrain.train(config, {"seed": {1}}), "override value {1} is of type set"),
+        (
+            lambda config: raytrain.train(3),
+            "a config is a path, the name of a shipped config, a mapping or a RunConfig",
+        ),
+        (lambda config: raytrain.train(), "train() needs a config"),
+        (lambda config: raytrain.train(config, trial="t"), "need from_sweep"),
+        (lambda config: raytrain.train(config, from_sweep="s"), "not both"),
+        (lambda config: raytrain.train(config, {"training.epoch": 1}), "did you mean training.epochs"),
+        (lambda config: raytrain.tune(config, trials=0), "trials 0 is less than 1"),
+        (lambda config: raytrain.tune(config, space={"parameter": {}}), "the space has"),
+        (lambda config: raytrain.tune(config, space="lr_ash"), "did you mean lr_asha"),
+    ],
+)
+def test_a_mistake_is_a_config_error_in_one_sentence(tmp_path: Path, call: Any, said: str) -> None:
+    with pytest.raises(raytrain.ConfigError, match=re.escape(said)):
+        call(tiny_run(tmp_path, "a"))
+
+
+def test_a_folder_that_is_not_a_runs(tmp_path: Path) -> None:
+    for function in (raytrain.resume, raytrain.evaluate, raytrain.report):
+        with pytest.raises(raytrain.ConfigError, match="is not a run's folder"):
+            function(tmp_path)
+
+
+def test_resume_reads_the_config_of_the_run(seen: list[raytrain.RunConfig], tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "a"
+    folder.mkdir(parents=True)
+    Path(write_config(tiny_run(tmp_path, "a"), tmp_path)).rename(folder / "config.yaml")
+    assert raytrain.resume(folder, {"workers.max": 2}).run_path == "a"
+    assert (seen[-1].workers.max, seen[-1].storage_path) == (2, str(tmp_path / "runs"))
+
+
+def test_the_plan_is_that_of_the_command(tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, "a")
+    options = {"gpu": "24GiB", "nodes": 2, "gpus_per_node": 4, "price": 1.5, "bandwidth": 50}
+    found = raytrain.plan(config, {"workers.max": 8}, **options)  # type: ignore[arg-type]
+    assert isinstance(found, raytrain.Forecast)
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    code, output = run_cli("plan", write_config(config, tmp_path), "workers.max=8", *words, "--json")
+    assert code == 0, output
+    assert json.loads(output) == json.loads(json.dumps(found.to_json()))
+    assert not (tmp_path / "runs").exists()
+
+
+FUNCTIONS = {"train": "train", "resume": "resume", "tune": "tune", "plan": "plan", "eval": "evaluate"}
+ONLY_PYTHON = {"progress", "callbacks"}
+ONLY_COMMAND = {"json"}  # of plan: the function gives the object
+
+
+@pytest.mark.parametrize(("command", "function"), FUNCTIONS.items())
+def test_a_function_takes_the_words_of_its_command(command: str, function: str) -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    words = {parameter.name for parameter in commands[command].params} - {"help"} - ONLY_COMMAND
+    assert set(inspect.signature(getattr(raytrain, function)).parameters) - ONLY_PYTHON == words
+
+
 def test_a_loop_for_a_trainer_is_checked_before_anything_starts(tmp_path: Path) -> None:
     config = tiny_run(tmp_path, "a")
     with pytest.raises(raytrain.ConfigError, match=r"training.best_metric 'beauty' is no metric of this task"):
@@ -51,5 +165,6 @@ def test_names_are_there_and_the_import_is_light() -> None:
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
     assert all(hasattr(raytrain, name) for name in raytrain.__all__)
+    assert all(inspect.isfunction(getattr(raytrain, name)) for name in ("train", "plan", "report", "tune"))
     with pytest.raises(AttributeError, match="nothing_of_ours"):
         _ = raytrain.nothing_of_ours

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from raytrain.report.goodput import StepTimes, goodput
+from raytrain.reports.goodput import StepTimes, goodput
 
 
 def change(kind: str, attempt: int, left_at_s: float, **phases: float) -> dict[str, Any]:

@@ -13,14 +13,14 @@ PACKAGE = Path(raytrain.__file__).parent
 # A module may import modules of its own row and of the rows below it.
 ROWS = [
     ("__init__", "__main__"),
-    ("cli",),
+    ("cli", "api"),
     ("terminal",),
     ("launch", "doctor"),
     ("tuning",),
     ("planning",),
     ("runs",),
     ("elastic",),
-    ("report", "monitoring"),
+    ("reports", "monitoring"),
     ("training",),
     ("tracking",),
     ("sizing",),

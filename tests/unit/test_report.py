@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from raytrain.report import plots
-from raytrain.report.curves import read_run, smooth, thin
-from raytrain.report.html import build_report
+from raytrain.reports import plots
+from raytrain.reports.curves import read_run, smooth, thin
+from raytrain.reports.html import build_report
 from raytrain.storage import Storage
 
 EVIL = "<script>alert(1)</script>"

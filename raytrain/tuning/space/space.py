@@ -199,14 +199,18 @@ def in_words(values: Values) -> str:
 def load_space(space: str) -> Space:
     """The space of a file, or the shipped one of that name. Raises ConfigError naming each mistake."""
     path = assets.find_space(space)
-    raw = read_yaml(path, Space)
+    return parse_space(read_yaml(path), path)
+
+
+def parse_space(raw: Any, origin: str) -> Space:
+    """Validate a raw mapping. `origin`: where it is from, for messages. Raises ConfigError naming each mistake."""
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected `key: value` lines, found {type(raw).__name__}")
+        raise ConfigError(f"{origin}: expected `key: value` lines, found {type(raw).__name__}")
     try:
         return Space.model_validate(raw)
     except ValidationError as error:
         lines = [describe(detail, Space) for detail in error.errors()]
-        raise ConfigError("\n".join([f"{path} has {len(lines)} mistake{'s' * (len(lines) > 1)}:", *lines])) from None
+        raise ConfigError("\n".join([f"{origin} has {len(lines)} mistake{'s' * (len(lines) > 1)}:", *lines])) from None
 
 
 def space_name(space: str) -> str:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from raytrain.report.curves import RunRecord, smooth, thin
+from raytrain.reports.curves import RunRecord, smooth, thin
 from raytrain.training.records import scores_of
 
 INK, FAINT, ACCENT, SECOND, GRID = "#1f2933", "#b8c4d0", "#1f6feb", "#d9730d", "#e6eaee"

@@ -8,9 +8,9 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from raytrain.report.curves import RunRecord, read_run
-from raytrain.report.goodput import CLASSES
-from raytrain.report.plots import draw_all, newest_confusion
+from raytrain.reports.curves import RunRecord, read_run
+from raytrain.reports.goodput import CLASSES
+from raytrain.reports.plots import draw_all, newest_confusion
 from raytrain.storage import Storage
 from raytrain.training.job import PHASES
 from raytrain.training.records import scores_of
@@ -29,7 +29,7 @@ def build_report(run: Storage) -> str:
     figures = draw_all(record)
     for name, png in figures.items():
         run.write_bytes(f"plots/{name}.png", png)
-    page = page_template("raytrain.report").render(
+    page = page_template("raytrain.reports").render(
         name=run.place()[1],
         path=run.path_of(),
         summary=record.summary,
@@ -55,7 +55,7 @@ def build_report(run: Storage) -> str:
 def page_template(package: str) -> jinja2.Template:
     """The template of a package's page, which extends our base.html. Autoescape is on: labels and file names are the
     user's data."""
-    loader = jinja2.FunctionLoader(lambda name: _text_of("raytrain.report", name))
+    loader = jinja2.FunctionLoader(lambda name: _text_of("raytrain.reports", name))
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= {"number": _number, "clock": _clock, "size": _size, "duration": duration}
     return environment.from_string(_text_of(package, "template.html"))

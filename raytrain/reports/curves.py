@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from raytrain.report.goodput import goodput
+from raytrain.reports.goodput import goodput
 from raytrain.storage import Storage
 from raytrain.training.records import last_attempt_rows, read_jsonl
 
@@ -27,7 +27,7 @@ class RunRecord:
     summary: dict[str, Any]
     """summary.json; empty while the run is not done."""
     goodput: dict[str, Any]
-    """See report.goodput; empty while nothing has been trained."""
+    """See reports.goodput; empty while nothing has been trained."""
     checkpoints: list[tuple[str, int]]
     """(name, bytes) of the checkpoints that are committed, oldest first."""
 

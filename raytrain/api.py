@@ -1,0 +1,333 @@
+"""raytrain from Python: one function for each command, with the words and the meaning of the command.
+
+Importing this module is cheap: Ray, torch and pydantic are imported when a function is called.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from raytrain.errors import ConfigError, TrainingError
+
+if TYPE_CHECKING:
+    from raytrain.config import RunConfig
+    from raytrain.planning.forecast import Forecast
+    from raytrain.runs.evaluation import Evaluation
+    from raytrain.runs.run import RunResult
+    from raytrain.tuning.space.space import Space
+    from raytrain.tuning.state import SweepResult
+
+AnyPath = str | os.PathLike[str]
+Override = str | Mapping[str, Any]
+MIB = 2**20
+
+
+def train(
+    config: "AnyPath | Mapping[str, Any] | RunConfig | None" = None,
+    *overrides: Override,
+    from_sweep: AnyPath | None = None,
+    all_data: bool = False,
+    trial: str | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+    callbacks: Sequence[Any] = (),
+) -> "RunResult":
+    """Train a run to its end and return its result, as `raytrain train` does. The same call again resumes the run.
+
+    Args:
+        config: A path, the bare name of a shipped config, a mapping, or a RunConfig.
+        overrides: `"dotted.key=value"` strings, whose values are read as YAML, and mappings of dotted keys, whose
+            values are taken as they are: `{"training.epochs": 1}`. The last one wins.
+        from_sweep: Instead of `config`: the folder of a sweep, whose best trial is trained.
+        all_data: With `from_sweep`: train on the validation split too.
+        trial: With `from_sweep`: train this trial instead of the best.
+        overwrite: Delete the run's folder first, and start anew.
+        progress: True: show the run on the terminal, as `raytrain train` does; False: print nothing.
+        callbacks: Of Ray Train, as for `ray.train.RunConfig(callbacks=...)`; they are called in the process of its
+            controller. One that raises ends the run, after it has saved.
+
+    Returns:
+        The result, whose status is finished, stopped_early, or stopped (by Ctrl-C; the same call resumes the run).
+
+    Raises:
+        ConfigError: The config is wrong; nothing was started.
+        DataError: The data can't be used; nothing was trained.
+        TrainingError: The run failed; the message says how.
+    """
+    if from_sweep is None:
+        if config is None:
+            raise ConfigError("train() needs a config: a path, the name of a shipped config, a mapping or a RunConfig")
+        if all_data or trial is not None:
+            raise ConfigError("all_data and trial need from_sweep, the folder of the sweep whose trial is trained")
+        return _train(_parse(config, overrides), progress, overwrite=overwrite, callbacks=callbacks)
+    if config is not None:
+        raise ConfigError("train() takes a config or from_sweep, not both: the sweep has its config")
+    from raytrain.storage import Storage
+    from raytrain.tuning.best_trial import train_winner
+
+    winner = train_winner(Storage(os.fspath(from_sweep)), words_of(overrides), all_data=all_data, trial=trial)
+    return _train(winner, progress, overwrite=overwrite, callbacks=callbacks)
+
+
+def resume(run: AnyPath, *overrides: Override, progress: bool = False, callbacks: Sequence[Any] = ()) -> "RunResult":
+    """Resume a run from its newest good checkpoint, as `raytrain resume` does.
+
+    Args:
+        run: The folder of the run, `<storage_path>/<name>`.
+        overrides: As for `train`; only what does not change the experiment may differ.
+        progress: As for `train`.
+        callbacks: As for `train`.
+
+    Raises:
+        ConfigError: The folder is not a run's, or an override would make it another experiment.
+        DataError, TrainingError: As for `train`.
+    """
+    from raytrain.runs.run import read_run_config
+    from raytrain.storage import Storage
+
+    config = read_run_config(Storage(os.fspath(run)), words_of(overrides))
+    return _train(config, progress, overwrite=False, callbacks=callbacks)
+
+
+def evaluate(run: AnyPath, *overrides: Override, split: str = "test", progress: bool = False) -> "Evaluation":
+    """Evaluate the best model of a run, as `raytrain eval` does.
+
+    Args:
+        run: The folder of the run.
+        overrides: As for `train`. `{"data.test.path": FILE}` measures a file that the run's config does not name.
+        split: test or validation.
+        progress: As for `train`.
+
+    Raises:
+        ConfigError: The folder is not a run's, it has no best model, there is no such split, or an override names
+            something that does not concern an evaluation.
+        DataError: The data can't be used.
+        TrainingError: The workers failed.
+    """
+    from raytrain.runs.run import evaluate_run
+
+    with _run_display(progress) as observer:
+        return evaluate_run(os.fspath(run), split, observer, words_of(overrides))
+
+
+def plan(
+    config: "AnyPath | Mapping[str, Any] | RunConfig",
+    *overrides: Override,
+    gpu: str | None = None,
+    nodes: int | None = None,
+    gpus_per_node: int | None = None,
+    cpus_per_node: int | None = None,
+    price: float | None = None,
+    bandwidth: float = 100.0,
+    calibrate: AnyPath | None = None,
+) -> "Forecast":
+    """Check a config and say what a run of it needs, as `raytrain plan` does. Starts nothing.
+
+    Args:
+        config: As for `train`.
+        overrides: As for `train`.
+        gpu: The GPU of each worker: a10g, a100-80, h100, ... or a memory, 24GiB; None: CPU workers.
+        nodes: Nodes of the cluster; None: enough.
+        gpus_per_node: GPUs of a node; None: 1.
+        cpus_per_node: CPUs of a node; None: enough.
+        price: Dollars for a worker and an hour.
+        bandwidth: MiB/s from a worker to storage.
+        calibrate: The folder of a run that has measured the steps; None: the config's own.
+
+    Raises:
+        ConfigError, DataError: What is wrong with the config, the data or the model.
+    """
+    from raytrain.planning.forecast import Hardware, make_forecast
+    from raytrain.planning.gpus import find_gpu
+
+    hardware = Hardware(
+        gpu=find_gpu(gpu) if gpu is not None else None,
+        num_nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        cpus_per_node=cpus_per_node,
+        price_per_hour=price,
+        bandwidth_bytes=bandwidth * MIB,
+    )
+    return make_forecast(_parse(config, overrides), hardware, None if calibrate is None else os.fspath(calibrate))
+
+
+def tune(
+    config: "AnyPath | Mapping[str, Any] | RunConfig",
+    *overrides: Override,
+    space: "AnyPath | Mapping[str, Any] | Space" = "lr_asha",
+    trials: int | None = None,
+    max_concurrent: int | None = None,
+    progress: bool = False,
+) -> "SweepResult":
+    """Try many configurations, as `raytrain tune` does. The same call again resumes the sweep.
+
+    Args:
+        config: As for `train`.
+        overrides: As for `train`.
+        space: What is tried: a path, the name of a shipped space, a mapping, or a Space. The folder of the sweep is
+            `<storage_path>/<name>-<name of the space>`; a mapping's name is `space`.
+        trials: Configurations to try, instead of the space's.
+        max_concurrent: Trials that live at once.
+        progress: True: show the sweep on the terminal; False: print nothing.
+
+    Raises:
+        ConfigError, DataError: Nothing was started.
+        TrainingError: Every trial failed.
+    """
+    from raytrain.tuning.sweep import run_sweep
+
+    for option, number in (("trials", trials), ("max_concurrent", max_concurrent)):
+        if number is not None and number < 1:
+            raise ConfigError(f"{option} {number} is less than 1")
+    name, chosen = _space(space)
+    if trials is not None:
+        chosen = chosen.model_copy(update={"budget": chosen.budget.model_copy(update={"trials": trials})})
+    raw, words = _raw(config), words_of(overrides)
+    with _sweep_display(progress) as observer:
+        result = run_sweep(raw, words, chosen, name, observer, max_concurrent=max_concurrent)
+    if result.status == "failed":
+        raise TrainingError(f"{result.path}: every trial failed; `raytrain report {result.path}` lists the reasons")
+    return result
+
+
+def report(run: AnyPath) -> str:
+    """Write the report.html and the plots of a run, or the sweep.html of a sweep, as `raytrain report` does.
+
+    Returns:
+        The full path of the page.
+
+    Raises:
+        ConfigError: The folder is neither a run's nor a sweep's.
+    """
+    from raytrain.runs.run import read_run_config
+    from raytrain.storage import Storage
+    from raytrain.tuning.best_trial import is_sweep
+
+    folder = Storage(os.fspath(run))
+    if is_sweep(folder):
+        from raytrain.tuning.report import build_sweep_report
+
+        return build_sweep_report(folder)
+    read_run_config(folder)  # refuses what is not a run's folder
+    from raytrain.reports.html import build_report
+
+    return build_report(folder)
+
+
+def ray_train_loop(
+    config: "AnyPath | Mapping[str, Any] | RunConfig", *overrides: Override
+) -> "Callable[[], dict[str, Any]]":
+    """A `train_loop_per_worker` for a `ray.train.torch.TorchTrainer` of your own, with fixed or elastic workers.
+
+    Checks the config, prepares the data when it is not prepared yet, and begins the run's folder. The trainer's
+    ScalingConfig says how many workers there are and what each holds; `workers.data_cpus` is the config's.
+
+    Args:
+        config: As for `train`.
+        overrides: As for `train`.
+
+    Returns:
+        A callable without arguments. On each worker it trains the run from where it stands to its end, reports with
+        `ray.train.report`, and returns a mapping with status, step and final_metrics.
+
+    Raises:
+        ConfigError: The config is wrong; nothing was started.
+        DataError: The data can't be used.
+    """
+    from raytrain.runs.ray_train_loop import prepare_loop
+
+    return prepare_loop(_parse(config, overrides))
+
+
+def words_of(overrides: Iterable[Override]) -> list[str]:
+    """Overrides as `dotted.key=value` words. A value of a mapping is written as JSON, which YAML reads as the same
+    value: the string "off" stays a string. Raises ConfigError for an override of another type."""
+    words: list[str] = []
+    for override in overrides:
+        if isinstance(override, str):
+            words.append(override)
+        elif isinstance(override, Mapping):
+            words += [
+                f"{key}={json.dumps(value, default=_plain, ensure_ascii=False)}" for key, value in override.items()
+            ]
+        else:
+            raise ConfigError(
+                f"override {override!r} is of type {type(override).__name__}; give 'dotted.key=value' strings, or "
+                "mappings of dotted keys such as {'training.epochs': 1}"
+            )
+    return words
+
+
+def _plain(value: Any) -> Any:
+    """A path or a section of the config as what YAML has."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json", exclude_unset=True)
+    raise ConfigError(f"override value {value!r} is of type {type(value).__name__}, which a config can't hold")
+
+
+def _parse(config: Any, overrides: Iterable[Override]) -> "RunConfig":
+    from raytrain.config.io import load_config, parse_config
+
+    if isinstance(config, str | os.PathLike):
+        return load_config(os.fspath(config), words_of(overrides))
+    return parse_config(_raw(config), words_of(overrides))
+
+
+def _raw(config: Any) -> dict[str, Any]:
+    """A config as it was written, before it is checked."""
+    from raytrain.config import RunConfig
+
+    if isinstance(config, RunConfig):
+        return config.model_dump(mode="json", exclude_unset=True)
+    if isinstance(config, Mapping):
+        return dict(config)
+    if isinstance(config, str | os.PathLike):
+        from raytrain.config.io import read_yaml
+        from raytrain.config.shipped import find_config
+
+        raw: dict[str, Any] = read_yaml(find_config(os.fspath(config)))
+        return raw
+    raise ConfigError(
+        f"a config is a path, the name of a shipped config, a mapping or a RunConfig, not {type(config).__name__}"
+    )
+
+
+def _space(space: Any) -> "tuple[str, Space]":
+    """(name, space) of what `tune` is given."""
+    from raytrain.tuning.space.space import Space, load_space, parse_space, space_name
+
+    if isinstance(space, str | os.PathLike):
+        return space_name(os.fspath(space)), load_space(os.fspath(space))
+    return "space", space if isinstance(space, Space) else parse_space(space, "the space")
+
+
+def _train(config: "RunConfig", progress: bool, *, overwrite: bool, callbacks: Sequence[Any]) -> "RunResult":
+    from raytrain.runs.run import run_training
+
+    with _run_display(progress) as observer:
+        result = run_training(config, observer, overwrite=overwrite, callbacks=callbacks)
+    if result.status == "failed":
+        raise TrainingError(f"{result.run_path} failed at step {result.step}: {result.message}")
+    return result
+
+
+def _run_display(progress: bool) -> AbstractContextManager[Any]:
+    """A context that gives the observer of a run."""
+    if not progress:
+        return nullcontext()
+    from raytrain.terminal.run import RunDisplay
+
+    return RunDisplay()
+
+
+def _sweep_display(progress: bool) -> AbstractContextManager[Any]:
+    """A context that gives the observer of a sweep."""
+    if not progress:
+        return nullcontext()
+    from raytrain.terminal.sweep import SweepDisplay
+
+    return SweepDisplay()

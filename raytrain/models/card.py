@@ -1,0 +1,118 @@
+"""The model card of an exported model: README.md, made from its raytrain.json and from what was measured. No torch.
+
+It says how to load the model, what it reaches, what it was trained on, and from what. A hub shows it as the page of
+the model.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from raytrain.config.io import to_yaml
+
+CARD = "README.md"
+FACTS = "raytrain.json"
+PIPELINES = {"sequence_classification": "text-classification", "token_classification": "token-classification"}
+MOST_LABELS = 50  # of a longer list the card shows the beginning; raytrain.json has all
+
+
+def model_card(facts: dict[str, Any], results: dict[str, dict[str, float]]) -> str:
+    """The text of README.md.
+
+    Args:
+        facts: The contents of raytrain.json.
+        results: Split -> metrics of this very model, by name.
+    """
+    parts = [_front_matter(facts), f"# {facts['name']}", _origin(facts), *_usage(facts)]
+    if results:
+        parts += ["## Results", _table(["metric", *results], _result_rows(results))]
+    if labels := facts["state"].get("labels"):
+        parts += ["## Labels", _labels(labels)]
+    parts += ["## Data", *_data(facts)]
+    parts += ["## Training", f"```yaml\n{to_yaml(facts['config']).rstrip()}\n```"]
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    parts += ["## Versions", f"{versions}."]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _front_matter(facts: dict[str, Any]) -> str:
+    """What a hub reads. A base model that is a folder somewhere is not named there: a hub could not find it."""
+    fields: dict[str, Any] = {"library_name": "transformers", "tags": ["raytrain"]}
+    if kind := PIPELINES.get(facts["task"]["kind"]):
+        fields["pipeline_tag"] = kind
+    base = facts["base_model"]
+    if base is not None and not base["is_folder"]:
+        fields["base_model"] = base["path"]
+    return f"---\n{to_yaml(fields).rstrip()}\n---"
+
+
+def _origin(facts: dict[str, Any]) -> str:
+    base = facts["base_model"]
+    if base is None:
+        begun = "Trained from random weights"
+    else:
+        revision = f", revision `{base['revision']}`" if base["revision"] else ""
+        begun = f"Fine-tuned from `{base['path']}`{revision}"
+    return (
+        f"{begun} with raytrain {facts['versions']['raytrain']}. These are the weights after step {facts['step']} "
+        f"(epoch {facts['epoch']})."
+    )
+
+
+def _usage(facts: dict[str, Any]) -> list[str]:
+    """How to load the model and use it, for the tasks that Transformers has a pipeline for."""
+    task, length = facts["task"], facts["max_length"]
+    kind = PIPELINES.get(task["kind"])
+    if kind is None:
+        return []
+    if kind == "text-classification":
+        options = "truncation=True" + (", top_k=None" if task["multi_label"] else "")
+        call = 'model({"text": "...", "text_pair": "..."})' if task["text_pair_column"] else 'model("...")'
+        note = f"`truncation=True` cuts texts at {length} tokens, as in training; without it a long text is an error."
+    else:
+        has_entities = any(label.startswith("B-") for label in facts["state"]["labels"])
+        options = 'aggregation_strategy="simple"' if has_entities else 'aggregation_strategy="none"'
+        call = 'model("...")'
+        note = (
+            f"Texts are cut at {length} tokens, as in training; `stride` of the pipeline tags longer ones in windows."
+        )
+        if task["case_feature"]:
+            note += (
+                " The model was trained with `task.case_feature`, which Transformers' pipeline does not compute: it "
+                "tags worse there than in the results below."
+            )
+    code = f"from transformers import pipeline\n\nmodel = pipeline({kind!r}, FOLDER, {options})\nprint({call})"
+    code = code.replace("'", '"').replace("FOLDER", '"path/to/this/folder"')
+    return ["## Use", f"```python\n{code}\n```", note]
+
+
+def _result_rows(results: dict[str, dict[str, float]]) -> Iterable[list[str]]:
+    names = dict.fromkeys(name for metrics in results.values() for name in metrics)
+    for name in names:
+        values = (metrics.get(name) for metrics in results.values())
+        yield [name, *("" if value is None else f"{value:.4f}" for value in values)]
+
+
+def _labels(labels: list[str]) -> str:
+    more = f", and {len(labels) - MOST_LABELS} more" if len(labels) > MOST_LABELS else ""
+    return (
+        f"{len(labels)}, in the order of their ids: " + ", ".join(f"`{name}`" for name in labels[:MOST_LABELS]) + more
+    )
+
+
+def _data(facts: dict[str, Any]) -> list[str]:
+    rows = [
+        [split, "<br>".join(f"`{path}`" for path in info["paths"]), *(f"{info[name]:,}" for name in COUNTS)]
+        for split, info in facts["data"].items()
+    ]
+    return [
+        _table(["split", "files", *(name.removeprefix("num_").replace("_", " ") for name in COUNTS)], rows),
+        f"Content hash of the prepared data: `{facts['data_content']}`.",
+    ]
+
+
+COUNTS = ("num_samples", "num_tokens", "num_truncated", "num_set_aside")
+
+
+def _table(head: list[str], rows: Iterable[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

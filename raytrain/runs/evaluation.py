@@ -1,0 +1,91 @@
+"""What an evaluation of a finished run may change, and what comes of it. No Ray."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from raytrain.config import RunConfig
+from raytrain.errors import ConfigError
+from raytrain.storage import Storage
+
+SPLITS = ("validation", "test")
+# Beginnings of what an evaluation may change beside its own split; anything else would not concern the model in best/.
+ALLOWED = ("data.bad_rows", "data.prepared_path", "workers.", "ray.", "training.micro_batch_size")
+# Changing these leaves the prepared data of the run valid.
+NOT_THE_DATA = ("data.prepared_path", "workers.", "ray.", "training.")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The metrics of a run's best model on a split."""
+
+    run_path: str
+    split: str
+    """As in evals.jsonl: validation or test, or the path of the files when they are not the run's own."""
+    step: int
+    """The step of the best model."""
+    num_samples: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    """By name, such as accuracy."""
+
+
+def allowed_overrides(split: str, overrides: Sequence[str]) -> list[str]:
+    """The overrides of an evaluation. Files of validation replace the fraction that was held out of the training data.
+
+    Raises ConfigError for a split that can't be evaluated, and for an override that an evaluation would not heed.
+    """
+    if split not in SPLITS:
+        raise ConfigError(f"--split {split!r} can't be evaluated; allowed: {', '.join(SPLITS)}")
+    for override in overrides:
+        key = override.partition("=")[0]
+        is_column = key.startswith("task.") and key.endswith("_column")
+        if key.startswith((f"data.{split}", *ALLOWED)) or is_column:
+            continue
+        hint = f"; to measure those files, add --split {key.split('.')[1]}" if key.startswith(_other(split)) else ""
+        raise ConfigError(
+            f"{key} can't be changed in an evaluation of the {split} split{hint}; allowed: data.{split}.path, "
+            f"data.{split}.format, task.*_column, data.bad_rows, data.prepared_path, training.micro_batch_size, "
+            "workers.*, ray.*"
+        )
+    replaces_fraction = any(override.startswith("data.validation.path=") for override in overrides)
+    return [*overrides, *(["data.validation.fraction=null"] if replaces_fraction else [])]
+
+
+def check_can_be_measured(run: Storage, config: RunConfig, split: str) -> None:
+    """Raises ConfigError when there is no best model yet, or no such split."""
+    if not run.exists("best/raytrain.json"):
+        raise ConfigError(f"{run.path_of()} has no best/ model yet; train the run first")
+    if getattr(config.data, split) is None:
+        splits = [name for name in ("train", "validation", "test") if getattr(config.data, name) is not None]
+        raise ConfigError(
+            f"the run's config has no data.{split}; its splits: {', '.join(splits)}. To measure a file of your own, "
+            f"add data.{split}.path=FILE"
+        )
+
+
+def reads_other_data(overrides: Sequence[str]) -> bool:
+    """Whether the samples are not those that the run has prepared."""
+    return any(not override.startswith(NOT_THE_DATA) for override in overrides)
+
+
+def for_other_data(config: RunConfig, run: Storage) -> RunConfig:
+    """The config that prepares other data for the model in best/: with its labels, in their order, and with its
+    tokenizer, so that neither the training data nor the model that the training began with has to be there."""
+    if config.task.kind == "python":
+        raise ConfigError(
+            "other files can't be evaluated with task.kind python: what its class learned from the training data is "
+            "only known for the run's own data. Name the files as data.validation or data.test when the run is trained"
+        )
+    state = run.read_json("best/raytrain.json")["state"]
+    task: dict[str, Any] = {"labels": state["labels"]}
+    if "class_weights" in state:  # balanced ones were counted in the training data, which need not be there
+        task["class_weights"] = dict(zip(state["labels"], state["class_weights"], strict=True))
+    changes: dict[str, Any] = {"task": config.task.model_copy(update=task)}
+    if (path := run.local_path("best")) is not None:  # on an object store the workers can't open it as a folder
+        model = {"path": path, "config": None, "tokenizer": None, "revision": None}
+        changes["model"] = config.model.model_copy(update=model)
+    return config.model_copy(update=changes)
+
+
+def _other(split: str) -> tuple[str, ...]:
+    return tuple(f"data.{other}" for other in SPLITS if other != split)

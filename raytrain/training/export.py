@@ -1,0 +1,105 @@
+"""The files of best/ beside the weights: the tokenizer, raytrain.json and the model card."""
+
+import copy
+import json
+import os
+from importlib.metadata import version
+from typing import Any
+
+from raytrain.config import RunConfig
+from raytrain.data.prepared import Manifest
+from raytrain.models.card import CARD, FACTS, model_card
+from raytrain.models.tokenizer import load_tokenizer
+from raytrain.storage import Storage
+from raytrain.training.records import read_jsonl, scores_of
+
+SECTIONS = ("seed", "task", "model", "data", "training")  # of the config: what decides the model
+
+
+def save_tokenizer(config: RunConfig, folder: str) -> None:
+    """Save the model's tokenizer so that it cuts texts at data.max_length, where it is told to truncate. Without that
+    a text that is longer than the model's positions is an IndexError in Transformers' pipelines."""
+    if (loaded := load_tokenizer(config.model)) is None:  # a task of the user's own needs none
+        return
+    tokenizer = copy.deepcopy(loaded)  # the loaded one is shared with whoever encodes
+    tokenizer.model_max_length = config.data.max_length
+    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+        backend.enable_truncation(config.data.max_length, direction=tokenizer.truncation_side)
+    tokenizer.save_pretrained(folder)
+
+
+def describe(config: RunConfig, manifest: Manifest, step: int, epoch: int) -> dict[str, Any]:
+    """The contents of raytrain.json: what raytrain needs to use the model again, and where it is from.
+
+    Args:
+        epoch: The epoch in which `step` was done, from 1.
+    """
+    return {
+        "name": config.name,
+        "task": config.task.model_dump(mode="json"),
+        "state": manifest.task_state,
+        "max_length": config.data.max_length,
+        "step": step,
+        "epoch": epoch,
+        "base_model": base_model(config),
+        "data": {split: _split(config, manifest, split) for split in manifest.splits},
+        "data_content": manifest.content,
+        "config": _config(config),
+        "versions": versions(),
+    }
+
+
+def save_description(facts: dict[str, Any], run: Storage, folder: str) -> None:
+    """Write raytrain.json and the model card into a local folder."""
+    with open(os.path.join(folder, FACTS), "w", encoding="utf-8") as file:
+        json.dump(facts, file, indent=1)
+    with open(os.path.join(folder, CARD), "w", encoding="utf-8") as file:
+        file.write(model_card(facts, results_of(run, facts["step"])))
+
+
+def update_card(run: Storage, best: str) -> None:
+    """Write the model card of the run's best model again, with all that has been measured by now."""
+    facts = run.read_json(f"{best}/{FACTS}")
+    run.commit_bytes(f"{best}/{CARD}", model_card(facts, results_of(run, facts["step"])).encode())
+
+
+def results_of(run: Storage, step: int) -> dict[str, dict[str, float]]:
+    """Split -> metrics that evals.jsonl has for the model of a step, the newest of each split."""
+    rows = [row for row in read_jsonl(run, "evals.jsonl") if row.get("step") == step]
+    found = {row["split"]: scores_of(row) for row in rows if "split" in row}
+    return {split: found[split] for split in ("validation", "test") if split in found}
+
+
+def base_model(config: RunConfig) -> dict[str, Any] | None:
+    """What the training began with; None: random weights."""
+    path = config.model.path
+    return None if path is None else {"path": path, "is_folder": os.path.isdir(path), "revision": config.model.revision}
+
+
+def versions() -> dict[str, str]:
+    """Of what made the model."""
+    import raytrain
+
+    return {"raytrain": raytrain.__version__, **{name: version(name) for name in ("torch", "transformers")}}
+
+
+def _split(config: RunConfig, manifest: Manifest, split: str) -> dict[str, Any]:
+    source = getattr(config.data, split, None)
+    path = source.path if source is not None else None
+    if path is None:  # a fraction of the training data
+        path = [f"{source.fraction:g} of train"] if source is not None else []
+    info = manifest.splits[split]
+    return {
+        "paths": [path] if isinstance(path, str) else path,
+        "num_samples": info.num_samples,
+        "num_tokens": info.num_tokens,
+        "num_truncated": info.num_truncated,
+        "num_set_aside": info.num_set_aside,
+    }
+
+
+def _config(config: RunConfig) -> dict[str, Any]:
+    """What was set of the sections that decide the model. Environment variables may hold secrets, and are left out."""
+    raw = config.model_dump(mode="json", exclude_unset=True, include=set(SECTIONS))
+    raw.get("training", {}).pop("communication", None)
+    return {section: raw[section] for section in SECTIONS if section in raw}
