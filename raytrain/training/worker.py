@@ -318,7 +318,7 @@ class WorkerRun:
         batches = stream.evaluate_once(split)
         metrics = evaluate(model, batches, self.task, self.labels, self.device, self.control, self.link.alive)
         step = json.loads(self.run.read_bytes(f"{BEST}/raytrain.json"))["step"]
-        self.log.evaluation(step, (step - 1) // self.timetable.steps_per_epoch, split, metrics)
+        self.log.evaluation(step, (step - 1) // self.timetable.steps_per_epoch + 1, split, metrics)
         self.reporting.evaluated(split, metrics.values)
         self.reporting.finish(self.control.sum)
         return metrics.values
