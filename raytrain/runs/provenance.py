@@ -44,9 +44,9 @@ def record_command(run: Storage, manifest: Manifest) -> None:
 
 
 def command_line(argv: Sequence[str]) -> str | None:
-    """The command as it can be typed again; of a script of the user's its name alone, since its arguments may be secret.
+    """The command as it can be typed again; of a Python script its name alone, since its arguments may be secret.
 
-    None in a process that Ray has started, which is one of a sweep's trials.
+    None in a process that Ray has started, which is a trial of a sweep.
     """
     path = Path(argv[0])
     if path.name == "default_worker.py":

@@ -151,7 +151,7 @@ class RunDisplay(LiveDisplay, Observer):
         remaining_s = (self._total - row["step"]) / steps_per_s if steps_per_s else None
         self._bar.update(self._task, completed=row["step"], description="training", remaining_s=remaining_s)
         if row["step"] == self._total or self._is_line_due():
-            self._say(f"  {self._step_text()}")
+            self._say(f"  {self._step_text()}{self._best_text()}")
 
     def _evaluation(self, row: dict[str, Any]) -> None:
         if not self._total:  # nothing is being trained: `raytrain eval`, which ends with the whole table
@@ -178,12 +178,15 @@ class RunDisplay(LiveDisplay, Observer):
         per_s = self._rate.per_s()
         parts += [f"{per_s:.1f} samples/s"] if per_s is not None else []
         parts.append(f"{row['world_size']} worker{'s' * (row['world_size'] > 1)}")
-        if self._best.get("value") is not None:
-            parts.append(f"best {self._best['metric']} {self._best['value']:.4f} at step {self._best['step']}")
         return "  ".join(parts)
 
+    def _best_text(self) -> str:
+        best = self._best
+        return f"  best {best['metric']} {best['value']:.4f} at step {best['step']}" if best.get("step") else ""
+
     def _render(self) -> RenderableType:
-        return Group(self._bar, Text(f"  {self._step_text()}" if self._row else ""))
+        lines = [f"  {self._step_text()}" if self._row else "", self._best_text()]
+        return Group(self._bar, *(Text(line) for line in lines if line))
 
     def _say(self, text: str) -> None:
         """A plain line, where there is no live display."""

@@ -42,9 +42,8 @@ class SweepDisplay(LiveDisplay, SweepObserver):
         """The trials are about to start."""
         self._trial_table, self._num_trials, self._metric = trial_table, num_trials, metric
         if trial_table.rows:
-            self.console.print(
-                f"  resuming: {len(trial_table.rows)} trials were started before, {trial_table.num_over} of them are over"
-            )
+            started, over = len(trial_table.rows), trial_table.num_over
+            self.console.print(f"  resuming: {started} trials were started before, {over} of them are over")
 
     def trial(self, row: TrialRow, event: str) -> None:
         """A line of it, where there is no table."""
