@@ -17,9 +17,11 @@ from raytrain.tuning.space.space import Space, short
 from raytrain.tuning.trials import TrialRow
 
 MOST_NAMES = 12  # written into a figure
+NAME_HEIGHT = 0.06  # of the axis that a name takes
 LEAST_TRIALS = 8  # an importance of fewer would be noise
 CUT_SHORT = ("pruned", "failed", "stopped")
 STAR: dict[str, Any] = {"marker": "*", "color": INK, "markersize": 11, "markeredgecolor": "white", "zorder": 5}
+HATCHED: dict[str, Any] = {"hatch": "///", "edgecolor": "white", "linewidth": 0}
 BEHIND_TEXT = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.6}  # lines go through it
 Segment = tuple[str, float, float, int]
 """(trial, from and to in seconds since the sweep began, workers)."""
@@ -41,7 +43,8 @@ def metric_by_step(rows: Sequence[TrialRow], space: Space, metric: str, winner: 
     """A line a trial, the winner's thick and with a star at its best; a cross ends those that did not train to their
     end. Dotted lines are the scheduler's rungs, dots the steps at which a trial continued from another's model."""
     figure, axes = new_axes("Trials", metric, size=WIDE)
-    for number, row in enumerate(rows):
+    named = _readable(rows)
+    for row in rows:
         if not row.history:
             continue
         is_winner, color = row.name == winner, colors[row.name]
@@ -51,7 +54,7 @@ def metric_by_step(rows: Sequence[TrialRow], space: Space, metric: str, winner: 
         axes.plot(*row.history[-1], end, color=color, markersize=5 if end == "x" else 3.5)
         if is_winner and row.best_step is not None:
             axes.plot(row.best_step, row.best_value, **STAR)
-        if number < MOST_NAMES:  # the best ones
+        if row.name in named:
             text = f"{number_of(row.name)}{' (best)' * is_winner}"
             axes.annotate(text, row.history[-1], (5, -2), fontsize=7, color=color, textcoords="offset points")
         values = dict(row.history)
@@ -65,6 +68,18 @@ def metric_by_step(rows: Sequence[TrialRow], space: Space, metric: str, winner: 
             axes.axvline(rung, color=INK, linewidth=0.8, linestyle=":", alpha=0.6)
             rung *= scheduler.reduction_factor
     return png_of(figure)
+
+
+def _readable(rows: Sequence[TrialRow]) -> set[str]:
+    """The best trials whose numbers can be written at the ends of their lines without covering a better one's."""
+    ends = {row.name: row.history[-1] for row in rows if row.history}
+    values = [value for row in rows for _, value in row.history]
+    least = NAME_HEIGHT * (max(values) - min(values)) if values else 0.0
+    named: dict[str, tuple[int, float]] = {}
+    for name, (step, value) in list(ends.items())[:MOST_NAMES]:
+        if all(step != other or abs(value - height) >= least for other, height in named.values()):
+            named[name] = (step, value)
+    return set(named)
 
 
 def parallel_coordinates(rows: Sequence[TrialRow], space: Space, metric: str, mode: str, winner: str) -> bytes:
@@ -169,15 +184,14 @@ def allocation(segments: Sequence[Segment], winner: str, colors: Colors) -> byte
     areas = axes.stackplot(steps, *(np.repeat(layer, 2) for layer in layers), colors=shades, linewidth=0)
     for trial, area in zip(trials, areas, strict=True):
         if trial == winner:
-            area.set(hatch="///", edgecolor="white", linewidth=0)
+            area.set(**HATCHED)
     axes.set_xlabel("minutes since the sweep began", fontsize=8)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     if len(trials) <= MOST_NAMES:
-        patches = [
-            Patch(facecolor=colors[trial], label=f"{number_of(trial)}{' (best)' * (trial == winner)}")
-            for trial in trials
-        ]
+        patches = [Patch(facecolor=colors[trial], label=number_of(trial)) for trial in trials if trial != winner]
+        if winner in trials:
+            patches.insert(0, Patch(facecolor=colors[winner], label=f"{number_of(winner)} (best)", **HATCHED))
         axes.legend(handles=patches, fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     axes.xaxis.set_major_locator(_fractions())
     return png_of(figure)
