@@ -11,14 +11,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import raytrain
-from raytrain.data.prepared import Manifest
+from raytrain.data.prepared import SplitInfo
 from raytrain.storage import Storage
 from raytrain.training.records import COMMANDS, JsonlWriter
 
@@ -26,8 +26,8 @@ PACKAGES = ("ray", "torch", "deepspeed", "transformers")
 TOOL_TIMEOUT_S = 5.0  # a git or an nvidia-smi that hangs must not delay the run
 
 
-def record_command(run: Storage, manifest: Manifest) -> None:
-    """Append this command's line to the run's commands.jsonl. `manifest`: of the prepared data that it trains on."""
+def record_command(run: Storage, splits: Mapping[str, SplitInfo]) -> None:
+    """Append this command's line to the run's commands.jsonl. `splits`: of the prepared data, by name."""
     writer = JsonlWriter(run, COMMANDS)
     writer.write(
         {
@@ -36,8 +36,7 @@ def record_command(run: Storage, manifest: Manifest) -> None:
             "versions": _versions(),
             "machine": _machine(),
             "git": git_state(os.getcwd()),
-            "data": {name: _counts(asdict(split)) for name, split in manifest.splits.items()},
-            "labels": len(manifest.labels),
+            "data": {name: _counts(asdict(split)) for name, split in splits.items()},
         }
     )
     writer.close()

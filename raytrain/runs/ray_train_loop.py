@@ -58,7 +58,7 @@ def prepare_loop(config: RunConfig) -> "RayTrainLoop":
         begin_or_resume(run, found, overwrite=False)
         store = _prepared(found)
         run.write_bytes("config.yaml", dump_config(found).encode())
-        record_command(run, store.manifest)
+        record_command(run, store.manifest.splits)
     return RayTrainLoop(found.model_dump(mode="json", exclude_unset=True), run.path_of(), store.root)
 
 

@@ -187,7 +187,7 @@ def _train(
         plan = found.plan_on(session, num_samples=num_samples)
         run.write_bytes("config.yaml", dump_config(config).encode())
         run.write_bytes("plan.json", json.dumps(plan.to_json(), indent=1).encode())
-        record_command(run, store.manifest)
+        record_command(run, store.manifest.splits)
         table = make_timetable(config, num_samples, has_validation=store.has_split("validation"))
         observer.begin(table.total_steps)
         observer.phase("starting workers")

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from raytrain.cli.main import app
 from raytrain.errors import ConfigError
 from raytrain.report.compare import build_comparison, config_differences
 from raytrain.report.compare_plots import Overlay
@@ -86,3 +88,21 @@ def test_a_field_that_one_config_lacks_differs() -> None:
         ("x.z", ["[1]", "[1]", ""]),
         ("w", ["", "null", ""]),
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["SWEEP", "RUN"], "is a sweep, which has a page of its own"),
+        (["RUN", "--output", "page.html"], "--output names the page that compares several runs"),
+        (["MISSING", "RUN"], "MISSING is not a run's folder"),
+    ],
+)
+def test_what_can_not_be_compared_is_refused(tmp_path: Path, words: list[str], expected: str) -> None:
+    write_run(tmp_path / "RUN")
+    (tmp_path / "SWEEP").mkdir()
+    (tmp_path / "SWEEP" / "sweep.yaml").write_text("config: {}")
+    named = [str(tmp_path / word) if word.isupper() else word for word in words]
+    error = CliRunner().invoke(app, ["report", *named]).exception
+    assert isinstance(error, ConfigError)
+    assert expected in str(error)
