@@ -90,8 +90,8 @@ def config_differences(texts: Mapping[str, str]) -> Rows:
     """The fields whose values differ, by dotted key. `texts`: the config.yaml of each run."""
     configs = {label: flatten(_parsed(text)) for label, text in texts.items()}
     keys = dict.fromkeys(key for config in configs.values() for key in config if key not in NAMES_OF_A_RUN)
-    rows = [(key, [config.get(key, "") for config in configs.values()]) for key in keys]
-    return [(key, [_shown(value) for value in values]) for key, values in rows if any(v != values[0] for v in values)]
+    rows = [(key, [_shown(config.get(key, "")) for config in configs.values()]) for key in keys]
+    return [row for row in rows if len(set(row[1])) > 1]
 
 
 def _parsed(text: str) -> dict[str, Any]:

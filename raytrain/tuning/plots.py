@@ -52,7 +52,7 @@ def metric_by_step(rows: Sequence[TrialRow], space: Space, metric: str, winner: 
         axes.plot(*zip(*row.history, strict=True), color=color, **style)
         end = "x" if row.status in CUT_SHORT else "o"
         axes.plot(*row.history[-1], end, color=color, markersize=5 if end == "x" else 3.5)
-        if is_winner and row.best_step is not None:
+        if is_winner and row.best_step is not None and row.best_value is not None:
             axes.plot(row.best_step, row.best_value, **STAR)
         if row.name in named:
             text = f"{number_of(row.name)}{' (best)' * is_winner}"

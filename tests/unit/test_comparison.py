@@ -86,6 +86,7 @@ def test_a_field_that_one_config_lacks_differs() -> None:
     """Of the four configs one is torn and one is not written yet."""
     texts = {"a": "x: {y: 1, z: [1]}", "b": "x: {y: true, z: [1]}\nw: null", "c": "{", "d": ""}
     found = dict(config_differences(texts))
+    assert config_differences({"a": "x: 1", "b": "x: true"}) == [("x", ["1", "true"])]
     assert found == {"x.y": ["1", "true", "", ""], "x.z": ["[1]", "[1]", "", ""], "w": ["", "null", "", ""]}
 
 
