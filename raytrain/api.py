@@ -192,28 +192,46 @@ def tune(
     return result
 
 
-def report(run: AnyPath) -> str:
-    """Write the report.html and the plots of a run, or the sweep.html of a sweep, as `raytrain report` does.
+def report(*runs: AnyPath, output: AnyPath | None = None) -> str:
+    """Write the report.html and the plots of a run, the sweep.html of a sweep, or one page that compares several runs,
+    as `raytrain report` does.
+
+    Args:
+        runs: Folders of runs, or the folder of one sweep.
+        output: With several runs: the page; None: comparison.html in the current folder.
 
     Returns:
         The full path of the page.
 
     Raises:
-        ConfigError: The folder is neither a run's nor a sweep's.
+        ConfigError: A folder is neither a run's nor a sweep's.
     """
     from raytrain.runs.run import read_run_config
     from raytrain.storage import Storage
     from raytrain.tuning.best_trial import is_sweep
 
-    folder = Storage(os.fspath(run))
-    if is_sweep(folder):
+    folders = [Storage(os.fspath(run)) for run in runs]
+    if len(folders) == 1 and output is not None:
+        raise ConfigError("--output names the page that compares several runs; a single report lies in its own folder")
+    if len(folders) == 1 and is_sweep(folders[0]):
         from raytrain.tuning.report import build_sweep_report
 
-        return build_sweep_report(folder)
-    read_run_config(folder)  # refuses what is not a run's folder
-    from raytrain.reports.html import build_report
+        return build_sweep_report(folders[0])
+    for folder in folders:
+        if is_sweep(folder):
+            raise ConfigError(
+                f"{folder.path_of()} is a sweep, which has a page of its own; to compare its trials, name their "
+                f"folders, {folder.path_of('trials')}/..."
+            )
+        read_run_config(folder)  # refuses what is not a run's folder
+    # These draw with matplotlib, for which a mistyped folder need not wait.
+    if len(folders) == 1:
+        from raytrain.reports.html import build_report
 
-    return build_report(folder)
+        return build_report(folders[0])
+    from raytrain.reports.compare import COMPARISON, build_comparison
+
+    return build_comparison(folders, os.fspath(output or COMPARISON))
 
 
 def ray_train_loop(

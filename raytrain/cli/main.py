@@ -8,6 +8,7 @@ from typer.core import TyperGroup
 
 from raytrain.cli.cluster import cluster_app, doctor
 from raytrain.cli.jobs import jobs_app, submit
+from raytrain.cli.report import report
 from raytrain.errors import ConfigError, RaytrainError
 
 if TYPE_CHECKING:
@@ -223,23 +224,6 @@ def evaluate(
     print_metrics(display.console, found.metrics, title=f"{found.split} of the best model")
 
 
-@app.command()
-def report(run: RunFolder) -> None:
-    """Write a run's report.html and its plots, or a sweep's sweep.html."""
-    from raytrain.runs.run import read_run_config
-    from raytrain.storage import Storage
-    from raytrain.tuning.best_trial import is_sweep
-    from raytrain.tuning.report import build_sweep_report
-
-    if is_sweep(Storage(run)):
-        typer.echo(build_sweep_report(Storage(run)))
-        return
-    read_run_config(Storage(run))
-    from raytrain.reports.html import build_report  # draws with matplotlib, which a mistyped folder need not wait for
-
-    typer.echo(build_report(Storage(run)))
-
-
 @app.command("reclaim-watch")
 def reclaim_watch(
     cloud: Annotated[str, typer.Option(help="auto, aws, gcp or azure.")] = "auto",
@@ -336,6 +320,7 @@ def configs_show(
             typer.echo(file.read())
 
 
+app.command()(report)
 app.command()(submit)
 app.command()(doctor)
 app.add_typer(jobs_app, name="jobs")

@@ -38,7 +38,7 @@ def _of_sweep(name: str, description: str, *labels: str) -> Metric:
 
 STEP = _gauge("step", "Newest step of the run.")
 TARGET_STEP = _gauge("target_step", "Step at which the run ends, unless it stops early.")
-EPOCH = _gauge("epoch", "Epoch of the newest step, from 0.")
+EPOCH = _gauge("epoch", "Epoch of the newest step, from 1.")
 LOSS = _gauge("train_loss", "Training loss of the newest step; absent when it was not a finite number.")
 NOT_FINITE = _gauge("consecutive_nonfinite_losses", "Steps in a row, up to the newest, without a finite loss.")
 VALIDATION = _gauge("validation_metric", "A metric of the newest evaluation of the validation split.", "metric")

@@ -8,7 +8,7 @@ import numpy as np
 
 from raytrain.reports.goodput import goodput
 from raytrain.storage import Storage
-from raytrain.training.records import last_attempt_rows, read_jsonl
+from raytrain.training.records import BEST_SO_FAR, COMMANDS, last_attempt_rows, read_jsonl
 
 MAX_POINTS = 2000
 
@@ -30,6 +30,8 @@ class RunRecord:
     """See reports.goodput; empty while nothing has been trained."""
     checkpoints: list[tuple[str, int]]
     """(name, bytes) of the checkpoints that are committed, oldest first."""
+    commands: list[dict[str, Any]]
+    """Lines of commands.jsonl; empty in a run that an older version trained."""
 
     def column(self, name: str) -> np.ndarray:
         """A column of the steps, NaN where it is missing. Shape (num_steps,)."""
@@ -43,7 +45,26 @@ class RunRecord:
 
     def last_evaluation(self, split: str) -> dict[str, Any] | None:
         """The newest evaluation on a split."""
-        rows = [row for row in self.evaluations if row["split"] == split]
+        rows = self.evaluations_of(split)
+        return rows[-1] if rows else None
+
+    def evaluations_of(self, split: str) -> list[dict[str, Any]]:
+        """The evaluations on a split, in the order of the file."""
+        return [row for row in self.evaluations if row["split"] == split]
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """`metric`, `value` and `step` of the best evaluation so far; empty when it is not known."""
+        newest = (self.last_evaluation("validation") or {}).get(BEST_SO_FAR)
+        if newest:
+            return dict(newest)
+        found = {name: self.summary.get(f"best_{name}") for name in ("metric", "value", "step")}
+        return {name: value for name, value in found.items() if value is not None}
+
+    @property
+    def best_evaluation(self) -> dict[str, Any] | None:
+        """The evaluation on the validation split that the best model is from."""
+        rows = [row for row in self.evaluations_of("validation") if row["step"] == self.best.get("step")]
         return rows[-1] if rows else None
 
 
@@ -61,6 +82,7 @@ def read_run(run: Storage) -> RunRecord:
         summary=_read_summary(run),
         goodput=goodput(events, rows),
         checkpoints=_read_checkpoints(run),
+        commands=read_jsonl(run, COMMANDS),
     )
 
 

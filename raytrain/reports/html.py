@@ -1,22 +1,18 @@
 """The report of a run: one HTML file that needs nothing else, and the figures as PNGs beside it."""
 
-import base64
-import datetime
-from importlib import resources
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from raytrain.reports.curves import RunRecord, read_run
 from raytrain.reports.goodput import CLASSES
-from raytrain.reports.plots import draw_all, newest_confusion
+from raytrain.reports.page import duration, embedded, number, page_template
+from raytrain.reports.plots import draw_all
+from raytrain.reports.scores import confusion_rows, headline, metric_names, scored
 from raytrain.storage import Storage
 from raytrain.training.job import PHASES
-from raytrain.training.records import scores_of
 
 REPORT_NAME = "report.html"
-MAX_TABLE_LABELS = 30  # a larger confusion matrix is shown as a picture
 
 
 def build_report(run: Storage) -> str:
@@ -26,94 +22,85 @@ def build_report(run: Storage) -> str:
         The full path of report.html.
     """
     record = read_run(run)
-    figures = draw_all(record)
+    figures, columns = draw_all(record), scored(record)
     for name, png in figures.items():
         run.write_bytes(f"plots/{name}.png", png)
     page = page_template("raytrain.reports").render(
         name=run.place()[1],
         path=run.path_of(),
-        summary=record.summary,
-        tiles=_tiles(record),
-        figures={name: base64.b64encode(png).decode() for name, png in figures.items()},
-        # Keys that an unfinished or older file may lack are empty, so that the template need not ask for each.
-        results=[{"tables": {}, **row} for row in map(record.last_evaluation, ("test", "validation")) if row],
+        message=record.summary.get("message"),
+        tiles=tiles(record),
+        figures=embedded(figures),
+        scored=columns,
+        table_titles=list(dict.fromkeys(title for column in columns for title in column.tables)),
         evaluations=record.evaluations,
-        metric_names=_metric_names(record),
-        confusion=_confusion_rows(record),
+        metric_names=metric_names(record),
+        best_step=record.best.get("step"),
+        confusion=confusion_rows(record),
         has_restarts=bool(record.restarts()),
         goodput=_goodput_rows(record),
         changes=[event for event in record.events if PHASES[0] in event and _is_change(event)],
         phases=PHASES,
         events=record.events,
         checkpoints=record.checkpoints,
+        commands=record.commands,
+        facts=facts(record),
         config=record.config_text,
     )
     run.commit_bytes(REPORT_NAME, page.encode(errors="replace"))  # half a surrogate pair has no bytes
     return run.path_of(REPORT_NAME)
 
 
-def page_template(package: str) -> jinja2.Template:
-    """The template of a package's page, which extends our base.html. Autoescape is on: labels and file names are the
-    user's data."""
-    loader = jinja2.FunctionLoader(lambda name: _text_of("raytrain.reports", name))
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {"number": _number, "clock": _clock, "size": _size, "duration": duration}
-    return environment.from_string(_text_of(package, "template.html"))
-
-
-def _text_of(package: str, name: str) -> str:
-    return (resources.files(package) / name).read_text(encoding="utf-8")
-
-
 def _is_change(event: dict[str, Any]) -> bool:
-    """A command that goes on where the last one had come to is none."""
+    """A command that resumes the run without repeating a step changes nothing."""
     return event.get("kind") != "begin" or bool(event.get("steps_redone"))
 
 
-def _tiles(record: RunRecord) -> list[tuple[str, str]]:
+def tiles(record: RunRecord) -> list[tuple[str, str]]:
     """(label, value) of the numbers at the top."""
     summary = record.summary
     last = record.steps[-1] if record.steps else {}
-    tiles = [("status", summary.get("status", "running or interrupted"))]
-    if summary.get("best_value") is not None:
-        tiles.append((f"best validation {summary['best_metric']}", _number(summary["best_value"])))
-    tiles += _test_tiles(record)
-    tiles.append(("steps", f"{last.get('step', 0):,}"))
+    found = [("status", summary.get("status", "running or interrupted"))]
+    found += [(f"{split} {metric}", number(value)) for split, metric, value in headline(record)]
+    found.append(("steps", f"{last.get('step', 0):,}"))
     if record.num_redone:
-        tiles.append(("steps redone after restarts", f"{record.num_redone:,}"))
+        found.append(("steps redone after restarts", f"{record.num_redone:,}"))
     busy_s = float(np.nansum(record.column("step_s")))
     if last.get("samples_seen") and busy_s:
-        tiles.append(("samples/s", f"{last['samples_seen'] / busy_s:,.1f}"))
+        found.append(("samples/s", f"{last['samples_seen'] / busy_s:,.1f}"))
     if last.get("tokens_seen"):
-        tiles.append(("tokens", f"{last['tokens_seen']:,}"))
+        found.append(("tokens", f"{last['tokens_seen']:,}"))
     sizes = sorted({row["world_size"] for row in record.steps if row.get("world_size")})
     if sizes:
-        tiles.append(("workers", f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"))
+        found.append(("workers", f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"))
     if record.goodput:
-        tiles.append(("goodput", f"{record.goodput['goodput']:.1%}"))
+        found.append(("goodput", f"{record.goodput['goodput']:.1%}"))
     if summary.get("duration_s"):
-        tiles.append(("last command took", duration(summary["duration_s"])))
-    return tiles
+        found.append(("last command took", duration(summary["duration_s"])))
+    return found
 
 
-def _test_tiles(record: RunRecord) -> list[tuple[str, str]]:
-    """The metric that picked the best model, and the share that is right, on the test split."""
-    row = record.last_evaluation("test") or {}
-    best = record.summary.get("best_metric") or "loss"
-    names = dict.fromkeys((best, "accuracy", "token_micro_f1", "subset_accuracy"))
-    return [(f"test {name}", _number(row[name])) for name in names if isinstance(row.get(name), float)][:2]
+def facts(record: RunRecord) -> list[tuple[str, str]]:
+    """(what, value) of where the run comes from, as its last command has recorded it; see runs.provenance."""
+    if not record.commands:
+        return []
+    said = record.commands[-1]
+    versions, machine, git = said.get("versions") or {}, said.get("machine") or {}, said.get("git") or {}
+    memory = f"{machine['memory_gib']} GiB of memory" if machine.get("memory_gib") else ""
+    cpus = f"{machine['cpus']} CPUs" if machine.get("cpus") else ""
+    rows = [
+        ("command", said.get("command")),
+        ("commit", f"{git['commit']}{', with changes' * bool(git.get('is_modified'))}" if git.get("commit") else ""),
+        ("versions", ", ".join(f"{package} {version}" for package, version in versions.items())),
+        ("machine", ", ".join(filter(None, (machine.get("host"), machine.get("platform"), cpus, memory)))),
+        ("GPUs", _counted(machine.get("gpus") or [])),
+    ]
+    return [(what, value) for what, value in rows if value]
 
 
-def _confusion_rows(record: RunRecord) -> list[tuple[str, list[tuple[int, float]]]] | None:
-    """(true label, (count, shade from 0 to 1) for each predicted label); None when there is none or it is too large.
-
-    The shade is the square root of the share of the row, or rare mistakes would not be seen beside the right ones.
-    """
-    table = newest_confusion(record)
-    if table is None or len(table["labels"]) > MAX_TABLE_LABELS:
-        return None
-    rows = zip(table["labels"], table["counts"], strict=True)
-    return [(label, [(count, (count / max(1, sum(counts))) ** 0.5) for count in counts]) for label, counts in rows]
+def _counted(names: list[str]) -> str:
+    """As 8 x NVIDIA H200."""
+    return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
 
 
 def _goodput_rows(record: RunRecord) -> list[tuple[str, float, float]]:
@@ -123,33 +110,3 @@ def _goodput_rows(record: RunRecord) -> list[tuple[str, float, float]]:
     total_s = record.goodput["worker_seconds"]
     classes = sorted(record.goodput["classes"].items(), key=lambda item: -item[1])
     return [(CLASSES[name], seconds, seconds / total_s) for name, seconds in classes if seconds > 0]
-
-
-def _metric_names(record: RunRecord) -> list[str]:
-    """Names of the metrics, in the order in which the task gives them."""
-    return list({name: None for row in record.evaluations for name in scores_of(row)})
-
-
-def _number(value: Any) -> str:
-    """Four decimals for a measure, separators for a count."""
-    if value is None:
-        return ""
-    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def duration(seconds: float) -> str:
-    """Minutes and seconds, or hours and minutes."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h {minutes:02d}m" if hours else f"{minutes}m {rest:02d}s"
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 2**20:,.1f} MiB"
-
-
-def _clock(time_s: float | None) -> str:
-    if time_s is None:
-        return ""
-    moment = datetime.datetime.fromtimestamp(time_s, tz=datetime.UTC)
-    return moment.strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -12,44 +12,63 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from raytrain.reports.curves import RunRecord, smooth, thin
+from raytrain.reports.scores import newest_confusion
 from raytrain.training.records import scores_of
 
 INK, FAINT, ACCENT, SECOND, GRID = "#1f2933", "#b8c4d0", "#1f6feb", "#d9730d", "#e6eaee"
 SIZE = (5.6, 2.7)  # inches; the page shows two in a row, at about this size
+WIDE = (2 * SIZE[0] + 0.35, SIZE[1])  # a row of its own
 MAX_LABEL = 28  # characters of a label that a figure shows
 
 
 def draw_all(record: RunRecord) -> dict[str, bytes]:
-    """Every figure that the run has numbers for: file name without ending -> PNG."""
-    figures: dict[str, Callable[[RunRecord], bytes]] = {}
-    if record.steps:
-        figures |= {"loss": loss, "learning_rate": learning_rate, "throughput": throughput, "padding": padding}
-        figures["time"] = step_time
-        if np.isfinite(record.column("loss_scale")).any() or np.nanmax(record.column("skipped_steps"), initial=0) > 0:
-            figures["loss_scale"] = loss_scale
-        if len({row.get("world_size") for row in record.steps}) > 1:
-            figures["world_size"] = world_size
-    if len([row for row in record.evaluations if row["split"] == "validation"]) > 1:
-        figures["validation"] = validation
-    drawn = {name: draw(record) for name, draw in figures.items()}
+    """Every figure that the run has numbers for: file name without ending -> PNG. The page shows two in a row; of an
+    odd number the first has a row of its own."""
+    chosen = _chosen(record)
+    drawn = {name: draw(record) for name, draw in chosen.items()}
+    if len(chosen) % 2:
+        drawn["loss"] = loss(record, WIDE)
     confusion = newest_confusion(record)
     if confusion is not None:
         drawn["confusion"] = confusion_matrix(confusion["labels"], np.array(confusion["counts"]))
     return drawn
 
 
-def loss(record: RunRecord) -> bytes:
+def _chosen(record: RunRecord) -> dict[str, Callable[[RunRecord], bytes]]:
+    """The curves that the run has numbers for, in the order of the page."""
+    figures: dict[str, Callable[[RunRecord], bytes]] = {}
+    if not record.steps:
+        return figures
+    figures["loss"] = loss
+    if len(record.evaluations_of("validation")) > 1:
+        figures["validation"] = validation
+    figures |= {"learning_rate": learning_rate, "gradient_norm": gradient_norm}
+    if np.isfinite(record.column("loss_scale")).any() or np.nanmax(record.column("skipped_steps"), initial=0) > 0:
+        figures["loss_scale"] = loss_scale
+    figures |= {"throughput": throughput, "padding": padding, "time": step_time}
+    if len({row.get("world_size") for row in record.steps}) > 1:
+        figures["world_size"] = world_size
+    return figures
+
+
+def loss(record: RunRecord, size: tuple[float, float] = SIZE) -> bytes:
     """Training loss a step and smoothed, validation loss as points."""
-    figure, axes = new_axes("Loss", "mean loss per target", record)
+    figure, axes = new_axes("Loss", "mean loss per target", record, size)
     _faint_and_smooth(axes, record, record.column("loss"), "training")
-    points = [
-        (row["step"], row["loss"])
-        for row in record.evaluations
-        if row["split"] == "validation" and row.get("loss") is not None
-    ]
+    points = [(row["step"], row["loss"]) for row in record.evaluations_of("validation") if row.get("loss") is not None]
     if points:
         axes.plot(*zip(*points, strict=True), "o-", color=SECOND, markersize=4, linewidth=1.2, label="validation")
     _legend(axes)
+    return png_of(figure)
+
+
+def gradient_norm(record: RunRecord) -> bytes:
+    """L2 norm of the whole gradient, before clipping. Logarithmic, since a peak may be a hundred times the rest."""
+    figure, axes = new_axes("Gradient norm", "L2 norm before clipping", record)
+    values = record.column("grad_norm")
+    _faint_and_smooth(axes, record, values, None)
+    if (values > 0).any():
+        axes.set_yscale("log")
     return png_of(figure)
 
 
@@ -57,7 +76,7 @@ def learning_rate(record: RunRecord) -> bytes:
     """Learning rate of each step."""
     figure, axes = new_axes("Learning rate", "learning rate", record)
     _curve(axes, record.column("step"), record.column("lr"), color=ACCENT)
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.1e}"))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.3g}"))
     return png_of(figure)
 
 
@@ -116,7 +135,7 @@ def world_size(record: RunRecord) -> bytes:
 def validation(record: RunRecord) -> bytes:
     """The metrics between 0 and 1 on the validation split."""
     figure, axes = new_axes("Validation", "score, 0 to 1", record)
-    rows = [row for row in record.evaluations if row["split"] == "validation"]
+    rows = record.evaluations_of("validation")
     names = [name for name, value in scores_of(rows[-1]).items() if name != "loss" and 0 <= value <= 1]
     for name in names[:6]:
         values = np.array([row.get(name) for row in rows], dtype=float)  # a null is NaN: a gap in the line
@@ -127,13 +146,13 @@ def validation(record: RunRecord) -> bytes:
 
 def confusion_matrix(labels: list[str], counts: np.ndarray) -> bytes:
     """Rows: true label; columns: predicted label; shade: share of the row. `counts`: shape (labels, labels)."""
-    margin = 0.07 * max(len(_shown(label)) for label in labels)  # inches that the labels take
+    margin = 0.07 * max(len(shown_label(label)) for label in labels)  # inches that the labels take
     side = min(1.6 + 0.42 * len(labels), 12.0) + margin
     figure = Figure(figsize=(side + 0.6, side), layout="constrained", dpi=130)
     axes = figure.add_subplot()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    shown = [_shown(label) for label in labels]
+    shown = [shown_label(label) for label in labels]
     is_turned = len(labels) > 4 or max(map(len, shown)) > 10
     turned: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if is_turned else {}
     axes.set_xticks(range(len(labels)), shown, parse_math=False, **turned)
@@ -150,18 +169,11 @@ def confusion_matrix(labels: list[str], counts: np.ndarray) -> bytes:
     return png_of(figure)
 
 
-def newest_confusion(record: RunRecord) -> dict[str, Any] | None:
-    """The confusion table of the test split, else of the newest validation."""
-    for split in ("test", "validation"):
-        row = record.last_evaluation(split)
-        if row is not None and row.get("tables", {}).get("confusion", {}).get("labels"):
-            return dict(row["tables"]["confusion"])
-    return None
-
-
-def new_axes(title: str, unit: str, record: RunRecord | None = None) -> tuple[Figure, Axes]:
-    """Axes over the steps; a dotted line stands where a later attempt took over."""
-    figure = Figure(figsize=SIZE, layout="constrained", dpi=130)
+def new_axes(
+    title: str, unit: str, record: RunRecord | None = None, size: tuple[float, float] = SIZE
+) -> tuple[Figure, Axes]:
+    """Axes over the steps; a dotted line stands where a later attempt took over. `size`: inches."""
+    figure = Figure(figsize=size, layout="constrained", dpi=130)
     axes = figure.add_subplot()
     axes.set_title(title, loc="left", fontsize=10, color=INK, fontweight="bold")
     axes.set_xlabel("step", fontsize=8)
@@ -192,7 +204,7 @@ def _legend(axes: Axes) -> None:
         axes.legend(frameon=False, fontsize=8)
 
 
-def _shown(label: str) -> str:
+def shown_label(label: str) -> str:
     """A label as a figure can show it: one line, no control characters, not too long."""
     clean = "".join("?" if unicodedata.category(c) in ("Cc", "Cs") else c for c in label)
     return clean if len(clean) <= MAX_LABEL else clean[: MAX_LABEL - 3] + "..."

@@ -27,6 +27,7 @@ from raytrain.errors import ConfigError, RaytrainError
 from raytrain.ray_core.nodes import most_in
 from raytrain.runs.lease import Lease
 from raytrain.runs.preflight import check
+from raytrain.runs.provenance import record_command
 from raytrain.runs.resume import begin_or_resume
 from raytrain.steps.batches import World
 from raytrain.storage import Storage
@@ -58,6 +59,7 @@ def prepare_loop(config: RunConfig) -> "RayTrainLoop":
         begin_or_resume(run, found, overwrite=False)
         store = _prepared(found)
         run.write_bytes("config.yaml", dump_config(found).encode())
+        record_command(run, store.manifest.splits)
     return RayTrainLoop(found.model_dump(mode="json", exclude_unset=True), run.path_of(), store.root)
 
 

@@ -23,6 +23,7 @@ LOGS = (
     "events.jsonl",
     "summary.json",
     "goodput.json",
+    "commands.jsonl",
     "samples",
     "tensorboard",
     "tracking.json",

@@ -33,6 +33,7 @@ from raytrain.runs.evaluation import (
 from raytrain.runs.lease import Lease
 from raytrain.runs.observer import Follower, Observer
 from raytrain.runs.preflight import Preflight, check
+from raytrain.runs.provenance import record_command
 from raytrain.runs.resume import begin_or_resume
 from raytrain.runs.signals import StopSignals
 from raytrain.steps.timetable import make_timetable
@@ -207,6 +208,7 @@ def _train(
         plan = found.plan_on(session, num_samples=num_samples)
         run.write_bytes("config.yaml", dump_config(config).encode())
         run.write_bytes("plan.json", json.dumps(plan.to_json(), indent=1).encode())
+        record_command(run, store.manifest.splits)
         table = make_timetable(config, num_samples, has_validation=store.has_split("validation"))
         observer.begin(table.total_steps)
         observer.phase("starting workers")

@@ -7,7 +7,7 @@ from typing import Any, Self
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -18,7 +18,7 @@ from raytrain.runs.observer import Observer
 from raytrain.runs.run import RunResult
 from raytrain.storage import Storage
 from raytrain.training.outcome import RunStatus
-from raytrain.training.records import scores_of
+from raytrain.training.records import BEST_SO_FAR, scores_of
 
 PROGRESS_VARIABLE = "RAYTRAIN_PROGRESS_EVERY_S"
 # Seconds between two plain lines of progress: a job that is watched on a terminal elsewhere says more of them.
@@ -53,15 +53,53 @@ class LiveDisplay:
         raise NotImplementedError
 
 
+class CountColumn(ProgressColumn):
+    """What is done, of how much; nothing before anything is counted."""
+
+    def render(self, task: Task) -> Text:
+        """As 1,200/8,454, or 1,200 while the total is unknown."""
+        if task.total is None and not task.completed:
+            return Text("")
+        total = f"/{task.total:,.0f}" if task.total is not None else ""
+        return Text(f"{task.completed:,.0f}{total}", style="progress.download")
+
+
+class ElapsedColumn(ProgressColumn):
+    """Time since the bar was shown, which later phases do not set back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._began_s = time.monotonic()
+
+    def render(self, task: Task) -> Text:
+        """As elapsed 0:00:31."""
+        return Text(f"elapsed {_clock(time.monotonic() - self._began_s)}", style="progress.elapsed")
+
+
+class RemainingColumn(ProgressColumn):
+    """Time until the end of the training, once it can be told. Other phases have no end that is known."""
+
+    def render(self, task: Task) -> Text:
+        """As remaining 0:04:07."""
+        remaining_s = task.fields.get("remaining_s")
+        text = "" if remaining_s is None else f"remaining {_clock(remaining_s)}"
+        return Text(text, style="progress.remaining")
+
+
+def _clock(seconds: float) -> str:
+    """As 0:04:07."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
 def progress_bar(console: Console) -> Progress:
-    """What is done, of how much, since when, and how long the rest will take."""
+    """What is done, of how much, since when, and how long the rest will take (a task's field `remaining_s`)."""
     return Progress(
         TextColumn("[bold]{task.description}"),
         BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        CountColumn(),
+        ElapsedColumn(),
+        RemainingColumn(),
         console=console,
     )
 
@@ -72,20 +110,21 @@ def print_event(console: Console, event: JobEvent) -> None:
 
 
 class RunDisplay(LiveDisplay, Observer):
-    """Shows a run: phase, steps, loss, rates, evaluations, time left."""
+    """Shows a run: phase, steps, loss, rates, evaluations, the best of them, and the time that remains."""
 
     def __init__(self, console: Console | None = None):
         super().__init__(console, refresh_per_second=4)
-        self._rate = Rate()
+        self._rate, self._step_rate = Rate(), Rate()
         self._last_line_s = 0.0
         self._total = 0
         self._row: dict[str, Any] = {}
+        self._best: dict[str, Any] = {}
         self._bar = progress_bar(self.console)
         self._task = self._bar.add_task("checking", total=None)
 
     def phase(self, text: str) -> None:
         """A new phase has begun."""
-        self._bar.update(self._task, description=text)
+        self._bar.update(self._task, description=text, remaining_s=None)
         self._say(text)
 
     def prepared(self, rows: int, total: int | None, rows_per_s: float) -> None:
@@ -115,19 +154,27 @@ class RunDisplay(LiveDisplay, Observer):
     def _step(self, row: dict[str, Any]) -> None:
         self._row = row
         self._rate.add(row["samples_seen"])
-        self._bar.update(self._task, completed=row["step"], description="training")
+        self._step_rate.add(row["step"])
+        steps_per_s = self._step_rate.per_s()
+        remaining_s = (self._total - row["step"]) / steps_per_s if steps_per_s else None
+        self._bar.update(self._task, completed=row["step"], description="training", remaining_s=remaining_s)
         if row["step"] == self._total or self._is_line_due():
-            self._say_event(JobEvent(JobEventKind.STEP, f"  {self._step_text()}", row["step"], self._total))
+            text = f"  {self._step_text()}{self._best_text()}"
+            self._say_event(JobEvent(JobEventKind.STEP, text, row["step"], self._total))
 
     def _evaluation(self, row: dict[str, Any]) -> None:
         if not self._total:  # nothing is being trained: `raytrain eval`, which ends with the whole table
             return
         shown = "  ".join(f"{key} {value:.4f}" for key, value in list(scores_of(row).items())[:6])
-        self.console.print(f"  step {row['step']}  {row['split']}: {shown}", soft_wrap=True)
+        self._best = row.get(BEST_SO_FAR) or self._best
+        if self._best.get("step") == row["step"] and row["split"] == "validation":
+            where = ": saving the model to best/" if self._best["is_saved"] else ""
+            shown += f"  new best {self._best['metric']}{where}"
+        self.console.print(f"  step {row['step']}  {row['split']}: {shown}", soft_wrap=True, markup=False)
 
     def _event(self, row: dict[str, Any]) -> None:
-        if row["kind"] == "start":  # a rate that went on from the last group would count its end, and the way back
-            self._rate = Rate()
+        if row["kind"] == "start":  # the last group's rate would count the time between the two groups
+            self._rate, self._step_rate = Rate(), Rate()
         text = _event_text(row)
         if text is not None:
             words = {name: escape(str(value)) for name, value in row.items()}
@@ -135,15 +182,20 @@ class RunDisplay(LiveDisplay, Observer):
 
     def _step_text(self) -> str:
         row = self._row
-        parts = [f"step {row['step']}/{self._total}", f"epoch {row['epoch'] + 1}"]
+        parts = [f"step {row['step']}/{self._total}", f"epoch {row['epoch']}"]
         parts += [f"{name} {row[name]:.4g}" for name in NUMBERS_OF_STEP if row.get(name) is not None]
         per_s = self._rate.per_s()
         parts += [f"{per_s:.1f} samples/s"] if per_s is not None else []
         parts.append(f"{row['world_size']} worker{'s' * (row['world_size'] > 1)}")
         return "  ".join(parts)
 
+    def _best_text(self) -> str:
+        best = self._best
+        return f"  best {best['metric']} {best['value']:.4f} at step {best['step']}" if best.get("step") else ""
+
     def _render(self) -> RenderableType:
-        return Group(self._bar, Text(f"  {self._step_text()}" if self._row else ""))
+        lines = [f"  {self._step_text()}" if self._row else "", self._best_text()]
+        return Group(self._bar, *(Text(line) for line in lines if line))
 
     def _say(self, text: str) -> None:
         """A plain line, where there is no live display."""
@@ -174,14 +226,14 @@ EVENT_TEXTS = {
     "begin": "{steps_redone} steps that the last command had done since then are done again",
     "start": "attempt {attempt}: {world_size} worker(s)",
     "zero_stage": "ZeRO stage {stage}, the lowest that fits into {usable_mib} MiB a worker",
-    "restore": "going on from the {source} of step {step}",
+    "restore": "resuming from the {source} of step {step}",
     "damaged_snapshot": "[yellow]the snapshot of step {step} was passed over: {reason}",
     "no_snapshots": "[yellow]snapshots need {needed_mib} MiB of a node's object store, and may have half of it, "
     "{half_mib} MiB: a crash goes back to a checkpoint",
     "late_snapshot": "[yellow]the snapshot that was due at step {since} has not been taken by step {step}, since "
     "the one before, or best/, is still being written",
     "damaged_checkpoint": "[yellow]checkpoint of step {step} is damaged and was passed over: {reason}",
-    "tracker": "[yellow]{tracker}: {reason}; the training goes on",
+    "tracker": "[yellow]{tracker}: {reason}; training continues",
     "early_stop": "stopping early at step {step}: the best model is that of step {best_step}",
 }
 
@@ -202,18 +254,18 @@ def _event_text(row: dict[str, Any]) -> str | None:
 
 
 class Rate:
-    """Samples per second over the last stretch."""
+    """Samples or steps per second over the last lines of metrics.jsonl."""
 
     def __init__(self, keep: int = 50):
         self._keep = keep
         self._points: list[tuple[float, int]] = []
 
     def add(self, count: int) -> None:
-        """Note that `count` samples have been seen by now."""
+        """Note that `count` of them are done by now."""
         self._points = [*self._points[-self._keep :], (time.monotonic(), count)]
 
     def per_s(self) -> float | None:
-        """Samples per second; None before there are two moments to compare."""
+        """The rate; None before there are two moments to compare."""
         if not self._points:
             return None
         (first_s, first), (last_s, last) = self._points[0], self._points[-1]
@@ -226,6 +278,9 @@ def print_result(console: Console, result: RunResult) -> None:
         print_metrics(console, result.final_metrics, title="test of the best model")
     color = "green" if result.is_done else "red" if result.status is RunStatus.FAILED else "yellow"
     console.print(f"[{color}]{result.status}[/] at step {result.step} in {in_minutes(result.duration_s)}")
+    if result.best_value is not None:
+        best = f"best validation {result.best_metric} {result.best_value:.4f} at step {result.best_step}"
+        console.print(best, soft_wrap=True, markup=False)
     if result.goodput is not None:
         counts = {"resize": result.resizes, "failure": result.failures}
         changes = "".join(f", {n} {what}{'s' * (n > 1)}" for what, n in counts.items() if n)

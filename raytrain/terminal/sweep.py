@@ -44,9 +44,8 @@ class SweepDisplay(LiveDisplay, SweepObserver):
         """The trials are about to start."""
         self._trial_table, self._num_trials, self._metric = trial_table, num_trials, metric
         if trial_table.rows:
-            self.console.print(
-                f"  going on: {len(trial_table.rows)} trials have begun before, {trial_table.num_over} of them are over"
-            )
+            started, over = len(trial_table.rows), trial_table.num_over
+            self.console.print(f"  resuming: {started} trials were started before, {over} of them are over")
 
     def trial(self, row: TrialRow, event: str) -> None:
         """A line of it, where there is no table."""
@@ -88,7 +87,7 @@ class SweepDisplay(LiveDisplay, SweepObserver):
     def _render(self) -> RenderableType:
         if self._trial_table is None:
             return Text(self._rows_text)
-        caption = f"{self._totals()} {in_minutes(time.monotonic() - self._began_s)}"
+        caption = f"{self._totals()}  elapsed {in_minutes(time.monotonic() - self._began_s)}"
         return table_of_trials(self._trial_table, self._metric, caption=caption)
 
 
@@ -145,7 +144,7 @@ def print_sweep(console: Console, result: SweepResult) -> None:
     if result.message:
         console.print(result.message, soft_wrap=True, markup=False)
     if result.status is RunStatus.STOPPED:
-        console.print("the same command goes on from here")
+        console.print("the same command resumes the sweep")
     if result.best_trial is not None:
         console.print(f"model   {result.path}/{TRIALS}/{result.best_trial}/best", soft_wrap=True, markup=False)
     console.print(f"sweep   {result.path}", soft_wrap=True, markup=False)

@@ -9,6 +9,10 @@ from typing import Any
 
 from raytrain.storage import Storage
 
+COMMANDS = "commands.jsonl"
+"""A line for each command that trained the run: see runs.provenance."""
+BEST_SO_FAR = "best"
+"""In a line of evals.jsonl of the validation split: metric, value, step and is_saved of the best one up to it."""
 EPOCHS = "epochs_done"
 """In a line of evals.jsonl: passes over the training data up to its step."""
 

@@ -13,7 +13,7 @@ from raytrain.steps.batches import World
 from raytrain.storage import Storage
 from raytrain.tasks.base import Metrics
 from raytrain.tracking.trackers import Trackers
-from raytrain.training.records import EPOCHS, JsonlWriter, last_row, read_jsonl
+from raytrain.training.records import BEST_SO_FAR, EPOCHS, JsonlWriter, last_row, read_jsonl
 
 METRICS, EVALS, EVENTS = "metrics.jsonl", "evals.jsonl", "events.jsonl"
 
@@ -71,13 +71,30 @@ class RunLog:
         values = {TRACKED[key]: value for key, value in row.items() if key in TRACKED}
         self._track(values, row["step"], lambda step: step <= self._last_step)
 
-    def evaluation(self, step: int, epoch: int, split: str, metrics: Metrics, epochs_done: float | None = None) -> None:
-        """A line of evals.jsonl. `epochs_done`: passes over the training data up to this step."""
+    def evaluation(
+        self,
+        step: int,
+        epoch: int,
+        split: str,
+        metrics: Metrics,
+        epochs_done: float | None = None,
+        best: dict[str, Any] | None = None,
+    ) -> None:
+        """A line of evals.jsonl.
+
+        Args:
+            epoch: Counted from 1.
+            epochs_done: Passes over the training data up to this step.
+            best: The best evaluation up to now, which may be this one: metric, value, step, and is_saved, whether its
+                model is kept in best/.
+        """
         if not self._is_first:
             return
         place: dict[str, Any] = {"step": step, "epoch": epoch, "split": split}
         if epochs_done is not None:
             place[EPOCHS] = epochs_done
+        if best is not None:
+            place[BEST_SO_FAR] = best
         place |= {"time": self._now(), "attempt": self._attempt}
         self._evals.write({**place, **metrics.values, "tables": metrics.tables})
         self._evals.flush()  # a sweep judges by it, and the checkpoint of this step must not be there before it

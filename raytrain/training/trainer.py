@@ -191,10 +191,11 @@ class Trainer:
         progress = self.progress
         progress.samples_seen += int(sums.num_samples)
         progress.tokens_seen += int(sums.num_tokens)
-        self.log.samples(progress.step, batch.epoch, batch.sample_ids)
+        epoch = batch.epoch + 1  # people count epochs as they count steps, from 1
+        self.log.samples(progress.step, epoch, batch.sample_ids)
         row = {
             "step": progress.step,
-            "epoch": batch.epoch,
+            "epoch": epoch,
             "loss": sums.loss_sum / (target_weight or 1.0),
             "lr": rate,
             "grad_norm": result.grad_norm,
@@ -231,11 +232,17 @@ class Trainer:
 
     def _evaluate(self) -> None:
         """Measure the model on the validation split; keep it when it is the best; see whether to stop early."""
-        epoch = (self.progress.step - 1) // self.timetable.steps_per_epoch
+        epoch = (self.progress.step - 1) // self.timetable.steps_per_epoch + 1
         batches = self.source.evaluation("validation")
         verdict = self.judge.judge(self.engine.module, batches, self.progress)
         epochs_done = self.progress.step / self.timetable.steps_per_epoch
-        self.log.evaluation(self.progress.step, epoch, "validation", verdict.metrics, epochs_done)
+        best = {
+            "metric": self.judge.best_metric,
+            "value": self.progress.best_value,
+            "step": self.progress.best_step,
+            "is_saved": self.config.checkpoint.keep_best,
+        }
+        self.log.evaluation(self.progress.step, epoch, "validation", verdict.metrics, epochs_done, best)
         self.reporting.evaluated("validation", verdict.metrics.values)
         if verdict.is_best and self.config.checkpoint.keep_best:
             self.saver.save_best(self.progress.step)

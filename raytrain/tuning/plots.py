@@ -1,7 +1,7 @@
 """The figures of a sweep's report; each returns a PNG."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,30 +10,53 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from raytrain.reports.plots import ACCENT, FAINT, GRID, INK, SECOND, SIZE, new_axes, png_of
+from raytrain.reports.plots import ACCENT, FAINT, GRID, INK, SECOND, WIDE, new_axes, png_of
 from raytrain.tuning.space.domains import Domain
 from raytrain.tuning.space.schedulers import Halving
 from raytrain.tuning.space.space import Space, short
 from raytrain.tuning.trials import TrialRow
 
 MOST_NAMES = 12  # written into a figure
+NAME_HEIGHT = 0.06  # of the axis that a name takes
 LEAST_TRIALS = 8  # an importance of fewer would be noise
-COLORS = {"pruned": FAINT, "failed": "#c0392b", "stopped": SECOND}
+CUT_SHORT = ("pruned", "failed", "stopped")
+STAR: dict[str, Any] = {"marker": "*", "color": INK, "markersize": 11, "markeredgecolor": "white", "zorder": 5}
+HATCHED: dict[str, Any] = {"hatch": "///", "edgecolor": "white", "linewidth": 0}
 BEHIND_TEXT = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.6}  # lines go through it
 Segment = tuple[str, float, float, int]
 """(trial, from and to in seconds since the sweep began, workers)."""
+Colors = Mapping[str, str]
+"""Trial -> its color, which is the same in all figures and in the table."""
 
 
-def metric_by_step(rows: Sequence[TrialRow], space: Space, metric: str) -> bytes:
-    """A line a trial; dotted lines are the scheduler's rungs, dots the steps at which a trial went on from another."""
-    figure, axes = new_axes("Trials", metric)
-    for number, row in enumerate(rows):
-        if row.history:
-            marker = "o" if len(row.history) == 1 else None
-            color = COLORS.get(row.status, ACCENT)
-            axes.plot(*zip(*row.history, strict=True), color=color, linewidth=1.1, marker=marker, markersize=3)
-            if number < MOST_NAMES:  # the best ones
-                axes.annotate(_number_of(row.name), row.history[-1], (3, -2), fontsize=7, textcoords="offset points")
+def trial_colors(names: Sequence[str]) -> dict[str, str]:
+    """A color for each trial. Of many trials neighbors look alike, and their numbers tell them apart."""
+    ordered = sorted(names)
+    palette = colormaps["tab20"] if len(ordered) <= 20 else colormaps["turbo"].resampled(len(ordered))
+    # tab20 has pairs of a dark and a pale shade; the dark ones come first.
+    places = [*range(0, 20, 2), *range(1, 20, 2)] if len(ordered) <= 20 else range(len(ordered))
+    shades = (palette(place, bytes=True)[:3] for place in places)
+    return {name: "#{:02x}{:02x}{:02x}".format(*shade) for name, shade in zip(ordered, shades, strict=False)}
+
+
+def metric_by_step(rows: Sequence[TrialRow], space: Space, metric: str, winner: str, colors: Colors) -> bytes:
+    """A line a trial, the winner's thick and with a star at its best; a cross ends those that did not train to their
+    end. Dotted lines are the scheduler's rungs, dots the steps at which a trial continued from another's model."""
+    figure, axes = new_axes("Trials", metric, size=WIDE)
+    named = _readable(rows)
+    for row in rows:
+        if not row.history:
+            continue
+        is_winner, color = row.name == winner, colors[row.name]
+        style: dict[str, Any] = {"linewidth": 2.6, "zorder": 4} if is_winner else {"linewidth": 1.1}
+        axes.plot(*zip(*row.history, strict=True), color=color, **style)
+        end = "x" if row.status in CUT_SHORT else "o"
+        axes.plot(*row.history[-1], end, color=color, markersize=5 if end == "x" else 3.5)
+        if is_winner and row.best_step is not None and row.best_value is not None:
+            axes.plot(row.best_step, row.best_value, **STAR)
+        if row.name in named:
+            text = f"{number_of(row.name)}{' (best)' * is_winner}"
+            axes.annotate(text, row.history[-1], (5, -2), fontsize=7, color=color, textcoords="offset points")
         values = dict(row.history)
         moments = [step for step, _ in row.sources if step in values]
         axes.plot(moments, [values[step] for step in moments], "o", color=SECOND, markersize=4)
@@ -47,11 +70,23 @@ def metric_by_step(rows: Sequence[TrialRow], space: Space, metric: str) -> bytes
     return png_of(figure)
 
 
-def parallel_coordinates(rows: Sequence[TrialRow], space: Space, metric: str, mode: str) -> bytes:
-    """A line a trial through its values; the darker, the better it was."""
+def _readable(rows: Sequence[TrialRow]) -> set[str]:
+    """The best trials whose numbers can be written at the ends of their lines without covering a better one's."""
+    ends = {row.name: row.history[-1] for row in rows if row.history}
+    values = [value for row in rows for _, value in row.history]
+    least = NAME_HEIGHT * (max(values) - min(values)) if values else 0.0
+    named: dict[str, tuple[int, float]] = {}
+    for name, (step, value) in list(ends.items())[:MOST_NAMES]:
+        if all(step != other or abs(value - height) >= least for other, height in named.values()):
+            named[name] = (step, value)
+    return set(named)
+
+
+def parallel_coordinates(rows: Sequence[TrialRow], space: Space, metric: str, mode: str, winner: str) -> bytes:
+    """A line a trial through its values; the darker, the better it was, and the winner in a color of its own."""
     rows = [row for row in rows if row.best_value is not None]
     keys = list(space.parameters)
-    figure = Figure(figsize=(2 * SIZE[0], SIZE[1] * 1.15), layout="constrained", dpi=130)
+    figure = Figure(figsize=WIDE, layout="constrained", dpi=130)
     axes = figure.add_subplot()
     axes.set_title("Values", loc="left", fontsize=10, color=INK, fontweight="bold")
     best = np.array([row.best_value for row in rows], dtype=float)
@@ -59,8 +94,10 @@ def parallel_coordinates(rows: Sequence[TrialRow], space: Space, metric: str, mo
     for place in np.argsort(goodness):
         values = rows[place].values_at_best
         heights = [space.parameters[key].unit(values[key]) if key in values else math.nan for key in keys]
-        shade = colormaps["Blues"](0.2 + 0.8 * goodness[place])
-        axes.plot(range(len(keys) + 1), [*heights, _unit(best)[place]], color=shade, linewidth=1.3)
+        style: dict[str, Any] = {"color": colormaps["Blues"](0.2 + 0.8 * goodness[place]), "linewidth": 1.3}
+        if rows[place].name == winner:
+            style = {"color": SECOND, "linewidth": 2.6, "zorder": 4}
+        axes.plot(range(len(keys) + 1), [*heights, _unit(best)[place]], **style)
     for index, key in enumerate(keys):
         axes.axvline(index, color=GRID, zorder=0)
         for height, text in _ticks(space.parameters[key]):
@@ -78,8 +115,11 @@ def parallel_coordinates(rows: Sequence[TrialRow], space: Space, metric: str, mo
     return png_of(figure)
 
 
-def trade_offs(front: Sequence[TrialRow], rows: Sequence[TrialRow], metric: str, other: str) -> bytes | None:
-    """A dot a trial: the metric against another objective. `front`: those that no other one beats in everything."""
+def trade_offs(
+    front: Sequence[TrialRow], rows: Sequence[TrialRow], metric: str, other: str, winner: str
+) -> bytes | None:
+    """A dot a trial, a star for the winner: the metric against another objective. `front`: the trials that no other one
+    beats in everything."""
     rows = [row for row in rows if row.best_value is not None and other in row.best_others]
     if not rows:
         return None
@@ -88,8 +128,10 @@ def trade_offs(front: Sequence[TrialRow], rows: Sequence[TrialRow], metric: str,
     for row in rows:
         place = (row.best_others[other], row.best_value or 0.0)
         axes.plot(*place, "o", color=ACCENT if row.name in best else FAINT, markersize=5)
+        if row.name == winner:
+            axes.plot(*place, **STAR)
         if row.name in best:
-            axes.annotate(_number_of(row.name), place, (4, 3), fontsize=7, textcoords="offset points")
+            axes.annotate(number_of(row.name), place, (4, 3), fontsize=7, textcoords="offset points")
     axes.set_xlabel(other, fontsize=8)
     axes.xaxis.set_major_locator(_fractions())
     return png_of(figure)
@@ -122,8 +164,8 @@ def importance(rows: Sequence[TrialRow], space: Space) -> bytes | None:
     return png_of(figure)
 
 
-def allocation(segments: Sequence[Segment]) -> bytes | None:
-    """Workers of each trial over time, one on top of the other; None when no trial had any."""
+def allocation(segments: Sequence[Segment], winner: str, colors: Colors) -> bytes | None:
+    """Workers of each trial over time, one on top of the other, the winner's hatched; None when no trial had any."""
     if not segments:
         return None
     moments = sorted({moment for _, begin_s, end_s, _ in segments for moment in (begin_s, end_s)})
@@ -137,20 +179,25 @@ def allocation(segments: Sequence[Segment]) -> bytes | None:
         for trial in trials
     ]
     figure, axes = new_axes("Workers", "workers")
-    colors = [colormaps["tab20"](index % 20) for index in range(len(trials))]
     steps = np.repeat(np.array(moments), 2)[1:-1] / 60
-    axes.stackplot(steps, *(np.repeat(layer, 2) for layer in layers), colors=colors, linewidth=0)
-    axes.set_xlabel("minutes since the sweep began; a color a trial", fontsize=8)
+    shades = [colors[trial] for trial in trials]
+    areas = axes.stackplot(steps, *(np.repeat(layer, 2) for layer in layers), colors=shades, linewidth=0)
+    for trial, area in zip(trials, areas, strict=True):
+        if trial == winner:
+            area.set(**HATCHED)
+    axes.set_xlabel("minutes since the sweep began", fontsize=8)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     if len(trials) <= MOST_NAMES:
-        patches = [Patch(color=color, label=_number_of(trial)) for trial, color in zip(trials, colors, strict=True)]
+        patches = [Patch(facecolor=colors[trial], label=number_of(trial)) for trial in trials if trial != winner]
+        if winner in trials:
+            patches.insert(0, Patch(facecolor=colors[winner], label=f"{number_of(winner)} (best)", **HATCHED))
         axes.legend(handles=patches, fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     axes.xaxis.set_major_locator(_fractions())
     return png_of(figure)
 
 
-def _number_of(trial: str) -> str:
+def number_of(trial: str) -> str:
     """0003 of trial_0003."""
     return trial.rpartition("_")[2]
 

@@ -1,23 +1,33 @@
 """The report of a sweep: one HTML file that needs nothing else. `raytrain report SWEEP` writes it again."""
 
-import base64
 import json
+from collections import defaultdict
 from typing import Any
 
-from raytrain.config.io import dump_config
+from raytrain.config import RunConfig
+from raytrain.config.io import dump_config, flatten
 from raytrain.config.yaml import to_yaml
-from raytrain.report.html import duration, page_template
+from raytrain.reports.page import duration, embedded, page_template
 from raytrain.storage import Storage
 from raytrain.training.records import read_jsonl
 from raytrain.tuning.best_trial import read_sweep, winner_config
-from raytrain.tuning.plots import Segment, allocation, importance, metric_by_step, parallel_coordinates, trade_offs
+from raytrain.tuning.plots import (
+    Segment,
+    allocation,
+    importance,
+    metric_by_step,
+    parallel_coordinates,
+    trade_offs,
+    trial_colors,
+)
 from raytrain.tuning.space.schedulers import Generational, Halving
-from raytrain.tuning.space.space import short
+from raytrain.tuning.space.space import Space, short
 from raytrain.tuning.state import SUMMARY
 from raytrain.tuning.trials import TRIALS, TrialRow, TrialTable
 
 REPORT = "sweep.html"
 CHANGES = ("begin", "resize", "reclaim", "failure")
+PARTS = ("step_s", "checkpoint_s", "evaluation_s")  # of the time from one line of metrics.jsonl to the next
 
 
 def build_sweep_report(root: Storage) -> str:
@@ -29,36 +39,60 @@ def build_sweep_report(root: Storage) -> str:
     rows = trial_table.best_first()
     segments = _segments(root, rows)
     front = trial_table.front(space.also) if space.also else []
-    drawn = {
-        "trials": metric_by_step(rows, space, metric),
-        **{f"{o.metric}": trade_offs(front, rows, metric, o.metric) for o in space.also},
-        "workers": allocation(segments),
-        "importance": importance(rows, space),
-        "values": parallel_coordinates(rows, space, metric, mode),
-    }
-    figures = {name: png for name, png in drawn.items() if png is not None}
+    best, colors = trial_table.best, trial_colors([row.name for row in rows])
+    figures = _figures(rows, space, raw["compares"], front, segments, best, colors)
     for name, png in figures.items():
         root.write_bytes(f"plots/{name}.png", png)
-    best = trial_table.best
     page = page_template("raytrain.tuning").render(
         name=root.place()[1],
         path=root.path_of(),
-        summary=summary,
+        message=summary.get("message"),
         tiles=_tiles(trial_table, summary, metric, segments),
-        figures={name: base64.b64encode(png).decode() for name, png in figures.items()},
+        figures=embedded(figures),
         metric=metric,
-        best=best.name if best else "",
+        best=best,
+        changes=winner_changes(config, best) if best else [],
         also=[objective.metric for objective in space.also],
         front={row.name for row in front},
         is_population=isinstance(space.scheduler, Generational),
         rungs_are_steps=isinstance(space.scheduler, Halving) and space.scheduler.grace_steps is not None,
         keys={key: short(key) for row in rows for key in row.values},
         rows=rows,
+        colors=colors,
+        worker_s=_worker_seconds(segments),
         best_config=dump_config(winner_config(root, config, best)) if best else "",
         space=to_yaml(space.model_dump(mode="json", exclude_unset=True)),
     )
     root.commit_bytes(REPORT, page.encode(errors="replace"))
     return root.path_of(REPORT)
+
+
+def _figures(
+    rows: list[TrialRow],
+    space: Space,
+    compares: dict[str, str],
+    front: list[TrialRow],
+    segments: list[Segment],
+    best: TrialRow | None,
+    colors: dict[str, str],
+) -> dict[str, bytes]:
+    """Every figure that there are numbers for: name -> PNG."""
+    metric, winner = compares["metric"], best.name if best else ""
+    drawn = {
+        "trials": metric_by_step(rows, space, metric, winner, colors),
+        **{f"{o.metric}": trade_offs(front, rows, metric, o.metric, winner) for o in space.also},
+        "workers": allocation(segments, winner, colors),
+        "importance": importance(rows, space),
+        "values": parallel_coordinates(rows, space, metric, compares["mode"], winner),
+    }
+    return {name: png for name, png in drawn.items() if png is not None}
+
+
+def winner_changes(config: RunConfig, best: TrialRow) -> list[tuple[str, Any, Any]]:
+    """(dotted key, value in the sweep's config, value in the winner) of all that the winner has differently."""
+    base = flatten(config.model_dump(mode="json"))
+    values = {key: value for key, value in best.values_at_best.items() if base.get(key) != value}
+    return [(key, base.get(key), value) for key, value in values.items()]
 
 
 def _tiles(
@@ -75,23 +109,40 @@ def _tiles(
         if trial_table.count(status)
     ]
     tiles.append(("steps", f"{trial_table.steps:,}"))
-    hours = sum((end_s - begin_s) * workers for _, begin_s, end_s, workers in segments) / 3600
-    tiles.append(("worker-hours", f"{hours:.2f}"))
+    tiles.append(("worker-hours", f"{sum(_worker_seconds(segments).values()) / 3600:.2f}"))
     if summary.get("duration_s"):
         tiles.append(("last command took", duration(summary["duration_s"])))
     return tiles
 
 
+def _worker_seconds(segments: list[Segment]) -> dict[str, float]:
+    """Seconds times workers of each trial."""
+    found: defaultdict[str, float] = defaultdict(float)
+    for name, begin_s, end_s, workers in segments:
+        found[name] += (end_s - begin_s) * workers
+    return dict(found)
+
+
 def _segments(root: Storage, rows: list[TrialRow]) -> list[Segment]:
-    """When each trial had how many workers, from its events."""
-    found: list[Segment] = []
-    for row in rows:
-        events = read_jsonl(root.at(f"{TRIALS}/{row.name}"), "events.jsonl")
-        changes = [event for event in events if event.get("kind") in CHANGES and "started_at_s" in event]
-        for index, change in enumerate(changes):
-            follows = changes[index + 1 :]
-            last_s = max(event["time"] for event in events if event.get("attempt") == change.get("attempt"))
-            end_s = min([last_s, *(event["started_at_s"] for event in follows)]) if follows else last_s
-            found.append((row.name, change["started_at_s"], max(end_s, change["started_at_s"]), change["world_size"]))
+    """When each trial had how many workers."""
+    found = [segment for row in rows for segment in segments_of(root.at(f"{TRIALS}/{row.name}"), row.name)]
     began_s = min((begin_s for _, begin_s, _, _ in found), default=0.0)
     return [(name, begin_s - began_s, end_s - began_s, workers) for name, begin_s, end_s, workers in found]
+
+
+def segments_of(trial: Storage, name: str) -> list[Segment]:
+    """The same of one trial, in seconds since 1970. A trial that the scheduler has stopped wrote no last event: its
+    last group ends where its last step or evaluation does."""
+    events, steps = read_jsonl(trial, "events.jsonl"), read_jsonl(trial, "metrics.jsonl")
+    evaluations = read_jsonl(trial, "evals.jsonl")
+    changes = [event for event in events if event.get("kind") in CHANGES and "started_at_s" in event]
+    found: list[Segment] = []
+    for index, change in enumerate(changes):
+        attempt = change.get("attempt")
+        # Lines of metrics.jsonl have lengths, not moments. The first step's event is written when that step is done.
+        after = [row for row in steps if row.get("attempt") == attempt][1:]
+        moments = [event["time"] for event in [*events, *evaluations] if event.get("attempt") == attempt]
+        last_s = max([*moments, change["time"] + sum(row.get(part) or 0.0 for row in after for part in PARTS)])
+        end_s = min([last_s, *(event["started_at_s"] for event in changes[index + 1 :])])
+        found.append((name, change["started_at_s"], max(end_s, change["started_at_s"]), change["world_size"]))
+    return found

@@ -121,7 +121,7 @@ def test_a_stopped_job_saves_and_the_same_submission_goes_on(head: Head) -> None
     assert (code, f"raytrain jobs attach {job}" in output) == (2, True), output  # one job a run
     code, output = head.run("jobs", "attach", job)
     assert code == 0, output
-    assert f"going on from the checkpoint of step {stopped_at}" in output
+    assert f"resuming from the checkpoint of step {stopped_at}" in output
     assert f"model   {run}/best" in output
     assert output.endswith(f"job {job} is done\n")
     assert summary(run)["status"] == "finished"
@@ -214,7 +214,7 @@ def test_a_killed_driver_is_resumed_by_the_same_submission(head: Head) -> None:
     wait_until(lambda: steps_done(run) > saved + 20, "it to go on")
     assert head.run("jobs", "stop", job)[0] == 0
     _, logs = head.run("jobs", "logs", job)
-    assert "going on from the checkpoint of step" in logs
+    assert "resuming from the checkpoint of step" in logs
 
 
 @pytest.mark.slow
@@ -233,7 +233,7 @@ def test_the_same_submission_to_another_cluster_goes_on(tmp_path: Path) -> None:
         job = second.submit_detached("train", config)
         wait_until(lambda: steps_done(run) > saved + 20, "it to go on")
         assert second.run("jobs", "stop", job)[0] == 0
-        assert "going on from the checkpoint of step" in second.run("jobs", "logs", job)[1]
+        assert "resuming from the checkpoint of step" in second.run("jobs", "logs", job)[1]
     finally:
         second.close()
     output, _ = process.communicate(timeout=120)  # it has waited for the first head to come back

@@ -137,7 +137,7 @@ def test_an_interrupted_sweep_goes_on(folder: Path, signal_number: int) -> None:
         process.send_signal(signal_number)
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 1, output
-        assert "the same command goes on from here" in output
+        assert "the same command resumes the sweep" in output
         assert any(row["status"] == "stopped" for row in trials(sweep).values())
     before = trials(sweep)
     over = {name for name, row in before.items() if row["status"] == "finished"}

@@ -1,18 +1,21 @@
 """What the terminal shows: whole lines, nothing that is not known, no path that is not there. No Ray."""
 
 import io
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from raytrain.runs.run import RunResult
 from raytrain.terminal.run import RunDisplay, print_result
 
-STEP = {"step": 1, "epoch": 0, "loss": 0.5, "lr": 1e-4, "grad_norm": 2.0, "samples_seen": 8, "world_size": 2}
+STEP = {"step": 1, "epoch": 1, "loss": 0.5, "lr": 1e-4, "grad_norm": 2.0, "samples_seen": 8, "world_size": 2}
 EVALUATION = {
     "step": 1,
-    "epoch": 0,
+    "epoch": 1,
     "epochs_done": 0.5,
     "split": "validation",
     "time": 1.0,
@@ -82,3 +85,66 @@ def test_what_a_failure_has_cost() -> None:
     lines = out.getvalue().splitlines()
     assert lines[0].startswith("  a worker's process died: 2 -> 1 worker(s), 8 steps redone, 3.0 s (0.5 s to notice,")
     assert lines[1:] == ["  24 steps that the last command had done since then are done again"]
+
+
+def on_a_terminal() -> tuple[RunDisplay, Callable[[], str]]:
+    """A display on a terminal, and what its live part shows now."""
+    console = Console(file=io.StringIO(), force_terminal=True, width=120, highlight=False, color_system=None)
+    display = RunDisplay(console)
+
+    def shown() -> str:
+        out = io.StringIO()
+        Console(file=out, width=120, color_system=None).print(display._render())
+        return out.getvalue()
+
+    return display, shown
+
+
+def test_times_have_names_and_only_training_has_a_remaining_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    display, shown = on_a_terminal()
+    display.phase("preparing data")
+    now += 31
+    assert "elapsed 0:00:31" in shown() and "remaining" not in shown()
+    display.prepared(1200, 8454, 40.0)
+    assert "1,200/8,454" in shown() and "remaining" not in shown() and "-:--" not in shown()
+    display.begin(70)
+    display.rows("metrics.jsonl", [STEP])
+    assert "1/70" in shown() and "remaining" not in shown(), "one moment makes no rate"
+    now += 2
+    display.rows("metrics.jsonl", [{**STEP, "step": 2}])
+    assert "elapsed 0:00:33" in shown() and "remaining 0:02:16" in shown()
+
+
+def test_a_resumed_run_does_not_take_its_old_steps_for_quick_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    display, shown = on_a_terminal()
+    display.begin(1000)
+    for step in (901, 902):
+        now += 3
+        display.rows("metrics.jsonl", [{**STEP, "step": step}])
+    assert "remaining 0:04:54" in shown()
+
+
+def best(value: float, step: int, *, is_saved: bool = True) -> dict[str, Any]:
+    return {"best": {"metric": "accuracy", "value": value, "step": step, "is_saved": is_saved}}
+
+
+def test_the_best_metric_is_shown_and_a_new_best_is_told() -> None:
+    display, out = plain()
+    display.begin(9)
+    for step, reached in ((1, best(0.5, 1)), (2, best(0.5, 1)), (3, best(0.75, 3, is_saved=False))):
+        display.rows("evals.jsonl", [{**EVALUATION, "step": step, **reached}])
+    told = out.getvalue().splitlines()
+    assert told[0].endswith("new best accuracy: saving the model to best/")
+    assert "best" not in told[1]
+    assert told[2].endswith("new best accuracy")
+    display.rows("metrics.jsonl", [{**STEP, "step": 9}])
+    assert out.getvalue().splitlines()[-1].endswith("best accuracy 0.7500 at step 3")
+
+
+def test_epochs_are_counted_as_in_the_file() -> None:
+    (line,) = printed(9, metrics={**STEP, "step": 9, "epoch": 3})
+    assert "epoch 3 " in line

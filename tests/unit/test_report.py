@@ -14,13 +14,14 @@ from matplotlib import image
 from raytrain.reports import plots
 from raytrain.reports.curves import read_run, smooth, thin
 from raytrain.reports.html import build_report
+from raytrain.reports.page import tiles_in_a_row
 from raytrain.storage import Storage
 
 EVIL = "<script>alert(1)</script>"
 
 
 def step(number: int, attempt: int = 0, **changes: Any) -> dict[str, Any]:
-    row = {"step": number, "epoch": 0, "loss": 1.0 / number, "lr": 1e-4, "grad_norm": 1.0, "loss_scale": None}
+    row = {"step": number, "epoch": 1, "loss": 1.0 / number, "lr": 1e-4, "grad_norm": 1.0, "loss_scale": None}
     row |= {"skipped_steps": 0, "samples_seen": 8 * number, "tokens_seen": 99 * number, "tokens_per_s": 100.0}
     return row | {"padding": 0.1, "data_wait_s": 0.0, "step_s": 0.1, "world_size": 2, "attempt": attempt} | changes
 
@@ -38,7 +39,7 @@ def evaluation(split: str, number: int) -> str:
         "per_class": {"columns": ["label", "f1"], "rows": [[EVIL, 0.5]]},
         "confusion": {"labels": [EVIL, "b"], "counts": [[3, 1], [0, 4]]},
     }
-    row = {"step": number, "epoch": 0, "split": split, "time": 0.0, "loss": 0.4, "accuracy": 0.8125, "tables": tables}
+    row = {"step": number, "epoch": 1, "split": split, "time": 0.0, "loss": 0.4, "accuracy": 0.8125, "tables": tables}
     return json.dumps(row) + "\n"
 
 
@@ -64,7 +65,8 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert "http://" not in page
     assert "https://" not in page  # self-contained
     names = {path.stem for path in (tmp_path / "run" / "plots").iterdir()}
-    assert {"loss", "learning_rate", "throughput", "padding", "time", "validation", "confusion"} == names
+    curves = {"loss", "learning_rate", "gradient_norm", "throughput", "padding", "time", "validation"}
+    assert curves | {"confusion"} == names
 
 
 @pytest.mark.parametrize("steps", [[], [step(1)], [step(1, skipped_steps=1, loss_scale=2.0, loss=None)]])
@@ -99,7 +101,7 @@ def test_a_torn_last_line_of_any_file_is_skipped(tmp_path: Path) -> None:
     run = write_run(
         tmp_path / "run",
         [step(1)],
-        evals_jsonl=evaluation("validation", 1).replace('"epoch": 0', '"epoch": null') + '{"step": 2, "spl',
+        evals_jsonl=evaluation("validation", 1).replace('"epoch": 1', '"epoch": null') + '{"step": 2, "spl',
         events_jsonl='{"kind": "start"}\n{"time": 1.0, "ki',
     )
     page = Path(build_report(run)).read_text()
@@ -137,7 +139,7 @@ def test_any_label_can_be_drawn(tmp_path: Path, num_labels: int) -> None:
     counts = np.full((num_labels, num_labels), 2).tolist()
     table = {"columns": ["label", "f1"], "rows": [[label, 0.5] for label in labels]}
     tables = {"per_class": table, "confusion": {"labels": labels, "counts": counts}}
-    row = {"step": 1, "epoch": 0, "split": "test", "time": 0.0, "accuracy": 0.5, "tables": tables}
+    row = {"step": 1, "epoch": 1, "split": "test", "time": 0.0, "accuracy": 0.5, "tables": tables}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         page = Path(build_report(write_run(tmp_path / "run", [step(1)], evals_jsonl=json.dumps(row)))).read_text()
@@ -207,7 +209,7 @@ def test_committed_checkpoints_are_listed(tmp_path: Path) -> None:
 
 
 def test_the_tiles_show_the_metric_that_picked_the_best_model(tmp_path: Path) -> None:
-    row = {"step": 9, "epoch": 0, "split": "test", "loss": 0.1, "entity_precision": 0.111, "entity_f1": 0.987}
+    row = {"step": 9, "epoch": 1, "split": "test", "loss": 0.1, "entity_precision": 0.111, "entity_f1": 0.987}
     run = write_run(
         tmp_path / "run",
         [step(1, world_size=1), step(2, world_size=3)],
@@ -221,6 +223,79 @@ def test_the_tiles_show_the_metric_that_picked_the_best_model(tmp_path: Path) ->
     assert (shown["test entity_f1"], shown["test token_micro_f1"]) == ("0.9870", "0.9950")
     assert shown["workers"] == "1 to 3"
     assert "test entity_precision" not in shown
+
+
+def tiles_of(page: str) -> dict[str, str]:
+    return {label: value for value, label in re.findall(r'<div class="tile"><b>(.*?)</b><span>(.*?)</span>', page)}
+
+
+def tagged(split: str, number: int, entity_f1: float, best_step: int = 10) -> str:
+    best = {"metric": "loss", "value": 0.25, "step": best_step, "is_saved": True}
+    table = {"columns": ["entity", "f1"], "rows": [["PER", entity_f1]]}
+    row = {"step": number, "epoch": 1, "split": split, "loss": 0.25, "entity_f1": entity_f1, "token_micro_f1": 0.99}
+    row |= {"best": best} if split == "validation" else {}
+    return json.dumps({**row, "tables": {"entities": table}}) + "\n"
+
+
+def test_entities_are_a_headline_of_tagging_whatever_picked_the_model(tmp_path: Path) -> None:
+    validation = tagged("validation", 10, 0.71) + tagged("validation", 20, 0.64)
+    run = write_run(tmp_path / "run", [step(1)], evals_jsonl=validation)
+    shown = tiles_of(Path(build_report(run)).read_text())
+    assert shown["best validation loss"] == "0.2500"
+    assert shown["best validation entity_f1"] == "0.7100", "of the best model, not of the last"
+    run = write_run(tmp_path / "run", [step(1)], evals_jsonl=validation + tagged("test", 10, 0.68))
+    shown = tiles_of(Path(build_report(run)).read_text())
+    assert (shown["test loss"], shown["test entity_f1"]) == ("0.2500", "0.6800")
+
+
+def test_the_best_evaluation_stands_beside_the_last(tmp_path: Path) -> None:
+    lines = tagged("validation", 10, 0.71) + tagged("validation", 20, 0.64)
+    page = Path(build_report(write_run(tmp_path / "run", [step(1)], evals_jsonl=lines))).read_text()
+    assert page.index("validation, best (step 10)") < page.index("validation, last (step 20)")
+    assert re.search(r"<td>entity_f1</td><td>0.7100</td><td>0.6400</td>", page)
+    assert "entities: validation, best (step 10)" in page and "entities: validation, last (step 20)" in page
+    lines = tagged("validation", 10, 0.71) + tagged("validation", 20, 0.75, best_step=20)
+    page = Path(build_report(write_run(tmp_path / "run", [step(1)], evals_jsonl=lines))).read_text()
+    assert "validation, best and last (step 20)" in page and "validation, last" not in page
+
+
+def test_the_report_says_where_the_run_comes_from(tmp_path: Path) -> None:
+    said = {
+        "time": 0.0,
+        "command": f"raytrain train {EVIL}",
+        "versions": {"raytrain": "1.2.3", "torch": "2.13.0"},
+        "machine": {"host": "node-7", "platform": "Linux", "cpus": 16, "memory_gib": 64.0, "gpus": ["H200", "H200"]},
+        "git": {"commit": "c0ffee", "is_modified": True},
+        "data": {"train": {"samples": 1234, "tokens": 56789, "truncated": 3, "set_aside": 1}},
+    }
+    older = {"time": 0.0, "command": None, "versions": {}, "machine": {}, "git": None, "data": {}}
+    lines = json.dumps(older) + "\n" + json.dumps(said) + "\n"
+    page = Path(build_report(write_run(tmp_path / "run", [step(1)], commands_jsonl=lines))).read_text()
+    for words in (
+        "raytrain 1.2.3, torch 2.13.0",
+        "node-7, Linux, 16 CPUs, 64.0 GiB",
+        "2 x H200",
+        "c0ffee, with changes",
+    ):
+        assert words in page
+    assert "<td>1,234</td><td>56,789</td><td>3</td><td>1</td>" in page
+    assert EVIL not in page and "Commands (2)" in page
+
+
+@pytest.mark.parametrize(("num_tiles", "in_a_row"), [(1, 1), (7, 7), (8, 4), (9, 5), (10, 5), (11, 6), (15, 5)])
+def test_rows_of_tiles_are_even(num_tiles: int, in_a_row: int) -> None:
+    assert tiles_in_a_row(num_tiles) == in_a_row
+
+
+@pytest.mark.parametrize("num_evaluations", [0, 2])
+def test_rows_of_figures_are_even(tmp_path: Path, num_evaluations: int) -> None:
+    """Two in a row; an odd one has a row of its own, for which it is drawn."""
+    lines = "".join(evaluation("validation", number) for number in range(num_evaluations))
+    page = Path(build_report(write_run(tmp_path / "run", [step(1)], evals_jsonl=lines))).read_text()
+    num_figures = page.count('<div class="card"><img') + page.count('<div class="card wide"><img')
+    assert page.count("card wide") == num_figures % 2
+    height, width = image.imread(tmp_path / "run" / "plots" / "loss.png").shape[:2]
+    assert (width / height > 3) == (num_figures % 2 == 1)
 
 
 def test_a_long_run_is_thinned(tmp_path: Path) -> None:

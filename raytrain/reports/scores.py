@@ -1,0 +1,78 @@
+"""The numbers of the evaluations as the report shows them: those of the test split, of the best and the last model."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from raytrain.reports.curves import RunRecord
+from raytrain.training.records import scores_of
+
+# Beside the metric that picks the best model; the first one that the task has is shown.
+HEADLINES = ("entity_f1", "accuracy", "subset_accuracy", "token_micro_f1")
+MAX_TABLE_LABELS = 30  # a larger confusion matrix is shown as a picture
+
+
+@dataclass(frozen=True)
+class Scored:
+    """An evaluation that is worth a column."""
+
+    title: str
+    row: dict[str, Any]
+    """Its line of evals.jsonl."""
+
+    @property
+    def tables(self) -> dict[str, dict[str, Any]]:
+        """Its tables that have columns and rows."""
+        tables: dict[str, dict[str, Any]] = self.row.get("tables") or {}  # an older file may have none
+        return {name.replace("_", " "): table for name, table in tables.items() if "columns" in table}
+
+
+def scored(record: RunRecord) -> list[Scored]:
+    """The evaluation on the test split, and of those on the validation split the best and the last one."""
+    test, last, best = record.last_evaluation("test"), record.last_evaluation("validation"), record.best_evaluation
+    found = [] if test is None else [Scored(f"test, best model (step {test['step']})", test)]
+    if best is not None:
+        is_last = last is not None and best["step"] == last["step"]
+        found.append(Scored(f"validation, best{' and last' * is_last} (step {best['step']})", best))
+    if last is not None and (best is None or best["step"] != last["step"]):
+        found.append(Scored(f"validation, last (step {last['step']})", last))
+    return found
+
+
+def headline(record: RunRecord) -> list[tuple[str, str, float]]:
+    """(split, metric, value) of the metric that picks the best model, and of the one that a reader looks for next: on
+    the test split, or while there is none, of the best model on the validation split."""
+    best_metric = record.best.get("metric", "loss")
+    found = []
+    if isinstance(record.best.get("value"), float):
+        found.append(("best validation", best_metric, record.best["value"]))
+    row = record.last_evaluation("test")
+    split, row = ("test", row) if row is not None else ("best validation", record.best_evaluation or {})
+    others = [name for name in HEADLINES if name != best_metric and isinstance(row.get(name), float)]
+    names = [best_metric, *others[:1]] if split == "test" else others[:1]
+    return found + [(split, name, row[name]) for name in names if isinstance(row.get(name), float)]
+
+
+def metric_names(record: RunRecord) -> list[str]:
+    """Names of the metrics, in the order in which the task gives them."""
+    return list({name: None for row in record.evaluations for name in scores_of(row)})
+
+
+def newest_confusion(record: RunRecord) -> dict[str, Any] | None:
+    """The confusion table of the test split, else of the newest validation."""
+    for split in ("test", "validation"):
+        row = record.last_evaluation(split)
+        if row is not None and row.get("tables", {}).get("confusion", {}).get("labels"):
+            return dict(row["tables"]["confusion"])
+    return None
+
+
+def confusion_rows(record: RunRecord) -> list[tuple[str, list[tuple[int, float]]]] | None:
+    """(true label, (count, shade from 0 to 1) for each predicted label); None when there is none or it is too large.
+
+    The shade is the square root of the share of the row, or rare mistakes would not be seen beside the right ones.
+    """
+    table = newest_confusion(record)
+    if table is None or len(table["labels"]) > MAX_TABLE_LABELS:
+        return None
+    rows = zip(table["labels"], table["counts"], strict=True)
+    return [(label, [(count, (count / max(1, sum(counts))) ** 0.5) for count in counts]) for label, counts in rows]

@@ -1,0 +1,102 @@
+"""Where a run comes from: a line a command in commands.jsonl, with versions, machine, commit and data.
+
+The command line is safe to keep: a config with a password or a key in it is refused before anything starts. The
+environment is not recorded, since it may hold some.
+"""
+
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import raytrain
+from raytrain.data.prepared import SplitInfo
+from raytrain.storage import Storage
+from raytrain.training.records import COMMANDS, JsonlWriter
+
+PACKAGES = ("ray", "torch", "deepspeed", "transformers")
+TOOL_TIMEOUT_S = 5.0  # a git or an nvidia-smi that hangs must not delay the run
+
+
+def record_command(run: Storage, splits: Mapping[str, SplitInfo]) -> None:
+    """Append this command's line to the run's commands.jsonl. `splits`: of the prepared data, by name."""
+    writer = JsonlWriter(run, COMMANDS)
+    writer.write(
+        {
+            "time": time.time(),
+            "command": command_line(sys.argv),
+            "versions": _versions(),
+            "machine": _machine(),
+            "git": git_state(os.getcwd()),
+            "data": {name: _counts(asdict(split)) for name, split in splits.items()},
+        }
+    )
+    writer.close()
+
+
+def command_line(argv: Sequence[str]) -> str | None:
+    """The command as it can be typed again; of a Python script its name alone, since its arguments may be secret.
+
+    None in a process that Ray has started, which is a trial of a sweep.
+    """
+    path = Path(argv[0])
+    if path.name == "default_worker.py":
+        return None
+    if path.name in ("raytrain", "__main__.py"):
+        return shlex.join(["raytrain", *argv[1:]])
+    return f"python {path.name}".strip()
+
+
+def git_state(folder: str) -> dict[str, Any] | None:
+    """Commit of the working directory and whether tracked files differ from it; None outside a repository."""
+    commit = _output_of("git", "-C", folder, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    changes = _output_of("git", "-C", folder, "status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "is_modified": changes != ""}
+
+
+def _versions() -> dict[str, str]:
+    found = {"raytrain": raytrain.__version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # built from source, and not installed
+            continue
+    return found
+
+
+def _machine() -> dict[str, Any]:
+    """The machine on which the command was given; workers may run on others."""
+    # Asked of the driver's tool: torch would start CUDA in this process, and hold memory of the GPU.
+    gpus = _output_of("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "memory_gib": round(memory / 2**30, 1),
+        "gpus": gpus.splitlines() if gpus else [],
+    }
+
+
+def _output_of(*command: str) -> str | None:
+    """What a tool prints; None when it is missing or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TOOL_TIMEOUT_S, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _counts(split: dict[str, Any]) -> dict[str, int]:
+    """The numbers of a split, without its list of files."""
+    return {name.removeprefix("num_"): count for name, count in split.items() if isinstance(count, int)}
