@@ -19,7 +19,7 @@ from raytrain.tuning.space.space import Space, check_space
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-sys.path.append(str(DOCS / "_ext"))
+sys.path.append(str(ROOT / "tools"))
 
 import reference  # noqa: E402
 
