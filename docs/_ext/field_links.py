@@ -10,7 +10,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parents[2] / "tools"))
 
-import reference  # noqa: E402
+import reference
 
 
 def setup(app: Any) -> dict[str, Any]:
