@@ -30,7 +30,7 @@ NUM_ROWS = 8000
 WRONG_LABELS = 0.1  # share of them: the loss then falls slowly, and not to 0
 SETTINGS = (
     "training.global_batch_size=32",
-    "training.optimizer.learning_rate=4e-4",
+    "training.optimizer.learning_rate=1.5e-3",
     "model.config.initializer_range=0.2",
     "data.test=null",
 )
