@@ -1,1 +1,1 @@
-"""`raytrain doctor`: what a cluster's nodes are found to be, and what to mend."""
+"""`raytrain doctor`: what was found on a cluster's nodes, and what to fix."""

@@ -1,1 +1,1 @@
-"""What Prometheus is told of runs and sweeps, through Ray's own metrics: the names, what lines become, the telling."""
+"""Metrics of runs and sweeps for Prometheus, exported through Ray: their names, their values, the exporter."""

@@ -1,1 +1,1 @@
-"""Where a run's metrics go besides its own files: TensorBoard, Weights & Biases, MLflow. One file a tracker."""
+"""Where a run's metrics go besides its own files: TensorBoard, Weights & Biases, MLflow. One file per tracker."""

@@ -3,6 +3,7 @@
 No Sphinx and no Ray; tests/shipped/test_docs.py checks what the pages quote.
 """
 
+import ast
 import re
 from pathlib import Path
 
@@ -12,12 +13,10 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PROMISES = DOCS / "promises.md"
 
-# Paths whose prose a user reads. Add a line to have more files checked; Python files count with all their text.
-USER_FACING = [
-    *("README.md", "CONTRIBUTING.md"),
-    *(str(path.relative_to(ROOT)) for path in sorted(DOCS.glob("*.md"))),
-    *(str(path.relative_to(ROOT)) for path in sorted((DOCS / "clusters").glob("*.md"))),
-]
+# Files whose prose a user reads, as globs below the root. In Python files the strings count: help, messages, docstrings.
+USER_FACING = ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "docs/*.md", "docs/clusters/*.md")
+USER_FACING += ("raytrain/*/__init__.py",)
+FILES = sorted(str(path.relative_to(ROOT)) for pattern in USER_FACING for path in ROOT.glob(pattern))
 # Pattern -> what to write instead.
 PHRASES = {
     r"\bmend(s|ed|ing)?\b": "fix",
@@ -35,16 +34,20 @@ PHRASES = {
 }
 
 
-def prose_of(text: str) -> str:
-    """The text without code blocks and inline code, on one line a paragraph."""
+def prose_of(path: Path) -> str:
+    """The text without code blocks and inline code, one line per paragraph."""
+    text = path.read_text()
+    if path.suffix == ".py":
+        nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)]
+        text = "\n\n".join(node.value for node in nodes if isinstance(node.value, str))
     text = re.sub(r"^ *```.*?^ *```$", "", text, flags=re.MULTILINE | re.DOTALL)
     text = re.sub(r"`[^`]*`", "`code`", text)
     return re.sub(r"(?<!\n)\n(?!\n)", " ", text)
 
 
-@pytest.mark.parametrize("path", USER_FACING)
+@pytest.mark.parametrize("path", FILES)
 def test_prose_is_plain_english(path: str) -> None:
-    prose = prose_of((ROOT / path).read_text())
+    prose = prose_of(ROOT / path)
     found = [
         f"{prose[max(0, match.start() - 30) : match.end() + 20]!r}: {advice}"
         for pattern, advice in PHRASES.items()
