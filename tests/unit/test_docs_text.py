@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PROMISES = DOCS / "promises.md"
 
-# Files whose prose a user reads, as globs below the root. In Python files the strings count: help, messages, docstrings.
+# Files whose prose a user reads, as globs below the root. In Python files the strings and docstrings count.
 USER_FACING = ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "docs/*.md", "docs/clusters/*.md")
 USER_FACING += ("raytrain/*/__init__.py",)
 FILES = sorted(str(path.relative_to(ROOT)) for pattern in USER_FACING for path in ROOT.glob(pattern))
