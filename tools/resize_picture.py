@@ -101,23 +101,25 @@ def draw(runs: Path, out: Path) -> None:
     top.plot(*smoothed(alone), color="#9ec5e8", linewidth=5, label="one worker, undisturbed")
     top.plot(*smoothed(disturbed), color="#12395e", linewidth=1.2, label="1 to 3 workers, resized and killed")
     top.set_ylabel(f"training loss\n(mean of {SMOOTHING} steps)")
-    top.set_title(f"The same {len(alone)} steps: no loss differs by more than {difference:.0e}", fontsize=11)
+    title = f"{len(alone)} steps in fp32, without dropout: no loss differs by more than {difference:.0e}"
+    top.set_title(title, fontsize=11)
     sizes = {row["step"]: row["world_size"] for row in rows(runs / "elastic")}
     below.step(list(sizes), list(sizes.values()), where="post", color="#12395e")
     below.set(xlabel="optimizer step", ylabel="workers", yticks=(1, 2, 3), ylim=(0.5, 3.5))
     mark(top, below, changes(runs / "elastic"))
-    top.legend(loc="upper right", frameon=True)
+    top.legend(loc="lower left", frameon=True)
     out.parent.mkdir(exist_ok=True)
     figure.savefig(out, metadata={"Software": None})
     print(f"{out}: {len(alone)} steps, largest difference {difference:.2e}, changes {changes(runs / 'elastic')}")
 
 
 def mark(top: Any, below: Any, found: list[dict[str, Any]]) -> None:
-    """A line at each change; each kind is named once in the legend."""
+    """A line at the step from which the run continued after each change; each kind is named once in the legend."""
     named: set[str] = set()
     for event in found:
         kind = event["kind"]
-        label = None if kind in named else LABELS[kind]
+        redone = f" ({event['steps_redone']} steps redone)" if event["steps_redone"] else ""
+        label = None if kind in named else f"{LABELS[kind]}{redone}"
         named.add(kind)
         for axes in (top, below):
             axes.axvline(event["step"], color=COLORS[kind], linestyle="--", label=label if axes is top else None)
