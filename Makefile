@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install quickstart data check format test test-unit test-all test-gpu docs docs-links clean
+.PHONY: help install quickstart data check format test test-unit test-all test-gpu reference docs docs-links clean
 .DEFAULT_GOAL := help
 
 help:  ## What there is to make
@@ -44,6 +44,9 @@ test-all: install  ## The long fault tests too: up to an hour
 test-gpu: install  ## The tests that need an NVIDIA GPU; the others skip them
 	$(BIN)/python -m pytest tests/gpu
 
+reference: install  ## The pages of docs/reference/, from the source
+	$(BIN)/python tools/reference.py
+
 docs: install  ## The pages of docs/, into docs/_build/html
 	$(BIN)/python -m sphinx -W --keep-going -n docs docs/_build/html
 
@@ -51,4 +54,4 @@ docs-links: install  ## Whether the links of docs/ that lead elsewhere still do
 	$(BIN)/python -m sphinx -b linkcheck docs docs/_build/links
 
 clean:  ## Remove what was built; runs, data and models stay
-	rm -rf $(VENV) build dist docs/_build docs/reference *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

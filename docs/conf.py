@@ -12,11 +12,10 @@ project = "raytrain"
 copyright = "the raytrain authors, Apache-2.0"
 version = release = raytrain.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "reference"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "field_links"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
-toc_object_entries = False  # a page of the reference has more fields than a table of contents should have lines
 autodoc_typehints = "none"  # the signatures have them
 smartquotes = False  # -- is an option, not a dash
 nitpicky = True

@@ -1,1 +1,1 @@
-"""The driver: checks, Ray, worker groups, resuming."""
+"""Worker groups on Ray Train: when one starts, is resized, fails and is replaced."""

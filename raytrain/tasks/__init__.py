@@ -1,4 +1,4 @@
-"""Tasks: labels, collating, loss, predictions and metrics, one file a task."""
+"""Tasks: labels, collating, loss, predictions and metrics, one file per task."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,1 +1,1 @@
-"""What a person sees in a terminal: one module a command."""
+"""What a person sees in a terminal: one module per command."""

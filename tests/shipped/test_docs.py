@@ -1,4 +1,4 @@
-"""The pages in docs/: what they quote, name and show exists. No Ray; the last test builds them."""
+"""The pages in docs/ and the README: what they quote, name and show exists. No Ray; the last test builds them."""
 
 import ast
 import re
@@ -19,7 +19,7 @@ from raytrain.tuning.space.space import Space, check_space
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-sys.path.append(str(DOCS / "_ext"))
+sys.path.append(str(ROOT / "tools"))
 
 import reference  # noqa: E402
 
@@ -28,6 +28,7 @@ PAGES = {
     for path in sorted(DOCS.rglob("*.md"))
     if path.relative_to(DOCS).parts[0] not in ("reference", "_build")
 }
+TEXTS = {**PAGES, "../README.md": (ROOT / "README.md").read_text()}
 MADE = {f"reference/{name}": text for name, text in reference.pages().items()}
 TROUBLE = PAGES["troubleshooting.md"]
 BASE: dict[str, Any] = {
@@ -40,14 +41,14 @@ BASE: dict[str, Any] = {
 
 def blocks(language: str) -> Iterator[tuple[str, str]]:
     """(page, contents) of each block of code, without the indentation that it has in a list."""
-    for page, text in PAGES.items():
+    for page, text in TEXTS.items():
         for indent, body in re.findall(rf"^( *)```{language}\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL):
             yield page, re.sub(rf"^{indent}", "", body, flags=re.MULTILINE)
 
 
 def inline_code() -> Iterator[tuple[str, str]]:
     """(page, code) of each piece of code in a line of text; a quoted message is none."""
-    for page, text in PAGES.items():
+    for page, text in TEXTS.items():
         prose = re.sub(r"^ *```.*?^ *```$", "", text, flags=re.MULTILINE | re.DOTALL)
         prose = re.sub(r"^`.*`\n(?=: )", "", prose, flags=re.MULTILINE)
         prose = re.sub(r"\{\w+\}`[^`]*`", "", prose)
@@ -123,7 +124,7 @@ def test_fields_in_the_text_exist() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for page, text in PAGES.items():
+    for page, text in TEXTS.items():
         prose = re.sub(r"^ *```.*?^ *```$", "", text, flags=re.MULTILINE | re.DOTALL)
         links = re.findall(r"\]\(([^)\s]+)\)", prose)
         for link in links:

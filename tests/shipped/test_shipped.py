@@ -7,11 +7,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import yaml
 
-from raytrain.config.io import load_config, parse_config
+from raytrain.config.io import load_config
 from raytrain.config.shipped import cluster_names, config_names, space_names
-from raytrain.tuning.space.space import Space, check_space
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -49,25 +47,15 @@ def test_shipped_configs_load_and_say_what_they_are(name: str) -> None:
     assert (ROOT / "raytrain" / "configs" / f"{name}.yaml").read_text().startswith("# ")
 
 
-def test_the_config_and_the_space_in_the_readme_are_valid() -> None:
-    examples = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)]
-    (space,) = [example for example in examples if "parameters" in example]
-    (config,) = [example for example in examples if "task" in example]
-    (tracking,) = [example for example in examples if "tracking" in example]
-    parse_config({**config, **tracking})
-    check_space(Space.model_validate(space), config, [])
-
-
-def test_the_readme_names_commands_and_files_that_exist() -> None:
+def test_the_readme_names_what_exists_and_is_short() -> None:
+    """tests/shipped/test_docs.py reads its YAML, commands and links, as those of the pages."""
+    assert len(README.splitlines()) <= 150
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"(?:`|^)make ([a-z-]+)", README, re.MULTILINE):
-        assert f"\n{target}:" in makefile, target
-    listing = subprocess.run([sys.executable, "-m", "raytrain", "--help"], capture_output=True, text=True).stdout
-    for command in set(re.findall(r"\| `raytrain ([a-z]+)", README)):
-        assert command in listing, command
-    tree = README.split("## The code")[1]
-    for name in re.findall(r"([a-z_]+\.py)", tree):
-        assert list(ROOT.glob(f"raytrain/**/{name}")) or list(ROOT.glob(f"examples/{name}")), name
+    targets = set(re.findall(r"(?:`|^|\$ )make ([a-z-]+)", README, re.MULTILINE))
+    assert {"quickstart", "test"} <= targets
+    assert not [target for target in targets if f"\n{target}:" not in makefile]
+    folders = README.split("## The folders")[1]
+    assert not [name for name in re.findall(r"`([\w/]+)/`", folders) if not (ROOT / name).is_dir()]
 
 
 def test_nothing_names_the_place_where_it_was_made() -> None:

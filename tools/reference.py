@@ -1,12 +1,13 @@
-"""The reference pages, made from what they describe: the config, the search space, the command line.
+"""Makes docs/reference/: every field, option and metric, from what the source says of them.
 
-They are written into `docs/reference/`, which git ignores, before each build. And inline code in any page that names a
-field or a command is linked to its place there; one that names a field which does not exist is a warning, so that a
-page can't outlive what it speaks of. The functions at the top need no Sphinx; the tests use them.
+    python tools/reference.py
+
+The pages are committed, so that they can be read on a Git host without a build, and are plain Markdown for the same
+reason. tests/unit/test_reference.py fails when they no longer agree with the source. `docs/_ext/field_links.py` uses
+the functions here to link inline code to the field or the command that it names.
 """
 
 import functools
-import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,43 +22,46 @@ from raytrain.monitoring.names import CAUSES, METRICS, RAY_PREFIX, STATUSES
 from raytrain.reports.goodput import CLASSES
 from raytrain.tuning.space.space import Space
 
-FOLDER = Path(__file__).parents[1] / "reference"
-MADE = "<!-- Made by docs/_ext/reference.py from {source}: change that, not this. -->"
+FOLDER = Path(__file__).parents[1] / "docs" / "reference"
+MADE = "<!-- Made by tools/reference.py from {source}: change that, then run the script. -->"
 SECTIONS = tuple(RunConfig.model_fields)
 FILE_ENDINGS = (".json", ".jsonl", ".yaml", ".py", ".html", ".safetensors", ".sbatch", ".md", ".sh")
 
 CONFIG_HEAD = """\
 # Configuration
 
-Every field of a run's config. `raytrain configs show --fields` prints the same on a terminal, and
-`raytrain configs show NAME --resolved` a config with all its defaults. A field is given in the file, or on the
-command line as `dotted.key=value`, whose value is read as YAML; defaults give way to the file, and the file to the
-command line. Unknown keys are refused.
+Every field of a run's config: its type and allowed values, its default, and what it means. A field is set in the config
+file, or on the command line as `dotted.key=value`, where the value is read as YAML. The command line overrides the
+file, and the file overrides the defaults. Unknown keys are refused.
+
+`raytrain configs show --fields` prints the same on a terminal, and `raytrain configs show NAME --resolved` prints a
+config with all its defaults.
 """
 SPACE_HEAD = """\
 # Search space
 
-Every field of a search space, which `raytrain tune CONFIG --space SPACE` reads. [Sweeps](../sweeps.md) says how they
-work together.
-`KEY` stands for the dotted key of a config field, such as `training.optimizer.learning_rate`.
+Every field of a search space, the file that `raytrain tune CONFIG --space SPACE` reads. [Sweeps](../sweeps.md) explains
+how the fields work together. `KEY` stands for the dotted key of a config field, such as
+`training.optimizer.learning_rate`.
 """
 METRICS_HEAD = """\
 # Metrics
 
-What runs and sweeps tell Prometheus through Ray's agents, which put `ray_` before each name and add the node's labels.
-[Watching a run](../watching.md) says where they are read and how long. A gauge is that of one run or trial; counters
-begin at 0 with each command, and those of a sweep's trials count together.
+The metrics that runs and sweeps export to Prometheus through Ray's agents. Ray puts `ray_` before each name and adds
+the node's labels. [Watching a run](../watching.md) explains where to read them and how long they stay. A gauge belongs
+to one run or trial. Counters start at 0 with each command, and those of a sweep's trials count together.
 """
-
-
 CLI_HEAD = """\
 # Command line
 
-Every command prints this with `--help`. `CONFIG` is a YAML file or the name of a shipped config, `RUN` the folder of a
-run, `<storage_path>/<name>`.
+Every command prints the same with `--help`. `CONFIG` is a YAML file or the name of a shipped config. `RUN` is the
+folder of a run, `<storage_path>/<name>`.
 
-Exit codes: 0 done; 1 the run failed or was stopped; 2 the command, the config or the data is wrong, and nothing was
-trained.
+| exit code | meaning |
+|---|---|
+| 0 | done |
+| 1 | the run failed or was stopped |
+| 2 | the command, the config or the data is wrong, and nothing was trained |
 """
 
 
@@ -76,18 +80,18 @@ def write_pages() -> None:
 
 
 def config_page() -> str:
-    """Of `raytrain.config`."""
-    return _fields_page(CONFIG_HEAD, "raytrain/config/", fields_of(RunConfig), "confval", "The run")
+    """The fields of `raytrain.config`."""
+    return _fields_page(CONFIG_HEAD, "raytrain/config/", fields_of(RunConfig), "The run")
 
 
 def space_page() -> str:
-    """Of `raytrain.tuning.space.space`."""
-    return _fields_page(SPACE_HEAD, "raytrain/tuning/space/space.py", fields_of(Space), "spacefield", "The sweep")
+    """The fields of a search space."""
+    return _fields_page(SPACE_HEAD, "raytrain/tuning/space/space.py", fields_of(Space), "The sweep")
 
 
 def metrics_page() -> str:
-    """Of `raytrain.monitoring.names`."""
-    rows = ["| metric | kind | labels | |", "|---|---|---|---|"]
+    """The metrics of `raytrain.monitoring.names`."""
+    rows = ["| metric | kind | labels | meaning |", "|---|---|---|---|"]
     for metric in METRICS.values():
         kind = "counter" if metric.is_counter else "gauge"
         labels = ", ".join(f"`{label}`" for label in metric.labels)
@@ -95,7 +99,7 @@ def metrics_page() -> str:
     values = [("cause", CAUSES), ("status", STATUSES), ("class", tuple(CLASSES))]
     said = [f"- `{label}`: {', '.join(f'`{value}`' for value in allowed)}" for label, allowed in values]
     head = [MADE.format(source="raytrain/monitoring/names.py"), METRICS_HEAD]
-    return "\n".join([*head, *rows, "", "Values of labels:", "", *said, ""])
+    return "\n".join([*head, *rows, "", "Values of the labels:", "", *said, ""])
 
 
 @functools.cache
@@ -145,18 +149,18 @@ def named_command(text: str) -> str | None:
 # --- fields ---
 
 
-def _fields_page(head: str, source: str, rows: Iterable[FieldHelp], directive: str, top: str) -> str:
+def _fields_page(head: str, source: str, rows: Iterable[FieldHelp], top: str) -> str:
     parts = [MADE.format(source=source), head]
     seen: set[str] = set()
     heading = ""
-    for row in sorted(rows, key=lambda row: bool(_heading_of(row))):  # what is in no section comes first
+    for row in sorted(rows, key=lambda row: bool(_heading_of(row))):  # fields outside any section come first
         new = _heading_of(row) or top
         if new != heading:
+            parts += ["", f"## {new}", ""] if heading else [f"## {new}", ""]
             heading = new
-            parts.append(f"## {heading}\n")
-        parts.append(_field(row, directive, is_known=row.path in seen))
+        parts += _field(row, is_known=row.path in seen)
         seen.add(row.path)
-    return "\n".join(parts)
+    return "\n".join([*parts, ""])
 
 
 def _heading_of(row: FieldHelp) -> str:
@@ -167,14 +171,15 @@ def _heading_of(row: FieldHelp) -> str:
     return f"`{first}`" if dot or row.is_section or ANY_KEY in row.path else ""
 
 
-def _field(row: FieldHelp, directive: str, *, is_known: bool) -> str:
-    lines = [f"```{{{directive}}} {row.path}", f":type: {json.dumps(row.kind)}"]
-    default = "required" if row.is_required else row.default and f"`{row.default}`"
-    lines += [f":default: {json.dumps(default)}"] if default else []
-    lines += [":no-index:"] if is_known else []  # of two tasks' fields of one name, the first is linked to
-    lines += ["", row.sentence, ""] if row.sentence else [""]
-    lines += [f"- `{value}`: {meaning}" for value, meaning in row.choices.items()]
-    return "\n".join([*lines, "```", ""])
+def _field(row: FieldHelp, *, is_known: bool) -> list[str]:
+    """A list item. Where two tasks have a field of the same name, links lead to the first one."""
+    anchor = "" if is_known else f'<a id="{row.path}"></a>'
+    default = "required" if row.is_required else row.default and f"default `{row.default}`"
+    kind = row.kind if row.is_section else f"`{row.kind}`"
+    said = ", ".join(part for part in (kind, default) if part)
+    sentence = f"\\\n  {row.sentence}" if row.sentence else ""
+    choices = [f"  - `{value}`: {meaning}" for value, meaning in row.choices.items()]
+    return [f"- {anchor}**`{row.path}`** ({said}){sentence}", *choices]
 
 
 # --- command line ---
@@ -194,20 +199,20 @@ def _commands(group: Any, above: str) -> Iterator[tuple[str, Any]]:
 
 
 def cli_page() -> str:
-    """Of the Typer app."""
-    parts = [MADE.format(source="raytrain/cli*.py"), CLI_HEAD]
+    """The commands and options of the Typer app."""
+    parts = [MADE.format(source="raytrain/cli/"), CLI_HEAD]
     for words, command in commands().items():
         is_group = hasattr(command, "commands")
         level = "##" if " " not in words else "###"
-        parts += [f"({command_label(words)})=", f"{level} `raytrain {words}`\n", f"{_text(command.help)}\n"]
+        parts += [f"{level} `raytrain {words}`\n", f"{_text(command.help)}\n"]
         if not is_group:
             parts += [_usage(words, command), *_parameters(command)]
     return "\n".join(parts)
 
 
-def command_label(words: str) -> str:
-    """What a command's heading is linked by."""
-    return f"cli-{words.replace(' ', '-')}"
+def command_anchor(words: str) -> str:
+    """The anchor of a command's heading, by the rule that Git hosts and Sphinx share."""
+    return f"raytrain-{words.replace(' ', '-')}"
 
 
 def _usage(words: str, command: Any) -> str:
@@ -216,7 +221,7 @@ def _usage(words: str, command: Any) -> str:
 
 
 def _parameters(command: Any) -> Iterator[str]:
-    yield "| | |"
+    yield "| argument or option | meaning |"
     yield "|---|---|"
     for parameter in command.params:
         if parameter.param_type_name == "argument":
@@ -246,44 +251,5 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-# --- Sphinx ---
-
-
-def setup(app: Any) -> dict[str, Any]:
-    """Called by Sphinx."""
-    from sphinx.domains.std import ConfigurationValue
-
-    app.add_object_type("spacefield", "spacefield")
-    app.add_directive_to_domain("std", "spacefield", ConfigurationValue, override=True)
-    app.connect("config-inited", lambda *_: write_pages())
-    app.connect("doctree-read", _link_inline_code)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}
-
-
-def _link_inline_code(app: Any, tree: Any) -> None:
-    """Links of inline code to the field or the command that it names."""
-    from docutils import nodes
-    from sphinx.addnodes import desc_signature, pending_xref
-    from sphinx.util import logging
-
-    name_of_page = app.env.current_document.docname
-    for literal in list(tree.findall(nodes.literal)):
-        text, parent = literal.astext(), literal.parent
-        if isinstance(parent, nodes.title | nodes.term | nodes.reference | pending_xref | desc_signature):
-            continue
-        try:
-            kind, target = "confval", named_field(text)
-        except LookupError as error:
-            logging.getLogger(__name__).warning("%s", error, location=literal)
-            continue
-        if target is None and (command := named_command(text)) is not None:
-            kind, target = "ref", command_label(command)
-        if target is None and "." in text and text in space_fields():
-            kind, target = "spacefield", text
-        if target is None:
-            continue
-        reference = pending_xref(
-            "", refdomain="std", reftype=kind, reftarget=target, refexplicit=True, refdoc=name_of_page, refwarn=True
-        )
-        parent.replace(literal, reference)
-        reference += literal
+if __name__ == "__main__":
+    write_pages()
