@@ -1,12 +1,14 @@
 """The commands. Heavy imports stand inside them, so that `--help` answers at once."""
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-from typer.core import TyperGroup
 
+from raytrain.cli.arguments import Config, OptionalConfig, Overrides, RunFolder
 from raytrain.cli.cluster import cluster_app, doctor
+from raytrain.cli.configs import configs_app
+from raytrain.cli.group import Commands, leave
 from raytrain.cli.jobs import jobs_app, submit
 from raytrain.cli.report import report
 from raytrain.errors import ConfigError, RaytrainError
@@ -18,37 +20,15 @@ if TYPE_CHECKING:
     from raytrain.data.prepared import PreparedStore
 
 
-class Commands(TyperGroup):
-    """The commands, none of which ends without a word when it is interrupted."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run a command; Typer itself would turn Ctrl-C into a silent exit."""
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            _leave("interrupted; nothing goes on in the background")
-
-
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 data_app = typer.Typer(help="Prepare data, and look at it.", no_args_is_help=True)
-configs_app = typer.Typer(help="The configs that come with raytrain.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(configs_app, name="configs")
 app.add_typer(cluster_app, name="cluster")
-
-Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a shipped config.")]
-OptionalConfig = Annotated[
-    str, typer.Argument(metavar="[CONFIG]", help="A YAML file, or the name of a shipped config.", show_default=False)
-]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values that override the file's.")
-]
-RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, <storage_path>/<name>.")]
 
 
 def _say_version(wanted: bool) -> None:
@@ -118,7 +98,7 @@ def _run(config: "RunConfig", *, overwrite: bool) -> NoReturn:
         with RunDisplay() as display:
             result = run_training(config, display, overwrite=overwrite)
     except KeyboardInterrupt:
-        _leave(_how_to_go_on(config))
+        leave(_how_to_go_on(config))
     print_result(display.console, result)
     raise typer.Exit(result.exit_code)
 
@@ -135,10 +115,13 @@ def _how_to_go_on(config: "RunConfig") -> str:
     return "interrupted before the run began; the same command starts it again"
 
 
-def _leave(text: str) -> NoReturn:
-    """End an interrupted command with a sentence and exit code 1."""
-    typer.secho(text, err=True, fg="yellow")
-    raise typer.Exit(1)
+def _say_fields(wanted: bool) -> None:
+    if wanted:
+        from raytrain.config.help import describe_fields
+        from raytrain.tuning.space.space import Space
+
+        typer.echo(describe_fields(root=Space))
+        raise typer.Exit
 
 
 @app.command()
@@ -150,6 +133,12 @@ def tune(
     ] = "lr_asha",
     trials: Annotated[int | None, typer.Option(min=1, help="Configurations to try, instead of the space's.")] = None,
     max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials that live at once.")] = None,
+    fields: Annotated[
+        bool,
+        typer.Option(
+            "--fields", callback=_say_fields, is_eager=True, help="Print what a search space may hold, and leave."
+        ),
+    ] = False,
 ) -> None:
     """Try many configurations. The same command again goes on where it stopped."""
     from raytrain.config.io import read_config
@@ -165,7 +154,7 @@ def tune(
         with SweepDisplay() as display:
             result = run_sweep(raw, overrides or [], chosen, space_name(space), display, max_concurrent=max_concurrent)
     except KeyboardInterrupt:
-        _leave("ended at once; the same command goes on from what the trials have saved")
+        leave("ended at once; the same command goes on from what the trials have saved")
     print_sweep(display.console, result)
     raise typer.Exit(result.exit_code)
 
@@ -286,38 +275,6 @@ def _prepared(config: "RunConfig") -> "tuple[PreparedStore, Console]":
         store = prepare_data(config, display)
     print_store(display.console, store)
     return store, display.console
-
-
-@configs_app.command("list")
-def configs_list() -> None:
-    """Names of the shipped configs."""
-    from raytrain.config.shipped import config_names
-
-    for name in config_names():
-        typer.echo(name)
-
-
-@configs_app.command("show")
-def configs_show(
-    config: OptionalConfig = "",
-    overrides: Overrides = None,
-    resolved: Annotated[bool, typer.Option(help="With every default filled in.")] = False,
-    fields: Annotated[bool, typer.Option("--fields", help="What every field means; needs no CONFIG.")] = False,
-) -> None:
-    """Print a config, as written or resolved."""
-    from raytrain.config.help import describe_fields
-    from raytrain.config.io import dump_config, load_config
-    from raytrain.config.shipped import config_names, find_config
-
-    if fields:
-        typer.echo(describe_fields())
-    elif not config:
-        raise ConfigError(f"which config? Give a YAML file, or one of {', '.join(config_names())}; or --fields")
-    elif resolved or overrides:
-        typer.echo(dump_config(load_config(config, overrides)))
-    else:
-        with open(find_config(config), encoding="utf-8") as file:
-            typer.echo(file.read())
 
 
 app.command()(report)

@@ -48,6 +48,11 @@ def all_fields(root: type[BaseModel] = RunConfig) -> list[str]:
     return list(_declarations(root))
 
 
+def is_section(key: str, root: type[BaseModel] = RunConfig) -> bool:
+    """Whether a field is a section that is always there, so that only the fields in it have values."""
+    return bool(models_in(type_of(key, root))) and type(None) not in options_of(type_of(key, root))
+
+
 def marked(mark: Mark, root: type[BaseModel] = RunConfig) -> list[str]:
     """Dotted keys of the fields with a mark."""
     return [key for key, found in _declarations(root).items() if mark in found.marks]

@@ -6,7 +6,7 @@
 import inspect
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -15,7 +15,9 @@ from pydantic import BaseModel
 
 from raytrain import config as sections
 from raytrain.config import RunConfig
+from raytrain.config.fields import declared
 from raytrain.config.yaml import plain_value, to_word
+from raytrain.errors import ConfigError
 
 WIDTH = 100  # columns that a sentence is broken at
 BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
@@ -41,33 +43,53 @@ class FieldHelp:
     """`task.kind token_classification`: it is there only then."""
     is_required: bool = False
     is_section: bool = False
+    may_change: bool = False
+    """Whether a run that is resumed may have another value."""
 
     def lines(self) -> list[str]:
         """For the terminal."""
         default = "" if self.default is None else f"; default {self.default}"
         first = f"{self.path}: {self.kind}{'; required' if self.is_required else default}"
         below = [self.sentence, *(f"{value}: {meaning}" for value, meaning in self.choices.items())]
+        below += ["A run that is resumed may have another value."] if self.may_change else []
         return [
             f"{first}; for {self.condition}" if self.condition else first,
             *(line for text in below for line in _wrapped(text)),
         ]
 
 
-def describe_fields() -> str:
-    """Every field of the config: its dotted path, type, allowed values and default as YAML, and below its sentence."""
-    return "\n".join(line for row in fields_of(RunConfig) for line in row.lines())
+def describe_fields(words: Sequence[str] = (), root: type[BaseModel] = RunConfig) -> str:
+    """Every field of a config: its dotted path, type, allowed values and default as YAML, and below its sentence.
+
+    Args:
+        words: Only those that have all of these words in what is printed of them.
+
+    Raises:
+        ConfigError: No field has them.
+    """
+    texts = ["\n".join(row.lines()) for row in fields_of(root)]
+    found = [text for text in texts if all(word.lower() in " ".join(text.lower().split()) for word in words)]
+    if not found:
+        raise ConfigError(f"no field has {' and '.join(map(repr, words))} in its name, its values or its sentence")
+    return "\n".join(found)
+
+
+def json_schema(root: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema of a config or a search space, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **root.model_json_schema()}
 
 
 def fields_of(model: type[BaseModel]) -> Iterator[FieldHelp]:
     """A row for each field of a model and of the sections in it, in their order."""
     schema = model.model_json_schema()
-    return _Fields(schema.get("$defs", {})).of(schema, "")
+    return _Fields(model, schema.get("$defs", {})).of(schema, "")
 
 
 class _Fields:
     """A walk over a JSON schema."""
 
-    def __init__(self, definitions: dict[str, Any]):
+    def __init__(self, root: type[BaseModel], definitions: dict[str, Any]):
+        self._root = root
         self._definitions = definitions
 
     def of(self, section: dict[str, Any], prefix: str, condition: str = "", skipped: str = "") -> Iterator[FieldHelp]:
@@ -91,6 +113,7 @@ class _Fields:
                 condition=condition,
                 is_required=is_required,
                 is_section=bool(subsections),
+                may_change=not declared(path, self._root).decides_weights,
             )
             for member in [*subsections, *self._listed(members)]:
                 yield from self.of(member, f"{path}.", condition)

@@ -141,11 +141,8 @@ def make_forecast(config: RunConfig, hardware: Hardware, calibration_run: str | 
     Raises:
         ConfigError, DataError: All that is wrong with the config, its data or its model, or no room for it.
     """
+    _check_gpu(config, hardware)
     on_this_machine = hardware.is_this_machine and cluster_address(config) is None
-    if hardware.gpu is not None and config.workers.gpu is False:
-        raise ConfigError("workers.gpu is false, so no worker would hold the --gpu: set workers.gpu to auto or true")
-    if hardware.gpu is None and config.workers.gpu is True and hardware.num_nodes is not None:
-        raise ConfigError("workers.gpu is true: say which GPU the --nodes have, such as --gpu a10g or --gpu 24GiB")
     found = check(config, on_this_machine=on_this_machine)
     config = found.config
     notes = []
@@ -179,13 +176,7 @@ def make_forecast(config: RunConfig, hardware: Hardware, calibration_run: str | 
         )
         for world in plan.worlds
     ]
-    table = choices(config, plan.world_size, use_gpu=plan.use_gpu, gpu=hardware.gpu)
-    most = num_gpus if plan.use_gpu and num_gpus is not None and hardware.num_nodes is not None else math.inf
-    if on_this_machine:  # its memory is shared out among the workers that fit
-        most = plan.world_size
-    fit = None
-    if usable is not None:
-        fit = first_that_fits(config, shape, usable, use_gpu=plan.use_gpu, gpu=hardware.gpu, most_workers=most)
+    most = _most_workers(plan, hardware, num_gpus, on_this_machine=on_this_machine)
     assert plan.checkpoint_bytes is not None
     return Forecast(
         plan=plan,
@@ -194,16 +185,44 @@ def make_forecast(config: RunConfig, hardware: Hardware, calibration_run: str | 
         num_samples=num_samples,
         usable_bytes=usable,
         worlds=worlds,
-        choices=[
-            (choice, memory_of(config, shape, choice, plan.world_size, use_gpu=plan.use_gpu)[0]) for choice in table
-        ],
-        first_fit=fit,
+        choices=_memory_by_choice(config, shape, plan, hardware.gpu),
+        first_fit=_first_fit(config, shape, plan, hardware.gpu, usable, most),
         cpus_per_worker=config.workers.cpus,
         data_cpus=config.workers.data_cpus,
         bandwidth_bytes=hardware.bandwidth_bytes,
         upload_s=plan.checkpoint_bytes / plan.world_size / hardware.bandwidth_bytes,
         notes=[*notes, *plan.notes],
     )
+
+
+def _check_gpu(config: RunConfig, hardware: Hardware) -> None:
+    """Raises ConfigError when the hardware has GPUs that no worker would hold, or workers need GPUs of unknown kind."""
+    if hardware.gpu is not None and config.workers.gpu is False:
+        raise ConfigError("workers.gpu is false, so no worker would hold the --gpu: set workers.gpu to auto or true")
+    if hardware.gpu is None and config.workers.gpu is True and hardware.num_nodes is not None:
+        raise ConfigError("workers.gpu is true: say which GPU the --nodes have, such as --gpu a10g or --gpu 24GiB")
+
+
+def _most_workers(plan: Plan, hardware: Hardware, num_gpus: float | None, *, on_this_machine: bool) -> float:
+    """The largest world size that may be suggested; infinity where the number of nodes is left open."""
+    if on_this_machine:  # its memory is divided among the workers that fit
+        return plan.world_size
+    return num_gpus if plan.use_gpu and num_gpus is not None and hardware.num_nodes is not None else math.inf
+
+
+def _first_fit(
+    config: RunConfig, shape: ModelShape, plan: Plan, gpu: Gpu | None, usable: int | None, most_workers: float
+) -> Choice | None:
+    """The least change from the config that fits; None: nothing does, or the memory is not known."""
+    if usable is None:
+        return None
+    return first_that_fits(config, shape, usable, use_gpu=plan.use_gpu, gpu=gpu, most_workers=most_workers)
+
+
+def _memory_by_choice(config: RunConfig, shape: ModelShape, plan: Plan, gpu: Gpu | None) -> list[tuple[Choice, Memory]]:
+    """Memory of a worker for every ZeRO stage and precision, at the plan's world size."""
+    table = choices(config, plan.world_size, use_gpu=plan.use_gpu, gpu=gpu)
+    return [(one, memory_of(config, shape, one, plan.world_size, use_gpu=plan.use_gpu)[0]) for one in table]
 
 
 def _world(

@@ -1,12 +1,22 @@
 """The commands as a user meets them when something is wrong: exit code 2, one clear sentence, and no Ray."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from jsonschema import Draft202012Validator
 from running import run_cli, tiny_run, write_config
+
+from raytrain.config.io import read_config
+from raytrain.config.shipped import config_names, find_space, space_names
+from raytrain.config.yaml import read_yaml
+from raytrain.errors import ConfigError
 
 COMMANDS = [
     "cluster",
@@ -39,10 +49,8 @@ def test_the_surface_is_frozen() -> None:
 
 
 def test_help_is_light() -> None:
-    import subprocess
-    import sys
-
-    code = "import sys, raytrain.cli; sys.exit(any(m in sys.modules for m in ('ray', 'torch', 'pydantic', 'pyarrow')))"
+    heavy = ("ray", "torch", "pydantic", "pyarrow")
+    code = f"import sys, raytrain.cli.main; sys.exit(any(name in sys.modules for name in {heavy}))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
     exit_code, output = run_cli("--help")
     assert exit_code == 0
@@ -53,6 +61,95 @@ def test_the_version() -> None:
     from importlib.metadata import version
 
     assert run_cli("--version") == (0, f"raytrain {version('raytrain')}\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("train x --lr 3", "train has no option --lr. .*: training.optimizer.learning_rate=3$"),
+        ("train x -lr 3", "train has no option -lr. .*: training.optimizer.learning_rate=3$"),
+        ("tune x --learning-rate=1e-4", "tune has no option --learning-rate. .*learning_rate=1e-4$"),
+        ("plan x --training.epochs 3", "plan has no option --training.epochs. .*: training.epochs=3$"),
+        ("train x --seed", "train has no option --seed. .*: seed=VALUE$"),
+        ("data prepare x --batch_size 4", "prepare has no option --batch_size. .*: training.global_batch_size=4$"),
+        ("submit -- train x --max-workers 4", "train has no option --max-workers. .*"),
+        ("train x --zzzz", "train has no option --zzzz. .*--fields WORD` finds a field$"),
+    ],
+)
+def test_an_option_that_is_a_field_is_answered_with_the_field(words: str, expected: str) -> None:
+    from raytrain.cli.main import app
+
+    with pytest.raises(ConfigError, match=f"^{expected}"):
+        app(words.split(), standalone_mode=False)
+
+
+@pytest.mark.parametrize("words", ["tune x --trails 3", "eval x --lr 3"])
+def test_any_other_unknown_option_is_left_to_the_parser(words: str) -> None:
+    from raytrain.cli.main import app
+
+    with pytest.raises(Exception, match="No such option") as caught:
+        app(words.split(), standalone_mode=False)
+    assert not isinstance(caught.value, ConfigError)
+
+
+def printed(words: str, capsys: pytest.CaptureFixture[str]) -> str:
+    from raytrain.cli.main import app
+
+    app(words.split(), standalone_mode=False)
+    return capsys.readouterr().out
+
+
+def test_fields_with_a_word(capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed("configs show --fields EPSILON", capsys)
+    assert text == "training.optimizer.epsilon: number above 0; default 1.0e-08\n    Added to the denominator.\n"
+    of_both = printed("configs show --fields steps snapshots", capsys)
+    assert [line.partition(":")[0] for line in of_both.splitlines() if line[0] != " "] == [
+        "checkpoint.snapshot_every_steps"
+    ]
+    assert "    A run that is resumed may have another value." in of_both.splitlines()
+    with pytest.raises(ConfigError, match="no field has 'zzzz'"):
+        printed("configs show --fields zzzz", capsys)
+
+
+def test_the_grammar_of_a_search_space(capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed("tune --fields", capsys)
+    for line in (
+        "parameters.KEY.kind: choice | grid | loguniform",
+        "scheduler.kind: asha | hyperband",
+        "budget.trials: integer",
+    ):
+        assert f"\n{line}" in text
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_the_schema_takes_the_shipped_configs(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    validator = Draft202012Validator(json.loads(printed("configs schema", capsys)))
+    raw = read_config(name)
+    assert not [*validator.iter_errors(raw)]
+    (error,) = validator.iter_errors({**raw, "sed": 1})
+    assert "'sed' was unexpected" in error.message
+
+
+@pytest.mark.parametrize("name", space_names())
+def test_the_schema_takes_the_shipped_spaces(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    validator = Draft202012Validator(json.loads(printed("configs schema --space", capsys)))
+    assert not [*validator.iter_errors(read_yaml(find_space(name)))]
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("raytrain tr", ["train"]),
+        ("raytrain train mov", ["movie_reviews"]),
+        ("raytrain train movie_reviews training.optimizer.l", ["training.optimizer.learning_rate="]),
+    ],
+)
+def test_completion(typed: str, expected: list[str]) -> None:
+    """What a shell asks after `raytrain --install-completion`."""
+    asked = {"_RAYTRAIN_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    code = "import sys; sys.argv[0] = 'raytrain'; from raytrain.cli.main import app; app(prog_name='raytrain')"
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **asked}, capture_output=True, text=True)
+    assert done.stdout.split() == expected, done.stderr
 
 
 def test_fields_need_no_config() -> None:

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from running import tiny_run
 
 from raytrain.config import Affects, Mark, RunConfig
-from raytrain.config.fields import affecting, all_fields, declared, marked, models_in, options_of, type_of
+from raytrain.config.fields import affecting, all_fields, declared, is_section, marked
 from raytrain.config.io import dump_config
 from raytrain.errors import ConfigError
 from raytrain.planning.calibration import different_fields
@@ -20,8 +20,7 @@ from raytrain.tuning.space.space import Space
 
 def holders(root: type[BaseModel] = RunConfig) -> list[str]:
     """Keys of the fields that have a value themselves: all but the sections that are always there."""
-    keys = all_fields(root)
-    return [key for key in keys if not models_in(type_of(key, root)) or type(None) in options_of(type_of(key, root))]
+    return [key for key in all_fields(root) if not is_section(key, root)]
 
 
 def beginning_with(*beginnings: str) -> set[str]:

@@ -44,7 +44,7 @@ MISTAKES = [
     ("workers.cpus=0", "workers.cpus: must be"),
     ("workers.gpu=maybe", "workers.gpu"),
     ("checkpoint.keep_last=0", "checkpoint.keep_last: must be"),
-    ("task.labels=[no, yes]", "task.labels: YAML reads this as false"),
+    ("task.labels=[no, no]", "task.labels names 'no' twice"),
     ("task.labels=[]", "task.labels"),
     ("task.labels=[positive, negative, positive]", "task.labels"),
     # fields that do not go together

@@ -1,0 +1,44 @@
+"""Arguments that several commands have, and what a shell completes them with."""
+
+import glob
+from typing import Annotated
+
+import typer
+
+
+def complete_config(incomplete: str) -> list[str]:
+    """Shipped configs, YAML files and folders."""
+    from raytrain.config.shipped import config_names
+
+    names = [name for name in config_names() if name.startswith(incomplete)]
+    places = sorted(glob.glob(f"{glob.escape(incomplete)}*/") + glob.glob(f"{glob.escape(incomplete)}*.y*ml"))
+    return [*names, *places]
+
+
+def complete_override(incomplete: str) -> list[str]:
+    """Fields of the config that have a value themselves, as `dotted.key=`."""
+    from raytrain.config.fields import all_fields, is_section
+
+    return [f"{key}=" for key in all_fields() if key.startswith(incomplete) and not is_section(key)]
+
+
+Config = Annotated[
+    str,
+    typer.Argument(
+        metavar="CONFIG", help="A YAML file, or the name of a shipped config.", autocompletion=complete_config
+    ),
+]
+OptionalConfig = Annotated[
+    str,
+    typer.Argument(
+        metavar="[CONFIG]",
+        help="A YAML file, or the name of a shipped config.",
+        show_default=False,
+        autocompletion=complete_config,
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Values that override the file's.", autocompletion=complete_override),
+]
+RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, <storage_path>/<name>.")]

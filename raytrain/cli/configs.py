@@ -1,0 +1,58 @@
+"""The commands on configs: the shipped ones, what every field means, and the schema for editors."""
+
+from typing import Annotated
+
+import typer
+
+from raytrain.cli.arguments import OptionalConfig, Overrides
+from raytrain.errors import ConfigError
+
+configs_app = typer.Typer(help="The configs that come with raytrain, and what a config may hold.", no_args_is_help=True)
+
+
+@configs_app.command("list")
+def configs_list() -> None:
+    """Names of the shipped configs."""
+    from raytrain.config.shipped import config_names
+
+    for name in config_names():
+        typer.echo(name)
+
+
+@configs_app.command("show")
+def configs_show(
+    config: OptionalConfig = "",
+    overrides: Overrides = None,
+    resolved: Annotated[bool, typer.Option(help="With every default filled in.")] = False,
+    fields: Annotated[
+        bool, typer.Option("--fields", help="What every field means; with words instead of CONFIG: fields with them.")
+    ] = False,
+) -> None:
+    """Print a config, as written or resolved; or what its fields mean, as `raytrain configs show --fields batch`."""
+    from raytrain.config.help import describe_fields
+    from raytrain.config.io import dump_config, load_config
+    from raytrain.config.shipped import config_names, find_config
+
+    if fields:
+        typer.echo(describe_fields([word for word in (config, *(overrides or [])) if word]))
+    elif not config:
+        raise ConfigError(f"which config? Give a YAML file, or one of {', '.join(config_names())}; or --fields")
+    elif resolved or overrides:
+        typer.echo(dump_config(load_config(config, overrides)))
+    else:
+        with open(find_config(config), encoding="utf-8") as file:
+            typer.echo(file.read())
+
+
+@configs_app.command("schema")
+def configs_schema(
+    space: Annotated[bool, typer.Option("--space", help="Of a search space instead of a config.")] = False,
+) -> None:
+    """Print the JSON schema of a config, with which an editor completes and checks one."""
+    import json
+
+    from raytrain.config import RunConfig
+    from raytrain.config.help import json_schema
+    from raytrain.tuning.space.space import Space
+
+    typer.echo(json.dumps(json_schema(Space if space else RunConfig), indent=2))
