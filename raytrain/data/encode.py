@@ -100,8 +100,12 @@ class Encoder(RowFunction):
     def _refuse_or_keep(self, config: RunConfig, split: str, bad_rows: list[BadRow]) -> list[Rejected]:
         """The bad rows, when they may be set aside. Raises DataError when they may not."""
         for bad in bad_rows if config.data.bad_rows == BadRowPolicy.REFUSE else []:
-            remedy = "Add it to task.labels, correct" if bad.code == RowError.UNKNOWN_LABEL else "Correct"
-            raise DataError(f"{bad}. {remedy} the row, or set data.bad_rows=set_aside to continue without such rows")
+            if bad.code == RowError.UNKNOWN_LABEL:
+                raise DataError(
+                    f"{bad}. Add it to task.labels, correct the row, or set data.bad_rows=set_aside to continue "
+                    "without such rows"
+                )
+            raise DataError(f"{bad}. Correct the row, or set data.bad_rows=set_aside to continue without such rows")
         return [Rejected(split, bad.path, bad.row, bad.code, bad.reason) for bad in bad_rows]
 
     def _write(self, split: str, place: tuple[int, int], encoded: Encoded, sizes: list[int]) -> dict[str, Any]:

@@ -336,13 +336,21 @@ class TestBadInput:
         store = prepare(config(path, test={"path": path}, bad_rows="set_aside"))
         assert [info.num_set_aside for info in store.manifest.splits.values()] == [1, 1]
 
-    @pytest.mark.parametrize("policy", ["refuse", "set_aside"])
-    def test_a_label_that_only_validation_has(self, tmp_path, config, policy):
+    def test_a_label_that_only_validation_has(self, tmp_path, config):
+        """It is found as those of the training data are; the declared ones are the only ones."""
         train = write_reviews(tmp_path / "a.parquet", 20, 0)
         validation = write_parquet(tmp_path / "b.parquet", [*make_reviews(2, 0), {"text": "so so", "label": "neutral"}])
-        message = refusal(config(train, validation={"path": validation}, bad_rows=policy))
-        for word in (f"{validation}, row 3", "'neutral'", "'negative', 'positive'", "task.labels"):
+        found = prepare(config(train, validation={"path": validation}))
+        assert found.manifest.task_state == {"labels": ["negative", "neutral", "positive"]}
+        assert found.manifest.splits["validation"].num_samples == 3
+        declared = {"kind": "sequence_classification", "labels": ["negative", "positive"]}
+        message = refusal(config(train, declared, validation={"path": validation}))
+        for word in (f"{validation}, row 3", "'neutral'", "'negative', 'positive'", "task.labels", "set_aside"):
             assert word in message
+        store = prepare(config(train, declared, validation={"path": validation}, bad_rows="set_aside"))
+        assert [info.num_set_aside for info in store.manifest.splits.values()] == [0, 1]
+        (line,) = (Path(store.root) / "rejected.jsonl").read_text().splitlines()
+        assert json.loads(line)["code"] == "unknown_label"
 
     def test_a_tag_that_is_not_declared(self, tmp_path, config):
         path = write_conll(tmp_path / "a.conll", 5, 0)

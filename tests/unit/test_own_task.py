@@ -1,0 +1,97 @@
+"""Tasks by dotted name: found in the folder of the command, told apart by their file, refused early. No Ray."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from running import tiny_run
+
+from raytrain.config import ModelConfig, PythonTaskConfig, TrainingConfig
+from raytrain.errors import ConfigError
+from raytrain.runs.preflight import resolve
+from raytrain.tasks import Task, make_task
+from raytrain.training.trainer import to_tensors
+from tests.tiny import context
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "own_task"
+ARGS = {"features": ["a", "b", "c"], "target": "y"}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of the user's with a copy of the example, as the command's folder."""
+    (tmp_path / "regression.py").write_text((EXAMPLE / "regression.py").read_text())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    known = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - known:
+        if getattr(sys.modules[name], "__file__", None) and str(tmp_path) in str(sys.modules[name].__file__):
+            del sys.modules[name]
+
+
+def own(target: str = "regression:Regression", **args: Any) -> Task:
+    return make_task(PythonTaskConfig(kind="python", target=target, args=args or ARGS), 32)
+
+
+@pytest.mark.parametrize(
+    ("target", "args", "expected"),
+    [
+        ("regresion:Regression", ARGS, "there is no module 'regresion' in"),
+        ("regression:Regresion", ARGS, "has no 'Regresion'; did you mean Regression?"),
+        ("regression:RegressionScores", ARGS, "not a subclass of raytrain.tasks.Task"),
+        ("half:Half", {}, "half:Half lacks blank, build_model, collate"),
+        ("broken:Task", {}, "importing broken failed: ZeroDivisionError"),
+        ("lost:Task", {}, "importing lost failed: No module named 'not_installed'"),
+        ("regression:Regression", {"features": ["a"]}, ".*missing 1 required .*'target'"),
+        ("regression:Regression", {**ARGS, "typo": 1}, "can't be made of them.*'typo'"),
+        ("odd:Odd", ARGS, "best_metric 'rmse' is none of its metrics: loss, mae, r2"),
+    ],
+)
+def test_a_mistake_is_named(here: Path, target: str, args: dict[str, Any], expected: str) -> None:
+    (here / "half.py").write_text("from raytrain.tasks import Task\n\n\nclass Half(Task):\n    pass\n")
+    (here / "broken.py").write_text("1 / 0\n")
+    (here / "lost.py").write_text("import not_installed\n")
+    (here / "odd.py").write_text(
+        "from regression import Regression\n\n\nclass Odd(Regression):\n    best_metric = 'rmse'\n"
+    )
+    with pytest.raises(ConfigError, match=f"(?s)^task[.].*{expected}"):
+        make_task(PythonTaskConfig(kind="python", target=target, args=args), 32)
+
+
+def test_its_file_is_part_of_the_config(here: Path, tmp_path: Path) -> None:
+    """So the prepared data and a resume tell one version from another, and a node with another one refuses to run."""
+    config = tiny_run(tmp_path, "a", f"task={{kind: python, target: 'regression:Regression', args: {ARGS}}}")
+    resolved = resolve(config)
+    assert isinstance(resolved.task, PythonTaskConfig) and resolved.task.source is not None
+    make_task(resolved.task, 32)
+    with open(here / "regression.py", "a") as file:
+        file.write("\n# changed\n")
+    assert resolve(config).task != resolved.task
+    with pytest.raises(ConfigError, match="every node needs the same one"):
+        make_task(resolved.task, 32)
+
+
+def test_an_installed_package_is_not_hidden_by_a_file_of_the_same_name(here: Path) -> None:
+    (here / "tokenizers.py").write_text("raise SystemExit\n")
+    own()
+    sys.modules.pop("tokenizers", None)
+    import tokenizers
+
+    assert tokenizers.__version__
+
+
+def test_a_network_of_ones_own_is_saved_and_loaded(tmp_path: Path) -> None:
+    task, model_config = own(), ModelConfig(config={"hidden": 4})
+    state = {"mean": 1.0, "std": 2.0}
+    model = task.build_model(model_config, state, TrainingConfig())
+    table = pa.table({name: np.arange(3.0) for name in "abcy"})
+    batch = to_tensors(task.collate(table, context(3, state=state)), torch.device("cpu"))
+    task.save_model(model, model.state_dict(), str(tmp_path))
+    loaded = task.load_model(str(tmp_path), model_config, state, TrainingConfig())
+    assert task.loss_sum(loaded, batch).item() == task.loss_sum(model, batch).item()

@@ -1,0 +1,116 @@
+"""Scores as counts: scikit-learn's and seqeval's numbers, whatever batches and workers samples come in. No Ray."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from seqeval.metrics import classification_report
+from sklearn import metrics as sk
+
+from raytrain.tasks.base import Metrics, Scores
+from raytrain.tasks.entities import EntityCounts, TagScores
+from raytrain.tasks.scores import MultiLabelScores, SingleLabelScores
+
+TAGS = ["O", "B-A", "I-A", "B-B", "I-B", "E-A", "S-B", "I-a-b", "NOUN"]
+LABELS = ["a", "b", "c", "d"]
+FEW = settings(max_examples=60, deadline=None)
+
+
+def on_workers(make: Any, predicted: Sequence[Any], true: Sequence[Any], num_workers: int) -> Metrics:
+    """The samples dealt to workers, which take batches of two."""
+    workers: list[Scores] = [make() for _ in range(num_workers)]
+    for start in range(0, len(true), 2):
+        batch = slice(start, start + 2)
+        arrays = ([np.array(values, np.int32) for values in side[batch]] for side in (predicted, true))
+        workers[start // 2 % num_workers].update(*arrays)
+    for worker in workers[1:]:
+        workers[0].merge(worker.state())
+    return workers[0].compute()
+
+
+pairs = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30)
+
+
+@FEW
+@given(pairs, st.integers(1, 3))
+def test_one_label(samples: list[tuple[int, int]], num_workers: int) -> None:
+    predicted, true = zip(*samples, strict=True)
+    one = [[p] for p in predicted], [[t] for t in true]
+    found = on_workers(lambda: SingleLabelScores(LABELS), *one, num_workers)
+    options: dict[str, Any] = {"zero_division": 0}
+    assert found.values == pytest.approx(
+        {
+            "accuracy": sk.accuracy_score(true, predicted),
+            "macro_f1": sk.f1_score(true, predicted, average="macro", **options),
+            "weighted_f1": sk.f1_score(true, predicted, average="weighted", **options),
+        }
+    )
+    wanted = sk.precision_recall_fscore_support(true, predicted, labels=range(4), **options)
+    assert np.allclose([row[1:] for row in found.tables["per_class"]["rows"]], np.transpose(wanted))
+    assert found.tables["confusion"]["counts"] == sk.confusion_matrix(true, predicted, labels=range(4)).tolist()
+
+
+flags = st.lists(st.integers(0, 1), min_size=3, max_size=3)
+
+
+@FEW
+@given(st.lists(st.tuples(flags, flags), min_size=1, max_size=20), st.integers(1, 3))
+def test_several_labels(samples: list[tuple[list[int], list[int]]], num_workers: int) -> None:
+    predicted, true = (np.array(side) for side in zip(*samples, strict=True))
+    found = on_workers(lambda: MultiLabelScores(LABELS[:3]), predicted, true, num_workers)
+    scores = {
+        f"{average}_f1": sk.f1_score(true, predicted, average=average, zero_division=0)
+        for average in ("micro", "macro", "weighted")
+    }
+    assert found.values == pytest.approx({"subset_accuracy": sk.accuracy_score(true, predicted), **scores})
+
+
+sentences = st.lists(
+    st.lists(st.tuples(st.integers(0, len(TAGS) - 1), st.integers(0, len(TAGS) - 1)), min_size=1, max_size=8),
+    min_size=1,
+    max_size=6,
+)
+
+
+@FEW
+@given(sentences, st.integers(1, 3))
+def test_tags(samples: list[list[tuple[int, int]]], num_workers: int) -> None:
+    predicted = [[p for p, _ in words] for words in samples]
+    true = [[t for _, t in words] for words in samples]
+    found = on_workers(lambda: TagScores(TAGS), predicted, true, num_workers)
+    flat = [tag for words in true for tag in words], [tag for words in predicted for tag in words]
+    assert found.values["token_micro_f1"] == pytest.approx(sk.accuracy_score(*flat))
+    assert found.values["token_macro_f1"] == pytest.approx(sk.f1_score(*flat, average="macro", zero_division=0))
+    named = [[[TAGS[i] for i in words] for words in side] for side in (true, predicted)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        report = classification_report(*named, output_dict=True, zero_division=0)
+    overall = report.get("micro avg", {"precision": 0.0, "recall": 0.0, "f1-score": 0.0})
+    for name, key in (("precision", "precision"), ("recall", "recall"), ("f1", "f1-score")):
+        assert found.values[f"entity_{name}"] == pytest.approx(overall[key])
+    wanted = {
+        kind: [row["precision"], row["recall"], row["f1-score"], row["support"]]
+        for kind, row in report.items()
+        if kind not in ("micro avg", "macro avg", "weighted avg")
+    }
+    rows = {row[0]: row[1:] for row in found.tables["entities"]["rows"]}
+    assert rows.keys() == wanted.keys() and all(np.allclose(rows[kind], wanted[kind]) for kind in rows)
+
+
+def test_what_is_sent_does_not_grow_with_the_split() -> None:
+    """Rank 0 once held every prediction of a split, and all workers' at that."""
+    for scores in (SingleLabelScores(LABELS), MultiLabelScores(LABELS), TagScores(TAGS)):
+        size = sum(array.nbytes for array in scores.state().values())
+        for _ in range(50):
+            scores.update([np.zeros(4, np.int32)] * 9, [np.zeros(4, np.int32)] * 9)
+        assert sum(array.nbytes for array in scores.state().values()) == size
+
+
+def test_a_sentence_without_entities_counts_none() -> None:
+    counts = EntityCounts(["O", "B-A"])
+    counts.add([np.array([0, 0])], [np.array([0, 0])])
+    assert not counts.counts.any()
