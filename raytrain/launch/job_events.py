@@ -1,7 +1,7 @@
 """What a job tells the programs that follow it: lines of JSON among those that it prints for people.
 
-A line begins with the ASCII record separator, as in RFC 7464, and holds the text that a person is shown in its place.
-`raytrain submit` asks for them by an environment variable.
+Such a line has a beginning of its own, and holds the text that a person is shown in its place. `raytrain submit` asks
+for them by an environment variable.
 """
 
 import json
@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 
 VARIABLE = "RAYTRAIN_JOB_EVENTS"
-SEPARATOR = "\x1e"
+PREFIX = "raytrain-event: "
 
 
 class JobEventKind(StrEnum):
@@ -43,15 +43,15 @@ def are_wanted() -> bool:
 
 def line_of(event: JobEvent) -> str:
     """The line of an event, without its end."""
-    return SEPARATOR + json.dumps({name: value for name, value in asdict(event).items() if value is not None})
+    return PREFIX + json.dumps({name: value for name, value in asdict(event).items() if value is not None})
 
 
 def event_of(line: str) -> JobEvent | None:
     """The event of a line; None when it is one for people."""
-    if not line.startswith(SEPARATOR):
+    if not line.startswith(PREFIX):
         return None
     try:
-        raw = json.loads(line[len(SEPARATOR) :])
+        raw = json.loads(line[len(PREFIX) :])
         return JobEvent(**{**raw, "kind": JobEventKind(raw["kind"])})
     except (ValueError, TypeError, KeyError):  # another program's, or one of another version of raytrain
         return None

@@ -18,10 +18,11 @@ from raytrain.cli.main import app
 from raytrain.config.io import parse_config
 from raytrain.runs import run as driver
 from raytrain.runs.run import RunResult
+from raytrain.training.outcome import RunStatus
 
 
 def test_a_failed_run_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    failed = RunResult(status="failed", run_path="runs/a", step=7, message="worker 1: out of memory")
+    failed = RunResult(status=RunStatus.FAILED, run_path="runs/a", step=7, message="worker 1: out of memory")
     monkeypatch.setattr(driver, "run_training", lambda *_, **__: failed)
     with pytest.raises(raytrain.TrainingError, match=r"runs/a failed at step 7: worker 1: out of memory"):
         raytrain.train(tiny_run(tmp_path, "a"))
@@ -33,7 +34,7 @@ def test_the_result_of_a_run_and_its_display(
     def stop(config: Any, observer: Any, **_: Any) -> RunResult:
         if observer:
             observer.phase("checking")
-        return RunResult(status="stopped", run_path=config.name)
+        return RunResult(status=RunStatus.STOPPED, run_path=config.name)
 
     monkeypatch.setattr(driver, "run_training", stop)
     raw = tiny_run(tmp_path, "a").model_dump(mode="json", exclude_unset=True)

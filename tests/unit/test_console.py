@@ -11,6 +11,7 @@ from rich.console import Console
 
 from raytrain.runs.run import RunResult
 from raytrain.terminal.run import RunDisplay, print_result
+from raytrain.training.outcome import RunStatus
 
 STEP = {"step": 1, "epoch": 1, "loss": 0.5, "lr": 1e-4, "grad_norm": 2.0, "samples_seen": 8, "world_size": 2}
 EVALUATION = {
@@ -63,7 +64,7 @@ def test_an_evaluation_outside_training_leaves_its_numbers_to_the_table() -> Non
 def test_only_paths_that_are_there(tmp_path: Path) -> None:
     def shown() -> str:
         out = io.StringIO()
-        result = RunResult(status="stopped", run_path=str(tmp_path), final_metrics={"accuracy": 0.5})
+        result = RunResult(status=RunStatus.STOPPED, run_path=str(tmp_path), final_metrics={"accuracy": 0.5})
         print_result(Console(file=out, width=200), result)
         return out.getvalue()
 
