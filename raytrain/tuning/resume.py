@@ -1,4 +1,4 @@
-"""Whether a sweep's folder can be gone on with: the same config and space, give or take what may change."""
+"""Decides whether an existing sweep can be resumed: with the same config and space, except for what may change."""
 
 import yaml
 
@@ -11,12 +11,12 @@ from raytrain.tuning.space.schedulers import Generational
 from raytrain.tuning.space.space import Space
 
 SWEEP = "sweep.yaml"
-GROWING = ("budget.", "max_failed")  # of a space: a sweep may be gone on with for longer
+GROWING = ("budget.", "max_failed")  # keys of a space that may change, so that a sweep can be extended
 
 
 def begin_or_resume(root: Storage, config: RunConfig, space: Space, metric: str, mode: str) -> None:
-    """Write down what the sweep is, or see that it is the same as before, give or take its budget and what does not
-    touch the experiment. Raises ConfigError."""
+    """Record what the sweep is, or check that it is the same as before, except for its budget and keys that do not
+    affect the results. Raises ConfigError."""
     now = {
         "config": config.model_dump(mode="json", exclude_unset=True),
         "space": space.model_dump(mode="json", exclude_unset=True),
@@ -26,7 +26,7 @@ def begin_or_resume(root: Storage, config: RunConfig, space: Space, metric: str,
         before = yaml.safe_load(root.read_bytes(SWEEP))
         old_config, old_space = RunConfig.model_validate(before["config"]), Space.model_validate(before["space"])
         changes = changed_keys(old_config.model_dump(mode="json"), config.model_dump(mode="json"))
-        may_change = () if isinstance(space.scheduler, Generational) else GROWING  # a population has one size
+        may_change = () if isinstance(space.scheduler, Generational) else GROWING  # a population's size is fixed
         changes += [
             (f"the space's {key}", was, value)
             for key, was, value in changed_keys(old_space.model_dump(mode="json"), space.model_dump(mode="json"))
@@ -39,9 +39,9 @@ def begin_or_resume(root: Storage, config: RunConfig, space: Space, metric: str,
             raise ConfigError(
                 "\n".join(
                     [
-                        f"{root.path_of()} holds a sweep of another kind, so it can't be gone on with:",
+                        f"{root.path_of()} holds a different sweep, which can't be resumed with this config and space:",
                         *lines,
-                        "Put the old value back to go on, give the config another name, or delete that folder",
+                        "Restore the old values to resume it, give the config another name, or delete that folder",
                     ]
                 )
             )
