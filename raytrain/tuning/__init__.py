@@ -1,1 +1,1 @@
-"""Sweeps: many runs over one pool of workers."""
+"""Sweeps: many runs that share one pool of workers."""

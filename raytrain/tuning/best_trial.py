@@ -1,4 +1,5 @@
-"""The best trial of a sweep as a run of its own, on the sweep's data or on training and validation data together."""
+"""Trains the best trial of a sweep as a separate run, on the sweep's data or on training and validation data
+together."""
 
 from typing import Any
 
@@ -14,25 +15,25 @@ from raytrain.tuning.state import trial_config
 from raytrain.tuning.trials import TrialRow, TrialTable
 
 NEEDS_SWEEP = (
-    "--all-data needs --from-sweep SWEEP, whose winner says for how many steps to train without a validation split. "
-    "For a config: list all files in data.train.path, and leave data.validation out"
+    "--all-data needs --from-sweep SWEEP, whose winner determines the number of steps without a validation split. "
+    "For a config: list all files in data.train.path, and omit data.validation"
 )
-TRIAL_NEEDS_SWEEP = "--trial needs --from-sweep SWEEP, whose trial it is"
+TRIAL_NEEDS_SWEEP = "--trial needs --from-sweep SWEEP, the sweep that the trial belongs to"
 
 
 def is_sweep(root: Storage) -> bool:
-    """Whether a folder is a sweep's."""
+    """Whether a folder belongs to a sweep."""
     return root.exists(SWEEP)
 
 
 def read_sweep(root: Storage) -> tuple[dict[str, Any], RunConfig, Space]:
-    """What sweep.yaml says of a sweep, and its config and space."""
+    """(contents of sweep.yaml, config, space) of a sweep."""
     raw = parse_yaml(root.read_bytes(SWEEP), origin=root.path_of(SWEEP))
     return raw, RunConfig.model_validate(raw["config"]), Space.model_validate(raw["space"])
 
 
 def winner_config(root: Storage, config: RunConfig, best: TrialRow, suffix: str = "best") -> RunConfig:
-    """The config of the best trial, as a run beside the sweep, with its name and a suffix. `config`: the sweep's."""
+    """The config of the best trial, as a run next to the sweep named with a suffix. `config`: the sweep's."""
     chosen = trial_config(config, root, best.name, best.values_at_best)
     parent, name = root.place()
     return chosen.model_copy(update={"storage_path": parent, "name": f"{name}-{suffix}"})
@@ -42,14 +43,14 @@ def train_winner(root: Storage, overrides: list[str], *, all_data: bool, trial: 
     """The config that trains the winner of a sweep.
 
     Args:
-        trial: Another one than the best, by its name.
+        trial: Name of another trial to use instead of the best one.
         overrides: `dotted.key=value` words.
-        all_data: Train on the validation split too, up to the step at which the winner was best: nothing is left that
-            early stopping or the choice of a best model could look at. The run's name then ends with `-all-data`.
+        all_data: Train on the validation split too, up to the step at which the winner was best. No data is left for
+            early stopping or for choosing a best model. The run's name then ends with `-all-data`.
 
     Raises:
-        ConfigError: The folder is no sweep, no trial was evaluated, there is none of that name, an override is wrong,
-            or the two splits can't be one.
+        ConfigError: The folder is not a sweep's, no trial was evaluated, the named trial does not exist, an override is
+            wrong, or the two splits can't be combined.
     """
     if not is_sweep(root):
         raise ConfigError(f"{root.path_of()} is not a sweep's folder: it has no {SWEEP}")
@@ -58,7 +59,7 @@ def train_winner(root: Storage, overrides: list[str], *, all_data: bool, trial: 
     best = trial_table.best if trial is None else trial_table.rows.get(trial)
     if best is None:
         if trial is not None:
-            raise ConfigError(f"--trial {trial}: {root.path_of()} has none of that name; `raytrain report` lists them")
+            raise ConfigError(f"--trial {trial}: {root.path_of()} has no such trial; `raytrain report` lists them")
         raise ConfigError(f"no trial of {root.path_of()} has been evaluated yet")
     if all_data and best.best_step is None:
         raise ConfigError(f"--all-data: {best.name} was never evaluated, so it has no step at which it was best")
@@ -72,13 +73,13 @@ def train_winner(root: Storage, overrides: list[str], *, all_data: bool, trial: 
 
 
 def with_all_data(raw: dict[str, Any], best_step: int | None) -> dict[str, Any]:
-    """A raw config whose training data are those of training and validation, and that ends at `best_step`.
+    """A raw config that trains on the files of training and validation, up to `best_step`.
 
-    Raises ConfigError when the files of the two splits are read as different formats.
+    Raises ConfigError if the files of the two splits have different formats.
     """
     data, training = dict(raw["data"]), dict(raw.get("training", {}))
     validation = data.pop("validation")
-    if validation.get("path") is not None:  # a fraction was held out of the training files
+    if validation.get("path") is not None:  # else it is a fraction of the training files
         if validation.get("format", "auto") != data["train"].get("format", "auto"):
             raise ConfigError(
                 "--all-data: data.train.format and data.validation.format differ, so their files can't be one split; "

@@ -1,4 +1,4 @@
-"""A population's trial between two generations: where it stands, and how it waits for the others. See `generations`."""
+"""The end of a generation from a trial's side: its values, its state, and how it waits for the others."""
 
 import contextlib
 import math
@@ -17,19 +17,19 @@ POLL_S = 0.5
 
 
 def num_done(root: Storage) -> int:
-    """Generations after which all models have changed hands. `root`: the sweep's folder."""
+    """Number of generations whose exchange is complete. `root`: the sweep's folder."""
     return sum(name.endswith(".done") for name in root.list_names(POPULATION))
 
 
 def values_of(root: Storage, trial: str) -> Values:
-    """What a trial changes in the sweep's config since the last generation; {}: as at its beginning."""
+    """What a trial changes in the sweep's config since the last generation. {}: its initial values."""
     number = num_done(root)
     decided = decided_after(root, number - 1) if number else None
     return decided["members"].get(trial, {}).get("values", {}) if decided else {}
 
 
 def has_paused_at(run: Storage, step: int) -> bool:
-    """Whether a trial has trained up to a step, saved, and is to go on: one that is at its end does not wait."""
+    """Whether a trial has trained up to a step, saved, and is to continue. A trial at its end does not wait."""
     if not run.exists(SUMMARY):
         return False
     summary = run.read_json(SUMMARY)
@@ -38,22 +38,22 @@ def has_paused_at(run: Storage, step: int) -> bool:
 
 
 def value_at(run: Storage, step: int, metric: str, sign: float) -> float:
-    """A trial's metric at a step, larger is better; minus infinity when it was no number."""
+    """A trial's metric at a step, negated if lower is better. Minus infinity if it was not a number."""
     rows = [row for row in read_jsonl(run, "evals.jsonl") if row["split"] == "validation" and row["step"] == step]
     value = rows[-1].get(metric) if rows else None
     return -math.inf if value is None else sign * value
 
 
 def wait_for_others(broker: str, trial: str, generation: int, value: float) -> bool:
-    """A trial has come to the end of a generation. Returns when all have: whether it may go on; no: the sweep ends.
+    """Report that a trial reached the end of a generation, and wait for the others. Returns False if the sweep ends.
 
-    `broker`: name of the actor.
+    `broker`: name of the broker's actor.
     """
     import ray
 
     actor = ray.get_actor(broker)
     while True:
-        with contextlib.suppress(ray.exceptions.GetTimeoutError):  # a machine that is busy
+        with contextlib.suppress(ray.exceptions.GetTimeoutError):  # the machine is busy
             answer: Any = actor.arrive.remote(trial, generation, value)
             num_released, is_stopping = ray.get(answer, timeout=ANSWER_TIMEOUT_S)
             if num_released > generation or is_stopping:
@@ -62,15 +62,15 @@ def wait_for_others(broker: str, trial: str, generation: int, value: float) -> b
 
 
 def decision_name(generation: int) -> str:
-    """File of what was decided after a generation, in the sweep's folder."""
+    """Name of the file with the decisions after a generation, in the sweep's folder."""
     return f"{POPULATION}/{generation:04d}.json"
 
 
 def done_name(generation: int) -> str:
-    """File that says that all models have changed hands."""
+    """Name of the file that marks the exchange of a generation as complete."""
     return f"{POPULATION}/{generation:04d}.done"
 
 
 def decided_after(root: Storage, generation: int) -> Any:
-    """What was decided after a generation; None: nothing yet."""
+    """The decisions after a generation. None: not decided yet."""
     return root.read_json(decision_name(generation)) if root.exists(decision_name(generation)) else None

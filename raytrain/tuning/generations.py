@@ -1,13 +1,13 @@
-"""Population-based training from one generation to the next: who waits, what is decided, and which models change hands.
+"""Runs population-based training from one generation to the next: waits, decides, and exchanges models.
 
-All trials train up to the same step, save, and leave their workers to others. When the last one has come, the driver
-decides once and for all, hands the best trials' checkpoints to the worst ones, and lets all go on:
+All trials train up to the same step, save, and release their workers. When the last one has arrived, the driver makes
+its decisions once, copies the best trials' checkpoints to the worst ones, and lets all continue:
 
-    population/0000.json   what was decided after the first generation: every trial's value, source and values
-    population/0000.done   all models have changed hands
+    population/0000.json   decisions after the first generation: every trial's value, source and values
+    population/0000.done   marks the exchange as complete
 
-A sweep that was interrupted between the two hands them over again, which changes nothing; before the first, the trials
-come to the same step again with the same values.
+A sweep that was interrupted between the two repeats the copies, which changes nothing. If it was interrupted before the
+first, the trials reach the same step again with the same values.
 """
 
 import itertools
@@ -29,10 +29,10 @@ from raytrain.tuning.trials import BEST, TRIALS
 
 
 class Generations:
-    """The driver's side."""
+    """The driver's side of population-based training."""
 
     def __init__(self, sweep: Sweep, broker: Broker, every_steps: int):
-        """Finishes what an earlier command has left unfinished."""
+        """Completes an exchange that an earlier command left unfinished."""
         self._sweep, self._broker, self._every_steps = sweep, broker, every_steps
         self._number = num_done(sweep.root)
         if (unfinished := decided_after(sweep.root, self._number)) is not None:
@@ -42,7 +42,7 @@ class Generations:
         broker.release(self._number)
 
     def advance(self) -> int:
-        """Exchange and let go on, if all trials have come. Called often. Returns how many wait for others now."""
+        """Exchange models and let the trials continue, once all have arrived. Returns how many trials wait now."""
         trial_table = self._sweep.trial_table
         live = [row for row in trial_table.rows.values() if not row.is_over]
         arrived = self._broker.arrived()
@@ -73,7 +73,7 @@ class Generations:
         return {"generation": self._number, "step": (self._number + 1) * self._every_steps, "members": rows}
 
     def _gains(self, members: Mapping[str, Member]) -> list[Gain]:
-        """What each trial has gained in each generation, where that is a number."""
+        """The gain of each trial in each generation, where it is a number."""
         past = [decided_after(self._sweep.root, number)["members"] for number in range(self._number)]
         now = {name: {"value": member.value, "trained_with": member.values} for name, member in members.items()}
         gains = []
@@ -85,13 +85,13 @@ class Generations:
         return gains
 
     def _hand_over(self, decided: dict[str, Any]) -> None:
-        """Each replaced trial gets its source's state and best model. May be done twice."""
+        """Copy the state and the best model of its source to each replaced trial. May be repeated."""
         root, step = self._sweep.root, decided["step"]
         for name, member in decided["members"].items():
             if member["source"] is None:
                 continue
             source, own = f"{TRIALS}/{member['source']}", f"{TRIALS}/{name}"
-            for folder in ("checkpoints", "best"):  # the old ones are of another line: never to be gone back to
+            for folder in ("checkpoints", "best"):  # the old ones belong to another lineage and must never be resumed
                 root.delete(f"{own}/{folder}")
             root.copy(f"{source}/checkpoints/{step_folder(step)}", f"{own}/checkpoints/{step_folder(step)}")
             if root.exists(f"{source}/best"):
@@ -105,7 +105,7 @@ class Generations:
         self._note(decided)
 
     def _note(self, decided: dict[str, Any]) -> None:
-        """What was decided, in the trial table."""
+        """Record the decisions in the trial table."""
         trial_table = self._sweep.trial_table
         for name, member in decided["members"].items():
             step, source = decided["step"], member["source"]
@@ -116,7 +116,7 @@ class Generations:
 
 
 def _words(decided: dict[str, Any], name: str) -> str:
-    """What became of a trial."""
+    """A description of what was decided for a trial."""
     source = decided["members"][name]["source"]
     before = in_words(decided["members"][source]["trained_with"])
-    return f"goes on from {source} at step {decided['step']}, which had {before}, with"
+    return f"continues from {source} at step {decided['step']}, which had {before}, with"

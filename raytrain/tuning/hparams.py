@@ -1,4 +1,4 @@
-"""A sweep's trials for TensorBoard's HParams tab: `tensorboard --logdir SWEEP` shows a row for each. No Ray."""
+"""Writes a sweep's trials for TensorBoard's HParams tab: `tensorboard --logdir SWEEP` shows a row for each. No Ray."""
 
 import json
 import time
@@ -11,11 +11,11 @@ FOLDER = "hparams"
 
 
 def write_hparams(root: Storage, row: TrialRow, metric: str) -> None:
-    """Write a trial's values and the best value of its metric, in place of what was written before.
+    """Write a trial's values and the best value of its metric, replacing what was written before.
 
     Args:
         root: The sweep's folder. Nothing is written on an object store, where TensorBoard's writer can't append.
-        metric: Name of the metric; the tab calls it `best/<metric>`.
+        metric: Name of the metric. The tab shows it as `best/<metric>`.
     """
     name = f"{FOLDER}/{row.name}"
     folder = root.local_path(name)
@@ -38,7 +38,7 @@ def write_hparams(root: Storage, row: TrialRow, metric: str) -> None:
 
 
 def _end(*, is_failed: bool) -> Any:
-    """That a session has ended. TensorBoard has a function for this, which needs TensorFlow."""
+    """The summary that marks a session as ended. TensorBoard's own function for it needs TensorFlow."""
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.plugins.hparams import metadata
     from tensorboard.plugins.hparams.api_pb2 import Status
@@ -53,5 +53,5 @@ def _end(*, is_failed: bool) -> Any:
 
 
 def _plain(value: Any) -> bool | float | str:
-    """A value as the tab knows them."""
+    """A value in a type that the tab accepts."""
     return value if isinstance(value, bool | int | float | str) else json.dumps(value)

@@ -1,10 +1,10 @@
-"""Who is told how a sweep goes."""
+"""Receives the progress of a sweep."""
 
 from raytrain.tuning.trials import TrialRow, TrialTable
 
 
 class SweepObserver:
-    """Who is told how a sweep goes. This one does nothing with it."""
+    """Receives the progress of a sweep. This base class ignores it."""
 
     def phase(self, text: str) -> None:
         """A new phase has begun."""
@@ -16,10 +16,10 @@ class SweepObserver:
         """The trials are about to start."""
 
     def trial(self, row: TrialRow, event: str) -> None:
-        """A trial has begun, was evaluated, or is over; `event` in words."""
+        """A trial has started, was evaluated, or has ended. `event`: a description."""
 
     def waiting(self, seconds: float) -> None:
-        """Since so many seconds there is no room for any trial; told now and then."""
+        """No trial has fit on the cluster for this many seconds. Called from time to time."""
 
     def stopping(self) -> None:
         """Ctrl-C or SIGTERM has come; the trials save and leave."""

@@ -1,6 +1,4 @@
-"""Decides whether an existing sweep directory can be resumed: with the same config and space, but for what may
-change.
-"""
+"""Decides whether an existing sweep can be resumed: with the same config and space, except for what may change."""
 
 from raytrain.config import Mark, RunConfig
 from raytrain.config.fields import marked
@@ -15,8 +13,8 @@ SWEEP = "sweep.yaml"
 
 
 def begin_or_resume(root: Storage, config: RunConfig, space: Space, metric: str, mode: str) -> None:
-    """Write down what the sweep is, or see that it is the same as before, give or take its budget and what does not
-    touch the experiment. Raises ConfigError."""
+    """Record what the sweep is, or check that it is the same as before, except for its budget and keys that do not
+    affect the results. Raises ConfigError."""
     now = {
         "config": config.model_dump(mode="json", exclude_unset=True),
         "space": space.model_dump(mode="json", exclude_unset=True),
@@ -40,9 +38,9 @@ def begin_or_resume(root: Storage, config: RunConfig, space: Space, metric: str,
             raise ConfigError(
                 "\n".join(
                     [
-                        f"{root.path_of()} holds a sweep of another kind, so it can't be resumed:",
+                        f"{root.path_of()} holds a different sweep, which can't be resumed with this config and space:",
                         *lines,
-                        "Put the old value back to resume it, give the config another name, or delete that folder",
+                        "Restore the old values to resume it, give the config another name, or delete that folder",
                     ]
                 )
             )

@@ -1,7 +1,7 @@
-"""Which configuration comes next: drawn at random or on a grid, or proposed by Optuna from what the others reached.
+"""Chooses the next configuration: at random, on a grid, or as Optuna proposes based on earlier results.
 
-What a sweep has tried is in its own files, so nothing of Tune or Optuna is written to storage and read again: a sweep
-that goes on gives the same configurations for the trials that it has, and tells their results anew.
+A sweep's own files record what was tried, so no state of Tune or Optuna is stored: a resumed sweep assigns the same
+configurations to its trials and reports their results again.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,17 +17,18 @@ from raytrain.tuning.trial import VALUE, TrialPlan
 
 
 class Proposer(Protocol):
-    """Chooses values, one configuration after the other."""
+    """Proposes values, one configuration at a time."""
 
     def propose(self, index: int, known: Values | None) -> Values:
-        """Values of the configuration with this ordinal. `known`: they are these; to be noted."""
+        """Values of the configuration with this ordinal. `known`: its values, if it was tried before; to be
+        recorded."""
 
     def tell(self, index: int, reached: list[float] | None) -> None:
-        """What it reached in each objective, larger is better; None: it failed."""
+        """Report its result in each objective, negated if lower is better. None: it failed."""
 
 
 class Drawn:
-    """Values that depend on nothing but the space, its seed and the ordinal."""
+    """Values that depend only on the space, its seed and the ordinal."""
 
     def __init__(self, space: Space):
         self._space = space
@@ -55,7 +56,7 @@ class Tpe:
         """See Proposer."""
         from optuna.samplers import TPESampler
 
-        # Seeded by the ordinal: a sweep that goes on must not draw again what it has drawn before.
+        # Seeded by the ordinal: a resumed sweep must not draw the same values as before.
         seed = int(np.random.default_rng([self._space.seed, index]).integers(2**31))
         self._study.sampler = TPESampler(seed=seed, n_startup_trials=self._searcher.startup_trials)
         if known is not None:
@@ -78,7 +79,7 @@ class Tpe:
 
 
 class SweepSearcher(Searcher):
-    """What Tune asks for trials."""
+    """The searcher that Tune asks for trials."""
 
     def __init__(
         self,
@@ -89,11 +90,11 @@ class SweepSearcher(Searcher):
         reached: Callable[[int], list[float] | None],
     ):
         """Args:
-        known: Values of the configurations that were tried before, in their order.
-        make_plan: Given the ordinal of a trial and its values.
-        may_start: Whether the budget allows for another trial.
-        reached: What the best model of the trial with this ordinal has in each objective, larger is better; None: it
-            failed, or was never evaluated.
+        known: Values of the configurations that were tried before, in order.
+        make_plan: Maps the ordinal of a trial and its values to its plan.
+        may_start: Whether the budget allows another trial.
+        reached: Maps the ordinal of a trial to its best model's value in each objective, negated if lower is better.
+            None: it failed, or was never evaluated.
         """
         super().__init__(metric=VALUE, mode="max")
         self._space, self._known, self._make_plan, self._may_start = space, known, make_plan, may_start
@@ -106,7 +107,7 @@ class SweepSearcher(Searcher):
         self._results: dict[int, list[list[float] | None]] = {}
 
     def suggest(self, trial_id: str) -> Any:
-        """The next trial, as Tune's config of it; the same values for each repeat."""
+        """The next trial as a Tune config. Repeats of a configuration have the same values."""
         index = self._num_trials
         if index >= self._space.num_trials or (
             index >= len(self._known) * self._space.repeats and not self._may_start()
@@ -121,7 +122,7 @@ class SweepSearcher(Searcher):
         return {"plan": asdict(self._make_plan(index, self._values))}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """A configuration is worth the mean of its repeats."""
+        """Report the mean of a configuration's repeats."""
         index = self._of_trial.pop(trial_id)
         configuration = index // self._space.repeats
         reached = self._results.setdefault(configuration, [])
@@ -132,17 +133,17 @@ class SweepSearcher(Searcher):
             self._proposer.tell(configuration, means or None)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune writes its parts down for a way of going on that is not used
+        return {}  # Tune saves its parts for its own way of resuming, which is not used
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: see the top of this file."""
+        """No effect: see the top of this file."""
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing."""
 
 
 def _suggest(trial: Any, key: str, domain: Domain) -> Any:
-    """A value from an Optuna trial."""
+    """Draw a value from an Optuna trial."""
     if isinstance(domain, Choice):
         return domain.values[trial.suggest_categorical(key, list(range(len(domain.values))))]
     if isinstance(domain, RandInt):
@@ -154,5 +155,5 @@ def _suggest(trial: Any, key: str, domain: Domain) -> Any:
 
 
 def _choice_of(domain: Domain, value: Any) -> Any:
-    """Optuna's name of a value: choices are told by their place, since they may be lists or mappings."""
+    """Optuna's name of a value. Choices are named by their index, since they may be lists or mappings."""
     return domain.values.index(value) if isinstance(domain, Choice) else value

@@ -1,4 +1,4 @@
-"""A sweep: Ray Tune decides which trials run and which stop; the pool decides with how many workers."""
+"""A sweep: Ray Tune decides which trials run and which stop; the pool decides how many workers each has."""
 
 import json
 import os
@@ -27,7 +27,7 @@ from raytrain.tuning.space.space import NUM_PARAMETERS, Space, check_space
 from raytrain.tuning.state import SUMMARY, Sweep, SweepResult
 from raytrain.tuning.trials import TrialTable
 
-CLUSTER_TRIALS = 8  # live trials on a cluster, at least
+CLUSTER_TRIALS = 8  # minimum number of live trials on a cluster
 
 
 def run_sweep(
@@ -39,14 +39,14 @@ def run_sweep(
     *,
     max_concurrent: int | None = None,
 ) -> SweepResult:
-    """Run a sweep to its end, from wherever it stands.
+    """Run or resume a sweep until it ends.
 
     Args:
         raw: The config as it was read.
         overrides: `dotted.key=value` words.
-        space: What is tried.
-        space_name: Ends the name of the sweep's folder, <storage_path>/<config's name>-<space_name>.
-        max_concurrent: Trials that live at once; None: on a private Ray as many as have a core a worker.
+        space: The search space.
+        space_name: Suffix of the sweep's folder, <storage_path>/<config's name>-<space_name>.
+        max_concurrent: Maximum number of live trials. None: on a private Ray, as many as have a core per worker.
 
     Raises:
         ConfigError, DataError: Nothing was started.
@@ -56,7 +56,9 @@ def run_sweep(
     found = check(check_space(space, raw, overrides))
     config = found.config
     metric, mode = metric_of(space, config)
-    if config.training.best_metric is None and space.metric is not None:  # a trial's best model is that of this metric
+    if (
+        config.training.best_metric is None and space.metric is not None
+    ):  # the sweep's metric picks a trial's best model
         config = parse_config(config.model_dump(mode="json", exclude_unset=True), [f"training.best_metric={metric}"])
     root = Storage(config.storage_path).at(f"{config.name}-{space_name}")
     with Lease(root, lambda text: None) as lease:
@@ -76,14 +78,14 @@ def run_sweep(
 
 
 def metric_of(space: Space, config: RunConfig) -> tuple[str, str]:
-    """What a sweep compares its trials by: metric and mode. Raises ConfigError when there is no such metric."""
+    """(metric, mode) that a sweep compares its trials by. Raises ConfigError for an unknown metric."""
     task = make_task(config.task, config.data.max_length)
     if config.data.validation is None:
         raise ConfigError("a sweep compares trials on the validation split: set data.validation")
     for objective in space.also:
         if objective.metric not in (*task.modes, NUM_PARAMETERS):
             allowed = ", ".join((*task.modes, NUM_PARAMETERS))
-            raise ConfigError(f"also names {objective.metric!r}, which is no metric of this task; allowed: {allowed}")
+            raise ConfigError(f"also names {objective.metric!r}, not a metric of this task; allowed: {allowed}")
         better = task.modes.get(objective.metric, "min")
         if objective.better != better:
             what = "smaller" if better == "min" else "larger"
@@ -95,20 +97,20 @@ def metric_of(space: Space, config: RunConfig) -> tuple[str, str]:
         return metric, mode
     if space.metric not in task.modes:
         raise ConfigError(
-            f"metric {space.metric!r} of the space is no metric of this task; allowed: {', '.join(task.modes)}"
+            f"metric {space.metric!r} of the space is not a metric of this task; allowed: {', '.join(task.modes)}"
         )
     return space.metric, space.mode or task.modes[space.metric]
 
 
 def _run(sweep: Sweep, found: Preflight, max_concurrent: int | None, lease: Lease) -> RunStatus:
-    """Prepare the data, then let Tune run the trials. Returns how it ended."""
+    """Prepare the data, then run the trials with Tune. Returns the status of the sweep at its end."""
     from raytrain.data.prepare import prepare
 
     config, observer = sweep.config, sweep.observer
     observer.phase("starting Ray")
     private = max_concurrent or _trials_on_this_machine(config)
     with ray_session(config, _private_cpus(found, private)) as session, StopSignals() as signals:
-        from raytrain.tuning.tuner import run_trials  # brings Ray along, which reads its settings when it is imported
+        from raytrain.tuning.tuner import run_trials  # imports Ray, which reads its settings when it is imported
 
         plan = found.plan_on(session)
         observer.phase("preparing data")
@@ -118,7 +120,7 @@ def _run(sweep: Sweep, found: Preflight, max_concurrent: int | None, lease: Leas
         observer.phase("trials")
         observer.begin(sweep.trial_table, sweep.space.num_trials, sweep.metric)
         worker, least = worker_resources(config, plan.use_gpu), config.workers.min
-        at_once = sweep.space.num_trials if sweep.every_steps else live  # a generation's end is waited for by all
+        at_once = sweep.space.num_trials if sweep.every_steps else live  # all trials wait for the end of a generation
         expected = sweep.num_wanting(at_once)
         broker = Broker(worker, config.workers.data_cpus, live * config.workers.max, least, expected)
         try:
@@ -132,13 +134,13 @@ def _run(sweep: Sweep, found: Preflight, max_concurrent: int | None, lease: Leas
 
 
 def _trials_on_this_machine(config: RunConfig) -> int:
-    """Trials at once with a core for each worker of their minimum."""
+    """Number of live trials with a core for each of their minimum of workers."""
     return max(1, (os.cpu_count() or 1) // (config.workers.min * config.workers.cpus))
 
 
 def _live_trials(config: RunConfig, session: RaySession, use_gpu: bool) -> int:
-    """Trials at once: as many as fit with workers.min each, and more than that on a cluster, which may grow: those
-    without room only wait."""
+    """Number of live trials: as many as fit with workers.min each. On a cluster, which may grow, possibly more: those
+    without workers just wait."""
     least = config.workers.min
     fitting = int(session.num_gpus // least) if use_gpu else int(session.num_cpus // cpus_needed(config, least))
     if session.is_private:
@@ -147,7 +149,8 @@ def _live_trials(config: RunConfig, session: RaySession, use_gpu: bool) -> int:
 
 
 def _private_cpus(found: Preflight, live: int) -> int:
-    """Logical CPUs of a private Ray: what the live trials need with workers.min each, or what one can use alone."""
+    """Logical CPUs of a private Ray: for the live trials with workers.min each, or for one trial alone if it needs
+    more."""
     if not found.private_cpus or found.config.ray.num_cpus is not None:
         return found.private_cpus
     return max(found.private_cpus, round(live * cpus_needed(found.config, found.config.workers.min) + 0.5))

@@ -1,4 +1,4 @@
-"""What is known of a sweep's trials, and the files that keep it: one trial.json a trial. No Ray."""
+"""The state of a sweep's trials, and the files that record it: one trial.json per trial. No Ray."""
 
 import json
 import math
@@ -35,13 +35,13 @@ class TrialFailure:
 
 @dataclass(frozen=True)
 class TrialRow:
-    """One trial."""
+    """The state of one trial."""
 
     name: str
     values: Values
-    """What it changes in the sweep's config, the seed of a repeat among them."""
+    """What it changes in the sweep's config, including the seed of a repeat."""
     status: str = "waiting"
-    """waiting, running, stopped (with the sweep, and goes on with it), or one of OVER: finished or stopped_early by
+    """waiting, running, stopped (with the sweep, to be resumed with it), or one of OVER: finished or stopped_early by
     itself, pruned by the scheduler, failed."""
     step: int = 0
     value: float | None = None
@@ -49,39 +49,39 @@ class TrialRow:
     best_value: float | None = None
     best_step: int | None = None
     best_others: dict[str, float] = field(default_factory=dict)
-    """The space's other objectives at that evaluation, by metric."""
+    """Metric -> value of the space's other objectives at that evaluation."""
     best_values: Values | None = None
-    """What it changed in the config when it was best; a population's trials change."""
+    """What it changed in the config when it was best. The values of a population's trials change."""
     rung: int = 0
     workers: int = 0
-    """That it may have now."""
+    """Workers that it may have now."""
     goodput: float | None = None
-    """Share of its worker-seconds that went into steps that count and evaluations; known at its end."""
+    """Fraction of its worker-seconds spent in evaluations and steps that count. Known at its end."""
     failure: TrialFailure | None = None
     history: list[tuple[int, float]] = field(default_factory=list)
     """(step, value) of each evaluation."""
     sources: list[tuple[int, str]] = field(default_factory=list)
-    """(step, other trial) of each time that it went on from another's model."""
+    """(step, other trial) of each time that it continued from another trial's model."""
 
     @property
     def values_at_best(self) -> Values:
-        """What it changed in the config when it was best, or changes now."""
+        """What it changed in the config when it was best, or what it changes now."""
         return self.values if self.best_values is None else self.best_values
 
     @property
     def is_over(self) -> bool:
-        """Whether it is not to be trained any further."""
+        """Whether it will not be trained any further."""
         return self.status in OVER
 
 
 class TrialTable:
-    """All trials of a sweep, in the order in which they began."""
+    """All trials of a sweep, in the order in which they started."""
 
     def __init__(self, root: Storage, mode: str):
-        """Reads what an earlier command has left. `mode`: max or min, which metric is better."""
+        """Reads what earlier commands recorded. `mode`: max or min, the direction of the metric."""
         self._root = root
         self.sign = 1.0 if mode == "max" else -1.0
-        """Times a value: larger is better."""
+        """+1.0 to maximize, -1.0 to minimize. Multiplied by it, larger is always better."""
         self.rows: dict[str, TrialRow] = {}
         for name in sorted(root.list_names(TRIALS)) if root.exists(TRIALS) else []:
             if root.exists(f"{TRIALS}/{name}/trial.json"):
@@ -93,7 +93,7 @@ class TrialTable:
         self.began_at_s = time.time()
 
     def update(self, name: str, **changes: Any) -> TrialRow:
-        """Change a trial's row; write it down when its status has changed."""
+        """Change a trial's row. Its file is written if its status changed."""
         before = self.rows[name]
         row = self.rows[name] = replace(before, **changes)
         if row.status != before.status:
@@ -101,7 +101,7 @@ class TrialTable:
         return row
 
     def add(self, name: str, values: Values) -> TrialRow:
-        """A trial that begins, or that is known already."""
+        """Add a trial that starts, or return the row of a known one."""
         if name not in self.rows:
             self.rows[name] = TrialRow(name, values)
             self._write(self.rows[name])
@@ -110,9 +110,9 @@ class TrialTable:
     def evaluated(
         self, name: str, step: int, value: float, rung: int, others: Mapping[str, float] | None = None
     ) -> TrialRow:
-        """A trial's newest evaluation. What it tells again after an interruption is counted once.
+        """Record a trial's newest evaluation. One that is reported again after an interruption is counted once.
 
-        `others`: the space's other objectives, by metric.
+        `others`: metric -> value of the space's other objectives.
         """
         row = self.rows[name]
         if not math.isfinite(value) or any(step <= known for known, _ in row.history[-1:]):
@@ -123,33 +123,34 @@ class TrialTable:
         return self.update(name, step=step, value=value, rung=rung, history=[*row.history, (step, value)], **best)
 
     def exchanged(self, name: str, values: Values, step: int, source: str, best: dict[str, Any]) -> TrialRow:
-        """A trial goes on from another's model, with other values. `best`: see BEST, of the other; its best model is
-        this one's too."""
+        """Record that a trial continues from another's model with other values. `best`: the other's BEST, whose best
+        model
+        becomes this trial's too."""
         row = self.update(name, values=values, sources=[*self.rows[name].sources, (step, source)], **best)
         self._write(row)
         return row
 
     @property
     def best(self) -> TrialRow | None:
-        """The trial with the best value at any of its evaluations; of those that did not fail, if there is one."""
+        """The trial with the best value at any of its evaluations, among those that did not fail if there are any."""
         rows = [row for row in self.best_first() if row.best_value is not None]
         return next((row for row in rows if row.status != "failed"), rows[0] if rows else None)
 
     def best_first(self) -> list[TrialRow]:
-        """All trials by their best values; those that were not evaluated come last."""
+        """All trials, ordered by their best values. Those that were not evaluated come last."""
         return sorted(
             self.rows.values(), key=lambda row: (row.best_value is None, -self.sign * (row.best_value or 0.0))
         )
 
     def reached(self, name: str, also: Sequence[Objective]) -> list[float] | None:
-        """All objectives of a trial's best model, larger is better; None when it failed or one is not known."""
+        """All objectives of a trial's best model, negated if lower is better. None if it failed or one is unknown."""
         row = self.rows[name]
         if row.best_value is None or row.status == "failed" or any(o.metric not in row.best_others for o in also):
             return None
         return [self.sign * row.best_value, *(o.sign * row.best_others[o.metric] for o in also)]
 
     def front(self, also: Sequence[Objective]) -> list[TrialRow]:
-        """Trials of which no other one is as good in all objectives and better in one (Pareto), the best first."""
+        """The Pareto front, the best first: no other trial is as good in all objectives and better in one."""
         values = {name: reached for name in self.rows if (reached := self.reached(name, also)) is not None}
         return [
             row
@@ -159,30 +160,30 @@ class TrialTable:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of all trials, up to their newest evaluations."""
+        """Total optimizer steps of all trials, up to their newest evaluations."""
         return sum(row.step for row in self.rows.values())
 
     def count(self, *statuses: str) -> int:
-        """Trials that are in one of these."""
+        """Number of trials with one of these statuses."""
         return sum(row.status in statuses for row in self.rows.values())
 
     @property
     def num_over(self) -> int:
-        """Trials that are not to be trained any further."""
+        """Number of trials that will not be trained any further."""
         return self.count(*OVER)
 
     def standing(self) -> tuple[dict[str, int], float | None, int]:
-        """Trials by status, the best value, and the steps of all."""
+        """(number of trials by status, best value, total steps)."""
         best = self.best
         value = best.best_value if best else None
         return {status: self.count(status) for status in STATUSES}, value, self.steps
 
     def share_failed(self) -> float:
-        """Failed trials, of those that are over."""
+        """Failed trials as a fraction of those that are over."""
         return self.count("failed") / max(1, self.num_over)
 
     def write_all(self) -> None:
-        """Every row, as it is now."""
+        """Write every row as it is now."""
         for row in self.rows.values():
             self._write(row)
 
@@ -191,5 +192,5 @@ class TrialTable:
 
 
 def _beats(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Whether one trial makes another one pointless; larger is better."""
+    """Whether one trial dominates another: it is as good in every objective and better in one. Larger is better."""
     return all(a >= b for a, b in zip(one, other, strict=True)) and any(a > b for a, b in zip(one, other, strict=True))

@@ -1,4 +1,4 @@
-"""Ray Tune around the trials."""
+"""Runs the trials with Ray Tune."""
 
 import math
 import os
@@ -22,18 +22,18 @@ from raytrain.tuning.state import Sweep
 from raytrain.tuning.trial import SETTLED, STEP, VALUE, TrialPlan
 
 TRIAL_RESOURCES = {"node:__internal_head__": 0.001}
-"""A trial's own process computes nothing; Tune wants it to hold something. It runs where the cluster's head is."""
+"""The process of a trial's controller needs no resources, but Tune requires some. It runs on the cluster's head."""
 
 
 def run_trials(
     sweep: Sweep, broker: Broker, at_once: int, signals: StopSignals, check_lease: Callable[[], None]
 ) -> None:
-    """Let Tune run the trials to their end.
+    """Run the trials with Tune until they end.
 
-    What it writes for itself goes to a folder that ends with it: a sweep goes on from its own files, see `trial`.
+    Tune's own files go to a temporary folder: a sweep resumes from its own files, see `trial`.
 
     Args:
-        at_once: Trials that are begun and not over. How many of them have workers is the pool's matter.
+        at_once: Trials that may be started and not ended. The pool decides how many of them have workers.
     """
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
@@ -64,30 +64,30 @@ def run_trials(
 
 
 def _trainable(config: dict[str, Any]) -> None:
-    """What Tune runs in each trial's process, one trial after the other."""
+    """The function that Tune runs in a trial's process, for one trial after the other."""
     from raytrain.tuning.trial import run_trial
 
-    # Tune waits so long for a trial that it has stopped; the next one, which would have had its process, fails then.
+    # Tune waits this long for a trial that it stopped; then the next one, which would reuse its process, fails.
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "90")
     run_trial(TrialPlan(**config["plan"]))
 
 
 def _settling(scheduler: Any) -> Any:
-    """A scheduler that takes note of settled reports, but stops nobody for them."""
+    """A scheduler that records settled reports without stopping trials for them."""
 
     class Settling(scheduler):
         def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
             decision = super().on_trial_result(controller, trial, result)
             if not result.get(SETTLED):
                 return decision
-            getattr(self, "_stopped_trials", set()).discard(trial)  # the median rule will not hear of one again
+            getattr(self, "_stopped_trials", set()).discard(trial)  # the median rule gets no further report of it
             return self.CONTINUE
 
     return Settling
 
 
 class _Bracketed(AsyncHyperBandScheduler):
-    """Tune's, but a trial's bracket is drawn from its name: a sweep that goes on must find it in the same one."""
+    """Tune's scheduler, with a trial's bracket drawn from its name, so that a resumed sweep puts it in the same one."""
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         super().on_trial_add(tune_controller, trial)
@@ -98,7 +98,7 @@ class _Bracketed(AsyncHyperBandScheduler):
 
 
 def _scheduler(space: Space) -> Any:
-    """Tune's, by our own steps or epochs: its iterations begin anew when a trial does."""
+    """Tune's scheduler, counting our own steps or epochs: Tune's iterations restart with the trial."""
     chosen = space.scheduler
     unit = STEP if isinstance(chosen, Stopping) and chosen.grace_steps else EPOCHS
     if isinstance(chosen, Halving):
@@ -118,6 +118,6 @@ def _scheduler(space: Space) -> Any:
             mode="max",
             grace_period=chosen.grace,
             min_samples_required=chosen.min_trials,
-            min_time_slice=math.inf,  # no trial is put to sleep for another: the pool shares the workers
+            min_time_slice=math.inf,  # no trial is paused for another: the pool allocates the workers
         )
     return FIFOScheduler()

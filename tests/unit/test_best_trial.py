@@ -101,5 +101,5 @@ def test_another_trial_by_its_name(tmp_path: Path) -> None:
     root = sweep_of(tmp_path)
     config = train_winner(root, [], all_data=False, trial="trial_0000")
     assert (config.name, config.training.optimizer.learning_rate) == ("reviews-rates-trial_0000", 1e-3)
-    with pytest.raises(ConfigError, match="--trial trial_0009: .* has none of that name"):
+    with pytest.raises(ConfigError, match="--trial trial_0009: .* has no such trial"):
         train_winner(root, [], all_data=False, trial="trial_0009")

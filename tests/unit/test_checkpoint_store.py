@@ -596,7 +596,7 @@ class TestRefusingStorage:
 
     def test_disk_full(self, tiny_disk):
         message = self.failing_save(tiny_disk)
-        assert "No space left" in message and "Make room" in message and str(tiny_disk) in message
+        assert "No space left" in message and "Free space" in message and str(tiny_disk) in message
 
     def test_read_only_file_system(self, tiny_disk):
         subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
@@ -614,7 +614,7 @@ class TestRefusingStorage:
         )
         result = subprocess.run([sys.executable, "-c", source, str(tmp_path)], capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
-        assert "File too large" in result.stdout and "Make room" in result.stdout
+        assert "File too large" in result.stdout and "Free space" in result.stdout
 
     def test_a_file_stands_where_the_folder_should_be(self, tmp_path, store):
         (tmp_path / "checkpoints").write_text("not a folder")

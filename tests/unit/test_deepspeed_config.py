@@ -60,7 +60,7 @@ def test_owned_keys_are_refused_with_what_to_set_instead(overrides: dict, key: s
             {"zero_optimization": {"overlap_com": True}},
             "did you mean training.deepspeed.zero_optimization.overlap_comm?",
         ),
-        ({"x": 1}, "training.deepspeed.x is no key"),
+        ({"x": 1}, "training.deepspeed.x is not a DeepSpeed option"),
     ],
 )
 def test_unknown_keys_are_refused(overrides: dict, expected: str) -> None:

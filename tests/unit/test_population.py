@@ -1,4 +1,4 @@
-"""Population-based training: who goes on from whom. Pure."""
+"""Population-based training: which trials continue from which models. Pure."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""Population-based training: who goes on from whose model, and with which values. A pure function. No Ray."""
+"""Population-based training: which trials continue from which models, and with which values. Pure. No Ray."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,44 +13,44 @@ from raytrain.tuning.space.space import Space, Values, applies
 
 @dataclass(frozen=True)
 class Member:
-    """A trial that has come to the end of a generation."""
+    """A trial that has reached the end of a generation."""
 
     value: float
-    """Its metric then, larger is better; minus infinity when it is no number."""
+    """Its metric, negated if lower is better. Minus infinity if it is not a number."""
     values: Values
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """What becomes of a trial that goes on from another's model."""
+    """The new model and values of a trial."""
 
     source: str
-    """The other trial."""
+    """The trial whose model it continues from."""
     values: Values
-    """Its own from now on."""
+    """Its values from now on."""
 
 
 RESAMPLE = 0.25
-"""Of Bandits, while they know too little."""
+"""Probability to resample a value in Bandits, until there are enough gains."""
 
 
 def exchange(
     space: Space, generation: int, members: Mapping[str, Member], gains: Sequence[Gain] = ()
 ) -> dict[str, Exchange]:
-    """The worst trials and what becomes of them, by name.
+    """Decide which of the worst trials are replaced. Returns trial name -> exchange.
 
     Args:
         space: Its scheduler is Generational.
-        generation: Ordinal of the one that has ended; with the space's seed it decides what is drawn.
-        members: By name.
-        gains: Of all generations but the first; of use to Bandits.
+        generation: Ordinal of the generation that has ended. With the space's seed it determines the random values.
+        members: Trial name -> its state.
+        gains: Gains of all generations but the first. Used by Bandits.
     """
     scheduler = space.scheduler
     assert isinstance(scheduler, Generational)
     ranked = sorted(members, key=lambda name: (-members[name].value, name))
     number = min(max(1, int(len(ranked) * scheduler.quantile)), len(ranked) // 2)
     best, worst = ranked[:number], ranked[len(ranked) - number :]
-    rng = np.random.default_rng([space.seed, 1 + generation, 0x9B7])  # unlike those of draw_values
+    rng = np.random.default_rng([space.seed, 1 + generation, 0x9B7])  # a different stream from draw_values
     sources = [best[int(rng.integers(len(best)))] for _ in worst]
     if isinstance(scheduler, Bandits) and len(gains) >= LEAST_GAINS:
         values = propose(space, generation + 1, gains, len(worst), scheduler.doubt, rng)
@@ -61,7 +61,7 @@ def exchange(
 
 
 def _explore(space: Space, values: Values, resample: float, rng: np.random.Generator) -> Values:
-    """Values near these."""
+    """Perturb the values."""
     near: Values = {}
     for key, domain in space.parameters.items():
         value = _move(domain, values, key, resample, rng)

@@ -1,5 +1,5 @@
-"""Population-based bandits (PB2, Parker-Holder et al., 2020): the values of the next generation are those from which a
-Gaussian process over all past generations expects most, with its doubt added."""
+"""Population-based bandits (PB2, Parker-Holder et al., 2020): the values of the next generation maximize the upper
+confidence bound of a Gaussian process fitted to all past generations."""
 
 import warnings
 from collections.abc import Sequence
@@ -10,33 +10,33 @@ import numpy as np
 from raytrain.tuning.space.space import Space, Values
 
 LEAST_GAINS = 4
-"""Fewer say nothing of a range."""
+"""With fewer gains, the process is not fitted."""
 CANDIDATES = 512
 
 
 @dataclass(frozen=True)
 class Gain:
-    """What a trial has gained in a generation."""
+    """The gain of a trial in one generation."""
 
     generation: int
     values: Values
-    """With which it trained."""
+    """The values that it trained with."""
     gain: float
-    """Its metric at the generation's end, less that at its beginning; larger is better."""
+    """Its metric at the end of the generation minus that at the start, negated if lower is better."""
 
 
 def propose(
     space: Space, generation: int, gains: Sequence[Gain], number: int, doubt: float, rng: np.random.Generator
 ) -> list[Values]:
-    """Values for so many trials.
+    """Propose values for `number` trials.
 
-    The process is over the parameters, each scaled to [0, 1], and time, in generations: old gains say less of what
-    helps now. The trials' values are chosen one after the other, as if each had gained what was expected of it, so
-    that they differ.
+    The process is over the parameters, each scaled to [0, 1], and time in generations: old gains say less about what
+    helps now. Values are chosen for one trial at a time, as if each had gained what was expected of it, so that they
+    differ.
 
     Args:
-        generation: Ordinal of the one in which they will train.
-        gains: LEAST_GAINS of them or more.
+        generation: Ordinal of the generation in which they will train.
+        gains: At least LEAST_GAINS.
         doubt: Standard deviations that are added to the mean.
     """
     from sklearn.gaussian_process import GaussianProcessRegressor
@@ -53,7 +53,7 @@ def propose(
     process = GaussianProcessRegressor(kernel, normalize_y=True)
     chosen: list[Values] = []
     for _ in range(number):
-        with warnings.catch_warnings():  # a scale at its bound is as good as any with so few points
+        with warnings.catch_warnings():  # with so few points, a length scale at its bound is good enough
             warnings.simplefilter("ignore")
             process.fit(points, heights)
         candidates = [{key: domain.draw(rng) for key, domain in space.parameters.items()} for _ in range(CANDIDATES)]
