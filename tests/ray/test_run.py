@@ -24,6 +24,8 @@ from running import (
 from tiny import make_reviews, write_parquet, write_reviews
 
 from raytrain.config import RunConfig
+from raytrain.storage import Storage
+from raytrain.training.records import read_jsonl
 
 EPOCH_STEPS = 51  # 403 samples in batches of 8: the last step has 3
 
@@ -61,6 +63,10 @@ def test_an_undisturbed_run_does_what_it_promises(undisturbed: Path) -> None:
     assert [(row["split"], row["step"]) for row in evaluations[:3]] == [
         ("validation", EPOCH_STEPS * i) for i in (1, 2, 3)
     ]
+    assert [row["epoch"] for row in evaluations[:3]] == [1, 2, 3]
+    assert evaluations[2]["best"]["step"] == summary(undisturbed)["best_step"]
+    rows = read_jsonl(Storage(str(undisturbed)), "metrics.jsonl")
+    assert [row["epoch"] for row in rows] == [1 + (row["step"] - 1) // EPOCH_STEPS for row in rows]
     assert evaluations[-1]["split"] == "test"
     assert sum(map(sum, evaluations[-1]["tables"]["confusion"]["counts"])) == 37  # every sample exactly once
     result = summary(undisturbed)
@@ -73,7 +79,14 @@ def test_an_undisturbed_run_does_what_it_promises(undisturbed: Path) -> None:
     assert account["worker_seconds"] == pytest.approx(
         result["duration_s"], rel=0.25
     )  # one worker; Ray's end is not in it
-    for name in ("config.yaml", "plan.json", "report.html", "best/model.safetensors", "best/README.md"):
+    for name in (
+        "config.yaml",
+        "plan.json",
+        "commands.jsonl",
+        "report.html",
+        "best/model.safetensors",
+        "best/README.md",
+    ):
         assert (undisturbed / name).exists(), name
     assert not any(path.suffix in (".pt", ".pkl", ".bin") for path in undisturbed.rglob("*"))  # P13
 
