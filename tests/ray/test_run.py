@@ -78,7 +78,8 @@ def test_an_undisturbed_run_does_what_it_promises(undisturbed: Path) -> None:
     assert account["worker_seconds"] == pytest.approx(
         result["duration_s"], rel=0.25
     )  # one worker; Ray's end is not in it
-    for name in ("config.yaml", "plan.json", "commands.jsonl", "report.html", "best/model.safetensors", "best/tokenizer.json"):
+    files = ("config.yaml", "plan.json", "commands.jsonl", "report.html")
+    for name in (*files, "best/model.safetensors", "best/tokenizer.json"):
         assert (undisturbed / name).exists(), name
     assert not any(path.suffix in (".pt", ".pkl", ".bin") for path in undisturbed.rglob("*"))  # P13
 
