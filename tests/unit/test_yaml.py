@@ -81,12 +81,12 @@ def test_anchors_and_merged_mappings() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("name: a\nseed: 1\nname: b\n", "run.yaml is not valid YAML, line 3: 'name' is given twice"),
-        ("data:\n  train: {path: a, path: b}\n", "run.yaml is not valid YAML, line 2: 'path' is given twice"),
-        ("name: a\ndata: [x\n", "run.yaml is not valid YAML, line 3: expected ',' or ']'"),
-        ("name: a\n\tseed: 1\n", "run.yaml is not valid YAML, line 2: "),
-        ("name: a\nmodel: !torch x\n", "run.yaml is not valid YAML, line 2: the tag !torch is not supported"),
-        ("name: a\n---\nname: b\n", "run.yaml is not valid YAML, line 2: but found another document"),
+        ("name: a\nseed: 1\nname: b\n", "run.yaml is not valid YAML: line 3: 'name' is given twice"),
+        ("data:\n  train: {path: a, path: b}\n", "run.yaml is not valid YAML: line 2: 'path' is given twice"),
+        ("name: a\ndata: [x\n", "run.yaml is not valid YAML: line 3: expected ',' or ']'"),
+        ("name: a\n\tseed: 1\n", "run.yaml is not valid YAML: line 2: "),
+        ("name: a\nmodel: !torch x\n", "run.yaml is not valid YAML: line 2: the tag !torch is not supported"),
+        ("name: a\n---\nname: b\n", "run.yaml is not valid YAML: line 2: but found another document"),
         ("name: &a [*a]\n", "run.yaml is not valid YAML: an anchor holds itself"),
         ("name: '\x00'\n", "run.yaml is not valid YAML: unacceptable character"),
     ],
@@ -105,7 +105,7 @@ def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
 
 
 def test_a_broken_override_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"override training: '\{epochs: 1' is not valid YAML, line 1"):
+    with pytest.raises(ConfigError, match=r"override training: '\{epochs: 1' is not valid YAML: line 1"):
         parse_config(MINIMAL, ["training={epochs: 1"])
 
 
