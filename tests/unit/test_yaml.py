@@ -143,6 +143,13 @@ def test_a_run_may_have_any_name(name: str, tmp_path: Path) -> None:
     assert getattr(trial.task, "text_column") == name  # noqa: B009
 
 
+@pytest.mark.parametrize("folder", ["results #2", "a: b", "[x]", "~", "{y}"])
+def test_a_folder_is_no_yaml(folder: str, tmp_path: Path) -> None:
+    run = Storage(str(tmp_path / folder)).at("a")
+    run.write_bytes("config.yaml", dump_config(parse_config(MINIMAL)).encode())
+    assert read_run_config(run).storage_path == f"{tmp_path}/{folder}"
+
+
 @pytest.mark.parametrize("label", ["no", "off", "1", "01", "1.0", "true", "null", "2024-11-29"])
 def test_a_label_is_what_is_written(label: str, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(FILE.format(name="a", label=label, revision="main"))
