@@ -120,8 +120,8 @@ def nearest_field(
     everywhere = sorted(all_fields(root), key=lambda key: key.count("."))
     top = [key for key in everywhere if "." not in key]
     below = [key for key in everywhere if key.startswith(f"{section}.")] if section else everywhere
-    # A namesake at the top is nearer than what only looks alike, and the same section is nearer than another one.
-    tries = [(top, 1.0), (here, 0.75), (below, 1.0), (everywhere, 1.0), (here, 0.6), (top, 0.8), (below, 0.8)]
+    # A namesake is nearer than what looks a little alike, and the same section is nearer than another one.
+    tries = [(here, 0.75), (below, 1.0), (everywhere, 1.0), (here, 0.6), (top, 0.8), (below, 0.8)]
     for keys, cutoff in [*tries, (everywhere, 0.8)]:
         by_name = {key.rpartition(".")[2]: key for key in reversed(keys)}
         if close := difflib.get_close_matches(name, by_name, 1, cutoff=cutoff):

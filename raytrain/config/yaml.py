@@ -54,8 +54,8 @@ def parse_yaml(text: str | bytes, schema: Any = Any, origin: str = "the text") -
         node = YAML(typ="safe", pure=True).compose(text)
         return None if node is None else _construct(node, schema)
     except MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{origin} is not valid YAML{line}: {error.problem}") from None
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ConfigError(f"{origin} is not valid YAML: {line}{error.problem}") from None
     except YAMLError as error:
         raise ConfigError(f"{origin} is not valid YAML: {error}") from None
     except RecursionError:

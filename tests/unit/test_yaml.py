@@ -81,12 +81,12 @@ def test_anchors_and_merged_mappings() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("name: a\nseed: 1\nname: b\n", "run.yaml is not valid YAML, line 3: 'name' is given twice"),
-        ("data:\n  train: {path: a, path: b}\n", "run.yaml is not valid YAML, line 2: 'path' is given twice"),
-        ("name: a\ndata: [x\n", "run.yaml is not valid YAML, line 3: expected ',' or ']'"),
-        ("name: a\n\tseed: 1\n", "run.yaml is not valid YAML, line 2: "),
-        ("name: a\nmodel: !torch x\n", "run.yaml is not valid YAML, line 2: the tag !torch is not supported"),
-        ("name: a\n---\nname: b\n", "run.yaml is not valid YAML, line 2: but found another document"),
+        ("name: a\nseed: 1\nname: b\n", "run.yaml is not valid YAML: line 3: 'name' is given twice"),
+        ("data:\n  train: {path: a, path: b}\n", "run.yaml is not valid YAML: line 2: 'path' is given twice"),
+        ("name: a\ndata: [x\n", "run.yaml is not valid YAML: line 3: expected ',' or ']'"),
+        ("name: a\n\tseed: 1\n", "run.yaml is not valid YAML: line 2: "),
+        ("name: a\nmodel: !torch x\n", "run.yaml is not valid YAML: line 2: the tag !torch is not supported"),
+        ("name: a\n---\nname: b\n", "run.yaml is not valid YAML: line 2: but found another document"),
         ("name: &a [*a]\n", "run.yaml is not valid YAML: an anchor holds itself"),
         ("name: '\x00'\n", "run.yaml is not valid YAML: unacceptable character"),
     ],
@@ -105,7 +105,7 @@ def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
 
 
 def test_a_broken_override_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"override training: '\{epochs: 1' is not valid YAML, line 1"):
+    with pytest.raises(ConfigError, match=r"override training: '\{epochs: 1' is not valid YAML: line 1"):
         parse_config(MINIMAL, ["training={epochs: 1"])
 
 
@@ -141,6 +141,13 @@ def test_a_run_may_have_any_name(name: str, tmp_path: Path) -> None:
     trial = trial_config(config, root, name, {"task.text_column": name})
     assert (trial.name, trial.task.labels, trial.seed) == (name, [name, "other"], 0)
     assert getattr(trial.task, "text_column") == name  # noqa: B009
+
+
+@pytest.mark.parametrize("folder", ["results #2", "a: b", "[x]", "~", "{y}"])
+def test_a_folder_is_no_yaml(folder: str, tmp_path: Path) -> None:
+    run = Storage(str(tmp_path / folder)).at("a")
+    run.write_bytes("config.yaml", dump_config(parse_config(MINIMAL)).encode())
+    assert read_run_config(run).storage_path == f"{tmp_path}/{folder}"
 
 
 @pytest.mark.parametrize("label", ["no", "off", "1", "01", "1.0", "true", "null", "2024-11-29"])
