@@ -39,8 +39,8 @@ def _import_module(target: str) -> ModuleType:
         if error.name is not None and f"{name}.".startswith(f"{error.name}."):
             raise ConfigError(
                 f"task.target {target}: there is no module {error.name!r} in {os.getcwd()} or among the installed "
-                "packages; run raytrain in the folder that holds it, on a cluster through `raytrain submit`, which "
-                "brings that folder along"
+                "packages; run raytrain in the folder that holds it, on a cluster with `raytrain submit --working-dir "
+                ".`, which sends that folder along"
             ) from None
         raise ConfigError(f"task.target {target}: importing {name} failed: {error}") from error
     except Exception as error:  # whatever the user's module does when it is imported
