@@ -148,7 +148,7 @@ class Sweep:
                 sign=self.trial_table.sign,
                 broker=broker,
                 is_over=row.is_over,
-                failure=row.failure,
+                failure=str(row.failure) if row.failure is not None else None,
                 rung=row.rung,
                 value=None if row.value is None else self.trial_table.sign * row.value,
                 sweep=self.root.path_of(),
@@ -162,7 +162,7 @@ class Sweep:
                 told = f"these values do not go together: {without_headline(str(error))}"
                 failure = TrialFailure(error.code, told)
                 self.tell(self.trial_table.update(name, status="failed", failure=failure), "over")
-                return replace(plan, is_over=True, failure=failure)
+                return replace(plan, is_over=True, failure=str(failure))
             if self.every_steps is not None:  # its values are laid over it in each generation
                 config = trial_config(self.config, self.root, name, {})
             return replace(plan, config=config.model_dump(mode="json", exclude_unset=True))

@@ -49,8 +49,8 @@ class TrialPlan:
     """The space's other objectives; their values are told with each evaluation, where they are not known before."""
     is_over: bool = False
     """It has ended before; it only tells."""
-    failure: TrialFailure | None = None
-    """What it failed of then."""
+    failure: str | None = None
+    """What it failed of then, for the log of its process."""
     rung: int = 0
     """Rungs that it had passed then."""
     value: float | None = None
@@ -74,13 +74,13 @@ def run_trial(plan: TrialPlan) -> None:
         TrialFailed: What of is in the file FAILURE of the trial's folder, unless the plan says it.
     """
     if not plan.config:  # its values can't be a config
-        raise TrialFailed(str(plan.failure))
+        raise TrialFailed(plan.failure)
     config = parse_config(plan.config)
     run = Storage(config.storage_path).at(config.name)
     reporter = Reporter(plan)
     reporter.tell_again(read_jsonl(run, "evals.jsonl"))
     if plan.failure is not None:
-        raise TrialFailed(str(plan.failure))
+        raise TrialFailed(plan.failure)
     if plan.is_over:
         return
     failure = None

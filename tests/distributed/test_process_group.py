@@ -49,6 +49,7 @@ def test_who_loses_a_peer_says_so(zero_stage: int, tmp_path: Path) -> None:
 
 def _lose_peer(zero_stage: int, folder: Path) -> FailureCode | None:
     me = dist.get_rank()
+    dist.barrier()  # the launcher's own group has formed everywhere
     take_down()
     try:
         with process_group(World(me, 3), "gloo", _store(World(me, 3), folder / "first")):
