@@ -304,10 +304,9 @@ def _raw(config: Any) -> dict[str, Any]:
     if isinstance(config, Mapping):
         return dict(config)
     if isinstance(config, str | os.PathLike):
-        from raytrain.config.io import read_yaml
-        from raytrain.config.shipped import find_config
+        from raytrain.config.io import read_config
 
-        raw: dict[str, Any] = read_yaml(find_config(os.fspath(config)))
+        raw: dict[str, Any] = read_config(os.fspath(config))
         return raw
     raise ConfigError(
         f"a config is a path, the name of a shipped config, a mapping or a RunConfig, not {type(config).__name__}"

@@ -19,6 +19,10 @@ from raytrain.config.io import parse_config
 from raytrain.runs import run as driver
 from raytrain.runs.run import RunResult
 from raytrain.training.outcome import RunStatus
+from raytrain.tuning import sweep
+from raytrain.tuning.state import SweepResult
+
+DONE = SweepResult(status=RunStatus.FINISHED, path="runs/a-space", metric="accuracy", mode="max")
 
 
 def test_a_failed_run_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -70,12 +74,25 @@ def test_a_config_may_be_a_path_a_name_a_mapping_or_an_object(
     assert seen[-1].name == "movie_reviews"
 
 
+def test_a_sweep_reads_the_file_as_a_run_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run may be named 007, and a space be given as a mapping."""
+    seen = []
+    monkeypatch.setattr(sweep, "run_sweep", lambda *given, **options: seen.append((given, options)) or DONE)
+    path = write_config(tiny_run(tmp_path, "a"), tmp_path)
+    Path(path).write_text(Path(path).read_text().replace("name: a\n", "name: 007\n"))
+    space = {"parameters": {"seed": {"kind": "randint", "low": 1, "high": 9}}, "budget": {"trials": 4}}
+    assert raytrain.tune(path, {"training.epochs": 1}, space=space, trials=2, max_concurrent=1) is DONE
+    (raw, words, chosen, name, _), options = seen[0]
+    assert (raw["name"], words, name, options) == ("007", ["training.epochs=1"], "space", {"max_concurrent": 1})
+    assert chosen.budget.trials == 2
+
+
 def test_overrides_are_words_and_mappings_and_the_last_wins(seen: list[raytrain.RunConfig], tmp_path: Path) -> None:
     raytrain.train(tiny_run(tmp_path, "a"), "seed=1", {"seed": 2, "training.epochs": 9}, "training.epochs=4")
     assert (seen[-1].seed, seen[-1].training.epochs) == (2, 4)
 
 
-@pytest.mark.parametrize("value", ["off", "no", "2024-11-29", "null", "a: b", 'quote"d'])
+@pytest.mark.parametrize("value", ["off", "no", "2024-11-29", "1e5", "007", "null", "a: b", 'quote"d'])
 def test_text_in_a_mapping_stays_text(tmp_path: Path, value: str) -> None:
     raw = tiny_run(tmp_path, "a").model_dump(mode="json", exclude_unset=True)
     assert parse_config(raw, words_of([{"task.text_column": value}])).task.text_column == value  # type: ignore[union-attr]
@@ -141,7 +158,7 @@ def test_the_plan_is_that_of_the_command(tmp_path: Path) -> None:
 
 FUNCTIONS = {"train": "train", "resume": "resume", "tune": "tune", "plan": "plan", "eval": "evaluate"}
 ONLY_PYTHON = {"progress", "callbacks"}
-ONLY_COMMAND = {"json"}  # of plan: the function gives the object
+ONLY_COMMAND = {"json", "fields"}  # of plan: the function gives the object; of tune: help
 
 
 @pytest.mark.parametrize(("command", "function"), FUNCTIONS.items())

@@ -66,7 +66,7 @@ def test_neither_training_data_nor_base_model_has_to_be_there(tmp_path: Path) ->
     config = tiny_run(tmp_path, "a", "workers.gpu=false")
     best = tmp_path / "runs" / "a" / "best"
     best.mkdir(parents=True)
-    (best / "raytrain.json").write_text(json.dumps({"labels": ["positive", "negative"], "step": 3}))
+    (best / "raytrain.json").write_text(json.dumps({"state": {"labels": ["positive", "negative"]}, "step": 3}))
     (best / "config.json").write_text("{}")
     for file in (tmp_path / "tokenizer").iterdir():
         file.rename(best / file.name)
@@ -79,7 +79,7 @@ def test_neither_training_data_nor_base_model_has_to_be_there(tmp_path: Path) ->
 
 def store_of(folder: Path, *splits: str) -> PreparedStore:
     infos = {split: SplitInfo(1, 1, 0, 0, []) for split in splits}
-    (folder / "manifest.json").write_bytes(Manifest("f", ["a"], 0, infos, "c").to_json())
+    (folder / "manifest.json").write_bytes(Manifest("f", {"labels": ["a"]}, 0, infos, "c").to_json())
     return PreparedStore(str(folder))
 
 
