@@ -286,8 +286,8 @@ def _token_refusal(address: str) -> str:
         "get-auth-token` prints it)"
     )
     if os.environ["RAY_AUTH_MODE"] != "token":  # see `_choose_auth_mode`
-        return f"the job server at {address} wants a token, and none was sent. {how}"
-    return f"the job server at {address} does not take this token: it is another cluster's, or an old one. {how}"
+        return f"the job server at {address} requires a token, and none was sent. {how}"
+    return f"the job server at {address} rejects this token: it is that of another cluster, or an old one. {how}"
 
 
 def _unreachable(address: str, reason: str) -> str:

@@ -145,10 +145,9 @@ def make_forecast(config: RunConfig, hardware: Hardware, calibration_run: str | 
     on_this_machine = hardware.is_this_machine and cluster_address(config) is None
     found = check(config, on_this_machine=on_this_machine)
     config = found.config
-    notes = []
     task = make_task(config.task, config.data.max_length)
     num_samples, state, said = _count_data(config, task)
-    notes += [said] if said else []
+    notes = [said] if said else []
     shape = shape_on_meta(config, task, state)
     num_cpus, num_gpus = _size_of(found, hardware, on_this_machine=on_this_machine)
     plan = make_plan(

@@ -21,7 +21,7 @@ class Evaluation:
 
     run_path: str
     split: str
-    """As in evals.jsonl: validation or test, or the path of the files when they are not the run's own."""
+    """validation or test, or the path of the files when they are not the run's own, as in evals.jsonl."""
     step: int
     """The step of the best model."""
     num_samples: int

@@ -60,6 +60,6 @@ def _make_own(task_class: Any, target: str, args: dict[str, Any], max_length: in
         raise ConfigError(f"task.args: {target} can't be made of them: {first_line(str(error))}") from error
     if task.best_metric not in task.modes:
         raise ConfigError(
-            f"task.target {target}: best_metric {task.best_metric!r} is none of its metrics: {', '.join(task.modes)}"
+            f"task.target {target}: best_metric {task.best_metric!r} is not one of its metrics: {', '.join(task.modes)}"
         )
     return task

@@ -42,7 +42,7 @@ class SweepResult:
     best_values: Values = field(default_factory=dict)
     """What the best trial changes in the config."""
     front: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Of a space with more than one objective: the trials that no other one beats in everything, and what their best
+    """For a space with more than one objective, the trials that no other one beats in everything, and what their best
     models have in each."""
     num_trials: int = 0
     num_failed: int = 0

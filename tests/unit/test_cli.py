@@ -83,7 +83,7 @@ def test_an_option_that_is_a_field_is_answered_with_the_field(words: str, expect
         app(words.split(), standalone_mode=False)
 
 
-@pytest.mark.parametrize("words", ["tune x --trails 3", "eval x --lr 3"])
+@pytest.mark.parametrize("words", ["tune x --trails 3", "report x --lr 3"])
 def test_any_other_unknown_option_is_left_to_the_parser(words: str) -> None:
     from raytrain.cli.main import app
 
