@@ -1,4 +1,4 @@
-"""What an evaluation of a finished run may change, and what comes of it. No Ray."""
+"""What an evaluation of a finished run may change, and its result. No Ray."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from raytrain.errors import ConfigError
 from raytrain.storage import Storage
 
 SPLITS = ("validation", "test")
-# Beginnings of what an evaluation may change beside its own split; anything else would not concern the model in best/.
+# Prefixes of the keys that an evaluation may change beside its own split; no other key concerns the model in best/.
 ALLOWED = ("data.bad_rows", "data.prepared_path", "workers.", "ray.", "training.micro_batch_size")
 # Changing these leaves the prepared data of the run valid.
 NOT_THE_DATA = ("data.prepared_path", "workers.", "ray.", "training.")
@@ -21,7 +21,7 @@ class Evaluation:
 
     run_path: str
     split: str
-    """validation or test, or the path of the files when they are not the run's own, as in evals.jsonl."""
+    """`validation` or `test`, or the path of the files when they are not the run's own, as in evals.jsonl."""
     step: int
     """The step of the best model."""
     num_samples: int
@@ -30,9 +30,9 @@ class Evaluation:
 
 
 def allowed_overrides(split: str, overrides: Sequence[str]) -> list[str]:
-    """The overrides of an evaluation. Files of validation replace the fraction that was held out of the training data.
+    """Check the overrides of an evaluation. Validation files replace the fraction held out of the training data.
 
-    Raises ConfigError for a split that can't be evaluated, and for an override that an evaluation would not heed.
+    Raises ConfigError for a split that can't be evaluated, and for an override that has no effect on an evaluation.
     """
     if split not in SPLITS:
         raise ConfigError(f"--split {split!r} can't be evaluated; allowed: {', '.join(SPLITS)}")
@@ -52,7 +52,7 @@ def allowed_overrides(split: str, overrides: Sequence[str]) -> list[str]:
 
 
 def check_can_be_measured(run: Storage, config: RunConfig, split: str) -> None:
-    """Raises ConfigError when there is no best model yet, or no such split."""
+    """Raises ConfigError when the run has no best model yet, or does not have this split."""
     if not run.exists("best/raytrain.json"):
         raise ConfigError(f"{run.path_of()} has no best/ model yet; train the run first")
     if getattr(config.data, split) is None:
@@ -64,13 +64,13 @@ def check_can_be_measured(run: Storage, config: RunConfig, split: str) -> None:
 
 
 def reads_other_data(overrides: Sequence[str]) -> bool:
-    """Whether the samples are not those that the run has prepared."""
+    """Whether the evaluation reads samples other than those that the run has prepared."""
     return any(not override.startswith(NOT_THE_DATA) for override in overrides)
 
 
 def for_other_data(config: RunConfig, run: Storage) -> RunConfig:
-    """The config that prepares other data for the model in best/: with its labels, in their order, and with its
-    tokenizer, so that neither the training data nor the model that the training began with has to be there."""
+    """The config that prepares other data for the model in best/: with the model's labels in their order, and with its
+    tokenizer, so that neither the training data nor the original model has to exist any longer."""
     if config.task.kind == "python":
         raise ConfigError(
             "other files can't be evaluated with task.kind python: what its class learned from the training data is "
@@ -78,7 +78,7 @@ def for_other_data(config: RunConfig, run: Storage) -> RunConfig:
         )
     state = run.read_json("best/raytrain.json")["state"]
     task: dict[str, Any] = {"labels": state["labels"]}
-    if "class_weights" in state:  # balanced ones were counted in the training data, which need not be there
+    if "class_weights" in state:  # balanced weights were counted in the training data, which may be gone
         task["class_weights"] = dict(zip(state["labels"], state["class_weights"], strict=True))
     changes: dict[str, Any] = {"task": config.task.model_copy(update=task)}
     if (path := run.local_path("best")) is not None:  # on an object store the workers can't open it as a folder

@@ -1,4 +1,4 @@
-"""One command a run: a file in the run's folder that its driver keeps renewing while it lives."""
+"""At most one command trains a run: a file in the run's folder that its driver renews while it lives."""
 
 import json
 import logging
@@ -16,8 +16,8 @@ from raytrain.storage import Storage
 
 LEASE = "lease.json"
 RENEW_EVERY_S = 5.0
-# A driver that has not renewed for so long is taken for dead. Its successor waits for it: the same command given again
-# after a crash, also on another machine.
+# A driver that has not renewed its lease for this long is considered dead. Its successor waits that long: usually the
+# same command, given again after a crash, possibly on another machine.
 STALE_AFTER_S = 20.0
 RENEWALS_TO_SEE = 2.5
 POLL_S = 0.5
@@ -26,13 +26,13 @@ logger = logging.getLogger(__name__)
 
 
 class Lease:
-    """Context in which this process is the one that trains the run.
+    """Context manager that makes this process the only one that trains the run.
 
-    Entering waits for a driver that may be dead, and raises ConfigError when it turns out to live.
+    Entering waits while the previous driver may still be alive, and raises ConfigError if it is.
     """
 
     def __init__(self, run: Storage, say: Callable[[str], None] = lambda text: None):
-        """`say`: tells the user what is waited for."""
+        """`say`: tells the user what is being waited for."""
         self._run, self._say = run, say
         self._token = secrets.token_hex(8)
         self._is_over = threading.Event()
@@ -54,9 +54,9 @@ class Lease:
             self._run.delete(LEASE)
 
     def check(self) -> None:
-        """Raises TrainingError when another command has taken the run over (this one was frozen for a while)."""
+        """Raises TrainingError when another command has taken over the run, because this process was suspended."""
         if self._is_lost:
-            raise TrainingError(f"another command has taken {self._run.path_of()} over; this one ends")
+            raise TrainingError(f"another command has taken over {self._run.path_of()}; this one ends")
 
     def _wait_for_predecessor(self) -> None:
         first = self._read()
@@ -64,9 +64,9 @@ class Lease:
             return
         owner = f"process {first.get('pid')} on {first.get('host')}"
         age_s = max(0.0, time.time() - first["renewed_at_s"])
-        # By our clock, which may not be the owner's: long enough to see a driver that lives renew it.
+        # Measured by our clock, which may differ from the owner's: long enough to see a live driver renew its lease.
         patience_s = max(STALE_AFTER_S - age_s, RENEWALS_TO_SEE * RENEW_EVERY_S)
-        self._say(f"this run was {owner}'s: waiting {patience_s:.0f} s to see whether that still lives")
+        self._say(f"this run was last trained by {owner}: waiting {patience_s:.0f} s to see whether it is still alive")
         deadline_s = time.monotonic() + patience_s
         while time.monotonic() < deadline_s:
             time.sleep(POLL_S)
@@ -74,7 +74,7 @@ class Lease:
                 return
             if self._read() != first:
                 raise ConfigError(
-                    f"{self._run.path_of()} is being trained by {owner}: two commands would spoil each other's files. "
+                    f"{self._run.path_of()} is being trained by {owner}: two commands would damage each other's files. "
                     "Stop that one, or give this run another name"
                 )
 
@@ -85,7 +85,7 @@ class Lease:
                     self._is_lost = True
                     return
                 self._write()
-            except Exception as error:  # storage that fails for a while; the next renewal may succeed
+            except Exception as error:  # a temporary storage failure; the next renewal may succeed
                 logger.warning("the lease of %s could not be renewed: %s", self._run.path_of(), error)
 
     def _is_mine(self) -> bool:
@@ -112,14 +112,13 @@ class Lease:
 
 
 def _is_dead(lease: dict[str, Any]) -> bool:
-    """Whether the owner surely was a process of this machine and container that is no more."""
+    """Whether the owner was certainly a process of this machine and container that no longer exists."""
     machine = _machine()
     return machine is not None and lease.get("machine") == machine and _start_of(lease.get("pid")) != lease["started"]
 
 
 def _machine() -> str | None:
-    """What process numbers here are unique in: this boot of the machine, and the container. None where that is not
-    known."""
+    """The scope in which process ids are unique: this boot of the machine, and the container. None if unknown."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
@@ -128,7 +127,7 @@ def _machine() -> str | None:
 
 
 def _start_of(pid: Any) -> str | None:
-    """When a process began, in the kernel's ticks; None when there is none of that number."""
+    """When a process started, in the kernel's ticks; None when there is no such process."""
     try:
         with open(f"/proc/{int(pid)}/stat", encoding="utf-8", errors="replace") as file:
             return file.read().rpartition(")")[2].split()[19]

@@ -1,7 +1,7 @@
-"""The plan of a run: what will happen at each world size, before anything happens. No Ray, no torch.
+"""The plan of a run: what will happen at each world size, computed before anything starts. No Ray, no torch.
 
-It answers whether the run fits: workers hold CPUs for good, and Ray Data needs some that they don't hold, or it waits
-for ever without an error.
+It also decides whether the run fits. Workers reserve their CPUs for their whole life, and Ray Data needs some that are
+not reserved; otherwise it waits indefinitely without an error.
 """
 
 import math
@@ -14,24 +14,24 @@ from raytrain.errors import ConfigError
 from raytrain.steps.batches import BatchPlan
 from raytrain.steps.timetable import make_timetable
 
-# World sizes that a note names; plan.json has them all.
+# A note names at most this many world sizes; plan.json has all of them.
 MAX_NAMED_SIZES = 8
 
 
 @dataclass(frozen=True)
 class WorldPlan:
-    """How a step is done at one world size."""
+    """How a step is executed at one world size."""
 
     world_size: int
     min_samples_per_worker: int
-    """Samples of a full step on the worker that has fewest."""
+    """Samples of a full step on the worker that has the fewest."""
     max_samples_per_worker: int
     micro_steps: int
-    """Forward/backward passes of a step on each worker."""
+    """Forward/backward passes per step on each worker."""
     cpus: float
     """CPUs that the workers and their Ray Data pipelines hold."""
     fits: bool
-    """Whether the Ray that was looked at has room for it now."""
+    """Whether the inspected Ray has room for it now."""
 
 
 @dataclass(frozen=True)
@@ -40,30 +40,29 @@ class Plan:
 
     name: str
     num_cpus: float
-    """Logical CPUs of the Ray that was looked at."""
+    """Logical CPUs of the inspected Ray."""
     num_gpus: float | None
-    """GPUs of it; None: not known."""
+    """GPUs of the inspected Ray; None: not known."""
     use_gpu: bool
     """Whether each worker holds a GPU."""
     canonical_shards: int
     global_batch_size: int
     worlds: list[WorldPlan]
-    """One entry a world size in [workers.min, workers.max]."""
+    """One entry per world size in [workers.min, workers.max]."""
     steps_per_epoch: int | None = None
-    """None when the data has not been counted yet."""
+    """None when the data has not been prepared yet."""
     total_steps: int | None = None
     checkpoint_bytes: int | None = None
-    """Size of one checkpoint; None when the model has not been looked at."""
+    """Size of one checkpoint; None when the model has not been inspected."""
     checkpoints_kept: int = 0
     snapshot_bytes: int | None = None
-    """What the snapshots take in the memory of all nodes together; None when they are off or the model's size is not
-    known."""
+    """Memory that the snapshots take on all nodes together; None when they are off or the model's size is not known."""
     notes: list[str] = field(default_factory=list)
-    """What the user may want to know; none of it keeps the run from starting."""
+    """Remarks for the user; none of them keeps the run from starting."""
 
     @property
     def world_size(self) -> int:
-        """Workers that the run starts with: the most that fit now, or the fewest when it has to wait for nodes."""
+        """Workers that the run starts with: the most that fit now, or workers.min when it has to wait for nodes."""
         return max((world.world_size for world in self.worlds if world.fits), default=self.worlds[0].world_size)
 
     def world(self, world_size: int) -> WorldPlan:
@@ -90,13 +89,14 @@ def make_plan(
     Args:
         num_cpus: Logical CPUs of the Ray; for a private one, what `logical_cpus` says.
         num_gpus: GPUs of the Ray; None before it is known: GPUs are not checked then.
-        num_samples: Training samples, when they have been prepared.
-        num_trained: Parameters that are trained, when the model has been looked at.
-        can_grow: Whether nodes may join that Ray: the run then waits for them instead of being refused.
-        whose: What has these CPUs and GPUs, for messages.
+        num_samples: Training samples, if they have been prepared.
+        num_trained: Parameters that are trained, if the model has been inspected.
+        can_grow: Whether nodes may join this Ray; the run then waits for them instead of being refused.
+        whose: The owner of these CPUs and GPUs, for messages.
 
     Raises:
-        ConfigError: It can't run: no room for workers.min with CPU left for Ray Data, no GPUs, or no step in an epoch.
+        ConfigError: The run can't work: no room for workers.min with CPU left for Ray Data, no GPUs, or no step in an
+        epoch.
     """
     use_gpu = _use_gpu(config, num_gpus, can_grow, whose)
     workers = config.workers
@@ -129,12 +129,13 @@ def make_plan(
 
 
 def logical_cpus(config: RunConfig, machine_cores: int) -> int:
-    """CPUs to give a private Ray on this machine: its cores, and on top what Ray Data needs beside the workers.
+    """CPUs to give a private Ray on this machine: its cores, plus what Ray Data needs beside the workers.
 
-    Logical CPUs only count reservations. `ray.num_cpus` is taken as it is: who sets it may oversubscribe the cores.
+    Logical CPUs only count reservations. `ray.num_cpus` is taken as it is: setting it allows oversubscription of the
+    cores.
 
     Raises:
-        ConfigError: workers.min workers have not a core each for their CPUs.
+        ConfigError: The machine has fewer cores than workers.min workers reserve.
     """
     if config.ray.num_cpus is not None:
         return config.ray.num_cpus
@@ -151,7 +152,8 @@ def logical_cpus(config: RunConfig, machine_cores: int) -> int:
 
 
 def cpus_needed(config: RunConfig, world_size: int) -> float:
-    """CPUs that a worker group holds: the workers' own, and at least one for Ray Data, which also prepares."""
+    """CPUs that a worker group reserves: the workers' own, and at least one for Ray Data, which also prepares the
+    data."""
     return world_size * config.workers.cpus + _data_cpus(config, world_size)
 
 
@@ -160,7 +162,7 @@ def _data_cpus(config: RunConfig, world_size: int) -> float:
 
 
 def _use_gpu(config: RunConfig, num_gpus: float | None, can_grow: bool, whose: str) -> bool:
-    """Whether workers hold GPUs. Raises ConfigError when they are asked for and there are none."""
+    """Whether each worker reserves a GPU. Raises ConfigError when GPUs are requested and there are none."""
     if config.workers.gpu == "auto":
         return num_gpus is not None and num_gpus >= 1
     if config.workers.gpu and num_gpus is not None and num_gpus < 1 and not can_grow:
@@ -187,7 +189,7 @@ def _world_plan(
 
 
 def _no_room(config: RunConfig, num_cpus: float, num_gpus: float | None, use_gpu: bool, whose: str) -> str:
-    """Why not even workers.min fits, in numbers, and what to change."""
+    """The message for when not even workers.min fits: the numbers, and what to change."""
     workers = config.workers
     is_planned = whose != "this Ray"
     more_nodes = "plan with more --nodes, --gpus-per-node or --cpus-per-node" if is_planned else "add nodes"
@@ -201,7 +203,7 @@ def _no_room(config: RunConfig, num_cpus: float, num_gpus: float | None, use_gpu
     return (
         f"no room for workers.min {workers.min}: {held} CPUs for the workers (workers.cpus {workers.cpus} each) and "
         f"{needed - held:g} for Ray Data (workers.data_cpus {workers.data_cpus:g} each, at least 1) make {needed:g}, "
-        f"and {whose} has {num_cpus:g}, so Ray Data would wait for ever. Lower workers.min or workers.cpus, "
+        f"and {whose} has {num_cpus:g}, so Ray Data would wait indefinitely. Lower workers.min or workers.cpus, "
         + (
             f"or {more_nodes}"
             if is_planned
@@ -211,12 +213,12 @@ def _no_room(config: RunConfig, num_cpus: float, num_gpus: float | None, use_gpu
 
 
 def _steps_per_epoch(config: RunConfig, num_samples: int) -> int:
-    """Steps of an epoch, the smaller last one included. Raises ConfigError when there is none."""
+    """Steps per epoch, including the smaller last one. Raises ConfigError when there is none."""
     batch = config.training.global_batch_size
     steps = make_timetable(config, num_samples, has_validation=False).steps_per_epoch
     if steps == 0:
         if num_samples == 0:
-            raise ConfigError("data.train has no sample that can be used")
+            raise ConfigError("data.train has no usable sample")
         raise ConfigError(
             f"an epoch of {num_samples} samples has no step: training.global_batch_size is {batch} and data.drop_last "
             "leaves out the smaller last step; lower training.global_batch_size, or set data.drop_last to false"
@@ -231,8 +233,8 @@ def _notes(
     warmup = config.training.schedule.warmup_steps
     if warmup is not None and total_steps is not None and warmup >= total_steps:
         notes.append(
-            f"training.schedule.warmup_steps {warmup} is no less than the {total_steps} steps of the run: the learning "
-            "rate never comes to its peak"
+            f"training.schedule.warmup_steps {warmup} is not less than the {total_steps} steps of the run: the "
+            "learning rate never reaches its peak"
         )
     too_large = [world for world in worlds if not world.fits]
     if len(too_large) == len(worlds):
@@ -249,7 +251,7 @@ def _notes(
     if uneven:
         sizes = ", ".join(str(world.world_size) for world in uneven[:MAX_NAMED_SIZES])
         more = ", ..." if len(uneven) > MAX_NAMED_SIZES else ""
-        notes.append(f"at {sizes}{more} workers a step is not shared out evenly: exact all the same, but some wait")
+        notes.append(f"at {sizes}{more} workers a step can't be split evenly: still exact, but some workers wait")
     return notes
 
 

@@ -1,4 +1,4 @@
-"""Everything that can be found wrong before Ray is started, in a second or two (P16)."""
+"""Checks that find mistakes before Ray is started, within a second or two (P16)."""
 
 import os
 import uuid
@@ -24,7 +24,7 @@ from raytrain.tasks.imported import source_hash
 from raytrain.tracking.trackers import check_trackers
 from raytrain.training.progress import mode_of, watched_mode
 
-JOB_FOLDER = "/runtime_resources/working_dir_files/"  # where Ray unpacks what a job brings along
+JOB_FOLDER = "/runtime_resources/working_dir_files/"  # where Ray unpacks the working directory of a job
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Preflight:
     """A config that has passed the checks."""
 
     config: RunConfig
-    """With absolute paths: workers run in other folders than the user."""
+    """With absolute paths, since workers run in other folders than the user."""
     private_cpus: int
-    """Logical CPUs of a private Ray."""
+    """Logical CPUs for a private Ray."""
 
     def plan_on(self, session: RaySession, num_samples: int | None = None) -> Plan:
-        """The plan on the cluster as it is. Raises ConfigError when the run can't work there."""
+        """The plan on the cluster as it is now. Raises ConfigError when the run can't work there."""
         plan = make_plan(
             self.config,
             num_cpus=session.num_cpus,
@@ -52,15 +52,15 @@ class Preflight:
 
 
 def check(config: RunConfig, *, on_this_machine: bool = True, only: str | None = None) -> Preflight:
-    """Check what can be checked without Ray.
+    """Run all checks that don't need Ray.
 
     Args:
-        on_this_machine: Whether a run without a cluster would be this machine's own; False: its CPUs don't matter.
-        only: The one split that will be read; None: all of them.
+        on_this_machine: Whether a run without a cluster would run on this machine; False: its CPUs don't matter.
+        only: The only split that will be read; None: all splits.
 
     Raises:
         ConfigError: A model without a tokenizer, a storage path that can't be written, a plan that can't run, ...
-        DataError: A file that is missing, empty or broken, a column that is not there.
+        DataError: A file is missing, empty or broken, or a column does not exist.
     """
     given, config = config, resolve(config)
     check_deepspeed_overrides(config.training.deepspeed)
@@ -75,7 +75,7 @@ def check(config: RunConfig, *, on_this_machine: bool = True, only: str | None =
     task = make_task(config.task, config.data.max_length)
     _check_metrics(config, task)
     try:
-        check_sources(given.data, task, only)  # a path that is missing is named as the user wrote it
+        check_sources(given.data, task, only)  # a missing path is named as the user wrote it
         check_tokenizer(config.model)
         _check_trust(config.model)
         if config.training.gradient_checkpointing:
@@ -88,10 +88,11 @@ def check(config: RunConfig, *, on_this_machine: bool = True, only: str | None =
 
 
 def check_elsewhere(config: RunConfig) -> None:
-    """Check what can be checked of a run that will be on a cluster which this machine is not part of. The cluster's own
-    `check` does the rest, since only there the files can be seen.
+    """Check what this machine can check of a run on a cluster that it is not part of. The cluster's own `check` does
+    the rest, since the files are visible only there.
 
-    Raises ConfigError. A relative path is one: it would be looked for in the job's own folder, which goes with the job.
+    Raises ConfigError, also for relative paths: those would be relative to the job's own folder, which is deleted with
+    the job.
     """
     check_deepspeed_overrides(config.training.deepspeed)
     communication_variables(config.training.communication)
@@ -113,14 +114,14 @@ def check_elsewhere(config: RunConfig) -> None:
 
 
 def local_paths(config: RunConfig) -> list[tuple[str, str]]:
-    """(dotted key, path) of everything that the config names in a file system, as it is written."""
+    """(dotted key, path) of every path in the config that is on a file system, as written."""
     found = _named_by(config, Mark.PATH)
     found += [(key, place) for key, place in _named_by(config, Mark.PATH_OR_HUB_ID) if _is_local(place)]
     return [(key, path) for key, path in found if "://" not in path]
 
 
 def _named_by(config: RunConfig, mark: Mark) -> list[tuple[str, str]]:
-    """(dotted key, value) of the fields with a mark; of a list each item."""
+    """(dotted key, value) of the fields with a mark; for a list, one pair per item."""
     values = flatten(config.model_dump(mode="json"))
     lists = {key: values.get(key) or [] for key in marked(mark)}
     return [(key, one) for key, given in lists.items() for one in ([given] if isinstance(given, str) else given)]
@@ -128,7 +129,7 @@ def _named_by(config: RunConfig, mark: Mark) -> list[tuple[str, str]]:
 
 def resolve(config: RunConfig) -> RunConfig:
     """The config with local paths made absolute, since workers don't run in the user's folder, and with the hash of the
-    file that a `python` task comes from. Raises ConfigError when that task can't be imported."""
+    file that defines a `python` task. Raises ConfigError when that task can't be imported."""
     raw = config.model_dump(mode="json", exclude_unset=True)
     raw["storage_path"] = config.storage_path  # its default is relative too
     makers: dict[Mark, Callable[[str], str]] = {
@@ -150,7 +151,7 @@ def resolve(config: RunConfig) -> RunConfig:
 
 
 def _is_local(place: str) -> bool:
-    """Whether it is a folder, or looks like one; anything else is a hub id."""
+    """Whether it is a folder, or looks like one; anything else is a model id of a hub."""
     return looks_local(place) or os.path.isdir(place)
 
 
@@ -159,13 +160,13 @@ def _absolute(path: str) -> str:
 
 
 def _absolute_database(uri: str) -> str:
-    """An MLflow URI of a SQLite file, `sqlite:///path`, with an absolute path; any other as it is."""
+    """Make the path of an MLflow SQLite URI (`sqlite:///path`) absolute; return any other URI unchanged."""
     scheme, separator, path = uri.partition(":///")
     return f"{scheme}{separator}{os.path.abspath(path)}" if scheme == "sqlite" and path else uri
 
 
 def _check_metrics(config: RunConfig, task: Task) -> None:
-    """Refuse metrics that the task does not have, before a first evaluation finds out."""
+    """Reject metrics that the task does not have now, not at the first evaluation."""
     if config.training.best_metric is not None:
         mode_of(config.training.best_metric, task, "training.best_metric")
     if config.training.early_stopping is not None:
@@ -173,15 +174,15 @@ def _check_metrics(config: RunConfig, task: Task) -> None:
 
 
 def _check_trust(model: ModelConfig) -> None:
-    """Raises ConfigError for a model that brings its own code and is not trusted."""
+    """Raises ConfigError for a model that needs its own code when that is not trusted."""
     if model.path and not model.trust_remote_code and own_code(model.path, model.revision):
-        from raytrain.models.build import read_model_config  # only Transformers knows whether it has the class itself
+        from raytrain.models.build import read_model_config  # only Transformers knows whether it has the class
 
         read_model_config(model)
 
 
 def _check_checkpointing(config: RunConfig, task: Task) -> None:
-    """Raises ConfigError when the model has no gradient checkpointing: only its class knows."""
+    """Raises ConfigError when the model does not support gradient checkpointing, which only its class knows."""
     import torch
 
     with torch.device("meta"):
@@ -189,7 +190,7 @@ def _check_checkpointing(config: RunConfig, task: Task) -> None:
 
 
 def _how_to_fetch(config: RunConfig) -> str:
-    """For a shipped config whose data or model is not here: where they come from."""
+    """A hint on where to get the data or the model of a shipped config."""
     if config.name not in config_names():
         return ""
     shipped = load_config(config.name)
@@ -204,14 +205,14 @@ def _how_to_fetch(config: RunConfig) -> str:
 
 
 def _check_storage(config: RunConfig) -> None:
-    """Write and delete a small file where the run will be; no folder is made, since nothing may be started.
+    """Write and delete a small file where the run will be. No folder is created, since the run may not start.
 
     Raises ConfigError naming storage_path.
     """
     if JOB_FOLDER in config.storage_path:
         raise ConfigError(
-            f"storage_path {config.storage_path} lies in the job's own folder, which Ray deletes after the job: give a "
-            "folder that all nodes share by its absolute path, or a URI (s3://, gs://, abfs://)"
+            f"storage_path {config.storage_path} is in the job's own folder, which Ray deletes after the job: give the "
+            "absolute path of a folder that all nodes share, or a URI (s3://, gs://, abfs://)"
         )
     try:
         place = Storage(config.storage_path).at(config.name)

@@ -1,7 +1,7 @@
-"""Where a run comes from: a line a command in commands.jsonl, with versions, machine, commit and data.
+"""The provenance of a run: one line per command in commands.jsonl, with versions, machine, commit and data.
 
-The command line is safe to keep: a config with a password or a key in it is refused before anything starts. The
-environment is not recorded, since it may hold some.
+The command line is safe to record: a config that contains a password or a key is rejected before anything starts. The
+environment is not recorded, since it may contain secrets.
 """
 
 import os
@@ -23,11 +23,11 @@ from raytrain.storage import Storage
 from raytrain.training.records import COMMANDS, JsonlWriter
 
 PACKAGES = ("ray", "torch", "deepspeed", "transformers")
-TOOL_TIMEOUT_S = 5.0  # a git or an nvidia-smi that hangs must not delay the run
+TOOL_TIMEOUT_S = 5.0  # a git or nvidia-smi that hangs must not delay the run
 
 
 def record_command(run: Storage, splits: Mapping[str, SplitInfo]) -> None:
-    """Append this command's line to the run's commands.jsonl. `splits`: of the prepared data, by name."""
+    """Append this command's line to the run's commands.jsonl. `splits`: by name, those of the prepared data."""
     writer = JsonlWriter(run, COMMANDS)
     writer.write(
         {
@@ -43,9 +43,9 @@ def record_command(run: Storage, splits: Mapping[str, SplitInfo]) -> None:
 
 
 def command_line(argv: Sequence[str]) -> str | None:
-    """The command as it can be typed again; of a Python script its name alone, since its arguments may be secret.
+    """The command as it can be typed again; for a Python script its name alone, since its arguments may be secret.
 
-    None in a process that Ray has started, which is a trial of a sweep.
+    None in a process that Ray has started, such as a trial of a sweep.
     """
     path = Path(argv[0])
     if path.name == "default_worker.py":
@@ -69,14 +69,14 @@ def _versions() -> dict[str, str]:
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:  # built from source, and not installed
+        except metadata.PackageNotFoundError:  # built from source and not installed
             continue
     return found
 
 
 def _machine() -> dict[str, Any]:
-    """The machine on which the command was given; workers may run on others."""
-    # Asked of the driver's tool: torch would start CUDA in this process, and hold memory of the GPU.
+    """The machine on which the command was given; workers may run on other machines."""
+    # Asked of nvidia-smi: torch would initialize CUDA in this process and hold GPU memory.
     gpus = _output_of("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
@@ -89,7 +89,7 @@ def _machine() -> dict[str, Any]:
 
 
 def _output_of(*command: str) -> str | None:
-    """What a tool prints; None when it is missing or fails."""
+    """The output of a tool; None when it is missing or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TOOL_TIMEOUT_S, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -98,5 +98,5 @@ def _output_of(*command: str) -> str | None:
 
 
 def _counts(split: dict[str, Any]) -> dict[str, int]:
-    """The numbers of a split, without its list of files."""
+    """The counts of a split, without its list of files."""
     return {name.removeprefix("num_"): count for name, count in split.items() if isinstance(count, int)}

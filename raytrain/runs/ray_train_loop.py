@@ -1,8 +1,8 @@
-"""A run of raytrain inside a Ray Train trainer of the user's own: `raytrain.ray_train_loop`.
+"""A raytrain run inside a Ray Train trainer of the user's own: `raytrain.ray_train_loop`.
 
-The user's trainer decides how many workers there are, when they start and how often they are tried again; each of them
-runs the loop that is made here, with nothing but Ray Train's public API. What a step trains on, the checkpoints, and
-how they are gone on with at another world size are as in `raytrain train`.
+The user's trainer decides how many workers there are, when they start and how often they are retried. Each worker runs
+the loop that is made here, which uses only Ray Train's public API. The samples of each step, the checkpoints, and how a
+run resumes at another world size are the same as in `raytrain train`.
 """
 
 import logging
@@ -38,19 +38,21 @@ from raytrain.training.outcome import Finished, RunStatus, Stopped
 if TYPE_CHECKING:
     from raytrain.data.prepared import PreparedStore
 
-FLUSH_TIMEOUT_S = 30.0  # a report waits for the slowest worker, and then for the controller's next poll
+FLUSH_TIMEOUT_S = 30.0  # a report waits for the slowest worker, then for the controller's next poll
 
 logger = logging.getLogger(__name__)
 
 
 def prepare_loop(config: RunConfig) -> "RayTrainLoop":
-    """Check a config, prepare its data, begin its folder, and return what each worker is to run.
+    """Check a config, prepare its data, set up its folder, and return the function that each worker runs.
 
-    Ray is needed when the data is not prepared yet: the one that this process is connected to, else the one that
-    `trainer.fit()` would take, which is left running for it.
+    Ray is needed only if the data is not prepared yet: either the Ray that this process is connected to, or the one
+    that
+    `trainer.fit()` would use, which is left running for it.
 
     Raises:
-        ConfigError: The config is wrong, the folder holds another run, or someone trains it; nothing was started.
+        ConfigError: The config is wrong, the folder holds another run, or another command trains it; nothing was
+        started.
         DataError: The data can't be used.
     """
     found = check(config, on_this_machine=False).config
@@ -84,14 +86,14 @@ class RayTrainLoop:
     prepared_root: str
 
     def __call__(self) -> dict[str, Any]:
-        """Train from where the run stands to its end.
+        """Train from the newest checkpoint to the end of the run.
 
         Returns:
             status (finished or stopped_early), step, and final_metrics: those of the best model on the test split.
 
         Raises:
-            RaytrainError: An error for people, such as a diverged loss; on all workers alike. How often Ray Train tries
-                again after it, as after any other error, is up to the trainer's FailureConfig.
+            RaytrainError: An error that the user can act on, such as a diverged loss; raised on all workers. The
+            trainer's FailureConfig decides how often Ray Train retries after it, as after any other error.
         """
         from raytrain.config.shipped import communication_variables
 
@@ -102,7 +104,7 @@ class RayTrainLoop:
         os.environ.update(communication_variables(config.training.communication))
         with _process_group(config, world, use_gpu=job.use_gpu):
             outcome = _train(job, world)
-        if isinstance(outcome, Stopped):  # asked by GracefulResize: a function that returns ends the run
+        if isinstance(outcome, Stopped):  # requested by GracefulResize: returning from the function would end the run
             _has_saved.set()
             threading.Event().wait()  # until Ray Train ends this process
         assert isinstance(outcome, Finished)
@@ -110,7 +112,8 @@ class RayTrainLoop:
         return {"status": status, "step": step, "final_metrics": outcome.final_metrics}
 
     def _job(self) -> Job:
-        """The config for this worker: threads as it has CPUs, and no snapshots, since nobody keeps them here."""
+        """The config for this worker: as many threads as it has CPUs, and no snapshots, since nothing keeps them
+        here."""
         raw = {**self.config}
         cpus = max(1, int(_assigned("CPU")))
         raw["workers"] = {**raw.get("workers", {}), "cpus": cpus}
@@ -121,8 +124,8 @@ class RayTrainLoop:
 class Reports:
     """This worker's reports; see `raytrain.training.reporting`.
 
-    `ray.train.report` waits for the other workers, and for the controller's next poll: it is called in a thread of its
-    own, so that no step does.
+    `ray.train.report` waits for the other workers and for the controller's next poll. It is called in a separate thread
+    so that no step waits.
     """
 
     def __init__(self) -> None:
@@ -132,37 +135,37 @@ class Reports:
 
     @property
     def is_free(self) -> bool:
-        """Whether the last report has been handed over. Raises what `ray.train.report` has raised."""
+        """Whether the last report has been delivered. Raises what `ray.train.report` has raised."""
         if self._newest is None or not self._newest.done():
             return self._newest is None
         self._newest.result()
         return True
 
     def report(self, metrics: dict[str, Any], checkpoint: str | None) -> None:
-        """As of a Reporter."""
+        """See `Reporter.report`."""
         pointer = ray.train.Checkpoint.from_directory(self._folders.pop(checkpoint)) if checkpoint else None
         self._newest = self._thread.submit(
             ray.train.report, metrics, checkpoint=pointer, delete_local_checkpoint_after_upload=pointer is not None
         )
 
     def write_pointer(self, name: str, content: bytes) -> None:
-        """As of a Reporter: into a local folder, which Ray Train uploads."""
+        """See `Reporter.write_pointer`. Writes into a local folder, which Ray Train uploads."""
         self._folders[name] = tempfile.mkdtemp(prefix="raytrain-")
         Path(self._folders[name], POINTER).write_bytes(content)
 
     def flush(self) -> None:
-        """As of a Reporter."""
+        """See `Reporter.flush`."""
         if self._newest is not None:
             wait([self._newest], timeout=FLUSH_TIMEOUT_S)
 
     def finish(self) -> None:
-        """Wait until the last report has been handed over. Raises what `ray.train.report` has raised."""
+        """Wait until the last report has been delivered. Raises what `ray.train.report` has raised."""
         if self._newest is not None:
             self._newest.result()
 
 
 def _train(job: Job, world: World) -> Finished | Stopped:
-    """The process group is formed: train."""
+    """Train, once the process group is initialized."""
     global _link
     from raytrain.training.worker import WorkerRun
 
@@ -186,9 +189,9 @@ def _train(job: Job, world: World) -> Finished | Stopped:
 
 @contextmanager
 def _process_group(config: RunConfig, world: World, *, use_gpu: bool) -> Iterator[None]:
-    """The group that Ray Train's TorchConfig has formed; else one of our own.
+    """The process group that Ray Train's TorchConfig has initialized; otherwise one of our own.
 
-    Raises ConfigError, on all workers, when the cluster has no CPU left for their data.
+    Raises ConfigError, on all workers, when the cluster has no CPU left for Ray Data.
     """
     import torch.distributed as dist
 
@@ -213,29 +216,29 @@ def _process_group(config: RunConfig, world: World, *, use_gpu: bool) -> Iterato
 
 
 def _no_room_for_data(config: RunConfig, world_size: int) -> str | None:
-    """What is wrong when the workers hold so many CPUs that Ray Data would wait for one without end; else None."""
+    """The message for workers that reserve so many CPUs that Ray Data would wait indefinitely for one; else None."""
     each, there, data_cpus = _assigned("CPU"), ray.cluster_resources().get("CPU", 0.0), config.workers.data_cpus
     most = most_in({"CPU": there}, {"CPU": each}, data_cpus)
     if world_size <= most:
         return None
     return (
         f"{world_size} workers of {each:g} CPUs each leave too few of the cluster's {there:g} for Ray Data (workers."
-        f"data_cpus {data_cpus:g} each, at least 1), which would wait without end: lower ScalingConfig(num_workers) to "
+        f"data_cpus {data_cpus:g} each, at least 1), which would wait forever: lower ScalingConfig(num_workers) to "
         f"{most}, lower the CPU of resources_per_worker, or add nodes"
     )
 
 
 def _assigned(resource: str) -> float:
-    """What Ray has given this worker."""
+    """The amount of a resource that Ray has assigned to this worker."""
     return ray.get_runtime_context().get_assigned_resources().get(resource, 0.0)
 
 
 def _choose_device() -> bool:
-    """Whether this worker has a GPU, which is then the process's current one."""
+    """Whether this worker has a GPU; if so, it becomes the process's current device."""
     import ray.train.torch
     import torch
 
-    if not torch.cuda.is_available():  # a GPU may be a mere word among a node's resources
+    if not torch.cuda.is_available():  # the GPU may be only a declared resource of the node
         return False
     device = ray.train.torch.get_device()
     if device.type == "cuda":
@@ -243,14 +246,14 @@ def _choose_device() -> bool:
     return bool(device.type == "cuda")
 
 
-# Of this process: what the controller asks it for, see `ray_train_resize.py`.
+# This process's link, through which the controller sends its requests; see `ray_train_resize.py`.
 _link: DriverLink | None = None
 _has_saved = threading.Event()
 
 
 def ask_to_save() -> bool:
-    """Have the loop save at its next step, and wait to be ended. Returns whether it has come to its steps: else there
-    is nothing to save yet."""
+    """Ask the loop to save at its next step and then wait for the process to be ended. Returns whether the loop has
+    started its steps: otherwise there is nothing to save yet."""
     link = _link
     if link is None:
         return False
@@ -259,5 +262,5 @@ def ask_to_save() -> bool:
 
 
 def has_saved() -> bool:
-    """Whether the loop has saved since it was asked to; its checkpoint is committed."""
+    """Whether the loop has saved since it was asked to, and the checkpoint is committed."""
     return _has_saved.is_set()

@@ -1,5 +1,5 @@
-"""Decides whether an existing run directory can be resumed: with the same config, but for fields that leave the
-experiment the same (P6, P10).
+"""Decides whether an existing run directory can be resumed: only with the same config, except for fields that don't
+change the experiment (P6, P10).
 """
 
 import json
@@ -16,7 +16,7 @@ from raytrain.errors import ConfigError
 from raytrain.storage import Storage
 from raytrain.training.outcome import RunStatus
 
-# Where a run that is begun anew has left nothing; the rest of its folder is written anew.
+# Logs to delete when a run that has saved nothing starts again; the rest of its folder is overwritten.
 LOGS = (
     "metrics.jsonl",
     "evals.jsonl",
@@ -40,13 +40,13 @@ def begin_or_resume(
     """Make the run's folder ready for `config`.
 
     Args:
-        may_change: Dotted keys that may differ as well.
+        may_change: More dotted keys that are allowed to differ.
 
     Returns:
-        The summary of the run when it is done already, else None.
+        The run's summary if it is already done, else None.
 
     Raises:
-        ConfigError: The folder holds a run of another config; the keys that differ are named.
+        ConfigError: The folder holds a run of another config; the message names the keys that differ.
     """
     if overwrite:
         for name in (*LOGS, "checkpoints", "config.yaml", "plan.json", "report.html"):
@@ -60,10 +60,10 @@ def begin_or_resume(
     if not changes and run.exists("summary.json"):
         summary = json.loads(run.read_bytes("summary.json"))
         if RunStatus(summary["status"]).is_done:
-            return {**summary, "message": "this run is done already"}
+            return {**summary, "message": "this run is already done"}
     if changes and has_checkpoint:
         raise ConfigError(_refusal(run, config, changes))
-    if changes or not has_checkpoint:  # nothing was saved: the run begins anew, and so do its logs
+    if changes or not has_checkpoint:  # nothing was saved: the run starts again, and so do its logs
         for name in LOGS:
             run.delete(name)
     return None
@@ -72,7 +72,8 @@ def begin_or_resume(
 def changed_keys(
     before: dict[str, Any], now: dict[str, Any], root: type[BaseModel] = RunConfig
 ) -> list[tuple[str, Any, Any]]:
-    """(dotted key, value before, value now) of each change that makes another experiment. `root`: their schema."""
+    """(dotted key, value before, value now) of each change that makes it a different experiment. `root`: their
+    schema."""
     old, new = flatten(before), flatten(now)
     return [
         (key, old.get(key), new.get(key))
@@ -87,7 +88,7 @@ def _refusal(run: Storage, config: RunConfig, changes: list[tuple[str, Any, Any]
         [
             f"{run.path_of()} holds checkpoints of a run with another config, so it can't be resumed with this one:",
             *lines,
-            f"Put the old value back to resume it, give this run another name (name={config.name}-2), or start over "
+            f"Restore the old value to resume it, give this run another name (name={config.name}-2), or start over "
             "with --overwrite, which deletes that run",
         ]
     )

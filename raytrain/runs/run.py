@@ -1,6 +1,6 @@
 """A run from its config to its result: check, prepare, train on workers, report. This is the driver's side.
 
-Everything that can be known without Ray is checked before Ray is started.
+All checks that don't need Ray are done before Ray is started.
 """
 
 import functools
@@ -55,7 +55,7 @@ logger = logging.getLogger(__name__)
 RAY_TRAIN = "raytrain.elastic.ray_train"  # takes a second or two to import
 
 SUMMARY = "summary.json"
-SUMMARIZED = ("step", "skipped_steps", "samples_seen", "tokens_seen", "best_value", "best_step")  # of the Progress
+SUMMARIZED = ("step", "skipped_steps", "samples_seen", "tokens_seen", "best_value", "best_step")  # fields of Progress
 
 STOPPED_IN_WORDS = {
     StopReason.REQUESTED: "stopped on request",
@@ -66,7 +66,7 @@ STOPPED_IN_WORDS = {
 
 @dataclass(frozen=True)
 class RunResult:
-    """What became of a run; the contents of summary.json."""
+    """The result of a run; the contents of summary.json."""
 
     status: RunStatus
     run_path: str
@@ -82,15 +82,16 @@ class RunResult:
     duration_s: float = 0.0
     """Wall time of this command, seconds."""
     failures: int = 0
-    """Worker groups that crashed during this command."""
+    """Worker groups that failed during this command."""
     resizes: int = 0
-    """Planned changes of the world size during this command, reclaimed nodes among them."""
+    """Planned changes of the world size during this command, including those for reclaimed nodes."""
     goodput: float | None = None
-    """Share of the run's worker-seconds, over all its commands, that went into steps that count and evaluations."""
+    """Share of the run's worker-seconds, over all its commands, that was spent on evaluations and on steps not
+    redone."""
     failure_code: FailureCode | None = None
-    """What a run failed of that has failed."""
+    """The error of a run that has failed."""
     stop_reason: StopReason | None = None
-    """Why a run was stopped that can be resumed."""
+    """Why a run was stopped; it can be resumed."""
     message: str = ""
     """For people."""
     exit_code: int = 0
@@ -109,15 +110,15 @@ def run_training(
     terms: Terms | None = None,
     callbacks: Sequence[Any] = (),
 ) -> RunResult:
-    """Train a run to its end, from wherever it stands.
+    """Train a run to its end, from its newest checkpoint.
 
     Args:
-        overwrite: Delete what the run's folder holds first, and start anew.
-        terms: What a sweep lays down for it.
-        callbacks: Of Ray Train, as for `ray.train.RunConfig`.
+        overwrite: Delete the contents of the run's folder first, and start from the beginning.
+        terms: What a sweep prescribes for the run.
+        callbacks: Callbacks of Ray Train, as for `ray.train.RunConfig`.
 
     Raises:
-        ConfigError, DataError: Nothing was started.
+        ConfigError, DataError: Raised before anything was started.
     """
     observer, terms = observer or Observer(), terms or Terms()
     started_at_s = time.time()
@@ -161,7 +162,7 @@ def _train_and_report(
 
 
 def _complete(outcome: Outcome, run: Storage, config: RunConfig, duration_s: float, events: list[str]) -> RunResult:
-    """What the workers said, with what the driver knows."""
+    """The workers' outcome, completed with what the driver knows."""
     task = make_task(config.task, config.data.max_length)
     progress = {name: value for name, value in outcome.progress.to_dict().items() if name in SUMMARIZED}
     result = RunResult(
@@ -176,7 +177,7 @@ def _complete(outcome: Outcome, run: Storage, config: RunConfig, duration_s: flo
     if isinstance(outcome, Finished):
         return replace(result, final_metrics=outcome.final_metrics)
     if isinstance(outcome, Stopped):
-        message = f"{STOPPED_IN_WORDS[outcome.reason]}; go on with: raytrain resume {run.path_of()}"
+        message = f"{STOPPED_IN_WORDS[outcome.reason]}; to resume it: raytrain resume {run.path_of()}"
         return replace(result, stop_reason=outcome.reason, message=message, exit_code=1)
     code = outcome.code
     return replace(result, failure_code=code, message=outcome.message, exit_code=code.exit_code)
@@ -191,7 +192,7 @@ def _train(
     terms: Terms,
     callbacks: Sequence[Any],
 ) -> Outcome:
-    """Prepare and train on Ray."""
+    """Prepare the data and train on Ray."""
     from raytrain.data.prepare import prepare
     from raytrain.elastic.supervisor import Supervisor
 
@@ -220,7 +221,7 @@ def _train(
 
 
 def _reclaim_watch(config: RunConfig) -> AbstractContextManager[Any]:
-    """Watchers on every node, when the config asks for them."""
+    """Watchers for reclaim notices on every node, if the config enables them."""
     if config.workers.reclaim_watch == "off":
         return nullcontext()
     from raytrain.reclaim.node_watch import watch_nodes_from_run
@@ -237,8 +238,8 @@ def _supervise(
     check_lease: Callable[[], None] = lambda: None,
     exporter: RunExporter | None = None,
 ) -> Outcome:
-    """Let a supervisor do its work, follow the run's files meanwhile, and pass a stop request on. An error becomes an
-    outcome too."""
+    """Run a supervisor; meanwhile follow the run's files and pass a stop request on. An exception also becomes an
+    outcome."""
     from raytrain.elastic.supervisor import Supervisor
 
     follower = Follower(spec.run, observer.rows, *([exporter.rows] if exporter else []))
@@ -263,30 +264,30 @@ def _supervise(
         outcome = _told(error)
     finally:
         follower.look()
-    train_run.conclude(outcome)  # where the supervisor has not come to it
+    train_run.conclude(outcome)  # if the supervisor did not get to it
     if exporter is not None:
         exporter.end(outcome.status)
     return outcome
 
 
 def _told(error: Exception) -> Failed:
-    """An error that is not the run's own, told like any other end: a control store that is gone, say."""
+    """The outcome for an error from outside the run, such as a lost connection to Ray's control store."""
     import ray
 
-    logger.exception("the run was ended by an error that is none of its own")
+    logger.exception("the run was ended by an error from outside it")
     code = FailureCode.RAY if isinstance(error, ray.exceptions.RayError) else FailureCode.INTERNAL
     return Failed(code, f"{type(error).__name__}: {first_line(str(error))}")
 
 
 def evaluate_run(path: str, split: str, observer: Observer | None = None, overrides: Sequence[str] = ()) -> Evaluation:
-    """Evaluate a run's best model on a split, and write it to the run's evals.jsonl.
+    """Evaluate a run's best model on a split, and append the result to the run's evals.jsonl.
 
     Args:
-        overrides: `dotted.key=value` words. With other files, only these are prepared: the labels are the model's.
+        overrides: `dotted.key=value` words. If they name other files, only these are prepared, with the model's labels.
 
     Raises:
-        ConfigError: The folder is no run, has no best model, its config names no such split, or an override does not
-            concern an evaluation.
+        ConfigError: The folder is not a run's, has no best model, its config has no such split, or an override has no
+        effect on an evaluation.
         DataError: The data can't be used.
         TrainingError: The workers failed.
     """
@@ -320,7 +321,7 @@ def evaluate_run(path: str, split: str, observer: Observer | None = None, overri
 
 
 def prepare_data(config: RunConfig, observer: Observer | None = None) -> "PreparedStore":
-    """Prepare a config's data, or find it prepared, which needs no Ray. Raises ConfigError or DataError."""
+    """Prepare a config's data. Needs no Ray if it is already prepared. Raises ConfigError or DataError."""
     from raytrain.data.prepare import find_prepared, prepare
 
     found = check(config)
@@ -331,9 +332,9 @@ def prepare_data(config: RunConfig, observer: Observer | None = None) -> "Prepar
 
 
 def read_run_config(run: Storage, overrides: Sequence[str] = ()) -> RunConfig:
-    """The run's resolved config, for where its folder lies now: it may have been moved, or lie on an object store.
+    """The run's resolved config, adapted to where its folder is now: it may have been moved, or be on an object store.
 
-    Raises ConfigError when the folder is no run, or an override is wrong.
+    Raises ConfigError when the folder is not a run's, or an override is wrong.
     """
     path = run.path_of("config.yaml")
     if not run.exists("config.yaml"):
@@ -347,9 +348,10 @@ def read_run_config(run: Storage, overrides: Sequence[str] = ()) -> RunConfig:
 
 @contextmanager
 def writing_report(tell: Callable[[str], None]) -> Iterator[None]:
-    """A report that can't be drawn must not turn a good run into a failed one. `tell`: told of the phase."""
+    """Context in which a failure to draw the report does not make the run fail. `tell`: receives the name of the
+    phase."""
     tell("writing the report")
     try:
         yield
     except Exception:
-        logger.exception("the report could not be written; `raytrain report` tries again")
+        logger.exception("the report could not be written; `raytrain report` writes it again")

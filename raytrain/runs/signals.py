@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks the run to save and leave, the second ends it at once."""
+"""Ctrl-C and SIGTERM: the first one asks the run to save and stop, the second one ends it at once."""
 
 import signal
 import threading
@@ -8,15 +8,15 @@ from typing import Self
 
 
 class StopSignals:
-    """Context in which both signals ask for a clean stop. To be entered after `ray.init`, which sets its own handlers.
+    """Context in which both signals request a clean stop. Enter it after `ray.init`, which installs its own handlers.
 
-    Outside the main thread (in a notebook's or a sweep's thread) signals are left alone.
+    Outside the main thread (in a notebook or a sweep) signals are not handled.
     """
 
     def __init__(self) -> None:
         self._is_caught = False
         self.is_asked = False
-        """Whether a signal has asked the run to save and leave."""
+        """Whether a signal has asked the run to save and stop."""
         self._is_acknowledged = False
         self._before: dict[int, object] = {}
 
@@ -31,12 +31,13 @@ class StopSignals:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def catch(self) -> None:
-        """From now on there is something to save, and the first signal only asks. Before, a signal ends the command."""
+        """From now on there is something to save, so the first signal only requests a stop. Before, it ends the
+        command."""
         self._is_caught = True
 
     def acknowledge(self, tell: Callable[[], None]) -> None:
-        """Call `tell` once when the first signal has come. For the loop that waits, not for the handler: that may
-        have interrupted a half-written line, and a stream is not to be entered twice."""
+        """Call `tell` once after the first signal. To be called from the waiting loop, not from the handler: that may
+        have interrupted a half-written line, and streams are not reentrant."""
         if self.is_asked and not self._is_acknowledged:
             self._is_acknowledged = True
             tell()

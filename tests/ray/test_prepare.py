@@ -199,7 +199,7 @@ class TestOnce:
         assert first.root != second.root and len(samples(second)) == 11
 
     def test_content_is_told_by_values_and_not_by_place(self, tmp_path, config):
-        """P2: a run may go on with the same rows from another file, but not with two labels exchanged."""
+        """P2: a run may be resumed with the same rows from another file, but not with two labels exchanged."""
         rows = make_reviews(40, seed=1)
         here = prepare(config(write_parquet(tmp_path / "a.parquet", rows)))
         there = prepare(config(write_parquet(tmp_path / "b.parquet", rows)))

@@ -175,7 +175,7 @@ def test_a_finished_run_is_not_run_again(folder: Path, undisturbed: Path) -> Non
     before = (undisturbed / "metrics.jsonl").read_bytes()
     code, output = train(folder, tiny_run(folder, "undisturbed"))
     assert code == 0
-    assert "done already" in output
+    assert "already done" in output
     assert (undisturbed / "metrics.jsonl").read_bytes() == before
 
 
@@ -190,7 +190,7 @@ def test_another_config_is_refused_by_key(folder: Path, undisturbed: Path) -> No
 
 @pytest.mark.slow
 def test_changed_data_is_refused(tmp_path: Path) -> None:
-    """P2: the order is a function of the data, so a run can't go on with other data."""
+    """P2: the order is a function of the data, so a run can't be resumed with other data."""
     config = tiny_run(tmp_path, "changed", "training.max_steps=3")
     code, output = train(tmp_path, config)
     assert code == 0, output

@@ -111,7 +111,7 @@ def test_a_stopped_job_saves_and_the_same_submission_goes_on(head: Head) -> None
     )
     assert code == 1, output
     assert "stopping: saving a checkpoint" in output
-    assert f"go on with: raytrain resume {run}" in output
+    assert f"to resume it: raytrain resume {run}" in output
     assert "was stopped; the same command resumes" in output
     stopped_at = steps_done(run)
     assert committed_steps(run) == [stopped_at] != [306]  # not a step is lost
@@ -170,7 +170,7 @@ def test_ctrl_c_detaches_where_nobody_can_answer(head: Head) -> None:
     driver.resume()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
-    assert f"go on with: raytrain resume {run}" in output
+    assert f"to resume it: raytrain resume {run}" in output
     assert output.endswith(f"job {job} is over: STOPPED\n")
     assert committed_steps(run) == [steps_done(run)]
     code, output = head.run("jobs", "attach", job)

@@ -24,7 +24,7 @@ def printed(*, is_followed: bool, monkeypatch: pytest.MonkeyPatch) -> str:
     display = RunDisplay(Console(file=out, width=60, highlight=False))
     display.begin(10)
     display.rows("metrics.jsonl", [ROW])
-    message = "stopped on request; go on with: raytrain resume /runs/[a]"
+    message = "stopped on request; to resume it: raytrain resume /runs/[a]"
     result = RunResult(RunStatus.STOPPED, "/runs/[a]", 7, stop_reason=StopReason.REQUESTED, message=message)
     print_result(display.console, result)
     return out.getvalue()
@@ -51,7 +51,7 @@ def test_a_followed_job_is_shown_as_if_it_ran_here(is_terminal: bool, monkeypatc
         display.say(text[start : start + 5])
     display.close()
     shown = out.getvalue()
-    assert "go on with: raytrain resume /runs/[a]" in shown and job_events.PREFIX not in shown
+    assert "to resume it: raytrain resume /runs/[a]" in shown and job_events.PREFIX not in shown
     assert ("step 7/10" in shown) == (not is_terminal), "on a terminal the steps are a bar"
 
 
@@ -72,6 +72,6 @@ def test_what_a_program_prints_by_chance_is_no_event(line: str) -> None:
 
 def test_a_line_that_looks_like_an_end_is_no_end() -> None:
     """`jobs stop` once searched the log for the sentence."""
-    assert not list(events_of(["stopped on request; go on with: raytrain resume /runs/a"]))
+    assert not list(events_of(["stopped on request; to resume it: raytrain resume /runs/a"]))
     end = JobEvent(JobEventKind.END, "two\nlines", 3, status="stopped")
     assert event_of(line_of(end)) == end

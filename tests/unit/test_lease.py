@@ -45,7 +45,7 @@ def test_a_run_that_is_being_trained_is_refused(tmp_path: Path) -> None:
     said: list[str] = []
     with Lease(run), pytest.raises(ConfigError, match="is being trained by process"), Lease(run, said.append):
         pass
-    assert "to see whether that still lives" in said[0]
+    assert "to see whether it is still alive" in said[0]
 
 
 def test_one_that_died_elsewhere_is_waited_for_and_succeeded(tmp_path: Path) -> None:

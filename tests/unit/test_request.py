@@ -123,7 +123,7 @@ def test_a_run_inside_the_jobs_own_folder_is_refused(folder: Path) -> None:
     place.mkdir(parents=True)
     code, output = run_cli("train", write_config(tiny_run(folder, "lost", "storage_path=runs"), folder), cwd=place)
     assert code == 2, output
-    assert "lies in the job's own folder, which Ray deletes" in output
+    assert "is in the job's own folder, which Ray deletes" in output
 
 
 @pytest.mark.parametrize(
