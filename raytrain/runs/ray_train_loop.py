@@ -216,7 +216,7 @@ def _process_group(config: RunConfig, world: World, *, use_gpu: bool) -> Iterato
 
 
 def _no_room_for_data(config: RunConfig, world_size: int) -> str | None:
-    """The message for workers that reserve so many CPUs that Ray Data would wait indefinitely for one; else None."""
+    """The message when the workers leave no CPU free, so that Ray Data would wait indefinitely for one; else None."""
     each, there, data_cpus = _assigned("CPU"), ray.cluster_resources().get("CPU", 0.0), config.workers.data_cpus
     most = most_in({"CPU": there}, {"CPU": each}, data_cpus)
     if world_size <= most:

@@ -1,4 +1,4 @@
-"""What a sweep does when Ray Tune tells it of a trial. In the driver."""
+"""The sweep's callback for Ray Tune's events. Runs in the driver."""
 
 import time
 from collections.abc import Callable
@@ -23,16 +23,16 @@ from raytrain.tuning.trials import TRIALS, TrialFailure
 
 LOOK_EVERY_S = 0.5
 FIRST_WORD_S, SAY_EVERY_S = 2.0, 15.0  # while there is no room for any trial
-LEAST_OVER = 4  # trials that are over before a share of failed ones means something
+LEAST_OVER = 4  # trials that must be over before the share of failed ones counts
 
 
 class SweepCallback(Callback):
-    """Keeps the trial table, ends the sweep when it has to, and tells the pool of rungs and of trials that are over."""
+    """Keeps the trial table, ends the sweep when it has to, and tells the pool about rungs and trials that are over."""
 
     def __init__(
         self, sweep: Sweep, broker: Broker, at_once: int, signals: StopSignals, check_lease: Callable[[], None]
     ):
-        """`at_once`: trials that live at once."""
+        """`at_once`: trials that run concurrently."""
         self._at_once = at_once
         self._sweep, self._broker, self._signals, self._check_lease = sweep, broker, signals, check_lease
         self._next_look_s, self._next_word_s = 0.0, FIRST_WORD_S
@@ -42,15 +42,15 @@ class SweepCallback(Callback):
         self._exporter = SweepExporter(sweep.config, name, sweep.metric, sweep.space.num_trials)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune writes its parts down for a way of going on that is not used
+        return {}  # Tune pickles its callbacks for a kind of resume that is not used
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Tune's loop goes round: several times a second."""
+        """Called by Tune's loop several times a second."""
         if time.monotonic() < self._next_look_s:
             return
         self._next_look_s = time.monotonic() + LOOK_EVERY_S
         self._check_lease()
-        for trial in trials:  # Tune tells no callback of one that it could not give a process of an earlier trial
+        for trial in trials:  # Tune does not report a trial for which it could not reuse an earlier trial's process
             if trial.status == "ERROR" and not self._sweep.trial_table.rows[trial_name(trial)].is_over:
                 self.on_trial_error(iteration, trials, trial)
         sweep, trial_table = self._sweep, self._sweep.trial_table
@@ -71,7 +71,7 @@ class SweepCallback(Callback):
                 trial_table.update(name, workers=now.get(name, 0))
 
     def _say_what_is_waited_for(self) -> None:
-        """While there is no room for any trial: after a moment, and then now and then."""
+        """Tell the user while there is no room for any trial: after a moment, and then at intervals."""
         waiting_s = self._broker.waiting_s
         if waiting_s == 0.0:
             self._next_word_s = FIRST_WORD_S
@@ -108,7 +108,7 @@ class SweepCallback(Callback):
         return trial_table.num_over >= LEAST_OVER and trial_table.share_failed() > self._sweep.space.max_failed
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Its process is about to come up."""
+        """The trial's process is about to start."""
         row = self._sweep.trial_table.rows[trial_name(trial)]
         if not row.is_over:
             self._sweep.tell(self._sweep.trial_table.update(row.name, status="running"), "started")
@@ -116,7 +116,7 @@ class SweepCallback(Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """It was evaluated, or is over and says how."""
+        """The trial was evaluated, or reports how it ended."""
         if VALUE not in result or STEP not in result:
             return
         sweep, name = self._sweep, trial_name(trial)
@@ -131,21 +131,21 @@ class SweepCallback(Callback):
             self._sweep.tell(row, "evaluated")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """By itself, or by the scheduler, which leaves its last report as it was."""
+        """The trial ended by itself, or the scheduler stopped it, which leaves its last report unchanged."""
         name = trial_name(trial)
         self._broker.leave(name)
         row = self._sweep.trial_table.rows[name]
         if row.is_over:
             return
         status = (trial.last_result or {}).get(STATUS, "running")
-        if status == RunStatus.STOPPED and self._sweep.end is None:  # its node, which is this command's too, is to go
+        if status == RunStatus.STOPPED and self._sweep.end is None:  # this command's node too
             self._sweep.end = SweepEnd(RunStatus.STOPPED, "the node of this command is being reclaimed")
         self._sweep.tell(
             self._sweep.trial_table.update(name, status="pruned" if status == "running" else status, workers=0), "over"
         )
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """It has raised, or its process died."""
+        """The trial has raised an exception, or its process died."""
         name = trial_name(trial)
         self._broker.leave(name)
         row = self._sweep.trial_table.rows[name]
@@ -155,12 +155,12 @@ class SweepCallback(Callback):
 
 
 def trial_name(trial: Any) -> str:
-    """The sweep's name of one of Tune's trials."""
+    """The sweep's name for one of Tune's trials."""
     return trial.config["plan"]["name"]
 
 
 def rung_of(space: Space, step: int, epochs: float) -> int:
-    """Rungs that a trial has passed at a step, or after so many passes over its data."""
+    """Rungs that a trial has passed at a step, or after `epochs` passes over its data."""
     scheduler = space.scheduler
     if not isinstance(scheduler, Halving):
         return 0
@@ -169,15 +169,15 @@ def rung_of(space: Space, step: int, epochs: float) -> int:
 
 
 def failure_of(root: Storage, name: str, error: Exception | None) -> TrialFailure:
-    """What a trial failed of: in its own words, or, when its process died, in Ray's.
+    """Why a trial failed: in its own words, or, if its process died, in Ray's.
 
-    `error`: what Tune has of it.
+    `error`: the error that Tune has recorded.
     """
     own = f"{TRIALS}/{name}/{FAILURE}"
     if root.exists(own):
         return TrialFailure.from_json(root.read_json(own))
     if error is None:
         return TrialFailure(FailureCode.WORKER_DIED, "its process died")
-    last = first_line(str(error).strip().rpartition("\n")[2])  # of a traceback
+    last = first_line(str(error).strip().rpartition("\n")[2])  # the last line of a traceback
     code = FailureCode.INTERNAL if isinstance(error, RayTaskError) else FailureCode.WORKER_DIED
     return TrialFailure(code, last or type(error).__name__)

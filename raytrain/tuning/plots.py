@@ -1,4 +1,4 @@
-"""The figures of a sweep's report; each returns a PNG."""
+"""The figures of a sweep's report; each function returns a PNG."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,21 +16,21 @@ from raytrain.tuning.space.schedulers import Halving
 from raytrain.tuning.space.space import Space, short
 from raytrain.tuning.trials import TrialRow
 
-MOST_NAMES = 12  # written into a figure
-NAME_HEIGHT = 0.06  # of the axis that a name takes
-LEAST_TRIALS = 8  # an importance of fewer would be noise
+MOST_NAMES = 12  # trials that are named in a figure
+NAME_HEIGHT = 0.06  # height of a name, as a share of the axis
+LEAST_TRIALS = 8  # with fewer, an importance would be noise
 CUT_SHORT = ("pruned", "failed", "stopped")
 STAR: dict[str, Any] = {"marker": "*", "color": INK, "markersize": 11, "markeredgecolor": "white", "zorder": 5}
 HATCHED: dict[str, Any] = {"hatch": "///", "edgecolor": "white", "linewidth": 0}
-BEHIND_TEXT = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.6}  # lines go through it
+BEHIND_TEXT = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.6}  # lines pass behind the text
 Segment = tuple[str, float, float, int]
-"""(trial, from and to in seconds since the sweep began, workers)."""
+"""(trial, start and end in seconds since the sweep began, workers)."""
 Colors = Mapping[str, str]
-"""Trial -> its color, which is the same in all figures and in the table."""
+"""Trial -> its color, the same in all figures and in the table."""
 
 
 def trial_colors(names: Sequence[str]) -> dict[str, str]:
-    """A color for each trial. Of many trials neighbors look alike, and their numbers tell them apart."""
+    """A color for each trial. With many trials, neighbors look alike, and their numbers tell them apart."""
     ordered = sorted(names)
     palette = colormaps["tab20"] if len(ordered) <= 20 else colormaps["turbo"].resampled(len(ordered))
     # tab20 has pairs of a dark and a pale shade; the dark ones come first.
@@ -40,8 +40,9 @@ def trial_colors(names: Sequence[str]) -> dict[str, str]:
 
 
 def metric_by_step(rows: Sequence[TrialRow], space: Space, metric: str, winner: str, colors: Colors) -> bytes:
-    """A line a trial, the winner's thick and with a star at its best; a cross ends those that did not train to their
-    end. Dotted lines are the scheduler's rungs, dots the steps at which a trial continued from another's model."""
+    """One line per trial, the winner's thick and with a star at its best value; a cross ends those that did not train
+    to the end. Dotted lines are the scheduler's rungs, dots the steps at which a trial continued from another one's
+    model."""
     figure, axes = new_axes("Trials", metric, size=WIDE)
     named = _readable(rows)
     for row in rows:
@@ -62,7 +63,7 @@ def metric_by_step(rows: Sequence[TrialRow], space: Space, metric: str, winner: 
         axes.plot(moments, [values[step] for step in moments], "o", color=SECOND, markersize=4)
     scheduler = space.scheduler
     last = max((row.step for row in rows), default=0)
-    if isinstance(scheduler, Halving) and scheduler.grace_steps:  # in epochs they lie elsewhere for each batch
+    if isinstance(scheduler, Halving) and scheduler.grace_steps:  # in epochs they depend on the batch size
         rung = float(scheduler.grace_steps)
         while rung <= last:
             axes.axvline(rung, color=INK, linewidth=0.8, linestyle=":", alpha=0.6)
@@ -71,7 +72,7 @@ def metric_by_step(rows: Sequence[TrialRow], space: Space, metric: str, winner: 
 
 
 def _readable(rows: Sequence[TrialRow]) -> set[str]:
-    """The best trials whose numbers can be written at the ends of their lines without covering a better one's."""
+    """The best trials whose numbers fit at the ends of their lines without covering a better trial's number."""
     ends = {row.name: row.history[-1] for row in rows if row.history}
     values = [value for row in rows for _, value in row.history]
     least = NAME_HEIGHT * (max(values) - min(values)) if values else 0.0
@@ -83,7 +84,7 @@ def _readable(rows: Sequence[TrialRow]) -> set[str]:
 
 
 def parallel_coordinates(rows: Sequence[TrialRow], space: Space, metric: str, mode: str, winner: str) -> bytes:
-    """A line a trial through its values; the darker, the better it was, and the winner in a color of its own."""
+    """One line per trial through its values; darker is better, and the winner has its own color."""
     rows = [row for row in rows if row.best_value is not None]
     keys = list(space.parameters)
     figure = Figure(figsize=WIDE, layout="constrained", dpi=130)
@@ -118,8 +119,8 @@ def parallel_coordinates(rows: Sequence[TrialRow], space: Space, metric: str, mo
 def trade_offs(
     front: Sequence[TrialRow], rows: Sequence[TrialRow], metric: str, other: str, winner: str
 ) -> bytes | None:
-    """A dot a trial, a star for the winner: the metric against another objective. `front`: the trials that no other one
-    beats in everything."""
+    """One dot per trial, a star for the winner: the metric against another objective. `front`: the Pareto front, the
+    trials that no other one beats in everything."""
     rows = [row for row in rows if row.best_value is not None and other in row.best_others]
     if not rows:
         return None
@@ -165,7 +166,7 @@ def importance(rows: Sequence[TrialRow], space: Space) -> bytes | None:
 
 
 def allocation(segments: Sequence[Segment], winner: str, colors: Colors) -> bytes | None:
-    """Workers of each trial over time, one on top of the other, the winner's hatched; None when no trial had any."""
+    """Workers of each trial over time, stacked, the winner's hatched; None when no trial had any."""
     if not segments:
         return None
     moments = sorted({moment for _, begin_s, end_s, _ in segments for moment in (begin_s, end_s)})
@@ -198,22 +199,22 @@ def allocation(segments: Sequence[Segment], winner: str, colors: Colors) -> byte
 
 
 def number_of(trial: str) -> str:
-    """0003 of trial_0003."""
+    """The number of a trial: 0003 for trial_0003."""
     return trial.rpartition("_")[2]
 
 
 def _ticks(domain: Domain) -> list[tuple[float, str]]:
-    """(height, text) of what is written at a parameter's axis."""
+    """(height, text) of the labels at a parameter's axis."""
     texts = ((value, f"{value:g}" if isinstance(value, float) else str(value)[:16]) for value in domain.ends())
     return [(domain.unit(value), text) for value, text in texts]
 
 
 def _unit(values: np.ndarray) -> np.ndarray:
-    """Scaled to 0..1; equal values are all 1."""
+    """Values scaled to 0..1; all 1 when they are equal."""
     span = np.ptp(values) if len(values) else 0.0
     return (values - values.min()) / span if span else np.ones_like(values)
 
 
 def _fractions() -> Any:
-    """A locator for an axis that holds no whole steps."""
+    """A locator for an axis whose values are not whole steps."""
     return MaxNLocator(nbins=6)

@@ -1,4 +1,4 @@
-"""The report of a sweep: one HTML file that needs nothing else. `raytrain report SWEEP` writes it again."""
+"""The report of a sweep: one self-contained HTML file. `raytrain report SWEEP` writes it again."""
 
 import json
 from collections import defaultdict
@@ -27,13 +27,13 @@ from raytrain.tuning.trials import TRIALS, TrialRow, TrialTable
 
 REPORT = "sweep.html"
 CHANGES = ("begin", "resize", "reclaim", "failure")
-PARTS = ("step_s", "checkpoint_s", "evaluation_s")  # of the time from one line of metrics.jsonl to the next
+PARTS = ("step_s", "checkpoint_s", "evaluation_s")  # components of the time between two lines of metrics.jsonl
 
 
 def build_sweep_report(root: Storage) -> str:
-    """Write `sweep.html` and `plots/*.png` into a sweep's folder, done or not. Returns the page's full path."""
+    """Write `sweep.html` and `plots/*.png` into a sweep's folder, finished or not. Returns the page's full path."""
     raw, config, space = read_sweep(root)
-    summary = json.loads(root.read_bytes(SUMMARY)) if root.exists(SUMMARY) else {}  # none while it runs at first
+    summary = json.loads(root.read_bytes(SUMMARY)) if root.exists(SUMMARY) else {}  # none in the first command
     metric, mode = raw["compares"]["metric"], raw["compares"]["mode"]
     trial_table = TrialTable(root, mode)
     rows = trial_table.best_first()
@@ -76,7 +76,7 @@ def _figures(
     best: TrialRow | None,
     colors: dict[str, str],
 ) -> dict[str, bytes]:
-    """Every figure that there are numbers for: name -> PNG."""
+    """Every figure that there is data for: name -> PNG."""
     metric, winner = compares["metric"], best.name if best else ""
     drawn = {
         "trials": metric_by_step(rows, space, metric, winner, colors),
@@ -89,7 +89,7 @@ def _figures(
 
 
 def winner_changes(config: RunConfig, best: TrialRow) -> list[tuple[str, Any, Any]]:
-    """(dotted key, value in the sweep's config, value in the winner) of all that the winner has differently."""
+    """(dotted key, value in the sweep's config, value in the winner) of each difference."""
     base = flatten(config.model_dump(mode="json"))
     values = {key: value for key, value in best.values_at_best.items() if base.get(key) != value}
     return [(key, base.get(key), value) for key, value in values.items()]
@@ -116,7 +116,7 @@ def _tiles(
 
 
 def _worker_seconds(segments: list[Segment]) -> dict[str, float]:
-    """Seconds times workers of each trial."""
+    """Worker-seconds of each trial."""
     found: defaultdict[str, float] = defaultdict(float)
     for name, begin_s, end_s, workers in segments:
         found[name] += (end_s - begin_s) * workers
@@ -124,22 +124,22 @@ def _worker_seconds(segments: list[Segment]) -> dict[str, float]:
 
 
 def _segments(root: Storage, rows: list[TrialRow]) -> list[Segment]:
-    """When each trial had how many workers."""
+    """The number of workers of each trial over time."""
     found = [segment for row in rows for segment in segments_of(root.at(f"{TRIALS}/{row.name}"), row.name)]
     began_s = min((begin_s for _, begin_s, _, _ in found), default=0.0)
     return [(name, begin_s - began_s, end_s - began_s, workers) for name, begin_s, end_s, workers in found]
 
 
 def segments_of(trial: Storage, name: str) -> list[Segment]:
-    """The same of one trial, in seconds since 1970. A trial that the scheduler has stopped wrote no last event: its
-    last group ends where its last step or evaluation does."""
+    """The segments of one trial, in seconds since 1970. A trial that the scheduler has stopped wrote no last event: its
+    last worker group ends with its last step or evaluation."""
     events, steps = read_jsonl(trial, "events.jsonl"), read_jsonl(trial, "metrics.jsonl")
     evaluations = read_jsonl(trial, "evals.jsonl")
     changes = [event for event in events if event.get("kind") in CHANGES and "started_at_s" in event]
     found: list[Segment] = []
     for index, change in enumerate(changes):
         attempt = change.get("attempt")
-        # Lines of metrics.jsonl have lengths, not moments. The first step's event is written when that step is done.
+        # Lines of metrics.jsonl have durations, not times. The first step's event is written when that step is done.
         after = [row for row in steps if row.get("attempt") == attempt][1:]
         moments = [event["time"] for event in [*events, *evaluations] if event.get("attempt") == attempt]
         last_s = max([*moments, change["time"] + sum(row.get(part) or 0.0 for row in after for part in PARTS)])

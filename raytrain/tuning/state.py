@@ -1,4 +1,4 @@
-"""A sweep's state: its trials, what it may still start, and what came of it."""
+"""A sweep's state: its trials, what it may still start, and its result."""
 
 import logging
 import threading
@@ -30,7 +30,7 @@ SUMMARY = "sweep.json"
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What became of a sweep; the contents of sweep.json."""
+    """The result of a sweep; the contents of sweep.json."""
 
     status: RunStatus
     """FINISHED, STOPPED (the same command resumes it) or FAILED (too many trials did)."""
@@ -40,18 +40,18 @@ class SweepResult:
     best_trial: str | None = None
     best_value: float | None = None
     best_values: Values = field(default_factory=dict)
-    """What the best trial changes in the config."""
+    """The values that the best trial changes in the config."""
     front: dict[str, dict[str, float]] = field(default_factory=dict)
-    """For a space with more than one objective, the trials that no other one beats in everything, and what their best
-    models have in each."""
+    """For a space with more than one objective: the Pareto front (the trials that no other one beats in everything),
+    with what their best models reached in each objective."""
     num_trials: int = 0
     num_failed: int = 0
     steps: int = 0
-    """Optimizer steps of all trials."""
+    """Optimizer steps of all trials together."""
     duration_s: float = 0.0
     """Wall time of this command, seconds."""
     spent_s: float = 0.0
-    """Wall time of all its commands, seconds; one that was killed is not counted."""
+    """Wall time of all its commands, seconds, without those that were killed."""
     message: str = ""
     exit_code: int = 0
 
@@ -66,7 +66,7 @@ class SweepEnd:
 
 @dataclass
 class Sweep:
-    """All that belongs to one; `run_sweep` builds it."""
+    """Everything that belongs to one sweep; `run_sweep` builds it."""
 
     config: RunConfig
     space: Space
@@ -76,7 +76,7 @@ class Sweep:
     trial_table: TrialTable
     observer: SweepObserver
     end: SweepEnd | None = None
-    """Why no trial may start any more, and those that run should end; None: they may."""
+    """Why no trial may start any more and running ones should end; None: they may continue."""
     spent_before_s: float = 0.0
     """Wall time of earlier commands."""
     began_s: float = field(default_factory=time.monotonic)
@@ -84,7 +84,7 @@ class Sweep:
 
     @property
     def every_steps(self) -> int | None:
-        """Steps of a generation, in a sweep whose trials are a population."""
+        """Steps per generation, in a sweep whose trials are a population; else None."""
         scheduler = self.space.scheduler
         return scheduler.every_steps if isinstance(scheduler, Generational) else None
 
@@ -98,17 +98,17 @@ class Sweep:
         return self.end is None and (steps is None or self.trial_table.steps < steps)
 
     def reached(self, index: int) -> list[float] | None:
-        """What the trial with this ordinal reached; see Board.reached."""
+        """The values reached by the trial with this index; see `TrialTable.reached`."""
         return self.trial_table.reached(name_of(index), self.space.also)
 
     def num_wanting(self, at_once: int) -> int:
-        """Trials that want workers or are about to, with so many that live at once."""
+        """Trials that want workers now or are about to, if this many run concurrently."""
         trial_table = self.trial_table
         left = self.space.num_trials if self.may_start() else len(trial_table.rows)
         return min(at_once, left - trial_table.num_over)
 
     def tell(self, row: TrialRow, event: str) -> None:
-        """Pass on what a trial has come to; see `SweepObserver.trial`."""
+        """Report a trial's progress; see `SweepObserver.trial`."""
         self.observer.trial(row, event)
         if event != "over":
             return
@@ -117,7 +117,7 @@ class Sweep:
         if self.config.tracking.tensorboard:
             try:
                 write_hparams(self.root, row, self.metric)
-            except Exception:  # a full disk: the sweep has better reasons to end
+            except Exception:  # a full disk, for example: it ends the sweep elsewhere
                 logger.exception("%s is not shown in TensorBoard's HParams", row.name)
 
     def _conclude(self, row: TrialRow) -> None:
@@ -129,12 +129,12 @@ class Sweep:
         self._concluding[-1].start()
 
     def wait_for_trackers(self) -> None:
-        """Until servers know of the trials that have ended; see `conclude`, which gives up after a while."""
+        """Wait until the tracking servers know about the trials that have ended; `conclude` gives up after a while."""
         for thread in self._concluding:
             thread.join()
 
     def plan_of(self, broker: str) -> Callable[[int, Values], TrialPlan]:
-        """Makes the plan of a trial from its ordinal and values."""
+        """A function that makes the plan of a trial from its index and values."""
 
         def make(index: int, values: Values) -> TrialPlan:
             repeat = index % self.space.repeats
@@ -158,19 +158,19 @@ class Sweep:
             try:
                 config = trial_config(self.config, self.root, name, values)
                 plan = replace(plan, others={o.metric: _known_before(o.metric, config) for o in self.space.also})
-            except ConfigError as error:  # values that fit one by one, and not together
-                told = f"these values do not go together: {without_headline(str(error))}"
+            except ConfigError as error:  # values that are valid one by one, but not together
+                told = f"these values are not valid together: {without_headline(str(error))}"
                 failure = TrialFailure(error.code, told)
                 self.tell(self.trial_table.update(name, status="failed", failure=failure), "over")
                 return replace(plan, is_over=True, failure=str(failure))
-            if self.every_steps is not None:  # its values are laid over it in each generation
+            if self.every_steps is not None:  # its values are applied in each generation
                 config = trial_config(self.config, self.root, name, {})
             return replace(plan, config=config.model_dump(mode="json", exclude_unset=True))
 
         return make
 
     def result(self, status: RunStatus, duration_s: float) -> SweepResult:
-        """As it stands."""
+        """The sweep's result as of now."""
         best, also = self.trial_table.best, self.space.also
         front = self.trial_table.front(also) if also else []
         path = self.root.path_of()
@@ -194,26 +194,26 @@ class Sweep:
 
 
 def trial_config(config: RunConfig, root: Storage, name: str, values: Values) -> RunConfig:
-    """The run config of a trial. All share the sweep's prepared data, as far as their data settings agree."""
+    """The run config of a trial. All trials whose data settings agree share the sweep's prepared data."""
     raw = config.model_dump(mode="json", exclude_unset=True)
     prepared = config.data.prepared_path or Storage(config.storage_path).path_of("_prepared")
     own = {"storage_path": root.path_of(TRIALS), "name": name, "data.prepared_path": prepared}
-    for tracker in ("wandb", "mlflow"):  # which show the trials of a sweep together
+    for tracker in ("wandb", "mlflow"):  # which group the trials of a sweep
         section = getattr(config.tracking, tracker)
         if section is not None and section.group is None:
             own[f"tracking.{tracker}.group"] = root.place()[1]
-    if (address := cluster_address(config)) is not None:  # a trial's process is not told by the environment
+    if (address := cluster_address(config)) is not None:  # a trial's process does not get it from the environment
         own["ray.address"] = address
     return parse_config(raw, [*overrides_of(values), *overrides_of(own)])
 
 
 def name_of(index: int) -> str:
-    """Of the trial with this ordinal."""
+    """The name of the trial with this index."""
     return f"trial_{index:04d}"
 
 
 def _known_before(metric: str, config: RunConfig) -> float | None:
-    """An objective that does not depend on the training; None for all others. Raises ConfigError."""
+    """The value of an objective that does not depend on the training; None for all others. Raises ConfigError."""
     if metric != NUM_PARAMETERS:
         return None
     from raytrain.sizing.shape import shape_on_meta

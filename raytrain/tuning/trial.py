@@ -1,7 +1,7 @@
 """One trial, in its own process: an elastic run whose evaluations are reported to Ray Tune.
 
-A trial that has been trained before, by a sweep that was interrupted, first tells what it has measured then, so that
-scheduler and searcher know it again. Then it goes on from its checkpoint, unless it had come to its end.
+A trial that an interrupted sweep has already trained first reports its earlier evaluations again, so that scheduler and
+searcher know them. It then resumes from its checkpoint, unless it was done.
 """
 
 import json
@@ -26,54 +26,55 @@ from raytrain.tuning.space.space import overrides_of
 from raytrain.tuning.trials import TrialFailure
 
 STEP, VALUE, STATUS, GOODPUT, OTHERS = "step", "value", "status", "goodput", "others"
-ROUNDING = 1e-5  # Tune's rungs are 0.1 x 3 = 0.30000000000000004
+ROUNDING = 1e-5  # floating point: Tune's rungs are 0.1 x 3 = 0.30000000000000004
 SETTLED = "is_settled"
-"""A report after which the trial is not stopped: it has passed this rung before, or is at its end anyway."""
+"""Marks a report at which the trial must not be stopped: it has passed this rung before, or is at its end anyway."""
 FAILURE = "failure.json"
 
 
 @dataclass(frozen=True)
 class TrialPlan:
-    """What a trial is to do; plain, since it travels to its process."""
+    """What a trial has to do; plain data, since it is sent to the trial's process."""
 
     name: str
-    """Its folder's name, and its id in the sweep."""
+    """The name of its folder, and its id in the sweep."""
     config: dict[str, Any]
-    """The whole run config; without the trial's values when they may change."""
+    """The whole run config; without the trial's values if they may change between generations."""
     metric: str
     sign: float
     """1 when a larger metric is better, -1 when a smaller one is."""
     broker: str
-    """Name of the actor that deals workers."""
+    """Name of the actor that allocates workers."""
     others: dict[str, float | None] = field(default_factory=dict)
-    """The space's other objectives; their values are told with each evaluation, where they are not known before."""
+    """The space's other objectives; their values are reported with each evaluation, unless they are known in
+    advance."""
     is_over: bool = False
-    """It has ended before; it only tells."""
+    """The trial is already over and only reports again."""
     failure: str | None = None
-    """What it failed of then, for the log of its process."""
+    """Its earlier error, for the log of its process."""
     rung: int = 0
-    """Rungs that it had passed then."""
+    """Rungs that it had passed earlier."""
     value: float | None = None
-    """Its newest value then, larger is better."""
+    """Its newest earlier value; larger is better."""
     sweep: str = ""
     """The sweep's folder."""
     every_steps: int | None = None
-    """Steps of a generation; None: there are none."""
+    """Steps per generation; None: the sweep has no generations."""
     values: dict[str, Any] = field(default_factory=dict)
-    """What it changes in the config in its first generation."""
+    """The values that it changes in the config in its first generation."""
 
 
 class TrialFailed(Exception):
-    """Tells Tune, which shows the message to nobody."""
+    """Tells Tune that the trial has failed; Tune does not show the message."""
 
 
 def run_trial(plan: TrialPlan) -> None:
-    """Train a trial. Returns at its end; Tune ends this process when the scheduler stops it.
+    """Train a trial. Returns at its end; when the scheduler stops the trial, Tune ends this process.
 
     Raises:
-        TrialFailed: What of is in the file FAILURE of the trial's folder, unless the plan says it.
+        TrialFailed: The error is in the file FAILURE of the trial's folder, unless the plan has it.
     """
-    if not plan.config:  # its values can't be a config
+    if not plan.config:  # its values do not make a valid config
         raise TrialFailed(plan.failure)
     config = parse_config(plan.config)
     run = Storage(config.storage_path).at(config.name)
@@ -101,7 +102,7 @@ def run_trial(plan: TrialPlan) -> None:
 
 
 def _train(plan: TrialPlan, config: RunConfig, reporter: "Reporter", until_step: int | None = None) -> RunResult:
-    """Train with workers of the pool, up to a step or to the end."""
+    """Train with the pool's workers, up to a step or to the end."""
     claim = Claim(plan.name, config.workers.min, config.workers.max, plan.rung, plan.value)
     allocation = TrialAllocation(plan.broker, claim, lambda: reporter.is_stopped)
     may_change = tuple(marked(Mark.MID_RUN)) if until_step is not None else ()
@@ -113,7 +114,8 @@ def _train(plan: TrialPlan, config: RunConfig, reporter: "Reporter", until_step:
 
 
 def _train_by_generations(plan: TrialPlan, config: RunConfig, reporter: "Reporter") -> RunResult:
-    """Train one generation after the other; between them others may have workers, and values and model may change."""
+    """Train one generation after the other; between them other trials may use the workers, and values and model may
+    change."""
     assert plan.every_steps is not None
     sweep, run = Storage(plan.sweep), Storage(config.storage_path).at(config.name)
     while True:
@@ -130,7 +132,7 @@ def _train_by_generations(plan: TrialPlan, config: RunConfig, reporter: "Reporte
 
 
 class Reporter(Observer):
-    """Passes evaluations of the validation split on to Tune, each step once and in order."""
+    """Reports evaluations of the validation split to Tune, each step once and in order."""
 
     def __init__(self, plan: TrialPlan):
         self._plan = plan
@@ -139,14 +141,14 @@ class Reporter(Observer):
         self._epochs = 0.0
         self._total_steps = math.inf
         self.is_stopped = False
-        """Whether the scheduler has stopped the trial: Tune has said so by a SystemExit, which ends the run."""
+        """Whether the scheduler has stopped the trial: Tune signals this by a SystemExit, which ends the run."""
 
     def begin(self, total_steps: int) -> None:
         """Training is about to start."""
         self._total_steps = total_steps
 
     def tell_again(self, rows: list[dict[str, Any]]) -> None:
-        """Evaluations of an earlier command. No scheduler may judge by their order."""
+        """Report the evaluations of an earlier command again. No scheduler may judge the trial by their order."""
         self._pass_on(rows, is_settled=True)
 
     def rows(self, name: str, rows: list[dict[str, Any]]) -> None:
@@ -166,14 +168,14 @@ class Reporter(Observer):
             self._report("running", is_settled=is_settled or self._last_step >= self._total_steps)
 
     def end(self, result: RunResult) -> None:
-        """The run is over. Told with the last value, since Tune takes a trial's last report for its result."""
+        """Report the end of the run, with the last value, since Tune takes a trial's last report as its result."""
         self._last_step = max(result.step, self._last_step)
         self._report(result.status, is_settled=True, goodput=result.goodput)
 
     def _report(self, status: str, *, is_settled: bool, goodput: float | None = None) -> None:
         from ray import tune
 
-        if self.is_stopped:  # Tune raises once; a second report would wait without end
+        if self.is_stopped:  # Tune raises only once; a second report would wait indefinitely
             raise SystemExit
         told: dict[str, Any] = {STEP: self._last_step, VALUE: self._last_value, STATUS: status, SETTLED: is_settled}
         told |= {OTHERS: self._others, EPOCHS: self._epochs}

@@ -274,7 +274,9 @@ def test_trials_that_fail_do_not_end_the_sweep(folder: Path) -> None:
     for rate in (1e30, 2e-3):
         failure = by_values[12, rate]["failure"]
         assert failure["code"] == "config"
-        assert failure["message"].startswith("these values do not go together: data.canonical_shards 8 does not divide")
+        assert failure["message"].startswith(
+            "these values are not valid together: data.canonical_shards 8 does not divide"
+        )
     assert "3 failed" in output
 
 

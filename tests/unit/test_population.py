@@ -106,7 +106,7 @@ def test_a_generation_ends_with_an_evaluation() -> None:
     assert (
         check_space(population(every_steps=40), RAW, ["training.eval_every_steps=20"]).training.eval_every_steps == 20
     )
-    with pytest.raises(ConfigError, match="every_steps 40 is no multiple of training.eval_every_steps 30"):
+    with pytest.raises(ConfigError, match="every_steps 40 is not a multiple of training.eval_every_steps 30"):
         check_space(population(every_steps=40), RAW, ["training.eval_every_steps=30"])
     instead = check_space(population(every_steps=40), RAW, ["training.eval_every_epochs=0.5"]).training
     assert (instead.eval_every_steps, instead.eval_every_epochs) == (40, None), "generations are counted in steps"

@@ -117,7 +117,7 @@ def test_a_range_whose_end_is_no_config_is_refused(parameters: dict[str, Any], w
 
 
 def test_what_trials_share_is_no_parameter() -> None:
-    with pytest.raises(ConfigError, match="parameters.workers.cpus: all trials of a sweep share it"):
+    with pytest.raises(ConfigError, match="parameters.workers.cpus: it must be the same for all trials"):
         check_space(space({"workers.cpus": {"kind": "choice", "values": [1, 2]}}), RAW, [])
 
 

@@ -1,5 +1,5 @@
-"""The pool of a sweep's workers: an actor that each trial asks how many it may have, and that lends it their processes.
-`sharing` decides how many."""
+"""The pool of a sweep's workers: an actor that decides how many workers each trial may have, and leases it their
+processes. `allocate` computes the numbers."""
 
 import contextlib
 import math
@@ -17,25 +17,25 @@ from raytrain.tuning.pool.allocate import Claim, allocate
 from raytrain.tuning.pool.idle_workers import IdleWorkers
 
 LOOK_EVERY_S = 2.0
-LESS_FOR_S = 5.0  # a cluster that is smaller for a moment (a task of Ray Data's) makes nobody leave
+LESS_FOR_S = 5.0  # a cluster that is smaller for a moment (a Ray Data task) must not shrink any trial
 ANSWER_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a trial is told."""
+    """The actor's answer to a trial."""
 
     most: int = 0
-    """Workers that it may have; 0: it waits."""
+    """Workers that the trial may have; 0: it has to wait."""
     idle: list[str] = field(default_factory=list)
-    """Ids of the nodes on which a process waits for a trial, one entry a process."""
+    """Ids of the nodes on which an idle process waits for a trial, one entry per process."""
     is_stopping: bool = False
-    """Whether the sweep ends."""
+    """Whether the sweep is ending."""
 
 
 class _BrokerActor:
-    """Shares are dealt anew when a trial comes, goes or passes a rung, and when the cluster changes; not whenever two
-    trials change places, since each resize costs some seconds."""
+    """Workers are allocated again when a trial joins, leaves or passes a rung, and when the cluster changes; not
+    whenever two trials swap ranks, since each resize costs some seconds."""
 
     def __init__(self, worker: dict[str, float], data_cpus: float, most: int, least: int, expected: int):
         self._worker, self._data_cpus, self._most = worker, data_cpus, most
@@ -61,7 +61,7 @@ class _BrokerActor:
             self._deal()
 
     def reached(self, trial: str, rung: int, value: float) -> None:
-        """What a trial's newest evaluation says; `value`: larger is better."""
+        """Record a trial's newest evaluation; `value`: larger is better."""
         if (claim := self._live.get(trial)) is None:
             return
         self._live[trial] = replace(claim, rung=rung, value=value)
@@ -81,7 +81,7 @@ class _BrokerActor:
         self._idle_workers.take_back(number, is_fit=is_fit)
 
     def expect(self, expected: int) -> None:
-        """So many trials want workers, those among them that are still coming up."""
+        """`expected` trials want workers, including those that are still starting."""
         if expected != self._expected:
             self._expected = expected
             self._deal()
@@ -90,8 +90,8 @@ class _BrokerActor:
         self._is_stopping = True
 
     def arrive(self, trial: str, generation: int, value: float) -> tuple[int, bool]:
-        """A trial of a population waits at the end of a generation. Returns after how many generations trials may go
-        on, and whether the sweep ends."""
+        """A trial of a population has arrived at the end of a generation. Returns the number of generations after which
+        trials may continue, and whether the sweep is ending."""
         self._arrived[trial] = (generation, value)
         return self._num_released, self._is_stopping
 
@@ -105,9 +105,9 @@ class _BrokerActor:
         self._idle_workers.close()
 
     def standing(self) -> tuple[dict[str, int], int, int]:
-        """Workers of each live trial, of all trials if they have what they want, and those for which there is room or
-        which are there."""
-        self._look()  # also while no trial asks: what is idle for too long is ended
+        """Workers of each live trial, of all trials if they had what they want, and the number for which there is room
+        or which exist."""
+        self._look()  # also while no trial asks, so that processes that are idle for too long are ended
         coming = max(0, self._expected - len(self._live))
         wanted = sum(claim.max_workers for claim in self._live.values()) + self._least * coming
         return dict(self._broker), min(wanted, self._most), max(self._capacity, len(self._idle_workers.nodes))
@@ -131,7 +131,7 @@ class _BrokerActor:
             self._deal()
 
     def _deal(self) -> None:
-        # What is given to others before a trial has come would be taken back as soon as it has.
+        # What others would get before an expected trial has joined would be taken back as soon as it joins.
         coming = range(self._expected - len(self._live))
         kept = [Claim(f"coming {number}", self._least, self._least) for number in coming]
         dealt = allocate([*self._live.values(), *kept], self._capacity)
@@ -139,17 +139,17 @@ class _BrokerActor:
 
 
 class Broker:
-    """The sweep's end."""
+    """The sweep's side of the pool."""
 
     def __init__(self, worker: Mapping[str, float], data_cpus: float, most: int, least: int, expected: int):
         """Starts the actor on this node.
 
         Args:
-            worker: What each worker holds.
-            data_cpus: CPUs of each worker's pipeline.
-            most: Workers of all trials together.
-            least: Workers of a trial.
-            expected: Trials that are about to come.
+            worker: Resources of each worker.
+            data_cpus: CPUs of each worker's data pipeline.
+            most: Most workers of all trials together.
+            least: Fewest workers of a trial.
+            expected: Trials that are about to join.
         """
         self.name = f"raytrain-broker-{uuid.uuid4().hex[:12]}"
         self._actor = start_actor(_BrokerActor, dict(worker), data_cpus, most, least, expected, name=self.name)
@@ -157,33 +157,33 @@ class Broker:
         self._no_room_since_s = math.inf
 
     def leave(self, trial: str) -> None:
-        """A trial has ended, in whatever way."""
+        """A trial has ended, for whatever reason."""
         self._actor.leave.remote(trial)
 
     def reached(self, trial: str, rung: int, value: float) -> None:
-        """A trial has passed so many rungs; `value`: its metric, larger is better."""
+        """A trial has passed `rung` rungs; `value`: its metric, larger is better."""
         self._actor.reached.remote(trial, rung, value)
 
     def expect(self, expected: int) -> None:
-        """So many trials want workers, those among them that are still coming up."""
+        """`expected` trials want workers, including those that are still starting."""
         self._actor.expect.remote(expected)
 
     def stop(self) -> None:
-        """Every trial saves and ends."""
+        """Ask every trial to save and end."""
         self._actor.stop.remote()
 
     def arrived(self) -> dict[str, tuple[int, float]]:
-        """The trials of a population that have come to the end of a generation: its ordinal, and their value then."""
+        """The trials of a population that have arrived at the end of a generation: its index, and their value then."""
         import ray
 
         return ray.get(self._actor.arrived.remote(), timeout=ANSWER_TIMEOUT_S)
 
     def release(self, num_generations: int) -> None:
-        """Trials that wait at the end of one of the first so many generations may go on."""
+        """Let the trials continue that wait at the end of one of the first `num_generations` generations."""
         self._actor.release.remote(num_generations)
 
     def now(self) -> dict[str, int]:
-        """Workers that each live trial may have. The autoscaler is told what all of them want."""
+        """Workers that each live trial may have now. Also tells the autoscaler what all of them want."""
         import ray
 
         broker, wanted, there = ray.get(self._actor.standing.remote(), timeout=ANSWER_TIMEOUT_S)
@@ -199,22 +199,22 @@ class Broker:
 
     @property
     def waiting_s(self) -> float:
-        """Seconds since which there has been no room for any trial; 0: there is."""
+        """Seconds for which there has been no room for any trial; 0: there is room."""
         return max(0.0, time.monotonic() - self._no_room_since_s)
 
     def close(self) -> None:
-        """End the actor, and all processes."""
+        """End the actor and all processes."""
         import ray
 
-        with contextlib.suppress(Exception):  # of Ray Data's own actor; the request expires by itself
+        with contextlib.suppress(Exception):  # Ray Data's own actor may raise; the request expires by itself
             self._request.close()
-        with contextlib.suppress(ray.exceptions.RayError):  # it is gone, and so is what it owned
+        with contextlib.suppress(ray.exceptions.RayError):  # it is gone, and so is everything that it owned
             ray.get(self._actor.close.remote(), timeout=ANSWER_TIMEOUT_S)
         ray.kill(self._actor)
 
 
 class TrialAllocation(Allocation):
-    """A trial's end."""
+    """A trial's side of the pool."""
 
     asks_for_nodes = False
     least_data_cpus = 0.0
@@ -232,13 +232,13 @@ class TrialAllocation(Allocation):
         self._is_withdrawn = is_withdrawn
 
     def most_workers(self) -> int | None:
-        """As the pool says. It is joined now: before, the trial prepares its data, and holds no worker."""
+        """The pool's answer. The trial joins the pool here: before, it prepares its data and holds no worker."""
         import ray
 
         if self._claim is not None:
             ray.get(self._actor.join.remote(self._claim), timeout=ANSWER_TIMEOUT_S)
             self._claim = None
-        # A machine that is busy may not answer: what was last said holds on.
+        # The pool may not answer on a busy machine: its last answer remains valid.
         with contextlib.suppress(ray.exceptions.GetTimeoutError):
             answer: Any = ray.get(self._actor.ask.remote(self._trial), timeout=ANSWER_TIMEOUT_S)
             self._last = answer
@@ -246,12 +246,12 @@ class TrialAllocation(Allocation):
 
     @property
     def idle_nodes(self) -> Sequence[str]:
-        """As the pool said last."""
+        """The pool's last answer."""
         return self._last.idle
 
     @property
     def is_stop_asked(self) -> bool:
-        """Whether the sweep ends."""
+        """Whether the sweep is ending."""
         return self._last.is_stopping
 
     @property
@@ -260,7 +260,7 @@ class TrialAllocation(Allocation):
         return self._is_withdrawn()
 
     def lend(self, node_id: str, resources: Mapping[str, float]) -> LeasedWorker:
-        """One that another trial has given back, on any node, or a new one. It is the pool's."""
+        """A process that another trial has given back, on any node, or a new one. It belongs to the pool."""
         import ray
 
         leased: Any = self._actor.lend.remote(self._trial, node_id, dict(resources))
@@ -268,17 +268,17 @@ class TrialAllocation(Allocation):
         return answer
 
     def take_back(self, leased: LeasedWorker, *, is_fit: bool) -> None:
-        """For the next trial."""
+        """Give the process back for the next trial."""
         self._actor.take_back.remote(leased.number, is_fit)
 
     def close(self) -> None:
-        """The trial has ended: what it had is the others'."""
+        """The trial has ended: its workers are available to the others."""
         self._actor.leave.remote(self._trial)
 
 
 def rungs_passed(done: float, grace: float, reduction_factor: float) -> int:
-    """How many of ASHA's rungs, which lie at grace * reduction_factor ** n, a trial has come to. `done`: in the same
-    unit."""
+    """How many of ASHA's rungs, at grace * reduction_factor ** n, a trial has reached. `done`: in the same unit as
+    `grace`."""
     if done < grace:
         return 0
     return 1 + int(math.log(done / grace, reduction_factor) + 1e-9)

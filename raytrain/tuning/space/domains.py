@@ -9,18 +9,18 @@ from pydantic import Field, model_validator
 from raytrain.config import Section
 
 MOVES = (0.8, 1.2)
-"""What a number is multiplied by when it moves (Jaderberg et al., 2017)."""
+"""Factors that a number is multiplied by when it is perturbed (Jaderberg et al., 2017)."""
 
 
 class Domain(Section):
-    """Base of all of them."""
+    """Base of all domains."""
 
     when: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
-    """The key is tried only while each of these other keys of the space, which stand before it, has one of these
+    """The key is varied only while each of these other keys of the space, which must precede it, has one of these
     values; otherwise it keeps the config's value."""
 
     def ends(self) -> list[Any]:
-        """Values that must all be valid: the least and the largest, or all that there are."""
+        """Values that must all be valid: the smallest and the largest, or every listed one."""
         raise NotImplementedError
 
     def draw(self, rng: np.random.Generator) -> Any:
@@ -32,12 +32,12 @@ class Domain(Section):
         raise NotImplementedError
 
     def unit(self, value: Any) -> float:
-        """Where a value lies in the range, from 0 to 1; NaN when it is none of those that are listed."""
+        """The position of a value in the range, from 0 to 1; NaN when it is not one of the listed values."""
         raise NotImplementedError
 
 
 class Range(Domain):
-    """Base of those between two numbers."""
+    """Base of the domains between two numbers."""
 
     low: float
     """Least value."""
@@ -64,10 +64,10 @@ class Range(Domain):
 
 
 class Listed(Domain):
-    """Base of those that are given one by one."""
+    """Base of the domains that list their values."""
 
     values: Annotated[list[Any], Field(min_length=1)]
-    """Any values that the key may have."""
+    """Any values that are valid for the key."""
 
     def ends(self) -> list[Any]:
         """See Domain."""
@@ -87,7 +87,7 @@ class Listed(Domain):
 
 
 class Uniform(Range):
-    """A number between two, each as likely."""
+    """A number between two bounds, uniformly distributed."""
 
     kind: Literal["uniform"]
 
@@ -97,7 +97,7 @@ class Uniform(Range):
 
 
 class LogUniform(Range):
-    """A number between two, each order of magnitude as likely."""
+    """A number between two bounds, uniformly distributed in its logarithm."""
 
     kind: Literal["loguniform"]
     low: Annotated[float, Field(gt=0.0)]
@@ -113,7 +113,7 @@ class LogUniform(Range):
 
 
 class QUniform(Range):
-    """A multiple of a step between two numbers."""
+    """A multiple of a step between two bounds."""
 
     kind: Literal["quniform"]
     step: Annotated[float, Field(gt=0.0)]
@@ -137,7 +137,7 @@ class QUniform(Range):
 
 
 class RandInt(Range):
-    """An integer between two, both included."""
+    """An integer between two bounds, both included."""
 
     kind: Literal["randint"]
     low: int
@@ -150,7 +150,7 @@ class RandInt(Range):
         return int(rng.integers(self.low, self.high + 1))
 
     def move(self, value: Any, rng: np.random.Generator) -> int:
-        """See Domain. By one at least."""
+        """See Domain. Moves by at least 1."""
         factor = MOVES[rng.integers(2)]
         moved = round(value * factor)
         if moved == value:
@@ -159,11 +159,11 @@ class RandInt(Range):
 
 
 class Normal(Range):
-    """A number around a mean; those outside of two bounds are drawn again."""
+    """A normally distributed number; values outside of the bounds are drawn again."""
 
     kind: Literal["normal"]
     mean: float
-    """Middle of the distribution."""
+    """Mean of the distribution."""
     deviation: Annotated[float, Field(gt=0.0)]
     """Standard deviation."""
 
@@ -182,13 +182,14 @@ class Normal(Range):
 
 
 class Choice(Listed):
-    """One of several values, each as likely."""
+    """One of several values, with equal probability."""
 
     kind: Literal["choice"]
 
 
 class Grid(Listed):
-    """Each of several values, with each value of the other grids; all other kinds are drawn for each combination."""
+    """Tries every value, in combination with every value of the other grids; other kinds are drawn for each
+    combination."""
 
     kind: Literal["grid"]
 
@@ -197,5 +198,5 @@ AnyDomain = Annotated[Uniform | LogUniform | QUniform | RandInt | Normal | Choic
 
 
 def _beside(place: int, number: int, rng: np.random.Generator) -> int:
-    """The place before or after one of so many."""
+    """The index before or after `place`, among `number` of them."""
     return min(max(0, place + (-1, 1)[rng.integers(2)]), number - 1)

@@ -1,7 +1,7 @@
 """What a sweep tries: a YAML file of dotted config keys with their ranges, a scheduler, a searcher and a budget.
 
-Everything is checked against the run config before anything starts: a key that is no field, and a range whose ends are
-no valid configs, are mistakes of the space. No Ray, no torch.
+Everything is checked against the run config before anything starts: a key that is not a config field, or a range whose
+ends are not valid configs, is reported as a mistake of the space. No Ray, no torch.
 """
 
 import itertools
@@ -39,7 +39,7 @@ class TpeSearch(Section):
 
     kind: Literal["tpe"]
     startup_trials: PositiveInt = 10
-    """Trials that are drawn at random first."""
+    """Number of trials that are drawn at random first."""
 
 
 AnySearcher = Annotated[RandomSearch | TpeSearch, Field(discriminator="kind")]
@@ -49,30 +49,31 @@ NUM_PARAMETERS = "num_parameters"
 
 
 class Objective(Section):
-    """One more metric that counts."""
+    """One more metric to optimize."""
 
     metric: str
-    """Metric of the validation split, or num_parameters: the size of the model."""
+    """Metric of the validation split, or num_parameters: the number of parameters of the model."""
     mode: Literal["min", "max"] | None = None
-    """Whether smaller or larger is better; null: min for loss and num_parameters, max for everything else."""
+    """Whether smaller or larger is better; null: min for loss and num_parameters, max for all others."""
 
     @property
     def better(self) -> str:
-        """`mode`, with null decided."""
+        """`mode`, or its default if it is null."""
         return self.mode or ("min" if self.metric in ("loss", NUM_PARAMETERS) else "max")
 
     @property
     def sign(self) -> float:
-        """Times a value: larger is better."""
+        """+1.0 to maximize, -1.0 to minimize; multiplied by it, larger is always better."""
         return 1.0 if self.better == "max" else -1.0
 
 
 class Budget(Section):
-    """When no new trial is started any more. What runs is trained on, but for `hours`, at whose end it is stopped."""
+    """Limits after which no new trial is started. Running trials continue to their end, except after `hours`, which
+    stops them."""
 
     trials: Annotated[PositiveInt, Mark.MID_RUN] = 16
-    """Configurations to try; with grids, the number of draws for each combination is this over their number, rounded
-    up."""
+    """Configurations to try. With grids, the number of draws for each combination of their values is this divided by
+    the number of combinations, rounded up."""
     steps: Annotated[PositiveInt | None, Mark.MID_RUN] = None
     """Optimizer steps of all trials together; null: no limit."""
     hours: Annotated[float | None, Field(gt=0.0), Mark.MID_RUN] = None
@@ -80,44 +81,44 @@ class Budget(Section):
 
 
 class Space(Section):
-    """A search space, as its YAML file says it."""
+    """A search space, as its YAML file defines it."""
 
     metric: str | None = None
-    """Metric of the validation split that is compared; null: the one by which the config's best model is chosen."""
+    """Metric of the validation split that trials are compared by; null: the one that picks the config's best model."""
     mode: Literal["min", "max"] | None = None
-    """Whether smaller or larger is better; null: min for loss, max for everything else."""
+    """Whether smaller or larger is better; null: min for loss, max for all others."""
     also: list[Objective] = []
-    """Metrics that count as much as `metric`. A trial's values are those of its best model; the sweep shows the trials
-    that no other one beats in everything. Needs a scheduler that stops nobody."""
+    """Further metrics that count as much as `metric`. A trial's values are those of its best model; the sweep shows the
+    Pareto front: the trials that no other one beats in everything. Needs a scheduler that stops no trial."""
     parameters: Annotated[dict[str, AnyDomain], Field(min_length=1)]
     """Dotted config keys and their ranges."""
     scheduler: AnyScheduler = NoScheduler(kind="none")
-    """Which trials are stopped early, or go on from another's model."""
+    """Which trials are stopped early, or continue from another trial's model."""
     searcher: AnySearcher = RandomSearch(kind="random")
     """How values are chosen."""
     budget: Budget = Budget()
     """How much is tried."""
     repeats: PositiveInt = 1
-    """Runs of each configuration, with seeds of their own."""
+    """Runs of each configuration, each with its own seed."""
     max_failed: Annotated[float, Field(ge=0.0, le=1.0), Mark.MID_RUN] = 0.5
-    """Share of failed trials above which the sweep ends, once four are over."""
+    """Share of failed trials above which the sweep ends, once four trials are over."""
     seed: int = 0
-    """Of the drawn values: the same space and seed give the same configurations."""
+    """Seed of the drawn values: the same space and seed give the same configurations."""
 
     @property
     def grids(self) -> dict[str, Grid]:
-        """The parameters that are grids."""
+        """The parameters of kind grid."""
         return {key: domain for key, domain in self.parameters.items() if isinstance(domain, Grid)}
 
     @property
     def num_configurations(self) -> int:
-        """How many are tried, without repeats."""
+        """Number of configurations to try, without repeats."""
         combinations = math.prod(len(grid.values) for grid in self.grids.values())
         return combinations * max(1, -(-self.budget.trials // combinations)) if self.grids else self.budget.trials
 
     @property
     def num_trials(self) -> int:
-        """How many runs that are."""
+        """Number of runs, repeats included."""
         return self.num_configurations * self.repeats
 
     @model_validator(mode="after")
@@ -126,9 +127,7 @@ class Space(Section):
         for key, domain in self.parameters.items():
             for other in domain.when:
                 if other not in seen:
-                    raise ValueError(
-                        f"parameters.{key}.when names {other}, which does not stand before it in the space"
-                    )
+                    raise ValueError(f"parameters.{key}.when names {other}, which does not precede it in the space")
             seen.add(key)
         if isinstance(self.searcher, TpeSearch) and self.grids:
             raise ValueError("searcher.kind tpe chooses values by itself: use kind choice instead of grid")
@@ -137,12 +136,10 @@ class Space(Section):
     @model_validator(mode="after")
     def _nobody_is_stopped_by_one_metric(self) -> Self:
         if self.also and not isinstance(self.scheduler, NoScheduler):
-            raise ValueError(
-                f"scheduler.kind {self.scheduler.kind} compares by one metric; with also it has to be none"
-            )
+            raise ValueError(f"scheduler.kind {self.scheduler.kind} compares by one metric; with also, it must be none")
         names = [objective.metric for objective in self.also]
         if len({self.metric, *names}) <= len(names):
-            raise ValueError(f"also names a metric twice, or that of the space: {', '.join(names)}")
+            raise ValueError(f"also repeats a metric, or names that of the space: {', '.join(names)}")
         return self
 
     @model_validator(mode="after")
@@ -152,7 +149,7 @@ class Space(Section):
         kind = f"scheduler.kind {self.scheduler.kind}"
         for key, domain in self.parameters.items():
             if isinstance(self.scheduler, Bandits) and (domain.when or not isinstance(domain, Range)):
-                raise ValueError(f"{kind} chooses numbers between two others: parameters.{key} is none, use kind pbt")
+                raise ValueError(f"{kind} needs numeric ranges, and parameters.{key} is not one: use kind pbt")
             if Mark.MID_RUN not in declared(key).marks:
                 allowed = ", ".join(marked(Mark.MID_RUN))
                 raise ValueError(f"{kind} can't change {key} in the middle of a run; it can change: {allowed}")
@@ -162,7 +159,7 @@ class Space(Section):
 
 
 def draw_values(space: Space, index: int) -> Values:
-    """Values of the configuration with this ordinal: a pure function of the space, its seed and the ordinal."""
+    """Values of the configuration with this index: a pure function of the space, its seed and the index."""
     rng = np.random.default_rng([space.seed, index])
     combination = dict(zip(space.grids, _combination(space, index), strict=True))
     drawn: Values = {}
@@ -174,23 +171,23 @@ def draw_values(space: Space, index: int) -> Values:
 
 
 def applies(domain: Domain, chosen: Values) -> bool:
-    """Whether a parameter's conditions are met by those that are chosen already."""
+    """Whether the values chosen so far meet a parameter's conditions."""
     return all(other in chosen and chosen[other] in allowed for other, allowed in domain.when.items())
 
 
 def overrides_of(values: Values) -> list[str]:
-    """As `key=value` words."""
+    """The values as `key=value` words."""
     return [f"{key}={to_word(value)}" for key, value in values.items()]
 
 
 def short(key: str) -> str:
-    """A key's last word; with the one before, where it says too little."""
+    """The last word of a key, with the one before if it says too little."""
     words = key.split(".")
     return " ".join(words[-2:]) if words[-1] in ("kind", "path") else words[-1]
 
 
 def in_words(values: Values) -> str:
-    """Each key's short name and its value."""
+    """The short name and value of each key."""
     return "  ".join(
         f"{short(key)} {f'{value:.3g}' if isinstance(value, float) else value}" for key, value in values.items()
     )
@@ -203,7 +200,7 @@ def load_space(space: str) -> Space:
 
 
 def parse_space(raw: Any, origin: str) -> Space:
-    """Validate a raw mapping. `origin`: where it is from, for messages. Raises ConfigError naming each mistake."""
+    """Validate a raw mapping. `origin`: its source, for messages. Raises ConfigError naming each mistake."""
     if not isinstance(raw, dict):
         raise ConfigError(f"{origin}: expected `key: value` lines, found {type(raw).__name__}")
     try:
@@ -214,16 +211,16 @@ def parse_space(raw: Any, origin: str) -> Space:
 
 
 def space_name(space: str) -> str:
-    """What a sweep's folder is named by: the file's name without its ending."""
+    """The name that a sweep's folder gets from its space: the file's name without its ending."""
     return Path(space).name.removesuffix(".yaml").removesuffix(".yml")
 
 
 def check_space(space: Space, raw: dict[str, Any], overrides: list[str]) -> RunConfig:
-    """Check the ends of every range against the config. Returns the config without the space.
+    """Check the ends of every range against the config. Returns the config without the space's values.
 
     Args:
-        raw: The config as it was read.
-        overrides: Of the command line. None of them may be a key of the space.
+        raw: The config as read from its file.
+        overrides: Overrides of the command line. None of them may be a key of the space.
 
     Raises:
         ConfigError: Naming each key, the value and what is wrong with it.
@@ -236,12 +233,12 @@ def check_space(space: Space, raw: dict[str, Any], overrides: list[str]) -> RunC
     ]
     if isinstance(space.scheduler, Stopping) and space.scheduler.grace_epochs:
         mistakes += [
-            f"parameters.{key}: with scheduler.grace_epochs all trials are evaluated alike; set it in the config"
+            f"parameters.{key}: scheduler.grace_epochs needs it to be the same for all trials; set it in the config"
             for key in space.parameters
             if key.startswith("training.eval_every_")
         ]
     mistakes += [
-        f"parameters.{key}: all trials of a sweep share it; set it in the config"
+        f"parameters.{key}: it must be the same for all trials of a sweep; set it in the config"
         for key in space.parameters
         if Mark.SHARED in declared(key).marks
     ]
@@ -264,21 +261,21 @@ def check_space(space: Space, raw: dict[str, Any], overrides: list[str]) -> RunC
 
 
 def _evaluated_each(every_steps: int, config: RunConfig, mistakes: list[str]) -> RunConfig:
-    """A config that is evaluated at the end of each generation, if this one says nothing else."""
+    """The config with an evaluation at the end of each generation, unless it already sets the interval."""
     eval_every_steps = config.training.eval_every_steps
     if eval_every_steps is None:  # also instead of eval_every_epochs: generations are counted in steps
         cadence = ["training.eval_every_epochs=null", f"training.eval_every_steps={every_steps}"]
         return parse_config(config.model_dump(mode="json", exclude_unset=True), cadence)
     if every_steps % eval_every_steps:
         mistakes.append(
-            f"scheduler.every_steps {every_steps} is no multiple of training.eval_every_steps {eval_every_steps}; a "
+            f"scheduler.every_steps {every_steps} is not a multiple of training.eval_every_steps {eval_every_steps}; a "
             "generation ends with an evaluation"
         )
     return config
 
 
 def _evaluated_in_epochs(grace_epochs: float, config: RunConfig, mistakes: list[str]) -> RunConfig:
-    """A config that is evaluated at the end of the grace, if this one says nothing else."""
+    """The config with an evaluation at the end of the grace period, unless it already sets the interval."""
     training = config.training
     if config.data.validation is None:
         mistakes.append("data.validation: a sweep compares trials on the validation split; name one")
@@ -296,20 +293,20 @@ def _evaluated_in_epochs(grace_epochs: float, config: RunConfig, mistakes: list[
 
 
 def _needed(space: Space, domain: Domain) -> Iterator[str]:
-    """What else must be set where a parameter applies: its conditions, and theirs."""
+    """What must also be set where a parameter applies: its conditions, and theirs in turn."""
     for other, allowed in domain.when.items():
         yield from _needed(space, space.parameters[other])
         yield from overrides_of({other: allowed[0]})
 
 
 def _combination(space: Space, index: int) -> tuple[Any, ...]:
-    """One value of each grid; the last grid changes fastest."""
+    """One value of each grid; the last grid varies fastest."""
     combinations = itertools.product(*(grid.values for grid in space.grids.values()))
     number = index % math.prod(len(grid.values) for grid in space.grids.values())
     return next(itertools.islice(combinations, number, None))
 
 
 def without_headline(text: str) -> str:
-    """Of a list of mistakes, the mistakes."""
+    """A list of mistakes without its first line."""
     _, newline, rest = text.partition("\n")
     return rest.replace("\n", "; ").strip() if newline else text
