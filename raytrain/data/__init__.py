@@ -1,1 +1,1 @@
-"""From source files to a worker's batches, in the order of the flow."""
+"""From source files to a worker's batches; modules in the order in which data flows."""

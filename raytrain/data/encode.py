@@ -1,6 +1,6 @@
-"""The work of PREPARE on one read task: read, encode, hold out, write. Runs in Ray Data's processes; no Ray, no torch.
+"""The work of PREPARE on one read task: read, encode, split, write. Runs in Ray Data's processes; no Ray, no torch.
 
-One read task makes its own parts, named after its place, so what it writes depends on nothing that runs beside it.
+Each read task writes its own parts, named after its position, so its output does not depend on other tasks.
 """
 
 import hashlib
@@ -35,8 +35,8 @@ class Rejected:
 
 
 class RowFunction:
-    """What runs in Ray Data's processes: a report for each row. Errors for people come back as text, since an
-    exception would come back wrapped in Ray's."""
+    """Runs in Ray Data's processes and returns a report for each row. Errors meant for the user are returned as text,
+    since Ray would wrap an exception in its own."""
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Ray Data calls this with one row."""
@@ -46,18 +46,18 @@ class RowFunction:
             return {"report": json.dumps({"error": str(error)})}
 
     def report(self, row: dict[str, Any]) -> dict[str, Any]:
-        """What to tell the driver of a row; JSON-able."""
+        """The report on a row for the driver; JSON-able."""
         raise NotImplementedError
 
 
 class Surveyor(RowFunction):
-    """What a read task's rows say of the task's state, such as their labels."""
+    """Collects what a read task's rows contribute to the task's state, such as their labels."""
 
     def __init__(self, config: dict[str, Any]):
         self._config = config
 
     def report(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The surveys of its chunks, in their order."""
+        """The surveys of the read task's chunks, in their order."""
         config, read_task = RunConfig.model_validate(self._config), _read_task(row["task"])
         task = make_task(config.task, config.data.max_length)
         chunks = read_chunks(read_task, task.required_columns())
@@ -75,7 +75,7 @@ class Encoder(RowFunction):
         self._rows_per_group = rows_per_group
 
     def report(self, row: dict[str, Any]) -> dict[str, Any]:
-        """What was written and what was not."""
+        """What was written, and which rows were rejected."""
         return self._encode(row["ordinal"], _read_task(row["task"]))
 
     def _encode(self, ordinal: int, read_task: ReadTask) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class Encoder(RowFunction):
         return {"ordinal": ordinal, "written": written, "rejected": [asdict(bad) for bad in rejected]}
 
     def _refuse_or_keep(self, config: RunConfig, split: str, bad_rows: list[BadRow]) -> list[Rejected]:
-        """The bad rows, when they may be set aside. Raises DataError when they may not."""
+        """The bad rows, if they may be set aside. Raises DataError otherwise."""
         for bad in bad_rows if config.data.bad_rows == BadRowPolicy.REFUSE else []:
             if bad.code == RowError.UNKNOWN_LABEL:
                 raise DataError(
@@ -128,7 +128,8 @@ class Encoder(RowFunction):
 
 
 def _split_rows(config: RunConfig, read_task: ReadTask, chunk: Chunk) -> Iterator[tuple[str, pa.Table]]:
-    """(split, rows) of a chunk: with data.validation.fraction, training rows are held out by a hash of their place."""
+    """(split, rows) of a chunk. With data.validation.fraction, training rows are held out by a hash of their
+    position."""
     table = chunk.table
     if not len(table):
         return
@@ -144,7 +145,7 @@ def _split_rows(config: RunConfig, read_task: ReadTask, chunk: Chunk) -> Iterato
 
 
 def _hash_unit(rows: np.ndarray, seed: int, file: int) -> np.ndarray:
-    """A number in [0, 1) for each row, by splitmix64 (Steele et al., 2014) of its place and the seed."""
+    """A number in [0, 1) for each row: splitmix64 (Steele et al., 2014) of its position and the seed."""
     with np.errstate(over="ignore"):
         x = rows + np.uint64(0x9E3779B97F4A7C15) * np.uint64((1 + seed * 1_000_003 + file) % 2**64)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -1,4 +1,4 @@
-"""Identity of prepared data: a hash of everything that decides it, and of nothing else."""
+"""The identity of prepared data: a hash of everything that determines it, and of nothing else."""
 
 import hashlib
 import json
@@ -14,9 +14,9 @@ def fingerprint(config: RunConfig, files: dict[str, list[SourceFile]], tokenizer
     """Hex digest, 20 characters.
 
     Args:
-        files: The source files of each split; path, size and time of change are their identity.
+        files: The source files of each split, identified by path, size and modification time.
         tokenizer: Fingerprint of the tokenizer's content.
-        rows_per_group: Rows of a row group; sample order is laid out in these.
+        rows_per_group: Rows per row group, the unit of the sample order.
     """
     values = flatten(config.model_dump(mode="json"))
     fraction = values.get("data.validation.fraction")
@@ -24,10 +24,10 @@ def fingerprint(config: RunConfig, files: dict[str, list[SourceFile]], tokenizer
         "format": FORMAT_VERSION,
         "files": {split: [[f.path, f.format, f.num_bytes, f.modified_at] for f in fs] for split, fs in files.items()},
         "fields": {key: values[key] for key in affecting(Affects.DATA) if key in values},
-        "seed": config.seed if fraction is not None else None,  # it says which rows are held out
+        "seed": config.seed if fraction is not None else None,  # determines which rows are held out
         "tokenizer": tokenizer,
         "rows_per_group": rows_per_group,
     }
     if any(file.format == SourceFormat.TSV for split in files.values() for file in split):
-        parts["tsv"] = "unquoted"  # it was read as quoted once, and what was prepared then may be in the cache
+        parts["tsv"] = "unquoted"  # older versions read it as quoted, and the cache may hold data prepared that way
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]

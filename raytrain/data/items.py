@@ -1,4 +1,4 @@
-"""What travels from the data pipeline to the training loop. No Ray, no torch."""
+"""The values that pass from the data pipeline to the training loop. No Ray, no torch."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from raytrain.tasks.base import Batch
 
 @dataclass(frozen=True)
 class TrainSpan:
-    """A piece of work for a pipeline: steps [first_step, stop_step) of an epoch."""
+    """A work item of the pipeline: steps [first_step, stop_step) of an epoch."""
 
     epoch: int
     first_step: int
@@ -18,27 +18,27 @@ class TrainSpan:
 
 @dataclass(frozen=True)
 class EvalPass:
-    """A piece of work for a pipeline: one pass over a split."""
+    """A work item of the pipeline: one pass over a split."""
 
     split: str
 
 
 @dataclass(frozen=True)
 class StepBatch:
-    """A worker's share of one training step."""
+    """One worker's part of one training step."""
 
     epoch: int
     step_in_epoch: int
     micro_batches: list[Batch]
-    """Equally many on every worker; one without samples has no targets."""
+    """The same number on every worker; a micro-batch without samples has no targets."""
     target_weight: float
     """Sum of the weights of this worker's targets."""
     sample_ids: np.ndarray
     """Shape (samples of this worker,)."""
     num_tokens: int
-    """Tokens without padding."""
+    """Tokens, padding excluded."""
     num_padded_tokens: int
-    """Tokens with padding."""
+    """Tokens, padding included."""
 
 
 @dataclass(frozen=True)
@@ -47,5 +47,5 @@ class EvalBatch:
 
     arrays: Batch
     is_blank: bool
-    """True: no sample of the split is in it; it only keeps the number of batches equal on all workers."""
+    """True: it contains no sample of the split and only keeps the number of batches equal on all workers."""
     sample_ids: np.ndarray

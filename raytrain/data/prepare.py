@@ -1,13 +1,13 @@
 """PREPARE: source files -> the prepared store, with Ray Data, once.
 
     1. read      (ReadTask)       -> chunks of at most 4096 rows, bad rows apart      data/readers.py
-    2. split     (chunk, fraction)-> training and validation rows, by a hash of the row's place
+        2. split     (chunk, fraction)-> training and validation rows, by a hash of the row's position
     3. encode    (rows)           -> samples: token ids and the task's columns        data/encode.py, tasks/
     4. write     (samples)        -> a Parquet part with small row groups             data/encode.py
-    5. commit    (all parts)      -> index of lengths, rejected rows, and last the manifest
+        5. commit    (all parts)      -> index of lengths, rejected rows, and finally the manifest
 
-One read task is one Ray Data row, and makes its own parts, named after its place: the store is the same however
-many tasks run at once, and in whatever order they end.
+One read task is one row of Ray Data, and writes its own parts, named after its position: the store is the same however
+many tasks run concurrently, and in whatever order they finish.
 """
 
 import hashlib
@@ -41,40 +41,40 @@ from raytrain.tasks.base import TaskState
 logger = logging.getLogger(__name__)
 
 REJECTED_NAME = "rejected.jsonl"
-# A folder of an attempt that is older than this was left by a crash.
+# The folder of an attempt that is older than this was left behind by a crash.
 STALE_S = 24 * 3600.0
-# The cache may lie in a folder of the user's: nothing in it that is named otherwise is ours to remove.
+# The cache may be in one of the user's folders: raytrain removes nothing in it that has another name.
 ATTEMPT_NAME = re.compile(r"[0-9a-f]{20}\.[0-9a-f]{8}\.tmp")
 
 Progress = Callable[[int, int | None, float], None]
-"""Told (rows so far, rows in all as far as can be guessed, rows per second)."""
+"""Called with (rows so far, estimated rows in total, rows per second)."""
 
 
 @dataclass(frozen=True)
 class _Written:
-    """What a read task reports of a chunk that it has written."""
+    """A read task's report on a chunk that it has written."""
 
     split: str
     part: Part
     sha256: str
-    """Of the part's bytes, which depend on the rows alone."""
+    """Hash of the part's bytes, which depend on the rows alone."""
     place: tuple[int, int]
-    """(ordinal of the read task, ordinal of the chunk in it): the order of the prepared data."""
+    """(index of the read task, index of the chunk in it): the order of the prepared data."""
     lengths: list[int]
     num_truncated: int
 
 
 def prepare(config: RunConfig, progress: Progress | None = None, only: str | None = None) -> PreparedStore:
-    """The prepared store of a config: found in the cache, or made.
+    """The prepared store of a config: taken from the cache, or created.
 
-    Two commands that need the same one at once both make it, and the first to end puts it in place.
+    If two commands need the same store at once, both create it, and the first to finish puts its own in place.
 
     Args:
-        only: The one split that is wanted, in a store of its own, which needs declared labels; None: all of them.
+        only: The only split to prepare, in a store of its own, which needs declared labels; None: all splits.
 
     Raises:
-        DataError: A row can't be used and data.bad_rows is `refuse`, a label is not declared, nothing is left to
-            train on.
+        DataError: A row can't be used and data.bad_rows is `refuse`, a label is not declared, or nothing is left to
+        train on.
     """
     files, rows_per_group, cache, name = _place_of(config, only)
     if not cache.exists(f"{name}/{MANIFEST_NAME}"):
@@ -86,13 +86,14 @@ def prepare(config: RunConfig, progress: Progress | None = None, only: str | Non
 
 
 def find_prepared(config: RunConfig) -> PreparedStore | None:
-    """The prepared store of a config when it is there already; needs no Ray. Raises DataError."""
+    """The prepared store of a config if it already exists; needs no Ray. Raises DataError."""
     _, _, cache, name = _place_of(config)
     return PreparedStore(cache.at(name).root) if cache.exists(f"{name}/{MANIFEST_NAME}") else None
 
 
 def _place_of(config: RunConfig, only: str | None = None) -> tuple[dict[str, list[SourceFile]], int, Storage, str]:
-    """The source files of each split, rows of a row group, the cache, and the name of this config's store in it."""
+    """The source files of each split, rows per row group, the cache, and the name of this config's store in the
+    cache."""
     files = check_sources(config.data, make_task(config.task, config.data.max_length), only)
     rows_per_group = _rows_per_group(sum(file.num_bytes for fs in files.values() for file in fs))
     name = fingerprint(config, files, tokenizer_identity(config.model), rows_per_group)
@@ -100,7 +101,7 @@ def _place_of(config: RunConfig, only: str | None = None) -> tuple[dict[str, lis
 
 
 class _Preparation:
-    """One attempt to make a prepared store."""
+    """One attempt to create a prepared store."""
 
     def __init__(
         self,
@@ -116,12 +117,12 @@ class _Preparation:
         self.files, self.tasks = files, read_tasks(files)
         self.rows_per_group, self.pad_token_id = rows_per_group, pad_token_id
         self.attempt = f"{name}.{uuid.uuid4().hex[:8]}.tmp"
-        # Object stores can't rename: there an attempt's parts lie in the final folder under names of their own.
+        # Object stores can't rename: there, an attempt writes its parts into the final folder under names of its own.
         self.is_local = cache.local_path() is not None
         self.folder = cache.at(self.attempt if self.is_local else name)
 
     def run(self) -> None:
-        """Make the store and commit it."""
+        """Create the store and commit it."""
         self._remove_stale()
         task = make_task(self.config.task, self.config.data.max_length)
         try:
@@ -139,13 +140,13 @@ class _Preparation:
         return [{"ordinal": i, "task": json.dumps(asdict(task))} for i, task in enumerate(self.tasks)]
 
     def _survey(self) -> list[TaskState]:
-        """What the chunks of all splits say of the task's state, in the order of the sources."""
+        """What the chunks of all splits contribute to the task's state, in the order of the sources."""
         surveyor = Surveyor(self.config.model_dump(mode="json", exclude_unset=True))
         surveys = {report["ordinal"]: report["surveys"] for report in _run(self._rows(), surveyor)}
         return [survey for ordinal in sorted(surveys) for survey in surveys[ordinal]]
 
     def _write(self, state: TaskState) -> tuple[list[_Written], list[Rejected]]:
-        """Write all parts; what was written and what was set aside, each in the order of the sources."""
+        """Write all parts. Returns what was written and what was set aside, each in the order of the sources."""
         encoder = Encoder(
             self.config.model_dump(mode="json", exclude_unset=True),
             state,
@@ -154,7 +155,7 @@ class _Preparation:
             "" if self.is_local else self.attempt,
         )
         written: list[_Written] = []
-        rejected: dict[int, list[Rejected]] = {}  # by the read task, since they end in any order
+        rejected: dict[int, list[Rejected]] = {}  # by read task, since these finish in any order
         started_at_s, num_rows = time.monotonic(), 0
         for report in _run(self._rows(), encoder):
             rejected[report["ordinal"]] = [Rejected(**bad) for bad in report["rejected"]]
@@ -199,11 +200,11 @@ class _Preparation:
         return given if "train" in self.files else [split for split in given if split in self.files]
 
     def _no_row(self, split: str) -> str:
-        """What to say of a split that the config asks for and that came out empty."""
+        """The message for a split that the config asks for and that is empty."""
         validation = self.config.data.validation
         if split == "validation" and validation is not None and validation.fraction is not None:
             return (
-                f"data.validation.fraction {validation.fraction} holds out no row of the training data: raise it, or "
+                f"data.validation.fraction {validation.fraction} holds out none of the training rows: raise it, or "
                 "give data.validation.path"
             )
         return f"data.{split}.path {getattr(self.config.data, split).path!r}: no usable row in it"
@@ -221,9 +222,9 @@ class _Preparation:
         )
 
     def _put_in_place(self) -> None:
-        """Rename the attempt to its final name; when another command was first, its result is as good.
+        """Rename the attempt to its final name; if another command was first, its store is equivalent and stays.
 
-        A plain rename, which refuses to replace a folder: someone may read the winner's files already.
+        A plain rename, which refuses to replace a folder: another process may be reading the existing one.
         """
         source, target = self.cache.local_path(self.attempt), self.cache.local_path(self.name)
         assert source is not None and target is not None
@@ -233,11 +234,11 @@ class _Preparation:
             if self.cache.exists(f"{self.name}/{MANIFEST_NAME}"):
                 self.folder.delete("")
                 return
-            self.cache.delete(self.name)  # half deleted by someone: without its manifest it is nobody's
+            self.cache.delete(self.name)  # partly deleted: without a manifest it is not a store
             os.rename(source, target)
 
     def _remove_stale(self) -> None:
-        """Remove what crashed attempts left a day or more ago."""
+        """Remove what crashed attempts left behind a day or more ago."""
         if not self.is_local:
             return
         for name in self.cache.list_names():
@@ -247,7 +248,7 @@ class _Preparation:
 
 
 def _age_s(path: str) -> float:
-    """Seconds since a folder changed; 0 when another command has just removed it."""
+    """Seconds since a folder was modified; 0 when another command has just removed it."""
     try:
         return time.time() - os.path.getmtime(path)
     except OSError:
@@ -255,24 +256,24 @@ def _age_s(path: str) -> float:
 
 
 def _content_of(state: TaskState, written: list[_Written]) -> str:
-    """Hash of the task's state, and of the bytes of every part in their order."""
+    """Hash of the task's state, and of the bytes of all parts in their order."""
     parts = [[item.split, item.part.row_group_rows, item.sha256] for item in written]
     return hashlib.sha256(json.dumps([state, parts], sort_keys=True).encode()).hexdigest()[:20]
 
 
 def _rows_per_group(num_bytes: int) -> int:
-    """Rows of a row group: a power of two from 16 to 256 that makes some 4096 row groups out of rows of 1 KiB.
+    """Rows per row group: a power of two from 16 to 256, which gives about 4096 row groups if a row has 1 KiB.
 
-    A row group on the border of two canonical shards is read twice, so there must be far more row groups than shards
-    (P5); and small ones let the samples of small data mix well.
+    A row group on the border between two canonical shards is read twice, so there must be far more row groups than
+    shards (P5); and small groups let the samples of a small data set mix well.
     """
     return 1 << max(4, min(8, (num_bytes >> 22).bit_length() - 1))
 
 
 def _run(rows: list[dict[str, Any]], function: RowFunction) -> Iterator[dict[str, Any]]:
-    """Apply a function to each row with Ray Data, one task a row; the reports in any order.
+    """Apply a function to each row with Ray Data, one task per row; yields the reports in any order.
 
-    Raises DataError as soon as one of them does.
+    Raises DataError as soon as the function reports one.
     """
     import ray.data
 

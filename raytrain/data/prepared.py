@@ -1,7 +1,7 @@
 """The prepared store: what PREPARE writes once and every run reads. No Ray, no torch.
 
-A folder `<prepared_path>/<fingerprint>/` holds token Parquet in small row groups, an index of sample lengths for
-each split, and `manifest.json`, which is committed last: without it there is no store. A sample's id is its
+A folder `<prepared_path>/<fingerprint>/` contains token Parquet in small row groups, an index of sample lengths for
+each split, and `manifest.json`, which is committed last: without it the folder is not a store. A sample's id is its
 position in the split's prepared order (parts in the manifest's order, rows in file order), from 0.
 """
 
@@ -35,12 +35,12 @@ class Part:
 
 @dataclass(frozen=True)
 class SplitInfo:
-    """What the manifest says of one split."""
+    """The manifest's entry for one split."""
 
     num_samples: int
     num_tokens: int
     num_truncated: int
-    """Rows that were longer than data.max_length."""
+    """Rows longer than data.max_length."""
     num_set_aside: int
     """Source rows that could not be used; they are listed in rejected.jsonl."""
     parts: list[Part]
@@ -54,10 +54,10 @@ class Manifest:
     task_state: TaskState
     """What the task has learned from the data, such as its labels."""
     pad_token_id: int
-    """Token id of padding, so that readers need no tokenizer; 0 where there is none."""
+    """Token id of padding, so that readers need no tokenizer; 0 if there is none."""
     splits: dict[str, SplitInfo]
     content: str
-    """Hash of what was prepared. Unlike the fingerprint it does not depend on where the source files lie."""
+    """Hash of the prepared contents. Unlike the fingerprint, it does not depend on where the source files are."""
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> bytes:
@@ -70,8 +70,8 @@ class Manifest:
         raw = json.loads(data)
         if raw["format_version"] != FORMAT_VERSION:
             raise DataError(
-                f"prepared data has format {raw['format_version']}, this version reads {FORMAT_VERSION}: "
-                "delete the folder, it is made again"
+                f"the prepared data has format {raw['format_version']}, this version reads {FORMAT_VERSION}: "
+                "delete the folder, and it will be prepared again"
             )
         splits = {
             name: SplitInfo(**{**info, "parts": [Part(**part) for part in info["parts"]]})
@@ -89,17 +89,17 @@ class PreparedStore:
     """A committed prepared store, opened for reading."""
 
     def __init__(self, root: str):
-        """Raises DataError when `root` holds no committed manifest."""
+        """Raises DataError when `root` has no committed manifest."""
         self.storage = Storage(root)
         try:
             self.manifest = Manifest.from_json(self.storage.read_bytes(MANIFEST_NAME))
         except FileNotFoundError:
-            raise DataError(f"no prepared data at {self.storage.path_of()}") from None
+            raise DataError(f"there is no prepared data at {self.storage.path_of()}") from None
         self._open_parts: dict[str, pq.ParquetFile] = {}
 
     @property
     def root(self) -> str:
-        """The store's folder; another process opens it with this."""
+        """The store's folder, with which another process can open it."""
         return self.storage.path_of()
 
     def has_split(self, split: str) -> bool:
@@ -107,17 +107,17 @@ class PreparedStore:
         return split in self.manifest.splits and self.manifest.splits[split].num_samples > 0
 
     def lengths(self, split: str) -> np.ndarray:
-        """Size of each sample: tokens, for texts. Shape (num_samples,), int32."""
+        """The size of each sample: tokens, for texts. Shape (num_samples,), int32."""
         with self.storage.open_input(index_name(split)) as file:
             return pq.read_table(file, columns=["length"])["length"].to_numpy()
 
     def row_group_starts(self, split: str) -> np.ndarray:
-        """First sample id of each row group, and the number of samples last. Shape (num_row_groups + 1,), int64."""
+        """The first sample id of each row group, then the number of samples. Shape (num_row_groups + 1,), int64."""
         rows = [count for part in self.manifest.splits[split].parts for count in part.row_group_rows]
         return np.concatenate([[0], np.cumsum(rows, dtype=np.int64)]).astype(np.int64)
 
     def read_row_group(self, split: str, row_group: int) -> pa.Table:
-        """The rows of the split's `row_group`-th row group, counted over all its parts."""
+        """The rows of the split's row group with this index, counted over all its parts."""
         part, inside = self._places(split)[row_group]
         return self._file(part).read_row_group(inside)
 

@@ -1,11 +1,11 @@
-"""Ray Data without its own bars and notes."""
+"""Ray Data without its progress bars and log messages."""
 
 import logging
 from typing import Any
 
 
 def quiet_ray_data() -> Any:
-    """This process's DataContext, told to be quiet: the terminal is raytrain's."""
+    """This process's DataContext, with progress bars and messages off: raytrain has its own output."""
     import ray.data
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)

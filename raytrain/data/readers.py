@@ -1,8 +1,8 @@
-"""Rows of source files, whatever their format. No Ray, no torch.
+"""Rows of source files in any supported format. No Ray, no torch.
 
-Rows are read in chunks, Arrow tables that carry the user's columns and `__row__`: the row's 1-based place in its
-file (for text formats the line it starts in). A row that can't be parsed is a BadRow, never an exception that loses
-the rest; a file that can't be read any further is a DataError.
+Rows are read in chunks: Arrow tables with the user's columns and `__row__`, the row's 1-based position in its file (for
+text formats, the line it starts in). A row that can't be parsed becomes a BadRow, not an exception that loses the other
+rows; a file that can't be read any further is a DataError.
 """
 
 import csv
@@ -26,7 +26,7 @@ from raytrain.tasks.base import RowError
 ROW = "__row__"
 CHUNK_ROWS = 4096
 DOCUMENT_START = "-DOCSTART-"
-ROWS_TO_LOOK_AT = 100  # for the column names of a JSONL file whose first lines are broken
+ROWS_TO_LOOK_AT = 100  # to find the column names of a JSONL file whose first lines are broken
 
 
 @dataclass(frozen=True)
@@ -37,21 +37,21 @@ class SourceFile:
     format: SourceFormat
     num_bytes: int
     modified_at: str
-    """ISO time of the last change; with path and size the file's identity."""
+    """ISO time of the last modification; with path and size, the file's identity."""
 
 
 @dataclass(frozen=True)
 class ReadTask:
-    """A part of a file that is read in one go: whole files, but for large Parquet, which is cut at row groups."""
+    """A part of a file that is read at once: the whole file, but large Parquet files are split at row groups."""
 
     split: str
     file_of_split: int
-    """Ordinal of the file in its split."""
+    """Index of the file in its split."""
     file: SourceFile
     row_groups: tuple[int, int] | None = None
     """Parquet row groups [start, stop); None: the whole file."""
     first_row: int = 1
-    """1-based row of the file that the first row group starts with."""
+    """1-based position in the file of the first row group's first row."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,10 @@ def read_chunks(task: ReadTask, columns: Iterable[str] | None = None) -> Iterato
     """The rows of a read task, at most CHUNK_ROWS at a time.
 
     Args:
-        columns: Columns that are needed; Parquet leaves out the others. None: all.
+        columns: Columns that are needed; Parquet skips the others. None: all.
 
     Raises:
-        DataError: The file is broken in a way that hides where its next row starts.
+        DataError: The file is damaged so that the start of its next row can't be found.
     """
     readers = {
         SourceFormat.JSONL: _jsonl_rows,
@@ -98,14 +98,14 @@ def read_chunks(task: ReadTask, columns: Iterable[str] | None = None) -> Iterato
     try:
         yield from _in_chunks(readers[task.file.format](task.file), task.file.path)
     except (OSError, pa.ArrowInvalid, csv.Error) as error:
-        raise DataError(f"{task.file.path} can't be read to its end (half-written?): {first_line(error)}") from None
+        raise DataError(f"{task.file.path} can't be read to its end (truncated?): {first_line(error)}") from None
 
 
 def column_names(file: SourceFile) -> list[str]:
     """A file's columns, from its footer or its first rows.
 
     Raises:
-        OSError, pa.ArrowInvalid: The file is broken, or has no rows.
+        OSError, pa.ArrowInvalid: The file is damaged, or has no rows.
     """
     match file.format:
         case SourceFormat.PARQUET:
@@ -115,12 +115,12 @@ def column_names(file: SourceFile) -> list[str]:
                     raise pa.ArrowInvalid("it has no rows")
                 return footer.schema_arrow.names
         case SourceFormat.JSONL:
-            # A broken line is named when all are read, and data.bad_rows decides; here only the names matter.
+            # A broken line is reported when all are read, as data.bad_rows decides; here only the names matter.
             rows = list(itertools.islice(_jsonl_rows(file), ROWS_TO_LOOK_AT))
             good = next((values for _, values in rows if isinstance(values, dict)), None)
             if good is None:
                 row, reason = rows[0] if rows else (1, "it has no rows")
-                raise pa.ArrowInvalid(f"row {row}: {reason}; a JSONL file has one JSON object a line")
+                raise pa.ArrowInvalid(f"row {row}: {reason}; a JSONL file has one JSON object per line")
             return list(good)
         case SourceFormat.CSV | SourceFormat.TSV:
             reader = _delimited_reader(file)
@@ -138,13 +138,13 @@ def column_names(file: SourceFile) -> list[str]:
 
 
 def open_source(file: SourceFile) -> pa.NativeFile:
-    """The file for random access. Raises OSError."""
+    """The file, opened for random access. Raises OSError."""
     folder, _, name = file.path.rpartition("/")
     return Storage(folder or "/").open_input(name)
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message: Arrow appends where in its source it was raised."""
+    """The first line of an error's message; Arrow appends the place in its source that raised it."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
@@ -168,7 +168,7 @@ _Rows = Iterator[tuple[int, dict[str, Any] | str]]
 
 
 def _in_chunks(rows: _Rows, path: str) -> Iterator[Chunk]:
-    """Rows as chunks. A column that an earlier row had stays, so that each chunk has the columns of the first row."""
+    """Rows as chunks. Columns of earlier rows are kept, so that each chunk has the columns of the first row."""
     names: dict[str, None] = {}
     good: list[dict[str, Any]] = []
     bad: list[BadRow] = []
@@ -190,7 +190,7 @@ def _table(rows: list[dict[str, Any]], names: list[str]) -> pa.Table:
 
 
 def _column(values: list[Any]) -> pa.Array:
-    """Values as Arrow; a column of several types, or with numbers beyond 64 bits, as text."""
+    """Values as Arrow. A column with several types, or with numbers beyond 64 bits, becomes text."""
     try:
         return pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
@@ -198,9 +198,9 @@ def _column(values: list[Any]) -> pa.Array:
 
 
 def _lines(file: SourceFile) -> Iterator[str]:
-    """Lines of a text file with their ends, without a byte order mark.
+    """Lines of a text file with their line ends, without a byte order mark.
 
-    Bytes that are no UTF-8 become lone surrogates, which no valid file has: `_is_valid` tells.
+    Bytes that are not UTF-8 become lone surrogates, which a valid file can't contain; `_is_valid` finds them.
     """
     with open_source(file) as opened:
         raw: Any = pa.CompressedInputStream(opened, "gzip") if file.path.endswith(".gz") else opened
@@ -222,7 +222,7 @@ def _jsonl_rows(file: SourceFile) -> _Rows:
 
 
 def _json_row(line: str) -> dict[str, Any] | str:
-    """The object in a line, or why there is none."""
+    """The object in a line, or why it can't be read."""
     if not _is_valid(line):
         return "invalid UTF-8"
     try:
@@ -230,8 +230,9 @@ def _json_row(line: str) -> dict[str, Any] | str:
     except (ValueError, RecursionError) as error:
         return f"malformed JSON ({error})"
     if not isinstance(row, dict):
-        return "no JSON object"
-    # An escape can spell half a surrogate pair, which is no character; it comes from texts cut by UTF-16 length.
+        return "not a JSON object"
+    # An escape can spell half a surrogate pair, which is not a character; texts cut by UTF-16 length contain such
+    # halves.
     if "\\ud" in line.lower() and not _is_valid(json.dumps(row, ensure_ascii=False)):
         return "half a surrogate pair (a \\ud... escape without its partner)"
     return row
@@ -239,7 +240,7 @@ def _json_row(line: str) -> dict[str, Any] | str:
 
 def _delimited_reader(file: SourceFile) -> Any:
     csv.field_size_limit(sys.maxsize)  # csv's default, 128 KiB, is less than a long document
-    if file.format == SourceFormat.TSV:  # text/tab-separated-values knows no quoting: a quote in it is a quote
+    if file.format == SourceFormat.TSV:  # text/tab-separated-values has no quoting: a quote is an ordinary character
         return csv.reader(_lines(file), delimiter="\t", quoting=csv.QUOTE_NONE)
     return csv.reader(_lines(file))  # RFC 4180
 
@@ -257,7 +258,7 @@ def _delimited_rows(file: SourceFile) -> _Rows:
 
 def _delimited_row(header: list[str], values: list[str], num_more_lines: int) -> dict[str, Any] | str:
     if len(values) != len(header):
-        hint = f" and runs on for {num_more_lines} more lines: is a quote not closed?" if num_more_lines else ""
+        hint = f" and continues for {num_more_lines} more lines: is a closing quote missing?" if num_more_lines else ""
         return f"{len(values)} fields where the header has {len(header)}{hint}"
     if not all(map(_is_valid, values)):
         return "invalid UTF-8"
@@ -271,7 +272,8 @@ def _text_rows(file: SourceFile) -> _Rows:
 
 
 def _conll_rows(file: SourceFile) -> _Rows:
-    """Sentences of whitespace-separated columns, blank lines between; first column the word, last the tag."""
+    """Sentences in whitespace-separated columns, with blank lines between; the first column is the word, the last its
+    tag."""
     words: list[str] = []
     tags: list[str] = []
     first, document, width, reason = 0, 0, 0, ""
@@ -280,7 +282,7 @@ def _conll_rows(file: SourceFile) -> _Rows:
         if columns:
             first = first or number
             if len(columns) < 2 or (width and len(columns) != width):
-                reason = reason or f"line {number} has {len(columns)} columns, and needs {width or 'at least 2'}"
+                reason = reason or f"line {number} has {len(columns)} columns, and should have {width or 'at least 2'}"
             elif not _is_valid(line):
                 reason = reason or f"line {number} has invalid UTF-8"
             else:
@@ -291,7 +293,7 @@ def _conll_rows(file: SourceFile) -> _Rows:
         if words:
             yield first, reason or {"tokens": words, "tags": tags, "document": document}
             words, tags, first, reason = [], [], 0, ""
-        document += bool(line.strip())  # the line is -DOCSTART-
+        document += bool(line.strip())  # this line is -DOCSTART-
 
 
 def _conllu_rows(file: SourceFile) -> _Rows:
@@ -306,7 +308,7 @@ def _conllu_rows(file: SourceFile) -> _Rows:
             columns = line.rstrip("\n").split("\t")
             wrong = _wrong_in_conllu(columns, line)
             reason = reason or (f"line {number} {wrong}" if wrong else "")
-            if not wrong and columns[0].isdigit():  # 1-2 is a contraction of words that follow, 1.1 is no word at all
+            if not wrong and columns[0].isdigit():  # 1-2 is a contraction of words that follow, 1.1 an empty node
                 words.append((columns[1], columns[3]))
         elif first:
             tokens, tags = [word for word, _ in words], [tag for _, tag in words]
@@ -315,22 +317,22 @@ def _conllu_rows(file: SourceFile) -> _Rows:
 
 
 def _wrong_in_conllu(columns: list[str], line: str) -> str:
-    """Why a line of CoNLL-U can't be used, or nothing."""
+    """Why a line of CoNLL-U can't be used, or an empty string."""
     if len(columns) != 10:
-        return f"has {len(columns)} columns, and CoNLL-U has 10 with tabs between them"
+        return f"has {len(columns)} columns, and CoNLL-U has 10, separated by tabs"
     if not re.fullmatch(r"\d+([-.]\d+)?", columns[0]):
-        return f"begins with {columns[0]!r}, and not with the number of a word"
+        return f"begins with {columns[0]!r} and not with the number of a word"
     if columns[0].isdigit() and columns[3] == "_":
         return "has no tag (UPOS, the fourth column, is _)"
     return "" if _is_valid(line) else "has invalid UTF-8"
 
 
 def _is_comment(line: str, file: SourceFile) -> bool:
-    """CoNLL-U has comments; in other formats "#" is a word."""
+    """Whether it is a comment of CoNLL-U; in other formats "#" is a word."""
     return file.format == SourceFormat.CONLLU and line.startswith("#")
 
 
 def _words(line: str) -> list[str]:
-    """Columns of a CoNLL line; none for one that ends a sentence."""
+    """The columns of a CoNLL line; none for a line that ends a sentence."""
     columns = line.split()
     return [] if columns[:1] == [DOCUMENT_START] else columns

@@ -1,4 +1,4 @@
-"""Prepared samples in a form that a person can read."""
+"""Prepared samples in a form that people can read."""
 
 from typing import Any
 

@@ -1,6 +1,7 @@
-"""Source files: which ones a split has, whether they can be used, and how they are shared out. No Ray, no torch.
+"""Source files: which ones a split has, whether they can be used, and how they are divided into read tasks. No Ray, no
+torch.
 
-How their rows are read is in `readers`.
+`readers` reads their rows.
 """
 
 import difflib
@@ -41,7 +42,7 @@ __all__ = [
     "read_tasks",
 ]
 
-# Rows of Parquet that one read task takes; several tasks share a large file.
+# Rows of Parquet per read task; a large file is divided among several tasks.
 TASK_ROWS = 65_536
 
 ENDINGS = {
@@ -63,7 +64,7 @@ def list_files(source: SourceConfig | ValidationConfig, option: str) -> list[Sou
         option: Dotted option of the source, such as data.train, for messages.
 
     Raises:
-        DataError: A path matches nothing, can't be read, or has an ending that says no format.
+        DataError: A path matches nothing, can't be read, or has an ending that does not tell the format.
     """
     paths = [source.path] if isinstance(source.path, str) else source.path or []
     files = [file for path in paths for file in _expand(path, source.format, option)]
@@ -73,14 +74,14 @@ def list_files(source: SourceConfig | ValidationConfig, option: str) -> list[Sou
 
 
 def check_sources(data: DataConfig, task: Task, only: str | None = None) -> dict[str, list[SourceFile]]:
-    """The files of every split, after checking what can be checked at once: they are there, are not empty, can be
-    read, have the task's columns.
+    """The files of every split, after a quick check that they exist, are not empty, can be read, and have the columns
+    of the task.
 
     Args:
-        only: The one split that is wanted; None: all of them.
+        only: The only split to check; None: all splits.
 
     Raises:
-        DataError: Naming the option, the file, and what to do.
+        DataError: The message names the option, the file, and what to do.
     """
     sources = {split: getattr(data, split) for split in ("train", "validation", "test") if only in (None, split)}
     splits = {
@@ -95,20 +96,20 @@ def check_sources(data: DataConfig, task: Task, only: str | None = None) -> dict
 
 
 def read_tasks(splits: dict[str, list[SourceFile]]) -> list[ReadTask]:
-    """How the files are shared out to read tasks, in the order of the prepared data."""
+    """The read tasks of all files, in the order of the prepared data."""
     return [
         task for split, files in splits.items() for i, file in enumerate(files) for task in _tasks_of(split, i, file)
     ]
 
 
 def _expand(path: str, format: SourceFormat, option: str) -> list[SourceFile]:
-    """A path, folder or glob as files."""
+    """The files that a path, folder or glob stands for."""
     if "://" not in path:
         path = os.path.expanduser(path)
     try:
         return _expand_readable(path, format, option)
     except PermissionError:
-        raise DataError(f"{option}.path {path!r}: no permission to look there") from None
+        raise DataError(f"{option}.path {path!r}: no permission to read it") from None
     except (OSError, pa.ArrowInvalid) as error:  # an unknown scheme, no credentials, no such bucket
         raise DataError(f"{option}.path {path!r} can't be opened: {first_line(error)}") from None
 
@@ -136,19 +137,19 @@ def _expand_plain(path: str, format: SourceFormat, option: str) -> list[SourceFi
     names = _names_below(fs, inner)
     known = [name for name in names if format != SourceFormat.AUTO or _ending(name) in ENDINGS]
     if not known:
-        raise DataError(f"{option}.path {path!r}: this folder holds no file with a known ending ({', '.join(ENDINGS)})")
+        raise DataError(f"{option}.path {path!r}: this folder has no file with a known ending ({', '.join(ENDINGS)})")
     scheme = f"{path.split('://')[0]}://" if "://" in path else ""
     return [_file(f"{scheme}{name}", format, option) for name in known]
 
 
 def _names_below(fs: pafs.FileSystem, folder: str) -> list[str]:
-    """Files below a folder, sorted; those that programs leave for themselves (_SUCCESS, .crc) are no data."""
+    """Files below a folder, sorted, without files that programs write for themselves (_SUCCESS, .crc)."""
     infos = fs.get_file_info(pafs.FileSelector(folder, recursive=True, allow_not_found=True))
     return sorted(i.path for i in infos if i.type == pafs.FileType.File and not i.base_name.startswith((".", "_")))
 
 
 def _glob_uri(path: str) -> list[str]:
-    """URIs that a pattern with * and ** matches. Only * is special: a URI's ? begins its query."""
+    """URIs that match a pattern with * and **. Only * is special: in a URI, ? starts the query."""
     scheme = path.split("://")[0]
     fs, pattern = _open_fs(path)
     folder = pattern[: pattern.index("*")].rpartition("/")[0]
@@ -162,7 +163,7 @@ def _file(path: str, format: SourceFormat, option: str) -> SourceFile:
     if format == SourceFormat.AUTO:
         if _ending(path) not in ENDINGS:
             raise DataError(
-                f"{option}.path {path!r}: the ending says no format ({', '.join(ENDINGS)}); set {option}.format to "
+                f"{option}.path {path!r}: unknown ending (known: {', '.join(ENDINGS)}); set {option}.format to "
                 f"one of {', '.join(f.value for f in SourceFormat if f != SourceFormat.AUTO)}"
             )
         format = ENDINGS[_ending(path)]
@@ -184,7 +185,7 @@ def _open_fs(path: str) -> tuple[pafs.FileSystem, str]:
 
 
 def _looked_for(path: str) -> str:
-    """Where a relative path was looked for: it begins in the folder that the command is run in."""
+    """The absolute form of a relative path, for messages: it is relative to the command's working directory."""
     return "" if "://" in path or os.path.isabs(path) else f" (looked for {os.path.abspath(path)})"
 
 
@@ -205,7 +206,7 @@ def _check_file(file: SourceFile, option: str, task: Task) -> None:
         raise DataError(f"{option}: no permission to read {file.path}") from None
     except (pa.ArrowInvalid, OSError) as error:
         reason = first_line(error)
-        raise DataError(f"{option}: {file.path} is no readable {file.format} file (half-written?): {reason}") from None
+        raise DataError(f"{option}: {file.path} is not a readable {file.format} file (truncated?): {reason}") from None
     missing = [column for column in task.required_columns() if column not in found]
     if missing:
         close = difflib.get_close_matches(missing[0], found, 1)

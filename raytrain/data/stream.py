@@ -1,13 +1,13 @@
-"""STREAM: one Ray Data pipeline a worker, from prepared samples to collated micro-batches, in order.
+"""STREAM: one Ray Data pipeline per worker, from prepared samples to collated micro-batches, in order.
 
-    1. items     TrainSpan and EvalPass of this run, from the step that it stands at   (a handful of numbers each)
-    2. read      row groups of the prepared store, least recently used ones forgotten  ReadAndCollate, one actor
+    1. items     TrainSpan and EvalPass of this run, from its current step             (a few numbers each)
+    2. read      row groups of the prepared store, with an LRU cache                   ReadAndCollate, one actor
     3. collate   the worker's samples of a step -> padded micro-batches -> bytes       the same actor
     4. prefetch  a bounded queue in the worker                                         Stream
 
-Evaluations come in the same pipeline at the place where they are due, so nothing is started anew between epochs. A
-pipeline's actor takes seconds to come up: meanwhile the worker reads the first span itself.
-Arrays travel as safetensors bytes: they keep their shapes, and nothing is pickled.
+Evaluations are part of the same pipeline, at the place where they are due, so nothing is restarted between epochs. A
+pipeline's actor takes seconds to start; meanwhile the worker reads the first span itself.
+Arrays travel as safetensors bytes, which keep their shapes; nothing is pickled.
 """
 
 import functools
@@ -35,20 +35,20 @@ from raytrain.steps.timetable import Timetable
 from raytrain.tasks import make_task
 from raytrain.tasks.base import Batch, BatchContext
 
-SAMPLES_PER_SPAN = 512  # samples of all workers together that one item of the pipeline covers
-ITEMS_PER_DATASET = 256  # items that are handed to Ray Data at once; the next lot follows when they are used up
-QUEUE_ITEMS = 16  # decoded steps that wait for the loop
-MOST_PIPELINES = 5  # starts of one pipeline, when nodes take it with them
-BLOCK_BYTES = 1 << 20  # Ray Data passes results on when it has this much
+SAMPLES_PER_SPAN = 512  # samples of all workers together in one item of the pipeline
+ITEMS_PER_DATASET = 256  # items that are given to Ray Data at once; the next ones follow when these are used up
+QUEUE_ITEMS = 16  # decoded steps that wait for the training loop
+MOST_PIPELINES = 5  # starts of one pipeline, if lost nodes take it with them
+BLOCK_BYTES = 1 << 20  # Ray Data passes results on once it has this many bytes
 CLOSE_TIMEOUT_S = 30.0  # a Ray that no longer answers must not keep a worker from ending
-OBJECT_STORE_BYTES = 32 << 20  # results of one pipeline that may lie in the object store
+OBJECT_STORE_BYTES = 32 << 20  # results of one pipeline that may be in the object store
 
 
 logger = logging.getLogger(__name__)
 
 
 def plan_items(step: int, table: Timetable, steps_per_span: int) -> Iterator[TrainSpan | EvalPass]:
-    """What the pipeline of a run has to deliver from `step` on, in order."""
+    """The items that the pipeline of a run has to deliver from `step` on, in order."""
     while step < table.total_steps:
         epoch, first = table.place_of(step)
         stop = min(first + steps_per_span, table.steps_per_epoch, first + table.next_evaluation(step) - step)
@@ -59,7 +59,7 @@ def plan_items(step: int, table: Timetable, steps_per_span: int) -> Iterator[Tra
 
 
 class Stream:
-    """This worker's batches. A `BatchSource` of the loop."""
+    """This worker's batches. Implements `BatchSource` for the training loop."""
 
     def __init__(self, config: RunConfig, store: PreparedStore, world: World, plan: BatchPlan):
         self._config, self._store, self._world, self._plan = config, store, world, plan
@@ -71,17 +71,17 @@ class Stream:
 
     @property
     def bytes_read(self) -> int:
-        """Bytes of row groups that the readers have taken from storage, up to the newest item delivered."""
+        """Bytes of row groups that the readers have read from storage, up to the newest item delivered."""
         return self._bytes_read_here + self._bytes_read_there
 
     def start(self, step: int, table: Timetable) -> None:
-        """Begin to deliver what follows `step` finished steps; returns at once."""
+        """Start to deliver what follows after `step` steps; returns at once."""
         steps_per_span = max(1, SAMPLES_PER_SPAN // self._plan.global_batch_size)
         items = plan_items(step, table, steps_per_span)
         self._begin(items, next(items, None))
 
     def next_step(self) -> StepBatch:
-        """This worker's share of the next training step; blocks until it is there."""
+        """This worker's part of the next training step; blocks until it is available."""
         header, arrays = self._next("train")
         micro_batches: list[Batch] = [{} for _ in range(header["num_micro_batches"])]
         sample_ids = arrays.pop("sample_ids")
@@ -99,7 +99,7 @@ class Stream:
         )
 
     def evaluation(self, split: str) -> Iterator[EvalBatch]:
-        """This worker's micro-batches of an evaluation that is due now; equally many on every worker."""
+        """This worker's micro-batches of an evaluation that is due now; the same number on every worker."""
         is_last = False
         while not is_last:
             header, arrays = self._next("eval")
@@ -109,7 +109,7 @@ class Stream:
             yield EvalBatch(arrays, is_blank=header["is_blank"], sample_ids=sample_ids)
 
     def evaluate_once(self, split: str) -> Iterator[EvalBatch]:
-        """The micro-batches of one evaluation, from a pipeline of their own that ends with them."""
+        """The micro-batches of one evaluation, from a separate pipeline that ends with them."""
         self._begin([EvalPass(split)])
         try:
             yield from self.evaluation(split)
@@ -117,7 +117,7 @@ class Stream:
             self.close()
 
     def close(self) -> None:
-        """Stop the pipeline; what it has read ahead is dropped."""
+        """Stop the pipeline and drop what it has read ahead."""
         self._is_closed.set()
         if self._thread is not None:
             deadline_s = time.monotonic() + CLOSE_TIMEOUT_S
@@ -128,7 +128,7 @@ class Stream:
                     continue
 
     def _begin(self, items: Iterable[TrainSpan | EvalPass], first: TrainSpan | EvalPass | None = None) -> None:
-        """`first`: comes before the others, and is read here."""
+        """`first`: precedes the others, and is read in this process."""
         self._is_closed.clear()
         head = threading.Thread(target=self._fill_here, args=(first,), daemon=True, name="data-head")
         head.start()
@@ -136,7 +136,7 @@ class Stream:
         self._thread.start()
 
     def _fill_here(self, item: TrainSpan | EvalPass | None) -> None:
-        """Queue what one item delivers, without a pipeline."""
+        """Queue the results of one item, read in this process without a pipeline."""
         if item is None:
             return
         try:
@@ -151,7 +151,7 @@ class Stream:
             self._queue.put(error)
 
     def _fill(self, items: Iterator[TrainSpan | EvalPass], head: threading.Thread) -> None:
-        """Run one Ray Data pipeline after the other, and queue what they deliver, behind what `head` does."""
+        """Run one Ray Data pipeline after the other and queue their results, after those of `head`."""
         try:
             while lot := list(itertools.islice(items, ITEMS_PER_DATASET)):
                 for header, arrays in self._run_on(lot):
@@ -166,7 +166,7 @@ class Stream:
             self._queue.put(error)
 
     def _run_on(self, lot: list[TrainSpan | EvalPass]) -> Iterator[tuple[dict[str, Any], Batch]]:
-        """As `_run`, but a pipeline that a node has taken with it begins anew where it was."""
+        """Like `_run`, but a pipeline that was lost with a node is restarted where it was."""
         from ray.exceptions import RayError, RayTaskError
 
         num_out = 0  # results of the first item that have been delivered
@@ -183,15 +183,15 @@ class Stream:
                         lot, num_out = lot[1:], 0
                 return
             except RayError as error:
-                if isinstance(error, RayTaskError) or attempt == MOST_PIPELINES:  # the first: our code raised
+                if isinstance(error, RayTaskError) or attempt == MOST_PIPELINES:  # a RayTaskError: our code raised
                     raise
-                logger.warning("the data pipeline is started again: %s", error)
+                logger.warning("the data pipeline is restarted: %s", error)
 
     def _run(self, lot: list[TrainSpan | EvalPass]) -> Iterator[tuple[dict[str, Any], Batch]]:
         import ray.data
 
         _configure_ray_data(self._config.workers.data_cpus)
-        bytes_read_before = self._bytes_read_there  # each dataset has a reader of its own, which counts from 0
+        bytes_read_before = self._bytes_read_there  # each dataset has its own reader, which counts from 0
         rows = [{"item": json.dumps({"kind": type(item).__name__, **asdict(item)})} for item in lot]
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             ReadAndCollateActor,
@@ -204,8 +204,8 @@ class Stream:
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=1),
             num_cpus=self._config.workers.data_cpus,
-            # Ray Data lets an actor run a later item first. Results would still come in order, but the first step
-            # would wait for two items, and results that nobody can take yet would fill the object store.
+            # By default Ray Data may run a later item first. Results would still be delivered in order, but the first
+            # step would wait for two items, and results that nobody can use yet would fill the object store.
             allow_out_of_order_execution=False,
         )
         blocks: Iterator[Any] = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))
@@ -218,7 +218,7 @@ class Stream:
     def _next(self, kind: str) -> tuple[dict[str, Any], Batch]:
         item = self._queue.get()
         if item is None or isinstance(item, BaseException):
-            self._queue.put(item)  # the end stays the end, whoever asks again
+            self._queue.put(item)  # further calls get the same end
         if isinstance(item, BaseException):
             raise item
         assert item is not None, f"the pipeline ended, but the loop wants {kind}"
@@ -232,13 +232,13 @@ def _is_last_of(item: TrainSpan | EvalPass, header: dict[str, Any]) -> bool:
 
 
 class ReadAndCollate:
-    """Items in, collated steps out. It keeps recently read row groups."""
+    """Turns items into collated steps. It caches recently read row groups."""
 
     def __init__(self, config: RunConfig, store: PreparedStore, world: World, plan: BatchPlan):
         self._store, self._world, self._plan = store, world, plan
         self._task = make_task(config.task, config.data.max_length)
         self._config, self._seed = config, config.seed
-        # A store that was prepared for an evaluation has no training split; a pass over it reads each row group once.
+        # A store that was prepared for an evaluation has no training split; a pass reads each row group once.
         min_groups = row_groups_in_use(self._order, plan) if store.has_split("train") else 1
         self._rows = RowCache(store, min_groups=min_groups)
 
@@ -278,7 +278,7 @@ class ReadAndCollate:
         lengths = self._store.lengths(item.split)
         world, size = self._world, self._plan.micro_batch_size
         mine = evaluation_batches(lengths, size, world.world_rank, world.world_size)
-        count = max(1, -(-len(lengths) // (size * world.world_size)))  # batches of the worker that has most
+        count = max(1, -(-len(lengths) // (size * world.world_size)))  # batches of the worker that has the most
         for i in range(count):
             ids = mine[i] if i < len(mine) else np.array([], dtype=np.int64)
             batch = self._collate(item.split, ids) if len(ids) else None
@@ -293,7 +293,7 @@ class ReadAndCollate:
 
 
 class ReadAndCollateActor:
-    """The pipeline's one operator, a reader in a process of its own."""
+    """The pipeline's only operator: a reader in a separate process."""
 
     def __init__(self, config: dict[str, Any], store_root: str, world: dict[str, int], plan: dict[str, int]):
         self._reader = ReadAndCollate(
@@ -301,7 +301,7 @@ class ReadAndCollateActor:
         )
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Ray Data calls this with one item at a time, and takes one row for each step or evaluation batch."""
+        """Called by Ray Data with one item at a time; yields one row for each step or evaluation batch."""
         for text in batch["item"]:
             raw = json.loads(text)
             item = TrainSpan(**raw) if raw.pop("kind") == TrainSpan.__name__ else EvalPass(**raw)
@@ -324,17 +324,17 @@ def make_order(config: RunConfig, store: PreparedStore) -> Order:
 
 
 def row_groups_in_use(order: Order, plan: BatchPlan) -> int:
-    """Row groups that a worker goes back and forth between, at most: for each of its lanes those under the present
-    window, and under the one before it, which share one."""
+    """The most row groups that a worker alternates between: for each of its lanes, those of the current window and of
+    the one before it, which have one in common."""
     window_samples = order.steps_per_window * plan.global_batch_size // order.lanes
     rows_per_group = max(1, order.num_samples // max(1, len(order.row_group_starts) - 1))
     shards = -(-plan.canonical_shards // plan.world_size)
-    lanes = min(order.lanes, -(-shards * order.lanes // plan.canonical_shards) + 1)  # the first and last in part
+    lanes = min(order.lanes, -(-shards * order.lanes // plan.canonical_shards) + 1)  # first and last in part
     return lanes * (2 * window_samples // rows_per_group + 2)
 
 
 def _configure_ray_data(num_cpus: float) -> None:
-    """This process's pipelines: ordered, quiet, and within their share of the cluster."""
+    """Configure this process's pipelines: ordered, quiet, and limited to their part of the cluster."""
     import ray.data
 
     context = quiet_ray_data()

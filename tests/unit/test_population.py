@@ -134,5 +134,5 @@ def test_bandits_learn_where_trials_gain() -> None:
 
 
 def test_bandits_choose_numbers_only() -> None:
-    with pytest.raises(ValueError, match="scheduler.kind pb2 chooses numbers"):
+    with pytest.raises(ValueError, match="scheduler.kind pb2 needs numeric ranges"):
         population(scheduler={"kind": "pb2"})

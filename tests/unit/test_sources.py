@@ -134,7 +134,7 @@ class TestFormats:
         rows, bad = read(write_text(tmp_path / "a.conllu", "\n".join(lines)))
         assert [row["tokens"] for row in rows] == [["b"]]
         assert [row.row for row in bad] == [1, 3, 5]
-        assert "has 10 with tabs" in bad[0].reason and "number of a word" in bad[1].reason and "UPOS" in bad[2].reason
+        assert "has 10, separated by tabs" in bad[0].reason and "number of a word" in bad[1].reason and "UPOS" in bad[2].reason
         with pytest.raises(DataError, match="no rows"):
             check_sources(data(write_text(tmp_path / "b.conllu", "# newdoc\n\n")), TAGS)
 
@@ -240,7 +240,7 @@ class TestRefusals:
             ("empty_folder", ["data.train.path", "empty_folder", "no file", ".jsonl"]),
             ("empty.parquet", ["data.train.path", "empty.parquet", "0 bytes"]),
             ("empty.csv", ["data.train.path", "empty.csv", "0 bytes"]),
-            ("half.parquet", ["data.train.path", "half.parquet", "half-written"]),
+            ("half.parquet", ["data.train.path", "half.parquet", "truncated"]),
             ("no_rows.parquet", ["data.train.path", "no_rows.parquet", "no rows"]),
             ("header_only.csv", ["data.train.path", "header_only.csv", "no rows"]),
             ("blank.jsonl", ["data.train.path", "blank.jsonl", "no rows"]),

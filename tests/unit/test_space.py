@@ -136,7 +136,7 @@ def test_a_key_of_the_space_on_the_command_line_is_refused() -> None:
         ({"parameters": {LR: {"kind": "log", "low": 1, "high": 2}}}, "kind"),
         (
             {"parameters": {LR: {"kind": "uniform", "low": 1, "high": 2, "when": {"a.b": [1]}}}},
-            "does not stand before it",
+            "does not precede it",
         ),
         ({"parameters": {LR: {"kind": "grid", "values": [1]}}, "searcher": {"kind": "tpe"}}, "use kind choice"),
         ({"parameters": {LR: {"kind": "grid", "values": [1]}}, "schedule": {"kind": "asha"}}, "schedule"),
@@ -151,7 +151,7 @@ def test_a_key_of_the_space_on_the_command_line_is_refused() -> None:
         ({"parameters": {LR: {"kind": "grid", "values": [1]}}, "scheduler": {"kind": "asha"}}, "give exactly one of"),
         (
             {"parameters": {LR: {"kind": "grid", "values": [1]}}, "metric": "loss", "also": [{"metric": "loss"}]},
-            "also names a metric twice",
+            "also repeats a metric",
         ),
     ],
 )

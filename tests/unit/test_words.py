@@ -15,6 +15,7 @@ PACKAGE = Path(raytrain.__file__).parent
 # Packages and files whose texts are checked.
 PACKAGES = (
     "checkpoint",
+    "data",
     "doctor",
     "engine",
     "launch",
