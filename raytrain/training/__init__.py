@@ -1,1 +1,1 @@
-"""One worker's training."""
+"""The training loop of one worker, and everything it needs."""

@@ -1,7 +1,7 @@
-"""How the workers of a group agree: one small all-reduce a step, and now and then a gathered value.
+"""How the workers of a group agree: one small all-reduce per step, and occasionally a gathered value.
 
-It runs over gloo on the CPU, also beside NCCL, so that agreeing never waits for the GPU's queue. The objects that
-travel here go from one of our own workers to another; nothing that comes from storage passes through pickle.
+It uses gloo on the CPU, even beside NCCL, so that an agreement never waits for the GPU's queue. The objects sent here
+go from one of our own workers to another; nothing that comes from storage is unpickled.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,19 +20,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class StepSums:
-    """What each worker adds to a step's all-reduce; the result holds the sums over all workers."""
+    """What each worker contributes to a step's all-reduce; the result holds the sums over all workers."""
 
     loss_sum: float = 0.0
     """Loss of this step, summed over its targets."""
     num_samples: float = 0.0
     num_tokens: float = 0.0
-    """Tokens without padding."""
+    """Tokens, padding excluded."""
     num_padded_tokens: float = 0.0
-    """Tokens with padding: what was computed."""
+    """Tokens, padding included: what was computed."""
     next_weight: float = 0.0
-    """Sum of the weights of the next step's targets, which its loss is a mean over."""
+    """Sum of the weights of the next step's targets, the denominator of its mean loss."""
     saved: float = 0.0
-    """1 when this worker's part of the checkpoint in flight is written."""
+    """1 when this worker has written its part of the pending checkpoint."""
     failed: float = 0.0
     """1 when this worker could not write its part."""
     wants_stop: float = 0.0
@@ -40,18 +40,18 @@ class StepSums:
     busy: float = 0.0
     """1 when this worker can't take a snapshot now."""
     may_report: float = 0.0
-    """1 when this worker can report to Ray Train; on rank 0: and a report is due."""
+    """1 when this worker can report to Ray Train; on rank 0 only if a report is also due."""
     committed: float = 0.0
-    """Rank 0: step of a checkpoint that is committed and has not been reported; 0: none."""
+    """Rank 0: step of a committed checkpoint that has not been reported yet; 0: none."""
 
 
 class Control:
-    """The control group of one worker group."""
+    """The control process group of one worker group."""
 
     def __init__(self, world: World, timeout_s: float = 1800.0):
-        """Collective: every worker makes its own. torch.distributed is initialized already.
+        """Collective: every worker creates its own instance. torch.distributed must be initialized.
 
-        `timeout_s`: the others are waited for so long.
+        `timeout_s`: how long to wait for the other workers.
         """
         self.world = world
         self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
@@ -76,13 +76,13 @@ class Control:
         return values
 
     def all_succeed(self, work: Callable[[], T]) -> T:
-        """Do something that may fail on one worker only; when it does, all raise that worker's error.
+        """Run work that may fail on one worker only; if it does, all workers raise that worker's error.
 
         Otherwise the others would wait in their next collective for a worker that has left. `work` itself must not
         hold a collective.
 
         Raises:
-            RaytrainError: The first worker's, on every worker: of the same class and code.
+            RaytrainError: The first failed worker's error, raised on every worker with the same class and code.
         """
         result, failure = None, None
         try:

@@ -1,4 +1,4 @@
-"""When a worker group has come to its first step, and what it took to get there."""
+"""Records when a worker group reaches its first step, and how long each phase before it took."""
 
 from raytrain.training.driver_link import DriverLink
 from raytrain.training.job import Job, Transition
@@ -6,12 +6,12 @@ from raytrain.training.run_log import RunLog
 
 
 class Arrival:
-    """Tells the driver of the steps, and with the first one writes down what it took to get there."""
+    """Reports the steps to the driver, and with the first one records how long it took to get there."""
 
     def __init__(
         self, job: Job, log: RunLog, link: DriverLink, restored_step: int, steps_before: int, entered_at_s: float
     ):
-        """The moment at which model and state are loaded. `steps_before`: steps that earlier attempts had done."""
+        """`loaded_at_s`: when model and state were loaded. `steps_before`: steps that earlier attempts had done."""
         self._log, self._link, self._entered_at_s = log, link, entered_at_s
         self._transition = Transition(**job.transition) if job.transition else None
         self._loaded_at_s = link.now()
@@ -19,7 +19,7 @@ class Arrival:
         link.stepped(restored_step)
 
     def stepped(self, step: int, world_size: int) -> None:
-        """A step is done."""
+        """A step was done."""
         transition, self._transition = self._transition, None
         if transition is not None:
             phases = transition.phases(self._entered_at_s, self._loaded_at_s, self._link.now())

@@ -1,4 +1,4 @@
-"""A worker's device: which one, how much memory it has, and its random numbers."""
+"""A worker's device: which one it is, how much memory it has, and its random numbers."""
 
 import torch
 
@@ -7,22 +7,22 @@ from raytrain.sizing.usable import usable_of_gpu, usable_of_machine
 
 
 def backend_of(*, use_gpu: bool) -> str:
-    """Of the process group that the gradients go through."""
+    """The backend of the process group that reduces the gradients."""
     return "nccl" if use_gpu else "gloo"
 
 
 def device_of(config: RunConfig, *, use_gpu: bool) -> torch.device:
     """This worker's device."""
     if use_gpu:
-        # Ray shows each worker its own GPU only, but for those of a user's TorchTrainer, which chooses one of several.
+        # Ray shows each worker only its own GPU, except in a user's TorchTrainer, which selects one of several.
         return torch.device("cuda", torch.cuda.current_device())
-    # torch takes all cores by default, and several workers would fight for them.
+    # torch uses all cores by default, and several workers would compete for them.
     torch.set_num_threads(config.workers.cpus)
     return torch.device("cpu")
 
 
 def usable_bytes(device: torch.device, workers_here: int) -> int:
-    """What this worker's tensors can have of its GPU, of which others may hold a part, or of the machine's memory."""
+    """The memory that this worker's tensors can use: of its GPU, which others may use too, or of the machine."""
     if device.type != "cuda":
         return usable_of_machine(workers_here)
     free, total = torch.cuda.mem_get_info(device)
@@ -30,5 +30,5 @@ def usable_bytes(device: torch.device, workers_here: int) -> int:
 
 
 def seed_all(seed: int, step: int, world_rank: int) -> None:
-    """Seed dropout; the only randomness that differs between workers and between attempts."""
+    """Seed dropout, the only randomness that differs between workers and between attempts."""
     torch.manual_seed(hash((seed, step, world_rank)) % 2**63)

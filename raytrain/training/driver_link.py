@@ -1,7 +1,7 @@
-"""What the driver and a worker tell each other while a worker group trains.
+"""The channel between the driver and a worker while a worker group trains.
 
 The training runs in a thread of the worker's process, beside the actor that the driver calls: a message is an attribute
-that one of the two threads sets and the other one reads. No Ray in here.
+that one of the two threads sets and the other reads. No Ray.
 """
 
 import threading
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 @dataclass
 class GroupStatus:
-    """How far a worker group has come, as one of its workers knows it. Moments are seconds since the epoch."""
+    """The progress of a worker group, as one of its workers knows it. Times are seconds since the epoch."""
 
     first_step: int | None = None
     """Steps that were done when the group entered its loop; None before."""
@@ -22,12 +22,12 @@ class GroupStatus:
     step_at_s: float | None = None
     """When the newest step was done."""
     alive_at_s: float | None = None
-    """When anything was last done in the loop: a step, a batch of an evaluation, a save."""
+    """When the loop last made progress: a step, a batch of an evaluation, or a save."""
     saved_step: int = 0
-    """Step of the newest checkpoint that this worker has committed or loaded; on rank 0 that of the group."""
+    """Step of the newest checkpoint that this worker has committed or loaded; on rank 0, that of the group."""
 
     def remaining_s(self, end: int) -> float | None:
-        """Training time that is left until step `end` at the group's speed; None before its first step."""
+        """Training time left until step `end` at the group's speed; None before its first step."""
         if self.first_step_at_s is None:
             return None
         assert self.first_step is not None and self.step is not None and self.step_at_s is not None
@@ -36,7 +36,7 @@ class GroupStatus:
 
 
 class DriverLink:
-    """Between a worker that trains and its driver, for one worker group."""
+    """The link between a training worker and its driver, for one worker group."""
 
     def __init__(self, node_id: str, clock_ahead_s: float = 0.0, object_store_bytes: float = 0.0):
         """Args:
@@ -50,10 +50,10 @@ class DriverLink:
         self._is_leaving, self._has_holders = threading.Event(), threading.Event()
         self._holders: dict[str, str] = {}
 
-    # What the training thread calls.
+    # Called by the training thread.
 
     def now(self) -> float:
-        """Seconds since the epoch by the driver's clock, which need not be this node's."""
+        """Seconds since the epoch by the driver's clock, which may differ from this node's."""
         return time.time() - self._clock_ahead_s
 
     def is_leave_requested(self) -> bool:
@@ -61,7 +61,7 @@ class DriverLink:
         return self._is_leaving.is_set()
 
     def stepped(self, step: int) -> None:
-        """So many steps are done; the first call comes when model and state are loaded."""
+        """`step` steps are done; the first call comes when model and state are loaded."""
         status, now_s = self._status, self.now()
         if status.first_step is None:
             status.first_step = step
@@ -70,11 +70,11 @@ class DriverLink:
         status.step, status.step_at_s, status.alive_at_s = step, now_s, now_s
 
     def alive(self) -> None:
-        """Something was done that is no step."""
+        """The loop has made progress other than a step."""
         self._status.alive_at_s = self.now()
 
     def saved(self, step: int) -> None:
-        """A checkpoint of this step is in storage."""
+        """The checkpoint of this step is in storage."""
         self._status.saved_step, self._status.alive_at_s = step, self.now()
 
     def holders(self) -> tuple[str, str]:
@@ -92,14 +92,14 @@ class DriverLink:
         index = nodes.index(self.node_id)
         return names[nodes[index]], names[nodes[(index + 1) % len(nodes)]]
 
-    # What the actor calls for the driver.
+    # Called by the actor for the driver.
 
     def request_leave(self) -> None:
-        """The group shall save at its next step, and end."""
+        """Ask the group to save at its next step, and end."""
         self._is_leaving.set()
 
     def give_holders(self, names: dict[str, str]) -> None:
-        """Names of the actors that keep snapshots, by node id; none: the group has ended."""
+        """Names of the actors that keep snapshots, by node id; empty: the group has ended."""
         self._holders = names
         self._has_holders.set()
 

@@ -1,4 +1,4 @@
-"""Evaluation: every sample exactly once at any world size, metrics on rank 0, the verdict on all workers."""
+"""Evaluation: each sample exactly once at any world size, metrics on rank 0, the verdict on all workers."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from raytrain.training.progress import Progress, best_metric, is_better, watched
 
 @dataclass(frozen=True)
 class Verdict:
-    """Outcome of a validation."""
+    """The outcome of a validation."""
 
     metrics: Metrics
     is_best: bool
@@ -36,10 +36,10 @@ def evaluate(
     control: Control,
     on_batch: Callable[[], None],
 ) -> Metrics:
-    """Metrics of a model over a split; collective, and the same on every worker.
+    """Metrics of a model over a split. Collective; the result is the same on every worker.
 
-    `batches` are equally many on every worker (ZeRO-3 gathers parameters in each), some without any sample; `on_batch`
-    is called after each.
+    Every worker gets the same number of `batches` (ZeRO-3 gathers parameters in each), some of them without a sample;
+    `on_batch` is called after each.
     """
     was_training = module.training
     module.eval()
@@ -66,7 +66,7 @@ def evaluate(
 
 
 class Judge:
-    """Evaluates on the validation split, and decides what is best and when to stop early."""
+    """Evaluates on the validation split, and decides which model is best and when to stop early."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class Judge:
     def judge(self, module: nn.Module, batches: Iterable[EvalBatch], progress: Progress) -> Verdict:
         """Evaluate, and update the run's best value and patience in `progress`.
 
-        Raises ConfigError when a metric that the config names is none of the task's.
+        Raises ConfigError when the config names a metric that the task does not have.
         """
         metrics = evaluate(module, batches, self._task, self._state, self._device, self._control, self._on_batch)
         value = _value(metrics, self.best_metric, "training.best_metric")
@@ -109,5 +109,7 @@ class Judge:
 
 def _value(metrics: Metrics, name: str, option: str) -> float:
     if name not in metrics.values:
-        raise ConfigError(f"{option} {name!r} is no metric of this task; allowed: {', '.join(sorted(metrics.values))}")
+        raise ConfigError(
+            f"{option} {name!r} is not a metric of this task; allowed: {', '.join(sorted(metrics.values))}"
+        )
     return metrics.values[name]

@@ -1,4 +1,4 @@
-"""The files of best/ beside the weights: the tokenizer, raytrain.json and the model card."""
+"""The files of best/ other than the weights: the tokenizer, raytrain.json and the model card."""
 
 import copy
 import json
@@ -13,15 +13,15 @@ from raytrain.models.tokenizer import load_tokenizer
 from raytrain.storage import Storage
 from raytrain.training.records import read_jsonl, scores_of
 
-SECTIONS = ("seed", "task", "model", "data", "training")  # of the config: what decides the model
+SECTIONS = ("seed", "task", "model", "data", "training")  # sections of the config that determine the model
 
 
 def save_tokenizer(config: RunConfig, folder: str) -> None:
-    """Save the model's tokenizer so that it cuts texts at data.max_length, where it is told to truncate. Without that
-    a text that is longer than the model's positions is an IndexError in Transformers' pipelines."""
-    if (loaded := load_tokenizer(config.model)) is None:  # a task of the user's own needs none
+    """Save the model's tokenizer so that it truncates at data.max_length when truncation is on. Otherwise a text longer
+    than the model's positions raises an IndexError in Transformers' pipelines."""
+    if (loaded := load_tokenizer(config.model)) is None:  # a custom task may not need one
         return
-    tokenizer = copy.deepcopy(loaded)  # the loaded one is shared with whoever encodes
+    tokenizer = copy.deepcopy(loaded)  # the loaded one is cached and shared
     tokenizer.model_max_length = config.data.max_length
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
         backend.enable_truncation(config.data.max_length, direction=tokenizer.truncation_side)
@@ -29,10 +29,10 @@ def save_tokenizer(config: RunConfig, folder: str) -> None:
 
 
 def describe(config: RunConfig, manifest: Manifest, step: int, epoch: int) -> dict[str, Any]:
-    """The contents of raytrain.json: what raytrain needs to use the model again, and where it is from.
+    """The contents of raytrain.json: what raytrain needs to use the model again, and its provenance.
 
     Args:
-        epoch: The epoch in which `step` was done, from 1.
+        epoch: The epoch that `step` is in, from 1.
     """
     return {
         "name": config.name,
@@ -58,26 +58,26 @@ def save_description(facts: dict[str, Any], run: Storage, folder: str) -> None:
 
 
 def update_card(run: Storage, best: str) -> None:
-    """Write the model card of the run's best model again, with all that has been measured by now."""
+    """Write the model card of the run's best model again, with all results measured so far."""
     facts = run.read_json(f"{best}/{FACTS}")
     run.commit_bytes(f"{best}/{CARD}", model_card(facts, results_of(run, facts["step"])).encode())
 
 
 def results_of(run: Storage, step: int) -> dict[str, dict[str, float]]:
-    """Split -> metrics that evals.jsonl has for the model of a step, the newest of each split."""
+    """Split -> metrics of the model of a step in evals.jsonl, the newest for each split."""
     rows = [row for row in read_jsonl(run, "evals.jsonl") if row.get("step") == step]
     found = {row["split"]: scores_of(row) for row in rows if "split" in row}
     return {split: found[split] for split in ("validation", "test") if split in found}
 
 
 def base_model(config: RunConfig) -> dict[str, Any] | None:
-    """What the training began with; None: random weights."""
+    """The model that the training started from; None: random weights."""
     path = config.model.path
     return None if path is None else {"path": path, "is_folder": os.path.isdir(path), "revision": config.model.revision}
 
 
 def versions() -> dict[str, str]:
-    """Of what made the model."""
+    """Versions of the software that made the model."""
     import raytrain
 
     return {"raytrain": raytrain.__version__, **{name: version(name) for name in ("torch", "transformers")}}
@@ -99,7 +99,7 @@ def _split(config: RunConfig, manifest: Manifest, split: str) -> dict[str, Any]:
 
 
 def _config(config: RunConfig) -> dict[str, Any]:
-    """What was set of the sections that decide the model. Environment variables may hold secrets, and are left out."""
+    """The config of the sections that determine the model. Environment variables may be secret, and are left out."""
     raw = config.model_dump(mode="json", exclude_unset=True, include=set(SECTIONS))
     raw.get("training", {}).pop("communication", None)
     return {section: raw[section] for section in SECTIONS if section in raw}

@@ -1,4 +1,4 @@
-"""Weights that are not trained: they are in no checkpoint, which names them by a hash instead."""
+"""Weights that are not trained: checkpoints don't contain them, but identify them by a hash."""
 
 import hashlib
 import json
@@ -11,9 +11,9 @@ from raytrain.training.agreement import Control
 
 
 def hash_of_frozen(model: nn.Module, control: Control) -> str | None:
-    """SHA-256 over the names and values of all parameters without `requires_grad`; None when there are none.
+    """SHA-256 over the names and values of all parameters without `requires_grad`; None if there are none.
 
-    Collective: every worker holds the same model and hashes its share of them. The result is the same at any number of
+    Collective: every worker holds the same model and hashes a part of it. The result does not depend on the number of
     workers.
     """
     frozen = [(name, parameter) for name, parameter in model.named_parameters() if not parameter.requires_grad]
@@ -26,12 +26,12 @@ def hash_of_frozen(model: nn.Module, control: Control) -> str | None:
 
 
 def check_frozen(found: str | None, saved: str | None, step: int) -> None:
-    """Raises ConfigError when a state of this step was saved beside other frozen weights than the model has."""
+    """Raises ConfigError when the state of this step was saved with other frozen weights than the model has."""
     if found != saved:
         raise ConfigError(
             f"the checkpoint of step {step} holds the trained weights only, and its frozen weights are not those of "
-            f"this model (SHA-256 {saved or 'of none'}, here {found or 'of none'}). Put the model that the run began "
-            "with back at model.path, give the run another name, or start anew with --overwrite"
+            f"this model (SHA-256 {saved or 'of none'}, here {found or 'of none'}). Restore the model that the run "
+            "began with at model.path, give the run another name, or start over with --overwrite"
         )
 
 

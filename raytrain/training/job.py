@@ -1,4 +1,4 @@
-"""What the driver hands to the workers."""
+"""The job that the driver sends to the workers."""
 
 import itertools
 import time
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-# From the cause of a change of the workers to the new group's first step, in their order; seconds.
+# Seconds from the cause of a change of the workers to the new group's first step, in this order.
 PHASES = ("detect_s", "save_s", "wait_s", "regroup_s", "load_s", "first_step_s")
 
 
-# The file of what Ray Train is given as a checkpoint: it names the real one's manifest.
+# The file that Ray Train is given as a checkpoint; it names the manifest of the real one.
 POINTER = "raytrain_checkpoint.json"
 
 
@@ -25,37 +25,38 @@ class TransitionKind(StrEnum):
 
 @dataclass(frozen=True)
 class Transition:
-    """Why a worker group was started, and when what led to it happened. Moments are seconds since the epoch."""
+    """Why a worker group was started, and when the events that led to it happened. Times are seconds since the
+    epoch."""
 
     kind: TransitionKind
     cause: str
     """In words."""
     world_size_before: int
     detected_at_s: float
-    """When the driver knew of the cause; for a failure, when it last heard of the group."""
+    """When the driver noticed the cause; for a failure, when it last heard from the group."""
     asked_at_s: float | None
-    """When the group before was asked to save and leave; None: nobody asked it."""
+    """When the previous group was asked to save and leave; None: it was not asked."""
     left_at_s: float
-    """When the group before had ended."""
+    """When the previous group had ended."""
     started_at_s: float
-    """When there was room for this group, and its start began."""
+    """When there was room for this group and its start began."""
 
     @classmethod
     def asked(cls, kind: TransitionKind, cause: str, world_size: int, seen_at_s: float | None = None) -> "Transition":
-        """A group of this size is asked to leave now. `seen_at_s`: when the cause was known; None: now."""
+        """A group of this size is asked to leave now. `seen_at_s`: when the cause was noticed; None: now."""
         now_s = time.time()
         return cls(kind, cause, world_size, now_s if seen_at_s is None else seen_at_s, now_s, now_s, now_s)
 
     @property
     def left_by_failure(self) -> bool:
-        """Whether the group before ended without being asked to."""
+        """Whether the previous group ended without being asked to."""
         return self.kind is not TransitionKind.BEGIN and self.asked_at_s is None
 
     def phases(self, entered_at_s: float, loaded_at_s: float, first_step_at_s: float) -> dict[str, float]:
         """Seconds of each phase from the cause to the new group's first step.
 
         Args:
-            entered_at_s: When the new group's workers had found each other.
+            entered_at_s: When the new group's workers had formed their process group.
             loaded_at_s: When model and state were loaded.
             first_step_at_s: When its first step was done.
         """
@@ -68,7 +69,7 @@ class Transition:
 
 @dataclass(frozen=True)
 class Job:
-    """Plain JSON, validated where the user typed it."""
+    """Plain JSON, validated by the command."""
 
     config: dict[str, Any]
     run_root: str
@@ -77,8 +78,8 @@ class Job:
     transition: dict[str, Any] | None = None
     """Fields of the Transition that led to this group; None for an evaluation."""
     snapshot: dict[str, Any] | None = None
-    """Fields of the Snapshot to go on from; None: from the newest checkpoint."""
+    """Fields of the Snapshot to resume from; None: from the newest checkpoint."""
     evaluate_split: str | None = None
     """Evaluate the run's best model on this split instead of training."""
     until_step: int | None = None
-    """Save and stop after so many of the run's steps; None: go on to its end."""
+    """Save and stop at this step of the run; None: continue to its end."""

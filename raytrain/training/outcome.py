@@ -1,4 +1,4 @@
-"""How a run ends, or a part of it: a worker group, a command. Frozen and picklable; no Ray, no torch."""
+"""The outcome of a run, or of a part of it: a worker group, a command. Frozen and picklable; no Ray, no torch."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -8,11 +8,11 @@ from raytrain.training.progress import Progress
 
 
 class RunStatus(StrEnum):
-    """Of a run, as in summary.json."""
+    """The status of a run, as in summary.json."""
 
     FINISHED = "finished"  # all steps are done
-    STOPPED_EARLY = "stopped_early"  # early stopping has ended it
-    STOPPED = "stopped"  # it has saved, and can be resumed
+    STOPPED_EARLY = "stopped_early"  # ended by early stopping
+    STOPPED = "stopped"  # it has saved and can be resumed
     FAILED = "failed"
 
     @property
@@ -22,20 +22,20 @@ class RunStatus(StrEnum):
 
 
 class StopReason(StrEnum):
-    """Why a run was stopped that can be resumed."""
+    """Why a run was stopped; it can be resumed."""
 
-    REQUESTED = "requested"  # by a signal, or since the sweep ends
-    NODE_RECLAIMED = "node_reclaimed"  # that of the command
-    PAUSED = "paused"  # Job.until_step is reached: the sweep resumes it
+    REQUESTED = "requested"  # by a signal, or because the sweep ends
+    NODE_RECLAIMED = "node_reclaimed"  # the node of the command
+    PAUSED = "paused"  # Job.until_step was reached: the sweep resumes it
 
 
 @dataclass(frozen=True)
 class Finished:
-    """It came to its end, or an evaluation did."""
+    """The training, or an evaluation, reached its end."""
 
     progress: Progress = field(default_factory=Progress)
     final_metrics: dict[str, float] = field(default_factory=dict)
-    """Of the best model on the test split, or on the split that was to be evaluated."""
+    """Metrics of the best model on the test split, or on the split to be evaluated."""
 
     @property
     def status(self) -> RunStatus:
@@ -45,7 +45,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Stopped:
-    """It has saved a checkpoint before its end."""
+    """The run has saved a checkpoint before its end."""
 
     progress: Progress = field(default_factory=Progress)
     reason: StopReason = StopReason.REQUESTED
@@ -54,7 +54,7 @@ class Stopped:
 
 @dataclass(frozen=True)
 class Failed:
-    """It ended by an error; another worker group would not do better."""
+    """The run ended with an error that another worker group would hit again."""
 
     code: FailureCode
     message: str

@@ -1,4 +1,4 @@
-"""What a run is, apart from its tensors: a handful of scalars that fit in `state.json`."""
+"""The state of a run apart from its tensors: a few scalars that fit in `state.json`."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -11,32 +11,32 @@ from raytrain.tasks.base import Mode, Task
 
 @dataclass
 class Progress:
-    """Where the run stands. Nothing in it depends on the world size."""
+    """How far the run has come. Nothing in it depends on the world size."""
 
     step: int = 0
-    """Optimizer steps done; 0 before the first. Epoch and place in it follow from this."""
+    """Optimizer steps done; 0 before the first. The epoch and the position in it follow from this."""
     skipped_steps: int = 0
-    """Steps whose update was dropped for an fp16 overflow."""
+    """Steps whose update was skipped because of an fp16 overflow."""
     consecutive_skips: int = 0
-    """Skipped steps in a row, up to now."""
+    """Consecutive skipped steps up to now."""
     samples_seen: int = 0
     """Samples trained on since step 0, all workers."""
     tokens_seen: int = 0
     """Tokens trained on since step 0, all workers, padding excluded."""
     best_value: float | None = None
-    """Best value of the metric that picks the best model."""
+    """Best value so far of the metric that picks the best model."""
     best_step: int | None = None
     """Step at which it was reached."""
     evals_without_improvement: int = 0
-    """Evaluations since the metric that early stopping watches got better."""
+    """Evaluations since the metric that early stopping watches last improved."""
     watched_value: float | None = None
-    """Best value that early stopping has seen (by more than min_delta)."""
+    """Best value so far for early stopping (improvements by more than min_delta)."""
     is_stopped_early: bool = False
     """Whether early stopping has ended the run."""
 
     @property
     def updates(self) -> int:
-        """Updates that were applied to the weights; the learning rate follows these."""
+        """Updates that were applied to the weights; the learning rate depends on these."""
         return self.step - self.skipped_steps
 
     def to_dict(self) -> dict[str, Any]:
@@ -50,7 +50,7 @@ class Progress:
 
 
 def best_metric(config: RunConfig, task: Task) -> tuple[str, str]:
-    """Metric that picks the best model, and its mode. Raises ConfigError when the task has no such metric."""
+    """The metric that picks the best model, and its mode. Raises ConfigError when the task has no such metric."""
     training = config.training
     if training.best_metric is not None:
         return training.best_metric, mode_of(training.best_metric, task, "training.best_metric")
@@ -60,8 +60,8 @@ def best_metric(config: RunConfig, task: Task) -> tuple[str, str]:
 
 
 def watched_mode(stopping: EarlyStoppingConfig, task: Task) -> Mode:
-    """Whether early stopping takes a smaller or a larger value for the better one. Raises ConfigError when the task has
-    no such metric, or says the opposite."""
+    """Whether a smaller or a larger value is better for early stopping. Raises ConfigError when the task has no such
+    metric, or the config says the opposite."""
     mode = mode_of(stopping.metric, task, "training.early_stopping.metric")
     if stopping.mode is not None and stopping.mode != mode:
         raise ConfigError(
@@ -75,15 +75,15 @@ def mode_of(metric: str, task: Task, option: str) -> Mode:
     """Whether a smaller or a larger value is better. Raises ConfigError when the task has no such metric."""
     if metric not in task.modes:
         raise ConfigError(
-            f"{option} {metric!r} is no metric of this task; allowed: {', '.join(task.modes)}"
+            f"{option} {metric!r} is not a metric of this task; allowed: {', '.join(task.modes)}"
             f"{did_you_mean(metric, task.modes)}"
         )
     return task.modes[metric]
 
 
 def is_better(value: float, best: float | None, mode: str, min_delta: float = 0.0) -> bool:
-    """Whether `value` improves on `best` by more than `min_delta`; any number improves on None, NaN and
-    infinity on nothing."""
+    """Whether `value` is better than `best` by more than `min_delta`. Any number is better than None; NaN and infinity
+    are never better."""
     if not math.isfinite(value):
         return False
     if best is None:

@@ -1,4 +1,4 @@
-"""Files of one JSON object a line in the run's folder: written so that a crash costs at most the last line."""
+"""Files of one JSON object per line in the run's folder, written so that a crash loses at most the last line."""
 
 import errno
 import json
@@ -10,25 +10,26 @@ from typing import Any
 from raytrain.storage import Storage
 
 COMMANDS = "commands.jsonl"
-"""A line for each command that trained the run: see runs.provenance."""
+"""One line for each command that trained the run: see runs.provenance."""
 BEST_SO_FAR = "best"
-"""In a line of evals.jsonl of the validation split: metric, value, step and is_saved of the best one up to it."""
+"""Key in an evals.jsonl line of the validation split: metric, value, step and is_saved of the best one so far."""
 EPOCHS = "epochs_done"
-"""In a line of evals.jsonl: passes over the training data up to its step."""
+"""Key in an evals.jsonl line: passes over the training data up to its step."""
 
 # Object stores can't append: a file there is uploaded whole, at most this often.
 UPLOAD_EVERY_S = 15.0
-# ... and less often when an upload takes long: no more than a twentieth of the time goes into it.
+# ... and less often when an upload takes long: at most a twentieth of the time is spent on it.
 UPLOAD_SHARE = 0.05
-# The last row of a file is looked for in so many bytes.
+# The last row of a file is searched for in this many bytes.
 TAIL_BYTES = 64 << 10
 
 
 class JsonlWriter:
-    """Appends lines to a file. On a file system each line is handed over at once, on an object store every 15 s."""
+    """Appends lines to a file: at once on a file system, every 15 s on an object store."""
 
     def __init__(self, storage: Storage, name: str):
-        """Opens the file for appending; a last line that a crash has torn gets its end, and readers skip it."""
+        """Opens the file for appending; a last line that a crash left incomplete gets a line end, and readers skip
+        it."""
         self._storage, self._name = storage, name
         self._is_torn = False
         path = storage.local_path(name)
@@ -40,7 +41,7 @@ class JsonlWriter:
             self._is_dirty = False
         else:
             if not storage.exists(name):
-                storage.write_bytes(name, b"")  # makes the folder
+                storage.write_bytes(name, b"")  # creates the folder
             with storage.open_input(name) as file:
                 tail = file.read_at(1, file.size() - 1) if file.size() else b""
             self._file = open(path, "ab", buffering=0)
@@ -58,7 +59,7 @@ class JsonlWriter:
             self.flush()
 
     def _append(self, line: bytes) -> None:
-        """A full disk takes a part of a line, or none: the next line then begins with a new one."""
+        """Append a line. A full disk may take only a part of it: the next line then starts with a line end."""
         assert self._file is not None
         data = b"\n" + line if self._is_torn else line
         self._is_torn = True
@@ -68,7 +69,7 @@ class JsonlWriter:
         self._is_torn = False
 
     def flush(self) -> None:
-        """Upload what has not been uploaded; nothing to do on a file system."""
+        """Upload what has not been uploaded; does nothing on a file system."""
         if self._file is not None or not self._is_dirty:
             return
         started_at_s = time.monotonic()
@@ -78,19 +79,19 @@ class JsonlWriter:
         self._next_upload_s = ended_at_s + max(UPLOAD_EVERY_S, (ended_at_s - started_at_s) / UPLOAD_SHARE)
 
     def close(self) -> None:
-        """Upload or close; nothing can be written any more."""
+        """Upload or close; nothing can be written afterwards."""
         self.flush()
         if self._file is not None:
             self._file.close()
 
 
 def read_jsonl(storage: Storage, name: str) -> list[dict[str, Any]]:
-    """The file's rows in order; lines that are no JSON object (torn by a crash) are skipped. [] when it is missing."""
+    """The file's rows in order, without lines that are not JSON objects (incomplete). [] when it is missing."""
     return list(parse_jsonl(_read_or_empty(storage, name)))
 
 
 def last_row(storage: Storage, name: str) -> dict[str, Any] | None:
-    """The file's last whole row, found from its end; None when there is none."""
+    """The file's last complete row, searched from its end; None if there is none."""
     try:
         with storage.open_input(name) as file:
             size = file.size()
@@ -102,7 +103,7 @@ def last_row(storage: Storage, name: str) -> dict[str, Any] | None:
 
 
 def parse_jsonl(data: bytes) -> list[dict[str, Any]]:
-    """The rows in the text of a JSONL file; lines that are no JSON object are skipped."""
+    """The rows in the text of a JSONL file; lines that are not JSON objects are skipped."""
     rows = []
     for line in data.split(b"\n"):
         try:
@@ -120,10 +121,10 @@ def scores_of(row: dict[str, Any]) -> dict[str, float]:
 
 
 def last_attempt_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each step the row of its highest attempt, in step order: what a run did, without what a crash took back.
+    """For each step the row of its latest attempt, in step order: the run's history without what crashes undid.
 
-    A step that an attempt did does not count when a later one has begun before it, even if that has not come to it yet.
-    Of two rows of one step and attempt the later counts; rows without a step are left out.
+    A step does not count if a later attempt has started before it, even if that attempt has not reached it yet.
+    Of two rows of one step and attempt, the later counts; rows without a step are left out.
     """
     rows = [row for row in rows if row.get("step") is not None]
     first_steps: dict[int, int] = {}
@@ -151,7 +152,7 @@ def _missing_newline(last_byte: bytes) -> bytes:
 
 
 def _clean(value: Any) -> Any:
-    """The same value in types that JSON knows."""
+    """The same value in types that JSON supports."""
     if isinstance(value, dict):
         return {str(key): _clean(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

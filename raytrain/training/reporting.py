@@ -1,8 +1,8 @@
-"""What Ray Train is told of a run, so that its callbacks, its `Result` and its dashboards know of it.
+"""What a run reports to Ray Train, for its callbacks, its `Result` and its dashboards.
 
-Ray Train pairs the n-th report of each worker, so all workers report in the same step. They agree on it in the sum that
-ends a step anyway: each says whether its last report has been taken, and rank 0 whether one is due. A report of
-`ray.train.report` would be a barrier through an actor.
+Ray Train pairs the n-th report of each worker, so all workers report in the same step. They agree on it in the
+all-reduce that ends each step anyway: each worker says whether its last report has been taken, and rank 0 whether one
+is due. Calling `ray.train.report` would instead be a barrier through an actor.
 """
 
 import json
@@ -25,42 +25,42 @@ logger = logging.getLogger(__name__)
 
 
 class Reporter(Protocol):
-    """The way to Ray Train."""
+    """Delivers reports to Ray Train."""
 
     @property
     def is_free(self) -> bool:
         """Whether a report would be taken without waiting."""
 
     def report(self, metrics: dict[str, Any], checkpoint: str | None) -> None:
-        """Report on this worker; all workers do, in the same order.
+        """Report on this worker; all workers do so, in the same order.
 
-        `checkpoint`: name of the folder of a pointer that `write_pointer` has written; None on all workers but rank 0.
+        `checkpoint`: name of the pointer's folder that `write_pointer` has written; None on all workers but rank 0.
         """
 
     def write_pointer(self, name: str, content: bytes) -> None:
         """Write the file of a pointer, on rank 0."""
 
     def flush(self) -> None:
-        """Wait until what was reported has been taken, for some seconds at most."""
+        """Wait until the reports have been taken, for some seconds at most."""
 
 
 class Reporting:
-    """One worker's part."""
+    """One worker's part in the reporting."""
 
     def __init__(self, reporter: Reporter | None, world: World, run: Storage):
-        """`reporter`: None: nothing is reported; the same on all workers."""
+        """`reporter`: the same on all workers; None: nothing is reported."""
         self._reporter, self._world, self._run = reporter, world, run
         self._token = uuid.uuid4().hex[:6]
         self._lock = threading.Lock()
         self._committed: int | None = None  # step of the newest checkpoint
-        self._pending: int | None = None  # step of one whose pointer is written, and that has not been reported
+        self._pending: int | None = None  # step of a checkpoint with a pointer that has not been reported
         self._reported: int | None = None
         self._newest: dict[str, Any] = {}
         self._next_s = 0.0
 
     def committed(self, step: int) -> None:
-        """A checkpoint of this step is in storage. Rank 0's, called in a thread that writes. While one waits to be
-        reported, only the newest of those that follow is kept in mind."""
+        """A checkpoint of this step is in storage. Called on rank 0, in the thread that writes. While one waits to be
+        reported, only the newest of those that follow is remembered."""
         with self._lock:
             self._committed = step
             if self._reporter is not None and self._pending is None:
@@ -74,13 +74,13 @@ class Reporting:
         }
         try:
             reporter.write_pointer(pointer_name(step, self._token), json.dumps(pointer, indent=1).encode())
-        except Exception:  # of storage, in words of any library: the checkpoint itself is there
+        except Exception:  # any storage error, of any library: the checkpoint itself exists
             logger.warning("the checkpoint of step %d can't be reported to Ray Train", step, exc_info=True)
             return None
         return step
 
     def offer(self) -> dict[str, float]:
-        """This worker's part of the agreement: fields of StepSums."""
+        """This worker's contribution to the agreement: fields of StepSums."""
         if self._reporter is None or not self._reporter.is_free:
             return {}
         if self._world.world_rank > 0:
@@ -89,13 +89,13 @@ class Reporting:
         return {"may_report": float(is_due), "committed": float(self._pending or 0)}
 
     def advance(self, sums: StepSums, row: dict[str, Any]) -> None:
-        """Report a step, if the workers have agreed on it. `row`: its line of metrics.jsonl."""
+        """Report a step if the workers have agreed to. `row`: its line of metrics.jsonl."""
         self._newest |= row
         if sums.may_report == self._world.world_size:
             self._report(int(sums.committed))
 
     def evaluated(self, split: str, values: dict[str, float]) -> None:
-        """Metrics of an evaluation, which are part of the reports from now on."""
+        """Record metrics of an evaluation, which all later reports contain."""
         self._newest |= {f"{split}/{name}": value for name, value in values.items()}
 
     def finish(self, agree: Callable[[StepSums], StepSums]) -> None:
@@ -106,7 +106,7 @@ class Reporting:
         if self._committed is not None and self._pending is None and self._committed != self._reported:
             self._pending = self._write_pointer(self._reporter, self._committed)
         sums = agree(StepSums(may_report=float(self._reporter.is_free), committed=float(self._pending or 0)))
-        if sums.may_report == self._world.world_size:  # else the controller is gone
+        if sums.may_report == self._world.world_size:  # otherwise the controller is gone
             self._report(int(sums.committed))
         self._reporter.flush()
 
@@ -122,5 +122,5 @@ class Reporting:
 
 
 def pointer_name(step: int, token: str) -> str:
-    """Of the folder that Ray Train is given for a checkpoint. `token`: a step may be saved again by another group."""
+    """The folder that Ray Train is given for a checkpoint. `token`: another group may save the same step again."""
     return f"checkpoint_step_{step:08d}_{token}"

@@ -1,6 +1,6 @@
-"""What a run writes down while it trains: metrics, evaluations, events, sample ids, and what trackers are told.
+"""What a run records while it trains: metrics, evaluations, events, sample ids, and values for trackers.
 
-Only rank 0 writes, but for the sample ids, which each worker writes for itself.
+Only rank 0 writes, except for the sample ids, which each worker writes for itself.
 """
 
 import time
@@ -33,12 +33,12 @@ TRACKED = {
 
 
 def next_attempt(run: Storage) -> int:
-    """Ordinal of the worker group that starts now, from 0: the number of those that started before."""
+    """Index of the worker group that starts now, from 0: the number of earlier ones."""
     return sum(event.get("kind") == "start" for event in read_jsonl(run, EVENTS))
 
 
 class RunLog:
-    """The files of a run that grow with it. On other workers than rank 0 it writes sample ids only."""
+    """The growing files of a run. Workers other than rank 0 write only sample ids."""
 
     def __init__(
         self,
@@ -50,12 +50,12 @@ class RunLog:
         record_samples: bool,
         now: Callable[[], float] = time.time,
     ):
-        """`now`: seconds since the epoch, by the one clock of the run."""
+        """`now`: seconds since the epoch, by the run's common clock."""
         self._is_first = world.world_rank == 0
         self._run, self._world, self._attempt, self._now = run, world, attempt, now
         self._samples = None
         self._trackers = trackers
-        if trackers is not None:  # what earlier attempts have told them
+        if trackers is not None:  # what earlier attempts have sent to them
             self._last_step = (last_row(run, METRICS) or {}).get("step", 0)
             self._evaluations = {(row.get("split"), row.get("step")) for row in read_jsonl(run, EVALS)}
         if record_samples:
@@ -64,7 +64,7 @@ class RunLog:
             self._metrics, self._evals, self._events = (JsonlWriter(run, name) for name in (METRICS, EVALS, EVENTS))
 
     def step(self, row: dict[str, Any]) -> None:
-        """A line of metrics.jsonl."""
+        """Write a line of metrics.jsonl."""
         if not self._is_first:
             return
         self._metrics.write({**row, "world_size": self._world.world_size, "attempt": self._attempt})
@@ -80,13 +80,13 @@ class RunLog:
         epochs_done: float | None = None,
         best: dict[str, Any] | None = None,
     ) -> None:
-        """A line of evals.jsonl.
+        """Write a line of evals.jsonl.
 
         Args:
             epoch: Counted from 1.
             epochs_done: Passes over the training data up to this step.
-            best: The best evaluation up to now, which may be this one: metric, value, step, and is_saved, whether its
-                model is kept in best/.
+            best: The best evaluation so far, possibly this one: metric, value, step, and is_saved, which says whether
+            best/ has its model.
         """
         if not self._is_first:
             return
@@ -97,22 +97,22 @@ class RunLog:
             place[BEST_SO_FAR] = best
         place |= {"time": self._now(), "attempt": self._attempt}
         self._evals.write({**place, **metrics.values, "tables": metrics.tables})
-        self._evals.flush()  # a sweep judges by it, and the checkpoint of this step must not be there before it
+        self._evals.flush()  # sweeps read it, and it must be there before the checkpoint of this step
         values = {f"{split}/{name}": value for name, value in metrics.values.items()}
         self._track(values, step, lambda step: (split, step) in self._evaluations)
 
     def event(self, kind: str, **detail: Any) -> None:
-        """A line of events.jsonl."""
+        """Write a line of events.jsonl."""
         if self._is_first:
             self._events.write({"time": self._now(), "kind": kind, "attempt": self._attempt, **detail})
 
     def samples(self, step: int, epoch: int, ids: np.ndarray) -> None:
-        """The sample ids that this worker trained on in a step."""
+        """Write the sample ids that this worker trained on in a step."""
         if self._samples is not None:
             self._samples.write({"step": step, "epoch": epoch, "attempt": self._attempt, "ids": ids.tolist()})
 
     def close(self, status: str) -> None:
-        """Flush everything. `status`: of the run; stopped, when another group may go on with it."""
+        """Flush everything. `status`: the run's; stopped if another group may continue it."""
         if self._trackers is not None:
             self._trackers.close(status)
             self._pass_on_complaints()

@@ -1,7 +1,7 @@
-"""Saving while training goes on: checkpoints for this run, and the best model for everybody else.
+"""Saving while the training continues: checkpoints for this run, and the best model for use elsewhere.
 
-The loop is blocked for the copy to memory only. Workers agree in their step's all-reduce when all parts of a
-checkpoint are written; rank 0 then commits it.
+The loop is blocked only while the state is copied to memory. In the all-reduce of a step the workers agree that all
+parts of a checkpoint are written; rank 0 then commits it.
 """
 
 import os
@@ -34,7 +34,7 @@ BEST = "best"
 
 @dataclass(frozen=True)
 class SavePlan:
-    """What is saved, and how much of it is kept."""
+    """What is saved, and how many checkpoints are kept."""
 
     keep_last: int
     """Checkpoints."""
@@ -42,24 +42,24 @@ class SavePlan:
     token: str
     """The same on all workers of this attempt, different in every attempt."""
     belongs_to: dict[str, Any]
-    """What the state can be resumed with only, part of state.json: the identities of the prepared data, which the
-    sample order is a function of, and of the frozen weights, which are not saved."""
+    """Part of state.json that must match when the state is resumed from: the identities of the prepared data, which
+    determines the sample order, and of the frozen weights, which are not saved."""
 
 
 @dataclass(frozen=True)
 class SaveCallbacks:
-    """Who is told of saving."""
+    """Functions that are called when something is saved."""
 
     saved: Callable[[int], None]
-    """Told the step of each checkpoint that is committed, on rank 0."""
+    """Called on rank 0 with the step of each committed checkpoint."""
     committed: Callable[[int], None]
-    """As well, but in the thread that writes."""
+    """The same, but called in the thread that writes."""
     waiting: Callable[[], None]
-    """Called now and then while the saver waits for what is being written, which is no hang."""
+    """Called at intervals while the saver waits for a write, so that the wait does not look like a hang."""
 
 
 class Saver:
-    """One worker's saving. `save`, `advance`, `finish` and `save_best` are called by all workers in the same step."""
+    """One worker's saving. All workers call `save`, `advance`, `finish` and `save_best` in the same step."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Saver:
     ):
         """Args:
         export: Writes a model with the given weights, of the given step, with its tokenizer to a local folder.
-        keeper: Takes snapshots; None: there are none.
+        keeper: Takes snapshots; None: no snapshots are taken.
         """
         self._run, self._engine, self._world, self._control, self._log = run, engine, control.world, control, log
         self._plan, self._export, self._keeper, self._callbacks = plan, export, keeper, callbacks
@@ -87,10 +87,10 @@ class Saver:
         self._state: dict[str, Any] = {}
         self._error: CheckpointError | None = None
         self._told_step: int | None = None
-        self._written_step = 0  # of the newest checkpoint of which every part is written; the same on all workers
+        self._written_step = 0  # of the newest checkpoint whose parts are all written; the same on all workers
 
     def save(self, progress: Progress) -> None:
-        """Take a checkpoint of this moment. Waits first for one that is still being written."""
+        """Take a checkpoint of the current state. Waits first for one that is still being written."""
         if self._writer.is_busy:
             self._complete()
         ranges = owned_ranges(self._engine)
@@ -104,16 +104,16 @@ class Saver:
 
     @property
     def is_busy(self) -> bool:
-        """Whether this worker should not take a snapshot now: the last one is still on its way, or a best model that
+        """Whether this worker should not take a snapshot now: the last one is still being sent, or a best model that
         the state names is not written yet. Workers agree on it, since a snapshot needs the parts of all."""
         is_best_pending = self._best is not None and not self._best.done()
         return is_best_pending or (self._keeper is not None and self._keeper.is_busy)
 
     def snapshot(self, progress: Progress, *, is_possible: bool) -> None:
-        """Give this moment to the peers' memory if a snapshot is due or owed. All workers do, or none does.
+        """Send the current state to the peers' memory if a snapshot is due or overdue. All workers do so, or none.
 
         Args:
-            is_possible: No worker is busy, and no checkpoint was taken of this moment.
+            is_possible: No worker is busy, and no checkpoint was taken of this state.
         """
         is_due = self._snapshots.is_due(progress.step, saved_step=self._written_step, is_possible=is_possible)
         if is_due and self._keeper is not None:
@@ -123,7 +123,7 @@ class Saver:
             self._log.event("late_snapshot", step=progress.step, since=since)
 
     def poll(self) -> tuple[float, float]:
-        """(1.0 if this worker's part of the checkpoint in flight is written, 1.0 if writing failed).
+        """(1.0 if this worker's part of the pending checkpoint is written, 1.0 if writing failed).
 
         A best model that is still being written belongs to the part: the checkpoint names the best value, so it must
         not exist before `best/` does.
@@ -139,14 +139,14 @@ class Saver:
             return 0.0, 1.0
 
     def advance(self, sums: StepSums) -> None:
-        """Commit the checkpoint in flight once all workers have written theirs. Raises CheckpointError."""
+        """Commit the pending checkpoint once all workers have written their parts. Raises CheckpointError."""
         if sums.failed:
             raise self._first_error()
         if sums.saved == self._world.world_size:
             self._commit()
 
     def finish(self) -> None:
-        """Bring everything that is being written to its end. Raises CheckpointError."""
+        """Complete everything that is being written. Raises CheckpointError."""
         if self._writer.is_busy:
             self._complete()
         self._wait_for_all()
@@ -161,23 +161,23 @@ class Saver:
             self._keeper.close()
 
     def save_best(self, step: int) -> None:
-        """Keep the model as it is now, after `step` steps, in `best/`; only gathering the weights blocks."""
+        """Keep the current model, after `step` steps, in `best/`; only gathering the weights blocks."""
         weights = self._engine.full_state_dict()
         if weights is None:
             return
         try:
             self._wait_for_best()
         except CheckpointError:
-            return  # `poll` tells the other workers; leaving alone would let them wait
+            return  # `poll` tells the other workers; raising here would leave them waiting
         self._best = self._thread.submit(self._write_best, weights, step)
 
     def _write_best(self, weights: dict[str, torch.Tensor], step: int) -> None:
-        """Export to a local folder, then put that in the place of the last best one."""
+        """Export to a local folder, then replace the last best model with it."""
         local = tempfile.mkdtemp(prefix="raytrain-best-")
         try:
             self._export(weights, step, local)
             retrying(lambda: replace_folder(self._run, BEST, local), f"writing {BEST}/", self._is_closed)
-        except Exception as error:  # of any kind: raised on this worker only, it must reach the others in words
+        except Exception as error:  # any error: raised on this worker only, it reaches the others as text
             raise CheckpointError(f"can't write {self._run.path_of(BEST)}: {error}") from error
         finally:
             shutil.rmtree(local, ignore_errors=True)
@@ -197,12 +197,13 @@ class Saver:
         }
 
     def _complete(self) -> None:
-        """Wait until the checkpoint in flight is written on all workers, and commit it."""
+        """Wait until the pending checkpoint is written on all workers, and commit it."""
         self._wait_for_all()
         self._commit()
 
     def _wait_for_all(self) -> None:
-        """Wait for this worker's writing, and tell the others how it went. Raises CheckpointError on all workers."""
+        """Wait for this worker's writes, and tell the others whether they succeeded. Raises CheckpointError on all
+        workers."""
         failed = 0.0
         try:
             self._writer.wait(self._callbacks.waiting)
@@ -217,7 +218,8 @@ class Saver:
         self._writer.commit(self._state)
 
     def _tell_of_commits(self) -> None:
-        """Rank 0's: only what is committed counts as saved; until then a snapshot is what a crash goes back to."""
+        """Called on rank 0. Only a committed checkpoint counts as saved; until then a crash falls back to a
+        snapshot."""
         step = self._writer.committed_step
         if step is not None and step != self._told_step:
             self._told_step = step
@@ -225,17 +227,17 @@ class Saver:
             self._callbacks.saved(step)
 
     def _first_error(self) -> CheckpointError:
-        """The error of the first worker that has one; collective."""
+        """The error of the first worker that has one. Collective."""
         messages = self._control.gather(str(self._error) if self._error else None)
         return CheckpointError(next(message for message in messages if message))
 
 
 def replace_folder(run: Storage, name: str, local: str) -> None:
-    """Put the files of a local folder in the place of `name`.
+    """Replace the folder `name` by the files of a local folder.
 
-    On a file system the new folder is written beside the old one and renamed into its place, and the old one goes last:
-    a crash at any moment leaves one of them whole, which `recover_folder` brings back. A reader of an object store
-    could see a mixture while the upload lasts.
+    On a file system the new folder is written beside the old one and renamed into its place, and the old one is deleted
+    last: a crash at any moment leaves one of them complete, and `recover_folder` restores it. On an object store a
+    reader may see a mixture during the upload.
     """
     is_local = run.local_path() is not None
     target = f"{name}.new" if is_local else name
@@ -252,7 +254,7 @@ def replace_folder(run: Storage, name: str, local: str) -> None:
 
 
 def recover_folder(run: Storage, name: str) -> None:
-    """Bring a folder back whose replacement a crash has interrupted between the two renames."""
+    """Restore a folder if a crash has interrupted its replacement between the two renames."""
     if run.exists(f"{name}.old"):
         if run.exists(name):
             run.delete(f"{name}.old")

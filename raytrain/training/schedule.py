@@ -6,7 +6,7 @@ from raytrain.config import OptimizerConfig, ScheduleConfig, ScheduleKind
 
 
 def warmup_updates(total_updates: int, schedule: ScheduleConfig) -> int:
-    """Updates of the warm-up: `schedule.warmup_steps`, else `schedule.warmup_ratio` of all, rounded up."""
+    """Updates of the warm-up: `schedule.warmup_steps`, or else `schedule.warmup_ratio` of all, rounded up."""
     if schedule.warmup_steps is not None:
         return schedule.warmup_steps
     # The subtraction keeps 0.06 * 50 == 3.0000000000000004 from becoming 4.

@@ -1,25 +1,26 @@
 """After which steps a snapshot is taken. No Ray, no torch."""
 
-LATE_INTERVALS = 2  # a snapshot that is owed for longer than this is told of
+LATE_INTERVALS = 2  # a snapshot that is overdue for longer than this is reported
 
 
 class SnapshotSchedule:
-    """One that can't be taken when it is due is owed: it is taken after the first step after which it can be.
+    """A snapshot that can't be taken when it is due becomes overdue: it is taken after the first step at which it can
+    be.
 
-    Every worker asks with the same arguments and gets the same answer, since a snapshot needs the parts of all.
+    Every worker calls this with the same arguments and gets the same answer, since a snapshot needs the parts of all.
     """
 
     def __init__(self, every_steps: int | None):
-        """None: no snapshots."""
+        """`every_steps`: None: no snapshots."""
         self._every_steps = every_steps
         self._owed_since: int | None = None
         self._is_told = False
 
     def is_due(self, step: int, *, saved_step: int, is_possible: bool) -> bool:
-        """Whether a snapshot is to be taken now, after `step` finished steps.
+        """Whether to take a snapshot now, after `step` steps.
 
         Args:
-            saved_step: Of the newest checkpoint that is written: no older snapshot is of use.
+            saved_step: Step of the newest checkpoint that is written: older snapshots are of no use.
             is_possible: Whether one can be taken now.
         """
         if self._every_steps is None:
@@ -34,7 +35,7 @@ class SnapshotSchedule:
         return is_possible and not is_covered
 
     def late_since(self, step: int) -> int | None:
-        """The step since which a snapshot is owed when that is too long ago; told once until one is taken."""
+        """The step since which a snapshot is overdue, if that is too long ago; returned once, until one is taken."""
         if self._every_steps is None or self._owed_since is None or self._is_told:
             return None
         if step - self._owed_since <= LATE_INTERVALS * self._every_steps:

@@ -1,7 +1,7 @@
-"""The loop: one worker's training of one run, from wherever the run stands to its end. No Ray in here.
+"""The loop: one worker's training of one run, from its current step to its end. No Ray.
 
-A step goes: forward and backward over the micro-batches, one optimizer step, then one small all-reduce in which the
-workers sum this step's loss, sum the weights of the next step's targets, and agree on saving and stopping.
+A step consists of forward and backward passes over the micro-batches, one optimizer step, and one small all-reduce in
+which the workers sum this step's loss and the weights of the next step's targets, and agree on saving and stopping.
 """
 
 import math
@@ -30,24 +30,24 @@ from raytrain.training.schedule import learning_rate_at
 
 
 class BatchSource(Protocol):
-    """What the loop reads from."""
+    """The source of the loop's batches."""
 
     def next_step(self) -> StepBatch:
-        """This worker's share of the next training step; blocks until it is there."""
+        """This worker's part of the next training step; blocks until it is available."""
 
     def evaluation(self, split: str) -> Iterator[EvalBatch]:
-        """This worker's micro-batches of an evaluation that is due now; equally many on every worker."""
+        """This worker's micro-batches of an evaluation that is due now; the same number on every worker."""
 
 
 class IdleTime:
-    """Seconds in which the loop did something else than steps, since it was last asked."""
+    """Seconds that the loop spent on other things than steps, since the last call of `take`."""
 
     def __init__(self) -> None:
         self._seconds = {"checkpoint_s": 0.0, "evaluation_s": 0.0}
 
     @contextmanager
     def of(self, name: str) -> Iterator[None]:
-        """Adds the time of a `with` block to `name`."""
+        """Context that adds its duration to `name`."""
         started_at_s = time.perf_counter()
         try:
             yield
@@ -55,7 +55,7 @@ class IdleTime:
             self._seconds[name] += time.perf_counter() - started_at_s
 
     def take(self) -> dict[str, float]:
-        """The seconds by name; counting begins anew."""
+        """Return the seconds by name, and reset them."""
         taken = {name: round(seconds, 4) for name, seconds in self._seconds.items()}
         self._seconds = dict.fromkeys(self._seconds, 0.0)
         return taken
@@ -63,7 +63,7 @@ class IdleTime:
 
 @dataclass
 class Trainer:
-    """All that a worker needs to train. `fit` is the whole story."""
+    """Everything that a worker needs to train; `fit` runs it."""
 
     config: RunConfig
     device: torch.device
@@ -79,17 +79,17 @@ class Trainer:
     progress: Progress
     stop_requested: Callable[[], bool]
     on_step: Callable[[int, int], None]
-    """Told the steps done and the world size after each step."""
+    """Called after each step with the number of steps done and the world size."""
     idle: IdleTime = field(default_factory=IdleTime)
 
     def fit(self) -> RunStatus:
-        """Train until the end, an early stop, a pause, or a request to stop.
+        """Train to the end, an early stop, a pause, or a request to stop.
 
         Returns:
             FINISHED, STOPPED_EARLY or STOPPED.
 
         Raises:
-            TrainingError: The loss is no number any more, or fp16 overflows for ever.
+            TrainingError: The loss is not finite any more, or fp16 overflows in too many consecutive steps.
             CheckpointError: A checkpoint could not be written.
         """
         is_stopping = self.timetable.is_pause_due(self.progress.step)
@@ -100,10 +100,10 @@ class Trainer:
             rate = self._learning_rate()
             result = self._train_step(batch, target_weight, rate)
             is_evaluation_due = self.timetable.is_evaluation_due(self.progress.step)
-            # The batch after an evaluation comes behind it in the same pipeline, so it can't be asked for yet.
+            # The batch after an evaluation follows it in the same pipeline, so it can't be fetched yet.
             next_batch, next_wait_s = (None, 0.0) if is_evaluation_due else self._fetch()
             sums = self.control.sum(self._contribution(batch, result, next_batch))
-            busy_s = time.perf_counter() - started_at_s - next_wait_s  # that wait is the next step's
+            busy_s = time.perf_counter() - started_at_s - next_wait_s  # that wait belongs to the next step
             row = self._record(batch, result, sums, target_weight, rate, wait_s, busy_s)
             self.reporting.advance(sums, row)
             self.on_step(self.progress.step, self.control.world.world_size)
@@ -129,7 +129,7 @@ class Trainer:
         return RunStatus.FINISHED if self.progress.step >= self.timetable.total_steps else RunStatus.STOPPED
 
     def _keep(self, *, is_stopping: bool, is_busy: bool) -> None:
-        """Save this moment, or give it to the peers' memory, when it is time."""
+        """Save the current state, or send it to the peers' memory, if that is due."""
         step = self.progress.step
         is_saving = self.timetable.is_save_due(step) or is_stopping or self.progress.is_stopped_early
         if is_saving:
@@ -186,12 +186,12 @@ class Trainer:
         wait_s: float,
         busy_s: float,
     ) -> dict[str, Any]:
-        """Count the step, and write its line, which is returned. It took `wait_s` for its data and `busy_s` for the
-        rest."""
+        """Count the step, and write and return its line of metrics.jsonl. The step waited `wait_s` for its data, and
+        took `busy_s` otherwise."""
         progress = self.progress
         progress.samples_seen += int(sums.num_samples)
         progress.tokens_seen += int(sums.num_tokens)
-        epoch = batch.epoch + 1  # people count epochs as they count steps, from 1
+        epoch = batch.epoch + 1  # users count epochs from 1, as they count steps
         self.log.samples(progress.step, epoch, batch.sample_ids)
         row = {
             "step": progress.step,
@@ -213,7 +213,7 @@ class Trainer:
         return row
 
     def _stop_if_hopeless(self, result: StepResult, loss: float) -> None:
-        """Raise TrainingError when going on can't help; the same on every worker, since all see the same sums."""
+        """Raise TrainingError if continuing can't help; on every worker alike, since all see the same sums."""
         step, limit = self.progress.step, self.config.training.loss_scale.max_consecutive_skips
         if self.progress.consecutive_skips >= limit:
             raise TrainingError(
@@ -226,12 +226,12 @@ class Trainer:
             raise TrainingError(
                 f"step {step}: loss {loss:g}, gradient norm {result.grad_norm:g}: the run diverged. Lower "
                 "training.optimizer.learning_rate or set training.gradient_clipping, and give the run a new name; with "
-                "data.record_samples=true the samples of each step are written down",
+                "data.record_samples=true the samples of each step are recorded",
                 FailureCode.DIVERGED,
             )
 
     def _evaluate(self) -> None:
-        """Measure the model on the validation split; keep it when it is the best; see whether to stop early."""
+        """Evaluate on the validation split; keep the model if it is the best; decide whether to stop early."""
         epoch = (self.progress.step - 1) // self.timetable.steps_per_epoch + 1
         batches = self.source.evaluation("validation")
         verdict = self.judge.judge(self.engine.module, batches, self.progress)

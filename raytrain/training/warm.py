@@ -1,4 +1,4 @@
-"""What a new worker's process does while the others still train, so that it can join them at once."""
+"""Prepares a new worker's process while the others still train, so that it can join them at once."""
 
 from typing import Any
 
@@ -16,16 +16,16 @@ from raytrain.training.device import backend_of, device_of
 
 
 def warm_up(config: RunConfig, *, use_gpu: bool) -> None:
-    """Import what is imported late, read the model's files once, open the device, and take one step with an engine of
-    one parameter in a process group of one.
+    """Import the modules that are imported late, read the model's files once, open the device, and take one step with
+    an engine of one parameter in a process group of one.
 
-    Raises anything; a worker that is not warm only takes longer to begin, and says then what is wrong.
+    May raise any exception. A worker that is not warm only takes longer to start, and reports the error then.
     """
     import ray.data
 
     import raytrain.training.worker  # noqa: F401
 
-    if ray.is_initialized():  # not run: Ray Data imports much when it is first asked
+    if ray.is_initialized():  # not executed: Ray Data imports many modules on first use
         ray.data.from_items([{"item": ""}]).map_batches(_same)
 
     device = device_of(config, use_gpu=use_gpu)

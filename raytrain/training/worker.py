@@ -1,4 +1,4 @@
-"""What runs in each worker: build everything for this world, train, leave the best model measured."""
+"""The training in each worker: build everything for this world size, train, and measure the best model."""
 
 import contextlib
 import functools
@@ -50,7 +50,7 @@ from raytrain.training.saving import BEST, SaveCallbacks, SavePlan, Saver, recov
 from raytrain.training.trainer import IdleTime, Trainer
 
 MIB = 2**20
-# Fields of state.json: what the state can be resumed with only.
+# Fields of state.json that must match when the state is resumed from.
 DATA_CONTENT, FROZEN_WEIGHTS = "data_content", "frozen_weights"
 
 
@@ -68,13 +68,13 @@ class WorkerRun:
     ):
         """Args:
         entered_at_s: When this worker began, seconds since the epoch.
-        reporter: To Ray Train; None: nothing is reported.
+        reporter: Reports to Ray Train; None: nothing is reported.
         """
         self.reporting = Reporting(reporter, world, run)
         self.job, self.run, self.world, self.link, self.entered_at_s = job, run, world, link, entered_at_s
         self.config = RunConfig.model_validate(job.config)
         timeout_s = collective_timeout_s(self.config.workers.stall_timeout_s)
-        self.control = Control(world, timeout_s)  # first: what follows may fail on one worker only
+        self.control = Control(world, timeout_s)  # first, since what follows may fail on one worker only
         self.store = self.control.all_succeed(lambda: PreparedStore(job.prepared_root))
         self.state = self.store.manifest.task_state
         self.task = make_task(self.config.task, self.config.data.max_length)
@@ -95,7 +95,7 @@ class WorkerRun:
 
     @functools.cached_property
     def timetable(self) -> Timetable:
-        """Of the training; an evaluation of other data has none."""
+        """The timetable of the training; an evaluation of other data has none."""
         return make_timetable(
             self.config,
             self.store.manifest.splits["train"].num_samples,
@@ -104,18 +104,18 @@ class WorkerRun:
         )
 
     def _trackers(self) -> Trackers | None:
-        """Of rank 0. An evaluation may run beside the training, which is the one that writes to them."""
+        """The trackers, on rank 0. An evaluation may run beside the training, which is the one that writes to them."""
         if self.world.world_rank != 0 or self.job.evaluate_split is not None:
             return None
         return Trackers(TrackedRun(self.run, self.config), self.link.now)
 
     def train(self) -> Finished | Stopped:
-        """Train from where the run stands to its end, a pause, or a request to stop."""
+        """Train from the run's current step to its end, a pause, or a request to stop."""
         self.nodes: list[str] = self.control.gather(self.link.node_id)
         self.log.event("start", world_size=self.world.world_size, nodes=self.nodes, entered_at_s=self.entered_at_s)
         saved = self._snapshot() or self._newest_checkpoint()
         progress = Progress() if saved is None else progress_of(saved.state)
-        with contextlib.ExitStack() as closing:  # this process goes on, also after an error
+        with contextlib.ExitStack() as closing:  # this process continues, also after an error
             idle, status = self._train(saved, progress, closing)
             ended_at_s = time.perf_counter()
         leave_s = round(time.perf_counter() - ended_at_s, 3)
@@ -132,13 +132,13 @@ class WorkerRun:
     def _train(
         self, saved: "SavedState | None", progress: Progress, closing: contextlib.ExitStack
     ) -> tuple[IdleTime, RunStatus]:
-        """Build everything, and train. What has to be closed goes to `closing` as soon as it is there."""
+        """Build everything and train. Everything that has to be closed is added to `closing` as soon as it exists."""
         stream = Stream(self.config, self.store, self.world, self.plan)
         closing.callback(stream.close)
         stream.start(progress.step, self.timetable)  # fills up while the model is loaded
         precision = self.control.all_succeed(lambda: detect_precision(self.config.training.precision, self.device))
         model = self.control.all_succeed(self._new_model)
-        frozen = hash_of_frozen(model, self.control)  # before the engine shares the weights out
+        frozen = hash_of_frozen(model, self.control)  # before the engine partitions the weights
         if saved is not None:
             check_frozen(frozen, saved.state.get(FROZEN_WEIGHTS), saved.step)
         engine = Engine(
@@ -171,7 +171,7 @@ class WorkerRun:
         arrival = Arrival(self.job, self.log, self.link, progress.step, self._steps_before(), self.entered_at_s)
         trainer = self._trainer(engine, stream, saver, progress, arrival)
         status = trainer.fit()
-        # Without a validation split the last model is the best one; there is time for it at the end only.
+        # Without a validation split the last model is the best one; only at the end is there time to save it.
         if status.is_done and not (self.timetable.has_validation and self.config.checkpoint.keep_best):
             saver.save_best(progress.step)
             saver.finish()
@@ -182,7 +182,7 @@ class WorkerRun:
         return Finished(final_metrics=self.measure(split))
 
     def _steps_before(self) -> int:
-        """Steps that earlier attempts did, also those that are redone now."""
+        """Steps done by earlier attempts, including those that are repeated now."""
         row = last_row(self.run, METRICS) if self.world.world_rank == 0 else None
         return int(row["step"]) if row else 0
 
@@ -210,7 +210,7 @@ class WorkerRun:
         return self.task.build_model(self.config.model, self.state, self.config.training)
 
     def _settle(self, model: nn.Module, precision: Precision) -> TrainingConfig:
-        """The options with a ZeRO stage for this group: the same for all, who may have unlike GPUs."""
+        """The options with a ZeRO stage for this group: the same on all workers, whose GPUs may differ."""
         group = Group(self.plan, precision, self.config.data.max_length, self.job.use_gpu)
         usable = usable_bytes(self.device, self.nodes.count(self.link.node_id))
         least = min(self.control.gather(usable))
@@ -229,7 +229,7 @@ class WorkerRun:
         return training
 
     def _snapshot(self) -> "SavedState | None":
-        """The snapshot that the driver has found complete, unless a part of it is lost or damaged after all."""
+        """The snapshot that the driver has found complete, unless a part of it turns out to be lost or damaged."""
         if self.job.snapshot is None:
             return None
         snapshot = Snapshot(**self.job.snapshot)
@@ -237,7 +237,7 @@ class WorkerRun:
         try:
             files = MemoryFiles(snapshot)
             problem = ", ".join(files.damaged(self.world)) or None
-        except Exception as error:  # a node that went away since
+        except Exception as error:  # for example, a node that has gone since
             problem = str(error)
         problems = [found for found in self.control.gather(problem) if found]
         if problems:
@@ -247,7 +247,7 @@ class WorkerRun:
         return SavedState("snapshot", snapshot.step, snapshot.state, files, files.names)
 
     def _newest_checkpoint(self) -> "SavedState | None":
-        """The newest good checkpoint, if there is one.
+        """The newest valid checkpoint, if there is one.
 
         Raises:
             CheckpointError: All of them are damaged.
@@ -265,17 +265,17 @@ class WorkerRun:
         if checkpoint.state.get(DATA_CONTENT) != self.store.manifest.content:
             raise ConfigError(
                 f"the source files or the tokenizer have changed since this run's checkpoint of step {checkpoint.step} "
-                "was made, so its samples would come in another order. Put them back, give the run another name, or "
-                "start anew with --overwrite"
+                "was made, so its samples would come in another order. Restore them, give the run another name, or "
+                "start over with --overwrite"
             )
         names = [entry.name for entry in checkpoint.files if entry.name.endswith(".safetensors")]
         return SavedState("checkpoint", checkpoint.step, checkpoint.state, checkpoint.folder, names)
 
     def _restore(self, engine: Engine, saved: "SavedState", progress: Progress) -> None:
-        """Load this worker's part of the state, whatever world size wrote it."""
+        """Load this worker's part of the state, at whatever world size it was written."""
         try:
             load_ranges(engine, StorageRangeReader(saved.files, saved.names), progress.updates)
-        except CheckpointError as error:  # on this worker only: a crash, which restarts all
+        except CheckpointError as error:  # raised on this worker only: treated as a crash, which restarts all
             raise RuntimeError(str(error)) from error
         load_scaler_state(engine, saved.state["loss_scaler"])
         self.log.event("restore", step=progress.step, source=saved.source)
@@ -283,7 +283,7 @@ class WorkerRun:
             self.link.saved(progress.step)
 
     def _snapshot_keeper(self, engine: Engine) -> SnapshotKeeper | None:
-        """Who takes snapshots; None when they are turned off or don't fit into the nodes' memory."""
+        """Takes the snapshots; None when they are turned off or don't fit into the nodes' memory."""
         if self.config.checkpoint.snapshot_every_steps is None:
             return None
         num_trained = sum(_numel(p) for p in engine.module.parameters() if p.requires_grad)
@@ -299,7 +299,7 @@ class WorkerRun:
         return None
 
     def _export(self, model: nn.Module, weights: dict[str, torch.Tensor], step: int, folder: str) -> None:
-        """The model, its tokenizer, and what raytrain needs to use it again, in a local folder."""
+        """Export the model, its tokenizer, and what raytrain needs to use it again to a local folder."""
         self.task.save_model(model, weights, folder)
         save_tokenizer(self.config, folder)
         epoch = 1 + (step - 1) // self.timetable.steps_per_epoch
@@ -309,7 +309,7 @@ class WorkerRun:
         """Test metrics of the best model; {} without a test split."""
         if not self.store.has_split("test"):
             return {}
-        gc.collect()  # the engine's room is needed
+        gc.collect()  # frees the engine's memory
         metrics = self.measure("test")
         if self.world.world_rank == 0:
             update_card(self.run, BEST)
@@ -319,7 +319,8 @@ class WorkerRun:
         return self.task.load_model(self.run.local_copy(BEST), self.config.model, self.state, self.config.training)
 
     def measure(self, split: str) -> dict[str, float]:
-        """Evaluate `best/` on a split and write it to evals.jsonl. Each worker holds the whole model for this."""
+        """Evaluate `best/` on a split and write the result to evals.jsonl. Each worker holds the whole model for
+        this."""
         model = self.control.all_succeed(self._best_model).to(self.device)
         stream = Stream(self.config, self.store, self.world, self.plan)
         batches = stream.evaluate_once(split)
@@ -333,7 +334,7 @@ class WorkerRun:
 
 @dataclass(frozen=True)
 class SavedState:
-    """What a group goes on from: a checkpoint in storage, or a snapshot in memory."""
+    """The state that a group resumes from: a checkpoint in storage, or a snapshot in memory."""
 
     source: str
     step: int
@@ -341,14 +342,14 @@ class SavedState:
     """The contents of state.json."""
     files: Files
     names: list[str]
-    """Of the safetensors files with the workers' ranges."""
+    """Names of the safetensors files with the workers' ranges."""
 
 
 def progress_of(state: dict[str, Any]) -> Progress:
-    """Where the run stands according to a state.json."""
+    """The progress that a state.json records."""
     return Progress.from_dict({k: v for k, v in state.items() if k in Progress.__dataclass_fields__})
 
 
 def _numel(parameter: Any) -> int:
-    """Elements of a parameter, which is empty under ZeRO-3 outside a forward."""
+    """Number of elements of a parameter, which is empty under ZeRO-3 outside a forward pass."""
     return getattr(parameter, "ds_numel", parameter.numel())

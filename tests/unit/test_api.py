@@ -170,7 +170,7 @@ def test_a_function_takes_the_words_of_its_command(command: str, function: str) 
 
 def test_a_loop_for_a_trainer_is_checked_before_anything_starts(tmp_path: Path) -> None:
     config = tiny_run(tmp_path, "a")
-    with pytest.raises(raytrain.ConfigError, match=r"training.best_metric 'beauty' is no metric of this task"):
+    with pytest.raises(raytrain.ConfigError, match=r"training.best_metric 'beauty' is not a metric of this task"):
         raytrain.ray_train_loop(config, "training.best_metric=beauty")
     assert not (tmp_path / "runs").exists()
 

@@ -134,7 +134,11 @@ class TestFormats:
         rows, bad = read(write_text(tmp_path / "a.conllu", "\n".join(lines)))
         assert [row["tokens"] for row in rows] == [["b"]]
         assert [row.row for row in bad] == [1, 3, 5]
-        assert "has 10, separated by tabs" in bad[0].reason and "number of a word" in bad[1].reason and "UPOS" in bad[2].reason
+        assert (
+            "has 10, separated by tabs" in bad[0].reason
+            and "number of a word" in bad[1].reason
+            and "UPOS" in bad[2].reason
+        )
         with pytest.raises(DataError, match="no rows"):
             check_sources(data(write_text(tmp_path / "b.conllu", "# newdoc\n\n")), TAGS)
 

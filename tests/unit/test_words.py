@@ -28,6 +28,7 @@ PACKAGES = (
     "terminal/doctor.py",
     "terminal/plan.py",
     "tracking",
+    "training",
     "tuning",
 )
 # Files and folders in them that are not rewritten yet.
