@@ -1,8 +1,8 @@
-"""Ranges of flattened tensors in safetensors files: written by as many workers as there were, read by any number.
+"""Ranges of flattened tensors in safetensors files, which any number of workers can write and any other number read.
 
-A file holds fp32 tensors whose keys are `<kind>:<name>:<start>`: elements from `start` on of a flattened parameter (or
-buffer) `name`. Kinds: `fp32` (the master weight), `exp_avg`, `exp_avg_sq` (AdamW's moments), `buffer`. The files of all
-workers together hold each element once; which worker wrote which is of no consequence. No Ray here.
+A file contains fp32 tensors with the keys `<kind>:<name>:<start>`: elements from `start` on of a flattened parameter
+(or buffer) `name`. Kinds: `fp32` (the master weight), `exp_avg`, `exp_avg_sq` (AdamW's moments), `buffer`. The files of
+all workers together contain each element once; it does not matter which worker wrote which. No Ray.
 """
 
 import bisect
@@ -30,36 +30,36 @@ class StateRange:
     """Elements [start, start + n) of a flattened parameter or buffer: CPU copies, fp32, 1-D."""
 
     name: str
-    """As in `module.named_parameters()` or `named_buffers()`."""
+    """Name in `module.named_parameters()` or `named_buffers()`."""
     start: int
     tensors: dict[str, Tensor]
-    """Kind -> elements, all of one length. A buffer has `buffer` only."""
+    """Kind -> elements, all of the same length. A buffer has only `buffer`."""
 
 
 class RangeReader(Protocol):
-    """Where `load_ranges` gets its numbers from."""
+    """Provides the saved ranges to `load_ranges`."""
 
     def read(self, kind: str, name: str, start: int, stop: int) -> Tensor:
-        """Elements [start, stop): fp32, 1-D, CPU. Raises CheckpointError when they aren't all there."""
+        """Elements [start, stop): fp32, 1-D, CPU. Raises CheckpointError when some of them are missing."""
 
 
 class Files(Protocol):
-    """Where a reader finds its files: a Storage, or a snapshot's parts in memory."""
+    """Opens the files for a reader: a Storage, or a snapshot's parts in memory."""
 
     def open_input(self, name: str) -> Any:
         """A file to read with `size`, `read_at` and `close`. Raises OSError."""
 
     def path_of(self, name: str) -> str:
-        """What to call the file in messages."""
+        """The name of the file for messages."""
 
 
 def write_ranges(storage: Storage, name: str, ranges: list[StateRange]) -> FileEntry:
-    """Write one worker's ranges as a safetensors file, hashing it on the way. Raises OSError."""
+    """Write one worker's ranges as a safetensors file, and hash it in the process. Raises OSError."""
     return write_hashed(storage, name, encode_ranges(ranges))
 
 
 def encode_ranges(ranges: list[StateRange]) -> Iterator[bytes | memoryview]:
-    """The bytes of one worker's safetensors file, piece by piece; the pieces are views of the ranges."""
+    """The bytes of one worker's safetensors file, in pieces that are views of the ranges."""
     header: dict[str, dict[str, object]] = {}
     tensors: list[Tensor] = []
     offset = 0
@@ -73,7 +73,7 @@ def encode_ranges(ranges: list[StateRange]) -> Iterator[bytes | memoryview]:
             tensors.append(tensor)
             offset = end
     encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)  # safetensors wants the data to start at a multiple of 8
+    encoded += b" " * (-len(encoded) % 8)  # the data must start at a multiple of 8 in safetensors
     yield len(encoded).to_bytes(8, "little") + encoded
     for tensor in tensors:
         if tensor.numel():
@@ -82,7 +82,7 @@ def encode_ranges(ranges: list[StateRange]) -> Iterator[bytes | memoryview]:
 
 @dataclass(frozen=True, order=True)
 class _Piece:
-    """A run of elements in a file."""
+    """Consecutive elements in a file."""
 
     start: int
     stop: int
@@ -91,13 +91,13 @@ class _Piece:
 
 
 class StorageRangeReader:
-    """Reads ranges out of the files of a checkpoint, whatever number of workers wrote them.
+    """Reads ranges from the files of a checkpoint, whatever number of workers wrote them.
 
-    Opening reads the files' headers; `read` then reads the bytes of the wanted elements and nothing else.
+    Opening reads the files' headers; `read` then reads only the bytes of the requested elements.
     """
 
     bytes_read: int
-    """Bytes that were read so far, headers included."""
+    """Bytes read so far, headers included."""
 
     def __init__(self, storage: Files, files: list[str]):
         """Raises CheckpointError when a file is missing or is not what `write_ranges` writes."""
@@ -115,7 +115,7 @@ class StorageRangeReader:
             pieces.sort()
 
     def kinds_of(self, name: str) -> list[str]:
-        """The kinds that the files hold for a parameter or buffer; empty when they don't know it."""
+        """The kinds that the files contain for a parameter or buffer; empty if they contain none."""
         return [kind for kind in (FP32, *MOMENTS, BUFFER) if (kind, name) in self._pieces]
 
     def read(self, kind: str, name: str, start: int, stop: int) -> Tensor:
@@ -128,7 +128,7 @@ class StorageRangeReader:
             piece = pieces[index] if index < len(pieces) else None
             if piece is None or not piece.start <= position < piece.stop:
                 raise CheckpointError(
-                    f"{kind} of {name}: elements [{position}, {stop}) are in none of {', '.join(self._files)}"
+                    f"{kind} of {name}: elements [{position}, {stop}) are not in {', '.join(self._files)}"
                 )
             until = min(stop, piece.stop)
             self._read_into(result[position - start : until - start], piece, position)

@@ -1,1 +1,1 @@
-"""Worker groups on Ray Train: when one starts, is resized, fails and is replaced."""
+"""Worker groups on Ray Train: how they start, are resized, fail and are replaced."""

@@ -1,4 +1,4 @@
-"""Waiting until the cluster has room for workers, and asking its autoscaler for nodes."""
+"""Waits until the cluster has room for workers, and asks its autoscaler for nodes."""
 
 import time
 from collections.abc import Iterable
@@ -13,46 +13,47 @@ from raytrain.ray_core.node_request import NodeRequest
 from raytrain.ray_core.nodes import NodeView, Resources, look, places_that_fit
 
 POLL_S = 0.25
-# After a group has left, what it held comes back within this time.
+# After a group has left, its resources are released within this time.
 SETTLE_S = 10.0
-# Before the first group: so long may the tasks that prepared the data still hold what they held.
+# Before the first group: the tasks that prepared the data may hold their resources for this long.
 FIRST_SETTLE_S = 3.0
 SAY_EVERY_S = 15.0
 
 
 class Admission:
-    """What a run waits for before each of its worker groups."""
+    """Decides when and where each worker group of a run may start."""
 
     def __init__(self, config: RunConfig, worker: Resources, hooks: Hooks, pool: WorkerPool, allocation: Allocation):
         """Args:
-        worker: What each worker holds.
-        pool: The run's processes that are left; while it waits, they do not keep others waiting.
-        allocation: How many workers it may have.
+        worker: Resources of each worker.
+        pool: The run's remaining processes; they are given back while the run waits, so that others can use their
+        resources.
+        allocation: Bounds the number of workers.
         """
         self._workers, self._worker = config.workers, dict(worker)
         self._hooks, self._pool, self._allocation = hooks, pool, allocation
         self.wanted = config.workers.max
-        """Workers that the run may have, as it was last known."""
+        """Workers that the run may have, as of the last query."""
         self.waiting_s = 0.0
-        """Seconds since which workers.min do not fit; 0: they do, or the sweep has them all."""
+        """Time since which workers.min do not fit, in seconds; 0: they fit, or the sweep's other trials have all
+        workers."""
         self._expected = 0
         data_cpus, least = config.workers.data_cpus, config.workers.min
         self._request = NodeRequest(worker, data_cpus, least) if allocation.asks_for_nodes else None
         self._is_first = True
 
     def expect(self, world_size: int) -> None:
-        """So many workers will fit as soon as the present group has left."""
+        """`world_size` workers will fit as soon as the current group has left."""
         self._expected = world_size
 
     def wait_for(self, num_pipelines: int) -> list[str]:
-        """Where workers fit (a node's id for each), as soon as those are workers.min or more; none when the user asked
-        to stop.
+        """Wait until workers.min or more fit. Returns where: a node's id for each; empty when the user asked to stop.
 
-        After a group's end it waits a little longer, for what that group held.
+        After a group's end it waits a little longer, until that group's resources are released.
 
         Args:
-            num_pipelines: Data pipelines of the last group. What they hold comes back, if it has not yet; Ray learns
-                late of the end of one whose worker's node is gone.
+            num_pipelines: Data pipelines of the last group. Their resources are counted as free if they are not yet:
+            when a worker's node is gone, Ray learns late that the worker's pipeline has ended.
 
         Raises:
             TrainingError: workers.wait_timeout_s have passed; the message says what is missing.
@@ -76,7 +77,7 @@ class Admission:
             began_s = time.monotonic() if most < self._workers.min else began_s  # that wait is not for nodes
             waited_s = time.monotonic() - began_s
             if fitting < self._workers.min and (most < self._workers.min or waited_s > SETTLE_S):
-                self._pool.close()  # another run, or another trial, may use what they hold
+                self._pool.close()  # another run or trial may use their resources
             if fitting >= self._workers.min and (fitting >= min(wanted, most) or waited_s >= settle_s):
                 self._is_first, self._expected, self.waiting_s = False, 0, 0.0
                 return places
@@ -84,7 +85,7 @@ class Admission:
             timeout_s = self._workers.wait_timeout_s
             if timeout_s is not None and waited_s > timeout_s:
                 raise TrainingError(
-                    f"{self._missing(nodes, fitting)}. It has been so for workers.wait_timeout_s {timeout_s:g} s; add "
+                    f"{self._missing(nodes, fitting)}. This has lasted for workers.wait_timeout_s {timeout_s:g} s; add "
                     "nodes, lower workers.min, or raise the timeout",
                     FailureCode.NO_CAPACITY,
                 )
@@ -107,25 +108,25 @@ class Admission:
         return self.wanted
 
     def places(self, nodes: Iterable[NodeView], num_pipelines: int, most: int) -> list[str]:
-        """Where up to `most` workers would fit if ours were not there. `num_pipelines`: those that run, or have just
-        ended."""
+        """Where up to `most` workers would fit if the run's own were not there. `num_pipelines`: data pipelines that
+        run now, or have just ended."""
         data_cpus, least = self._workers.data_cpus, self._allocation.least_data_cpus
         ours, idle = self._pool.nodes, self._allocation.idle_nodes
         return places_that_fit(nodes, self._worker, data_cpus, most, ours, num_pipelines, least, idle)
 
     def ask_for_nodes(self, world_size: int = 0) -> None:
-        """Tell the autoscaler, if there is one, what workers.max workers and their data would hold. A sweep asks for
-        all its trials together. `world_size`: workers that run now."""
+        """Request the resources of workers.max workers and their data from the autoscaler, if there is one. A sweep
+        requests them for all its trials together. `world_size`: workers that run now."""
         if self._request is not None:
             self._request.ask(self._workers.max, world_size)
 
     def close(self) -> None:
-        """Take the request back."""
+        """Withdraw the request."""
         if self._request is not None:
             self._request.close()
 
     def _missing(self, nodes: list[NodeView], fitting: int) -> str:
-        """What is asked for, and what is there."""
+        """What is needed, and what is free."""
         worker = " and ".join(f"{amount:g} {name}" for name, amount in self._worker.items())
         there = ", ".join(f"{node.name} {_free(node, self._worker)}" for node in nodes[:8]) or "no node"
         more = f" and {len(nodes) - 8} more" if len(nodes) > 8 else ""

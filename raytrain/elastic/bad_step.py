@@ -1,4 +1,4 @@
-"""What a failed step was, for the message that ends a run."""
+"""Describes a failed step in the message that ends a run."""
 
 from raytrain.config import RunConfig
 from raytrain.data.prepared import PreparedStore
@@ -8,19 +8,19 @@ from raytrain.training.driver_link import GroupStatus
 from raytrain.training.records import last_row
 from raytrain.training.run_log import METRICS
 
-MOST_IDS = 64  # sample ids that a message lists
+MOST_IDS = 64  # most sample ids that a message lists
 
 
 def step_in_work(run: Storage, status: GroupStatus) -> int | None:
-    """The step that a group was working on, from 1; None before its loop."""
-    if status.step is None or status.first_step_at_s is None:  # no line of metrics.jsonl is this group's yet
+    """The step that a group was working on, from 1; None before it entered its loop."""
+    if status.step is None or status.first_step_at_s is None:  # metrics.jsonl has no line of this group yet
         return None if status.step is None else status.step + 1
     row = last_row(run, METRICS)
     return max(status.step, int(row["step"]) if row else 0) + 1
 
 
 def samples_of(step: int | None, config: RunConfig, prepared_root: str) -> str:
-    """The samples of a step that fails again and again, in words."""
+    """A description of the samples of a step that fails repeatedly."""
     if step is None:
         return ""
     order = make_order(config, PreparedStore(prepared_root))

@@ -1,4 +1,4 @@
-"""What a worker group died of, and whether the run may have another one."""
+"""Determines why a worker group failed, and whether the run may start another one."""
 
 import time
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from raytrain.storage import Storage
 from raytrain.training.driver_link import GroupStatus
 from raytrain.training.outcome import Failed
 
-# A node that goes takes its raylet along this much later than its workers' processes.
+# When a node is lost, its raylet ends this much later than its workers' processes.
 NODE_FOLLOWS_S = 1.0
 LOOK_AGAIN_S = (1.0, 3.0, 10.0)
 
@@ -28,19 +28,19 @@ WORDS = {
 }
 
 
-# Of the kinds that are told by the nodes' state; else the group's failure knows its code.
+# Kinds that follow from the nodes' state; for the others, the group's failure has the code.
 CODES = {FailureKind.RECLAIM: FailureCode.NODE_LOST, FailureKind.NODE_LOST: FailureCode.NODE_LOST}
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a failure was, and what follows from it."""
+    """The kind of a failure, and its consequences."""
 
     kind: FailureKind
     verdict: Failed | None
     """Why the run has to give up; None: it may continue."""
     nodes: list[NodeView]
-    """As they are now."""
+    """The nodes as they are now."""
 
 
 class Failures:
@@ -50,19 +50,19 @@ class Failures:
         self._config, self._run, self._prepared_root = config, run, prepared_root
         self._total_steps = total_steps
         self._budget = FaultBudget(config.workers.max_failures)
-        self._crashed: set[str] = set()  # ids of the nodes on which processes died that looked like crashes
+        self._crashed: set[str] = set()  # ids of the nodes on which processes died in what looked like crashes
         self._crashed_s, self._looks_s = 0.0, [*LOOK_AGAIN_S]
 
     @property
     def wait_s(self) -> float:
-        """Seconds to wait before the next group."""
+        """Seconds to wait before the next group starts."""
         return self._budget.wait_s
 
     def judge(self, failure: GroupFailure, group: WorkerGroup | None, before: Sequence[NodeView]) -> Judgement:
-        """Count a failure.
+        """Charge a failure to the fault budget.
 
         Args:
-            group: None when it was not even formed.
+            group: The failed group; None if it was not even formed.
             before: The nodes as they were last seen.
         """
         kind, nodes = _kind_of(failure, group, before)
@@ -78,7 +78,7 @@ class Failures:
         return Judgement(kind, verdict, nodes)
 
     def reconsider(self) -> None:
-        """Called now and then. A worker's process that died was the first sign of its node's end, which is no crash."""
+        """Called at intervals. If a worker's process died because its node was going down, that was not a crash."""
         if not self._crashed or time.monotonic() < self._crashed_s + self._looks_s[0]:
             return
         del self._looks_s[0]
@@ -103,7 +103,8 @@ class Failures:
 def _kind_of(
     failure: GroupFailure, group: WorkerGroup | None, before: Sequence[NodeView]
 ) -> tuple[FailureKind, list[NodeView]]:
-    """The kind, with what is known of the nodes: one that had notice, or one that is gone; and the nodes now."""
+    """The kind of the failure, taking into account whether a node had notice or is gone; and the nodes as they are
+    now."""
     ours, now = set(group.nodes if group is not None else ()), look(probe=True)
     if any(node.is_draining and node.node_id in ours for node in (*before, *now)):
         return FailureKind.RECLAIM, now

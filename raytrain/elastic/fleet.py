@@ -1,4 +1,4 @@
-"""A run's worker processes together with what it knows of the cluster, and what both hold for the next group."""
+"""A run's worker processes and its view of the cluster, including what both provide for the next group."""
 
 from collections.abc import Iterable, Sequence
 
@@ -12,7 +12,7 @@ from raytrain.ray_core.nodes import ClusterView, NodeView, look, worker_resource
 
 
 class Fleet:
-    """The processes, the room for more, the nodes, and the snapshots that the nodes keep."""
+    """The processes, the capacity for more, the nodes, and the snapshots that the nodes keep."""
 
     def __init__(self, spec: RunSpec, hooks: Hooks):
         config, allocation = spec.config, spec.terms.allocation
@@ -25,15 +25,15 @@ class Fleet:
         self.cluster = ClusterView()
 
     def bring_up(self, places: Sequence[str]) -> int:
-        """Have a process at each place (a node's id). Returns how many are there: fewer, when room was gone."""
+        """Start a process at each place (a node's id). Returns how many exist: fewer if the capacity was gone."""
         return self.pool.bring_up(places, lost_nodes, self._hooks.on_poll)
 
     def recover(self, group: WorkerGroup | None, nodes: list[NodeView]) -> list[WorkerProcess]:
-        """After a failure: forget what is lost. Returns the survivors, when they are enough to form a group at once.
+        """After a failure, discard what is lost. Returns the survivors if they are enough to form a group at once.
 
         Args:
-            group: It has failed; None: it was not even formed.
-            nodes: As they are now.
+            group: The failed group; None if it was not even formed.
+            nodes: The nodes as they are now.
         """
         node_ids = group.nodes if group is not None else []
         self.cluster.probed(nodes, node_ids)
@@ -49,15 +49,15 @@ class Fleet:
         return survivors
 
     def _survivors(self, most: int) -> list[WorkerProcess]:
-        """Processes that can form a group at once; none when they are too few."""
+        """Processes that can form a group at once; empty if they are too few."""
         self.pool.end_lost()
         self.pool.end_on(set(self.pool.nodes) - self.cluster.staying)
         ready = [process for process in self.pool.processes if process.is_warm and process.is_idle]
-        self.pool.give_back(ready[most:])  # a sweep wants them elsewhere
+        self.pool.give_back(ready[most:])  # a sweep needs them elsewhere
         return ready[:most] if min(most, len(ready)) >= self._least else []
 
     def _replace_lost(self, group: WorkerGroup, survivors: list[WorkerProcess], most: int) -> None:
-        """Start a process where each one was that the group has lost, unless its node is gone or leaves."""
+        """Start a replacement for each process that the group has lost, unless its node is gone or draining."""
         lost = [process.node_id for process in group.unfit if process.node_id in self.cluster.staying]
         lost = lost[: max(0, most - len(self.pool.nodes))]
         if lost:
@@ -66,5 +66,5 @@ class Fleet:
 
 
 def lost_nodes(node_ids: Iterable[str]) -> set[str]:
-    """Those of these nodes that are gone."""
+    """The subset of these nodes that are gone."""
     return set(node_ids) - {node.node_id for node in look(probe=True)}

@@ -1,4 +1,4 @@
-"""Watching a worker group at work: is there a reason for it to save and leave, and does it still get anything done?"""
+"""Watches a worker group at work: is there a reason for it to save and leave, and does it still make progress?"""
 
 import math
 import time
@@ -15,23 +15,23 @@ from raytrain.ray_core.nodes import own_node, seconds_left
 from raytrain.training.driver_link import GroupStatus
 from raytrain.training.job import Transition, TransitionKind
 
-POLL_S = 0.25  # seconds between two looks at the group's end and at the run's files
-LOOK_S = 1.0  # seconds between two looks at the cluster
-LEAVE_MARGIN_S = 3.0  # before a node's deadline, in which what is left of a group is ended
-LEAST_NOTICE_S = 5.0  # a group gets so long to leave in any case
+POLL_S = 0.25  # seconds between two checks of the group's end and of the run's files
+LOOK_S = 1.0  # seconds between two checks of the cluster
+LEAVE_MARGIN_S = 3.0  # before a node's deadline; processes that are left by then are killed
+LEAST_NOTICE_S = 5.0  # a group gets at least this long to leave
 
 
 class End(Enum):
-    """Why the run, and not only its group, should end."""
+    """Why the run should end, and not only its group."""
 
     STOP_ASKED = auto()  # by the user or the sweep
-    OWN_NODE_RECLAIMED = auto()  # that of the command
-    CONTROLLER_LOST = auto()  # Ray Train's, and another one would not do better
+    OWN_NODE_RECLAIMED = auto()  # the node of the command
+    CONTROLLER_LOST = auto()  # Ray Train's controller is gone, and another one would not help
 
 
 @dataclass(frozen=True)
 class Leave:
-    """Why a group was asked to save and leave."""
+    """The reason and the consequence of asking a group to save and leave."""
 
     cause: str
     """For people."""
@@ -50,7 +50,7 @@ class GroupWatch:
         self._own_node = own_node()
 
     def watch(self, group: WorkerGroup, transition: Transition) -> Leave | None:
-        """Wait for the group's end. Returns why it was asked to leave, if it was. `transition`: led to it."""
+        """Wait for the group's end. Returns why it was asked to leave, or None. `transition`: what led to the group."""
         fleet, leave, has_begun = self._fleet, None, False
         next_look_s = 0.0
         self._watchdog.begin()
@@ -68,7 +68,7 @@ class GroupWatch:
             if not has_begun and status.first_step_at_s is not None:
                 has_begun = True
                 self._resize_cost_s = max(1.0, status.first_step_at_s - transition.started_at_s)
-            if time.time() > self._leave_by_s:  # what has not left by now would be killed in the middle of a save
+            if time.time() > self._leave_by_s:  # what has not left by now would be killed while it saves
                 fleet.pool.end_on(node.node_id for node in fleet.cluster.nodes if node.is_draining)
             if leave is None and (leave := self._reason_to_leave(group, status)):
                 if leave.cause:
@@ -89,7 +89,7 @@ class GroupWatch:
             group.end_hung(cause)
 
     def _reason_to_leave(self, group: WorkerGroup, status: GroupStatus) -> Leave | None:
-        """Why the group should save and leave now."""
+        """Why the group should save and leave now, or None."""
         fleet, world_size = self._fleet, group.world_size
         if self._hooks.is_stop_asked():
             return Leave("", End.STOP_ASKED)
@@ -113,7 +113,7 @@ class GroupWatch:
         return None
 
     def _controllers_end(self, group: WorkerGroup) -> Leave | None:
-        """When Ray Train's controller has ended, though nobody told it to."""
+        """A reason if Ray Train's controller has ended without being told to."""
         problem = self._train_run.problem()
         if problem is None:
             return None
@@ -125,7 +125,7 @@ class GroupWatch:
         return _resize(problem.cause, group)
 
     def _notice(self, group: WorkerGroup, num_places: int) -> Leave | None:
-        """When a node of the group has notice. `num_places`: workers that fit elsewhere."""
+        """A reason if a node of the group has notice. `num_places`: workers that fit elsewhere."""
         nodes = self._fleet.cluster.nodes
         left_s = seconds_left(nodes, group.nodes)
         if left_s is None:

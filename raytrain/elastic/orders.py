@@ -1,4 +1,4 @@
-"""What the supervisor has ordered of Ray Train's controller; lives in the controller's process."""
+"""The supervisor's orders to Ray Train's controller; this state lives in the controller's process."""
 
 import asyncio
 from collections.abc import Sequence
@@ -9,21 +9,21 @@ from typing import Any
 
 @dataclass
 class Orders:
-    """The newest of each kind."""
+    """The newest order of each kind."""
 
     number: int = 0
-    """Ordinal of the newest group that was ordered."""
+    """Number of the newest group that was ordered."""
     actors: Sequence[Any] = ()
-    """Its workers in rank order."""
+    """Its workers, in rank order."""
     started: int = 0
-    """Ordinal of the newest group whose start was tried."""
+    """Number of the newest group whose start was attempted."""
     ended: int = 0
-    """Ordinal of the newest group that has left as it was asked to."""
+    """Number of the newest group that has left as it was asked to."""
     failures: dict[int, str] | None = None
-    """Why the present group failed: the message of each rank that caused it."""
+    """Why the current group failed: the message of each rank that caused it."""
     is_over: bool = False
     error: str | None = None
-    """Why the run failed; None while it is not over, or when it did not."""
+    """Why the run failed; None while it is running, or if it did not fail."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -37,7 +37,7 @@ class Orders:
         return self.ended == self.started > 0
 
     async def wait(self, timeout_s: float) -> None:
-        """Until something is ordered, at most this long."""
+        """Wait until something is ordered, at most this long."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self.changed.wait(), timeout_s)
         self.changed.clear()

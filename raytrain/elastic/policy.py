@@ -1,11 +1,11 @@
-"""When a running group should grow, and how often a run may fail: pure decisions. No Ray, no torch."""
+"""When a running group should scale up, and how often a run may fail: pure decisions. No Ray, no torch."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from raytrain.errors import FailureCode
 
-# Growing nodes come one after the other; the run waits for the last, but not for ever.
+# Nodes that are being added arrive one after the other; the run waits for the last one, but not indefinitely.
 LONGEST_SETTLING = 6.0  # times workers.grow_delay_s
 VAIN_PAUSE_S = 300.0
 BACK_OFF_S = (0.0, 1.0, 5.0, 15.0, 30.0, 60.0)
@@ -13,36 +13,36 @@ BACK_OFF_S = (0.0, 1.0, 5.0, 15.0, 30.0, 60.0)
 
 @dataclass
 class ScaleUpPolicy:
-    """Grow when there is room for more, when that has settled, and when it pays back.
+    """Scale up when there is capacity for more workers, when it has settled, and when it pays off.
 
-    A resize costs every worker some seconds, which the run measures on itself. Time saved is estimated as if twice the
+    A resize costs every worker some seconds, which the run measures itself. The time saved is estimated as if twice the
     workers took half the time.
     """
 
     delay_s: float
-    """Seconds without a change of the room."""
+    """Seconds for which the capacity must not change."""
     payback: float
-    """Least ratio of the time saved to the time that the resize costs."""
+    """Least ratio of the time saved to the cost of the resize."""
     _possible: int = 0
     _since_s: float = 0.0
     _changed_at_s: float = 0.0
     _not_before_s: float = 0.0
 
     def was_in_vain(self, now_s: float) -> None:
-        """A growth did not come about: the room was not what it seemed. Nothing is tried for a while."""
+        """A scale-up failed because the capacity was gone. Further attempts are suppressed for VAIN_PAUSE_S."""
         self._not_before_s = now_s + VAIN_PAUSE_S
 
     def reset(self) -> None:
-        """A group begins: what was seen before it is old."""
+        """A new group begins: earlier observations are obsolete."""
         self._possible = 0
 
     def should_grow(self, now_s: float, current: int, possible: int, remaining_s: float, cost_s: float) -> bool:
-        """Whether to go from `current` to `possible` workers now.
+        """Whether to scale up from `current` to `possible` workers now.
 
         Args:
-            now_s: Of any clock that only goes forward.
-            remaining_s: Training time that is left at the current size.
-            cost_s: What a resize costs.
+            now_s: Time of any monotonic clock.
+            remaining_s: Training time left at the current size.
+            cost_s: Cost of a resize in seconds.
         """
         if possible <= current:
             self._possible = 0
@@ -58,40 +58,40 @@ class ScaleUpPolicy:
         return is_allowed and (has_settled or has_waited) and saved_s >= self.payback * cost_s
 
     def saw(self, now_s: float) -> None:
-        """There is room in which growing has begun already."""
+        """Capacity was seen, and the scale-up has already begun."""
         self._since_s = now_s
 
     @property
     def seen_at_s(self) -> float:
-        """When the room was first seen."""
+        """When the capacity was first seen."""
         return self._since_s
 
 
 class FailureKind(StrEnum):
-    """Why a worker group ended before its time."""
+    """Why a worker group ended prematurely."""
 
-    RECLAIM = "reclaim"  # a node with notice went away; spends no failure budget
-    NODE_LOST = "node_lost"  # a node went away without notice; spends none either, but may not repeat at one step
+    RECLAIM = "reclaim"  # a node with notice was taken away; not charged to the failure budget
+    NODE_LOST = "node_lost"  # a node was lost without notice; not charged either, but may not repeat at one step
     CRASH = "crash"  # a worker's process died
     ERROR = "error"  # a worker raised
-    HANG = "hang"  # nothing got done for workers.stall_timeout_s
-    NO_START = "no_start"  # the group did not come up in time: its room was gone; spends none
+    HANG = "hang"  # no progress for workers.stall_timeout_s
+    NO_START = "no_start"  # the group did not start in time: its capacity was gone; not charged
 
 
-# How often each may happen at the same step before it is no accident. The order of samples is fixed: what raised an
-# error there raises it again.
+# How often each kind may happen at the same step before it is no longer taken for an accident. The order of samples is
+# fixed, so an error that samples cause happens there again.
 AT_A_STEP = {FailureKind.ERROR: 2, FailureKind.HANG: 2, FailureKind.CRASH: 3, FailureKind.NODE_LOST: 6}
-# Of any kind but reclaims, without a new step between them.
+# Consecutive failures of any kind but reclaims, without a new step between them.
 MOST_IN_A_ROW = 20
 
 
 @dataclass(frozen=True)
 class Failure:
-    """One worker group's end."""
+    """The failure of one worker group."""
 
     kind: FailureKind
     step: int | None
-    """Step that it was working on, from 1; None before its loop."""
+    """The step that it was working on, from 1; None before it entered its loop."""
     message: str
     code: FailureCode = FailureCode.WORKER_ERROR
 
@@ -103,7 +103,7 @@ class FaultBudget:
     max_failures: int
     spent: int = 0
     bad_step: int | None = None
-    """Step that failed again and again, once `charge` has said so."""
+    """The step that failed repeatedly, once `charge` has given up because of it."""
     given_up_for: Failure | None = None
     """The failure that `charge` quotes when it gives up."""
     _in_a_row: int = 0
@@ -112,7 +112,7 @@ class FaultBudget:
     _seen: dict[tuple[FailureKind, int], list[Failure]] = field(default_factory=dict)
 
     def charge(self, failure: Failure) -> str | None:
-        """Count a failure. Returns why the run should give up, or None when it may go on."""
+        """Count a failure. Returns why the run should give up, or None when it may continue."""
         self._last = failure
         has_progressed = failure.step is not None and (self._last_step is None or failure.step > self._last_step)
         self._in_a_row = 1 if has_progressed else self._in_a_row + 1
@@ -136,7 +136,7 @@ class FaultBudget:
         return None
 
     def take_back(self) -> None:
-        """The last failure, a crash, was none after all."""
+        """The last failure, a crash, turned out not to be one."""
         self.spent, self.bad_step = max(0, self.spent - 1), None
         self._in_a_row = max(0, self._in_a_row - 1)
         if self._last is not None and self._last.step is not None:
@@ -145,5 +145,5 @@ class FaultBudget:
 
     @property
     def wait_s(self) -> float:
-        """Seconds to wait before the next group: longer and longer while failures bring no new step."""
+        """Seconds to wait before the next group: increasing while failures continue without a new step."""
         return BACK_OFF_S[min(self._in_a_row, len(BACK_OFF_S)) - 1] if self._in_a_row else 0.0

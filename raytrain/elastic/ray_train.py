@@ -1,18 +1,18 @@
-"""Ray Train's own runtime, driven. Files of this name (`ray_train*.py`) alone use private names of `ray.train`.
+"""Drives Ray Train's own runtime. Only files of this name (`ray_train*.py`) use private names of `ray.train`.
 
 A run is a run of Ray Train's `TrainController`, which forms the worker groups, initializes their contexts, polls them,
-and keeps state, metrics, logs, reports and callbacks. What differs from a plain run:
+and keeps state, metrics, logs, reports and callbacks. The differences from a plain run:
 
-workers           are processes that outlive their worker group: a group is formed of the actors that it is given
-scaling policy    a group begins when the supervisor orders it, see `supervisor.py`
-failure policy    what a failure is, who caused it and whether the run continues is the supervisor's decision
-barrier           the controller itself is the SynchronizationActor, which would be one more process a group
+workers           are processes that outlive their worker group: a group is formed from existing actors
+scaling policy    a group starts when the supervisor orders it, see `supervisor.py`
+failure policy    the supervisor decides what a failure is, who caused it and whether the run continues
+barrier           the controller itself is the SynchronizationActor, which saves one process per group
 
-What this relies on is held by tests/ray/test_ray_train_seams.py, which has to be read at each upgrade of Ray.
+tests/ray/test_ray_train_seams.py checks what this relies on; read it at each upgrade of Ray.
 """
 
 # mypy: disable-error-code="arg-type, assignment, attr-defined, misc, override, union-attr"
-# Ray's annotations of these are of its first Train, or none.
+# Ray's annotations of these classes describe its first version of Train, or are missing.
 
 import os
 from collections.abc import Sequence
@@ -61,19 +61,19 @@ from raytrain.elastic.ray_train_checkpoints import MirroredCheckpoints
 from raytrain.elastic.ray_train_policies import OrderedFailures, OrderedScaling
 from raytrain.ray_core.actors import start_actor
 
-POLL_EVERY_S = 0.25  # between two polls of a group; RAY_TRAIN_HEALTH_CHECK_INTERVAL_S has the last word
+POLL_EVERY_S = 0.25  # between two polls of a group; RAY_TRAIN_HEALTH_CHECK_INTERVAL_S takes precedence
 POLL_TIMEOUT_S = 0.1  # a worker that does not answer in time is asked again at the next poll
 IDLE_S = 1.0  # the longest that the controller sleeps while it has no group
 
-# Of Ray Train's callbacks: there is no placement group to clean up, data sets are not Ray Train's, and user code keeps
-# the working directory that it was started in.
+# Callbacks of Ray Train that are left out: there is no placement group to clean up, data sets are not Ray Train's, and
+# user code keeps the working directory that it was started in.
 LEFT_OUT = (PlacementGroupCleanerCallback, DatasetsCallback, WorkingDirectorySetupCallback)
 
 _Synchronizer: type = SynchronizationActor.__ray_metadata__.modified_class
 
 
 def _new_synchronizer() -> Any:
-    """As Ray Train sets up its own."""
+    """Created like Ray Train's own."""
     return _Synchronizer(
         timeout_s=env_float(variables.COLLECTIVE_TIMEOUT_S_ENV_VAR, variables.DEFAULT_COLLECTIVE_TIMEOUT_S),
         warn_interval_s=env_float(
@@ -83,7 +83,7 @@ def _new_synchronizer() -> Any:
 
 
 class _NoPlacementGroup(PlacementGroupHandle):
-    """The actors hold their resources themselves: a placement group can't be resized."""
+    """The actors hold their resources themselves, since a placement group can't be resized."""
 
     placement_group = ready = None
 
@@ -95,7 +95,7 @@ class _NoPlacementGroup(PlacementGroupHandle):
 
 
 class _LeasedWorkerGroup(WorkerGroup):
-    """A group of actors that it was given, and that it leaves alive."""
+    """A group of existing actors, which it leaves alive when it ends."""
 
     orders: Orders
 
@@ -104,7 +104,7 @@ class _LeasedWorkerGroup(WorkerGroup):
         try:
             self._start_impl(None)
         except RayError as error:
-            for actor in self.orders.actors:  # whoever lives leaves the group that is not formed
+            for actor in self.orders.actors:  # survivors leave the group that was not formed
                 actor.abandon.remote(self.orders.started, f"the worker group was not formed: {error}")
             self._clear_state()
             for callback in self._callbacks:
@@ -112,7 +112,7 @@ class _LeasedWorkerGroup(WorkerGroup):
             raise WorkerGroupStartupFailedError("a worker died while its group started") from error
 
     def _start_impl(self, _: Any) -> None:
-        """As Ray Train's, but for the placement group and the processes."""
+        """Like Ray Train's, but without the placement group and without starting processes."""
         context = self._worker_group_context
         with invoke_context_managers([callback.on_worker_group_start for callback in self._callbacks]):
             for callback in self._callbacks:
@@ -135,7 +135,7 @@ class _LeasedWorkerGroup(WorkerGroup):
             callback.after_worker_group_training_start(self)
 
     def poll_status(self, timeout: float | None = None) -> WorkerGroupPollStatus:
-        """As Ray Train's, with the supervisor's verdict on who failed, and on whether the group has come to its end."""
+        """Like Ray Train's, but the supervisor decides who failed and whether the group has ended."""
         orders, world_size = self.orders, len(self.get_workers())
         if orders.has_group_left:  # its processes may be in a group of another run by now
             polled = [WorkerStatus(running=False)] * world_size
@@ -155,7 +155,7 @@ class _LeasedWorkerGroup(WorkerGroup):
     def _judged(self, rank: int, polled: WorkerStatus) -> WorkerStatus:
         orders = self.orders
         error = None
-        if orders.failures and rank in orders.failures:  # its process may have been ended since: that is not the cause
+        if orders.failures and rank in orders.failures:  # its process may have been killed since
             error = RuntimeError(orders.failures[rank])
         has_ended = not polled.running or polled.error is not None
         return WorkerStatus(
@@ -167,7 +167,7 @@ class _LeasedWorkerGroup(WorkerGroup):
         )
 
     def shutdown(self) -> None:
-        """As Ray Train's, but that no process ends."""
+        """Like Ray Train's, but no process ends."""
         self._assert_active()
         with invoke_context_managers([callback.on_worker_group_shutdown for callback in self._callbacks]):
             for callback in self._callbacks:
@@ -177,7 +177,7 @@ class _LeasedWorkerGroup(WorkerGroup):
                 callback.after_worker_group_shutdown(self._worker_group_context)
 
     def abort(self) -> None:
-        """As Ray Train's, but that no process ends."""
+        """Like Ray Train's, but no process ends."""
         self._assert_active()
         for callback in self._callbacks:
             callback.before_worker_group_abort(self._worker_group_context)
@@ -186,7 +186,7 @@ class _LeasedWorkerGroup(WorkerGroup):
             callback.after_worker_group_abort(self._worker_group_context)
 
     def end_workers(self) -> None:
-        """Have the callbacks in the workers called for the group's end."""
+        """Call the callbacks in the workers for the group's end."""
         for worker in self.get_workers():
             worker.actor.shutdown.remote()
 
@@ -197,7 +197,7 @@ class _LeasedWorkerGroup(WorkerGroup):
 
 
 def _rank(workers: Sequence[Worker]) -> None:
-    """World ranks in the order that was given, which keeps the workers of a node together."""
+    """Assign world ranks in the given order, which keeps the workers of a node together."""
     nodes = [worker.metadata.node_id for worker in workers]
     for rank, (worker, node) in enumerate(zip(workers, nodes, strict=True)):
         worker.distributed_context = DistributedContext(
@@ -210,7 +210,7 @@ def _rank(workers: Sequence[Worker]) -> None:
 
 
 class DrivenController(TrainController):
-    """Ray Train's controller, told by the supervisor when a group begins, has failed, and when the run is over."""
+    """Ray Train's controller; the supervisor tells it when a group begins or has failed, and when the run is over."""
 
     def __init__(self, train_fn_ref: Any, train_run_context: Any, callbacks: list[Any]):
         if variables.HEALTH_CHECK_INTERVAL_S_ENV_VAR not in os.environ:
@@ -218,7 +218,7 @@ class DrivenController(TrainController):
         os.environ[variables.ENABLE_PREEMPTION_WATCHER_ENV_VAR] = "0"  # see `WorkerGroup.tell_notice`
         self._orders = orders = Orders()
         self._synchronizer = _new_synchronizer()
-        controller.CheckpointManager = MirroredCheckpoints  # the base class makes its own
+        controller.CheckpointManager = MirroredCheckpoints  # the base class creates its own
         self._is_released = False
         self.worker_group_cls = type("LeasedWorkerGroup", (_LeasedWorkerGroup,), {"orders": orders})
         super().__init__(
@@ -231,26 +231,26 @@ class DrivenController(TrainController):
 
     async def start_group(self, number: int, actors: list[Any]) -> None:
         """Order a group. `number`: larger than any before; `actors`: its workers in rank order."""
-        await self._synchronizer.reset()  # whoever of the last group waits in it is gone
+        await self._synchronizer.reset()  # workers of the last group that wait in it are gone
         self._synchronizer = _new_synchronizer()
         self._is_released = False
         self._orders.number, self._orders.actors = number, actors
         self._orders.changed.set()
 
     async def release(self, number: int) -> None:
-        """Let go of whoever waits in a barrier, or comes to one: another worker of the group has failed."""
+        """Release the workers that wait in a barrier, or will: another worker of the group has failed."""
         if number == self._orders.number:
             self._is_released = True
             await self._synchronizer.reset()
 
     async def fail_group(self, number: int, failures: dict[int, str]) -> None:
-        """Tell that a group has failed. `failures`: the message of each rank that caused it."""
+        """Report that a group has failed. `failures`: the message of each rank that caused it."""
         if number == self._orders.started:
             self._orders.failures = failures
             self._orders.changed.set()
 
     async def end_group(self, number: int) -> None:
-        """Tell that a group has left as it was asked to: its workers are polled no longer."""
+        """Report that a group has left as it was asked to: its workers are no longer polled."""
         group = self._worker_group
         if number == self._orders.started and group is not None and group.has_started():
             group.end_workers()
@@ -264,13 +264,13 @@ class DrivenController(TrainController):
         self._orders.changed.set()
 
     async def broadcast_from_rank_zero(self, **arguments: Any) -> Any:
-        """Of the SynchronizationActor."""
+        """Implements the SynchronizationActor."""
         if self._is_released:
             raise SynchronizationBarrierResetError("another worker of the group has failed")
         return await self._synchronizer.broadcast_from_rank_zero(**arguments)
 
     async def _poll_workers(self) -> WorkerGroupPollStatus:
-        """As Ray Train's, but that an order is carried out at once."""
+        """Like Ray Train's, but an order is carried out at once."""
         await self._orders.wait(self._health_check_interval_s)
         self._exit_if_aborted()
         return self._worker_group.poll_status(timeout=POLL_TIMEOUT_S)
@@ -279,7 +279,7 @@ class DrivenController(TrainController):
         state, orders = self.get_state(), self._orders
         if isinstance(state, RunningState | SchedulingState | ShuttingDownState):
             return await super()._step()
-        if orders.is_over:  # there is no group whose end could be that of the run
+        if orders.is_over:  # there is no group whose end could end the run
             error = WorkerGroupError(orders.error, {}) if orders.error is not None else None
             end = FinishedState() if error is None else ErroredState(training_failed_error=error)
             return TrainControllerLoopIterationResult(
@@ -291,7 +291,7 @@ class DrivenController(TrainController):
         return await super()._step()
 
     def _exit_if_aborted(self) -> None:
-        """The run may have been aborted while this waited. A step of it now would make it one that has failed."""
+        """Exit if the run was aborted during the wait. Another step would mark it as failed."""
         if self.get_state().is_terminal():
             ray.actor.exit_actor()
 
@@ -303,7 +303,7 @@ class _Backend(BackendConfig):
 
 
 class _NoDatasetShards(WorkerGroupCallback):
-    """Says why there are none, see docs/architecture.md."""
+    """Explains why there are none, see docs/architecture.md."""
 
     def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
         return {"dataset_shard_provider": [self] * len(workers)}
@@ -324,14 +324,14 @@ def start_controller(
     keep_last: int,
     callbacks: Sequence[Any],
 ) -> Any:
-    """A handle to the controller of a new Ray Train run, on this node; returns at once.
+    """Start the controller of a new Ray Train run on this node; returns its handle at once.
 
     Args:
-        train_fn: What each worker runs, in each group.
-        name: Of the run, in Ray Train's state and metrics.
-        storage_path: Where Ray Train keeps the list of what was reported as a checkpoint.
-        workers: Fewest and most.
-        resources, keep_last: What each worker holds; reported checkpoints that are kept.
+        train_fn: The function that each worker runs, in each group.
+        name: The run's name in Ray Train's state and metrics.
+        storage_path: Where Ray Train keeps the list of reported checkpoints.
+        workers: Fewest and most workers.
+        resources, keep_last: Resources of each worker; number of reported checkpoints that are kept.
         callbacks: As for `ray.train.RunConfig`.
     """
     trainer = DataParallelTrainer(

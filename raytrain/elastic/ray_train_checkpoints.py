@@ -1,4 +1,4 @@
-"""Ray Train's list of reported checkpoints, which is a mirror here: what goes wrong with it must not end a run. Private
+"""Ray Train's list of reported checkpoints, which is only a mirror here: an error in it must not end a run. Private
 names: see `ray_train.py`."""
 
 import json
@@ -12,13 +12,13 @@ logger = logging.getLogger(__name__)
 
 
 class MirroredCheckpoints(CheckpointManager):
-    """As Ray Train's, but that storage may fail: raytrain's own checkpoints are what a run is resumed from."""
+    """Like Ray Train's, but storage may fail: runs are resumed from raytrain's own checkpoints."""
 
     def _maybe_load_state_from_storage(self) -> None:
         try:
             super()._maybe_load_state_from_storage()
         except (OSError, ValueError, AssertionError, CheckpointManagerInitializationError, json.JSONDecodeError):
-            logger.warning("the list of reported checkpoints can't be read; a new one is begun", exc_info=True)
+            logger.warning("the list of reported checkpoints can't be read; a new one is started", exc_info=True)
             for held in (self._checkpoint_results, self._checkpoint_to_report_index, self._pending_training_results):
                 held.clear()
             self._latest_checkpoint_result, self._current_report_index = None, 0
@@ -30,7 +30,7 @@ class MirroredCheckpoints(CheckpointManager):
             logger.warning("the list of reported checkpoints can't be written", exc_info=True)
 
     def _write_state_to_storage(self) -> None:
-        """As Ray Train's, but that on a file system a reader sees the old list or the new one."""
+        """Like Ray Train's, but on a file system a reader sees either the old list or the new one."""
         storage: Any = self._storage_context
         filesystem, path = storage.storage_filesystem, storage.checkpoint_manager_snapshot_path
         is_local = filesystem.type_name == "local"

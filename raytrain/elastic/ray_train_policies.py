@@ -1,4 +1,4 @@
-"""Ray Train's two policies, which do what the supervisor has ordered. Private names: see `ray_train.py`."""
+"""Ray Train's two policies, which follow the supervisor's orders. Private names: see `ray_train.py`."""
 
 # mypy: disable-error-code="arg-type"
 
@@ -39,20 +39,20 @@ class OrderedScaling(ScalingPolicy):
         return ResizeDecision(len(self._orders.actors), self.scaling_config._resources_per_worker_not_none)
 
     def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
-        """As when none is running: the one that is has left by then."""
+        """The same as when no group is running: the running one has left by then."""
         return self.make_decision_for_non_running_worker_group()
 
 
 class OrderedFailures(FailurePolicy):
-    """The supervisor has the fault budget. What goes wrong in the controller itself, such as a user's callback that
-    raises, ends the run."""
+    """The supervisor has the fault budget. An error in the controller itself, such as an exception in a user's
+    callback, ends the run."""
 
     def __init__(self, failure_config: FailureConfig, orders: Orders):
         super().__init__(failure_config)
         self._orders = orders
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
-        """Another attempt, which waits for the supervisor's order, unless it has said that the run is over."""
+        """Retry, which waits for the supervisor's order, unless the supervisor has ended the run."""
         is_controllers = isinstance(training_failed_error, ControllerError) and not isinstance(
             training_failed_error.controller_failure, WorkerGroupStartupFailedError
         )

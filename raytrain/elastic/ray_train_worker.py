@@ -1,4 +1,4 @@
-"""A worker of Ray Train's that can be used again, and its reports. Private names: see `ray_train.py`."""
+"""A Ray Train worker that can be reused, and its reports. Private names: see `ray_train.py`."""
 
 # mypy: disable-error-code="arg-type, attr-defined, misc, override"
 
@@ -20,34 +20,34 @@ from raytrain.training.job import POINTER
 
 FLUSH_TIMEOUT_S = 5.0
 BarrierResetError = SynchronizationBarrierResetError
-"""Raised in whoever waits in a barrier of Ray Train when another worker of the group has failed."""
+"""Raised in a worker that waits in a barrier of Ray Train when another worker of the group has failed."""
 
 
 class ReusableWorker(RayTrainWorker):
-    """A Ray Train worker that can be initialized again, for the next worker group."""
+    """A Ray Train worker that can be initialized again for the next worker group."""
 
     def begin(self, group: int) -> None:
-        """The training function that is run next is that of this group."""
+        """The next call of the training function belongs to this group."""
 
     def abandon(self, group: int, reason: str) -> None:
-        """The group is not formed, or a worker of it is gone: whoever has not begun does not begin any more."""
+        """The group is not formed, or a worker of it is gone: a worker that has not begun must not begin any more."""
 
     def init_train_context(self, **arguments: Any) -> None:
-        """As Ray Train's. Two defaults of its context belong to the class, so that the second group of a process would
-        get an upload pool that was shut down at the end of the first."""
+        """Like Ray Train's. Two defaults of its context belong to the class, so the second group of a process would get
+        an upload pool that was shut down at the end of the first."""
         super().init_train_context(**arguments)
         context = get_train_context()
         context.checkpoint_upload_threadpool = ThreadPoolExecutor(1)
         context.report_order_condition = threading.Condition()
 
     def shutdown(self) -> None:
-        """As Ray Train's. Nobody takes the reports of this context any more."""
+        """Like Ray Train's. The reports of this context are no longer taken."""
         super().shutdown()
         get_train_context().is_over = True
 
 
 class DirectReporter:
-    """Puts this worker's reports where the controller's next poll takes them, which `ray.train.report` does after a
+    """Puts this worker's reports where the controller's next poll takes them; `ray.train.report` does so after a
     barrier. See `raytrain.training.reporting`."""
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class DirectReporter:
         return self._context.get_result_queue().empty()
 
     def report(self, metrics: dict[str, Any], checkpoint: str | None) -> None:
-        """As of a Reporter."""
+        """See `Reporter.report`."""
         context = self._context
         pointer = Checkpoint(self._path(checkpoint), self._storage.storage_filesystem) if checkpoint else None
         with (
@@ -74,13 +74,13 @@ class DirectReporter:
             context.checkpoint = pointer or context.checkpoint
 
     def write_pointer(self, name: str, content: bytes) -> None:
-        """As of a Reporter."""
+        """See `Reporter.write_pointer`."""
         self._storage.storage_filesystem.create_dir(self._path(name))
         with self._storage.storage_filesystem.open_output_stream(f"{self._path(name)}/{POINTER}") as file:
             file.write(content)
 
     def flush(self) -> None:
-        """As of a Reporter."""
+        """See `Reporter.flush`."""
         deadline_s = time.monotonic() + FLUSH_TIMEOUT_S
         while not self.is_free and not getattr(self._context, "is_over", False) and time.monotonic() < deadline_s:
             time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""What a supervisor is to do, and whom it tells of it."""
+"""The task of a supervisor, and the command's hooks in it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from raytrain.training.job import Job
 
 @dataclass(frozen=True)
 class RunSpec:
-    """The training, or an evaluation, that a command has prepared everything for."""
+    """The training or evaluation that a command has prepared."""
 
     config: RunConfig
     run: Storage
@@ -20,11 +20,11 @@ class RunSpec:
     prepared_root: str
     use_gpu: bool
     total_steps: int = 0
-    """Of the run."""
+    """Steps of the whole run."""
     began_at_s: float = 0.0
     """When the command was given, seconds since the epoch."""
     terms: Terms = field(default_factory=Terms)
-    """How many workers the run may have, and up to which step."""
+    """Bounds on the workers that the run may have, and the step at which it pauses."""
 
     @property
     def end_step(self) -> int:
@@ -34,7 +34,7 @@ class RunSpec:
     def job(
         self, transition: dict[str, Any] | None, snapshot: dict[str, Any] | None, evaluate_split: str | None = None
     ) -> Job:
-        """What a worker group is told. The arguments are as in `Job`."""
+        """The job for a worker group. The arguments are as in `Job`."""
         return Job(
             config=self.config.model_dump(mode="json", exclude_unset=True),
             run_root=self.run.path_of(),
@@ -49,11 +49,11 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class Hooks:
-    """How the command takes part while its supervisor works."""
+    """The command's part while its supervisor works."""
 
     is_stop_asked: Callable[[], bool]
     """Whether the user wants the run to save and end."""
     on_poll: Callable[[], None]
-    """Called a few times a second."""
+    """Called a few times per second."""
     say: Callable[[str], None]
-    """Shows the user what is going on."""
+    """Shows a message to the user."""

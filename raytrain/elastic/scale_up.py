@@ -1,4 +1,4 @@
-"""Growing: the new processes come up and get ready beside the group that trains; only then is it asked to leave."""
+"""Scaling up: new processes start and get ready beside the group that trains; only then is the group asked to leave."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -10,31 +10,31 @@ from raytrain.elastic.worker_processes import WorkerPool, WorkerProcess
 
 
 class ScaleUp:
-    """Of one run; begins anew with each group."""
+    """Scales one run up; reset for each group."""
 
     def __init__(self, config: RunConfig, pool: WorkerPool, say: Callable[[str], None]):
         self._policy = ScaleUpPolicy(config.workers.grow_delay_s, config.workers.grow_payback)
         self._pool, self._say = pool, say
         self._is_under_way = False
-        self._left_at: int | None = None  # workers of the group that has left for more room
+        self._left_at: int | None = None  # workers of the group that has left for a scale-up
         self._is_replacing = False
 
     @property
     def seen_at_s(self) -> float:
-        """When the room was first seen, seconds since the epoch."""
+        """When the capacity was first seen, seconds since the epoch."""
         return self._policy.seen_at_s
 
     def begin(self, world_size: int, *, is_planned: bool) -> None:
-        """A group of this size begins. If the last one has left for more room, and this one is no larger, that room was
-        gone after all. `is_planned`: the last one left as it was asked to."""
+        """A group of this size begins. If the last one has left for a scale-up and this one is not larger, the capacity
+        was gone. `is_planned`: the last group left as it was asked to."""
         self._policy.reset()
         if is_planned and self._left_at is not None and world_size <= self._left_at:
             self._policy.was_in_vain(time.time())
         self._is_under_way, self._left_at = self._is_replacing, None
 
     def replace(self, survivors: Sequence[WorkerProcess], places: Sequence[str]) -> None:
-        """Start processes in the place of those that a group has lost, for its survivors, which form the next group:
-        before their data pipelines take what the others held.
+        """Start replacements for the processes that a group has lost. The survivors form the next group meanwhile; this
+        must happen before their data pipelines take the resources.
 
         `places`: a node's id for each.
         """
@@ -43,19 +43,19 @@ class ScaleUp:
         self._is_replacing = any(process not in survivors for process in self._pool.processes)
 
     def advance(self, group: WorkerGroup, places: Sequence[str], remaining_s: float | None, cost_s: float) -> bool:
-        """Whether the group should leave now, for all of the pool's processes to continue together.
+        """Whether the group should leave now, so that all of the pool's processes continue together.
 
         Args:
-            group: It trains; its processes are not touched.
-            places: Where workers would fit now: a node's id for each.
-            remaining_s: Training time that is left at the group's speed; None before its first step.
-            cost_s: What a resize costs.
+            group: The group that trains; its processes are not touched.
+            places: Where workers fit now: a node's id for each.
+            remaining_s: Training time left at the group's speed; None before its first step.
+            cost_s: Cost of a resize in seconds.
         """
         now_s = time.time()
-        if group.has_failed:  # it is about to end; what is left of it is not to be judged
+        if group.has_failed:  # it is about to end; no decision about what is left of it
             return False
         if not self._is_under_way:
-            if remaining_s is None:  # nothing to compare a resize's cost with
+            if remaining_s is None:  # nothing to compare the cost of a resize with
                 return False
             if self._policy.should_grow(now_s, group.world_size, len(places), remaining_s, cost_s):
                 self._say(f"room for {len(places)} workers instead of {group.world_size}: the new ones are starting")
@@ -65,7 +65,7 @@ class ScaleUp:
         self._pool.end_lost()
         new = [process for process in self._pool.processes if process not in group.processes]
         gone = [process for process in new if process.node_id not in places]
-        gone = gone or new[max(0, len(places) - group.world_size) :]  # a share that was cut meanwhile
+        gone = gone or new[max(0, len(places) - group.world_size) :]  # the allocation was reduced meanwhile
         self._pool.end(gone)
         if len(gone) == len(new):
             if not self._is_replacing:

@@ -1,4 +1,4 @@
-"""The driver's side of snapshots: where they are kept, and which one a group continues from."""
+"""The driver's side of snapshots: where they are kept, and from which one a group resumes."""
 
 import contextlib
 import uuid
@@ -13,7 +13,7 @@ from raytrain.training.driver_link import GroupStatus
 
 
 class Snapshots:
-    """Of one run."""
+    """The snapshots of one run."""
 
     def __init__(self, config: RunConfig, run: Storage):
         self._config, self._run = config.checkpoint, run
@@ -26,21 +26,21 @@ class Snapshots:
         self._are_placed = self._has_own = False
 
     def saved(self, step: int) -> None:
-        """A checkpoint of this step is in storage: an older snapshot is of no use."""
+        """A checkpoint of this step is in storage, so older snapshots are of no use."""
         self._saved_step = max(self._saved_step, step)
 
     def look_for_checkpoint(self) -> None:
-        """A group has failed: who would have told of its last checkpoint may be gone."""
-        with contextlib.suppress(OSError):  # of storage, which may be why it failed
+        """A group has failed: the worker that would have reported its last checkpoint may be gone."""
+        with contextlib.suppress(OSError):  # storage may be the reason why the group failed
             self.saved(max(CheckpointStore(self._run.at("checkpoints")).candidates(), default=0))
 
     def newest(self) -> Snapshot | None:
-        """The newest complete one of a later step than the last checkpoint."""
+        """The newest complete snapshot of a later step than the last checkpoint; None if there is none."""
         return self._holders.newest(self._saved_step)
 
     def advance(self, group: WorkerGroup, status: GroupStatus) -> None:
-        """Give the group the actors that keep its snapshots, once it is in its loop if some have to be started; end
-        those on other nodes once there is a complete snapshot of this group, so that older ones are not needed."""
+        """Give the group the actors that keep its snapshots; if some have to be started, once it is in its loop. End
+        those on other nodes once this group has a complete snapshot, so that older ones are not needed."""
         if not self._are_placed and (status.first_step is not None or self._holders.are_on(group.nodes)):
             self._are_placed = True
             group.give_holders(self._holders.place(group.nodes))
@@ -55,15 +55,16 @@ class Snapshots:
         return self._holders.newest(max(status.first_step, self._saved_step)) is not None
 
     def forget(self, node_ids: Iterable[str]) -> None:
-        """These nodes are gone, with what they kept."""
+        """These nodes are gone, with everything they kept."""
         self._holders.forget(node_ids)
 
     def keep_only(self, node_ids: Iterable[str]) -> None:
-        """All is in storage: what is kept on other nodes is needed no longer, and may not hold a node that leaves."""
+        """Everything is in storage: snapshots on other nodes are no longer needed, and must not hold a draining
+        node."""
         self._holders.keep_only(node_ids)
 
     def write_newest(self) -> int | None:
-        """When no worker is left to save, the newest snapshot becomes a checkpoint. Returns its step."""
+        """Turn the newest snapshot into a checkpoint when no worker is left to save. Returns its step, or None."""
         snapshot = self.newest()
         if snapshot is None:
             return None
@@ -71,5 +72,5 @@ class Snapshots:
         return snapshot.step
 
     def close(self) -> None:
-        """End all the actors, and with them what they keep."""
+        """End all the actors, and with them the snapshots that they keep."""
         self._holders.close()

@@ -1,12 +1,12 @@
-"""CONTROL: one worker group after the other, each of the size that there is room for, until the run is done.
+"""CONTROL: one worker group after the other, each of the size that currently fits, until the run is done.
 
-room    wait until workers.min fit, and say what is missing meanwhile
-pool    bring up processes where there are none yet
-group   have Ray Train form a worker group of them; it continues from the newest state
-watch   more room? a node with notice? a stop? Then ask the group to save and leave at its next step; for more room only
-        once the new processes are warm
-next    it left: another group. It failed: charge the fault budget, then a group of the survivors at once, which the
-        replacements join when they are warm; without enough of them, wait for room
+room    wait until workers.min fit, and report what is missing meanwhile
+pool    start processes where there are none yet
+group   have Ray Train form a worker group of them; it resumes from the newest state
+watch   more capacity, a node with notice, or a stop request: ask the group to save and leave at its next step; for a
+        scale-up only once the new processes are warm
+next    the group left: start another one. It failed: charge the fault budget, then form a group of the survivors at
+        once, which the replacements join when they are warm; if there are too few survivors, wait for room
 """
 
 import contextlib
@@ -33,25 +33,25 @@ from raytrain.training.run_log import METRICS
 
 logger = logging.getLogger(__name__)
 
-WITHDRAWN_LEAVE_S = 8.0  # a trial that was stopped has so long to end its group, before its processes are taken
+WITHDRAWN_LEAVE_S = 8.0  # time for a stopped trial to end its group, before its processes are taken
 NO_START = "the nodes that had room do not start workers' processes"
 
 
 @dataclass(frozen=True)
 class NextGroup:
-    """A worker group has ended, and the run has not."""
+    """A worker group has ended, but the run has not."""
 
     transition: Transition
     """What led to the next group."""
     survivors: list[WorkerProcess]
-    """Processes that can form it at once; none: there has to be room first."""
+    """Processes that can form the group at once; empty: it has to wait for room first."""
 
 
 class Supervisor:
     """The driver's side of a run's training."""
 
     def __init__(self, spec: RunSpec, train_run: TrainRun, hooks: Hooks):
-        """`train_run`: of Ray Train; its controller may be coming up still."""
+        """`train_run`: the run of Ray Train, whose controller may still be starting."""
         self._spec, self._train_run, self._hooks = spec, train_run, hooks
         self._allocation = spec.terms.allocation
         self._failures = Failures(spec.config, spec.run, spec.prepared_root, spec.total_steps)
@@ -62,12 +62,12 @@ class Supervisor:
 
     @property
     def worker_counts(self) -> WorkerCounts:
-        """How many workers train now, and how many might."""
+        """How many workers train now, and how many could."""
         admission = self._fleet.admission
         return WorkerCounts(self._num_at_work, admission.wanted, admission.waiting_s)
 
     def train(self) -> Outcome:
-        """Train to the end, a stop, or a failure that another group would not survive either."""
+        """Train to the end, a stop, or a failure that would end another group too."""
         now_s, why = time.time(), "the command was given"
         begin = Transition(TransitionKind.BEGIN, why, 0, self._spec.began_at_s, None, now_s, now_s)
         try:
@@ -91,7 +91,7 @@ class Supervisor:
                 self._pause(self._failures.wait_s)
 
     def evaluate(self, split: str) -> Outcome:
-        """Evaluate the run's best model on a split with one group; a failure of it is the outcome."""
+        """Evaluate the run's best model on a split with one group; if the group fails, that is the outcome."""
         try:
             places = self._fleet.admission.wait_for(0)
             if not self._fleet.bring_up(places):
@@ -105,15 +105,15 @@ class Supervisor:
             self._close()
 
     def _conclude(self, outcome: Outcome) -> Outcome:
-        """End the Ray Train run while the workers, whose last reports it takes in, are still there."""
+        """End the Ray Train run while the workers are still there, since it takes in their last reports."""
         self._train_run.conclude(outcome)
         return outcome
 
     def _close(self) -> None:
-        """End everything that is this run's, whatever has happened; first bring what only memory holds to storage."""
+        """End everything that belongs to this run, whatever has happened; first save what only memory holds."""
         is_withdrawn = self._allocation.is_withdrawn
         parts: tuple[Callable[[], None], ...] = (
-            *((self._train_run.abort, self._let_leave) if is_withdrawn else ()),  # this process may not live long
+            *((self._train_run.abort, self._let_leave) if is_withdrawn else ()),  # this process may be killed soon
             self._fleet.pool.close,
             self._fleet.admission.close,
             *(() if is_withdrawn else (self._keep_snapshot,)),
@@ -124,17 +124,18 @@ class Supervisor:
             try:
                 part()
             except Exception:
-                logger.exception("while ending the run")
+                logger.exception("an error while ending the run")
 
     def _let_leave(self) -> None:
-        """A process that has left its group is of use to the next trial; one that has not would be killed."""
+        """Wait until the processes have left their group: those are of use to the next trial, others would be
+        killed."""
         if self._group is not None:
             self._group.ask_to_leave()
             self._group.wait(WITHDRAWN_LEAVE_S)
             self._fleet.pool.end(self._group.unfit)
 
     def _keep_snapshot(self) -> None:
-        """When no worker is left to save, the newest snapshot becomes a checkpoint."""
+        """Turn the newest snapshot into a checkpoint when no worker is left to save."""
         if self._group is not None:
             with contextlib.suppress(Exception):  # Ray may be gone
                 self._fleet.snapshots.saved(self._group.status().saved_step)
@@ -151,7 +152,7 @@ class Supervisor:
     ) -> Outcome | NextGroup:
         """Run one group to its end.
 
-        `survivors`: form the group of these; none: of processes at these places.
+        `survivors`: processes that form the group; empty: it is formed from processes at these places.
         """
         fleet = self._fleet
         fleet.scale_up.begin(len(places), is_planned=transition.kind is TransitionKind.RESIZE)
@@ -167,11 +168,11 @@ class Supervisor:
         return self._after_end(group, leave)
 
     def _after_end(self, group: WorkerGroup, leave: Leave | None) -> Outcome | NextGroup:
-        """A group has ended: the run's outcome, or the next group. `leave`: why it was asked to, if it was."""
+        """A group has ended: the run's outcome, or the next group. `leave`: why it was asked to leave, if it was."""
         leads_to = leave.leads_to if leave is not None else None
         if leave is not None and leads_to is End.CONTROLLER_LOST:
             return Failed(FailureCode.RAY, leave.cause, _progress_of(group.outcome))
-        if isinstance(leads_to, Transition) and group.has_not_begun:  # for want of a controller
+        if isinstance(leads_to, Transition) and group.has_not_begun:  # because the controller was gone
             return NextGroup(replace(leads_to, left_at_s=time.time()), [])
         outcome = group.outcome
         if outcome is None:
@@ -186,7 +187,7 @@ class Supervisor:
         return NextGroup(replace(leads_to, left_at_s=time.time()), [])
 
     def _after_failure(self, failure: GroupFailure, group: WorkerGroup | None) -> Failed | NextGroup:
-        """Charge a failure: the run's end, or the next group. `group`: None when it was not even formed."""
+        """Charge a failure: the run's end, or the next group. `group`: None if it was not even formed."""
         now_s = time.time()
         found = self._failures.judge(failure, group, self._fleet.cluster.nodes)
         if found.verdict is not None:
@@ -209,7 +210,7 @@ class Supervisor:
             time.sleep(POLL_S)
 
     def _stopped(self) -> Stopped:
-        """Between two groups: what was done is saved, or lost already."""
+        """The outcome between two groups: all progress is saved, or lost already."""
         row = last_row(self._spec.run, METRICS)
         return Stopped(Progress(step=int(row["step"]) if row else 0))
 

@@ -1,4 +1,4 @@
-"""The driver's end of a run of Ray Train: starts its controller, and tells it of groups, failures and the end."""
+"""The driver's side of a run of Ray Train: starts its controller, and reports groups, failures and the end to it."""
 
 import contextlib
 import logging
@@ -12,8 +12,8 @@ from raytrain.errors import FailureCode, first_line
 from raytrain.storage import Storage
 from raytrain.training.outcome import Failed, Outcome, Stopped, StopReason
 
-FOLDER = "ray_train"  # of a run: what Ray Train keeps of it
-EVALUATIONS = f"{FOLDER}/evaluations"  # which may run beside the training
+FOLDER = "ray_train"  # in the run's folder: the files that Ray Train keeps about it
+EVALUATIONS = f"{FOLDER}/evaluations"  # of evaluations, which may run beside the training
 END_TIMEOUT_S = 10.0
 ABORT_TIMEOUT_S = 2.0
 MOST_CONTROLLERS = 4
@@ -23,10 +23,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ControllerEnd:
-    """Ray Train's controller has ended though nobody told it to."""
+    """Ray Train's controller has ended without being told to."""
 
     can_restart: bool
-    """Whether another one can take its place."""
+    """Whether another controller can take its place."""
     cause: str
     """For people."""
 
@@ -34,7 +34,7 @@ class ControllerEnd:
 class TrainRun:
     """A run of Ray Train, from the start of its controller to its end.
 
-    A context: a run that has not been concluded by its end is aborted, as Ray Train calls it.
+    A context manager: a run that is not concluded on exit is aborted, in Ray Train's terms.
     """
 
     def __init__(
@@ -45,15 +45,15 @@ class TrainRun:
         callbacks: Sequence[Any] = (),
         folder: str = FOLDER,
     ):
-        """Starts the controller's process; returns at once. Ray is connected.
+        """Start the controller's process; returns at once. Ray must be connected.
 
         Args:
             run: The run's folder.
-            resources: What each worker holds.
+            resources: Resources of each worker.
             callbacks: As for `ray.train.RunConfig`; called in the controller's process.
-            folder: Of the run's folder, for what Ray Train keeps.
+            folder: Folder in the run's folder for Ray Train's files.
         """
-        logging.getLogger("ray.train").setLevel(logging.ERROR)  # what is to be said, the terminal says
+        logging.getLogger("ray.train").setLevel(logging.ERROR)  # the terminal reports what users need
         self._config, self._run, self._resources, self._folder = config, run, dict(resources), folder
         self._callbacks, self._num_started = list(callbacks), 0
         self._is_concluded = False
@@ -77,27 +77,28 @@ class TrainRun:
             self._callbacks,
         )
         self.done: Any = self._controller.run.remote()
-        """A reference of this process's that is resolved when the controller has ended."""
+        """A reference, owned by this process, that is resolved when the controller has ended."""
 
     def start_group(self, number: int, actors: Sequence[Any]) -> None:
-        """Have a worker group formed of these actors, in rank order; returns at once. `number`: larger than any
+        """Have a worker group formed from these actors, in rank order; returns at once. `number`: larger than any
         before."""
         self._controller.start_group.remote(number, list(actors))
 
     def end_group(self, number: int) -> None:
-        """Tell that a group has left as it was asked to; its processes may be used by others."""
+        """Report that a group has left as it was asked to; others may use its processes now."""
         self._controller.end_group.remote(number)
 
     def fail_group(self, number: int, failures: Mapping[int, str]) -> None:
-        """Tell that a group has failed, and the message of each rank that caused it."""
+        """Report that a group has failed, with the message of each rank that caused it."""
         self._controller.fail_group.remote(number, dict(failures))
 
     def release(self, number: int) -> None:
-        """A group is failing: whoever of it waits in a barrier of Ray Train, now or later, is let go with an error."""
+        """A group is failing: its workers that wait in a barrier of Ray Train, now or later, are released with an
+        error."""
         self._controller.release.remote(number)
 
     def problem(self) -> ControllerEnd | None:
-        """What went wrong when it has ended by itself; else None."""
+        """The error if the controller has ended by itself; else None."""
         import ray
 
         if not ray.wait([self.done], timeout=0)[0]:
@@ -113,12 +114,12 @@ class TrainRun:
         return ControllerEnd(False, f"Ray Train's controller ended the run: {error}")
 
     def restart(self) -> None:
-        """Start another controller in the place of one that has died: another run in Ray Train's state."""
+        """Start another controller in place of one that has died: a new run in Ray Train's state."""
         self._start()
 
     def conclude(self, outcome: Outcome) -> None:
-        """End the run as its outcome says. What the workers have reported is taken in first, so they are still there.
-        To Ray Train one that has paused is finished."""
+        """End the run according to its outcome. The workers' reports are taken in first, so the workers must still
+        exist. To Ray Train, a paused run is finished."""
         if self._is_concluded:
             return
         self._is_concluded = True
@@ -134,7 +135,7 @@ class TrainRun:
             ray.kill(self._controller)
 
     def abort(self) -> None:
-        """End the run before its workers have ended, who are told that nobody takes their reports any more."""
+        """End the run before its workers have ended, and tell them that their reports are no longer taken."""
         if not self._is_concluded:
             self._abort()
 

@@ -30,34 +30,34 @@ class Assignment:
     """A worker's part in a worker group."""
 
     group: int
-    """Ordinal of the worker group, larger than that of any earlier one of the run."""
+    """Number of the worker group, larger than that of any earlier one of the run."""
     world_rank: int
     world_size: int
     store_address: str
-    """host:port at which rank 0 holds the key-value store through which the workers find each other."""
+    """host:port of rank 0's key-value store, through which the workers find each other."""
     clock_ahead_s: float = 0.0
     """Seconds that the clock of rank 0's node is ahead of the driver's."""
     variables: dict[str, str] = field(default_factory=dict)
     """Environment variables of Ray Train that the driver has."""
     driver: list[Any] = field(default_factory=list)
-    """A reference that the driver's process owns, boxed so that it is not resolved: with its owner it is lost."""
+    """A reference that the driver's process owns, boxed so that it is not resolved; it is lost when its owner ends."""
 
 
 @dataclass(frozen=True)
 class WorkerExit:
-    """How a worker left its group. One of the first two is set."""
+    """How a worker left its group. One of `outcome` and `error` is set."""
 
     outcome: Outcome | None = None
-    """Of the group; rank 0's is complete."""
+    """The group's outcome; rank 0's is complete."""
     error: WorkerError | None = None
-    """Why there is none, after which the driver starts another group."""
+    """Why there is no outcome; the driver then starts another group."""
     status: GroupStatus = field(default_factory=GroupStatus)
-    """How far the group had come."""
+    """The group's progress."""
 
 
 class TrainingWorker(ReusableWorker):
-    """The actor. Its own methods answer at once, but for `warm` and `wait_for_exit`; `work` runs in a thread that Ray
-    Train starts."""
+    """The actor. Its own methods answer at once, except for `warm` and `wait_for_exit`; `work` runs in a thread that
+    Ray Train starts."""
 
     concurrency_groups: ClassVar[dict[str, int]] = {"exit": 1}
 
@@ -71,7 +71,7 @@ class TrainingWorker(ReusableWorker):
         self.join()
 
     def join(self) -> None:
-        """Belong to a run from now on: what was of another one, whose groups have the same numbers, is forgotten."""
+        """Join a run: forget another run's groups, which have the same numbers."""
         with self._changed:
             self._group = self._ordered = -1
             self._assignment: Assignment | None = None
@@ -81,10 +81,10 @@ class TrainingWorker(ReusableWorker):
             self._has_begun = False
 
     def hello(self) -> None:
-        """Answers as soon as the process is there."""
+        """Answer as soon as the process exists."""
 
     def warm(self, config: dict[str, Any], use_gpu: bool) -> None:
-        """Do while another group trains what would take seconds in the next one. `config`: of the run."""
+        """Do now, while another group trains, what would take seconds in the next group. `config`: the run's."""
         from raytrain.config import RunConfig
         from raytrain.config.shipped import communication_variables
         from raytrain.training.warm import warm_up
@@ -93,11 +93,11 @@ class TrainingWorker(ReusableWorker):
         os.environ.update(communication_variables(checked.training.communication))
         try:
             warm_up(checked, use_gpu=use_gpu)
-        except Exception:  # what is wrong comes up again in the group, where it is reported
+        except Exception:  # the same error occurs again in the group, where it is reported
             logger.warning("this worker could not be warmed up", exc_info=True)
 
     def open_store(self) -> tuple[str, float]:
-        """Rank 0's: the address of the next group's key-value store, and this node's time, seconds since the epoch.
+        """On rank 0: the address of the next group's key-value store, and this node's time, seconds since the epoch.
 
         The socket listens from now on, so that the others can connect before this process has imported torch.
         """
@@ -106,7 +106,7 @@ class TrainingWorker(ReusableWorker):
         return address_of(self._listener), time.time()
 
     def assign(self, assignment: Assignment, job: Job) -> None:
-        """Say what the group that begins next is to do."""
+        """Tell this worker its job in the group that begins next."""
         with self._changed:
             os.environ.update(assignment.variables)
             self._assignment, self._job, self._group = assignment, job, assignment.group
@@ -123,19 +123,19 @@ class TrainingWorker(ReusableWorker):
                 threading.Thread(target=self._watch_driver, args=(reference,), daemon=True, name="driver").start()
 
     def begin(self, group: int) -> None:
-        """As of a ReusableWorker."""
+        """See ReusableWorker."""
         self._ordered = group
 
     def abandon(self, group: int, reason: str) -> None:
-        """As of a ReusableWorker."""
+        """See ReusableWorker."""
         with self._changed:
-            if group > self._group:  # this worker was not even told of it
+            if group > self._group:  # this worker was not even told of the group
                 self._group, self._has_begun = group, False
             if group == self._group and not self._has_begun:
                 self._leave_group(group, _left(reason))
 
     def leave(self, group: int) -> None:
-        """The group shall save at its next step, and end."""
+        """Ask the group to save at its next step, and end."""
         if group == self._group:
             self._link.request_leave()
 
@@ -145,12 +145,12 @@ class TrainingWorker(ReusableWorker):
             self._link.give_holders(names)
 
     def status(self) -> GroupStatus:
-        """How far the present group has come."""
+        """The progress of the current group."""
         return self._link.status
 
     @ray.method(concurrency_group="exit")
     def wait_for_exit(self, group: int) -> WorkerExit:
-        """Answers when this worker has left the group."""
+        """Return when this worker has left the group."""
         with self._changed:
             self._changed.wait_for(lambda: self._group > group or (self._group == group and self._exit is not None))
             if self._group == group and self._exit is not None:
@@ -158,8 +158,8 @@ class TrainingWorker(ReusableWorker):
             return _left(f"worker group {group} is over")
 
     def run_assignment(self) -> str:
-        """Take part in the worker group that was assigned: what Ray Train runs in its thread. Returns the status of
-        the group's outcome; raises RuntimeError with what went wrong."""
+        """Take part in the assigned worker group; Ray Train runs this in its thread. Returns the status of the group's
+        outcome; raises RuntimeError if there is none."""
         with self._changed:
             assignment, job, group = self._assignment, self._job, self._ordered
             is_over = self._group != group or self._has_begun or self._exit is not None
@@ -167,7 +167,7 @@ class TrainingWorker(ReusableWorker):
                 raise RuntimeError(f"worker group {group} is over")
             self._has_begun = True
         left = WorkerExit(error=WorkerError(FailureCode.WORKER_ERROR, "the training thread was ended"))
-        with self._cleaning:  # the last group's memory may still be on its way back
+        with self._cleaning:  # the last group's memory may not be released yet
             try:
                 left = self.work(assignment, job)
             finally:
@@ -181,8 +181,8 @@ class TrainingWorker(ReusableWorker):
     def work(self, assignment: Assignment, job: Job) -> WorkerExit:
         """Take part in one worker group, from its forming to its end.
 
-        An error for people (a diverged run, a full disk) does not start the workers again: it is raised on all workers
-        alike, see Control.all_succeed, and is an outcome.
+        An error that the user can act on (a diverged run, a full disk) does not restart the workers: it is raised on
+        all of them, see Control.all_succeed, and is an outcome.
         """
         from raytrain.config import RunConfig
         from raytrain.config.shipped import communication_variables
@@ -206,7 +206,7 @@ class TrainingWorker(ReusableWorker):
             self._link.give_holders({})
 
     def _leave_group(self, group: int, left: WorkerExit) -> None:
-        """`_changed` is held. What comes of a group that is over is dropped."""
+        """`_changed` must be held. Results of a group that is over are dropped."""
         if group != self._group:
             return
         self._close_listener()
@@ -219,8 +219,8 @@ class TrainingWorker(ReusableWorker):
             self._listener = None
 
     def _watch_driver(self, reference: Any) -> None:
-        """End this process if the driver's ends while a group is at work. In a Ray that lives on, workers would train
-        on beside those of the driver's successor."""
+        """End this process if the driver's ends while a group is at work. In a Ray that stays up, the workers would
+        otherwise keep training beside those of the driver's successor."""
         try:
             ray.get(reference)
         except ray.exceptions.OwnerDiedError:
@@ -233,23 +233,23 @@ class TrainingWorker(ReusableWorker):
 
 
 worker_class: type[TrainingWorker] = TrainingWorker
-"""What is started for each worker."""
-_worker: TrainingWorker | None = None  # of this process
+"""The actor class of the workers."""
+_worker: TrainingWorker | None = None  # this process's worker
 
 
 def _left(reason: str) -> WorkerExit:
-    """Of a worker that has not begun, since another one is gone."""
+    """The exit of a worker that has not begun because another one is gone."""
     return WorkerExit(error=WorkerError(FailureCode.PEER_LOST, reason))
 
 
 def train_fn() -> str:
-    """What Ray Train runs on each worker of each group."""
+    """The function that Ray Train runs on each worker of each group."""
     assert _worker is not None
     return _worker.run_assignment()
 
 
 def _work(job: Job, world: Any, link: DriverLink) -> Outcome:
-    """The group is formed: do the job."""
+    """Do the job, once the group is formed."""
     entered_at_s = link.now()
     from raytrain.training.worker import WorkerRun
 
@@ -278,10 +278,11 @@ def _object_store_bytes() -> float:
 
 
 def _forget() -> None:
-    """Give the last engine's memory back: hooks and parameters point at each other."""
+    """Release the last engine's memory: its hooks and parameters refer to each other."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
-        # Locked memory of snapshots: the next group's parts have other sizes. (torch before 2.13 may not have this.)
+        # Pinned memory of snapshots: the next group's parts have other sizes. (torch before 2.13 may not have this
+        # function.)
         getattr(torch.accelerator, "empty_host_cache", lambda: None)()

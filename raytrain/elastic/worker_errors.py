@@ -1,8 +1,8 @@
-"""What an exception in a worker says: the cause of the group's end, or only that another worker is gone.
+"""What an exception in a worker means: the cause of the group's failure, or only that another worker is gone.
 
-When one worker fails, the others fail in their next collective. Those are secondary errors, which must not be reported
-as the cause. They are told by their type, and where torch raises a plain RuntimeError, by the place at which it came
-up: in torch's collectives, or where DeepSpeed waits for one. Their text is not looked at, since it holds paths.
+When one worker fails, the others fail in their next collective. Those secondary errors must not be reported as the
+cause. They are recognized by type and, where torch raises a plain RuntimeError, by the code that raised it: torch's
+collectives, or DeepSpeed's wait for one. Their text is not used, since it contains paths.
 """
 
 import errno
@@ -23,28 +23,28 @@ OUT_OF_MEMORY_ADVICE = (
 
 @dataclass(frozen=True)
 class WorkerError:
-    """Why a worker left its group without an outcome: an exception, or its process's end."""
+    """Why a worker left its group without an outcome: an exception, or the end of its process."""
 
     code: FailureCode
     message: str
 
     @property
     def is_secondary(self) -> bool:
-        """Whether it only says that another worker or a node is gone. The process can be used again."""
+        """Whether it only means that another worker or a node is gone. The process can be reused."""
         return self.code is FailureCode.PEER_LOST
 
 
 def error_of(error: Exception) -> WorkerError:
-    """What the driver is told of an exception, in a line or two."""
+    """An exception as reported to the driver, in a line or two."""
     code, where = code_of(error), traceback.extract_tb(error.__traceback__)[-1]
-    if _is_torchs_out_of_memory(error):  # torch's own advice, which follows, is about fragments
+    if _is_torchs_out_of_memory(error):  # torch's own advice, which follows, is about fragmentation
         told = str(error).partition(" If reserved")[0]
         return WorkerError(code, f"{type(error).__name__}: {told}{OUT_OF_MEMORY_ADVICE}")
     return WorkerError(code, f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})")
 
 
 def code_of(error: BaseException) -> FailureCode:
-    """What an exception says, or the one that it was explicitly raised from."""
+    """The code of an exception, or of the one that it was explicitly raised from."""
     if isinstance(error, RaytrainError):
         return error.code
     if _is_out_of_memory(error):
@@ -59,12 +59,12 @@ def code_of(error: BaseException) -> FailureCode:
 
 
 def death_of(error: RayError) -> WorkerError:
-    """What Ray says of a worker's process that has died."""
+    """The error for a worker's process that has died, from Ray's exception."""
     from ray.exceptions import ActorUnavailableError
 
     if isinstance(error, OutOfMemoryError):
         return WorkerError(FailureCode.OUT_OF_MEMORY, first_line(str(error)))
-    if isinstance(error, ActorUnavailableError):  # it says so in the words of its RPC library
+    if isinstance(error, ActorUnavailableError):  # its text is that of Ray's RPC library
         return WorkerError(FailureCode.WORKER_DIED, "its process can't be reached any more")
     return WorkerError(FailureCode.WORKER_DIED, first_line(str(error)) or type(error).__name__)
 
@@ -83,9 +83,9 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _is_peer_lost(error: BaseException) -> bool:
-    if isinstance(error, BarrierResetError):  # also one that came back from the actor: see `RayTaskError`
+    if isinstance(error, BarrierResetError):  # including one returned by the actor: see `RayTaskError`
         return True
-    if isinstance(error, RayError) and not isinstance(error, RayTaskError):  # an actor or a node that is gone
+    if isinstance(error, RayError) and not isinstance(error, RayTaskError):  # an actor or a node is gone
         return True
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and isinstance(error, distributed.DistError):
@@ -94,7 +94,7 @@ def _is_peer_lost(error: BaseException) -> bool:
 
 
 def _came_up_in_a_collective(error: RuntimeError) -> bool:
-    """Whether the innermost Python code was torch's collectives, or DeepSpeed's call of `wait` on one's handle."""
+    """Whether the innermost Python code is torch's collectives, or DeepSpeed's call of `wait` on one's handle."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

@@ -1,6 +1,6 @@
 """One worker group: the run's processes at work together, and how that ended.
 
-The driver calls the workers' actors directly, for orders and for news; that they form a group is Ray Train's work, see
+The driver calls the workers' actors directly, to give orders and to get their status; Ray Train forms the group, see
 `ray_train.py`.
 """
 
@@ -21,11 +21,11 @@ from raytrain.training.driver_link import GroupStatus
 from raytrain.training.job import Job
 from raytrain.training.outcome import Outcome
 
-# After the first worker has failed, the others see it in their next collective, or in the one that they are in.
+# After the first worker has failed, the others notice it in their current or next collective.
 LEAVE_TIMEOUT_S = 10.0
-# A process that died at the same time is heard of this much later.
+# The driver learns this much later of a process that died at the same time.
 NEWS_S = 0.5
-ANSWER_TIMEOUT_S = 30.0  # an actor whose process is up answers
+ANSWER_TIMEOUT_S = 30.0  # an actor whose process is up answers within this time
 STATUS_TIMEOUT_S = 0.2
 
 
@@ -34,7 +34,7 @@ class GroupFailure:
     """Why a group ended without a result."""
 
     kind: FailureKind
-    """NO_START, CRASH, ERROR or HANG; only the supervisor knows of nodes."""
+    """NO_START, CRASH, ERROR or HANG; the supervisor adds the kinds that depend on nodes."""
     code: FailureCode
     message: str
 
@@ -50,12 +50,12 @@ class WorkerGroup:
         train_run: TrainRun,
         lost_nodes: Callable[[Iterable[str]], set[str]],
     ):
-        """Starts the work; returns when each worker knows its part.
+        """Start the work; returns when each worker knows its part.
 
         Args:
-            number: Its ordinal, larger than that of any other of the run before it.
+            number: Larger than the number of any earlier group of the run.
             processes: In rank order.
-            lost_nodes: Which of these nodes are gone; asked when a worker does not answer.
+            lost_nodes: Returns which of these nodes are gone; called when a worker does not answer.
         """
         self.number, self.processes = number, list(processes)
         self._lost_nodes, self._train_run = lost_nodes, train_run
@@ -75,7 +75,8 @@ class WorkerGroup:
             self.abandon(f"the worker group was not formed: {problem}")
 
     def _assign(self, job: Job) -> str | None:
-        """Tell each worker its part. Returns why not all could be told; one that is dead by now is found by `wait`."""
+        """Tell each worker its part. Returns why not all could be told, or None; `wait` finds workers that are dead by
+        now."""
         import ray
 
         try:
@@ -107,16 +108,16 @@ class WorkerGroup:
 
     @property
     def world_size(self) -> int:
-        """Workers in it."""
+        """Number of workers."""
         return len(self.processes)
 
     @property
     def nodes(self) -> list[str]:
-        """Ids of their nodes, in rank order."""
+        """Ids of the workers' nodes, in rank order."""
         return [process.node_id for process in self.processes]
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for its end. Returns whether all of its workers have ended."""
+        """Wait for the group's end. Returns whether all of its workers have ended."""
         deadline_s = time.monotonic() + timeout_s
         while self._working:
             self._collect(max(0.0, deadline_s - time.monotonic()))
@@ -125,7 +126,7 @@ class WorkerGroup:
         return True
 
     def ask_to_leave(self) -> None:
-        """The workers shall save at their next step, and end. They agree on the step, so that one is enough to ask."""
+        """Ask the workers to save at their next step, and end. They agree on the step, so asking one is enough."""
         self.processes[0].actor.leave.remote(self.number)
 
     def give_holders(self, names: Mapping[str, str]) -> None:
@@ -134,13 +135,13 @@ class WorkerGroup:
             process.actor.give_holders.remote(self.number, dict(names))
 
     def abandon(self, reason: str) -> None:
-        """Whoever has not begun does not begin any more."""
+        """Keep workers that have not begun from beginning."""
         for rank in self._working.values():
             self.processes[rank].actor.abandon.remote(self.number, reason)
 
     @property
     def has_not_begun(self) -> bool:
-        """Whether it has ended before any of its workers had begun, and none of them is the cause."""
+        """Whether the group has ended before any of its workers had begun, and none of them is the cause."""
         left = self._exits.values()
         is_nobodys = all(e.error is not None and e.error.is_secondary and e.status.step is None for e in left)
         return is_nobodys and not (self._deaths or self._hang or self._hung)
@@ -148,7 +149,7 @@ class WorkerGroup:
     def tell_notice(self, deadlines_s: Mapping[str, float | None]) -> None:
         """Tell user code, by `ray.train.get_preemption_info`, that nodes are going away.
 
-        `deadlines_s`: by node id, seconds since the epoch; infinite: nobody knows.
+        `deadlines_s`: by node id, seconds since the epoch; infinite: unknown.
         """
         from ray.train import PreemptionInfo
 
@@ -160,13 +161,13 @@ class WorkerGroup:
             process.actor.mark_preempt.remote(info)
 
     def status(self) -> GroupStatus:
-        """How far it has come, by what rank 0 has said last, and what those have said that have left."""
+        """The group's progress, from the last answer of rank 0 and from the workers that have left."""
         self._ask([0])
         return self.known_status
 
     @property
     def known_status(self) -> GroupStatus:
-        """As `status`, by what has been answered already; `signs_of_life` asks as well."""
+        """Like `status`, from the answers that have arrived; `signs_of_life` also asks."""
         known = self._statuses.get(0, GroupStatus())
         left = [exit_.status for exit_ in self._exits.values() if exit_.status.step is not None]
         first = self._exits[0].status if 0 in self._exits and self._exits[0].status.step is not None else known
@@ -174,9 +175,9 @@ class WorkerGroup:
         return replace(newest, saved_step=max(known.saved_step, first.saved_step))
 
     def signs_of_life(self) -> Any:
-        """Something that changes when any worker gets anything done; None before state and model are loaded.
+        """A value that changes when any worker makes progress; None before state and model are loaded.
 
-        The others are asked only when rank 0 has nothing new to say: it may be waiting for one of them.
+        The others are asked only if rank 0 reports nothing new: it may be waiting for one of them.
         """
         before = self._statuses.get(0)
         self._ask([0])
@@ -187,8 +188,8 @@ class WorkerGroup:
         return tuple(status.alive_at_s for _, status in sorted(self._statuses.items()))
 
     def _ask(self, ranks: Iterable[int]) -> None:
-        """Ask workers how far they are, and take in what has been answered; one that does not answer is not asked
-        again."""
+        """Ask workers for their status, and take in the answers that have arrived. A worker with a pending question is
+        not asked again."""
         import ray
 
         waiting = set(self._asked.values())
@@ -206,12 +207,12 @@ class WorkerGroup:
 
     @property
     def outcome(self) -> Outcome | None:
-        """What rank 0 said at the end; None: the group has failed."""
+        """Rank 0's outcome at the end; None: the group has failed."""
         return None if self.has_failed else self._exits[0].outcome
 
     @property
     def failure(self) -> GroupFailure:
-        """Why there is no outcome: the cause, without the secondary failures of workers whose peer was gone."""
+        """Why there is no outcome: the cause, without the secondary errors of workers whose peer was gone."""
         if self._deaths:
             rank = min(self._deaths)
             death = self._deaths[rank]
@@ -223,29 +224,29 @@ class WorkerGroup:
 
     @property
     def _errors(self) -> dict[int, WorkerError]:
-        """By rank, the first that was heard of first."""
+        """Errors by rank, in the order in which they became known."""
         return {rank: left.error for rank, left in self._exits.items() if left.error is not None}
 
     @property
     def _causes(self) -> dict[int, WorkerError]:
-        """Errors by rank; where all are secondary, that of the worker that failed first."""
+        """Errors by rank without secondary ones; if all are secondary, that of the worker that failed first."""
         errors = self._errors
         causes = {rank: error for rank, error in sorted(errors.items()) if not error.is_secondary}
         return causes or dict(list(errors.items())[:1])
 
     @property
     def unfit(self) -> list[WorkerProcess]:
-        """Processes that must not be used again: they are dead, or an exception of their own came up in them."""
+        """Processes that must not be reused: they are dead, or raised an exception of their own."""
         own = [rank for rank, error in self._errors.items() if not error.is_secondary]
         return [self.processes[rank] for rank in (*self._deaths, *self._hung, *own)]
 
     @property
     def has_failed(self) -> bool:
-        """Whether a worker of it has died or raised; the others may still be there."""
+        """Whether one of its workers has died or raised; the others may still be there."""
         return bool(self._deaths or self._hang) or bool(self._errors)
 
     def end_hung(self, cause: str) -> None:
-        """End all that are still at work: they wait for each other, or for something that does not come."""
+        """End all workers that are still at work: they wait for each other, or for something that does not happen."""
         for rank in self._working.values():
             self.processes[rank].kill()
             self._hung.add(rank)
@@ -254,7 +255,7 @@ class WorkerGroup:
         self._report_failure()
 
     def _collect(self, timeout_s: float) -> None:
-        """Take in what has ended by now. Once one worker has failed, the others get a little time to see it."""
+        """Take in what has ended by now. Once one worker has failed, the others get a little time to notice it."""
         import ray
 
         if self._failed_s is not None:
@@ -277,8 +278,8 @@ class WorkerGroup:
             self._report_failure()
 
     def _give_up_on_the_lost(self) -> None:
-        """Ray learns of a node's death late: who is on a node that takes no connections is dead. Who is elsewhere and
-        has not left in time hangs."""
+        """Ray learns late that a node is gone: a worker on a node that accepts no connections is dead. A worker on
+        another node that has not left in time hangs."""
         has_hung = self._failed_s is not None and time.monotonic() - self._failed_s > LEAVE_TIMEOUT_S
         lost = self._lost_nodes({self.processes[rank].node_id for rank in self._working.values()})
         for reference, rank in list(self._working.items()):
@@ -298,7 +299,7 @@ class WorkerGroup:
         return [self.processes[rank].node_id for rank in self._deaths]
 
     def _report_failure(self) -> None:
-        """Tell Ray Train who failed, and of what."""
+        """Tell Ray Train which workers failed, and why."""
         if self._is_reported:
             return
         self._is_reported = True

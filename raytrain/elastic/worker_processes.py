@@ -1,7 +1,7 @@
 """The run's worker processes, which outlive its worker groups.
 
-A process is started once a place: it imports torch, DeepSpeed and Transformers, and opens its device. At a resize those
-that stay form a new process group, and new ones have started while the old group was still training.
+A process is started once per place: it imports torch, DeepSpeed and Transformers, and opens its device. At a resize the
+remaining processes form a new process group, with new ones that have started while the old group was still training.
 """
 
 import logging
@@ -15,7 +15,7 @@ from raytrain.elastic.allocation import Allocation, LeasedWorker, end_worker
 
 POLL_S = 0.1
 LOOK_S = 1.0
-# A process that is not there by now has no room any more, whatever the cluster said.
+# For a process that has not started by then the capacity is gone, whatever the cluster reported.
 START_TIMEOUT_S = 30.0
 
 logger = logging.getLogger(__name__)
@@ -28,9 +28,9 @@ class WorkerProcess:
         """Returns at once.
 
         Args:
-            leased: It may be coming up still.
-            warm_for: The config of the run that it shall make itself ready for; None: it is needed at once.
-            use_gpu: Whether it holds one.
+            leased: Its process may still be starting.
+            warm_for: The config of the run that it should prepare for; None: it is needed at once.
+            use_gpu: Whether it has a GPU.
         """
         self.node_id, self.leased = leased.node_id, leased
         self.actor = leased.actor
@@ -42,40 +42,41 @@ class WorkerProcess:
 
     @property
     def is_up(self) -> bool:
-        """Whether the process has answered, ever."""
+        """Whether the process has ever answered."""
         return _is_done(self._up)
 
     def ping(self) -> None:
-        """Ask again whether it is there, if it has nothing else to do."""
+        """Ask the process again whether it is up, if it is idle."""
         if self.is_warm:
             self._started_s = time.monotonic()
             self._up = self._warm = self.actor.hello.remote()
 
     @property
     def is_warm(self) -> bool:
-        """Whether it could begin to work at once."""
+        """Whether it could start to work at once."""
         return _is_done(self._warm)
 
     @property
     def is_lost(self) -> bool:
-        """Whether it has died, or has not come up in time."""
+        """Whether it has died, or has not started in time."""
         if not self.is_up:
             return time.monotonic() - self._started_s > START_TIMEOUT_S
         return self._has_died(self._up, self._warm)
 
     @property
     def is_idle(self) -> bool:
-        """Whether it lives and has nothing to do."""
+        """Whether it is alive and idle."""
         done = [reference for reference in (self._up, self._warm, self._exit) if reference is not None]
         return all(_is_done(reference) for reference in done) and not self._has_died(*done)
 
     def wait_for_exit(self, group: int) -> Any:
-        """A reference to the WorkerExit, which comes when the process has left the group that it was assigned to."""
+        """A reference to the WorkerExit, which is resolved when the process has left the group that it was assigned
+        to."""
         self._exit = self.actor.wait_for_exit.remote(group)
         return self._exit
 
     def kill(self) -> None:
-        """Whatever it does."""
+        """Kill the process, even if it is busy."""
         end_worker(self.actor)
 
     def _has_died(self, *references: Any) -> bool:
@@ -92,12 +93,12 @@ class WorkerProcess:
 
 
 class WorkerPool:
-    """All of them."""
+    """All worker processes of a run."""
 
     def __init__(self, resources: Mapping[str, float], config: RunConfig, allocation: Allocation):
         """Args:
-        resources: What each worker holds.
-        share: Lends the processes.
+        resources: Resources of each worker.
+        allocation: Leases the processes.
         """
         self._resources, self._config = dict(resources), config.model_dump(mode="json", exclude_unset=True)
         self._allocation = allocation
@@ -105,23 +106,23 @@ class WorkerPool:
 
     @property
     def nodes(self) -> list[str]:
-        """Ids of the nodes that they are on, one entry a process."""
+        """Ids of the nodes that they are on, one entry per process."""
         return [process.node_id for process in self._processes]
 
     @property
     def processes(self) -> list[WorkerProcess]:
-        """Those of one node one after the other: their ranks are neighbours too."""
+        """The processes, grouped by node, so that ranks on one node are adjacent."""
         return sorted(self._processes, key=lambda process: process.node_id)
 
     @property
     def is_warm(self) -> bool:
-        """Whether each of them could begin to work at once."""
+        """Whether each of them could start to work at once."""
         return all(process.is_warm for process in self._processes)
 
     def fit_to(self, places: Iterable[str], *, at_work: Sequence[WorkerProcess] = ()) -> None:
         """Start and end processes until there is one at each place (a node's id). Returns at once.
 
-        `at_work`: these are not ended, and there is time for new ones to make themselves ready.
+        `at_work`: these are not ended, and new ones have time to prepare themselves.
         """
         wanted = Counter(places)
         for process in sorted(self._processes, key=lambda process: process not in at_work):
@@ -137,15 +138,15 @@ class WorkerPool:
     def bring_up(
         self, places: Sequence[str], lost_nodes: Callable[[Iterable[str]], set[str]], on_poll: Callable[[], None]
     ) -> int:
-        """As `fit_to`, and wait until they are there. Returns how many are: fewer, when room was gone after all.
+        """Like `fit_to`, and wait until they are up. Returns how many are: fewer if the capacity was gone.
 
-        `lost_nodes`: which of these nodes are gone.
+        `lost_nodes`: returns which of these nodes are gone.
         """
         self.fit_to(places)
         for process in self._processes:
             process.ping()
         next_look_s = time.monotonic() + LOOK_S
-        # One that is still warming up answers nothing else before.
+        # A process that is still warming up answers nothing else.
         while not all((process.is_up and process.is_warm) or process.is_lost for process in self._processes):
             time.sleep(POLL_S)
             on_poll()
@@ -156,16 +157,16 @@ class WorkerPool:
         return len(self._processes)
 
     def end_on(self, node_ids: Iterable[str]) -> None:
-        """End the processes on these nodes; a group's other workers see that they are gone."""
+        """End the processes on these nodes; the group's other workers notice that they are gone."""
         gone = set(node_ids)
         self.end([process for process in self._processes if process.node_id in gone])
 
     def end_lost(self) -> None:
-        """Let go of processes that have died or did not come up."""
+        """Discard processes that have died or did not start."""
         self.end([process for process in self._processes if process.is_lost])
 
     def end(self, processes: Iterable[WorkerProcess]) -> None:
-        """These are not to be used again, by nobody."""
+        """End these processes, so that nothing reuses them."""
         for process in processes:
             self._part_with(process, is_fit=False)
 
@@ -174,7 +175,7 @@ class WorkerPool:
         self.give_back(self._processes)
 
     def give_back(self, processes: Iterable[WorkerProcess]) -> None:
-        """Those that have nothing to do are of use to others."""
+        """Give back the processes that are idle; others can use them."""
         for process in list(processes):
             self._part_with(process, is_fit=process.is_idle)
 

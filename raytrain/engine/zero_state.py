@@ -1,15 +1,15 @@
 """DeepSpeed's sharded state <-> named ranges of flattened parameters, at any number of workers and any ZeRO stage.
 
-What is saved: the fp32 master weight and the AdamW moments of every parameter that is trained, and the persistent
-buffers (BatchNorm's statistics and the like; rank 0's). Frozen parameters are not: whoever loads the state has built
+The saved state is the fp32 master weight and the AdamW moments of every trained parameter, and the persistent buffers
+(such as BatchNorm's statistics; rank 0's). Frozen parameters are not saved: the process that loads the state has built
 the model with the same ones. Each element is saved by exactly one worker:
 
-- ZeRO-1 and -2: the worker whose optimizer partition holds it,
-- ZeRO-3: the worker that holds it of the parameter,
-- without ZeRO: equal shares of each parameter,
+- ZeRO-1 and -2: the worker whose optimizer partition contains it,
+- ZeRO-3: the worker whose partition of the parameter contains it,
+- without ZeRO: each parameter is split equally among the workers,
 - buffers: rank 0.
 
-Nothing here is pickled, and names and ranges say nothing about how many workers there were. No Ray here.
+Nothing here is pickled, and names and ranges do not depend on the number of workers. No Ray.
 """
 
 from collections.abc import Iterator
@@ -29,36 +29,36 @@ _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis
 
 @dataclass(frozen=True)
 class _Shard:
-    """Where the elements [start, start + length) of a parameter lie on this worker."""
+    """The location of the elements [start, start + length) of a parameter on this worker."""
 
     name: str
     start: int
     length: int
     master: Tensor
-    """1-D view, fp32; writing to it changes the engine."""
+    """1-D view, fp32; writing to it changes the engine's state."""
     flat: Tensor
     """The tensor that the optimizer keeps state for."""
     flat_start: int
-    """Where the elements begin in `flat`, and so in its moments."""
+    """Offset of the elements in `flat`, and so in its moments."""
 
 
 @dataclass(frozen=True)
 class StateCopy:
-    """What a worker must save of one moment, on the CPU."""
+    """CPU copies of everything that a worker must save of one point in time."""
 
     ranges: list[StateRange]
-    """Not to be read before `wait` has returned."""
+    """Must not be read before `wait` has returned."""
     copied: "torch.cuda.Event | None"
-    """Set by the GPU when all of it has come; None: it is there."""
+    """Recorded on the GPU after the last copy; None: the copies are complete."""
 
     def wait(self) -> None:
-        """Until it is there. In any thread."""
+        """Block until the copies are complete. May be called in any thread."""
         if self.copied is not None:
             self.copied.synchronize()
 
 
 def owned_ranges(engine: Engine) -> list[StateRange]:
-    """What this worker must save: copies, so training may go on. Over all workers each element comes once.
+    """Copies of what this worker must save, so training may continue. Over all workers, each element appears once.
 
     Moments that don't exist yet (no update so far) are zeros. Not collective.
     """
@@ -66,11 +66,11 @@ def owned_ranges(engine: Engine) -> list[StateRange]:
 
 
 def copy_state(engine: Engine) -> StateCopy:
-    """`owned_ranges`, without waiting for a GPU: it copies beside the next step's forward and backward pass, and only
-    then updates what is copied. Not collective.
+    """`owned_ranges` without waiting for the GPU: it copies during the next step's forward and backward pass, before it
+    updates the copied tensors. Not collective.
 
-    The copy is in locked memory, of which torch takes up to twice as much and keeps it for the next time: have one such
-    copy at a time.
+    The copy is in pinned memory. torch takes up to twice its size, and keeps the memory for the next copy: have only
+    one such copy at a time.
     """
     beside = engine.copy_stream
     if beside is None:
@@ -84,7 +84,7 @@ def copy_state(engine: Engine) -> StateCopy:
 
 
 def _copied_ranges(engine: Engine, *, is_locked: bool = False) -> list[StateRange]:
-    """`is_locked`: on a GPU they may still be on their way."""
+    """`is_locked`: the copies are in pinned memory, and may still be in progress if they come from a GPU."""
     ranges = []
     for shard in _shards(engine):
         tensors = {FP32: _cpu_copy(shard.master, is_locked)}
@@ -94,24 +94,25 @@ def _copied_ranges(engine: Engine, *, is_locked: bool = False) -> list[StateRang
         ranges.append(StateRange(shard.name, shard.start, tensors))
     if engine.world_rank == 0:
         for name, buffer in _persistent_buffers(engine.module):
-            # A forward pass changes them, so they are waited for; they are small.
+            # A forward pass changes buffers, so these copies are waited for; buffers are small.
             ranges.append(StateRange(name, 0, {BUFFER: _cpu_copy(buffer.flatten(), is_locked=False)}))
     return ranges
 
 
 @torch.no_grad()
 def load_ranges(engine: Engine, reader: RangeReader, optimizer_step: int) -> None:
-    """Put saved state into an engine, fresh or used; the next step is then that of the run that was saved. Collective.
+    """Load saved state into an engine, fresh or used; the next step is then that of the saved run. Collective.
 
-    Each worker reads only what it owns, and the buffers. What is held in 16 bits is rounded from the masters again.
+    Each worker reads only what it owns, and the buffers. 16-bit copies are rounded from the master weights again.
 
     Args:
-        engine: At any ZeRO stage and world size.
-        reader: Gives any range of what `owned_ranges` returned on all workers.
-        optimizer_step: Updates that were applied up to the save: AdamW's bias correction goes by it.
+        engine: An engine of any ZeRO stage and world size.
+        reader: Returns any range of what `owned_ranges` returned on all workers.
+        optimizer_step: Updates applied before the save; AdamW's bias correction depends on it.
 
     Raises:
-        CheckpointError: A parameter of the model is not in the checkpoint, or was shorter (raised by the reader).
+        CheckpointError: A parameter of the model is missing in the checkpoint, or is shorter there (raised by the
+        reader).
     """
     for flat in _optimizer_tensors(engine):
         _make_state(engine, flat, optimizer_step)
@@ -135,19 +136,19 @@ def scaler_state(engine: Engine) -> dict[str, float | int]:
 
 
 def load_scaler_state(engine: Engine, state: dict[str, float | int]) -> None:
-    """Restore `scaler_state`; nothing happens when either run is not in fp16. Not collective."""
+    """Restore `scaler_state`; does nothing if either run is not in fp16. Not collective."""
     if engine.precision is Precision.FP16 and state:
         for field in _SCALER_FIELDS:
             setattr(engine.optimizer.loss_scaler, field, state[field])
 
 
 def _inner_optimizer(engine: Engine) -> torch.optim.Optimizer:
-    """The torch AdamW, inside DeepSpeed's wrapper or bare."""
+    """The torch AdamW, with or without DeepSpeed's wrapper."""
     return engine.optimizer if engine.zero_stage == 0 else engine.optimizer.optimizer
 
 
 def _optimizer_tensors(engine: Engine) -> list[Tensor]:
-    """The tensors that the AdamW of this worker has moments for."""
+    """The tensors for which this worker's AdamW has moments."""
     if engine.zero_stage == 0:
         return [p for p in engine.module.parameters() if p.requires_grad]
     return _flat_partitions(engine.optimizer, engine.zero_stage)
@@ -162,7 +163,7 @@ def _flat_partitions(optimizer: Any, zero_stage: int) -> list[Tensor]:
 
 
 def _shards(engine: Engine) -> Iterator[_Shard]:
-    """This worker's share of every trained parameter, in the order of `named_parameters` (the same on all workers)."""
+    """This worker's part of every trained parameter, in the order of `named_parameters` (the same on all workers)."""
     for name, parameter in engine.module.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -185,7 +186,7 @@ def _equal_share(engine: Engine, name: str, parameter: nn.Parameter) -> _Shard:
 
 def _shard_of_stage_1_2(engine: Engine, name: str, parameter: Any) -> _Shard | None:
     mapping = parameter._hp_mapping
-    if mapping is None:  # none of it lies in this worker's partition
+    if mapping is None:  # this worker's partition contains none of it
         return None
     inside, place = mapping.lp_fragment_address, mapping.hp_fragment_address
     flat = _flat_partitions(engine.optimizer, engine.zero_stage)[mapping.param_group_index]
@@ -204,18 +205,18 @@ def _shard_of_stage_3(engine: Engine, name: str, parameter: Any) -> _Shard:
 
 
 def _make_state(engine: Engine, flat: Tensor, optimizer_step: int) -> None:
-    """What AdamW makes itself in its first step: it must be there before that to be loaded."""
+    """Create the state that AdamW creates itself in its first step: it must exist before it can be loaded."""
     optimizer = _inner_optimizer(engine)
     state = optimizer.state[flat]
     for kind in MOMENTS:
         if kind not in state:
             state[kind] = torch.zeros_like(flat, memory_format=torch.preserve_format, requires_grad=False)
-    step_device = flat.device if optimizer.defaults["fused"] else "cpu"  # where AdamW wants it
+    step_device = flat.device if optimizer.defaults["fused"] else "cpu"  # where AdamW expects it
     state["step"] = torch.tensor(float(optimizer_step), dtype=torch.float32, device=step_device)
 
 
 def _spread(engine: Engine) -> None:
-    """Bring everything that is derived from the masters, on this worker and the others, in line with them."""
+    """Update everything that is derived from the master weights, on this worker and on the others."""
     if engine.zero_stage == 0:
         for parameter in _optimizer_tensors(engine):
             state = _inner_optimizer(engine).state[parameter]
@@ -229,9 +230,9 @@ def _spread(engine: Engine) -> None:
 
 
 def _refresh_stage_3(optimizer: Any) -> None:
-    """As ZeRO-3 does in a step: let go of what was gathered, then 16-bit partitions from the masters.
+    """What ZeRO-3 does in a step: release gathered parameters, then set the 16-bit partitions from the master weights.
 
-    The small parameters that it keeps whole are gathered again by the next forward.
+    The next forward pass gathers the small parameters again that ZeRO-3 keeps whole.
     """
     optimizer._partition_all_parameters()
     for group in range(len(optimizer.fp32_partitioned_groups_flat)):
@@ -239,7 +240,7 @@ def _refresh_stage_3(optimizer: Any) -> None:
 
 
 def _exchange_shares(engine: Engine, tensor: Tensor) -> None:
-    """Make a replicated tensor whole where each worker has filled its equal share."""
+    """Complete a replicated tensor of which each worker has filled its equal part."""
     if engine.world_size == 1:
         return
     flat = tensor.view(-1)
@@ -255,13 +256,13 @@ def _read(reader: RangeReader, kind: str, shard: _Shard, stop: int) -> Tensor:
 
 
 def _persistent_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """Buffers that belong to `state_dict()`. Whole numbers up to 2**24 survive the trip through fp32."""
+    """Buffers that are part of `state_dict()`. Integers up to 2**24 are exact in fp32."""
     state = module.state_dict(keep_vars=True)
     return [(name, buffer) for name, buffer in module.named_buffers() if name in state and buffer.numel()]
 
 
 def _cpu_copy(tensor: Tensor, is_locked: bool) -> Tensor:
-    """fp32, on the CPU; with `is_locked` and from a GPU still on its way."""
+    """A copy in fp32 on the CPU; with `is_locked`, a copy from a GPU may still be in progress."""
     is_locked = is_locked and tensor.is_cuda
     copy = torch.empty(tensor.shape, dtype=torch.float32, pin_memory=is_locked)
     return copy.copy_(tensor.detach(), non_blocking=is_locked)

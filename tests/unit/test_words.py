@@ -17,6 +17,7 @@ PACKAGES = (
     "checkpoint",
     "data",
     "doctor",
+    "elastic",
     "engine",
     "launch",
     "monitoring",
@@ -32,10 +33,7 @@ PACKAGES = (
     "tuning",
 )
 # Files and folders in them that are not rewritten yet.
-NOT_YET: tuple[str, ...] = (
-    "checkpoint/ranges.py",
-    "engine/zero_state.py",
-)
+NOT_YET: tuple[str, ...] = ()
 # Phrase -> what to write instead.
 PHRASES = {
     r"\bmend(s|ed|ing)?\b": "fix or repair",
