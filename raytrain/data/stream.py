@@ -153,8 +153,8 @@ class Stream:
     def _fill(self, items: Iterator[TrainSpan | EvalPass], head: threading.Thread) -> None:
         """Run one Ray Data pipeline after the other and queue their results, after those of `head`."""
         try:
-            while lot := list(itertools.islice(items, ITEMS_PER_DATASET)):
-                for header, arrays in self._run_on(lot):
+            while chunk := list(itertools.islice(items, ITEMS_PER_DATASET)):
+                for header, arrays in self._run_on(chunk):
                     head.join()
                     if self._is_closed.is_set() or self._has_failed:
                         return
@@ -165,7 +165,7 @@ class Stream:
             head.join()
             self._queue.put(error)
 
-    def _run_on(self, lot: list[TrainSpan | EvalPass]) -> Iterator[tuple[dict[str, Any], Batch]]:
+    def _run_on(self, items: list[TrainSpan | EvalPass]) -> Iterator[tuple[dict[str, Any], Batch]]:
         """Like `_run`, but a pipeline that was lost with a node is restarted where it was."""
         from ray.exceptions import RayError, RayTaskError
 
@@ -173,26 +173,26 @@ class Stream:
         for attempt in itertools.count(1):
             num_known = num_out
             try:
-                for header, arrays in self._run(lot):
+                for header, arrays in self._run(items):
                     if num_known:
                         num_known -= 1
                         continue
                     yield header, arrays
                     num_out += 1
-                    if _is_last_of(lot[0], header):
-                        lot, num_out = lot[1:], 0
+                    if _is_last_of(items[0], header):
+                        items, num_out = items[1:], 0
                 return
             except RayError as error:
                 if isinstance(error, RayTaskError) or attempt == MOST_PIPELINES:  # a RayTaskError: our code raised
                     raise
                 logger.warning("the data pipeline is restarted: %s", error)
 
-    def _run(self, lot: list[TrainSpan | EvalPass]) -> Iterator[tuple[dict[str, Any], Batch]]:
+    def _run(self, items: list[TrainSpan | EvalPass]) -> Iterator[tuple[dict[str, Any], Batch]]:
         import ray.data
 
         _configure_ray_data(self._config.workers.data_cpus)
         bytes_read_before = self._bytes_read_there  # each dataset has its own reader, which counts from 0
-        rows = [{"item": json.dumps({"kind": type(item).__name__, **asdict(item)})} for item in lot]
+        rows = [{"item": json.dumps({"kind": type(item).__name__, **asdict(item)})} for item in items]
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             ReadAndCollateActor,
             fn_constructor_args=(

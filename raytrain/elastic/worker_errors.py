@@ -38,8 +38,8 @@ def error_of(error: Exception) -> WorkerError:
     """An exception as reported to the driver, in a line or two."""
     code, where = code_of(error), traceback.extract_tb(error.__traceback__)[-1]
     if _is_torchs_out_of_memory(error):  # torch's own advice, which follows, is about fragmentation
-        told = str(error).partition(" If reserved")[0]
-        return WorkerError(code, f"{type(error).__name__}: {told}{OUT_OF_MEMORY_ADVICE}")
+        message = str(error).partition(" If reserved")[0]
+        return WorkerError(code, f"{type(error).__name__}: {message}{OUT_OF_MEMORY_ADVICE}")
     return WorkerError(code, f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})")
 
 

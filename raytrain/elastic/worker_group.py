@@ -75,8 +75,7 @@ class WorkerGroup:
             self.abandon(f"the worker group was not formed: {problem}")
 
     def _assign(self, job: Job) -> str | None:
-        """Tell each worker its part. Returns why not all could be told, or None; `wait` finds workers that are dead by
-        now."""
+        """Tell each worker its part. Returns why this failed, or None; `wait` finds workers that are dead by now."""
         import ray
 
         try:
@@ -84,7 +83,7 @@ class WorkerGroup:
             opened: Any = ray.get(self.processes[0].actor.open_store.remote(), timeout=ANSWER_TIMEOUT_S)
             address, its_time_s = opened
             clock_ahead_s = its_time_s - (asked_at_s + time.time()) / 2
-            told = [
+            assigned = [
                 process.actor.assign.remote(
                     Assignment(
                         self.number,
@@ -99,7 +98,7 @@ class WorkerGroup:
                 )
                 for rank, process in enumerate(self.processes)
             ]
-            ray.get(told, timeout=ANSWER_TIMEOUT_S)
+            ray.get(assigned, timeout=ANSWER_TIMEOUT_S)
         except ray.exceptions.RayTaskError as error:
             return first_line(str(error.cause))
         except ray.exceptions.RayError as error:
@@ -143,8 +142,8 @@ class WorkerGroup:
     def has_not_begun(self) -> bool:
         """Whether the group has ended before any of its workers had begun, and none of them is the cause."""
         left = self._exits.values()
-        is_nobodys = all(e.error is not None and e.error.is_secondary and e.status.step is None for e in left)
-        return is_nobodys and not (self._deaths or self._hang or self._hung)
+        has_no_cause = all(e.error is not None and e.error.is_secondary and e.status.step is None for e in left)
+        return has_no_cause and not (self._deaths or self._hang or self._hung)
 
     def tell_notice(self, deadlines_s: Mapping[str, float | None]) -> None:
         """Tell user code, by `ray.train.get_preemption_info`, that nodes are going away.

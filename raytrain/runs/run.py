@@ -261,7 +261,7 @@ def _supervise(
     except RaytrainError as error:
         outcome = Failed(error.code, str(error))
     except Exception as error:
-        outcome = _told(error)
+        outcome = _outcome_of(error)
     finally:
         follower.look()
     train_run.conclude(outcome)  # if the supervisor did not get to it
@@ -270,7 +270,7 @@ def _supervise(
     return outcome
 
 
-def _told(error: Exception) -> Failed:
+def _outcome_of(error: Exception) -> Failed:
     """The outcome for an error from outside the run, such as a lost connection to Ray's control store."""
     import ray
 

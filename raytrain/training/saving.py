@@ -86,7 +86,7 @@ class Saver:
         self._is_closed = threading.Event()
         self._state: dict[str, Any] = {}
         self._error: CheckpointError | None = None
-        self._told_step: int | None = None
+        self._reported_step: int | None = None
         self._written_step = 0  # of the newest checkpoint whose parts are all written; the same on all workers
 
     def save(self, progress: Progress) -> None:
@@ -221,8 +221,8 @@ class Saver:
         """Called on rank 0. Only a committed checkpoint counts as saved; until then a crash falls back to a
         snapshot."""
         step = self._writer.committed_step
-        if step is not None and step != self._told_step:
-            self._told_step = step
+        if step is not None and step != self._reported_step:
+            self._reported_step = step
             self._log.event("checkpoint", step=step)
             self._callbacks.saved(step)
 

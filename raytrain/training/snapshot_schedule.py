@@ -13,8 +13,8 @@ class SnapshotSchedule:
     def __init__(self, every_steps: int | None):
         """`every_steps`: None: no snapshots."""
         self._every_steps = every_steps
-        self._owed_since: int | None = None
-        self._is_told = False
+        self._overdue_since: int | None = None
+        self._is_reported = False
 
     def is_due(self, step: int, *, saved_step: int, is_possible: bool) -> bool:
         """Whether to take a snapshot now, after `step` steps.
@@ -25,20 +25,20 @@ class SnapshotSchedule:
         """
         if self._every_steps is None:
             return False
-        if step % self._every_steps == 0 and self._owed_since is None:
-            self._owed_since = step
-        if self._owed_since is None:
+        if step % self._every_steps == 0 and self._overdue_since is None:
+            self._overdue_since = step
+        if self._overdue_since is None:
             return False
-        is_covered = saved_step >= self._owed_since
+        is_covered = saved_step >= self._overdue_since
         if is_covered or is_possible:
-            self._owed_since, self._is_told = None, False
+            self._overdue_since, self._is_reported = None, False
         return is_possible and not is_covered
 
     def late_since(self, step: int) -> int | None:
         """The step since which a snapshot is overdue, if that is too long ago; returned once, until one is taken."""
-        if self._every_steps is None or self._owed_since is None or self._is_told:
+        if self._every_steps is None or self._overdue_since is None or self._is_reported:
             return None
-        if step - self._owed_since <= LATE_INTERVALS * self._every_steps:
+        if step - self._overdue_since <= LATE_INTERVALS * self._every_steps:
             return None
-        self._is_told = True
-        return self._owed_since
+        self._is_reported = True
+        return self._overdue_since

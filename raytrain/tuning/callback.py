@@ -36,7 +36,7 @@ class SweepCallback(Callback):
         self._at_once = at_once
         self._sweep, self._broker, self._signals, self._check_lease = sweep, broker, signals, check_lease
         self._next_look_s, self._next_word_s = 0.0, FIRST_WORD_S
-        self._is_told = False
+        self._is_ending = False
         self._generations = Generations(sweep, broker, sweep.every_steps) if sweep.every_steps else None
         name = sweep.root.place()[1]
         self._exporter = SweepExporter(sweep.config, name, sweep.metric, sweep.space.num_trials)
@@ -56,8 +56,8 @@ class SweepCallback(Callback):
         sweep, trial_table = self._sweep, self._sweep.trial_table
         self._signals.acknowledge(sweep.observer.stopping)
         sweep.end = sweep.end or self._reason_to_end()
-        if sweep.end is not None and not self._is_told:
-            self._is_told = True
+        if sweep.end is not None and not self._is_ending:
+            self._is_ending = True
             self._broker.stop()
         num_waiting = 0
         if self._generations is not None and sweep.end is None:

@@ -97,8 +97,8 @@ class Generations:
             if root.exists(f"{source}/best"):
                 root.copy(f"{source}/best", f"{own}/best")
             events = JsonlWriter(root.at(own), "events.jsonl")
-            told = {key: member[key] for key in ("source", "value", "values")}
-            events.write({"time": time.time(), "kind": "exchange", "step": step, **told})
+            fields = {key: member[key] for key in ("source", "value", "values")}
+            events.write({"time": time.time(), "kind": "exchange", "step": step, **fields})
             events.close()
         root.commit_bytes(done_name(decided["generation"]), b"")
         self._number = decided["generation"] + 1

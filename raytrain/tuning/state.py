@@ -159,8 +159,8 @@ class Sweep:
                 config = trial_config(self.config, self.root, name, values)
                 plan = replace(plan, others={o.metric: _known_before(o.metric, config) for o in self.space.also})
             except ConfigError as error:  # values that are valid one by one, but not together
-                told = f"these values are not valid together: {without_headline(str(error))}"
-                failure = TrialFailure(error.code, told)
+                message = f"these values are not valid together: {without_headline(str(error))}"
+                failure = TrialFailure(error.code, message)
                 self.tell(self.trial_table.update(name, status="failed", failure=failure), "over")
                 return replace(plan, is_over=True, failure=str(failure))
             if self.every_steps is not None:  # its values are applied in each generation

@@ -177,10 +177,10 @@ class Reporter(Observer):
 
         if self.is_stopped:  # Tune raises only once; a second report would wait indefinitely
             raise SystemExit
-        told: dict[str, Any] = {STEP: self._last_step, VALUE: self._last_value, STATUS: status, SETTLED: is_settled}
-        told |= {OTHERS: self._others, EPOCHS: self._epochs}
+        report: dict[str, Any] = {STEP: self._last_step, VALUE: self._last_value, STATUS: status, SETTLED: is_settled}
+        report |= {OTHERS: self._others, EPOCHS: self._epochs}
         try:
-            tune.report({**told, GOODPUT: goodput})
+            tune.report({**report, GOODPUT: goodput})
         except SystemExit:
             self.is_stopped = True
             raise
