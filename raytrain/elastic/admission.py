@@ -93,7 +93,7 @@ class Admission:
                 if most < self._workers.min:
                     self._hooks.say("waiting for the sweep's other trials")
                 else:
-                    self._hooks.say(f"waiting for nodes since {waited_s:.0f} s: {self._missing(nodes, fitting)}")
+                    self._hooks.say(f"waiting for nodes ({waited_s:.0f} s so far): {self._missing(nodes, fitting)}")
                 next_word_s = time.monotonic() + SAY_EVERY_S
             if fitting < self._workers.min and self._request is not None:
                 self._request.is_in_vain()

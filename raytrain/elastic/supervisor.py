@@ -34,7 +34,7 @@ from raytrain.training.run_log import METRICS
 logger = logging.getLogger(__name__)
 
 WITHDRAWN_LEAVE_S = 8.0  # time for a stopped trial to end its group, before its processes are taken
-NO_START = "the nodes that had room do not start workers' processes"
+NO_START = "no worker process started on the nodes that had room"
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def test_a_run_waits_for_its_first_node_and_says_so(pool: NodePool, tmp_path: Pa
     pool.add()
     training.wait_for_workers(1)
     output = training.stop()
-    assert "waiting for nodes since" in output
+    assert "waiting for nodes (" in output
     assert "there is room for 0 of the 1 (workers.min) workers of 2 CPU each" in output
 
 
