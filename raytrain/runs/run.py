@@ -38,12 +38,10 @@ from raytrain.runs.resume import begin_or_resume
 from raytrain.runs.signals import StopSignals
 from raytrain.steps.timetable import make_timetable
 from raytrain.storage import Storage
-from raytrain.tasks import make_task
 from raytrain.tracking.base import TrackedRun
 from raytrain.tracking.trackers import conclude
 from raytrain.training.measured import measured_name
 from raytrain.training.outcome import Failed, Finished, Outcome, RunStatus, Stopped, StopReason
-from raytrain.training.progress import best_metric
 from raytrain.training.records import read_jsonl
 
 if TYPE_CHECKING:
@@ -55,7 +53,15 @@ logger = logging.getLogger(__name__)
 RAY_TRAIN = "raytrain.elastic.ray_train"  # takes a second or two to import
 
 SUMMARY = "summary.json"
-SUMMARIZED = ("step", "skipped_steps", "samples_seen", "tokens_seen", "best_value", "best_step")  # fields of Progress
+SUMMARIZED = (
+    "step",
+    "skipped_steps",
+    "samples_seen",
+    "tokens_seen",
+    "best_metric",
+    "best_value",
+    "best_step",
+)  # fields of Progress
 
 STOPPED_IN_WORDS = {
     StopReason.REQUESTED: "stopped on request",
@@ -163,13 +169,11 @@ def _train_and_report(
 
 def _complete(outcome: Outcome, run: Storage, config: RunConfig, duration_s: float, events: list[str]) -> RunResult:
     """The workers' outcome, completed with what the driver knows."""
-    task = make_task(config.task, config.data.max_length)
     progress = {name: value for name, value in outcome.progress.to_dict().items() if name in SUMMARIZED}
     result = RunResult(
         status=outcome.status,
         run_path=run.path_of(),
         **progress,
-        best_metric=best_metric(config, task)[0] if config.data.validation else None,
         duration_s=duration_s,
         failures=events.count("failure"),
         resizes=events.count("resize") + events.count("reclaim"),

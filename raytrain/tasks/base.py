@@ -143,6 +143,10 @@ class Task(ABC):
         """Metric that picks the best model when the config names none."""
         return "loss"
 
+    def best_metric_for(self, state: TaskState) -> str:
+        """The same once it is known what the task has learned from the data."""
+        return self.best_metric
+
     # What it learns from the data.
 
     def declared_state(self) -> TaskState | None:

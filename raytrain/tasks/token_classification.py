@@ -82,8 +82,12 @@ class TokenClassification(TextTask):
 
     @property
     def best_metric(self) -> str:
-        """Tags that are not declared are known too late to name a metric by: they may be parts of speech."""
+        """entity_f1 if the declared tags have entities. Tags that are not declared may be parts of speech."""
         return "entity_f1" if has_entities(self.config.labels or []) else "token_macro_f1"
+
+    def best_metric_for(self, state: TaskState) -> str:
+        """entity_f1 if the tags have entities, whether declared or found in the data."""
+        return "entity_f1" if has_entities(labels_in(state)) else "token_macro_f1"
 
     def input_columns(self) -> list[str]:
         """The words."""

@@ -80,7 +80,7 @@ class Judge:
         """`on_batch`: called after each batch."""
         self._stopping, self._on_batch = config.training.early_stopping, on_batch
         self._task, self._state, self._device, self._control = task, state, device, control
-        self.best_metric, self.best_mode = best_metric(config, task)
+        self.best_metric, self.best_mode = best_metric(config, task, state)
         self._watched_mode = watched_mode(self._stopping, task) if self._stopping is not None else self.best_mode
 
     def judge(self, module: nn.Module, batches: Iterable[EvalBatch], progress: Progress) -> Verdict:
@@ -90,6 +90,8 @@ class Judge:
         """
         metrics = evaluate(module, batches, self._task, self._state, self._device, self._control, self._on_batch)
         value = _value(metrics, self.best_metric, "training.best_metric")
+        if progress.best_metric != self.best_metric:  # a resumed run may watch another one: its values don't compare
+            progress.best_metric, progress.best_value, progress.best_step = self.best_metric, None, None
         is_best = is_better(value, progress.best_value, self.best_mode)
         if is_best:
             progress.best_value, progress.best_step = value, progress.step
@@ -100,6 +102,8 @@ class Judge:
         if self._stopping is None:
             return
         value = _value(metrics, self._stopping.metric, "training.early_stopping.metric")
+        if progress.watched_metric != self._stopping.metric:
+            progress.watched_metric, progress.watched_value = self._stopping.metric, None
         if is_better(value, progress.watched_value, self._watched_mode, self._stopping.min_delta):
             progress.watched_value, progress.evals_without_improvement = value, 0
             return

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from raytrain.config import EarlyStoppingConfig, RunConfig
 from raytrain.errors import ConfigError, did_you_mean
-from raytrain.tasks.base import Mode, Task
+from raytrain.tasks.base import Mode, Task, TaskState
 
 
 @dataclass
@@ -23,12 +23,16 @@ class Progress:
     """Samples trained on since step 0, all workers."""
     tokens_seen: int = 0
     """Tokens trained on since step 0, all workers, padding excluded."""
+    best_metric: str | None = None
+    """Metric that picks the best model, as of the last evaluation."""
     best_value: float | None = None
-    """Best value so far of the metric that picks the best model."""
+    """Its best value so far."""
     best_step: int | None = None
     """Step at which it was reached."""
     evals_without_improvement: int = 0
     """Evaluations since the metric that early stopping watches last improved."""
+    watched_metric: str | None = None
+    """Metric that early stopping watches, as of the last evaluation."""
     watched_value: float | None = None
     """Best value so far for early stopping (improvements by more than min_delta)."""
     is_stopped_early: bool = False
@@ -49,14 +53,19 @@ class Progress:
         return cls(**raw)
 
 
-def best_metric(config: RunConfig, task: Task) -> tuple[str, str]:
-    """The metric that picks the best model, and its mode. Raises ConfigError when the task has no such metric."""
+def best_metric(config: RunConfig, task: Task, state: TaskState | None) -> tuple[str, str]:
+    """The metric that picks the best model, and its mode. Raises ConfigError when the task has no such metric.
+
+    Args:
+        state: The task's state, learned from the data; None: not known yet.
+    """
     training = config.training
     if training.best_metric is not None:
         return training.best_metric, mode_of(training.best_metric, task, "training.best_metric")
     if training.early_stopping is not None:
         return training.early_stopping.metric, watched_mode(training.early_stopping, task)
-    return task.best_metric, task.modes[task.best_metric]
+    metric = task.best_metric if state is None else task.best_metric_for(state)
+    return metric, task.modes[metric]
 
 
 def watched_mode(stopping: EarlyStoppingConfig, task: Task) -> Mode:

@@ -56,9 +56,7 @@ def run_sweep(
     found = check(check_space(space, raw, overrides))
     config = found.config
     metric, mode = metric_of(space, config)
-    if (
-        config.training.best_metric is None and space.metric is not None
-    ):  # the sweep's metric picks a trial's best model
+    if config.training.best_metric is None:  # the sweep's metric picks a trial's best model
         config = parse_config(config.model_dump(mode="json", exclude_unset=True), [f"training.best_metric={metric}"])
     root = Storage(config.storage_path).at(f"{config.name}-{space_name}")
     with Lease(root, lambda text: None) as lease:
@@ -91,7 +89,7 @@ def metric_of(space: Space, config: RunConfig) -> tuple[str, str]:
             what = "smaller" if better == "min" else "larger"
             raise ConfigError(f"also: a {what} {objective.metric} is better; set its mode to {better}")
     if space.metric is None:
-        metric, mode = best_metric(config, task)
+        metric, mode = best_metric(config, task, None)
         if any(objective.metric == metric for objective in space.also):
             raise ConfigError(f"also names {metric}, which is the metric of this sweep anyway")
         return metric, mode

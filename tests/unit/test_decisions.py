@@ -22,7 +22,6 @@ PRINTED = ("terminal", "cli", "launch.server", "launch.job_events")
 MAY_READ = {
     "cli.group": "the word that was typed, which click keeps in an attribute of its error",
     "launch.job_events": "what a job prints for programs, told from what it prints for people",
-    "data.encode": "the rejection of a row with an unknown label: a message of our own",
     "config.io": "which override a message of pydantic is about",
 }
 

@@ -50,7 +50,7 @@ def own(target: str = "regression:Regression", **args: Any) -> Task:
         ("lost:Task", {}, "importing lost failed: No module named 'not_installed'"),
         ("regression:Regression", {"features": ["a"]}, ".*missing 1 required .*'target'"),
         ("regression:Regression", {**ARGS, "typo": 1}, "can't be made of them.*'typo'"),
-        ("odd:Odd", ARGS, "best_metric 'rmse' is none of its metrics: loss, mae, r2"),
+        ("odd:Odd", ARGS, "best_metric 'rmse' is not one of its metrics: loss, mae, r2"),
     ],
 )
 def test_a_mistake_is_named(here: Path, target: str, args: dict[str, Any], expected: str) -> None:

@@ -673,6 +673,9 @@ class TestTagMetrics:
         assert task.best_metric in task.modes
         assert ("entity_f1" in task.modes) == (labels != ["DET", "NOUN"])
         for found in [labels] if labels else [TAGS, ["DET", "NOUN"]]:
+            best = task.best_metric_for({"labels": found})
+            assert best == ("entity_f1" if found in (TAGS, ["I-PER", "O"]) else "token_macro_f1")
+            assert best in metrics(task, [np.array([0, 1])], [np.array([0, 1])], found).values
             assert task.best_metric in metrics(task, [np.array([0, 1])], [np.array([0, 1])], found).values
 
     def test_no_entity_at_all(self):
