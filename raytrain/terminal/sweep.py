@@ -69,7 +69,7 @@ class SweepDisplay(LiveDisplay, SweepObserver):
 
     def waiting(self, seconds: float) -> None:
         """There is no room for any trial."""
-        self.console.print(f"  waiting for nodes since {seconds:.0f} s: there is no room for a trial's workers")
+        self.console.print(f"  waiting for nodes ({seconds:.0f} s so far): there is no room for a trial's workers")
 
     def stopping(self) -> None:
         """A stop was asked for."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from running import tiny_run
 
@@ -216,6 +216,7 @@ values = st.recursive(
 
 
 @given(values)
+@example(["?0", {"?a": "-b"}, [":c", "- d", "?"]])
 def test_what_is_written_is_read(value: Any) -> None:
     assert parse_yaml(to_yaml(value)) == value
     word = to_word(value)
