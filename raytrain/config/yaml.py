@@ -125,7 +125,11 @@ class _Representer(SafeRepresenter):
 
     def represent_text(self, value: str) -> ScalarNode:
         is_ambiguous = not isinstance(plain_value(value), str) or OLD_WORDS.fullmatch(value) is not None
-        is_ambiguous |= value.startswith("?")  # ruamel leaves [?0] bare, and reads it as a key
+        is_ambiguous |= value[:1] in (
+            "?",
+            ":",
+            "-",
+        )  # ruamel writes [?0] and {:0: a} without quotes, and can't read them
         style = '"' if CONTROL.search(value) else "'" if is_ambiguous else None
         return self.represent_scalar(f"{TAG}str", value, style=style)
 

@@ -216,7 +216,7 @@ values = st.recursive(
 
 
 @given(values)
-@example(["?0", {"?a": "-b"}, [":c", "- d", "?"]])
+@example(["?0", {"?a": "-b"}, [":c", "- d", "?"], {":0": None}])
 def test_what_is_written_is_read(value: Any) -> None:
     assert parse_yaml(to_yaml(value)) == value
     word = to_word(value)
