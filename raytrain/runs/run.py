@@ -53,15 +53,8 @@ logger = logging.getLogger(__name__)
 RAY_TRAIN = "raytrain.elastic.ray_train"  # takes a second or two to import
 
 SUMMARY = "summary.json"
-SUMMARIZED = (
-    "step",
-    "skipped_steps",
-    "samples_seen",
-    "tokens_seen",
-    "best_metric",
-    "best_value",
-    "best_step",
-)  # fields of Progress
+# Fields of Progress that the summary has too.
+SUMMARIZED = ("step", "skipped_steps", "samples_seen", "tokens_seen", "best_metric", "best_value", "best_step")
 
 STOPPED_IN_WORDS = {
     StopReason.REQUESTED: "stopped on request",

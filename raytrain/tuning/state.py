@@ -42,8 +42,8 @@ class SweepResult:
     best_values: Values = field(default_factory=dict)
     """The values that the best trial changes in the config."""
     front: dict[str, dict[str, float]] = field(default_factory=dict)
-    """For a space with more than one objective: the Pareto front (the trials that no other one beats in everything),
-    with what their best models reached in each objective."""
+    """The Pareto front of a space with more than one objective, the trials that no other one beats in everything, with
+    what their best models reached in each objective."""
     num_trials: int = 0
     num_failed: int = 0
     steps: int = 0
