@@ -1,6 +1,7 @@
 """A task of one's own: a number from a few numbers, by a network of one's own, with metrics of its own.
 
-raytrain train regression.yaml        # in this folder
+python make_data.py                   # in this folder: writes data/train.parquet
+raytrain train regression.yaml
 """
 
 from typing import Any

@@ -83,7 +83,7 @@ def train(
 
 @app.command()
 def resume(run: RunFolder, overrides: Overrides = None) -> None:
-    """Go on with a run from its newest good checkpoint."""
+    """Resume a run from its newest good checkpoint."""
     from raytrain.runs.run import read_run_config
     from raytrain.storage import Storage
 

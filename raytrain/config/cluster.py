@@ -25,17 +25,17 @@ class WorkersConfig(Section):
     grow_delay_s: Annotated[float, Field(ge=0.0), Affects.NOTHING, Mark.SHARED] = 10.0
     """Seconds that room for more workers must be there, unchanged, before the run grows: nodes come one by one."""
     grow_payback: Annotated[float, Field(ge=0.0), Affects.NOTHING, Mark.SHARED] = 2.0
-    """The run grows only when that saves at least so many times the seconds that a resize costs, which the run
+    """The run grows only when that saves at least this many times the seconds that a resize costs, which the run
     measures on itself."""
     reclaim_watch: Annotated[Literal["off", "auto", "aws", "gcp", "azure"], Affects.NOTHING, Mark.SHARED] = "off"
     """Cloud whose reclaim notices the run itself reads, by an actor on each node; auto: found out on each node. off:
     the cluster's `raytrain reclaim-watch` does it, or nobody. An actor keeps an idle node from being scaled down."""
     stall_timeout_s: Annotated[float | None, Field(gt=0.0), Affects.NOTHING, Mark.SHARED] = 1800.0
     """Seconds without a step, a batch of an evaluation, or a save, after which the workers are taken to hang: they are
-    ended, which counts as a failure, and others go on from the newest state. Half an hour at least until their state is
-    loaded. null: never."""
+    ended, which counts as a failure, and others continue from the newest state. Half an hour at least until their state
+    is loaded. null: never."""
     wait_timeout_s: Annotated[float | None, Field(gt=0.0), Affects.NOTHING, Mark.SHARED] = 1800.0
-    """Seconds to wait for nodes until workers.min fit; null: for ever."""
+    """Seconds to wait for nodes until workers.min fit; null: without a limit."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -154,6 +154,6 @@ def _refuse_both(overrides: list[str]) -> None:
 
 
 def _value_of(override: str) -> Any:
-    """The value of `key=value`, as the key's field takes it. Raises ConfigError when it is no YAML."""
+    """The value of `key=value`, as the key's field takes it. Raises ConfigError when it is not YAML."""
     key, _, text = override.partition("=")
     return parse_yaml(text, type_of(key), origin=f"override {key}: {text!r}")

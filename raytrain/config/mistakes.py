@@ -109,7 +109,7 @@ def _nearest(location: tuple[int | str, ...], root: type[BaseModel]) -> str:
 def nearest_field(
     name: str, section: str = "", here: Sequence[str] = (), root: type[BaseModel] = RunConfig
 ) -> str | None:
-    """Dotted key of the field that is most likely meant by a word that is no field.
+    """Dotted key of the field that is most likely meant by a word that is not a field.
 
     Args:
         section: Dotted key of the section that the word was given in; "": at the top.

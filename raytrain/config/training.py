@@ -112,7 +112,7 @@ class CommunicationConfig(Section):
 
     bucket_elements: Annotated[PositiveInt, Affects.SPEED, Mark.SHARED] = 50_000_000
     """Elements of gradients that are reduced, and of parameters that are gathered, at once. Larger needs fewer calls
-    and more memory: some copies of so many elements on each worker."""
+    and more memory: some copies of this many elements on each worker."""
     overlap: Annotated[Literal["auto"] | bool, Affects.SPEED, Mark.SHARED] = "auto"
     """Whether gradients are reduced while the backward pass goes on; auto: on GPUs, at ZeRO stages 2 and 3."""
     dtype: Annotated[Literal["fp32", "bf16", "fp16"] | None, Affects.RESULT | Affects.SPEED, Mark.SHARED] = None

@@ -131,7 +131,7 @@ def read_model_config(model: ModelConfig, **changes: Any) -> Any:
 
 
 def _check_fields(model_type: str, fields: dict[str, Any]) -> None:
-    """Transformers takes any word for a field, and goes on with the defaults. Raises ConfigError."""
+    """Transformers takes any word for a field, and uses the defaults. Raises ConfigError."""
     import transformers
 
     known = transformers.models.auto.configuration_auto.CONFIG_MAPPING

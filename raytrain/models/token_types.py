@@ -6,7 +6,7 @@ from raytrain.errors import ConfigError
 
 
 def widen_token_types(model: Any, num_types: int) -> None:
-    """Give the token-type embedding so many rows: the pretrained row 0, plus a little noise in the
+    """Give the token-type embedding `num_types` rows: the pretrained row 0, plus a little noise in the
     others so that they can grow apart.
 
     Raises:

@@ -50,7 +50,7 @@ def check_tokenizer(model: ModelConfig) -> None:
 
 
 def _check_absent(option: str, path: str, revision: str | None) -> None:
-    """Refuse what is no folder, unless it is a hub id that is cached or that the hub knows. Raises ConfigError."""
+    """Refuse what is not a folder, unless it is a hub id that is cached or that the hub knows. Raises ConfigError."""
     if looks_local(path):
         raise ConfigError(f"{option} {path}: no such folder (looked for {os.path.abspath(os.path.expanduser(path))})")
     if _is_cached(path, revision):

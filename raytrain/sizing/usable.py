@@ -19,7 +19,7 @@ def usable_of_gpu(memory_bytes: int) -> int:
 
 
 def usable_of_machine(num_workers: int) -> int:
-    """Of this machine's memory, for each of so many workers on it."""
+    """Bytes of this machine's memory for each of `num_workers` workers on it."""
     return max(0, int(machine_bytes() * HOST_SHARE) // num_workers - PROCESS_BYTES)
 
 

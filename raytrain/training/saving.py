@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -119,7 +120,7 @@ class Saver:
         if is_due and self._keeper is not None:
             copy = copy_state(self._engine)
             self._keeper.begin(progress.step, self._state_of(progress), encode_ranges(copy.ranges), copy.wait)
-        if (since := self._snapshots.late_since(progress.step)) is not None:
+        if (since := self._snapshots.late_since(progress.step, time.monotonic())) is not None:
             self._log.event("late_snapshot", step=progress.step, since=since)
 
     def poll(self) -> tuple[float, float]:

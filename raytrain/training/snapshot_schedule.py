@@ -1,6 +1,8 @@
 """After which steps a snapshot is taken. No Ray, no torch."""
 
-LATE_INTERVALS = 2  # a snapshot that is overdue for longer than this is reported
+# A snapshot that is overdue for longer than both is reported. Where steps take milliseconds, two intervals are short.
+LATE_INTERVALS = 2
+LATE_S = 30.0
 
 
 class SnapshotSchedule:
@@ -14,6 +16,7 @@ class SnapshotSchedule:
         """`every_steps`: None: no snapshots."""
         self._every_steps = every_steps
         self._overdue_since: int | None = None
+        self._overdue_at_s: float | None = None
         self._is_reported = False
 
     def is_due(self, step: int, *, saved_step: int, is_possible: bool) -> bool:
@@ -31,14 +34,21 @@ class SnapshotSchedule:
             return False
         is_covered = saved_step >= self._overdue_since
         if is_covered or is_possible:
-            self._overdue_since, self._is_reported = None, False
+            self._overdue_since, self._overdue_at_s, self._is_reported = None, None, False
         return is_possible and not is_covered
 
-    def late_since(self, step: int) -> int | None:
-        """The step since which a snapshot is overdue, if that is too long ago; returned once, until one is taken."""
+    def late_since(self, step: int, now_s: float) -> int | None:
+        """The step since which a snapshot is overdue, if that is too long ago; returned once, until one is taken.
+
+        Args:
+            now_s: Seconds of a monotonic clock.
+        """
         if self._every_steps is None or self._overdue_since is None or self._is_reported:
             return None
-        if step - self._overdue_since <= LATE_INTERVALS * self._every_steps:
+        if self._overdue_at_s is None:
+            self._overdue_at_s = now_s
+        is_late = step - self._overdue_since > LATE_INTERVALS * self._every_steps
+        if not is_late or now_s - self._overdue_at_s < LATE_S:
             return None
         self._is_reported = True
         return self._overdue_since

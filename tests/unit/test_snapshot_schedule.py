@@ -34,10 +34,12 @@ def test_what_is_due_is_taken_as_soon_as_it_can_be(
     assert taken(every, 20, impossible, saved) == expected
 
 
-def test_one_that_is_late_is_told_of_once() -> None:
-    schedule, told = SnapshotSchedule(5), []
+@pytest.mark.parametrize(("step_s", "told_at"), [(4.0, 16), (1.0, None), (1.5, 25)])
+def test_one_that_is_late_is_told_of_once(step_s: float, told_at: int | None) -> None:
+    """Overdue from step 5 to step 30, and then from step 35 on: for more than two intervals, and for 30 seconds."""
+    schedule, told = SnapshotSchedule(5), {}
     for step in range(1, 41):
         schedule.is_due(step, saved_step=0, is_possible=step in (2, 3, 4, 30))
-        told.append(schedule.late_since(step))
-    assert [since for since in told if since is not None] == [5]
-    assert told.index(5) + 1 == 16
+        if (since := schedule.late_since(step, now_s=step * step_s)) is not None:
+            told[step] = since
+    assert told == ({} if told_at is None else {told_at: 5})
