@@ -328,7 +328,7 @@ def _train(config: "RunConfig", progress: bool, *, overwrite: bool, callbacks: S
     with _run_display(progress) as observer:
         result = run_training(config, observer, overwrite=overwrite, callbacks=callbacks)
     if result.status == "failed":
-        raise TrainingError(f"{result.run_path} failed at step {result.step}: {result.message}")
+        raise TrainingError(f"{result.run_path} failed at step {result.step}: {result.message}", result.failure_code)
     return result
 
 

@@ -90,8 +90,12 @@ class Judge:
         """
         metrics = evaluate(module, batches, self._task, self._state, self._device, self._control, self._on_batch)
         value = _value(metrics, self.best_metric, "training.best_metric")
-        if progress.best_metric != self.best_metric:  # a resumed run may watch another one: its values don't compare
-            progress.best_metric, progress.best_value, progress.best_step = self.best_metric, None, None
+        if progress.best_metric not in (
+            None,
+            self.best_metric,
+        ):  # a resumed run may watch another metric: values differ
+            progress.best_value = progress.best_step = None
+        progress.best_metric = self.best_metric
         is_best = is_better(value, progress.best_value, self.best_mode)
         if is_best:
             progress.best_value, progress.best_step = value, progress.step
@@ -102,8 +106,9 @@ class Judge:
         if self._stopping is None:
             return
         value = _value(metrics, self._stopping.metric, "training.early_stopping.metric")
-        if progress.watched_metric != self._stopping.metric:
-            progress.watched_metric, progress.watched_value = self._stopping.metric, None
+        if progress.watched_metric not in (None, self._stopping.metric):
+            progress.watched_value = None
+        progress.watched_metric = self._stopping.metric
         if is_better(value, progress.watched_value, self._watched_mode, self._stopping.min_delta):
             progress.watched_value, progress.evals_without_improvement = value, 0
             return

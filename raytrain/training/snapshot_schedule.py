@@ -32,7 +32,8 @@ class SnapshotSchedule:
             self._overdue_since = step
         if self._overdue_since is None:
             return False
-        is_covered = saved_step >= self._overdue_since
+        newest_due = step - step % self._every_steps
+        is_covered = saved_step >= newest_due  # not only the oldest of several that were due meanwhile
         if is_covered or is_possible:
             self._overdue_since, self._overdue_at_s, self._is_reported = None, None, False
         return is_possible and not is_covered

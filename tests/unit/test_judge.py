@@ -44,3 +44,10 @@ def test_values_of_another_metric_are_no_yardstick(tmp_path: Path) -> None:
     assert not progress.is_stopped_early and progress.evals_without_improvement == 0
     assert judged(tmp_path, progress, [{"accuracy": 0.5, "loss": 0.66}] * 2, stopping.format("loss")) == [False, False]
     assert progress.is_stopped_early
+
+
+def test_a_state_that_does_not_name_its_metric_keeps_its_value(tmp_path: Path) -> None:
+    """Older versions did not write the name."""
+    progress = Progress(best_value=0.9, best_step=10)
+    assert judged(tmp_path, progress, [{"accuracy": 0.6, "macro_f1": 0.6, "loss": 0.9}]) == [False]
+    assert progress.best_value == 0.9

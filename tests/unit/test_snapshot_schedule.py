@@ -25,6 +25,12 @@ def taken(every: int | None, steps: int, impossible: set[int], saved: dict[int, 
         (5, set(range(4, 14)), None, [14, 15, 20]),
         (5, {10}, {11: 10}, [5, 15, 20]),  # the checkpoint of step 10 is written before the next step
         (5, {10}, {13: 10}, [5, 11, 15, 20]),  # it takes longer
+        (
+            5,
+            {*range(10, 17)},
+            {17: 10},
+            [5, 17, 20],
+        ),  # step 15 became due meanwhile, which a checkpoint of 10 does not cover
         (5, {10, 11, 12}, {12: 4}, [5, 13, 15, 20]),  # one of an earlier step does not help
     ],
 )
