@@ -182,11 +182,9 @@ def tune(
         if number is not None and number < 1:
             raise ConfigError(f"{option} {number} is less than 1")
     name, chosen = _space(space)
-    if trials is not None:
-        chosen = chosen.model_copy(update={"budget": chosen.budget.model_copy(update={"trials": trials})})
     raw, words = _raw(config), words_of(overrides)
     with _sweep_display(progress) as observer:
-        result = run_sweep(raw, words, chosen, name, observer, max_concurrent=max_concurrent)
+        result = run_sweep(raw, words, chosen.with_trials(trials), name, observer, max_concurrent=max_concurrent)
     if result.status == "failed":
         raise TrainingError(f"{result.path}: every trial failed; `raytrain report {result.path}` lists the reasons")
     return result

@@ -114,10 +114,6 @@ class StorageRangeReader:
         for pieces in self._pieces.values():
             pieces.sort()
 
-    def kinds_of(self, name: str) -> list[str]:
-        """The kinds that the files contain for a parameter or buffer; empty if they contain none."""
-        return [kind for kind in (FP32, *MOMENTS, BUFFER) if (kind, name) in self._pieces]
-
     def read(self, kind: str, name: str, start: int, stop: int) -> Tensor:
         """See `RangeReader`."""
         result = np.empty(stop - start, dtype=np.float32)

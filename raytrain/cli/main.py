@@ -146,9 +146,7 @@ def tune(
     from raytrain.tuning.space.space import load_space, space_name
     from raytrain.tuning.sweep import run_sweep
 
-    chosen = load_space(space)
-    if trials is not None:
-        chosen = chosen.model_copy(update={"budget": chosen.budget.model_copy(update={"trials": trials})})
+    chosen = load_space(space).with_trials(trials)
     raw = read_config(config)
     try:
         with SweepDisplay() as display:
@@ -180,20 +178,20 @@ def plan(
 
     Without --gpu and --nodes it plans for CPU workers on this machine. Exit code 2: something is wrong or does not fit.
     """
-    from raytrain.config.io import load_config
-    from raytrain.planning.forecast import Hardware, make_forecast
-    from raytrain.planning.gpus import find_gpu
+    import raytrain
     from raytrain.terminal.plan import print_forecast
 
-    hardware = Hardware(
-        gpu=find_gpu(gpu) if gpu is not None else None,
-        num_nodes=nodes,
+    found = raytrain.plan(
+        config,
+        *(overrides or []),
+        gpu=gpu,
+        nodes=nodes,
         gpus_per_node=gpus_per_node,
         cpus_per_node=cpus_per_node,
-        price_per_hour=price,
-        bandwidth_bytes=bandwidth * 2**20,
+        price=price,
+        bandwidth=bandwidth,
+        calibrate=calibrate,
     )
-    found = make_forecast(load_config(config, overrides), hardware, calibrate)
     print_forecast(found, as_json=json)
     raise typer.Exit(0 if found.fits else 2)
 

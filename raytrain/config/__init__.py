@@ -18,7 +18,7 @@ from raytrain.config.cluster import (
     WandbConfig,
     WorkersConfig,
 )
-from raytrain.config.data import BadRowPolicy, DataConfig, SourceConfig, SourceFormat, ValidationConfig
+from raytrain.config.data import SPLITS, BadRowPolicy, DataConfig, SourceConfig, SourceFormat, ValidationConfig
 from raytrain.config.task import (
     Labels,
     ModelConfig,
@@ -39,6 +39,7 @@ from raytrain.config.training import (
 )
 
 __all__ = [
+    "SPLITS",
     "Affects",
     "BadRowPolicy",
     "CheckpointConfig",

@@ -7,6 +7,8 @@ from pydantic import model_validator
 
 from raytrain.config.base import Affects, Fraction, Mark, PositiveInt, Section
 
+SPLITS = ("train", "validation", "test")
+
 
 class SourceFormat(StrEnum):
     """File format of a source; `auto` goes by the file name's ending."""

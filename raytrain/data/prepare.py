@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raytrain.config import RunConfig
+from raytrain.config import SPLITS, RunConfig
 from raytrain.data.encode import Encoder, Rejected, RowFunction, Surveyor
 from raytrain.data.fingerprint import fingerprint
 from raytrain.data.prepared import MANIFEST_NAME, Manifest, Part, PreparedStore, SplitInfo, index_name
@@ -195,8 +195,7 @@ class _Preparation:
             )
 
     def _wanted_splits(self) -> list[str]:
-        splits = ("train", "validation", "test")
-        given = [split for split in splits if getattr(self.config.data, split) is not None]
+        given = [split for split in SPLITS if getattr(self.config.data, split) is not None]
         return given if "train" in self.files else [split for split in given if split in self.files]
 
     def _no_row(self, split: str) -> str:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from raytrain.config import DataConfig, SourceConfig, SourceFormat, ValidationConfig
+from raytrain.config import SPLITS, DataConfig, SourceConfig, SourceFormat, ValidationConfig
 from raytrain.data.readers import (
     CHUNK_ROWS,
     ROW,
@@ -83,7 +83,7 @@ def check_sources(data: DataConfig, task: Task, only: str | None = None) -> dict
     Raises:
         DataError: The message names the option, the file, and what to do.
     """
-    sources = {split: getattr(data, split) for split in ("train", "validation", "test") if only in (None, split)}
+    sources = {split: getattr(data, split) for split in SPLITS if only in (None, split)}
     splits = {
         split: list_files(source, f"data.{split}")
         for split, source in sources.items()

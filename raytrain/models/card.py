@@ -10,6 +10,7 @@ from typing import Any
 from raytrain.config.io import to_yaml
 
 CARD = "README.md"
+BEST = "best"  # folder of a run with its best model
 FACTS = "raytrain.json"
 PIPELINES = {"sequence_classification": "text-classification", "token_classification": "token-classification"}
 MOST_LABELS = 50  # of a longer list the card shows the beginning; raytrain.json has all

@@ -4,9 +4,9 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import yaml
-
+from raytrain.config import RunConfig
 from raytrain.config.io import flatten
+from raytrain.config.yaml import parse_yaml
 from raytrain.errors import ConfigError
 from raytrain.reports.compare_plots import draw_runs, run_colors
 from raytrain.reports.curves import RunRecord, read_run
@@ -97,8 +97,8 @@ def config_differences(texts: Mapping[str, str]) -> Rows:
 def _parsed(text: str) -> dict[str, Any]:
     """A run's own config.yaml; empty when it is missing or torn."""
     try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError:
+        raw = parse_yaml(text, RunConfig)
+    except ConfigError:
         return {}
     return raw if isinstance(raw, dict) else {}
 

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from raytrain.config import RunConfig
+from raytrain.config import SPLITS, RunConfig
 from raytrain.errors import ConfigError
+from raytrain.models.card import BEST, FACTS
 from raytrain.storage import Storage
 
-SPLITS = ("validation", "test")
+MEASURED_SPLITS = ("validation", "test")
 # Prefixes of the keys that an evaluation may change beside its own split; no other key concerns the model in best/.
 ALLOWED = ("data.bad_rows", "data.prepared_path", "workers.", "ray.", "training.micro_batch_size")
 # Changing these leaves the prepared data of the run valid.
@@ -34,8 +35,8 @@ def allowed_overrides(split: str, overrides: Sequence[str]) -> list[str]:
 
     Raises ConfigError for a split that can't be evaluated, and for an override that has no effect on an evaluation.
     """
-    if split not in SPLITS:
-        raise ConfigError(f"--split {split!r} can't be evaluated; allowed: {', '.join(SPLITS)}")
+    if split not in MEASURED_SPLITS:
+        raise ConfigError(f"--split {split!r} can't be evaluated; allowed: {', '.join(MEASURED_SPLITS)}")
     for override in overrides:
         key = override.partition("=")[0]
         is_column = key.startswith("task.") and key.endswith("_column")
@@ -53,10 +54,10 @@ def allowed_overrides(split: str, overrides: Sequence[str]) -> list[str]:
 
 def check_can_be_measured(run: Storage, config: RunConfig, split: str) -> None:
     """Raises ConfigError when the run has no best model yet, or does not have this split."""
-    if not run.exists("best/raytrain.json"):
+    if not run.exists(f"{BEST}/{FACTS}"):
         raise ConfigError(f"{run.path_of()} has no best/ model yet; train the run first")
     if getattr(config.data, split) is None:
-        splits = [name for name in ("train", "validation", "test") if getattr(config.data, name) is not None]
+        splits = [name for name in SPLITS if getattr(config.data, name) is not None]
         raise ConfigError(
             f"the run's config has no data.{split}; its splits: {', '.join(splits)}. To measure a file of your own, "
             f"add data.{split}.path=FILE"
@@ -76,16 +77,16 @@ def for_other_data(config: RunConfig, run: Storage) -> RunConfig:
             "other files can't be evaluated with task.kind python: what its class learned from the training data is "
             "only known for the run's own data. Name the files as data.validation or data.test when the run is trained"
         )
-    state = run.read_json("best/raytrain.json")["state"]
+    state = run.read_json(f"{BEST}/{FACTS}")["state"]
     task: dict[str, Any] = {"labels": state["labels"]}
     if "class_weights" in state:  # balanced weights were counted in the training data, which may be gone
         task["class_weights"] = dict(zip(state["labels"], state["class_weights"], strict=True))
     changes: dict[str, Any] = {"task": config.task.model_copy(update=task)}
-    if (path := run.local_path("best")) is not None:  # on an object store the workers can't open it as a folder
+    if (path := run.local_path(BEST)) is not None:  # on an object store the workers can't open it as a folder
         model = {"path": path, "config": None, "tokenizer": None, "revision": None}
         changes["model"] = config.model.model_copy(update=model)
     return config.model_copy(update=changes)
 
 
 def _other(split: str) -> tuple[str, ...]:
-    return tuple(f"data.{other}" for other in SPLITS if other != split)
+    return tuple(f"data.{other}" for other in MEASURED_SPLITS if other != split)

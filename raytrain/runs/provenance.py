@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -26,20 +27,34 @@ PACKAGES = ("ray", "torch", "deepspeed", "transformers")
 TOOL_TIMEOUT_S = 5.0  # a git or nvidia-smi that hangs must not delay the run
 
 
-def record_command(run: Storage, splits: Mapping[str, SplitInfo]) -> None:
-    """Append this command's line to the run's commands.jsonl. `splits`: by name, those of the prepared data."""
+def observe_command() -> "Future[dict[str, Any]]":
+    """What `record_command` writes of this command, found out in a thread: git and nvidia-smi may take seconds."""
+    thread = ThreadPoolExecutor(1, thread_name_prefix="provenance")
+    observed = thread.submit(_observed, os.getcwd())
+    thread.shutdown(wait=False)
+    return observed
+
+
+def record_command(run: Storage, splits: Mapping[str, SplitInfo], observed: "Future[dict[str, Any]]") -> None:
+    """Append this command's line to the run's commands.jsonl.
+
+    Args:
+        splits: By name, those of the prepared data.
+        observed: Of `observe_command`; waited for.
+    """
     writer = JsonlWriter(run, COMMANDS)
-    writer.write(
-        {
-            "time": time.time(),
-            "command": command_line(sys.argv),
-            "versions": _versions(),
-            "machine": _machine(),
-            "git": git_state(os.getcwd()),
-            "data": {name: _counts(asdict(split)) for name, split in splits.items()},
-        }
-    )
+    data = {name: _counts(asdict(split)) for name, split in splits.items()}
+    writer.write({"time": time.time(), **observed.result(), "data": data})
     writer.close()
+
+
+def _observed(folder: str) -> dict[str, Any]:
+    return {
+        "command": command_line(sys.argv),
+        "versions": _versions(),
+        "machine": _machine(),
+        "git": git_state(folder),
+    }
 
 
 def command_line(argv: Sequence[str]) -> str | None:

@@ -27,7 +27,7 @@ from raytrain.errors import ConfigError, RaytrainError
 from raytrain.ray_core.nodes import most_in
 from raytrain.runs.lease import Lease
 from raytrain.runs.preflight import check
-from raytrain.runs.provenance import record_command
+from raytrain.runs.provenance import observe_command, record_command
 from raytrain.runs.resume import begin_or_resume
 from raytrain.steps.batches import World
 from raytrain.storage import Storage
@@ -47,8 +47,7 @@ def prepare_loop(config: RunConfig) -> "RayTrainLoop":
     """Check a config, prepare its data, set up its folder, and return the function that each worker runs.
 
     Ray is needed only if the data is not prepared yet: either the Ray that this process is connected to, or the one
-    that
-    `trainer.fit()` would use, which is left running for it.
+    that `trainer.fit()` would use, which is left running for it.
 
     Raises:
         ConfigError: The config is wrong, the folder holds another run, or another command trains it; nothing was
@@ -57,11 +56,12 @@ def prepare_loop(config: RunConfig) -> "RayTrainLoop":
     """
     found = check(config, on_this_machine=False).config
     run = Storage(found.storage_path).at(found.name)
+    command = observe_command()
     with Lease(run, logger.info):
         begin_or_resume(run, found, overwrite=False)
         store = _prepared(found)
         run.write_bytes("config.yaml", dump_config(found).encode())
-        record_command(run, store.manifest.splits)
+        record_command(run, store.manifest.splits, command)
     return RayTrainLoop(found.model_dump(mode="json", exclude_unset=True), run.path_of(), store.root)
 
 

@@ -19,6 +19,7 @@ from raytrain.elastic.allocation import Terms
 from raytrain.elastic.run_spec import Hooks, RunSpec
 from raytrain.elastic.train_run import EVALUATIONS, TrainRun
 from raytrain.errors import ConfigError, FailureCode, RaytrainError, TrainingError, first_line
+from raytrain.models.card import BEST, FACTS
 from raytrain.monitoring.exporter import RunExporter
 from raytrain.ray_core.connect import ray_session
 from raytrain.ray_core.nodes import worker_resources
@@ -33,7 +34,7 @@ from raytrain.runs.evaluation import (
 from raytrain.runs.lease import Lease
 from raytrain.runs.observer import Follower, Observer
 from raytrain.runs.preflight import Preflight, check
-from raytrain.runs.provenance import record_command
+from raytrain.runs.provenance import observe_command, record_command
 from raytrain.runs.resume import begin_or_resume
 from raytrain.runs.signals import StopSignals
 from raytrain.steps.timetable import make_timetable
@@ -195,6 +196,7 @@ def _train(
 
     config = found.config
     observer.phase("starting Ray")
+    command = observe_command()  # while Ray starts
     with (
         ray_session(config, found.private_cpus, preload=RAY_TRAIN) as session,
         StopSignals() as signals,
@@ -206,7 +208,7 @@ def _train(
         plan = found.plan_on(session, num_samples=num_samples)
         run.write_bytes("config.yaml", dump_config(config).encode())
         run.write_bytes("plan.json", json.dumps(plan.to_json(), indent=1).encode())
-        record_command(run, store.manifest.splits)
+        record_command(run, store.manifest.splits, command)
         table = make_timetable(config, num_samples, has_validation=store.has_split("validation"))
         observer.begin(table.total_steps)
         observer.phase("starting workers")
@@ -313,7 +315,7 @@ def evaluate_run(path: str, split: str, observer: Observer | None = None, overri
     if isinstance(outcome, Failed):
         raise TrainingError(outcome.message, outcome.code)
     assert isinstance(outcome, Finished)
-    step, num_samples = run.read_json("best/raytrain.json")["step"], store.manifest.splits[split].num_samples
+    step, num_samples = run.read_json(f"{BEST}/{FACTS}")["step"], store.manifest.splits[split].num_samples
     return Evaluation(run.path_of(), name, step, num_samples, outcome.final_metrics)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from raytrain.config import ModelConfig, TrainingConfig
+from raytrain.config import SPLITS, ModelConfig, TrainingConfig
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -93,7 +93,7 @@ class BatchContext:
 
     def generator(self, place: int) -> np.random.Generator:
         """Random numbers of the sample at `place` in the batch: equal whoever draws them, other in each epoch."""
-        split = ("train", "validation", "test").index(self.split)
+        split = SPLITS.index(self.split)
         return np.random.default_rng((self.seed, split, self.epoch, int(self.ids[place]), int(self.copies[place])))
 
 

@@ -24,13 +24,12 @@ from raytrain.checkpoint.writer import CheckpointWriter, retrying, wait_patientl
 from raytrain.engine.engine import Engine
 from raytrain.engine.zero_state import copy_state, owned_ranges, scaler_state
 from raytrain.errors import CheckpointError
+from raytrain.models.card import BEST
 from raytrain.storage import Storage
 from raytrain.training.agreement import Control, StepSums
 from raytrain.training.progress import Progress
 from raytrain.training.run_log import RunLog
 from raytrain.training.snapshot_schedule import SnapshotSchedule
-
-BEST = "best"
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from raytrain.engine.engine import Engine, detect_precision
 from raytrain.engine.process_group import collective_timeout_s
 from raytrain.engine.zero_state import load_ranges, load_scaler_state
 from raytrain.errors import CheckpointError, ConfigError
-from raytrain.models.card import FACTS
+from raytrain.models.card import BEST, FACTS
 from raytrain.sizing.shape import shape_of
 from raytrain.sizing.zero_stage import AUTO, Group, memory_at, settle
 from raytrain.steps.batches import BatchPlan, World
@@ -46,7 +46,7 @@ from raytrain.training.progress import Progress
 from raytrain.training.records import last_row
 from raytrain.training.reporting import Reporter, Reporting
 from raytrain.training.run_log import METRICS, RunLog, next_attempt
-from raytrain.training.saving import BEST, SaveCallbacks, SavePlan, Saver, recover_folder
+from raytrain.training.saving import SaveCallbacks, SavePlan, Saver, recover_folder
 from raytrain.training.trainer import IdleTime, Trainer
 
 MIB = 2**20

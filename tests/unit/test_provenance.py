@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from raytrain.data.prepared import SplitInfo
-from raytrain.runs.provenance import command_line, git_state, record_command
+from raytrain.runs.provenance import command_line, git_state, observe_command, record_command
 from raytrain.storage import Storage
 
 SPLITS = {"train": SplitInfo(120, 999, 3, 1, []), "test": SplitInfo(20, 99, 0, 0, [])}
@@ -17,7 +17,7 @@ def test_each_command_of_a_run_leaves_a_line(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("WANDB_API_KEY", "a-secret")
     monkeypatch.setattr("sys.argv", ["/usr/bin/raytrain", "train", "run.yaml", "name=two words"])
     for _ in range(2):
-        record_command(Storage(str(tmp_path)), SPLITS)
+        record_command(Storage(str(tmp_path)), SPLITS, observe_command())
     text = (tmp_path / "commands.jsonl").read_text()
     first, second = map(json.loads, text.splitlines())
     assert first["command"] == second["command"] == "raytrain train run.yaml 'name=two words'"

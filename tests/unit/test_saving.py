@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from raytrain.models.card import BEST
 from raytrain.storage import Storage
-from raytrain.training.saving import BEST, recover_folder, replace_folder
+from raytrain.training.saving import recover_folder, replace_folder
 
 
 def model(folder: Path, version: str) -> str:

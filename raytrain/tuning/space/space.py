@@ -105,6 +105,12 @@ class Space(Section):
     seed: int = 0
     """Seed of the drawn values: the same space and seed give the same configurations."""
 
+    def with_trials(self, trials: int | None) -> "Space":
+        """The space with a budget of this many configurations; None: with its own."""
+        if trials is None:
+            return self
+        return self.model_copy(update={"budget": self.budget.model_copy(update={"trials": trials})})
+
     @property
     def grids(self) -> dict[str, Grid]:
         """The parameters of kind grid."""
