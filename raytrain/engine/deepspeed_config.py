@@ -58,8 +58,7 @@ _REFUSED: dict[str, str] = {
     "autotuning": "leave it out",
 }
 # Allowed keys; a test compares the second list with DeepSpeed's own. Any other key is a typo, which DeepSpeed ignores
-# at
-# the top level and reports from the workers below it.
+# at the top level and reports from the workers below it.
 _KNOWN = (
     *("communication_data_type", "disable_allgather", "dump_state", "disable_python_gc", "steps_per_print"),
     *("wall_clock_breakdown", "memory_breakdown", "zero_optimization", "zero_allow_untested_optimizer"),
