@@ -83,8 +83,8 @@ class Engine:
         self.optimizer: Any = self.deepspeed.optimizer
         if self.zero_stage in (1, 2) and not getattr(self.optimizer, "cpu_offload", False):
             # DeepSpeed's overflow check looks at one gradient after the other, which takes a fifth of a small model's
-            # step
-            # on an H200 (profiled). The norm is computed next anyway, and is not finite exactly if a gradient is not.
+            # step on an H200 (profiled). The norm is computed next anyway, and is not finite exactly if a gradient
+            # is not.
             self.optimizer.check_overflow = lambda *_, **__: None
         self.module = self.deepspeed.module
         if precision is Precision.FP16:

@@ -58,8 +58,7 @@ def process_group(world: World, backend: str, store: dist.Store, patience_s: flo
         RuntimeError: The other workers did not join in time, or left.
     """
     # torch numbers the groups of a process, and the number is part of the keys by which workers find each other. A
-    # group
-    # that failed to form is counted but never discounted, so the workers of the next group would not meet.
+    # group that failed to form is counted but never discounted, so the workers of the next group would not meet.
     dist.distributed_c10d._world.group_count = 0
     dist.init_process_group(
         backend,

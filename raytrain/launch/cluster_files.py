@@ -114,8 +114,7 @@ def _in_comments(text: str, old: str, new: str) -> str:
 
 def marked_lines(text: str) -> list[tuple[int, str]]:
     """Lines that the user must still change, as (line number from 1, text): marked lines, and lines that still contain
-    a
-    placeholder. Comments that only mention the mark don't count."""
+    a placeholder. Comments that only mention the mark don't count."""
     lines = enumerate(text.splitlines(), 1)
     spoken = re.compile(r"\s*#(?!SBATCH )")  # Slurm's options are comments to the shell
     left = re.compile(rf"{MARK}|\bCHANGE\b|\bregistry\.example\.com\b")

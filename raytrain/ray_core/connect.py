@@ -18,8 +18,7 @@ from raytrain.ray_core.nodes import knock
 QUIET = {
     "RAY_DEDUP_LOGS": "1",
     # A sweep starts and ends many processes on purpose, so messages about them are noise. The run itself reports
-    # failures
-    # and lost nodes, and where JSON is printed, nothing else may be.
+    # failures and lost nodes, and where JSON is printed, nothing else may be.
     "RAY_DEDUP_LOGS_SKIP_REGEX": "PYTHON worker processes have been started|A worker died or was killed|"
     "The node with node id",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

@@ -138,8 +138,7 @@ def demands(worker: Resources, data_cpus: float, count: int, least_data_cpus: fl
 
 def most_in(total: Resources, worker: Resources, data_cpus: float, least_data_cpus: float = 1.0) -> int:
     """Maximum number of workers for the total resources, including CPUs for their data. A resource that `total` does
-    not
-    name is unlimited."""
+    not name is unlimited."""
     limits = [(total[name] + EPSILON) / amount for name, amount in worker.items() if amount and name in total]
     if "CPU" in total:
         cpus, each = total["CPU"] + EPSILON, worker.get("CPU", 0.0)

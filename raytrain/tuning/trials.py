@@ -124,8 +124,7 @@ class TrialTable:
 
     def exchanged(self, name: str, values: Values, step: int, source: str, best: dict[str, Any]) -> TrialRow:
         """Record that a trial continues from another's model with other values. `best`: the other's BEST, whose best
-        model
-        becomes this trial's too."""
+        model becomes this trial's too."""
         row = self.update(name, values=values, sources=[*self.rows[name].sources, (step, source)], **best)
         self._write(row)
         return row
