@@ -25,6 +25,7 @@ class FailureCode(StrEnum):
     NODE_LOST = "node_lost"  # a node went away, with or without notice
     HANG = "hang"  # nothing was done for workers.stall_timeout_s
     NO_CAPACITY = "no_capacity"  # workers.min did not fit for workers.wait_timeout_s, or did not start
+    TAKEN_OVER = "taken_over"  # another command trains the run now; this one has stopped writing to its folder
     RAY = "ray"  # Ray itself failed: its head is gone, say
     INTERNAL = "internal"  # an exception of raytrain's own outside the workers, or of a user's callback
 
@@ -74,6 +75,13 @@ class CheckpointError(RaytrainError):
 
 class TrainingError(RaytrainError):
     """The run failed (diverged, overflows at every step, ...); the message says what to try."""
+
+
+class TakenOverError(RaytrainError):
+    """Another command trains the run now, because this process was suspended or cut off for long. It must not write to
+    the run's folder any more."""
+
+    code = FailureCode.TAKEN_OVER
 
 
 class ForeignMessage(StrEnum):

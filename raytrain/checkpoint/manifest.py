@@ -47,7 +47,7 @@ class Checkpoint:
     """A committed checkpoint with an intact manifest and state. `verify` checks the other files."""
 
     def __init__(self, folder: Storage):
-        """Raises CheckpointError with the reason if it can't be loaded."""
+        """Raises CheckpointError with the damage that makes it impossible to load, and OSError if storage fails."""
         self.folder = folder
         manifest = read_manifest(folder)
         self.step: int = manifest["step"]
@@ -77,13 +77,14 @@ class Checkpoint:
         return shares[world_rank]
 
     def verify(self, world_rank: int = 0, world_size: int = 1) -> str | None:
-        """Read this worker's share of the files. Returns what is damaged, or None if all are good."""
+        """Read this worker's share of the files. Returns what is damaged, or None if all are good. Raises OSError if
+        storage fails, which says nothing about the files."""
         for entry in self.files_to_verify(world_rank, world_size):
             try:
                 if _sha256_of(self.folder, entry.name) != entry.sha256:
                     return f"{entry.name} was changed after it was written (SHA-256 differs)"
-            except OSError as error:
-                return f"{entry.name} can't be read ({error})"
+            except FileNotFoundError:
+                return f"{entry.name} is missing"
         return None
 
 

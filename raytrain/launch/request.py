@@ -12,8 +12,8 @@ from raytrain.config import RunConfig
 from raytrain.config.io import load_config, read_config
 from raytrain.config.yaml import to_yaml
 from raytrain.errors import ConfigError
+from raytrain.runs.folder import read_run_config
 from raytrain.runs.preflight import check_elsewhere, local_paths
-from raytrain.runs.run import read_run_config
 from raytrain.storage import Storage
 from raytrain.tuning.best_trial import NEEDS_SWEEP, TRIAL_NEEDS_SWEEP
 from raytrain.tuning.space.space import check_space, load_space, space_name

@@ -20,6 +20,8 @@ EPOCHS = "epochs_done"
 UPLOAD_EVERY_S = 15.0
 # ... and less often when an upload takes long: at most a twentieth of the time is spent on it.
 UPLOAD_SHARE = 0.05
+# A file system appends at once; whether this process may still write is looked up at most this often.
+CHECK_EVERY_S = 1.0
 # The last row of a file is searched for in this many bytes.
 TAIL_BYTES = 64 << 10
 
@@ -31,7 +33,7 @@ class JsonlWriter:
         """Opens the file for appending; a last line that a crash left incomplete gets a line end, and readers skip
         it."""
         self._storage, self._name = storage, name
-        self._is_torn = False
+        self._is_torn, self._next_check_s = False, 0.0
         path = storage.local_path(name)
         if path is None:
             self._file = None
@@ -61,6 +63,9 @@ class JsonlWriter:
     def _append(self, line: bytes) -> None:
         """Append a line. A full disk may take only a part of it: the next line then starts with a line end."""
         assert self._file is not None
+        if time.monotonic() >= self._next_check_s:
+            self._storage.check()
+            self._next_check_s = time.monotonic() + CHECK_EVERY_S
         data = b"\n" + line if self._is_torn else line
         self._is_torn = True
         written = self._file.write(data)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from raytrain.checkpoint.fence import Fence
 from raytrain.checkpoint.ranges import Files, StorageRangeReader
 from raytrain.checkpoint.sizes import CHECKPOINT_BYTES_PER_PARAMETER
 from raytrain.checkpoint.snapshot import STORE_SHARE, MemoryFiles, Snapshot, SnapshotKeeper, bytes_in_store
@@ -70,7 +71,9 @@ class WorkerRun:
         entered_at_s: When this worker began, seconds since the epoch.
         reporter: Reports to Ray Train; None: nothing is reported.
         """
-        self.reporting = Reporting(reporter, world, run)
+        if job.fencing_token is not None:
+            run = run.guarded(Fence(run, job.fencing_token).check)
+        self.reporting = Reporting(reporter, world, run, job.fencing_token or 0)
         self.job, self.run, self.world, self.link, self.entered_at_s = job, run, world, link, entered_at_s
         self.config = RunConfig.model_validate(job.config)
         timeout_s = collective_timeout_s(self.config.workers.stall_timeout_s)
@@ -161,6 +164,8 @@ class WorkerRun:
                 keep_last=self.config.checkpoint.keep_last,
                 snapshot_every_steps=self.config.checkpoint.snapshot_every_steps,
                 token=self.token,
+                fencing_token=self.job.fencing_token or 0,
+                resumed_step=progress.step,
                 belongs_to={DATA_CONTENT: self.store.manifest.content, FROZEN_WEIGHTS: frozen},
             ),
             functools.partial(self._export, model),

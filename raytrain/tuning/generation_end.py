@@ -34,7 +34,7 @@ def has_paused_at(run: Storage, step: int) -> bool:
         return False
     summary = run.read_json(SUMMARY)
     has_paused = summary["status"] == "stopped" and summary["step"] == step
-    return has_paused and step in CheckpointStore(run.at("checkpoints")).candidates()
+    return has_paused and any(step == saved.step for saved in CheckpointStore(run.at("checkpoints")).candidates())
 
 
 def value_at(run: Storage, step: int, metric: str, sign: float) -> float:
