@@ -18,6 +18,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ValidationError
 
 from raytrain.checkpoint.fence import Fence, holders, lease_name, newest_token, taken_over, token_of
+from raytrain.checkpoint.retries import retrying
 from raytrain.errors import ConfigError, TakenOverError
 from raytrain.storage import Storage
 
@@ -145,8 +146,12 @@ class Lease:
         return _newest(first)
 
     def _holders(self) -> dict[str, LeaseRecord]:
-        """The records of the newest token's holders, by name."""
-        return {name: self._read(name) for name in holders(self._run)}
+        """The records of the newest token's holders, by name. Raises OSError when storage fails for two minutes."""
+
+        def read() -> dict[str, LeaseRecord]:
+            return {name: self._read(name) for name in holders(self._run)}
+
+        return retrying(read, f"reading the lease of {self._run.path_of()}")
 
     def _may_be_alive(self, record: LeaseRecord) -> bool:
         return not (record.released or record.owner == self._owner or _is_dead(record))

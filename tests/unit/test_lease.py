@@ -2,17 +2,18 @@
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from s3 import s3_bucket
 
 from raytrain.checkpoint.fence import Fence, holders, lease_name, newest_token
 from raytrain.checkpoint.store import CheckpointStore, Saved
@@ -32,25 +33,19 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease_module, "POLL_S", 0.05)
 
 
-class ObjectStore(Storage):
-    """A local folder that behaves like an object store: no exclusive creation, no rename."""
-
-    def __init__(self, root: str):
-        super().__init__(root)
-        self._is_local = False
-
-    def write_bytes(self, name: str, data: bytes | memoryview) -> None:
-        self.check()
-        os.makedirs(os.path.dirname(self._full(name)), exist_ok=True)
-        uploaded = Path(tempfile.mkstemp()[1])
-        uploaded.write_bytes(data)
-        shutil.move(uploaded, self._full(name))
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    with s3_bucket() as uri:
+        yield uri
 
 
-@pytest.fixture(params=[Storage, ObjectStore])
-def run(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    storage: Storage = request.param(str(tmp_path))
-    return storage
+@pytest.fixture(params=["file system", "object store"])
+def run(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
+    if request.param == "file system":
+        return Storage(str(tmp_path))
+    monkeypatch.setattr(lease_module, "RENEW_EVERY_S", 0.4)  # each write is three requests
+    monkeypatch.setattr(lease_module, "STALE_AFTER_S", 3.0)
+    return Storage(f"{request.getfixturevalue('bucket')}/{uuid.uuid4().hex}")
 
 
 def write(run: Storage, token: int = 1, **fields: Any) -> None:
@@ -88,7 +83,7 @@ def test_one_that_died_elsewhere_is_waited_for_and_succeeded(run: Storage) -> No
     write(run)
     started_at_s = time.monotonic()
     with Lease(run) as lease:
-        assert time.monotonic() - started_at_s >= 0.2
+        assert time.monotonic() - started_at_s >= 2 * lease_module.RENEW_EVERY_S
         assert read(run)["pid"] == os.getpid()
         lease.check_now()
 
@@ -114,7 +109,7 @@ def test_one_that_lives_is_not_robbed_whatever_its_clock_says(run: Storage, behi
     is_over = threading.Event()
 
     def keep_renewing() -> None:
-        while not is_over.wait(0.1):
+        while not is_over.wait(lease_module.RENEW_EVERY_S):
             write(run, host=socket.gethostname(), pid=os.getpid(), renewed_at_s=time.time() - behind_s)
 
     write(run, renewed_at_s=time.time() - behind_s)
@@ -206,13 +201,14 @@ class TestFenced:
 
     def test_its_log_lines_end(self, run: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(records, "CHECK_EVERY_S", 0.0)
-        monkeypatch.setattr(records, "UPLOAD_EVERY_S", 0.0)
         write(run, 2)
         writer = JsonlWriter(run.guarded(Fence(run, 2).check), "metrics.jsonl")
         writer.write({"step": 1})
+        writer.flush()
         write(run, 3)
         with pytest.raises(TakenOverError):
             writer.write({"step": 2})
+            writer.flush()
         assert run.read_bytes("metrics.jsonl") == b'{"step": 1}\n'
 
     def test_it_can_start_no_further_group(self, run: Storage) -> None:
@@ -251,6 +247,13 @@ class TestFenced:
         assert not said
 
 
-def files_of(run: Storage) -> dict[str, bytes]:
-    root = Path(run.root)
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+def files_of(run: Storage, folder: str = "") -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    for name in run.list_names(folder):
+        path = f"{folder}/{name}".lstrip("/")
+        try:
+            run.size_bytes(path)
+            found[path] = run.read_bytes(path)
+        except FileNotFoundError:
+            found |= files_of(run, path)
+    return found
