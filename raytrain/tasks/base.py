@@ -24,6 +24,7 @@ TaskState = dict[str, Any]
 
 Mode = Literal["min", "max"]
 
+_SAMPLE_STREAM = 4  # first in the seed of a sample's random numbers; `raytrain.steps.order` has 1 to 3
 IGNORED = -100
 """Label of a position without a target; torch's cross-entropy leaves it out."""
 
@@ -93,8 +94,9 @@ class BatchContext:
 
     def generator(self, place: int) -> np.random.Generator:
         """Random numbers of the sample at `place` in the batch: equal whoever draws them, other in each epoch."""
-        split = SPLITS.index(self.split)
-        return np.random.default_rng((self.seed, split, self.epoch, int(self.ids[place]), int(self.copies[place])))
+        which = (int(self.ids[place]), int(self.copies[place]))
+        seed = (_SAMPLE_STREAM, self.seed, SPLITS.index(self.split), self.epoch, *which)
+        return np.random.default_rng(seed)
 
 
 @dataclass(frozen=True)

@@ -46,9 +46,8 @@ class SavePlan:
     """Of this worker group; see `raytrain.checkpoint.fence`."""
     resumed_step: int
     """The step from which this group has resumed; 0 at the beginning of the run."""
-    belongs_to: dict[str, Any]
-    """Part of state.json that must match when the state is resumed from: the identities of the prepared data, which
-    determines the sample order, and of the frozen weights, which are not saved."""
+    identity: Callable[[int], dict[str, Any]]
+    """Maps a step to the part of its state.json that must match when it is resumed from; see `identity.py`."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +199,7 @@ class Saver:
             **progress.to_dict(),
             "loss_scaler": scaler_state(self._engine),
             "world_size": self._world.world_size,
-            **self._plan.belongs_to,
+            **self._plan.identity(progress.step),
         }
 
     def _complete(self) -> None:
