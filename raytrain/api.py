@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from raytrain.config import RunConfig
     from raytrain.planning.forecast import Forecast
     from raytrain.runs.evaluation import Evaluation
-    from raytrain.runs.run import RunResult
+    from raytrain.runs.result import RunResult
     from raytrain.tuning.space.space import Space
     from raytrain.tuning.state import SweepResult
 

@@ -33,6 +33,7 @@ from raytrain.checkpoint.manifest import (
     FileEntry,
     encode_manifest,
     encode_state,
+    read_sidecar,
     sync,
     write_hashed,
     wrong_size,
@@ -266,9 +267,9 @@ def _read_sidecar(folder: Storage, world_rank: int, token: str) -> list[FileEntr
     deadline = time.monotonic() + SIDECAR_PATIENCE_S
     while True:
         try:
-            body = folder.read_json(sidecar_name(world_rank))
-            if body["token"] == token:
-                return [FileEntry(**entry) for entry in body["files"]]
+            sidecar = read_sidecar(folder.read_bytes(sidecar_name(world_rank)))
+            if sidecar.token == token:
+                return sidecar.files
             problem = "is from an earlier attempt"
         except FileNotFoundError:
             problem = "is missing"

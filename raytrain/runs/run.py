@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from raytrain.config import RunConfig
@@ -35,6 +35,7 @@ from raytrain.runs.lease import Lease
 from raytrain.runs.observer import Follower, Observer
 from raytrain.runs.preflight import Preflight, check
 from raytrain.runs.provenance import observe_command, record_command
+from raytrain.runs.result import SUMMARY, RunResult
 from raytrain.runs.resume import begin_or_resume
 from raytrain.runs.signals import StopSignals
 from raytrain.steps.timetable import make_timetable
@@ -53,7 +54,6 @@ logger = logging.getLogger(__name__)
 
 RAY_TRAIN = "raytrain.elastic.ray_train"  # takes a second or two to import
 
-SUMMARY = "summary.json"
 # Fields of Progress that the summary has too.
 SUMMARIZED = ("step", "skipped_steps", "samples_seen", "tokens_seen", "best_metric", "best_value", "best_step")
 
@@ -62,44 +62,6 @@ STOPPED_IN_WORDS = {
     StopReason.NODE_RECLAIMED: "the node of this command is being reclaimed",
     StopReason.PAUSED: "paused at the end of a generation",
 }
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """The result of a run; the contents of summary.json."""
-
-    status: RunStatus
-    run_path: str
-    step: int = 0
-    skipped_steps: int = 0
-    samples_seen: int = 0
-    tokens_seen: int = 0
-    best_value: float | None = None
-    best_step: int | None = None
-    best_metric: str | None = None
-    final_metrics: dict[str, float] = field(default_factory=dict)
-    """Test metrics of the best model."""
-    duration_s: float = 0.0
-    """Wall time of this command, seconds."""
-    failures: int = 0
-    """Worker groups that failed during this command."""
-    resizes: int = 0
-    """Planned changes of the world size during this command, including those for reclaimed nodes."""
-    goodput: float | None = None
-    """Share of the run's worker-seconds, over all its commands, that was spent on evaluations and on steps not
-    redone."""
-    failure_code: FailureCode | None = None
-    """The error of a run that has failed."""
-    stop_reason: StopReason | None = None
-    """Why a run was stopped; it can be resumed."""
-    message: str = ""
-    """For people."""
-    exit_code: int = 0
-
-    @property
-    def is_done(self) -> bool:
-        """Whether the run reached its end, by all its steps or by early stopping."""
-        return self.status.is_done
 
 
 def run_training(
@@ -130,7 +92,7 @@ def run_training(
         run = run.guarded(lease.check_now)
         previous = begin_or_resume(run, found.config, overwrite=overwrite, may_change=terms.may_change)
         if previous is not None:
-            return RunResult(**{**previous, "status": RunStatus(previous["status"])})
+            return previous
         return _train_and_report(run, found, observer, started_at_s, lease, terms, callbacks)
 
 

@@ -17,7 +17,7 @@ from raytrain.api import words_of
 from raytrain.cli.main import app
 from raytrain.config.io import parse_config
 from raytrain.runs import run as driver
-from raytrain.runs.run import RunResult
+from raytrain.runs.result import RunResult
 from raytrain.training.outcome import RunStatus
 from raytrain.tuning import sweep
 from raytrain.tuning.state import SweepResult

@@ -466,6 +466,70 @@ def write_one(world_rank: int, step: int):
     return write
 
 
+def entry(name: str = "state.json", num_bytes: object = 2, sha256: object = "a" * 64) -> dict:
+    return {"name": name, "num_bytes": num_bytes, "sha256": sha256}
+
+
+WRONG_MANIFESTS = {
+    "no state": {"files": [entry("zero")]},
+    "no files": {"files": []},
+    "a path as a name": {"files": [entry(), entry("../../secret")]},
+    "an absolute path": {"files": [entry(), entry("/etc/passwd")]},
+    "dots as a name": {"files": [entry(), entry("..")]},
+    "a file twice": {"files": [entry(), entry()]},
+    "two states": {"files": [entry(), entry(sha256="b" * 64)]},
+    "a hash that is none": {"files": [entry(sha256="x")]},
+    "a negative size": {"files": [entry(num_bytes=-1)]},
+    "a size in words": {"files": [entry(num_bytes="2")]},
+    "files that are none": {"files": 7},
+    "a key more": {"more": 1},
+    "a step in words": {"step": "10"},
+    "another step": {"step": 11},
+    "no workers": {"world_size": 0},
+    "a format in words": {"format_version": "one"},
+}
+
+
+class TestWrongManifests:
+    """Well-formed JSON with a right checksum that no raytrain has written: see state.md 9 of the faults found."""
+
+    @pytest.mark.parametrize("what", WRONG_MANIFESTS)
+    def test_is_damage_and_not_a_traceback(self, store, what):
+        save(store, 5)
+        save(store, 10)
+        path = path_in(store, 10, "manifest.json")
+        body = json.loads(path.read_bytes())
+        del body["checksum"]
+        path.write_bytes(manifest_module._seal({**body, **WRONG_MANIFESTS[what]}))
+        (store.root.at("..") if "path" in what else store.root).write_bytes("secret", b"not to be read")
+        assert_whole(store.newest_good(), 5)
+
+    @pytest.mark.parametrize("content", [b"[" * 200_000, b"[]", b"null", b"\xff\xfe", b'{"checksum": NaN}'])
+    def test_other_content(self, store, content):
+        save(store, 5)
+        save(store, 10)
+        path_in(store, 10, "manifest.json").write_bytes(content)
+        assert_whole(store.newest_good(), 5)
+
+    @pytest.mark.parametrize("state", [b"[]", b"{}", b"[" * 200_000, b'{"step": 11}', b"7"])
+    def test_a_state_of_another_kind(self, store, state):
+        save(store, 5)
+        for rank in range(2):
+            write_part(store, 10, rank, 2)
+        files = store_module._files_of(store.folder(10), 2, TOKEN)
+        files.append(write_hashed(store.folder(10), "state.json", [state]))
+        content = manifest_module.encode_manifest(10, 2, TOKEN, files)
+        store.folder(10).commit_bytes("manifest.json", content)
+        assert_whole(store.newest_good(), 5)
+
+    @pytest.mark.parametrize("content", [b"", b"[]", b'{"token": 1}', b"[" * 200_000, b'{"token": "attempt-0"}'])
+    def test_a_sidecar_that_is_none_is_no_commit(self, store, content):
+        write_part(store, 10, 0, 1)
+        path_in(store, 10, "zero-00000.json").write_bytes(content)
+        with pytest.raises(CheckpointError, match="sidecar is damaged"):
+            store.commit(10, 1, {"step": 10}, TOKEN)
+
+
 class FailingStorage(Storage):
     """Raises OSError in each read but the first `good` ones, `bad` times."""
 
