@@ -43,7 +43,7 @@ LATE = {
     "Forecast": "raytrain.planning.forecast",
     "GracefulResize": "raytrain.runs.ray_train_resize",
     "RunConfig": "raytrain.config",
-    "RunResult": "raytrain.runs.run",
+    "RunResult": "raytrain.runs.result",
     "Space": "raytrain.tuning.space.space",
     "SweepResult": "raytrain.tuning.state",
 }
