@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 from raytrain.config import RunConfig
 from raytrain.config import shipped as assets
 from raytrain.config.fields import type_of
-from raytrain.config.mistakes import describe, resolve
+from raytrain.config.mistakes import describe_all, resolve
 from raytrain.config.yaml import parse_yaml, read_yaml, to_yaml
 from raytrain.errors import ConfigError
 
@@ -67,10 +67,10 @@ def parse_config(raw: Any, overrides: list[str] | None = None, origin: str = "th
 def _all_mistakes(details: list[ErrorDetails], overrides: list[str], origin: str) -> str:
     """A line for each mistake; one that an override has made names the override, not the file."""
     lines, makers = [], set()
-    for detail in details:
+    for detail, line in describe_all(details):
         override = next((o for o in reversed(overrides) if _is_from(detail, o.partition("=")[0])), None)
         makers.add("the command line" if override else origin)
-        lines.append(describe(detail) + (f" (override {override})" if override else ""))
+        lines.append(line + (f" (override {override})" if override else ""))
     who = " and ".join(sorted(makers, key=lambda maker: maker != origin))
     verb = "have" if len(makers) > 1 else "has"
     return "\n".join([f"{who} {verb} {len(lines)} mistake{'s' * (len(lines) > 1)}:", *lines])

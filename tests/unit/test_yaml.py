@@ -166,7 +166,7 @@ def test_text_that_may_be_null(tmp_path: Path) -> None:
         assert parse_config(MINIMAL, [f"model.revision={null}"]).model.revision is None
     assert parse_config(MINIMAL, ["data.train.path=[1, 2.0]"]).data.train.path == ["1", "2.0"]
     for nothing in ("name=", "name=~"):
-        with pytest.raises(ConfigError, match="name: must be a valid string, got None"):
+        with pytest.raises(ConfigError, match="name: must be text, got null"):
             parse_config(MINIMAL, [nothing])
 
 

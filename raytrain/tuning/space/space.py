@@ -18,7 +18,7 @@ from raytrain.config import Mark, PositiveInt, RunConfig, Section
 from raytrain.config import shipped as assets
 from raytrain.config.fields import declared, marked
 from raytrain.config.io import parse_config
-from raytrain.config.mistakes import describe
+from raytrain.config.mistakes import describe_all
 from raytrain.config.yaml import read_yaml, to_word
 from raytrain.errors import ConfigError
 from raytrain.tuning.space.domains import AnyDomain, Domain, Grid, Range
@@ -212,7 +212,7 @@ def parse_space(raw: Any, origin: str) -> Space:
     try:
         return Space.model_validate(raw)
     except ValidationError as error:
-        lines = [describe(detail, Space) for detail in error.errors()]
+        lines = [line for _, line in describe_all(error.errors(), Space)]
         raise ConfigError("\n".join([f"{origin} has {len(lines)} mistake{'s' * (len(lines) > 1)}:", *lines])) from None
 
 
