@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from raytrain.config import RunConfig
-from raytrain.config.io import load_config, read_config
+from raytrain.config.io import IN_ENVIRONMENT, load_config, read_config
 from raytrain.config.yaml import to_yaml
 from raytrain.errors import ConfigError
 from raytrain.launch.arguments import Argument, Sent
+from raytrain.redaction import redact
 from raytrain.runs.preflight import check_elsewhere, local_paths
 from raytrain.runs.run import read_run_config
 from raytrain.storage import Storage
@@ -141,9 +142,11 @@ def _words(
 
 
 def _check_places(command: str, arguments: Sequence[Argument]) -> None:
-    """Raises ConfigError for a parameter that means nothing on the cluster."""
+    """Raises ConfigError for a parameter that means nothing on the cluster, or holds a credential."""
     for argument in arguments:
         what = argument.option or argument.name.upper()
+        if any(redact(word) != word for word in argument.words):  # a job's command line is shown by Ray's dashboard
+            raise ConfigError(f"{what}: {IN_ENVIRONMENT['url']}")
         if argument.sent is Sent.NEVER:
             raise ConfigError(f"a submitted {command} works on the cluster that it is sent to; omit its own {what}")
         if argument.sent in PLACES and "://" not in argument.value and not os.path.isabs(argument.value):

@@ -107,6 +107,22 @@ def test_a_relative_sweep_is_refused() -> None:
         request_of("train", "any.yaml", "--all-data")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["resume", "s3://id:HUSH@bucket/x"],
+        ["resume", "/mnt/x", "task.args.api_key=HUSH"],
+        ["train", "--from-sweep", "https://HUSH@host/x"],
+        ["doctor", "--storage", "abfs://c@a/x?sig=HUSH"],
+    ],
+)
+def test_no_credential_is_in_a_jobs_command(words: list[str]) -> None:
+    """Ray's dashboard shows it to everyone."""
+    with pytest.raises(ConfigError, match="this URI holds credentials|environment of every node") as caught:
+        request_of(*words)
+    assert "HUSH" not in str(caught.value)
+
+
 SUBMITTABLE = [
     (name, parameter.name)
     for name, command in typer.main.get_command(app).commands.items()
