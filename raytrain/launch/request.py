@@ -145,8 +145,9 @@ def _check_places(command: str, arguments: Sequence[Argument]) -> None:
     """Raises ConfigError for a parameter that means nothing on the cluster, or holds a credential."""
     for argument in arguments:
         what = argument.option or argument.name.upper()
-        if any(redact(word) != word for word in argument.words):  # a job's command line is shown by Ray's dashboard
-            raise ConfigError(f"{what}: {IN_ENVIRONMENT['url']}")
+        for word in argument.words:
+            if redact(word) != word:  # Ray's dashboard shows a job's command line
+                raise ConfigError(f"{what}: {IN_ENVIRONMENT['url' if '://' in word else 'name']}")
         if argument.sent is Sent.NEVER:
             raise ConfigError(f"a submitted {command} works on the cluster that it is sent to; omit its own {what}")
         if argument.sent in PLACES and "://" not in argument.value and not os.path.isabs(argument.value):
