@@ -174,7 +174,7 @@ def tune(
 
     Raises:
         ConfigError, DataError: Nothing was started.
-        TrainingError: Every trial failed.
+        TrainingError: Every trial failed, or more than the space's `max_failed`. Its code is the one of most trials.
     """
     from raytrain.tuning.sweep import run_sweep
 
@@ -186,7 +186,10 @@ def tune(
     with _sweep_display(progress) as observer:
         result = run_sweep(raw, words, chosen.with_trials(trials), name, observer, max_concurrent=max_concurrent)
     if result.status == "failed":
-        raise TrainingError(f"{result.path}: every trial failed; `raytrain report {result.path}` lists the reasons")
+        reason = result.message or "every trial failed"
+        raise TrainingError(
+            f"{result.path}: {reason}; `raytrain report {result.path}` lists the reasons", result.failure_code
+        )
     return result
 
 

@@ -8,6 +8,8 @@ import difflib
 from collections.abc import Iterable
 from enum import StrEnum
 
+from raytrain.redaction import redact
+
 
 class FailureCode(StrEnum):
     """What a command, a run or a trial failed of. It is in summary.json and trial.json, and decides the exit code."""
@@ -45,7 +47,7 @@ class RaytrainError(Exception):
 
     def __init__(self, message: str, code: FailureCode | None = None):
         """`code`: of what exactly went wrong, where the class does not say it."""
-        super().__init__(message)
+        super().__init__(redact(message))
         if code is not None:
             self.code = code
 
@@ -103,5 +105,5 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def first_line(text: str) -> str:
-    """The first line that says something: what a person reads of another program's error."""
-    return next((line.strip() for line in text.splitlines() if line.strip()), text)
+    """The first line that says something, without credentials: what a person reads of another program's error."""
+    return redact(next((line.strip() for line in text.splitlines() if line.strip()), text))

@@ -26,7 +26,7 @@ from raytrain.config.io import dump_config
 from raytrain.engine.rendezvous import address_of, listen
 from raytrain.errors import ConfigError, RaytrainError
 from raytrain.ray_core.nodes import most_in
-from raytrain.runs.lease import Lease
+from raytrain.runs.beginning import lease_of
 from raytrain.runs.preflight import check
 from raytrain.runs.provenance import observe_command, record_command
 from raytrain.runs.resume import begin_or_resume
@@ -58,7 +58,7 @@ def prepare_loop(config: RunConfig) -> "RayTrainLoop":
     found = check(config, on_this_machine=False).config
     run = Storage(found.storage_path).at(found.name)
     command = observe_command()
-    with Lease(run, logger.info, owner := uuid.uuid4().hex) as lease:
+    with lease_of(run, logger.info, owner := uuid.uuid4().hex) as lease:
         run = run.guarded(lease.check_now)
         begin_or_resume(run, found, overwrite=False)
         store = _prepared(found)

@@ -23,6 +23,7 @@ from raytrain.monitoring.exporter import RunExporter
 from raytrain.ray_core.connect import ray_session
 from raytrain.ray_core.nodes import worker_resources
 from raytrain.reports.goodput import goodput
+from raytrain.runs.beginning import lease_of
 from raytrain.runs.evaluation import (
     Evaluation,
     allowed_overrides,
@@ -88,7 +89,7 @@ def run_training(
     observer.phase("checking")
     found = check(config)
     run = Storage(found.config.storage_path).at(found.config.name)
-    with Lease(run, observer.note) as lease:
+    with lease_of(run, observer.note) as lease:
         run = run.guarded(lease.check_now)
         previous = begin_or_resume(run, found.config, overwrite=overwrite, may_change=terms.may_change)
         if previous is not None:

@@ -7,6 +7,7 @@ import os
 import time
 from typing import Any
 
+from raytrain.redaction import HIDDEN, is_credential, redact
 from raytrain.storage import Storage
 
 COMMANDS = "commands.jsonl"
@@ -157,9 +158,11 @@ def _missing_newline(last_byte: bytes) -> bytes:
 
 
 def _clean(value: Any) -> Any:
-    """The same value in types that JSON supports."""
+    """The same value in types that JSON supports, without credentials."""
+    if isinstance(value, str):
+        return redact(value)
     if isinstance(value, dict):
-        return {str(key): _clean(item) for key, item in value.items()}
+        return {str(key): HIDDEN if is_credential(str(key), item) else _clean(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_clean(item) for item in value]
     if hasattr(value, "tolist"):  # numpy scalars and arrays, tensors
