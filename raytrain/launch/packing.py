@@ -160,7 +160,7 @@ def _look(choice: Choice, below: str, ignores: list[_Ignore], data_paths: list[s
 
 
 def _look_into(choice: Choice, entry: os.DirEntry[str], name: str) -> None:
-    """Add a file, whose name alone is no reason against it, to where its contents belong."""
+    """Read the start of a file that its name does not exclude, and add it to what is sent or to what is left out."""
     try:
         with open(entry.path, "rb") as file:
             head = file.read(LOOKED_AT_BYTES)

@@ -8,7 +8,7 @@ from raytrain.reports.curves import RunRecord, read_run
 from raytrain.reports.goodput import CLASSES
 from raytrain.reports.page import duration, embedded, number, page_template
 from raytrain.reports.plots import draw_all
-from raytrain.reports.scores import confusion_rows, headline, metric_names, scored
+from raytrain.reports.scores import confusion_rows, headline, label_rows, label_splits, metric_names, scored
 from raytrain.storage import Storage
 from raytrain.training.job import PHASES
 
@@ -44,6 +44,8 @@ def build_report(run: Storage) -> str:
         events=record.events,
         checkpoints=record.checkpoints,
         commands=record.commands,
+        labels=label_rows(record),
+        label_splits=label_splits(record),
         facts=facts(record),
         config=record.config_text,
     )

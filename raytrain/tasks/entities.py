@@ -58,7 +58,18 @@ class EntityCounts:
             "entity_recall": float(total.recall),
             "entity_f1": float(total.f1),
         }
-        return Metrics(values, {"entities": LabelScores(*self.counts[:, occurs]).table(names, "entity")})
+        tables = {"entities": LabelScores(*self.counts[:, occurs]).table(names, "entity")}
+        return Metrics(values, tables, self._notes(*self.counts.sum(1)))
+
+    def _notes(self, num_right: int, num_predicted: int, num_true: int) -> tuple[str, ...]:
+        """Why all scores are 0, if they are."""
+        if num_right:
+            return ()
+        if not num_true:
+            return ("all entity scores are 0: this split has no entity",)
+        if not num_predicted:
+            return (f"all entity scores are 0: nothing but {OUTSIDE} is predicted",)
+        return (f"all entity scores are 0: none of the {num_predicted:,} predicted entities is right",)
 
 
 class TagScores(Scores):
@@ -99,7 +110,7 @@ class TagScores(Scores):
         if self._entities is None:
             return Metrics(values, tables)
         entities = self._entities.compute()
-        return Metrics({**entities.values, **values}, {**entities.tables, **tables})
+        return Metrics({**entities.values, **values}, {**entities.tables, **tables}, entities.notes)
 
 
 def has_entities(labels: list[str]) -> bool:

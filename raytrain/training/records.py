@@ -13,6 +13,8 @@ COMMANDS = "commands.jsonl"
 """One line for each command that trained the run: see runs.provenance."""
 BEST_SO_FAR = "best"
 """Key in an evals.jsonl line of the validation split: metric, value, step and is_saved of the best one so far."""
+NOTES = "notes"
+"""Key in an evals.jsonl line: sentences about its metrics, if the task has any to say."""
 EPOCHS = "epochs_done"
 """Key in an evals.jsonl line: passes over the training data up to its step."""
 

@@ -69,6 +69,23 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert curves | {"confusion"} == names
 
 
+def test_label_counts_and_what_the_task_says_of_its_scores(tmp_path: Path) -> None:
+    row = json.loads(evaluation("validation", 2)) | {"notes": ["nothing but O is predicted"]}
+    command = {"command": "raytrain train x.yaml", "labels": {EVIL: {"train": 30, "test": 1}, "b": {"train": 10}}}
+    run = write_run(
+        tmp_path / "run",
+        [step(1), step(2)],
+        evals_jsonl=json.dumps(row) + "\n",
+        commands_jsonl=json.dumps(command) + "\n",
+        config_yaml="name: x\n",
+    )
+    page = Path(build_report(run)).read_text()
+    assert "Labels (2)" in page and EVIL not in page
+    assert "<td>30</td><td>75.0%</td><td>1</td><td>100.0%</td>" in page
+    assert "<td>10</td><td>25.0%</td><td>0</td><td>0.0%</td>" in page
+    assert "validation, last (step 2): nothing but O is predicted." in page
+
+
 @pytest.mark.parametrize("steps", [[], [step(1)], [step(1, skipped_steps=1, loss_scale=2.0, loss=None)]])
 def test_an_unfinished_run(tmp_path: Path, steps: list[dict[str, Any]]) -> None:
     assert "running or interrupted" in Path(build_report(write_run(tmp_path / "run", steps))).read_text()

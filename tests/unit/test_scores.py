@@ -110,6 +110,21 @@ def test_what_is_sent_does_not_grow_with_the_split() -> None:
         assert sum(array.nbytes for array in scores.state().values()) == size
 
 
+@pytest.mark.parametrize(
+    ("predicted", "true", "note"),
+    [
+        ([0, 0, 0], [1, 2, 0], "nothing but O is predicted"),
+        ([0, 0, 3], [1, 2, 0], "none of the 1 predicted entities is right"),
+        ([0, 3, 0], [0, 0, 0], "this split has no entity"),
+        ([1, 2, 3], [1, 2, 0], None),
+    ],
+)
+def test_why_entity_scores_are_all_zero(predicted: list[int], true: list[int], note: str | None) -> None:
+    found = on_workers(lambda: TagScores(TAGS), [predicted, [0]], [true, [0]], 2)
+    assert (found.values["entity_f1"] == 0) == (note is not None)
+    assert found.notes == (() if note is None else (f"all entity scores are 0: {note}",))
+
+
 def test_a_sentence_without_entities_counts_none() -> None:
     counts = EntityCounts(["O", "B-A"])
     counts.add([np.array([0, 0])], [np.array([0, 0])])
