@@ -26,8 +26,8 @@ from raytrain.tasks.base import Task, TaskState
 NO_ACTIVATIONS = (
     "activations are not known: they are estimated from the layers of a Transformers config, which this model does not "
     "have. Weights, masters, moments, gradients and buffers are counted, so a worker needs at least what is shown. "
-    "Only a short run tells what a step takes beyond that (nvidia-smi, or the workers' memory on Ray's dashboard); with "
-    "its folder, --calibrate gives the time of a step, not its memory"
+    "Only a short run tells what a step takes beyond that (nvidia-smi, or the workers' memory on Ray's dashboard); "
+    "with its folder, --calibrate gives the time of a step, not its memory"
 )
 
 
@@ -167,9 +167,7 @@ def make_forecast(config: RunConfig, hardware: Hardware, calibration_run: str | 
     )
     precision = resolved_precision(config.training.precision, plan.use_gpu, hardware.gpu)
     calibration, said = find_calibration(config, calibration_run, use_gpu=plan.use_gpu)
-    if shape.layers is None:
-        notes.append(NO_ACTIVATIONS)
-    notes += [said, *_assumptions(config, plan, hardware, precision, on_this_machine=on_this_machine)]
+    notes += [said, *_assumptions(config, shape, plan, hardware, precision, on_this_machine=on_this_machine)]
     usable = _usable_bytes(plan, hardware, plan.world_size, on_this_machine=on_this_machine)
     worlds = [
         _world(
@@ -304,10 +302,16 @@ def _usable_bytes(plan: Plan, hardware: Hardware, world_size: int, *, on_this_ma
 
 
 def _assumptions(
-    config: RunConfig, plan: Plan, hardware: Hardware, precision: Precision, *, on_this_machine: bool
+    config: RunConfig,
+    shape: ModelShape,
+    plan: Plan,
+    hardware: Hardware,
+    precision: Precision,
+    *,
+    on_this_machine: bool,
 ) -> list[str]:
-    """What was taken for granted, in sentences."""
-    notes = []
+    """What was taken for granted and what is not known, in sentences."""
+    notes = [] if shape.layers is not None else [NO_ACTIVATIONS]
     if hardware.gpu is None and config.workers.gpu == "auto":
         where = " on this machine" if on_this_machine else ""
         notes.append(f"planned for CPU workers{where}; --gpu plans for GPUs")
