@@ -93,7 +93,8 @@ class Encoder(RowFunction):
                 rejected += self._refuse_or_keep(config, split, bad)
                 if len(encoded.table):
                     sizes = task.sizes(encoded.table).tolist()
-                    written.append(self._write(split, (ordinal, number), encoded, sizes))
+                    counts = task.count_labels(encoded.table, self._state)
+                    written.append({**self._write(split, (ordinal, number), encoded, sizes), "label_counts": counts})
         rejected.sort(key=lambda bad: bad.row)
         return {"ordinal": ordinal, "written": written, "rejected": [asdict(bad) for bad in rejected]}
 

@@ -17,7 +17,7 @@ import os
 import re
 import time
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -116,6 +116,7 @@ class _Preparation:
         self.config, self.name, self.cache, self.progress = config, name, cache, progress
         self.files, self.tasks = files, read_tasks(files)
         self.rows_per_group, self.pad_token_id = rows_per_group, pad_token_id
+        self.label_counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self.attempt = f"{name}.{uuid.uuid4().hex[:8]}.tmp"
         # Object stores can't rename: there, an attempt writes its parts into the final folder under names of its own.
         self.is_local = cache.local_path() is not None
@@ -161,6 +162,7 @@ class _Preparation:
             rejected[report["ordinal"]] = [Rejected(**bad) for bad in report["rejected"]]
             for item in report["written"]:
                 part = Part(**item.pop("part"))
+                self.label_counts[item["split"]].update(item.pop("label_counts"))
                 written.append(_Written(part=part, place=tuple(item.pop("place")), **item))
                 num_rows += len(written[-1].lengths)
             total = round(num_rows / self._share_of(rejected))
@@ -218,6 +220,7 @@ class _Preparation:
             num_truncated=sum(item.num_truncated for item in written),
             num_set_aside=num_set_aside,
             parts=[item.part for item in written],
+            label_counts=dict(sorted(self.label_counts[split].items())),
         )
 
     def _put_in_place(self) -> None:

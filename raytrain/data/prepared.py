@@ -6,7 +6,7 @@ position in the split's prepared order (parts in the manifest's order, rows in f
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -17,7 +17,7 @@ from raytrain.errors import DataError
 from raytrain.storage import Storage
 from raytrain.tasks.base import TaskState
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST_NAME = "manifest.json"
 
 
@@ -44,6 +44,8 @@ class SplitInfo:
     num_set_aside: int
     """Source rows that could not be used; they are listed in rejected.jsonl."""
     parts: list[Part]
+    label_counts: dict[str, int] = field(default_factory=dict)
+    """How often each label that occurs is a target; empty where targets are not labels."""
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from raytrain.engine.rendezvous import address_of, listen
 from raytrain.errors import ConfigError, RaytrainError
 from raytrain.ray_core.nodes import most_in
 from raytrain.runs.beginning import lease_of
+from raytrain.runs.lease import Lease
 from raytrain.runs.preflight import check
 from raytrain.runs.provenance import observe_command, record_command
 from raytrain.runs.resume import begin_or_resume

@@ -45,7 +45,7 @@ from raytrain.tracking.base import TrackedRun
 from raytrain.tracking.trackers import conclude
 from raytrain.training.measured import measured_name
 from raytrain.training.outcome import Failed, Finished, Outcome, RunStatus, Stopped, StopReason
-from raytrain.training.records import read_jsonl
+from raytrain.training.records import iterate_jsonl, read_jsonl
 
 if TYPE_CHECKING:
     from raytrain.data.prepared import PreparedStore
@@ -112,7 +112,7 @@ def _train_and_report(
     events = read_jsonl(run, "events.jsonl")
     kinds = [event["kind"] for event in events if event["time"] >= started_at_s]
     result = _complete(outcome, run, found.config, time.time() - started_at_s, kinds)
-    account = goodput(events, read_jsonl(run, "metrics.jsonl"))
+    account = goodput(events, iterate_jsonl(run, "metrics.jsonl"))
     if account:
         run.commit_bytes("goodput.json", json.dumps(account, indent=1).encode())
         result = replace(result, goodput=account["goodput"])

@@ -107,6 +107,8 @@ class Metrics:
     """Numbers by name, such as accuracy and macro_f1."""
     tables: dict[str, dict[str, Any]] = field(default_factory=dict)
     """JSON-able tables: {"columns": [...], "rows": [[...]]} or {"labels": [...], "counts": [[...]]}."""
+    notes: tuple[str, ...] = ()
+    """Sentences about the values, for people; shown after the evaluation and in the report."""
 
 
 class Scores(ABC):
@@ -200,6 +202,10 @@ class Task(ABC):
     def sizes(self, samples: pa.Table) -> np.ndarray:
         """Size of each sample, which samples are grouped by and padding is counted in: tokens, for texts."""
         return np.ones(len(samples), dtype=np.int32)
+
+    def count_labels(self, samples: pa.Table, state: TaskState) -> dict[str, int]:
+        """How often each label occurs in stored samples; empty where the targets are not labels."""
+        return {}
 
     def describe(self, sample: dict[str, Any], tokenizer: Any, state: TaskState) -> dict[str, Any]:
         """A stored sample in a form that a person can read."""

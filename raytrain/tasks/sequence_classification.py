@@ -19,7 +19,15 @@ from raytrain.tasks.base import (
     TaskState,
     exact_weights,
 )
-from raytrain.tasks.labels import class_weights, count_labels, found_in, label_state, labels_in, training_counts
+from raytrain.tasks.labels import (
+    class_weights,
+    count_ids,
+    count_labels,
+    found_in,
+    label_state,
+    labels_in,
+    training_counts,
+)
 from raytrain.tasks.scores import MultiLabelScores, SingleLabelScores
 from raytrain.tasks.special_tokens import check_room
 from raytrain.tasks.text import TextTask, model_inputs, padded_inputs
@@ -120,6 +128,14 @@ class SequenceClassification(TextTask):
         else:
             column = pa.array([ids[row[0]] for row in names], pa.int64())
         return inputs.append_column("labels", column)
+
+    def count_labels(self, samples: pa.Table, state: TaskState) -> dict[str, int]:
+        """Samples with each label."""
+        labels = labels_in(state)
+        if not self.config.multi_label:
+            return count_ids(samples["labels"].to_numpy(), labels)
+        places = np.flatnonzero(samples["labels"].combine_chunks().flatten().to_numpy())
+        return count_ids(places % len(labels), labels)
 
     def name_targets(self, targets: Any, tokens: list[str], state: TaskState) -> Any:
         """The label's name, or with multi_label the names of those that are on."""

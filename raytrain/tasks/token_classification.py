@@ -25,7 +25,7 @@ from raytrain.tasks.base import (
 )
 from raytrain.tasks.collate import pad_column
 from raytrain.tasks.entities import TagScores, has_entities
-from raytrain.tasks.labels import count_labels, found_in, label_state, labels_in
+from raytrain.tasks.labels import count_ids, count_labels, found_in, label_state, labels_in
 from raytrain.tasks.special_tokens import check_room, special_tokens
 from raytrain.tasks.text import TextTask, model_inputs, padded_inputs
 
@@ -175,6 +175,11 @@ class TokenClassification(TextTask):
                 row[place] = ids[str(tag)]
             labels.append(row)
         return inputs.drop_columns(WORD_STARTS).append_column("labels", pa.array(labels, pa.list_(pa.int32())))
+
+    def count_labels(self, samples: pa.Table, state: TaskState) -> dict[str, int]:
+        """Words with each tag."""
+        ids = samples["labels"].combine_chunks().flatten().to_numpy()
+        return count_ids(ids[ids != IGNORED], labels_in(state))
 
     def name_targets(self, targets: Any, tokens: list[str], state: TaskState) -> Any:
         """word/tag for each first piece."""

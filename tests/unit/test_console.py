@@ -48,6 +48,11 @@ def test_plain_lines_are_not_wrapped() -> None:
     assert "[part 2] differs from its hash" in line
 
 
+def test_what_a_task_says_of_its_metrics_follows_them() -> None:
+    lines = printed(9, evals={**EVALUATION, "notes": ["nothing but O is predicted, and [brackets] stay"]})
+    assert lines[1:] == ["    nothing but O is predicted, and [brackets] stay"]
+
+
 def test_a_rate_is_shown_once_it_is_known() -> None:
     display, out = plain()
     display.begin(2)

@@ -10,7 +10,7 @@ from raytrain.data.prepared import FORMAT_VERSION, Manifest, Part, PreparedStore
 from raytrain.errors import DataError
 
 MANIFEST = Manifest(
-    "f", {"labels": ["a", "b"]}, 0, {"train": SplitInfo(3, 9, 1, 2, [Part("p.parquet", [2, 1], 99)])}, "c"
+    "f", {"labels": ["a", "b"]}, 0, {"train": SplitInfo(3, 9, 1, 2, [Part("p.parquet", [2, 1], 99)], {"a": 3})}, "c"
 )
 
 
@@ -22,10 +22,10 @@ def test_what_is_stored_belongs_to_the_version():
     """Whoever changes the fields, or what tasks write, must raise FORMAT_VERSION: caches of users are found by it."""
     names = {kind.__name__: [field.name for field in fields(kind)] for kind in (Manifest, SplitInfo, Part)}
     assert (FORMAT_VERSION, names) == (
-        3,
+        4,
         {
             "Manifest": ["fingerprint", "task_state", "pad_token_id", "splits", "content", "format_version"],
-            "SplitInfo": ["num_samples", "num_tokens", "num_truncated", "num_set_aside", "parts"],
+            "SplitInfo": ["num_samples", "num_tokens", "num_truncated", "num_set_aside", "parts", "label_counts"],
             "Part": ["name", "row_group_rows", "num_bytes"],
         },
     )
