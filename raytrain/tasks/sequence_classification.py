@@ -22,7 +22,7 @@ from raytrain.tasks.base import (
 from raytrain.tasks.labels import class_weights, count_labels, found_in, label_state, labels_in, training_counts
 from raytrain.tasks.scores import MultiLabelScores, SingleLabelScores
 from raytrain.tasks.special_tokens import check_room
-from raytrain.tasks.text import TextTask, model_inputs, padded_inputs
+from raytrain.tasks.text import TextTask, model_inputs, padded_inputs, padded_left, reads_last_position
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -99,6 +99,10 @@ class SequenceClassification(TextTask):
         cells = enumerate(rows[self.config.label_column].to_pylist())
         return [rejection for row, cell in cells if (rejection := self._reject(row, cell, known)) is not None]
 
+    def long_rows(self) -> pa.Table:
+        """Two texts, or pairs."""
+        return pa.table({name: ["a " * self.max_length] * 2 for name in self.input_columns()})
+
     def encode_inputs(self, rows: pa.Table, tokenizer: Any) -> Inputs:
         """Tokenize the texts. Raises ConfigError when `max_length` has no room for a text."""
         check_room(tokenizer, self.max_length, num_texts=2 if self.config.text_pair_column else 1)
@@ -156,14 +160,12 @@ class SequenceClassification(TextTask):
 
     def build_model(self, model: ModelConfig, state: TaskState, training: TrainingConfig) -> "nn.Module":
         """An encoder or decoder with a classification head."""
-        from raytrain.models.build import build_with_head, check_positions
+        from raytrain.models.build import build_with_head
 
         kind = "multi_label_classification" if self.config.multi_label else "single_label_classification"
-        built = build_with_head(
+        return build_with_head(
             "AutoModelForSequenceClassification", model, labels_in(state), training, problem_type=kind
         )
-        check_positions(built, self.max_length)
-        return built
 
     def loss_sum(self, model: "nn.Module", batch: "dict[str, Tensor]") -> "Tensor":
         """Sum over the samples."""
@@ -195,7 +197,8 @@ class SequenceClassification(TextTask):
         import torch
         from torch.nn import functional
 
-        logits = model(**model_inputs(batch)).logits.float()
+        inputs = model_inputs(batch)
+        logits = model(**(padded_left(inputs) if reads_last_position(model) else inputs)).logits.float()
         labels = batch["labels"]
         if not self.config.multi_label and "weights" not in batch:
             return functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum"), logits

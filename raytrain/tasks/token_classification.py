@@ -136,6 +136,10 @@ class TokenClassification(TextTask):
         pairs = enumerate(zip(words_of, tags_of, strict=True))
         return [found for row, (words, tags) in pairs if (found := self._reject(row, words, tags, known)) is not None]
 
+    def long_rows(self) -> pa.Table:
+        """Two sentences."""
+        return pa.table({self.config.tokens_column: [["a"] * self.max_length] * 2})
+
     def encode_inputs(self, rows: pa.Table, tokenizer: Any) -> Inputs:
         """Cut words to pieces. Words that are lost to truncation are not scored; their sentences are counted.
 
@@ -203,13 +207,12 @@ class TokenClassification(TextTask):
     def build_model(self, model: ModelConfig, state: TaskState, training: TrainingConfig) -> "nn.Module":
         """An encoder with a head for each token; with case_feature its token-type embedding has a row a letter case.
 
-        Raises ConfigError when the model has no token-type embedding, or fewer positions than data.max_length.
+        Raises ConfigError when the model has no token-type embedding.
         """
-        from raytrain.models.build import build_with_head, check_positions
+        from raytrain.models.build import build_with_head
         from raytrain.models.token_types import widen_token_types
 
         built = build_with_head("AutoModelForTokenClassification", model, labels_in(state), training)
-        check_positions(built, self.max_length)
         if self.config.case_feature:
             widen_token_types(built, NUM_CASES)
         return built
