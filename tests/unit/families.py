@@ -3,7 +3,11 @@
 from typing import Any
 
 import torch
+from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+)
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as SEQUENCE,
 )
@@ -72,6 +76,17 @@ NOT_TINY = {
 }
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}  # as in tests/tiny.py
 FAMILIES = [(kind, name) for kind, name in ALL if name not in NOT_TINY]
+COMMON = ("bert", "deberta-v2", "distilbert", "electra", "gemma3", "gpt2", "llama", "modernbert", "qwen3", "roberta")
+
+
+def is_long_tail(kind: str, family: str) -> bool:
+    """Whether most of it is tried elsewhere: its layers by the other kind of head, or its head by another family."""
+    if family in COMMON:
+        return False
+    if kind == "token":
+        return family in SEQUENCE
+    head = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[CONFIG_MAPPING[family]]
+    return issubclass(head, GenericForSequenceClassification)
 
 
 def tiny_config(family: str) -> dict[str, Any]:
