@@ -154,7 +154,7 @@ def resolve(config: RunConfig) -> RunConfig:
                 section = (section or {}).get(part)
             if section and (value := section.get(name)):
                 section[name] = make_absolute(value) if isinstance(value, str) else [make_absolute(v) for v in value]
-    if config.task.kind == "python":
+    if config.task.kind == "python" and config.task.source is None:  # a run's own config says it already
         raw["task"]["source"] = source_hash(config.task.target)
     return parse_config(raw)
 

@@ -64,8 +64,9 @@ class SequenceClassification(TextTask):
         return label_state(self.config.labels or ["a", "b"])
 
     def survey(self, rows: pa.Table, split: str) -> TaskState:
-        """How often each label occurs in a chunk."""
-        cells = rows[self.config.label_column].to_pylist()
+        """How often each label occurs in a chunk, in the rows whose inputs can be used."""
+        rejected = {rejection.row for rejection in self.check_inputs(rows)}
+        cells = (cell for row, cell in enumerate(rows[self.config.label_column].to_pylist()) if row not in rejected)
         return count_labels((label for cell in cells for label in self._labels_of(cell) if label), split)
 
     def state_from(self, surveys: list[TaskState]) -> TaskState:
