@@ -64,13 +64,19 @@ class _Written:
     num_truncated: int
 
 
-def prepare(config: RunConfig, progress: Progress | None = None, only: str | None = None) -> PreparedStore:
+def prepare(
+    config: RunConfig,
+    progress: Progress | None = None,
+    only: str | None = None,
+    check_first: Callable[[], object] | None = None,
+) -> PreparedStore:
     """The prepared store of a config: taken from the cache, or created.
 
     If two commands need the same store at once, both create it, and the first to finish puts its own in place.
 
     Args:
         only: The only split to prepare, in a store of its own, which needs declared labels; None: all splits.
+        check_first: Called before anything is prepared, and not when the store is there already.
 
     Raises:
         DataError: A row can't be used and data.bad_rows is `refuse`, a label is not declared, or nothing is left to
@@ -78,6 +84,8 @@ def prepare(config: RunConfig, progress: Progress | None = None, only: str | Non
     """
     files, rows_per_group, cache, name = _place_of(config, only)
     if not cache.exists(f"{name}/{MANIFEST_NAME}"):
+        if check_first is not None:
+            check_first()
         progress = progress or (lambda *_: None)
         tokenizer = load_tokenizer(config.model)
         pad_token_id = 0 if tokenizer is None else tokenizer.pad_token_id

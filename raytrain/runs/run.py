@@ -34,7 +34,7 @@ from raytrain.runs.evaluation import (
 from raytrain.runs.folder import read_run_config
 from raytrain.runs.lease import Lease
 from raytrain.runs.observer import Follower, Observer
-from raytrain.runs.preflight import Preflight, check
+from raytrain.runs.preflight import Preflight, check, check_model
 from raytrain.runs.provenance import observe_command, record_command
 from raytrain.runs.result import SUMMARY, RunResult
 from raytrain.runs.resume import begin_or_resume
@@ -170,7 +170,7 @@ def _train(
         TrainRun(config, run, worker_resources(config, found.plan_on(session).use_gpu), callbacks) as train_run,
     ):
         observer.phase("preparing data")
-        store = prepare(config, observer.prepared)
+        store = prepare(config, observer.prepared, check_first=functools.partial(check_model, config))
         num_samples = store.manifest.splits["train"].num_samples
         plan = found.plan_on(session, num_samples=num_samples)
         run.commit_bytes("config.yaml", dump_config(config).encode())
@@ -298,6 +298,7 @@ def prepare_data(config: RunConfig, observer: Observer | None = None) -> "Prepar
     found = check(config)
     if (store := find_prepared(found.config)) is not None:
         return store
+    check_model(found.config)
     with ray_session(found.config, found.private_cpus):
         return prepare(found.config, (observer or Observer()).prepared)
 

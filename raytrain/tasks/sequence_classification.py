@@ -30,7 +30,7 @@ from raytrain.tasks.labels import (
 )
 from raytrain.tasks.scores import MultiLabelScores, SingleLabelScores
 from raytrain.tasks.special_tokens import check_room
-from raytrain.tasks.text import TextTask, model_inputs, padded_inputs
+from raytrain.tasks.text import TextTask, model_inputs, padded_inputs, padded_left, reads_last_position
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -72,8 +72,9 @@ class SequenceClassification(TextTask):
         return label_state(self.config.labels or ["a", "b"])
 
     def survey(self, rows: pa.Table, split: str) -> TaskState:
-        """How often each label occurs in a chunk."""
-        cells = rows[self.config.label_column].to_pylist()
+        """How often each label occurs in a chunk, in the rows whose inputs can be used."""
+        rejected = {rejection.row for rejection in self.check_inputs(rows)}
+        cells = (cell for row, cell in enumerate(rows[self.config.label_column].to_pylist()) if row not in rejected)
         return count_labels((label for cell in cells for label in self._labels_of(cell) if label), split)
 
     def state_from(self, surveys: list[TaskState]) -> TaskState:
@@ -106,6 +107,10 @@ class SequenceClassification(TextTask):
         known = dict.fromkeys(labels_in(state))
         cells = enumerate(rows[self.config.label_column].to_pylist())
         return [rejection for row, cell in cells if (rejection := self._reject(row, cell, known)) is not None]
+
+    def long_rows(self) -> pa.Table:
+        """Two texts, or pairs."""
+        return pa.table({name: ["a " * self.max_length] * 2 for name in self.input_columns()})
 
     def encode_inputs(self, rows: pa.Table, tokenizer: Any) -> Inputs:
         """Tokenize the texts. Raises ConfigError when `max_length` has no room for a text."""
@@ -172,14 +177,12 @@ class SequenceClassification(TextTask):
 
     def build_model(self, model: ModelConfig, state: TaskState, training: TrainingConfig) -> "nn.Module":
         """An encoder or decoder with a classification head."""
-        from raytrain.models.build import build_with_head, check_positions
+        from raytrain.models.build import build_with_head
 
         kind = "multi_label_classification" if self.config.multi_label else "single_label_classification"
-        built = build_with_head(
+        return build_with_head(
             "AutoModelForSequenceClassification", model, labels_in(state), training, problem_type=kind
         )
-        check_positions(built, self.max_length)
-        return built
 
     def loss_sum(self, model: "nn.Module", batch: "dict[str, Tensor]") -> "Tensor":
         """Sum over the samples."""
@@ -211,7 +214,8 @@ class SequenceClassification(TextTask):
         import torch
         from torch.nn import functional
 
-        logits = model(**model_inputs(batch)).logits.float()
+        inputs = model_inputs(batch)
+        logits = model(**(padded_left(inputs) if reads_last_position(model) else inputs)).logits.float()
         labels = batch["labels"]
         if not self.config.multi_label and "weights" not in batch:
             return functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum"), logits

@@ -5,6 +5,7 @@ a sample holds several sentences of a document; predictions are cut back to sent
 scores mean the same with and without it.
 """
 
+import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +27,13 @@ from raytrain.tasks.base import (
 from raytrain.tasks.collate import pad_column
 from raytrain.tasks.entities import TagScores, has_entities
 from raytrain.tasks.labels import count_ids, count_labels, found_in, label_state, labels_in
-from raytrain.tasks.special_tokens import check_room, special_tokens
+from raytrain.tasks.special_tokens import check_room, needs_blanks, special_tokens, with_blanks
 from raytrain.tasks.text import TextTask, model_inputs, padded_inputs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
 
 NUM_CASES = 4  # lower or no letters, Title, UPPER, miXed
 WORD_STARTS = "word_starts"  # places of the words' first pieces; the targets say it too, so it is not stored
@@ -112,7 +115,14 @@ class TokenClassification(TextTask):
 
     def state_from(self, surveys: list[TaskState]) -> TaskState:
         """The tags found: O first, then sorted."""
-        return label_state(sorted(found_in(surveys), key=lambda tag: (tag != "O", tag)))
+        tags = sorted(found_in(surveys), key=lambda tag: (tag != "O", tag))
+        if "O" in tags and len(tags) > 1 and not has_entities(tags):
+            logger.warning(
+                "entities are not scored, as the tags (%s) follow none of the known schemes: a type with one of the "
+                "letters of IOB, IOBES, BILOU or BMEWO before or after it, as in B-PER, PER-B and B_PER",
+                ", ".join(tags[:8]),
+            )
+        return label_state(tags)
 
     def check_inputs(self, rows: pa.Table) -> list[Rejection]:
         """Rows without words, or with an empty one."""
@@ -136,14 +146,18 @@ class TokenClassification(TextTask):
         pairs = enumerate(zip(words_of, tags_of, strict=True))
         return [found for row, (words, tags) in pairs if (found := self._reject(row, words, tags, known)) is not None]
 
+    def long_rows(self) -> pa.Table:
+        """Two sentences."""
+        return pa.table({self.config.tokens_column: [["a"] * self.max_length] * 2})
+
     def encode_inputs(self, rows: pa.Table, tokenizer: Any) -> Inputs:
         """Cut words to pieces. Words that are lost to truncation are not scored; their sentences are counted.
 
         Raises ConfigError when `max_length` has no room for a word.
         """
         check_room(tokenizer, self.max_length)
-        sentences = self._encode_sentences(rows[self.config.tokens_column].to_pylist(), tokenizer)
         documents = rows["document"].to_pylist() if "document" in rows.column_names else [0] * rows.num_rows
+        sentences = self._encode_sentences(rows[self.config.tokens_column].to_pylist(), documents, tokenizer)
         prefix, suffix = special_tokens(tokenizer)
         room = self.max_length - len(prefix) - len(suffix)
         is_long = [len(sentence.input_ids) > room for sentence in sentences]
@@ -208,13 +222,12 @@ class TokenClassification(TextTask):
     def build_model(self, model: ModelConfig, state: TaskState, training: TrainingConfig) -> "nn.Module":
         """An encoder with a head for each token; with case_feature its token-type embedding has a row a letter case.
 
-        Raises ConfigError when the model has no token-type embedding, or fewer positions than data.max_length.
+        Raises ConfigError when the model has no token-type embedding.
         """
-        from raytrain.models.build import build_with_head, check_positions
+        from raytrain.models.build import build_with_head
         from raytrain.models.token_types import widen_token_types
 
         built = build_with_head("AutoModelForTokenClassification", model, labels_in(state), training)
-        check_positions(built, self.max_length)
         if self.config.case_feature:
             widen_token_types(built, NUM_CASES)
         return built
@@ -262,10 +275,12 @@ class TokenClassification(TextTask):
             return None
         return Rejection(row, RowError.UNKNOWN_LABEL, f"label {unknown[0]!r} is none of {list(known)}")
 
-    def _encode_sentences(self, words_of: list[list[str]], tokenizer: Any) -> list[_Sample]:
+    def _encode_sentences(self, words_of: list[list[str]], documents: list[int], tokenizer: Any) -> list[_Sample]:
         """Each sentence without special tokens."""
         if not words_of:
             return []
+        if needs_blanks(tokenizer):
+            words_of = with_blanks(words_of, documents if self.config.document_context else None)
         encoding = tokenizer(words_of, is_split_into_words=True, add_special_tokens=False, verbose=False)
         sentences = []
         for row, words in enumerate(words_of):
@@ -299,6 +314,7 @@ def _is_missing(tag: Any) -> bool:
 
 def letter_case(word: str) -> int:
     """0: lower case or no letters; 1: Title; 2: UPPER, two letters at least; 3: anything else."""
+    word = word.strip()
     letters = [c for c in word if c.isalpha()]
     if not letters or word.islower():
         return 0

@@ -25,7 +25,7 @@ from raytrain.engine.process_group import collective_timeout_s
 from raytrain.engine.zero_state import load_ranges, load_scaler_state
 from raytrain.errors import CheckpointError
 from raytrain.models.card import BEST, FACTS
-from raytrain.sizing.shape import shape_of
+from raytrain.sizing.shape import shape_of, shape_on_meta
 from raytrain.sizing.zero_stage import AUTO, Group, memory_at, settle
 from raytrain.steps.batches import BatchPlan, World
 from raytrain.steps.timetable import Timetable, make_timetable
@@ -139,7 +139,7 @@ class WorkerRun:
         closing.callback(stream.close)
         stream.start(progress.step, self.timetable)  # fills up while the model is loaded
         precision = self.control.all_succeed(lambda: detect_precision(self.config.training.precision, self.device))
-        model = self.control.all_succeed(self._new_model)
+        model = self.control.all_succeed(functools.partial(self._new_model, check=saved is None))
         frozen = hash_of_frozen(model, self.control)  # before the engine partitions the weights
         order = make_order(self.config, self.store) if self.world.world_rank == 0 else None
         identity = Identity(self.store.manifest.content, frozen, order)
@@ -210,8 +210,11 @@ class WorkerRun:
             on_step=arrival.stepped,
         )
 
-    def _new_model(self) -> nn.Module:
-        """The model before training; new weights are the same in every worker and every attempt."""
+    def _new_model(self, check: bool = False) -> nn.Module:
+        """The model before training; new weights are the same in every worker and every attempt. `check`: the first
+        worker refuses one that can't run on the longest sample."""
+        if check and self.world.world_rank == 0:
+            shape_on_meta(self.config, self.task, self.state)
         torch.manual_seed(self.config.seed)
         return self.task.build_model(self.config.model, self.state, self.config.training)
 
