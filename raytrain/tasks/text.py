@@ -8,6 +8,7 @@ import pyarrow as pa
 from raytrain.config import ModelConfig, TrainingConfig
 from raytrain.tasks.base import Batch, Task, TaskState
 from raytrain.tasks.collate import attention_mask, list_lengths, pad_column
+from raytrain.tasks.label_cells import described
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -58,3 +59,12 @@ def padded_inputs(samples: pa.Table, pad_token_id: int) -> Batch:
 def model_inputs(batch: "dict[str, Tensor]") -> "dict[str, Tensor]":
     """Those arrays of a batch that the model is called with."""
     return {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
+
+
+def why_no_text(value: Any) -> str:
+    """Why a value can't be read as a text, or an empty string."""
+    if isinstance(value, str) and value.strip():
+        return ""
+    if value is None or isinstance(value, str):
+        return "is empty"
+    return f"is {described(value)} and not text"

@@ -25,9 +25,18 @@ from raytrain.tasks.base import (
 )
 from raytrain.tasks.collate import pad_column
 from raytrain.tasks.entities import TagScores, has_entities
-from raytrain.tasks.labels import count_labels, found_in, label_state, labels_in
+from raytrain.tasks.label_cells import LabelReader
+from raytrain.tasks.labels import (
+    check_several,
+    count_labels,
+    found_in,
+    in_order,
+    label_state,
+    labels_in,
+    suspicious,
+)
 from raytrain.tasks.special_tokens import check_room, special_tokens
-from raytrain.tasks.text import TextTask, model_inputs, padded_inputs
+from raytrain.tasks.text import TextTask, model_inputs, padded_inputs, why_no_text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -107,34 +116,41 @@ class TokenClassification(TextTask):
 
     def survey(self, rows: pa.Table, split: str) -> TaskState:
         """How often each tag occurs in a chunk."""
-        cells = rows[self.config.tags_column].to_pylist()
-        return count_labels((str(tag) for tags in cells for tag in tags or [] if not _is_missing(tag)), split)
+        reader = LabelReader(self.config.labels or [])
+        cells = [tags for tags in rows[self.config.tags_column].to_pylist() if isinstance(tags, list)]
+        return count_labels((name for tags in cells for tag in tags if (name := reader.one(tag)[0])), split)
 
     def state_from(self, surveys: list[TaskState]) -> TaskState:
-        """The tags found: O first, then sorted."""
-        return label_state(sorted(found_in(surveys), key=lambda tag: (tag != "O", tag)))
+        """The tags found: O first, then numbers by value, others by name."""
+        tags = in_order(found_in(surveys))
+        check_several(tags, "task.tags_column", self.config.tags_column)
+        return label_state(tags)
+
+    def remarks(self, surveys: list[TaskState]) -> list[str]:
+        """Tags that may be none, or that may be meant as one."""
+        return suspicious(surveys, "task.tags_column", self.config.tags_column)
 
     def check_inputs(self, rows: pa.Table) -> list[Rejection]:
         """Rows without words, or with an empty one."""
-        rejected = []
-        for row, words in enumerate(rows[self.config.tokens_column].to_pylist()):
-            reason = None
-            if not words:
-                reason = f"{self.config.tokens_column} is empty"
+        rejected, column = [], self.config.tokens_column
+        for row, words in enumerate(rows[column].to_pylist()):
+            reason = ""
+            if not words and words != 0:
+                reason = "is empty"
             elif not isinstance(words, list):  # text would pass as a list of letters
-                reason = f"{self.config.tokens_column} must be a list of words"
-            elif any(not isinstance(word, str) or not word.strip() for word in words):
-                reason = f"{self.config.tokens_column} holds an empty word"
-            if reason is not None:
-                rejected.append(Rejection(row, RowError.BAD_INPUT, reason))
+                reason = "must be a list of words"
+            elif wrong := next((why for word in words if (why := why_no_text(word))), ""):
+                reason = "holds an empty word" if wrong == "is empty" else f"holds a word that {wrong}"
+            if reason:
+                rejected.append(Rejection(row, RowError.BAD_INPUT, f"{column} {reason}"))
         return rejected
 
     def check_targets(self, rows: pa.Table, state: TaskState) -> list[Rejection]:
         """Rows that have not one tag of the state for each word."""
-        known = dict.fromkeys(labels_in(state))
+        known = LabelReader(labels_in(state)), dict.fromkeys(labels_in(state))
         words_of, tags_of = (rows[name].to_pylist() for name in self.required_columns())
         pairs = enumerate(zip(words_of, tags_of, strict=True))
-        return [found for row, (words, tags) in pairs if (found := self._reject(row, words, tags, known)) is not None]
+        return [found for row, (words, tags) in pairs if (found := self._reject(row, words, tags, *known)) is not None]
 
     def encode_inputs(self, rows: pa.Table, tokenizer: Any) -> Inputs:
         """Cut words to pieces. Words that are lost to truncation are not scored; their sentences are counted.
@@ -165,14 +181,14 @@ class TokenClassification(TextTask):
     def encode_targets(self, rows: pa.Table, inputs: pa.Table, state: TaskState) -> pa.Table:
         """Adds `labels`: each word's tag id at its first piece, and no target elsewhere."""
         ids = {label: i for i, label in enumerate(labels_in(state))}
-        tags_of = iter(rows[self.config.tags_column].to_pylist())
+        tags_of, reader = iter(rows[self.config.tags_column].to_pylist()), LabelReader(ids)
         columns = (inputs[name].to_pylist() for name in (WORD_STARTS, "sentence_lengths"))
         labels = []
         for starts, lengths, size in zip(*columns, self.sizes(inputs), strict=True):
             tags = [tag for length in lengths for tag in next(tags_of)[:length]]
             row = [IGNORED] * int(size)
             for place, tag in zip(starts, tags, strict=True):
-                row[place] = ids[str(tag)]
+                row[place] = ids[reader.one(tag)[0]]
             labels.append(row)
         return inputs.drop_columns(WORD_STARTS).append_column("labels", pa.array(labels, pa.list_(pa.int32())))
 
@@ -243,16 +259,18 @@ class TokenClassification(TextTask):
         )
         return loss, logits
 
-    def _reject(self, row: int, words: Any, tags: Any, known: dict[str, None]) -> Rejection | None:
+    def _reject(self, row: int, words: Any, tags: Any, reader: LabelReader, known: dict[str, None]) -> Rejection | None:
         tokens, column = self.config.tokens_column, self.config.tags_column
         if not isinstance(words, list) or not isinstance(tags, list | None):
             reason = f"{tokens} and {column} must be lists, one tag a word"
             return Rejection(row, RowError.BAD_TARGET, reason)
         if tags is None or len(tags) != len(words):
             return Rejection(row, RowError.BAD_TARGET, f"{len(words)} words, but {len(tags or [])} tags")
-        if any(_is_missing(tag) for tag in tags):
-            return Rejection(row, RowError.BAD_TARGET, f"{column} lacks the tag of a word")
-        unknown = [tag for tag in tags if str(tag) not in known]
+        names = [reader.one(tag) for tag in tags]
+        if wrong := next((reason for _, reason in names if reason), ""):
+            reason = f"{column} lacks the tag of a word" if wrong == "is missing" else f"a tag in {column} {wrong}"
+            return Rejection(row, RowError.BAD_TARGET, reason)
+        unknown = [name for name, _ in names if name not in known]
         if not unknown:
             return None
         return Rejection(row, RowError.UNKNOWN_LABEL, f"label {unknown[0]!r} is none of {list(known)}")
@@ -286,10 +304,6 @@ class TokenClassification(TextTask):
                 samples.append(sentence)
             before = document
         return samples
-
-
-def _is_missing(tag: Any) -> bool:
-    return tag is None or not str(tag).strip()
 
 
 def letter_case(word: str) -> int:
