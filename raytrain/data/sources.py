@@ -133,7 +133,7 @@ def _check_columns(file: SourceFile, found: list[str], option: str, task: Task) 
     if file.format == SourceFormat.CSV and (delimiter := other_delimiter(file, task.required_columns())):
         raise DataError(
             f"{option}.path: {file.path} has no column {missing[0]!r}; its columns seem to be separated by "
-            f"{delimiter!r}: set {option}.delimiter={'tab' if delimiter == chr(9) else delimiter!r}"
+            f"{delimiter!r}: set {option}.delimiter={'tab' if delimiter == chr(9) else repr(delimiter)}"
         )
     close = difflib.get_close_matches(missing[0], found, 1)
     hint = f"; did you mean {close[0]!r}?" if close else "."

@@ -36,6 +36,7 @@ from raytrain.runs.observer import Follower, Observer
 from raytrain.runs.preflight import Preflight, check
 from raytrain.runs.provenance import observe_command, record_command
 from raytrain.runs.resume import begin_or_resume
+from raytrain.runs.same_data import check_same_data, record_data
 from raytrain.runs.signals import StopSignals
 from raytrain.steps.timetable import make_timetable
 from raytrain.storage import Storage
@@ -129,6 +130,7 @@ def run_training(
         previous = begin_or_resume(run, found.config, overwrite=overwrite, may_change=terms.may_change)
         if previous is not None:
             return RunResult(**{**previous, "status": RunStatus(previous["status"])})
+        check_same_data(run, found.config)
         return _train_and_report(run, found, observer, started_at_s, lease, terms, callbacks)
 
 
@@ -204,6 +206,7 @@ def _train(
     ):
         observer.phase("preparing data")
         store = prepare(config, observer.prepared)
+        record_data(run, config, store)
         num_samples = store.manifest.splits["train"].num_samples
         plan = found.plan_on(session, num_samples=num_samples)
         run.write_bytes("config.yaml", dump_config(config).encode())

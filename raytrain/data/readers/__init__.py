@@ -14,7 +14,7 @@ from raytrain.config import SourceFormat
 from raytrain.data.readers.base import Chunk, ReadTask, Rows, SourceFile, in_chunks
 from raytrain.data.readers.conll import COLUMNS, conll_rows, conllu_rows, has_sentence
 from raytrain.data.readers.delimited import delimited_rows, header_of
-from raytrain.data.readers.json_rows import json_rows, jsonl_rows
+from raytrain.data.readers.json_files import json_rows, jsonl_rows
 from raytrain.data.readers.parquet import parquet_columns, read_parquet
 from raytrain.data.readers.text import CANT_BE_READ, text_rows, why_unreadable
 from raytrain.errors import DataError

@@ -101,14 +101,15 @@ def _columns(line: str) -> list[str]:
 def _without_comments(lines: list[_Line]) -> list[_Line]:
     """The lines without the comments that stand before the first word.
 
-    A line that begins with # may also be a word: it is one when it has as many columns as the words, and no
-    `key=value` as comments have.
+    A line that begins with # may also be a word: it is one when it has as many columns as the words, separated like
+    theirs, and no `key=value` as comments have.
     """
     first = next((i for i, (_, line, _) in enumerate(lines) if not line.startswith("#")), len(lines))
     width = len(lines[first][2]) if first < len(lines) else max((len(columns) for _, _, columns in lines), default=0)
     for i, (_, line, columns) in enumerate(lines[:first]):
         is_marked = line.startswith(("# ", "#\t", "#begin ", "#end ")) or line.strip() == "#"
-        if not is_marked or (len(columns) == width > 1 and "=" not in line):
+        is_like_words = first == len(lines) or ("\t" in line) == ("\t" in lines[first][1])
+        if not is_marked or (is_like_words and len(columns) == width > 1 and "=" not in line):
             return lines[i:]
     return lines[first:]
 
