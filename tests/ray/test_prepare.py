@@ -166,7 +166,7 @@ class TestFraction:
         assert self.held_out(config(path, cache="cut", validation={"fraction": 0.3})) == whole
 
     def test_nothing_held_out_is_refused(self, tmp_path, config):
-        path = write_reviews(tmp_path / "a.parquet", 3, 0)
+        path = write_reviews(tmp_path / "a.parquet", 6, 0)
         assert "data.validation.fraction" in refusal(config(path, validation={"fraction": 0.0001}))
 
 

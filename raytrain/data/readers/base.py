@@ -4,6 +4,7 @@ import json
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any
 
 import pyarrow as pa
@@ -136,15 +137,20 @@ def _unfit(value: Any) -> str:
     """Why a value can't be one of a column, or an empty string."""
     if not isinstance(value, list):
         return ""
-    kinds = {_kind(item) for item in value} - {"null"}
-    if len(kinds - {"integer", "decimal number"}) + bool(kinds & {"integer", "decimal number"}) > 1:
-        common = max(kinds, key=lambda kind: sum(_kind(item) == kind for item in value))
-        odd = next(item for item in value if _kind(item) not in (common, "null"))
-        return f"is a list of different types: {json.dumps(odd, default=str)} is not a {common} as the others are"
-    return next((reason for item in value if (reason := _unfit(item))), "")
+    types = set(map(type, value)) - {NoneType}
+    if len(types) > 1 and types != {int, float}:
+        common = max(types, key=lambda one: sum(type(item) is one for item in value))
+        odd = next(item for item in value if type(item) not in (common, NoneType))
+        kind = _kind(next(item for item in value if type(item) is common))
+        return f"is a list of different types: {json.dumps(odd)} is not a {kind} as the others are"
+    bits = 53 if float in types else 63
+    if int in types and (large := next((i for i in value if type(i) is int and i.bit_length() > bits), None)):
+        return f"holds {large}, an integer of more than {bits} bits" + " beside decimal numbers" * (float in types)
+    return next((reason for item in value if (reason := _unfit(item))), "") if list in types else ""
 
 
 def _kind(value: Any) -> str:
+    """What type of Arrow a value has, but for the fields of an object."""
     match value:
         case None:
             return "null"
@@ -164,10 +170,12 @@ def _kind(value: Any) -> str:
 def _column(values: list[Any]) -> pa.Array:
     """Values as Arrow. Where they have several types, each keeps its own, in a union: what a row means must not depend
     on the rows beside it. Integers beyond 64 bits become text."""
-    try:
-        return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        pass
+    types = set(map(type, values)) - {NoneType}
+    if types <= {int, float} or (len(types) == 1 and (list not in types or _are_alike(values))):
+        try:
+            return pa.array(values)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+            pass
     by_kind: dict[str, list[Any]] = defaultdict(list)
     kinds, offsets = [], []
     for value in values:
@@ -176,9 +184,14 @@ def _column(values: list[Any]) -> pa.Array:
         offsets.append(len(by_kind[kind]))
         by_kind[kind].append(str(value) if kind == "text" else value)
     names = list(by_kind)
-    types = pa.array([names.index(kind) for kind in kinds], pa.int8())
+    tags = pa.array([names.index(kind) for kind in kinds], pa.int8())
     children = [_child(by_kind[name]) for name in names]
-    return pa.UnionArray.from_dense(types, pa.array(offsets, pa.int32()), children, names)
+    return pa.UnionArray.from_dense(tags, pa.array(offsets, pa.int32()), children, names)
+
+
+def _are_alike(lists: list[Any]) -> bool:
+    """Whether the lists have items of one type; Arrow would make numbers of booleans."""
+    return len({_kind(value) for value in lists} - {"null", "list of null"}) <= 1
 
 
 def _child(values: list[Any]) -> pa.Array:

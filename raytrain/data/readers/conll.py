@@ -12,6 +12,7 @@ DOCUMENT_START = "-DOCSTART-"
 COLUMNS = ["tokens", "tags", "document"]
 # Tags of entities in any of the schemes IOB, IOB2, IOBES and BILOU.
 ENTITY_TAG = re.compile(r"O|[BIESLU]-\S+")
+KEY_VALUE = re.compile(r"[A-Za-z_]\w*\s?=")  # in a comment, such as `# sent_id = 4`
 FEW_TOKENS = 20  # too few to say that their tags are mostly unique
 SENTENCES_TO_LOOK_AT = 200
 
@@ -109,7 +110,7 @@ def _without_comments(lines: list[_Line]) -> list[_Line]:
     for i, (_, line, columns) in enumerate(lines[:first]):
         is_marked = line.startswith(("# ", "#\t", "#begin ", "#end ")) or line.strip() == "#"
         is_like_words = first == len(lines) or ("\t" in line) == ("\t" in lines[first][1])
-        if not is_marked or (is_like_words and len(columns) == width > 1 and "=" not in line):
+        if not is_marked or (is_like_words and len(columns) == width > 1 and not KEY_VALUE.search(line)):
             return lines[i:]
     return lines[first:]
 

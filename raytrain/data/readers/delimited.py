@@ -105,6 +105,8 @@ def _quoted(lines: _Lines, first: str, delimiter: str, width: int | None) -> lis
         lines.put_back(taken[1:])
         return f"a quoted field continues for {len(taken) - 1} more lines, which look like rows: is a quote missing?"
     text = "".join(taken)
+    if len(taken) > 1 and text.count('"') % 2:
+        return f"a quoted field continues for {len(taken) - 1} more lines, and its record has an odd number of quotes"
     if '""' not in text and any(re.fullmatch(r'\s+".*"\s*', field, re.DOTALL) for field in fields):
         return "there are blanks between a delimiter and a quote; a quoted field begins with its quote"
     return fields
