@@ -168,9 +168,14 @@ class PreparedStore:
         part, inside = self._places(split)[row_group]
         file = self._file(part)
         try:
-            return file.read_row_group(inside)
+            rows = file.read_row_group(inside)
+        except pa.ArrowInvalid:
+            raise self._damaged(part) from None
         except OSError as error:  # a page whose checksum is wrong, or storage that fails
             raise OSError(f"{self.storage.path_of(part)} can't be read: {error}") from error
+        if len(rows) != self._part_of_name[part].row_group_rows[inside]:
+            raise self._damaged(part)
+        return rows
 
     def row_group_bytes(self, split: str, row_group: int) -> int:
         """Compressed bytes that reading this row group takes from storage."""

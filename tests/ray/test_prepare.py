@@ -18,7 +18,7 @@ import pytest
 
 from raytrain.config import RunConfig
 from raytrain.data import prepare as prepare_module
-from raytrain.data.prepare import prepare
+from raytrain.data.prepare import find_prepared, prepare
 from raytrain.data.prepared import PreparedStore
 from raytrain.errors import DataError
 from raytrain.models.tokenizer import load_tokenizer
@@ -305,7 +305,45 @@ class TestInterrupted:
         assert sorted(os.listdir(cache)) == sorted([Path(store.root).name, f"{ours}.22222222.tmp", "my_notes.tmp"])
 
 
+class TestDamaged:
+    """A store that is not what was written is prepared again, and the log says so."""
+
+    @pytest.mark.parametrize("name", ["train/*.parquet", "index-train.parquet", "manifest.json"])
+    def test_one_flipped_bit(self, tmp_path, config, name, caplog):
+        chosen = config(write_reviews(tmp_path / "a.parquet", 40, 0))
+        store = prepare(chosen)
+        before = content(store)
+        (path,) = Path(store.root).glob(name)
+        raw = bytearray(path.read_bytes())
+        raw[len(raw) // 2] ^= 1
+        path.write_bytes(raw)
+        assert find_prepared(chosen) is None
+        assert content(prepare(chosen)) == before
+        assert "damaged" in caplog.text and "it is prepared again" in caplog.text
+        assert os.listdir(tmp_path / "prepared") == [Path(store.root).name]
+
+
 class TestBadInput:
+    @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+    def test_the_first_bad_row_of_the_first_file_is_named(self, tmp_path, config, ending):
+        """However long its task takes: the second file is done long before it."""
+        rows: list[Any] = make_reviews(20_000, 0)
+        for place in (17_000, 18_000, 19_999):
+            rows[place] = {"text": "", "label": "positive"}
+        later = [*make_reviews(300, 2), {"text": "", "label": "positive"}, *make_reviews(10, 1)]
+        write = write_lines if ending == "jsonl" else write_parquet
+        paths = [write(tmp_path / f"{i}.{ending}", some) for i, some in enumerate((rows, later))]
+        assert f"{paths[0]}, row 17001: text is empty (2 more bad rows after it)" in refusal(config(paths))
+
+    def test_set_aside_is_counted_by_reason(self, tmp_path, config, caplog):
+        odd: list[Any] = ["{broken\n", {"text": "", "label": "positive"}, {"text": " ", "label": "positive"}]
+        path = write_lines(tmp_path / "a.jsonl", [*make_reviews(4, 0), *odd, {"text": 5, "label": "positive"}])
+        prepare(config(path, bad_rows="set_aside"))
+        assert "4 rows set aside" in caplog.text
+        assert f"2 x bad_input: text is empty ({path}, row 6; {path}, row 7)" in caplog.text
+        assert "1 x unreadable: malformed JSON" in caplog.text
+        assert f"1 x bad_input: text is 5, which is a number and not text ({path}, row 8)" in caplog.text
+
     def test_refused_with_file_and_row(self, tmp_path, config):
         path = write_lines(tmp_path / "a.jsonl", [*make_reviews(5, 0), "{broken\n", *make_reviews(5, 1)])
         message = refusal(config(path))
