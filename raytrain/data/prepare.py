@@ -48,6 +48,9 @@ STALE_S = 24 * 3600.0
 # The cache may be in one of the user's folders: raytrain removes nothing in it that has another name.
 ATTEMPT_NAME = re.compile(r"[0-9a-f]{20}\.[0-9a-f]{8}\.tmp")
 
+# (root, content) of the stores that this process has found undamaged.
+_verified_stores: set[tuple[str, str]] = set()
+
 Progress = Callable[[int, int | None, float], None]
 """Called with (rows so far, estimated rows in total, rows per second)."""
 
@@ -99,7 +102,9 @@ def _verified(cache: Storage, name: str) -> PreparedStore | None:
         return None
     try:
         store = PreparedStore(cache.at(name).root)
-        store.verify()
+        if (key := (store.root, store.manifest.content)) not in _verified_stores:
+            store.verify()
+            _verified_stores.add(key)
     except DataError as error:
         logger.warning("%s; it is prepared again", error)
         return None
