@@ -153,8 +153,8 @@ def _check_head(file: SourceFile, task: Task) -> None:
         raise DataError(f"{file.path} can't be read to its end (truncated?): {first_line(error)}") from None
     bad = list(head.bad_rows)
     if len(head.table):
-        rejected, state = list(task.check_inputs(head.table)), task.declared_state()
-        rejected += [] if state is None else task.check_targets(head.table, state)
+        state = task.declared_state()
+        rejected = task.check_before_survey(head.table) if state is None else task.rejections(head.table, state)
         rows = head.table[ROW].to_pylist()
         bad += [BadRow(file.path, rows[one.row], one.reason, one.code) for one in rejected]
     if bad:

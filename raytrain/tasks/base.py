@@ -187,6 +187,11 @@ class Task(ABC):
         """Rows whose targets can't be used."""
         return []
 
+    def check_before_survey(self, rows: pa.Table) -> list[Rejection]:
+        """Rows that can't be used whatever the state will be. The first rows of each file are checked so before Ray
+        starts."""
+        return self.check_inputs(rows)
+
     @abstractmethod
     def encode_inputs(self, rows: pa.Table, tokenizer: Any) -> Inputs:
         """Samples of rows that passed `check_inputs`, without a look at their targets.

@@ -109,9 +109,17 @@ class SequenceClassification(TextTask):
 
     def check_targets(self, rows: pa.Table, state: TaskState) -> list[Rejection]:
         """Rows without a label, with several where one is meant, or with one that is not in the state."""
-        known, column, rejected = dict.fromkeys(labels_in(state)), self.config.label_column, []
+        return self._check_labels(rows, labels_in(state))
+
+    def check_before_survey(self, rows: pa.Table) -> list[Rejection]:
+        """Rows without a text, or whose label can't be one."""
+        return [*self.check_inputs(rows), *self._check_labels(rows, None)]
+
+    def _check_labels(self, rows: pa.Table, labels: list[str] | None) -> list[Rejection]:
+        """Rows whose label can't be used, or is none of `labels` where these are known."""
+        known, column, rejected = dict.fromkeys(labels or []), self.config.label_column, []
         for row, (names, reason) in enumerate(self._labels_of(rows, known)):
-            unknown = [name for name in names if name not in known]
+            unknown = [] if labels is None else [name for name in names if name not in known]
             if reason:
                 rejected.append(Rejection(row, RowError.BAD_TARGET, f"{column} {reason}"))
             elif unknown:

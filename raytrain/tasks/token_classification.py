@@ -5,6 +5,7 @@ a sample holds several sentences of a document; predictions are cut back to sent
 scores mean the same with and without it.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -147,10 +148,19 @@ class TokenClassification(TextTask):
 
     def check_targets(self, rows: pa.Table, state: TaskState) -> list[Rejection]:
         """Rows that have not one tag of the state for each word."""
-        known = LabelReader(labels_in(state)), dict.fromkeys(labels_in(state))
+        return self._check_tags(rows, labels_in(state))
+
+    def check_before_survey(self, rows: pa.Table) -> list[Rejection]:
+        """Rows without words, or that have not one tag for each."""
+        return [*self.check_inputs(rows), *self._check_tags(rows, None)]
+
+    def _check_tags(self, rows: pa.Table, labels: list[str] | None) -> list[Rejection]:
+        """Rows whose tags can't be used, or are none of `labels` where these are known."""
+        reader, known = LabelReader(labels or []), None if labels is None else dict.fromkeys(labels)
         words_of, tags_of = (rows[name].to_pylist() for name in self.required_columns())
         pairs = enumerate(zip(words_of, tags_of, strict=True))
-        return [found for row, (words, tags) in pairs if (found := self._reject(row, words, tags, *known)) is not None]
+        found = (self._reject(row, words, tags, reader, known) for row, (words, tags) in pairs)
+        return [rejection for rejection in found if rejection is not None]
 
     def encode_inputs(self, rows: pa.Table, tokenizer: Any) -> Inputs:
         """Cut words to pieces. Words that are lost to truncation are not scored; their sentences are counted.
@@ -259,7 +269,9 @@ class TokenClassification(TextTask):
         )
         return loss, logits
 
-    def _reject(self, row: int, words: Any, tags: Any, reader: LabelReader, known: dict[str, None]) -> Rejection | None:
+    def _reject(
+        self, row: int, words: Any, tags: Any, reader: LabelReader, known: Collection[str] | None
+    ) -> Rejection | None:
         tokens, column = self.config.tokens_column, self.config.tags_column
         if not isinstance(words, list) or not isinstance(tags, list | None):
             reason = f"{tokens} and {column} must be lists, one tag a word"
@@ -270,8 +282,8 @@ class TokenClassification(TextTask):
         if wrong := next((reason for _, reason in names if reason), ""):
             reason = f"{column} lacks the tag of a word" if wrong == "is missing" else f"a tag in {column} {wrong}"
             return Rejection(row, RowError.BAD_TARGET, reason)
-        unknown = [name for name, _ in names if name not in known]
-        if not unknown:
+        unknown = [] if known is None else [name for name, _ in names if name not in known]
+        if known is None or not unknown:
             return None
         return Rejection(row, RowError.UNKNOWN_LABEL, f"label {unknown[0]!r} is none of {list(known)}")
 

@@ -337,7 +337,7 @@ class TestBadInput:
 
     def test_set_aside_is_counted_by_reason(self, tmp_path, config, caplog):
         odd: list[Any] = ["{broken\n", {"text": "", "label": "positive"}, {"text": " ", "label": "positive"}]
-        path = write_lines(tmp_path / "a.jsonl", [*make_reviews(4, 0), *odd, {"text": 5, "label": "positive"}])
+        path = write_lines(tmp_path / "a.jsonl", [*make_reviews(4, 1), *odd, {"text": 5, "label": "positive"}])
         prepare(config(path, bad_rows="set_aside"))
         assert "4 rows set aside" in caplog.text
         assert f"2 x bad_input: text is empty ({path}, row 6; {path}, row 7)" in caplog.text
@@ -352,13 +352,13 @@ class TestBadInput:
 
     @pytest.mark.parametrize("text", ["", "  ", None])
     def test_empty_text(self, tmp_path, config, text):
-        path = write_lines(tmp_path / "a.jsonl", [*make_reviews(3, 0), {"text": text, "label": "positive"}])
+        path = write_lines(tmp_path / "a.jsonl", [*make_reviews(3, 1), {"text": text, "label": "positive"}])
         assert f"{path}, row 4" in refusal(config(path))
         store = prepare(config(path, bad_rows="set_aside"))
         assert len(samples(store)) == 3
 
     def test_set_aside_is_counted_and_listed(self, tmp_path, config):
-        train = write_lines(tmp_path / "a.jsonl", ["{broken\n", *make_reviews(4, 0), {"text": "a", "label": None}])
+        train = write_lines(tmp_path / "a.jsonl", ["{broken\n", *make_reviews(4, 1), {"text": "a", "label": None}])
         validation = write_lines(tmp_path / "b.jsonl", [*make_reviews(4, 0), "[]\n"])
         store = prepare(config(train, validation={"path": validation}, bad_rows="set_aside"))
         lines = [json.loads(line) for line in (Path(store.root) / "rejected.jsonl").read_text().splitlines()]
@@ -369,9 +369,9 @@ class TestBadInput:
             "validation": 1,
         }
 
-    def test_set_aside_of_a_file_that_is_in_two_splits(self, tmp_path, config):
-        path = write_lines(tmp_path / "a.jsonl", ["{broken\n", *make_reviews(4, 0)])
-        store = prepare(config(path, test={"path": path}, bad_rows="set_aside"))
+    def test_set_aside_of_equal_files_in_two_splits(self, tmp_path, config):
+        paths = [write_lines(tmp_path / f"{name}.jsonl", ["{broken\n", *make_reviews(4, 1)]) for name in "ab"]
+        store = prepare(config(paths[0], test={"path": paths[1]}, bad_rows="set_aside"))
         assert [info.num_set_aside for info in store.manifest.splits.values()] == [1, 1]
 
     def test_a_label_that_only_validation_has(self, tmp_path, config):

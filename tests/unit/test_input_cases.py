@@ -530,12 +530,20 @@ class TestFiles:
 
 
 class TestBeforeRay:
-    def test_a_broken_file_is_found_by_the_check(self, tmp_path):
-        """`raytrain plan` reads no more than the check does."""
-        task = make_task(RunConfig.model_validate(plain(tmp_path / "a.csv")).task, 32)
-        write(tmp_path / "a.csv", csv_of({12: '"What a movie said the man,neg'}))
-        with pytest.raises(DataError, match=r"a\.csv, row 12: .*quote"):
-            check_sources(RunConfig.model_validate(plain(tmp_path / "a.csv")).data, task)
+    """`raytrain plan` reads no more than the check of the sources does."""
+
+    @pytest.mark.parametrize(
+        ("text", "says"),
+        [
+            (csv_of({12: '"What a movie said the man,neg'}), "row 12: .*quote"),
+            (csv_of({12: "text,nan", 14: ",pos"}), r"row 12: .*missing.* \(1 more bad rows"),
+            (csv_of({12: ",pos"}), "row 12: text is empty"),
+        ],
+    )
+    def test_a_broken_row_is_found_by_the_check(self, tmp_path, text, says):
+        config = RunConfig.model_validate(plain(write(tmp_path / "a.csv", text)))
+        with pytest.raises(DataError, match=rf"a\.csv, {says}"):
+            check_sources(config.data, make_task(config.task, 32))
 
 
 def plain(path: Path) -> dict[str, Any]:

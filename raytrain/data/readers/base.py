@@ -142,7 +142,7 @@ def _unfit(value: Any) -> str:
         common = max(types, key=lambda one: sum(type(item) is one for item in value))
         odd = next(item for item in value if type(item) not in (common, NoneType))
         kind = _kind(next(item for item in value if type(item) is common))
-        return f"is a list of different types: {json.dumps(odd)} is not a {kind} as the others are"
+        return f"holds {json.dumps(odd)} among items of type {kind}"
     bits = 53 if float in types else 63
     if int in types and (large := next((i for i in value if type(i) is int and i.bit_length() > bits), None)):
         return f"holds {large}, an integer of more than {bits} bits" + " beside decimal numbers" * (float in types)

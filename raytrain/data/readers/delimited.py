@@ -103,7 +103,7 @@ def _quoted(lines: _Lines, first: str, delimiter: str, width: int | None) -> lis
     looks_like_rows = sum(line.count(delimiter) + 1 == width for line in inner) >= MOST_OF_THEM * len(inner)
     if width and width > 1 and inner and looks_like_rows and (len(inner) >= MANY_LINES or len(fields) != width):
         lines.put_back(taken[1:])
-        return f"a quoted field continues for {len(taken) - 1} more lines, which look like rows: is a quote missing?"
+        return f"a quoted field continues for {len(taken) - 1} more lines, which look like rows: a quote is missing"
     text = "".join(taken)
     if len(taken) > 1 and text.count('"') % 2:
         return f"a quoted field continues for {len(taken) - 1} more lines, and its record has an odd number of quotes"
@@ -138,5 +138,5 @@ def _row(file: SourceFile, header: list[str], values: list[str]) -> dict[str, An
     if not all(map(is_valid, values)):
         return not_valid(file)
     if values == header:
-        return "it repeats the header: were files put together?"
+        return "it repeats the header, as where files were put together"
     return dict(zip(header, values, strict=True))
