@@ -13,7 +13,7 @@ from raytrain.storage import filesystem_of
 # Files that are this large together are hashed whole, in a second or less; of larger ones the head and the tail.
 WHOLE_BYTES = 256 << 20
 END_BYTES = 64 << 10
-THREADS = 8
+THREADS = 32  # of requests to an object store
 
 
 def with_content(splits: dict[str, list[SourceFile]]) -> dict[str, list[SourceFile]]:

@@ -30,7 +30,7 @@ from raytrain.config import SPLITS, RunConfig
 from raytrain.data.bad_rows import Rejected, summary
 from raytrain.data.encode import Encoder, RowFunction, Surveyor
 from raytrain.data.fingerprint import fingerprint
-from raytrain.data.prepared import MANIFEST_NAME, Manifest, Part, PreparedStore, SplitInfo, index_name
+from raytrain.data.prepared import MANIFEST_NAME, DamagedError, Manifest, Part, PreparedStore, SplitInfo, index_name
 from raytrain.data.quiet import quiet_ray_data
 from raytrain.data.readers.base import SourceFile
 from raytrain.data.sources import check_sources, read_tasks
@@ -105,8 +105,8 @@ def _verified(cache: Storage, name: str) -> PreparedStore | None:
         if (key := (store.root, store.manifest.content)) not in _verified_stores:
             store.verify()
             _verified_stores.add(key)
-    except DataError as error:
-        logger.warning("%s; it is prepared again", error)
+    except DamagedError as error:
+        logger.warning("%s is damaged: the data has to be prepared again", error.path)
         return None
     return store
 

@@ -25,6 +25,19 @@ MANIFEST_NAME = "manifest.json"
 WHOLE_BYTES = 1 << 30
 
 
+class DamagedError(DataError):
+    """A file of a prepared store is not what was written."""
+
+    code = FailureCode.STORAGE
+
+    def __init__(self, root: str, name: str):
+        super().__init__(
+            f"the prepared data is damaged: {root}/{name} is not what was written; delete the folder {root}, and it "
+            "will be prepared again"
+        )
+        self.path = f"{root}/{name}"
+
+
 @dataclass(frozen=True)
 class Part:
     """One Parquet file of a split."""
@@ -74,19 +87,23 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: bytes) -> "Manifest":
-        """Parse manifest.json. Raises DataError when it is damaged, or another version wrote it."""
-        try:
-            raw = json.loads(data)
-            version = raw["format_version"]
-        except (ValueError, KeyError, TypeError):
-            raise DataError(f"{MANIFEST_NAME} is damaged", FailureCode.STORAGE) from None
+        """Parse manifest.json.
+
+        Raises:
+            ValueError: It is damaged.
+            DataError: Another version wrote it.
+        """
+        raw = json.loads(data)
+        if not isinstance(raw, dict) or "format_version" not in raw:
+            raise ValueError("not a manifest")
+        version = raw["format_version"]
         if version != FORMAT_VERSION:
             raise DataError(
                 f"the prepared data has format {version}, this version reads {FORMAT_VERSION}: "
                 "delete the folder, and it will be prepared again"
             )
         if raw.pop("sha256", None) != _hash_of(raw):
-            raise DataError(f"{MANIFEST_NAME} is damaged", FailureCode.STORAGE)
+            raise ValueError("its hash is not that of its contents")
         splits = {
             name: SplitInfo(**{**info, "parts": [Part(**part) for part in info["parts"]]})
             for name, info in raw["splits"].items()
@@ -113,6 +130,8 @@ class PreparedStore:
             self.manifest = Manifest.from_json(self.storage.read_bytes(MANIFEST_NAME))
         except FileNotFoundError:
             raise DataError(f"there is no prepared data at {self.storage.path_of()}") from None
+        except (ValueError, RecursionError):
+            raise self._damaged(MANIFEST_NAME) from None
         self._open_parts: dict[str, pq.ParquetFile] = {}
 
     @property
@@ -212,12 +231,8 @@ class PreparedStore:
     def _part_of_name(self) -> dict[str, Part]:
         return {part.name: part for info in self.manifest.splits.values() for part in info.parts}
 
-    def _damaged(self, name: str) -> DataError:
-        return DataError(
-            f"the prepared data is damaged: {self.storage.path_of(name)} is not what was written; delete the folder "
-            f"{self.root}, and it will be prepared again",
-            FailureCode.STORAGE,
-        )
+    def _damaged(self, name: str) -> DamagedError:
+        return DamagedError(self.root, name)
 
 
 def _sha256(storage: Storage, name: str) -> str:

@@ -6,12 +6,13 @@
 import difflib
 import functools
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow.parquet as pq
 
 from raytrain.config import SPLITS, BadRowPolicy, DataConfig, SourceFormat
 from raytrain.data.bad_rows import refusal
-from raytrain.data.content import with_content
+from raytrain.data.content import THREADS, with_content
 from raytrain.data.listing import list_files, real_path
 from raytrain.data.readers import NoRowsError, column_names, head_of
 from raytrain.data.readers.base import ROW, BadRow, ReadTask, SourceFile, first_line, open_source
@@ -46,20 +47,12 @@ def check_sources(data: DataConfig, task: Task, only: str | None = None) -> dict
         if source is not None and source.path is not None
     }
     _check_no_file_twice(splits)
-    for split, files in splits.items():
-        option = f"data.{split}"
-        empty = {file.path: reason for file in files if (reason := _check_file(file, option, task))}
-        splits[split] = [file for file in files if file.path not in empty]
-        if not splits[split]:
-            path, reason = next(iter(empty.items()))
-            raise DataError(f"{option}.path: {path} {reason}")
-        if empty:
-            named = f"{option}.path: {len(empty)} of {len(files)} files have no rows and are passed over"
-            _warn_once(f"{named}, such as {next(iter(empty))}")
-        if data.bad_rows == BadRowPolicy.REFUSE:
-            for file in splits[split][:HEAD_FILES]:
+    usable = {split: _with_rows(files, f"data.{split}", task) for split, files in splits.items()}
+    if data.bad_rows == BadRowPolicy.REFUSE:
+        for files in usable.values():
+            for file in files[:HEAD_FILES]:
                 _check_head(file, task)
-    return with_content(splits)
+    return with_content(usable)
 
 
 def read_tasks(splits: dict[str, list[SourceFile]]) -> list[ReadTask]:
@@ -90,7 +83,20 @@ def _check_no_file_twice(splits: dict[str, list[SourceFile]]) -> None:
             option_of[place] = option
 
 
-def _check_file(file: SourceFile, option: str, task: Task) -> str:
+def _with_rows(files: list[SourceFile], option: str, task: Task) -> list[SourceFile]:
+    """The files of a split that have rows. Raises DataError when none has, or one can't be used."""
+    with ThreadPoolExecutor(THREADS) as threads:
+        reasons = list(threads.map(lambda file: _why_empty(file, option, task), files))
+    empty = [(file.path, reason) for file, reason in zip(files, reasons, strict=True) if reason]
+    if len(empty) == len(files):
+        raise DataError(f"{option}.path: {' '.join(empty[0])}")
+    if empty:
+        named = f"{option}.path: {len(empty)} of {len(files)} files have no rows and are passed over"
+        _warn_once(f"{named}, such as {empty[0][0]}")
+    return [file for file, reason in zip(files, reasons, strict=True) if not reason]
+
+
+def _why_empty(file: SourceFile, option: str, task: Task) -> str:
     """Why a file has no rows, or an empty string. Raises DataError when it can't be used."""
     if file.num_bytes == 0:
         return "is empty (0 bytes)"

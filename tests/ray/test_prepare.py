@@ -319,7 +319,7 @@ class TestDamaged:
         path.write_bytes(raw)
         assert find_prepared(chosen) is None
         assert content(prepare(chosen)) == before
-        assert "damaged" in caplog.text and "it is prepared again" in caplog.text
+        assert f"{path} is damaged: the data has to be prepared again" in caplog.text
         assert os.listdir(tmp_path / "prepared") == [Path(store.root).name]
 
 
