@@ -4,10 +4,10 @@ import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-import pyarrow as pa
 import pyarrow.fs as pafs
 
-from raytrain.data.readers.base import SourceFile
+from raytrain.data.readers.base import SourceFile, first_line
+from raytrain.errors import DataError, FailureCode
 from raytrain.storage import filesystem_of
 
 # Files that are this large together are hashed whole, in a second or less; of larger ones the head and the tail.
@@ -17,7 +17,7 @@ THREADS = 32  # of requests to an object store
 
 
 def with_content(splits: dict[str, list[SourceFile]]) -> dict[str, list[SourceFile]]:
-    """The files of each split with their `content`."""
+    """The files of each split with their `content`. Raises DataError for a file that can't be read."""
     is_small = sum(file.num_bytes for files in splits.values() for file in files) <= WHOLE_BYTES
     with ThreadPoolExecutor(THREADS) as threads:
         return {
@@ -27,6 +27,13 @@ def with_content(splits: dict[str, list[SourceFile]]) -> dict[str, list[SourceFi
 
 
 def _content_of(file: SourceFile, is_small: bool) -> str:
+    try:
+        return _hash_or_etag(file, is_small)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file.path} can't be read: {first_line(error)}", FailureCode.STORAGE) from None
+
+
+def _hash_or_etag(file: SourceFile, is_small: bool) -> str:
     filesystem, inner = filesystem_of(file.path)
     if not isinstance(filesystem, pafs.LocalFileSystem):
         return _etag(filesystem, inner)
@@ -44,9 +51,6 @@ def _content_of(file: SourceFile, is_small: bool) -> str:
 
 def _etag(filesystem: pafs.FileSystem, path: str) -> str:
     """What the object store calls the content; "" where it says nothing."""
-    try:
-        with filesystem.open_input_stream(path, compression=None) as stream:
-            told = stream.metadata() or {}
-    except (OSError, pa.ArrowInvalid):  # the file is there, since it has been checked: this is only worth less
-        return ""
-    return (told.get(b"ETag") or told.get(b"etag") or b"").decode()
+    with filesystem.open_input_stream(path, compression=None) as stream:
+        told: dict[str, bytes] = stream.metadata() or {}
+    return next((value.decode() for name, value in told.items() if name.lower() == "etag"), "")
