@@ -10,9 +10,25 @@ import tempfile
 import uuid
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
+
+
+def filesystem_of(path: str) -> tuple[pafs.FileSystem, str]:
+    """The file system of a path or URI, and the path in it.
+
+    A URI is taken as object stores show it: behind the bucket, a blank is a blank and % a percent sign.
+
+    Raises ValueError for a URI whose scheme pyarrow does not know.
+    """
+    if "://" not in path:
+        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
+    scheme, _, rest = path.partition("://")
+    location, mark, options = rest.partition("?")
+    host, slash, name = location.partition("/")
+    return pafs.FileSystem.from_uri(f"{scheme}://{host}{slash}{quote(name)}{mark}{options}")
 
 
 class Storage:
@@ -23,10 +39,7 @@ class Storage:
         self.root = root.rstrip("/") or "/"
         if "://" in root and "?" in root:
             raise ValueError(f"{root}: options behind a ? are not supported; set them in the environment (AWS_REGION)")
-        if "://" in root:
-            self._fs, self._base = pafs.FileSystem.from_uri(self.root)
-        else:
-            self._fs, self._base = pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(self.root))
+        self._fs, self._base = filesystem_of(self.root)
         self._is_local = isinstance(self._fs, pafs.LocalFileSystem)
         self.check: Callable[[], None] = _allow
 

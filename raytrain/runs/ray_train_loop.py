@@ -31,6 +31,7 @@ from raytrain.runs.lease import Lease
 from raytrain.runs.preflight import check
 from raytrain.runs.provenance import observe_command, record_command
 from raytrain.runs.resume import begin_or_resume
+from raytrain.runs.same_data import check_same_data, record_data
 from raytrain.steps.batches import World
 from raytrain.storage import Storage
 from raytrain.training.driver_link import DriverLink
@@ -62,7 +63,9 @@ def prepare_loop(config: RunConfig) -> "RayTrainLoop":
     with lease_of(run, logger.info, owner := uuid.uuid4().hex) as lease:
         run = run.guarded(lease.check_now)
         begin_or_resume(run, found, overwrite=False)
+        check_same_data(run, found)
         store = _prepared(found)
+        record_data(run, found, store)
         run.commit_bytes("config.yaml", dump_config(found).encode())
         record_command(run, store.manifest.splits, command)
     return RayTrainLoop(found.model_dump(mode="json", exclude_unset=True), run.path_of(), store.root, owner)

@@ -24,6 +24,7 @@ LOGS = (
     "summary.json",
     "goodput.json",
     "commands.jsonl",
+    "data.json",
     "samples",
     "tensorboard",
     "tracking.json",

@@ -38,6 +38,7 @@ from raytrain.runs.preflight import Preflight, check, check_model
 from raytrain.runs.provenance import observe_command, record_command
 from raytrain.runs.result import SUMMARY, RunResult
 from raytrain.runs.resume import begin_or_resume
+from raytrain.runs.same_data import check_same_data, record_data
 from raytrain.runs.signals import StopSignals
 from raytrain.steps.timetable import make_timetable
 from raytrain.storage import Storage
@@ -94,6 +95,7 @@ def run_training(
         previous = begin_or_resume(run, found.config, overwrite=overwrite, may_change=terms.may_change)
         if previous is not None:
             return previous
+        check_same_data(run, found.config)
         return _train_and_report(run, found, observer, started_at_s, lease, terms, callbacks)
 
 
@@ -171,6 +173,7 @@ def _train(
     ):
         observer.phase("preparing data")
         store = prepare(config, observer.prepared, check_first=functools.partial(check_model, config))
+        record_data(run, config, store)
         num_samples = store.manifest.splits["train"].num_samples
         plan = found.plan_on(session, num_samples=num_samples)
         run.commit_bytes("config.yaml", dump_config(config).encode())

@@ -162,8 +162,12 @@ class Task(ABC):
         return {}
 
     def state_from(self, surveys: list[TaskState]) -> TaskState:
-        """The state, from the surveys of all chunks in the order of the sources. Raises ConfigError."""
+        """The state, from the surveys of all chunks in the order of the sources. Raises ConfigError or DataError."""
         return {}
+
+    def remarks(self, surveys: list[TaskState]) -> list[str]:
+        """What looks wrong about the data, though it can be used: a sentence each, which is logged."""
+        return []
 
     def assumed_state(self) -> TaskState:
         """A state to count parameters with before the data has been looked at."""
@@ -186,6 +190,11 @@ class Task(ABC):
     def check_targets(self, rows: pa.Table, state: TaskState) -> list[Rejection]:
         """Rows whose targets can't be used."""
         return []
+
+    def check_before_survey(self, rows: pa.Table) -> list[Rejection]:
+        """Rows that can't be used whatever the state will be. The first rows of each file are checked so before Ray
+        starts."""
+        return self.check_inputs(rows)
 
     @abstractmethod
     def encode_inputs(self, rows: pa.Table, tokenizer: Any) -> Inputs:
@@ -290,13 +299,19 @@ class Task(ABC):
 
         Raises ConfigError when the config leaves no room for a sample.
         """
+        rejected = self.rejections(rows, state)
+        bad = {rejection.row for rejection in rejected}
+        good = rows.filter(pa.array([row not in bad for row in range(len(rows))], pa.bool_())) if bad else rows
+        inputs = self.encode_inputs(good, tokenizer)
+        table = self.encode_targets(good, inputs.table, state)
+        return Encoded(table, inputs.num_truncated, rejected)
+
+    def rejections(self, rows: pa.Table, state: TaskState) -> list[Rejection]:
+        """The rows that can't be used, in their order, each with the first reason."""
         first: dict[int, Rejection] = {}
         for rejection in (*self.check_inputs(rows), *self.check_targets(rows, state)):
             first.setdefault(rejection.row, rejection)
-        good = rows.filter(pa.array([row not in first for row in range(len(rows))], pa.bool_())) if first else rows
-        inputs = self.encode_inputs(good, tokenizer)
-        table = self.encode_targets(good, inputs.table, state)
-        return Encoded(table, inputs.num_truncated, [first[row] for row in sorted(first)])
+        return [first[row] for row in sorted(first)]
 
 
 def exact_weights(weights: np.ndarray) -> np.ndarray:
