@@ -34,7 +34,7 @@ NAMES = re.compile(
 )
 # Names that a credential may have and other things too, such as the special tokens of a tokenizer.
 DOUBTFUL_NAMES = re.compile(r"_token$")
-DOUBTFUL_LENGTH = 16  # characters; shorter values of such a name are no credentials
+DOUBTFUL_LENGTH = 16  # characters; shorter values under such a name are not credentials
 # In a URL's query, whose names are short.
 QUERY_NAMES = re.compile(
     r"^(sig|key|pass)$|_signature$|access_?key|account_?key|secret|token|passw|credential|^pwd$|^uid_?pwd$"
