@@ -93,7 +93,10 @@ def _all_mistakes(details: list[ErrorDetails], overrides: list[str], origin: str
 def _is_from(detail: ErrorDetails, key: str) -> bool:
     """Whether a mistake lies at the key of an override, or below it."""
     if detail["type"] == "value_error":  # concerns several fields, which the message names
-        return re.search(rf"\b{re.escape(key)}(?!\w)", str((detail.get("ctx") or {}).get("error"))) is not None
+        parts = key.split(".")
+        keys = [key, *(".".join(parts[:end]) for end in range(2, len(parts)))]  # also of a section that it is in
+        message = str((detail.get("ctx") or {}).get("error"))
+        return any(re.search(rf"\b{re.escape(one)}(?!\w)", message) for one in keys)
     path = ".".join(resolve(detail["loc"], RunConfig)[0])
     path += ".kind" if detail["type"].startswith("union_tag") else ""
     is_unknown_section = detail["type"] == "extra_forbidden" and key.startswith(f"{path}.")

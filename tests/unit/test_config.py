@@ -84,6 +84,7 @@ def test_a_mistake_on_the_command_line_is_not_blamed_on_the_file() -> None:
     text = mistake("training.epoch=3")
     assert text.startswith("the command line has 1 mistake") and text.endswith("(override training.epoch=3)")
     assert "(override workers.min=4)" in mistake("workers.min=4")
+    assert "(override model.config.model_type=bert)" in mistake("model.config.model_type=bert")
     assert "(override task.kind=classify)" in mistake("task.kind=classify")
     assert "(override trainig.epochs=2)" in mistake("trainig.epochs=2")
     raw = {**MINIMAL, "sed": 1}
