@@ -128,7 +128,7 @@ def samples_of_steps(run: Path) -> dict[int, list[int]]:
 def committed_steps(run: Path) -> list[int]:
     """Steps of the committed checkpoints."""
     folder = run / "checkpoints"
-    return sorted(int(p.parent.name[5:]) for p in folder.glob("step_*/manifest.json")) if folder.exists() else []
+    return sorted(int(p.parent.name[5:].split("-")[0]) for p in folder.glob("step_*/manifest.json"))
 
 
 def assert_same_curve(one: dict[int, float], other: dict[int, float], tolerance: float = 1e-4) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from raytrain.cli.submitted import parse_command
 from raytrain.errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id; `raytrain
 def submit(
     ctx: typer.Context,
     words: Annotated[
-        list[str], typer.Argument(metavar="COMMAND", help="After --: a train, tune, resume, eval or doctor command.")
+        list[str],
+        typer.Argument(metavar="COMMAND", help="After --: a command for a cluster, such as train."),
     ],
     address: Address = None,
     detach: Annotated[bool, typer.Option("--detach", help="Leave once the job is submitted.")] = False,
@@ -52,13 +54,14 @@ def submit(
     from raytrain.launch.request import make_request
     from raytrain.terminal.run import PROGRESS_VARIABLE
 
-    request = make_request(words[0], _parse(ctx, words))
+    submittable, arguments = parse_command(ctx, words)
+    request = make_request(words[0], arguments, needs_folder_alone=submittable.needs_folder_alone)
     console = Console(highlight=False)
     choice = _choose(console, working_dir, request, include or [])
     from raytrain.launch.server import JobServer
 
     server = JobServer(address)
-    if request.writes:
+    if request.needs_folder_alone:
         server.refuse_second(request.run)
     # Lines of progress become a bar on a terminal, which should move.
     env_vars = {PROGRESS_VARIABLE: "2"} if console.is_terminal and not detach else {}
@@ -73,13 +76,6 @@ def submit(
         console.print(f"follow it with: raytrain jobs attach {job_id}", soft_wrap=True)
         return
     _follow(server, job_id)
-
-
-def _parse(ctx: typer.Context, words: list[str]) -> dict[str, Any]:
-    """The inner command's parameters, by its own parser: mistakes are told as if it had been given itself."""
-    group: Any = ctx.parent.command if ctx.parent else None
-    command = group.get_command(ctx, words[0])
-    return command.make_context(words[0], words[1:], parent=ctx.parent).params if command else {}
 
 
 def _choose(console: "Console", working_dir: str | None, request: "Request", include: list[str]) -> "Choice | None":

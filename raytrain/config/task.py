@@ -1,5 +1,6 @@
 """The task, and the model that learns it."""
 
+import unicodedata
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, model_validator
@@ -8,9 +9,12 @@ from raytrain.config.base import Affects, Mark, Section
 
 
 def _label(value: Any) -> Any:
-    """From Python an integer is meant as its digits; a text file has no other. From YAML a label is what is written."""
+    """From Python an integer is meant as its digits; a text file has no other. From YAML a label is what is written, in
+    Unicode's normal form C, as the labels of the data are read."""
     if isinstance(value, bool):
         raise ValueError(f"task.labels: a label is text, so give '{str(value).lower()}' instead of {value}")
+    if isinstance(value, str):
+        return unicodedata.normalize("NFC", value)
     return str(value) if isinstance(value, int) else value
 
 
@@ -43,6 +47,9 @@ class SequenceClassificationConfig(Section):
     """The declared labels, in id order; null: those found in the data, sorted."""
     multi_label: Annotated[bool, Affects.DATA] = False
     """True: every label is decided by itself (sigmoid), and a sample may have none or several."""
+    label_separator: Annotated[str | None, Affects.DATA] = None
+    """With `multi_label`: what stands between the labels of a text cell, such as `|`; null: a cell is a list, or the
+    text of one, such as ['a', 'b']."""
     class_weights: Annotated[Literal["balanced"] | dict[Label, PositiveFloat] | None, Affects.DATA | Affects.RESULT] = (
         None
     )
@@ -50,9 +57,11 @@ class SequenceClassificationConfig(Section):
     null: all weigh the same."""
 
     @model_validator(mode="after")
-    def _weights_need_one_label(self) -> Self:
+    def _check_labels(self) -> Self:
         if self.class_weights is not None and self.multi_label:
             raise ValueError("task.class_weights needs one label a text: leave it out, or set task.multi_label=false")
+        if self.label_separator is not None and (not self.multi_label or not self.label_separator.strip()):
+            raise ValueError("task.label_separator is a text that is not blank, and needs task.multi_label=true")
         return self
 
 
@@ -112,8 +121,16 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        if (self.path is None) == (self.config is None):
-            raise ValueError("give exactly one of model.path (pretrained) and model.config (a new model)")
+        if self.path is None and self.config is None:
+            raise ValueError(
+                "model.path and model.config: give one of them. model.path=FOLDER_OR_HUB_ID trains a pretrained model; "
+                "model.config.model_type=bert model.tokenizer=FOLDER_OR_HUB_ID trains a new one"
+            )
+        if self.path is not None and self.config is not None:
+            raise ValueError(
+                "model.path and model.config are both given: add model.config=null to train the pretrained model of "
+                "model.path, or model.path=null to train a new model by model.config, which needs model.tokenizer too"
+            )
         return self
 
     def check_for_transformers(self) -> None:

@@ -9,7 +9,7 @@ from raytrain.config.fields import declared
 from raytrain.config.io import flatten
 from raytrain.errors import ConfigError, RaytrainError
 from raytrain.reports.steps import StepSample
-from raytrain.runs.run import read_run_config
+from raytrain.runs.folder import read_run_config
 from raytrain.steps.batches import BatchPlan
 from raytrain.storage import Storage
 from raytrain.training.records import iterate_jsonl

@@ -7,8 +7,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from raytrain.config import Precision, RunConfig, SourceFormat
+from raytrain.data.listing import list_files
 from raytrain.data.prepare import find_prepared
-from raytrain.data.sources import list_files, open_source
+from raytrain.data.readers.base import open_source
 from raytrain.errors import ConfigError
 from raytrain.planning.calibration import Calibration, find_calibration
 from raytrain.planning.fitting import Choice, choices, first_that_fits, memory_of, resolved_precision

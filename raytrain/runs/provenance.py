@@ -1,7 +1,6 @@
 """The provenance of a run: one line per command in commands.jsonl, with versions, machine, commit and data.
 
-The command line is safe to record: a config that contains a password or a key is rejected before anything starts. The
-environment is not recorded, since it may contain secrets.
+The command line is recorded without credentials. The environment is not recorded, since it may contain secrets.
 """
 
 import os
@@ -21,6 +20,7 @@ from typing import Any
 
 import raytrain
 from raytrain.data.prepared import SplitInfo
+from raytrain.redaction import redact
 from raytrain.storage import Storage
 from raytrain.training.records import COMMANDS, JsonlWriter
 
@@ -85,7 +85,7 @@ def command_line(argv: Sequence[str]) -> str | None:
     if path.name == "default_worker.py":
         return None
     if path.name in ("raytrain", "__main__.py"):
-        return shlex.join(["raytrain", *argv[1:]])
+        return redact(shlex.join(["raytrain", *argv[1:]]))
     return f"python {path.name}".strip()
 
 

@@ -58,22 +58,26 @@ class ModelShape:
 def shape_on_meta(config: RunConfig, task: Task, state: TaskState) -> ModelShape:
     """The shape of the model that a run would train.
 
-    Raises ConfigError if the model can't be built: it does not exist, `model.config` is invalid, it has too few
+    Raises ConfigError if the model can't be built or run: it does not exist, `model.config` is invalid, it has too few
     positions for `data.max_length`, too few embedding rows for the tokenizer, or no token-type embedding for
     `task.case_feature`; also if `data.max_length` has no room beside the special tokens.
     """
     import torch
 
     from raytrain.models.build import check_vocabulary
+    from raytrain.models.dry_run import DryRun
+    from raytrain.sizing.longest_sample import check_longest_sample
 
     tokenizer = load_tokenizer(config.model)
     no_rows = pa.table({column: pa.array([], pa.string()) for column in task.required_columns()})
     task.encode_inputs(no_rows, tokenizer)  # raises if data.max_length is too small
-    with torch.device("meta"):
+    with torch.device("meta"), DryRun():
         model = task.build_model(config.model, state, config.training)
     if tokenizer is not None:
         check_vocabulary(model, tokenizer, config.model)
-    return shape_of(model)
+    shape = shape_of(model)
+    check_longest_sample(config, task, state, model, tokenizer)
+    return shape
 
 
 def shape_of(model: "nn.Module") -> ModelShape:

@@ -1,9 +1,13 @@
 """Scores of tagged sentences. Entities are counted as the script conlleval of CoNLL-2000 and
 seqeval's default mode count them.
 
-A tag is a prefix (B, I, E or S), a dash and a type, or O. An entity is right when its type and both its ends are; one
-begins at a B, at an S, after an E or S, and where the type changes, so that an I after an O begins one too.
+A tag is O, or a letter (B, I, E or S), a dash and a type. The letter may also be the last part, as in PER-B, the dash
+may be an underscore, and the letters may be those of BILOU or BMEWO. An entity is right when its type and both its ends
+are right; one begins at a B, at an S, after an E or S, and where the type changes, so that an I after an O begins one
+too.
 """
+
+import re
 
 import numpy as np
 
@@ -11,6 +15,9 @@ from raytrain.tasks.base import Metrics, Scores
 from raytrain.tasks.scores import LabelCounts, LabelScores
 
 OUTSIDE = "O"
+LETTERS = "BIESLUMW"
+IOBES = {"L": "E", "U": "S", "M": "I", "W": "S"}  # the letters of BILOU (last, unit) and BMEWO (middle, whole)
+OTHER_SPELLINGS = (rf"(?P<letter>[{LETTERS}])_(?P<type>.+)", rf"(?P<type>.+)[-_](?P<letter>[{LETTERS}])")
 
 
 class EntityCounts:
@@ -18,10 +25,10 @@ class EntityCounts:
 
     def __init__(self, tags: list[str]):
         """`tags`: names in id order."""
-        named = [*tags, OUTSIDE]  # the last stands between sentences
-        kinds = [tag[1:].split("-", maxsplit=1)[-1] or "_" for tag in named]
+        named = [*(parts_of(tags) or map(_split, tags)), (OUTSIDE, "_")]  # the last stands between sentences
+        kinds = [kind for _, kind in named]
         self.types = sorted(set(kinds))
-        self._prefix = np.array([tag[0] for tag in named])
+        self._prefix = np.array([letter for letter, _ in named])
         self._type = np.array([self.types.index(kind) for kind in kinds])
         self.counts = np.zeros((3, len(self.types)), dtype=np.int64)
         """Right, predicted, true; shape (3, num_types)."""
@@ -115,4 +122,29 @@ class TagScores(Scores):
 
 def has_entities(labels: list[str]) -> bool:
     """Whether tags mark entities, which parts of speech do not."""
-    return any(label.startswith(("B-", "I-")) for label in labels)
+    return parts_of(labels) is not None
+
+
+def parts_of(tags: list[str]) -> list[tuple[str, str]] | None:
+    """The letter (of IOBES) and the type of each tag; None when the tags do not mark entities."""
+    others = [tag for tag in tags if tag != OUTSIDE]
+    marks = [tag for tag in others if re.match(rf"[{LETTERS}]-", tag)]
+    is_plain = any(tag[0] in "BI" for tag in marks) or (bool(marks) and OUTSIDE in tags)
+    if is_plain and len(marks) == len(others):
+        return [_split(tag) for tag in tags]
+    for spelling in OTHER_SPELLINGS if OUTSIDE in tags else ():
+        found = {tag: re.fullmatch(spelling, tag) for tag in others}
+        parts = {tag: (_iobes(match["letter"]), match["type"]) for tag, match in found.items() if match}
+        if len(parts) == len(others) and any(letter in "BIS" for letter, _ in parts.values()):
+            return [parts.get(tag, (OUTSIDE, "_")) for tag in tags]
+    return [_split(tag) for tag in tags] if is_plain else None
+
+
+def _split(tag: str) -> tuple[str, str]:
+    """As seqeval splits a tag that begins with its letter; a tag without a dash keeps its own first letter."""
+    letter = _iobes(tag[0]) if tag[1:2] == "-" else tag[0]
+    return letter, tag[1:].split("-", maxsplit=1)[-1] or "_"
+
+
+def _iobes(letter: str) -> str:
+    return IOBES.get(letter, letter)

@@ -78,7 +78,7 @@ def _facts(forecast: Forecast) -> list[str]:
 def _world_table(forecast: Forecast) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("workers", justify="right")
-    for column in ("samples each", "micro steps", "CPUs", "ZeRO", "memory a worker", "a step", "the run", "cost"):
+    for column in ("samples each", "micro steps", "CPUs", "ZeRO", "memory each", "step time", "run time", "cost"):
         table.add_column(column, justify="right")
     table.add_column("fits")
     for world, needs in some(list(zip(forecast.plan.worlds, forecast.worlds, strict=True))):

@@ -15,7 +15,7 @@ from raytrain.data.prepared import PreparedStore
 from raytrain.launch import job_events
 from raytrain.launch.job_events import JobEvent, JobEventKind
 from raytrain.runs.observer import Observer
-from raytrain.runs.run import RunResult
+from raytrain.runs.result import RunResult
 from raytrain.storage import Storage
 from raytrain.training.outcome import RunStatus
 from raytrain.training.records import BEST_SO_FAR, NOTES, scores_of

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from raytrain.redaction import HIDDEN, is_credential, redact
 from raytrain.storage import Storage
 
 COMMANDS = "commands.jsonl"
@@ -23,6 +24,8 @@ EPOCHS = "epochs_done"
 UPLOAD_EVERY_S = 15.0
 # ... and less often when an upload takes long: at most a twentieth of the time is spent on it.
 UPLOAD_SHARE = 0.05
+# A file system appends at once; whether this process may still write is looked up at most this often.
+CHECK_EVERY_S = 1.0
 # Read at once of a file that is read whole.
 READ_BYTES = 1 << 20
 # The last row of a file is searched for in this many bytes.
@@ -36,7 +39,7 @@ class JsonlWriter:
         """Opens the file for appending; a last line that a crash left incomplete gets a line end, and readers skip
         it."""
         self._storage, self._name = storage, name
-        self._is_torn = False
+        self._is_torn, self._next_check_s = False, 0.0
         path = storage.local_path(name)
         if path is None:
             self._file = None
@@ -66,6 +69,9 @@ class JsonlWriter:
     def _append(self, line: bytes) -> None:
         """Append a line. A full disk may take only a part of it: the next line then starts with a line end."""
         assert self._file is not None
+        if time.monotonic() >= self._next_check_s:
+            self._storage.check()
+            self._next_check_s = time.monotonic() + CHECK_EVERY_S
         data = b"\n" + line if self._is_torn else line
         self._is_torn = True
         written = self._file.write(data)
@@ -154,9 +160,11 @@ def _missing_newline(last_byte: bytes) -> bytes:
 
 
 def _clean(value: Any) -> Any:
-    """The same value in types that JSON supports."""
+    """The same value in types that JSON supports, without credentials."""
+    if isinstance(value, str):
+        return redact(value)
     if isinstance(value, dict):
-        return {str(key): _clean(item) for key, item in value.items()}
+        return {str(key): HIDDEN if is_credential(str(key), item) else _clean(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_clean(item) for item in value]
     if hasattr(value, "tolist"):  # numpy scalars and arrays, tensors

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from raytrain.runs.run import RunResult
+from raytrain.runs.result import RunResult
 from raytrain.terminal.run import RunDisplay, print_result
 from raytrain.training.outcome import RunStatus
 

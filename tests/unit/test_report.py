@@ -214,12 +214,12 @@ def test_a_single_step_is_seen(tmp_path: Path) -> None:
 
 def test_committed_checkpoints_are_listed(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", [step(1)])
-    for name in ("step_00000010", "step_00000020"):
+    for name in ("step_00000010-0001", "step_00000020-0001"):
         run.write_bytes(f"checkpoints/{name}/a.safetensors", bytes(3 * 2**20))
-    run.write_bytes("checkpoints/step_00000010/manifest.json", b"{}")
+    run.write_bytes("checkpoints/step_00000010-0001/manifest.json", b"{}")
     page = Path(build_report(run)).read_text()
-    assert "<td>step_00000010</td><td>3.0 MiB</td>" in page
-    assert "step_00000020" not in page  # without its manifest it is none
+    assert "<td>step_00000010-0001</td><td>3.0 MiB</td>" in page
+    assert "step_00000020-0001" not in page  # without its manifest it is none
 
 
 def test_the_tiles_show_the_metric_that_picked_the_best_model(tmp_path: Path) -> None:

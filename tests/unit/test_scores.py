@@ -14,7 +14,7 @@ from seqeval.metrics import classification_report
 from sklearn import metrics as sk
 
 from raytrain.tasks.base import Metrics, Scores
-from raytrain.tasks.entities import EntityCounts, TagScores
+from raytrain.tasks.entities import EntityCounts, TagScores, has_entities
 from raytrain.tasks.scores import DENSE_LABELS, MOST_PAIRS, SHOWN_PAIRS, MultiLabelScores, SingleLabelScores
 
 TAGS = ["O", "B-A", "I-A", "B-B", "I-B", "E-A", "S-B", "I-a-b", "NOUN"]
@@ -175,3 +175,35 @@ def test_a_sentence_without_entities_counts_none() -> None:
     counts = EntityCounts(["O", "B-A"])
     counts.add([np.array([0, 0])], [np.array([0, 0])])
     assert not counts.counts.any()
+
+
+# An entity of three words, one of one word, and one of two words right after another of its type, in each scheme.
+SCHEMES = {
+    "IOB2": "B-A I-A I-A O B-B O B-A I-A B-A I-A",
+    "IOB1": "I-A I-A I-A O I-B O I-A I-A B-A I-A",
+    "IOE2": "I-A I-A E-A O E-B O I-A E-A I-A E-A",
+    "IOBES": "B-A I-A E-A O S-B O B-A E-A B-A E-A",
+    "BILOU": "B-A I-A L-A O U-B O B-A L-A B-A L-A",
+    "BMEWO": "B-A M-A E-A O W-B O B-A E-A B-A E-A",
+    "suffix": "A-B A-I A-I O B-B O A-B A-I A-B A-I",
+    "underscore": "B_A I_A I_A O B_B O B_A I_A B_A I_A",
+    "suffix, underscore, BILOU": "A_B A_I A_L O B_U O A_B A_L A_B A_L",
+}
+
+
+@pytest.mark.parametrize("scheme", list(SCHEMES))
+def test_every_scheme_counts_the_same_entities(scheme: str) -> None:
+    true = SCHEMES[scheme].split()
+    tags = sorted({*true})
+    assert has_entities(tags)
+    counts = EntityCounts(tags)
+    cut = [*true]
+    cut[2] = "O"  # the first entity ends too early, and is wrong
+    counts.add([np.array([tags.index(tag) for tag in cut])], [np.array([tags.index(tag) for tag in true])])
+    rows = {row[0]: row[1:] for row in counts.compute().tables["entities"]["rows"]}
+    assert rows == {"A": [pytest.approx(2 / 3), pytest.approx(2 / 3), pytest.approx(2 / 3), 3], "B": [1, 1, 1, 1]}
+
+
+@pytest.mark.parametrize("tags", ["NN NNS VB", "O X", "O PER LOC", "B O", "A-B A-C O"])
+def test_tags_without_entities(tags: str) -> None:
+    assert not has_entities(tags.split())
