@@ -94,6 +94,7 @@ def _choose(console: "Console", working_dir: str | None, request: "Request", inc
     is_asked = bool(choice.doubtful) and console.is_terminal and sys.stdin.isatty()
     if is_asked and typer.confirm(f"send the {len(choice.doubtful)} listed last, too?", default=False):
         choice.include(list(choice.doubtful))
+        console.print(next(choice.lines()), markup=False, soft_wrap=True)
     return choice
 
 

@@ -64,7 +64,7 @@ class Choice:
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
             yield f"  left out, {reason}: {', '.join(names[:SHOWN])}{more}"
         if self.doubtful:
-            yield "  left out, since they may be secrets (`--include NAME` sends one all the same):"
+            yield "  left out, possible secrets; `--include NAME` sends one anyway:"
             yield from (f"    {name}: {why}" for name, why in self.doubtful.items())
 
     def include(self, patterns: Iterable[str]) -> None:

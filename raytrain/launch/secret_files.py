@@ -52,7 +52,8 @@ KEYS = {
 }
 _KEYS = {what: re.compile(pattern) for what, pattern in KEYS.items()}
 _PASSWORD = re.compile(  # `db_password: hunter22`, `"api_key": "..."`; not `password: ${PASSWORD}`, `secret: <yours>`
-    rb"(?im)^[\s{,;-]*(?:export\s+)?[\"']?[\w.-]*(?:passw(?:or)?d|passphrase|secret|api[_-]?key|(?:access|auth|api|hf)[_-]?token)"
+    rb"(?im)^[ \t{,;]*(?:-[ \t]+)?(?:export[ \t]+)?[\"']?[\w.-]*"
+    rb"(?:passw(?:or)?d|passphrase|secret|api[_-]?key|(?:access|auth|api|hf)[_-]?token)"
     rb"[\"']?[ \t]*[=:][ \t]*(?!(?:true|false|null|none)\b)[\"']?(?![$<{*%[])[^\s\"',;#]{6,}[\"']?[ \t]*[,}]?[ \t]*\r?$"
 )
 _USERINFO = re.compile(rb"://[^/\s:@$<{]+:(?![$<{*%])[^/\s@]{3,}@[\w.-]")

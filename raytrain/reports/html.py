@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that needs nothing else, and the figures as PNGs beside it."""
+"""Builds the report of a run: one self-contained HTML file, and its figures as PNG files."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ REPORT_NAME = "report.html"
 
 
 def build_report(run: Storage) -> str:
-    """Write `report.html` and `plots/*.png` into a run's folder, done or not.
+    """Write `report.html` and `plots/*.png` into a run directory, whether or not the run has ended.
 
     Returns:
         The full path of report.html.
@@ -47,17 +47,17 @@ def build_report(run: Storage) -> str:
         facts=facts(record),
         config=record.config_text,
     )
-    run.commit_bytes(REPORT_NAME, page.encode(errors="replace"))  # half a surrogate pair has no bytes
+    run.commit_bytes(REPORT_NAME, page.encode(errors="replace"))  # a lone surrogate can't be encoded
     return run.path_of(REPORT_NAME)
 
 
 def _is_change(event: dict[str, Any]) -> bool:
-    """A command that resumes the run without repeating a step changes nothing."""
+    """Whether an event changed the workers: resuming a run without redoing a step does not."""
     return event.get("kind") != "begin" or bool(event.get("steps_redone"))
 
 
 def tiles(record: RunRecord) -> list[tuple[str, str]]:
-    """(label, value) of the numbers at the top."""
+    """(label, value) of each number at the top of the page."""
     summary = record.summary
     last = record.steps[-1] if record.steps else {}
     found = [("status", summary.get("status", "running or interrupted"))]
@@ -79,7 +79,7 @@ def tiles(record: RunRecord) -> list[tuple[str, str]]:
 
 
 def facts(record: RunRecord) -> list[tuple[str, str]]:
-    """(what, value) of where the run comes from, as its last command has recorded it; see runs.provenance."""
+    """(label, value) rows on the provenance of the run, as its last command recorded it; see runs.provenance."""
     if not record.commands:
         return []
     said = record.commands[-1]
@@ -102,7 +102,7 @@ def _counted(names: list[str]) -> str:
 
 
 def _goodput_rows(record: RunRecord) -> list[tuple[str, float, float]]:
-    """(what, worker-seconds, share) of each class that has any, the largest first."""
+    """(description, worker-seconds, fraction of the total) of each non-empty class, the largest first."""
     if not record.goodput:
         return []
     total_s = record.goodput["worker_seconds"]

@@ -1,7 +1,7 @@
-"""A run's steps in constant memory: lines of metrics.jsonl, taken one by one, of which the last attempt counts.
+"""Reads a run's steps in constant memory: takes the lines of metrics.jsonl one by one and keeps a sample of them.
 
-A step is redone once a later attempt has begun at or before it. Attempts are few, and each of them writes its steps in
-order, so the first step of each attempt decides which lines count.
+A step is redone if a later attempt began at or before it; then only the line of the later attempt counts. Each attempt
+writes its steps in order, so the first step of each attempt is enough to decide which lines count.
 """
 
 import math
@@ -10,11 +10,11 @@ from collections.abc import Iterable
 from typing import Any
 
 MOST_ROWS = 2000
-"""Lines that are kept; a figure can't show more."""
+"""Maximum number of lines to keep; a figure can't show more."""
 
 
 class Attempts:
-    """Where each attempt began and how far it came."""
+    """The first and the last step of each attempt."""
 
     def __init__(self) -> None:
         self.first: dict[int, int] = {}
@@ -30,17 +30,17 @@ class Attempts:
         return is_new
 
     def end_of(self, attempt: int, before: float = math.inf) -> float:
-        """The step from which on an attempt's steps do not count: that at which a later one began.
+        """The first step of an attempt that does not count, since a later attempt began there.
 
         Args:
-            before: Only attempts before this one are looked at.
+            before: Consider only later attempts with a number below this.
         """
-        if attempt >= self._newest:  # so it is for nearly every line
+        if attempt >= self._newest:  # true for nearly every line
             return math.inf
         return min((first for other, first in self.first.items() if attempt < other < before), default=math.inf)
 
     def kept(self) -> dict[int, range]:
-        """The steps of each attempt that count, in step order; attempts without any are left out."""
+        """The counting steps of each attempt, in step order, without attempts that have none."""
         found = {}
         for attempt in sorted(self.first):
             end = int(min(self.last[attempt] + 1, self.end_of(attempt)))
@@ -50,12 +50,12 @@ class Attempts:
 
 
 class StepSample:
-    """At most MOST_ROWS of a run's lines, evenly spaced: all of them while they are few, then every second one, every
-    fourth, and so on. Beside them what is known of all lines."""
+    """Keeps an even sample of a run's lines: all while they are few, then every second one, every fourth, and so on.
+    Counts and sums are over all lines."""
 
     def __init__(self, rows: Iterable[dict[str, Any]] = (), most: int = MOST_ROWS):
         self.num_rows = 0
-        """All lines, also those of steps that were redone."""
+        """Number of all lines, including those of redone steps."""
         self.last: dict[str, Any] = {}
         """The line of the newest step."""
         self.attempts = Attempts()
@@ -66,7 +66,7 @@ class StepSample:
             self.add(row)
 
     def add(self, row: dict[str, Any]) -> None:
-        """Take a line of metrics.jsonl; one without a step is ignored."""
+        """Add a line of metrics.jsonl. A line without a step is ignored."""
         step, attempt = row.get("step"), row.get("attempt", 0)
         if step is None:
             return
@@ -87,13 +87,13 @@ class StepSample:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """The lines that were kept and the newest, in step order."""
+        """The sampled lines and the newest line, in step order."""
         kept = {**self._kept, self.last["step"]: self.last} if self.last else {}
         return [kept[step] for step in sorted(kept)]
 
     @property
     def num_redone(self) -> int:
-        """Lines of steps that a later attempt has done again, or has still to do."""
+        """Number of lines whose step a later attempt has redone or must still redo."""
         return max(0, self.num_rows - sum(map(len, self.attempts.kept().values())))
 
     @property
@@ -103,5 +103,5 @@ class StepSample:
 
     @property
     def world_sizes(self) -> list[int]:
-        """Every number of workers that steps which count were done with, ascending."""
+        """All world sizes of the counting steps, ascending."""
         return sorted({size for attempt in self.attempts.kept() for size in self._world_sizes[attempt]})

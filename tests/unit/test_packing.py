@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import time
 import zipfile
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from raytrain.errors import ConfigError
 from raytrain.launch import packing
 from raytrain.launch.packing import choose_files, write_archive
+from raytrain.launch.secret_files import LOOKED_AT_BYTES
 
 CODE = ["main.py", "src/net.py", "requirements.txt", "conf/run.yaml", "tokenizer/tokenizer.json"]
 NEVER = {
@@ -106,6 +108,15 @@ def test_a_look_into_files(tmp_path: Path, text: str, kind: str, encoding: str) 
     (tmp_path / "conf" / "prod.yaml").rename(tmp_path / "prod.py")  # code: the user decides
     is_key = kind == "secret"
     assert what_becomes_of(tmp_path, "prod.py") == ("doubtful" if is_key else "sent")
+
+
+@pytest.mark.parametrize("text", ["\n", "-", "- ", "a", "{", "x://a:", '"type" ', "-----BEGIN "])
+def test_a_look_into_a_file_takes_no_time(tmp_path: Path, text: str) -> None:
+    """No pattern backtracks over a file of one repeated piece."""
+    (tmp_path / "notes.yaml").write_text(text * (2 * LOOKED_AT_BYTES // len(text)))
+    began_s = time.process_time()
+    choose_files(str(tmp_path))
+    assert time.process_time() - began_s < 2
 
 
 def test_a_doubtful_file_travels_only_where_it_is_named(tmp_path: Path) -> None:
