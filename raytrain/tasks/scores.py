@@ -26,12 +26,12 @@ class Confusion:
 
     @property
     def num_samples(self) -> int:
-        """All that were added."""
+        """Number of samples that were added."""
         return int(self.counts.sum())
 
     @property
     def accuracy(self) -> float:
-        """The share that is right."""
+        """The share of correct predictions."""
         return float(np.trace(self.counts) / self.num_samples)
 
     def per_label(self) -> "LabelScores":

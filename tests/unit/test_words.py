@@ -20,6 +20,7 @@ PACKAGES = (
     "elastic",
     "engine",
     "launch",
+    "models",
     "monitoring",
     "ray_core",
     "reclaim",
@@ -34,6 +35,7 @@ PACKAGES = (
     "terminal",
     "tracking",
     "training",
+    "tasks",
     "tuning",
 )
 # Phrase -> what to write instead.
