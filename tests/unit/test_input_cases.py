@@ -431,7 +431,7 @@ class TestConll:
         assert prepare(path, TAGS, train={"word_column": 2, "tag_column": -2}).names == found.names
 
     def test_a_column_of_words_is_not_one_of_tags(self, tmp_path, prepare):
-        text = "".join(f"word{i}\tlemma{i}\n" + "\n" * (i % 5 == 4) for i in range(40))
+        text = "".join(f"word{i}\tlemma{i}\n" + "\n" * (i % 5 == 4) for i in range(120))
         assert "mostly different values" in refused(prepare, write(tmp_path / "a.conll", text), TAGS)
 
     def test_parts_of_speech_have_no_o(self, tmp_path, prepare):
