@@ -10,7 +10,7 @@ from raytrain.data.prepared import SplitInfo
 from raytrain.runs.provenance import command_line, git_state, observe_command, record_command
 from raytrain.storage import Storage
 
-SPLITS = {"train": SplitInfo(120, 999, 3, 1, []), "test": SplitInfo(20, 99, 0, 0, [])}
+SPLITS = {"train": SplitInfo(120, 999, 3, 1, [], ""), "test": SplitInfo(20, 99, 0, 0, [], "")}
 
 
 def test_each_command_of_a_run_leaves_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
