@@ -153,6 +153,12 @@ class TestQuotes:
         message = refused(prepare, path)
         assert f"{path}, row 700: 4 fields where the header has 2 (2 more bad rows after it)" in message
 
+    def test_a_refusal_does_not_read_a_large_file_to_its_end(self, tmp_path, prepare, monkeypatch):
+        monkeypatch.setattr("raytrain.data.encode.CHUNKS_TO_COUNT", 1)
+        broken = dict.fromkeys((300, CHUNK_ROWS + 300, 3 * CHUNK_ROWS), "x")
+        path = write(tmp_path / "a.csv", csv_of(broken, num_rows=3 * CHUNK_ROWS))
+        assert "row 300: 1 fields" in (message := refused(prepare, path)) and "(at least 1 more bad rows" in message
+
 
 class TestColumns:
     def test_another_delimiter(self, tmp_path, prepare):
