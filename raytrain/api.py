@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from raytrain.config import RunConfig
     from raytrain.planning.forecast import Forecast
     from raytrain.runs.evaluation import Evaluation
-    from raytrain.runs.run import RunResult
+    from raytrain.runs.result import RunResult
     from raytrain.tuning.space.space import Space
     from raytrain.tuning.state import SweepResult
 
@@ -84,7 +84,7 @@ def resume(run: AnyPath, *overrides: Override, progress: bool = False, callbacks
         ConfigError: The folder is not a run's, or an override would make it another experiment.
         DataError, TrainingError: As for `train`.
     """
-    from raytrain.runs.run import read_run_config
+    from raytrain.runs.folder import read_run_config
     from raytrain.storage import Storage
 
     config = read_run_config(Storage(os.fspath(run)), words_of(overrides))
@@ -174,7 +174,7 @@ def tune(
 
     Raises:
         ConfigError, DataError: Nothing was started.
-        TrainingError: Every trial failed.
+        TrainingError: Every trial failed, or more than the space's `max_failed`. Its code is the one of most trials.
     """
     from raytrain.tuning.sweep import run_sweep
 
@@ -186,7 +186,10 @@ def tune(
     with _sweep_display(progress) as observer:
         result = run_sweep(raw, words, chosen.with_trials(trials), name, observer, max_concurrent=max_concurrent)
     if result.status == "failed":
-        raise TrainingError(f"{result.path}: every trial failed; `raytrain report {result.path}` lists the reasons")
+        reason = result.message or "every trial failed"
+        raise TrainingError(
+            f"{result.path}: {reason}; `raytrain report {result.path}` lists the reasons", result.failure_code
+        )
     return result
 
 
@@ -204,7 +207,7 @@ def report(*runs: AnyPath, output: AnyPath | None = None) -> str:
     Raises:
         ConfigError: A folder is neither a run's nor a sweep's.
     """
-    from raytrain.runs.run import read_run_config
+    from raytrain.runs.folder import read_run_config
     from raytrain.storage import Storage
     from raytrain.tuning.best_trial import is_sweep
 

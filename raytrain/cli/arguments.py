@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from raytrain.launch.arguments import Sent
+
 
 def complete_config(incomplete: str) -> list[str]:
     """Shipped configs, YAML files and folders."""
@@ -27,6 +29,7 @@ Config = Annotated[
     typer.Argument(
         metavar="CONFIG", help="A YAML file, or the name of a shipped config.", autocompletion=complete_config
     ),
+    Sent.CONFIG,
 ]
 OptionalConfig = Annotated[
     str,
@@ -36,9 +39,11 @@ OptionalConfig = Annotated[
         show_default=False,
         autocompletion=complete_config,
     ),
+    Sent.CONFIG,
 ]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Values that override the file's.", autocompletion=complete_override),
+    Sent.OVERRIDES,
 ]
-RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, <storage_path>/<name>.")]
+RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, <storage_path>/<name>."), Sent.RUN]

@@ -1,17 +1,17 @@
 """`raytrain cluster` and `raytrain doctor`. Heavy imports stand inside the commands, as in cli.py."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
+from raytrain.cli.arguments import Overrides, complete_config
 from raytrain.errors import ConfigError
+from raytrain.launch.arguments import Sent, can_be_submitted
 
 cluster_app = typer.Typer(help="Files that start a Ray cluster: fill them in, and check them.", no_args_is_help=True)
 
 ClusterFile = Annotated[str, typer.Argument(metavar="FILE", help="A path, or a shipped file's name, such as aws.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values that override the config's.")
-]
 
 
 @cluster_app.command("list")
@@ -81,17 +81,36 @@ def cluster_check(
     raise typer.Exit(2 if report.problems else 0)
 
 
+def _check_doctor(parameters: Mapping[str, Any]) -> None:
+    config = parameters["config"]
+    if "=" in config:
+        raise ConfigError(
+            f"{config} is to override a CONFIG, and none is given; without one use --address and --storage"
+        )
+
+
+@can_be_submitted(check=_check_doctor)
 def doctor(
     config: Annotated[
         str,
-        typer.Argument(metavar="[CONFIG]", help="A run whose needs are looked at too: a YAML file or a shipped name."),
+        typer.Argument(
+            metavar="[CONFIG]",
+            help="A run whose needs are checked too: a YAML file, or the name of a shipped config.",
+            show_default=False,
+            autocompletion=complete_config,
+        ),
+        Sent.CONFIG,
     ] = "",
     overrides: Overrides = None,
     address: Annotated[
-        str | None, typer.Option(help="The cluster; default: the config's ray.address, RAY_ADDRESS, or a private Ray.")
+        str | None,
+        typer.Option(help="The cluster; default: the config's ray.address, RAY_ADDRESS, or a private Ray."),
+        Sent.NEVER,
     ] = None,
     storage: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Folder or URI to try instead of the config's storage_path.")
+        str | None,
+        typer.Option(metavar="PATH", help="Folder or URI to try instead of the config's storage_path."),
+        Sent.FOLDER,
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -103,10 +122,7 @@ def doctor(
     from raytrain.doctor.examine import examine
     from raytrain.terminal.doctor import DoctorConsole
 
-    if "=" in config:
-        raise ConfigError(
-            f"{config} is to override a CONFIG, and none is given; without one use --address and --storage"
-        )
+    _check_doctor({"config": config})
     console = DoctorConsole(as_json=json)
     parsed = load_config(config, overrides) if config else None
     report = examine(parsed, address=address, storage_path=storage, say=console.say)

@@ -12,11 +12,11 @@ configs_app = typer.Typer(help="The configs that come with raytrain, and what a 
 
 @configs_app.command("list")
 def configs_list() -> None:
-    """Names of the shipped configs."""
-    from raytrain.config.shipped import config_names
+    """The shipped configs, each with a sentence on what it trains."""
+    from raytrain.config.shipped import config_names, describe_config
 
     for name in config_names():
-        typer.echo(name)
+        typer.echo(f"{name:<20} {describe_config(name)}")
 
 
 @configs_app.command("show")

@@ -2,14 +2,18 @@
 
 import os
 import secrets
+import sys
 import tempfile
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from raytrain.cli.submitted import parse_command
 from raytrain.errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from raytrain.launch.packing import Choice
     from raytrain.launch.request import Request
     from raytrain.launch.server import Job, JobServer
@@ -28,12 +32,17 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id; `raytrain
 def submit(
     ctx: typer.Context,
     words: Annotated[
-        list[str], typer.Argument(metavar="COMMAND", help="After --: a train, tune, resume, eval or doctor command.")
+        list[str],
+        typer.Argument(metavar="COMMAND", help="After --: a command for a cluster, such as train."),
     ],
     address: Address = None,
     detach: Annotated[bool, typer.Option("--detach", help="Leave once the job is submitted.")] = False,
     working_dir: Annotated[
         str | None, typer.Option(metavar="DIR", help="A folder of code to send along; most runs need none.")
+    ] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A file of that folder to send although it looks like a secret; repeatable."),
     ] = None,
 ) -> None:
     """Run a command on a cluster, as `raytrain submit -- train CONFIG`, and follow it. Its exit code is the run's.
@@ -42,19 +51,17 @@ def submit(
     """
     from rich.console import Console
 
-    from raytrain.launch.packing import choose_files
     from raytrain.launch.request import make_request
     from raytrain.terminal.run import PROGRESS_VARIABLE
 
-    request = make_request(words[0], _parse(ctx, words))
-    choice = choose_files(working_dir, request.data_paths) if working_dir else None
+    submittable, arguments = parse_command(ctx, words)
+    request = make_request(words[0], arguments, needs_folder_alone=submittable.needs_folder_alone)
     console = Console(highlight=False)
-    for line in choice.lines() if choice else ():
-        console.print(line, markup=False, soft_wrap=True)
+    choice = _choose(console, working_dir, request, include or [])
     from raytrain.launch.server import JobServer
 
     server = JobServer(address)
-    if request.writes:
+    if request.needs_folder_alone:
         server.refuse_second(request.run)
     # Lines of progress become a bar on a terminal, which should move.
     env_vars = {PROGRESS_VARIABLE: "2"} if console.is_terminal and not detach else {}
@@ -71,11 +78,22 @@ def submit(
     _follow(server, job_id)
 
 
-def _parse(ctx: typer.Context, words: list[str]) -> dict[str, Any]:
-    """The inner command's parameters, by its own parser: mistakes are told as if it had been given itself."""
-    group: Any = ctx.parent.command if ctx.parent else None
-    command = group.get_command(ctx, words[0])
-    return command.make_context(words[0], words[1:], parent=ctx.parent).params if command else {}
+def _choose(console: "Console", working_dir: str | None, request: "Request", include: list[str]) -> "Choice | None":
+    """The files to send, shown to the user, who is asked about the doubtful ones if there is a terminal to ask on."""
+    from raytrain.launch.packing import choose_files
+
+    if working_dir is None:
+        if include:
+            raise ConfigError(f"--include {include[0]} names a file below --working-dir, which is not given")
+        return None
+    choice = choose_files(working_dir, request.data_paths)
+    choice.include(include)
+    for line in choice.lines():
+        console.print(line, markup=False, soft_wrap=True)
+    is_asked = bool(choice.doubtful) and console.is_terminal and sys.stdin.isatty()
+    if is_asked and typer.confirm(f"send the {len(choice.doubtful)} listed last, too?", default=False):
+        choice.include(list(choice.doubtful))
+    return choice
 
 
 def _send(

@@ -1,7 +1,8 @@
 """The commands. Heavy imports stand inside them, so that `--help` answers at once."""
 
 import sys
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -12,6 +13,7 @@ from raytrain.cli.group import Commands, leave
 from raytrain.cli.jobs import jobs_app, submit
 from raytrain.cli.report import report
 from raytrain.errors import ConfigError, RaytrainError
+from raytrain.launch.arguments import Sent, can_be_submitted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,12 +50,26 @@ def options(
     """Train Transformers on a Ray cluster whose size is not part of the experiment."""
 
 
+def _check_train(parameters: Mapping[str, Any]) -> None:
+    if parameters["from_sweep"] is not None:
+        return
+    if parameters["all_data"] or parameters["trial"]:
+        from raytrain.tuning.best_trial import NEEDS_SWEEP, TRIAL_NEEDS_SWEEP
+
+        raise ConfigError(NEEDS_SWEEP if parameters["all_data"] else TRIAL_NEEDS_SWEEP)
+    if not parameters["config"]:
+        raise ConfigError("train needs a CONFIG: a YAML file, or the name of a shipped one (`raytrain configs list`)")
+
+
 @app.command()
+@can_be_submitted(needs_folder_alone=True, check=_check_train)
 def train(
     config: OptionalConfig = "",
     overrides: Overrides = None,
     from_sweep: Annotated[
-        str | None, typer.Option(metavar="SWEEP", help="Instead of CONFIG: the best trial of this sweep's folder.")
+        str | None,
+        typer.Option(metavar="SWEEP", help="Instead of CONFIG: the best trial of this sweep's folder."),
+        Sent.SWEEP,
     ] = None,
     all_data: Annotated[
         bool, typer.Option("--all-data", help="With --from-sweep: train on the validation split too.")
@@ -66,13 +82,8 @@ def train(
     """Train a run to its end. The same command again goes on where it stopped."""
     from raytrain.config.io import load_config
 
+    _check_train({"config": config, "from_sweep": from_sweep, "all_data": all_data, "trial": trial})
     if from_sweep is None:
-        if all_data or trial:
-            from raytrain.tuning.best_trial import NEEDS_SWEEP, TRIAL_NEEDS_SWEEP
-
-            raise ConfigError(NEEDS_SWEEP if all_data else TRIAL_NEEDS_SWEEP)
-        if not config:
-            raise ConfigError("give a CONFIG: a YAML file, or the name of a shipped one (`raytrain configs list`)")
         _run(load_config(config, overrides), overwrite=overwrite)
     from raytrain.storage import Storage
     from raytrain.tuning.best_trial import train_winner
@@ -82,9 +93,10 @@ def train(
 
 
 @app.command()
+@can_be_submitted(needs_folder_alone=True)
 def resume(run: RunFolder, overrides: Overrides = None) -> None:
     """Resume a run from its newest good checkpoint."""
-    from raytrain.runs.run import read_run_config
+    from raytrain.runs.folder import read_run_config
     from raytrain.storage import Storage
 
     _run(read_run_config(Storage(run), overrides or []), overwrite=False)
@@ -125,11 +137,14 @@ def _say_fields(wanted: bool) -> None:
 
 
 @app.command()
+@can_be_submitted(needs_folder_alone=True)
 def tune(
     config: Config,
     overrides: Overrides = None,
     space: Annotated[
-        str, typer.Option(metavar="SPACE", help="What is tried: a YAML file, or the name of a shipped space.")
+        str,
+        typer.Option(metavar="SPACE", help="What is tried: a YAML file, or the name of a shipped space."),
+        Sent.SPACE,
     ] = "lr_asha",
     trials: Annotated[int | None, typer.Option(min=1, help="Configurations to try, instead of the space's.")] = None,
     max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials that live at once.")] = None,
@@ -197,6 +212,7 @@ def plan(
 
 
 @app.command("eval")
+@can_be_submitted()
 def evaluate(
     run: RunFolder,
     overrides: Overrides = None,

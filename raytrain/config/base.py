@@ -50,6 +50,13 @@ class Mark(Enum):
 
 
 class Section(BaseModel):
-    """Base of every part of the config: frozen, and unknown keys are refused."""
+    """Base of every part of the config: frozen, and unknown keys and numbers that are not finite are refused, since
+    JSON can't hold them."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
+    )

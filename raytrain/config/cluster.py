@@ -21,7 +21,8 @@ class WorkersConfig(Section):
     data_cpus: Annotated[float, Field(gt=0.0), Affects.SPEED, Mark.SHARED] = 0.5
     """CPUs of each worker's Ray Data pipeline."""
     max_failures: Annotated[NonNegativeInt, Affects.NOTHING, Mark.SHARED] = 3
-    """Crashes that the run recovers from before it gives up. Nodes that are reclaimed or lost do not count."""
+    """Crashes within an hour that the run recovers from before it gives up. Nodes that are reclaimed or lost do not
+    count."""
     grow_delay_s: Annotated[float, Field(ge=0.0), Affects.NOTHING, Mark.SHARED] = 10.0
     """Seconds that room for more workers must be there, unchanged, before the run grows: nodes come one by one."""
     grow_payback: Annotated[float, Field(ge=0.0), Affects.NOTHING, Mark.SHARED] = 2.0

@@ -101,8 +101,16 @@ class ValidationConfig(FilesConfig):
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        if (self.path is None) == (self.fraction is None):
-            raise ValueError("give exactly one of data.validation.path and data.validation.fraction")
+        if self.path is None and self.fraction is None:
+            raise ValueError(
+                "data.validation: give data.validation.path=FILE, or data.validation.fraction=0.1 to hold out a part "
+                "of the training data; data.validation=null trains without evaluation"
+            )
+        if self.path is not None and self.fraction is not None:
+            raise ValueError(
+                "data.validation.path and data.validation.fraction are both given: add data.validation.fraction=null "
+                "to use the files, or data.validation.path=null to hold out a part of the training data"
+            )
         return self
 
 

@@ -13,21 +13,34 @@ from pydantic_core import ErrorDetails
 from raytrain.config import RunConfig
 from raytrain.config import shipped as assets
 from raytrain.config.fields import type_of
-from raytrain.config.mistakes import describe, resolve
+from raytrain.config.mistakes import describe_all, resolve
 from raytrain.config.yaml import parse_yaml, read_yaml, to_yaml
 from raytrain.errors import ConfigError
+from raytrain.redaction import find_credential
 
 # Two ways each of saying the same, which exclude each other.
 EITHER = (
     ("training.epochs", "training.max_steps"),
     ("training.eval_every_steps", "training.eval_every_epochs"),
 )
-# user:password@ before the first slash (but for host:port), or an option of the query that is named like a secret.
-CREDENTIALS = re.compile(
-    r"^[\w+.-]+://([^/@?]*:(?!\d+(/|$))[^@]*@"
-    r"|[^?]*\?(.*&)?(sig|key|[^=&]*(access_?key|account_?key|secret|token|password|credential)[^=&]*)=)",
-    re.IGNORECASE,
-)
+IN_ENVIRONMENT = {
+    "url": (
+        "this URI holds credentials, which would be written to the run's folder and shown in messages. "
+        "Leave them out, and set them in the environment of every node instead (AWS_ACCESS_KEY_ID and "
+        "AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_KEY, or the machine's own role; "
+        "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD)"
+    ),
+    "name": (
+        "by its name this is a credential, which would be written to the run's folder and to the model card. Leave it "
+        "out and set it in the environment of every node instead, where a task of your own reads it with os.environ. "
+        "If it is not a credential, give the key another name"
+    ),
+    "value": (
+        "by its value this is a credential, which would be written to the run's folder and to the model card. Leave it "
+        "out and set it in the environment of every node instead, where a task of your own reads it with os.environ"
+    ),
+}
+"""How `find_credential` knows a credential -> what to do."""
 
 
 def load_config(config: str, overrides: list[str] | None = None) -> RunConfig:
@@ -67,10 +80,10 @@ def parse_config(raw: Any, overrides: list[str] | None = None, origin: str = "th
 def _all_mistakes(details: list[ErrorDetails], overrides: list[str], origin: str) -> str:
     """A line for each mistake; one that an override has made names the override, not the file."""
     lines, makers = [], set()
-    for detail in details:
+    for detail, line in describe_all(details):
         override = next((o for o in reversed(overrides) if _is_from(detail, o.partition("=")[0])), None)
         makers.add("the command line" if override else origin)
-        lines.append(describe(detail) + (f" (override {override})" if override else ""))
+        lines.append(line + (f" (override {override})" if override else ""))
     who = " and ".join(sorted(makers, key=lambda maker: maker != origin))
     verb = "have" if len(makers) > 1 else "has"
     return "\n".join([f"{who} {verb} {len(lines)} mistake{'s' * (len(lines) > 1)}:", *lines])
@@ -87,17 +100,11 @@ def _is_from(detail: ErrorDetails, key: str) -> bool:
 
 
 def refuse_credentials(raw: dict[str, Any]) -> None:
-    """Refuse a URI with a password or a key in it: a config is copied into the run's folder and its report, and shown
-    in messages. Looked at before anything else, since messages show values. Raises ConfigError without the value."""
-    for key, value in flatten(raw).items():
-        values = value if isinstance(value, list) else [value]
-        if any(isinstance(one, str) and CREDENTIALS.search(one) for one in values):
-            raise ConfigError(
-                f"{key}: this URI holds credentials, which would be written to the run's folder and shown in messages. "
-                "Leave them out, and set them in the environment of every node instead (AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_KEY, or the machine's own role; "
-                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD)"
-            )
+    """Refuse a config or a search space with a credential in it; `redaction` says why. It comes before all other
+    checks, since their messages show values. Raises ConfigError without the value."""
+    if (found := find_credential(raw)) is not None:
+        key, why = found
+        raise ConfigError(f"{key}: {IN_ENVIRONMENT[why]}")
 
 
 def dump_config(config: RunConfig) -> str:

@@ -1,6 +1,8 @@
 """Where shipped YAML files live: inside the package, in a wheel and in a checkout alike."""
 
+import itertools
 import os
+import re
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -13,6 +15,14 @@ def config_names() -> list[str]:
     """Bare names of the shipped run configs."""
     folder = resources.files("raytrain") / "configs"
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def describe_config(name: str) -> str:
+    """The first sentence of the comment at the head of a shipped config, in one line."""
+    lines = Path(find_config(name)).read_text(encoding="utf-8").splitlines()
+    head = itertools.takewhile(lambda line: line.startswith("# "), lines)
+    comment = " ".join(line.removeprefix("# ") for line in head)
+    return re.split(r"\.(?:\s|$)", comment, maxsplit=1)[0]
 
 
 def space_names() -> list[str]:

@@ -121,8 +121,16 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        if (self.path is None) == (self.config is None):
-            raise ValueError("give exactly one of model.path (pretrained) and model.config (a new model)")
+        if self.path is None and self.config is None:
+            raise ValueError(
+                "model.path and model.config: give one of them. model.path=FOLDER_OR_HUB_ID trains a pretrained model; "
+                "model.config.model_type=bert model.tokenizer=FOLDER_OR_HUB_ID trains a new one"
+            )
+        if self.path is not None and self.config is not None:
+            raise ValueError(
+                "model.path and model.config are both given: add model.config=null to train the pretrained model of "
+                "model.path, or model.path=null to train a new model by model.config, which needs model.tokenizer too"
+            )
         return self
 
     def check_for_transformers(self) -> None:

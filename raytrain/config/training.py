@@ -168,10 +168,13 @@ class TrainingConfig(Section):
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if self.max_steps is not None and "epochs" in self.model_fields_set:
-            raise ValueError("give training.epochs or training.max_steps, not both")
+            raise ValueError(
+                "training.epochs and training.max_steps are both given: leave one out, or override it with null"
+            )
         if self.eval_every_steps is not None and self.eval_every_epochs is not None:
             raise ValueError(
-                "give training.eval_every_steps or training.eval_every_epochs, not both; set the other one to null"
+                "training.eval_every_steps and training.eval_every_epochs are both given: leave one out, or override "
+                "it with null"
             )
         if self.micro_batch_size > self.global_batch_size:
             raise ValueError(

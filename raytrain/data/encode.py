@@ -95,7 +95,8 @@ class Encoder(RowFunction):
                 bad += [(split, BadRow(read_task.file.path, rows[r.row], r.reason, r.code)) for r in rejected]
                 if encoded is not None and len(encoded.table):
                     sizes = task.sizes(encoded.table).tolist()
-                    written.append(self._write(split, (ordinal, number), encoded, sizes))
+                    counts = task.count_labels(encoded.table, self._state)
+                    written.append({**self._write(split, (ordinal, number), encoded, sizes), "label_counts": counts})
             bad_at = number if bad and bad_at is None else bad_at
         if refuses and bad:
             raise refusal([one for _, one in bad])

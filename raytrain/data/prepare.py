@@ -17,7 +17,7 @@ import os
 import re
 import time
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -67,13 +67,19 @@ class _Written:
     num_truncated: int
 
 
-def prepare(config: RunConfig, progress: Progress | None = None, only: str | None = None) -> PreparedStore:
+def prepare(
+    config: RunConfig,
+    progress: Progress | None = None,
+    only: str | None = None,
+    check_first: Callable[[], object] | None = None,
+) -> PreparedStore:
     """The prepared store of a config: taken from the cache, or created.
 
     If two commands need the same store at once, both create it, and the first to finish puts its own in place.
 
     Args:
         only: The only split to prepare, in a store of its own, which needs declared labels; None: all splits.
+        check_first: Called before anything is prepared, and not when the store is there already.
 
     Raises:
         DataError: A row can't be used and data.bad_rows is `refuse`, a label is not declared, or nothing is left to
@@ -83,6 +89,8 @@ def prepare(config: RunConfig, progress: Progress | None = None, only: str | Non
     if (store := _verified(cache, name)) is not None:
         return store
     _remove_damaged(cache, name)
+    if check_first is not None:
+        check_first()
     progress = progress or (lambda *_: None)
     tokenizer = load_tokenizer(config.model)
     pad_token_id = 0 if tokenizer is None else tokenizer.pad_token_id
@@ -151,6 +159,7 @@ class _Preparation:
         self.config, self.name, self.cache, self.progress = config, name, cache, progress
         self.files, self.tasks = files, read_tasks(files)
         self.rows_per_group, self.pad_token_id = rows_per_group, pad_token_id
+        self.label_counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self.attempt = f"{name}.{uuid.uuid4().hex[:8]}.tmp"
         # Object stores can't rename: there, an attempt writes its parts into the final folder under names of its own.
         self.is_local = cache.local_path() is not None
@@ -199,6 +208,7 @@ class _Preparation:
             rejected[report["ordinal"]] = [Rejected(**bad) for bad in report["rejected"]]
             for item in report["written"]:
                 part = Part(**item.pop("part"))
+                self.label_counts[item["split"]].update(item.pop("label_counts"))
                 written.append(_Written(part=part, place=tuple(item.pop("place")), **item))
                 num_rows += len(written[-1].lengths)
             total = round(num_rows / self._share_of(rejected))
@@ -257,6 +267,7 @@ class _Preparation:
             num_truncated=sum(item.num_truncated for item in written),
             num_set_aside=num_set_aside,
             parts=[item.part for item in written],
+            label_counts=dict(sorted(self.label_counts[split].items())),
             index_sha256=hashlib.sha256(data).hexdigest(),
         )
 

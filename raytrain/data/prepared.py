@@ -7,7 +7,7 @@ position in the split's prepared order (parts in the manifest's order, rows in f
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -65,6 +65,8 @@ class SplitInfo:
     parts: list[Part]
     index_sha256: str
     """Hash of the index's bytes."""
+    label_counts: dict[str, int] = field(default_factory=dict)
+    """How often each label that occurs is a target; empty where targets are not labels."""
 
 
 @dataclass(frozen=True)

@@ -70,8 +70,10 @@ def _usage(facts: dict[str, Any]) -> list[str]:
         call = 'model({"text": "...", "text_pair": "..."})' if task["text_pair_column"] else 'model("...")'
         note = f"`truncation=True` cuts texts at {length} tokens, as in training; without it a long text is an error."
     else:
-        has_entities = any(label.startswith("B-") for label in facts["state"]["labels"])
-        options = 'aggregation_strategy="simple"' if has_entities else 'aggregation_strategy="none"'
+        tags = [label for label in facts["state"]["labels"] if label != "O"]
+        is_iob = any(tag.startswith("B-") for tag in tags) and all(tag.startswith(("B-", "I-")) for tag in tags)
+        # The pipeline joins the words of an entity by these two letters alone.
+        options = 'aggregation_strategy="simple"' if is_iob else 'aggregation_strategy="none"'
         call = 'model("...")'
         note = (
             f"Texts are cut at {length} tokens, as in training; `stride` of the pipeline tags longer ones in windows."

@@ -8,10 +8,11 @@ from raytrain.config import RunConfig
 from raytrain.config.fields import declared
 from raytrain.config.io import flatten
 from raytrain.errors import ConfigError, RaytrainError
-from raytrain.runs.run import read_run_config
+from raytrain.reports.steps import StepSample
+from raytrain.runs.folder import read_run_config
 from raytrain.steps.batches import BatchPlan
 from raytrain.storage import Storage
-from raytrain.training.records import last_attempt_rows, read_jsonl
+from raytrain.training.records import iterate_jsonl
 
 # The first steps of a worker group open devices and fill caches.
 WARM_UP_STEPS = 3
@@ -23,7 +24,7 @@ class Calibration:
 
     run_path: str
     num_steps: int
-    """Steps that were looked at."""
+    """Steps that were looked at; of a long run some."""
     step_s: dict[int, float]
     """Median, by world size."""
 
@@ -49,7 +50,8 @@ def find_calibration(
         ConfigError: There is nothing at `run_path`.
     """
     run = Storage(run_path) if run_path else Storage(config.storage_path).at(config.name)
-    rows = [row for row in last_attempt_rows(read_jsonl(run, "metrics.jsonl")) if row.get("step_s")]
+    sample = StepSample(iterate_jsonl(run, "metrics.jsonl"))
+    rows = [row for row in sample.rows if row.get("step_s")]
     place = run.path_of()
     if not rows and run_path:
         raise ConfigError(f"--calibrate {run_path}: no run with steps is there; give a run's folder, or leave it out")
@@ -65,7 +67,7 @@ def find_calibration(
     if different:
         return None, f"no time: {place} was measured with another {', '.join(different[:3])}"
     by_size: dict[int, list[float]] = {}
-    for row in _without_warm_up(rows):
+    for row in _without_warm_up(rows, sample.attempts.first):
         by_size.setdefault(int(row["world_size"]), []).append(float(row["step_s"]))
     sizes = {size: times for size, times in by_size.items() if size <= config.canonical_shards}
     if not sizes:
@@ -89,10 +91,8 @@ def _used_gpu(run: Storage) -> bool | None:
         return None
 
 
-def _without_warm_up(rows: list[dict]) -> list[dict]:
-    """Rows but for the first few of each attempt, unless an attempt has no others."""
-    first: dict[int, int] = {}
-    for row in rows:
-        first.setdefault(row.get("attempt", 0), row["step"])
+def _without_warm_up(rows: list[dict], first: dict[int, int]) -> list[dict]:
+    """Rows but for the first few of each attempt, unless there are no others. `first`: the first step of each
+    attempt."""
     warm = [row for row in rows if row["step"] >= first[row.get("attempt", 0)] + WARM_UP_STEPS]
     return warm or rows

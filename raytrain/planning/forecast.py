@@ -24,6 +24,13 @@ from raytrain.sizing.zero_stage import AUTO
 from raytrain.tasks import make_task
 from raytrain.tasks.base import Task, TaskState
 
+NO_ACTIVATIONS = (
+    "activations are not known: they are estimated from the layers of a Transformers config, which this model does not "
+    "have. Weights, masters, moments, gradients and buffers are counted, so a worker needs at least what is shown. "
+    "Only a short run tells what a step takes beyond that (nvidia-smi, or the workers' memory on Ray's dashboard); "
+    "with its folder, --calibrate gives the time of a step, not its memory"
+)
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -73,7 +80,7 @@ class WorldForecast:
     memory: Memory
     """Of each worker."""
     fits_memory: bool | None
-    """None: the memory of the workers is not known."""
+    """None: the memory of the workers, or a part of what they need, is not known."""
     step_s: float | None
     """None: no run has measured it."""
     run_s: float | None
@@ -96,8 +103,8 @@ class Forecast:
     choices: list[tuple[Choice, Memory]]
     """Every ZeRO stage and precision at the plan's world size."""
     first_fit: Choice | None
-    """The first combination that fits, the least change from the config first; None: none does, or nothing is known
-    of the memory."""
+    """The first combination that fits, as far as its parts are known, the least change from the config first; None:
+    none does, or nothing is known of the memory."""
     cpus_per_worker: int
     data_cpus: float
     """CPUs of each worker's Ray Data pipeline."""
@@ -161,7 +168,7 @@ def make_forecast(config: RunConfig, hardware: Hardware, calibration_run: str | 
     )
     precision = resolved_precision(config.training.precision, plan.use_gpu, hardware.gpu)
     calibration, said = find_calibration(config, calibration_run, use_gpu=plan.use_gpu)
-    notes += [said, *_assumptions(config, plan, hardware, precision, on_this_machine=on_this_machine)]
+    notes += [said, *_assumptions(config, shape, plan, hardware, precision, on_this_machine=on_this_machine)]
     usable = _usable_bytes(plan, hardware, plan.world_size, on_this_machine=on_this_machine)
     worlds = [
         _world(
@@ -243,7 +250,7 @@ def _world(
         world_size=world_size,
         zero_stage=zero_stage,
         memory=memory,
-        fits_memory=None if usable is None else memory.total <= usable,
+        fits_memory=memory.fits_in(usable),
         step_s=step_s,
         run_s=run_s,
         cost=None if run_s is None or price is None else run_s / 3600 * price * world_size,
@@ -296,10 +303,16 @@ def _usable_bytes(plan: Plan, hardware: Hardware, world_size: int, *, on_this_ma
 
 
 def _assumptions(
-    config: RunConfig, plan: Plan, hardware: Hardware, precision: Precision, *, on_this_machine: bool
+    config: RunConfig,
+    shape: ModelShape,
+    plan: Plan,
+    hardware: Hardware,
+    precision: Precision,
+    *,
+    on_this_machine: bool,
 ) -> list[str]:
-    """What was taken for granted, in sentences."""
-    notes = []
+    """What was taken for granted and what is not known, in sentences."""
+    notes = [] if shape.layers is not None else [NO_ACTIVATIONS]
     if hardware.gpu is None and config.workers.gpu == "auto":
         where = " on this machine" if on_this_machine else ""
         notes.append(f"planned for CPU workers{where}; --gpu plans for GPUs")

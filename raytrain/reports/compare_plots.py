@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
-from raytrain.reports.curves import RunRecord, smooth, thin
+from raytrain.reports.curves import RunRecord, smooth
 from raytrain.reports.plots import SIZE, WIDE, new_axes, png_of, shown_label
 from raytrain.training.records import scores_of
 
@@ -62,7 +62,7 @@ class Overlay:
     def curves(self) -> list[str]:
         """Columns of metrics.jsonl that are worth a figure."""
         found = [name for name in CURVES if any(np.isfinite(r.column(name)).any() for r in self.records.values())]
-        is_steady = all(len(set(record.column("world_size"))) == 1 for record in self.records.values())
+        is_steady = all(len(record.world_sizes) == 1 for record in self.records.values())
         return [name for name in found if name != "world_size" or not is_steady]  # one number a run is in the table
 
     def loss(self, size: tuple[float, float]) -> bytes:
@@ -116,7 +116,8 @@ class Overlay:
         values = smooth(values, max(1, len(values) // 50)) if is_smoothed else values
         marker = "o" if np.isfinite(values).sum() == 1 else None
         axes.plot(
-            *thin(self._positions(record, record.column("step")), values),
+            self._positions(record, record.column("step")),
+            values,
             marker=marker,
             markersize=4,
             linewidth=1.5,

@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from raytrain.reports.goodput import goodput
+from raytrain.reports.goodput import StepTimes, account
+from raytrain.reports.steps import StepSample
 from raytrain.storage import Storage
-from raytrain.training.records import BEST_SO_FAR, COMMANDS, last_attempt_rows, read_jsonl
-
-MAX_POINTS = 2000
+from raytrain.training.records import BEST_SO_FAR, COMMANDS, iterate_jsonl, read_jsonl
 
 
 @dataclass(frozen=True)
@@ -19,9 +18,16 @@ class RunRecord:
 
     config_text: str
     steps: list[dict[str, Any]]
-    """Lines of metrics.jsonl in step order; of a step that was redone the last attempt's."""
+    """Lines of metrics.jsonl in step order, evenly spaced in a long run; of a step that was redone the last
+    attempt's. See reports.steps."""
+    steps_s: float
+    """Seconds of all steps that count."""
     num_redone: int
     """Lines of metrics.jsonl that a later attempt did again."""
+    restarts: list[int]
+    """Steps at which a later attempt took over."""
+    world_sizes: list[int]
+    """Every number of workers that steps were done with, ascending."""
     evaluations: list[dict[str, Any]]
     events: list[dict[str, Any]]
     summary: dict[str, Any]
@@ -37,11 +43,6 @@ class RunRecord:
         """A column of the steps, NaN where it is missing. Shape (num_steps,)."""
         values = [row.get(name) for row in self.steps]
         return np.array([np.nan if value is None else value for value in values], dtype=float)
-
-    def restarts(self) -> list[int]:
-        """Steps at which a later attempt took over."""
-        pairs = zip(self.steps, self.steps[1:], strict=False)
-        return [after["step"] for before, after in pairs if before.get("attempt", 0) != after.get("attempt", 0)]
 
     def last_evaluation(self, split: str) -> dict[str, Any] | None:
         """The newest evaluation on a split."""
@@ -70,17 +71,22 @@ class RunRecord:
 
 def read_run(run: Storage) -> RunRecord:
     """Read a run's folder; files that are not there yet, or not whole, are empty."""
-    rows = [row for row in read_jsonl(run, "metrics.jsonl") if row.get("step") is not None]
-    steps = last_attempt_rows(rows)
+    steps, times = StepSample(), StepTimes()
+    for row in iterate_jsonl(run, "metrics.jsonl"):
+        steps.add(row)
+        times.add(row)
     events = read_jsonl(run, "events.jsonl")
     return RunRecord(
         config_text=run.read_bytes("config.yaml").decode() if run.exists("config.yaml") else "",
-        steps=steps,
-        num_redone=len(rows) - len(steps),
+        steps=steps.rows,
+        steps_s=times.counted_s,
+        num_redone=steps.num_redone,
+        restarts=steps.restarts,
+        world_sizes=steps.world_sizes,
         evaluations=last_evaluations(read_jsonl(run, "evals.jsonl")),
         events=events,
         summary=_read_summary(run),
-        goodput=goodput(events, rows),
+        goodput=account(events, times),
         checkpoints=_read_checkpoints(run),
         commands=read_jsonl(run, COMMANDS),
     )
@@ -118,12 +124,3 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
     counts = np.cumsum(known)
     sums[window:], counts[window:] = sums[window:] - sums[:-window], counts[window:] - counts[:-window]
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
-
-
-def thin(*columns: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Every k-th row of equally long columns, so that at most MAX_POINTS are left; the last row always stays."""
-    num = len(columns[0])
-    if num <= MAX_POINTS:
-        return columns
-    keep = np.unique(np.linspace(0, num - 1, MAX_POINTS).astype(int))
-    return tuple(column[keep] for column in columns)

@@ -5,12 +5,15 @@ starting belong to the attempt that they lead to. Every one of them is in one cl
 `other`, so the classes sum to the whole by construction, and a large `other` is a fault of ours.
 """
 
-from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from raytrain.reports.steps import Attempts
+
+MOST_BINS = 1 << 13
+"""Of seconds by step; see StepTimes."""
 CHANGES = ("begin", "resize", "reclaim", "failure")
 CLASSES = {
     "useful": "steps that count",
@@ -45,51 +48,74 @@ class StepSeconds:
 
 
 class StepTimes:
-    """Seconds of all steps by attempt, told line by line, so that a run that goes on can be accounted for at any time.
-    A step counts for the last attempt that did it: what earlier ones spent on it, and on all that follow, becomes
-    redone."""
+    """Seconds of all steps by attempt, told line by line, so that a run that continues can be accounted for at any
+    time. A step counts for the last attempt that did it: what earlier ones spent on it, and on all that follow, becomes
+    redone.
+
+    Memory is constant: seconds are kept by bins of neighbouring steps, one step each in a run of up to MOST_BINS. Where
+    an attempt begins inside of a wider bin, its steps are taken to have had equal lengths.
+    """
 
     def __init__(self, rows: Iterable[dict[str, Any]] = ()):
         self.attempts: defaultdict[int, StepSeconds] = defaultdict(StepSeconds)
-        self._attempt_of, self._seconds_of = array("q"), array("d")  # by step
+        self._steps, self._bin_steps = Attempts(), 1
+        self._bins: dict[tuple[int, int], tuple[float, float]] = {}
+        """(bin, attempt) -> seconds of its steps that count without those that they waited for data, and with."""
         for row in rows:
             self.add(row)
+
+    @property
+    def counted_s(self) -> float:
+        """Seconds of all steps that count."""
+        return sum(whole_s for _, whole_s in self._bins.values())
 
     def add(self, row: dict[str, Any]) -> None:
         """A line of metrics.jsonl."""
         step, attempt = row.get("step"), row.get("attempt", 0)
         if step is None:
             return
-        mine, seconds = self.attempts.get(attempt), _sum("step_s", [row]) - _sum("data_wait_s", [row])
-        if mine is None:
-            mine = self.attempts[attempt]
-            mine.first_s = _sum("step_s", [row])
+        mine, whole_s = self.attempts[attempt], _sum("step_s", [row])
+        if self._steps.add(step, attempt):
+            mine.first_s = whole_s
             self._take_back(step, attempt)
-        mine.data_wait_s += _sum("data_wait_s", [row])
+        wait_s = _sum("data_wait_s", [row])
+        mine.data_wait_s += wait_s
         mine.checkpoint_s += _sum("checkpoint_s", [row])
         mine.evaluation_s += _sum("evaluation_s", [row])
-        missing = step + 1 - len(self._attempt_of)
-        if missing > 0:
-            self._attempt_of.extend([-1] * missing)
-            self._seconds_of.extend([0.0] * missing)
-        owner = self._attempt_of[step]
-        if attempt < owner:
-            mine.redone_s += seconds
+        if step >= self._steps.end_of(attempt):
+            mine.redone_s += whole_s - wait_s
             return
-        mine.useful_s += seconds
-        self._attempt_of[step] = attempt
-        self._seconds_of[step] += seconds
+        mine.useful_s += whole_s - wait_s
+        self._put(step // self._bin_steps, attempt, (whole_s - wait_s, whole_s))
+        if len(self._bins) > MOST_BINS:
+            self._widen()
+
+    def _put(self, place: int, attempt: int, seconds: tuple[float, float]) -> None:
+        before = self._bins.get((place, attempt), (0.0, 0.0))
+        self._bins[place, attempt] = (before[0] + seconds[0], before[1] + seconds[1])
+
+    def _widen(self) -> None:
+        """Make each bin twice as wide."""
+        bins, self._bins = self._bins, {}
+        self._bin_steps *= 2
+        for (place, attempt), seconds in bins.items():
+            self._put(place // 2, attempt, seconds)
 
     def _take_back(self, first_step: int, attempt: int) -> None:
         """An attempt begins with this step: what earlier ones have done of it and beyond does not count."""
-        for step in range(first_step, len(self._attempt_of)):
-            owner = self._attempt_of[step]
-            if owner == -1 or owner >= attempt:
+        for (place, owner), (seconds, whole_s) in list(self._bins.items()):
+            low = max(place * self._bin_steps, self._steps.first[owner])
+            end = min(self._steps.last[owner] + 1, self._steps.end_of(owner, before=attempt))
+            high = min((place + 1) * self._bin_steps, end)
+            if owner >= attempt or high <= max(low, first_step):
                 continue
+            left = max(0, first_step - low) / (high - low)
+            self._bins[place, owner] = (left * seconds, left * whole_s)
+            if not left:
+                del self._bins[place, owner]
             before = self.attempts[owner]
-            before.useful_s -= self._seconds_of[step]
-            before.redone_s += self._seconds_of[step]
-            self._attempt_of[step], self._seconds_of[step] = -1, 0.0
+            before.useful_s -= (1 - left) * seconds
+            before.redone_s += (1 - left) * seconds
 
 
 def goodput(events: Sequence[dict[str, Any]], rows: Iterable[dict[str, Any]]) -> dict[str, Any]:

@@ -2,13 +2,11 @@
 
 from typing import Any
 
-import numpy as np
-
 from raytrain.reports.curves import RunRecord, read_run
 from raytrain.reports.goodput import CLASSES
 from raytrain.reports.page import duration, embedded, number, page_template
 from raytrain.reports.plots import draw_all
-from raytrain.reports.scores import confusion_rows, headline, metric_names, scored
+from raytrain.reports.scores import confusion_rows, headline, label_rows, label_splits, metric_names, scored
 from raytrain.storage import Storage
 from raytrain.training.job import PHASES
 
@@ -37,13 +35,15 @@ def build_report(run: Storage) -> str:
         metric_names=metric_names(record),
         best_step=record.best.get("step"),
         confusion=confusion_rows(record),
-        has_restarts=bool(record.restarts()),
+        has_restarts=bool(record.restarts),
         goodput=_goodput_rows(record),
         changes=[event for event in record.events if PHASES[0] in event and _is_change(event)],
         phases=PHASES,
         events=record.events,
         checkpoints=record.checkpoints,
         commands=record.commands,
+        labels=label_rows(record),
+        label_splits=label_splits(record),
         facts=facts(record),
         config=record.config_text,
     )
@@ -65,13 +65,11 @@ def tiles(record: RunRecord) -> list[tuple[str, str]]:
     found.append(("steps", f"{last.get('step', 0):,}"))
     if record.num_redone:
         found.append(("steps redone after restarts", f"{record.num_redone:,}"))
-    busy_s = float(np.nansum(record.column("step_s")))
-    if last.get("samples_seen") and busy_s:
-        found.append(("samples/s", f"{last['samples_seen'] / busy_s:,.1f}"))
+    if last.get("samples_seen") and record.steps_s:
+        found.append(("samples/s", f"{last['samples_seen'] / record.steps_s:,.1f}"))
     if last.get("tokens_seen"):
         found.append(("tokens", f"{last['tokens_seen']:,}"))
-    sizes = sorted({row["world_size"] for row in record.steps if row.get("world_size")})
-    if sizes:
+    if sizes := record.world_sizes:
         found.append(("workers", f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"))
     if record.goodput:
         found.append(("goodput", f"{record.goodput['goodput']:.1%}"))

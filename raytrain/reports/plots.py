@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from raytrain.reports.curves import RunRecord, smooth, thin
+from raytrain.reports.curves import RunRecord, smooth
 from raytrain.reports.scores import newest_confusion
 from raytrain.training.records import scores_of
 
@@ -46,7 +46,7 @@ def _chosen(record: RunRecord) -> dict[str, Callable[[RunRecord], bytes]]:
     if np.isfinite(record.column("loss_scale")).any() or np.nanmax(record.column("skipped_steps"), initial=0) > 0:
         figures["loss_scale"] = loss_scale
     figures |= {"throughput": throughput, "padding": padding, "time": step_time}
-    if len({row.get("world_size") for row in record.steps}) > 1:
+    if len(record.world_sizes) > 1:
         figures["world_size"] = world_size
     return figures
 
@@ -126,7 +126,7 @@ def loss_scale(record: RunRecord) -> bytes:
 def world_size(record: RunRecord) -> bytes:
     """Workers at each step."""
     figure, axes = new_axes("World size", "workers", record)
-    axes.step(*thin(record.column("step"), record.column("world_size")), where="mid", color=ACCENT)
+    axes.step(record.column("step"), record.column("world_size"), where="mid", color=ACCENT)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     return png_of(figure)
@@ -182,7 +182,7 @@ def new_axes(
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
-    for step in record.restarts() if record else []:
+    for step in record.restarts if record else []:
         axes.axvline(step, color=INK, linewidth=0.8, linestyle=":", alpha=0.5)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
@@ -195,8 +195,8 @@ def _faint_and_smooth(axes: Axes, record: RunRecord, values: np.ndarray, label: 
 
 
 def _curve(axes: Axes, steps: np.ndarray, values: np.ndarray, **style: Any) -> None:
-    """A line, thinned; as a dot where a single value has no line."""
-    axes.plot(*thin(steps, values), marker="o" if np.isfinite(values).sum() == 1 else None, markersize=4, **style)
+    """A line; as a dot where a single value has no line."""
+    axes.plot(steps, values, marker="o" if np.isfinite(values).sum() == 1 else None, markersize=4, **style)
 
 
 def _legend(axes: Axes) -> None:

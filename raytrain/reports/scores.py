@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raytrain.reports.curves import RunRecord
-from raytrain.training.records import scores_of
+from raytrain.training.records import NOTES, scores_of
 
 # Beside the metric that picks the best model; the first one that the task has is shown.
 HEADLINES = ("entity_f1", "accuracy", "subset_accuracy", "token_micro_f1")
@@ -24,6 +24,11 @@ class Scored:
         """Its tables that have columns and rows."""
         tables: dict[str, dict[str, Any]] = self.row.get("tables") or {}  # an older file may have none
         return {name.replace("_", " "): table for name, table in tables.items() if "columns" in table}
+
+    @property
+    def notes(self) -> list[str]:
+        """What the task says about its metrics."""
+        return list(self.row.get(NOTES) or ())
 
 
 def scored(record: RunRecord) -> list[Scored]:
@@ -76,3 +81,24 @@ def confusion_rows(record: RunRecord) -> list[tuple[str, list[tuple[int, float]]
         return None
     rows = zip(table["labels"], table["counts"], strict=True)
     return [(label, [(count, (count / max(1, sum(counts))) ** 0.5) for count in counts]) for label, counts in rows]
+
+
+def label_splits(record: RunRecord) -> list[str]:
+    """Splits whose labels the last command has counted."""
+    counts = _label_counts(record)
+    return list(next(iter(counts.values()), {}))
+
+
+def label_rows(record: RunRecord) -> list[tuple[str, list[tuple[int, float]]]]:
+    """(label, its count and its share of all that are listed, for each split); see runs.provenance."""
+    counts, splits = _label_counts(record), label_splits(record)
+    totals = {split: sum(row.get(split, 0) for row in counts.values()) for split in splits}
+    return [
+        (label, [(row.get(split, 0), row.get(split, 0) / max(1, totals[split])) for split in splits])
+        for label, row in counts.items()
+    ]
+
+
+def _label_counts(record: RunRecord) -> dict[str, dict[str, int]]:
+    """Label -> split -> count; empty where targets are not labels."""
+    return dict(record.commands[-1].get("labels") or {}) if record.commands else {}

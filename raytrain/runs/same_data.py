@@ -64,7 +64,8 @@ def record_data(run: Storage, config: RunConfig, store: "PreparedStore") -> None
 
 
 def _newest_step(run: Storage) -> int | None:
-    return next(iter(CheckpointStore(run.at("checkpoints")).candidates()), None)
+    newest = next(iter(CheckpointStore(run.at("checkpoints")).candidates()), None)
+    return newest.step if newest is not None else None
 
 
 def _read(run: Storage) -> dict[str, Any] | None:

@@ -53,12 +53,25 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All that is needed at once on the worker's device."""
+        """All that is needed at once on the worker's device; without activations, if these are not known."""
         return self.state + self.buffers + (self.activations or 0)
 
+    @property
+    def is_lower_bound(self) -> bool:
+        """Whether `total` lacks a part that is not known."""
+        return self.activations is None
+
+    def fits_in(self, usable_bytes: int | None) -> bool | None:
+        """Whether a worker that can have this much can hold it; None: not known."""
+        if usable_bytes is None:
+            return None
+        if self.total > usable_bytes:
+            return False
+        return None if self.is_lower_bound else True
+
     def to_json(self) -> dict[str, Any]:
-        """Every part, and the total; bytes."""
-        return {**asdict(self), "total": self.total}
+        """Every part, the total, and whether it is a lower bound; bytes."""
+        return {**asdict(self), "total": self.total, "is_lower_bound": self.is_lower_bound}
 
 
 def estimate_memory(

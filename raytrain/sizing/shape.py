@@ -58,22 +58,26 @@ class ModelShape:
 def shape_on_meta(config: RunConfig, task: Task, state: TaskState) -> ModelShape:
     """The shape of the model that a run would train.
 
-    Raises ConfigError for what building it finds wrong: no such model, a bad `model.config`, too few positions for
+    Raises ConfigError for what is wrong with it: no such model, a bad `model.config`, too few positions for
     `data.max_length` or none beside special tokens, too few rows for the tokenizer, no token-type embedding for
     `task.case_feature`.
     """
     import torch
 
     from raytrain.models.build import check_vocabulary
+    from raytrain.models.dry_run import DryRun
+    from raytrain.sizing.longest_sample import check_longest_sample
 
     tokenizer = load_tokenizer(config.model)
     no_rows = pa.table({column: pa.array([], pa.string()) for column in task.required_columns()})
     task.encode_inputs(no_rows, tokenizer)  # refuses a data.max_length without room
-    with torch.device("meta"):
+    with torch.device("meta"), DryRun():
         model = task.build_model(config.model, state, config.training)
     if tokenizer is not None:
         check_vocabulary(model, tokenizer, config.model)
-    return shape_of(model)
+    shape = shape_of(model)
+    check_longest_sample(config, task, state, model, tokenizer)
+    return shape
 
 
 def shape_of(model: "nn.Module") -> ModelShape:

@@ -24,6 +24,7 @@ TaskState = dict[str, Any]
 
 Mode = Literal["min", "max"]
 
+_SAMPLE_STREAM = 4  # first in the seed of a sample's random numbers; `raytrain.steps.order` has 1 to 3
 IGNORED = -100
 """Label of a position without a target; torch's cross-entropy leaves it out."""
 
@@ -93,8 +94,9 @@ class BatchContext:
 
     def generator(self, place: int) -> np.random.Generator:
         """Random numbers of the sample at `place` in the batch: equal whoever draws them, other in each epoch."""
-        split = SPLITS.index(self.split)
-        return np.random.default_rng((self.seed, split, self.epoch, int(self.ids[place]), int(self.copies[place])))
+        which = (int(self.ids[place]), int(self.copies[place]))
+        seed = (_SAMPLE_STREAM, self.seed, SPLITS.index(self.split), self.epoch, *which)
+        return np.random.default_rng(seed)
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,8 @@ class Metrics:
     """Numbers by name, such as accuracy and macro_f1."""
     tables: dict[str, dict[str, Any]] = field(default_factory=dict)
     """JSON-able tables: {"columns": [...], "rows": [[...]]} or {"labels": [...], "counts": [[...]]}."""
+    notes: tuple[str, ...] = ()
+    """Sentences about the values, for people; shown after the evaluation and in the report."""
 
 
 class Scores(ABC):
@@ -207,6 +211,10 @@ class Task(ABC):
     def sizes(self, samples: pa.Table) -> np.ndarray:
         """Size of each sample, which samples are grouped by and padding is counted in: tokens, for texts."""
         return np.ones(len(samples), dtype=np.int32)
+
+    def count_labels(self, samples: pa.Table, state: TaskState) -> dict[str, int]:
+        """How often each label occurs in stored samples; empty where the targets are not labels."""
+        return {}
 
     def describe(self, sample: dict[str, Any], tokenizer: Any, state: TaskState) -> dict[str, Any]:
         """A stored sample in a form that a person can read."""

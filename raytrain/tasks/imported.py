@@ -21,7 +21,7 @@ def import_class(target: str) -> Any:
 
 def source_hash(target: str) -> str:
     """SHA-256 of the file of the module that `package.module:Class` names. Raises ConfigError."""
-    path = _import_module(target).__file__
+    path = getattr(_import_module(target), "__file__", None)  # built-in modules have no such attribute
     if path is None:
         raise ConfigError(f"task.target {target}: this module has no file; give the class a file of its own")
     with open(path, "rb") as file:

@@ -28,6 +28,12 @@ def count_labels(labels: Iterable[str], split: str) -> TaskState:
     return {"split": split, "counts": dict(Counter(labels))}
 
 
+def count_ids(ids: np.ndarray, labels: list[str]) -> dict[str, int]:
+    """How often each label that occurs does. `ids`: label ids, shape (n,)."""
+    found, counts = np.unique(ids, return_counts=True)
+    return {labels[i]: count for i, count in zip(found, counts.tolist(), strict=True)}
+
+
 def found_in(surveys: list[TaskState]) -> set[str]:
     """The labels of all splits: one that only validation has is a label too, though no training sample has it."""
     return {label for survey in surveys for label in survey["counts"]}

@@ -23,6 +23,7 @@ from raytrain.tasks.label_cells import LabelReader
 from raytrain.tasks.labels import (
     check_several,
     class_weights,
+    count_ids,
     count_labels,
     found_in,
     in_order,
@@ -33,7 +34,7 @@ from raytrain.tasks.labels import (
 )
 from raytrain.tasks.scores import MultiLabelScores, SingleLabelScores
 from raytrain.tasks.special_tokens import check_room
-from raytrain.tasks.text import TextTask, model_inputs, padded_inputs, why_no_text
+from raytrain.tasks.text import TextTask, model_inputs, padded_inputs, padded_left, reads_last_position, why_no_text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -75,9 +76,10 @@ class SequenceClassification(TextTask):
         return label_state(self.config.labels or ["a", "b"])
 
     def survey(self, rows: pa.Table, split: str) -> TaskState:
-        """How often each label occurs in a chunk."""
-        names = self._labels_of(rows, self.config.labels or [])
-        return count_labels((label for labels, _ in names for label in labels), split)
+        """How often each label occurs in a chunk, in the rows whose inputs can be used."""
+        rejected = {rejection.row for rejection in self.check_inputs(rows)}
+        cells = enumerate(self._labels_of(rows, self.config.labels or []))
+        return count_labels((label for row, (labels, _) in cells if row not in rejected for label in labels), split)
 
     def state_from(self, surveys: list[TaskState]) -> TaskState:
         """The declared labels, else those found: numbers by value, others by name."""
@@ -127,6 +129,10 @@ class SequenceClassification(TextTask):
                 rejected.append(Rejection(row, RowError.UNKNOWN_LABEL, reason))
         return rejected
 
+    def long_rows(self) -> pa.Table:
+        """Two texts, or pairs."""
+        return pa.table({name: ["a " * self.max_length] * 2 for name in self.input_columns()})
+
     def encode_inputs(self, rows: pa.Table, tokenizer: Any) -> Inputs:
         """Tokenize the texts. Raises ConfigError when `max_length` has no room for a text."""
         check_room(tokenizer, self.max_length, num_texts=2 if self.config.text_pair_column else 1)
@@ -148,6 +154,14 @@ class SequenceClassification(TextTask):
         else:
             column = pa.array([ids[row[0]] for row in names], pa.int64())
         return inputs.append_column("labels", column)
+
+    def count_labels(self, samples: pa.Table, state: TaskState) -> dict[str, int]:
+        """Samples with each label."""
+        labels = labels_in(state)
+        if not self.config.multi_label:
+            return count_ids(samples["labels"].to_numpy(), labels)
+        places = np.flatnonzero(samples["labels"].combine_chunks().flatten().to_numpy())
+        return count_ids(places % len(labels), labels)
 
     def name_targets(self, targets: Any, tokens: list[str], state: TaskState) -> Any:
         """The label's name, or with multi_label the names of those that are on."""
@@ -184,14 +198,12 @@ class SequenceClassification(TextTask):
 
     def build_model(self, model: ModelConfig, state: TaskState, training: TrainingConfig) -> "nn.Module":
         """An encoder or decoder with a classification head."""
-        from raytrain.models.build import build_with_head, check_positions
+        from raytrain.models.build import build_with_head
 
         kind = "multi_label_classification" if self.config.multi_label else "single_label_classification"
-        built = build_with_head(
+        return build_with_head(
             "AutoModelForSequenceClassification", model, labels_in(state), training, problem_type=kind
         )
-        check_positions(built, self.max_length)
-        return built
 
     def loss_sum(self, model: "nn.Module", batch: "dict[str, Tensor]") -> "Tensor":
         """Sum over the samples."""
@@ -223,7 +235,8 @@ class SequenceClassification(TextTask):
         import torch
         from torch.nn import functional
 
-        logits = model(**model_inputs(batch)).logits.float()
+        inputs = model_inputs(batch)
+        logits = model(**(padded_left(inputs) if reads_last_position(model) else inputs)).logits.float()
         labels = batch["labels"]
         if not self.config.multi_label and "weights" not in batch:
             return functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum"), logits

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 class TextTask(Task):
     """A task whose samples have `input_ids`, and whose model is one of Transformers."""
 
+    max_length: int
+    """data.max_length, in tokens."""
+
     def sizes(self, samples: pa.Table) -> np.ndarray:
         """Tokens."""
         return list_lengths(samples["input_ids"]).astype(np.int32)
@@ -24,6 +27,16 @@ class TextTask(Task):
     def padded_size(self, batch: Batch) -> int:
         """Tokens with padding."""
         return batch["input_ids"].size
+
+    def long_rows(self) -> pa.Table | None:
+        """Source rows, without targets, that have more tokens than `max_length`; None: not known."""
+        return None
+
+    def longest_inputs(self, tokenizer: Any) -> Batch | None:
+        """What the model is called with for the longest samples that there can be; None: not known."""
+        if (rows := self.long_rows()) is None:
+            return None
+        return padded_inputs(self.encode_inputs(rows, tokenizer).table, tokenizer.pad_token_id)
 
     def save_model(self, model: Any, weights: "dict[str, Tensor]", folder: str) -> None:
         """As Transformers does, so that anybody's `from_pretrained` reads it."""
@@ -59,6 +72,22 @@ def padded_inputs(samples: pa.Table, pad_token_id: int) -> Batch:
 def model_inputs(batch: "dict[str, Tensor]") -> "dict[str, Tensor]":
     """Those arrays of a batch that the model is called with."""
     return {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
+
+
+def reads_last_position(model: Any) -> bool:
+    """Whether the head of a model on texts reads the last position of a row, padding or not, as XLNet's does."""
+    config = getattr(getattr(model, "module", model), "config", None)  # an engine around it has a config of its own
+    return getattr(config, "summary_type", None) == "last"
+
+
+def padded_left(inputs: "dict[str, Tensor]") -> "dict[str, Tensor]":
+    """The same rows with their padding moved from the right end to the left."""
+    import torch
+
+    mask = inputs["attention_mask"]
+    places = torch.arange(mask.shape[1], device=mask.device) - (mask.shape[1] - mask.sum(1, keepdim=True))
+    places = places % mask.shape[1]  # (num_samples, seq_len); the padding comes from the end
+    return {name: tensor.gather(1, places) for name, tensor in inputs.items()}
 
 
 def why_no_text(value: Any) -> str:

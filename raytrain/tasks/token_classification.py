@@ -5,8 +5,8 @@ a sample holds several sentences of a document; predictions are cut back to sent
 scores mean the same with and without it.
 """
 
+import logging
 from collections.abc import Collection
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from raytrain.tasks.entities import TagScores, has_entities
 from raytrain.tasks.label_cells import LabelReader
 from raytrain.tasks.labels import (
     check_several,
+    count_ids,
     count_labels,
     found_in,
     in_order,
@@ -36,43 +37,17 @@ from raytrain.tasks.labels import (
     labels_in,
     suspicious,
 )
-from raytrain.tasks.special_tokens import check_room, special_tokens
+from raytrain.tasks.sentences import Words, join
+from raytrain.tasks.special_tokens import check_room, needs_blanks, special_tokens, with_blanks
 from raytrain.tasks.text import TextTask, model_inputs, padded_inputs, why_no_text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+logger = logging.getLogger(__name__)
+
 NUM_CASES = 4  # lower or no letters, Title, UPPER, miXed
 WORD_STARTS = "word_starts"  # places of the words' first pieces; the targets say it too, so it is not stored
-
-
-@dataclass
-class _Sample:
-    """A sentence, or several of one document, as lists that grow together."""
-
-    input_ids: list[int] = field(default_factory=list)
-    token_type_ids: list[int] = field(default_factory=list)
-    word_starts: list[int] = field(default_factory=list)
-    sentence_lengths: list[int] = field(default_factory=list)
-    """Words of each sentence."""
-
-    def add(self, other: "_Sample") -> None:
-        self.word_starts += [len(self.input_ids) + place for place in other.word_starts]
-        self.input_ids += other.input_ids
-        self.token_type_ids += other.token_type_ids
-        self.sentence_lengths += other.sentence_lengths
-
-    def cut(self, num_tokens: int) -> None:
-        """Keep the first tokens of a single sentence."""
-        del self.input_ids[num_tokens:], self.token_type_ids[num_tokens:]
-        self.word_starts = [place for place in self.word_starts if place < num_tokens]
-        self.sentence_lengths = [len(self.word_starts)]
-
-    def wrap(self, prefix: list[int], suffix: list[int]) -> None:
-        """Put special tokens around it."""
-        self.input_ids = [*prefix, *self.input_ids, *suffix]
-        self.token_type_ids = [0] * len(prefix) + self.token_type_ids + [0] * len(suffix)
-        self.word_starts = [len(prefix) + place for place in self.word_starts]
 
 
 class TokenClassification(TextTask):
@@ -125,6 +100,12 @@ class TokenClassification(TextTask):
         """The tags found: O first, then numbers by value, others by name."""
         tags = in_order(found_in(surveys))
         check_several(tags, "task.tags_column", self.config.tags_column)
+        if "O" in tags and not has_entities(tags):
+            logger.warning(
+                "entities are not scored, as the tags (%s) follow none of the known schemes: a type with one of the "
+                "letters of IOB, IOBES, BILOU or BMEWO before or after it, as in B-PER, PER-B and B_PER",
+                ", ".join(tags[:8]),
+            )
         return label_state(tags)
 
     def remarks(self, surveys: list[TaskState]) -> list[str]:
@@ -162,21 +143,25 @@ class TokenClassification(TextTask):
         found = (self._reject(row, words, tags, reader, known) for row, (words, tags) in pairs)
         return [rejection for rejection in found if rejection is not None]
 
+    def long_rows(self) -> pa.Table:
+        """Two sentences."""
+        return pa.table({self.config.tokens_column: [["a"] * self.max_length] * 2})
+
     def encode_inputs(self, rows: pa.Table, tokenizer: Any) -> Inputs:
         """Cut words to pieces. Words that are lost to truncation are not scored; their sentences are counted.
 
         Raises ConfigError when `max_length` has no room for a word.
         """
         check_room(tokenizer, self.max_length)
-        sentences = self._encode_sentences(rows[self.config.tokens_column].to_pylist(), tokenizer)
         documents = rows["document"].to_pylist() if "document" in rows.column_names else [0] * rows.num_rows
+        sentences = self._encode_sentences(rows[self.config.tokens_column].to_pylist(), documents, tokenizer)
         prefix, suffix = special_tokens(tokenizer)
         room = self.max_length - len(prefix) - len(suffix)
         is_long = [len(sentence.input_ids) > room for sentence in sentences]
         for sentence, long in zip(sentences, is_long, strict=True):
             if long:
                 sentence.cut(room)
-        samples = self._join(sentences, documents, room)
+        samples = join(sentences, documents, room) if self.config.document_context else sentences
         for sample in samples:
             sample.wrap(prefix, suffix)
         names = [
@@ -201,6 +186,11 @@ class TokenClassification(TextTask):
                 row[place] = ids[reader.one(tag)[0]]
             labels.append(row)
         return inputs.drop_columns(WORD_STARTS).append_column("labels", pa.array(labels, pa.list_(pa.int32())))
+
+    def count_labels(self, samples: pa.Table, state: TaskState) -> dict[str, int]:
+        """Words with each tag."""
+        ids = samples["labels"].combine_chunks().flatten().to_numpy()
+        return count_ids(ids[ids != IGNORED], labels_in(state))
 
     def name_targets(self, targets: Any, tokens: list[str], state: TaskState) -> Any:
         """word/tag for each first piece."""
@@ -229,13 +219,12 @@ class TokenClassification(TextTask):
     def build_model(self, model: ModelConfig, state: TaskState, training: TrainingConfig) -> "nn.Module":
         """An encoder with a head for each token; with case_feature its token-type embedding has a row a letter case.
 
-        Raises ConfigError when the model has no token-type embedding, or fewer positions than data.max_length.
+        Raises ConfigError when the model has no token-type embedding.
         """
-        from raytrain.models.build import build_with_head, check_positions
+        from raytrain.models.build import build_with_head
         from raytrain.models.token_types import widen_token_types
 
         built = build_with_head("AutoModelForTokenClassification", model, labels_in(state), training)
-        check_positions(built, self.max_length)
         if self.config.case_feature:
             widen_token_types(built, NUM_CASES)
         return built
@@ -287,10 +276,12 @@ class TokenClassification(TextTask):
             return None
         return Rejection(row, RowError.UNKNOWN_LABEL, f"label {unknown[0]!r} is none of {list(known)}")
 
-    def _encode_sentences(self, words_of: list[list[str]], tokenizer: Any) -> list[_Sample]:
+    def _encode_sentences(self, words_of: list[list[str]], documents: list[int], tokenizer: Any) -> list[Words]:
         """Each sentence without special tokens."""
         if not words_of:
             return []
+        if needs_blanks(tokenizer):
+            words_of = with_blanks(words_of, documents if self.config.document_context else None)
         encoding = tokenizer(words_of, is_split_into_words=True, add_special_tokens=False, verbose=False)
         sentences = []
         for row, words in enumerate(words_of):
@@ -299,27 +290,13 @@ class TokenClassification(TextTask):
                 ids, places = _with_unknowns(words, tokenizer)
             starts = [i for i, place in enumerate(places) if i == 0 or place != places[i - 1]]
             cases = [letter_case(words[place]) for place in places] if self.config.case_feature else [0] * len(ids)
-            sentences.append(_Sample(list(ids), cases, starts, [len(words)]))
+            sentences.append(Words(list(ids), cases, starts, [len(words)]))
         return sentences
-
-    def _join(self, sentences: list[_Sample], documents: list[int], room: int) -> list[_Sample]:
-        """Neighbouring sentences of a document as one sample, as long as they fit; without context one each."""
-        if not self.config.document_context:
-            return sentences
-        samples: list[_Sample] = []
-        before = None
-        for sentence, document in zip(sentences, documents, strict=True):
-            fits = bool(samples) and len(samples[-1].input_ids) + len(sentence.input_ids) <= room
-            if document == before and fits:
-                samples[-1].add(sentence)
-            else:
-                samples.append(sentence)
-            before = document
-        return samples
 
 
 def letter_case(word: str) -> int:
     """0: lower case or no letters; 1: Title; 2: UPPER, two letters at least; 3: anything else."""
+    word = word.strip()
     letters = [c for c in word if c.isalpha()]
     if not letters or word.islower():
         return 0

@@ -33,6 +33,11 @@ def read_sweep(root: Storage) -> tuple[dict[str, Any], RunConfig, Space]:
     return raw, RunConfig.model_validate(raw["config"]), Space.model_validate(raw["space"])
 
 
+def winner_suffix(trial: str | None, *, all_data: bool) -> str:
+    """What follows the sweep's name in the name of a run that trains its winner, or the named trial."""
+    return f"{trial or 'best'}{'-all-data' * all_data}"
+
+
 def winner_config(root: Storage, config: RunConfig, best: TrialRow, suffix: str = "best") -> RunConfig:
     """The config of the best trial, as a run next to the sweep named with a suffix. `config`: the sweep's."""
     chosen = trial_config(config, root, best.name, best.values_at_best)
@@ -64,7 +69,8 @@ def train_winner(root: Storage, overrides: list[str], *, all_data: bool, trial: 
         raise ConfigError(f"no trial of {root.path_of()} has been evaluated yet")
     if all_data and best.best_step is None:
         raise ConfigError(f"--all-data: {best.name} was never evaluated, so it has no step at which it was best")
-    raw = winner_config(root, config, best, trial or "best").model_dump(mode="json", exclude_unset=True)
+    suffix = winner_suffix(trial, all_data=all_data)
+    raw = winner_config(root, config, best, suffix).model_dump(mode="json", exclude_unset=True)
     if all_data:
         raw = with_all_data(raw, best.best_step)
     chosen = parse_config(raw, overrides, origin=f"the best trial of {root.path_of()}")
@@ -92,7 +98,7 @@ def with_all_data(raw: dict[str, Any], best_step: int | None) -> dict[str, Any]:
     for key in ("training.epochs", *affecting(Affects.EVALUATION)):
         training.pop(key.removeprefix("training."), None)
     training["max_steps"] = best_step
-    return {**raw, "name": f"{raw['name']}-all-data", "data": data, "training": training}
+    return {**raw, "data": data, "training": training}
 
 
 def _as_list(paths: str | list[str]) -> list[str]:

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,8 @@ class TestContent:
         assert info.num_truncated > 0
         assert (info.num_samples, info.num_set_aside) == (5_000, 0)
         assert store.manifest.splits["test"].num_samples == 7
+        counts = Counter(row["label"] for row in rows)
+        assert info.label_counts == counts and sum(store.manifest.splits["test"].label_counts.values()) == 7
         assert not store.has_split("validation")
         assert np.diff(store.row_group_starts("train")).max() == 16
 
@@ -121,6 +124,7 @@ class TestContent:
         assert store.manifest.task_state["labels"] == ["O", "B-LOC", "B-PER"]
         tags = [[store.manifest.task_state["labels"][i] for i in row["labels"] if i != -100] for row in samples(store)]
         assert tags == [[tag for _, tag in sentence] for sentence in make_sentences(40, 0)]
+        assert store.manifest.splits["train"].label_counts == Counter(tag for row in tags for tag in row)
 
     def test_progress_is_told(self, tmp_path, config):
         told: list[tuple[int, int | None, float]] = []

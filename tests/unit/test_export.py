@@ -81,8 +81,8 @@ def test_the_tokenizer_cuts_at_the_length_of_the_training(tmp_path: Path) -> Non
 
 
 def test_the_card_says_what_the_model_is(tmp_path: Path) -> None:
-    secret = "training.communication.environment={NCCL_TOKEN: s3cret}"
-    config = tiny_run(tmp_path, "reviews", "data.max_length=24", secret, "training.epochs=7")
+    internal = "training.communication.environment={NCCL_SOCKET_IFNAME: inner0}"
+    config = tiny_run(tmp_path, "reviews", "data.max_length=24", internal, "training.epochs=7")
     best = export(config, LABELS, tmp_path)
     page = (best / "README.md").read_text()
     front = yaml.safe_load(page.split("---")[1])
@@ -98,7 +98,7 @@ def test_the_card_says_what_the_model_is(tmp_path: Path) -> None:
         "transformers 5",
     ):
         assert said in page
-    assert "s3cret" not in page + (best / "raytrain.json").read_text()
+    assert "inner0" not in page + (best / "raytrain.json").read_text()
     assert "storage_path" not in page
 
 

@@ -34,6 +34,7 @@ ROWS = [
     ("config",),
     ("storage",),
     ("errors",),
+    ("redaction",),
 ]
 ROW_OF = {package: number for number, row in enumerate(ROWS) for package in row}
 BEHIND_A_WALL = ("launch", "doctor", "reclaim")  # nothing below `runs` imports them

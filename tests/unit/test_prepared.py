@@ -15,7 +15,11 @@ from raytrain.data.prepared import FORMAT_VERSION, Manifest, Part, PreparedStore
 from raytrain.errors import DataError
 
 MANIFEST = Manifest(
-    "f", {"labels": ["a", "b"]}, 0, {"train": SplitInfo(3, 9, 1, 2, [Part("p.parquet", [2, 1], 99, "h")], "i")}, "c"
+    "f",
+    {"labels": ["a", "b"]},
+    0,
+    {"train": SplitInfo(3, 9, 1, 2, [Part("p.parquet", [2, 1], 99, "h")], "i", {"a": 3})},
+    "c",
 )
 
 
@@ -30,7 +34,15 @@ def test_what_is_stored_belongs_to_the_version():
         4,
         {
             "Manifest": ["fingerprint", "task_state", "pad_token_id", "splits", "content", "format_version"],
-            "SplitInfo": ["num_samples", "num_tokens", "num_truncated", "num_set_aside", "parts", "index_sha256"],
+            "SplitInfo": [
+                "num_samples",
+                "num_tokens",
+                "num_truncated",
+                "num_set_aside",
+                "parts",
+                "index_sha256",
+                "label_counts",
+            ],
             "Part": ["name", "row_group_rows", "num_bytes", "sha256"],
         },
     )

@@ -240,6 +240,7 @@ class TestMultiLabel:
     def test_several_one_and_none(self, words):
         encoded = encode(self.task, self.rows(["c", "a"], ["b"], []), words, list(self.labels))
         assert encoded.table["labels"].to_pylist() == [[1, 0, 1], [0, 1, 0], [0, 0, 0]]
+        assert self.task.count_labels(encoded.table, {"labels": list(self.labels)}) == {"a": 1, "b": 1, "c": 1}
         assert not encoded.rejected
 
     def test_integers(self, words):
