@@ -154,8 +154,8 @@ def _allowed(detail: ErrorDetails, path: str) -> str:
     return ALLOWED[detail["type"]].format(**context)
 
 
-def _wrong_kind(error: str, context: dict[str, Any], section: Any) -> str:
-    if error == "union_tag_not_found":
+def _wrong_kind(problem: str, context: dict[str, Any], section: Any) -> str:
+    if problem == "union_tag_not_found":
         allowed = ", ".join(tag for option in models_in(section) for tag in _tags(option))
         return f"required, but not given; allowed: {allowed}"
     tags = str(context.get("expected_tags")).replace("'", "").split(", ")

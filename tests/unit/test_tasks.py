@@ -79,6 +79,8 @@ def metrics(task: Any, predictions: list[np.ndarray], targets: list[np.ndarray],
 
 def labels_from(task: Any, table: pa.Table) -> list[str]:
     """The labels of a table, in the order of their ids."""
+    if "text" not in table.column_names:
+        table = table.append_column("text", pa.array(["a text"] * len(table)))
     return task.state_from([task.survey(table, "train")])["labels"]
 
 
