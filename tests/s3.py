@@ -1,5 +1,6 @@
 """An S3 server on loopback."""
 
+import logging
 import os
 import uuid
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ def s3_bucket() -> Iterator[str]:
     import boto3
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

@@ -32,14 +32,17 @@ class CheckpointWriter:
         world: World,
         token: str,
         on_committed: Callable[[int], None] = lambda step: None,
+        sync_logs: Callable[[], None] = lambda: None,
     ):
         """Args:
         store: The run's checkpoints.
         world: The rank of this worker.
         token: The same on all workers of an attempt, and different in every attempt.
         on_committed: Called with each step that this writer has committed, in its thread.
+        sync_logs: Called there before this worker's files are written, and before a commit: a checkpoint must not exist
+            before the lines of its steps do. An OSError is retried.
         """
-        self._on_committed = on_committed
+        self._on_committed, self._sync_logs = on_committed, sync_logs
         self._store = store
         self._world = world
         self._token = token
@@ -110,11 +113,13 @@ class CheckpointWriter:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _write_part(self, step: int, write: Callable[[Storage], list[FileEntry]]) -> None:
+        self._sync_logs()
         self._store.clear_for_save(step, self._world.world_rank)
         folder = self._store.folder(step)
         write_sidecar(folder, self._world.world_rank, self._token, write(folder))
 
     def _commit(self, step: int, state: dict[str, Any]) -> None:
+        self._sync_logs()
         self._store.commit(step, self._world.world_size, state, self._token)
         self._store.tidy_up(step)
         self.committed_step = step

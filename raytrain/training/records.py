@@ -10,6 +10,7 @@ from typing import Any
 
 from raytrain.redaction import HIDDEN, is_credential, redact
 from raytrain.storage import Storage
+from raytrain.training.uploads import GrowingObject
 
 COMMANDS = "commands.jsonl"
 """One line for each command that trained the run: see runs.provenance."""
@@ -20,10 +21,6 @@ NOTES = "notes"
 EPOCHS = "epochs_done"
 """Key in an evals.jsonl line: passes over the training data up to its step."""
 
-# Object stores can't append: a file there is uploaded whole, at most this often.
-UPLOAD_EVERY_S = 15.0
-# ... and less often when an upload takes long: at most a twentieth of the time is spent on it.
-UPLOAD_SHARE = 0.05
 # A file system appends at once; whether this process may still write is looked up at most this often.
 CHECK_EVERY_S = 1.0
 # Read at once of a file that is read whole.
@@ -33,42 +30,35 @@ TAIL_BYTES = 64 << 10
 
 
 class JsonlWriter:
-    """Appends lines to a file: at once on a file system, every 15 s on an object store."""
+    """Appends lines to a file: at once on a file system, from time to time on an object store."""
 
     def __init__(self, storage: Storage, name: str):
         """Opens the file for appending; a last line that a crash left incomplete gets a line end, and readers skip
         it."""
         self._storage, self._name = storage, name
         self._is_torn, self._next_check_s = False, 0.0
+        self._object: GrowingObject | None = None
         path = storage.local_path(name)
         if path is None:
-            self._file = None
-            self._content = bytearray(_read_or_empty(storage, name))
-            self._content += _missing_newline(bytes(self._content[-1:]))
-            self._next_upload_s = time.monotonic() + UPLOAD_EVERY_S
-            self._is_dirty = False
-        else:
-            if not storage.exists(name):
-                storage.write_bytes(name, b"")  # creates the folder
-            with storage.open_input(name) as file:
-                tail = file.read_at(1, file.size() - 1) if file.size() else b""
-            self._file = open(path, "ab", buffering=0)
-            self._file.write(_missing_newline(tail))
+            self._object = GrowingObject(storage, name)
+            return
+        if not storage.exists(name):
+            storage.write_bytes(name, b"")  # creates the folder
+        with storage.open_input(name) as file:
+            tail = file.read_at(1, file.size() - 1) if file.size() else b""
+        self._file = open(path, "ab", buffering=0)
+        self._file.write(_missing_newline(tail))
 
     def write(self, row: dict[str, Any]) -> None:
         """Append a line. NaN and infinities become null; numpy scalars become numbers."""
         line = json.dumps(_clean(row), allow_nan=False).encode() + b"\n"
-        if self._file is not None:
+        if self._object is not None:
+            self._object.append(line)
+        else:
             self._append(line)
-            return
-        self._content += line
-        self._is_dirty = True
-        if time.monotonic() >= self._next_upload_s:
-            self.flush()
 
     def _append(self, line: bytes) -> None:
         """Append a line. A full disk may take only a part of it: the next line then starts with a line end."""
-        assert self._file is not None
         if time.monotonic() >= self._next_check_s:
             self._storage.check()
             self._next_check_s = time.monotonic() + CHECK_EVERY_S
@@ -79,20 +69,21 @@ class JsonlWriter:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._storage.path_of(self._name))
         self._is_torn = False
 
-    def flush(self) -> None:
-        """Upload what has not been uploaded; does nothing on a file system."""
-        if self._file is not None or not self._is_dirty:
-            return
-        started_at_s = time.monotonic()
-        self._storage.write_bytes(self._name, bytes(self._content))
-        ended_at_s = time.monotonic()
-        self._is_dirty = False
-        self._next_upload_s = ended_at_s + max(UPLOAD_EVERY_S, (ended_at_s - started_at_s) / UPLOAD_SHARE)
+    def begin_upload(self) -> None:
+        """On an object store, start to upload what there is, without waiting for it."""
+        if self._object is not None:
+            self._object.begin_upload()
+
+    def sync(self) -> None:
+        """Wait until every line is in storage. Raises OSError if storage fails for two minutes."""
+        if self._object is not None:
+            self._object.sync()
 
     def close(self) -> None:
         """Upload or close; nothing can be written afterwards."""
-        self.flush()
-        if self._file is not None:
+        if self._object is not None:
+            self._object.close()
+        else:
             self._file.close()
 
 

@@ -83,7 +83,7 @@ class Saver:
         self._run, self._engine, self._world, self._control, self._log = run, engine, control.world, control, log
         self._plan, self._export, self._keeper, self._callbacks = plan, export, keeper, callbacks
         store = CheckpointStore(run.at("checkpoints"), plan.keep_last, plan.fencing_token, plan.resumed_step)
-        self._writer = CheckpointWriter(store, control.world, plan.token, callbacks.committed)
+        self._writer = CheckpointWriter(store, control.world, plan.token, callbacks.committed, log.sync)
         self._snapshots = SnapshotSchedule(plan.snapshot_every_steps if keeper is not None else None)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="best-model")
         self._best: Future[None] | None = None

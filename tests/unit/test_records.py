@@ -1,14 +1,19 @@
 """The run's JSONL files: nothing but a torn last line is ever lost, and what is written is valid JSON."""
 
+import itertools
 import json
 import math
+import threading
+from collections.abc import Callable
+from concurrent.futures import wait
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from raytrain.checkpoint import retries
 from raytrain.storage import Storage
-from raytrain.training import records
+from raytrain.training import records, uploads
 from raytrain.training.records import JsonlWriter, iterate_jsonl, read_jsonl
 
 
@@ -23,11 +28,13 @@ class ObjectStore(Storage):
     def __init__(self, root: str):
         super().__init__(root)
         self.uploads = 0
+        self.before: Callable[[], object] = lambda: None
 
     def local_path(self, name: str = "") -> None:
         return None
 
     def write_bytes(self, name, data):
+        self.before()
         self.uploads += 1
         super().write_bytes(name, data)
 
@@ -100,13 +107,21 @@ def test_lines_that_are_no_object_are_skipped(storage):
     assert [row["step"] for row in read_jsonl(storage, "x.jsonl")] == [1, 2]
 
 
+def settle(writer: JsonlWriter) -> None:
+    """Wait for the upload that is in progress."""
+    assert writer._object is not None
+    if writer._object._upload is not None:
+        wait([writer._object._upload])
+
+
 def test_an_object_store_sees_one_upload_in_15_seconds(object_store, monkeypatch):
     now_s = [0.0]
-    monkeypatch.setattr(records.time, "monotonic", lambda: now_s[0])
+    monkeypatch.setattr(uploads.time, "monotonic", lambda: now_s[0])
     writer = JsonlWriter(object_store, "metrics.jsonl")
     for second in range(60):
         now_s[0] = float(second)
         writer.write({"step": second})
+        settle(writer)
     assert object_store.uploads == 3
     assert len(read_jsonl(object_store, "metrics.jsonl")) == 46
     writer.close()
@@ -120,6 +135,53 @@ def test_nothing_new_is_not_uploaded_again(object_store):
     writer.close()
     JsonlWriter(object_store, "metrics.jsonl").close()
     assert object_store.uploads == 1
+
+
+class TestFailingUploads:
+    """state.md 6: one failed upload of metrics.jsonl ended the step."""
+
+    @pytest.fixture(autouse=True)
+    def impatient(self, monkeypatch):
+        monkeypatch.setattr(uploads, "UPLOAD_EVERY_S", 0.0)
+        monkeypatch.setattr(uploads, "UPLOAD_SHARE", 1e9)
+        monkeypatch.setattr(retries, "RETRY_DELAYS_S", (0.0, 0.0))
+
+    def test_no_step_waits_for_an_upload(self, object_store):
+        gate = threading.Event()
+        object_store.before = gate.wait
+        writer = JsonlWriter(object_store, "metrics.jsonl")
+        for step in range(100):
+            writer.write({"step": step})  # it would never return
+        gate.set()
+        writer.sync()
+        assert len(read_jsonl(object_store, "metrics.jsonl")) == 100
+        writer.close()
+
+    def test_a_failure_costs_no_step_and_no_line(self, object_store):
+        failures = itertools.chain([OSError(5, "503")] * 7, itertools.repeat(None))
+        object_store.before = lambda: raise_(next(failures))
+        writer = JsonlWriter(object_store, "metrics.jsonl")
+        for step in range(20):
+            writer.write({"step": step})
+            settle(writer)
+        writer.close()
+        assert len(read_jsonl(object_store, "metrics.jsonl")) == 20
+
+    def test_a_lasting_failure_is_raised_by_what_waits(self, object_store):
+        object_store.before = lambda: raise_(OSError(5, "503"))
+        writer = JsonlWriter(object_store, "metrics.jsonl")
+        for step in range(5):
+            writer.write({"step": step})
+            settle(writer)
+        with pytest.raises(OSError, match="503"):
+            writer.sync()
+        with pytest.raises(OSError, match="503"):
+            writer.close()
+
+
+def raise_(error: Exception | None) -> None:
+    if error is not None:
+        raise error
 
 
 @pytest.mark.parametrize("read_bytes", [1, 7, 1 << 20])
