@@ -1,13 +1,16 @@
 """The files of best/ other than the weights: the tokenizer, raytrain.json and the model card."""
 
 import copy
+import hashlib
 import json
 import os
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
 from raytrain.config import RunConfig
 from raytrain.data.prepared import Manifest
+from raytrain.errors import CheckpointError
 from raytrain.models.card import CARD, FACTS, model_card
 from raytrain.models.tokenizer import load_tokenizer
 from raytrain.redaction import redact_tree
@@ -52,11 +55,25 @@ def describe(config: RunConfig, manifest: Manifest, step: int, epoch: int) -> di
 
 
 def save_description(facts: dict[str, Any], run: Storage, folder: str) -> None:
-    """Write raytrain.json and the model card into a local folder."""
+    """Write raytrain.json, with the hashes of the files that are there, and the model card into a local folder."""
+    facts = {**facts, "files": {name: _sha256_of(os.path.join(folder, name)) for name in sorted(os.listdir(folder))}}
     with open(os.path.join(folder, FACTS), "w", encoding="utf-8") as file:
         json.dump(facts, file, indent=1)
     with open(os.path.join(folder, CARD), "w", encoding="utf-8") as file:
         file.write(model_card(facts, results_of(run, facts["step"])))
+
+
+def check_exported(folder: str, names: Sequence[str], facts: dict[str, Any]) -> None:
+    """Compare files of an exported model with the hashes in its raytrain.json. Raises CheckpointError."""
+    for name in names:
+        path = os.path.join(folder, name)
+        if not os.path.exists(path):
+            raise CheckpointError(f"{path} is missing: restore it, or resume the run, which writes it again")
+        if _sha256_of(path) != facts["files"][name]:
+            raise CheckpointError(
+                f"{path} was changed after it was written (SHA-256 differs): restore it, or load the folder with "
+                "Transformers to measure what it holds now"
+            )
 
 
 def update_card(run: Storage, best: str) -> None:
@@ -83,6 +100,11 @@ def versions() -> dict[str, str]:
     import raytrain
 
     return {"raytrain": raytrain.__version__, **{name: version(name) for name in ("torch", "transformers")}}
+
+
+def _sha256_of(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _split(config: RunConfig, manifest: Manifest, split: str) -> dict[str, Any]:

@@ -4,7 +4,6 @@ The loop is blocked only while the state is copied to memory. In the all-reduce 
 parts of a checkpoint are written; rank 0 then commits it.
 """
 
-import os
 import shutil
 import tempfile
 import threading
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from raytrain.checkpoint.folder import replace_folder
 from raytrain.checkpoint.manifest import FileEntry
 from raytrain.checkpoint.ranges import encode_ranges, write_ranges
 from raytrain.checkpoint.retries import retrying
@@ -236,33 +236,3 @@ class Saver:
         """The error of the first worker that has one. Collective."""
         messages = self._control.gather(str(self._error) if self._error else None)
         return CheckpointError(next(message for message in messages if message))
-
-
-def replace_folder(run: Storage, name: str, local: str) -> None:
-    """Replace the folder `name` by the files of a local folder.
-
-    On a file system the new folder is written beside the old one and renamed into its place, and the old one is deleted
-    last: a crash at any moment leaves one of them complete, and `recover_folder` restores it. On an object store a
-    reader may see a mixture during the upload.
-    """
-    is_local = run.local_path() is not None
-    target = f"{name}.new" if is_local else name
-    run.delete(target)
-    for file in sorted(os.listdir(local)):
-        with open(os.path.join(local, file), "rb") as source, run.open_output(f"{target}/{file}") as output:
-            shutil.copyfileobj(source, output, 1 << 20)
-    if is_local:
-        recover_folder(run, name)
-        if run.exists(name):
-            run.move(name, f"{name}.old")
-        run.move(target, name)
-        run.delete(f"{name}.old")
-
-
-def recover_folder(run: Storage, name: str) -> None:
-    """Restore a folder if a crash has interrupted its replacement between the two renames."""
-    if run.exists(f"{name}.old"):
-        if run.exists(name):
-            run.delete(f"{name}.old")
-        else:
-            run.move(f"{name}.old", name)

@@ -5,14 +5,14 @@ import functools
 import gc
 import time
 import uuid
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from raytrain.checkpoint.fence import Fence
-from raytrain.checkpoint.ranges import Files, StorageRangeReader
+from raytrain.checkpoint.folder import recover_folder
+from raytrain.checkpoint.ranges import StorageRangeReader
 from raytrain.checkpoint.sizes import CHECKPOINT_BYTES_PER_PARAMETER
 from raytrain.checkpoint.snapshot import STORE_SHARE, MemoryFiles, Snapshot, SnapshotKeeper, bytes_in_store
 from raytrain.checkpoint.store import CheckpointStore
@@ -38,7 +38,7 @@ from raytrain.training.arrival import Arrival
 from raytrain.training.device import device_of, seed_all, usable_bytes
 from raytrain.training.driver_link import DriverLink
 from raytrain.training.evaluate import Judge, evaluate
-from raytrain.training.export import describe, save_description, save_tokenizer, update_card
+from raytrain.training.export import check_exported, describe, save_description, save_tokenizer, update_card
 from raytrain.training.frozen import hash_of_frozen
 from raytrain.training.identity import Identity, check_data
 from raytrain.training.job import Job
@@ -48,7 +48,8 @@ from raytrain.training.progress import Progress
 from raytrain.training.records import last_row
 from raytrain.training.reporting import Reporter, Reporting
 from raytrain.training.run_log import METRICS, RunLog, next_attempt
-from raytrain.training.saving import SaveCallbacks, SavePlan, Saver, recover_folder
+from raytrain.training.saved_state import SavedState, progress_of
+from raytrain.training.saving import SaveCallbacks, SavePlan, Saver
 from raytrain.training.trainer import IdleTime, Trainer
 
 MIB = 2**20
@@ -132,7 +133,7 @@ class WorkerRun:
         return Stopped(progress, StopReason.PAUSED if is_paused else StopReason.REQUESTED)
 
     def _train(
-        self, saved: "SavedState | None", progress: Progress, closing: contextlib.ExitStack
+        self, saved: SavedState | None, progress: Progress, closing: contextlib.ExitStack
     ) -> tuple[IdleTime, RunStatus]:
         """Build everything and train. Everything that has to be closed is added to `closing` as soon as it exists."""
         stream = Stream(self.config, self.store, self.world, self.plan)
@@ -237,7 +238,7 @@ class WorkerRun:
         )
         return training
 
-    def _snapshot(self) -> "SavedState | None":
+    def _snapshot(self) -> SavedState | None:
         """The snapshot that the driver has found complete, unless a part of it turns out to be lost or damaged."""
         if self.job.snapshot is None:
             return None
@@ -255,7 +256,7 @@ class WorkerRun:
         assert files is not None
         return SavedState("snapshot", snapshot.step, snapshot.state, files, files.names)
 
-    def _newest_checkpoint(self) -> "SavedState | None":
+    def _newest_checkpoint(self) -> SavedState | None:
         """The newest valid checkpoint, if there is one.
 
         Raises:
@@ -275,7 +276,7 @@ class WorkerRun:
         names = [entry.name for entry in checkpoint.files if entry.name.endswith(".safetensors")]
         return SavedState("checkpoint", checkpoint.step, checkpoint.state, checkpoint.folder, names)
 
-    def _restore(self, engine: Engine, saved: "SavedState", progress: Progress) -> None:
+    def _restore(self, engine: Engine, saved: SavedState, progress: Progress) -> None:
         """Load this worker's part of the state, at whatever world size it was written."""
         try:
             load_ranges(engine, StorageRangeReader(saved.files, saved.names), progress.updates)
@@ -320,7 +321,11 @@ class WorkerRun:
         return metrics
 
     def _best_model(self) -> nn.Module:
-        return self.task.load_model(self.run.local_copy(BEST), self.config.model, self.state, self.config.training)
+        folder, facts = self.run.local_copy(BEST), self.run.read_json(f"{BEST}/{FACTS}")
+        names, world = sorted(facts.get("files", ())), self.world
+        is_shared = self.run.local_path() is not None  # the others check the rest; a downloaded copy is this worker's
+        check_exported(folder, names[world.world_rank :: world.world_size] if is_shared else names, facts)
+        return self.task.load_model(folder, self.config.model, self.state, self.config.training)
 
     def measure(self, split: str) -> dict[str, float]:
         """Evaluate `best/` on a split and write the result to evals.jsonl. Each worker holds the whole model for
@@ -334,24 +339,6 @@ class WorkerRun:
         self.reporting.evaluated(name, metrics.values)
         self.reporting.finish(self.control.sum)
         return metrics.values
-
-
-@dataclass(frozen=True)
-class SavedState:
-    """The state that a group resumes from: a checkpoint in storage, or a snapshot in memory."""
-
-    source: str
-    step: int
-    state: dict[str, Any]
-    """The contents of state.json."""
-    files: Files
-    names: list[str]
-    """Names of the safetensors files with the workers' ranges."""
-
-
-def progress_of(state: dict[str, Any]) -> Progress:
-    """The progress that a state.json records."""
-    return Progress.from_dict({k: v for k, v in state.items() if k in Progress.__dataclass_fields__})
 
 
 def _numel(parameter: Any) -> int:
