@@ -1,5 +1,6 @@
 """Credentials reach no file, tracker or message. Both corpora grow with each find."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,30 @@ def test_a_key_is_known_by_its_shape(key: str) -> None:
 @pytest.mark.parametrize("text", MUST_STAY)
 def test_what_is_not_a_credential_stays(text: str) -> None:
     assert redact(text) == text
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "s3://" + ":a" * 9,
+        ":a",
+        "a.b-",
+        "-",
+        "a=",
+        "'a': '",
+        "--a ",
+        "a=b&",
+        "a://",
+        "://:",
+        "-----BEGIN PRIVATE KEY-----",
+    ],
+)
+def test_a_long_text_is_no_burden(piece: str) -> None:
+    """Other programs print what they like. Work in the square of the length would take minutes here."""
+    for text in (piece * (60_000 // len(piece)), "https://h/?" + piece * (60_000 // len(piece))):
+        started_at_s = time.process_time()
+        redact(text)
+        assert time.process_time() - started_at_s < 2
 
 
 def test_values_of_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
