@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from raytrain.config import RunConfig
     from raytrain.planning.forecast import Forecast
     from raytrain.runs.evaluation import Evaluation
-    from raytrain.runs.run import RunResult
+    from raytrain.runs.result import RunResult
     from raytrain.tuning.space.space import Space
     from raytrain.tuning.state import SweepResult
 
@@ -84,7 +84,7 @@ def resume(run: AnyPath, *overrides: Override, progress: bool = False, callbacks
         ConfigError: The folder is not a run's, or an override changes the experiment.
         DataError, TrainingError: As for `train`.
     """
-    from raytrain.runs.run import read_run_config
+    from raytrain.runs.folder import read_run_config
     from raytrain.storage import Storage
 
     config = read_run_config(Storage(os.fspath(run)), words_of(overrides))
@@ -207,7 +207,7 @@ def report(*runs: AnyPath, output: AnyPath | None = None) -> str:
     Raises:
         ConfigError: A folder is neither a run's nor a sweep's.
     """
-    from raytrain.runs.run import read_run_config
+    from raytrain.runs.folder import read_run_config
     from raytrain.storage import Storage
     from raytrain.tuning.best_trial import is_sweep
 

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import sys
 import tempfile
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,8 @@ from raytrain.cli.submitted import parse_command
 from raytrain.errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from raytrain.launch.packing import Choice
     from raytrain.launch.request import Request
     from raytrain.launch.server import Job, JobServer
@@ -38,6 +41,10 @@ def submit(
     working_dir: Annotated[
         str | None, typer.Option(metavar="DIR", help="A folder of code to send with the job; most runs need none.")
     ] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A file of that folder to send although it looks like a secret; repeatable."),
+    ] = None,
 ) -> None:
     """Run a command on a cluster, as `raytrain submit -- train CONFIG`, and follow it. Its exit code is the run's.
 
@@ -45,16 +52,13 @@ def submit(
     """
     from rich.console import Console
 
-    from raytrain.launch.packing import choose_files
     from raytrain.launch.request import make_request
     from raytrain.terminal.run import PROGRESS_VARIABLE
 
     submittable, arguments = parse_command(ctx, words)
     request = make_request(words[0], arguments, needs_folder_alone=submittable.needs_folder_alone)
-    choice = choose_files(working_dir, request.data_paths) if working_dir else None
     console = Console(highlight=False)
-    for line in choice.lines() if choice else ():
-        console.print(line, markup=False, soft_wrap=True)
+    choice = _choose(console, working_dir, request, include or [])
     from raytrain.launch.server import JobServer
 
     server = JobServer(address)
@@ -73,6 +77,25 @@ def submit(
         console.print(f"follow it with: raytrain jobs attach {job_id}", soft_wrap=True)
         return
     _follow(server, job_id)
+
+
+def _choose(console: "Console", working_dir: str | None, request: "Request", include: list[str]) -> "Choice | None":
+    """The files to send, shown to the user, who is asked about the doubtful ones if there is a terminal to ask on."""
+    from raytrain.launch.packing import choose_files
+
+    if working_dir is None:
+        if include:
+            raise ConfigError(f"--include {include[0]} names a file below --working-dir, which is not given")
+        return None
+    choice = choose_files(working_dir, request.data_paths)
+    choice.include(include)
+    for line in choice.lines():
+        console.print(line, markup=False, soft_wrap=True)
+    is_asked = bool(choice.doubtful) and console.is_terminal and sys.stdin.isatty()
+    if is_asked and typer.confirm(f"send the {len(choice.doubtful)} listed last, too?", default=False):
+        choice.include(list(choice.doubtful))
+        console.print(next(choice.lines()), markup=False, soft_wrap=True)
+    return choice
 
 
 def _send(

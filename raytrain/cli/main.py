@@ -96,7 +96,7 @@ def train(
 @can_be_submitted(needs_folder_alone=True)
 def resume(run: RunFolder, overrides: Overrides = None) -> None:
     """Resume a run from its newest good checkpoint."""
-    from raytrain.runs.run import read_run_config
+    from raytrain.runs.folder import read_run_config
     from raytrain.storage import Storage
 
     _run(read_run_config(Storage(run), overrides or []), overwrite=False)

@@ -1,9 +1,10 @@
 """The data, and how it is distributed to the steps."""
 
+import codecs
 from enum import StrEnum
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import model_validator
+from pydantic import AfterValidator, BeforeValidator, model_validator
 
 from raytrain.config.base import Affects, Fraction, Mark, PositiveInt, Section
 
@@ -16,6 +17,7 @@ class SourceFormat(StrEnum):
     AUTO = "auto"
     PARQUET = "parquet"
     JSONL = "jsonl"
+    JSON = "json"
     CSV = "csv"
     TSV = "tsv"
     TXT = "txt"
@@ -30,22 +32,70 @@ class BadRowPolicy(StrEnum):
     SET_ASIDE = "set_aside"  # write it to rejected.jsonl next to the prepared data, count it and continue
 
 
-class SourceConfig(Section):
+def _delimiter(value: Any) -> Any:
+    """A tab can be spelled out, since a shell passes `\\t` as two characters."""
+    return "\t" if value in ("\\t", "tab") else value
+
+
+def _one_character(value: str) -> str:
+    if len(value) != 1 or value.isalnum() or value in '"\r\n':
+        raise ValueError(
+            f"a delimiter is one character and not a letter, a digit, a quote or a line end: got {value!r}; give , ; | "
+            "or tab, for example"
+        )
+    return value
+
+
+def _encoding(value: str) -> str:
+    try:
+        is_known = codecs.lookup(value)._is_text_encoding
+    except LookupError:
+        is_known = False
+    if not is_known:
+        raise ValueError(
+            f"unknown encoding {value!r}; give a name that Python knows: utf-8, utf-16, cp1252, gb18030, ..."
+        )
+    return value
+
+
+def _column(value: int) -> int:
+    if value == 0:
+        raise ValueError("columns are counted from 1, or from -1 backwards: there is no column 0")
+    return value
+
+
+Delimiter = Annotated[str, BeforeValidator(_delimiter), AfterValidator(_one_character)]
+Encoding = Annotated[str, AfterValidator(_encoding)]
+Column = Annotated[int, AfterValidator(_column)]
+
+
+class FilesConfig(Section):
+    """Files, and how they are read."""
+
+    path: Annotated[str | list[str] | None, Affects.RESULT, Mark.PATH] = None
+    """A file, a folder, a glob, or a list of these; local, or s3://, gs://, abfs://."""
+    format: Annotated[SourceFormat, Affects.RESULT] = SourceFormat.AUTO
+    """File format; auto goes by the ending."""
+    delimiter: Annotated[Delimiter | None, Affects.RESULT] = None
+    """Separator of the columns of CSV files, one character; null: a comma."""
+    encoding: Annotated[Encoding | None, Affects.RESULT] = None
+    """Encoding of text files, such as utf-16 or cp1252; null: UTF-8."""
+    word_column: Annotated[Column | None, Affects.RESULT] = None
+    """Column of CoNLL files that has the words, counted from 1, or from the end with -1; null: the first."""
+    tag_column: Annotated[Column | None, Affects.RESULT] = None
+    """Column of CoNLL files that has the tags, counted like `word_column`; null: the last."""
+
+
+class SourceConfig(FilesConfig):
     """The files of a split."""
 
     path: Annotated[str | list[str], Affects.RESULT, Mark.PATH]
     """A file, a folder, a glob, or a list of these; local, or s3://, gs://, abfs://."""
-    format: Annotated[SourceFormat, Affects.RESULT] = SourceFormat.AUTO
-    """File format; auto goes by the ending."""
 
 
-class ValidationConfig(Section):
+class ValidationConfig(FilesConfig):
     """The validation split: separate files, or a fraction of the training data."""
 
-    path: Annotated[str | list[str] | None, Affects.RESULT, Mark.PATH] = None
-    """A file, a folder, a glob, or a list of these."""
-    format: Annotated[SourceFormat, Affects.RESULT] = SourceFormat.AUTO
-    """File format; auto goes by the ending."""
     fraction: Annotated[Fraction | None, Affects.DATA] = None
     """Fraction of the training rows to hold out, chosen by a hash of the row's position and the seed."""
 

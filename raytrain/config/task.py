@@ -1,5 +1,6 @@
 """Sections on the task and the model."""
 
+import unicodedata
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, model_validator
@@ -8,9 +9,12 @@ from raytrain.config.base import Affects, Mark, Section
 
 
 def _label(value: Any) -> Any:
-    """An integer, which only Python can give, becomes its digits, as a text file has it."""
+    """An integer, which only Python can give, becomes its digits, as a text file has it. From YAML a label is what is
+    written, in Unicode's normal form C, as the labels of the data are read."""
     if isinstance(value, bool):
         raise ValueError(f"task.labels: a label is text, so give '{str(value).lower()}' instead of {value}")
+    if isinstance(value, str):
+        return unicodedata.normalize("NFC", value)
     return str(value) if isinstance(value, int) else value
 
 
@@ -43,6 +47,9 @@ class SequenceClassificationConfig(Section):
     """The labels in the order of their ids; null: those found in the data, sorted."""
     multi_label: Annotated[bool, Affects.DATA] = False
     """True: each label is decided separately (sigmoid), and a sample may have none or several."""
+    label_separator: Annotated[str | None, Affects.DATA] = None
+    """With `multi_label`: the separator of the labels in a text cell, such as `|`; null: a cell is a list, or the text
+    of one, such as ['a', 'b']."""
     class_weights: Annotated[Literal["balanced"] | dict[Label, PositiveFloat] | None, Affects.DATA | Affects.RESULT] = (
         None
     )
@@ -50,9 +57,11 @@ class SequenceClassificationConfig(Section):
     null: equal weights."""
 
     @model_validator(mode="after")
-    def _weights_need_one_label(self) -> Self:
+    def _check_labels(self) -> Self:
         if self.class_weights is not None and self.multi_label:
             raise ValueError("task.class_weights needs one label per text: leave it out, or set task.multi_label=false")
+        if self.label_separator is not None and (not self.multi_label or not self.label_separator.strip()):
+            raise ValueError("task.label_separator is a text that is not blank, and needs task.multi_label=true")
         return self
 
 

@@ -14,8 +14,8 @@ from raytrain.config.yaml import to_yaml
 from raytrain.errors import ConfigError
 from raytrain.launch.arguments import Argument, Sent
 from raytrain.redaction import redact
+from raytrain.runs.folder import read_run_config
 from raytrain.runs.preflight import check_elsewhere, local_paths
-from raytrain.runs.run import read_run_config
 from raytrain.storage import Storage
 from raytrain.tuning.best_trial import winner_suffix
 from raytrain.tuning.space.space import check_space, load_space, space_name

@@ -1,6 +1,7 @@
 """Building a Transformers model with a head for our labels. torch and transformers are imported late."""
 
 import contextlib
+import inspect
 import logging
 import os
 from collections.abc import Iterator
@@ -16,13 +17,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Architectures that compute with the padding of a batch, mask or not, so that a text's result depends on what it is
+# batched with: convolutions and Fourier transforms over whole rows; T5Gemma reads another position in the longest row.
+READS_PADDING = ("canine", "convbert", "fnet", "funnel", "nystromformer", "t5gemma", "t5gemma2", "yoso")
+
 
 def build_with_head(
     auto_class: str, model: ModelConfig, labels: list[str], training: TrainingConfig, **changes: Any
 ) -> "nn.Module":
     """A pretrained (or new) model with a classification head, fp32 on the CPU.
 
-    Under `torch.device("meta")` it has no weights, and none are read: that counts parameters in a moment.
+    A pretrained head keeps its weights where its labels have the same names, in whatever order. Under
+    `torch.device("meta")` the model has no weights, and none are read: that counts parameters within a second.
 
     Args:
         auto_class: Name of a Transformers auto class, such as AutoModelForSequenceClassification.
@@ -33,19 +39,38 @@ def build_with_head(
     """
     import torch
     import transformers
-    from safetensors import SafetensorError
 
     factory = getattr(transformers, auto_class)
     names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
     config = read_model_config(model, **names, **changes)
     override_dropout(config, training.dropout)
     fill_pad_token(config, model)
-    common = {"trust_remote_code": model.trust_remote_code}
     if model.path is None or torch.get_default_device().type == "meta":
         try:
-            return for_training(factory.from_config(config, **common).float(), training)
-        except (ValueError, ArithmeticError) as error:
+            built = factory.from_config(config, trust_remote_code=model.trust_remote_code).float()
+        except (ValueError, ArithmeticError, AssertionError) as error:
             raise ConfigError(f"model.{'config' if model.path is None else 'path'}: {first_line(str(error))}") from None
+    else:
+        built, fresh = _load(factory, model, config)
+        if fresh:
+            logger.info("new weights, to be trained from scratch: %s", ", ".join(sorted(fresh)))
+        _adopt_head(built, fresh, model, labels, factory)
+    share_pad_token(built, model)
+    if config.model_type in READS_PADDING:
+        logger.warning(
+            "models of type %s compute with the padding of a batch, so losses and metrics depend a little on "
+            "training.micro_batch_size and on the number of workers",
+            config.model_type,
+        )
+    return for_training(built, training)
+
+
+def _load(factory: Any, model: ModelConfig, config: Any) -> tuple[Any, set[str]]:
+    """The pretrained model, and the names of its weights that are new: those that the files lack, and those of another
+    size, such as a head for another number of labels. Raises ConfigError."""
+    import torch
+    from safetensors import SafetensorError
+
     try:
         with _quiet():
             loaded, info = factory.from_pretrained(
@@ -56,57 +81,57 @@ def build_with_head(
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
                 use_safetensors=True,  # the other format is a pickle
-                **common,
+                trust_remote_code=model.trust_remote_code,
             )
     except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(_cannot_load(model, error)) from None
-    # Weights of another size, such as a head for other labels, are replaced: that is said like those that are missing.
-    fresh = {key if isinstance(key, str) else key[0] for key in (*info["missing_keys"], *info["mismatched_keys"])}
-    if fresh:
-        logger.info("new weights, to be trained from scratch: %s", ", ".join(sorted(fresh)))
-    return for_training(loaded, training)
+    keys = (*info["missing_keys"], *info["mismatched_keys"])
+    return loaded, {key if isinstance(key, str) else key[0] for key in keys}
+
+
+def _adopt_head(built: Any, fresh: set[str], model: ModelConfig, labels: list[str], factory: Any) -> None:
+    """Give a head that was loaded the task's labels. One with another number of labels is new already."""
+    from raytrain.models.head import adopt_head, label_dimensions
+
+    saved = read_model_config(model).id2label or {}
+    saved_labels = [str(saved[i]) for i in sorted(saved)]
+    if len(saved_labels) != len(labels) or saved_labels == labels:
+        return
+    dims = label_dimensions(built.config, factory, model.trust_remote_code)
+    if fresh.isdisjoint(dims):
+        adopt_head(built, dims, saved_labels, labels)
 
 
 def for_training(model: Any, training: TrainingConfig) -> "nn.Module":
-    """Turn on what `training` asks of the model itself. Raises ConfigError when it has no such thing."""
+    """Apply the options of `training` that the model itself implements. Raises ConfigError when it lacks one."""
     if training.gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
             raise ConfigError(
                 f"training.gradient_checkpointing: Transformers has none for {type(model).__name__}; leave it out"
             )
-        # The other form loses gradients where a layer's input has none, as behind frozen embeddings.
+        # The reentrant form loses gradients where a layer's input has none, as behind frozen embeddings.
         model.activation_checkpointing_enable({"use_reentrant": False})
     return model
 
 
-def check_positions(model: "nn.Module", max_length: int) -> None:
-    """Raises ConfigError when samples of `max_length` tokens have more positions than the model learned."""
-    import torch
-
-    tables = (getattr(module, name, None) for module in model.modules() for name in ("position_embeddings", "wpe"))
-    for table in tables:
-        if not isinstance(table, torch.nn.Embedding):
-            continue  # positions that are computed have no end
-        # RoBERTa and its kin count positions from the one after padding.
-        num_positions = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
-        if max_length > num_positions:
-            raise ConfigError(
-                f"data.max_length {max_length} is more than the {num_positions} positions that the model knows; "
-                f"lower it to at most {num_positions}"
-            )
-
-
 def check_vocabulary(model: Any, tokenizer: Any, config: ModelConfig) -> None:
-    """Raises ConfigError when the tokenizer of a new model gives tokens that its embedding has no row for."""
+    """Raises ConfigError when the tokenizer gives tokens that the model's embedding has no row for."""
     try:
         rows = model.get_input_embeddings().num_embeddings
-    except (AttributeError, NotImplementedError):  # a class of the user's own, which need not say
+    except (AttributeError, NotImplementedError):  # a custom class does not have to define it
         return
-    if config.path is None and len(tokenizer) > rows:
+    if len(tokenizer) <= rows:
+        return
+    if config.path is None:
         raise ConfigError(
             f"model.config.vocab_size {rows} is less than the {len(tokenizer)} tokens of model.tokenizer; set it to at "
             f"least {len(tokenizer)}"
         )
+    raise ConfigError(
+        f"{'model.tokenizer' if config.tokenizer else 'model.path'} {config.tokenizer_path}: the tokenizer has "
+        f"{len(tokenizer)} tokens, and the model's embedding has {rows} rows. Use the tokenizer that the model was "
+        "trained with, or add rows with model.resize_token_embeddings and save the model again"
+    )
 
 
 def read_model_config(model: ModelConfig, **changes: Any) -> Any:
@@ -131,46 +156,59 @@ def read_model_config(model: ModelConfig, **changes: Any) -> Any:
 
 
 def _check_fields(model_type: str, fields: dict[str, Any]) -> None:
-    """Transformers takes any word for a field, and uses the defaults. Raises ConfigError."""
+    """Refuse unknown fields, which Transformers would ignore. Raises ConfigError."""
     import transformers
 
     known = transformers.models.auto.configuration_auto.CONFIG_MAPPING
     if model_type not in known:
         hint = did_you_mean(str(model_type), known.keys())
-        raise ConfigError(f"model.config.model_type: Transformers knows no {model_type!r}{hint}")
+        raise ConfigError(f"model.config.model_type: Transformers has no model type {model_type!r}{hint}")
     try:
         defaults = known[model_type]()
-    except Exception:  # one that is put together from others, and says itself what it needs
+    except Exception:  # a composite config, which checks its own parts
         return
     names = {*defaults.to_dict(), *defaults.attribute_map}
+    generation = transformers.GenerationConfig()  # T5 reads decoder_start_token_id, which its config does not have
     for field in fields:
-        if field not in names and not hasattr(defaults, field):
+        if field not in names and not hasattr(defaults, field) and not hasattr(generation, field):
             hint = did_you_mean(str(field), names)
-            raise ConfigError(f"model.config.{field} is no field of {type(defaults).__name__}{hint}")
+            raise ConfigError(f"model.config.{field} is not a field of {type(defaults).__name__}{hint}")
 
 
 def override_dropout(config: Any, dropout: float | None) -> None:
-    """Set every dropout of a Transformers config; None leaves the model's own."""
+    """Set every dropout rate of a Transformers config; None keeps the model's own rates."""
     if dropout is None:
         return
     for name, value in config.to_dict().items():
-        if ("dropout" in name or name.endswith("pdrop")) and (value is None or isinstance(value, (int, float))):
+        is_rate = value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+        if ("dropout" in name or name.endswith("pdrop")) and is_rate:
             setattr(config, name, dropout)
 
 
 def fill_pad_token(config: Any, model: ModelConfig) -> None:
-    """Give a config without a padding token the one that samples are padded with: the tokenizer's, else its end.
+    """Give a config without a padding token the one that samples are padded with. Raises ConfigError."""
+    if getattr(config, "pad_token_id", None) is None and (tokenizer := load_tokenizer(model)) is not None:
+        config.pad_token_id = tokenizer.pad_token_id
 
-    A decoder classifies at a text's last token, which it finds by the padding. Raises ConfigError.
+
+def share_pad_token(built: Any, model: ModelConfig) -> None:
+    """Where a head looks for the last token of a text by the padding, as a decoder's does, let it look for what samples
+    are padded with: a config may name another token than the tokenizer, and the head would then classify at padding.
+
+    Other models keep theirs. Their attention mask hides the padding, and RoBERTa's positions are counted from its id.
+    Raises ConfigError.
     """
-    if getattr(config, "pad_token_id", None) is not None:
+    forwards = (inspect.unwrap(kind.__dict__["forward"]) for kind in type(built).__mro__ if "forward" in kind.__dict__)
+    if not any("pad_token_id" in forward.__code__.co_names for forward in forwards):
         return
-    config.pad_token_id = load_tokenizer(model).pad_token_id
+    if (tokenizer := load_tokenizer(model)) is not None:
+        for config in (built.config, built.config.get_text_config()):
+            config.pad_token_id = tokenizer.pad_token_id
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Transformers' progress bar and its table of new and unused weights; afterwards as before."""
+    """Context without Transformers' progress bar and its table of new and unused weights."""
     from transformers.utils import logging as their_logging
 
     verbosity, has_bar = their_logging.get_verbosity(), their_logging.is_progress_bar_enabled()
@@ -191,6 +229,6 @@ def _cannot_load(model: ModelConfig, error: Exception) -> str:
     if os.path.isdir(model.path or ""):
         return f"model.path {model.path}: this folder holds no model that can be loaded: {first_line}"
     return (
-        f"model.path {model.path!r}: neither a local folder nor a model that can be had from the hub: "
+        f"model.path {model.path!r}: neither a local folder nor a model that the hub provides: "
         f"{first_line.rstrip('.')}. Without a network, download the model first and give its folder"
     )

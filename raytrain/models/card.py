@@ -1,7 +1,6 @@
 """The model card of an exported model: README.md, made from its raytrain.json and from what was measured. No torch.
 
-It says how to load the model, what it reaches, what it was trained on, and from what. A hub shows it as the page of
-the model.
+It says how to load the model, and names its results, its data and its base model. A hub shows it as the model's page.
 """
 
 from collections.abc import Iterable
@@ -36,7 +35,7 @@ def model_card(facts: dict[str, Any], results: dict[str, dict[str, float]]) -> s
 
 
 def _front_matter(facts: dict[str, Any]) -> str:
-    """What a hub reads. A base model that is a folder somewhere is not named there: a hub could not find it."""
+    """The metadata that a hub reads. A base model in a local folder is left out, since a hub could not find it."""
     fields: dict[str, Any] = {"library_name": "transformers", "tags": ["raytrain"]}
     if kind := PIPELINES.get(facts["task"]["kind"]):
         fields["pipeline_tag"] = kind
@@ -70,8 +69,10 @@ def _usage(facts: dict[str, Any]) -> list[str]:
         call = 'model({"text": "...", "text_pair": "..."})' if task["text_pair_column"] else 'model("...")'
         note = f"`truncation=True` cuts texts at {length} tokens, as in training; without it a long text is an error."
     else:
-        has_entities = any(label.startswith("B-") for label in facts["state"]["labels"])
-        options = 'aggregation_strategy="simple"' if has_entities else 'aggregation_strategy="none"'
+        tags = [label for label in facts["state"]["labels"] if label != "O"]
+        is_iob = any(tag.startswith("B-") for tag in tags) and all(tag.startswith(("B-", "I-")) for tag in tags)
+        # The pipeline joins the words of an entity by these two letters alone.
+        options = 'aggregation_strategy="simple"' if is_iob else 'aggregation_strategy="none"'
         call = 'model("...")'
         note = (
             f"Texts are cut at {length} tokens, as in training; `stride` of the pipeline tags longer ones in windows."

@@ -5,7 +5,8 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from raytrain.runs.lease import LEASE, Lease
+from raytrain.checkpoint.fence import LEASE
+from raytrain.runs.lease import Lease
 from raytrain.storage import Storage
 
 BEGUN = "config.yaml"  # written once the data is prepared and the run can start
@@ -13,20 +14,21 @@ PREPARED = "_prepared"  # the default folder of prepared data, next to the runs
 
 
 @contextmanager
-def lease_of(run: Storage, say: Callable[[str], None]) -> Iterator[Lease]:
+def lease_of(run: Storage, say: Callable[[str], None], owner: str | None = None) -> Iterator[Lease]:
     """Context in which this command alone trains the run; see `Lease`. A command that is refused before the run has
-    begun removes the folders that it made, so that nothing is left to mistake for a run."""
+    begun removes the folders that it made, so that nothing is left to mistake for a run. The arguments are those of
+    `Lease`."""
     is_new = not run.exists()
     new_folders = [] if run.local_path() is None else _missing(run)
     try:
-        with Lease(run, say) as lease:
+        with Lease(run, say, owner) as lease:
             try:
                 yield lease
             except BaseException:
                 if is_new and not run.exists(BEGUN):
-                    for name in run.list_names():  # Ray Train's folder; the lease keeps others out until the end
-                        if name != LEASE:
-                            run.delete(name)
+                    # Ray Train's folder, for example; the lease last, which keeps others out until then.
+                    for name in sorted(run.list_names(), key=lambda name: name == LEASE):
+                        run.delete(name)
                 raise
     except BaseException:
         for folder in new_folders:

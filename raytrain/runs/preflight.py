@@ -81,10 +81,19 @@ def check(config: RunConfig, *, on_this_machine: bool = True, only: str | None =
         if config.training.gradient_checkpointing:
             _check_checkpointing(config, task)
     except RaytrainError as error:
-        raise type(error)(f"{error}{_how_to_fetch(given)}") from None
+        raise type(error)(f"{error}{_how_to_fetch(given)}", error.code) from None
     _check_storage(config)
     check_trackers(config)
     return Preflight(config, private_cpus)
+
+
+def check_model(config: RunConfig) -> None:
+    """Raises ConfigError when the model can't run on the longest sample, or lacks rows for the tokenizer's tokens. It
+    imports torch and Transformers, which takes seconds, so it comes before the data is prepared and not in `check`."""
+    from raytrain.sizing.shape import shape_on_meta
+
+    task = make_task(config.task, config.data.max_length)
+    shape_on_meta(config, task, task.assumed_state())
 
 
 def check_elsewhere(config: RunConfig) -> None:
@@ -145,7 +154,7 @@ def resolve(config: RunConfig) -> RunConfig:
                 section = (section or {}).get(part)
             if section and (value := section.get(name)):
                 section[name] = make_absolute(value) if isinstance(value, str) else [make_absolute(v) for v in value]
-    if config.task.kind == "python":
+    if config.task.kind == "python" and config.task.source is None:  # a run's own config says it already
         raw["task"]["source"] = source_hash(config.task.target)
     return parse_config(raw)
 

@@ -1,16 +1,23 @@
 """Scores of tagged sentences. Entities are counted as the script conlleval of CoNLL-2000 and
 seqeval's default mode count them.
 
-A tag is a prefix (B, I, E or S), a dash and a type, or O. An entity is right when its type and both its ends are; one
-begins at a B, at an S, after an E or S, and where the type changes, so that an I after an O begins one too.
+A tag is O, or a letter (B, I, E or S), a dash and a type. The letter may also be the last part, as in PER-B, the dash
+may be an underscore, and the letters may be those of BILOU or BMEWO. An entity is right when its type and both its ends
+are right; one begins at a B, at an S, after an E or S, and where the type changes, so that an I after an O begins one
+too.
 """
+
+import re
 
 import numpy as np
 
 from raytrain.tasks.base import Metrics, Scores
-from raytrain.tasks.scores import Confusion, LabelScores
+from raytrain.tasks.scores import LabelCounts, LabelScores
 
 OUTSIDE = "O"
+LETTERS = "BIESLUMW"
+IOBES = {"L": "E", "U": "S", "M": "I", "W": "S"}  # the letters of BILOU (last, unit) and BMEWO (middle, whole)
+OTHER_SPELLINGS = (rf"(?P<letter>[{LETTERS}])_(?P<type>.+)", rf"(?P<type>.+)[-_](?P<letter>[{LETTERS}])")
 
 
 class EntityCounts:
@@ -18,10 +25,10 @@ class EntityCounts:
 
     def __init__(self, tags: list[str]):
         """`tags`: names in id order."""
-        named = [*tags, OUTSIDE]  # the last stands between sentences
-        kinds = [tag[1:].split("-", maxsplit=1)[-1] or "_" for tag in named]
+        named = [*(parts_of(tags) or map(_split, tags)), (OUTSIDE, "_")]  # the last stands between sentences
+        kinds = [kind for _, kind in named]
         self.types = sorted(set(kinds))
-        self._prefix = np.array([tag[0] for tag in named])
+        self._prefix = np.array([letter for letter, _ in named])
         self._type = np.array([self.types.index(kind) for kind in kinds])
         self.counts = np.zeros((3, len(self.types)), dtype=np.int64)
         """Right, predicted, true; shape (3, num_types)."""
@@ -58,7 +65,18 @@ class EntityCounts:
             "entity_recall": float(total.recall),
             "entity_f1": float(total.f1),
         }
-        return Metrics(values, {"entities": LabelScores(*self.counts[:, occurs]).table(names, "entity")})
+        tables = {"entities": LabelScores(*self.counts[:, occurs]).table(names, "entity")}
+        return Metrics(values, tables, self._notes(*self.counts.sum(1)))
+
+    def _notes(self, num_right: int, num_predicted: int, num_true: int) -> tuple[str, ...]:
+        """Why all scores are 0, if they are."""
+        if num_right:
+            return ()
+        if not num_true:
+            return ("all entity scores are 0: this split has no entity",)
+        if not num_predicted:
+            return (f"all entity scores are 0: nothing but {OUTSIDE} is predicted",)
+        return (f"all entity scores are 0: none of the {num_predicted:,} predicted entities is right",)
 
 
 class TagScores(Scores):
@@ -66,42 +84,67 @@ class TagScores(Scores):
     for tags of entities their precision, recall and F1; a table of the tags, and one of the types."""
 
     def __init__(self, labels: list[str]):
-        self._confusion = Confusion(labels)
+        self._labels, self._counts = labels, LabelCounts(len(labels))
         self._entities = EntityCounts(labels) if has_entities(labels) else None
 
     def update(self, predictions: list[np.ndarray], targets: list[np.ndarray]) -> None:
         """Tag ids of the words of each sentence."""
         if not targets:
             return
-        self._confusion.add(np.concatenate(predictions), np.concatenate(targets))
+        self._counts.add(np.concatenate(predictions), np.concatenate(targets))
         if self._entities is not None:
             self._entities.add(predictions, targets)
 
     def state(self) -> dict[str, np.ndarray]:
-        """The confusion matrix, and counts of entities by type."""
+        """Counts by tag, and of entities by type."""
         entities = {} if self._entities is None else {"entities": self._entities.counts}
-        return {"confusion": self._confusion.counts, **entities}
+        return {"tags": self._counts.counts, **entities}
 
     def merge(self, state: dict[str, np.ndarray]) -> None:
         """Add another worker's counts."""
-        self._confusion.counts += state["confusion"]
+        self._counts.counts += state["tags"]
         if self._entities is not None:
             self._entities.counts += state["entities"]
 
     def compute(self) -> Metrics:
         """All of them."""
-        confusion = self._confusion
-        if not confusion.num_samples:
+        counts = self._counts
+        if not counts.num_samples:
             return Metrics({})
-        token = {"micro_f1": confusion.accuracy, **confusion.averages()}
+        token = {"micro_f1": counts.accuracy, **counts.averages()}
         values = {f"token_{name}": value for name, value in token.items()}
-        tables = {"per_tag": confusion.per_label().table(confusion.labels)}
+        tables = {"per_tag": counts.per_label().table(self._labels)}
         if self._entities is None:
             return Metrics(values, tables)
         entities = self._entities.compute()
-        return Metrics({**entities.values, **values}, {**entities.tables, **tables})
+        return Metrics({**entities.values, **values}, {**entities.tables, **tables}, entities.notes)
 
 
 def has_entities(labels: list[str]) -> bool:
     """Whether tags mark entities, which parts of speech do not."""
-    return any(label.startswith(("B-", "I-")) for label in labels)
+    return parts_of(labels) is not None
+
+
+def parts_of(tags: list[str]) -> list[tuple[str, str]] | None:
+    """The letter (of IOBES) and the type of each tag; None when the tags do not mark entities."""
+    others = [tag for tag in tags if tag != OUTSIDE]
+    marks = [tag for tag in others if re.match(rf"[{LETTERS}]-", tag)]
+    is_plain = any(tag[0] in "BI" for tag in marks) or (bool(marks) and OUTSIDE in tags)
+    if is_plain and len(marks) == len(others):
+        return [_split(tag) for tag in tags]
+    for spelling in OTHER_SPELLINGS if OUTSIDE in tags else ():
+        found = {tag: re.fullmatch(spelling, tag) for tag in others}
+        parts = {tag: (_iobes(match["letter"]), match["type"]) for tag, match in found.items() if match}
+        if len(parts) == len(others) and any(letter in "BIS" for letter, _ in parts.values()):
+            return [parts.get(tag, (OUTSIDE, "_")) for tag in tags]
+    return [_split(tag) for tag in tags] if is_plain else None
+
+
+def _split(tag: str) -> tuple[str, str]:
+    """As seqeval splits a tag that begins with its letter; a tag without a dash keeps its own first letter."""
+    letter = _iobes(tag[0]) if tag[1:2] == "-" else tag[0]
+    return letter, tag[1:].split("-", maxsplit=1)[-1] or "_"
+
+
+def _iobes(letter: str) -> str:
+    return IOBES.get(letter, letter)

@@ -8,6 +8,7 @@ import pyarrow as pa
 from raytrain.config import ModelConfig, TrainingConfig
 from raytrain.tasks.base import Batch, Task, TaskState
 from raytrain.tasks.collate import attention_mask, list_lengths, pad_column
+from raytrain.tasks.label_cells import described
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 class TextTask(Task):
     """A task whose samples have `input_ids`, and whose model is one of Transformers."""
+
+    max_length: int
+    """data.max_length, in tokens."""
 
     def sizes(self, samples: pa.Table) -> np.ndarray:
         """Tokens."""
@@ -24,8 +28,18 @@ class TextTask(Task):
         """Tokens with padding."""
         return batch["input_ids"].size
 
+    def long_rows(self) -> pa.Table | None:
+        """Source rows, without targets, that have more tokens than `max_length`; None: not known."""
+        return None
+
+    def longest_inputs(self, tokenizer: Any) -> Batch | None:
+        """What the model is called with for the longest samples that there can be; None: not known."""
+        if (rows := self.long_rows()) is None:
+            return None
+        return padded_inputs(self.encode_inputs(rows, tokenizer).table, tokenizer.pad_token_id)
+
     def save_model(self, model: Any, weights: "dict[str, Tensor]", folder: str) -> None:
-        """As Transformers does, so that anybody's `from_pretrained` reads it."""
+        """With `save_pretrained`, so that `from_pretrained` reads it without raytrain."""
         model.save_pretrained(folder, state_dict=weights)
 
     def load_model(self, folder: str, model: ModelConfig, state: TaskState, training: TrainingConfig) -> "nn.Module":
@@ -33,14 +47,14 @@ class TextTask(Task):
         return self.build_model(model.model_copy(update={"path": folder, "config": None}), state, training)
 
     def describe(self, sample: dict[str, Any], tokenizer: Any, state: TaskState) -> dict[str, Any]:
-        """The text that the tokens give back, the tokens, and the targets by name."""
+        """The decoded text, the tokens, and the targets by name."""
         ids, targets = sample.pop("input_ids"), sample.pop("labels", None)
         tokens = tokenizer.convert_ids_to_tokens(ids)
         shown = {"text": tokenizer.decode(ids, skip_special_tokens=True), "tokens": tokens}
         return {**shown, "labels": self.name_targets(targets, tokens, state), **sample}
 
     def name_targets(self, targets: Any, tokens: list[str], state: TaskState) -> Any:
-        """A sample's stored targets in the user's words."""
+        """A sample's stored targets as the source names them."""
         return targets
 
 
@@ -56,5 +70,30 @@ def padded_inputs(samples: pa.Table, pad_token_id: int) -> Batch:
 
 
 def model_inputs(batch: "dict[str, Tensor]") -> "dict[str, Tensor]":
-    """Those arrays of a batch that the model is called with."""
+    """The arrays of a batch that are the model's inputs."""
     return {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
+
+
+def reads_last_position(model: Any) -> bool:
+    """Whether the head of a model on texts reads the last position of a row, padding or not, as XLNet's does."""
+    config = getattr(getattr(model, "module", model), "config", None)  # an engine around it has a config of its own
+    return getattr(config, "summary_type", None) == "last"
+
+
+def padded_left(inputs: "dict[str, Tensor]") -> "dict[str, Tensor]":
+    """The same rows with their padding moved from the right end to the left."""
+    import torch
+
+    mask = inputs["attention_mask"]
+    places = torch.arange(mask.shape[1], device=mask.device) - (mask.shape[1] - mask.sum(1, keepdim=True))
+    places = places % mask.shape[1]  # (num_samples, seq_len); the padding comes from the end
+    return {name: tensor.gather(1, places) for name, tensor in inputs.items()}
+
+
+def why_no_text(value: Any) -> str:
+    """Why a value can't be read as a text, or an empty string."""
+    if isinstance(value, str) and value.strip():
+        return ""
+    if value is None or isinstance(value, str):
+        return "is empty"
+    return f"is {described(value)} and not text"

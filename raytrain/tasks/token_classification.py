@@ -5,7 +5,8 @@ a sample holds several sentences of a document; predictions are cut back to sent
 scores mean the same with and without it.
 """
 
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,44 +26,28 @@ from raytrain.tasks.base import (
 )
 from raytrain.tasks.collate import pad_column
 from raytrain.tasks.entities import TagScores, has_entities
-from raytrain.tasks.labels import count_labels, found_in, label_state, labels_in
-from raytrain.tasks.special_tokens import check_room, special_tokens
-from raytrain.tasks.text import TextTask, model_inputs, padded_inputs
+from raytrain.tasks.label_cells import LabelReader
+from raytrain.tasks.labels import (
+    check_several,
+    count_ids,
+    count_labels,
+    found_in,
+    in_order,
+    label_state,
+    labels_in,
+    suspicious,
+)
+from raytrain.tasks.sentences import Words, join
+from raytrain.tasks.special_tokens import check_room, needs_blanks, special_tokens, with_blanks
+from raytrain.tasks.text import TextTask, model_inputs, padded_inputs, why_no_text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+logger = logging.getLogger(__name__)
+
 NUM_CASES = 4  # lower or no letters, Title, UPPER, miXed
-WORD_STARTS = "word_starts"  # places of the words' first pieces; the targets say it too, so it is not stored
-
-
-@dataclass
-class _Sample:
-    """A sentence, or several of one document, as lists that grow together."""
-
-    input_ids: list[int] = field(default_factory=list)
-    token_type_ids: list[int] = field(default_factory=list)
-    word_starts: list[int] = field(default_factory=list)
-    sentence_lengths: list[int] = field(default_factory=list)
-    """Words of each sentence."""
-
-    def add(self, other: "_Sample") -> None:
-        self.word_starts += [len(self.input_ids) + place for place in other.word_starts]
-        self.input_ids += other.input_ids
-        self.token_type_ids += other.token_type_ids
-        self.sentence_lengths += other.sentence_lengths
-
-    def cut(self, num_tokens: int) -> None:
-        """Keep the first tokens of a single sentence."""
-        del self.input_ids[num_tokens:], self.token_type_ids[num_tokens:]
-        self.word_starts = [place for place in self.word_starts if place < num_tokens]
-        self.sentence_lengths = [len(self.word_starts)]
-
-    def wrap(self, prefix: list[int], suffix: list[int]) -> None:
-        """Put special tokens around it."""
-        self.input_ids = [*prefix, *self.input_ids, *suffix]
-        self.token_type_ids = [0] * len(prefix) + self.token_type_ids + [0] * len(suffix)
-        self.word_starts = [len(prefix) + place for place in self.word_starts]
+WORD_STARTS = "word_starts"  # positions of the words' first pieces; not stored, as they follow from the targets
 
 
 class TokenClassification(TextTask):
@@ -74,7 +59,7 @@ class TokenClassification(TextTask):
 
     @property
     def metrics(self) -> dict[str, Mode]:
-        """What can be watched; the entities' only where the declared tags have some, or no tags are declared."""
+        """The metrics that can be watched; those of entities unless tags are declared that mark none."""
         entity = ("entity_precision", "entity_recall", "entity_f1")
         may_have = self.config.labels is None or has_entities(self.config.labels)
         names = (*(entity if may_have else ()), "token_micro_f1", "token_macro_f1", "token_weighted_f1")
@@ -102,39 +87,65 @@ class TokenClassification(TextTask):
         return None if self.config.labels is None else label_state(self.config.labels)
 
     def assumed_state(self) -> TaskState:
-        """The declared tags, or two: a head's few rows more or less are nothing beside the model."""
+        """The declared tags, or two: the head's rows hardly change the number of parameters."""
         return label_state(self.config.labels or ["a", "b"])
 
     def survey(self, rows: pa.Table, split: str) -> TaskState:
         """How often each tag occurs in a chunk."""
-        cells = rows[self.config.tags_column].to_pylist()
-        return count_labels((str(tag) for tags in cells for tag in tags or [] if not _is_missing(tag)), split)
+        reader = LabelReader(self.config.labels or [])
+        cells = [tags for tags in rows[self.config.tags_column].to_pylist() if isinstance(tags, list)]
+        return count_labels((name for tags in cells for tag in tags if (name := reader.one(tag)[0])), split)
 
     def state_from(self, surveys: list[TaskState]) -> TaskState:
-        """The tags found: O first, then sorted."""
-        return label_state(sorted(found_in(surveys), key=lambda tag: (tag != "O", tag)))
+        """The tags found: O first, then numbers by value, others by name."""
+        tags = in_order(found_in(surveys))
+        check_several(tags, "task.tags_column", self.config.tags_column)
+        if "O" in tags and not has_entities(tags):
+            logger.warning(
+                "entities are not scored, as the tags (%s) follow none of the known schemes: a type with one of the "
+                "letters of IOB, IOBES, BILOU or BMEWO before or after it, as in B-PER, PER-B and B_PER",
+                ", ".join(tags[:8]),
+            )
+        return label_state(tags)
+
+    def remarks(self, surveys: list[TaskState]) -> list[str]:
+        """Tags that may be none, or that may be meant as one."""
+        return suspicious(surveys, "task.tags_column", self.config.tags_column)
 
     def check_inputs(self, rows: pa.Table) -> list[Rejection]:
         """Rows without words, or with an empty one."""
-        rejected = []
-        for row, words in enumerate(rows[self.config.tokens_column].to_pylist()):
-            reason = None
-            if not words:
-                reason = f"{self.config.tokens_column} is empty"
+        rejected, column = [], self.config.tokens_column
+        for row, words in enumerate(rows[column].to_pylist()):
+            reason = ""
+            if not words and words != 0:
+                reason = "is empty"
             elif not isinstance(words, list):  # text would pass as a list of letters
-                reason = f"{self.config.tokens_column} must be a list of words"
-            elif any(not isinstance(word, str) or not word.strip() for word in words):
-                reason = f"{self.config.tokens_column} holds an empty word"
-            if reason is not None:
-                rejected.append(Rejection(row, RowError.BAD_INPUT, reason))
+                reason = "must be a list of words"
+            elif wrong := next((why for word in words if (why := why_no_text(word))), ""):
+                reason = "holds an empty word" if wrong == "is empty" else f"holds a word that {wrong}"
+            if reason:
+                rejected.append(Rejection(row, RowError.BAD_INPUT, f"{column} {reason}"))
         return rejected
 
     def check_targets(self, rows: pa.Table, state: TaskState) -> list[Rejection]:
-        """Rows that have not one tag of the state for each word."""
-        known = dict.fromkeys(labels_in(state))
+        """Rows without exactly one known tag for each word."""
+        return self._check_tags(rows, labels_in(state))
+
+    def check_before_survey(self, rows: pa.Table) -> list[Rejection]:
+        """Rows without words, or without exactly one tag for each."""
+        return [*self.check_inputs(rows), *self._check_tags(rows, None)]
+
+    def _check_tags(self, rows: pa.Table, labels: list[str] | None) -> list[Rejection]:
+        """Rows whose tags can't be used, or are none of `labels` where these are known."""
+        reader, known = LabelReader(labels or []), None if labels is None else dict.fromkeys(labels)
         words_of, tags_of = (rows[name].to_pylist() for name in self.required_columns())
         pairs = enumerate(zip(words_of, tags_of, strict=True))
-        return [found for row, (words, tags) in pairs if (found := self._reject(row, words, tags, known)) is not None]
+        found = (self._reject(row, words, tags, reader, known) for row, (words, tags) in pairs)
+        return [rejection for rejection in found if rejection is not None]
+
+    def long_rows(self) -> pa.Table:
+        """Two sentences."""
+        return pa.table({self.config.tokens_column: [["a"] * self.max_length] * 2})
 
     def encode_inputs(self, rows: pa.Table, tokenizer: Any) -> Inputs:
         """Cut words to pieces. Words that are lost to truncation are not scored; their sentences are counted.
@@ -142,15 +153,15 @@ class TokenClassification(TextTask):
         Raises ConfigError when `max_length` has no room for a word.
         """
         check_room(tokenizer, self.max_length)
-        sentences = self._encode_sentences(rows[self.config.tokens_column].to_pylist(), tokenizer)
         documents = rows["document"].to_pylist() if "document" in rows.column_names else [0] * rows.num_rows
+        sentences = self._encode_sentences(rows[self.config.tokens_column].to_pylist(), documents, tokenizer)
         prefix, suffix = special_tokens(tokenizer)
         room = self.max_length - len(prefix) - len(suffix)
         is_long = [len(sentence.input_ids) > room for sentence in sentences]
         for sentence, long in zip(sentences, is_long, strict=True):
             if long:
                 sentence.cut(room)
-        samples = self._join(sentences, documents, room)
+        samples = join(sentences, documents, room) if self.config.document_context else sentences
         for sample in samples:
             sample.wrap(prefix, suffix)
         names = [
@@ -165,16 +176,21 @@ class TokenClassification(TextTask):
     def encode_targets(self, rows: pa.Table, inputs: pa.Table, state: TaskState) -> pa.Table:
         """Adds `labels`: each word's tag id at its first piece, and no target elsewhere."""
         ids = {label: i for i, label in enumerate(labels_in(state))}
-        tags_of = iter(rows[self.config.tags_column].to_pylist())
+        tags_of, reader = iter(rows[self.config.tags_column].to_pylist()), LabelReader(ids)
         columns = (inputs[name].to_pylist() for name in (WORD_STARTS, "sentence_lengths"))
         labels = []
         for starts, lengths, size in zip(*columns, self.sizes(inputs), strict=True):
             tags = [tag for length in lengths for tag in next(tags_of)[:length]]
             row = [IGNORED] * int(size)
             for place, tag in zip(starts, tags, strict=True):
-                row[place] = ids[str(tag)]
+                row[place] = ids[reader.one(tag)[0]]
             labels.append(row)
         return inputs.drop_columns(WORD_STARTS).append_column("labels", pa.array(labels, pa.list_(pa.int32())))
+
+    def count_labels(self, samples: pa.Table, state: TaskState) -> dict[str, int]:
+        """Words with each tag."""
+        ids = samples["labels"].combine_chunks().flatten().to_numpy()
+        return count_ids(ids[ids != IGNORED], labels_in(state))
 
     def name_targets(self, targets: Any, tokens: list[str], state: TaskState) -> Any:
         """word/tag for each first piece."""
@@ -203,13 +219,12 @@ class TokenClassification(TextTask):
     def build_model(self, model: ModelConfig, state: TaskState, training: TrainingConfig) -> "nn.Module":
         """An encoder with a head for each token; with case_feature its token-type embedding has a row a letter case.
 
-        Raises ConfigError when the model has no token-type embedding, or fewer positions than data.max_length.
+        Raises ConfigError when the model has no token-type embedding.
         """
-        from raytrain.models.build import build_with_head, check_positions
+        from raytrain.models.build import build_with_head
         from raytrain.models.token_types import widen_token_types
 
         built = build_with_head("AutoModelForTokenClassification", model, labels_in(state), training)
-        check_positions(built, self.max_length)
         if self.config.case_feature:
             widen_token_types(built, NUM_CASES)
         return built
@@ -231,7 +246,7 @@ class TokenClassification(TextTask):
         return _by_sentence(labels, labels != IGNORED, batch["sentence_lengths"])
 
     def scores(self, state: TaskState) -> Scores:
-        """Entity-level scores (where the tags are IOB2) and token-level scores over all tags, O included."""
+        """Entity-level scores (where the tags mark entities) and token-level scores over all tags, O included."""
         return TagScores(labels_in(state))
 
     def _loss_and_logits(self, model: "nn.Module", batch: "dict[str, Tensor]") -> "tuple[Tensor, Tensor]":
@@ -243,57 +258,45 @@ class TokenClassification(TextTask):
         )
         return loss, logits
 
-    def _reject(self, row: int, words: Any, tags: Any, known: dict[str, None]) -> Rejection | None:
+    def _reject(
+        self, row: int, words: Any, tags: Any, reader: LabelReader, known: Collection[str] | None
+    ) -> Rejection | None:
         tokens, column = self.config.tokens_column, self.config.tags_column
         if not isinstance(words, list) or not isinstance(tags, list | None):
             reason = f"{tokens} and {column} must be lists, one tag a word"
             return Rejection(row, RowError.BAD_TARGET, reason)
         if tags is None or len(tags) != len(words):
             return Rejection(row, RowError.BAD_TARGET, f"{len(words)} words, but {len(tags or [])} tags")
-        if any(_is_missing(tag) for tag in tags):
-            return Rejection(row, RowError.BAD_TARGET, f"{column} lacks the tag of a word")
-        unknown = [tag for tag in tags if str(tag) not in known]
-        if not unknown:
+        names = [reader.one(tag) for tag in tags]
+        if wrong := next((reason for _, reason in names if reason), ""):
+            reason = f"{column} lacks the tag of a word" if wrong == "is missing" else f"a tag in {column} {wrong}"
+            return Rejection(row, RowError.BAD_TARGET, reason)
+        unknown = [] if known is None else [name for name, _ in names if name not in known]
+        if known is None or not unknown:
             return None
         return Rejection(row, RowError.UNKNOWN_LABEL, f"label {unknown[0]!r} is none of {list(known)}")
 
-    def _encode_sentences(self, words_of: list[list[str]], tokenizer: Any) -> list[_Sample]:
+    def _encode_sentences(self, words_of: list[list[str]], documents: list[int], tokenizer: Any) -> list[Words]:
         """Each sentence without special tokens."""
         if not words_of:
             return []
+        if needs_blanks(tokenizer):
+            words_of = with_blanks(words_of, documents if self.config.document_context else None)
         encoding = tokenizer(words_of, is_split_into_words=True, add_special_tokens=False, verbose=False)
         sentences = []
         for row, words in enumerate(words_of):
             ids, places = encoding["input_ids"][row], encoding.word_ids(row)
-            if len(set(places)) < len(words):  # the tokenizer dropped a word, a control character say
+            if len(set(places)) < len(words):  # the tokenizer dropped a word, such as a control character
                 ids, places = _with_unknowns(words, tokenizer)
             starts = [i for i, place in enumerate(places) if i == 0 or place != places[i - 1]]
             cases = [letter_case(words[place]) for place in places] if self.config.case_feature else [0] * len(ids)
-            sentences.append(_Sample(list(ids), cases, starts, [len(words)]))
+            sentences.append(Words(list(ids), cases, starts, [len(words)]))
         return sentences
-
-    def _join(self, sentences: list[_Sample], documents: list[int], room: int) -> list[_Sample]:
-        """Neighbouring sentences of a document as one sample, as long as they fit; without context one each."""
-        if not self.config.document_context:
-            return sentences
-        samples: list[_Sample] = []
-        before = None
-        for sentence, document in zip(sentences, documents, strict=True):
-            fits = bool(samples) and len(samples[-1].input_ids) + len(sentence.input_ids) <= room
-            if document == before and fits:
-                samples[-1].add(sentence)
-            else:
-                samples.append(sentence)
-            before = document
-        return samples
-
-
-def _is_missing(tag: Any) -> bool:
-    return tag is None or not str(tag).strip()
 
 
 def letter_case(word: str) -> int:
     """0: lower case or no letters; 1: Title; 2: UPPER, two letters at least; 3: anything else."""
+    word = word.strip()
     letters = [c for c in word if c.isalpha()]
     if not letters or word.islower():
         return 0

@@ -15,10 +15,10 @@ from raytrain.data.prepared import PreparedStore
 from raytrain.launch import job_events
 from raytrain.launch.job_events import JobEvent, JobEventKind
 from raytrain.runs.observer import Observer
-from raytrain.runs.run import RunResult
+from raytrain.runs.result import RunResult
 from raytrain.storage import Storage
 from raytrain.training.outcome import RunStatus
-from raytrain.training.records import BEST_SO_FAR, scores_of
+from raytrain.training.records import BEST_SO_FAR, NOTES, scores_of
 
 PROGRESS_VARIABLE = "RAYTRAIN_PROGRESS_EVERY_S"
 # Seconds between two plain lines of progress. `raytrain submit` asks for more of them when it shows a bar.
@@ -163,8 +163,12 @@ class RunDisplay(LiveDisplay, Observer):
             self._say_event(JobEvent(JobEventKind.STEP, text, row["step"], self._total))
 
     def _evaluation(self, row: dict[str, Any]) -> None:
-        if not self._total:  # not a training: `raytrain eval`, which prints a table at its end
-            return
+        if self._total:  # else not a training: `raytrain eval`, which prints a table at its end
+            self._scores(row)
+        for note in row.get(NOTES, ()):
+            self.console.print(f"    {note}", soft_wrap=True, markup=False)
+
+    def _scores(self, row: dict[str, Any]) -> None:
         shown = "  ".join(f"{key} {value:.4f}" for key, value in list(scores_of(row).items())[:6])
         self._best = row.get(BEST_SO_FAR) or self._best
         if self._best.get("step") == row["step"] and row["split"] == "validation":

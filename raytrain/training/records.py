@@ -5,6 +5,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from raytrain.redaction import HIDDEN, is_credential, redact
@@ -14,6 +15,8 @@ COMMANDS = "commands.jsonl"
 """One line for each command that trained the run: see runs.provenance."""
 BEST_SO_FAR = "best"
 """Key in an evals.jsonl line of the validation split: metric, value, step and is_saved of the best one so far."""
+NOTES = "notes"
+"""Key in an evals.jsonl line: sentences about its metrics, if the task has any to say."""
 EPOCHS = "epochs_done"
 """Key in an evals.jsonl line: passes over the training data up to its step."""
 
@@ -21,6 +24,10 @@ EPOCHS = "epochs_done"
 UPLOAD_EVERY_S = 15.0
 # ... and less often when an upload takes long: at most a twentieth of the time is spent on it.
 UPLOAD_SHARE = 0.05
+# A file system appends at once; whether this process may still write is looked up at most this often.
+CHECK_EVERY_S = 1.0
+# Read at once of a file that is read whole.
+READ_BYTES = 1 << 20
 # The last row of a file is searched for in this many bytes.
 TAIL_BYTES = 64 << 10
 
@@ -32,7 +39,7 @@ class JsonlWriter:
         """Opens the file for appending; a last line that a crash left incomplete gets a line end, and readers skip
         it."""
         self._storage, self._name = storage, name
-        self._is_torn = False
+        self._is_torn, self._next_check_s = False, 0.0
         path = storage.local_path(name)
         if path is None:
             self._file = None
@@ -62,6 +69,9 @@ class JsonlWriter:
     def _append(self, line: bytes) -> None:
         """Append a line. A full disk may take only a part of it: the next line then starts with a line end."""
         assert self._file is not None
+        if time.monotonic() >= self._next_check_s:
+            self._storage.check()
+            self._next_check_s = time.monotonic() + CHECK_EVERY_S
         data = b"\n" + line if self._is_torn else line
         self._is_torn = True
         written = self._file.write(data)
@@ -87,8 +97,25 @@ class JsonlWriter:
 
 
 def read_jsonl(storage: Storage, name: str) -> list[dict[str, Any]]:
-    """The file's rows in order, without lines that are not JSON objects (incomplete). [] when it is missing."""
-    return list(parse_jsonl(_read_or_empty(storage, name)))
+    """The file's rows in order, without lines that are not JSON objects (incomplete). [] when it is missing.
+
+    Not for metrics.jsonl, which may have gigabytes: `iterate_jsonl`.
+    """
+    return list(iterate_jsonl(storage, name))
+
+
+def iterate_jsonl(storage: Storage, name: str) -> Iterator[dict[str, Any]]:
+    """The same rows, one after the other, with one piece of the file in memory at a time."""
+    try:
+        file = storage.open_input(name)
+    except FileNotFoundError:
+        return
+    with file:
+        rest = b""
+        while piece := file.read(READ_BYTES):
+            whole, newline, rest = (rest + piece).rpartition(b"\n")
+            yield from parse_jsonl(whole + newline)
+        yield from parse_jsonl(rest)
 
 
 def last_row(storage: Storage, name: str) -> dict[str, Any] | None:
@@ -119,26 +146,6 @@ def parse_jsonl(data: bytes) -> list[dict[str, Any]]:
 def scores_of(row: dict[str, Any]) -> dict[str, float]:
     """The metrics of a line of evals.jsonl that are numbers, by name."""
     return {name: value for name, value in row.items() if isinstance(value, float) and name not in ("time", EPOCHS)}
-
-
-def last_attempt_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each step the row of its latest attempt, in step order: the run's history without what crashes undid.
-
-    A step does not count if a later attempt has started before it, even if that attempt has not reached it yet.
-    Of two rows of one step and attempt, the later counts; rows without a step are left out.
-    """
-    rows = [row for row in rows if row.get("step") is not None]
-    first_steps: dict[int, int] = {}
-    for row in rows:
-        attempt = row.get("attempt", 0)
-        first_steps[attempt] = min(row["step"], first_steps.get(attempt, row["step"]))
-    taken_back_from: dict[int, float] = {}  # attempt -> the first step of any later one
-    later = math.inf
-    for attempt in sorted(first_steps, reverse=True):
-        taken_back_from[attempt] = later
-        later = min(later, first_steps[attempt])
-    chosen = {row["step"]: row for row in rows if row["step"] < taken_back_from[row.get("attempt", 0)]}
-    return [chosen[step] for step in sorted(chosen)]
 
 
 def _read_or_empty(storage: Storage, name: str) -> bytes:

@@ -13,7 +13,7 @@ from raytrain.steps.batches import World
 from raytrain.storage import Storage
 from raytrain.tasks.base import Metrics
 from raytrain.tracking.trackers import Trackers
-from raytrain.training.records import BEST_SO_FAR, EPOCHS, JsonlWriter, last_row, read_jsonl
+from raytrain.training.records import BEST_SO_FAR, EPOCHS, NOTES, JsonlWriter, last_row, read_jsonl
 
 METRICS, EVALS, EVENTS = "metrics.jsonl", "evals.jsonl", "events.jsonl"
 
@@ -96,7 +96,8 @@ class RunLog:
         if best is not None:
             place[BEST_SO_FAR] = best
         place |= {"time": self._now(), "attempt": self._attempt}
-        self._evals.write({**place, **metrics.values, "tables": metrics.tables})
+        notes = {NOTES: list(metrics.notes)} if metrics.notes else {}
+        self._evals.write({**place, **metrics.values, **notes, "tables": metrics.tables})
         self._evals.flush()  # sweeps read it, and it must be there before the checkpoint of this step
         values = {f"{split}/{name}": value for name, value in metrics.values.items()}
         self._track(values, step, lambda step: (split, step) in self._evaluations)

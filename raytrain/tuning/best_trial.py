@@ -4,6 +4,7 @@ together."""
 from typing import Any
 
 from raytrain.config import Affects, RunConfig
+from raytrain.config.data import FilesConfig
 from raytrain.config.fields import affecting
 from raytrain.config.io import parse_config
 from raytrain.config.yaml import parse_yaml
@@ -81,16 +82,18 @@ def train_winner(root: Storage, overrides: list[str], *, all_data: bool, trial: 
 def with_all_data(raw: dict[str, Any], best_step: int | None) -> dict[str, Any]:
     """A raw config that trains on the files of training and validation, up to `best_step`.
 
-    Raises ConfigError if the files of the two splits have different formats.
+    Raises ConfigError if the files of the two splits are read in different ways.
     """
     data, training = dict(raw["data"]), dict(raw.get("training", {}))
     validation = data.pop("validation")
     if validation.get("path") is not None:  # else it is a fraction of the training files
-        if validation.get("format", "auto") != data["train"].get("format", "auto"):
-            raise ConfigError(
-                "--all-data: data.train.format and data.validation.format differ, so their files can't be one split; "
-                "leave both at auto, or write the files of the two in one format"
-            )
+        options = {name: field.default for name, field in FilesConfig.model_fields.items() if name != "path"}
+        for name, default in options.items():
+            if validation.get(name, default) != data["train"].get(name, default):
+                raise ConfigError(
+                    f"--all-data: data.train.{name} and data.validation.{name} differ, so their files can't be one "
+                    "split; leave both at their default, or write the files of the two in one format"
+                )
         data["train"] = {**data["train"], "path": [*_as_list(data["train"]["path"]), *_as_list(validation["path"])]}
     for key in ("training.epochs", *affecting(Affects.EVALUATION)):
         training.pop(key.removeprefix("training."), None)

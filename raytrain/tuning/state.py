@@ -11,7 +11,7 @@ from raytrain.config import RunConfig
 from raytrain.config.io import parse_config
 from raytrain.errors import ConfigError, FailureCode
 from raytrain.ray_core.connect import cluster_address
-from raytrain.runs.run import read_run_config
+from raytrain.runs.folder import read_run_config
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
 from raytrain.tracking.base import TRACKING, TrackedRun

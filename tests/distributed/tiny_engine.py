@@ -77,6 +77,18 @@ def _rows(batch: Batch, ids: np.ndarray) -> Batch:
     return {"input_ids": batch["input_ids"][:1], "labels": torch.full((1, SEQ_LEN), IGNORED)}
 
 
+# By default ZeRO-3 keeps parameters below 100,000 elements whole, which all of a tiny model's are.
+NOTHING_KEPT = {
+    "zero_optimization": {
+        "stage3_param_persistence_threshold": 0,
+        "stage3_model_persistence_threshold": 0,
+        "stage3_max_live_parameters": 0,
+        "stage3_max_reuse_distance": 0,
+        "stage3_prefetch_bucket_size": 0,
+    }
+}
+
+
 def make_engine(
     zero_stage: int,
     *,
@@ -95,7 +107,7 @@ def make_engine(
         gradient_clipping=clip,
         optimizer=OptimizerConfig(learning_rate=1e-2),
         loss_scale=loss_scale or LossScaleConfig(initial_power=8),
-        deepspeed=deepspeed or {},
+        deepspeed=deepspeed or (NOTHING_KEPT if zero_stage == 3 else {}),
     )
     return Engine(
         model or make_model(),

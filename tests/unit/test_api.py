@@ -18,7 +18,7 @@ from raytrain.cli.main import app
 from raytrain.config.io import parse_config
 from raytrain.errors import FailureCode
 from raytrain.runs import run as driver
-from raytrain.runs.run import RunResult
+from raytrain.runs.result import RunResult
 from raytrain.storage import Storage
 from raytrain.training.outcome import RunStatus
 from raytrain.tuning import sweep

@@ -34,7 +34,10 @@ def test_what_a_refused_command_made_is_removed(tmp_path: Path) -> None:
 
 def test_a_run_that_has_begun_is_kept(tmp_path: Path) -> None:
     refused(Storage(str(tmp_path / "runs" / "a")), "config.yaml", "ray_train/a/x")
-    assert files(tmp_path / "runs") == ["a", "a/config.yaml", "a/ray_train", "a/ray_train/a", "a/ray_train/a/x"]
+    assert files(tmp_path / "runs") == [
+        *("a", "a/config.yaml", "a/lease", "a/lease/00000001"),
+        *("a/ray_train", "a/ray_train/a", "a/ray_train/a/x"),
+    ]
 
 
 def test_what_others_have_there_is_kept(tmp_path: Path) -> None:

@@ -42,12 +42,20 @@ def test_balanced_is_scikit_learns_of_the_training_data(declared: list[str] | No
     assert np.allclose(state["class_weights"], expected, atol=2**-11)
 
 
+def test_rows_that_are_set_aside_do_not_count() -> None:
+    """A row without a text is not trained on, whatever its label."""
+    task = weighted("balanced")
+    train = pa.table({"text": ["good", "good", "bad", "", None], "label": ["a", "a", "b", "b", "b"]})
+    state = task.state_from([task.survey(train, "train")])
+    assert np.allclose(state["class_weights"], [3 / 4, 3 / 2], atol=2**-11)
+
+
 def test_a_weight_for_each_label() -> None:
     task = weighted({"b": 2, "a": 0.5}, labels=["a", "b"])
     assert task.declared_state() == {"labels": ["a", "b"], "class_weights": [0.5, 2.0]}
     with pytest.raises(ConfigError, match="has no weight for 'c'; give one for each of: a, b, c"):
         weighted({"b": 2, "a": 0.5}, labels=["a", "b", "c"]).declared_state()
-    with pytest.raises(ConfigError, match="names 'z', which is no label"):
+    with pytest.raises(ConfigError, match="names 'z', which is not a label"):
         weighted({"b": 2, "a": 0.5, "z": 1}, labels=["a", "b"]).declared_state()
 
 

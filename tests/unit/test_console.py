@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from raytrain.runs.run import RunResult
+from raytrain.runs.result import RunResult
 from raytrain.terminal.run import RunDisplay, print_result
 from raytrain.training.outcome import RunStatus
 
@@ -46,6 +46,11 @@ def test_plain_lines_are_not_wrapped() -> None:
     damaged = {"kind": "damaged_checkpoint", "step": 5, "reason": "zero-00.safetensors [part 2] differs from its hash"}
     (line,) = printed(9, events=damaged)
     assert "[part 2] differs from its hash" in line
+
+
+def test_what_a_task_says_of_its_metrics_follows_them() -> None:
+    lines = printed(9, evals={**EVALUATION, "notes": ["nothing but O is predicted, and [brackets] stay"]})
+    assert lines[1:] == ["    nothing but O is predicted, and [brackets] stay"]
 
 
 def test_a_rate_is_shown_once_it_is_known() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from running import tiny_run
 
-from raytrain.config import ModelConfig, PythonTaskConfig, TrainingConfig
+from raytrain.config import ModelConfig, PythonTaskConfig, RunConfig, TrainingConfig
 from raytrain.errors import ConfigError
 from raytrain.runs.preflight import resolve
 from raytrain.tasks import Task, make_task
@@ -75,6 +75,26 @@ def test_its_file_is_part_of_the_config(here: Path, tmp_path: Path) -> None:
     assert resolve(config).task != resolved.task
     with pytest.raises(ConfigError, match="every node needs the same one"):
         make_task(resolved.task, 32)
+
+
+def test_a_run_is_not_evaluated_with_another_version_of_its_task(here: Path, tmp_path: Path) -> None:
+    """An evaluation takes the run's config, which says which file its task was."""
+    task = {"kind": "python", "target": "regression:Regression", "args": ARGS}
+    raw = {**tiny_run(tmp_path, "own").model_dump(mode="json", exclude_unset=True), "task": task}
+    of_the_run = resolve(RunConfig.model_validate(raw))
+    assert resolve(of_the_run) == of_the_run
+    make_task(of_the_run.task, 32)
+    with (here / "regression.py").open("a") as file:
+        file.write("# another version\n")
+    with pytest.raises(ConfigError, match="not the one that the run was started with"):
+        make_task(resolve(of_the_run).task, 32)
+
+
+@pytest.mark.parametrize("target", ["builtins:int", "math:sin"])
+def test_a_module_of_python_itself_is_no_task(tmp_path: Path, target: str) -> None:
+    raw = tiny_run(tmp_path, "own").model_dump(mode="json", exclude_unset=True)
+    with pytest.raises(ConfigError, match=r"task\.target"):
+        make_task(resolve(RunConfig.model_validate({**raw, "task": {"kind": "python", "target": target}})).task, 32)
 
 
 def test_an_installed_package_is_not_hidden_by_a_file_of_the_same_name(here: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from raytrain.storage import Storage
 from raytrain.training import records
-from raytrain.training.records import JsonlWriter, last_attempt_rows, read_jsonl
+from raytrain.training.records import JsonlWriter, iterate_jsonl, read_jsonl
 
 
 @pytest.fixture
@@ -122,23 +122,9 @@ def test_nothing_new_is_not_uploaded_again(object_store):
     assert object_store.uploads == 1
 
 
-class TestLastAttemptRows:
-    def test_the_highest_attempt_counts_in_step_order(self):
-        places = [(1, 0), (2, 0), (3, 0), (4, 0), (3, 1), (4, 1), (5, 1)]
-        chosen = last_attempt_rows([{"step": step, "attempt": attempt} for step, attempt in places])
-        assert [(row["step"], row["attempt"]) for row in chosen] == [(1, 0), (2, 0), (3, 1), (4, 1), (5, 1)]
-
-    def test_what_a_crash_took_back_does_not_count(self):
-        places = [(1, 0), (2, 0), (3, 0), (4, 0), (2, 1)]  # it has not come to 3 and 4 again yet
-        chosen = last_attempt_rows([{"step": step, "attempt": attempt} for step, attempt in places])
-        assert [(row["step"], row["attempt"]) for row in chosen] == [(1, 0), (2, 1)]
-
-    def test_order_in_the_file_does_not_matter(self):
-        assert last_attempt_rows([{"step": 2, "attempt": 3}, {"step": 2, "attempt": 1}]) == [{"step": 2, "attempt": 3}]
-
-    def test_of_equal_attempts_the_later_row_counts(self):
-        rows = [{"step": 1, "attempt": 0, "loss": 1}, {"step": 1, "attempt": 0, "loss": 2}]
-        assert last_attempt_rows(rows) == [rows[1]]
-
-    def test_rows_without_a_step_are_left_out(self):
-        assert last_attempt_rows([{"attempt": 0}]) == []
+@pytest.mark.parametrize("read_bytes", [1, 7, 1 << 20])
+def test_rows_are_the_same_in_pieces_of_any_size(storage, monkeypatch, read_bytes):
+    monkeypatch.setattr(records, "READ_BYTES", read_bytes)
+    storage.write_bytes("x.jsonl", b'{"step": 1}\n\n[1]\n{"step": 2, "a": "\xc3\xa9"}\n{"step": 3}')
+    assert list(iterate_jsonl(storage, "x.jsonl")) == [{"step": 1}, {"step": 2, "a": "\u00e9"}, {"step": 3}]
+    assert list(iterate_jsonl(storage, "none.jsonl")) == []

@@ -89,8 +89,14 @@ def collate(task: Any, table: pa.Table) -> dict[str, np.ndarray]:
     return task.collate(table, context(len(table)))
 
 
-def new(kind: str) -> dict[str, Any]:
-    return {"config": SMALL[kind], "tokenizer": "unused"}
+@pytest.fixture(scope="session")
+def words(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a tokenizer, which a decoder takes its padding from."""
+    return tiny_tokenizer(tmp_path_factory.mktemp("words"))
+
+
+def new(kind: str, tokenizer: str = "unused") -> dict[str, Any]:
+    return {"config": SMALL[kind], "tokenizer": tokenizer}
 
 
 def texts(labels: Any, multi_label: bool = False) -> pa.Table:
@@ -313,8 +319,8 @@ class TestCaseFeature:
 class TestBuild:
     @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "deberta", "gpt2"])
     @pytest.mark.parametrize("dropout", [0.0, 0.25])
-    def test_dropout_is_set_everywhere(self, kind, dropout):
-        model = build(sequence(), dropout=dropout, **new(kind))
+    def test_dropout_is_set_everywhere(self, kind, dropout, words):
+        model = build(sequence(), dropout=dropout, **new(kind, words))
         rates = {module.p for module in model.modules() if isinstance(module, nn.Dropout)}
         assert rates == {dropout}
         fields = {k: v for k, v in model.config.to_dict().items() if "dropout" in k or k.endswith("pdrop")}
@@ -353,43 +359,6 @@ class TestBuild:
         """Each worker builds the model for itself, and all must begin alike."""
         one, two = build(sequence()), build(sequence())
         assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
-
-    def test_a_decoder_classifies_batches(self):
-        """Its head reads the last token that is no padding, so it must know the padding token."""
-        task = sequence()
-        model = build(task, **new("gpt2"))
-        model.config.pad_token_id = 0  # the worker's part: only the prepared store knows it
-        table = texts([2, 0, 1])
-        batch = to_tensors(collate(task, table), CPU)
-        wanted = sum(
-            functional.cross_entropy(logits[None], torch.tensor([label]))
-            for logits, label in zip(one_by_one(model, table), [2, 0, 1], strict=True)
-        )
-        assert task.loss_sum(model.eval(), batch).item() == pytest.approx(wanted.item(), rel=1e-4)
-
-
-class TestPositions:
-    """More tokens than positions would be a crash in the middle of training, at the first sample that has as many."""
-
-    @pytest.mark.parametrize(
-        ("kind", "positions"), [("bert", 128), ("distilbert", 32), ("gpt2", 32), ("roberta", 34 - 2)]
-    )
-    def test_too_few(self, kind, positions):
-        model: Any = build(sequence(positions), **new(kind))
-        model.config.pad_token_id = 1
-        ids = torch.full((1, positions), 5)
-        model(input_ids=ids)  # as many as there are
-        with pytest.raises((IndexError, RuntimeError)):
-            model(input_ids=torch.full((1, positions + 1), 5))
-        with pytest.raises(ConfigError, match=rf"data\.max_length {positions + 1} .*at most {positions}"):
-            build(sequence(positions + 1), **new(kind))
-
-    def test_of_tags_too(self):
-        with pytest.raises(ConfigError, match=r"data\.max_length 129 .*at most 128"):
-            build(tagging(129), TAGS)
-
-    def test_positions_that_are_computed_have_no_end(self):
-        build(sequence(4096), **new("deberta"))
 
 
 class TestRefusals:
@@ -471,13 +440,77 @@ class TestLoading:
         kind = build(sequence(multi_label=multi_label)).config.problem_type
         assert kind == ("multi_label_classification" if multi_label else "single_label_classification")
 
-    def test_a_decoder_without_a_padding_token_classifies_at_the_last_token_of_each_text(self, tmp_path):
-        config = {name: value for name, value in SMALL["gpt2"].items() if name != "pad_token_id"}
+    @pytest.mark.parametrize("pad_token_id", [None, 5], ids=["none", "another"])
+    def test_a_decoder_classifies_at_the_last_token_of_each_text(self, words, pad_token_id):
+        """Its head finds it by the padding token, which must be the tokenizer's, whatever the config says."""
         task, table = sequence(), texts([2, 0, 1])
-        model = build(task, config=config, tokenizer=tiny_tokenizer(tmp_path)).eval()
+        model: Any = build(task, config={**SMALL["gpt2"], "pad_token_id": pad_token_id}, tokenizer=words).eval()
         assert model.config.pad_token_id == 0, "the tokenizer's, which samples are padded with"
         _, predictions = task.predict(model, to_tensors(collate(task, table), CPU))
         loss = task.loss_sum(model, to_tensors(collate(task, table), CPU)).item()
+        wanted = sum(
+            functional.cross_entropy(logits[None], torch.tensor([label])).item()
+            for logits, label in zip(one_by_one(model, table), [2, 0, 1], strict=True)
+        )
+        assert loss == pytest.approx(wanted, rel=1e-5)
         alone = [to_tensors(collate(task, table.slice(i, 1)), CPU) for i in range(3)]
-        assert loss == pytest.approx(sum(task.loss_sum(model, batch).item() for batch in alone), rel=1e-5)
         assert [p.tolist() for p in predictions] == [task.predict(model, batch)[1][0].tolist() for batch in alone]
+
+    def test_roberta_keeps_its_padding_token(self, words):
+        """It counts positions from it, so another one would shift those of a pretrained model."""
+        assert build(sequence(), **new("roberta", words)).config.pad_token_id == 1
+
+    def test_a_model_that_reads_the_last_position_has_its_padding_on_the_left(self):
+        task, table = sequence(), texts([2, 0, 1])
+        sizes = {"vocab_size": 64, "d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 32}
+        model = build(task, config={"model_type": "xlnet", **sizes}, tokenizer="unused").eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(5.0)  # new weights hardly tell one text from another
+        alone = [task.loss_sum(model, to_tensors(collate(task, table.slice(i, 1)), CPU)).item() for i in range(3)]
+        assert alone[0] != pytest.approx(alone[1], rel=1e-2)
+        together = task.loss_sum(model, to_tensors(collate(task, table), CPU)).item()
+        assert together == pytest.approx(sum(alone), rel=1e-5)
+
+
+class TestPretrainedHead:
+    """A row of a head is a label by its name, not by its place."""
+
+    def logits(self, model: nn.Module) -> torch.Tensor:
+        return torch.stack(one_by_one(model.eval(), texts([2, 0, 1])))
+
+    @pytest.mark.parametrize("kind", ["bert", "distilbert", "gpt2"])
+    @pytest.mark.parametrize("labels", [["c", "a", "b"], ["C", "A", "B"]], ids=["order", "case"])
+    def test_of_the_same_labels_is_permuted(self, tmp_path, words, caplog, kind, labels):
+        saved = build(sequence(), **new(kind, words))
+        saved.save_pretrained(tmp_path)
+        with caplog.at_level("INFO", logger="raytrain"):
+            model: Any = build(sequence(), labels, path=str(tmp_path), tokenizer=words)
+        torch.testing.assert_close(self.logits(model), self.logits(saved)[:, [2, 0, 1]])
+        assert model.config.id2label == dict(enumerate(labels))
+        assert not caplog.messages
+
+    def test_of_other_labels_is_new_and_said_to_be(self, tmp_path, caplog):
+        build(sequence()).save_pretrained(tmp_path)
+        with caplog.at_level("INFO", logger="raytrain"):
+            first, second = (build(sequence(), ["a", "b", "z"], path=str(tmp_path)) for _ in range(2))
+        assert "its labels (a, b, c) are not those of the data (a, b, z)" in caplog.messages[0]
+        saved: Any = build(sequence(), path=str(tmp_path))
+        model: Any = first
+        assert not torch.equal(model.classifier.weight, saved.classifier.weight)
+        assert model.classifier.weight.std().item() == pytest.approx(0.02, rel=0.5) and not model.classifier.bias.any()
+        assert torch.equal(model.classifier.weight, second.classifier.weight), "it follows the seed"
+        assert torch.equal(model.bert.pooler.dense.weight, saved.bert.pooler.dense.weight), "the rest is kept"
+
+    def test_without_names_is_that_of_numbered_labels(self, tmp_path):
+        saved: Any = build(sequence(), ["LABEL_0", "LABEL_1", "LABEL_2"])
+        saved.save_pretrained(tmp_path)
+        model: Any = build(sequence(), ["2", "1", "0"], path=str(tmp_path))
+        assert torch.equal(model.classifier.weight, saved.classifier.weight[[2, 1, 0]])
+
+    def test_of_tags_too(self, tmp_path):
+        saved: Any = build(tagging(), TAGS)
+        saved.save_pretrained(tmp_path)
+        model: Any = build(tagging(), TAGS[::-1], path=str(tmp_path))
+        assert torch.equal(model.classifier.weight, saved.classifier.weight.flip(0))
+        assert torch.equal(model.classifier.bias, saved.classifier.bias.flip(0))

@@ -22,6 +22,7 @@ PACKAGES = (
     "elastic",
     "engine",
     "launch",
+    "models",
     "monitoring",
     "ray_core",
     "reclaim",
@@ -37,6 +38,7 @@ PACKAGES = (
     "terminal",
     "tracking",
     "training",
+    "tasks",
     "tuning",
 )
 # Phrase -> what to write instead.

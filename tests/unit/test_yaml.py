@@ -18,8 +18,8 @@ from raytrain.config.yaml import parse_yaml, to_word, to_yaml
 from raytrain.errors import ConfigError
 from raytrain.launch.arguments import Argument, Sent
 from raytrain.launch.request import make_request
+from raytrain.runs.folder import read_run_config
 from raytrain.runs.resume import begin_or_resume
-from raytrain.runs.run import read_run_config
 from raytrain.storage import Storage
 from raytrain.tuning.best_trial import read_sweep
 from raytrain.tuning.resume import begin_or_resume as begin_or_resume_sweep
