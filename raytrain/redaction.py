@@ -43,13 +43,13 @@ QUERY_NAMES = re.compile(
 WITH_USER_NAME: tuple[str, ...] = ("abfs", "abfss", "wasb", "wasbs", "hdfs", "viewfs", "ssh", "sftp", "scp", "git+ssh")
 WITH_USER_NAME += ("postgresql", "mysql", "mssql", "oracle")
 
-URL = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]*)://([^\s'\"<>`]+)")
+URL = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]{0,30})://([^\s'\"<>`]+)")
 # user:password@ before the first slash (but for host:port), where the password may have slashes; or anything@.
-USER = re.compile(r"[^/@?#]*:(?!\d+(?:/|$))[^@]*@|[^/@?#]*@")
-QUERY = re.compile(r"([^?&#=;]+)=([^&#]*)")
+USER = re.compile(r"[^/@?#:]*:(?!\d+(?:/|$))[^@]*@|[^/@?#]*@")
+QUERY = re.compile(r"(?:^|(?<=[?&#;]))([^?&#=;]+)=([^&#]*)")
 PAIR = re.compile(r"(?<![\w./-])([\w.-]+)=('[^']*'|\"[^\"]*\"|[^\s,;&'\")\]}]+)")
 QUOTED_PAIR = re.compile(r"(?P<quote>['\"])([\w.-]+)(?P=quote)(\s*:\s*)('[^']*'|\"[^\"]*\")")
-OPTION = re.compile(r"(--[\w-]+)(\s+)([^\s-]\S*)")
+OPTION = re.compile(r"(?<![\w-])(--[\w-]+)(\s+)([^\s-]\S*)")
 REFERENCE = re.compile(r"\$\{?\w+\}?|\*+|null|none|true|false", re.IGNORECASE)
 FILE = re.compile(r"(~|\.{0,2})/[\w./-]*\.\w{1,8}")  # names a file with a credential, and holds none
 SHAPES = re.compile(
@@ -164,7 +164,7 @@ def _url(found: re.Match[str]) -> str:
 def _parameter(found: re.Match[str]) -> str:
     """A parameter of a query. Its value may hold further parameters, encoded, such as odbc_connect=PWD%3D..."""
     name, value = _decoded(found[1]), _decoded(found[2])
-    inner = re.findall(r"(?:^|[;&?\s{])([\w .-]+)=[^;&\s]", value)
+    inner = re.findall(r"(?:^|[;&?\s{])([\w .-]{1,40})=[^;&\s]", value)
     if not any(QUERY_NAMES.search(_snake(one)) or is_credential_name(one) for one in (name, *inner)):
         return found[0]
     end = len(found[2].rstrip(":;,.)]}"))  # punctuation of the sentence around the URL
