@@ -10,7 +10,10 @@ from raytrain.data.prepared import SplitInfo
 from raytrain.runs.provenance import MOST_LABELS, command_line, git_state, label_counts, observe_command, record_command
 from raytrain.storage import Storage
 
-SPLITS = {"train": SplitInfo(120, 999, 3, 1, [], {"a": 100, "b": 20}), "test": SplitInfo(20, 99, 0, 0, [], {"b": 20})}
+SPLITS = {
+    "train": SplitInfo(120, 999, 3, 1, [], "", label_counts={"a": 100, "b": 20}),
+    "test": SplitInfo(20, 99, 0, 0, [], "", label_counts={"b": 20}),
+}
 
 
 def test_each_command_of_a_run_leaves_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
