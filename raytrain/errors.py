@@ -90,6 +90,7 @@ class ForeignMessage(StrEnum):
     """Messages of other programs that decide something, since nothing else tells these cases apart. The whole list."""
 
     NO_CPU_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # torch raises a plain RuntimeError
+    UNCLOSED_QUOTE = "unexpected end of data"  # csv.Error has no code
     NO_MODULE = "No module named raytrain"  # a job's Python ends with 1 then, as after any other error
 
 

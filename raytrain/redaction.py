@@ -26,7 +26,7 @@ HIDDEN = "***"
 
 # The last words of a name, in snake case, that make it the name of a credential.
 NAMES = re.compile(
-    r"(^|_)(secrets?|passw(or)?d|passphrase|pwd|credentials?|apikey|bearer|authorization|cookie|sas|conn(ection)?_str(ing)?"
+    r"(passw(or)?d|passphrase|apikey)$|(^|_)(secrets?|pwd|credentials?|bearer|authorization|cookie|sas|conn(ection)?_str(ing)?"
     r"|(api|access|account|private|secret|signing|encryption|shared|shared_access|auth|storage|service|master|ssh|license)"
     r"_key(_id)?"
     r"|(auth|access|api|hf|hub|github|gitlab|bearer|session|refresh|security|secret|personal|bot|slack|oauth|csrf|wandb|user"
@@ -34,10 +34,10 @@ NAMES = re.compile(
 )
 # Names that a credential may have and other things too, such as the special tokens of a tokenizer.
 DOUBTFUL_NAMES = re.compile(r"_token$")
-DOUBTFUL_LENGTH = 16  # characters; shorter values of such a name are no credentials
+DOUBTFUL_LENGTH = 16  # characters; shorter values under such a name are not credentials
 # In a URL's query, whose names are short.
 QUERY_NAMES = re.compile(
-    r"^(sig|key|pass)$|_signature$|access_?key|account_?key|secret|token|passw|credential|^pwd$|^uid_?pwd$"
+    r"^(sig|key|pass)$|_signature$|access_?key|account_?key|secret|token(?!i|s)|passw|credential|^pwd$|^uid_?pwd$"
 )
 # Schemes in which what stands before @ is a container or a user's name, unless there is a colon in it.
 WITH_USER_NAME: tuple[str, ...] = ("abfs", "abfss", "wasb", "wasbs", "hdfs", "viewfs", "ssh", "sftp", "scp", "git+ssh")
@@ -47,7 +47,7 @@ URL = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]*)://([^\s'\"<>`]+)")
 # user:password@ before the first slash (but for host:port), where the password may have slashes; or anything@.
 USER = re.compile(r"[^/@?#]*:(?!\d+(?:/|$))[^@]*@|[^/@?#]*@")
 QUERY = re.compile(r"([^?&#=;]+)=([^&#]*)")
-PAIR = re.compile(r"([\w.-]+)=('[^']*'|\"[^\"]*\"|[^\s,;&'\")\]}]+)")
+PAIR = re.compile(r"(?<![\w./-])([\w.-]+)=('[^']*'|\"[^\"]*\"|[^\s,;&'\")\]}]+)")
 QUOTED_PAIR = re.compile(r"(?P<quote>['\"])([\w.-]+)(?P=quote)(\s*:\s*)('[^']*'|\"[^\"]*\")")
 OPTION = re.compile(r"(--[\w-]+)(\s+)([^\s-]\S*)")
 REFERENCE = re.compile(r"\$\{?\w+\}?|\*+|null|none|true|false", re.IGNORECASE)
@@ -59,7 +59,9 @@ SHAPES = re.compile(
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)",
     re.DOTALL,
 )
-BEARER = re.compile(r"\b(bearer|basic)\s+(?=[^\s]*[\d+/=._-])[\w.~+/=-]{12,}", re.IGNORECASE)
+HEADER = re.compile(
+    r"\b(authorization['\"]?[:=]\s*['\"]?(?:\w+\s+)?|bearer\s+(?=\S*\d))([\w.~+/=-]{8,})", re.IGNORECASE
+)
 LIKELY = re.compile(r"secret|pass|pwd|cred|key|token|bearer|auth|cookie|sas|conn", re.IGNORECASE)  # in any such name
 LEAST_OF_VARIABLES = 12  # characters; a shorter value of a variable may well be an ordinary word
 
@@ -70,7 +72,7 @@ def redact(text: str) -> str:
         text = text.replace(value, HIDDEN)
     text = URL.sub(_url, text)
     text = SHAPES.sub(HIDDEN, text)
-    text = BEARER.sub(rf"\1 {HIDDEN}", text)
+    text = HEADER.sub(rf"\1{HIDDEN}", text)
     text = PAIR.sub(lambda found: f"{found[1]}={_hidden(found[1], found[2])}", text)
     text = QUOTED_PAIR.sub(lambda found: found[0][: -len(found[4])] + _hidden(found[2], found[4]), text)
     return OPTION.sub(lambda found: f"{found[1]}{found[2]}{_hidden(found[1].strip('-'), found[3])}", text)

@@ -1,4 +1,4 @@
-"""Arguments that several commands have, and what a shell completes them with."""
+"""Arguments that several commands share, with their shell completion."""
 
 import glob
 from typing import Annotated
@@ -9,7 +9,7 @@ from raytrain.launch.arguments import Sent
 
 
 def complete_config(incomplete: str) -> list[str]:
-    """Shipped configs, YAML files and folders."""
+    """Completes CONFIG: shipped configs, YAML files and folders."""
     from raytrain.config.shipped import config_names
 
     names = [name for name in config_names() if name.startswith(incomplete)]
@@ -18,7 +18,7 @@ def complete_config(incomplete: str) -> list[str]:
 
 
 def complete_override(incomplete: str) -> list[str]:
-    """Fields of the config that have a value themselves, as `dotted.key=`."""
+    """Completes an override: fields of the config that are not sections, as `dotted.key=`."""
     from raytrain.config.fields import all_fields, is_section
 
     return [f"{key}=" for key in all_fields() if key.startswith(incomplete) and not is_section(key)]

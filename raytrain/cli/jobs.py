@@ -1,4 +1,4 @@
-"""The commands that speak with a cluster's job server. Heavy imports stand inside them, as in `cli`."""
+"""The commands that use a cluster's job server. They import heavy modules in their bodies; see `main`."""
 
 import os
 import secrets
@@ -18,15 +18,16 @@ if TYPE_CHECKING:
     from raytrain.launch.request import Request
     from raytrain.launch.server import Job, JobServer
 
-jobs_app = typer.Typer(help="The jobs of a cluster: list, logs, attach, stop.", no_args_is_help=True)
+jobs_app = typer.Typer(help="List, show, follow and stop the jobs of a cluster.", no_args_is_help=True)
 
 Address = Annotated[
     str | None,
     typer.Option(
-        metavar="URL", help="The cluster's job server; default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or port 8265 here."
+        metavar="URL",
+        help="The cluster's job server; default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or port 8265 here.",
     ),
 ]
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id; `raytrain jobs list` has them.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job, as printed by `raytrain jobs list`.")]
 
 
 def submit(
@@ -36,9 +37,9 @@ def submit(
         typer.Argument(metavar="COMMAND", help="After --: a command for a cluster, such as train."),
     ],
     address: Address = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Leave once the job is submitted.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Exit once the job is submitted.")] = False,
     working_dir: Annotated[
-        str | None, typer.Option(metavar="DIR", help="A folder of code to send along; most runs need none.")
+        str | None, typer.Option(metavar="DIR", help="A folder of code to send with the job; most runs need none.")
     ] = None,
     include: Annotated[
         list[str] | None,
@@ -47,7 +48,7 @@ def submit(
 ) -> None:
     """Run a command on a cluster, as `raytrain submit -- train CONFIG`, and follow it. Its exit code is the run's.
 
-    The config is checked here and sent. The same submission again goes on where the run stopped.
+    The config is checked on this machine and sent. The same submission again resumes the run.
     """
     from rich.console import Console
 
@@ -63,13 +64,13 @@ def submit(
     server = JobServer(address)
     if request.needs_folder_alone:
         server.refuse_second(request.run)
-    # Lines of progress become a bar on a terminal, which should move.
+    # Lines of progress are shown as a bar on a terminal, which needs more of them.
     env_vars = {PROGRESS_VARIABLE: "2"} if console.is_terminal and not detach else {}
-    job_id = f"raysubmit_{secrets.token_hex(8)}"  # as Ray names them; known before it is sent
+    job_id = f"raysubmit_{secrets.token_hex(8)}"  # named as Ray does; known before the job is sent
     try:
         _send(server, job_id, request, choice, env_vars)
     except KeyboardInterrupt:
-        console.print(f"job {job_id} may have been submitted all the same; see: raytrain jobs list", soft_wrap=True)
+        console.print(f"job {job_id} may have been submitted nevertheless; see: raytrain jobs list", soft_wrap=True)
         raise typer.Exit(1) from None
     console.print(f"job {job_id} is submitted to {server.address}", soft_wrap=True)
     if detach:
@@ -110,7 +111,7 @@ def _send(
 
 @jobs_app.command("list")
 def jobs_list(address: Address = None) -> None:
-    """All jobs that were submitted to the cluster, the oldest first."""
+    """List all jobs that were submitted to the cluster, the oldest first."""
     from rich.console import Console
 
     from raytrain.launch.server import JobServer
@@ -121,7 +122,7 @@ def jobs_list(address: Address = None) -> None:
 
 @jobs_app.command("logs")
 def jobs_logs(job: JobId, address: Address = None) -> None:
-    """Print what a job has printed up to now."""
+    """Print the output of a job up to now."""
     from raytrain.launch.job_events import for_people
     from raytrain.launch.server import JobServer
 
@@ -132,21 +133,21 @@ def jobs_logs(job: JobId, address: Address = None) -> None:
 
 @jobs_app.command("attach")
 def jobs_attach(job: JobId, address: Address = None) -> None:
-    """Follow a job from its first line. The exit code is the run's."""
+    """Follow the output of a job from its beginning. The exit code is the run's."""
     from raytrain.launch.server import JobServer
 
     try:
         server = JobServer(address)
         server.look(job)
     except KeyboardInterrupt:
-        typer.echo(f"job {job} was not reached yet; nothing has changed for it")
+        typer.echo(f"interrupted before job {job} was reached; the job is not affected")
         raise typer.Exit(1) from None
     _follow(server, job)
 
 
 @jobs_app.command("stop")
 def jobs_stop(job: JobId, address: Address = None) -> None:
-    """Let a job save a checkpoint and leave, and wait for that. Exit code 1: it did not say that it has saved."""
+    """Ask a job to save a checkpoint and end, and wait for it. Exit code 1: the job did not report that it saved."""
     from raytrain.launch.job_events import events_of
     from raytrain.launch.server import JobServer, Tail
     from raytrain.terminal.jobs import JobDisplay
@@ -159,19 +160,19 @@ def jobs_stop(job: JobId, address: Address = None) -> None:
         if not found.is_over:
             seen = len(server.logs(job))
             server.stop(job)
-            display.console.print(f"job {job} was asked to save and leave", soft_wrap=True)
+            display.console.print(f"job {job} was asked to save a checkpoint and end", soft_wrap=True)
             try:
                 found = Tail(server, job, display.say, seen=seen).wait()
                 said = events_of(server.logs(job)[seen:].split("\n"))
                 is_saved = is_saved or found.status == "SUCCEEDED" or any(e.status == RunStatus.STOPPED for e in said)
             except KeyboardInterrupt:
-                display.console.print(f"job {job} goes on saving; see: raytrain jobs list", soft_wrap=True)
+                display.console.print(f"job {job} is still saving; see: raytrain jobs list", soft_wrap=True)
                 raise typer.Exit(1) from None
         display.close()
-    display.console.print(f"job {job} is over: {found.status}", soft_wrap=True)
+    display.console.print(f"job {job} has ended: {found.status}", soft_wrap=True)
     if not is_saved:
         display.console.print(
-            f"it has not said that it saved, so the newest checkpoint is older. What it said: raytrain jobs logs {job}",
+            f"it did not report a save, so its newest checkpoint is older. Its output: raytrain jobs logs {job}",
             style="red",
             soft_wrap=True,
         )
@@ -179,7 +180,7 @@ def jobs_stop(job: JobId, address: Address = None) -> None:
 
 
 def _follow(server: "JobServer", job_id: str) -> None:
-    """Show a job until it is over or the user leaves it; exits with the run's exit code."""
+    """Show a job until it ends or the user detaches. Exits with the run's exit code."""
     from raytrain.launch.server import Tail
     from raytrain.terminal.jobs import JobDisplay, ask_on_interrupt, print_end
 
@@ -194,11 +195,11 @@ def _follow(server: "JobServer", job_id: str) -> None:
                 _ask_to_stop(server, job_id)
             if answer == "detach":
                 display.console.print(
-                    f"job {job_id} goes on without you. Follow it with: raytrain jobs attach {job_id}; end it with: "
+                    f"job {job_id} continues on the cluster. To follow it: raytrain jobs attach {job_id}; to stop it: "
                     f"raytrain jobs stop {job_id}",
                     soft_wrap=True,
                 )
-                raise typer.Exit(1) from None  # what was asked is not done yet
+                raise typer.Exit(1) from None  # the run has not finished
     print_end(display.console, job)
     raise typer.Exit(job.exit_code)
 
@@ -208,7 +209,7 @@ def _ask_to_stop(server: "JobServer", job_id: str) -> None:
     try:
         server.stop(job_id)
     except ConfigError as error:
-        raise TrainingError(f"job {job_id} could not be asked to stop, and goes on: {error}") from None
+        raise TrainingError(f"job {job_id} could not be asked to stop, and continues: {error}") from None
 
 
 def _wait(tail: Any, display: Any) -> "Job":

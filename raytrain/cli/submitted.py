@@ -1,4 +1,4 @@
-"""What of a command line `raytrain submit` needs: read from the parser and from what the command declares."""
+"""Parses the command that `raytrain submit` sends, and reads what its parameters declare."""
 
 import inspect
 import typing
@@ -53,12 +53,12 @@ def _arguments(command: Any, inner: Any) -> list[Argument]:
 
 
 def sent_as(annotation: Any) -> Sent:
-    """What a parameter declares."""
+    """What the annotation of a parameter declares."""
     return next((one for one in typing.get_args(annotation)[1:] if isinstance(one, Sent)), Sent.AS_TYPED)
 
 
 def _option(parameter: Any, value: Any) -> str:
-    """The name of an option, of a flag the one of its two names that gives the value; empty for an argument."""
+    """The name of an option; empty for an argument. A flag with two names has the one that gives the value."""
     if parameter.param_type_name == "argument":
         return ""
     names = parameter.secondary_opts if value is False else parameter.opts

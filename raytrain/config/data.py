@@ -1,4 +1,4 @@
-"""What is read, and how it is dealt to the steps."""
+"""The data, and how it is distributed to the steps."""
 
 import codecs
 from enum import StrEnum
@@ -29,7 +29,7 @@ class BadRowPolicy(StrEnum):
     """What happens to a row that can't be used (unparsable, empty text)."""
 
     REFUSE = "refuse"  # stop before training and name the file and the row
-    SET_ASIDE = "set_aside"  # write it to rejected.jsonl beside the prepared data, count it, and continue
+    SET_ASIDE = "set_aside"  # write it to rejected.jsonl next to the prepared data, count it and continue
 
 
 def _delimiter(value: Any) -> Any:
@@ -87,17 +87,17 @@ class FilesConfig(Section):
 
 
 class SourceConfig(FilesConfig):
-    """Files of one split."""
+    """The files of a split."""
 
     path: Annotated[str | list[str], Affects.RESULT, Mark.PATH]
     """A file, a folder, a glob, or a list of these; local, or s3://, gs://, abfs://."""
 
 
 class ValidationConfig(FilesConfig):
-    """The validation split: files of its own, or a fraction of the training data."""
+    """The validation split: separate files, or a fraction of the training data."""
 
     fraction: Annotated[Fraction | None, Affects.DATA] = None
-    """Share of the training rows to hold out, chosen by a hash of the row's position and the seed."""
+    """Fraction of the training rows to hold out, chosen by a hash of the row's position and the seed."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -115,7 +115,7 @@ class ValidationConfig(FilesConfig):
 
 
 class DataConfig(Section):
-    """What is read, and how it is dealt to the steps."""
+    """The data, and how it is distributed to the steps."""
 
     train: SourceConfig
     """Training files."""
@@ -130,13 +130,14 @@ class DataConfig(Section):
     drop_last: Annotated[bool, Affects.RESULT] = False
     """True: leave out the last, smaller step of each epoch."""
     group_by_length: Annotated[bool, Affects.RESULT | Affects.SPEED] = True
-    """True: a step takes samples of like length, so that little is computed on padding."""
+    """True: a step consists of samples of similar length, so that little time is spent on padding."""
     shuffle_window_samples: Annotated[PositiveInt, Affects.RESULT] = 32768
-    """Samples that are shuffled together, over all workers. Larger mixes better and needs more memory."""
+    """Samples that are shuffled together, over all workers. A larger window mixes better and needs more memory."""
     canonical_shards: Annotated[PositiveInt | None, Affects.RESULT] = None
-    """Number of ordered streams an epoch is dealt to; it divides `training.global_batch_size` and bounds the number of
-    workers. Fixed for a run's life. null: the smallest divisor that is at least min(global_batch_size, 256)."""
+    """Number of ordered streams that an epoch is split into. It divides `training.global_batch_size`, is the upper
+    limit for the number of workers, and is fixed for a run. null: the smallest divisor that is at least
+    min(global_batch_size, 256)."""
     record_samples: Annotated[bool, Affects.NOTHING] = False
     """True: write the sample ids of every step to `samples/`."""
     prepared_path: Annotated[str | None, Affects.NOTHING, Mark.SHARED, Mark.PATH] = None
-    """Folder of the prepared data's cache; null: `<storage_path>/_prepared`."""
+    """Folder of the cache of prepared data; null: `<storage_path>/_prepared`."""

@@ -1,6 +1,6 @@
-"""Reading a run config: YAML file, `key=value` overrides, and errors that a person can act on.
+"""Reads a run config from a YAML file and `key=value` overrides, with errors that a person can act on.
 
-Precedence: defaults < file < overrides. Every mistake is reported at once, each with its dotted path.
+Precedence: defaults < file < overrides. All mistakes are reported at once, each with its dotted path.
 """
 
 import copy
@@ -18,7 +18,7 @@ from raytrain.config.yaml import parse_yaml, read_yaml, to_yaml
 from raytrain.errors import ConfigError
 from raytrain.redaction import find_credential
 
-# Two ways each of saying the same, which exclude each other.
+# Pairs of fields that set the same thing in two ways and exclude each other.
 EITHER = (
     ("training.epochs", "training.max_steps"),
     ("training.eval_every_steps", "training.eval_every_epochs"),
@@ -51,14 +51,15 @@ def load_config(config: str, overrides: list[str] | None = None) -> RunConfig:
         overrides: `dotted.key=value` words; the value is read as YAML.
 
     Raises:
-        ConfigError: The file is missing or no YAML, or anything in it is wrong.
+        ConfigError: The file is missing or not YAML, or anything in it is wrong.
     """
     path = assets.find_config(config)
     return parse_config(read_yaml(path, RunConfig), overrides, origin=path)
 
 
 def read_config(config: str) -> Any:
-    """What the file of a config, or a shipped config, holds, unchecked. Raises ConfigError when it can't be read."""
+    """The contents of the file of a config, or of a shipped config, unchecked. Raises ConfigError if it can't be
+    read."""
     return read_yaml(assets.find_config(config), RunConfig)
 
 
@@ -78,7 +79,7 @@ def parse_config(raw: Any, overrides: list[str] | None = None, origin: str = "th
 
 
 def _all_mistakes(details: list[ErrorDetails], overrides: list[str], origin: str) -> str:
-    """A line for each mistake; one that an override has made names the override, not the file."""
+    """One line per mistake. A mistake in an override names the override, not the file."""
     lines, makers = [], set()
     for detail, line in describe_all(details):
         override = next((o for o in reversed(overrides) if _is_from(detail, o.partition("=")[0])), None)
@@ -91,8 +92,11 @@ def _all_mistakes(details: list[ErrorDetails], overrides: list[str], origin: str
 
 def _is_from(detail: ErrorDetails, key: str) -> bool:
     """Whether a mistake lies at the key of an override, or below it."""
-    if detail["type"] == "value_error":  # between several fields, which the message names
-        return re.search(rf"\b{re.escape(key)}(?!\w)", str((detail.get("ctx") or {}).get("error"))) is not None
+    if detail["type"] == "value_error":  # concerns several fields, which the message names
+        parts = key.split(".")
+        keys = [key, *(".".join(parts[:end]) for end in range(2, len(parts)))]  # also of a section that it is in
+        message = str((detail.get("ctx") or {}).get("error"))
+        return any(re.search(rf"\b{re.escape(one)}(?!\w)", message) for one in keys)
     path = ".".join(resolve(detail["loc"], RunConfig)[0])
     path += ".kind" if detail["type"].startswith("union_tag") else ""
     is_unknown_section = detail["type"] == "extra_forbidden" and key.startswith(f"{path}.")
@@ -139,7 +143,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
                 training.pop(own, None)
                 return
             if value is not None:
-                training.pop(other, None)  # the file's way gives way to the override's
+                training.pop(other, None)  # the override replaces what the file has
     *parents, last = key.split(".")
     place = raw
     for i, parent in enumerate(parents):
@@ -152,12 +156,12 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
 
 
 def _refuse_both(overrides: list[str]) -> None:
-    """An override takes the place of the file's other way; of two overrides neither would be more right."""
+    """Raises ConfigError for two overrides that set the same thing. One override would replace what the file has."""
     given = {override.partition("=")[0]: override for override in overrides}
     given = {key: override for key, override in given.items() if _value_of(override) is not None}
     for pair in EITHER:
         if all(key in given for key in pair):
-            raise ConfigError(f"{given[pair[0]]} and {given[pair[1]]} say the same in two ways: give one of them")
+            raise ConfigError(f"{given[pair[0]]} and {given[pair[1]]} set the same thing in two ways: give one of them")
 
 
 def _value_of(override: str) -> Any:

@@ -1,4 +1,4 @@
-"""What pydantic found wrong, in sentences: the dotted option, its value, what is allowed, what was probably meant."""
+"""Turns pydantic's errors into sentences: the dotted option, its value, what is allowed, what was probably meant."""
 
 import difflib
 import math
@@ -61,7 +61,7 @@ OTHER_WORDS = {
     "world_size": "workers.max",
     "nproc_per_node": "workers.max",
 }
-"""What other trainers call a field, and people type first."""
+"""Names of fields in other trainers, which people type first."""
 
 # Words that many sections use for different things: the field of that name in another section is not what was meant.
 GENERIC = ("name", "kind", "path", "config", "format", "mode", "metric", "group", "min", "max", "args", "source")
@@ -109,7 +109,7 @@ def describe_all(details: Iterable[ErrorDetails], root: type[BaseModel] = RunCon
         else:
             unions.setdefault(union, []).append(detail)
     for union, members in unions.items():
-        # If something inside the value is wrong, its type is the intended one, and the other members are no matter.
+        # If something inside the value is wrong, its type is the intended one, and the other members do not matter.
         inside = [detail for detail in members if len(resolve(detail["loc"], root)[0]) > len(union)]
         groups = [[detail] for detail in inside] or [members]
         mistakes += [(group[0], describe(group, root)) for group in groups]
@@ -154,8 +154,8 @@ def _allowed(detail: ErrorDetails, path: str) -> str:
     return ALLOWED[detail["type"]].format(**context)
 
 
-def _wrong_kind(error: str, context: dict[str, Any], section: Any) -> str:
-    if error == "union_tag_not_found":
+def _wrong_kind(kind: str, context: dict[str, Any], section: Any) -> str:
+    if kind == "union_tag_not_found":
         allowed = ", ".join(tag for option in models_in(section) for tag in _tags(option))
         return f"required, but not given; allowed: {allowed}"
     tags = str(context.get("expected_tags")).replace("'", "").split(", ")
@@ -260,5 +260,5 @@ def _walk(location: tuple[int | str, ...], root: type[BaseModel]) -> tuple[list[
 
 
 def _tags(option: type[BaseModel]) -> tuple[Any, ...]:
-    """What `kind` is in a member of a union."""
+    """The values of `kind` in a member of a union."""
     return typing.get_args(option.model_fields["kind"].annotation) if "kind" in option.model_fields else ()

@@ -1,6 +1,6 @@
 """Rows that can't be used: how the first one is refused, and how those that are set aside are counted."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +22,15 @@ class Rejected:
     reason: str
 
 
-def refusal(bad: BadRow, num_more: int = 0) -> DataError:
-    """The error for the first bad row of a file; `num_more`: other bad rows of the same part of the file."""
-    others = f" ({num_more} more bad rows after it)" if num_more else ""
+def refusal(bad_rows: Sequence[BadRow], *, is_counted: bool = True) -> DataError:
+    """The error for the first of a file's bad rows, with the number of the others.
+
+    Args:
+        is_counted: Whether these are all bad rows of the part of the file that was to be read.
+    """
+    bad = min(bad_rows, key=lambda one: one.row)
+    num_more = len({one.row for one in bad_rows}) - 1
+    others = f" ({'' if is_counted else 'at least '}{num_more} more bad rows after it)" if num_more else ""
     if bad.code == RowError.UNKNOWN_LABEL:
         return DataError(
             f"{bad}{others}. Add it to task.labels, correct the row, or set data.bad_rows=set_aside to continue "

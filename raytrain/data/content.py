@@ -1,4 +1,7 @@
-"""What tells a source file's bytes apart, where path, size and time are the same: a hash, or an object store's ETag."""
+"""The content of source files: a hash of their bytes, or an object store's ETag.
+
+It tells apart files that have the same path, size and modification time.
+"""
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor

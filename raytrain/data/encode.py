@@ -24,6 +24,9 @@ from raytrain.storage import Storage
 from raytrain.tasks import make_task
 from raytrain.tasks.base import Encoded, Task, TaskState
 
+# Where a bad row is refused, this many more chunks are read to count the others.
+CHUNKS_TO_COUNT = 16
+
 
 class RowFunction:
     """Runs in Ray Data's processes and returns a report for each row. Errors meant for the user are returned as text,
@@ -79,7 +82,10 @@ class Encoder(RowFunction):
         refuses = config.data.bad_rows == BadRowPolicy.REFUSE
         written: list[dict[str, Any]] = []
         bad: list[tuple[str, BadRow]] = []  # with their split
+        bad_at: int | None = None  # the first chunk with a bad row
         for number, chunk in enumerate(read_chunks(read_task, [*task.required_columns(), "document"])):
+            if refuses and bad_at is not None and number > bad_at + CHUNKS_TO_COUNT:
+                raise refusal([one for _, one in bad], is_counted=False)
             bad += [(read_task.split, one) for one in chunk.bad_rows]
             for split, table in _split_rows(config, read_task, chunk):
                 is_lost = refuses and bool(bad)  # nothing will be trained: the other bad rows are only counted
@@ -91,9 +97,10 @@ class Encoder(RowFunction):
                     sizes = task.sizes(encoded.table).tolist()
                     counts = task.count_labels(encoded.table, self._state)
                     written.append({**self._write(split, (ordinal, number), encoded, sizes), "label_counts": counts})
-        bad.sort(key=lambda one: one[1].row)
+            bad_at = number if bad and bad_at is None else bad_at
         if refuses and bad:
-            raise refusal(bad[0][1], len(bad) - 1)
+            raise refusal([one for _, one in bad])
+        bad.sort(key=lambda one: one[1].row)
         set_aside = [asdict(Rejected(split, one.path, one.row, one.code, one.reason)) for split, one in bad]
         return {"ordinal": ordinal, "written": written, "rejected": set_aside}
 

@@ -62,7 +62,7 @@ def list_files(source: FilesConfig, option: str) -> list[SourceFile]:
 
 
 def real_path(file: SourceFile) -> str:
-    """What two names of one file have in common."""
+    """Where a file is, whatever path or link names it."""
     filesystem, inner = filesystem_of(file.path)
     return os.path.realpath(inner) if isinstance(filesystem, pafs.LocalFileSystem) else file.path
 
@@ -104,7 +104,8 @@ def _expand_plain(path: str, format: SourceFormat, option: str) -> list[str]:
     if info.type == pafs.FileType.File:
         return [path]
     scheme = f"{path.split('://')[0]}://" if "://" in path else ""
-    names = [name for name in _names_below(filesystem, inner) if not _is_hidden(name, f"{inner.rstrip('/')}/*")]
+    below = len(inner.rstrip("/"))
+    names = [name for name in _names_below(filesystem, inner) if not _is_hidden(name[below:], "/*")]
     known = names if format != SourceFormat.AUTO else _with_known_ending(names)
     if not known:
         raise DataError(f"{option}.path {path!r}: this folder has no file with a known ending ({', '.join(ENDINGS)})")

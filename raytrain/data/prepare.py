@@ -120,13 +120,13 @@ def _verified(cache: Storage, name: str) -> PreparedStore | None:
 
 
 def _remove_damaged(cache: Storage, name: str) -> None:
-    """Take a damaged store away, so that a new one can be put in its place. Without a manifest it is not a store."""
+    """Remove a damaged store, so that a new one can take its place. Without a manifest a folder is not a store."""
     if not cache.exists(f"{name}/{MANIFEST_NAME}"):
         return
     if cache.local_path() is None:
         cache.delete(f"{name}/{MANIFEST_NAME}")
         return
-    aside = f"{name}.{uuid.uuid4().hex[:8]}.tmp"  # renamed first: a folder that is half deleted is in nobody's way
+    aside = f"{name}.{uuid.uuid4().hex[:8]}.tmp"  # renamed first, since deleting takes longer
     try:
         cache.move(name, aside)
     except FileNotFoundError:  # another command was faster

@@ -164,8 +164,7 @@ def _check_head(file: SourceFile, task: Task) -> None:
         rows = head.table[ROW].to_pylist()
         bad += [BadRow(file.path, rows[one.row], one.reason, one.code) for one in rejected]
     if bad:
-        first = min(bad, key=lambda one: one.row)
-        raise refusal(first, len({one.row for one in bad}) - 1)
+        raise refusal(bad)
 
 
 def _column_option(task: Task, column: str) -> str:

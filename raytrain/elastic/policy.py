@@ -142,8 +142,7 @@ class FaultBudget:
         self.given_up_for = failure
         if self.spent > self.max_failures:
             limit = f"workers.max_failures is {self.max_failures}"
-            within = f"{self.spent} failures within an hour" if self.spent > 1 else "1 failure"
-            return f"{within}, and {limit}. The last: {failure.message}"
+            return f"{self.spent} failure(s) within an hour, and {limit}. The last: {failure.message}"
         if self._in_a_row >= MOST_IN_A_ROW:
             return f"{self._in_a_row} failures in a row without a new step. The last: {failure.message}"
         return None

@@ -1,12 +1,12 @@
-"""What a command declares for `raytrain submit`, where the command itself is declared (see `cli`).
+"""What commands declare for `raytrain submit`, in the place where they are declared (see `cli`).
 
 A parameter declares how it is sent to the cluster, in its annotation:
 
     config: Annotated[str, typer.Argument(metavar="CONFIG"), Sent.CONFIG]
 
-One that declares nothing is sent as it was typed. The command is marked by `can_be_submitted`. `request` needs nothing
-else, so that a new option or command is submitted without a change there. This module is light: `raytrain --help`
-imports it.
+A parameter without such a declaration is sent as it was typed. The command is marked by `can_be_submitted`. `request`
+needs nothing else, so that a new option or command can be submitted without a change there. This module is light:
+`raytrain --help` imports it.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ class Sent(Enum):
     """How a parameter is sent to the cluster."""
 
     AS_TYPED = auto()
-    """Its words mean the same everywhere."""
+    """It means the same on every machine."""
     CONFIG = auto()
     """A config. It is validated here with the overrides, and packed as a file."""
     OVERRIDES = auto()
@@ -36,12 +36,12 @@ class Sent(Enum):
     FOLDER = auto()
     """Any other folder: an absolute path, or a URI."""
     NEVER = auto()
-    """It says where to find the cluster, which a submitted command is already in, so it is refused."""
+    """It says where to find a cluster. A submitted command runs in the cluster, so the option is refused."""
 
 
 @dataclass(frozen=True)
 class Submittable:
-    """What a command declares of itself."""
+    """What a command declares about itself."""
 
     needs_folder_alone: bool
     """Whether it trains in the folder of its run: a second such job would refuse to start."""
@@ -58,7 +58,7 @@ class Argument:
     value: Any
     sent: Sent
     words: list[str]
-    """The words that say the value on a command line, without the option's name."""
+    """The value as words of a command line, without the option's name."""
     option: str = ""
     """The option's name, such as --trials; empty for an argument."""
 

@@ -103,13 +103,13 @@ def _adopt_head(built: Any, fresh: set[str], model: ModelConfig, labels: list[st
 
 
 def for_training(model: Any, training: TrainingConfig) -> "nn.Module":
-    """Turn on what `training` asks of the model itself. Raises ConfigError when it has no such thing."""
+    """Apply the options of `training` that the model itself implements. Raises ConfigError when it lacks one."""
     if training.gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
             raise ConfigError(
                 f"training.gradient_checkpointing: Transformers has none for {type(model).__name__}; leave it out"
             )
-        # The other form loses gradients where a layer's input has none, as behind frozen embeddings.
+        # The reentrant form loses gradients where a layer's input has none, as behind frozen embeddings.
         model.activation_checkpointing_enable({"use_reentrant": False})
     return model
 
@@ -118,7 +118,7 @@ def check_vocabulary(model: Any, tokenizer: Any, config: ModelConfig) -> None:
     """Raises ConfigError when the tokenizer gives tokens that the model's embedding has no row for."""
     try:
         rows = model.get_input_embeddings().num_embeddings
-    except (AttributeError, NotImplementedError):  # a class of the user's own, which need not say
+    except (AttributeError, NotImplementedError):  # a custom class does not have to define it
         return
     if len(tokenizer) <= rows:
         return
@@ -156,27 +156,27 @@ def read_model_config(model: ModelConfig, **changes: Any) -> Any:
 
 
 def _check_fields(model_type: str, fields: dict[str, Any]) -> None:
-    """Transformers takes any word for a field, and uses the defaults. Raises ConfigError."""
+    """Refuse unknown fields, which Transformers would ignore. Raises ConfigError."""
     import transformers
 
     known = transformers.models.auto.configuration_auto.CONFIG_MAPPING
     if model_type not in known:
         hint = did_you_mean(str(model_type), known.keys())
-        raise ConfigError(f"model.config.model_type: Transformers knows no {model_type!r}{hint}")
+        raise ConfigError(f"model.config.model_type: Transformers has no model type {model_type!r}{hint}")
     try:
         defaults = known[model_type]()
-    except Exception:  # one that is put together from others, and says itself what it needs
+    except Exception:  # a composite config, which checks its own parts
         return
     names = {*defaults.to_dict(), *defaults.attribute_map}
     generation = transformers.GenerationConfig()  # T5 reads decoder_start_token_id, which its config does not have
     for field in fields:
         if field not in names and not hasattr(defaults, field) and not hasattr(generation, field):
             hint = did_you_mean(str(field), names)
-            raise ConfigError(f"model.config.{field} is no field of {type(defaults).__name__}{hint}")
+            raise ConfigError(f"model.config.{field} is not a field of {type(defaults).__name__}{hint}")
 
 
 def override_dropout(config: Any, dropout: float | None) -> None:
-    """Set every dropout of a Transformers config; None leaves the model's own."""
+    """Set every dropout rate of a Transformers config; None keeps the model's own rates."""
     if dropout is None:
         return
     for name, value in config.to_dict().items():
@@ -208,7 +208,7 @@ def share_pad_token(built: Any, model: ModelConfig) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Transformers' progress bar and its table of new and unused weights; afterwards as before."""
+    """Context without Transformers' progress bar and its table of new and unused weights."""
     from transformers.utils import logging as their_logging
 
     verbosity, has_bar = their_logging.get_verbosity(), their_logging.is_progress_bar_enabled()
@@ -229,6 +229,6 @@ def _cannot_load(model: ModelConfig, error: Exception) -> str:
     if os.path.isdir(model.path or ""):
         return f"model.path {model.path}: this folder holds no model that can be loaded: {first_line}"
     return (
-        f"model.path {model.path!r}: neither a local folder nor a model that can be had from the hub: "
+        f"model.path {model.path!r}: neither a local folder nor a model that the hub provides: "
         f"{first_line.rstrip('.')}. Without a network, download the model first and give its folder"
     )

@@ -1,7 +1,6 @@
 """The model card of an exported model: README.md, made from its raytrain.json and from what was measured. No torch.
 
-It says how to load the model, what it reaches, what it was trained on, and from what. A hub shows it as the page of
-the model.
+It says how to load the model, and names its results, its data and its base model. A hub shows it as the model's page.
 """
 
 from collections.abc import Iterable
@@ -36,7 +35,7 @@ def model_card(facts: dict[str, Any], results: dict[str, dict[str, float]]) -> s
 
 
 def _front_matter(facts: dict[str, Any]) -> str:
-    """What a hub reads. A base model that is a folder somewhere is not named there: a hub could not find it."""
+    """The metadata that a hub reads. A base model in a local folder is left out, since a hub could not find it."""
     fields: dict[str, Any] = {"library_name": "transformers", "tags": ["raytrain"]}
     if kind := PIPELINES.get(facts["task"]["kind"]):
         fields["pipeline_tag"] = kind

@@ -1,4 +1,4 @@
-"""What a model's files say of it without loading it. No torch."""
+"""Facts about a model from its files, without loading it. No torch."""
 
 import json
 import math
@@ -12,7 +12,7 @@ MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 def count_parameters(model: ModelConfig) -> int | None:
     """Parameters of a pretrained model in a local folder, from the headers of its safetensors files.
 
-    None when it is not known: a hub id, a new model, other formats. A new head's few parameters are not counted.
+    None when unknown: a hub id, a new model, other formats. A new head's few parameters are not counted.
     """
     if model.path is None:
         return None
@@ -23,8 +23,8 @@ def count_parameters(model: ModelConfig) -> int | None:
 
 
 def untrusted_code(option: str, path: str | None, model: ModelConfig) -> str | None:
-    """What to say of a model or tokenizer that could not be loaded since it brings Python code, which Transformers runs
-    only when it is told to. None: it brings none, or is trusted.
+    """The message for a model or tokenizer that could not be loaded because it brings Python code, which Transformers
+    runs only on request. None: it brings none, or is trusted.
 
     Args:
         option: The dotted option that names `path`.
@@ -39,7 +39,7 @@ def untrusted_code(option: str, path: str | None, model: ModelConfig) -> str | N
 
 
 def own_code(path: str, revision: str | None = None) -> list[str]:
-    """The Python files that a model or tokenizer says it needs, in a local folder or in the hub's cache."""
+    """The Python files that the config of a model or tokenizer refers to, in a local folder or in the hub's cache."""
     names = []
     for file in ("config.json", "tokenizer_config.json"):
         try:
@@ -70,7 +70,7 @@ def _local_file(path: str, file: str, revision: str | None) -> str:
 
 
 def _parameters_in(path: Path) -> int:
-    """Raises ValueError and the like when the file is none of safetensors."""
+    """Raises ValueError or KeyError when it is not a safetensors file."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > MAX_HEADER_BYTES:

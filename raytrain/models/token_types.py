@@ -1,4 +1,4 @@
-"""Another number of token types than a model was pretrained with. torch is imported late."""
+"""Changes the number of token types of a pretrained model. torch is imported late."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ def widen_token_types(model: Any, num_types: int) -> None:
     if before.num_embeddings == num_types and model.config.type_vocab_size == num_types:
         return
     after = torch.nn.Embedding(num_types, before.embedding_dim)
-    generator = torch.Generator().manual_seed(0)  # on the CPU, also for a model that is only counted
+    generator = torch.Generator().manual_seed(0)  # on the CPU, also when the model is on the meta device
     noise = torch.randn(num_types, before.embedding_dim, generator=generator, device="cpu") * 0.02
     noise[0] = 0.0
     after.weight.data.copy_(before.weight.data[0] + noise.to(before.weight.device))

@@ -1,4 +1,4 @@
-"""Tokenizers: loading one once a process, and telling by content whether two are the same."""
+"""Tokenizers: loaded once per process, and identified by their content."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ HUB_TIMEOUT_S = 10.0
 
 
 def load_tokenizer(model: ModelConfig) -> Any:
-    """The model's tokenizer, loaded once a process; None when the config names none.
+    """The model's tokenizer, loaded once per process; None when the config names none.
 
     Raises ConfigError naming `model.path` or `model.tokenizer`.
     """
@@ -30,8 +30,8 @@ def load_tokenizer(model: ModelConfig) -> Any:
 
 
 def check_tokenizer(model: ModelConfig) -> None:
-    """Without importing Transformers: refuse a folder that is not there or has no tokenizer, or no model, in it, and a
-    name that is neither a folder nor to be had from the hub. The hub is asked for at most HUB_TIMEOUT_S seconds.
+    """Refuse a folder that does not exist or lacks a tokenizer or a model, and a name that is neither a folder nor
+    available from the hub, which gets HUB_TIMEOUT_S seconds to answer. Does not import Transformers.
 
     Raises ConfigError.
     """
@@ -50,7 +50,7 @@ def check_tokenizer(model: ModelConfig) -> None:
 
 
 def _check_absent(option: str, path: str, revision: str | None) -> None:
-    """Refuse what is not a folder, unless it is a hub id that is cached or that the hub knows. Raises ConfigError."""
+    """Refuse a path that is neither a cached hub id nor one that the hub has. Raises ConfigError."""
     if looks_local(path):
         raise ConfigError(f"{option} {path}: no such folder (looked for {os.path.abspath(os.path.expanduser(path))})")
     if _is_cached(path, revision):
@@ -64,7 +64,7 @@ def _check_absent(option: str, path: str, revision: str | None) -> None:
 
 
 def _is_cached(name: str, revision: str | None) -> bool:
-    """Whether the hub's cache on this machine has something of the model."""
+    """Whether the hub's cache on this machine has a file of the model."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -76,9 +76,9 @@ def _is_cached(name: str, revision: str | None) -> bool:
 
 
 def _why_not_on_hub(name: str, revision: str | None) -> str | None:
-    """Why the hub can't give a model, or None when it can, or when it only has trouble of its own."""
+    """Why the hub can't provide a model; None when it can, or when the hub itself has a problem."""
     reasons: list[str | None] = []
-    # In a thread: no timeout of an HTTP client bounds the look-up of the hub's address.
+    # In a thread, since the timeout of an HTTP client does not bound the DNS look-up.
     thread = threading.Thread(target=lambda: reasons.append(_ask_hub(name, revision)), daemon=True)
     thread.start()
     thread.join(HUB_TIMEOUT_S)
@@ -98,14 +98,14 @@ def _ask_hub(name: str, revision: str | None) -> str | None:
     try:
         HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT_S)
     except HFValidationError:
-        return "it is no hub id either (owner/name)"
+        return "it is not a hub id either (owner/name)"
     except OfflineModeIsEnabled:
         return "the hub is turned off (HF_HUB_OFFLINE)"
     except RevisionNotFoundError:
         return f"the hub has no revision {revision!r} of this model (model.revision)"
     except RepositoryNotFoundError:
-        return "the hub has no model of this name that you may see"
-    except HfHubHTTPError:  # overloaded, or under repair: loading tries again
+        return "the hub has no model of this name that you have access to"
+    except HfHubHTTPError:  # overloaded or in maintenance: loading tries again
         return None
     except Exception as error:  # the HTTP client's own, which differ between versions of the hub's library
         return f"the hub can't be reached ({error})"
@@ -128,8 +128,8 @@ def looks_local(path: str) -> bool:
 
 
 def tokenizer_identity(model: ModelConfig) -> str:
-    """Hash of the tokenizer that a model config names. A local folder is told by its files, which spares a command
-    whose data is prepared the seconds that importing Transformers takes. Raises ConfigError."""
+    """Hash of the tokenizer that a model config names. A local folder is identified by its files, so that a
+    command whose data is prepared does not spend seconds on importing Transformers. Raises ConfigError."""
     path = model.tokenizer_path
     if not path:
         return ""
@@ -144,7 +144,7 @@ def tokenizer_identity(model: ModelConfig) -> str:
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """Hash of everything in a tokenizer that decides its output, whatever it was used for before."""
+    """Hash of everything in a tokenizer that determines its output, however it was used before."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
     if backend is not None:  # these two are the settings of its last call
@@ -159,7 +159,7 @@ def _option(model: ModelConfig) -> str:
 
 @lru_cache(maxsize=4)
 def _load(path: str, revision: str, trust_remote_code: bool, option: str) -> Any:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads and Ray's processes would fight for cores
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads and Ray's processes would compete for cores
     from transformers import AutoTokenizer
 
     try:
@@ -169,11 +169,11 @@ def _load(path: str, revision: str, trust_remote_code: bool, option: str) -> Any
         hint = (
             "save the tokenizer there, or set model.tokenizer"
             if os.path.isdir(path)
-            else "it is neither a local folder nor to be had from the hub; without a network, give a local folder"
+            else "it is neither a local folder nor available from the hub; without a network, give a local folder"
         )
         raise ConfigError(f"{option} {path}: no tokenizer could be loaded ({first_line}); {hint}") from None
     if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
-        tokenizer.pad_token = tokenizer.eos_token  # causal models bring none; padded places have no target anyway
+        tokenizer.pad_token = tokenizer.eos_token  # causal models have none; padding has no target anyway
     if tokenizer.pad_token_id is None:
         raise ConfigError(f"{option} {path}: this tokenizer has neither a padding nor an end-of-text token")
     return tokenizer

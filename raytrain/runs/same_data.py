@@ -69,7 +69,7 @@ def _newest_step(run: Storage) -> int | None:
 
 
 def _read(run: Storage) -> dict[str, Any] | None:
-    """What was noted; None where nothing is, or nothing that can be read: the workers compare the prepared data too."""
+    """What was noted; None if there is nothing, or it can't be read: the workers compare the prepared data too."""
     try:
         noted = run.read_json(DATA)
     except (FileNotFoundError, ValueError):

@@ -40,9 +40,9 @@ def check_longest_sample(config: RunConfig, task: Task, state: TaskState, model:
         middle = (low + high) // 2
         low, high = (middle, high) if _error_at(model, longest, middle) is None else (low, middle)
     raise ConfigError(
-        f"data.max_length {task.max_length} is more than the {low} positions that the model has "
-        f"({type(error).__name__}: {first_line(str(error))}); lower it to at most {low}"
-    )
+        f"data.max_length {task.max_length} is more than the {low} positions that the model has: "
+        f"lower it to at most {low}"
+    ) from error
 
 
 def _error_at(model: "nn.Module", longest: dict[str, np.ndarray], width: int) -> Exception | None:

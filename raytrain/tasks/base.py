@@ -35,9 +35,9 @@ class RowError(StrEnum):
     UNREADABLE = "unreadable"
     """Its bytes are not what the file's format says."""
     BAD_INPUT = "bad_input"
-    """What the model is to see is missing, or has another type."""
+    """An input of the model is missing, or has the wrong type."""
     BAD_TARGET = "bad_target"
-    """What the model is to predict is missing, or has another type or length."""
+    """A target is missing, or has the wrong type or length."""
     UNKNOWN_LABEL = "unknown_label"
     """Its label is not one of the task's."""
 
@@ -47,10 +47,10 @@ class Rejection:
     """A row that can't be used."""
 
     row: int
-    """Place in the table that was given, from 0."""
+    """Position in the given table, from 0."""
     code: RowError
     reason: str
-    """One sentence for people; nothing is decided by it."""
+    """One sentence for people; no decision depends on it."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Inputs:
     """Rows as samples without targets."""
 
     table: pa.Table
-    """The columns that the model sees, one row a sample. A sample may hold several neighbouring rows."""
+    """The columns that the model sees, one row per sample. A sample may hold several neighbouring source rows."""
     num_truncated: int
     """Rows that were longer than data.max_length."""
 
@@ -68,7 +68,7 @@ class Encoded:
     """A chunk of source rows as samples."""
 
     table: pa.Table
-    """Inputs and targets, one row a sample."""
+    """Inputs and targets, one row per sample."""
     num_truncated: int
     rejected: list[Rejection]
     """In the order of the rows."""
@@ -76,8 +76,8 @@ class Encoded:
 
 @dataclass(frozen=True)
 class BatchContext:
-    """What a batch is made for. It says the same of a sample at any number of workers, so whatever `collate` draws from
-    it (masks, augmentation) belongs to the sample, and not to the worker that has it."""
+    """What `collate` may depend on beside the samples. It is the same for a sample at any number of workers, so that
+    masks and augmentation drawn from it belong to the sample and not to the worker."""
 
     state: TaskState
     split: str
@@ -89,11 +89,11 @@ class BatchContext:
     copies: np.ndarray
     """Which copy of its sample each is within the epoch, from 0; shape (num_samples,)."""
     seed: int
-    """The run's."""
+    """The run's seed."""
     pad_token_id: int
 
     def generator(self, place: int) -> np.random.Generator:
-        """Random numbers of the sample at `place` in the batch: equal whoever draws them, other in each epoch."""
+        """Random numbers for the sample at `place` in the batch: the same on every worker, others in each epoch."""
         which = (int(self.ids[place]), int(self.copies[place]))
         seed = (_SAMPLE_STREAM, self.seed, SPLITS.index(self.split), self.epoch, *which)
         return np.random.default_rng(seed)
@@ -135,7 +135,7 @@ class Scores(ABC):
 
 
 class Task(ABC):
-    """What is learned: its columns, its loss, its predictions, its metrics."""
+    """Defines the columns, the loss, the predictions and the metrics of what is learned."""
 
     @property
     @abstractmethod
@@ -148,17 +148,17 @@ class Task(ABC):
         return "loss"
 
     def best_metric_for(self, state: TaskState) -> str:
-        """The same once it is known what the task has learned from the data."""
+        """`best_metric` once the state is known."""
         return self.best_metric
 
     # What it learns from the data.
 
     def declared_state(self) -> TaskState | None:
-        """The state when the config alone decides it; None: rows have to be surveyed."""
+        """The state when the config alone determines it; None: rows have to be surveyed."""
         return {}
 
     def survey(self, rows: pa.Table, split: str) -> TaskState:
-        """What the state depends on in a chunk of source rows of any split; JSON-able."""
+        """What a chunk of source rows of any split contributes to the state; JSON-able."""
         return {}
 
     def state_from(self, surveys: list[TaskState]) -> TaskState:
@@ -170,7 +170,7 @@ class Task(ABC):
         return []
 
     def assumed_state(self) -> TaskState:
-        """A state to count parameters with before the data has been looked at."""
+        """A state to count parameters with before the data has been read."""
         return self.declared_state() or {}
 
     # Rows to samples.
@@ -198,7 +198,7 @@ class Task(ABC):
 
     @abstractmethod
     def encode_inputs(self, rows: pa.Table, tokenizer: Any) -> Inputs:
-        """Samples of rows that passed `check_inputs`, without a look at their targets.
+        """Samples of rows that passed `check_inputs`, without reading their targets.
 
         Args:
             tokenizer: The model's; None when `model` names none.
@@ -209,7 +209,7 @@ class Task(ABC):
         """All columns that are stored, given the samples that `encode_inputs` made of the same rows."""
 
     def sizes(self, samples: pa.Table) -> np.ndarray:
-        """Size of each sample, which samples are grouped by and padding is counted in: tokens, for texts."""
+        """Size of each sample, in tokens for texts: samples are grouped by it, and padding is counted in it."""
         return np.ones(len(samples), dtype=np.int32)
 
     def count_labels(self, samples: pa.Table, state: TaskState) -> dict[str, int]:
@@ -239,7 +239,7 @@ class Task(ABC):
         """
 
     def padded_size(self, batch: Batch) -> int:
-        """What the batch takes with its padding, in the unit of `sizes`."""
+        """Size of the batch with its padding, in the unit of `sizes`."""
         return len(next(iter(batch.values())))
 
     # The model.
@@ -253,7 +253,7 @@ class Task(ABC):
         import torch
         from safetensors.torch import save_file
 
-        # Tied weights share their memory, which this format can't: each name gets its own.
+        # Tied weights share their memory, which this format does not allow: each name gets a copy.
         tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
         save_file(tensors, f"{folder}/model.safetensors")
 

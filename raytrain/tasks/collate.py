@@ -8,9 +8,9 @@ def pad_column(column: pa.ChunkedArray, fill: int, width: int = 1) -> np.ndarray
     """A list column as an array.
 
     Args:
-        column: `list<int>`, one list a sample.
+        column: `list<int>`, one list per sample.
         fill: Value of the padding.
-        width: At least so wide; the longest list may be longer.
+        width: The least width; the longest list may be longer.
 
     Returns:
         Shape (num_samples, width), int64.

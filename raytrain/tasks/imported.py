@@ -1,4 +1,4 @@
-"""Classes by their dotted name, `package.module:Class`, and what tells one version of their file from another."""
+"""Imports classes by their dotted name, `package.module:Class`, and hashes the files that define them."""
 
 import hashlib
 import importlib
@@ -11,7 +11,7 @@ from raytrain.errors import ConfigError, did_you_mean
 
 
 def import_class(target: str) -> Any:
-    """What `package.module:Class` names. Raises ConfigError naming `task.target`."""
+    """The class that `package.module:Class` names. Raises ConfigError naming `task.target`."""
     module, name = _import_module(target), target.partition(":")[2]
     if not hasattr(module, name):
         hint = did_you_mean(name, [known for known in vars(module) if not known.startswith("_")])
@@ -30,7 +30,7 @@ def source_hash(target: str) -> str:
 
 def _import_module(target: str) -> ModuleType:
     name = target.partition(":")[0]
-    # Last, so that a file of the user's doesn't stand in for an installed package. Ray gives its processes the same.
+    # Last, so that a user's file does not shadow an installed package. Ray's processes have the same path.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
@@ -43,5 +43,5 @@ def _import_module(target: str) -> ModuleType:
                 ".`, which sends that folder along"
             ) from None
         raise ConfigError(f"task.target {target}: importing {name} failed: {error}") from error
-    except Exception as error:  # whatever the user's module does when it is imported
+    except Exception as error:  # importing runs the user's code
         raise ConfigError(f"task.target {target}: importing {name} failed: {type(error).__name__}: {error}") from error

@@ -1,4 +1,4 @@
-"""Labels as the cells of a source give them: one spelling of each, and why a value can't be one."""
+"""Reads the labels in the cells of a source: each has one spelling, and a value that can't be a label is refused."""
 
 import ast
 import math

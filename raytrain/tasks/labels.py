@@ -104,7 +104,7 @@ def class_weights(option: str | dict[str, float], labels: list[str], counts: Cou
     if isinstance(option, dict):
         missing, unknown = ([n for n in one if n not in other] for one, other in ((labels, option), (option, labels)))
         if missing or unknown:
-            what = f"has no weight for {missing[0]!r}" if missing else f"names {unknown[0]!r}, which is no label"
+            what = f"has no weight for {missing[0]!r}" if missing else f"names {unknown[0]!r}, which is not a label"
             raise ConfigError(f"task.class_weights {what}; give one for each of: {', '.join(labels)}")
         weights = [option[label] for label in labels]
     else:

@@ -30,12 +30,12 @@ class LabelCounts:
 
     @property
     def num_samples(self) -> int:
-        """All that were added."""
+        """Number of samples that were added."""
         return int(self.counts[2].sum())
 
     @property
     def accuracy(self) -> float:
-        """The share that is right."""
+        """The share of correct predictions."""
         return float(self.counts[0].sum() / self.num_samples)
 
     def per_label(self) -> "LabelScores":

@@ -52,7 +52,7 @@ class SequenceClassification(TextTask):
 
     @property
     def metrics(self) -> dict[str, Mode]:
-        """What can be watched."""
+        """The metrics that can be watched."""
         own = ("subset_accuracy", "micro_f1") if self.config.multi_label else ("accuracy",)
         return dict.fromkeys((*own, "macro_f1", "weighted_f1"), "max")
 
@@ -72,7 +72,7 @@ class SequenceClassification(TextTask):
         return self._state(labels, [])
 
     def assumed_state(self) -> TaskState:
-        """The declared labels, or two: a head's few rows more or less are nothing beside the model."""
+        """The declared labels, or two: the head's rows hardly change the number of parameters."""
         return label_state(self.config.labels or ["a", "b"])
 
     def survey(self, rows: pa.Table, split: str) -> TaskState:
@@ -258,7 +258,7 @@ class SequenceClassification(TextTask):
         return [read(cell) for cell in rows[self.config.label_column].to_pylist()]
 
     def _has_segments(self, tokenizer: Any) -> bool:
-        """Whether the model is told the first text of a pair from the second."""
+        """Whether the model tells the two texts of a pair apart."""
         return self.config.text_pair_column is not None and "token_type_ids" in tokenizer.model_input_names
 
     def _tokenize(

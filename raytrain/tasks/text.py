@@ -39,7 +39,7 @@ class TextTask(Task):
         return padded_inputs(self.encode_inputs(rows, tokenizer).table, tokenizer.pad_token_id)
 
     def save_model(self, model: Any, weights: "dict[str, Tensor]", folder: str) -> None:
-        """As Transformers does, so that anybody's `from_pretrained` reads it."""
+        """With `save_pretrained`, so that `from_pretrained` reads it without raytrain."""
         model.save_pretrained(folder, state_dict=weights)
 
     def load_model(self, folder: str, model: ModelConfig, state: TaskState, training: TrainingConfig) -> "nn.Module":
@@ -47,14 +47,14 @@ class TextTask(Task):
         return self.build_model(model.model_copy(update={"path": folder, "config": None}), state, training)
 
     def describe(self, sample: dict[str, Any], tokenizer: Any, state: TaskState) -> dict[str, Any]:
-        """The text that the tokens give back, the tokens, and the targets by name."""
+        """The decoded text, the tokens, and the targets by name."""
         ids, targets = sample.pop("input_ids"), sample.pop("labels", None)
         tokens = tokenizer.convert_ids_to_tokens(ids)
         shown = {"text": tokenizer.decode(ids, skip_special_tokens=True), "tokens": tokens}
         return {**shown, "labels": self.name_targets(targets, tokens, state), **sample}
 
     def name_targets(self, targets: Any, tokens: list[str], state: TaskState) -> Any:
-        """A sample's stored targets in the user's words."""
+        """A sample's stored targets as the source names them."""
         return targets
 
 
@@ -70,7 +70,7 @@ def padded_inputs(samples: pa.Table, pad_token_id: int) -> Batch:
 
 
 def model_inputs(batch: "dict[str, Tensor]") -> "dict[str, Tensor]":
-    """Those arrays of a batch that the model is called with."""
+    """The arrays of a batch that are the model's inputs."""
     return {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
 
 

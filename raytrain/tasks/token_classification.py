@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NUM_CASES = 4  # lower or no letters, Title, UPPER, miXed
-WORD_STARTS = "word_starts"  # places of the words' first pieces; the targets say it too, so it is not stored
+WORD_STARTS = "word_starts"  # positions of the words' first pieces; not stored, as they follow from the targets
 
 
 class TokenClassification(TextTask):
@@ -59,7 +59,7 @@ class TokenClassification(TextTask):
 
     @property
     def metrics(self) -> dict[str, Mode]:
-        """What can be watched; the entities' only where the declared tags have some, or no tags are declared."""
+        """The metrics that can be watched; those of entities unless tags are declared that mark none."""
         entity = ("entity_precision", "entity_recall", "entity_f1")
         may_have = self.config.labels is None or has_entities(self.config.labels)
         names = (*(entity if may_have else ()), "token_micro_f1", "token_macro_f1", "token_weighted_f1")
@@ -87,7 +87,7 @@ class TokenClassification(TextTask):
         return None if self.config.labels is None else label_state(self.config.labels)
 
     def assumed_state(self) -> TaskState:
-        """The declared tags, or two: a head's few rows more or less are nothing beside the model."""
+        """The declared tags, or two: the head's rows hardly change the number of parameters."""
         return label_state(self.config.labels or ["a", "b"])
 
     def survey(self, rows: pa.Table, split: str) -> TaskState:
@@ -128,11 +128,11 @@ class TokenClassification(TextTask):
         return rejected
 
     def check_targets(self, rows: pa.Table, state: TaskState) -> list[Rejection]:
-        """Rows that have not one tag of the state for each word."""
+        """Rows without exactly one known tag for each word."""
         return self._check_tags(rows, labels_in(state))
 
     def check_before_survey(self, rows: pa.Table) -> list[Rejection]:
-        """Rows without words, or that have not one tag for each."""
+        """Rows without words, or without exactly one tag for each."""
         return [*self.check_inputs(rows), *self._check_tags(rows, None)]
 
     def _check_tags(self, rows: pa.Table, labels: list[str] | None) -> list[Rejection]:
@@ -246,7 +246,7 @@ class TokenClassification(TextTask):
         return _by_sentence(labels, labels != IGNORED, batch["sentence_lengths"])
 
     def scores(self, state: TaskState) -> Scores:
-        """Entity-level scores (where the tags are IOB2) and token-level scores over all tags, O included."""
+        """Entity-level scores (where the tags mark entities) and token-level scores over all tags, O included."""
         return TagScores(labels_in(state))
 
     def _loss_and_logits(self, model: "nn.Module", batch: "dict[str, Tensor]") -> "tuple[Tensor, Tensor]":
@@ -286,7 +286,7 @@ class TokenClassification(TextTask):
         sentences = []
         for row, words in enumerate(words_of):
             ids, places = encoding["input_ids"][row], encoding.word_ids(row)
-            if len(set(places)) < len(words):  # the tokenizer dropped a word, a control character say
+            if len(set(places)) < len(words):  # the tokenizer dropped a word, such as a control character
                 ids, places = _with_unknowns(words, tokenizer)
             starts = [i for i, place in enumerate(places) if i == 0 or place != places[i - 1]]
             cases = [letter_case(words[place]) for place in places] if self.config.case_feature else [0] * len(ids)

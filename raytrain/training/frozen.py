@@ -13,6 +13,8 @@ from raytrain.training.agreement import Control
 def hash_of_frozen(model: nn.Module, control: Control) -> str | None:
     """SHA-256 over the names and values of all parameters without `requires_grad`; None if there are none.
 
+    Buffers are not part of it: a checkpoint contains the persistent ones, and the others are computed from the config.
+
     Collective: every worker holds the same model and hashes a part of it. The result does not depend on the number of
     workers.
     """
@@ -21,7 +23,7 @@ def hash_of_frozen(model: nn.Module, control: Control) -> str | None:
         return None
     world = control.world
     mine = {name: _hash_of(parameter) for name, parameter in frozen[world.world_rank :: world.world_size]}
-    merged = {name: value for share in control.gather(mine) for name, value in share.items()}
+    merged = {name: value for part in control.gather(mine) for name, value in part.items()}
     return hashlib.sha256(json.dumps(merged, sort_keys=True).encode()).hexdigest()
 
 

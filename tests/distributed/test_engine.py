@@ -233,6 +233,22 @@ def _poisoned_step(precision: Precision) -> dict[int, tuple[Any, Any, bool]]:
     return records
 
 
+def test_zero_3_holds_no_parameter_between_steps_here() -> None:
+    """Otherwise the tests of this file would not see an error in gathering, of frozen weights too."""
+    assert run_workers(_held_elements, 2) == [{"trained": 0, "frozen": 0}] * 2
+
+
+def _held_elements() -> dict[str, int]:
+    engine = make_engine(3)
+    batch = make_batch(8, seed=0)
+    engine.train_step(my_micro_batches(batch, 4), loss_sum, num_targets(batch), 1e-3)
+    held = {"trained": 0, "frozen": 0}
+    for parameter in engine.module.parameters():
+        held["trained" if parameter.requires_grad else "frozen"] += parameter.data.numel()
+    engine.close()
+    return held
+
+
 def test_a_step_trains_with_dropout_whatever_mode_the_model_came_in() -> None:
     """from_pretrained returns models in evaluation mode, and an evaluation leaves them in it."""
     assert run_workers(_modes_of_steps, 1)[0] == [True, True]

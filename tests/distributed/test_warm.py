@@ -15,9 +15,15 @@ def _warm_up(raw: dict) -> None:
     warm_up(RunConfig.model_validate(raw), use_gpu=False)
 
 
-@pytest.mark.parametrize("zero_stage", ["auto", "3"])
-def test_a_process_warms_up(tmp_path: Path, zero_stage: str) -> None:
-    config = tiny_run(tmp_path, "warm", f"training.zero_stage={zero_stage}")
+# Without the second option ZeRO-3 would keep the small parameter whole.
+NOTHING_KEPT = "training.deepspeed={zero_optimization: {stage3_param_persistence_threshold: 0}}"
+
+
+@pytest.mark.parametrize(
+    "options", [["training.zero_stage=auto"], ["training.zero_stage=3", NOTHING_KEPT]], ids=["auto", "3"]
+)
+def test_a_process_warms_up(tmp_path: Path, options: list[str]) -> None:
+    config = tiny_run(tmp_path, "warm", *options)
     process = multiprocessing.get_context("spawn").Process(target=_warm_up, args=(config.model_dump(mode="json"),))
     process.start()
     process.join(120)

@@ -326,6 +326,17 @@ class TestDamaged:
         assert f"{path} is damaged: the data has to be prepared again" in caplog.text
         assert os.listdir(tmp_path / "prepared") == [Path(store.root).name]
 
+    def test_where_nothing_can_be_renamed(self, tmp_path, config, monkeypatch):
+        """An object store: the new parts have other names, and only the manifest is replaced."""
+        monkeypatch.setattr(Storage, "local_path", lambda *_: None)
+        chosen = config(write_reviews(tmp_path / "a.parquet", 40, 0))
+        store = prepare(chosen)
+        before = samples(store)
+        Path(store.root, store.manifest.splits["train"].parts[0].name).write_bytes(b"")
+        assert find_prepared(chosen) is None
+        assert samples(prepare(chosen)) == before
+        assert find_prepared(chosen) is not None
+
 
 class TestBadInput:
     @pytest.mark.parametrize("ending", ["jsonl", "parquet"])

@@ -4,8 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+from running import tiny_run, write_config
 
-from raytrain.errors import ConfigError, DataError
+from raytrain.cli.main import app
+from raytrain.errors import ConfigError, DataError, RaytrainError
 from raytrain.runs.beginning import lease_of
 from raytrain.storage import Storage
 
@@ -51,6 +53,14 @@ def test_what_others_have_there_is_kept(tmp_path: Path) -> None:
         Storage(str(tmp_path / "new" / "_prepared")).write_bytes("store", b"x")
         raise ConfigError("no")
     assert files(tmp_path / "new") == ["_prepared", "_prepared/store", "b", "b/config.yaml"]
+
+
+@pytest.mark.parametrize("mistake", ["data.train.path=/nowhere/x.parquet", "training.epochs=0", "task.label_column=y"])
+def test_a_mistake_that_is_found_before_ray_is_started(tmp_path: Path, mistake: str) -> None:
+    path = write_config(tiny_run(tmp_path, "wrong"), tmp_path)
+    with pytest.raises(RaytrainError):
+        app(["train", path, mistake], standalone_mode=False)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_an_interrupted_command_too(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_a_weight_for_each_label() -> None:
     assert task.declared_state() == {"labels": ["a", "b"], "class_weights": [0.5, 2.0]}
     with pytest.raises(ConfigError, match="has no weight for 'c'; give one for each of: a, b, c"):
         weighted({"b": 2, "a": 0.5}, labels=["a", "b", "c"]).declared_state()
-    with pytest.raises(ConfigError, match="names 'z', which is no label"):
+    with pytest.raises(ConfigError, match="names 'z', which is not a label"):
         weighted({"b": 2, "a": 0.5, "z": 1}, labels=["a", "b"]).declared_state()
 
 

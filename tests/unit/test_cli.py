@@ -113,7 +113,7 @@ def test_fields_with_a_word(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.partition(":")[0] for line in of_both.splitlines() if line[0] != " "] == [
         "checkpoint.snapshot_every_steps"
     ]
-    assert "    A run that is resumed may have another value." in of_both.splitlines()
+    assert "    May be changed when a run is resumed." in of_both.splitlines()
     with pytest.raises(ConfigError, match="no field has 'zzzz'"):
         printed("configs show --fields zzzz", capsys)
 

@@ -84,6 +84,7 @@ def test_a_mistake_on_the_command_line_is_not_blamed_on_the_file() -> None:
     text = mistake("training.epoch=3")
     assert text.startswith("the command line has 1 mistake") and text.endswith("(override training.epoch=3)")
     assert "(override workers.min=4)" in mistake("workers.min=4")
+    assert "(override model.config.model_type=bert)" in mistake("model.config.model_type=bert")
     assert "(override task.kind=classify)" in mistake("task.kind=classify")
     assert "(override trainig.epochs=2)" in mistake("trainig.epochs=2")
     raw = {**MINIMAL, "sed": 1}
@@ -133,7 +134,7 @@ def test_uris_without_credentials_are_accepted(uri: str) -> None:
 def test_epochs_or_max_steps() -> None:
     assert "training.epochs and training.max_steps are both given" in mistake("training={epochs: 1, max_steps: 5}")
     both = mistake("training.epochs=1", "training.max_steps=5")
-    assert both == "training.epochs=1 and training.max_steps=5 say the same in two ways: give one of them"
+    assert both == "training.epochs=1 and training.max_steps=5 set the same thing in two ways: give one of them"
     assert load_config("movie_reviews", ["training.max_steps=5"]).training.max_steps == 5  # overrides the file's epochs
 
 
@@ -213,7 +214,7 @@ def test_config_needs_neither_ray_nor_torch() -> None:
 def test_an_override_takes_the_place_of_the_other_way_of_saying_it() -> None:
     config = load_config("movie_reviews", ["training.eval_every_steps=50"])  # the file says eval_every_epochs
     assert (config.training.eval_every_steps, config.training.eval_every_epochs) == (50, None)
-    assert "say the same in two ways" in mistake("training.eval_every_steps=5", "training.eval_every_epochs=1")
+    assert "set the same thing in two ways" in mistake("training.eval_every_steps=5", "training.eval_every_epochs=1")
     config = load_config("movie_reviews", ["training.eval_every_steps=5", "training.eval_every_epochs=null"])
     assert config.training.eval_every_steps == 5
     for null in ("~", "null", "Null", ""):

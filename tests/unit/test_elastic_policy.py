@@ -68,7 +68,7 @@ class TestFaultBudget:
         assert [budget.charge(crash(step), 0.0) for step in (5, 9)] == [None, None]
         verdict = budget.charge(crash(14), 0.0)
         assert verdict is not None
-        assert "3 failures within an hour, and workers.max_failures is 2" in verdict
+        assert "3 failure(s) within an hour, and workers.max_failures is 2" in verdict
 
     @pytest.mark.parametrize("kind", [FailureKind.RECLAIM, FailureKind.NODE_LOST, FailureKind.NO_START])
     def test_what_the_cluster_does_is_not(self, kind: FailureKind) -> None:
@@ -83,7 +83,7 @@ class TestFaultBudget:
         assert [budget.charge(crash(1000 * day), day * day_s) for day in range(30)] == [None] * 30
         verdict = budget.charge(crash(30_001), 29 * day_s + 1800)
         assert verdict is not None
-        assert "2 failures within an hour, and workers.max_failures is 1" in verdict
+        assert "2 failure(s) within an hour, and workers.max_failures is 1" in verdict
 
     def test_errors_at_alternating_steps_are_bugs_too(self) -> None:
         budget = FaultBudget(100)
@@ -141,7 +141,7 @@ class TestFaultBudget:
             assert budget.charge(crash(7), 0.0) is None
             budget.take_back()
         assert budget.charge(crash(7), 0.0) is None
-        assert "2 failures" in str(budget.charge(crash(9), 0.0))
+        assert "2 failure(s)" in str(budget.charge(crash(9), 0.0))
 
 
 def node(name: str, cpus: float, deadline_s: float | None = None, total: float = 64.0, **more: float) -> NodeView:

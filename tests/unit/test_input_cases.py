@@ -4,6 +4,7 @@ The work of PREPARE is done as Ray Data's processes do it, in this process. No R
 """
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raytrain.config import RunConfig
+from raytrain.config.io import parse_config
 from raytrain.data.encode import Encoder, Surveyor
 from raytrain.data.readers.base import CHUNK_ROWS
 from raytrain.data.sources import check_sources, read_tasks
@@ -153,6 +155,12 @@ class TestQuotes:
         message = refused(prepare, path)
         assert f"{path}, row 700: 4 fields where the header has 2 (2 more bad rows after it)" in message
 
+    def test_a_refusal_does_not_read_a_large_file_to_its_end(self, tmp_path, prepare, monkeypatch):
+        monkeypatch.setattr("raytrain.data.encode.CHUNKS_TO_COUNT", 1)
+        broken = dict.fromkeys((300, CHUNK_ROWS + 300, 3 * CHUNK_ROWS), "x")
+        path = write(tmp_path / "a.csv", csv_of(broken, num_rows=3 * CHUNK_ROWS))
+        assert "row 300: 1 fields" in (message := refused(prepare, path)) and "(at least 1 more bad rows" in message
+
 
 class TestColumns:
     def test_another_delimiter(self, tmp_path, prepare):
@@ -267,6 +275,10 @@ class TestTypes:
         path = write(tmp_path / "a.json", '[{"text": "a", "label": "x"}, {"text": "b", "label": "y"}' + end)
         message = refused(prepare, path, bad_rows="set_aside")
         assert str(path) in message and "read" in message
+
+    def test_a_json_file_that_holds_one_object(self, tmp_path, prepare):
+        path = write(tmp_path / "a.json", json.dumps({"data": [{"text": "a", "label": "x"}]}, indent=1))
+        assert "a list of objects, or one JSON object per line" in refused(prepare, path)
 
     def test_json_lines_in_a_json_file(self, tmp_path, prepare):
         assert prepare(lines(tmp_path / "a.json", [{"text": c, "label": c} for c in "ab"])).names == ["a", "b"]
@@ -431,7 +443,7 @@ class TestConll:
         assert prepare(path, TAGS, train={"word_column": 2, "tag_column": -2}).names == found.names
 
     def test_a_column_of_words_is_not_one_of_tags(self, tmp_path, prepare):
-        text = "".join(f"word{i}\tlemma{i}\n" + "\n" * (i % 5 == 4) for i in range(40))
+        text = "".join(f"word{i}\tlemma{i}\n" + "\n" * (i % 5 == 4) for i in range(120))
         assert "mostly different values" in refused(prepare, write(tmp_path / "a.conll", text), TAGS)
 
     def test_parts_of_speech_have_no_o(self, tmp_path, prepare):
@@ -553,3 +565,24 @@ def plain(path: Path) -> dict[str, Any]:
         "model": {"config": TINY_BERT, "tokenizer": "t"},
         "data": {"train": {"path": str(path)}},
     }
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("data.train.delimiter=';;'", "data.train.delimiter.*one character.*';;'"),
+        ("data.train.delimiter=a", "data.train.delimiter.*not a letter"),
+        ("data.train.encoding=utf-99", "data.train.encoding.*'utf-99'.*cp1252"),
+        ("data.train.encoding=base64", "data.train.encoding.*'base64'"),
+        ("data.validation={path: x.conll, tag_column: 0}", "data.validation.tag_column.*there is no column 0"),
+        ("task.label_separator='|'", "task.label_separator.*task.multi_label=true"),
+        (
+            "task={kind: sequence_classification, multi_label: true, label_separator: ' '}",
+            "task.label_separator.*blank",
+        ),
+    ],
+)
+def test_options_that_can_not_be_right(tmp_path, change, says):
+    with pytest.raises(ConfigError) as refusal:
+        parse_config(plain(tmp_path / "a.csv"), [change])
+    assert re.search(says, str(refusal.value).replace("\n", " ")), str(refusal.value)

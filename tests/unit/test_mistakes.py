@@ -75,13 +75,16 @@ MISTAKES = [
     ),
     (
         "model.config={model_type: bert, hiden_size: 96}",
-        "model.config.hiden_size is no field of BertConfig; did you",
+        "model.config.hiden_size is not a field of BertConfig; did you",
     ),
     (
         "model.config={model_type: gpt2, intermediate_size: 9}",
-        "model.config.intermediate_size is no field of GPT2",
+        "model.config.intermediate_size is not a field of GPT2",
     ),
-    ("model.config={model_type: lama}", "model.config.model_type: Transformers knows no 'lama'; did you mean llama?"),
+    (
+        "model.config={model_type: lama}",
+        "model.config.model_type: Transformers has no model type 'lama'; did you mean llama?",
+    ),
     # what is not there, or not as the config says
     ("data.train.path={folder}/data/trian.parquet", "data.train.path"),
     ("data.test.path={folder}/gone", "data.test.path"),

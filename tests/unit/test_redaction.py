@@ -59,6 +59,10 @@ MUST_GO = [
     "run --token HUSH --x",
     "run --api-key HUSH",
     "Authorization: Bearer HUSH-0123456789",
+    "{'Authorization': 'Basic HUSH0123456789=='}",
+    "refused: bearer HUSH-0123456789",
+    "PGPASSWORD=HUSH psql",
+    "task.args.mysql_password=HUSH",
 ]
 SHAPED = [
     "AKIAIOSFODNN7EXAMPLE",
@@ -81,6 +85,9 @@ MUST_STAY = [
     "sqlite:///runs/me@home/mlflow.db",
     "https://user.github.io/x?page=2&sort=assigned#section-1",
     "s3://bucket/tokens=1/secret=no/part.parquet",
+    "s3://bucket/token=abc/secret=no/part.parquet",
+    "https://host/x?tokenizer=bert&max_tokens=5",
+    "basic state-of-the-art methods, and the bearer of-good-news-and-more",
     "write to me@example.com, or to a:b@c",
     "ssh://git@github.com/a/b",
     "seed=7 training.epochs=3 model.path=null",

@@ -29,7 +29,7 @@ def config(tmp_path: Path, run: Storage) -> RunConfig:
     """The config of a run that has noted its data and committed a checkpoint of step 3."""
     config = check(tiny_run(tmp_path, "a")).config
     record_data(run, config, store("rows"))
-    run.write_bytes("checkpoints/step_00000003/manifest.json", b"{}")
+    run.write_bytes("checkpoints/step_00000003-0001/manifest.json", b"{}")
     return config
 
 

@@ -43,7 +43,7 @@ def test_a_name_that_is_neither_folder_nor_hub_id(monkeypatch: pytest.MonkeyPatc
     answer(monkeypatch, OSError("Name or service not known"))
     assert "can't be reached (Name or service not known)" in refusal(config=TINY_BERT, tokenizer="some/tokenizer")
     answer(monkeypatch, HFValidationError("a space"))
-    assert "it is no hub id either" in refusal(path="models/mini lm")
+    assert "it is not a hub id either" in refusal(path="models/mini lm")
     assert "no such folder" in refusal(path="a/b/c")
 
 

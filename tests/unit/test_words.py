@@ -15,11 +15,14 @@ PACKAGE = Path(raytrain.__file__).parent
 # Packages and files whose texts are checked.
 PACKAGES = (
     "checkpoint",
+    "cli",
+    "config",
     "data",
     "doctor",
     "elastic",
     "engine",
     "launch",
+    "models",
     "monitoring",
     "ray_core",
     "reclaim",
@@ -28,12 +31,14 @@ PACKAGES = (
     "storage.py",
     "api.py",
     "errors.py",
+    "redaction.py",
     "planning",
     "reports",
     "sizing",
     "terminal",
     "tracking",
     "training",
+    "tasks",
     "tuning",
 )
 # Phrase -> what to write instead.

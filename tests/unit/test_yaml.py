@@ -101,7 +101,7 @@ def test_a_mistake_is_named_by_file_and_line(tmp_path: Path, text: str, expected
 
 def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_bytes("name: é\n".encode("latin-1"))
-    with pytest.raises(ConfigError, match=r"run\.yaml is not valid YAML: it is no text in UTF-8"):
+    with pytest.raises(ConfigError, match=r"run\.yaml is not valid YAML: it is not UTF-8 text"):
         load_config(str(tmp_path / "run.yaml"))
 
 

@@ -82,7 +82,8 @@ def column_names(file: SourceFile) -> list[str]:
             found = dict.fromkeys(name for _, values in rows if isinstance(values, dict) for name in values)
             if not found:
                 row, reason = rows[0]
-                raise ValueError(f"row {row}: {reason}; each row is a JSON object")
+                what = "a list of objects, or " if file.format == SourceFormat.JSON else ""
+                raise ValueError(f"row {row}: {reason}; such a file holds {what}one JSON object per line")
             return list(found)
         case SourceFormat.CSV | SourceFormat.TSV:
             header = header_of(file)

@@ -150,7 +150,7 @@ def _unfit(value: Any) -> str:
 
 
 def _kind(value: Any) -> str:
-    """What type of Arrow a value has, but for the fields of an object."""
+    """A value's type; the fields of an object are not looked at."""
     match value:
         case None:
             return "null"

@@ -13,7 +13,7 @@ COLUMNS = ["tokens", "tags", "document"]
 # Tags of entities in any of the schemes IOB, IOB2, IOBES and BILOU.
 ENTITY_TAG = re.compile(r"O|[BIESLU]-\S+")
 KEY_VALUE = re.compile(r"[A-Za-z_]\w*\s?=")  # in a comment, such as `# sent_id = 4`
-FEW_TOKENS = 20  # too few to say that their tags are mostly unique
+FEW_TOKENS = 100  # too few to say that their tags are mostly unique
 SENTENCES_TO_LOOK_AT = 200
 
 _Line = tuple[int, str, list[str]]
@@ -152,7 +152,7 @@ def _are_numbers_of_words(word: int, sentences: list[list[_Line]]) -> bool:
     """Whether a column counts 1, 2, 3 (or from 0) in each of several sentences."""
     columns = [[line[2][word] for line in lines if len(line[2]) > word] for lines in sentences]
     counted = [found in ([str(i + start) for i in range(len(found))] for start in (0, 1)) for found in columns]
-    return len(sentences) > 1 and all(counted)
+    return len(sentences) > 1 and all(counted) and any(len(found) > 1 for found in columns)
 
 
 def _wrong_in_conllu(file: SourceFile, columns: list[str], line: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from raytrain.config import SourceFormat
 from raytrain.data.readers.base import Rows, SourceFile
 from raytrain.data.readers.text import is_valid, lines_of, not_valid
+from raytrain.errors import ForeignMessage, says
 
 MOST_CHARACTERS = 16 << 20  # of a record with quotes; a longer one counts as one that is never closed
 # A field with this many lines, of which this share look like rows, has swallowed them: a quote is missing.
@@ -98,7 +99,7 @@ def _quoted(lines: _Lines, first: str, delimiter: str, width: int | None) -> lis
         fields = next(csv.reader(_feed(lines, first, taken), delimiter=delimiter, strict=True))
     except csv.Error as error:
         lines.put_back(taken[1:])
-        return _what_is_wrong(taken, str(error))
+        return _what_is_wrong(taken, error)
     inner = taken[1:-1]
     looks_like_rows = sum(line.count(delimiter) + 1 == width for line in inner) >= MOST_OF_THEM * len(inner)
     if width and width > 1 and inner and looks_like_rows and (len(inner) >= MANY_LINES or len(fields) != width):
@@ -125,8 +126,8 @@ def _feed(lines: _Lines, first: str, taken: list[str]) -> Iterator[str]:
         yield line
 
 
-def _what_is_wrong(taken: list[str], error: str) -> str:
-    if "unexpected end of data" in error:
+def _what_is_wrong(taken: list[str], error: csv.Error) -> str:
+    if says(error, ForeignMessage.UNCLOSED_QUOTE):
         return "a quoted field begins in this line and is never closed: a quote is missing"
     hint = '; this file seems to write it as \\", which CSV does not know' if any('\\"' in one for one in taken) else ""
     return f'text follows a closing quote: a quote is missing, or one inside a quoted field is not doubled (""){hint}'

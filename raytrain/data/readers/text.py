@@ -47,7 +47,7 @@ def is_valid(text: str) -> bool:
 
 
 def not_valid(file: SourceFile) -> str:
-    """The reason for a row that has other bytes."""
+    """Why a row with bytes of another encoding can't be used."""
     if file.reading.encoding:
         return f"it has bytes that are not {file.reading.encoding}"
     return "invalid UTF-8; if the file has another encoding, set the source's encoding, such as encoding=cp1252"
