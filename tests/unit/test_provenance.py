@@ -11,8 +11,8 @@ from raytrain.runs.provenance import MOST_LABELS, command_line, git_state, label
 from raytrain.storage import Storage
 
 SPLITS = {
-    "train": SplitInfo(120, 999, 3, 1, [], "", label_counts={"a": 100, "b": 20}),
-    "test": SplitInfo(20, 99, 0, 0, [], "", label_counts={"b": 20}),
+    "train": SplitInfo(120, 999, 3, 1, [], "", {"a": 100, "b": 20}),
+    "test": SplitInfo(20, 99, 0, 0, [], "", {"b": 20}),
 }
 
 
