@@ -22,7 +22,7 @@ from raytrain.errors import RaytrainError
 from raytrain.models.tokenizer import load_tokenizer
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
-from raytrain.tasks.base import Encoded, Task, TaskState
+from raytrain.tasks.base import Encoded, TaskState
 
 # Where a bad row is refused, this many more chunks are read to count the others.
 CHUNKS_TO_COUNT = 16
@@ -57,9 +57,7 @@ class Surveyor(RowFunction):
         task = make_task(config.task, config.data.max_length)
         chunks = read_chunks(read_task, task.required_columns())
         surveys = [
-            task.survey(_usable(task, rows), split)
-            for chunk in chunks
-            for split, rows in _split_rows(config, read_task, chunk)
+            task.survey(rows, split) for chunk in chunks for split, rows in _split_rows(config, read_task, chunk)
         ]
         return {"ordinal": row["ordinal"], "surveys": surveys}
 
@@ -126,12 +124,6 @@ class Encoder(RowFunction):
             "lengths": sizes,
             "num_truncated": encoded.num_truncated,
         }
-
-
-def _usable(task: Task, rows: pa.Table) -> pa.Table:
-    """The rows whose inputs can be used: the label of another one is not learned."""
-    bad = {rejection.row for rejection in task.check_inputs(rows)}
-    return rows.filter(pa.array([row not in bad for row in range(len(rows))], pa.bool_())) if bad else rows
 
 
 def _split_rows(config: RunConfig, read_task: ReadTask, chunk: Chunk) -> Iterator[tuple[str, pa.Table]]:

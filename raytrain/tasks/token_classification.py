@@ -91,10 +91,11 @@ class TokenClassification(TextTask):
         return label_state(self.config.labels or ["a", "b"])
 
     def survey(self, rows: pa.Table, split: str) -> TaskState:
-        """How often each tag occurs in a chunk."""
-        reader = LabelReader(self.config.labels or [])
-        cells = [tags for tags in rows[self.config.tags_column].to_pylist() if isinstance(tags, list)]
-        return count_labels((name for tags in cells for tag in tags if (name := reader.one(tag)[0])), split)
+        """How often each tag occurs in a chunk, in the rows whose words can be used."""
+        reader, rejected = LabelReader(self.config.labels or []), {one.row for one in self.check_inputs(rows)}
+        cells = enumerate(rows[self.config.tags_column].to_pylist())
+        usable = [tags for row, tags in cells if row not in rejected and isinstance(tags, list)]
+        return count_labels((name for tags in usable for tag in tags if (name := reader.one(tag)[0])), split)
 
     def state_from(self, surveys: list[TaskState]) -> TaskState:
         """The tags found: O first, then numbers by value, others by name."""

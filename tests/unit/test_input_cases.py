@@ -241,6 +241,12 @@ class TestTypes:
         rows = [{"text": "a", "label": "x", "more": [1, "a"]}, {"text": "b", "label": "y", "more": {"c": [1, {}]}}]
         assert prepare(lines(tmp_path / "a.jsonl", rows)).names == ["x", "y"]
 
+    def test_the_labels_of_rows_that_are_set_aside_are_not_learned(self, tmp_path, prepare):
+        rows = [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}, {"text": "", "label": "z"}]
+        tagged = [{"tokens": [row["text"], "c"], "tags": [row["label"], "O"]} for row in rows]
+        assert prepare(lines(tmp_path / "a.jsonl", rows), bad_rows="set_aside").labels == ["x", "y"]
+        assert prepare(lines(tmp_path / "b.jsonl", tagged), TAGS, bad_rows="set_aside").labels == ["O", "x", "y"]
+
     def test_booleans_are_spelled_alike(self, tmp_path, prepare):
         alone = [{"text": "a", "label": True}, {"text": "b", "label": False}]
         among = [{"text": "c", "label": "maybe"}, *alone]

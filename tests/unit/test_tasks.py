@@ -80,7 +80,8 @@ def metrics(task: Any, predictions: list[np.ndarray], targets: list[np.ndarray],
 def labels_from(task: Any, table: pa.Table) -> list[str]:
     """The labels of a table, in the order of their ids; texts that it lacks are added."""
     for name in set(task.input_columns()) - set(table.column_names):
-        table = table.append_column(name, pa.array(["good"] * len(table), pa.string()))
+        values = [["good"]] * len(table) if name == "tokens" else ["good"] * len(table)
+        table = table.append_column(name, pa.array(values))
     return task.state_from([task.survey(table, "train")])["labels"]
 
 
