@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from raytrain.planning.forecast import Forecast
     from raytrain.runs.evaluation import Evaluation
     from raytrain.runs.ray_train_resize import GracefulResize
-    from raytrain.runs.run import RunResult
+    from raytrain.runs.result import RunResult
     from raytrain.tuning.space.space import Space
     from raytrain.tuning.state import SweepResult
 
@@ -43,7 +43,7 @@ LATE = {
     "Forecast": "raytrain.planning.forecast",
     "GracefulResize": "raytrain.runs.ray_train_resize",
     "RunConfig": "raytrain.config",
-    "RunResult": "raytrain.runs.run",
+    "RunResult": "raytrain.runs.result",
     "Space": "raytrain.tuning.space.space",
     "SweepResult": "raytrain.tuning.state",
 }

@@ -1,4 +1,4 @@
-"""raytrain from Python: one function for each command, with the words and the meaning of the command.
+"""raytrain from Python: one function per command, with the arguments and the meaning of the command.
 
 Importing this module is cheap: Ray, torch and pydantic are imported when a function is called.
 """
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from raytrain.config import RunConfig
     from raytrain.planning.forecast import Forecast
     from raytrain.runs.evaluation import Evaluation
-    from raytrain.runs.run import RunResult
+    from raytrain.runs.result import RunResult
     from raytrain.tuning.space.space import Space
     from raytrain.tuning.state import SweepResult
 
@@ -43,10 +43,10 @@ def train(
         from_sweep: Instead of `config`: the folder of a sweep, whose best trial is trained.
         all_data: With `from_sweep`: train on the validation split too.
         trial: With `from_sweep`: train this trial instead of the best.
-        overwrite: Delete the run's folder first, and start anew.
+        overwrite: Delete the run's folder first, and start over.
         progress: True: show the run on the terminal, as `raytrain train` does; False: print nothing.
-        callbacks: Of Ray Train, as for `ray.train.RunConfig(callbacks=...)`; they are called in the process of its
-            controller. One that raises ends the run, after it has saved.
+        callbacks: Callbacks of Ray Train, as for `ray.train.RunConfig(callbacks=...)`. They are called in the
+            process of its controller. If one raises, the run saves and ends.
 
     Returns:
         The result, whose status is finished, stopped_early, or stopped (by Ctrl-C; the same call resumes the run).
@@ -72,19 +72,19 @@ def train(
 
 
 def resume(run: AnyPath, *overrides: Override, progress: bool = False, callbacks: Sequence[Any] = ()) -> "RunResult":
-    """Resume a run from its newest good checkpoint, as `raytrain resume` does.
+    """Resume a run from its newest valid checkpoint, as `raytrain resume` does.
 
     Args:
         run: The folder of the run, `<storage_path>/<name>`.
-        overrides: As for `train`; only what does not change the experiment may differ.
+        overrides: As for `train`. They must not change the experiment.
         progress: As for `train`.
         callbacks: As for `train`.
 
     Raises:
-        ConfigError: The folder is not a run's, or an override would make it another experiment.
+        ConfigError: The folder is not a run's, or an override changes the experiment.
         DataError, TrainingError: As for `train`.
     """
-    from raytrain.runs.run import read_run_config
+    from raytrain.runs.folder import read_run_config
     from raytrain.storage import Storage
 
     config = read_run_config(Storage(os.fspath(run)), words_of(overrides))
@@ -96,13 +96,13 @@ def evaluate(run: AnyPath, *overrides: Override, split: str = "test", progress: 
 
     Args:
         run: The folder of the run.
-        overrides: As for `train`. `{"data.test.path": FILE}` measures a file that the run's config does not name.
+        overrides: As for `train`. `{"data.test.path": FILE}` evaluates on a file that the run's config does not name.
         split: test or validation.
         progress: As for `train`.
 
     Raises:
-        ConfigError: The folder is not a run's, it has no best model, there is no such split, or an override names
-            something that does not concern an evaluation.
+        ConfigError: The folder is not a run's, it has no best model, there is no such split, or an override has
+            no effect on an evaluation.
         DataError: The data can't be used.
         TrainingError: The workers failed.
     """
@@ -123,21 +123,21 @@ def plan(
     bandwidth: float = 100.0,
     calibrate: AnyPath | None = None,
 ) -> "Forecast":
-    """Check a config and say what a run of it needs, as `raytrain plan` does. Starts nothing.
+    """Check a config and estimate what a run needs, as `raytrain plan` does. Starts nothing.
 
     Args:
         config: As for `train`.
         overrides: As for `train`.
         gpu: The GPU of each worker: a10g, a100-80, h100, ... or a memory, 24GiB; None: CPU workers.
-        nodes: Nodes of the cluster; None: enough.
-        gpus_per_node: GPUs of a node; None: 1.
-        cpus_per_node: CPUs of a node; None: enough.
-        price: Dollars for a worker and an hour.
-        bandwidth: MiB/s from a worker to storage.
-        calibrate: The folder of a run that has measured the steps; None: the config's own.
+        nodes: Number of nodes; None: as many as needed.
+        gpus_per_node: GPUs per node; None: 1.
+        cpus_per_node: CPUs per node; None: as many as needed.
+        price: Price of a worker in dollars per hour.
+        bandwidth: Upload rate of a worker to storage, in MiB/s.
+        calibrate: The folder of a run whose step times are used; None: this config's own.
 
     Raises:
-        ConfigError, DataError: What is wrong with the config, the data or the model.
+        ConfigError, DataError: The config, the data or the model is wrong.
     """
     from raytrain.planning.forecast import Hardware, make_forecast
     from raytrain.planning.gpus import find_gpu
@@ -166,15 +166,15 @@ def tune(
     Args:
         config: As for `train`.
         overrides: As for `train`.
-        space: What is tried: a path, the name of a shipped space, a mapping, or a Space. The folder of the sweep is
+        space: The search space: a path, the name of a shipped space, a mapping, or a Space. The folder of the sweep is
             `<storage_path>/<name>-<name of the space>`; a mapping's name is `space`.
         trials: Configurations to try, instead of the space's.
-        max_concurrent: Trials that live at once.
+        max_concurrent: Maximum number of trials at a time.
         progress: True: show the sweep on the terminal; False: print nothing.
 
     Raises:
         ConfigError, DataError: Nothing was started.
-        TrainingError: Every trial failed.
+        TrainingError: Every trial failed, or more than the space's `max_failed`. Its code is the one of most trials.
     """
     from raytrain.tuning.sweep import run_sweep
 
@@ -186,7 +186,10 @@ def tune(
     with _sweep_display(progress) as observer:
         result = run_sweep(raw, words, chosen.with_trials(trials), name, observer, max_concurrent=max_concurrent)
     if result.status == "failed":
-        raise TrainingError(f"{result.path}: every trial failed; `raytrain report {result.path}` lists the reasons")
+        reason = result.message or "every trial failed"
+        raise TrainingError(
+            f"{result.path}: {reason}; `raytrain report {result.path}` lists the reasons", result.failure_code
+        )
     return result
 
 
@@ -196,7 +199,7 @@ def report(*runs: AnyPath, output: AnyPath | None = None) -> str:
 
     Args:
         runs: Folders of runs, or the folder of one sweep.
-        output: With several runs: the page; None: comparison.html in the current folder.
+        output: The file to write with several runs; None: comparison.html in the current folder.
 
     Returns:
         The full path of the page.
@@ -204,13 +207,15 @@ def report(*runs: AnyPath, output: AnyPath | None = None) -> str:
     Raises:
         ConfigError: A folder is neither a run's nor a sweep's.
     """
-    from raytrain.runs.run import read_run_config
+    from raytrain.runs.folder import read_run_config
     from raytrain.storage import Storage
     from raytrain.tuning.best_trial import is_sweep
 
     folders = [Storage(os.fspath(run)) for run in runs]
     if len(folders) == 1 and output is not None:
-        raise ConfigError("--output names the page that compares several runs; a single report lies in its own folder")
+        raise ConfigError(
+            "--output names the page that compares several runs; a single report is written to the run's own folder"
+        )
     if len(folders) == 1 and is_sweep(folders[0]):
         from raytrain.tuning.report import build_sweep_report
 
@@ -222,7 +227,7 @@ def report(*runs: AnyPath, output: AnyPath | None = None) -> str:
                 f"folders, {folder.path_of('trials')}/..."
             )
         read_run_config(folder)  # refuses what is not a run's folder
-    # These draw with matplotlib, for which a mistyped folder need not wait.
+    # Imported late: they import matplotlib, and a mistyped folder is reported sooner without it.
     if len(folders) == 1:
         from raytrain.reports.html import build_report
 
@@ -237,7 +242,7 @@ def ray_train_loop(
 ) -> "Callable[[], dict[str, Any]]":
     """A `train_loop_per_worker` for a `ray.train.torch.TorchTrainer` of your own, with fixed or elastic workers.
 
-    Checks the config, prepares the data when it is not prepared yet, and begins the run's folder. The trainer's
+    Checks the config, prepares the data if it is not prepared yet, and creates the run's folder. The trainer's
     ScalingConfig says how many workers there are and what each holds; `workers.data_cpus` is the config's.
 
     Args:
@@ -245,7 +250,7 @@ def ray_train_loop(
         overrides: As for `train`.
 
     Returns:
-        A callable without arguments. On each worker it trains the run from where it stands to its end, reports with
+        A callable without arguments. On each worker it trains the run from its newest state to its end, reports with
         `ray.train.report`, and returns a mapping with status, step and final_metrics.
 
     Raises:
@@ -277,7 +282,7 @@ def words_of(overrides: Iterable[Override]) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    """A path or a section of the config as what YAML has."""
+    """A path or a section of the config as a type that YAML supports."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if hasattr(value, "model_dump"):
@@ -294,7 +299,7 @@ def _parse(config: Any, overrides: Iterable[Override]) -> "RunConfig":
 
 
 def _raw(config: Any) -> dict[str, Any]:
-    """A config as it was written, before it is checked."""
+    """A config as it was given, unchecked."""
     from raytrain.config import RunConfig
 
     if isinstance(config, RunConfig):
@@ -331,7 +336,7 @@ def _train(config: "RunConfig", progress: bool, *, overwrite: bool, callbacks: S
 
 
 def _run_display(progress: bool) -> AbstractContextManager[Any]:
-    """A context that gives the observer of a run."""
+    """Context whose value is the observer of a run."""
     if not progress:
         return nullcontext()
     from raytrain.terminal.run import RunDisplay
@@ -340,7 +345,7 @@ def _run_display(progress: bool) -> AbstractContextManager[Any]:
 
 
 def _sweep_display(progress: bool) -> AbstractContextManager[Any]:
-    """A context that gives the observer of a sweep."""
+    """Context whose value is the observer of a sweep."""
     if not progress:
         return nullcontext()
     from raytrain.terminal.sweep import SweepDisplay

@@ -8,6 +8,8 @@ import difflib
 from collections.abc import Iterable
 from enum import StrEnum
 
+from raytrain.redaction import redact
+
 
 class FailureCode(StrEnum):
     """What a command, a run or a trial failed of. It is in summary.json and trial.json, and decides the exit code."""
@@ -25,6 +27,7 @@ class FailureCode(StrEnum):
     NODE_LOST = "node_lost"  # a node went away, with or without notice
     HANG = "hang"  # nothing was done for workers.stall_timeout_s
     NO_CAPACITY = "no_capacity"  # workers.min did not fit for workers.wait_timeout_s, or did not start
+    TAKEN_OVER = "taken_over"  # another command trains the run now; this one has stopped writing to its folder
     RAY = "ray"  # Ray itself failed: its head is gone, say
     INTERNAL = "internal"  # an exception of raytrain's own outside the workers, or of a user's callback
 
@@ -44,7 +47,7 @@ class RaytrainError(Exception):
 
     def __init__(self, message: str, code: FailureCode | None = None):
         """`code`: of what exactly went wrong, where the class does not say it."""
-        super().__init__(message)
+        super().__init__(redact(message))
         if code is not None:
             self.code = code
 
@@ -76,10 +79,18 @@ class TrainingError(RaytrainError):
     """The run failed (diverged, overflows at every step, ...); the message says what to try."""
 
 
+class TakenOverError(RaytrainError):
+    """Another command trains the run now, because this process was suspended or cut off for long. It must not write to
+    the run's folder any more."""
+
+    code = FailureCode.TAKEN_OVER
+
+
 class ForeignMessage(StrEnum):
     """Messages of other programs that decide something, since nothing else tells these cases apart. The whole list."""
 
     NO_CPU_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # torch raises a plain RuntimeError
+    UNCLOSED_QUOTE = "unexpected end of data"  # csv.Error has no code
     NO_MODULE = "No module named raytrain"  # a job's Python ends with 1 then, as after any other error
 
 
@@ -95,5 +106,5 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def first_line(text: str) -> str:
-    """The first line that says something: what a person reads of another program's error."""
-    return next((line.strip() for line in text.splitlines() if line.strip()), text)
+    """The first line that says something, without credentials: what a person reads of another program's error."""
+    return redact(next((line.strip() for line in text.splitlines() if line.strip()), text))

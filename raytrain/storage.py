@@ -3,14 +3,32 @@
 Paths are `str`, not `pathlib.Path`, which would collapse `s3://`. A folder exists if there is something in it.
 """
 
+import contextlib
 import json
 import os
 import tempfile
 import uuid
+from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
+
+
+def filesystem_of(path: str) -> tuple[pafs.FileSystem, str]:
+    """The file system of a path or URI, and the path in it.
+
+    A URI is taken as object stores show it: behind the bucket, a blank is a blank and % a percent sign.
+
+    Raises ValueError for a URI whose scheme pyarrow does not know.
+    """
+    if "://" not in path:
+        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
+    scheme, _, rest = path.partition("://")
+    location, mark, options = rest.partition("?")
+    host, slash, name = location.partition("/")
+    return pafs.FileSystem.from_uri(f"{scheme}://{host}{slash}{quote(name)}{mark}{options}")
 
 
 class Storage:
@@ -21,11 +39,16 @@ class Storage:
         self.root = root.rstrip("/") or "/"
         if "://" in root and "?" in root:
             raise ValueError(f"{root}: options behind a ? are not supported; set them in the environment (AWS_REGION)")
-        if "://" in root:
-            self._fs, self._base = pafs.FileSystem.from_uri(self.root)
-        else:
-            self._fs, self._base = pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(self.root))
+        self._fs, self._base = filesystem_of(self.root)
         self._is_local = isinstance(self._fs, pafs.LocalFileSystem)
+        self.check: Callable[[], None] = _allow
+
+    def guarded(self, check: Callable[[], None]) -> "Storage":
+        """The same folder, with `check` called before each change in it or below it; an exception keeps the change from
+        being made. The guard is not pickled: it belongs to this process."""
+        guarded = Storage(self.root)
+        guarded.check = check
+        return guarded
 
     def __reduce__(self) -> tuple[type["Storage"], tuple[str]]:
         """Pickles only the root: file system handles can't be pickled."""
@@ -33,7 +56,9 @@ class Storage:
 
     def at(self, *parts: str) -> "Storage":
         """The folder `parts` below this one."""
-        return Storage("/".join([self.root.rstrip("/"), *parts]))
+        folder = Storage("/".join([self.root.rstrip("/"), *parts]))
+        folder.check = self.check
+        return folder
 
     def exists(self, name: str = "") -> bool:
         """Whether the file or folder exists."""
@@ -76,9 +101,11 @@ class Storage:
         temporary = f"{name}.{uuid.uuid4().hex[:8]}.tmp"
         try:
             self.write_bytes(temporary, data)
+            self.check()  # writing may have taken long
             os.replace(self._full(temporary), self._full(name))
         except BaseException:
-            self.delete(temporary)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._full(temporary))
             raise
         _sync(os.path.dirname(self._full(name)))
 
@@ -88,13 +115,38 @@ class Storage:
 
     def open_output(self, name: str) -> pa.NativeFile:
         """Open a file for writing from the start, and create its folder."""
+        self.check()
         full = self._full(name)
         if self._is_local:
             os.makedirs(os.path.dirname(full), exist_ok=True)
         return self._fs.open_output_stream(full)
 
+    def create(self, name: str, data: bytes) -> str | None:
+        """Create a file that nobody else has created, and its folder. Of several processes, at most one succeeds.
+
+        On a file system the file is opened exclusively, so a reader may see it empty for a moment. Object stores have
+        no common call for this: each process writes an object of its own, `<name>-<random>`, then lists the folder, and
+        gives up if it finds another one. With a strongly consistent listing (S3, GCS, Azure), the later writer sees the
+        earlier one; if both see each other, both give up.
+
+        Returns:
+            The name of the file; None when another process has created it, or is about to. Readers take every file
+            whose name begins with `name` for it.
+        """
+        self.check()
+        if self._is_local:
+            return name if _create(self._full(name), data) else None
+        own = f"{name}-{uuid.uuid4().hex[:12]}"
+        self.write_bytes(own, data)
+        folder, _, prefix = name.rpartition("/")
+        if [found for found in self.list_names(folder) if found.startswith(prefix)] == [own.rpartition("/")[2]]:
+            return own
+        self.delete(own)
+        return None
+
     def delete(self, name: str) -> None:
         """Delete a file, or a folder with everything in it. It need not exist."""
+        self.check()
         kind = self._info(name).type
         if kind == pafs.FileType.Directory:
             self._fs.delete_dir(self._full(name))
@@ -103,12 +155,14 @@ class Storage:
 
     def move(self, source: str, target: str) -> None:
         """Rename, replacing whatever is at `target`. Folders are not replaced atomically."""
+        self.check()
         if self._info(target).type == pafs.FileType.Directory:
             self.delete(target)
         self._fs.move(self._full(source), self._full(target))
 
     def copy(self, source: str, target: str) -> None:
         """Copy a folder with everything in it. At `target`, only files of the same name are replaced."""
+        self.check()
         if self._is_local:
             os.makedirs(self._full(target), exist_ok=True)
         pafs.copy_files(self._full(source), self._full(target), self._fs, self._fs)
@@ -140,6 +194,24 @@ class Storage:
 
     def _info(self, name: str) -> pafs.FileInfo:
         return self._fs.get_file_info(self._full(name))
+
+
+def _allow() -> None:
+    """The check of a folder that is not guarded."""
+
+
+def _create(path: str, data: bytes) -> bool:
+    """Create a file with O_EXCL, which is atomic on NFS too. Returns False if it exists."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+        return False
+    with open(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(descriptor)
+    return True
 
 
 def _sync(path: str) -> None:

@@ -17,8 +17,9 @@ from tiny import TINY_BERT, tiny_tokenizer, write_reviews
 
 from raytrain.config import RunConfig
 from raytrain.config.io import dump_config, parse_config
+from raytrain.reports.steps import StepSample
 from raytrain.storage import Storage
-from raytrain.training.records import last_attempt_rows, read_jsonl
+from raytrain.training.records import iterate_jsonl, read_jsonl
 
 ENV = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200", "PYTHONUNBUFFERED": "1"}
 for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
@@ -106,7 +107,8 @@ def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 180) 
 
 def losses(run: Path) -> dict[int, float]:
     """Loss of each step, the last attempt's where a step was redone."""
-    return {row["step"]: row["loss"] for row in last_attempt_rows(read_jsonl(Storage(str(run)), "metrics.jsonl"))}
+    sample = StepSample(iterate_jsonl(Storage(str(run)), "metrics.jsonl"), most=10**6)
+    return {row["step"]: row["loss"] for row in sample.rows}
 
 
 def steps_done(run: Path) -> int:
@@ -126,7 +128,7 @@ def samples_of_steps(run: Path) -> dict[int, list[int]]:
 def committed_steps(run: Path) -> list[int]:
     """Steps of the committed checkpoints."""
     folder = run / "checkpoints"
-    return sorted(int(p.parent.name[5:]) for p in folder.glob("step_*/manifest.json")) if folder.exists() else []
+    return sorted(int(p.parent.name[5:].split("-")[0]) for p in folder.glob("step_*/manifest.json"))
 
 
 def assert_same_curve(one: dict[int, float], other: dict[int, float], tolerance: float = 1e-4) -> None:

@@ -22,8 +22,9 @@ from running import assert_same_curve, losses, run_cli, samples_of_steps, steps_
 from tiny import make_reviews, write_parquet  # noqa: E402
 from training import Training, endless_run  # noqa: E402
 
+from raytrain.reports.steps import StepSample  # noqa: E402
 from raytrain.storage import Storage  # noqa: E402
-from raytrain.training.records import last_attempt_rows, read_jsonl  # noqa: E402
+from raytrain.training.records import iterate_jsonl, read_jsonl  # noqa: E402
 
 PICTURE = ROOT / "docs" / "images" / "resized_run.png"
 NUM_ROWS = 8000
@@ -127,7 +128,7 @@ def mark(top: Any, below: Any, found: list[dict[str, Any]]) -> None:
 
 def rows(run: Path) -> list[dict[str, Any]]:
     """metrics.jsonl, the last attempt at each step."""
-    return list(last_attempt_rows(read_jsonl(Storage(str(run)), "metrics.jsonl")))
+    return StepSample(iterate_jsonl(Storage(str(run)), "metrics.jsonl"), most=10**6).rows
 
 
 def changes(run: Path) -> list[dict[str, Any]]:

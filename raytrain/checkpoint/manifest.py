@@ -9,7 +9,10 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, NonNegativeInt, PositiveInt, StringConstraints, TypeAdapter, ValidationError
+from pydantic_core import from_json
 
 from raytrain.errors import CheckpointError
 from raytrain.storage import Storage
@@ -18,17 +21,40 @@ FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 STATE_NAME = "state.json"
 READ_CHUNK_BYTES = 4 << 20
+# No path: a file of a checkpoint is in its folder.
+FileName = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*$")]
 
 
 @dataclass(frozen=True)
 class FileEntry:
     """A file of a checkpoint, with its size and hash."""
 
-    name: str
+    name: FileName
     """File name in the checkpoint's folder."""
-    num_bytes: int
-    sha256: str
+    num_bytes: NonNegativeInt
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
     """Lower-case hex."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The contents of a manifest, without its checksum. Anything else is refused when one is read."""
+
+    format_version: int
+    step: NonNegativeInt
+    world_size: PositiveInt
+    """Number of workers that wrote it."""
+    token: str
+    files: list[FileEntry]
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """The contents of a worker's sidecar."""
+
+    token: str
+    files: list[FileEntry]
 
 
 def write_hashed(folder: Storage, name: str, chunks: Iterable[bytes | memoryview]) -> FileEntry:
@@ -47,13 +73,13 @@ class Checkpoint:
     """A committed checkpoint with an intact manifest and state. `verify` checks the other files."""
 
     def __init__(self, folder: Storage):
-        """Raises CheckpointError with the reason if it can't be loaded."""
+        """Raises CheckpointError with the damage that makes it impossible to load, and OSError if storage fails."""
         self.folder = folder
         manifest = read_manifest(folder)
-        self.step: int = manifest["step"]
-        self.world_size: int = manifest["world_size"]
+        self.step = manifest.step
+        self.world_size = manifest.world_size
         """Number of workers that wrote it. It can be loaded by any other number."""
-        self.files = [FileEntry(**entry) for entry in manifest["files"]]
+        self.files = manifest.files
         for entry in self.files:
             if reason := wrong_size(folder, entry):
                 raise CheckpointError(reason)
@@ -64,7 +90,13 @@ class Checkpoint:
         data = self.folder.read_bytes(STATE_NAME)
         if hashlib.sha256(data).hexdigest() != entry.sha256:
             raise CheckpointError(f"{STATE_NAME} was changed after it was written (SHA-256 differs)")
-        return json.loads(data)
+        try:
+            state = from_json(data)
+        except ValueError as error:
+            raise CheckpointError(f"{STATE_NAME} is not JSON: {error}") from None
+        if not isinstance(state, dict) or state.get("step") != self.step:
+            raise CheckpointError(f"{STATE_NAME} is not the state of step {self.step}")
+        return state
 
     def files_to_verify(self, world_rank: int, world_size: int) -> list[FileEntry]:
         """This worker's share of the files. Each file is in exactly one share, and the shares have similar sizes."""
@@ -77,13 +109,14 @@ class Checkpoint:
         return shares[world_rank]
 
     def verify(self, world_rank: int = 0, world_size: int = 1) -> str | None:
-        """Read this worker's share of the files. Returns what is damaged, or None if all are good."""
+        """Read this worker's share of the files. Returns what is damaged, or None if all are good. Raises OSError if
+        storage fails, which says nothing about the files."""
         for entry in self.files_to_verify(world_rank, world_size):
             try:
                 if _sha256_of(self.folder, entry.name) != entry.sha256:
                     return f"{entry.name} was changed after it was written (SHA-256 differs)"
-            except OSError as error:
-                return f"{entry.name} can't be read ({error})"
+            except FileNotFoundError:
+                return f"{entry.name} is missing"
         return None
 
 
@@ -94,9 +127,7 @@ def encode_state(state: dict[str, Any]) -> bytes:
 
 def encode_manifest(step: int, world_size: int, token: str, files: list[FileEntry]) -> bytes:
     """The contents of manifest.json. `files` are all other files, including state.json."""
-    entries = [asdict(entry) for entry in files]
-    body = {"format_version": FORMAT_VERSION, "step": step, "world_size": world_size, "token": token, "files": entries}
-    return _seal(body)
+    return _seal(asdict(Manifest(FORMAT_VERSION, step, world_size, token, files)))
 
 
 def _seal(body: dict[str, Any]) -> bytes:
@@ -105,23 +136,47 @@ def _seal(body: dict[str, Any]) -> bytes:
     return json.dumps({**body, "checksum": checksum}, sort_keys=True, indent=1).encode()
 
 
-def read_manifest(folder: Storage) -> dict[str, Any]:
-    """The manifest's body. Raises CheckpointError if it is missing, damaged, or has an unknown format."""
+def read_manifest(folder: Storage) -> Manifest:
+    """The manifest. Raises CheckpointError if it is missing, damaged, or has an unknown format."""
     try:
         data = folder.read_bytes(MANIFEST_NAME)
     except FileNotFoundError:
         raise CheckpointError(f"it was never committed ({MANIFEST_NAME} is missing)") from None
     try:
-        body = json.loads(data)
+        body = from_json(data)
         body.pop("checksum")
         is_intact = _seal(body) == data
     except (ValueError, KeyError, AttributeError, TypeError):  # a flipped bit may cause any of these
         is_intact = False
     if not is_intact:
         raise CheckpointError(f"{MANIFEST_NAME} was changed after it was written")
-    if body["format_version"] != FORMAT_VERSION:
-        raise CheckpointError(f"it has format {body['format_version']}, and this raytrain reads {FORMAT_VERSION}")
-    return body
+    if body.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(f"it has format {body.get('format_version')}, and this raytrain reads {FORMAT_VERSION}")
+    try:
+        manifest = _MANIFEST.validate_json(json.dumps(body), strict=True)
+    except ValidationError as error:
+        raise CheckpointError(f"{MANIFEST_NAME} is not one of raytrain's: {in_words(error)}") from None
+    names = [entry.name for entry in manifest.files]
+    if len(set(names)) != len(names) or STATE_NAME not in names:
+        raise CheckpointError(f"{MANIFEST_NAME} is not one of raytrain's: it lists {names}")
+    return manifest
+
+
+def read_sidecar(data: bytes) -> Sidecar:
+    """The contents of a sidecar. Raises CheckpointError for anything else."""
+    try:
+        return _SIDECAR.validate_json(data, strict=True)
+    except ValidationError as error:
+        raise CheckpointError(f"a sidecar is damaged: {in_words(error)}") from None
+
+
+def in_words(error: ValidationError) -> str:
+    """The first problem that pydantic has found, in one line."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first["loc"] else first["msg"]
+
+
+_MANIFEST, _SIDECAR = TypeAdapter(Manifest), TypeAdapter(Sidecar)
 
 
 def wrong_size(folder: Storage, entry: FileEntry) -> str | None:

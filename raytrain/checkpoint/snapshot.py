@@ -274,8 +274,8 @@ def _alive(names: Iterable[str]) -> list[Any]:
 
 
 def write_as_checkpoint(snapshot: Snapshot, store: CheckpointStore) -> None:
-    """Write a snapshot to storage as an ordinary checkpoint, when no worker is left to save. Raises CheckpointError,
-    OSError, or Ray's errors if a part is lost."""
+    """Write a snapshot to storage as an ordinary checkpoint, when no worker is left to save. The next group's commits
+    remove what it makes superfluous. Raises CheckpointError, OSError, or Ray's errors if a part is lost."""
     files = MemoryFiles(snapshot)
     if damaged := files.damaged(World(0, 1)):
         raise CheckpointError(f"parts of the snapshot of step {snapshot.step} are damaged: {', '.join(damaged)}")

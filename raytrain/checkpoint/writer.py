@@ -2,26 +2,20 @@
 torch."""
 
 import errno
-import logging
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from raytrain.checkpoint.manifest import FileEntry, encode_state
+from raytrain.checkpoint.retries import retrying
 from raytrain.checkpoint.store import CheckpointStore, write_sidecar
 from raytrain.errors import CheckpointError
 from raytrain.steps.batches import World
 from raytrain.storage import Storage
 
-# Delays before each retry: a storage failure of two minutes costs nothing, because training continues meanwhile.
-RETRY_DELAYS_S = (1.0, 5.0, 15.0, 30.0, 60.0)
-# Errors that rarely go away by themselves are retried this often.
-LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
 # Interval of heartbeats while a worker waits for its files.
 WAIT_S = 5.0
-
-logger = logging.getLogger(__name__)
 
 
 class CheckpointWriter:
@@ -38,14 +32,17 @@ class CheckpointWriter:
         world: World,
         token: str,
         on_committed: Callable[[int], None] = lambda step: None,
+        sync_logs: Callable[[], None] = lambda: None,
     ):
         """Args:
         store: The run's checkpoints.
         world: The rank of this worker.
         token: The same on all workers of an attempt, and different in every attempt.
         on_committed: Called with each step that this writer has committed, in its thread.
+        sync_logs: Called there before this worker's files are written, and before a commit: a checkpoint must not exist
+            before the lines of its steps do. An OSError is retried.
         """
-        self._on_committed = on_committed
+        self._on_committed, self._sync_logs = on_committed, sync_logs
         self._store = store
         self._world = world
         self._token = token
@@ -116,12 +113,15 @@ class CheckpointWriter:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _write_part(self, step: int, write: Callable[[Storage], list[FileEntry]]) -> None:
+        self._sync_logs()
         self._store.clear_for_save(step, self._world.world_rank)
         folder = self._store.folder(step)
         write_sidecar(folder, self._world.world_rank, self._token, write(folder))
 
     def _commit(self, step: int, state: dict[str, Any]) -> None:
+        self._sync_logs()
         self._store.commit(step, self._world.world_size, state, self._token)
+        self._store.tidy_up(step)
         self.committed_step = step
         self._on_committed(step)
 
@@ -144,19 +144,6 @@ def wait_patiently(futures: Iterable[Future[None]], on_wait: Callable[[], None])
     while pending:
         pending = wait(pending, timeout=WAIT_S).not_done
         on_wait()
-
-
-def retrying(work: Callable[[], None], what: str, is_over: threading.Event) -> None:
-    """Run `work`, retrying after storage errors until `is_over`. Raises the last OSError."""
-    for number, delay_s in enumerate((*RETRY_DELAYS_S, None), start=1):
-        try:
-            return work()
-        except OSError as error:
-            is_lasting = error.errno in LASTING and number > 2
-            if delay_s is None or is_lasting or is_over.is_set():
-                raise
-            logger.warning("%s failed (%s); retrying in %g s", what, error, delay_s)
-        is_over.wait(delay_s)
 
 
 def _cannot_save(step: int, path: str, error: OSError) -> str:

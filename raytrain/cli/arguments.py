@@ -1,13 +1,15 @@
-"""Arguments that several commands have, and what a shell completes them with."""
+"""Arguments that several commands share, with their shell completion."""
 
 import glob
 from typing import Annotated
 
 import typer
 
+from raytrain.launch.arguments import Sent
+
 
 def complete_config(incomplete: str) -> list[str]:
-    """Shipped configs, YAML files and folders."""
+    """Completes CONFIG: shipped configs, YAML files and folders."""
     from raytrain.config.shipped import config_names
 
     names = [name for name in config_names() if name.startswith(incomplete)]
@@ -16,7 +18,7 @@ def complete_config(incomplete: str) -> list[str]:
 
 
 def complete_override(incomplete: str) -> list[str]:
-    """Fields of the config that have a value themselves, as `dotted.key=`."""
+    """Completes an override: fields of the config that are not sections, as `dotted.key=`."""
     from raytrain.config.fields import all_fields, is_section
 
     return [f"{key}=" for key in all_fields() if key.startswith(incomplete) and not is_section(key)]
@@ -27,6 +29,7 @@ Config = Annotated[
     typer.Argument(
         metavar="CONFIG", help="A YAML file, or the name of a shipped config.", autocompletion=complete_config
     ),
+    Sent.CONFIG,
 ]
 OptionalConfig = Annotated[
     str,
@@ -36,9 +39,11 @@ OptionalConfig = Annotated[
         show_default=False,
         autocompletion=complete_config,
     ),
+    Sent.CONFIG,
 ]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Values that override the file's.", autocompletion=complete_override),
+    Sent.OVERRIDES,
 ]
-RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, <storage_path>/<name>.")]
+RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, <storage_path>/<name>."), Sent.RUN]

@@ -1,22 +1,22 @@
-"""`raytrain cluster` and `raytrain doctor`. Heavy imports stand inside the commands, as in cli.py."""
+"""The commands `raytrain cluster` and `raytrain doctor`. They import heavy modules in their bodies; see `main`."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
+from raytrain.cli.arguments import Overrides, complete_config
 from raytrain.errors import ConfigError
+from raytrain.launch.arguments import Sent, can_be_submitted
 
-cluster_app = typer.Typer(help="Files that start a Ray cluster: fill them in, and check them.", no_args_is_help=True)
+cluster_app = typer.Typer(help="Cluster files for Ray: list, show, fill in and check them.", no_args_is_help=True)
 
 ClusterFile = Annotated[str, typer.Argument(metavar="FILE", help="A path, or a shipped file's name, such as aws.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values that override the config's.")
-]
 
 
 @cluster_app.command("list")
 def cluster_list() -> None:
-    """The cluster files that come with raytrain."""
+    """List the cluster files that are shipped with raytrain."""
     from raytrain.config.shipped import cluster_names
     from raytrain.launch.cluster_files import describe
 
@@ -41,15 +41,16 @@ def cluster_render(
     image: Annotated[str | None, typer.Option(help="The images' repository, without a tag.")] = None,
     region: Annotated[str | None, typer.Option(help="The cloud's region.")] = None,
     gpus: Annotated[
-        int | None, typer.Option(min=1, help="Most GPUs on spot, and as many on demand behind them.")
+        int | None,
+        typer.Option(min=1, help="Maximum number of GPUs on spot nodes, and as many on demand."),
     ] = None,
-    gpus_per_node: Annotated[int | None, typer.Option(min=1, help="GPUs of a GPU node.")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(min=1, help="GPUs per GPU node.")] = None,
     gpu_machine: Annotated[str | None, typer.Option(help="Machine type of the GPU nodes.")] = None,
-    spot: Annotated[bool, typer.Option("--spot/--on-demand", help="Spot nodes first, or none.")] = True,
-    config: Annotated[str | None, typer.Option(help="A run's config: CPUs for each GPU as its workers hold.")] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace OUT if it is there.")] = False,
+    spot: Annotated[bool, typer.Option("--spot/--on-demand", help="Spot nodes first, or on-demand nodes only.")] = True,
+    config: Annotated[str | None, typer.Option(help="A run's config, whose workers set the CPUs per GPU.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace OUT if it exists.")] = False,
 ) -> None:
-    """Fill in a cluster file from a few answers; the rest stays as it is, and marked lines are yours."""
+    """Fill in a cluster file from a few options. The rest stays as it is; marked lines are for you to edit."""
     from raytrain.config.io import load_config
     from raytrain.launch.cluster_files import Answers, render, write_rendered
 
@@ -62,18 +63,19 @@ def cluster_render(
 def cluster_check(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A `ray up` file, manifests, or Prometheus rules.")],
     overrides: Overrides = None,
-    config: Annotated[str | None, typer.Option(help="A run's config, whose workers the nodes must hold.")] = None,
+    config: Annotated[str | None, typer.Option(help="A run's config, whose workers must fit on the nodes.")] = None,
     price: Annotated[
-        list[str] | None, typer.Option(metavar="NODE=DOLLARS", help="What an hour of such a node costs; many times.")
+        list[str] | None,
+        typer.Option(metavar="NODE=DOLLARS", help="Hourly price of a node type; may be repeated."),
     ] = None,
 ) -> None:
-    """Check a cluster file, without reaching any cloud, and say what would be launched."""
+    """Check a cluster file without access to any cloud, and print what would be launched."""
     from raytrain.config.io import load_config
     from raytrain.config.shipped import find_cluster_file
     from raytrain.launch.cluster_check import check_cluster_file, read_prices
 
     if overrides and not config:
-        raise ConfigError(f"{overrides[0]} is to override a config, and none is given: add --config")
+        raise ConfigError(f"{overrides[0]} overrides a config, and no config is given: add --config CONFIG")
     loaded = load_config(config, overrides) if config else None
     report = check_cluster_file(find_cluster_file(file), loaded, read_prices(price or []))
     for line in report.lines():
@@ -81,32 +83,49 @@ def cluster_check(
     raise typer.Exit(2 if report.problems else 0)
 
 
+def _check_doctor(parameters: Mapping[str, Any]) -> None:
+    config = parameters["config"]
+    if "=" in config:
+        raise ConfigError(
+            f"{config} overrides a CONFIG, and no CONFIG is given; add one, or use --address and --storage instead"
+        )
+
+
+@can_be_submitted(check=_check_doctor)
 def doctor(
     config: Annotated[
         str,
-        typer.Argument(metavar="[CONFIG]", help="A run whose needs are looked at too: a YAML file or a shipped name."),
+        typer.Argument(
+            metavar="[CONFIG]",
+            help="A run whose needs are checked too: a YAML file, or the name of a shipped config.",
+            show_default=False,
+            autocompletion=complete_config,
+        ),
+        Sent.CONFIG,
     ] = "",
     overrides: Overrides = None,
     address: Annotated[
-        str | None, typer.Option(help="The cluster; default: the config's ray.address, RAY_ADDRESS, or a private Ray.")
+        str | None,
+        typer.Option(help="The cluster; default: the config's ray.address, RAY_ADDRESS, or a private Ray."),
+        Sent.NEVER,
     ] = None,
     storage: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Folder or URI to try instead of the config's storage_path.")
+        str | None,
+        typer.Option(metavar="PATH", help="Folder or URI to test instead of the config's storage_path."),
+        Sent.FOLDER,
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Examine a cluster, or this machine: versions, GPUs, clocks, memory, disks, storage and the network between nodes.
 
-    Takes about a minute, and holds no CPU or GPU of Ray's. Exit code 1: there is a problem; 2: it can't be examined.
+    Takes about a minute, and reserves no CPU or GPU in Ray. Exit code 1: a problem was found; 2: nothing could be
+    examined.
     """
     from raytrain.config.io import load_config
     from raytrain.doctor.examine import examine
     from raytrain.terminal.doctor import DoctorConsole
 
-    if "=" in config:
-        raise ConfigError(
-            f"{config} is to override a CONFIG, and none is given; without one use --address and --storage"
-        )
+    _check_doctor({"config": config})
     console = DoctorConsole(as_json=json)
     parsed = load_config(config, overrides) if config else None
     report = examine(parsed, address=address, storage_path=storage, say=console.say)

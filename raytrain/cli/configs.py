@@ -1,4 +1,4 @@
-"""The commands on configs: the shipped ones, what every field means, and the schema for editors."""
+"""The commands `raytrain configs`: shipped configs, the meaning of all fields, and the schema for editors."""
 
 from typing import Annotated
 
@@ -7,16 +7,16 @@ import typer
 from raytrain.cli.arguments import OptionalConfig, Overrides
 from raytrain.errors import ConfigError
 
-configs_app = typer.Typer(help="The configs that come with raytrain, and what a config may hold.", no_args_is_help=True)
+configs_app = typer.Typer(help="The shipped configs, and the fields of a config.", no_args_is_help=True)
 
 
 @configs_app.command("list")
 def configs_list() -> None:
-    """Names of the shipped configs."""
-    from raytrain.config.shipped import config_names
+    """List the shipped configs, each with a sentence on what it trains."""
+    from raytrain.config.shipped import config_names, describe_config
 
     for name in config_names():
-        typer.echo(name)
+        typer.echo(f"{name:<20} {describe_config(name)}")
 
 
 @configs_app.command("show")
@@ -25,10 +25,14 @@ def configs_show(
     overrides: Overrides = None,
     resolved: Annotated[bool, typer.Option(help="With every default filled in.")] = False,
     fields: Annotated[
-        bool, typer.Option("--fields", help="What every field means; with words instead of CONFIG: fields with them.")
+        bool,
+        typer.Option(
+            "--fields",
+            help="Print what every field means; with words, only of matching fields.",
+        ),
     ] = False,
 ) -> None:
-    """Print a config, as written or resolved; or what its fields mean, as `raytrain configs show --fields batch`."""
+    """Print a config as written or resolved, or what its fields mean: `raytrain configs show --fields batch`."""
     from raytrain.config.help import describe_fields
     from raytrain.config.io import dump_config, load_config
     from raytrain.config.shipped import config_names, find_config
@@ -36,7 +40,7 @@ def configs_show(
     if fields:
         typer.echo(describe_fields([word for word in (config, *(overrides or [])) if word]))
     elif not config:
-        raise ConfigError(f"which config? Give a YAML file, or one of {', '.join(config_names())}; or --fields")
+        raise ConfigError(f"show needs a CONFIG: a YAML file, or one of {', '.join(config_names())}; or --fields")
     elif resolved or overrides:
         typer.echo(dump_config(load_config(config, overrides)))
     else:
@@ -46,9 +50,9 @@ def configs_show(
 
 @configs_app.command("schema")
 def configs_schema(
-    space: Annotated[bool, typer.Option("--space", help="Of a search space instead of a config.")] = False,
+    space: Annotated[bool, typer.Option("--space", help="Print the schema of a search space instead.")] = False,
 ) -> None:
-    """Print the JSON schema of a config, with which an editor completes and checks one."""
+    """Print the JSON schema of a config, which lets an editor complete and check configs."""
     import json
 
     from raytrain.config import RunConfig

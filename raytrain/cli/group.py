@@ -1,4 +1,4 @@
-"""The group that all commands stand in: an interrupted command says so, and an unknown option names the field meant."""
+"""The group of all commands. It reports an interruption, and answers an unknown option with the field that is meant."""
 
 import difflib
 from typing import Any, NoReturn
@@ -10,15 +10,15 @@ from raytrain.errors import ConfigError
 
 
 class Commands(TyperGroup):
-    """The commands, none of which ends without a word when it is interrupted."""
+    """The commands. One that is interrupted ends with a message."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run a command; Typer itself would turn Ctrl-C into a silent exit."""
+        """Run a command. Typer itself would turn Ctrl-C into a silent exit."""
         words = [*ctx._protected_args, *ctx.args]
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            leave("interrupted; nothing goes on in the background")
+            leave("interrupted; nothing runs in the background")
         except Exception as error:
             if type(error).__name__ == "NoSuchOption":  # Typer carries its own copy of click, and exports no such class
                 _explain_unknown_option(error, words)
@@ -26,13 +26,13 @@ class Commands(TyperGroup):
 
 
 def leave(text: str) -> NoReturn:
-    """End an interrupted command with a sentence and exit code 1."""
+    """End an interrupted command with a message and exit code 1."""
     typer.secho(text, err=True, fg="yellow")
     raise typer.Exit(1)
 
 
 def _explain_unknown_option(error: Any, words: list[str]) -> None:
-    """Raises ConfigError for an option that is a field of the config: it is given without dashes, as `key=value`.
+    """Raises ConfigError for an unknown option that is a field of the config: fields are given as `key=value`.
 
     Args:
         error: click's NoSuchOption.
@@ -54,7 +54,7 @@ def _explain_unknown_option(error: Any, words: list[str]) -> None:
     options = [text for parameter in command.params for text in getattr(parameter, "opts", []) if text[:2] == "--"]
     is_namesake = field is not None and (name in OTHER_WORDS or field.rpartition(".")[2] == name)
     if not is_namesake and difflib.get_close_matches(option, options, 1):
-        return  # a mistyped option, which click answers with the right one
+        return  # a mistyped option: click suggests the right one
     hint = f": {field}={value}" if field else "; `raytrain configs show --fields WORD` finds a field"
     raise ConfigError(
         f"{command.name} has no option {option}. Fields of the config are given without dashes, as key=value{hint}"

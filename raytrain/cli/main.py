@@ -1,7 +1,8 @@
-"""The commands. Heavy imports stand inside them, so that `--help` answers at once."""
+"""The command line. Commands import heavy modules in their bodies, so that `--help` answers at once."""
 
 import sys
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -12,6 +13,7 @@ from raytrain.cli.group import Commands, leave
 from raytrain.cli.jobs import jobs_app, submit
 from raytrain.cli.report import report
 from raytrain.errors import ConfigError, RaytrainError
+from raytrain.launch.arguments import Sent, can_be_submitted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,7 +27,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="Prepare data, and look at it.", no_args_is_help=True)
+data_app = typer.Typer(help="Prepare data, and show it.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(configs_app, name="configs")
 app.add_typer(cluster_app, name="cluster")
@@ -42,18 +44,32 @@ def _say_version(wanted: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Train Transformers on a Ray cluster whose size is not part of the experiment."""
+    """Train Transformers on a Ray cluster. The size of the cluster does not change the result."""
+
+
+def _check_train(parameters: Mapping[str, Any]) -> None:
+    if parameters["from_sweep"] is not None:
+        return
+    if parameters["all_data"] or parameters["trial"]:
+        from raytrain.tuning.best_trial import NEEDS_SWEEP, TRIAL_NEEDS_SWEEP
+
+        raise ConfigError(NEEDS_SWEEP if parameters["all_data"] else TRIAL_NEEDS_SWEEP)
+    if not parameters["config"]:
+        raise ConfigError("train needs a CONFIG: a YAML file, or the name of a shipped one (`raytrain configs list`)")
 
 
 @app.command()
+@can_be_submitted(needs_folder_alone=True, check=_check_train)
 def train(
     config: OptionalConfig = "",
     overrides: Overrides = None,
     from_sweep: Annotated[
-        str | None, typer.Option(metavar="SWEEP", help="Instead of CONFIG: the best trial of this sweep's folder.")
+        str | None,
+        typer.Option(metavar="SWEEP", help="Instead of CONFIG: the best trial of this sweep's folder."),
+        Sent.SWEEP,
     ] = None,
     all_data: Annotated[
         bool, typer.Option("--all-data", help="With --from-sweep: train on the validation split too.")
@@ -61,30 +77,26 @@ def train(
     trial: Annotated[
         str | None, typer.Option(metavar="NAME", help="With --from-sweep: this trial instead of the best.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option(help="Delete the run's folder first, and start anew.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Delete the run's folder first, and start over.")] = False,
 ) -> None:
-    """Train a run to its end. The same command again goes on where it stopped."""
+    """Train a run to its end. The same command again resumes it where it stopped."""
     from raytrain.config.io import load_config
 
+    _check_train({"config": config, "from_sweep": from_sweep, "all_data": all_data, "trial": trial})
     if from_sweep is None:
-        if all_data or trial:
-            from raytrain.tuning.best_trial import NEEDS_SWEEP, TRIAL_NEEDS_SWEEP
-
-            raise ConfigError(NEEDS_SWEEP if all_data else TRIAL_NEEDS_SWEEP)
-        if not config:
-            raise ConfigError("give a CONFIG: a YAML file, or the name of a shipped one (`raytrain configs list`)")
         _run(load_config(config, overrides), overwrite=overwrite)
     from raytrain.storage import Storage
     from raytrain.tuning.best_trial import train_winner
 
-    words = [word for word in (config, *(overrides or [])) if word]  # without a CONFIG the first is an override too
+    words = [word for word in (config, *(overrides or [])) if word]  # without CONFIG all are overrides
     _run(train_winner(Storage(from_sweep), words, all_data=all_data, trial=trial), overwrite=overwrite)
 
 
 @app.command()
+@can_be_submitted(needs_folder_alone=True)
 def resume(run: RunFolder, overrides: Overrides = None) -> None:
     """Resume a run from its newest good checkpoint."""
-    from raytrain.runs.run import read_run_config
+    from raytrain.runs.folder import read_run_config
     from raytrain.storage import Storage
 
     _run(read_run_config(Storage(run), overrides or []), overwrite=False)
@@ -98,20 +110,18 @@ def _run(config: "RunConfig", *, overwrite: bool) -> NoReturn:
         with RunDisplay() as display:
             result = run_training(config, display, overwrite=overwrite)
     except KeyboardInterrupt:
-        leave(_how_to_go_on(config))
+        leave(_how_to_resume(config))
     print_result(display.console, result)
     raise typer.Exit(result.exit_code)
 
 
-def _how_to_go_on(config: "RunConfig") -> str:
-    """What to type after a run was ended at once."""
+def _how_to_resume(config: "RunConfig") -> str:
+    """The command to type after a run was killed by a second Ctrl-C."""
     from raytrain.storage import Storage
 
     run = Storage(config.storage_path).at(config.name)
     if run.exists("config.yaml"):
-        return (
-            f"ended at once; go on, from the newest checkpoint if there is one, with: raytrain resume {run.path_of()}"
-        )
+        return f"ended at once; to resume it from its newest checkpoint, if it has one: raytrain resume {run.path_of()}"
     return "interrupted before the run began; the same command starts it again"
 
 
@@ -125,22 +135,25 @@ def _say_fields(wanted: bool) -> None:
 
 
 @app.command()
+@can_be_submitted(needs_folder_alone=True)
 def tune(
     config: Config,
     overrides: Overrides = None,
     space: Annotated[
-        str, typer.Option(metavar="SPACE", help="What is tried: a YAML file, or the name of a shipped space.")
+        str,
+        typer.Option(metavar="SPACE", help="What is tried: a YAML file, or the name of a shipped space."),
+        Sent.SPACE,
     ] = "lr_asha",
     trials: Annotated[int | None, typer.Option(min=1, help="Configurations to try, instead of the space's.")] = None,
-    max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials that live at once.")] = None,
+    max_concurrent: Annotated[int | None, typer.Option(min=1, help="Maximum number of trials at a time.")] = None,
     fields: Annotated[
         bool,
         typer.Option(
-            "--fields", callback=_say_fields, is_eager=True, help="Print what a search space may hold, and leave."
+            "--fields", callback=_say_fields, is_eager=True, help="Print the fields of a search space, and exit."
         ),
     ] = False,
 ) -> None:
-    """Try many configurations. The same command again goes on where it stopped."""
+    """Try many configurations. The same command again resumes the sweep where it stopped."""
     from raytrain.config.io import read_config
     from raytrain.terminal.sweep import SweepDisplay, print_sweep
     from raytrain.tuning.space.space import load_space, space_name
@@ -152,7 +165,7 @@ def tune(
         with SweepDisplay() as display:
             result = run_sweep(raw, overrides or [], chosen, space_name(space), display, max_concurrent=max_concurrent)
     except KeyboardInterrupt:
-        leave("ended at once; the same command goes on from what the trials have saved")
+        leave("ended at once; the same command resumes the trials from their newest checkpoints")
     print_sweep(display.console, result)
     raise typer.Exit(result.exit_code)
 
@@ -162,21 +175,23 @@ def plan(
     config: Config,
     overrides: Overrides = None,
     gpu: Annotated[
-        str | None, typer.Option(metavar="GPU", help="Each worker's: a10g, a100-80, h100, ... or a memory, 24GiB.")
+        str | None,
+        typer.Option(metavar="GPU", help="GPU of each worker: a10g, a100-80, h100, ... or its memory, 24GiB."),
     ] = None,
-    nodes: Annotated[int | None, typer.Option(min=1, help="Nodes of the cluster; default: enough.")] = None,
-    gpus_per_node: Annotated[int | None, typer.Option(min=1, help="GPUs of a node; default: 1.")] = None,
-    cpus_per_node: Annotated[int | None, typer.Option(min=1, help="CPUs of a node; default: enough.")] = None,
-    price: Annotated[float | None, typer.Option(min=0, help="Dollars for a worker and an hour.")] = None,
-    bandwidth: Annotated[float, typer.Option(min=0.001, help="MiB/s from a worker to storage.")] = 100.0,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Number of nodes; default: as many as needed.")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(min=1, help="GPUs per node; default: 1.")] = None,
+    cpus_per_node: Annotated[int | None, typer.Option(min=1, help="CPUs per node; default: as many as needed.")] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Price of a worker in dollars per hour.")] = None,
+    bandwidth: Annotated[float, typer.Option(min=0.001, help="Upload rate of a worker to storage, in MiB/s.")] = 100.0,
     calibrate: Annotated[
-        str | None, typer.Option(metavar="RUN", help="Run that has measured the steps; default: the config's own.")
+        str | None,
+        typer.Option(metavar="RUN", help="Run whose step times are used; default: this config's own."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Check a config, and say what a run of it needs: memory, batches, CPUs, bytes, time and money. Starts nothing.
+    """Check a config, and estimate what a run needs: memory, batches, CPUs, bytes, time and cost. Starts nothing.
 
-    Without --gpu and --nodes it plans for CPU workers on this machine. Exit code 2: something is wrong or does not fit.
+    Without --gpu and --nodes it plans for CPU workers on this machine. Exit code 2: a mistake, or the run does not fit.
     """
     import raytrain
     from raytrain.terminal.plan import print_forecast
@@ -197,12 +212,13 @@ def plan(
 
 
 @app.command("eval")
+@can_be_submitted()
 def evaluate(
     run: RunFolder,
     overrides: Overrides = None,
     split: Annotated[str, typer.Option(help="Which split: validation or test.")] = "test",
 ) -> None:
-    """Evaluate a run's best model on a split, or with data.test.path=FILE on other data."""
+    """Evaluate a run's best model on a split; with data.test.path=FILE, on other data."""
     from raytrain.runs.run import evaluate_run
     from raytrain.terminal.run import RunDisplay, print_metrics
 
@@ -214,7 +230,7 @@ def evaluate(
 @app.command("reclaim-watch")
 def reclaim_watch(
     cloud: Annotated[str, typer.Option(help="auto, aws, gcp or azure.")] = "auto",
-    interval_s: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 5.0,
+    interval_s: Annotated[float, typer.Option(min=0.1, help="Seconds between two queries.")] = 5.0,
     address: Annotated[str | None, typer.Option(help="host:port of the cluster; default: this machine's Ray.")] = None,
     node_id: Annotated[str | None, typer.Option(help="Ray node to drain; default: all on this machine.")] = None,
     drain_on_rebalance: Annotated[bool, typer.Option(help="Drain on an EC2 rebalance recommendation too.")] = False,
@@ -240,7 +256,7 @@ def reclaim_watch(
 
 @data_app.command("prepare")
 def data_prepare(config: Config, overrides: Overrides = None) -> None:
-    """Prepare a config's data, or find it prepared."""
+    """Prepare a config's data, unless it is prepared already."""
     from raytrain.config.io import load_config
 
     _prepared(load_config(config, overrides))
@@ -265,7 +281,7 @@ def data_show(
 
 
 def _prepared(config: "RunConfig") -> "tuple[PreparedStore, Console]":
-    """Prepare, and say what there is."""
+    """Prepare the data and print its counts."""
     from raytrain.runs.run import prepare_data
     from raytrain.terminal.run import RunDisplay, print_store
 
@@ -282,7 +298,7 @@ app.add_typer(jobs_app, name="jobs")
 
 
 def main() -> NoReturn:
-    """Entry of `raytrain` and `python -m raytrain`: errors for people become a message and an exit code."""
+    """Entry point of `raytrain` and `python -m raytrain`. Turns a RaytrainError into its message and exit code."""
     try:
         app(standalone_mode=True)
     except RaytrainError as error:

@@ -1,4 +1,4 @@
-"""The command that writes pages about runs and sweeps."""
+"""The command `raytrain report`."""
 
 from typing import Annotated
 
@@ -8,7 +8,7 @@ import typer
 def report(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders of runs, or the folder of one sweep.")],
     output: Annotated[
-        str | None, typer.Option(metavar="FILE", help="With several runs: the page; default: comparison.html.")
+        str | None, typer.Option(metavar="FILE", help="File to write with several runs; default: comparison.html.")
     ] = None,
 ) -> None:
     """Write a run's report.html and its plots, a sweep's sweep.html, or one page that compares several runs."""

@@ -1,8 +1,8 @@
-"""The run's configuration: what a user may write, what each field means, and its unit.
+"""The configuration of a run: all fields, their meaning and their units.
 
-The docstring under a field is its help text; `raytrain configs show --fields` prints them. Reading YAML,
-merging overrides and turning pydantic's errors into sentences is `config_io`'s work. This module imports neither
-Ray nor torch, so that a mistake is found in milliseconds.
+The docstring below a field is its help text; `raytrain configs show --fields` prints them all. `io` reads YAML and
+merges overrides, and `mistakes` turns pydantic's errors into sentences. Nothing here imports Ray or torch, so that a
+mistake is found in milliseconds.
 """
 
 from typing import Annotated, Self
@@ -76,12 +76,12 @@ __all__ = [
 
 
 class RunConfig(Section):
-    """One training run, from data to model."""
+    """A training run, from data to model."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), Affects.NOTHING, Mark.SHARED]
-    """Name of the run and of its folder: letters, digits, dot, dash, underscore."""
+    """Name of the run and of its folder: letters, digits, dots, dashes and underscores."""
     storage_path: Annotated[str, Affects.NOTHING, Mark.SHARED, Mark.PATH] = "runs"
-    """Folder that all workers reach: local, shared, or s3://, gs://, abfs://."""
+    """Folder of the runs, which all workers can reach: local, shared, or s3://, gs://, abfs://."""
     seed: Annotated[NonNegativeInt, Affects.RESULT] = 0
     """Seed of the sample order, the new weights and dropout."""
     task: TaskConfig

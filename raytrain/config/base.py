@@ -1,11 +1,11 @@
-"""What all parts of the config stand on, and what a field declares of itself beside its type.
+"""The base class of all sections of the config, and what fields declare besides their type.
 
-Each field that holds a value declares what it affects, and what else is special about it:
+Each field that holds a value declares what it affects, and other special properties:
 
     storage_path: Annotated[str, Affects.NOTHING, Mark.SHARED, Mark.PATH] = "runs"
 
-Whoever has to know which fields may change when a run is resumed, which decide what the prepared data are, or which
-name a path, asks `config.fields`; no other module lists fields.
+`config.fields` answers which fields may change when a run is resumed, which ones determine the prepared data, and which
+ones name a path. No other module lists fields.
 """
 
 from enum import Enum, Flag, auto
@@ -19,37 +19,44 @@ Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
 class Affects(Flag):
-    """What comes out differently when a field has another value. Members combine: `Affects.DATA | Affects.SPEED`."""
+    """What changes if a field has another value. Members combine: `Affects.DATA | Affects.SPEED`."""
 
     NOTHING = 0
-    """None of the others: names, places, what is kept and reported, how many workers there are."""
+    """None of the others: names, paths, what is kept and reported, the number of workers."""
     DATA = auto()
-    """The prepared data, which are then prepared again. The fingerprint of prepared data takes the field's value."""
+    """The prepared data. Their fingerprint includes the value, and with another value they are prepared again."""
     RESULT = auto()
-    """The weights after a given step, or the numbers that an evaluation of them gives."""
+    """The weights after a given step, or the metrics of an evaluation."""
     EVALUATION = auto()
-    """When the model is evaluated, which model is the best, and when training stops early. Needs data.validation."""
+    """When the model is evaluated, which model is the best, or when training stops early. Needs data.validation."""
     SPEED = auto()
-    """How long a step takes at a given number of workers."""
+    """The duration of a step at a given number of workers."""
 
 
 class Mark(Enum):
-    """What else is special about a field."""
+    """A special property of a field."""
 
     MID_RUN = auto()
-    """May get another value in the middle: of a run, between two generations of a population; of a sweep, when it is
+    """The value may change in the middle of a run, between two generations of a population, or of a sweep, when it is
     resumed."""
     SHARED = auto()
-    """All trials of a sweep share it: it belongs to their workers, or to the sweep's folder."""
+    """All trials of a sweep have the same value, which concerns their workers or the sweep's folder."""
     PATH = auto()
     """Names files or a folder: a path, or a list of them."""
     PATH_OR_HUB_ID = auto()
-    """Names a folder, or else a repository of the hub."""
+    """Names a folder or a repository of the hub."""
     DATABASE = auto()
     """A URI, which may name a SQLite file."""
 
 
 class Section(BaseModel):
-    """Base of every part of the config: frozen, and unknown keys are refused."""
+    """Base of every part of the config: frozen, and unknown keys and numbers that are not finite are refused, since
+    JSON can't hold them."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
+    )

@@ -1,4 +1,4 @@
-"""Where a run trains, what it keeps, and who is told of it."""
+"""Sections on the workers, checkpoints, trackers and Ray."""
 
 from typing import Annotated, Literal, Self
 
@@ -8,34 +8,35 @@ from raytrain.config.base import Affects, Mark, NonNegativeInt, PositiveInt, Sec
 
 
 class WorkersConfig(Section):
-    """How many workers, and what each one gets."""
+    """The number of workers, and the resources of each."""
 
     min: Annotated[PositiveInt, Affects.NOTHING, Mark.SHARED] = 1
-    """Fewest workers that the run trains with; with fewer it waits for nodes."""
+    """Minimum number of workers; if fewer fit, the run waits for nodes."""
     max: Annotated[PositiveInt, Affects.NOTHING, Mark.SHARED] = 1
-    """Most workers that the run uses. Between min and max it takes what there is, and follows as nodes come and go."""
+    """Maximum number of workers. Between min and max the run uses what fits, and resizes as nodes come and go."""
     gpu: Annotated[Literal["auto"] | bool, Affects.NOTHING, Mark.SHARED] = "auto"
-    """Whether each worker holds a GPU; auto: when the cluster has any."""
+    """Whether each worker has a GPU; auto: if the cluster has any."""
     cpus: Annotated[PositiveInt, Affects.SPEED, Mark.SHARED] = 1
-    """CPUs of each worker; on a CPU worker also its compute threads."""
+    """CPUs per worker. Without a GPU it is also the number of compute threads."""
     data_cpus: Annotated[float, Field(gt=0.0), Affects.SPEED, Mark.SHARED] = 0.5
-    """CPUs of each worker's Ray Data pipeline."""
+    """CPUs for the Ray Data pipeline of each worker."""
     max_failures: Annotated[NonNegativeInt, Affects.NOTHING, Mark.SHARED] = 3
-    """Crashes that the run recovers from before it gives up. Nodes that are reclaimed or lost do not count."""
+    """Number of crashes within an hour that the run recovers from. Nodes that are reclaimed or lost do not count."""
     grow_delay_s: Annotated[float, Field(ge=0.0), Affects.NOTHING, Mark.SHARED] = 10.0
-    """Seconds that room for more workers must be there, unchanged, before the run grows: nodes come one by one."""
+    """Seconds for which room for more workers must exist, unchanged, before the run grows, since nodes often join one
+    after the other."""
     grow_payback: Annotated[float, Field(ge=0.0), Affects.NOTHING, Mark.SHARED] = 2.0
-    """The run grows only when that saves at least this many times the seconds that a resize costs, which the run
-    measures on itself."""
+    """The run grows only if that saves at least this many times the duration of a resize, as measured in this run."""
     reclaim_watch: Annotated[Literal["off", "auto", "aws", "gcp", "azure"], Affects.NOTHING, Mark.SHARED] = "off"
-    """Cloud whose reclaim notices the run itself reads, by an actor on each node; auto: found out on each node. off:
-    the cluster's `raytrain reclaim-watch` does it, or nobody. An actor keeps an idle node from being scaled down."""
+    """Cloud whose reclaim notices the run reads, with an actor on each node; auto: each node detects its cloud; off:
+    the cluster runs `raytrain reclaim-watch`, or notices are not read. The actors keep idle nodes from being scaled
+    down."""
     stall_timeout_s: Annotated[float | None, Field(gt=0.0), Affects.NOTHING, Mark.SHARED] = 1800.0
-    """Seconds without a step, a batch of an evaluation, or a save, after which the workers are taken to hang: they are
-    ended, which counts as a failure, and others continue from the newest state. Half an hour at least until their state
-    is loaded. null: never."""
+    """Seconds without a step, an evaluated batch or a save after which the workers count as hanging. They are killed,
+    which counts as a failure, and new ones continue from the newest state. At least half an hour until the state is
+    loaded. null: never."""
     wait_timeout_s: Annotated[float | None, Field(gt=0.0), Affects.NOTHING, Mark.SHARED] = 1800.0
-    """Seconds to wait for nodes until workers.min fit; null: without a limit."""
+    """Seconds to wait for nodes until workers.min fit; null: no limit."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -45,31 +46,32 @@ class WorkersConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """What is saved and what is kept. A save runs in the background of training."""
+    """What is saved and kept. Saving runs in the background of training."""
 
     save_every_steps: Annotated[PositiveInt, Affects.NOTHING, Mark.SHARED] = 500
-    """Steps between checkpoints in storage; the loss of the driver or of all nodes costs at most this many steps."""
+    """Steps between checkpoints in storage. After the loss of the driver or of all nodes, at most this many steps are
+    redone."""
     snapshot_every_steps: Annotated[PositiveInt | None, Affects.NOTHING, Mark.SHARED] = 20
-    """Steps between snapshots in the memory of two nodes each; the loss of a worker or a node costs at most this many
-    steps, and those that were done while the newest snapshot was on its way; storage is not read. null: none, and a
-    crash goes back to the last checkpoint."""
+    """Steps between snapshots, each in the memory of two nodes. After the loss of a worker or a node, at most this many
+    steps are redone, plus those done while the newest snapshot was being copied; storage is not read. null: no
+    snapshots, and a crash resumes from the last checkpoint."""
     keep_last: Annotated[PositiveInt, Affects.NOTHING, Mark.SHARED] = 2
-    """Newest checkpoints that are kept."""
+    """Number of checkpoints that are kept, the newest ones."""
     keep_best: Annotated[bool, Affects.NOTHING, Mark.SHARED] = True
-    """True: `best/` keeps the best model on the validation split; false: the last one. Ready for `from_pretrained`."""
+    """True: `best/` has the best model on the validation split; false: the last model. `from_pretrained` loads it."""
 
 
 class WandbConfig(Section):
     """Weights & Biases. Its key is read from WANDB_API_KEY or ~/.netrc of the nodes, never from here."""
 
     project: Annotated[str, Affects.NOTHING, Mark.SHARED] = "raytrain"
-    """W&B project."""
+    """Project in W&B."""
     entity: Annotated[str | None, Affects.NOTHING, Mark.SHARED] = None
-    """User or team that the project belongs to; null: the key's own."""
+    """User or team that owns the project; null: the owner of the key."""
     mode: Annotated[Literal["online", "offline"], Affects.NOTHING, Mark.SHARED] = "online"
     """offline: write to `wandb/` in the run's folder, for `wandb sync`."""
     group: Annotated[str | None, Affects.NOTHING, Mark.SHARED] = None
-    """Runs that W&B shows together; null: none, and in a sweep the sweep's name."""
+    """Group of runs that W&B shows together; null: none, or in a sweep the sweep's name."""
     tags: Annotated[list[str], Affects.NOTHING, Mark.SHARED] = []
     """Tags of the run."""
 
@@ -80,13 +82,13 @@ class MlflowConfig(Section):
     tracking_uri: Annotated[str, Affects.NOTHING, Mark.SHARED, Mark.DATABASE]
     """Server or database that every node reaches, such as http://host:5000 or sqlite:///mlflow.db."""
     experiment: Annotated[str, Affects.NOTHING, Mark.SHARED] = "raytrain"
-    """Name of the experiment; it is made when it is not there."""
+    """Name of the experiment, which is created if it does not exist."""
     group: Annotated[str | None, Affects.NOTHING, Mark.SHARED] = None
-    """The run's tag `raytrain.group`; null: none, and in a sweep the sweep's name."""
+    """The run's tag `raytrain.group`; null: none, or in a sweep the sweep's name."""
 
 
 class TrackingConfig(Section):
-    """Where else the metrics go. A tracker that fails is said once, and the training goes on."""
+    """Where the metrics are sent. If a tracker fails, it is reported once and training continues."""
 
     tensorboard: Annotated[bool, Affects.NOTHING, Mark.SHARED] = True
     """True: write TensorBoard events to `tensorboard/`."""
@@ -99,9 +101,9 @@ class TrackingConfig(Section):
 
 
 class RayConfig(Section):
-    """Which Ray to use."""
+    """The Ray cluster that is used."""
 
     address: Annotated[str | None, Affects.NOTHING, Mark.SHARED] = None
     """Cluster to join; null: RAY_ADDRESS, else a private Ray on this machine."""
     num_cpus: Annotated[PositiveInt | None, Affects.NOTHING, Mark.SHARED] = None
-    """Logical CPUs of the private Ray; null: this machine's cores plus what Ray Data needs."""
+    """Logical CPUs of the private Ray; null: the cores of this machine plus what Ray Data needs."""

@@ -1,9 +1,10 @@
-"""What is read, and how it is dealt to the steps."""
+"""The data, and how it is distributed to the steps."""
 
+import codecs
 from enum import StrEnum
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import model_validator
+from pydantic import AfterValidator, BeforeValidator, model_validator
 
 from raytrain.config.base import Affects, Fraction, Mark, PositiveInt, Section
 
@@ -16,6 +17,7 @@ class SourceFormat(StrEnum):
     AUTO = "auto"
     PARQUET = "parquet"
     JSONL = "jsonl"
+    JSON = "json"
     CSV = "csv"
     TSV = "tsv"
     TXT = "txt"
@@ -27,37 +29,93 @@ class BadRowPolicy(StrEnum):
     """What happens to a row that can't be used (unparsable, empty text)."""
 
     REFUSE = "refuse"  # stop before training and name the file and the row
-    SET_ASIDE = "set_aside"  # write it to rejected.jsonl beside the prepared data, count it, go on
+    SET_ASIDE = "set_aside"  # write it to rejected.jsonl next to the prepared data, count it and continue
 
 
-class SourceConfig(Section):
-    """Files of one split."""
+def _delimiter(value: Any) -> Any:
+    """A tab can be spelled out, since a shell passes `\\t` as two characters."""
+    return "\t" if value in ("\\t", "tab") else value
 
-    path: Annotated[str | list[str], Affects.RESULT, Mark.PATH]
+
+def _one_character(value: str) -> str:
+    if len(value) != 1 or value.isalnum() or value in '"\r\n':
+        raise ValueError(
+            f"a delimiter is one character and not a letter, a digit, a quote or a line end: got {value!r}; give , ; | "
+            "or tab, for example"
+        )
+    return value
+
+
+def _encoding(value: str) -> str:
+    try:
+        is_known = codecs.lookup(value)._is_text_encoding
+    except LookupError:
+        is_known = False
+    if not is_known:
+        raise ValueError(
+            f"unknown encoding {value!r}; give a name that Python knows: utf-8, utf-16, cp1252, gb18030, ..."
+        )
+    return value
+
+
+def _column(value: int) -> int:
+    if value == 0:
+        raise ValueError("columns are counted from 1, or from -1 backwards: there is no column 0")
+    return value
+
+
+Delimiter = Annotated[str, BeforeValidator(_delimiter), AfterValidator(_one_character)]
+Encoding = Annotated[str, AfterValidator(_encoding)]
+Column = Annotated[int, AfterValidator(_column)]
+
+
+class FilesConfig(Section):
+    """Files, and how they are read."""
+
+    path: Annotated[str | list[str] | None, Affects.RESULT, Mark.PATH] = None
     """A file, a folder, a glob, or a list of these; local, or s3://, gs://, abfs://."""
     format: Annotated[SourceFormat, Affects.RESULT] = SourceFormat.AUTO
     """File format; auto goes by the ending."""
+    delimiter: Annotated[Delimiter | None, Affects.RESULT] = None
+    """Separator of the columns of CSV files, one character; null: a comma."""
+    encoding: Annotated[Encoding | None, Affects.RESULT] = None
+    """Encoding of text files, such as utf-16 or cp1252; null: UTF-8."""
+    word_column: Annotated[Column | None, Affects.RESULT] = None
+    """Column of CoNLL files that has the words, counted from 1, or from the end with -1; null: the first."""
+    tag_column: Annotated[Column | None, Affects.RESULT] = None
+    """Column of CoNLL files that has the tags, counted like `word_column`; null: the last."""
 
 
-class ValidationConfig(Section):
-    """The validation split: files of its own, or a fraction of the training data."""
+class SourceConfig(FilesConfig):
+    """The files of a split."""
 
-    path: Annotated[str | list[str] | None, Affects.RESULT, Mark.PATH] = None
-    """A file, a folder, a glob, or a list of these."""
-    format: Annotated[SourceFormat, Affects.RESULT] = SourceFormat.AUTO
-    """File format; auto goes by the ending."""
+    path: Annotated[str | list[str], Affects.RESULT, Mark.PATH]
+    """A file, a folder, a glob, or a list of these; local, or s3://, gs://, abfs://."""
+
+
+class ValidationConfig(FilesConfig):
+    """The validation split: separate files, or a fraction of the training data."""
+
     fraction: Annotated[Fraction | None, Affects.DATA] = None
-    """Share of the training rows to hold out, chosen by a hash of the row's place and the seed."""
+    """Fraction of the training rows to hold out, chosen by a hash of the row's position and the seed."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        if (self.path is None) == (self.fraction is None):
-            raise ValueError("give exactly one of data.validation.path and data.validation.fraction")
+        if self.path is None and self.fraction is None:
+            raise ValueError(
+                "data.validation: give data.validation.path=FILE, or data.validation.fraction=0.1 to hold out a part "
+                "of the training data; data.validation=null trains without evaluation"
+            )
+        if self.path is not None and self.fraction is not None:
+            raise ValueError(
+                "data.validation.path and data.validation.fraction are both given: add data.validation.fraction=null "
+                "to use the files, or data.validation.path=null to hold out a part of the training data"
+            )
         return self
 
 
 class DataConfig(Section):
-    """What is read, and how it is dealt to the steps."""
+    """The data, and how it is distributed to the steps."""
 
     train: SourceConfig
     """Training files."""
@@ -72,13 +130,14 @@ class DataConfig(Section):
     drop_last: Annotated[bool, Affects.RESULT] = False
     """True: leave out the last, smaller step of each epoch."""
     group_by_length: Annotated[bool, Affects.RESULT | Affects.SPEED] = True
-    """True: a step takes samples of like length, so that little is computed on padding."""
+    """True: a step consists of samples of similar length, so that little time is spent on padding."""
     shuffle_window_samples: Annotated[PositiveInt, Affects.RESULT] = 32768
-    """Samples that are shuffled together, over all workers. Larger mixes better and needs more memory."""
+    """Samples that are shuffled together, over all workers. A larger window mixes better and needs more memory."""
     canonical_shards: Annotated[PositiveInt | None, Affects.RESULT] = None
-    """Number of ordered streams an epoch is dealt to; it divides `training.global_batch_size` and bounds the number of
-    workers. Fixed for a run's life. null: the smallest divisor that is at least min(global_batch_size, 256)."""
+    """Number of ordered streams that an epoch is split into. It divides `training.global_batch_size`, is the upper
+    limit for the number of workers, and is fixed for a run. null: the smallest divisor that is at least
+    min(global_batch_size, 256)."""
     record_samples: Annotated[bool, Affects.NOTHING] = False
     """True: write the sample ids of every step to `samples/`."""
     prepared_path: Annotated[str | None, Affects.NOTHING, Mark.SHARED, Mark.PATH] = None
-    """Folder of the prepared data's cache; null: `<storage_path>/_prepared`."""
+    """Folder of the cache of prepared data; null: `<storage_path>/_prepared`."""

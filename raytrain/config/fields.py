@@ -1,4 +1,4 @@
-"""What each field of a config declares of itself, and its type, by its dotted key."""
+"""Looks up, by dotted key, what a field of a config declares and its type."""
 
 import functools
 import types
@@ -14,7 +14,7 @@ from raytrain.config import Affects, Mark, RunConfig
 
 @dataclass(frozen=True)
 class Declared:
-    """What a field declares beside its type."""
+    """What a field declares besides its type."""
 
     affects: Affects | None
     """None: it declares nothing. A section declares nothing where its fields do it."""
@@ -22,12 +22,12 @@ class Declared:
 
     @property
     def decides_weights(self) -> bool:
-        """Whether the run is another experiment with another value."""
+        """Whether another value makes the run a different experiment."""
         return self.affects is None or bool(self.affects & (Affects.DATA | Affects.RESULT))
 
     @property
     def decides_step_time(self) -> bool:
-        """Whether a step takes another time with another value."""
+        """Whether another value changes the duration of a step."""
         return self.affects is not None and Affects.SPEED in self.affects
 
 
@@ -36,7 +36,7 @@ UNKNOWN = Declared(None, frozenset())
 
 def declared(key: str, root: type[BaseModel] = RunConfig) -> Declared:
     """What the field of a dotted key declares. A key below a field that is a mapping, such as
-    `training.deepspeed.zero_optimization`, is that field's; `UNKNOWN` for one of no field."""
+    `training.deepspeed.zero_optimization`, is that field's. `UNKNOWN` if there is no such field."""
     known = _declarations(root)
     while key not in known and "." in key:
         key = key.rpartition(".")[0]

@@ -1,4 +1,4 @@
-"""What every field of a config or a search space means, for people: made from the schema, so that it can't fall behind.
+"""The help on all fields of a config or a search space. It is made from the schema, so that it is never out of date.
 
 `raytrain configs show --fields` prints these rows, and the reference in docs/ is built from them.
 """
@@ -27,31 +27,31 @@ ANY_KEY = "KEY"  # stands in a dotted path for a key that the user chooses
 
 @dataclass(frozen=True)
 class FieldHelp:
-    """A field, in words."""
+    """The help on a field."""
 
     path: str
-    """Dotted."""
+    """Dotted path."""
     kind: str
     """Its type and the allowed values."""
     default: str | None
-    """As YAML; None for a section that is always there, whose fields say theirs."""
+    """As YAML. None for a section that always exists, whose fields have defaults of their own."""
     sentence: str
-    """What it means."""
+    """Its meaning."""
     choices: dict[str, str] = field(default_factory=dict)
-    """What some of the allowed values mean."""
+    """Allowed value -> its meaning, where the meaning is known."""
     condition: str = ""
-    """`task.kind token_classification`: it is there only then."""
+    """Such as `task.kind token_classification`: the field exists only then."""
     is_required: bool = False
     is_section: bool = False
     may_change: bool = False
-    """Whether a run that is resumed may have another value."""
+    """Whether the value may be changed when a run is resumed."""
 
     def lines(self) -> list[str]:
-        """For the terminal."""
+        """The lines for the terminal."""
         default = "" if self.default is None else f"; default {self.default}"
         first = f"{self.path}: {self.kind}{'; required' if self.is_required else default}"
         below = [self.sentence, *(f"{value}: {meaning}" for value, meaning in self.choices.items())]
-        below += ["A run that is resumed may have another value."] if self.may_change else []
+        below += ["May be changed when a run is resumed."] if self.may_change else []
         return [
             f"{first}; for {self.condition}" if self.condition else first,
             *(line for text in below for line in _wrapped(text)),
@@ -59,13 +59,13 @@ class FieldHelp:
 
 
 def describe_fields(words: Sequence[str] = (), root: type[BaseModel] = RunConfig) -> str:
-    """Every field of a config: its dotted path, type, allowed values and default as YAML, and below its sentence.
+    """The help on every field of a config: dotted path, type, allowed values, default as YAML, and its meaning.
 
     Args:
-        words: Only those that have all of these words in what is printed of them.
+        words: Only fields whose help contains all of these words.
 
     Raises:
-        ConfigError: No field has them.
+        ConfigError: There is no such field.
     """
     texts = ["\n".join(row.lines()) for row in fields_of(root)]
     found = [text for text in texts if all(word.lower() in " ".join(text.lower().split()) for word in words)]
@@ -80,7 +80,7 @@ def json_schema(root: type[BaseModel]) -> dict[str, Any]:
 
 
 def fields_of(model: type[BaseModel]) -> Iterator[FieldHelp]:
-    """A row for each field of a model and of the sections in it, in their order."""
+    """The help on each field of a model and of its sections, in their order."""
     schema = model.model_json_schema()
     return _Fields(model, schema.get("$defs", {})).of(schema, "")
 
@@ -122,7 +122,7 @@ class _Fields:
                 yield from self._union(f"{path}.{ANY_KEY}", values, is_required=True)
 
     def _union(self, path: str, found: dict[str, Any], is_required: bool) -> Iterator[FieldHelp]:
-        """A section whose fields depend on one of them, such as task.kind."""
+        """The rows of a section whose fields depend on one of them, such as task.kind."""
         name, places = found["discriminator"]["propertyName"], found["discriminator"]["mapping"]
         members = {value: self._definitions[place.rpartition("/")[2]] for value, place in places.items()}
         yield FieldHelp(
@@ -137,7 +137,7 @@ class _Fields:
             yield from self.of(member, f"{path}.", condition=f"{path}.{name} {value}", skipped=name)
 
     def _members(self, found: dict[str, Any]) -> list[dict[str, Any]]:
-        """What a field may be: one schema, or those of a union, each looked up."""
+        """The schemas that a field may have: one, or the members of a union. References are resolved."""
         options = found.get("anyOf") or found.get("oneOf") or [found]
         return [self._definitions[o["$ref"].rpartition("/")[2]] if "$ref" in o else o for o in options]
 
@@ -148,7 +148,7 @@ class _Fields:
         return [item for item in items if "properties" in item]
 
     def _meanings(self, found: dict[str, Any]) -> dict[str, str]:
-        """What the values of an enumeration mean, where its class says so."""
+        """The meanings of the values of an enumeration, from the comments in its class."""
         names = [o["$ref"].rpartition("/")[2] for o in found.get("anyOf") or [found] if "$ref" in o]
         enums = [kind for name in names if inspect.isclass(kind := getattr(sections, name, None))]
         return {value: said for kind in enums if issubclass(kind, Enum) for value, said in _comments(kind).items()}
@@ -180,11 +180,11 @@ def _comments(kind: type[Enum]) -> dict[str, str]:
 
 def _default(found: dict[str, Any], *, is_section: bool) -> str | None:
     value = found.get("default")
-    return None if is_section and value is not None else _written(value)  # its own fields say theirs
+    return None if is_section and value is not None else _written(value)  # its fields have defaults of their own
 
 
 def _written(value: Any) -> str:
-    """A value as people write it; `off` without the quotes that a reader of YAML 1.1 would need."""
+    """A value as people write it: `off` without the quotes that a reader of YAML 1.1 would need."""
     return value if isinstance(value, str) and plain_value(value) == value else to_word(value)
 
 

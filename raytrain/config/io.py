@@ -1,6 +1,6 @@
-"""Reading a run config: YAML file, `key=value` overrides, and errors that a person can act on.
+"""Reads a run config from a YAML file and `key=value` overrides, with errors that a person can act on.
 
-Precedence: defaults < file < overrides. Every mistake is reported at once, each with its dotted path.
+Precedence: defaults < file < overrides. All mistakes are reported at once, each with its dotted path.
 """
 
 import copy
@@ -13,21 +13,34 @@ from pydantic_core import ErrorDetails
 from raytrain.config import RunConfig
 from raytrain.config import shipped as assets
 from raytrain.config.fields import type_of
-from raytrain.config.mistakes import describe, resolve
+from raytrain.config.mistakes import describe_all, resolve
 from raytrain.config.yaml import parse_yaml, read_yaml, to_yaml
 from raytrain.errors import ConfigError
+from raytrain.redaction import find_credential
 
-# Two ways each of saying the same, which exclude each other.
+# Pairs of fields that set the same thing in two ways and exclude each other.
 EITHER = (
     ("training.epochs", "training.max_steps"),
     ("training.eval_every_steps", "training.eval_every_epochs"),
 )
-# user:password@ before the first slash (but for host:port), or an option of the query that is named like a secret.
-CREDENTIALS = re.compile(
-    r"^[\w+.-]+://([^/@?]*:(?!\d+(/|$))[^@]*@"
-    r"|[^?]*\?(.*&)?(sig|key|[^=&]*(access_?key|account_?key|secret|token|password|credential)[^=&]*)=)",
-    re.IGNORECASE,
-)
+IN_ENVIRONMENT = {
+    "url": (
+        "this URI holds credentials, which would be written to the run's folder and shown in messages. "
+        "Leave them out, and set them in the environment of every node instead (AWS_ACCESS_KEY_ID and "
+        "AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_KEY, or the machine's own role; "
+        "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD)"
+    ),
+    "name": (
+        "by its name this is a credential, which would be written to the run's folder and to the model card. Leave it "
+        "out and set it in the environment of every node instead, where a task of your own reads it with os.environ. "
+        "If it is not a credential, give the key another name"
+    ),
+    "value": (
+        "by its value this is a credential, which would be written to the run's folder and to the model card. Leave it "
+        "out and set it in the environment of every node instead, where a task of your own reads it with os.environ"
+    ),
+}
+"""How `find_credential` knows a credential -> what to do."""
 
 
 def load_config(config: str, overrides: list[str] | None = None) -> RunConfig:
@@ -38,14 +51,15 @@ def load_config(config: str, overrides: list[str] | None = None) -> RunConfig:
         overrides: `dotted.key=value` words; the value is read as YAML.
 
     Raises:
-        ConfigError: The file is missing or no YAML, or anything in it is wrong.
+        ConfigError: The file is missing or not YAML, or anything in it is wrong.
     """
     path = assets.find_config(config)
     return parse_config(read_yaml(path, RunConfig), overrides, origin=path)
 
 
 def read_config(config: str) -> Any:
-    """What the file of a config, or a shipped config, holds, unchecked. Raises ConfigError when it can't be read."""
+    """The contents of the file of a config, or of a shipped config, unchecked. Raises ConfigError if it can't be
+    read."""
     return read_yaml(assets.find_config(config), RunConfig)
 
 
@@ -65,12 +79,12 @@ def parse_config(raw: Any, overrides: list[str] | None = None, origin: str = "th
 
 
 def _all_mistakes(details: list[ErrorDetails], overrides: list[str], origin: str) -> str:
-    """A line for each mistake; one that an override has made names the override, not the file."""
+    """One line per mistake. A mistake in an override names the override, not the file."""
     lines, makers = [], set()
-    for detail in details:
+    for detail, line in describe_all(details):
         override = next((o for o in reversed(overrides) if _is_from(detail, o.partition("=")[0])), None)
         makers.add("the command line" if override else origin)
-        lines.append(describe(detail) + (f" (override {override})" if override else ""))
+        lines.append(line + (f" (override {override})" if override else ""))
     who = " and ".join(sorted(makers, key=lambda maker: maker != origin))
     verb = "have" if len(makers) > 1 else "has"
     return "\n".join([f"{who} {verb} {len(lines)} mistake{'s' * (len(lines) > 1)}:", *lines])
@@ -78,8 +92,11 @@ def _all_mistakes(details: list[ErrorDetails], overrides: list[str], origin: str
 
 def _is_from(detail: ErrorDetails, key: str) -> bool:
     """Whether a mistake lies at the key of an override, or below it."""
-    if detail["type"] == "value_error":  # between several fields, which the message names
-        return re.search(rf"\b{re.escape(key)}(?!\w)", str((detail.get("ctx") or {}).get("error"))) is not None
+    if detail["type"] == "value_error":  # concerns several fields, which the message names
+        parts = key.split(".")
+        keys = [key, *(".".join(parts[:end]) for end in range(2, len(parts)))]  # also of a section that it is in
+        message = str((detail.get("ctx") or {}).get("error"))
+        return any(re.search(rf"\b{re.escape(one)}(?!\w)", message) for one in keys)
     path = ".".join(resolve(detail["loc"], RunConfig)[0])
     path += ".kind" if detail["type"].startswith("union_tag") else ""
     is_unknown_section = detail["type"] == "extra_forbidden" and key.startswith(f"{path}.")
@@ -87,17 +104,11 @@ def _is_from(detail: ErrorDetails, key: str) -> bool:
 
 
 def refuse_credentials(raw: dict[str, Any]) -> None:
-    """Refuse a URI with a password or a key in it: a config is copied into the run's folder and its report, and shown
-    in messages. Looked at before anything else, since messages show values. Raises ConfigError without the value."""
-    for key, value in flatten(raw).items():
-        values = value if isinstance(value, list) else [value]
-        if any(isinstance(one, str) and CREDENTIALS.search(one) for one in values):
-            raise ConfigError(
-                f"{key}: this URI holds credentials, which would be written to the run's folder and shown in messages. "
-                "Leave them out, and set them in the environment of every node instead (AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_KEY, or the machine's own role; "
-                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD)"
-            )
+    """Refuse a config or a search space with a credential in it; `redaction` says why. It comes before all other
+    checks, since their messages show values. Raises ConfigError without the value."""
+    if (found := find_credential(raw)) is not None:
+        key, why = found
+        raise ConfigError(f"{key}: {IN_ENVIRONMENT[why]}")
 
 
 def dump_config(config: RunConfig) -> str:
@@ -132,7 +143,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
                 training.pop(own, None)
                 return
             if value is not None:
-                training.pop(other, None)  # the file's way gives way to the override's
+                training.pop(other, None)  # the override replaces what the file has
     *parents, last = key.split(".")
     place = raw
     for i, parent in enumerate(parents):
@@ -145,12 +156,12 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
 
 
 def _refuse_both(overrides: list[str]) -> None:
-    """An override takes the place of the file's other way; of two overrides neither would be more right."""
+    """Raises ConfigError for two overrides that set the same thing. One override would replace what the file has."""
     given = {override.partition("=")[0]: override for override in overrides}
     given = {key: override for key, override in given.items() if _value_of(override) is not None}
     for pair in EITHER:
         if all(key in given for key in pair):
-            raise ConfigError(f"{given[pair[0]]} and {given[pair[1]]} say the same in two ways: give one of them")
+            raise ConfigError(f"{given[pair[0]]} and {given[pair[1]]} set the same thing in two ways: give one of them")
 
 
 def _value_of(override: str) -> Any:

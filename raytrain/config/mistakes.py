@@ -1,15 +1,17 @@
-"""What pydantic found wrong, in sentences: the dotted option, its value, what is allowed, what was probably meant."""
+"""Turns pydantic's errors into sentences: the dotted option, its value, what is allowed, what was probably meant."""
 
 import difflib
+import math
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from raytrain.config import RunConfig
-from raytrain.config.fields import all_fields, models_in, type_below
+from raytrain.config.fields import all_fields, models_in, options_of, type_below
+from raytrain.config.yaml import to_word
 from raytrain.errors import did_you_mean
 
 OTHER_WORDS = {
@@ -59,14 +61,69 @@ OTHER_WORDS = {
     "world_size": "workers.max",
     "nproc_per_node": "workers.max",
 }
-"""What other trainers call a field, and people type first."""
+"""Names of fields in other trainers, which people type first."""
+
+# Words that many sections use for different things: the field of that name in another section is not what was meant.
+GENERIC = ("name", "kind", "path", "config", "format", "mode", "metric", "group", "min", "max", "args", "source")
+
+# Pydantic's error type -> what is allowed, with the values of the error's context.
+ALLOWED = {
+    "int_type": "an integer",
+    "int_parsing": "an integer",
+    "int_parsing_size": "an integer with fewer digits",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "text",
+    "string_unicode": "text without broken characters",
+    "list_type": "a list",
+    "dict_type": "a mapping, key: value",
+    "literal_error": "{expected}",
+    "enum": "{expected}",
+    "greater_than": "above {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "below {lt:g}",
+    "less_than_equal": "at most {le:g}",
+    "too_short": "a list of at least {min_length}",
+    "string_pattern_mismatch": "text that matches {pattern}",
+}
+PATTERNS = {
+    "name": "letters, digits, dots, dashes and underscores, since it names a folder",
+    "task.target": "a class, as package.module:Class",
+}
+"""Field with a pattern -> the pattern in words."""
+MOST_SHOWN = 100  # characters of a value
 
 
-def describe(detail: ErrorDetails, root: type[BaseModel] = RunConfig) -> str:
-    """One pydantic error as a sentence: dotted path, what is wrong, the value, what is allowed.
+def describe_all(details: Iterable[ErrorDetails], root: type[BaseModel] = RunConfig) -> list[tuple[ErrorDetails, str]]:
+    """(error, sentence) for each mistake. Pydantic reports one error for each member of a union, such as
+    `text or a list`: these are one mistake."""
+    mistakes: list[tuple[ErrorDetails, str]] = []
+    unions: dict[tuple[str, ...], list[ErrorDetails]] = {}
+    for detail in details:
+        if (union := _union_of(detail["loc"], root)) is None:
+            mistakes.append((detail, describe([detail], root)))
+        else:
+            unions.setdefault(union, []).append(detail)
+    for union, members in unions.items():
+        # If something inside the value is wrong, its type is the intended one, and the other members do not matter.
+        inside = [detail for detail in members if len(resolve(detail["loc"], root)[0]) > len(union)]
+        groups = [[detail] for detail in inside] or [members]
+        mistakes += [(group[0], describe(group, root)) for group in groups]
+    return mistakes
 
-    `root`: the class that was validated.
+
+def describe(group: Sequence[ErrorDetails], root: type[BaseModel] = RunConfig) -> str:
+    """A mistake as a sentence: dotted path, what is allowed, the value.
+
+    Args:
+        group: Its error; of a union, the errors of all members.
+        root: The class that was validated.
     """
+    detail = group[0]
     location, section = resolve(detail["loc"], root)
     path = ".".join(location)
     kind, given, context = detail["type"], detail.get("input"), detail.get("ctx") or {}
@@ -74,25 +131,55 @@ def describe(detail: ErrorDetails, root: type[BaseModel] = RunConfig) -> str:
         return f"  {path}: unknown key{_nearest(detail['loc'], root)}"
     if kind == "missing":
         return f"  {path}: required, but not given"
-    if kind == "union_tag_invalid":
-        tags = str(context.get("expected_tags")).replace("'", "").split(", ")
-        hint = did_you_mean(str(context.get("tag")), tags)
-        return f"  {path}.kind: {context.get('tag')!r} is not known; allowed: {', '.join(tags)}{hint}"
-    if kind == "union_tag_not_found":
-        allowed = ", ".join(tag for option in models_in(section) for tag in _tags(option))
-        return f"  {path}.kind: required, but not given; allowed: {allowed}"
+    if kind == "invalid_key":
+        return f"  {path}: a key must be text"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        return f"  {path}.kind: {_wrong_kind(kind, context, section)}"
     if kind == "value_error":  # most of our own validators name the dotted path themselves
         text = str(context["error"])
         return f"  {text}" if path in text else f"  {path}: {text}"
     if kind in ("model_type", "model_attributes_type"):
-        return f"  {path}: expected a section with keys, got {given!r}"
-    message = detail["msg"].replace("Input should be ", "must be ")
-    if kind == "string_pattern_mismatch" and path == "name":
-        message = "must be letters, digits, dots, dashes and underscores, since it names a folder"
-    if kind in ("enum", "literal_error") and isinstance(given, str):
-        close = difflib.get_close_matches(given, str(context.get("expected", "")).replace("'", "").split(" "), 1)
-        message += f"; did you mean {close[0].strip(',')}?" if close else ""
-    return f"  {path}: {message}, got {given!r}"
+        return f"  {path}: expected a section with keys, got {written(given)}"
+    allowed = ", or ".join(dict.fromkeys(_allowed(one, path) for one in group))
+    close = [hint for one in group if (hint := _close_value(one))]
+    return f"  {path}: must be {allowed}, got {written(given)}{close[0] if close else ''}"
+
+
+def _allowed(detail: ErrorDetails, path: str) -> str:
+    context = detail.get("ctx") or {}
+    if detail["type"] == "string_pattern_mismatch" and path in PATTERNS:
+        return PATTERNS[path]
+    if detail["type"] not in ALLOWED:  # an error type of a later pydantic
+        return detail["msg"].removeprefix("Input should be ")
+    return ALLOWED[detail["type"]].format(**context)
+
+
+def _wrong_kind(kind: str, context: dict[str, Any], section: Any) -> str:
+    if kind == "union_tag_not_found":
+        allowed = ", ".join(tag for option in models_in(section) for tag in _tags(option))
+        return f"required, but not given; allowed: {allowed}"
+    tags = str(context.get("expected_tags")).replace("'", "").split(", ")
+    hint = did_you_mean(str(context.get("tag")), tags)
+    return f"{context.get('tag')!r} is not known; allowed: {', '.join(tags)}{hint}"
+
+
+def _close_value(detail: ErrorDetails) -> str:
+    """A hint at the allowed value that a mistyped one resembles."""
+    given = detail.get("input")
+    if detail["type"] not in ("enum", "literal_error") or not isinstance(given, str):
+        return ""
+    allowed = str((detail.get("ctx") or {}).get("expected", "")).replace("'", "").replace(",", "").split(" ")
+    return did_you_mean(given, allowed)
+
+
+def written(value: Any) -> str:
+    """A value as it is written in YAML, with text in quotes; cut when it is long."""
+    try:
+        is_special = isinstance(value, float) and not math.isfinite(value)
+        text = repr(value) if isinstance(value, str) or is_special else to_word(value)
+    except Exception:  # a Python object that YAML can't hold
+        text = repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def _nearest(location: tuple[int | str, ...], root: type[BaseModel]) -> str:
@@ -109,40 +196,69 @@ def _nearest(location: tuple[int | str, ...], root: type[BaseModel]) -> str:
 def nearest_field(
     name: str, section: str = "", here: Sequence[str] = (), root: type[BaseModel] = RunConfig
 ) -> str | None:
-    """Dotted key of the field that is most likely meant by a word that is not a field.
+    """Dotted key of the field that is most likely meant by a word that is not a field. One of the same section comes
+    first, except that a field of the very name elsewhere is nearer than one that only looks a little alike.
 
     Args:
         section: Dotted key of the section that the word was given in; "": at the top.
         here: Dotted keys of that section's own fields.
     """
-    if root is RunConfig and name in OTHER_WORDS:
-        return OTHER_WORDS[name]
+    usual = OTHER_WORDS.get(name) if root is RunConfig else None
+    if usual is not None and usual.startswith(f"{section}." if section else ""):
+        return usual
     everywhere = sorted(all_fields(root), key=lambda key: key.count("."))
-    top = [key for key in everywhere if "." not in key]
     below = [key for key in everywhere if key.startswith(f"{section}.")] if section else everywhere
-    # A namesake is nearer than what looks a little alike, and the same section is nearer than another one.
-    tries = [(here, 0.75), (below, 1.0), (everywhere, 1.0), (here, 0.6), (top, 0.8), (below, 0.8)]
-    for keys, cutoff in [*tries, (everywhere, 0.8)]:
-        by_name = {key.rpartition(".")[2]: key for key in reversed(keys)}
-        if close := difflib.get_close_matches(name, by_name, 1, cutoff=cutoff):
-            return by_name[close[0]]
+    if (close := _closest(name, here, 0.75) or _closest(name, below, 1.0)) is not None:
+        return close
+    parts = [key for key in here if name in key.rpartition(".")[2].split("_")]
+    if section and parts:
+        return parts[0]
+    if usual is not None:
+        return usual
+    elsewhere = [key for key in everywhere if not section or key.rpartition(".")[2] not in GENERIC]
+    top = [key for key in elsewhere if "." not in key]
+    for keys, cutoff in ((elsewhere, 1.0), (here, 0.6), (top, 0.8), (below, 0.8), (elsewhere, 0.8)):
+        if (close := _closest(name, keys, cutoff)) is not None:
+            return close
     return None
 
 
+def _closest(name: str, keys: Sequence[str], cutoff: float) -> str | None:
+    """The first of the dotted keys whose last part is nearest to a word. `cutoff`: 1.0 takes the word itself only."""
+    by_name = {key.rpartition(".")[2]: key for key in reversed(keys)}
+    close = difflib.get_close_matches(name, by_name, 1, cutoff=cutoff)
+    return by_name[close[0]] if close else None
+
+
 def resolve(location: tuple[int | str, ...], root: type[BaseModel]) -> tuple[list[str], Any]:
-    """Pydantic's location without the tags of unions, and the type of what is there."""
+    """Pydantic's location without the names of union members, and the type of what is there."""
+    path, annotation, _ = _walk(location, root)
+    return path, annotation
+
+
+def _union_of(location: tuple[int | str, ...], root: type[BaseModel]) -> tuple[str, ...] | None:
+    """Path of the union whose member an error is of; None: of none. Sections that go by `kind` are not meant."""
+    return _walk(location, root)[2]
+
+
+def _walk(location: tuple[int | str, ...], root: type[BaseModel]) -> tuple[list[str], Any, tuple[str, ...] | None]:
     path: list[str] = []
     annotation: Any = root
+    union: tuple[str, ...] | None = None
     for part in location:
         models = models_in(annotation)
         if tagged := [model for model in models if len(models) > 1 and part in _tags(model)]:
             annotation = tagged[0]
             continue
+        members = [option for option in options_of(annotation) if option is not type(None)]
+        if union != tuple(path) and len(members) > 1 and not models:
+            union = tuple(path)  # the part is pydantic's name of a member, such as list[str]
+            continue
         path.append(str(part))
         annotation = type_below(annotation, part)
-    return path, annotation
+    return path, annotation, union
 
 
 def _tags(option: type[BaseModel]) -> tuple[Any, ...]:
-    """What `kind` is in a member of a union."""
+    """The values of `kind` in a member of a union."""
     return typing.get_args(option.model_fields["kind"].annotation) if "kind" in option.model_fields else ()

@@ -1,6 +1,8 @@
-"""Where shipped YAML files live: inside the package, in a wheel and in a checkout alike."""
+"""Finds the shipped YAML files, in an installed wheel as in a checkout."""
 
+import itertools
 import os
+import re
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -13,6 +15,14 @@ def config_names() -> list[str]:
     """Bare names of the shipped run configs."""
     folder = resources.files("raytrain") / "configs"
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def describe_config(name: str) -> str:
+    """The first sentence of the comment at the head of a shipped config, in one line."""
+    lines = Path(find_config(name)).read_text(encoding="utf-8").splitlines()
+    head = itertools.takewhile(lambda line: line.startswith("# "), lines)
+    comment = " ".join(line.removeprefix("# ") for line in head)
+    return re.split(r"\.(?:\s|$)", comment, maxsplit=1)[0]
 
 
 def space_names() -> list[str]:
@@ -52,7 +62,7 @@ def communication_variables(communication: CommunicationConfig) -> dict[str, str
 
 
 def _network_variables(name: str) -> dict[str, str]:
-    """Those of a shipped file, cluster/network/<name>.env. Raises ConfigError."""
+    """The variables of a shipped file, cluster/network/<name>.env. Raises ConfigError."""
     files = {entry.name.removesuffix(".env"): entry for entry in (_packed("cluster") / "network").iterdir()}
     if name not in files:
         raise ConfigError(f"training.communication.network: {_no_such(name, sorted(files), 'network')}")
@@ -66,7 +76,7 @@ def _spaces() -> Traversable:
 
 
 def _packed(name: str) -> Traversable:
-    """A folder of data: in a wheel it lies inside the package, in a checkout beside it."""
+    """A folder of data files. In a wheel it is inside the package, in a checkout next to it."""
     packed = resources.files("raytrain") / "_assets" / name
     return packed if packed.is_dir() else Path(__file__).parents[2] / name
 

@@ -1,5 +1,6 @@
-"""The task, and the model that learns it."""
+"""Sections on the task and the model."""
 
+import unicodedata
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, model_validator
@@ -8,9 +9,12 @@ from raytrain.config.base import Affects, Mark, Section
 
 
 def _label(value: Any) -> Any:
-    """From Python an integer is meant as its digits; a text file has no other. From YAML a label is what is written."""
+    """An integer, which only Python can give, becomes its digits, as a text file has it. From YAML a label is what is
+    written, in Unicode's normal form C, as the labels of the data are read."""
     if isinstance(value, bool):
         raise ValueError(f"task.labels: a label is text, so give '{str(value).lower()}' instead of {value}")
+    if isinstance(value, str):
+        return unicodedata.normalize("NFC", value)
     return str(value) if isinstance(value, int) else value
 
 
@@ -30,7 +34,7 @@ ClassWeights = Literal["balanced"] | dict[Label, PositiveFloat]
 
 
 class SequenceClassificationConfig(Section):
-    """One label for a text, or with `multi_label` any number of them."""
+    """One label per text, or with `multi_label` any number of labels."""
 
     kind: Annotated[Literal["sequence_classification"], Affects.DATA | Affects.SPEED]
     text_column: Annotated[str, Affects.DATA] = "text"
@@ -40,38 +44,43 @@ class SequenceClassificationConfig(Section):
     label_column: Annotated[str, Affects.DATA] = "label"
     """Column with the label: a string or integer; with `multi_label` a list of them."""
     labels: Annotated[Labels | None, Affects.DATA] = None
-    """The declared labels, in id order; null: those found in the data, sorted."""
+    """The labels in the order of their ids; null: those found in the data, sorted."""
     multi_label: Annotated[bool, Affects.DATA] = False
-    """True: every label is decided by itself (sigmoid), and a sample may have none or several."""
+    """True: each label is decided separately (sigmoid), and a sample may have none or several."""
+    label_separator: Annotated[str | None, Affects.DATA] = None
+    """With `multi_label`: the separator of the labels in a text cell, such as `|`; null: a cell is a list, or the text
+    of one, such as ['a', 'b']."""
     class_weights: Annotated[Literal["balanced"] | dict[Label, PositiveFloat] | None, Affects.DATA | Affects.RESULT] = (
         None
     )
-    """Weight of each label's loss, by name; balanced: inversely proportional to how often the training data has it;
-    null: all weigh the same."""
+    """Weight of the loss by label; balanced: inversely proportional to the label's frequency in the training data;
+    null: equal weights."""
 
     @model_validator(mode="after")
-    def _weights_need_one_label(self) -> Self:
+    def _check_labels(self) -> Self:
         if self.class_weights is not None and self.multi_label:
-            raise ValueError("task.class_weights needs one label a text: leave it out, or set task.multi_label=false")
+            raise ValueError("task.class_weights needs one label per text: leave it out, or set task.multi_label=false")
+        if self.label_separator is not None and (not self.multi_label or not self.label_separator.strip()):
+            raise ValueError("task.label_separator is a text that is not blank, and needs task.multi_label=true")
         return self
 
 
 class TokenClassificationConfig(Section):
-    """A tag for each word (named entities, parts of speech)."""
+    """A tag per word (named entities, parts of speech)."""
 
     kind: Annotated[Literal["token_classification"], Affects.DATA | Affects.SPEED]
     tokens_column: Annotated[str, Affects.DATA] = "tokens"
     """Column with the list of words; CoNLL files call it `tokens`."""
     tags_column: Annotated[str, Affects.DATA] = "tags"
-    """Column with the list of tags, one a word; CoNLL files call it `tags` (their last column; UPOS in CoNLL-U)."""
+    """Column with the list of tags, one per word; CoNLL files call it `tags` (their last column; UPOS in CoNLL-U)."""
     labels: Annotated[Labels | None, Affects.DATA] = None
-    """The declared tags, in id order; null: those found in the data, `O` first, then sorted."""
+    """The tags in the order of their ids; null: those found in the data, `O` first, then sorted."""
     case_feature: Annotated[bool, Affects.DATA] = False
     """True: tells the model each word's letter case (lower, Title, UPPER, miXed) through `token_type_ids`, which
-    gives an uncased encoder back what its tokenizer throws away. Needs a model with token-type embeddings."""
+    gives an uncased encoder what its tokenizer removes. Needs a model with token-type embeddings."""
     document_context: Annotated[bool, Affects.DATA | Affects.SPEED] = False
-    """True: joins neighbouring sentences of a document to samples of up to `data.max_length` tokens, so that a word
-    is tagged with its document in view. Documents are told apart by CoNLL's -DOCSTART- lines or a `document` column."""
+    """True: joins neighbouring sentences of a document to samples of up to `data.max_length` tokens, so that the model
+    sees the context of a word. Documents are told apart by CoNLL's -DOCSTART- lines or a `document` column."""
 
 
 class PythonTaskConfig(Section):
@@ -84,10 +93,10 @@ class PythonTaskConfig(Section):
     ]
     """package.module:Class, a subclass of raytrain.tasks.Task."""
     args: Annotated[dict[str, Any], Affects.DATA | Affects.RESULT | Affects.SPEED] = {}
-    """Arguments that the class is called with, by name, beside `max_length`, which is data.max_length."""
+    """Keyword arguments of the class, besides `max_length`, which is data.max_length. Not for passwords or keys."""
     source: Annotated[str | None, Affects.DATA | Affects.RESULT | Affects.SPEED] = None
-    """SHA-256 of the module's file. raytrain fills it in; when the file has changed, its data is prepared again, and a
-    run that was begun with the old one isn't resumed."""
+    """SHA-256 of the module's file. raytrain fills it in. If the file changes, the data is prepared again, and a run
+    that was started with the old file is not resumed."""
 
 
 TaskConfig = Annotated[
@@ -96,7 +105,7 @@ TaskConfig = Annotated[
 
 
 class ModelConfig(Section):
-    """Where the model comes from."""
+    """The model and its origin."""
 
     path: Annotated[str | None, Affects.RESULT | Affects.SPEED, Mark.PATH_OR_HUB_ID] = None
     """A hub id or a local folder with pretrained weights."""
@@ -112,8 +121,16 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        if (self.path is None) == (self.config is None):
-            raise ValueError("give exactly one of model.path (pretrained) and model.config (a new model)")
+        if self.path is None and self.config is None:
+            raise ValueError(
+                "model.path and model.config: give one of them. model.path=FOLDER_OR_HUB_ID trains a pretrained model; "
+                "model.config.model_type=bert model.tokenizer=FOLDER_OR_HUB_ID trains a new one"
+            )
+        if self.path is not None and self.config is not None:
+            raise ValueError(
+                "model.path and model.config are both given: add model.config=null to train the pretrained model of "
+                "model.path, or model.path=null to train a new model by model.config, which needs model.tokenizer too"
+            )
         return self
 
     def check_for_transformers(self) -> None:

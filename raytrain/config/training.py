@@ -34,7 +34,7 @@ class OptimizerConfig(Section):
 
 
 class ScheduleKind(StrEnum):
-    """Course of the learning rate after warm-up."""
+    """The learning rate after warm-up."""
 
     LINEAR = "linear"  # straight down to min_ratio
     COSINE = "cosine"  # half a cosine down to min_ratio
@@ -45,13 +45,13 @@ class ScheduleConfig(Section):
     """Learning rate over *applied* updates: an fp16 overflow does not advance it."""
 
     kind: Annotated[ScheduleKind, Affects.RESULT, Mark.MID_RUN] = ScheduleKind.LINEAR
-    """Course after warm-up."""
+    """Shape of the schedule after warm-up."""
     warmup_ratio: Annotated[float, Field(ge=0.0, lt=1.0), Affects.RESULT, Mark.MID_RUN] = 0.06
-    """Share of all updates in which the rate climbs to its peak."""
+    """Fraction of all updates in which the rate rises to its peak."""
     warmup_steps: Annotated[NonNegativeInt | None, Affects.RESULT, Mark.MID_RUN] = None
     """The same in updates; overrides warmup_ratio."""
     min_ratio: Annotated[float, Field(ge=0.0, le=1.0), Affects.RESULT, Mark.MID_RUN] = 0.0
-    """Final rate as a share of the peak."""
+    """Final rate as a fraction of the peak."""
 
 
 class LossScaleConfig(Section):
@@ -66,16 +66,16 @@ class LossScaleConfig(Section):
     minimum: Annotated[float, Field(gt=0.0), Affects.RESULT] = 1.0
     """The scale is not lowered below this."""
     max_consecutive_skips: Annotated[PositiveInt, Affects.RESULT] = 40
-    """Steps skipped in a row after which the run stops: it would not recover."""
+    """Number of consecutive skipped steps after which the run stops, since it would not recover."""
 
 
 class EarlyStoppingConfig(Section):
-    """Stop when the metric has not improved for a while; the best model is kept either way."""
+    """Stop if the metric has not improved for a while. The best model is kept in any case."""
 
     metric: Annotated[str, Affects.EVALUATION]
     """A validation metric of the task, such as accuracy, macro_f1 or loss."""
     mode: Annotated[Literal["min", "max"] | None, Affects.EVALUATION] = None
-    """Whether smaller or larger is better; null: as the task says, min for loss."""
+    """Whether smaller or larger is better; null: as the task defines it, min for loss."""
     patience: Annotated[PositiveInt, Affects.EVALUATION] = 3
     """Evaluations without an improvement before the run stops."""
     min_delta: Annotated[float, Field(ge=0.0), Affects.EVALUATION] = 0.0
@@ -108,21 +108,22 @@ Environment = Annotated[dict[str, Text], AfterValidator(_environment)]
 
 
 class CommunicationConfig(Section):
-    """How workers send each other gradients and parameters. It changes the speed; `dtype` also the rounding."""
+    """Communication of gradients and parameters. It affects the speed; `dtype` also affects the rounding."""
 
     bucket_elements: Annotated[PositiveInt, Affects.SPEED, Mark.SHARED] = 50_000_000
-    """Elements of gradients that are reduced, and of parameters that are gathered, at once. Larger needs fewer calls
-    and more memory: some copies of this many elements on each worker."""
+    """Number of elements per reduction of gradients and per gather of parameters. Larger buckets need fewer calls and
+    more memory: a few copies of this many elements on each worker."""
     overlap: Annotated[Literal["auto"] | bool, Affects.SPEED, Mark.SHARED] = "auto"
-    """Whether gradients are reduced while the backward pass goes on; auto: on GPUs, at ZeRO stages 2 and 3."""
+    """Whether gradients are reduced during the backward pass; auto: on GPUs, at ZeRO stages 2 and 3."""
     dtype: Annotated[Literal["fp32", "bf16", "fp16"] | None, Affects.RESULT | Affects.SPEED, Mark.SHARED] = None
-    """Number format of gradients on their way; null: that of training.precision. They are added up in fp32 anyway."""
+    """Number format in which gradients are sent; null: that of training.precision. They are accumulated in fp32 in any
+    case."""
     network: Annotated[str | None, Affects.SPEED, Mark.SHARED] = None
-    """What connects the nodes, by the name of a shipped file of variables: efa, infiniband, roce or ethernet; null:
-    NCCL and gloo find out by themselves. `raytrain cluster show efa` prints one."""
+    """Network between the nodes, the name of a shipped file of variables: efa, infiniband, roce or ethernet; null: NCCL
+    and gloo detect it. `raytrain cluster show efa` prints such a file."""
     environment: Annotated[Environment, Affects.SPEED, Mark.SHARED] = {}
-    """More of these variables, such as NCCL_SOCKET_IFNAME; they come before those of `network`, and are set in each
-    worker before it connects. Values are text as it is written, and NCCL reads numbers: 1, not yes."""
+    """Further variables, such as NCCL_SOCKET_IFNAME, which override those of `network` and are set in each worker
+    before it connects. Values are passed on as text; NCCL expects numbers: 1, not yes."""
 
 
 class TrainingConfig(Section):
@@ -133,33 +134,33 @@ class TrainingConfig(Section):
     max_steps: Annotated[PositiveInt | None, Affects.RESULT] = None
     """Optimizer steps; instead of epochs."""
     global_batch_size: Annotated[PositiveInt, Affects.RESULT | Affects.SPEED] = 32
-    """Samples per optimizer step, all workers together. It stays the same whatever the number of workers."""
+    """Samples per optimizer step over all workers, whatever their number."""
     micro_batch_size: Annotated[PositiveInt, Affects.SPEED] = 16
-    """Samples per worker per forward/backward: bounds the memory, does not change the result."""
+    """Samples per worker per forward/backward pass. It limits the memory and does not change the result."""
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     gradient_clipping: Annotated[float, Field(ge=0.0), Affects.RESULT, Mark.MID_RUN] = 1.0
-    """Largest norm of the gradient; 0 turns clipping off."""
+    """Maximum norm of the gradient; 0 turns clipping off."""
     precision: Annotated[Precision, Affects.RESULT | Affects.SPEED] = Precision.AUTO
     """Number format: auto, fp32, bf16 or fp16."""
     loss_scale: LossScaleConfig = LossScaleConfig()
     zero_stage: Annotated[Literal["auto", 0, 1, 2, 3], Affects.SPEED] = "auto"
     """What DeepSpeed ZeRO shards: 0 nothing, 1 optimizer state, 2 also gradients, 3 also parameters; auto: the lowest
-    that fits into the workers' memory by the plan's estimate, at each number of workers. It does not change the
+    stage that fits into the workers' memory by the plan's estimate, at each number of workers. It does not change the
     result."""
     dropout: Annotated[float | None, Field(ge=0.0, lt=1.0), Affects.RESULT, Mark.MID_RUN] = None
-    """Overrides every dropout of the model; null: as the model says."""
+    """Overrides every dropout of the model; null: the model's own values."""
     gradient_checkpointing: Annotated[bool, Affects.SPEED] = False
-    """Compute what the layers keep for the backward pass once more instead: much less memory for long samples or large
+    """Recompute activations in the backward pass instead of storing them: much less memory for long samples or large
     micro-batches, and about a third more time. It does not change the result."""
     communication: CommunicationConfig = CommunicationConfig()
     deepspeed: Annotated[dict[str, Any], Affects.RESULT | Affects.SPEED] = {}
-    """Anything else that DeepSpeed knows, merged last; keys that raytrain owns are refused."""
+    """Other options of DeepSpeed, merged last. Those that raytrain sets itself and those without effect are refused."""
     eval_every_steps: Annotated[PositiveInt | None, Affects.EVALUATION] = None
     """Steps between evaluations; null: see eval_every_epochs."""
     eval_every_epochs: Annotated[float | None, Field(gt=0.0), Affects.EVALUATION] = None
-    """The same in passes over the training data, such as 0.25: after the same samples whatever the batch. null: 1,
-    unless eval_every_steps is given."""
+    """The same in passes over the training data, such as 0.25, which does not depend on the batch size. null: 1, unless
+    eval_every_steps is given."""
     early_stopping: Annotated[EarlyStoppingConfig | None, Affects.EVALUATION] = None
     """null: train to the end."""
     best_metric: Annotated[str | None, Affects.EVALUATION] = None
@@ -168,10 +169,13 @@ class TrainingConfig(Section):
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if self.max_steps is not None and "epochs" in self.model_fields_set:
-            raise ValueError("give training.epochs or training.max_steps, not both")
+            raise ValueError(
+                "training.epochs and training.max_steps are both given: leave one out, or override it with null"
+            )
         if self.eval_every_steps is not None and self.eval_every_epochs is not None:
             raise ValueError(
-                "give training.eval_every_steps or training.eval_every_epochs, not both; set the other one to null"
+                "training.eval_every_steps and training.eval_every_epochs are both given: leave one out, or override "
+                "it with null"
             )
         if self.micro_batch_size > self.global_batch_size:
             raise ValueError(

@@ -26,7 +26,7 @@ INT = re.compile(r"[-+]?(0|[1-9][0-9]*)|0o[0-7]+|0x[0-9a-fA-F]+")
 FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 INFINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 PADDED = re.compile(r"[-+]?0[0-9]+")
-# What a reader of YAML 1.1 does not take for text, and we do; we write it in quotes.
+# Words that are text here and something else to a reader of YAML 1.1. They are written in quotes.
 OLD_WORDS = re.compile(r"y|n|yes|no|on|off|=|<<|[-+]?[0-9][0-9_,]*(:[0-9_.]+)*(\.[0-9_]*)?|\d{4}-\d\d?-\d\d?.*", re.I)
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff]")  # readers fold or refuse them, unless escaped
@@ -44,7 +44,7 @@ def read_yaml(path: str, schema: Any = Any) -> Any:
     except OSError as error:
         raise ConfigError(f"can't read {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not valid YAML: it is no text in UTF-8 ({error})") from None
+        raise ConfigError(f"{path} is not valid YAML: it is not UTF-8 text ({error})") from None
     return parse_yaml(text, schema, origin=path)
 
 
@@ -98,7 +98,7 @@ def _problem(text: str, node: Node) -> MarkedYAMLError:
 
 
 def _word(text: str, schema: Any) -> Any:
-    """An unquoted word as its field takes it."""
+    """The value of an unquoted word, according to the type of its field."""
     options = options_of(schema)
     if str in options and not {int, float, bool} & {*options} and text not in ("", "~"):
         return text if type(None) not in options or NULL.fullmatch(text) is None else None
@@ -121,7 +121,8 @@ def plain_value(text: str) -> Any:
 
 
 class _Representer(SafeRepresenter):
-    """Text that any reader could take for something else is written in quotes; floats are such to any reader."""
+    """Writes text in quotes if some reader could take it for another type, and floats so that every reader takes them
+    for floats."""
 
     def represent_text(self, value: str) -> ScalarNode:
         is_ambiguous = not isinstance(plain_value(value), str) or OLD_WORDS.fullmatch(value) is not None
@@ -146,8 +147,8 @@ _Representer.add_representer(float, _Representer.represent_number)
 
 
 def to_yaml(raw: Any) -> str:
-    """As files for people are written: keys in their order, letters as they are. Reading it gives `raw` back, with or
-    without a schema."""
+    """YAML for people: keys in their order, letters as they are. Reading it gives `raw` back, with or without a
+    schema."""
     return _dumped(raw, is_one_line=False)
 
 

@@ -6,7 +6,7 @@ Each read task writes its own parts, named after its position, so its output doe
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -14,24 +14,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raytrain.config import BadRowPolicy, RunConfig
+from raytrain.data.bad_rows import Rejected, refusal
 from raytrain.data.prepared import Part
-from raytrain.data.sources import ROW, BadRow, Chunk, ReadTask, SourceFile, read_chunks
-from raytrain.errors import DataError, RaytrainError
+from raytrain.data.readers import read_chunks
+from raytrain.data.readers.base import ROW, BadRow, Chunk, ReadTask
+from raytrain.errors import RaytrainError
 from raytrain.models.tokenizer import load_tokenizer
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
-from raytrain.tasks.base import Encoded, RowError, TaskState
+from raytrain.tasks.base import Encoded, Task, TaskState
 
-
-@dataclass(frozen=True)
-class Rejected:
-    """A row that was set aside; one line of rejected.jsonl."""
-
-    split: str
-    path: str
-    row: int
-    code: RowError
-    reason: str
+# Where a bad row is refused, this many more chunks are read to count the others.
+CHUNKS_TO_COUNT = 16
 
 
 class RowFunction:
@@ -43,7 +37,8 @@ class RowFunction:
         try:
             return {"report": json.dumps(self.report(row))}
         except RaytrainError as error:
-            return {"report": json.dumps({"error": str(error)})}
+            failed = {"ordinal": row["ordinal"], "error": str(error), "code": error.code}
+            return {"report": json.dumps(failed)}
 
     def report(self, row: dict[str, Any]) -> dict[str, Any]:
         """The report on a row for the driver; JSON-able."""
@@ -58,11 +53,13 @@ class Surveyor(RowFunction):
 
     def report(self, row: dict[str, Any]) -> dict[str, Any]:
         """The surveys of the read task's chunks, in their order."""
-        config, read_task = RunConfig.model_validate(self._config), _read_task(row["task"])
+        config, read_task = RunConfig.model_validate(self._config), ReadTask.from_json(row["task"])
         task = make_task(config.task, config.data.max_length)
         chunks = read_chunks(read_task, task.required_columns())
         surveys = [
-            task.survey(rows, split) for chunk in chunks for split, rows in _split_rows(config, read_task, chunk)
+            task.survey(_usable(task, rows), split)
+            for chunk in chunks
+            for split, rows in _split_rows(config, read_task, chunk)
         ]
         return {"ordinal": row["ordinal"], "surveys": surveys}
 
@@ -76,55 +73,65 @@ class Encoder(RowFunction):
 
     def report(self, row: dict[str, Any]) -> dict[str, Any]:
         """What was written, and which rows were rejected."""
-        return self._encode(row["ordinal"], _read_task(row["task"]))
+        return self._encode(row["ordinal"], ReadTask.from_json(row["task"]))
 
     def _encode(self, ordinal: int, read_task: ReadTask) -> dict[str, Any]:
         config = RunConfig.model_validate(self._config)
         task = make_task(config.task, config.data.max_length)
         tokenizer = load_tokenizer(config.model)
+        refuses = config.data.bad_rows == BadRowPolicy.REFUSE
         written: list[dict[str, Any]] = []
-        rejected: list[Rejected] = []
+        bad: list[tuple[str, BadRow]] = []  # with their split
+        bad_at: int | None = None  # the first chunk with a bad row
         for number, chunk in enumerate(read_chunks(read_task, [*task.required_columns(), "document"])):
-            rejected += self._refuse_or_keep(config, read_task.split, chunk.bad_rows)
+            if refuses and bad_at is not None and number > bad_at + CHUNKS_TO_COUNT:
+                raise refusal([one for _, one in bad], is_counted=False)
+            bad += [(read_task.split, one) for one in chunk.bad_rows]
             for split, table in _split_rows(config, read_task, chunk):
-                encoded = task.encode(table, tokenizer, self._state)
+                is_lost = refuses and bool(bad)  # nothing will be trained: the other bad rows are only counted
+                encoded = None if is_lost else task.encode(table, tokenizer, self._state)
+                rejected = task.rejections(table, self._state) if encoded is None else encoded.rejected
                 rows = table[ROW].to_pylist()
-                bad = [BadRow(read_task.file.path, rows[r.row], r.reason, r.code) for r in encoded.rejected]
-                rejected += self._refuse_or_keep(config, split, bad)
-                if len(encoded.table):
+                bad += [(split, BadRow(read_task.file.path, rows[r.row], r.reason, r.code)) for r in rejected]
+                if encoded is not None and len(encoded.table):
                     sizes = task.sizes(encoded.table).tolist()
-                    written.append(self._write(split, (ordinal, number), encoded, sizes))
-        rejected.sort(key=lambda bad: bad.row)
-        return {"ordinal": ordinal, "written": written, "rejected": [asdict(bad) for bad in rejected]}
-
-    def _refuse_or_keep(self, config: RunConfig, split: str, bad_rows: list[BadRow]) -> list[Rejected]:
-        """The bad rows, if they may be set aside. Raises DataError otherwise."""
-        for bad in bad_rows if config.data.bad_rows == BadRowPolicy.REFUSE else []:
-            if bad.code == RowError.UNKNOWN_LABEL:
-                raise DataError(
-                    f"{bad}. Add it to task.labels, correct the row, or set data.bad_rows=set_aside to continue "
-                    "without such rows"
-                )
-            raise DataError(f"{bad}. Correct the row, or set data.bad_rows=set_aside to continue without such rows")
-        return [Rejected(split, bad.path, bad.row, bad.code, bad.reason) for bad in bad_rows]
+                    counts = task.count_labels(encoded.table, self._state)
+                    written.append({**self._write(split, (ordinal, number), encoded, sizes), "label_counts": counts})
+            bad_at = number if bad and bad_at is None else bad_at
+        if refuses and bad:
+            raise refusal([one for _, one in bad])
+        bad.sort(key=lambda one: one[1].row)
+        set_aside = [asdict(Rejected(split, one.path, one.row, one.code, one.reason)) for split, one in bad]
+        return {"ordinal": ordinal, "written": written, "rejected": set_aside}
 
     def _write(self, split: str, place: tuple[int, int], encoded: Encoded, sizes: list[int]) -> dict[str, Any]:
         name = f"{split}/{self._prefix}part-{place[0]:05d}-{place[1]:05d}.parquet"
         folder = Storage(self._root)
         buffer = pa.BufferOutputStream()
-        pq.write_table(encoded.table, buffer, row_group_size=self._rows_per_group, compression="zstd")
+        pq.write_table(
+            encoded.table,
+            buffer,
+            row_group_size=self._rows_per_group,
+            compression="zstd",
+            write_page_checksum=True,
+        )
         data = memoryview(buffer.getvalue())
         folder.write_bytes(name, data)
         full, rest = divmod(len(encoded.table), self._rows_per_group)
-        part = Part(name, [self._rows_per_group] * full + [rest] * bool(rest), len(data))
+        row_group_rows = [self._rows_per_group] * full + [rest] * bool(rest)
         return {
             "split": split,
-            "part": asdict(part),
-            "sha256": hashlib.sha256(data).hexdigest(),
+            "part": asdict(Part(name, row_group_rows, len(data), hashlib.sha256(data).hexdigest())),
             "place": place,
             "lengths": sizes,
             "num_truncated": encoded.num_truncated,
         }
+
+
+def _usable(task: Task, rows: pa.Table) -> pa.Table:
+    """The rows whose inputs can be used: the label of another one is not learned."""
+    bad = {rejection.row for rejection in task.check_inputs(rows)}
+    return rows.filter(pa.array([row not in bad for row in range(len(rows))], pa.bool_())) if bad else rows
 
 
 def _split_rows(config: RunConfig, read_task: ReadTask, chunk: Chunk) -> Iterator[tuple[str, pa.Table]]:
@@ -152,9 +159,3 @@ def _hash_unit(rows: np.ndarray, seed: int, file: int) -> np.ndarray:
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         x = x ^ (x >> np.uint64(31))
     return x.astype(np.float64) / 2.0**64
-
-
-def _read_task(text: str) -> ReadTask:
-    raw = json.loads(text)
-    groups = raw.pop("row_groups")
-    return ReadTask(file=SourceFile(**raw.pop("file")), row_groups=tuple(groups) if groups else None, **raw)

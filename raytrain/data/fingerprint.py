@@ -2,19 +2,21 @@
 
 import hashlib
 import json
+from dataclasses import astuple
 
-from raytrain.config import Affects, RunConfig, SourceFormat
+from raytrain.config import Affects, RunConfig
 from raytrain.config.fields import affecting
 from raytrain.config.io import flatten
 from raytrain.data.prepared import FORMAT_VERSION
-from raytrain.data.sources import SourceFile
+from raytrain.data.readers.base import SourceFile
 
 
 def fingerprint(config: RunConfig, files: dict[str, list[SourceFile]], tokenizer: str, rows_per_group: int) -> str:
     """Hex digest, 20 characters.
 
     Args:
-        files: The source files of each split, identified by path, size and modification time.
+        files: The source files of each split, identified by path, size, modification time and content,
+            and how they are read.
         tokenizer: Fingerprint of the tokenizer's content.
         rows_per_group: Rows per row group, the unit of the sample order.
     """
@@ -22,12 +24,10 @@ def fingerprint(config: RunConfig, files: dict[str, list[SourceFile]], tokenizer
     fraction = values.get("data.validation.fraction")
     parts = {
         "format": FORMAT_VERSION,
-        "files": {split: [[f.path, f.format, f.num_bytes, f.modified_at] for f in fs] for split, fs in files.items()},
+        "files": {split: [astuple(file) for file in of_split] for split, of_split in files.items()},
         "fields": {key: values[key] for key in affecting(Affects.DATA) if key in values},
         "seed": config.seed if fraction is not None else None,  # determines which rows are held out
         "tokenizer": tokenizer,
         "rows_per_group": rows_per_group,
     }
-    if any(file.format == SourceFormat.TSV for split in files.values() for file in split):
-        parts["tsv"] = "unquoted"  # older versions read it as quoted, and the cache may hold data prepared that way
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]

@@ -1,6 +1,6 @@
 """PREPARE: source files -> the prepared store, with Ray Data, once.
 
-    1. read      (ReadTask)       -> chunks of at most 4096 rows, bad rows apart      data/readers.py
+    1. read      (ReadTask)       -> chunks of at most 4096 rows, bad rows apart      data/readers/
         2. split     (chunk, fraction)-> training and validation rows, by a hash of the row's position
     3. encode    (rows)           -> samples: token ids and the task's columns        data/encode.py, tasks/
     4. write     (samples)        -> a Parquet part with small row groups             data/encode.py
@@ -17,7 +17,7 @@ import os
 import re
 import time
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -27,12 +27,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raytrain.config import SPLITS, RunConfig
-from raytrain.data.encode import Encoder, Rejected, RowFunction, Surveyor
+from raytrain.data.bad_rows import Rejected, summary
+from raytrain.data.encode import Encoder, RowFunction, Surveyor
 from raytrain.data.fingerprint import fingerprint
-from raytrain.data.prepared import MANIFEST_NAME, Manifest, Part, PreparedStore, SplitInfo, index_name
+from raytrain.data.prepared import MANIFEST_NAME, DamagedError, Manifest, Part, PreparedStore, SplitInfo, index_name
 from raytrain.data.quiet import quiet_ray_data
-from raytrain.data.sources import SourceFile, check_sources, read_tasks
-from raytrain.errors import DataError
+from raytrain.data.readers.base import SourceFile
+from raytrain.data.sources import check_sources, read_tasks
+from raytrain.errors import DataError, FailureCode
 from raytrain.models.tokenizer import load_tokenizer, tokenizer_identity
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
@@ -46,6 +48,9 @@ STALE_S = 24 * 3600.0
 # The cache may be in one of the user's folders: raytrain removes nothing in it that has another name.
 ATTEMPT_NAME = re.compile(r"[0-9a-f]{20}\.[0-9a-f]{8}\.tmp")
 
+# (root, content) of the stores that this process has found undamaged.
+_verified_stores: set[tuple[str, str]] = set()
+
 Progress = Callable[[int, int | None, float], None]
 """Called with (rows so far, estimated rows in total, rows per second)."""
 
@@ -56,8 +61,6 @@ class _Written:
 
     split: str
     part: Part
-    sha256: str
-    """Hash of the part's bytes, which depend on the rows alone."""
     place: tuple[int, int]
     """(index of the read task, index of the chunk in it): the order of the prepared data."""
     lengths: list[int]
@@ -83,20 +86,52 @@ def prepare(
         train on.
     """
     files, rows_per_group, cache, name = _place_of(config, only)
-    if not cache.exists(f"{name}/{MANIFEST_NAME}"):
-        if check_first is not None:
-            check_first()
-        progress = progress or (lambda *_: None)
-        tokenizer = load_tokenizer(config.model)
-        pad_token_id = 0 if tokenizer is None else tokenizer.pad_token_id
-        _Preparation(config, files, name, cache, rows_per_group, pad_token_id, progress).run()
+    if (store := _verified(cache, name)) is not None:
+        return store
+    _remove_damaged(cache, name)
+    if check_first is not None:
+        check_first()
+    progress = progress or (lambda *_: None)
+    tokenizer = load_tokenizer(config.model)
+    pad_token_id = 0 if tokenizer is None else tokenizer.pad_token_id
+    _Preparation(config, files, name, cache, rows_per_group, pad_token_id, progress).run()
     return PreparedStore(cache.at(name).root)
 
 
 def find_prepared(config: RunConfig) -> PreparedStore | None:
-    """The prepared store of a config if it already exists; needs no Ray. Raises DataError."""
+    """The prepared store of a config if it already exists undamaged; needs no Ray. Raises DataError."""
     _, _, cache, name = _place_of(config)
-    return PreparedStore(cache.at(name).root) if cache.exists(f"{name}/{MANIFEST_NAME}") else None
+    return _verified(cache, name)
+
+
+def _verified(cache: Storage, name: str) -> PreparedStore | None:
+    """The store, if there is one and its files are what was written."""
+    if not cache.exists(f"{name}/{MANIFEST_NAME}"):
+        return None
+    try:
+        store = PreparedStore(cache.at(name).root)
+        if (key := (store.root, store.manifest.content)) not in _verified_stores:
+            store.verify()
+            _verified_stores.add(key)
+    except DamagedError as error:
+        logger.warning("%s is damaged: the data has to be prepared again", error.path)
+        return None
+    return store
+
+
+def _remove_damaged(cache: Storage, name: str) -> None:
+    """Remove a damaged store, so that a new one can take its place. Without a manifest a folder is not a store."""
+    if not cache.exists(f"{name}/{MANIFEST_NAME}"):
+        return
+    if cache.local_path() is None:
+        cache.delete(f"{name}/{MANIFEST_NAME}")
+        return
+    aside = f"{name}.{uuid.uuid4().hex[:8]}.tmp"  # renamed first, since deleting takes longer
+    try:
+        cache.move(name, aside)
+    except FileNotFoundError:  # another command was faster
+        return
+    cache.delete(aside)
 
 
 def _place_of(config: RunConfig, only: str | None = None) -> tuple[dict[str, list[SourceFile]], int, Storage, str]:
@@ -124,6 +159,7 @@ class _Preparation:
         self.config, self.name, self.cache, self.progress = config, name, cache, progress
         self.files, self.tasks = files, read_tasks(files)
         self.rows_per_group, self.pad_token_id = rows_per_group, pad_token_id
+        self.label_counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self.attempt = f"{name}.{uuid.uuid4().hex[:8]}.tmp"
         # Object stores can't rename: there, an attempt writes its parts into the final folder under names of its own.
         self.is_local = cache.local_path() is not None
@@ -136,7 +172,10 @@ class _Preparation:
         try:
             state = task.declared_state()
             if state is None:
-                state = task.state_from(self._survey())
+                surveys = self._survey()
+                state = task.state_from(surveys)
+                for remark in task.remarks(surveys):
+                    logger.warning("%s", remark)
             self._commit(state, *self._write(state))
         except BaseException:
             if self.is_local:
@@ -169,6 +208,7 @@ class _Preparation:
             rejected[report["ordinal"]] = [Rejected(**bad) for bad in report["rejected"]]
             for item in report["written"]:
                 part = Part(**item.pop("part"))
+                self.label_counts[item["split"]].update(item.pop("label_counts"))
                 written.append(_Written(part=part, place=tuple(item.pop("place")), **item))
                 num_rows += len(written[-1].lengths)
             total = round(num_rows / self._share_of(rejected))
@@ -198,9 +238,8 @@ class _Preparation:
         if self.is_local:
             self._put_in_place()
         if rejected:
-            logger.warning(
-                "%d rows set aside; see %s", len(rejected), self.cache.path_of(f"{self.name}/{REJECTED_NAME}")
-            )
+            where = self.cache.path_of(f"{self.name}/{REJECTED_NAME}")
+            logger.warning("%s", "\n  ".join([f"{len(rejected)} rows set aside; see {where}", *summary(rejected)]))
 
     def _wanted_splits(self) -> list[str]:
         given = [split for split in SPLITS if getattr(self.config.data, split) is not None]
@@ -218,14 +257,18 @@ class _Preparation:
 
     def _commit_split(self, split: str, written: list[_Written], num_set_aside: int) -> SplitInfo:
         lengths = np.concatenate([np.array(item.lengths, dtype=np.int32) for item in written])
-        with self.folder.open_output(index_name(split)) as file:
-            pq.write_table(pa.table({"length": lengths}), file)
+        index = pa.BufferOutputStream()
+        pq.write_table(pa.table({"length": lengths}), index)
+        data = memoryview(index.getvalue())
+        self.folder.write_bytes(index_name(split), data)
         return SplitInfo(
             num_samples=len(lengths),
             num_tokens=int(lengths.sum()),
             num_truncated=sum(item.num_truncated for item in written),
             num_set_aside=num_set_aside,
             parts=[item.part for item in written],
+            label_counts=dict(sorted(self.label_counts[split].items())),
+            index_sha256=hashlib.sha256(data).hexdigest(),
         )
 
     def _put_in_place(self) -> None:
@@ -264,7 +307,7 @@ def _age_s(path: str) -> float:
 
 def _content_of(state: TaskState, written: list[_Written]) -> str:
     """Hash of the task's state, and of the bytes of all parts in their order."""
-    parts = [[item.split, item.part.row_group_rows, item.sha256] for item in written]
+    parts = [[item.split, item.part.row_group_rows, item.part.sha256] for item in written]
     return hashlib.sha256(json.dumps([state, parts], sort_keys=True).encode()).hexdigest()[:20]
 
 
@@ -280,14 +323,21 @@ def _rows_per_group(num_bytes: int) -> int:
 def _run(rows: list[dict[str, Any]], function: RowFunction) -> Iterator[dict[str, Any]]:
     """Apply a function to each row with Ray Data, one task per row; yields the reports in any order.
 
-    Raises DataError as soon as the function reports one.
+    Raises the DataError that the function reports for the first of the rows, as soon as those before it are done: which
+    one is told does not depend on which task was faster.
     """
     import ray.data
 
     quiet_ray_data()
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(function)
+    waiting = {row["ordinal"] for row in rows}
+    failed: dict[int, DataError] = {}
     for row in dataset.iter_rows():
         report = json.loads(row["report"])
+        waiting.discard(report["ordinal"])
         if "error" in report:
-            raise DataError(report["error"])
-        yield report
+            failed[report["ordinal"]] = DataError(report["error"], FailureCode(report["code"]))
+        if failed and min(failed) < min(waiting, default=len(rows)):
+            raise failed[min(failed)]
+        if not failed:
+            yield report

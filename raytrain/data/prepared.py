@@ -5,20 +5,37 @@ each split, and `manifest.json`, which is committed last: without it the folder 
 position in the split's prepared order (parts in the manifest's order, rows in file order), from 0.
 """
 
+import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raytrain.errors import DataError
+from raytrain.errors import DataError, FailureCode
 from raytrain.storage import Storage
 from raytrain.tasks.base import TaskState
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST_NAME = "manifest.json"
+# Stores of at most this size are read whole to verify them. In a larger one, the checksum of each page that is read is.
+WHOLE_BYTES = 1 << 30
+
+
+class DamagedError(DataError):
+    """A file of a prepared store is not what was written."""
+
+    code = FailureCode.STORAGE
+
+    def __init__(self, root: str, name: str):
+        super().__init__(
+            f"the prepared data is damaged: {root}/{name} is not what was written; delete the folder {root}, and it "
+            "will be prepared again"
+        )
+        self.path = f"{root}/{name}"
 
 
 @dataclass(frozen=True)
@@ -31,6 +48,8 @@ class Part:
     """Rows of each row group, in file order."""
     num_bytes: int
     """Size of the file."""
+    sha256: str
+    """Hash of the file's bytes, which depend on the rows alone."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +63,10 @@ class SplitInfo:
     num_set_aside: int
     """Source rows that could not be used; they are listed in rejected.jsonl."""
     parts: list[Part]
+    index_sha256: str
+    """Hash of the index's bytes."""
+    label_counts: dict[str, int] = field(default_factory=dict)
+    """How often each label that occurs is a target; empty where targets are not labels."""
 
 
 @dataclass(frozen=True)
@@ -62,22 +85,36 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """The manifest as the bytes of manifest.json."""
-        return json.dumps(asdict(self)).encode()
+        return json.dumps({**asdict(self), "sha256": _hash_of(asdict(self))}).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> "Manifest":
-        """Parse manifest.json. Raises DataError when another version wrote it."""
+        """Parse manifest.json.
+
+        Raises:
+            ValueError: It is damaged.
+            DataError: Another version wrote it.
+        """
         raw = json.loads(data)
-        if raw["format_version"] != FORMAT_VERSION:
+        if not isinstance(raw, dict) or "format_version" not in raw:
+            raise ValueError("not a manifest")
+        version = raw["format_version"]
+        if version != FORMAT_VERSION:
             raise DataError(
-                f"the prepared data has format {raw['format_version']}, this version reads {FORMAT_VERSION}: "
+                f"the prepared data has format {version}, this version reads {FORMAT_VERSION}: "
                 "delete the folder, and it will be prepared again"
             )
+        if raw.pop("sha256", None) != _hash_of(raw):
+            raise ValueError("its hash is not that of its contents")
         splits = {
             name: SplitInfo(**{**info, "parts": [Part(**part) for part in info["parts"]]})
             for name, info in raw["splits"].items()
         }
         return cls(raw["fingerprint"], raw["task_state"], raw["pad_token_id"], splits, raw["content"])
+
+
+def _hash_of(raw: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()
 
 
 def index_name(split: str) -> str:
@@ -89,12 +126,14 @@ class PreparedStore:
     """A committed prepared store, opened for reading."""
 
     def __init__(self, root: str):
-        """Raises DataError when `root` has no committed manifest."""
+        """Raises DataError when `root` has no committed manifest, or a damaged one."""
         self.storage = Storage(root)
         try:
             self.manifest = Manifest.from_json(self.storage.read_bytes(MANIFEST_NAME))
         except FileNotFoundError:
             raise DataError(f"there is no prepared data at {self.storage.path_of()}") from None
+        except (ValueError, RecursionError):
+            raise self._damaged(MANIFEST_NAME) from None
         self._open_parts: dict[str, pq.ParquetFile] = {}
 
     @property
@@ -106,10 +145,39 @@ class PreparedStore:
         """Whether the split was prepared and has samples."""
         return split in self.manifest.splits and self.manifest.splits[split].num_samples > 0
 
+    def verify(self) -> None:
+        """Compare the files with what the manifest says of them: sizes, and where the store is small enough hashes.
+
+        Raises DataError when the store is damaged.
+        """
+        for split in self.manifest.splits:
+            self.lengths(split)
+        parts = [part for info in self.manifest.splits.values() for part in info.parts]
+        is_small = sum(part.num_bytes for part in parts) <= WHOLE_BYTES
+        for part in parts:
+            try:
+                is_whole = self.storage.size_bytes(part.name) == part.num_bytes
+            except FileNotFoundError:
+                is_whole = False
+            if not is_whole or (is_small and _sha256(self.storage, part.name) != part.sha256):
+                raise self._damaged(part.name)
+
     def lengths(self, split: str) -> np.ndarray:
-        """The size of each sample: tokens, for texts. Shape (num_samples,), int32."""
-        with self.storage.open_input(index_name(split)) as file:
-            return pq.read_table(file, columns=["length"])["length"].to_numpy()
+        """The size of each sample: tokens, for texts. Shape (num_samples,), int32.
+
+        Raises DataError when the index is damaged.
+        """
+        info, name = self.manifest.splits[split], index_name(split)
+        try:
+            data = self.storage.read_bytes(name)
+        except FileNotFoundError:
+            raise self._damaged(name) from None
+        if hashlib.sha256(data).hexdigest() != info.index_sha256:
+            raise self._damaged(name)
+        lengths = pq.read_table(pa.BufferReader(data), columns=["length"])["length"].to_numpy()
+        if len(lengths) != info.num_samples or sum(sum(part.row_group_rows) for part in info.parts) != len(lengths):
+            raise self._damaged(name)
+        return lengths
 
     def row_group_starts(self, split: str) -> np.ndarray:
         """The first sample id of each row group, then the number of samples. Shape (num_row_groups + 1,), int64."""
@@ -119,7 +187,16 @@ class PreparedStore:
     def read_row_group(self, split: str, row_group: int) -> pa.Table:
         """The rows of the split's row group with this index, counted over all its parts."""
         part, inside = self._places(split)[row_group]
-        return self._file(part).read_row_group(inside)
+        file = self._file(part)
+        try:
+            rows = file.read_row_group(inside)
+        except pa.ArrowInvalid:
+            raise self._damaged(part) from None
+        except OSError as error:  # a page whose checksum is wrong, or storage that fails
+            raise OSError(f"{self.storage.path_of(part)} can't be read: {error}") from error
+        if len(rows) != self._part_of_name[part].row_group_rows[inside]:
+            raise self._damaged(part)
+        return rows
 
     def row_group_bytes(self, split: str, row_group: int) -> int:
         """Compressed bytes that reading this row group takes from storage."""
@@ -139,5 +216,30 @@ class PreparedStore:
 
     def _file(self, name: str) -> pq.ParquetFile:
         if name not in self._open_parts:
-            self._open_parts[name] = pq.ParquetFile(self.storage.open_input(name))
+            opened = self.storage.open_input(name)
+            part = self._part_of_name[name]
+            if opened.size() != part.num_bytes:
+                raise self._damaged(name)
+            try:
+                file = pq.ParquetFile(opened, page_checksum_verification=True)
+            except pa.ArrowInvalid:
+                raise self._damaged(name) from None
+            if file.metadata.num_rows != sum(part.row_group_rows):
+                raise self._damaged(name)
+            self._open_parts[name] = file
         return self._open_parts[name]
+
+    @cached_property
+    def _part_of_name(self) -> dict[str, Part]:
+        return {part.name: part for info in self.manifest.splits.values() for part in info.parts}
+
+    def _damaged(self, name: str) -> DamagedError:
+        return DamagedError(self.root, name)
+
+
+def _sha256(storage: Storage, name: str) -> str:
+    digest = hashlib.sha256()
+    with storage.open_input(name) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

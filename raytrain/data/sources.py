@@ -1,81 +1,38 @@
-"""Source files: which ones a split has, whether they can be used, and how they are divided into read tasks. No Ray, no
-torch.
+"""Source files: whether they can be used, and how they are divided into read tasks. No Ray, no torch.
 
-`readers` reads their rows.
+`listing` finds them and `readers` reads their rows.
 """
 
 import difflib
-import glob
-import os
-import re
+import functools
+import logging
+from concurrent.futures import ThreadPoolExecutor
 
-import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from raytrain.config import SPLITS, DataConfig, SourceConfig, SourceFormat, ValidationConfig
-from raytrain.data.readers import (
-    CHUNK_ROWS,
-    ROW,
-    BadRow,
-    Chunk,
-    ReadTask,
-    SourceFile,
-    column_names,
-    first_line,
-    open_source,
-    read_chunks,
-)
+from raytrain.config import SPLITS, BadRowPolicy, DataConfig, SourceFormat
+from raytrain.data.bad_rows import refusal
+from raytrain.data.content import THREADS, with_content
+from raytrain.data.listing import list_files, real_path
+from raytrain.data.readers import NoRowsError, column_names, head_of
+from raytrain.data.readers.base import ROW, BadRow, ReadTask, SourceFile, first_line, open_source
+from raytrain.data.readers.conll import wrong_columns
+from raytrain.data.readers.delimited import other_delimiter
+from raytrain.data.readers.text import other_encoding
 from raytrain.errors import DataError
 from raytrain.tasks.base import Task
 
-__all__ = [
-    "CHUNK_ROWS",
-    "ROW",
-    "BadRow",
-    "Chunk",
-    "ReadTask",
-    "SourceFile",
-    "check_sources",
-    "list_files",
-    "read_chunks",
-    "read_tasks",
-]
+logger = logging.getLogger(__name__)
 
 # Rows of Parquet per read task; a large file is divided among several tasks.
 TASK_ROWS = 65_536
-
-ENDINGS = {
-    ".parquet": SourceFormat.PARQUET,
-    ".jsonl": SourceFormat.JSONL,
-    ".ndjson": SourceFormat.JSONL,
-    ".csv": SourceFormat.CSV,
-    ".tsv": SourceFormat.TSV,
-    ".txt": SourceFormat.TXT,
-    ".conll": SourceFormat.CONLL,
-    ".conllu": SourceFormat.CONLLU,
-}
-
-
-def list_files(source: SourceConfig | ValidationConfig, option: str) -> list[SourceFile]:
-    """The files of a source, sorted by path within each path that is given.
-
-    Args:
-        option: Dotted option of the source, such as data.train, for messages.
-
-    Raises:
-        DataError: A path matches nothing, can't be read, or has an ending that does not tell the format.
-    """
-    paths = [source.path] if isinstance(source.path, str) else source.path or []
-    files = [file for path in paths for file in _expand(path, source.format, option)]
-    if not files:
-        raise DataError(f"{option}.path is empty: give a file, a folder, a glob, or a list of these")
-    return files
+# Rows at the head of a text file that are read before Ray starts, and for how many files of a split.
+HEAD_ROWS, HEAD_FILES = 200, 64
 
 
 def check_sources(data: DataConfig, task: Task, only: str | None = None) -> dict[str, list[SourceFile]]:
-    """The files of every split, after a quick check that they exist, are not empty, can be read, and have the columns
-    of the task.
+    """The files of every split that have rows, after a quick check that they exist, can be read, have the columns of
+    the task, and begin with rows that can be used.
 
     Args:
         only: The only split to check; None: all splits.
@@ -89,10 +46,13 @@ def check_sources(data: DataConfig, task: Task, only: str | None = None) -> dict
         for split, source in sources.items()
         if source is not None and source.path is not None
     }
-    for split, files in splits.items():
-        for file in files:
-            _check_file(file, f"data.{split}.path", task)
-    return splits
+    _check_no_file_twice(splits)
+    usable = {split: _with_rows(files, f"data.{split}", task) for split, files in splits.items()}
+    if data.bad_rows == BadRowPolicy.REFUSE:
+        for files in usable.values():
+            for file in files[:HEAD_FILES]:
+                _check_head(file, task)
+    return with_content(usable)
 
 
 def read_tasks(splits: dict[str, list[SourceFile]]) -> list[ReadTask]:
@@ -102,119 +62,109 @@ def read_tasks(splits: dict[str, list[SourceFile]]) -> list[ReadTask]:
     ]
 
 
-def _expand(path: str, format: SourceFormat, option: str) -> list[SourceFile]:
-    """The files that a path, folder or glob stands for."""
-    if "://" not in path:
-        path = os.path.expanduser(path)
-    try:
-        return _expand_readable(path, format, option)
-    except PermissionError:
-        raise DataError(f"{option}.path {path!r}: no permission to read it") from None
-    except (OSError, pa.ArrowInvalid) as error:  # an unknown scheme, no credentials, no such bucket
-        raise DataError(f"{option}.path {path!r} can't be opened: {first_line(error)}") from None
+@functools.cache
+def _warn_once(message: str) -> None:
+    """A command checks the sources several times."""
+    logger.warning("%s", message)
 
 
-def _expand_readable(path: str, format: SourceFormat, option: str) -> list[SourceFile]:
-    if "://" in path and "*" in path:
-        matches = _glob_uri(path)
-    elif "://" not in path and glob.has_magic(path) and not os.path.exists(path):
-        matches = sorted(match for match in glob.glob(path, recursive=True) if os.path.isfile(match))
-    else:
-        return _expand_plain(path, format, option)
-    if not matches:
-        raise DataError(f"{option}.path {path!r} matches no file{_looked_for(path)}")
-    return [_file(match, format, option) for match in matches]
+def _check_no_file_twice(splits: dict[str, list[SourceFile]]) -> None:
+    """A file in two splits would measure the model on what it has learned; one that is named twice counts twice."""
+    option_of: dict[str, str] = {}
+    for split, files in splits.items():
+        for file in files:
+            place, option = real_path(file), f"data.{split}.path"
+            if place in option_of:
+                where = f"{option} twice" if option_of[place] == option else f"{option_of[place]} and in {option}"
+                raise DataError(
+                    f"{file.path} is in {where}: a file belongs to one split, once. Narrow the paths, to "
+                    "folder/train-*.parquet for example; to hold out some of its rows, set data.validation.fraction"
+                )
+            option_of[place] = option
 
 
-def _expand_plain(path: str, format: SourceFormat, option: str) -> list[SourceFile]:
-    """A file, or the files below a folder."""
-    fs, inner = _open_fs(path)
-    info = fs.get_file_info(inner)
-    if info.type == pafs.FileType.NotFound:
-        raise DataError(f"{option}.path {path!r}: no such file or folder{_looked_for(path)}{_nearest_file(path)}")
-    if info.type == pafs.FileType.File:
-        return [_file(path, format, option)]
-    names = _names_below(fs, inner)
-    known = [name for name in names if format != SourceFormat.AUTO or _ending(name) in ENDINGS]
-    if not known:
-        raise DataError(f"{option}.path {path!r}: this folder has no file with a known ending ({', '.join(ENDINGS)})")
-    scheme = f"{path.split('://')[0]}://" if "://" in path else ""
-    return [_file(f"{scheme}{name}", format, option) for name in known]
+def _with_rows(files: list[SourceFile], option: str, task: Task) -> list[SourceFile]:
+    """The files of a split that have rows. Raises DataError when none has, or one can't be used."""
+    with ThreadPoolExecutor(THREADS) as threads:
+        reasons = list(threads.map(lambda file: _why_empty(file, option, task), files))
+    empty = [(file.path, reason) for file, reason in zip(files, reasons, strict=True) if reason]
+    if len(empty) == len(files):
+        raise DataError(f"{option}.path: {' '.join(empty[0])}")
+    if empty:
+        named = f"{option}.path: {len(empty)} of {len(files)} files have no rows and are passed over"
+        _warn_once(f"{named}, such as {empty[0][0]}")
+    return [file for file, reason in zip(files, reasons, strict=True) if not reason]
 
 
-def _names_below(fs: pafs.FileSystem, folder: str) -> list[str]:
-    """Files below a folder, sorted, without files that programs write for themselves (_SUCCESS, .crc)."""
-    infos = fs.get_file_info(pafs.FileSelector(folder, recursive=True, allow_not_found=True))
-    return sorted(i.path for i in infos if i.type == pafs.FileType.File and not i.base_name.startswith((".", "_")))
-
-
-def _glob_uri(path: str) -> list[str]:
-    """URIs that match a pattern with * and **. Only * is special: in a URI, ? starts the query."""
-    scheme = path.split("://")[0]
-    fs, pattern = _open_fs(path)
-    folder = pattern[: pattern.index("*")].rpartition("/")[0]
-    special = {"**/": "(.*/)?", "**": ".*", "*": "[^/]*"}
-    parts = re.split(r"(\*\*/|\*\*|\*)", pattern)
-    matcher = re.compile("".join(special.get(part) or re.escape(part) for part in parts))
-    return [f"{scheme}://{name}" for name in _names_below(fs, folder) if matcher.fullmatch(name)]
-
-
-def _file(path: str, format: SourceFormat, option: str) -> SourceFile:
-    if format == SourceFormat.AUTO:
-        if _ending(path) not in ENDINGS:
-            raise DataError(
-                f"{option}.path {path!r}: unknown ending (known: {', '.join(ENDINGS)}); set {option}.format to "
-                f"one of {', '.join(f.value for f in SourceFormat if f != SourceFormat.AUTO)}"
-            )
-        format = ENDINGS[_ending(path)]
-    fs, inner = _open_fs(path)
-    info = fs.get_file_info(inner)
-    modified_at = info.mtime.isoformat() if info.mtime else ""
-    full = path if "://" in path else os.path.abspath(path)
-    return SourceFile(full, format, info.size or 0, modified_at)
-
-
-def _ending(path: str) -> str:
-    return os.path.splitext(path.removesuffix(".gz"))[1].lower()
-
-
-def _open_fs(path: str) -> tuple[pafs.FileSystem, str]:
-    if "://" in path:
-        return pafs.FileSystem.from_uri(path)
-    return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
-
-
-def _looked_for(path: str) -> str:
-    """The absolute form of a relative path, for messages: it is relative to the command's working directory."""
-    return "" if "://" in path or os.path.isabs(path) else f" (looked for {os.path.abspath(path)})"
-
-
-def _nearest_file(path: str) -> str:
-    folder = os.path.dirname(path) or "."
-    if "://" in path or not os.path.isdir(folder):
-        return ""
-    close = difflib.get_close_matches(os.path.basename(path), os.listdir(folder), 1)
-    return f"; did you mean {os.path.join(os.path.dirname(path), close[0])}?" if close else ""
-
-
-def _check_file(file: SourceFile, option: str, task: Task) -> None:
+def _why_empty(file: SourceFile, option: str, task: Task) -> str:
+    """Why a file has no rows, or an empty string. Raises DataError when it can't be used."""
     if file.num_bytes == 0:
-        raise DataError(f"{option}: {file.path} is empty (0 bytes)")
+        return "is empty (0 bytes)"
+    is_text = file.format != SourceFormat.PARQUET
     try:
+        if is_text and (encoding := other_encoding(file)):
+            raise DataError(
+                f"{option}.path: {file.path} is not in {file.reading.encoding or 'UTF-8'}; it seems to be in "
+                f"{encoding}: set {option}.encoding={encoding}"
+            )
         found = column_names(file)
+        if file.format == SourceFormat.CONLL and (reason := wrong_columns(file)):
+            raise DataError(
+                f"{option}.path: {file.path}: {reason}. Set {option}.word_column and {option}.tag_column, counted "
+                "from 1"
+            )
     except PermissionError:
-        raise DataError(f"{option}: no permission to read {file.path}") from None
-    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{option}.path: no permission to read {file.path}") from None
+    except NoRowsError:
+        return "has no rows"
+    except (OSError, ValueError) as error:
         reason = first_line(error)
-        raise DataError(f"{option}: {file.path} is not a readable {file.format} file (truncated?): {reason}") from None
-    missing = [column for column in task.required_columns() if column not in found]
-    if missing:
-        close = difflib.get_close_matches(missing[0], found, 1)
-        hint = f"; did you mean {close[0]!r}?" if close else "."
         raise DataError(
-            f"{option}: {file.path} has no column {missing[0]!r} (it has {', '.join(map(repr, found))}){hint} "
-            f"Set {_column_option(task, missing[0])} to the name in your files"
+            f"{option}.path: {file.path} is not a readable {file.format} file (truncated?): {reason}"
+        ) from None
+    _check_columns(file, found, option, task)
+    return ""
+
+
+def _check_columns(file: SourceFile, found: list[str], option: str, task: Task) -> None:
+    for column in task.required_columns():
+        if found.count(column) > 1:
+            raise DataError(
+                f"{option}.path: {file.path} has {found.count(column)} columns named {column!r}; rename or remove all "
+                "but one"
+            )
+    missing = [column for column in task.required_columns() if column not in found]
+    if not missing:
+        return
+    if file.format == SourceFormat.CSV and (delimiter := other_delimiter(file, task.required_columns())):
+        raise DataError(
+            f"{option}.path: {file.path} has no column {missing[0]!r}; its columns seem to be separated by "
+            f"{delimiter!r}: set {option}.delimiter={'tab' if delimiter == chr(9) else repr(delimiter)}"
         )
+    close = difflib.get_close_matches(missing[0], found, 1)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    raise DataError(
+        f"{option}.path: {file.path} has no column {missing[0]!r} (it has {', '.join(map(repr, found))}){hint} "
+        f"Set {_column_option(task, missing[0])} to the name in your files"
+    )
+
+
+def _check_head(file: SourceFile, task: Task) -> None:
+    """Raises DataError for the first bad row among the first rows of a text file."""
+    if file.format == SourceFormat.PARQUET:
+        return
+    try:
+        head = head_of(file, task.required_columns(), HEAD_ROWS)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file.path} can't be read to its end (truncated?): {first_line(error)}") from None
+    bad = list(head.bad_rows)
+    if len(head.table):
+        state = task.declared_state()
+        rejected = task.check_before_survey(head.table) if state is None else task.rejections(head.table, state)
+        rows = head.table[ROW].to_pylist()
+        bad += [BadRow(file.path, rows[one.row], one.reason, one.code) for one in rejected]
+    if bad:
+        raise refusal(bad)
 
 
 def _column_option(task: Task, column: str) -> str:

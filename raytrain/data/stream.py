@@ -239,11 +239,12 @@ class ReadAndCollate:
         self._task = make_task(config.task, config.data.max_length)
         self._config, self._seed = config, config.seed
         # A store that was prepared for an evaluation has no training split; a pass reads each row group once.
-        min_groups = row_groups_in_use(self._order, plan) if store.has_split("train") else 1
+        min_groups = row_groups_in_use(self.order, plan) if store.has_split("train") else 1
         self._rows = RowCache(store, min_groups=min_groups)
 
     @functools.cached_property
-    def _order(self) -> Order:
+    def order(self) -> Order:
+        """The sample order of the training split."""
         return make_order(self._config, self._store)
 
     def read(self, item: TrainSpan | EvalPass) -> Iterator[tuple[dict[str, Any], Batch]]:
@@ -255,8 +256,8 @@ class ReadAndCollate:
     def _train(self, span: TrainSpan) -> Iterator[tuple[dict[str, Any], Batch]]:
         shards = self._plan.shards_of(self._world.world_rank)
         for step in range(span.first_step, span.stop_step):
-            ids = self._order.step_samples(span.epoch, step, shards)
-            parts = split_micro_batches(ids, self._order.lengths[ids], self._plan.micro_steps)
+            ids = self.order.step_samples(span.epoch, step, shards)
+            parts = split_micro_batches(ids, self.order.lengths[ids], self._plan.micro_steps)
             batches = [self._collate("train", part, span.epoch) if len(part) else None for part in parts]
             template = next((b for b in batches if b is not None), None) or self._collate(
                 "train", np.array([0]), span.epoch
@@ -269,7 +270,7 @@ class ReadAndCollate:
                 "step_in_epoch": step,
                 "num_micro_batches": len(micro_batches),
                 "target_weight": sum(self._task.target_weight(b) for b in micro_batches),
-                "num_tokens": int(self._order.lengths[ids].sum()),
+                "num_tokens": int(self.order.lengths[ids].sum()),
                 "num_padded_tokens": sum(self._task.padded_size(b) for b in batches if b is not None),
             }
             yield header, {"sample_ids": ids, **arrays}

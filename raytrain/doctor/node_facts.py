@@ -1,4 +1,5 @@
-"""What a node reports about itself. Sent by value with `probe`, so it must not import raytrain at the top."""
+"""What a node reports about itself. Sent by value with `probe` and `redaction`, so at the top it imports nothing
+else of raytrain."""
 
 import json
 import os
@@ -11,6 +12,8 @@ import sys
 from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
+
+from raytrain.redaction import redact
 
 PACKAGES = ("ray", "torch", "deepspeed", "transformers")
 INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
@@ -64,14 +67,8 @@ def versions() -> dict[str, str | None]:
 
 
 def scrub(text: str) -> str:
-    """The first line of an error, without credentials in URIs and without the values of this process's secrets."""
-    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    line = re.sub(r"://[^/@\s]*:[^/@\s]*@", "://***@", line)
-    line = re.sub(r"(://[^\s?]*)\?[^\s:,;)\]]*", r"\1?***", line)
-    for name, value in os.environ.items():
-        if re.search("TOKEN|SECRET|PASSW|KEY|CREDENTIAL", name.upper()) and len(value) >= 8:
-            line = line.replace(value, "***")
-    return line
+    """The first line of an error, without credentials."""
+    return redact(next((line.strip() for line in text.splitlines() if line.strip()), ""))
 
 
 def in_words(error: BaseException) -> str:

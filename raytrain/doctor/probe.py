@@ -1,9 +1,9 @@
 """What runs on the nodes: one lightweight actor each, which holds no CPU and no GPU.
 
-This module and `node_facts` are sent to the nodes by value, so that a node with an old raytrain, or with none, can
-report it. For the same reason they import the rest of raytrain only where it is needed and answer with plain dicts (the
-fields of the classes in `facts`). Methods run concurrently, so that one that hangs on a broken mount does not block the
-others.
+This module, `node_facts` and `redaction` are sent to the nodes by value, so that a node with an old raytrain, or with
+none, can report it. For the same reason they import the rest of raytrain only where it is needed and answer with plain
+dicts (the fields of the classes in `facts`). Methods run concurrently, so that one that hangs on a broken mount does
+not block the others.
 """
 
 import os

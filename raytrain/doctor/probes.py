@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
+from raytrain import redaction
 from raytrain.doctor import node_facts, probe
 from raytrain.doctor.facts import HERE, Clock, clock_of
 from raytrain.doctor.node_facts import in_words, scrub
@@ -88,7 +89,7 @@ def send_by_value() -> None:
     """Pickle the probe's modules by value; see `probe`."""
     from ray import cloudpickle
 
-    for module in (probe, node_facts):
+    for module in (probe, node_facts, redaction):
         cloudpickle.register_pickle_by_value(module)
 
 

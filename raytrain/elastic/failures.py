@@ -91,7 +91,9 @@ class Failures:
     def _charge(self, kind: FailureKind, failure: GroupFailure, group: WorkerGroup | None) -> Failed | None:
         status = group.status() if group is not None else GroupStatus()
         code = CODES.get(kind, failure.code)
-        why = self._budget.charge(Failure(kind, step_in_work(self._run, status), failure.message, code))
+        why = self._budget.charge(
+            Failure(kind, step_in_work(self._run, status), failure.message, code), time.monotonic()
+        )
         bad_step, given_up_for = self._budget.bad_step, self._budget.given_up_for
         if why is None or given_up_for is None:
             return None

@@ -38,7 +38,8 @@ class Fleet:
         node_ids = group.nodes if group is not None else []
         self.cluster.probed(nodes, node_ids)
         self.snapshots.forget(self.cluster.lost)
-        self.snapshots.look_for_checkpoint()
+        if group is not None:
+            self.snapshots.look_for_checkpoint(group.fencing_token)
         most = self.admission.most_workers()
         survivors = self._survivors(most) if group is not None else []
         if survivors and group is not None:

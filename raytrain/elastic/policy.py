@@ -81,6 +81,7 @@ class FailureKind(StrEnum):
 # How often each kind may happen at the same step before it is no longer taken for an accident. The order of samples is
 # fixed, so an error that samples cause happens there again.
 AT_A_STEP = {FailureKind.ERROR: 2, FailureKind.HANG: 2, FailureKind.CRASH: 3, FailureKind.NODE_LOST: 6}
+FORGET_AFTER_S = 3600.0
 # Consecutive failures of any kind but reclaims, without a new step between them.
 MOST_IN_A_ROW = 20
 
@@ -101,7 +102,8 @@ class FaultBudget:
     """How many failures a run may have, and how long to wait after one."""
 
     max_failures: int
-    spent: int = 0
+    _spent_at_s: list[float] = field(default_factory=list)
+    """When the failures that count happened, by a monotonic clock."""
     bad_step: int | None = None
     """The step that failed repeatedly, once `charge` has given up because of it."""
     given_up_for: Failure | None = None
@@ -111,16 +113,26 @@ class FaultBudget:
     _last: Failure | None = None
     _seen: dict[tuple[FailureKind, int], list[Failure]] = field(default_factory=dict)
 
-    def charge(self, failure: Failure) -> str | None:
-        """Count a failure. Returns why the run should give up, or None when it may continue."""
+    @property
+    def spent(self) -> int:
+        """Failures that count against `max_failures`."""
+        return len(self._spent_at_s)
+
+    def charge(self, failure: Failure, now_s: float) -> str | None:
+        """Count a failure. Returns why the run should give up, or None when it may continue.
+
+        `now_s`: time of any monotonic clock. A failure counts for FORGET_AFTER_S: a run of a month may have more
+        unrelated crashes than one of an hour.
+        """
         self._last = failure
+        self._spent_at_s = [at_s for at_s in self._spent_at_s if now_s - at_s < FORGET_AFTER_S]
         has_progressed = failure.step is not None and (self._last_step is None or failure.step > self._last_step)
         self._in_a_row = 1 if has_progressed else self._in_a_row + 1
         self._last_step = failure.step if has_progressed else self._last_step
         if failure.kind is FailureKind.RECLAIM:
             return None
         if failure.kind in (FailureKind.CRASH, FailureKind.ERROR, FailureKind.HANG):
-            self.spent += 1
+            self._spent_at_s.append(now_s)
         if failure.step is not None:
             alike = self._seen.setdefault((failure.kind, failure.step), [])
             alike.append(failure)
@@ -130,14 +142,14 @@ class FaultBudget:
         self.given_up_for = failure
         if self.spent > self.max_failures:
             limit = f"workers.max_failures is {self.max_failures}"
-            return f"{self.spent} failures, and {limit}. The last: {failure.message}"
+            return f"{self.spent} failure(s) within an hour, and {limit}. The last: {failure.message}"
         if self._in_a_row >= MOST_IN_A_ROW:
             return f"{self._in_a_row} failures in a row without a new step. The last: {failure.message}"
         return None
 
     def take_back(self) -> None:
         """The last failure, a crash, turned out not to be one."""
-        self.spent, self.bad_step = max(0, self.spent - 1), None
+        self._spent_at_s, self.bad_step = self._spent_at_s[:-1], None
         self._in_a_row = max(0, self._in_a_row - 1)
         if self._last is not None and self._last.step is not None:
             self._seen[self._last.kind, self._last.step].remove(self._last)

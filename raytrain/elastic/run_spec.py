@@ -32,7 +32,11 @@ class RunSpec:
         return min(self.total_steps, self.terms.until_step or self.total_steps)
 
     def job(
-        self, transition: dict[str, Any] | None, snapshot: dict[str, Any] | None, evaluate_split: str | None = None
+        self,
+        fencing_token: int | None,
+        transition: dict[str, Any] | None,
+        snapshot: dict[str, Any] | None,
+        evaluate_split: str | None = None,
     ) -> Job:
         """The job for a worker group. The arguments are as in `Job`."""
         return Job(
@@ -40,6 +44,7 @@ class RunSpec:
             run_root=self.run.path_of(),
             prepared_root=self.prepared_root,
             use_gpu=self.use_gpu,
+            fencing_token=fencing_token,
             transition=transition,
             snapshot=snapshot,
             evaluate_split=evaluate_split,
@@ -55,5 +60,7 @@ class Hooks:
     """Whether the user wants the run to save and end."""
     on_poll: Callable[[], None]
     """Called a few times per second."""
+    new_token: Callable[[], int]
+    """Returns the fencing token for the next worker group. Raises TakenOverError."""
     say: Callable[[str], None]
     """Shows a message to the user."""

@@ -29,10 +29,12 @@ class Snapshots:
         """A checkpoint of this step is in storage, so older snapshots are of no use."""
         self._saved_step = max(self._saved_step, step)
 
-    def look_for_checkpoint(self) -> None:
-        """A group has failed: the worker that would have reported its last checkpoint may be gone."""
+    def look_for_checkpoint(self, fencing_token: int | None) -> None:
+        """The group with this token has failed: the worker that would have reported its last checkpoint may be gone."""
         with contextlib.suppress(OSError):  # storage may be the reason why the group failed
-            self.saved(max(CheckpointStore(self._run.at("checkpoints")).candidates(), default=0))
+            newest = next(iter(CheckpointStore(self._run.at("checkpoints")).candidates()), None)
+            if newest is not None and newest.token == fencing_token:  # it would know of an earlier group's
+                self.saved(newest.step)
 
     def newest(self) -> Snapshot | None:
         """The newest complete snapshot of a later step than the last checkpoint; None if there is none."""
@@ -63,12 +65,12 @@ class Snapshots:
         node."""
         self._holders.keep_only(node_ids)
 
-    def write_newest(self) -> int | None:
-        """Turn the newest snapshot into a checkpoint when no worker is left to save. Returns its step, or None."""
+    def write_newest(self, fencing_token: int) -> int:
+        """Turn the newest snapshot, of which there is one, into a checkpoint: no worker is left to save. Returns its
+        step."""
         snapshot = self.newest()
-        if snapshot is None:
-            return None
-        write_as_checkpoint(snapshot, CheckpointStore(self._run.at("checkpoints"), self._config.keep_last))
+        assert snapshot is not None
+        write_as_checkpoint(snapshot, CheckpointStore(self._run.at("checkpoints"), token=fencing_token))
         return snapshot.step
 
     def close(self) -> None:

@@ -23,7 +23,7 @@ from raytrain.elastic.run_spec import Hooks, RunSpec
 from raytrain.elastic.train_run import TrainRun
 from raytrain.elastic.worker_group import GroupFailure, WorkerGroup
 from raytrain.elastic.worker_processes import WorkerProcess
-from raytrain.errors import FailureCode, first_line
+from raytrain.errors import FailureCode, TakenOverError, first_line
 from raytrain.monitoring.run_metrics import WorkerCounts
 from raytrain.training.job import Job, Transition, TransitionKind
 from raytrain.training.outcome import Failed, Outcome, Stopped, StopReason
@@ -96,7 +96,7 @@ class Supervisor:
             places = self._fleet.admission.wait_for(0)
             if not self._fleet.bring_up(places):
                 return self._conclude(Failed(FailureCode.NO_CAPACITY, NO_START))
-            group = self._new_group(self._spec.job(None, None, split), self._fleet.pool.processes)
+            group = self._new_group(self._spec.job(None, None, None, split), self._fleet.pool.processes)
             self._watch.watch_evaluation(group)
             if group.outcome is not None:
                 return self._conclude(group.outcome)
@@ -139,7 +139,10 @@ class Supervisor:
         if self._group is not None:
             with contextlib.suppress(Exception):  # Ray may be gone
                 self._fleet.snapshots.saved(self._group.status().saved_step)
-        if (step := self._fleet.snapshots.write_newest()) is not None:
+        if self._fleet.snapshots.newest() is None:
+            return
+        with contextlib.suppress(TakenOverError):  # another command has resumed from what is in storage
+            step = self._fleet.snapshots.write_newest(self._hooks.new_token())
             self._hooks.say(f"the snapshot of step {step} has become a checkpoint")
 
     def _new_group(self, job: Job, processes: list[WorkerProcess]) -> WorkerGroup:
@@ -216,7 +219,7 @@ class Supervisor:
 
     def _job(self, transition: Transition) -> Job:
         snapshot = self._fleet.snapshots.newest()
-        return self._spec.job(asdict(transition), asdict(snapshot) if snapshot else None)
+        return self._spec.job(self._hooks.new_token(), asdict(transition), asdict(snapshot) if snapshot else None)
 
 
 def _progress_of(outcome: Outcome | None) -> Progress:

@@ -16,7 +16,7 @@ import ray
 from raytrain.elastic.ray_train_worker import DirectReporter, ReusableWorker
 from raytrain.elastic.worker_errors import WorkerError, error_of
 from raytrain.engine.rendezvous import address_of, listen
-from raytrain.errors import FailureCode, RaytrainError
+from raytrain.errors import FailureCode, RaytrainError, TakenOverError
 from raytrain.storage import Storage
 from raytrain.training.driver_link import DriverLink, GroupStatus
 from raytrain.training.job import Job
@@ -260,6 +260,8 @@ def _work(job: Job, world: Any, link: DriverLink) -> Outcome:
         outcome = worker.train() if job.evaluate_split is None else worker.evaluate(job.evaluate_split)
         status = outcome.status
         return outcome
+    except TakenOverError:  # raised on this worker only, and nothing may be written any more
+        raise
     except RaytrainError as error:
         if worker is not None:
             worker.log.event("failure", cause=str(error), code=error.code)

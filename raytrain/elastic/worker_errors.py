@@ -14,6 +14,7 @@ from ray.exceptions import ObjectStoreFullError, OutOfDiskError, OutOfMemoryErro
 
 from raytrain.elastic.ray_train_worker import BarrierResetError
 from raytrain.errors import FailureCode, ForeignMessage, RaytrainError, first_line, says
+from raytrain.redaction import redact
 
 OUT_OF_MEMORY_ADVICE = (
     " Lower training.micro_batch_size or turn on training.gradient_checkpointing: neither changes the result. Or take "
@@ -27,6 +28,9 @@ class WorkerError:
 
     code: FailureCode
     message: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", redact(self.message))  # it quotes another program
 
     @property
     def is_secondary(self) -> bool:

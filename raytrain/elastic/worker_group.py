@@ -57,7 +57,7 @@ class WorkerGroup:
             processes: In rank order.
             lost_nodes: Returns which of these nodes are gone; called when a worker does not answer.
         """
-        self.number, self.processes = number, list(processes)
+        self.number, self.processes, self.fencing_token = number, list(processes), job.fencing_token
         self._lost_nodes, self._train_run = lost_nodes, train_run
         self._exits: dict[int, WorkerExit] = {}
         self._deaths: dict[int, WorkerError] = {}

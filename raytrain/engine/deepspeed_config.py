@@ -53,25 +53,45 @@ _REFUSED: dict[str, str] = {
     "checkpoint": "leave it out: DeepSpeed's own checkpoints are not used",
     "data_efficiency": "leave it out: raytrain decides which samples a step has",
     "curriculum_learning": "leave it out: raytrain decides which samples a step has",
-    "sparse_gradients": "leave it out",
-    "hybrid_engine": "leave it out",
-    "autotuning": "leave it out",
+    "communication_data_type": "set training.communication.dtype",
+    "zero_force_ds_cpu_optimizer": "raytrain brings its own AdamW, also for an optimizer state on the CPU",
+    "zero_optimization.compute_grad_norm": "raytrain reads the gradient's norm in each step, and skips a step by it",
+    # Each worker group would start its own record, and record the steps that it redoes a second time.
+    "tensorboard": "set tracking.tensorboard",
+    "wandb": "set tracking.wandb",
+    "csv_monitor": "metrics.jsonl in the run's folder has the metrics of each step",
+    "comet": "set one of the trackers in tracking instead",
+}
+# The same for keys that DeepSpeed reads and that change nothing in a run of raytrain.
+_WITHOUT_EFFECT: dict[str, str] = {
+    "compile": "raytrain does not compile the model",
+    "activation_checkpointing": "set training.gradient_checkpointing",
+    "aio": "nothing is offloaded to disks",
+    "nebula": "DeepSpeed's own checkpoints are not used",
+    "disable_allgather": "DeepSpeed itself does not use it any more",
+    "zero_allow_untested_optimizer": "raytrain's AdamW is one that ZeRO is tested with",
+    "zero_optimization.stage3_gather_16bit_weights_on_model_save": "best/ has the whole model at every stage",
+    "sparse_gradients": "gradients are dense",
+    "hybrid_engine": "it is for generating while training, which raytrain does not do",
+    "autotuning": "it belongs to DeepSpeed's own launcher; `raytrain plan` finds what fits",
 }
 # Allowed keys; a test compares the second list with DeepSpeed's own. Any other key is a typo, which DeepSpeed ignores
 # at the top level and reports from the workers below it.
 _KNOWN = (
-    *("communication_data_type", "disable_allgather", "dump_state", "disable_python_gc", "steps_per_print"),
-    *("wall_clock_breakdown", "memory_breakdown", "zero_optimization", "zero_allow_untested_optimizer"),
-    *("zero_force_ds_cpu_optimizer", "activation_checkpointing", "comms_logger", "flops_profiler", "fp16", "bf16"),
-    *("aio", "compile", "timers", "nebula", "tensorboard", "wandb", "csv_monitor", "comet", "log_level"),
+    *("dump_state", "disable_python_gc", "steps_per_print", "wall_clock_breakdown", "memory_breakdown"),
+    *("zero_optimization", "comms_logger", "flops_profiler", "fp16", "bf16", "timers", "log_level"),
 )
 KNOWN_OF_ZERO = (
     *("contiguous_gradients", "reduce_scatter", "reduce_bucket_size", "use_multi_rank_bucket_allreduce"),
-    *("allgather_partitions", "allgather_bucket_size", "overlap_comm", "compute_grad_norm", "offload_optimizer"),
+    *("allgather_partitions", "allgather_bucket_size", "overlap_comm", "offload_optimizer"),
     *("sub_group_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold"),
     *("stage3_model_persistence_threshold", "stage3_max_live_parameters", "stage3_max_reuse_distance"),
-    *("stage3_gather_16bit_weights_on_model_save", "stage3_module_granularity_threshold"),
-    *("stage3_use_all_reduce_for_fetch_params", "stage3_allgather_sequential", "ignore_unused_parameters"),
+    *(
+        "stage3_module_granularity_threshold",
+        "stage3_use_all_reduce_for_fetch_params",
+        "stage3_allgather_sequential",
+        "ignore_unused_parameters",
+    ),
     *("zero_quantized_weights", "zero_quantized_nontrainable_weights", "zero_quantized_gradients"),
     *("memory_efficient_linear", "override_module_apply", "log_trace_cache_warnings", "enable_sanity_checks"),
     *("leaf_module",),
@@ -79,12 +99,13 @@ KNOWN_OF_ZERO = (
 
 
 def check_deepspeed_overrides(overrides: dict[str, Any]) -> None:
-    """Reject keys that raytrain owns. Raises ConfigError with `training.deepspeed.<key>` and the option to set
-    instead."""
+    """Reject keys that raytrain owns and keys without effect. Raises ConfigError with `training.deepspeed.<key>` and
+    the option to set instead."""
     for dotted in _dotted_keys(overrides):
-        for refused, instead in _REFUSED.items():
-            if dotted == refused or dotted.startswith(refused + "."):
-                raise ConfigError(f"training.deepspeed.{dotted} is set by raytrain: {instead}")
+        if (instead := _reason(dotted, _REFUSED)) is not None:
+            raise ConfigError(f"training.deepspeed.{dotted} is set by raytrain: {instead}")
+        if (reason := _reason(dotted, _WITHOUT_EFFECT)) is not None:
+            raise ConfigError(f"training.deepspeed.{dotted} has no effect in raytrain, so leave it out: {reason}")
     zero = overrides.get("zero_optimization", {})
     if not isinstance(zero, dict):
         raise ConfigError(
@@ -98,6 +119,11 @@ def check_deepspeed_overrides(overrides: dict[str, Any]) -> None:
             f"training.deepspeed.zero_optimization.offload_optimizer.device {offload['device']!r} can't be "
             "checkpointed; allowed: none, cpu"
         )
+
+
+def _reason(dotted: str, refused: dict[str, str]) -> str | None:
+    """What is said of a key, or of a section that it is in."""
+    return next((text for key, text in refused.items() if f"{dotted}.".startswith(f"{key}.")), None)
 
 
 def _check_known(section: dict[str, Any], path: str, known: tuple[str, ...]) -> None:

@@ -1,7 +1,7 @@
 """Selects the files of a working directory that are sent with a job, and packs them into an archive.
 
 Code and small files are sent; `.git`, environments, secrets, data and model weights never are, whatever an ignore file
-says.
+says. Files that may be secrets are sent if the user names them.
 """
 
 import os
@@ -9,11 +9,12 @@ import stat
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
+from fnmatch import fnmatch, fnmatchcase
 
 from pathspec import GitIgnoreSpec
 
 from raytrain.errors import ConfigError
+from raytrain.launch.secret_files import LOOKED_AT_BYTES, doubt_about_file, is_secret_name, secret_in_file
 
 MOST_BYTES = 100_000_000
 """Limit for all files together, before compression: the cluster's control store keeps the archive in memory."""
@@ -24,13 +25,6 @@ IGNORE_FILES = (".gitignore", ".rayignore")
 NOT_CODE = """
 .git .hg .svn .venv venv node_modules __pycache__ .ipynb_checkpoints .tox .*_cache *.egg-info *.pyc .ds_store
 """
-SECRETS = """
-.env .env.* *.env .ssh .aws .azure .gcloud .kube .docker .gnupg .ray *.pem *.key *.p12 *.pfx *.jks *.keystore *.kdbx
-*.ppk id_rsa* id_dsa* id_ecdsa* id_ed25519* .netrc _netrc .git-credentials .npmrc .pypirc .htpasswd credentials
-*credential*.json *credential*.y*ml *credential*.toml *service?account*.json *secret*.json *secret*.y*ml *secret*.toml
-auth_token *.token token *_token *-token secret secrets secrets.* .secrets* .envrc .s3cfg .boto .pgpass .my.cnf
-kaggle.json kubeconfig* *.kubeconfig *.tfstate *.tfstate.* *.tfvars *.tfvars.json
-"""
 DATA = """
 *.parquet *.arrow *.feather *.orc *.jsonl *.csv *.tsv *.conll *.conllu *.tfrecord *.npy *.npz *.h5 *.hdf5 *.pkl *.pickle
 *.db *.sqlite *.zip *.gz *.tgz *.tar *.xz *.zst *.bz2 *.7z *.safetensors *.bin *.pt *.pth *.ckpt *.gguf *.onnx
@@ -39,9 +33,9 @@ events.out.tfevents.*
 DATA_REASON = "data and weights"
 ALWAYS = {
     "version control, environments and caches": NOT_CODE.split(),
-    "secrets": SECRETS.split(),
     DATA_REASON: DATA.split(),
 }
+SECRETS_REASON = "secrets"
 IGNORED = "ignored by .gitignore or .rayignore"
 LINKS = "links and special files"
 
@@ -55,6 +49,8 @@ class Choice:
     """Size in bytes of each file that is sent."""
     left_out: dict[str, list[str]] = field(default_factory=dict)
     """Reason -> names. A name that ends with `/` is a folder and stands for everything in it."""
+    doubtful: dict[str, str] = field(default_factory=dict)
+    """Files that may be secrets, and why. They are not sent unless `include` is told to."""
 
     @property
     def total_bytes(self) -> int:
@@ -67,6 +63,32 @@ class Choice:
         for reason, names in self.left_out.items():
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
             yield f"  left out, {reason}: {', '.join(names[:SHOWN])}{more}"
+        if self.doubtful:
+            yield "  left out, possible secrets; `--include NAME` sends one anyway:"
+            yield from (f"    {name}: {why}" for name, why in self.doubtful.items())
+
+    def include(self, patterns: Iterable[str]) -> None:
+        """Send doubtful files after all.
+
+        Args:
+            patterns: Their names below the folder, or globs of them.
+
+        Raises:
+            ConfigError: One of them is the name of no doubtful file, or too much would be sent.
+        """
+        for pattern in patterns:
+            names = _matching(self.doubtful, pattern)
+            if not names and not _matching(self.sizes, pattern):
+                raise ConfigError(_not_doubtful(self, pattern))
+            for name in names:
+                del self.doubtful[name]
+                self.sizes[name] = os.lstat(f"{self.folder}/{name}").st_size
+        self.check_size()
+
+    def check_size(self) -> None:
+        """Raises ConfigError when the files are too large."""
+        if self.total_bytes > MOST_BYTES:
+            raise ConfigError(_refusal(self))
 
 
 @dataclass(frozen=True)
@@ -94,8 +116,7 @@ def choose_files(folder: str, data_paths: Iterable[str] = ()) -> Choice:
         raise ConfigError(f"--working-dir {folder} is not a folder")
     choice = Choice(folder)
     _look(choice, "", list(_ignores_above(folder)), list(data_paths))
-    if choice.total_bytes > MOST_BYTES:
-        raise ConfigError(_refusal(choice))
+    choice.check_size()
     return choice
 
 
@@ -135,7 +156,23 @@ def _look(choice: Choice, below: str, ignores: list[_Ignore], data_paths: list[s
             elif name.endswith("/"):
                 _look(choice, name, ignores, data_paths)
             else:
-                choice.sizes[name] = entry.stat(follow_symlinks=False).st_size
+                _look_into(choice, entry, name)
+
+
+def _look_into(choice: Choice, entry: os.DirEntry[str], name: str) -> None:
+    """Read the start of a file that its name does not exclude, and add it to what is sent or to what is left out."""
+    try:
+        with open(entry.path, "rb") as file:
+            head = file.read(LOOKED_AT_BYTES)
+    except OSError:
+        head = b""  # `write_archive` says that it can't be read
+    if (why := secret_in_file(entry.name, head)) is not None:
+        reason = SECRETS_REASON if why == "its name" else f"{SECRETS_REASON}, {why}"
+        choice.left_out.setdefault(reason, []).append(name)
+    elif (doubt := doubt_about_file(name, head)) is not None:
+        choice.doubtful[name] = doubt
+    else:
+        choice.sizes[name] = entry.stat(follow_symlinks=False).st_size
 
 
 def _reason_against(entry: os.DirEntry[str], name: str, ignores: list[_Ignore], data_paths: list[str]) -> str | None:
@@ -145,6 +182,8 @@ def _reason_against(entry: os.DirEntry[str], name: str, ignores: list[_Ignore], 
     for reason, patterns in ALWAYS.items():
         if any(fnmatch(entry.name.lower(), pattern) for pattern in patterns):
             return reason
+    if is_secret_name(entry.name):
+        return SECRETS_REASON
     if any(fnmatch(os.path.abspath(entry.path), pattern) for pattern in data_paths):
         return DATA_REASON
     return IGNORED if _is_ignored(name, ignores) else None
@@ -196,6 +235,20 @@ def _refusal(choice: Choice) -> str:
             "is sent without one. Data and models belong where every node reads them",
         ]
     )
+
+
+def _matching(names: Iterable[str], pattern: str) -> list[str]:
+    """The names that are the pattern itself or match it as a glob."""
+    pattern = pattern.removeprefix("./")
+    return [name for name in names if name == pattern or fnmatchcase(name, pattern)]
+
+
+def _not_doubtful(choice: Choice, pattern: str) -> str:
+    """Why `--include` can't be followed."""
+    left_out = [reason for reason, names in choice.left_out.items() if _matching(names, pattern)]
+    allowed = ", ".join(choice.doubtful) or "none here"
+    why = f"left out, {left_out[0]}; such files are never sent" if left_out else "no doubtful file has this name"
+    return f"--include {pattern}: {why}. Allowed are the doubtful ones below --working-dir: {allowed}"
 
 
 def _entry(name: str, is_program: bool = False) -> zipfile.ZipInfo:

@@ -14,7 +14,7 @@ from raytrain.monitoring import names
 from raytrain.monitoring.names import Metric
 from raytrain.monitoring.run_metrics import Lines, RunMetrics, Sample, WorkerCounts, zeros
 from raytrain.storage import Storage
-from raytrain.training.records import read_jsonl
+from raytrain.training.records import iterate_jsonl, read_jsonl
 from raytrain.training.run_log import EVALS, EVENTS, METRICS
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class RunExporter(Exporter):
             self._total_steps,
             self._config.training.global_batch_size,
             events=read_jsonl(self._run, EVENTS),
-            rows=read_jsonl(self._run, METRICS),
+            rows=iterate_jsonl(self._run, METRICS),
             evals=read_jsonl(self._run, EVALS),
         )
         self._tell_counts(zeros())

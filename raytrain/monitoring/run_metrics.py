@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +67,7 @@ class RunMetrics:
         global_batch_size: int,
         *,
         events: Lines = (),
-        rows: Lines = (),
+        rows: Iterable[dict[str, Any]] = (),
         evals: Lines = (),
         now: Callable[[], float] = time.time,
     ):
@@ -77,8 +77,11 @@ class RunMetrics:
         now: Seconds since the epoch.
         """
         self._total_steps, self._batch, self._now = total_steps, global_batch_size, now
-        self._events, self._times = list(events), StepTimes(rows)
-        self._row: dict[str, Any] = dict(rows[-1]) if rows else {}
+        self._events, self._times = list(events), StepTimes()
+        self._row: dict[str, Any] = {}
+        for row in rows:
+            self._times.add(row)
+            self._row = row
         self._evaluation: dict[str, Any] = {}
         self._take_evaluations(evals)
         self._skipped_in_a_row = self._not_finite_in_a_row = 0

@@ -1,4 +1,4 @@
-"""How long a step takes, as a run of the same config has measured it."""
+"""Reads the duration of a step from a run with the same settings."""
 
 import json
 import statistics
@@ -8,28 +8,29 @@ from raytrain.config import RunConfig
 from raytrain.config.fields import declared
 from raytrain.config.io import flatten
 from raytrain.errors import ConfigError, RaytrainError
-from raytrain.runs.run import read_run_config
+from raytrain.reports.steps import StepSample
+from raytrain.runs.folder import read_run_config
 from raytrain.steps.batches import BatchPlan
 from raytrain.storage import Storage
-from raytrain.training.records import last_attempt_rows, read_jsonl
+from raytrain.training.records import iterate_jsonl
 
-# The first steps of a worker group open devices and fill caches.
+# The first steps of a worker group initialize devices and fill caches.
 WARM_UP_STEPS = 3
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Seconds of a step, by the world sizes that a run had."""
+    """Measured step times of a run by world size."""
 
     run_path: str
     num_steps: int
-    """Steps that were looked at."""
+    """Number of steps that were used; a sample in a long run."""
     step_s: dict[int, float]
-    """Median, by world size."""
+    """World size -> median seconds of a step."""
 
     def step_s_at(self, config: RunConfig, world_size: int) -> float:
-        """Seconds of a step at a world size: measured, else scaled from the nearest measured one by the samples that
-        the busiest worker has."""
+        """Seconds of a step at a world size: measured, or scaled from the nearest measured world size by the samples of
+        the busiest worker."""
         nearest = min(self.step_s, key=lambda size: (abs(size - world_size), size))
         busiest = BatchPlan.of(config, world_size).max_samples_per_worker
         return self.step_s[nearest] * busiest / BatchPlan.of(config, nearest).max_samples_per_worker
@@ -38,18 +39,19 @@ class Calibration:
 def find_calibration(
     config: RunConfig, run_path: str | None = None, *, use_gpu: bool
 ) -> tuple[Calibration | None, str]:
-    """What a run has measured, and a sentence on what was found.
+    """Find the calibration for a config. Returns it, or None, and a sentence that explains the result.
 
     Args:
-        config: The config that is planned.
-        run_path: Folder of the run to go by; None: the config's own.
-        use_gpu: Whether the workers that are planned hold GPUs.
+        config: The config to plan.
+        run_path: Directory of the run to use; None: the config's own.
+        use_gpu: Whether the planned workers have GPUs.
 
     Raises:
-        ConfigError: There is nothing at `run_path`.
+        ConfigError: `run_path` has no run with steps.
     """
     run = Storage(run_path) if run_path else Storage(config.storage_path).at(config.name)
-    rows = [row for row in last_attempt_rows(read_jsonl(run, "metrics.jsonl")) if row.get("step_s")]
+    sample = StepSample(iterate_jsonl(run, "metrics.jsonl"))
+    rows = [row for row in sample.rows if row.get("step_s")]
     place = run.path_of()
     if not rows and run_path:
         raise ConfigError(f"--calibrate {run_path}: no run with steps is there; give a run's folder, or leave it out")
@@ -65,7 +67,7 @@ def find_calibration(
     if different:
         return None, f"no time: {place} was measured with another {', '.join(different[:3])}"
     by_size: dict[int, list[float]] = {}
-    for row in _without_warm_up(rows):
+    for row in _without_warm_up(rows, sample.attempts.first):
         by_size.setdefault(int(row["world_size"]), []).append(float(row["step_s"]))
     sizes = {size: times for size, times in by_size.items() if size <= config.canonical_shards}
     if not sizes:
@@ -76,23 +78,21 @@ def find_calibration(
 
 
 def different_fields(config: RunConfig, other: RunConfig) -> list[str]:
-    """Dotted fields that decide how long a step takes, and differ."""
+    """The dotted fields that affect the duration of a step and differ between two configs."""
     one, two = flatten(config.model_dump(mode="json")), flatten(other.model_dump(mode="json"))
     return [key for key in one | two if declared(key).decides_step_time and one.get(key) != two.get(key)]
 
 
 def _used_gpu(run: Storage) -> bool | None:
-    """Whether a run's workers held GPUs; None: it doesn't say."""
+    """Whether a run's workers had GPUs; None if it is not recorded."""
     try:
         return json.loads(run.read_bytes("plan.json"))["use_gpu"]
     except (OSError, ValueError, KeyError):
         return None
 
 
-def _without_warm_up(rows: list[dict]) -> list[dict]:
-    """Rows but for the first few of each attempt, unless an attempt has no others."""
-    first: dict[int, int] = {}
-    for row in rows:
-        first.setdefault(row.get("attempt", 0), row["step"])
+def _without_warm_up(rows: list[dict], first: dict[int, int]) -> list[dict]:
+    """The rows without the first steps of each attempt, or all rows if there are no others. `first`: attempt -> its
+    first step."""
     warm = [row for row in rows if row["step"] >= first[row.get("attempt", 0)] + WARM_UP_STEPS]
     return warm or rows

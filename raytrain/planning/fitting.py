@@ -1,4 +1,5 @@
-"""Which ZeRO stage, precision, micro-batch, gradient checkpointing and offload fit into a worker's memory."""
+"""Searches for settings that fit into the memory of a worker: ZeRO stage, precision, micro-batch size, gradient
+checkpointing, offloading."""
 
 import itertools
 import math
@@ -17,13 +18,13 @@ from raytrain.steps.batches import BatchPlan
 CHECKPOINTING = "training.gradient_checkpointing"
 OFFLOAD = "training.deepspeed.zero_optimization.offload_optimizer.device"
 
-# Of the configured micro-batch, down to which a smaller one is taken before gradient checkpointing.
-LARGE_SHARE = 4
+# Smaller micro-batches are tried before gradient checkpointing down to this fraction (1/n) of the configured size.
+SMALLEST_BEFORE_CHECKPOINTING = 4
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Settings that decide the memory of a worker, and change nothing or little else."""
+    """Settings that determine the memory of a worker and change the result little or not at all."""
 
     zero_stage: int | Literal["auto"]
     precision: Precision
@@ -34,11 +35,11 @@ class Choice:
     checkpoints: bool = False
     """Gradient checkpointing."""
     changed: tuple[str, ...] = ()
-    """Dotted options that differ from the config."""
+    """Dotted options that are changed from the config."""
 
     @classmethod
     def of(cls, config: RunConfig, precision: Precision) -> Self:
-        """The config as it is."""
+        """The settings of the config itself."""
         training = config.training
         zero = training.deepspeed.get("zero_optimization") or {}
         offloads = (zero.get("offload_optimizer") or {}).get("device") == "cpu"
@@ -52,7 +53,7 @@ class Choice:
         )
 
     def overrides(self) -> list[str]:
-        """What to add to the command, `key=value`; [] when nothing has to be changed."""
+        """`key=value` words to add to the command; [] if nothing has to change."""
         values = {
             "training.zero_stage": str(self.zero_stage),
             "training.precision": self.precision.value,
@@ -64,7 +65,7 @@ class Choice:
         return [f"{key}={values[key]}" for key in self.changed]
 
     def training(self, config: RunConfig) -> TrainingConfig:
-        """The options with this choice."""
+        """The config's training options with these settings."""
         return config.training.model_copy(
             update={
                 "zero_stage": self.zero_stage,
@@ -77,7 +78,7 @@ class Choice:
 
 
 def resolved_precision(precision: Precision, use_gpu: bool, gpu: Gpu | None) -> Precision:
-    """What the workers would use. Raises ConfigError when the GPU can't."""
+    """The precision that the workers will use. Raises ConfigError if the GPU does not support it."""
     return resolve_precision(precision, has_gpu=use_gpu, gpu_has_bf16=gpu is None or gpu.has_bf16)
 
 
@@ -90,9 +91,10 @@ def memory_of(
     use_gpu: bool,
     usable_bytes: int | None = None,
 ) -> tuple[Memory, int]:
-    """Memory of each worker at a world size, and the ZeRO stage that DeepSpeed is really given there.
+    """Estimate the memory of each worker at a world size. Returns it and the ZeRO stage that DeepSpeed is given.
 
-    `usable_bytes`: what a worker's tensors can have, for a stage that is auto; None: not known.
+    Args:
+        usable_bytes: Memory available to a worker's tensors, from which an automatic stage is chosen; None: unknown.
     """
     training = choice.training(config)
     batches = BatchPlan(training.global_batch_size, training.micro_batch_size, config.canonical_shards, world_size)
@@ -102,7 +104,7 @@ def memory_of(
 
 
 def choices(config: RunConfig, world_size: int, *, use_gpu: bool, gpu: Gpu | None) -> list[Choice]:
-    """Every ZeRO stage in the config's precision and in the others that the workers have; for the table."""
+    """The rows of the memory table: every ZeRO stage, in the config's precision and in the alternatives."""
     own = Choice.of(config, resolved_precision(config.training.precision, use_gpu, gpu))
     return [
         Choice(stage, precision, own.micro_batch_size, world_size, own.offloads, own.checkpoints)
@@ -121,11 +123,11 @@ def first_that_fits(
     gpu: Gpu | None,
     most_workers: float = math.inf,
 ) -> Choice | None:
-    """The first choice that fits at its fewest workers, of which there are `most_workers`, and at workers.max.
+    """The first choice that fits both with its minimum of workers, up to `most_workers`, and with workers.max.
 
-    The order is that of what a change costs: another ZeRO stage and somewhat smaller micro-batches change no result,
-    gradient checkpointing takes a third more time, micro-batches of a few samples leave a GPU idle, more workers at
-    least need nodes, another precision changes the numbers, and offloading is slow.
+    Choices are tried in the order of their cost: another ZeRO stage and somewhat smaller micro-batches do not change
+    the result, gradient checkpointing takes a third more time, very small micro-batches underuse a GPU, a larger
+    minimum of workers needs nodes, another precision changes the numbers, and offloading is slow.
     """
     own = Choice.of(config, resolved_precision(config.training.precision, use_gpu, gpu))
     for choice in _in_order(config, own, shape.can_checkpoint, use_gpu, gpu):
@@ -165,16 +167,16 @@ def _in_order(config: RunConfig, own: Choice, can_checkpoint: bool, use_gpu: boo
 
 
 def _checkpointing_and_micro(own: Choice, can_checkpoint: bool) -> list[tuple[bool, int]]:
-    """Gradient checkpointing with micro-batches, from what costs least."""
+    """Pairs of (gradient checkpointing, micro-batch size), the cheapest change first."""
     micros = list(reversed(_doubling(1, own.micro_batch_size)))
     if own.checkpoints or not can_checkpoint:
         return [(own.checkpoints, micro) for micro in micros]
-    large = [micro for micro in micros if micro * LARGE_SHARE >= own.micro_batch_size]
+    large = [micro for micro in micros if micro * SMALLEST_BEFORE_CHECKPOINTING >= own.micro_batch_size]
     return [*((False, micro) for micro in large), *((True, micro) for micro in micros)]
 
 
 def _precisions(own: Precision, use_gpu: bool, gpu: Gpu | None) -> list[Precision]:
-    """The config's precision, and after it the 16-bit one that the workers have."""
+    """The config's precision, and if that is fp32, the 16-bit precision that the workers support."""
     half = Precision.FP16 if use_gpu and gpu is not None and not gpu.has_bf16 else Precision.BF16
     return [own, half] if own is Precision.FP32 else [own]
 

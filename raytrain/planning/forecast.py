@@ -1,4 +1,4 @@
-"""What a run will need and whether it fits: the plan, with the model counted, the memory, the time and the money."""
+"""Forecasts what a run needs and whether it fits: memory, time and cost on top of the plan."""
 
 import math
 from dataclasses import asdict, dataclass, field
@@ -7,8 +7,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from raytrain.config import Precision, RunConfig, SourceFormat
+from raytrain.data.listing import list_files
 from raytrain.data.prepare import find_prepared
-from raytrain.data.sources import list_files, open_source
+from raytrain.data.readers.base import open_source
 from raytrain.errors import ConfigError
 from raytrain.planning.calibration import Calibration, find_calibration
 from raytrain.planning.fitting import Choice, choices, first_that_fits, memory_of, resolved_precision
@@ -23,31 +24,38 @@ from raytrain.sizing.zero_stage import AUTO
 from raytrain.tasks import make_task
 from raytrain.tasks.base import Task, TaskState
 
+NO_ACTIVATIONS = (
+    "activations are not known: they are estimated from the layers of a Transformers config, which this model does not "
+    "have. Weights, masters, moments, gradients and buffers are counted, so a worker needs at least what is shown. "
+    "Only a short run tells what a step takes beyond that (nvidia-smi, or the workers' memory on Ray's dashboard); "
+    "with its folder, --calibrate gives the time of a step, not its memory"
+)
+
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a run is planned for. Without `num_nodes` and `gpu` it is this machine, without GPUs."""
+    """The hardware to plan for. Without `num_nodes` and `gpu`: this machine, without GPUs."""
 
     gpu: Gpu | None = None
     """Each worker's."""
     num_nodes: int | None = None
-    """None: as many as workers.max needs."""
+    """None: as many nodes as workers.max needs."""
     gpus_per_node: int | None = None
-    """None: 1, where there are GPUs."""
+    """None: 1 if the nodes have GPUs."""
     cpus_per_node: float | None = None
-    """None: as many as the workers and Ray Data need."""
+    """None: as many CPUs as the workers and Ray Data need."""
     price_per_hour: float | None = None
-    """Dollars for a worker with its GPU; None: the table's for the GPU."""
+    """Dollars per hour for a worker with its GPU; None: the example price of the GPU."""
     bandwidth_bytes: float = 100 * 2**20
-    """Bytes that a worker sends to storage in a second."""
+    """Upload rate of a worker to storage, bytes per second."""
 
     def __post_init__(self) -> None:
         if self.gpus_per_node is not None and self.gpu is None:
-            raise ConfigError("--gpus-per-node says how many, and nothing which: add --gpu, such as --gpu a10g")
+            raise ConfigError("--gpus-per-node needs the kind of GPU too: add --gpu, such as --gpu a10g")
 
     @property
     def gpus_each(self) -> int:
-        """GPUs of a node that has any."""
+        """GPUs per node, if the nodes have any."""
         return self.gpus_per_node or 1
 
     @property
@@ -57,7 +65,7 @@ class Hardware:
 
     @property
     def price(self) -> float | None:
-        """Dollars for a worker and an hour."""
+        """Dollars per worker and hour; None: unknown."""
         if self.price_per_hour is not None or self.gpu is None:
             return self.price_per_hour
         return self.gpu.price_per_hour
@@ -65,18 +73,18 @@ class Hardware:
 
 @dataclass(frozen=True)
 class WorldForecast:
-    """What one world size needs."""
+    """The needs of a run at one world size."""
 
     world_size: int
     zero_stage: int
     memory: Memory
     """Of each worker."""
     fits_memory: bool | None
-    """None: the memory of the workers is not known."""
+    """None: the available or the needed memory is not fully known."""
     step_s: float | None
-    """None: no run has measured it."""
+    """None: not measured."""
     run_s: float | None
-    """All steps of the run, at this world size throughout; evaluations, saves and the start are not in it."""
+    """Duration of all steps at this world size, without evaluations, saves and the start."""
     cost: float | None
     """Dollars, for `run_s`."""
 
@@ -90,29 +98,29 @@ class Forecast:
     shape: ModelShape
     num_samples: int | None
     usable_bytes: int | None
-    """What a worker's tensors can have; None: not known. On CPUs, of this machine with the plan's world size."""
+    """Memory available to a worker's tensors; None: unknown. On CPUs: this machine's, at the plan's world size."""
     worlds: list[WorldForecast]
     choices: list[tuple[Choice, Memory]]
     """Every ZeRO stage and precision at the plan's world size."""
     first_fit: Choice | None
-    """The first combination that fits, the least change from the config first; None: none does, or nothing is known
-    of the memory."""
+    """The cheapest change of the config that fits, as far as is known. None: nothing fits, or the available memory is
+    unknown."""
     cpus_per_worker: int
     data_cpus: float
-    """CPUs of each worker's Ray Data pipeline."""
+    """CPUs of the Ray Data pipeline of each worker."""
     bandwidth_bytes: float
-    """Bytes that a worker is taken to send to storage in a second."""
+    """Assumed upload rate of a worker to storage, bytes per second."""
     upload_s: float
-    """Seconds for a checkpoint to storage at the plan's world size."""
+    """Seconds to upload a checkpoint at the plan's world size."""
     notes: list[str] = field(default_factory=list)
 
     @property
     def fits(self) -> bool:
-        """Whether the config as it is fits at every world size, as far as is known."""
+        """Whether the unchanged config fits at every world size, as far as is known."""
         return all(world.fits_memory is not False for world in self.worlds)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-able; bytes, seconds and dollars."""
+        """The forecast as JSON-able values, in bytes, seconds and dollars."""
         return {
             "plan": self.plan.to_json(),
             "fits": self.fits,
@@ -133,21 +141,21 @@ class Forecast:
 
 
 def make_forecast(config: RunConfig, hardware: Hardware, calibration_run: str | None = None) -> Forecast:
-    """Check a config and say what a run of it needs. No Ray.
+    """Check a config and forecast the needs of its run. Does not use Ray.
 
     Args:
-        calibration_run: Folder of a run that has measured the steps; None: the config's own, if there is one.
+        calibration_run: Directory of a run with measured steps; None: the config's own, if it exists.
 
     Raises:
-        ConfigError, DataError: All that is wrong with the config, its data or its model, or no room for it.
+        ConfigError, DataError: The config, its data or its model are invalid, or no worker fits.
     """
     _check_gpu(config, hardware)
     on_this_machine = hardware.is_this_machine and cluster_address(config) is None
     found = check(config, on_this_machine=on_this_machine)
     config = found.config
     task = make_task(config.task, config.data.max_length)
-    num_samples, state, said = _count_data(config, task)
-    notes = [said] if said else []
+    num_samples, state, data_note = _count_data(config, task)
+    notes = [data_note] if data_note else []
     shape = shape_on_meta(config, task, state)
     num_cpus, num_gpus = _size_of(found, hardware, on_this_machine=on_this_machine)
     plan = make_plan(
@@ -159,8 +167,8 @@ def make_forecast(config: RunConfig, hardware: Hardware, calibration_run: str | 
         whose="this Ray" if on_this_machine else "the planned cluster",
     )
     precision = resolved_precision(config.training.precision, plan.use_gpu, hardware.gpu)
-    calibration, said = find_calibration(config, calibration_run, use_gpu=plan.use_gpu)
-    notes += [said, *_assumptions(config, plan, hardware, precision, on_this_machine=on_this_machine)]
+    calibration, time_note = find_calibration(config, calibration_run, use_gpu=plan.use_gpu)
+    notes += [time_note, *_assumptions(config, shape, plan, hardware, precision, on_this_machine=on_this_machine)]
     usable = _usable_bytes(plan, hardware, plan.world_size, on_this_machine=on_this_machine)
     worlds = [
         _world(
@@ -195,16 +203,16 @@ def make_forecast(config: RunConfig, hardware: Hardware, calibration_run: str | 
 
 
 def _check_gpu(config: RunConfig, hardware: Hardware) -> None:
-    """Raises ConfigError when the hardware has GPUs that no worker would hold, or workers need GPUs of unknown kind."""
+    """Raises ConfigError if the hardware has GPUs that no worker uses, or the workers need GPUs of an unknown kind."""
     if hardware.gpu is not None and config.workers.gpu is False:
-        raise ConfigError("workers.gpu is false, so no worker would hold the --gpu: set workers.gpu to auto or true")
+        raise ConfigError("workers.gpu is false, so no worker would use the --gpu: set workers.gpu to auto or true")
     if hardware.gpu is None and config.workers.gpu is True and hardware.num_nodes is not None:
         raise ConfigError("workers.gpu is true: say which GPU the --nodes have, such as --gpu a10g or --gpu 24GiB")
 
 
 def _most_workers(plan: Plan, hardware: Hardware, num_gpus: float | None, *, on_this_machine: bool) -> float:
-    """The largest world size that may be suggested; infinity where the number of nodes is left open."""
-    if on_this_machine:  # its memory is divided among the workers that fit
+    """The largest world size that may be suggested; infinity if the number of nodes is open."""
+    if on_this_machine:  # its memory is divided among the workers
         return plan.world_size
     return num_gpus if plan.use_gpu and num_gpus is not None and hardware.num_nodes is not None else math.inf
 
@@ -212,14 +220,14 @@ def _most_workers(plan: Plan, hardware: Hardware, num_gpus: float | None, *, on_
 def _first_fit(
     config: RunConfig, shape: ModelShape, plan: Plan, gpu: Gpu | None, usable: int | None, most_workers: float
 ) -> Choice | None:
-    """The least change from the config that fits; None: nothing does, or the memory is not known."""
+    """The cheapest change of the config that fits; None: nothing fits, or the available memory is unknown."""
     if usable is None:
         return None
     return first_that_fits(config, shape, usable, use_gpu=plan.use_gpu, gpu=gpu, most_workers=most_workers)
 
 
 def _memory_by_choice(config: RunConfig, shape: ModelShape, plan: Plan, gpu: Gpu | None) -> list[tuple[Choice, Memory]]:
-    """Memory of a worker for every ZeRO stage and precision, at the plan's world size."""
+    """Memory of a worker at the plan's world size, for every ZeRO stage and precision."""
     table = choices(config, plan.world_size, use_gpu=plan.use_gpu, gpu=gpu)
     return [(one, memory_of(config, shape, one, plan.world_size, use_gpu=plan.use_gpu)[0]) for one in table]
 
@@ -242,7 +250,7 @@ def _world(
         world_size=world_size,
         zero_stage=zero_stage,
         memory=memory,
-        fits_memory=None if usable is None else memory.total <= usable,
+        fits_memory=memory.fits_in(usable),
         step_s=step_s,
         run_s=run_s,
         cost=None if run_s is None or price is None else run_s / 3600 * price * world_size,
@@ -250,7 +258,7 @@ def _world(
 
 
 def _count_data(config: RunConfig, task: Task) -> tuple[int | None, TaskState, str | None]:
-    """Training samples, the task's state, and where the number is from, when it is not from prepared data."""
+    """Number of training samples, the task's state, and a note on the number if the data is not prepared."""
     store = find_prepared(config)
     if store is not None:
         return store.manifest.splits["train"].num_samples, store.manifest.task_state, None
@@ -268,7 +276,7 @@ def _count_data(config: RunConfig, task: Task) -> tuple[int | None, TaskState, s
 
 
 def _size_of(found: Preflight, hardware: Hardware, *, on_this_machine: bool) -> tuple[float, float | None]:
-    """CPUs and GPUs that the run is planned for."""
+    """(CPUs, GPUs) to plan for."""
     if on_this_machine:
         return found.private_cpus, None
     most = found.config.workers.max
@@ -281,12 +289,12 @@ def _size_of(found: Preflight, hardware: Hardware, *, on_this_machine: bool) -> 
 
 
 def _nodes_for(config: RunConfig, hardware: Hardware) -> int:
-    """Nodes that workers.max needs by its GPUs; 1 on CPUs."""
+    """Number of nodes with enough GPUs for workers.max; 1 on CPUs."""
     return -(-config.workers.max // hardware.gpus_each) if hardware.gpu else 1
 
 
 def _usable_bytes(plan: Plan, hardware: Hardware, world_size: int, *, on_this_machine: bool) -> int | None:
-    """What the tensors of a worker can have. On this machine never more workers are than the plan's."""
+    """Memory available to the tensors of a worker; None: unknown. This machine never has more workers than the plan."""
     if hardware.gpu is not None:
         return hardware.gpu.usable_bytes
     if not on_this_machine or plan.use_gpu:
@@ -295,19 +303,25 @@ def _usable_bytes(plan: Plan, hardware: Hardware, world_size: int, *, on_this_ma
 
 
 def _assumptions(
-    config: RunConfig, plan: Plan, hardware: Hardware, precision: Precision, *, on_this_machine: bool
+    config: RunConfig,
+    shape: ModelShape,
+    plan: Plan,
+    hardware: Hardware,
+    precision: Precision,
+    *,
+    on_this_machine: bool,
 ) -> list[str]:
-    """What was taken for granted, in sentences."""
-    notes = []
+    """Sentences on what is assumed and what is unknown."""
+    notes = [] if shape.layers is not None else [NO_ACTIVATIONS]
     if hardware.gpu is None and config.workers.gpu == "auto":
         where = " on this machine" if on_this_machine else ""
         notes.append(f"planned for CPU workers{where}; --gpu plans for GPUs")
     if hardware.gpu is None and plan.use_gpu:
         notes.append("the memory of the GPUs is not known: give --gpu to have it checked")
     if cluster_address(config) is not None and hardware.is_this_machine:
-        notes.append("the cluster was not asked: room for workers.max is taken for granted; --nodes tells its size")
+        notes.append("the cluster was not asked: room for workers.max is assumed; --nodes sets its size")
     elif not on_this_machine and hardware.cpus_per_node is None:
-        notes.append(f"taken for granted: {plan.num_cpus:g} CPUs for the workers and Ray Data; --cpus-per-node tells")
+        notes.append(f"assumed: {plan.num_cpus:g} CPUs for the workers and Ray Data; --cpus-per-node sets them")
     if config.training.zero_stage == AUTO and hardware.gpu is None and (plan.use_gpu or not on_this_machine):
         notes.append(
             "the memory of the workers is not known here: ZeRO is shown at stage 2, and they take the lowest that fits"
@@ -317,10 +331,10 @@ def _assumptions(
     if hardware.gpu is not None:
         gpu = hardware.gpu
         if hardware.num_nodes is None:
-            notes.append(f"taken for granted: {config.workers.max} GPUs, since that is workers.max; --nodes tells")
+            notes.append(f"assumed: {config.workers.max} GPUs, since that is workers.max; --nodes sets them")
         notes.append(
-            f"{gpu.name}: {gpu.usable_bytes / GIB:.1f} GiB of {gpu.memory_bytes / GIB:.1f} are counted on; the driver, "
-            "libraries and gaps have the rest"
+            f"{gpu.name}: {gpu.usable_bytes / GIB:.1f} GiB of {gpu.memory_bytes / GIB:.1f} are available to "
+            "tensors; the rest is for the driver, libraries and fragmentation"
         )
         if hardware.price_per_hour is None and gpu.price_per_hour is not None:
             notes.append(PRICES_ARE)

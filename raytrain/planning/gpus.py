@@ -1,4 +1,4 @@
-"""GPUs by name: their memory, and what an hour of one costs. A table to be overridden, not a market report."""
+"""GPUs by name, with their memory and an example price per hour. --price overrides the price."""
 
 import re
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ class Gpu:
 
     name: str
     memory_bytes: int
-    """As its driver reports."""
+    """Memory as the driver reports it."""
     has_bf16: bool
     price_per_hour: float | None
-    """Dollars; None: not known."""
+    """Dollars; None: unknown."""
 
     @property
     def usable_bytes(self) -> int:
-        """What tensors can have of the memory."""
+        """Memory available to tensors."""
         return usable_of_gpu(self.memory_bytes)
 
 
@@ -52,7 +52,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(gib|gb|g)?", re.IGNORECASE)
 
 
 def find_gpu(text: str) -> Gpu:
-    """A GPU by its name, or one of a given memory such as 24GiB (or 24GB, 24). Raises ConfigError."""
+    """Find a GPU by its name, or make one from a memory size such as 24GiB (or 24GB, 24). Raises ConfigError."""
     name = text.strip().lower()
     name = _ALIASES.get(name, name)
     if name in GPUS:

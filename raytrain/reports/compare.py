@@ -22,7 +22,7 @@ Rows = list[tuple[str, list[str]]]
 
 
 def build_comparison(runs: Sequence[Storage], output: str = COMPARISON) -> str:
-    """Write one page about several runs, done or not.
+    """Write one page that compares several runs, whether or not they have ended.
 
     Args:
         runs: The runs' folders.
@@ -32,7 +32,7 @@ def build_comparison(runs: Sequence[Storage], output: str = COMPARISON) -> str:
         The page's full path.
 
     Raises:
-        ConfigError: A run is given twice.
+        ConfigError: The same run is given twice.
     """
     records = {label: read_run(run) for label, run in _labeled(runs).items()}
     folder, name = os.path.split(output)
@@ -55,7 +55,7 @@ def build_comparison(runs: Sequence[Storage], output: str = COMPARISON) -> str:
 
 
 def _labeled(runs: Sequence[Storage]) -> dict[str, Storage]:
-    """Each run under its name, with as much of its path as tells it from the others."""
+    """The runs by label: the shortest end of each path that distinguishes it from the others."""
     paths = [run.path_of() for run in runs]
     for path in paths:
         if paths.count(path) > 1:
@@ -69,7 +69,7 @@ def _labeled(runs: Sequence[Storage]) -> dict[str, Storage]:
 
 
 def _scores(record: RunRecord) -> dict[str, str]:
-    """A run's best value, and the metrics of its last evaluations."""
+    """A run's best value and the metrics of its last evaluations, by label."""
     found: dict[str, str] = {}
     if "value" in record.best:
         found[f"best validation {record.best.get('metric', '')}"] = number(record.best["value"])
@@ -82,12 +82,12 @@ def _scores(record: RunRecord) -> dict[str, str]:
 
 
 def _course(record: RunRecord) -> dict[str, str]:
-    """How far a run came, and at what speed."""
+    """A run's progress and speed, by label."""
     return {label: value for label, value in tiles(record) if not label.startswith(("test ", "best validation "))}
 
 
 def config_differences(texts: Mapping[str, str]) -> Rows:
-    """The fields whose values differ, by dotted key. `texts`: the config.yaml of each run."""
+    """The config fields whose values differ between runs. `texts`: the config.yaml of each run, by label."""
     configs = {label: flatten(_parsed(text)) for label, text in texts.items()}
     keys = dict.fromkeys(key for config in configs.values() for key in config if key not in NAMES_OF_A_RUN)
     rows = [(key, [_shown(config.get(key, "")) for config in configs.values()]) for key in keys]
@@ -95,7 +95,7 @@ def config_differences(texts: Mapping[str, str]) -> Rows:
 
 
 def _parsed(text: str) -> dict[str, Any]:
-    """A run's own config.yaml; empty when it is missing or torn."""
+    """The fields of a config.yaml; empty when the file is missing or incomplete."""
     try:
         raw = parse_yaml(text, RunConfig)
     except ConfigError:
@@ -110,13 +110,13 @@ def _shown(value: Any) -> str:
 def _rows(
     records: Mapping[str, RunRecord], of: Callable[[RunRecord], Mapping[str, str]], *, only_different: bool = False
 ) -> Rows:
-    """A row for each thing that any of the runs has."""
+    """One row for each label that at least one run has a value for."""
     columns = [of(record) for record in records.values()]
     rows = [(what, [column.get(what, "") for column in columns]) for what in _in_order(columns)]
     return [row for row in rows if not only_different or len(set(row[1])) > 1]
 
 
 def _in_order(columns: Sequence[Mapping[str, str]]) -> list[str]:
-    """All keys, in the order of those that have most."""
+    """All keys, in the order of the columns with the most keys."""
     ordered = sorted(columns, key=len, reverse=True)
     return list(dict.fromkeys(what for column in ordered for what in column))

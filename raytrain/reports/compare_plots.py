@@ -1,4 +1,4 @@
-"""The figures of a comparison: one color a run, the same in each of them."""
+"""The figures of a comparison. Each run has the same color in all of them."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
-from raytrain.reports.curves import RunRecord, smooth, thin
+from raytrain.reports.curves import RunRecord, smooth
 from raytrain.reports.plots import SIZE, WIDE, new_axes, png_of, shown_label
 from raytrain.training.records import scores_of
 
@@ -25,13 +25,20 @@ SMOOTHED = ("grad_norm", "tokens_per_s")
 
 
 def draw_runs(records: Mapping[str, RunRecord]) -> dict[str, bytes]:
-    """Every figure that the runs have numbers for: name -> PNG. `records`: by the name that a legend shows."""
+    """Draw every figure that the runs have data for.
+
+    Args:
+        records: The runs by the label that legends show.
+
+    Returns:
+        Title -> PNG.
+    """
     colors = dict(zip(records, run_colors(len(records)), strict=True))
     overlay = Overlay({label: record for label, record in records.items() if record.steps}, colors)
     if not overlay.records:
         return {}
     scores, curves = overlay.shared_scores(), overlay.curves()
-    # The page shows two figures in a row; of an odd number the loss has a row of its own.
+    # The page shows two figures per row. If their number is odd, the loss takes a whole row.
     is_odd = (1 + len(scores) + len(curves)) % 2 == 1
     drawn = {"loss": overlay.loss(WIDE if is_odd else SIZE)}
     drawn |= {f"validation {name}": overlay.score(name) for name in scores}
@@ -39,13 +46,13 @@ def draw_runs(records: Mapping[str, RunRecord]) -> dict[str, bytes]:
 
 
 def run_colors(num_runs: int) -> list[str]:
-    """A color for each run, as the page writes it."""
+    """One color per run, as #rrggbb."""
     palette = colormaps["tab10"] if num_runs <= 10 else colormaps["turbo"].resampled(num_runs)
     return ["#{:02x}{:02x}{:02x}".format(*palette(index, bytes=True)[:3]) for index in range(num_runs)]
 
 
 class Overlay:
-    """Several runs over one axis: steps, or samples where a step is not the same number of them in all runs."""
+    """Draws several runs over one x axis: steps, or samples seen if the runs differ in samples per step."""
 
     def __init__(self, records: Mapping[str, RunRecord], colors: Mapping[str, str]):
         self.records, self._colors = records, colors
@@ -53,20 +60,20 @@ class Overlay:
         self._is_in_samples = len(batches) > 1
 
     def shared_scores(self) -> list[str]:
-        """Metrics of the validation split, first those that picked a best model. The loss has its own figure."""
+        """Metrics of the validation split to draw, those that select a best model first, without the loss."""
         rows = [row for record in self.records.values() for row in record.evaluations_of("validation")]
         known = dict.fromkeys(name for row in rows for name in scores_of(row) if name != "loss")
         first = [record.best["metric"] for record in self.records.values() if record.best.get("metric") in known]
         return list(dict.fromkeys([*first, *known]))[:MOST_SCORES]
 
     def curves(self) -> list[str]:
-        """Columns of metrics.jsonl that are worth a figure."""
+        """The columns of metrics.jsonl that get a figure."""
         found = [name for name in CURVES if any(np.isfinite(r.column(name)).any() for r in self.records.values())]
-        is_steady = all(len(set(record.column("world_size"))) == 1 for record in self.records.values())
-        return [name for name in found if name != "world_size" or not is_steady]  # one number a run is in the table
+        is_steady = all(len(record.world_sizes) == 1 for record in self.records.values())
+        return [name for name in found if name != "world_size" or not is_steady]  # constant: the table shows it
 
     def loss(self, size: tuple[float, float]) -> bytes:
-        """Training loss, smoothed, and validation loss as dots."""
+        """Smoothed training loss as lines, validation loss as dots."""
         figure, axes = self._axes("Loss", "training smoothed, validation as dots", size)
         for label, record, color in self._colored():
             self._line(axes, record, "loss", is_smoothed=True, color=color, label=label)
@@ -74,14 +81,14 @@ class Overlay:
         return _finished(figure, axes)
 
     def score(self, name: str) -> bytes:
-        """A metric of the validation split."""
+        """One metric of the validation split."""
         figure, axes = self._axes(f"Validation {name}", name, SIZE)
         for label, record, color in self._colored():
             self._dots(axes, record, name, color=color, markersize=3.5, label=label)
         return _finished(figure, axes)
 
     def curve(self, name: str) -> bytes:
-        """A column of metrics.jsonl."""
+        """One column of metrics.jsonl."""
         figure, axes = self._axes(*CURVES[name], SIZE)
         for label, record, color in self._colored():
             self._line(axes, record, name, is_smoothed=name in SMOOTHED, color=color, label=label)
@@ -106,7 +113,7 @@ class Overlay:
             yield shown_label(label), record, self._colors[label]
 
     def _positions(self, record: RunRecord, steps: np.ndarray) -> np.ndarray:
-        """Where steps lie on the axis. Shape of `steps`."""
+        """The x coordinates of steps, in the shape of `steps`."""
         if not self._is_in_samples:
             return steps
         return np.interp(steps, record.column("step"), record.column("samples_seen"))
@@ -116,7 +123,8 @@ class Overlay:
         values = smooth(values, max(1, len(values) // 50)) if is_smoothed else values
         marker = "o" if np.isfinite(values).sum() == 1 else None
         axes.plot(
-            *thin(self._positions(record, record.column("step")), values),
+            self._positions(record, record.column("step")),
+            values,
             marker=marker,
             markersize=4,
             linewidth=1.5,

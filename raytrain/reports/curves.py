@@ -1,4 +1,4 @@
-"""The numbers behind the report: a run's files, with redone steps taken once and long curves thinned."""
+"""Reads the files of a run for its report: redone steps count once, and long curves are subsampled."""
 
 import json
 from dataclasses import dataclass
@@ -6,45 +6,46 @@ from typing import Any
 
 import numpy as np
 
-from raytrain.reports.goodput import goodput
+from raytrain.reports.goodput import StepTimes, account
+from raytrain.reports.steps import StepSample
 from raytrain.storage import Storage
-from raytrain.training.records import BEST_SO_FAR, COMMANDS, last_attempt_rows, read_jsonl
-
-MAX_POINTS = 2000
+from raytrain.training.records import BEST_SO_FAR, COMMANDS, iterate_jsonl, read_jsonl
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Everything that a report is drawn from."""
+    """The data of a report."""
 
     config_text: str
     steps: list[dict[str, Any]]
-    """Lines of metrics.jsonl in step order; of a step that was redone the last attempt's."""
+    """Lines of metrics.jsonl in step order, subsampled evenly in a long run. A redone step has the line of its last
+    attempt; see reports.steps."""
+    steps_s: float
+    """Total duration of all steps, without those that were redone later."""
     num_redone: int
-    """Lines of metrics.jsonl that a later attempt did again."""
+    """Number of lines of metrics.jsonl whose step a later attempt has redone."""
+    restarts: list[int]
+    """Steps at which a later attempt took over."""
+    world_sizes: list[int]
+    """All world sizes that the run has trained with, ascending."""
     evaluations: list[dict[str, Any]]
     events: list[dict[str, Any]]
     summary: dict[str, Any]
-    """summary.json; empty while the run is not done."""
+    """summary.json; empty before the first command has ended."""
     goodput: dict[str, Any]
     """See reports.goodput; empty while nothing has been trained."""
     checkpoints: list[tuple[str, int]]
-    """(name, bytes) of the checkpoints that are committed, oldest first."""
+    """(name, bytes) of each committed checkpoint, oldest first."""
     commands: list[dict[str, Any]]
-    """Lines of commands.jsonl; empty in a run that an older version trained."""
+    """Lines of commands.jsonl; empty if an older version trained the run."""
 
     def column(self, name: str) -> np.ndarray:
-        """A column of the steps, NaN where it is missing. Shape (num_steps,)."""
+        """One column of `steps`, NaN where it is missing; shape (len(steps),)."""
         values = [row.get(name) for row in self.steps]
         return np.array([np.nan if value is None else value for value in values], dtype=float)
 
-    def restarts(self) -> list[int]:
-        """Steps at which a later attempt took over."""
-        pairs = zip(self.steps, self.steps[1:], strict=False)
-        return [after["step"] for before, after in pairs if before.get("attempt", 0) != after.get("attempt", 0)]
-
     def last_evaluation(self, split: str) -> dict[str, Any] | None:
-        """The newest evaluation on a split."""
+        """The newest evaluation on a split, if there is one."""
         rows = self.evaluations_of(split)
         return rows[-1] if rows else None
 
@@ -54,7 +55,7 @@ class RunRecord:
 
     @property
     def best(self) -> dict[str, Any]:
-        """`metric`, `value` and `step` of the best evaluation so far; empty when it is not known."""
+        """`metric`, `value` and `step` of the best evaluation so far; empty if unknown."""
         newest = (self.last_evaluation("validation") or {}).get(BEST_SO_FAR)
         if newest:
             return dict(newest)
@@ -63,31 +64,36 @@ class RunRecord:
 
     @property
     def best_evaluation(self) -> dict[str, Any] | None:
-        """The evaluation on the validation split that the best model is from."""
+        """The validation at the step of the best model."""
         rows = [row for row in self.evaluations_of("validation") if row["step"] == self.best.get("step")]
         return rows[-1] if rows else None
 
 
 def read_run(run: Storage) -> RunRecord:
-    """Read a run's folder; files that are not there yet, or not whole, are empty."""
-    rows = [row for row in read_jsonl(run, "metrics.jsonl") if row.get("step") is not None]
-    steps = last_attempt_rows(rows)
+    """Read a run directory. Missing and incomplete files count as empty."""
+    steps, times = StepSample(), StepTimes()
+    for row in iterate_jsonl(run, "metrics.jsonl"):
+        steps.add(row)
+        times.add(row)
     events = read_jsonl(run, "events.jsonl")
     return RunRecord(
         config_text=run.read_bytes("config.yaml").decode() if run.exists("config.yaml") else "",
-        steps=steps,
-        num_redone=len(rows) - len(steps),
+        steps=steps.rows,
+        steps_s=times.counted_s,
+        num_redone=steps.num_redone,
+        restarts=steps.restarts,
+        world_sizes=steps.world_sizes,
         evaluations=last_evaluations(read_jsonl(run, "evals.jsonl")),
         events=events,
         summary=_read_summary(run),
-        goodput=goodput(events, rows),
+        goodput=account(events, times),
         checkpoints=_read_checkpoints(run),
         commands=read_jsonl(run, COMMANDS),
     )
 
 
 def last_evaluations(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of evaluations of one split at one step the last, which is that of the last attempt; in the order of the file."""
+    """The evaluations in file order, with only the last one, from the newest attempt, of each split and step."""
     chosen: dict[tuple[Any, Any], dict[str, Any]] = {}
     for row in rows:
         if "step" in row and "split" in row:
@@ -99,7 +105,7 @@ def last_evaluations(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _read_summary(run: Storage) -> dict[str, Any]:
     try:
         return dict(json.loads(run.read_bytes("summary.json")))
-    except (FileNotFoundError, ValueError, TypeError):  # not there yet, or being written
+    except (FileNotFoundError, ValueError, TypeError):  # missing, or still being written
         return {}
 
 
@@ -110,7 +116,7 @@ def _read_checkpoints(run: Storage) -> list[tuple[str, int]]:
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """Mean over the last `window` values (fewer at the start), NaN left out. Same shape."""
+    """Trailing mean over `window` values, fewer at the start, ignoring NaN. Same shape as `values`."""
     if window <= 1 or not len(values):
         return values
     known = np.isfinite(values)
@@ -118,12 +124,3 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
     counts = np.cumsum(known)
     sums[window:], counts[window:] = sums[window:] - sums[:-window], counts[window:] - counts[:-window]
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
-
-
-def thin(*columns: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Every k-th row of equally long columns, so that at most MAX_POINTS are left; the last row always stays."""
-    num = len(columns[0])
-    if num <= MAX_POINTS:
-        return columns
-    keep = np.unique(np.linspace(0, num - 1, MAX_POINTS).astype(int))
-    return tuple(column[keep] for column in columns)

@@ -1,25 +1,28 @@
-"""Goodput: where a run's worker-seconds went, from the lines that it wrote. The contents of goodput.json.
+"""Goodput: classifies a run's worker-seconds by what they were spent on. Computes the contents of goodput.json.
 
-An attempt of W workers that lasts t seconds is W * t worker-seconds, from the end of the attempt before it: waiting and
-starting belong to the attempt that they lead to. Every one of them is in one class; what no line accounts for is
-`other`, so the classes sum to the whole by construction, and a large `other` is a fault of ours.
+An attempt of W workers that lasts t seconds counts W * t worker-seconds, measured from the end of the previous attempt:
+waiting and starting up belong to the attempt that they lead to. Each worker-second is in exactly one class. `other` is
+the remainder, so the classes always add up to the total; a large `other` means that this file misses something.
 """
 
-from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from raytrain.reports.steps import Attempts
+
+MOST_BINS = 1 << 13
+"""Bound on the bins that StepTimes keeps."""
 CHANGES = ("begin", "resize", "reclaim", "failure")
 CLASSES = {
     "useful": "steps that count",
     "evaluation": "evaluations",
-    "redone": "steps that a crash took back",
+    "redone": "steps that were redone after a crash",
     "data_wait": "waiting for data",
-    "checkpoint": "saving, as far as it blocked the loop",
-    "leave": "ending a worker group",
-    "detect": "from a worker's failure to the moment it was known",
+    "checkpoint": "saving, while it blocked the training loop",
+    "leave": "shutting a worker group down",
+    "detect": "from a worker's failure until it was detected",
     "prepare": "starting Ray and preparing data",
     "waiting": "waiting for nodes",
     "regroup": "starting a worker group",
@@ -32,64 +35,89 @@ CLASSES = {
 
 @dataclass
 class StepSeconds:
-    """Seconds of an attempt's steps."""
+    """Seconds that one attempt spent in its steps."""
 
     first_s: float = 0.0
-    """Its first step, data included."""
+    """Duration of the first step, including its wait for data."""
     useful_s: float = 0.0
     redone_s: float = 0.0
-    """In steps that a later attempt has done again, or has still to do; like `useful_s` without waiting for data."""
+    """In steps that a later attempt has redone or must still redo. Like `useful_s`, without waiting for data."""
     data_wait_s: float = 0.0
     checkpoint_s: float = 0.0
     evaluation_s: float = 0.0
 
 
 class StepTimes:
-    """Seconds of all steps by attempt, told line by line, so that a run that goes on can be accounted for at any time.
-    A step counts for the last attempt that did it: what earlier ones spent on it, and on all that follow, becomes
-    redone."""
+    """Sums the seconds of all steps by attempt. Lines are added one by one, so that a run can be accounted for while it
+    is training.
+
+    A step counts for the last attempt that did it. When an attempt begins at a step, the time that earlier attempts
+    spent on this and all later steps becomes redone time.
+
+    Memory is constant: seconds are summed in bins of consecutive steps, of one step each up to MOST_BINS steps. If an
+    attempt begins inside a wider bin, the steps of that bin are assumed to have taken equally long.
+    """
 
     def __init__(self, rows: Iterable[dict[str, Any]] = ()):
         self.attempts: defaultdict[int, StepSeconds] = defaultdict(StepSeconds)
-        self._attempt_of, self._seconds_of = array("q"), array("d")  # by step
+        self._steps, self._bin_steps = Attempts(), 1
+        self._bins: dict[tuple[int, int], tuple[float, float]] = {}
+        """(bin, attempt) -> seconds of its counting steps, without and with their wait for data."""
         for row in rows:
             self.add(row)
 
+    @property
+    def counted_s(self) -> float:
+        """Total duration of the steps that count, including their wait for data."""
+        return sum(whole_s for _, whole_s in self._bins.values())
+
     def add(self, row: dict[str, Any]) -> None:
-        """A line of metrics.jsonl."""
+        """Add a line of metrics.jsonl."""
         step, attempt = row.get("step"), row.get("attempt", 0)
         if step is None:
             return
-        mine, seconds = self.attempts.get(attempt), _sum("step_s", [row]) - _sum("data_wait_s", [row])
-        if mine is None:
-            mine = self.attempts[attempt]
-            mine.first_s = _sum("step_s", [row])
+        mine, whole_s = self.attempts[attempt], _sum("step_s", [row])
+        if self._steps.add(step, attempt):
+            mine.first_s = whole_s
             self._take_back(step, attempt)
-        mine.data_wait_s += _sum("data_wait_s", [row])
+        wait_s = _sum("data_wait_s", [row])
+        mine.data_wait_s += wait_s
         mine.checkpoint_s += _sum("checkpoint_s", [row])
         mine.evaluation_s += _sum("evaluation_s", [row])
-        missing = step + 1 - len(self._attempt_of)
-        if missing > 0:
-            self._attempt_of.extend([-1] * missing)
-            self._seconds_of.extend([0.0] * missing)
-        owner = self._attempt_of[step]
-        if attempt < owner:
-            mine.redone_s += seconds
+        if step >= self._steps.end_of(attempt):
+            mine.redone_s += whole_s - wait_s
             return
-        mine.useful_s += seconds
-        self._attempt_of[step] = attempt
-        self._seconds_of[step] += seconds
+        mine.useful_s += whole_s - wait_s
+        self._put(step // self._bin_steps, attempt, (whole_s - wait_s, whole_s))
+        if len(self._bins) > MOST_BINS:
+            self._widen()
+
+    def _put(self, place: int, attempt: int, seconds: tuple[float, float]) -> None:
+        before = self._bins.get((place, attempt), (0.0, 0.0))
+        self._bins[place, attempt] = (before[0] + seconds[0], before[1] + seconds[1])
+
+    def _widen(self) -> None:
+        """Double the width of the bins."""
+        bins, self._bins = self._bins, {}
+        self._bin_steps *= 2
+        for (place, attempt), seconds in bins.items():
+            self._put(place // 2, attempt, seconds)
 
     def _take_back(self, first_step: int, attempt: int) -> None:
-        """An attempt begins with this step: what earlier ones have done of it and beyond does not count."""
-        for step in range(first_step, len(self._attempt_of)):
-            owner = self._attempt_of[step]
-            if owner == -1 or owner >= attempt:
+        """Turn what earlier attempts spent on this and all later steps into redone time."""
+        for (place, owner), (seconds, whole_s) in list(self._bins.items()):
+            low = max(place * self._bin_steps, self._steps.first[owner])
+            end = min(self._steps.last[owner] + 1, self._steps.end_of(owner, before=attempt))
+            high = min((place + 1) * self._bin_steps, end)
+            if owner >= attempt or high <= max(low, first_step):
                 continue
+            left = max(0, first_step - low) / (high - low)
+            self._bins[place, owner] = (left * seconds, left * whole_s)
+            if not left:
+                del self._bins[place, owner]
             before = self.attempts[owner]
-            before.useful_s -= self._seconds_of[step]
-            before.redone_s += self._seconds_of[step]
-            self._attempt_of[step], self._seconds_of[step] = -1, 0.0
+            before.useful_s -= (1 - left) * seconds
+            before.redone_s += (1 - left) * seconds
 
 
 def goodput(events: Sequence[dict[str, Any]], rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -97,17 +125,17 @@ def goodput(events: Sequence[dict[str, Any]], rows: Iterable[dict[str, Any]]) ->
 
     Args:
         events: Lines of events.jsonl.
-        rows: Lines of metrics.jsonl, also those that were redone.
+        rows: Lines of metrics.jsonl, including those of redone steps.
 
     Returns:
         `goodput`, the share of useful steps and evaluations; `worker_seconds`; and `classes`, worker-seconds by name.
-        Empty when nothing has been trained.
+        Empty if nothing has been trained.
     """
     return account(events, StepTimes(rows))
 
 
 def account(events: Iterable[dict[str, Any]], times: StepTimes) -> dict[str, Any]:
-    """The same, of steps that are added up already."""
+    """As `goodput`, from step times that are already summed."""
     classes = dict.fromkeys(CLASSES, 0.0)
     by_attempt = defaultdict(list)
     for event in events:
@@ -126,7 +154,7 @@ def account(events: Iterable[dict[str, Any]], times: StepTimes) -> dict[str, Any
 
 
 def _attempt(events: list[dict[str, Any]], after: list[dict[str, Any]], steps: StepSeconds) -> dict[str, float]:
-    """Worker-seconds of one attempt by class. `after`: the events of the next one."""
+    """Worker-seconds of one attempt by class. `after`: events of the next attempt."""
     start = _first(events, "start")
     change, next_change = _first(events, *CHANGES), _first(after, *CHANGES)
     follows = next_change is not None and next_change.get("kind") != "begin"  # in the same command
@@ -153,14 +181,15 @@ def _attempt(events: list[dict[str, Any]], after: list[dict[str, Any]], steps: S
     if follows and finish is not None:
         spent["leave"] += max(0.0, ended_at_s - finish["time"])
     spent["other"] = ended_at_s - (change["left_at_s"] - prepare_s) - sum(spent.values())
-    if spent["other"] < 0:  # the failing step's time lies in detect and in what came before: count it once
+    if spent["other"] < 0:  # the failing step is counted in detect and in a class before it: count it once
         spent["detect"] = max(0.0, spent["detect"] + spent["other"])
         spent["other"] = 0.0
     return {name: workers * seconds for name, seconds in spent.items()}
 
 
 def _first(events: Iterable[dict[str, Any]], *kinds: str) -> Any:
-    """The first event of one of these kinds. A failure that ended the run led to no group and has no moments."""
+    """The first event of one of these kinds. A failure that ended the run has no timestamps, since no
+    group followed it."""
     fitting = (event for event in events if event.get("kind") in kinds)
     return next((event for event in fitting if kinds != CHANGES or "left_at_s" in event), None)
 

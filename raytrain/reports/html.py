@@ -1,14 +1,12 @@
-"""The report of a run: one HTML file that needs nothing else, and the figures as PNGs beside it."""
+"""Builds the report of a run: one self-contained HTML file, and its figures as PNG files."""
 
 from typing import Any
-
-import numpy as np
 
 from raytrain.reports.curves import RunRecord, read_run
 from raytrain.reports.goodput import CLASSES
 from raytrain.reports.page import duration, embedded, number, page_template
 from raytrain.reports.plots import draw_all
-from raytrain.reports.scores import confusion_rows, headline, metric_names, scored
+from raytrain.reports.scores import confusion_rows, headline, label_rows, label_splits, metric_names, scored
 from raytrain.storage import Storage
 from raytrain.training.job import PHASES
 
@@ -16,7 +14,7 @@ REPORT_NAME = "report.html"
 
 
 def build_report(run: Storage) -> str:
-    """Write `report.html` and `plots/*.png` into a run's folder, done or not.
+    """Write `report.html` and `plots/*.png` into a run directory, whether or not the run has ended.
 
     Returns:
         The full path of report.html.
@@ -37,27 +35,29 @@ def build_report(run: Storage) -> str:
         metric_names=metric_names(record),
         best_step=record.best.get("step"),
         confusion=confusion_rows(record),
-        has_restarts=bool(record.restarts()),
+        has_restarts=bool(record.restarts),
         goodput=_goodput_rows(record),
         changes=[event for event in record.events if PHASES[0] in event and _is_change(event)],
         phases=PHASES,
         events=record.events,
         checkpoints=record.checkpoints,
         commands=record.commands,
+        labels=label_rows(record),
+        label_splits=label_splits(record),
         facts=facts(record),
         config=record.config_text,
     )
-    run.commit_bytes(REPORT_NAME, page.encode(errors="replace"))  # half a surrogate pair has no bytes
+    run.commit_bytes(REPORT_NAME, page.encode(errors="replace"))  # a lone surrogate can't be encoded
     return run.path_of(REPORT_NAME)
 
 
 def _is_change(event: dict[str, Any]) -> bool:
-    """A command that resumes the run without repeating a step changes nothing."""
+    """Whether an event changed the workers: resuming a run without redoing a step does not."""
     return event.get("kind") != "begin" or bool(event.get("steps_redone"))
 
 
 def tiles(record: RunRecord) -> list[tuple[str, str]]:
-    """(label, value) of the numbers at the top."""
+    """(label, value) of each number at the top of the page."""
     summary = record.summary
     last = record.steps[-1] if record.steps else {}
     found = [("status", summary.get("status", "running or interrupted"))]
@@ -65,13 +65,11 @@ def tiles(record: RunRecord) -> list[tuple[str, str]]:
     found.append(("steps", f"{last.get('step', 0):,}"))
     if record.num_redone:
         found.append(("steps redone after restarts", f"{record.num_redone:,}"))
-    busy_s = float(np.nansum(record.column("step_s")))
-    if last.get("samples_seen") and busy_s:
-        found.append(("samples/s", f"{last['samples_seen'] / busy_s:,.1f}"))
+    if last.get("samples_seen") and record.steps_s:
+        found.append(("samples/s", f"{last['samples_seen'] / record.steps_s:,.1f}"))
     if last.get("tokens_seen"):
         found.append(("tokens", f"{last['tokens_seen']:,}"))
-    sizes = sorted({row["world_size"] for row in record.steps if row.get("world_size")})
-    if sizes:
+    if sizes := record.world_sizes:
         found.append(("workers", f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"))
     if record.goodput:
         found.append(("goodput", f"{record.goodput['goodput']:.1%}"))
@@ -81,7 +79,7 @@ def tiles(record: RunRecord) -> list[tuple[str, str]]:
 
 
 def facts(record: RunRecord) -> list[tuple[str, str]]:
-    """(what, value) of where the run comes from, as its last command has recorded it; see runs.provenance."""
+    """(label, value) rows on the provenance of the run, as its last command recorded it; see runs.provenance."""
     if not record.commands:
         return []
     said = record.commands[-1]
@@ -104,7 +102,7 @@ def _counted(names: list[str]) -> str:
 
 
 def _goodput_rows(record: RunRecord) -> list[tuple[str, float, float]]:
-    """(what, worker-seconds, share) of each class that has any, the largest first."""
+    """(description, worker-seconds, fraction of the total) of each non-empty class, the largest first."""
     if not record.goodput:
         return []
     total_s = record.goodput["worker_seconds"]

@@ -1,4 +1,4 @@
-"""What every page has: the template that it extends, and how numbers, times and sizes are written."""
+"""What all pages share: the base template, and the format of numbers, times and sizes."""
 
 import base64
 import datetime
@@ -12,7 +12,7 @@ MOST_TILES_IN_A_ROW = 7
 
 
 def page_template(package: str, name: str = "template.html") -> jinja2.Template:
-    """A template of a package, which extends our base.html. Autoescape is on: labels and file names are the user's
+    """Load a template of a package; it may extend base.html. Autoescape is on, since labels and file names are user
     data."""
     loader = jinja2.FunctionLoader(lambda included: _text_of("raytrain.reports", included))
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
@@ -25,12 +25,12 @@ def _text_of(package: str, name: str) -> str:
 
 
 def embedded(figures: Mapping[str, bytes]) -> dict[str, str]:
-    """PNGs as the page holds them, in base64."""
+    """PNGs in base64, for data URIs."""
     return {name: base64.b64encode(png).decode() for name, png in figures.items()}
 
 
 def number(value: Any) -> str:
-    """Four decimals for a measure, separators for a count."""
+    """Format a float with four decimals and an integer with thousands separators."""
     if value is None:
         return ""
     if isinstance(value, float):
@@ -39,7 +39,7 @@ def number(value: Any) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Minutes and seconds, or hours and minutes."""
+    """Format a duration as minutes and seconds, or as hours and minutes."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h {minutes:02d}m" if hours else f"{minutes}m {rest:02d}s"
@@ -57,6 +57,6 @@ def _clock(time_s: float | None) -> str:
 
 
 def tiles_in_a_row(num_tiles: int) -> int:
-    """How many of the tiles a row holds, so that the rows are as even as they can be."""
+    """Number of tiles per row that makes the rows as even as possible."""
     num_rows = -(-num_tiles // MOST_TILES_IN_A_ROW)
     return -(-num_tiles // max(1, num_rows))

@@ -1,4 +1,4 @@
-"""The report's figures, one function a figure; each returns a PNG. matplotlib's objects, not its global state."""
+"""The figures of the report. Each function draws one and returns it as PNG; matplotlib's global state is not used."""
 
 import io
 import unicodedata
@@ -11,19 +11,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from raytrain.reports.curves import RunRecord, smooth, thin
+from raytrain.reports.curves import RunRecord, smooth
 from raytrain.reports.scores import newest_confusion
 from raytrain.training.records import scores_of
 
 INK, FAINT, ACCENT, SECOND, GRID = "#1f2933", "#b8c4d0", "#1f6feb", "#d9730d", "#e6eaee"
-SIZE = (5.6, 2.7)  # inches; the page shows two in a row, at about this size
-WIDE = (2 * SIZE[0] + 0.35, SIZE[1])  # a row of its own
+SIZE = (5.6, 2.7)  # inches; the page shows two per row at about this size
+WIDE = (2 * SIZE[0] + 0.35, SIZE[1])  # a figure that takes a whole row
 MAX_LABEL = 28  # characters of a label that a figure shows
 
 
 def draw_all(record: RunRecord) -> dict[str, bytes]:
-    """Every figure that the run has numbers for: file name without ending -> PNG. The page shows two in a row; of an
-    odd number the first has a row of its own."""
+    """Draw every figure that the run has data for: file name without suffix -> PNG. The page shows two figures per row;
+    if their number is odd, the first takes a whole row."""
     chosen = _chosen(record)
     drawn = {name: draw(record) for name, draw in chosen.items()}
     if len(chosen) % 2:
@@ -35,7 +35,7 @@ def draw_all(record: RunRecord) -> dict[str, bytes]:
 
 
 def _chosen(record: RunRecord) -> dict[str, Callable[[RunRecord], bytes]]:
-    """The curves that the run has numbers for, in the order of the page."""
+    """The curves that the run has data for, in page order."""
     figures: dict[str, Callable[[RunRecord], bytes]] = {}
     if not record.steps:
         return figures
@@ -46,13 +46,13 @@ def _chosen(record: RunRecord) -> dict[str, Callable[[RunRecord], bytes]]:
     if np.isfinite(record.column("loss_scale")).any() or np.nanmax(record.column("skipped_steps"), initial=0) > 0:
         figures["loss_scale"] = loss_scale
     figures |= {"throughput": throughput, "padding": padding, "time": step_time}
-    if len({row.get("world_size") for row in record.steps}) > 1:
+    if len(record.world_sizes) > 1:
         figures["world_size"] = world_size
     return figures
 
 
 def loss(record: RunRecord, size: tuple[float, float] = SIZE) -> bytes:
-    """Training loss a step and smoothed, validation loss as points."""
+    """Training loss per step and smoothed, validation loss as points."""
     figure, axes = new_axes("Loss", "mean loss per target", record, size)
     _faint_and_smooth(axes, record, record.column("loss"), "training")
     points = [(row["step"], row["loss"]) for row in record.evaluations_of("validation") if row.get("loss") is not None]
@@ -63,7 +63,7 @@ def loss(record: RunRecord, size: tuple[float, float] = SIZE) -> bytes:
 
 
 def gradient_norm(record: RunRecord) -> bytes:
-    """L2 norm of the whole gradient, before clipping. Logarithmic, since a peak may be a hundred times the rest."""
+    """L2 norm of the gradient before clipping, on a logarithmic scale since peaks can be a hundred times the median."""
     figure, axes = new_axes("Gradient norm", "L2 norm before clipping", record)
     values = record.column("grad_norm")
     _faint_and_smooth(axes, record, values, None)
@@ -81,7 +81,7 @@ def learning_rate(record: RunRecord) -> bytes:
 
 
 def throughput(record: RunRecord) -> bytes:
-    """Tokens a second over all workers."""
+    """Tokens per second over all workers."""
     figure, axes = new_axes("Throughput", "tokens/s, all workers", record)
     _faint_and_smooth(axes, record, record.column("tokens_per_s"), None)
     axes.set_ylim(bottom=0)
@@ -90,7 +90,7 @@ def throughput(record: RunRecord) -> bytes:
 
 
 def padding(record: RunRecord) -> bytes:
-    """Share of what was computed that is padding."""
+    """Percentage of the computed tokens that is padding."""
     figure, axes = new_axes("Padding", "% of computed tokens", record)
     _faint_and_smooth(axes, record, 100 * record.column("padding"), None)
     axes.set_ylim(bottom=0)
@@ -98,7 +98,7 @@ def padding(record: RunRecord) -> bytes:
 
 
 def step_time(record: RunRecord) -> bytes:
-    """Seconds of a step, and of them those that the loop waited for data."""
+    """Seconds per step, and the part of them spent waiting for data."""
     figure, axes = new_axes("Step time", "seconds, smoothed", record)
     steps, window = record.column("step"), _window(record)
     _curve(axes, steps, smooth(record.column("step_s"), window), color=ACCENT, label="whole step")
@@ -109,7 +109,7 @@ def step_time(record: RunRecord) -> bytes:
 
 
 def loss_scale(record: RunRecord) -> bytes:
-    """fp16's loss scale, and the steps that were skipped so far."""
+    """The fp16 loss scale, and the number of skipped steps so far."""
     figure, axes = new_axes("Loss scale", "loss scale", record)
     _curve(axes, record.column("step"), record.column("loss_scale"), color=ACCENT)
     axes.set_yscale("log", base=2)
@@ -124,16 +124,16 @@ def loss_scale(record: RunRecord) -> bytes:
 
 
 def world_size(record: RunRecord) -> bytes:
-    """Workers at each step."""
+    """Number of workers at each step."""
     figure, axes = new_axes("World size", "workers", record)
-    axes.step(*thin(record.column("step"), record.column("world_size")), where="mid", color=ACCENT)
+    axes.step(record.column("step"), record.column("world_size"), where="mid", color=ACCENT)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     return png_of(figure)
 
 
 def validation(record: RunRecord) -> bytes:
-    """The metrics between 0 and 1 on the validation split."""
+    """Those metrics of the validation split that lie between 0 and 1."""
     figure, axes = new_axes("Validation", "score, 0 to 1", record)
     rows = record.evaluations_of("validation")
     names = [name for name, value in scores_of(rows[-1]).items() if name != "loss" and 0 <= value <= 1]
@@ -145,8 +145,8 @@ def validation(record: RunRecord) -> bytes:
 
 
 def confusion_matrix(labels: list[str], counts: np.ndarray) -> bytes:
-    """Rows: true label; columns: predicted label; shade: share of the row. `counts`: shape (labels, labels)."""
-    margin = 0.07 * max(len(shown_label(label)) for label in labels)  # inches that the labels take
+    """Rows: true label; columns: predicted label; shade: fraction of the row. `counts`: shape (labels, labels)."""
+    margin = 0.07 * max(len(shown_label(label)) for label in labels)  # inches taken by the labels
     side = min(1.6 + 0.42 * len(labels), 12.0) + margin
     figure = Figure(figsize=(side + 0.6, side), layout="constrained", dpi=130)
     axes = figure.add_subplot()
@@ -172,7 +172,7 @@ def confusion_matrix(labels: list[str], counts: np.ndarray) -> bytes:
 def new_axes(
     title: str, unit: str, record: RunRecord | None = None, size: tuple[float, float] = SIZE
 ) -> tuple[Figure, Axes]:
-    """Axes over the steps; a dotted line stands where a later attempt took over. `size`: inches."""
+    """Axes over steps, with a dotted line at each restart. `size`: inches."""
     figure = Figure(figsize=size, layout="constrained", dpi=130)
     axes = figure.add_subplot()
     axes.set_title(title, loc="left", fontsize=10, color=INK, fontweight="bold")
@@ -182,7 +182,7 @@ def new_axes(
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
-    for step in record.restarts() if record else []:
+    for step in record.restarts if record else []:
         axes.axvline(step, color=INK, linewidth=0.8, linestyle=":", alpha=0.5)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
@@ -195,8 +195,8 @@ def _faint_and_smooth(axes: Axes, record: RunRecord, values: np.ndarray, label: 
 
 
 def _curve(axes: Axes, steps: np.ndarray, values: np.ndarray, **style: Any) -> None:
-    """A line, thinned; as a dot where a single value has no line."""
-    axes.plot(*thin(steps, values), marker="o" if np.isfinite(values).sum() == 1 else None, markersize=4, **style)
+    """Draw a line, or a dot if there is only one value."""
+    axes.plot(steps, values, marker="o" if np.isfinite(values).sum() == 1 else None, markersize=4, **style)
 
 
 def _legend(axes: Axes) -> None:
@@ -205,13 +205,13 @@ def _legend(axes: Axes) -> None:
 
 
 def shown_label(label: str) -> str:
-    """A label as a figure can show it: one line, no control characters, not too long."""
+    """A label made fit for a figure: one line, without control characters, at most MAX_LABEL characters."""
     clean = "".join("?" if unicodedata.category(c) in ("Cc", "Cs") else c for c in label)
     return clean if len(clean) <= MAX_LABEL else clean[: MAX_LABEL - 3] + "..."
 
 
 def _window(record: RunRecord) -> int:
-    """Steps that a smoothed curve averages over: a fiftieth of the run."""
+    """Number of points that a smoothed curve averages over: a fiftieth of the curve."""
     return max(1, len(record.steps) // 50)
 
 
@@ -219,7 +219,7 @@ def png_of(figure: Figure) -> bytes:
     """The figure's file."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        # A script that matplotlib's font lacks shows as boxes here; report.html has the same numbers as text.
+        # Glyphs that matplotlib's font lacks become boxes; report.html has the same numbers as text.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(buffer, format="png")
     return buffer.getvalue()

@@ -1,19 +1,19 @@
-"""The numbers of the evaluations as the report shows them: those of the test split, of the best and the last model."""
+"""Selects and arranges the metrics that the report shows: of the test split, and of the best and the last model."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from raytrain.reports.curves import RunRecord
-from raytrain.training.records import scores_of
+from raytrain.training.records import NOTES, scores_of
 
-# Beside the metric that picks the best model; the first one that the task has is shown.
+# Shown beside the metric that selects the best model: the first of these that the task has.
 HEADLINES = ("entity_f1", "accuracy", "subset_accuracy", "token_micro_f1")
-MAX_TABLE_LABELS = 30  # a larger confusion matrix is shown as a picture
+MAX_TABLE_LABELS = 30  # a larger confusion matrix is drawn as a figure
 
 
 @dataclass(frozen=True)
 class Scored:
-    """An evaluation that is worth a column."""
+    """An evaluation that gets a column in the report."""
 
     title: str
     row: dict[str, Any]
@@ -21,13 +21,18 @@ class Scored:
 
     @property
     def tables(self) -> dict[str, dict[str, Any]]:
-        """Its tables that have columns and rows."""
+        """The tables of the evaluation that have columns and rows."""
         tables: dict[str, dict[str, Any]] = self.row.get("tables") or {}  # an older file may have none
         return {name.replace("_", " "): table for name, table in tables.items() if "columns" in table}
 
+    @property
+    def notes(self) -> list[str]:
+        """The task's remarks on the metrics."""
+        return list(self.row.get(NOTES) or ())
+
 
 def scored(record: RunRecord) -> list[Scored]:
-    """The evaluation on the test split, and of those on the validation split the best and the last one."""
+    """The evaluation on the test split, and the best and the last one on the validation split."""
     test, last, best = record.last_evaluation("test"), record.last_evaluation("validation"), record.best_evaluation
     found = [] if test is None else [Scored(f"test, best model (step {test['step']})", test)]
     if best is not None:
@@ -39,8 +44,8 @@ def scored(record: RunRecord) -> list[Scored]:
 
 
 def headline(record: RunRecord) -> list[tuple[str, str, float]]:
-    """(split, metric, value) of the metric that picks the best model, and of the one that a reader looks for next: on
-    the test split, or while there is none, of the best model on the validation split."""
+    """(split, metric, value) of the metric that selects the best model and of the first of HEADLINES, both on the test
+    split; before that is evaluated, of the best model on the validation split."""
     best_metric = record.best.get("metric", "loss")
     found = []
     if isinstance(record.best.get("value"), float):
@@ -53,12 +58,12 @@ def headline(record: RunRecord) -> list[tuple[str, str, float]]:
 
 
 def metric_names(record: RunRecord) -> list[str]:
-    """Names of the metrics, in the order in which the task gives them."""
+    """Names of all metrics, in the task's order."""
     return list({name: None for row in record.evaluations for name in scores_of(row)})
 
 
 def newest_confusion(record: RunRecord) -> dict[str, Any] | None:
-    """The confusion table of the test split, else of the newest validation."""
+    """The confusion matrix of the test split, or else of the newest validation."""
     for split in ("test", "validation"):
         row = record.last_evaluation(split)
         if row is not None and row.get("tables", {}).get("confusion", {}).get("labels"):
@@ -67,12 +72,33 @@ def newest_confusion(record: RunRecord) -> dict[str, Any] | None:
 
 
 def confusion_rows(record: RunRecord) -> list[tuple[str, list[tuple[int, float]]]] | None:
-    """(true label, (count, shade from 0 to 1) for each predicted label); None when there is none or it is too large.
+    """(true label, (count, shade from 0 to 1) for each predicted label); None if there is no matrix or it is too large.
 
-    The shade is the square root of the share of the row, or rare mistakes would not be seen beside the right ones.
+    The shade is the square root of the fraction of the row; otherwise rare mistakes would be invisible.
     """
     table = newest_confusion(record)
     if table is None or len(table["labels"]) > MAX_TABLE_LABELS:
         return None
     rows = zip(table["labels"], table["counts"], strict=True)
     return [(label, [(count, (count / max(1, sum(counts))) ** 0.5) for count in counts]) for label, counts in rows]
+
+
+def label_splits(record: RunRecord) -> list[str]:
+    """The splits for which the last command recorded label counts."""
+    counts = _label_counts(record)
+    return list(next(iter(counts.values()), {}))
+
+
+def label_rows(record: RunRecord) -> list[tuple[str, list[tuple[int, float]]]]:
+    """(label, [(count, fraction of all listed labels) for each split]); see runs.provenance."""
+    counts, splits = _label_counts(record), label_splits(record)
+    totals = {split: sum(row.get(split, 0) for row in counts.values()) for split in splits}
+    return [
+        (label, [(row.get(split, 0), row.get(split, 0) / max(1, totals[split])) for split in splits])
+        for label, row in counts.items()
+    ]
+
+
+def _label_counts(record: RunRecord) -> dict[str, dict[str, int]]:
+    """Label -> split -> count; empty if the targets are not labels."""
+    return dict(record.commands[-1].get("labels") or {}) if record.commands else {}

@@ -39,13 +39,13 @@ def allowed_overrides(split: str, overrides: Sequence[str]) -> list[str]:
         raise ConfigError(f"--split {split!r} can't be evaluated; allowed: {', '.join(MEASURED_SPLITS)}")
     for override in overrides:
         key = override.partition("=")[0]
-        is_column = key.startswith("task.") and key.endswith("_column")
-        if key.startswith((f"data.{split}", *ALLOWED)) or is_column:
+        says_where = key.startswith("task.") and key.endswith(("_column", ".label_separator"))
+        if key.startswith((f"data.{split}", *ALLOWED)) or says_where:
             continue
         hint = f"; to measure those files, add --split {key.split('.')[1]}" if key.startswith(_other(split)) else ""
         raise ConfigError(
-            f"{key} can't be changed in an evaluation of the {split} split{hint}; allowed: data.{split}.path, "
-            f"data.{split}.format, task.*_column, data.bad_rows, data.prepared_path, training.micro_batch_size, "
+            f"{key} can't be changed in an evaluation of the {split} split{hint}; allowed: data.{split}.*, "
+            "task.*_column, task.label_separator, data.bad_rows, data.prepared_path, training.micro_batch_size, "
             "workers.*, ray.*"
         )
     replaces_fraction = any(override.startswith("data.validation.path=") for override in overrides)

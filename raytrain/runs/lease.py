@@ -1,8 +1,12 @@
-"""At most one command trains a run: a file in the run's folder that its driver renews while it lives."""
+"""At most one command trains a run: its driver holds a lease, a file that it renews while it lives.
 
-import json
+See `raytrain.checkpoint.fence` for the files, and for what keeps a driver that has lost the lease from writing.
+"""
+
+import contextlib
 import logging
 import os
+import random
 import secrets
 import socket
 import threading
@@ -11,10 +15,13 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-from raytrain.errors import ConfigError, TrainingError
+from pydantic import BaseModel, ValidationError
+
+from raytrain.checkpoint.fence import Fence, holders, lease_name, newest_token, taken_over, token_of
+from raytrain.checkpoint.retries import retrying
+from raytrain.errors import ConfigError, TakenOverError
 from raytrain.storage import Storage
 
-LEASE = "lease.json"
 RENEW_EVERY_S = 5.0
 # A driver that has not renewed its lease for this long is considered dead. Its successor waits that long: usually the
 # same command, given again after a crash, possibly on another machine.
@@ -25,23 +32,50 @@ POLL_S = 0.5
 logger = logging.getLogger(__name__)
 
 
+class LeaseRecord(BaseModel, frozen=True):
+    """The holder of a lease, as the lease's file has it."""
+
+    host: str = ""
+    pid: int = 0
+    machine: str | None = None
+    """The scope of `pid`, see `_machine`."""
+    started: str | None = None
+    """When the process started, in the kernel's ticks."""
+    owner: str = ""
+    released: bool = False
+    """Whether the holder has ended in an orderly way."""
+    renewed_at_s: float = 0.0
+    """By the holder's clock, seconds since the epoch."""
+
+
 class Lease:
     """Context manager that makes this process the only one that trains the run.
 
-    Entering waits while the previous driver may still be alive, and raises ConfigError if it is.
+    Entering waits while the previous driver may still be alive, and raises ConfigError if it is. A driver that cannot
+    renew its lease, because storage fails, continues: should it have a successor by the time storage answers again,
+    its next write is refused.
     """
 
-    def __init__(self, run: Storage, say: Callable[[str], None] = lambda text: None):
-        """`say`: tells the user what is being waited for."""
+    def __init__(self, run: Storage, say: Callable[[str], None] = lambda text: None, owner: str | None = None):
+        """Args:
+        say: Tells the user what is being waited for.
+        owner: Processes with the same name take the lease from each other without waiting. None: a name of its own.
+        """
         self._run, self._say = run, say
-        self._token = secrets.token_hex(8)
+        self._owner = owner or secrets.token_hex(8)
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._keep_renewing, daemon=True, name="lease")
+        self._lock = threading.Lock()
         self._is_lost = False
+        self._name = ""
+        self.token = 0
+        """The fencing token: it grows with each worker group of the run, whichever command has started it."""
 
     def __enter__(self) -> Self:
-        self._wait_for_predecessor()
-        self._write()
+        while True:
+            if self._claim(self._wait_for_predecessor() + 1):
+                break
+            time.sleep(random.uniform(0.2, 1.0) * POLL_S)  # another command has begun in this moment
         self._thread.start()
         return self
 
@@ -51,70 +85,123 @@ class Lease:
         self._is_over.set()
         self._thread.join()
         if self._is_mine():
-            self._run.delete(LEASE)
+            self._write(is_released=True)
 
     def check(self) -> None:
-        """Raises TrainingError when another command has taken over the run, because this process was suspended."""
+        """Raises TakenOverError when another command is known to have taken over the run."""
         if self._is_lost:
-            raise TrainingError(f"another command has taken over {self._run.path_of()}; this one ends")
+            raise TakenOverError(taken_over(self._run))
 
-    def _wait_for_predecessor(self) -> None:
-        first = self._read()
-        if first is None or _is_dead(first):
-            return
-        owner = f"process {first.get('pid')} on {first.get('host')}"
-        age_s = max(0.0, time.time() - first["renewed_at_s"])
+    def check_now(self) -> None:
+        """Like `check`, after a look into storage. Raises OSError when it can't be read."""
+        self.check()
+        Fence(self._run, self.token).check()
+
+    def advance(self) -> int:
+        """Take the token for the next worker group, which fences off the previous ones. Raises TakenOverError."""
+        with self._lock:
+            while True:
+                self.check_now()
+                if self._claim(self.token + 1):
+                    return self.token
+                time.sleep(random.uniform(0.2, 1.0) * POLL_S)
+
+    def _claim(self, token: int) -> bool:
+        """Become the holder of a token, unless another process does, or holds a later one."""
+        name = self._run.create(lease_name(token), self._record())
+        if name is None:
+            return False
+        if newest_token(self._run) != token:
+            self._run.delete(name)
+            return False
+        before, self._name, self.token = self._name, name, token
+        if before:
+            with contextlib.suppress(OSError):  # it no longer counts
+                self._run.delete(before)
+        return True
+
+    def _wait_for_predecessor(self) -> int:
+        """Returns the newest token, whose holder is gone. Only the next one may be claimed: a process that comes to
+        the same conclusion at the same time wants it too."""
+        first = self._holders()
+        alive = [record for record in first.values() if self._may_be_alive(record)]
+        if not alive:
+            return _newest(first)
+        owner = f"process {alive[0].pid} on {alive[0].host}" if alive[0].host else "another command"
+        age_s = max(0.0, time.time() - alive[0].renewed_at_s)
         # Measured by our clock, which may differ from the owner's: long enough to see a live driver renew its lease.
         patience_s = max(STALE_AFTER_S - age_s, RENEWALS_TO_SEE * RENEW_EVERY_S)
         self._say(f"this run was last trained by {owner}: waiting {patience_s:.0f} s to see whether it is still alive")
         deadline_s = time.monotonic() + patience_s
         while time.monotonic() < deadline_s:
             time.sleep(POLL_S)
-            if not self._run.exists(LEASE):
-                return
-            if self._read() != first:
+            now = self._holders()
+            if not any(self._may_be_alive(record) for record in now.values()):
+                return _newest(now)
+            if now != first:
                 raise ConfigError(
                     f"{self._run.path_of()} is being trained by {owner}: two commands would damage each other's files. "
                     "Stop that one, or give this run another name"
                 )
+        return _newest(first)
+
+    def _holders(self) -> dict[str, LeaseRecord]:
+        """The records of the newest token's holders, by name. Raises OSError when storage fails for two minutes."""
+
+        def read() -> dict[str, LeaseRecord]:
+            return {name: self._read(name) for name in holders(self._run)}
+
+        return retrying(read, f"reading the lease of {self._run.path_of()}")
+
+    def _may_be_alive(self, record: LeaseRecord) -> bool:
+        return not (record.released or record.owner == self._owner or _is_dead(record))
 
     def _keep_renewing(self) -> None:
         while not self._is_over.wait(RENEW_EVERY_S):
             try:
-                if not self._is_mine():
-                    self._is_lost = True
-                    return
-                self._write()
+                with self._lock:
+                    if not self._is_mine():
+                        self._is_lost = True
+                        return
+                    self._write()
             except Exception as error:  # a temporary storage failure; the next renewal may succeed
                 logger.warning("the lease of %s could not be renewed: %s", self._run.path_of(), error)
 
     def _is_mine(self) -> bool:
-        found = self._read()
-        return found is None or found.get("token") == self._token
+        return not self._is_lost and newest_token(self._run) == self.token
 
-    def _read(self) -> dict[str, Any] | None:
+    def _read(self, name: str) -> LeaseRecord:
+        """A holder's record; one without a name when it is unreadable, for example not written yet, or gone."""
         try:
-            found = json.loads(self._run.read_bytes(LEASE))
-        except (FileNotFoundError, ValueError):
-            return None
-        return found if isinstance(found, dict) and isinstance(found.get("renewed_at_s"), float) else None
+            return LeaseRecord.model_validate_json(self._run.read_bytes(name))
+        except (FileNotFoundError, ValidationError):
+            return LeaseRecord()
 
-    def _write(self) -> None:
-        body = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "machine": _machine(),
-            "started": _start_of(os.getpid()),
-            "token": self._token,
-            "renewed_at_s": time.time(),
-        }
-        self._run.commit_bytes(LEASE, json.dumps(body).encode())
+    def _write(self, *, is_released: bool = False) -> None:
+        self._run.commit_bytes(self._name, self._record(is_released=is_released))
+
+    def _record(self, *, is_released: bool = False) -> bytes:
+        record = LeaseRecord(
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            machine=_machine(),
+            started=_start_of(os.getpid()),
+            owner=self._owner,
+            released=is_released,
+            renewed_at_s=time.time(),
+        )
+        return record.model_dump_json().encode()
 
 
-def _is_dead(lease: dict[str, Any]) -> bool:
+def _newest(records: dict[str, LeaseRecord]) -> int:
+    """The token of these files, which is the same; 0 for none."""
+    return max((token_of(name.rpartition("/")[2]) for name in records), default=0)
+
+
+def _is_dead(lease: LeaseRecord) -> bool:
     """Whether the owner was certainly a process of this machine and container that no longer exists."""
     machine = _machine()
-    return machine is not None and lease.get("machine") == machine and _start_of(lease.get("pid")) != lease["started"]
+    return machine is not None and lease.machine == machine and _start_of(lease.pid) != lease.started
 
 
 def _machine() -> str | None:

@@ -81,7 +81,7 @@ def check(config: RunConfig, *, on_this_machine: bool = True, only: str | None =
         if config.training.gradient_checkpointing:
             _check_checkpointing(config, task)
     except RaytrainError as error:
-        raise type(error)(f"{error}{_how_to_fetch(given)}") from None
+        raise type(error)(f"{error}{_how_to_fetch(given)}", error.code) from None
     _check_storage(config)
     check_trackers(config)
     return Preflight(config, private_cpus)

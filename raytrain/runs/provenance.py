@@ -1,7 +1,6 @@
 """The provenance of a run: one line per command in commands.jsonl, with versions, machine, commit and data.
 
-The command line is safe to record: a config that contains a password or a key is rejected before anything starts. The
-environment is not recorded, since it may contain secrets.
+The command line is recorded without credentials. The environment is not recorded, since it may contain secrets.
 """
 
 import os
@@ -11,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
@@ -20,10 +20,12 @@ from typing import Any
 
 import raytrain
 from raytrain.data.prepared import SplitInfo
+from raytrain.redaction import redact
 from raytrain.storage import Storage
 from raytrain.training.records import COMMANDS, JsonlWriter
 
 PACKAGES = ("ray", "torch", "deepspeed", "transformers")
+MOST_LABELS = 200  # whose counts are recorded
 TOOL_TIMEOUT_S = 5.0  # a git or nvidia-smi that hangs must not delay the run
 
 
@@ -44,8 +46,25 @@ def record_command(run: Storage, splits: Mapping[str, SplitInfo], observed: "Fut
     """
     writer = JsonlWriter(run, COMMANDS)
     data = {name: _counts(asdict(split)) for name, split in splits.items()}
-    writer.write({"time": time.time(), **observed.result(), "data": data})
+    labels = label_counts({name: split.label_counts for name, split in splits.items()})
+    writer.write({"time": time.time(), **observed.result(), "data": data, **({"labels": labels} if labels else {})})
     writer.close()
+
+
+def label_counts(counts: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    """How often each label occurs in each split; of many labels the MOST_LABELS that occur most often in all splits.
+
+    Args:
+        counts: Split -> label -> count.
+
+    Returns:
+        Label -> split -> count, in the order of the labels' names.
+    """
+    total: Counter[str] = Counter()
+    for of_split in counts.values():
+        total.update(of_split)
+    kept = sorted(label for label, _ in total.most_common(MOST_LABELS))
+    return {label: {split: of_split.get(label, 0) for split, of_split in counts.items()} for label in kept}
 
 
 def _observed(folder: str) -> dict[str, Any]:
@@ -66,7 +85,7 @@ def command_line(argv: Sequence[str]) -> str | None:
     if path.name == "default_worker.py":
         return None
     if path.name in ("raytrain", "__main__.py"):
-        return shlex.join(["raytrain", *argv[1:]])
+        return redact(shlex.join(["raytrain", *argv[1:]]))
     return f"python {path.name}".strip()
 
 

@@ -9,10 +9,11 @@ import logging
 import os
 import tempfile
 import threading
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +26,12 @@ from raytrain.config.io import dump_config
 from raytrain.engine.rendezvous import address_of, listen
 from raytrain.errors import ConfigError, RaytrainError
 from raytrain.ray_core.nodes import most_in
+from raytrain.runs.beginning import lease_of
 from raytrain.runs.lease import Lease
 from raytrain.runs.preflight import check
 from raytrain.runs.provenance import observe_command, record_command
 from raytrain.runs.resume import begin_or_resume
+from raytrain.runs.same_data import check_same_data, record_data
 from raytrain.steps.batches import World
 from raytrain.storage import Storage
 from raytrain.training.driver_link import DriverLink
@@ -57,12 +60,15 @@ def prepare_loop(config: RunConfig) -> "RayTrainLoop":
     found = check(config, on_this_machine=False).config
     run = Storage(found.storage_path).at(found.name)
     command = observe_command()
-    with Lease(run, logger.info):
+    with lease_of(run, logger.info, owner := uuid.uuid4().hex) as lease:
+        run = run.guarded(lease.check_now)
         begin_or_resume(run, found, overwrite=False)
+        check_same_data(run, found)
         store = _prepared(found)
-        run.write_bytes("config.yaml", dump_config(found).encode())
+        record_data(run, found, store)
+        run.commit_bytes("config.yaml", dump_config(found).encode())
         record_command(run, store.manifest.splits, command)
-    return RayTrainLoop(found.model_dump(mode="json", exclude_unset=True), run.path_of(), store.root)
+    return RayTrainLoop(found.model_dump(mode="json", exclude_unset=True), run.path_of(), store.root, owner)
 
 
 def _prepared(config: RunConfig) -> "PreparedStore":
@@ -84,6 +90,8 @@ class RayTrainLoop:
     """Plain JSON of the RunConfig, with absolute paths."""
     run_root: str
     prepared_root: str
+    owner: str
+    """Of the run's lease: this trainer's worker groups take it from each other without waiting."""
 
     def __call__(self) -> dict[str, Any]:
         """Train from the newest checkpoint to the end of the run.
@@ -102,14 +110,30 @@ class RayTrainLoop:
         job = self._job()
         config = RunConfig.model_validate(job.config)
         os.environ.update(communication_variables(config.training.communication))
-        with _process_group(config, world, use_gpu=job.use_gpu):
-            outcome = _train(job, world)
+        with self._lease(world) as token, _process_group(config, world, use_gpu=job.use_gpu):
+            outcome = _train(replace(job, fencing_token=token), world)
         if isinstance(outcome, Stopped):  # requested by GracefulResize: returning from the function would end the run
             _has_saved.set()
             threading.Event().wait()  # until Ray Train ends this process
         assert isinstance(outcome, Finished)
         status, step = outcome.status.value, outcome.progress.step
         return {"status": status, "step": step, "final_metrics": outcome.final_metrics}
+
+    @contextmanager
+    def _lease(self, world: World) -> Iterator[int]:
+        """Hold the run's lease on rank 0. Yields the group's fencing token. Raises ConfigError, on all workers, when
+        another command trains the run."""
+        problem, token = None, 0
+        with ExitStack() as stack:
+            if world.world_rank == 0:
+                try:
+                    token = stack.enter_context(Lease(Storage(self.run_root), logger.info, self.owner)).token
+                except ConfigError as error:
+                    problem = str(error)
+            problem, token = ray.train.collective.broadcast_from_rank_zero((problem, token))
+            if problem is not None:
+                raise ConfigError(problem)
+            yield token
 
     def _job(self) -> Job:
         """The config for this worker: as many threads as it has CPUs, and no snapshots, since nothing keeps them

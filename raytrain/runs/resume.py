@@ -2,7 +2,7 @@
 change the experiment (P6, P10).
 """
 
-import json
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel
@@ -13,8 +13,8 @@ from raytrain.config.fields import declared
 from raytrain.config.io import dump_config, flatten
 from raytrain.config.yaml import parse_yaml
 from raytrain.errors import ConfigError
+from raytrain.runs.result import RunResult, read_result
 from raytrain.storage import Storage
-from raytrain.training.outcome import RunStatus
 
 # Logs to delete when a run that has saved nothing starts again; the rest of its folder is overwritten.
 LOGS = (
@@ -24,6 +24,7 @@ LOGS = (
     "summary.json",
     "goodput.json",
     "commands.jsonl",
+    "data.json",
     "samples",
     "tensorboard",
     "tracking.json",
@@ -36,14 +37,14 @@ LOGS = (
 
 def begin_or_resume(
     run: Storage, config: RunConfig, *, overwrite: bool, may_change: tuple[str, ...] = ()
-) -> dict[str, Any] | None:
+) -> RunResult | None:
     """Make the run's folder ready for `config`.
 
     Args:
         may_change: More dotted keys that are allowed to differ.
 
     Returns:
-        The run's summary if it is already done, else None.
+        The run's result if it is already done, else None.
 
     Raises:
         ConfigError: The folder holds a run of another config; the message names the keys that differ.
@@ -57,10 +58,8 @@ def begin_or_resume(
     now = parse_yaml(dump_config(config))
     changes = [change for change in changed_keys(before, now) if change[0] not in may_change]
     has_checkpoint = bool(CheckpointStore(run.at("checkpoints")).candidates())
-    if not changes and run.exists("summary.json"):
-        summary = json.loads(run.read_bytes("summary.json"))
-        if RunStatus(summary["status"]).is_done:
-            return {**summary, "message": "this run is already done"}
+    if not changes and (result := read_result(run)) is not None and result.is_done:
+        return replace(result, message="this run is already done")
     if changes and has_checkpoint:
         raise ConfigError(_refusal(run, config, changes))
     if changes or not has_checkpoint:  # nothing was saved: the run starts again, and so do its logs

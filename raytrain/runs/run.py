@@ -9,21 +9,21 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from raytrain.config import RunConfig
-from raytrain.config.io import dump_config, parse_config
-from raytrain.config.yaml import parse_yaml
+from raytrain.config.io import dump_config
 from raytrain.elastic.allocation import Terms
 from raytrain.elastic.run_spec import Hooks, RunSpec
 from raytrain.elastic.train_run import EVALUATIONS, TrainRun
-from raytrain.errors import ConfigError, FailureCode, RaytrainError, TrainingError, first_line
+from raytrain.errors import FailureCode, RaytrainError, TakenOverError, TrainingError, first_line
 from raytrain.models.card import BEST, FACTS
 from raytrain.monitoring.exporter import RunExporter
 from raytrain.ray_core.connect import ray_session
 from raytrain.ray_core.nodes import worker_resources
 from raytrain.reports.goodput import goodput
+from raytrain.runs.beginning import lease_of
 from raytrain.runs.evaluation import (
     Evaluation,
     allowed_overrides,
@@ -31,11 +31,14 @@ from raytrain.runs.evaluation import (
     for_other_data,
     reads_other_data,
 )
+from raytrain.runs.folder import read_run_config
 from raytrain.runs.lease import Lease
 from raytrain.runs.observer import Follower, Observer
 from raytrain.runs.preflight import Preflight, check, check_model
 from raytrain.runs.provenance import observe_command, record_command
+from raytrain.runs.result import SUMMARY, RunResult
 from raytrain.runs.resume import begin_or_resume
+from raytrain.runs.same_data import check_same_data, record_data
 from raytrain.runs.signals import StopSignals
 from raytrain.steps.timetable import make_timetable
 from raytrain.storage import Storage
@@ -43,7 +46,7 @@ from raytrain.tracking.base import TrackedRun
 from raytrain.tracking.trackers import conclude
 from raytrain.training.measured import measured_name
 from raytrain.training.outcome import Failed, Finished, Outcome, RunStatus, Stopped, StopReason
-from raytrain.training.records import read_jsonl
+from raytrain.training.records import iterate_jsonl, read_jsonl
 
 if TYPE_CHECKING:
     from raytrain.data.prepared import PreparedStore
@@ -53,7 +56,6 @@ logger = logging.getLogger(__name__)
 
 RAY_TRAIN = "raytrain.elastic.ray_train"  # takes a second or two to import
 
-SUMMARY = "summary.json"
 # Fields of Progress that the summary has too.
 SUMMARIZED = ("step", "skipped_steps", "samples_seen", "tokens_seen", "best_metric", "best_value", "best_step")
 
@@ -62,44 +64,6 @@ STOPPED_IN_WORDS = {
     StopReason.NODE_RECLAIMED: "the node of this command is being reclaimed",
     StopReason.PAUSED: "paused at the end of a generation",
 }
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """The result of a run; the contents of summary.json."""
-
-    status: RunStatus
-    run_path: str
-    step: int = 0
-    skipped_steps: int = 0
-    samples_seen: int = 0
-    tokens_seen: int = 0
-    best_value: float | None = None
-    best_step: int | None = None
-    best_metric: str | None = None
-    final_metrics: dict[str, float] = field(default_factory=dict)
-    """Test metrics of the best model."""
-    duration_s: float = 0.0
-    """Wall time of this command, seconds."""
-    failures: int = 0
-    """Worker groups that failed during this command."""
-    resizes: int = 0
-    """Planned changes of the world size during this command, including those for reclaimed nodes."""
-    goodput: float | None = None
-    """Share of the run's worker-seconds, over all its commands, that was spent on evaluations and on steps not
-    redone."""
-    failure_code: FailureCode | None = None
-    """The error of a run that has failed."""
-    stop_reason: StopReason | None = None
-    """Why a run was stopped; it can be resumed."""
-    message: str = ""
-    """For people."""
-    exit_code: int = 0
-
-    @property
-    def is_done(self) -> bool:
-        """Whether the run reached its end, by all its steps or by early stopping."""
-        return self.status.is_done
 
 
 def run_training(
@@ -119,16 +83,19 @@ def run_training(
 
     Raises:
         ConfigError, DataError: Raised before anything was started.
+        TakenOverError: Another command trains the run now; this one has written nothing more to its folder.
     """
     observer, terms = observer or Observer(), terms or Terms()
     started_at_s = time.time()
     observer.phase("checking")
     found = check(config)
     run = Storage(found.config.storage_path).at(found.config.name)
-    with Lease(run, observer.note) as lease:
+    with lease_of(run, observer.note) as lease:
+        run = run.guarded(lease.check_now)
         previous = begin_or_resume(run, found.config, overwrite=overwrite, may_change=terms.may_change)
         if previous is not None:
-            return RunResult(**{**previous, "status": RunStatus(previous["status"])})
+            return previous
+        check_same_data(run, found.config)
         return _train_and_report(run, found, observer, started_at_s, lease, terms, callbacks)
 
 
@@ -142,10 +109,12 @@ def _train_and_report(
     callbacks: Sequence[Any],
 ) -> RunResult:
     outcome = _train(run, found, observer, started_at_s, lease, terms, callbacks)
+    if isinstance(outcome, Failed) and outcome.code is FailureCode.TAKEN_OVER:
+        raise TakenOverError(outcome.message)
     events = read_jsonl(run, "events.jsonl")
     kinds = [event["kind"] for event in events if event["time"] >= started_at_s]
     result = _complete(outcome, run, found.config, time.time() - started_at_s, kinds)
-    account = goodput(events, read_jsonl(run, "metrics.jsonl"))
+    account = goodput(events, iterate_jsonl(run, "metrics.jsonl"))
     if account:
         run.commit_bytes("goodput.json", json.dumps(account, indent=1).encode())
         result = replace(result, goodput=account["goodput"])
@@ -204,10 +173,11 @@ def _train(
     ):
         observer.phase("preparing data")
         store = prepare(config, observer.prepared, check_first=functools.partial(check_model, config))
+        record_data(run, config, store)
         num_samples = store.manifest.splits["train"].num_samples
         plan = found.plan_on(session, num_samples=num_samples)
-        run.write_bytes("config.yaml", dump_config(config).encode())
-        run.write_bytes("plan.json", json.dumps(plan.to_json(), indent=1).encode())
+        run.commit_bytes("config.yaml", dump_config(config).encode())
+        run.commit_bytes("plan.json", json.dumps(plan.to_json(), indent=1).encode())
         record_command(run, store.manifest.splits, command)
         table = make_timetable(config, num_samples, has_validation=store.has_split("validation"))
         observer.begin(table.total_steps)
@@ -216,7 +186,7 @@ def _train(
         with _reclaim_watch(config):
             spec = RunSpec(config, run, store.root, plan.use_gpu, table.total_steps, began_at_s, terms)
             exporter = RunExporter(config, run, table.total_steps, terms.sweep)
-            return _supervise(Supervisor.train, spec, train_run, observer, signals, lease.check, exporter)
+            return _supervise(Supervisor.train, spec, train_run, observer, signals, lease, exporter)
 
 
 def _reclaim_watch(config: RunConfig) -> AbstractContextManager[Any]:
@@ -234,7 +204,7 @@ def _supervise(
     train_run: TrainRun,
     observer: Observer,
     signals: StopSignals,
-    check_lease: Callable[[], None] = lambda: None,
+    lease: Lease | None = None,
     exporter: RunExporter | None = None,
 ) -> Outcome:
     """Run a supervisor; meanwhile follow the run's files and pass a stop request on. An exception also becomes an
@@ -244,7 +214,8 @@ def _supervise(
     follower = Follower(spec.run, observer.rows, *([exporter.rows] if exporter else []))
 
     def on_poll() -> None:
-        check_lease()
+        if lease is not None:
+            lease.check()
         signals.acknowledge(observer.stopping)
         follower.look()
         if exporter is not None:
@@ -253,7 +224,11 @@ def _supervise(
     def is_stop_asked() -> bool:
         return signals.is_asked or spec.terms.allocation.is_stop_asked
 
-    supervisor = Supervisor(spec, train_run, Hooks(is_stop_asked, on_poll, observer.note))
+    def new_token() -> int:
+        assert lease is not None, "only a training has worker groups that write"
+        return lease.advance()
+
+    supervisor = Supervisor(spec, train_run, Hooks(is_stop_asked, on_poll, new_token, observer.note))
     outcome: Outcome
     try:
         outcome = work(supervisor)
@@ -329,21 +304,6 @@ def prepare_data(config: RunConfig, observer: Observer | None = None) -> "Prepar
     check_model(found.config)
     with ray_session(found.config, found.private_cpus):
         return prepare(found.config, (observer or Observer()).prepared)
-
-
-def read_run_config(run: Storage, overrides: Sequence[str] = ()) -> RunConfig:
-    """The run's resolved config, adapted to where its folder is now: it may have been moved, or be on an object store.
-
-    Raises ConfigError when the folder is not a run's, or an override is wrong.
-    """
-    path = run.path_of("config.yaml")
-    if not run.exists("config.yaml"):
-        raise ConfigError(f"{run.path_of()} is not a run's folder: it has no config.yaml")
-    raw = parse_yaml(run.read_bytes("config.yaml"), RunConfig, origin=path)
-    parent, name = run.place()
-    if isinstance(raw, dict):
-        raw |= {"storage_path": parent, "name": name}
-    return parse_config(raw, list(overrides), origin=path)
 
 
 @contextmanager

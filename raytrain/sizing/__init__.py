@@ -1,1 +1,1 @@
-"""Bytes: what a model and its training take, and which ZeRO stage fits."""
+"""Estimates the memory of a model and its training, and chooses the ZeRO stage that fits."""

@@ -1,14 +1,15 @@
-"""Bytes that one worker's tensors take, by ZeRO stage, precision and world size. Pure arithmetic: no Ray, no torch.
+"""Estimates the memory of one worker's tensors by ZeRO stage, precision and world size. Pure arithmetic: no Ray, no
+torch.
 
-Weights, masters, moments and gradients follow from what DeepSpeed allocates, and are compared with real engines in
-the tests. Activations are an estimate, and are told apart from them. It is that of Korthikanti et al., "Reducing
-Activation Recomputation in Large Transformer Models" (2022, arXiv:2205.05198, equation 1) in bytes a layer,
+Weights, masters, moments and gradients follow what DeepSpeed allocates; the tests compare them with real engines.
+Activations are an estimate and are reported separately. They follow Korthikanti et al., "Reducing Activation
+Recomputation in Large Transformer Models" (2022, arXiv:2205.05198, equation 1), in bytes per layer:
 
     s b h (34 + 5 a s / h)      s: seq_len, b: micro-batch, h: hidden size, a: heads
 
-written out for other widths than 16 bits and other feed-forward parts, and without the part of the scores (5 a s / h)
-where a fused attention kernel keeps none. With gradient checkpointing a layer keeps its input (s b h elements), and one
-layer at a time the rest. Real ones differ by some 20 % with what a model computes piece by piece.
+The formula is generalized to other widths than 16 bits and other feed-forward networks, and leaves out the term of the
+attention scores (5 a s / h) for fused kernels, which do not keep them. With gradient checkpointing each layer keeps its
+input (s b h elements), and one layer at a time keeps everything. Real models differ from it by some 20 %.
 """
 
 from dataclasses import asdict, dataclass
@@ -23,42 +24,55 @@ REDUCE_BUCKET = 500_000_000
 MAX_REUSE_DISTANCE = 1_000_000_000
 PREFETCH_BUCKET = 50_000_000
 PERSISTENCE_THRESHOLD = 100_000
-# Ranks that are looked at for the largest partition: an embedding comes first.
+# Only these ranks are searched for the largest partition: the embedding comes first.
 MAX_RANKS = 64
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one worker, at most during a step."""
+    """Peak memory of one worker during a step, in bytes."""
 
     weights: int
-    """In the format of forward and backward."""
+    """Weights in the precision of forward and backward."""
     master: int
-    """fp32 copies that the optimizer updates."""
+    """The fp32 copies of the weights that the optimizer updates."""
     moments: int
-    """AdamW's two, fp32."""
+    """The two moments of AdamW, in fp32."""
     gradients: int
-    """Those that are there when the last backward pass ends."""
+    """Gradients that are allocated at the end of the last backward pass."""
     buffers: int
-    """On their way: reduction buckets, gathered parameters of ZeRO-3, gradients before they are shared out."""
+    """Temporary tensors: reduction buckets, gathered parameters of ZeRO-3, gradients before they are partitioned."""
     activations: int | None
-    """An estimate; None: the model's layers are not known."""
+    """An estimate; None: the layers of the model are unknown."""
     host: int = 0
-    """In the machine's memory instead of the GPU's, with an offloaded optimizer; not part of the others."""
+    """Host memory of an offloaded optimizer; not included in the other fields."""
 
     @property
     def state(self) -> int:
-        """What lies there between two steps and at the end of a backward pass."""
+        """Memory that stays allocated between steps, and the gradients."""
         return self.weights + self.master + self.moments + self.gradients
 
     @property
     def total(self) -> int:
-        """All that is needed at once on the worker's device."""
+        """Peak memory on the worker's device; without activations if these are unknown."""
         return self.state + self.buffers + (self.activations or 0)
 
+    @property
+    def is_lower_bound(self) -> bool:
+        """Whether a part of `total` is unknown and missing from it."""
+        return self.activations is None
+
+    def fits_in(self, usable_bytes: int | None) -> bool | None:
+        """Whether it fits into the memory available to a worker's tensors; None: unknown."""
+        if usable_bytes is None:
+            return None
+        if self.total > usable_bytes:
+            return False
+        return None if self.is_lower_bound else True
+
     def to_json(self) -> dict[str, Any]:
-        """Every part, and the total; bytes."""
-        return {**asdict(self), "total": self.total}
+        """Each part and the total in bytes, and whether the total is a lower bound."""
+        return {**asdict(self), "total": self.total, "is_lower_bound": self.is_lower_bound}
 
 
 def estimate_memory(
@@ -72,17 +86,17 @@ def estimate_memory(
     use_gpu: bool,
     checkpoints: bool = False,
 ) -> Memory:
-    """Bytes of a worker.
+    """Estimate the memory of a worker.
 
     Args:
         shape: The model.
-        deepspeed: DeepSpeed's configuration of the worker, from `build_deepspeed_config`.
-        precision: Resolved, not AUTO.
+        deepspeed: DeepSpeed's configuration, from `build_deepspeed_config`.
+        precision: A resolved precision, not AUTO.
         world_size: Number of workers.
-        micro_batch_size: Samples that the worker computes on at once.
+        micro_batch_size: Samples per forward and backward pass.
         max_length: Tokens of the longest sample.
-        use_gpu: Whether the worker holds a GPU; only then does offloading move anything.
-        checkpoints: Whether gradient checkpointing is on.
+        use_gpu: Whether the worker has a GPU; without one, offloading has no effect.
+        checkpoints: Whether gradient checkpointing is enabled.
     """
     zero = deepspeed.get("zero_optimization", {})
     stage = zero.get("stage", 0)
@@ -117,18 +131,18 @@ def activation_bytes(
     use_gpu: bool,
     checkpoints: bool = False,
 ) -> int:
-    """Bytes that forward keeps for backward, over all layers; see the top of this file. With `checkpoints`, at most in
-    the backward pass."""
+    """Bytes that the forward pass keeps for the backward pass, over all layers; see the top of this file. With
+    `checkpoints`: the peak during the backward pass."""
     width = 4 if precision is Precision.FP32 else 2
-    # Elements for each of the s b h: the inputs of linear layers and norms, Q, K, V and the attention's output, and
-    # both sides of the feed-forward part's activation, or of its gate and RMSNorm in Llama and its kin.
+    # Multiples of s b h elements: the inputs of linear layers and norms, Q, K, V and the output of the attention, and
+    # the input and output of the feed-forward network's activation, or of its gate and RMSNorm in Llama-like models.
     inner = layers.intermediate / layers.hidden
     elements = 10 + 4 * inner if layers.is_gated else 8 + 2 * inner
-    is_noisy_on_cpu = layers.has_dropout and not use_gpu
-    mask = width if is_noisy_on_cpu else 1  # a CPU keeps dropout's masks as numbers
+    has_cpu_dropout = layers.has_dropout and not use_gpu
+    mask = width if has_cpu_dropout else 1  # on CPUs, dropout masks are floats
     scores = 2 * width + mask if layers.stores_scores else 0
-    if is_noisy_on_cpu and not layers.stores_scores:
-        scores = 3 * 4  # torch's fused attention has no dropout on a CPU: it falls back to the plain one, in fp32
+    if has_cpu_dropout and not layers.stores_scores:
+        scores = 3 * 4  # on CPUs torch's fused attention has no dropout: with it, the unfused one runs in fp32
     per_token = layers.hidden * (width * elements + 2 * mask) + layers.heads * seq_len * scores
     tokens = micro_batch_size * seq_len
     if checkpoints:
@@ -138,7 +152,7 @@ def activation_bytes(
 
 @dataclass(frozen=True)
 class _Setup:
-    """What the stages' arithmetic needs."""
+    """The inputs of the formulas below."""
 
     shape: ModelShape
     zero: dict[str, Any]
@@ -162,8 +176,8 @@ class _Setup:
         return sum(self.shape.trained)
 
     @property
-    def share(self) -> int:
-        """Trained elements of a worker's partition; the rounding of partitions is far below a percent."""
+    def partition(self) -> int:
+        """Trained elements in the partition of one worker; padding is ignored, since it is far below a percent."""
         return -(-self.trained // self.world_size)
 
     @property
@@ -177,73 +191,74 @@ class _Setup:
 
 
 def _without_zero(setup: _Setup) -> dict[str, int]:
-    """fp32; the reduction flattens all gradients into one buffer, and a sum comes back."""
+    """Without ZeRO, in fp32: the all-reduce flattens all gradients into one buffer and returns another."""
     trained = setup.trained
     return _parts(4 * setup.shape.num_parameters, 0, 8 * trained, 4 * trained, 4 * trained)
 
 
 def _stage_1(setup: _Setup) -> dict[str, int]:
-    """The optimizer's state is shared out; every gradient is there until the last micro-batch has been reduced."""
-    weights, trained, share = setup.width * setup.shape.num_parameters, setup.trained, setup.share
+    """The optimizer state is partitioned. All gradients stay allocated until the last micro-batch has been reduced."""
+    weights, trained, partition = setup.width * setup.shape.num_parameters, setup.trained, setup.partition
     if setup.precision is Precision.BF16 and not setup.offloads:
-        # DeepSpeed's BF16_Optimizer keeps fp32 gradients of everything for good, beside those in 16 bits; the reduction
-        # copies the fp32 ones, and these once more in 16 bits.
-        return _parts(weights, 4 * share, 8 * share, 6 * trained, 6 * trained)
-    gradients = _shared_out(setup)
+        # DeepSpeed's BF16_Optimizer keeps all gradients in fp32 permanently, besides those in 16 bits. The reduction
+        # copies the fp32 gradients, and converts that copy to 16 bits.
+        return _parts(weights, 4 * partition, 8 * partition, 6 * trained, 6 * trained)
+    gradients = _partitioned_gradients(setup)
     in_backward = 4 * trained + 4 * setup.bucket
     if setup.is_16_bit:
         in_backward += 2 * trained
-        # One that is larger than the bucket is held by workers that do not own it, until the next forward.
+        # A gradient larger than the bucket stays on the workers that do not own it until the next forward pass.
         left = 4 * setup.largest if setup.largest > setup.bucket else 0
         gradients, in_backward = gradients + left, in_backward - left
-    return _parts(weights, 4 * share, 8 * share, gradients, max(in_backward, _in_update(setup)))
+    return _parts(weights, 4 * partition, 8 * partition, gradients, max(in_backward, _in_update(setup)))
 
 
 def _stage_2(setup: _Setup) -> dict[str, int]:
-    """Gradients are shared out as they come."""
-    weights, share, largest = setup.width * setup.shape.num_parameters, setup.share, setup.largest
-    gradients = _shared_out(setup)
+    """Gradients are partitioned as soon as they are computed."""
+    weights, partition, largest = setup.width * setup.shape.num_parameters, setup.partition, setup.largest
+    gradients = _partitioned_gradients(setup)
     buckets = 2 if setup.zero.get("overlap_comm") else 1
     in_backward = setup.width * (largest + buckets * setup.bucket)
     if setup.is_16_bit:
-        in_backward += 4 * largest  # reduced in 16 bits, added up in 32
+        in_backward += 4 * largest  # reduced in 16 bits, accumulated in 32 bits
     elif setup.accumulates:
-        in_backward += gradients  # the micro-batch's own, before they are added
-    return _parts(weights, 4 * share, 8 * share, gradients, max(in_backward, _in_update(setup)))
+        in_backward += gradients  # of one micro-batch, before they are accumulated
+    return _parts(weights, 4 * partition, 8 * partition, gradients, max(in_backward, _in_update(setup)))
 
 
 def _stage_3(setup: _Setup) -> dict[str, int]:
-    """Weights are shared out too, but for small ones; what is computed with is gathered, up to a limit."""
-    zero, shape, share, width = setup.zero, setup.shape, setup.share, setup.width
+    """Weights are partitioned too, except for small ones, and are gathered for the computation, up to a limit."""
+    zero, shape, partition, width = setup.zero, setup.shape, setup.partition, setup.width
     threshold = zero.get("stage3_param_persistence_threshold", PERSISTENCE_THRESHOLD)
     small = sum(size for size in (*shape.trained, *shape.frozen) if size <= threshold)
-    # A parameter stays gathered while it is needed again within the reuse distance: a smaller model stays as a whole.
+    # A parameter stays gathered if it is used again within the reuse distance, so a small model stays gathered whole.
     prefetch = zero.get("stage3_prefetch_bucket_size", PREFETCH_BUCKET)
     kept = zero.get("stage3_max_reuse_distance", MAX_REUSE_DISTANCE) + prefetch
     gathered = max(setup.largest, min(shape.num_parameters - small, kept))
     weights = width * (-(-shape.num_parameters // setup.world_size) + small)
-    bucket = width * setup.bucket  # kept for good
-    # The largest gradient, and its copy in the reduction; padded first when the workers can't share it evenly.
+    bucket = width * setup.bucket  # allocated permanently
+    # The largest gradient and its copy for the reduction, and a padded copy if it can't be divided evenly.
     copies = 2 if setup.largest % setup.world_size == 0 else 3
-    # What is gathered together comes in one piece, and is copied out of it.
+    # Parameters are gathered together into one buffer and then copied out of it.
     in_backward = width * (gathered + min(gathered, prefetch) + copies * setup.largest)
-    flags = share if setup.precision is Precision.FP16 else 0  # of the overflow check
-    in_update = 0 if setup.offloads else 4 * share + flags
-    return _parts(weights, 4 * share, 8 * share, 4 * share, bucket + max(in_backward, in_update))
+    flags = partition if setup.precision is Precision.FP16 else 0  # for the overflow check
+    in_update = 0 if setup.offloads else 4 * partition + flags
+    return _parts(weights, 4 * partition, 8 * partition, 4 * partition, bucket + max(in_backward, in_update))
 
 
-def _shared_out(setup: _Setup) -> int:
-    """Bytes of the gradients of a worker's partition. In fp32 DeepSpeed keeps whole those that lie in it in part."""
-    share = setup.share
+def _partitioned_gradients(setup: _Setup) -> int:
+    """Bytes of the gradients in a worker's partition. In fp32 DeepSpeed keeps gradients that lie only partly in it
+    whole."""
+    partition = setup.partition
     if setup.is_16_bit:
-        return 4 * share
+        return 4 * partition
     stops = list(accumulate(setup.shape.trained))
     starts = [0, *stops[:-1]]
     held = [
         sum(
             stop - start
             for start, stop in zip(starts, stops, strict=True)
-            if start < (rank + 1) * share and stop > rank * share
+            if start < (rank + 1) * partition and stop > rank * partition
         )
         for rank in range(min(setup.world_size, MAX_RANKS))
     ]
@@ -251,21 +266,21 @@ def _shared_out(setup: _Setup) -> int:
 
 
 def _left_on_the_device(setup: _Setup, stage: int) -> int:
-    """Bytes of gradients on a GPU when the last backward pass ends, though the optimizer works on the host."""
+    """Bytes of gradients on the GPU at the end of the last backward pass if the optimizer is offloaded."""
     if stage == 3:
         return 0
     if stage == 1 and setup.is_16_bit:
-        return 4 * setup.trained + 2 * setup.largest  # added up there until the step
+        return 4 * setup.trained + 2 * setup.largest  # accumulated there until the step
     return 4 * setup.largest
 
 
 def _in_update(setup: _Setup) -> int:
-    """Bytes beside the gradients while the optimizer works: their norm in fp64, one parameter at a time, and in fp32 a
-    flattened copy of them. Nothing when it works on the host."""
+    """Temporary bytes of the optimizer step: the norm in fp64, one parameter at a time, and in fp32 a flattened copy of
+    the gradients. 0 if the optimizer is offloaded."""
     if setup.offloads:
         return 0
-    norm = 8 * min(setup.largest, setup.share)
-    return norm if setup.is_16_bit else max(norm, 4 * setup.share)
+    norm = 8 * min(setup.largest, setup.partition)
+    return norm if setup.is_16_bit else max(norm, 4 * setup.partition)
 
 
 def _parts(weights: int, master: int, moments: int, gradients: int, buffers: int) -> dict[str, int]:

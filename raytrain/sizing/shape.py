@@ -1,4 +1,4 @@
-"""What a model looks like, counted on torch's meta device: every parameter, and no memory for any of them."""
+"""The sizes of a model, counted on torch's meta device, which allocates no memory."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Layers:
-    """The transformer's layers, for the estimate of activations."""
+    """The dimensions of a transformer's layers, from which activations are estimated."""
 
     count: int
     hidden: int
     """Width of the residual stream."""
     heads: int
     intermediate: int
-    """Width inside the feed-forward part."""
+    """Inner width of the feed-forward network."""
     stores_scores: bool
-    """Whether attention keeps its (heads, seq_len, seq_len) scores for the backward pass; fused kernels don't."""
+    """Whether attention keeps its (heads, seq_len, seq_len) scores for the backward pass; fused kernels do not."""
     is_gated: bool = False
-    """Whether the feed-forward part multiplies two projections, as Llama's does."""
+    """Whether the feed-forward network multiplies two projections, as in Llama."""
     has_dropout: bool = False
 
 
@@ -35,32 +35,32 @@ class ModelShape:
     """Sizes of a model."""
 
     trained: tuple[int, ...]
-    """Elements of each parameter that is trained, matrices before vectors, as the optimizer's groups have them; tied
-    weights count once."""
+    """Number of elements of each trained parameter, matrices before vectors as in the optimizer's groups; tied weights
+    count once."""
     frozen: tuple[int, ...] = ()
-    """Elements of each parameter that is not."""
+    """Number of elements of each frozen parameter."""
     layers: Layers | None = None
-    """None: the config doesn't say it in words that are known."""
+    """None: the model has no config with the known field names."""
     can_checkpoint: bool = True
-    """Whether Transformers has gradient checkpointing for it."""
+    """Whether the model supports gradient checkpointing."""
 
     @property
     def num_trained(self) -> int:
-        """Those that are trained, which a checkpoint holds."""
+        """Number of trained parameters, which checkpoints contain."""
         return sum(self.trained)
 
     @property
     def num_parameters(self) -> int:
-        """All of them."""
+        """Number of all parameters."""
         return sum(self.trained) + sum(self.frozen)
 
 
 def shape_on_meta(config: RunConfig, task: Task, state: TaskState) -> ModelShape:
     """The shape of the model that a run would train.
 
-    Raises ConfigError for what is wrong with it: no such model, a bad `model.config`, too few positions for
-    `data.max_length` or none beside special tokens, too few rows for the tokenizer, no token-type embedding for
-    `task.case_feature`.
+    Raises ConfigError if the model can't be built or run: it does not exist, `model.config` is invalid, it has too few
+    positions for `data.max_length`, too few embedding rows for the tokenizer, or no token-type embedding for
+    `task.case_feature`; also if `data.max_length` has no room beside the special tokens.
     """
     import torch
 
@@ -70,7 +70,7 @@ def shape_on_meta(config: RunConfig, task: Task, state: TaskState) -> ModelShape
 
     tokenizer = load_tokenizer(config.model)
     no_rows = pa.table({column: pa.array([], pa.string()) for column in task.required_columns()})
-    task.encode_inputs(no_rows, tokenizer)  # refuses a data.max_length without room
+    task.encode_inputs(no_rows, tokenizer)  # raises if data.max_length is too small
     with torch.device("meta"), DryRun():
         model = task.build_model(config.model, state, config.training)
     if tokenizer is not None:
@@ -88,7 +88,7 @@ def refuse_unfit(config: RunConfig, task: Task, state: TaskState) -> None:
 
 
 def shape_of(model: "nn.Module") -> ModelShape:
-    """The shape of a model, on any device."""
+    """The shape of a model on any device."""
     parameters = list(model.parameters())
     return ModelShape(
         trained=tuple(p.numel() for p in sorted(parameters, key=lambda p: p.ndim <= 1) if p.requires_grad),
@@ -106,7 +106,7 @@ def _layers_of(model: "nn.Module", config: Any) -> Layers | None:
         return None
     names = ("intermediate_size", "hidden_dim", "n_inner", "ffn_dim")
     widths = [width for name in names if isinstance(width := getattr(config, name, None), int)]
-    intermediate = widths[0] if widths else 4 * hidden  # GPT-2 leaves it out
+    intermediate = widths[0] if widths else 4 * hidden  # GPT-2 has null
     is_eager = getattr(config, "_attn_implementation", None) in (None, "eager")
     is_gated = any(name.endswith("gate_proj") for name, _ in model.named_modules())
     dropouts = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")

@@ -1,7 +1,7 @@
-"""Which ZeRO stage a worker group trains with.
+"""Chooses the ZeRO stage of a worker group.
 
-Every stage computes the same, and a checkpoint belongs to none (P10), so stages may differ between the attempts of a
-run. Lower ones are faster where they fit: DeepSpeed works for each parameter at the higher ones.
+All stages compute the same, and checkpoints are independent of the stage (P10), so it may differ between the attempts
+of a run. Lower stages are faster if they fit: higher ones have an overhead per parameter.
 """
 
 from dataclasses import dataclass
@@ -13,39 +13,40 @@ from raytrain.sizing.shape import ModelShape
 from raytrain.steps.batches import BatchPlan
 
 AUTO = "auto"
-# Where the workers' memory is not known. Its gradients are shared out, and its parameters are not sent twice.
+# Used if the memory of the workers is unknown: it partitions gradients, and does not gather parameters twice.
 UNKNOWN_MEMORY = 2
-# What an estimate may be wrong by: DeepSpeed's tensors are within a tenth in the tests, activations within a fifth.
-STATE_ROOM, ACTIVATIONS_ROOM = 1.1, 1.3
-UNKNOWN_ROOM = 2.0  # for activations of a model whose layers are not known
+# Safety factors of the estimates: in the tests the state is within 10 %, activations within 20 %.
+STATE_MARGIN, ACTIVATIONS_MARGIN = 1.1, 1.3
+UNKNOWN_MARGIN = 2.0  # of the state, if the activations are unknown
 
 
 @dataclass(frozen=True)
 class Group:
-    """What decides the memory of a worker, beside the model and its options."""
+    """The worker group, as far as it determines the memory of a worker."""
 
     batches: BatchPlan
-    """How a step is shared out."""
+    """How a step is divided among the workers."""
     precision: Precision
-    """Resolved, not AUTO."""
+    """A resolved precision, not AUTO."""
     max_length: int
     """Tokens of the longest sample."""
     use_gpu: bool
-    """Whether each worker holds a GPU."""
+    """Whether each worker has a GPU."""
 
 
 def settle(training: TrainingConfig, shape: ModelShape, group: Group, usable_bytes: int | None) -> TrainingConfig:
-    """The options for a worker group, with a stage instead of auto.
+    """The training options of a worker group, with its ZeRO stage in place of auto.
 
-    auto is the lowest stage that fits, with room for what the estimate may be wrong by; else the one that needs least.
-    A single worker has nothing to shard, and stage 0 computes the same without ZeRO's copies, whatever is configured;
-    unless the user set options of ZeRO's own, such as offloading, or auto in 16 bits finds that stage 1 does not fit.
+    auto becomes the lowest stage that fits with a safety margin, or else the stage that needs the least memory. A
+    single worker has nothing to partition: whatever is configured, it gets stage 0, which computes the same without
+    ZeRO's copies. The exceptions are configs with options of ZeRO itself, such as offloading, and auto in 16 bits if
+    stage 1 does not fit.
 
     Args:
-        training: As configured.
+        training: The configured options.
         shape: The model.
         group: The workers.
-        usable_bytes: What a worker's tensors can have; None: not known.
+        usable_bytes: Memory available to a worker's tensors; None: unknown.
     """
     has_own_options = "zero_optimization" in training.deepspeed
     is_16_bit = group.precision is not Precision.FP32
@@ -53,19 +54,19 @@ def settle(training: TrainingConfig, shape: ModelShape, group: Group, usable_byt
         return _at(training, 0)
     if training.zero_stage != AUTO:
         return training
-    # ZeRO's own options mean nothing at stage 0; in 16 bits stage 0 would become 1 anyway, which keeps more than 2.
+    # Options of ZeRO have no effect at stage 0. In 16 bits stage 0 becomes 1 anyway, which needs more than 2.
     lowest = 1 if has_own_options or is_16_bit else 0
     if usable_bytes is None:
         return _at(training, UNKNOWN_MEMORY)
     estimates = {stage: memory_at(_at(training, stage), shape, group) for stage in range(lowest, 4)}
     for stage, memory in estimates.items():
-        if _with_room(memory) <= usable_bytes:
+        if _with_margin(memory) <= usable_bytes:
             return _at(training, stage)
     return _at(training, min(estimates, key=lambda stage: estimates[stage].total))
 
 
 def memory_at(training: TrainingConfig, shape: ModelShape, group: Group) -> Memory:
-    """Memory of each worker of a group. `training`: with a stage, not auto."""
+    """Memory of each worker of a group. `training`: options with a stage that is not auto."""
     batches = group.batches
     deepspeed = build_deepspeed_config(
         training, precision=group.precision, num_micro_steps=batches.micro_steps, on_gpu=group.use_gpu
@@ -86,7 +87,7 @@ def _at(training: TrainingConfig, stage: int) -> TrainingConfig:
     return training.model_copy(update={"zero_stage": stage})
 
 
-def _with_room(memory: Memory) -> float:
+def _with_margin(memory: Memory) -> float:
     if memory.activations is None:
-        return memory.total * UNKNOWN_ROOM
-    return (memory.state + memory.buffers) * STATE_ROOM + memory.activations * ACTIVATIONS_ROOM
+        return memory.total * UNKNOWN_MARGIN
+    return (memory.state + memory.buffers) * STATE_MARGIN + memory.activations * ACTIVATIONS_MARGIN

@@ -16,10 +16,17 @@ Everything is computed from the index in memory, so seeking to any step costs on
 """
 
 import functools
+import hashlib
 from dataclasses import dataclass, field
 
 import numpy as np
 
+# Identifies the algorithm below in state.json. Raise it with every change that gives any run other samples in a step:
+# resuming across such a change would drop and repeat samples.
+ORDER_VERSION = 1
+# First in the seed of each random stream. numpy pads seeds with zeros, so that without it (seed, epoch) and
+# (seed, epoch, 0) would be the same stream.
+_ROW_GROUPS, _STEPS, _LANE = 1, 2, 3
 # Relative noise added to lengths before sorting: small enough to keep padding low, large enough that epochs differ.
 LENGTH_NOISE = 0.05
 
@@ -81,22 +88,37 @@ class Order:
         if not 0 <= step_in_epoch < self.steps_per_epoch:
             raise IndexError(f"step {step_in_epoch} is outside the epoch's {self.steps_per_epoch} steps")
         shards = range(self.canonical_shards) if shards is None else shards
-        # The smaller last step is part of the window before it: it is drawn from the same samples.
-        window = min(step_in_epoch, max(0, self.full_steps - 1)) // self.steps_per_window
+        window = self._window_of(step_in_epoch)
         step_of_window = step_in_epoch - window * self.steps_per_window
         return np.concatenate([self._shard_step(epoch, window, step_of_window, shard) for shard in shards])
 
-    def _shard_step(self, epoch: int, window: int, step_of_window: int, shard: int) -> np.ndarray:
-        """Sample ids that one shard contributes to a step, shape (per_step / shards_per_lane,)."""
+    def window_hash(self, epoch: int, step_in_epoch: int) -> str:
+        """SHA-256 (hex) of the sample ids of the window that a step is in, in order. It differs where anything that the
+        order depends on differs, numpy's random streams included, which may change between its versions."""
+        digest = hashlib.sha256()
+        for ids in self._window(epoch, self._window_of(step_in_epoch)):
+            digest.update(ids.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def _window_of(self, step_in_epoch: int) -> int:
+        # The smaller last step is part of the window before it: it is drawn from the same samples.
+        return min(step_in_epoch, max(0, self.full_steps - 1)) // self.steps_per_window
+
+    def _window(self, epoch: int, window: int) -> list[np.ndarray]:
+        """See `_EpochLayout.window`."""
         key = (epoch, window)
         if key not in self._windows:
             self._windows.clear()  # steps are requested in order, so one window is enough
             self._windows[key] = self._layout(epoch).window(window)
+        return self._windows[key]
+
+    def _shard_step(self, epoch: int, window: int, step_of_window: int, shard: int) -> np.ndarray:
+        """Sample ids that one shard contributes to a step, shape (per_step / shards_per_lane,)."""
         shards_per_lane = self.canonical_shards // self.lanes
         lane, shard_of_lane = divmod(shard, shards_per_lane)
         per_step = self.global_batch_size // self.lanes
         # (per_step,): the samples of the step in this lane, sorted by length
-        step_ids = self._windows[key][lane][step_of_window * per_step : (step_of_window + 1) * per_step]
+        step_ids = self._window(epoch, window)[lane][step_of_window * per_step : (step_of_window + 1) * per_step]
         # (per_step / shards_per_lane,): dealt in turn, so that each shard gets short and long samples
         return step_ids[shard_of_lane::shards_per_lane]
 
@@ -113,7 +135,7 @@ class _EpochLayout:
     def __init__(self, order: Order, epoch: int):
         self._order, self._epoch = order, epoch
         starts = order.row_group_starts
-        permutation = np.random.default_rng((order.seed, epoch)).permutation(len(starts) - 1)
+        permutation = np.random.default_rng((_ROW_GROUPS, order.seed, epoch)).permutation(len(starts) - 1)
         # (num_row_groups,): first sample id of the i-th group in the epoch
         self._group_starts = starts[permutation]
         # (num_row_groups,): samples in the i-th group in the epoch
@@ -134,13 +156,13 @@ class _EpochLayout:
         steps = min(order.steps_per_window, order.full_steps - first)
         is_last = first + steps >= order.full_steps
         # (steps,): the same permutation in all lanes, so that a step has samples of similar length
-        step_order = np.random.default_rng((order.seed, self._epoch, window)).permutation(steps)
+        step_order = np.random.default_rng((_STEPS, order.seed, self._epoch, window)).permutation(steps)
         ids = []
         for lane in range(order.lanes):
             start, stop = self._lane_bounds(lane)
             begin = start + first * per_step
             end = stop if is_last else begin + steps * per_step
-            random = np.random.default_rng((order.seed, self._epoch, window, lane))
+            random = np.random.default_rng((_LANE, order.seed, self._epoch, window, lane))
             # (end - begin,)
             samples = random.permutation(self._samples(begin, end))
             # (steps * per_step,) for the full steps, (end - begin - steps * per_step,) for the smaller last step

@@ -24,6 +24,7 @@ TaskState = dict[str, Any]
 
 Mode = Literal["min", "max"]
 
+_SAMPLE_STREAM = 4  # first in the seed of a sample's random numbers; `raytrain.steps.order` has 1 to 3
 IGNORED = -100
 """Label of a position without a target; torch's cross-entropy leaves it out."""
 
@@ -93,8 +94,9 @@ class BatchContext:
 
     def generator(self, place: int) -> np.random.Generator:
         """Random numbers for the sample at `place` in the batch: the same on every worker, others in each epoch."""
-        split = SPLITS.index(self.split)
-        return np.random.default_rng((self.seed, split, self.epoch, int(self.ids[place]), int(self.copies[place])))
+        which = (int(self.ids[place]), int(self.copies[place]))
+        seed = (_SAMPLE_STREAM, self.seed, SPLITS.index(self.split), self.epoch, *which)
+        return np.random.default_rng(seed)
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,8 @@ class Metrics:
     """Numbers by name, such as accuracy and macro_f1."""
     tables: dict[str, dict[str, Any]] = field(default_factory=dict)
     """JSON-able tables: {"columns": [...], "rows": [[...]]} or {"labels": [...], "counts": [[...]]}."""
+    notes: tuple[str, ...] = ()
+    """Sentences about the values, for people; shown after the evaluation and in the report."""
 
 
 class Scores(ABC):
@@ -158,8 +162,12 @@ class Task(ABC):
         return {}
 
     def state_from(self, surveys: list[TaskState]) -> TaskState:
-        """The state, from the surveys of all chunks in the order of the sources. Raises ConfigError."""
+        """The state, from the surveys of all chunks in the order of the sources. Raises ConfigError or DataError."""
         return {}
+
+    def remarks(self, surveys: list[TaskState]) -> list[str]:
+        """What looks wrong about the data, though it can be used: a sentence each, which is logged."""
+        return []
 
     def assumed_state(self) -> TaskState:
         """A state to count parameters with before the data has been read."""
@@ -183,6 +191,11 @@ class Task(ABC):
         """Rows whose targets can't be used."""
         return []
 
+    def check_before_survey(self, rows: pa.Table) -> list[Rejection]:
+        """Rows that can't be used whatever the state will be. The first rows of each file are checked so before Ray
+        starts."""
+        return self.check_inputs(rows)
+
     @abstractmethod
     def encode_inputs(self, rows: pa.Table, tokenizer: Any) -> Inputs:
         """Samples of rows that passed `check_inputs`, without reading their targets.
@@ -198,6 +211,10 @@ class Task(ABC):
     def sizes(self, samples: pa.Table) -> np.ndarray:
         """Size of each sample, in tokens for texts: samples are grouped by it, and padding is counted in it."""
         return np.ones(len(samples), dtype=np.int32)
+
+    def count_labels(self, samples: pa.Table, state: TaskState) -> dict[str, int]:
+        """How often each label occurs in stored samples; empty where the targets are not labels."""
+        return {}
 
     def describe(self, sample: dict[str, Any], tokenizer: Any, state: TaskState) -> dict[str, Any]:
         """A stored sample in a form that a person can read."""
@@ -282,13 +299,19 @@ class Task(ABC):
 
         Raises ConfigError when the config leaves no room for a sample.
         """
+        rejected = self.rejections(rows, state)
+        bad = {rejection.row for rejection in rejected}
+        good = rows.filter(pa.array([row not in bad for row in range(len(rows))], pa.bool_())) if bad else rows
+        inputs = self.encode_inputs(good, tokenizer)
+        table = self.encode_targets(good, inputs.table, state)
+        return Encoded(table, inputs.num_truncated, rejected)
+
+    def rejections(self, rows: pa.Table, state: TaskState) -> list[Rejection]:
+        """The rows that can't be used, in their order, each with the first reason."""
         first: dict[int, Rejection] = {}
         for rejection in (*self.check_inputs(rows), *self.check_targets(rows, state)):
             first.setdefault(rejection.row, rejection)
-        good = rows.filter(pa.array([row not in first for row in range(len(rows))], pa.bool_())) if first else rows
-        inputs = self.encode_inputs(good, tokenizer)
-        table = self.encode_targets(good, inputs.table, state)
-        return Encoded(table, inputs.num_truncated, [first[row] for row in sorted(first)])
+        return [first[row] for row in sorted(first)]
 
 
 def exact_weights(weights: np.ndarray) -> np.ndarray:

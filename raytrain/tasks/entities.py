@@ -12,7 +12,7 @@ import re
 import numpy as np
 
 from raytrain.tasks.base import Metrics, Scores
-from raytrain.tasks.scores import Confusion, LabelScores
+from raytrain.tasks.scores import LabelCounts, LabelScores
 
 OUTSIDE = "O"
 LETTERS = "BIESLUMW"
@@ -65,7 +65,18 @@ class EntityCounts:
             "entity_recall": float(total.recall),
             "entity_f1": float(total.f1),
         }
-        return Metrics(values, {"entities": LabelScores(*self.counts[:, occurs]).table(names, "entity")})
+        tables = {"entities": LabelScores(*self.counts[:, occurs]).table(names, "entity")}
+        return Metrics(values, tables, self._notes(*self.counts.sum(1)))
+
+    def _notes(self, num_right: int, num_predicted: int, num_true: int) -> tuple[str, ...]:
+        """Why all scores are 0, if they are."""
+        if num_right:
+            return ()
+        if not num_true:
+            return ("all entity scores are 0: this split has no entity",)
+        if not num_predicted:
+            return (f"all entity scores are 0: nothing but {OUTSIDE} is predicted",)
+        return (f"all entity scores are 0: none of the {num_predicted:,} predicted entities is right",)
 
 
 class TagScores(Scores):
@@ -73,40 +84,40 @@ class TagScores(Scores):
     for tags of entities their precision, recall and F1; a table of the tags, and one of the types."""
 
     def __init__(self, labels: list[str]):
-        self._confusion = Confusion(labels)
+        self._labels, self._counts = labels, LabelCounts(len(labels))
         self._entities = EntityCounts(labels) if has_entities(labels) else None
 
     def update(self, predictions: list[np.ndarray], targets: list[np.ndarray]) -> None:
         """Tag ids of the words of each sentence."""
         if not targets:
             return
-        self._confusion.add(np.concatenate(predictions), np.concatenate(targets))
+        self._counts.add(np.concatenate(predictions), np.concatenate(targets))
         if self._entities is not None:
             self._entities.add(predictions, targets)
 
     def state(self) -> dict[str, np.ndarray]:
-        """The confusion matrix, and counts of entities by type."""
+        """Counts by tag, and of entities by type."""
         entities = {} if self._entities is None else {"entities": self._entities.counts}
-        return {"confusion": self._confusion.counts, **entities}
+        return {"tags": self._counts.counts, **entities}
 
     def merge(self, state: dict[str, np.ndarray]) -> None:
         """Add another worker's counts."""
-        self._confusion.counts += state["confusion"]
+        self._counts.counts += state["tags"]
         if self._entities is not None:
             self._entities.counts += state["entities"]
 
     def compute(self) -> Metrics:
         """All of them."""
-        confusion = self._confusion
-        if not confusion.num_samples:
+        counts = self._counts
+        if not counts.num_samples:
             return Metrics({})
-        token = {"micro_f1": confusion.accuracy, **confusion.averages()}
+        token = {"micro_f1": counts.accuracy, **counts.averages()}
         values = {f"token_{name}": value for name, value in token.items()}
-        tables = {"per_tag": confusion.per_label().table(confusion.labels)}
+        tables = {"per_tag": counts.per_label().table(self._labels)}
         if self._entities is None:
             return Metrics(values, tables)
         entities = self._entities.compute()
-        return Metrics({**entities.values, **values}, {**entities.tables, **tables})
+        return Metrics({**entities.values, **values}, {**entities.tables, **tables}, entities.notes)
 
 
 def has_entities(labels: list[str]) -> bool:

@@ -1,12 +1,16 @@
 """The state of a task with a fixed set of labels: their names, in id order, and with class weights those."""
 
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 import numpy as np
 
-from raytrain.errors import ConfigError
+from raytrain.errors import ConfigError, DataError
 from raytrain.tasks.base import TaskState, exact_weights
+
+UNLABELLED = ("-1", "-100")  # numbers that data sets give to rows without a label
+FEW_ROWS = 10  # too few to say that there are nearly as many labels as rows
 
 
 def label_state(labels: list[str]) -> TaskState:
@@ -24,9 +28,60 @@ def count_labels(labels: Iterable[str], split: str) -> TaskState:
     return {"split": split, "counts": dict(Counter(labels))}
 
 
+def count_ids(ids: np.ndarray, labels: list[str]) -> dict[str, int]:
+    """How often each label that occurs does. `ids`: label ids, shape (n,)."""
+    found, counts = np.unique(ids, return_counts=True)
+    return {labels[i]: count for i, count in zip(found, counts.tolist(), strict=True)}
+
+
 def found_in(surveys: list[TaskState]) -> set[str]:
     """The labels of all splits: one that only validation has is a label too, though no training sample has it."""
     return {label for survey in surveys for label in survey["counts"]}
+
+
+def in_order(found: Iterable[str]) -> list[str]:
+    """Labels by id: `O` first, then numbers by value, or if there are others all by name."""
+    names = sorted(set(found) - {"O"})
+    if all(re.fullmatch("-?[0-9]+", name) for name in names):
+        names.sort(key=lambda name: (int(name), name))  # "1" and "01" are two labels
+    return ["O"] * ("O" in found) + names
+
+
+def check_several(found: Iterable[str], option: str, column: str) -> None:
+    """Raises DataError when all rows have one label, from which there is nothing to learn."""
+    names = list(found)
+    if len(names) == 1:
+        raise DataError(
+            f"{option} {column!r}: the only label in the data is {names[0]!r}, so there is nothing to learn; name "
+            "another column, or declare all labels in task.labels"
+        )
+
+
+def suspicious(surveys: list[TaskState], option: str, column: str) -> list[str]:
+    """What looks wrong about the labels that were found, a sentence each, with how often they occur."""
+    counts: Counter[str] = Counter()
+    for survey in surveys:
+        counts.update(survey["counts"])
+    remarks = [
+        f"label {name!r} ({counts[name]} times) often means that there is no label; it is trained as a class: remove "
+        "such rows if it is not one"
+        for name in UNLABELLED
+        if name in counts
+    ]
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in counts:
+        alike[" ".join(name.casefold().split())].append(name)
+    for names in alike.values():
+        if len(names) > 1:
+            listed = ", ".join(f"{name!r} ({counts[name]} times)" for name in names)
+            remarks.append(
+                f"these labels differ only in case or blanks, and are trained as different classes: {listed}"
+            )
+    if counts.total() >= FEW_ROWS and 2 * len(counts) > counts.total():
+        remarks.append(
+            f"{option} {column!r} has {len(counts)} different labels in {counts.total()} values: is it an id or a text?"
+        )
+    return remarks
 
 
 def training_counts(surveys: list[TaskState]) -> Counter[str]:

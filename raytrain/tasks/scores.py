@@ -1,4 +1,4 @@
-"""Metrics of classification as counts: a confusion matrix, or true and false positives of each label.
+"""Metrics of classification as counts: of labels, and of pairs of a true and a predicted label.
 
 The numbers are scikit-learn's (with zero_division=0), which the tests compare them with; entities are in `entities`.
 """
@@ -9,34 +9,38 @@ import numpy as np
 
 from raytrain.tasks.base import Metrics, Scores
 
+DENSE_LABELS = 200
+"""Up to this many labels all pairs of a true and a predicted label are counted; of more those that are confused."""
+MOST_PAIRS = 1 << 17
+"""Pairs that are kept then, 2 MiB to send. If more occur, the counts of the most frequent are lower bounds."""
+SHOWN_PAIRS = 50
 
-class Confusion:
-    """How often each label was predicted where each label is true."""
 
-    def __init__(self, labels: list[str]):
-        self.labels = labels
-        self.counts = np.zeros((len(labels), len(labels)), dtype=np.int64)
-        """Rows: true, columns: predicted; shape (num_labels, num_labels)."""
+class LabelCounts:
+    """How often each label is right, is predicted, and is true."""
+
+    def __init__(self, num_labels: int):
+        self.counts = np.zeros((3, num_labels), dtype=np.int64)
+        """Right, predicted, true; shape (3, num_labels)."""
 
     def add(self, predicted: np.ndarray, true: np.ndarray) -> None:
         """Label ids, each of shape (n,)."""
-        size = len(self.labels)
-        places = true.astype(np.int64) * size + predicted
-        self.counts += np.bincount(places, minlength=size * size).reshape(size, size)
+        for row, ids in enumerate((true[predicted == true], predicted, true)):
+            self.counts[row] += np.bincount(ids, minlength=self.counts.shape[1])
 
     @property
     def num_samples(self) -> int:
         """Number of samples that were added."""
-        return int(self.counts.sum())
+        return int(self.counts[2].sum())
 
     @property
     def accuracy(self) -> float:
         """The share of correct predictions."""
-        return float(np.trace(self.counts) / self.num_samples)
+        return float(self.counts[0].sum() / self.num_samples)
 
     def per_label(self) -> "LabelScores":
         """Precision, recall and F1 of each label."""
-        return LabelScores(np.diag(self.counts), self.counts.sum(0), self.counts.sum(1))
+        return LabelScores(*self.counts)
 
     def averages(self) -> dict[str, float]:
         """Macro F1 over the labels that occur in truth or prediction, so that one which is absent does not drag it
@@ -44,6 +48,56 @@ class Confusion:
         scores = self.per_label()
         occurs = (scores.num_predicted + scores.num_true) > 0
         return {"macro_f1": float(scores.f1[occurs].mean()), "weighted_f1": scores.weighted_f1}
+
+
+class Confusion:
+    """How often each label was predicted where each label is true: a matrix for up to DENSE_LABELS labels; for more the
+    pairs that occur, since thousands of labels would need gigabytes."""
+
+    def __init__(self, num_labels: int):
+        self.num_labels = num_labels
+        self.is_dense = num_labels <= DENSE_LABELS
+        self.places = np.arange(num_labels**2 if self.is_dense else 0)
+        """true * num_labels + predicted of each pair that is counted, ascending; shape (num_pairs,)."""
+        self.counts = np.zeros(len(self.places), dtype=np.int64)
+        """How often each pair occurs; shape (num_pairs,)."""
+
+    def add(self, predicted: np.ndarray, true: np.ndarray) -> None:
+        """Label ids, each of shape (n,)."""
+        places = true.astype(np.int64) * self.num_labels + predicted
+        if not self.is_dense:
+            places = places[predicted != true]  # of these LabelCounts knows all that is asked for
+        self.add_counts(*np.unique(places, return_counts=True))
+
+    def add_counts(self, places: np.ndarray, counts: np.ndarray) -> None:
+        """Pairs and how often each occurs; shapes (n,). Of too many pairs the rarest are forgotten."""
+        if self.is_dense:
+            self.counts[places] += counts
+            return
+        self.places, where = np.unique(np.concatenate([self.places, places]), return_inverse=True)
+        both = np.concatenate([self.counts, counts])
+        self.counts = np.zeros(len(self.places), dtype=np.int64)
+        np.add.at(self.counts, where, both)
+        if len(self.places) > 2 * MOST_PAIRS:  # not at each batch, which would forget a pair as it begins to grow
+            self.forget_rarest()
+
+    def forget_rarest(self) -> None:
+        """Keep at most MOST_PAIRS pairs."""
+        if not self.is_dense and len(self.places) > MOST_PAIRS:
+            kept = np.sort(np.argsort(-self.counts, kind="stable")[:MOST_PAIRS])
+            self.places, self.counts = self.places[kept], self.counts[kept]
+
+    def table(self, labels: list[str], num_true: np.ndarray) -> dict[str, dict[str, Any]]:
+        """The matrix, or of too many labels the pairs that are confused most. `num_true`: shape (num_labels,)."""
+        if self.is_dense:
+            counts = self.counts.reshape(self.num_labels, self.num_labels).tolist()
+            return {"confusion": {"labels": labels, "counts": counts}}
+        most = np.argsort(-self.counts, kind="stable")[:SHOWN_PAIRS]
+        rows = []
+        for place, count in zip(self.places[most].tolist(), self.counts[most].tolist(), strict=True):
+            true, predicted = divmod(place, self.num_labels)
+            rows.append([labels[true], labels[predicted], count, count / int(num_true[true])])
+        return {"most_confused": {"columns": ["true", "predicted", "count", "share"], "rows": rows}}
 
 
 class LabelScores:
@@ -67,34 +121,40 @@ class LabelScores:
 
 
 class SingleLabelScores(Scores):
-    """One label a sample: accuracy, macro and weighted F1, the table of labels, and the confusion matrix."""
+    """One label a sample: accuracy, macro and weighted F1, the table of labels, and the confusion matrix or, of many
+    labels, the pairs that are confused most."""
 
     def __init__(self, labels: list[str]):
-        self._confusion = Confusion(labels)
+        self._labels = labels
+        self._counts, self._confusion = LabelCounts(len(labels)), Confusion(len(labels))
 
     def update(self, predictions: list[np.ndarray], targets: list[np.ndarray]) -> None:
         """Label ids, shape (1,) for each sample."""
         if targets:
-            self._confusion.add(np.concatenate(predictions), np.concatenate(targets))
+            predicted, true = np.concatenate(predictions), np.concatenate(targets)
+            self._counts.add(predicted, true)
+            self._confusion.add(predicted, true)
 
     def state(self) -> dict[str, np.ndarray]:
-        """The confusion matrix."""
-        return {"confusion": self._confusion.counts}
+        """Counts by label, and of pairs of labels."""
+        self._confusion.forget_rarest()
+        return {"labels": self._counts.counts, "places": self._confusion.places, "pairs": self._confusion.counts}
 
     def merge(self, state: dict[str, np.ndarray]) -> None:
-        """Add another confusion matrix."""
-        self._confusion.counts += state["confusion"]
+        """Add another worker's counts."""
+        self._counts.counts += state["labels"]
+        self._confusion.add_counts(state["places"], state["pairs"])
 
     def compute(self) -> Metrics:
         """All of them."""
-        confusion = self._confusion
-        if not confusion.num_samples:
+        counts = self._counts
+        if not counts.num_samples:
             return Metrics({})
         tables = {
-            "per_class": confusion.per_label().table(confusion.labels),
-            "confusion": {"labels": confusion.labels, "counts": confusion.counts.tolist()},
+            "per_class": counts.per_label().table(self._labels),
+            **self._confusion.table(self._labels, counts.counts[2]),
         }
-        return Metrics({"accuracy": confusion.accuracy, **confusion.averages()}, tables)
+        return Metrics({"accuracy": counts.accuracy, **counts.averages()}, tables)
 
 
 class MultiLabelScores(Scores):

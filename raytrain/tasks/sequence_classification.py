@@ -1,6 +1,6 @@
 """One label for a text, or with `multi_label` any number of them."""
 
-import re
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,10 +19,22 @@ from raytrain.tasks.base import (
     TaskState,
     exact_weights,
 )
-from raytrain.tasks.labels import class_weights, count_labels, found_in, label_state, labels_in, training_counts
+from raytrain.tasks.label_cells import LabelReader
+from raytrain.tasks.labels import (
+    check_several,
+    class_weights,
+    count_ids,
+    count_labels,
+    found_in,
+    in_order,
+    label_state,
+    labels_in,
+    suspicious,
+    training_counts,
+)
 from raytrain.tasks.scores import MultiLabelScores, SingleLabelScores
 from raytrain.tasks.special_tokens import check_room
-from raytrain.tasks.text import TextTask, model_inputs, padded_inputs, padded_left, reads_last_position
+from raytrain.tasks.text import TextTask, model_inputs, padded_inputs, padded_left, reads_last_position, why_no_text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -66,39 +78,56 @@ class SequenceClassification(TextTask):
     def survey(self, rows: pa.Table, split: str) -> TaskState:
         """How often each label occurs in a chunk, in the rows whose inputs can be used."""
         rejected = {rejection.row for rejection in self.check_inputs(rows)}
-        cells = (cell for row, cell in enumerate(rows[self.config.label_column].to_pylist()) if row not in rejected)
-        return count_labels((label for cell in cells for label in self._labels_of(cell) if label), split)
+        cells = enumerate(self._labels_of(rows, self.config.labels or []))
+        return count_labels((label for row, (labels, _) in cells if row not in rejected for label in labels), split)
 
     def state_from(self, surveys: list[TaskState]) -> TaskState:
         """The declared labels, else those found: numbers by value, others by name."""
         labels = self.config.labels
         if labels is None:
-            found = found_in(surveys)
-            are_numbers = all(re.fullmatch("-?[0-9]+", label) for label in found)
-            # "1" and "01" are two labels.
-            labels = sorted(found, key=lambda label: (int(label), label)) if are_numbers else sorted(found)
+            labels = in_order(found_in(surveys))
+            if not self.config.multi_label:
+                check_several(labels, "task.label_column", self.config.label_column)
         return self._state(labels, surveys)
+
+    def remarks(self, surveys: list[TaskState]) -> list[str]:
+        """Labels that may be none, or that may be meant as one."""
+        return suspicious(surveys, "task.label_column", self.config.label_column) if self.config.labels is None else []
 
     def check_inputs(self, rows: pa.Table) -> list[Rejection]:
         """Rows without a text, or whose pair is not text."""
-        texts, *pairs = (rows[name].to_pylist() for name in self.input_columns())
+        first, *pairs = self.input_columns()
         rejected = [
-            Rejection(row, RowError.BAD_INPUT, f"{self.config.text_column} is empty")
-            for row, text in enumerate(texts)
-            if not isinstance(text, str) or not text.strip()
+            Rejection(row, RowError.BAD_INPUT, f"{first} {reason}")
+            for row, text in enumerate(rows[first].to_pylist())
+            if (reason := why_no_text(text))
         ]
         return rejected + [
-            Rejection(row, RowError.BAD_INPUT, f"{self.config.text_pair_column} is not text")
+            Rejection(row, RowError.BAD_INPUT, f"{column} {why_no_text(pair)}")
             for column in pairs
-            for row, pair in enumerate(column)
+            for row, pair in enumerate(rows[column].to_pylist())
             if not isinstance(pair, (str, type(None)))
         ]
 
     def check_targets(self, rows: pa.Table, state: TaskState) -> list[Rejection]:
         """Rows without a label, with several where one is meant, or with one that is not in the state."""
-        known = dict.fromkeys(labels_in(state))
-        cells = enumerate(rows[self.config.label_column].to_pylist())
-        return [rejection for row, cell in cells if (rejection := self._reject(row, cell, known)) is not None]
+        return self._check_labels(rows, labels_in(state))
+
+    def check_before_survey(self, rows: pa.Table) -> list[Rejection]:
+        """Rows without a text, or whose label can't be one."""
+        return [*self.check_inputs(rows), *self._check_labels(rows, None)]
+
+    def _check_labels(self, rows: pa.Table, labels: list[str] | None) -> list[Rejection]:
+        """Rows whose label can't be used, or is none of `labels` where these are known."""
+        known, column, rejected = dict.fromkeys(labels or []), self.config.label_column, []
+        for row, (names, reason) in enumerate(self._labels_of(rows, known)):
+            unknown = [] if labels is None else [name for name in names if name not in known]
+            if reason:
+                rejected.append(Rejection(row, RowError.BAD_TARGET, f"{column} {reason}"))
+            elif unknown:
+                reason = f"label {unknown[0]!r} is none of {list(known)}"
+                rejected.append(Rejection(row, RowError.UNKNOWN_LABEL, reason))
+        return rejected
 
     def long_rows(self) -> pa.Table:
         """Two texts, or pairs."""
@@ -119,12 +148,20 @@ class SequenceClassification(TextTask):
     def encode_targets(self, rows: pa.Table, inputs: pa.Table, state: TaskState) -> pa.Table:
         """Adds `labels`: the label's id, or with multi_label 0 or 1 for each."""
         labels, ids = labels_in(state), {label: i for i, label in enumerate(labels_in(state))}
-        names = [self._labels_of(cell) for cell in rows[self.config.label_column].to_pylist()]
+        names = [names for names, _ in self._labels_of(rows, labels)]
         if self.config.multi_label:
             column = pa.array([[float(n in row) for n in labels] for row in names], pa.list_(pa.float32()))
         else:
             column = pa.array([ids[row[0]] for row in names], pa.int64())
         return inputs.append_column("labels", column)
+
+    def count_labels(self, samples: pa.Table, state: TaskState) -> dict[str, int]:
+        """Samples with each label."""
+        labels = labels_in(state)
+        if not self.config.multi_label:
+            return count_ids(samples["labels"].to_numpy(), labels)
+        places = np.flatnonzero(samples["labels"].combine_chunks().flatten().to_numpy())
+        return count_ids(places % len(labels), labels)
 
     def name_targets(self, targets: Any, tokens: list[str], state: TaskState) -> Any:
         """The label's name, or with multi_label the names of those that are on."""
@@ -214,23 +251,11 @@ class SequenceClassification(TextTask):
     def _is_labelled(self, labels: np.ndarray) -> np.ndarray:
         return (labels[:, 0] if self.config.multi_label else labels) != IGNORED
 
-    def _labels_of(self, value: Any) -> list[str]:
-        """Label names in a row's label cell; none for a missing cell, "" for a missing label in a list."""
-        if not isinstance(value, (list, tuple)):
-            return [name] if (name := _label_name(value)) else []
-        return [_label_name(v) for v in value]
-
-    def _reject(self, row: int, cell: Any, known: dict[str, None]) -> Rejection | None:
-        names, column = self._labels_of(cell), self.config.label_column
-        if "" in names or (not names and not isinstance(cell, (list, tuple))):
-            return Rejection(row, RowError.BAD_TARGET, f"{column} is missing")
-        if not self.config.multi_label and len(names) != 1:
-            reason = f"{column} holds {len(names)} labels; set task.multi_label=true for several"
-            return Rejection(row, RowError.BAD_TARGET, reason)
-        unknown = [name for name in names if name not in known]
-        if not unknown:
-            return None
-        return Rejection(row, RowError.UNKNOWN_LABEL, f"label {unknown[0]!r} is none of {list(known)}")
+    def _labels_of(self, rows: pa.Table, known: Collection[str]) -> list[tuple[list[str], str]]:
+        """For each row its labels, or why it has none that can be used."""
+        reader = LabelReader(known, self.config.label_separator)
+        read = reader.several if self.config.multi_label else reader.only
+        return [read(cell) for cell in rows[self.config.label_column].to_pylist()]
 
     def _has_segments(self, tokenizer: Any) -> bool:
         """Whether the model tells the two texts of a pair apart."""
@@ -256,11 +281,3 @@ class SequenceClassification(TextTask):
         for column, values in zip(columns, again, strict=True):
             for i, value in zip(places, values, strict=False):  # a single text has no segments
                 column[i] = value
-
-
-def _label_name(value: Any) -> str:
-    """A label as text; "" for one that is missing: null, not a number, or blank (an empty field of a CSV file)."""
-    if value is None or value != value:
-        return ""
-    text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-    return text if text.strip() else ""

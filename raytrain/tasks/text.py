@@ -8,6 +8,7 @@ import pyarrow as pa
 from raytrain.config import ModelConfig, TrainingConfig
 from raytrain.tasks.base import Batch, Task, TaskState
 from raytrain.tasks.collate import attention_mask, list_lengths, pad_column
+from raytrain.tasks.label_cells import described
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -87,3 +88,12 @@ def padded_left(inputs: "dict[str, Tensor]") -> "dict[str, Tensor]":
     places = torch.arange(mask.shape[1], device=mask.device) - (mask.shape[1] - mask.sum(1, keepdim=True))
     places = places % mask.shape[1]  # (num_samples, seq_len); the padding comes from the end
     return {name: tensor.gather(1, places) for name, tensor in inputs.items()}
+
+
+def why_no_text(value: Any) -> str:
+    """Why a value can't be read as a text, or an empty string."""
+    if isinstance(value, str) and value.strip():
+        return ""
+    if value is None or isinstance(value, str):
+        return "is empty"
+    return f"is {described(value)} and not text"

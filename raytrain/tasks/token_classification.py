@@ -6,7 +6,7 @@ scores mean the same with and without it.
 """
 
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,9 +26,20 @@ from raytrain.tasks.base import (
 )
 from raytrain.tasks.collate import pad_column
 from raytrain.tasks.entities import TagScores, has_entities
-from raytrain.tasks.labels import count_labels, found_in, label_state, labels_in
+from raytrain.tasks.label_cells import LabelReader
+from raytrain.tasks.labels import (
+    check_several,
+    count_ids,
+    count_labels,
+    found_in,
+    in_order,
+    label_state,
+    labels_in,
+    suspicious,
+)
+from raytrain.tasks.sentences import Words, join
 from raytrain.tasks.special_tokens import check_room, needs_blanks, special_tokens, with_blanks
-from raytrain.tasks.text import TextTask, model_inputs, padded_inputs
+from raytrain.tasks.text import TextTask, model_inputs, padded_inputs, why_no_text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -37,35 +48,6 @@ logger = logging.getLogger(__name__)
 
 NUM_CASES = 4  # lower or no letters, Title, UPPER, miXed
 WORD_STARTS = "word_starts"  # positions of the words' first pieces; not stored, as they follow from the targets
-
-
-@dataclass
-class _Sample:
-    """A sentence, or several of one document, as lists that grow together."""
-
-    input_ids: list[int] = field(default_factory=list)
-    token_type_ids: list[int] = field(default_factory=list)
-    word_starts: list[int] = field(default_factory=list)
-    sentence_lengths: list[int] = field(default_factory=list)
-    """Words of each sentence."""
-
-    def add(self, other: "_Sample") -> None:
-        self.word_starts += [len(self.input_ids) + place for place in other.word_starts]
-        self.input_ids += other.input_ids
-        self.token_type_ids += other.token_type_ids
-        self.sentence_lengths += other.sentence_lengths
-
-    def cut(self, num_tokens: int) -> None:
-        """Keep the first tokens of a single sentence."""
-        del self.input_ids[num_tokens:], self.token_type_ids[num_tokens:]
-        self.word_starts = [place for place in self.word_starts if place < num_tokens]
-        self.sentence_lengths = [len(self.word_starts)]
-
-    def wrap(self, prefix: list[int], suffix: list[int]) -> None:
-        """Put special tokens around it."""
-        self.input_ids = [*prefix, *self.input_ids, *suffix]
-        self.token_type_ids = [0] * len(prefix) + self.token_type_ids + [0] * len(suffix)
-        self.word_starts = [len(prefix) + place for place in self.word_starts]
 
 
 class TokenClassification(TextTask):
@@ -110,13 +92,15 @@ class TokenClassification(TextTask):
 
     def survey(self, rows: pa.Table, split: str) -> TaskState:
         """How often each tag occurs in a chunk."""
-        cells = rows[self.config.tags_column].to_pylist()
-        return count_labels((str(tag) for tags in cells for tag in tags or [] if not _is_missing(tag)), split)
+        reader = LabelReader(self.config.labels or [])
+        cells = [tags for tags in rows[self.config.tags_column].to_pylist() if isinstance(tags, list)]
+        return count_labels((name for tags in cells for tag in tags if (name := reader.one(tag)[0])), split)
 
     def state_from(self, surveys: list[TaskState]) -> TaskState:
-        """The tags found: O first, then sorted."""
-        tags = sorted(found_in(surveys), key=lambda tag: (tag != "O", tag))
-        if "O" in tags and len(tags) > 1 and not has_entities(tags):
+        """The tags found: O first, then numbers by value, others by name."""
+        tags = in_order(found_in(surveys))
+        check_several(tags, "task.tags_column", self.config.tags_column)
+        if "O" in tags and not has_entities(tags):
             logger.warning(
                 "entities are not scored, as the tags (%s) follow none of the known schemes: a type with one of the "
                 "letters of IOB, IOBES, BILOU or BMEWO before or after it, as in B-PER, PER-B and B_PER",
@@ -124,27 +108,40 @@ class TokenClassification(TextTask):
             )
         return label_state(tags)
 
+    def remarks(self, surveys: list[TaskState]) -> list[str]:
+        """Tags that may be none, or that may be meant as one."""
+        return suspicious(surveys, "task.tags_column", self.config.tags_column)
+
     def check_inputs(self, rows: pa.Table) -> list[Rejection]:
         """Rows without words, or with an empty one."""
-        rejected = []
-        for row, words in enumerate(rows[self.config.tokens_column].to_pylist()):
-            reason = None
-            if not words:
-                reason = f"{self.config.tokens_column} is empty"
+        rejected, column = [], self.config.tokens_column
+        for row, words in enumerate(rows[column].to_pylist()):
+            reason = ""
+            if not words and words != 0:
+                reason = "is empty"
             elif not isinstance(words, list):  # text would pass as a list of letters
-                reason = f"{self.config.tokens_column} must be a list of words"
-            elif any(not isinstance(word, str) or not word.strip() for word in words):
-                reason = f"{self.config.tokens_column} holds an empty word"
-            if reason is not None:
-                rejected.append(Rejection(row, RowError.BAD_INPUT, reason))
+                reason = "must be a list of words"
+            elif wrong := next((why for word in words if (why := why_no_text(word))), ""):
+                reason = "holds an empty word" if wrong == "is empty" else f"holds a word that {wrong}"
+            if reason:
+                rejected.append(Rejection(row, RowError.BAD_INPUT, f"{column} {reason}"))
         return rejected
 
     def check_targets(self, rows: pa.Table, state: TaskState) -> list[Rejection]:
         """Rows without exactly one known tag for each word."""
-        known = dict.fromkeys(labels_in(state))
+        return self._check_tags(rows, labels_in(state))
+
+    def check_before_survey(self, rows: pa.Table) -> list[Rejection]:
+        """Rows without words, or without exactly one tag for each."""
+        return [*self.check_inputs(rows), *self._check_tags(rows, None)]
+
+    def _check_tags(self, rows: pa.Table, labels: list[str] | None) -> list[Rejection]:
+        """Rows whose tags can't be used, or are none of `labels` where these are known."""
+        reader, known = LabelReader(labels or []), None if labels is None else dict.fromkeys(labels)
         words_of, tags_of = (rows[name].to_pylist() for name in self.required_columns())
         pairs = enumerate(zip(words_of, tags_of, strict=True))
-        return [found for row, (words, tags) in pairs if (found := self._reject(row, words, tags, known)) is not None]
+        found = (self._reject(row, words, tags, reader, known) for row, (words, tags) in pairs)
+        return [rejection for rejection in found if rejection is not None]
 
     def long_rows(self) -> pa.Table:
         """Two sentences."""
@@ -164,7 +161,7 @@ class TokenClassification(TextTask):
         for sentence, long in zip(sentences, is_long, strict=True):
             if long:
                 sentence.cut(room)
-        samples = self._join(sentences, documents, room)
+        samples = join(sentences, documents, room) if self.config.document_context else sentences
         for sample in samples:
             sample.wrap(prefix, suffix)
         names = [
@@ -179,16 +176,21 @@ class TokenClassification(TextTask):
     def encode_targets(self, rows: pa.Table, inputs: pa.Table, state: TaskState) -> pa.Table:
         """Adds `labels`: each word's tag id at its first piece, and no target elsewhere."""
         ids = {label: i for i, label in enumerate(labels_in(state))}
-        tags_of = iter(rows[self.config.tags_column].to_pylist())
+        tags_of, reader = iter(rows[self.config.tags_column].to_pylist()), LabelReader(ids)
         columns = (inputs[name].to_pylist() for name in (WORD_STARTS, "sentence_lengths"))
         labels = []
         for starts, lengths, size in zip(*columns, self.sizes(inputs), strict=True):
             tags = [tag for length in lengths for tag in next(tags_of)[:length]]
             row = [IGNORED] * int(size)
             for place, tag in zip(starts, tags, strict=True):
-                row[place] = ids[str(tag)]
+                row[place] = ids[reader.one(tag)[0]]
             labels.append(row)
         return inputs.drop_columns(WORD_STARTS).append_column("labels", pa.array(labels, pa.list_(pa.int32())))
+
+    def count_labels(self, samples: pa.Table, state: TaskState) -> dict[str, int]:
+        """Words with each tag."""
+        ids = samples["labels"].combine_chunks().flatten().to_numpy()
+        return count_ids(ids[ids != IGNORED], labels_in(state))
 
     def name_targets(self, targets: Any, tokens: list[str], state: TaskState) -> Any:
         """word/tag for each first piece."""
@@ -256,21 +258,25 @@ class TokenClassification(TextTask):
         )
         return loss, logits
 
-    def _reject(self, row: int, words: Any, tags: Any, known: dict[str, None]) -> Rejection | None:
+    def _reject(
+        self, row: int, words: Any, tags: Any, reader: LabelReader, known: Collection[str] | None
+    ) -> Rejection | None:
         tokens, column = self.config.tokens_column, self.config.tags_column
         if not isinstance(words, list) or not isinstance(tags, list | None):
             reason = f"{tokens} and {column} must be lists, one tag a word"
             return Rejection(row, RowError.BAD_TARGET, reason)
         if tags is None or len(tags) != len(words):
             return Rejection(row, RowError.BAD_TARGET, f"{len(words)} words, but {len(tags or [])} tags")
-        if any(_is_missing(tag) for tag in tags):
-            return Rejection(row, RowError.BAD_TARGET, f"{column} lacks the tag of a word")
-        unknown = [tag for tag in tags if str(tag) not in known]
-        if not unknown:
+        names = [reader.one(tag) for tag in tags]
+        if wrong := next((reason for _, reason in names if reason), ""):
+            reason = f"{column} lacks the tag of a word" if wrong == "is missing" else f"a tag in {column} {wrong}"
+            return Rejection(row, RowError.BAD_TARGET, reason)
+        unknown = [] if known is None else [name for name, _ in names if name not in known]
+        if known is None or not unknown:
             return None
         return Rejection(row, RowError.UNKNOWN_LABEL, f"label {unknown[0]!r} is none of {list(known)}")
 
-    def _encode_sentences(self, words_of: list[list[str]], documents: list[int], tokenizer: Any) -> list[_Sample]:
+    def _encode_sentences(self, words_of: list[list[str]], documents: list[int], tokenizer: Any) -> list[Words]:
         """Each sentence without special tokens."""
         if not words_of:
             return []
@@ -284,27 +290,8 @@ class TokenClassification(TextTask):
                 ids, places = _with_unknowns(words, tokenizer)
             starts = [i for i, place in enumerate(places) if i == 0 or place != places[i - 1]]
             cases = [letter_case(words[place]) for place in places] if self.config.case_feature else [0] * len(ids)
-            sentences.append(_Sample(list(ids), cases, starts, [len(words)]))
+            sentences.append(Words(list(ids), cases, starts, [len(words)]))
         return sentences
-
-    def _join(self, sentences: list[_Sample], documents: list[int], room: int) -> list[_Sample]:
-        """Neighbouring sentences of a document as one sample, as long as they fit; without context one each."""
-        if not self.config.document_context:
-            return sentences
-        samples: list[_Sample] = []
-        before = None
-        for sentence, document in zip(sentences, documents, strict=True):
-            fits = bool(samples) and len(samples[-1].input_ids) + len(sentence.input_ids) <= room
-            if document == before and fits:
-                samples[-1].add(sentence)
-            else:
-                samples.append(sentence)
-            before = document
-        return samples
-
-
-def _is_missing(tag: Any) -> bool:
-    return tag is None or not str(tag).strip()
 
 
 def letter_case(word: str) -> int:

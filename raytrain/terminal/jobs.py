@@ -1,4 +1,4 @@
-"""What a person sees of jobs: a followed one as if it ran here, and the list of all."""
+"""Terminal output of `raytrain submit` and `raytrain jobs`: a job that is followed, and the list of jobs."""
 
 import sys
 import time
@@ -16,23 +16,23 @@ COLORS = {"SUCCEEDED": "green", "FAILED": "red", "STOPPED": "yellow"}
 
 
 class JobDisplay(LiveDisplay):
-    """Shows what a job prints. On a terminal its steps become a bar below the other lines."""
+    """Shows the output of a job. On a terminal, its steps are shown as a bar below the other lines."""
 
     def __init__(self, console: Console | None = None):
         super().__init__(console, refresh_per_second=4)
-        self._rest = ""  # a line that is not whole yet
+        self._rest = ""  # the beginning of a line whose end has not arrived yet
         self._status = ""
         self._bar = progress_bar(self.console)
         self._task = self._bar.add_task("job", total=None)
 
     def say(self, text: str) -> None:
-        """The next piece of what the job prints, of any size."""
+        """Show the next piece of the job's output, of any size."""
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
             self._line(line)
 
     def close(self) -> None:
-        """The job prints nothing more."""
+        """Show what is left: the job prints nothing more."""
         if self._rest:
             self._line(self._rest)
         self._rest = self._status = ""
@@ -52,11 +52,11 @@ class JobDisplay(LiveDisplay):
 
 
 def ask_on_interrupt(console: Console) -> Literal["stop", "detach", "wait"]:
-    """What Ctrl-C means. Where nobody can answer, and on a second Ctrl-C: detach, which harms nothing."""
+    """Ask what to do after Ctrl-C. Without a terminal, and on a second Ctrl-C, the answer is detach."""
     if not (console.is_terminal and sys.stdin.isatty()):
         return "detach"
     try:
-        answer = console.input("stop the job after a checkpoint (s), leave it running (d), or go on watching (w)? ")
+        answer = console.input("stop the job after a checkpoint (s), leave it running (d), or keep watching (w)? ")
     except (KeyboardInterrupt, EOFError):
         console.print()
         return "detach"
@@ -64,7 +64,7 @@ def ask_on_interrupt(console: Console) -> Literal["stop", "detach", "wait"]:
 
 
 def print_jobs(console: Console, jobs: list[Job]) -> None:
-    """A line a job; on a narrow terminal a long run's path is cut, since the id is what is typed again."""
+    """Print one line per job. On a narrow terminal a long path of a run is cut, so that the id stays whole."""
     table = Table(box=None, pad_edge=False)
     names = ("job", "status", "exit", "began", "took", "run")
     rows = [_in_words(job) for job in jobs]
@@ -86,5 +86,5 @@ def _in_words(job: Job) -> tuple[str, ...]:
 
 
 def print_end(console: Console, job: Job) -> None:
-    """What became of a job."""
+    """Print how a job ended."""
     console.print(job.end_in_words(), style=COLORS.get(job.status), markup=False, highlight=False, soft_wrap=True)

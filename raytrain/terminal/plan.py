@@ -16,6 +16,15 @@ from raytrain.terminal.run import in_minutes
 # Rows in the table of world sizes; --json lists all.
 MAX_ROWS = 8
 FILE_WIDTH = 100  # columns if the output is not a terminal
+AT_LEAST = ">="  # before a total that lacks a part
+LEGEND = (
+    "> as configured   * an estimate (Korthikanti et al. 2022) for samples of data.max_length; the rest is what "
+    "DeepSpeed allocates"
+)
+UNKNOWN_LEGEND = (
+    "> as configured   * not known for this model, and not in the totals, which are lower bounds (>=); the rest is "
+    "what DeepSpeed allocates"
+)
 Row = TypeVar("Row")
 
 
@@ -36,11 +45,7 @@ def print_forecast(forecast: Forecast, *, as_json: bool = False, console: Consol
     title = f"peak memory per worker, with {size}, {_unit(forecast)[1]}"
     console.print(title, style="italic", soft_wrap=True)
     console.print(_memory_table(forecast))
-    legend = (
-        "> as configured   * an estimate (Korthikanti et al. 2022) for samples of data.max_length; the rest is what "
-        "DeepSpeed allocates"
-    )
-    console.print(legend, style="dim", soft_wrap=True)
+    console.print(UNKNOWN_LEGEND if _is_lower_bound(forecast) else LEGEND, style="dim", soft_wrap=True)
     console.print()
     for note in forecast.notes:
         console.print(f"note: {note}", soft_wrap=True, markup=False)
@@ -73,7 +78,7 @@ def _facts(forecast: Forecast) -> list[str]:
 def _world_table(forecast: Forecast) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("workers", justify="right")
-    for column in ("samples each", "micro steps", "CPUs", "ZeRO", "memory a worker", "a step", "the run", "cost"):
+    for column in ("samples each", "micro steps", "CPUs", "ZeRO", "memory each", "step time", "run time", "cost"):
         table.add_column(column, justify="right")
     table.add_column("fits")
     for world, needs in some(list(zip(forecast.plan.worlds, forecast.worlds, strict=True))):
@@ -84,7 +89,7 @@ def _world_table(forecast: Forecast) -> Table:
             str(world.micro_steps),
             f"{world.cpus:g}",
             str(needs.zero_stage),
-            in_bytes(needs.memory.total),
+            f"{AT_LEAST * needs.memory.is_lower_bound}{in_bytes(needs.memory.total)}",
             "?" if needs.step_s is None else f"{needs.step_s:.3g} s",
             "?" if needs.run_s is None else in_hours(needs.run_s),
             "?" if needs.cost is None else f"${needs.cost:,.2f}",
@@ -98,7 +103,9 @@ def _fits(world: WorldPlan, needs: WorldForecast) -> str:
         return "[red]no: memory"
     if not world.fits:
         return "[yellow]not now"
-    return "yes" if needs.fits_memory else "yes, memory unknown"
+    if needs.fits_memory:
+        return "yes"
+    return "?" if needs.memory.is_lower_bound else "yes, memory unknown"
 
 
 def _memory_table(forecast: Forecast) -> Table:
@@ -117,8 +124,9 @@ def _memory_table(forecast: Forecast) -> Table:
         parts = (*_parts(memory), memory.host) if has_host else _parts(memory)
         decimals = 0 if unit_bytes < 2**30 else 1
         numbers = ["?" if part is None else f"{part / unit_bytes:,.{decimals}f}" for part in parts]
-        usable = forecast.usable_bytes
-        fits = "?" if usable is None else "yes" if memory.total <= usable else "[red]no"
+        total = columns.index("total")
+        numbers[total] = f"{AT_LEAST * memory.is_lower_bound}{numbers[total]}"
+        fits = {None: "?", True: "yes", False: "[red]no"}[memory.fits_in(forecast.usable_bytes)]
         cells = (">" if is_own else "", choice.precision.value, str(choice.zero_stage), *numbers, fits)
         table.add_row(*cells, style="bold" if is_own else "")
     return table
@@ -127,6 +135,11 @@ def _memory_table(forecast: Forecast) -> Table:
 def _parts(memory: Memory) -> tuple[int | None, ...]:
     state = (memory.weights, memory.master, memory.moments, memory.gradients)
     return (*state, memory.buffers, memory.activations, memory.total)
+
+
+def _is_lower_bound(forecast: Forecast) -> bool:
+    """Whether a part of the memory is not known, which is so for all choices or for none."""
+    return any(world.memory.is_lower_bound for world in forecast.worlds)
 
 
 def _unit(forecast: Forecast) -> tuple[int, str]:
@@ -141,15 +154,21 @@ def _verdict(forecast: Forecast) -> tuple[str, str]:
     if forecast.fits:
         if forecast.usable_bytes is None:
             return "nothing is wrong with it; the memory of the workers is unknown", "green"
+        if _is_lower_bound(forecast):
+            most = in_bytes(max(world.memory.total for world in forecast.worlds))
+            usable = in_bytes(forecast.usable_bytes)
+            return f"fits as far as is known: {most} of {usable} are taken before the unknown activations", "green"
         return f"fits: a worker's tensors can have {in_bytes(forecast.usable_bytes)}", "green"
     worst = max(world.memory.total for world in forecast.worlds)
     assert forecast.usable_bytes is not None
-    text = f"does not fit: a worker needs up to {in_bytes(worst)} and can have {in_bytes(forecast.usable_bytes)}. "
+    needed = f"{'at least' if _is_lower_bound(forecast) else 'up to'} {in_bytes(worst)}"
+    text = f"does not fit: a worker needs {needed} and can have {in_bytes(forecast.usable_bytes)}. "
     if forecast.first_fit is None:
         text += "No ZeRO stage, precision, micro-batch, checkpointing or offload fits: "
         larger = "a larger GPU or more workers" if forecast.plan.use_gpu else "a larger machine, or plan with --gpu"
         return text + f"take {larger}", "red"
-    return text + f"The first that fits: {' '.join(forecast.first_fit.overrides())}", "red"
+    first = "The first that fits, as far as is known" if _is_lower_bound(forecast) else "The first that fits"
+    return f"{text}{first}: {' '.join(forecast.first_fit.overrides())}", "red"
 
 
 def _workers(count: int) -> str:

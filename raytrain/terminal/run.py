@@ -1,4 +1,4 @@
-"""The terminal: a live display on a real one, plain lines elsewhere."""
+"""Terminal output of a run: a live display on a terminal, plain lines elsewhere."""
 
 import os
 import time
@@ -15,19 +15,19 @@ from raytrain.data.prepared import PreparedStore
 from raytrain.launch import job_events
 from raytrain.launch.job_events import JobEvent, JobEventKind
 from raytrain.runs.observer import Observer
-from raytrain.runs.run import RunResult
+from raytrain.runs.result import RunResult
 from raytrain.storage import Storage
 from raytrain.training.outcome import RunStatus
-from raytrain.training.records import BEST_SO_FAR, scores_of
+from raytrain.training.records import BEST_SO_FAR, NOTES, scores_of
 
 PROGRESS_VARIABLE = "RAYTRAIN_PROGRESS_EVERY_S"
-# Seconds between two plain lines of progress: a job that is watched on a terminal elsewhere says more of them.
+# Seconds between two plain lines of progress. `raytrain submit` asks for more of them when it shows a bar.
 PLAIN_EVERY_S = float(os.environ.get(PROGRESS_VARIABLE) or 10.0)
 NUMBERS_OF_STEP = ("loss", "lr", "grad_norm")
 
 
 class LiveDisplay:
-    """What `_render` gives, kept up to date on a terminal; elsewhere there is none, and plain lines are printed."""
+    """Keeps the output of `_render` up to date on a terminal. Elsewhere subclasses print plain lines instead."""
 
     def __init__(self, console: Console | None, refresh_per_second: float):
         self.console = console or Console(highlight=False)
@@ -54,10 +54,10 @@ class LiveDisplay:
 
 
 class CountColumn(ProgressColumn):
-    """What is done, of how much; nothing before anything is counted."""
+    """The amount done and the total. Empty until something is counted."""
 
     def render(self, task: Task) -> Text:
-        """As 1,200/8,454, or 1,200 while the total is unknown."""
+        """Such as 1,200/8,454, or 1,200 while the total is unknown."""
         if task.total is None and not task.completed:
             return Text("")
         total = f"/{task.total:,.0f}" if task.total is not None else ""
@@ -65,35 +65,35 @@ class CountColumn(ProgressColumn):
 
 
 class ElapsedColumn(ProgressColumn):
-    """Time since the bar was shown, which later phases do not set back."""
+    """Time since the bar was first shown. A new phase does not reset it."""
 
     def __init__(self) -> None:
         super().__init__()
         self._began_s = time.monotonic()
 
     def render(self, task: Task) -> Text:
-        """As elapsed 0:00:31."""
+        """Such as elapsed 0:00:31."""
         return Text(f"elapsed {_clock(time.monotonic() - self._began_s)}", style="progress.elapsed")
 
 
 class RemainingColumn(ProgressColumn):
-    """Time until the end of the training, once it can be told. Other phases have no end that is known."""
+    """Estimated time until the end of training. Empty in other phases, whose length is unknown."""
 
     def render(self, task: Task) -> Text:
-        """As remaining 0:04:07."""
+        """Such as remaining 0:04:07."""
         remaining_s = task.fields.get("remaining_s")
         text = "" if remaining_s is None else f"remaining {_clock(remaining_s)}"
         return Text(text, style="progress.remaining")
 
 
 def _clock(seconds: float) -> str:
-    """As 0:04:07."""
+    """Such as 0:04:07."""
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
 def progress_bar(console: Console) -> Progress:
-    """What is done, of how much, since when, and how long the rest will take (a task's field `remaining_s`)."""
+    """A bar with the amount done, the elapsed time and the remaining time (the field `remaining_s` of its task)."""
     return Progress(
         TextColumn("[bold]{task.description}"),
         BarColumn(bar_width=None),
@@ -105,12 +105,12 @@ def progress_bar(console: Console) -> Progress:
 
 
 def print_event(console: Console, event: JobEvent) -> None:
-    """A line of it: for the program that follows this job, if there is one, else for people."""
+    """Print an event: as JSON if a program follows this job, else as its text."""
     console.out(job_events.line_of(event) if job_events.are_wanted() else event.text, highlight=False)
 
 
 class RunDisplay(LiveDisplay, Observer):
-    """Shows a run: phase, steps, loss, rates, evaluations, the best of them, and the time that remains."""
+    """Shows a run: phase, steps, loss, rates, evaluations, the best evaluation, and the remaining time."""
 
     def __init__(self, console: Console | None = None):
         super().__init__(console, refresh_per_second=4)
@@ -123,31 +123,31 @@ class RunDisplay(LiveDisplay, Observer):
         self._task = self._bar.add_task("checking", total=None)
 
     def phase(self, text: str) -> None:
-        """A new phase has begun."""
+        """Show that a new phase has begun."""
         self._bar.update(self._task, description=text, remaining_s=None)
         self._say(text)
 
     def prepared(self, rows: int, total: int | None, rows_per_s: float) -> None:
-        """Rows prepared so far."""
+        """Show the number of rows prepared so far."""
         self._bar.update(self._task, completed=rows, total=total)
         if rows_per_s and self._is_line_due():
             self._say(f"  {rows:,} rows, {rows_per_s:,.0f} rows/s")
 
     def begin(self, total_steps: int) -> None:
-        """Training is about to start."""
+        """Prepare the bar for training, which is about to start."""
         self._total = total_steps
         self._bar.reset(self._task, total=total_steps)
 
     def note(self, text: str) -> None:
-        """Something happened that the user wants to know."""
+        """Print a line about something that the user should know."""
         self.console.print(f"  {text}", soft_wrap=True, markup=False)
 
     def stopping(self) -> None:
-        """A stop was asked for; it is acknowledged above a live display, too."""
+        """Acknowledge that a stop was requested, also above a live display."""
         self.console.print("stopping: saving a checkpoint; press Ctrl-C again to end at once", soft_wrap=True)
 
     def rows(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """New lines of the run's files."""
+        """Show new lines of the run's files."""
         for row in rows:
             {"metrics.jsonl": self._step, "evals.jsonl": self._evaluation, "events.jsonl": self._event}[name](row)
 
@@ -163,8 +163,12 @@ class RunDisplay(LiveDisplay, Observer):
             self._say_event(JobEvent(JobEventKind.STEP, text, row["step"], self._total))
 
     def _evaluation(self, row: dict[str, Any]) -> None:
-        if not self._total:  # nothing is being trained: `raytrain eval`, which ends with the whole table
-            return
+        if self._total:  # else not a training: `raytrain eval`, which prints a table at its end
+            self._scores(row)
+        for note in row.get(NOTES, ()):
+            self.console.print(f"    {note}", soft_wrap=True, markup=False)
+
+    def _scores(self, row: dict[str, Any]) -> None:
         shown = "  ".join(f"{key} {value:.4f}" for key, value in list(scores_of(row).items())[:6])
         self._best = row.get(BEST_SO_FAR) or self._best
         if self._best.get("step") == row["step"] and row["split"] == "validation":
@@ -173,7 +177,7 @@ class RunDisplay(LiveDisplay, Observer):
         self.console.print(f"  step {row['step']}  {row['split']}: {shown}", soft_wrap=True, markup=False)
 
     def _event(self, row: dict[str, Any]) -> None:
-        if row["kind"] == "start":  # the last group's rate would count the time between the two groups
+        if row["kind"] == "start":  # else the rate would include the time between the two groups
             self._rate, self._step_rate = Rate(), Rate()
         text = _event_text(row)
         if text is not None:
@@ -198,12 +202,12 @@ class RunDisplay(LiveDisplay, Observer):
         return Group(self._bar, *(Text(line) for line in lines if line))
 
     def _say(self, text: str) -> None:
-        """A plain line, where there is no live display."""
+        """Print a plain line if there is no live display."""
         if not self.console.is_terminal:
             self.console.print(text, soft_wrap=True)
 
     def _say_event(self, event: JobEvent) -> None:
-        """Where there is no live display."""
+        """Print an event if there is no live display."""
         if not self.console.is_terminal:
             print_event(self.console, event)
 
@@ -223,25 +227,25 @@ EVENT_TEXTS = {
     "resize": _CHANGE.replace("to notice", "until new workers were ready"),
     "reclaim": _CHANGE,
     "failure": _CHANGE,
-    "begin": "{steps_redone} steps that the last command had done since then are done again",
+    "begin": "redoing {steps_redone} steps that the last command did after that checkpoint",
     "start": "attempt {attempt}: {world_size} worker(s)",
-    "zero_stage": "ZeRO stage {stage}, the lowest that fits into {usable_mib} MiB a worker",
+    "zero_stage": "ZeRO stage {stage}, the lowest that fits into {usable_mib} MiB per worker",
     "restore": "resuming from the {source} of step {step}",
-    "damaged_snapshot": "[yellow]the snapshot of step {step} was passed over: {reason}",
-    "no_snapshots": "[yellow]snapshots need {needed_mib} MiB of a node's object store, and may have half of it, "
-    "{half_mib} MiB: a crash goes back to a checkpoint",
+    "damaged_snapshot": "[yellow]the snapshot of step {step} was skipped: {reason}",
+    "no_snapshots": "[yellow]no snapshots: they need {needed_mib} MiB of a node's object store and may use half of it, "
+    "{half_mib} MiB; after a crash the run resumes from a checkpoint",
     "late_snapshot": "[yellow]the snapshot that was due at step {since} has not been taken by step {step}, since "
     "the one before, or best/, is still being written",
-    "damaged_checkpoint": "[yellow]checkpoint of step {step} is damaged and was passed over: {reason}",
+    "damaged_checkpoint": "[yellow]the checkpoint of step {step} is damaged and was skipped: {reason}",
     "tracker": "[yellow]{tracker}: {reason}; training continues",
     "early_stop": "stopping early at step {step}: the best model is that of step {best_step}",
 }
 
-TIGHT = "[yellow]ZeRO stage {stage}, which needs least: about {needed_mib} MiB, and a worker has {usable_mib}"
+TIGHT = "[yellow]ZeRO stage {stage} needs the least memory, about {needed_mib} MiB, and a worker has {usable_mib}"
 
 
 def _event_text(row: dict[str, Any]) -> str | None:
-    """What is said of an event, if anything."""
+    """The text for an event; None if nothing is printed for it."""
     if row["kind"] == "failure" and "seconds" not in row:  # it ended the run, which says so
         return None
     if row["kind"] == "begin" and not row.get("steps_redone"):
@@ -261,11 +265,11 @@ class Rate:
         self._points: list[tuple[float, int]] = []
 
     def add(self, count: int) -> None:
-        """Note that `count` of them are done by now."""
+        """Record that `count` samples or steps are done now."""
         self._points = [*self._points[-self._keep :], (time.monotonic(), count)]
 
     def per_s(self) -> float | None:
-        """The rate; None before there are two moments to compare."""
+        """The rate; None until there are two points in time to compare."""
         if not self._points:
             return None
         (first_s, first), (last_s, last) = self._points[0], self._points[-1]
@@ -273,7 +277,7 @@ class Rate:
 
 
 def print_result(console: Console, result: RunResult) -> None:
-    """The end of a run: what was reached, and where it lies."""
+    """Print the result of a run and the paths of its files."""
     if result.final_metrics:
         print_metrics(console, result.final_metrics, title="test of the best model")
     color = "green" if result.is_done else "red" if result.status is RunStatus.FAILED else "yellow"
@@ -289,19 +293,19 @@ def print_result(console: Console, result: RunResult) -> None:
         print_event(console, JobEvent(JobEventKind.END, result.message, result.step, status=result.status))
     console.print(f"run     {result.run_path}", soft_wrap=True)
     run = Storage(result.run_path)
-    for what, name in (("model ", "best"), ("report", "report.html")):  # a run that was stopped early on has neither
+    for what, name in (("model ", "best"), ("report", "report.html")):  # a run that was stopped soon has neither
         if run.exists(name):
             console.print(f"{what}  {result.run_path}/{name}", soft_wrap=True)
 
 
 def in_minutes(seconds: float) -> str:
-    """As 4m07s."""
+    """Such as 4m07s."""
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes}m{rest:02d}s"
 
 
 def print_metrics(console: Console, metrics: dict[str, float], title: str) -> None:
-    """A table of metrics. Its title is a line above it: as the table's own it would be broken to the table's width."""
+    """Print a table of metrics. The title is a separate line, since rich wraps a table's own title to its width."""
     console.print(title, style="italic", soft_wrap=True)
     table = Table(box=None, pad_edge=False)
     table.add_column("metric")
@@ -312,9 +316,9 @@ def print_metrics(console: Console, metrics: dict[str, float], title: str) -> No
 
 
 def print_store(console: Console, store: PreparedStore) -> None:
-    """What a prepared store holds."""
+    """Print the sizes of the splits in a prepared store, and its labels."""
     table = Table(box=None, pad_edge=False)
-    for column in ("split", "samples", "tokens", "tokens a sample", "truncated", "set aside"):
+    for column in ("split", "samples", "tokens", "tokens per sample", "truncated", "set aside"):
         table.add_column(column, justify="left" if column == "split" else "right")
     for name, split in store.manifest.splits.items():
         mean = split.num_tokens / max(1, split.num_samples)
@@ -327,7 +331,7 @@ def print_store(console: Console, store: PreparedStore) -> None:
 
 
 def print_samples(console: Console, samples: list[dict[str, Any]]) -> None:
-    """Samples, one block each."""
+    """Print samples, one block each."""
     for number, sample in enumerate(samples):
         console.print(f"\n[bold]sample {number}")
         for name, value in sample.items():

@@ -1,4 +1,4 @@
-"""What a person sees of a sweep: a table of its trials, live on a terminal, and plain lines elsewhere."""
+"""Terminal output of a sweep: a live table of its trials on a terminal, plain lines elsewhere."""
 
 import time
 
@@ -30,25 +30,25 @@ class SweepDisplay(LiveDisplay, SweepObserver):
         self._rows_text, self._next_line_s = "", 0.0
 
     def phase(self, text: str) -> None:
-        """A new phase has begun."""
+        """Print that a new phase has begun."""
         self.console.print(text)
 
     def prepared(self, rows: int, total: int | None, rows_per_s: float) -> None:
-        """Rows prepared so far."""
+        """Show the number of rows prepared so far."""
         self._rows_text = f"  {rows:,}{f' of {total:,}' if total else ''} rows, {rows_per_s:,.0f} rows/s"
         if not self.console.is_terminal and rows_per_s and time.monotonic() > self._next_line_s:
             self._next_line_s = time.monotonic() + PLAIN_EVERY_S
             self.console.print(self._rows_text, soft_wrap=True)
 
     def begin(self, trial_table: TrialTable, num_trials: int, metric: str) -> None:
-        """The trials are about to start."""
+        """Prepare the table for the trials, which are about to start."""
         self._trial_table, self._num_trials, self._metric = trial_table, num_trials, metric
         if trial_table.rows:
             started, over = len(trial_table.rows), trial_table.num_over
-            self.console.print(f"  resuming: {started} trials were started before, {over} of them are over")
+            self.console.print(f"  resuming: {started} trials were started before, {over} of them have ended")
 
     def trial(self, row: TrialRow, event: str) -> None:
-        """A line of it, where there is no table."""
+        """Print a line about a trial if there is no live table. A failure is printed in any case."""
         if self.console.is_terminal and row.status != "failed":
             return
         text = f"  {row.name} "
@@ -68,11 +68,11 @@ class SweepDisplay(LiveDisplay, SweepObserver):
         self.console.print(text, soft_wrap=True, markup=False)
 
     def waiting(self, seconds: float) -> None:
-        """There is no room for any trial."""
+        """Print that no trial can start yet."""
         self.console.print(f"  waiting for nodes ({seconds:.0f} s so far): there is no room for a trial's workers")
 
     def stopping(self) -> None:
-        """A stop was asked for."""
+        """Acknowledge that a stop was requested."""
         self.console.print("stopping: the trials save checkpoints; press Ctrl-C again to end at once", soft_wrap=True)
 
     def _totals(self) -> str:
@@ -92,7 +92,7 @@ class SweepDisplay(LiveDisplay, SweepObserver):
 
 
 def table_of_trials(trial_table: TrialTable, metric: str, caption: str = "", most: int = MOST_ROWS) -> Table:
-    """The trials: those that run first, then the best. Other objectives have columns of their own."""
+    """A table of the trials: running ones first, then by their best value. Each further objective has a column."""
     others = list(dict.fromkeys(name for row in trial_table.rows.values() for name in row.best_others))
     table = Table(caption=escape(caption), caption_justify="left", box=None, pad_edge=False)
     for name in ("trial", "state", "rung", "step", metric, "best", *others, "workers", "goodput", "values"):
@@ -125,7 +125,7 @@ def _number(value: float | None) -> str:
 
 
 def print_sweep(console: Console, result: SweepResult) -> None:
-    """The end of a sweep."""
+    """Print the result of a sweep and the paths of its files."""
     color = {RunStatus.FINISHED: "green", RunStatus.STOPPED: "yellow"}.get(result.status, "red")
     console.print(
         f"[{color}]{result.status}[/]: {result.num_trials} trials, {result.num_failed} failed, {result.steps} steps in "

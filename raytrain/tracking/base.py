@@ -1,7 +1,6 @@
 """The interface of a tracker, and the description of a run that it receives."""
 
 import json
-import re
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,10 +8,10 @@ from typing import Any, Protocol
 
 from raytrain.config import RunConfig
 from raytrain.config.io import flatten
+from raytrain.redaction import redact_tree
 from raytrain.storage import Storage
 
 TRACKING = "tracking.json"
-SECRET = re.compile(r"(secret|passw(or)?d|credential|token|(api|access|private|account)_?key)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -59,9 +58,9 @@ class TrackedRun:
         return self.folder.read_json(TRACKING)["id"]
 
     def settings(self) -> dict[str, Any]:
-        """Dotted config key -> value, including defaults, excluding names that look like secrets."""
-        flat = flatten(self.config.model_dump(mode="json"))
-        return {key: value for key, value in flat.items() if value is not None and not SECRET.search(key)}
+        """Dotted config key -> value, including defaults, without credentials."""
+        flat = flatten(redact_tree(self.config.model_dump(mode="json")))
+        return {key: value for key, value in flat.items() if value is not None}
 
 
 def first_tellings(rows: list[Row]) -> Iterator[Row]:

@@ -10,6 +10,7 @@ from raytrain.config import RunConfig
 from raytrain.data.prepared import Manifest
 from raytrain.models.card import CARD, FACTS, model_card
 from raytrain.models.tokenizer import load_tokenizer
+from raytrain.redaction import redact_tree
 from raytrain.storage import Storage
 from raytrain.training.records import read_jsonl, scores_of
 
@@ -34,7 +35,7 @@ def describe(config: RunConfig, manifest: Manifest, step: int, epoch: int) -> di
     Args:
         epoch: The epoch that `step` is in, from 1.
     """
-    return {
+    facts = {
         "name": config.name,
         "task": config.task.model_dump(mode="json"),
         "state": manifest.task_state,
@@ -47,6 +48,7 @@ def describe(config: RunConfig, manifest: Manifest, step: int, epoch: int) -> di
         "config": _config(config),
         "versions": versions(),
     }
+    return dict(redact_tree(facts))
 
 
 def save_description(facts: dict[str, Any], run: Storage, folder: str) -> None:
@@ -99,7 +101,8 @@ def _split(config: RunConfig, manifest: Manifest, split: str) -> dict[str, Any]:
 
 
 def _config(config: RunConfig) -> dict[str, Any]:
-    """The config of the sections that determine the model. Environment variables may be secret, and are left out."""
+    """The config of the sections that determine the model. Environment variables belong to a cluster and are left
+    out."""
     raw = config.model_dump(mode="json", exclude_unset=True, include=set(SECTIONS))
     raw.get("training", {}).pop("communication", None)
     return {section: raw[section] for section in SECTIONS if section in raw}

@@ -75,6 +75,8 @@ class Job:
     run_root: str
     prepared_root: str
     use_gpu: bool
+    fencing_token: int | None = None
+    """Of this group; see `raytrain.checkpoint.fence`. None for an evaluation, which may run beside the training."""
     transition: dict[str, Any] | None = None
     """Fields of the Transition that led to this group; None for an evaluation."""
     snapshot: dict[str, Any] | None = None

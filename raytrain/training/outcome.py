@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from raytrain.errors import FailureCode
+from raytrain.redaction import redact
 from raytrain.training.progress import Progress
 
 
@@ -58,9 +59,12 @@ class Failed:
 
     code: FailureCode
     message: str
-    """For people."""
+    """For people, without credentials."""
     progress: Progress = field(default_factory=Progress)
     status = RunStatus.FAILED
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", redact(self.message))  # it may quote another program
 
 
 Outcome = Finished | Stopped | Failed

@@ -5,62 +5,63 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
+from raytrain.redaction import HIDDEN, is_credential, redact
 from raytrain.storage import Storage
+from raytrain.training.uploads import GrowingObject
 
 COMMANDS = "commands.jsonl"
 """One line for each command that trained the run: see runs.provenance."""
 BEST_SO_FAR = "best"
 """Key in an evals.jsonl line of the validation split: metric, value, step and is_saved of the best one so far."""
+NOTES = "notes"
+"""Key in an evals.jsonl line: sentences about its metrics, if the task has any to say."""
 EPOCHS = "epochs_done"
 """Key in an evals.jsonl line: passes over the training data up to its step."""
 
-# Object stores can't append: a file there is uploaded whole, at most this often.
-UPLOAD_EVERY_S = 15.0
-# ... and less often when an upload takes long: at most a twentieth of the time is spent on it.
-UPLOAD_SHARE = 0.05
+# A file system appends at once; whether this process may still write is looked up at most this often.
+CHECK_EVERY_S = 1.0
+# Read at once of a file that is read whole.
+READ_BYTES = 1 << 20
 # The last row of a file is searched for in this many bytes.
 TAIL_BYTES = 64 << 10
 
 
 class JsonlWriter:
-    """Appends lines to a file: at once on a file system, every 15 s on an object store."""
+    """Appends lines to a file: at once on a file system, from time to time on an object store."""
 
     def __init__(self, storage: Storage, name: str):
         """Opens the file for appending; a last line that a crash left incomplete gets a line end, and readers skip
         it."""
         self._storage, self._name = storage, name
-        self._is_torn = False
+        self._is_torn, self._next_check_s = False, 0.0
+        self._object: GrowingObject | None = None
         path = storage.local_path(name)
         if path is None:
-            self._file = None
-            self._content = bytearray(_read_or_empty(storage, name))
-            self._content += _missing_newline(bytes(self._content[-1:]))
-            self._next_upload_s = time.monotonic() + UPLOAD_EVERY_S
-            self._is_dirty = False
-        else:
-            if not storage.exists(name):
-                storage.write_bytes(name, b"")  # creates the folder
-            with storage.open_input(name) as file:
-                tail = file.read_at(1, file.size() - 1) if file.size() else b""
-            self._file = open(path, "ab", buffering=0)
-            self._file.write(_missing_newline(tail))
+            self._object = GrowingObject(storage, name)
+            return
+        if not storage.exists(name):
+            storage.write_bytes(name, b"")  # creates the folder
+        with storage.open_input(name) as file:
+            tail = file.read_at(1, file.size() - 1) if file.size() else b""
+        self._file = open(path, "ab", buffering=0)
+        self._file.write(_missing_newline(tail))
 
     def write(self, row: dict[str, Any]) -> None:
         """Append a line. NaN and infinities become null; numpy scalars become numbers."""
         line = json.dumps(_clean(row), allow_nan=False).encode() + b"\n"
-        if self._file is not None:
+        if self._object is not None:
+            self._object.append(line)
+        else:
             self._append(line)
-            return
-        self._content += line
-        self._is_dirty = True
-        if time.monotonic() >= self._next_upload_s:
-            self.flush()
 
     def _append(self, line: bytes) -> None:
         """Append a line. A full disk may take only a part of it: the next line then starts with a line end."""
-        assert self._file is not None
+        if time.monotonic() >= self._next_check_s:
+            self._storage.check()
+            self._next_check_s = time.monotonic() + CHECK_EVERY_S
         data = b"\n" + line if self._is_torn else line
         self._is_torn = True
         written = self._file.write(data)
@@ -68,26 +69,44 @@ class JsonlWriter:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._storage.path_of(self._name))
         self._is_torn = False
 
-    def flush(self) -> None:
-        """Upload what has not been uploaded; does nothing on a file system."""
-        if self._file is not None or not self._is_dirty:
-            return
-        started_at_s = time.monotonic()
-        self._storage.write_bytes(self._name, bytes(self._content))
-        ended_at_s = time.monotonic()
-        self._is_dirty = False
-        self._next_upload_s = ended_at_s + max(UPLOAD_EVERY_S, (ended_at_s - started_at_s) / UPLOAD_SHARE)
+    def begin_upload(self) -> None:
+        """On an object store, start to upload what there is, without waiting for it."""
+        if self._object is not None:
+            self._object.begin_upload()
+
+    def sync(self) -> None:
+        """Wait until every line is in storage. Raises OSError if storage fails for two minutes."""
+        if self._object is not None:
+            self._object.sync()
 
     def close(self) -> None:
         """Upload or close; nothing can be written afterwards."""
-        self.flush()
-        if self._file is not None:
+        if self._object is not None:
+            self._object.close()
+        else:
             self._file.close()
 
 
 def read_jsonl(storage: Storage, name: str) -> list[dict[str, Any]]:
-    """The file's rows in order, without lines that are not JSON objects (incomplete). [] when it is missing."""
-    return list(parse_jsonl(_read_or_empty(storage, name)))
+    """The file's rows in order, without lines that are not JSON objects (incomplete). [] when it is missing.
+
+    Not for metrics.jsonl, which may have gigabytes: `iterate_jsonl`.
+    """
+    return list(iterate_jsonl(storage, name))
+
+
+def iterate_jsonl(storage: Storage, name: str) -> Iterator[dict[str, Any]]:
+    """The same rows, one after the other, with one piece of the file in memory at a time."""
+    try:
+        file = storage.open_input(name)
+    except FileNotFoundError:
+        return
+    with file:
+        rest = b""
+        while piece := file.read(READ_BYTES):
+            whole, newline, rest = (rest + piece).rpartition(b"\n")
+            yield from parse_jsonl(whole + newline)
+        yield from parse_jsonl(rest)
 
 
 def last_row(storage: Storage, name: str) -> dict[str, Any] | None:
@@ -120,26 +139,6 @@ def scores_of(row: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in row.items() if isinstance(value, float) and name not in ("time", EPOCHS)}
 
 
-def last_attempt_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each step the row of its latest attempt, in step order: the run's history without what crashes undid.
-
-    A step does not count if a later attempt has started before it, even if that attempt has not reached it yet.
-    Of two rows of one step and attempt, the later counts; rows without a step are left out.
-    """
-    rows = [row for row in rows if row.get("step") is not None]
-    first_steps: dict[int, int] = {}
-    for row in rows:
-        attempt = row.get("attempt", 0)
-        first_steps[attempt] = min(row["step"], first_steps.get(attempt, row["step"]))
-    taken_back_from: dict[int, float] = {}  # attempt -> the first step of any later one
-    later = math.inf
-    for attempt in sorted(first_steps, reverse=True):
-        taken_back_from[attempt] = later
-        later = min(later, first_steps[attempt])
-    chosen = {row["step"]: row for row in rows if row["step"] < taken_back_from[row.get("attempt", 0)]}
-    return [chosen[step] for step in sorted(chosen)]
-
-
 def _read_or_empty(storage: Storage, name: str) -> bytes:
     try:
         return storage.read_bytes(name)
@@ -152,9 +151,11 @@ def _missing_newline(last_byte: bytes) -> bytes:
 
 
 def _clean(value: Any) -> Any:
-    """The same value in types that JSON supports."""
+    """The same value in types that JSON supports, without credentials."""
+    if isinstance(value, str):
+        return redact(value)
     if isinstance(value, dict):
-        return {str(key): _clean(item) for key, item in value.items()}
+        return {str(key): HIDDEN if is_credential(str(key), item) else _clean(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_clean(item) for item in value]
     if hasattr(value, "tolist"):  # numpy scalars and arrays, tensors

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from raytrain.checkpoint.manifest import MANIFEST_NAME
-from raytrain.checkpoint.store import step_folder
+from raytrain.checkpoint.store import Saved
 from raytrain.steps.batches import World
 from raytrain.storage import Storage
 from raytrain.training.agreement import StepSums
@@ -47,8 +47,12 @@ class Reporter(Protocol):
 class Reporting:
     """One worker's part in the reporting."""
 
-    def __init__(self, reporter: Reporter | None, world: World, run: Storage):
-        """`reporter`: the same on all workers; None: nothing is reported."""
+    def __init__(self, reporter: Reporter | None, world: World, run: Storage, fencing_token: int = 0):
+        """Args:
+        reporter: The same on all workers; None: nothing is reported.
+        fencing_token: Of this worker group; its checkpoints have it in their names.
+        """
+        self._fencing_token = fencing_token
         self._reporter, self._world, self._run = reporter, world, run
         self._token = uuid.uuid4().hex[:6]
         self._lock = threading.Lock()
@@ -69,7 +73,7 @@ class Reporting:
     def _write_pointer(self, reporter: Reporter, step: int) -> int | None:
         pointer = {
             "step": step,
-            "manifest": self._run.path_of(f"checkpoints/{step_folder(step)}/{MANIFEST_NAME}"),
+            "manifest": self._run.path_of(f"checkpoints/{Saved(self._fencing_token, step).folder}/{MANIFEST_NAME}"),
             "run": self._run.path_of(),
         }
         try:

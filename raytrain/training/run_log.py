@@ -13,7 +13,7 @@ from raytrain.steps.batches import World
 from raytrain.storage import Storage
 from raytrain.tasks.base import Metrics
 from raytrain.tracking.trackers import Trackers
-from raytrain.training.records import BEST_SO_FAR, EPOCHS, JsonlWriter, last_row, read_jsonl
+from raytrain.training.records import BEST_SO_FAR, EPOCHS, NOTES, JsonlWriter, last_row, read_jsonl
 
 METRICS, EVALS, EVENTS = "metrics.jsonl", "evals.jsonl", "events.jsonl"
 
@@ -96,8 +96,9 @@ class RunLog:
         if best is not None:
             place[BEST_SO_FAR] = best
         place |= {"time": self._now(), "attempt": self._attempt}
-        self._evals.write({**place, **metrics.values, "tables": metrics.tables})
-        self._evals.flush()  # sweeps read it, and it must be there before the checkpoint of this step
+        notes = {NOTES: list(metrics.notes)} if metrics.notes else {}
+        self._evals.write({**place, **metrics.values, **notes, "tables": metrics.tables})
+        self._evals.begin_upload()  # sweeps read it
         values = {f"{split}/{name}": value for name, value in metrics.values.items()}
         self._track(values, step, lambda step: (split, step) in self._evaluations)
 
@@ -110,6 +111,14 @@ class RunLog:
         """Write the sample ids that this worker trained on in a step."""
         if self._samples is not None:
             self._samples.write({"step": step, "epoch": epoch, "attempt": self._attempt, "ids": ids.tolist()})
+
+    def sync(self) -> None:
+        """Wait until all lines are in storage: those up to a checkpoint must be there before it is. Raises OSError."""
+        if self._samples is not None:
+            self._samples.sync()
+        if self._is_first:
+            for writer in (self._metrics, self._evals, self._events):
+                writer.sync()
 
     def close(self, status: str) -> None:
         """Flush everything. `status`: the run's; stopped if another group may continue it."""

@@ -18,12 +18,13 @@ import torch
 
 from raytrain.checkpoint.manifest import FileEntry
 from raytrain.checkpoint.ranges import encode_ranges, write_ranges
+from raytrain.checkpoint.retries import retrying
 from raytrain.checkpoint.snapshot import SnapshotKeeper
 from raytrain.checkpoint.store import CheckpointStore, part_name
-from raytrain.checkpoint.writer import CheckpointWriter, retrying, wait_patiently
+from raytrain.checkpoint.writer import CheckpointWriter, wait_patiently
 from raytrain.engine.engine import Engine
 from raytrain.engine.zero_state import copy_state, owned_ranges, scaler_state
-from raytrain.errors import CheckpointError
+from raytrain.errors import CheckpointError, TakenOverError
 from raytrain.models.card import BEST
 from raytrain.storage import Storage
 from raytrain.training.agreement import Control, StepSums
@@ -41,9 +42,12 @@ class SavePlan:
     snapshot_every_steps: int | None
     token: str
     """The same on all workers of this attempt, different in every attempt."""
-    belongs_to: dict[str, Any]
-    """Part of state.json that must match when the state is resumed from: the identities of the prepared data, which
-    determines the sample order, and of the frozen weights, which are not saved."""
+    fencing_token: int
+    """Of this worker group; see `raytrain.checkpoint.fence`."""
+    resumed_step: int
+    """The step from which this group has resumed; 0 at the beginning of the run."""
+    identity: Callable[[int], dict[str, Any]]
+    """Maps a step to the part of its state.json that must match when it is resumed from; see `identity.py`."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,8 @@ class Saver:
         """
         self._run, self._engine, self._world, self._control, self._log = run, engine, control.world, control, log
         self._plan, self._export, self._keeper, self._callbacks = plan, export, keeper, callbacks
-        store = CheckpointStore(run.at("checkpoints"), plan.keep_last)
-        self._writer = CheckpointWriter(store, control.world, plan.token, callbacks.committed)
+        store = CheckpointStore(run.at("checkpoints"), plan.keep_last, plan.fencing_token, plan.resumed_step)
+        self._writer = CheckpointWriter(store, control.world, plan.token, callbacks.committed, log.sync)
         self._snapshots = SnapshotSchedule(plan.snapshot_every_steps if keeper is not None else None)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="best-model")
         self._best: Future[None] | None = None
@@ -177,6 +181,8 @@ class Saver:
         try:
             self._export(weights, step, local)
             retrying(lambda: replace_folder(self._run, BEST, local), f"writing {BEST}/", self._is_closed)
+        except TakenOverError:
+            raise
         except Exception as error:  # any error: raised on this worker only, it reaches the others as text
             raise CheckpointError(f"can't write {self._run.path_of(BEST)}: {error}") from error
         finally:
@@ -193,7 +199,7 @@ class Saver:
             **progress.to_dict(),
             "loss_scaler": scaler_state(self._engine),
             "world_size": self._world.world_size,
-            **self._plan.belongs_to,
+            **self._plan.identity(progress.step),
         }
 
     def _complete(self) -> None:

@@ -11,18 +11,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from raytrain.checkpoint.fence import Fence
 from raytrain.checkpoint.ranges import Files, StorageRangeReader
 from raytrain.checkpoint.sizes import CHECKPOINT_BYTES_PER_PARAMETER
 from raytrain.checkpoint.snapshot import STORE_SHARE, MemoryFiles, Snapshot, SnapshotKeeper, bytes_in_store
 from raytrain.checkpoint.store import CheckpointStore
 from raytrain.config import Precision, RunConfig, TrainingConfig
 from raytrain.data.prepared import PreparedStore
-from raytrain.data.stream import Stream
+from raytrain.data.stream import Stream, make_order
 from raytrain.engine.deepspeed_config import effective_zero_stage
 from raytrain.engine.engine import Engine, detect_precision
 from raytrain.engine.process_group import collective_timeout_s
 from raytrain.engine.zero_state import load_ranges, load_scaler_state
-from raytrain.errors import CheckpointError, ConfigError
+from raytrain.errors import CheckpointError
 from raytrain.models.card import BEST, FACTS
 from raytrain.sizing.shape import refuse_unfit, shape_of
 from raytrain.sizing.zero_stage import AUTO, Group, memory_at, settle
@@ -38,7 +39,8 @@ from raytrain.training.device import device_of, seed_all, usable_bytes
 from raytrain.training.driver_link import DriverLink
 from raytrain.training.evaluate import Judge, evaluate
 from raytrain.training.export import describe, save_description, save_tokenizer, update_card
-from raytrain.training.frozen import check_frozen, hash_of_frozen
+from raytrain.training.frozen import hash_of_frozen
+from raytrain.training.identity import Identity, check_data
 from raytrain.training.job import Job
 from raytrain.training.measured import measured_name
 from raytrain.training.outcome import Finished, RunStatus, Stopped, StopReason
@@ -50,8 +52,6 @@ from raytrain.training.saving import SaveCallbacks, SavePlan, Saver, recover_fol
 from raytrain.training.trainer import IdleTime, Trainer
 
 MIB = 2**20
-# Fields of state.json that must match when the state is resumed from.
-DATA_CONTENT, FROZEN_WEIGHTS = "data_content", "frozen_weights"
 
 
 class WorkerRun:
@@ -70,7 +70,9 @@ class WorkerRun:
         entered_at_s: When this worker began, seconds since the epoch.
         reporter: Reports to Ray Train; None: nothing is reported.
         """
-        self.reporting = Reporting(reporter, world, run)
+        if job.fencing_token is not None:
+            run = run.guarded(Fence(run, job.fencing_token).check)
+        self.reporting = Reporting(reporter, world, run, job.fencing_token or 0)
         self.job, self.run, self.world, self.link, self.entered_at_s = job, run, world, link, entered_at_s
         self.config = RunConfig.model_validate(job.config)
         timeout_s = collective_timeout_s(self.config.workers.stall_timeout_s)
@@ -139,8 +141,10 @@ class WorkerRun:
         precision = self.control.all_succeed(lambda: detect_precision(self.config.training.precision, self.device))
         model = self.control.all_succeed(functools.partial(self._new_model, check=saved is None))
         frozen = hash_of_frozen(model, self.control)  # before the engine partitions the weights
+        order = make_order(self.config, self.store) if self.world.world_rank == 0 else None
+        identity = Identity(self.store.manifest.content, frozen, order)
         if saved is not None:
-            check_frozen(frozen, saved.state.get(FROZEN_WEIGHTS), saved.step)
+            self.control.all_succeed(functools.partial(identity.check, saved.state, saved.step))
         engine = Engine(
             model,
             self._settle(model, precision),
@@ -161,7 +165,9 @@ class WorkerRun:
                 keep_last=self.config.checkpoint.keep_last,
                 snapshot_every_steps=self.config.checkpoint.snapshot_every_steps,
                 token=self.token,
-                belongs_to={DATA_CONTENT: self.store.manifest.content, FROZEN_WEIGHTS: frozen},
+                fencing_token=self.job.fencing_token or 0,
+                resumed_step=progress.step,
+                identity=identity.of,
             ),
             functools.partial(self._export, model),
             self._snapshot_keeper(engine),
@@ -265,12 +271,7 @@ class WorkerRun:
         )
         if checkpoint is None:
             return None
-        if checkpoint.state.get(DATA_CONTENT) != self.store.manifest.content:
-            raise ConfigError(
-                f"the source files or the tokenizer have changed since this run's checkpoint of step {checkpoint.step} "
-                "was made, so its samples would come in another order. Restore them, give the run another name, or "
-                "start over with --overwrite"
-            )
+        check_data(self.store.manifest.content, checkpoint.state, checkpoint.step)
         names = [entry.name for entry in checkpoint.files if entry.name.endswith(".safetensors")]
         return SavedState("checkpoint", checkpoint.step, checkpoint.state, checkpoint.folder, names)
 

@@ -4,6 +4,7 @@ together."""
 from typing import Any
 
 from raytrain.config import Affects, RunConfig
+from raytrain.config.data import FilesConfig
 from raytrain.config.fields import affecting
 from raytrain.config.io import parse_config
 from raytrain.config.yaml import parse_yaml
@@ -30,6 +31,11 @@ def read_sweep(root: Storage) -> tuple[dict[str, Any], RunConfig, Space]:
     """(contents of sweep.yaml, config, space) of a sweep."""
     raw = parse_yaml(root.read_bytes(SWEEP), origin=root.path_of(SWEEP))
     return raw, RunConfig.model_validate(raw["config"]), Space.model_validate(raw["space"])
+
+
+def winner_suffix(trial: str | None, *, all_data: bool) -> str:
+    """What follows the sweep's name in the name of a run that trains its winner, or the named trial."""
+    return f"{trial or 'best'}{'-all-data' * all_data}"
 
 
 def winner_config(root: Storage, config: RunConfig, best: TrialRow, suffix: str = "best") -> RunConfig:
@@ -63,7 +69,8 @@ def train_winner(root: Storage, overrides: list[str], *, all_data: bool, trial: 
         raise ConfigError(f"no trial of {root.path_of()} has been evaluated yet")
     if all_data and best.best_step is None:
         raise ConfigError(f"--all-data: {best.name} was never evaluated, so it has no step at which it was best")
-    raw = winner_config(root, config, best, trial or "best").model_dump(mode="json", exclude_unset=True)
+    suffix = winner_suffix(trial, all_data=all_data)
+    raw = winner_config(root, config, best, suffix).model_dump(mode="json", exclude_unset=True)
     if all_data:
         raw = with_all_data(raw, best.best_step)
     chosen = parse_config(raw, overrides, origin=f"the best trial of {root.path_of()}")
@@ -75,21 +82,23 @@ def train_winner(root: Storage, overrides: list[str], *, all_data: bool, trial: 
 def with_all_data(raw: dict[str, Any], best_step: int | None) -> dict[str, Any]:
     """A raw config that trains on the files of training and validation, up to `best_step`.
 
-    Raises ConfigError if the files of the two splits have different formats.
+    Raises ConfigError if the files of the two splits are read in different ways.
     """
     data, training = dict(raw["data"]), dict(raw.get("training", {}))
     validation = data.pop("validation")
     if validation.get("path") is not None:  # else it is a fraction of the training files
-        if validation.get("format", "auto") != data["train"].get("format", "auto"):
-            raise ConfigError(
-                "--all-data: data.train.format and data.validation.format differ, so their files can't be one split; "
-                "leave both at auto, or write the files of the two in one format"
-            )
+        options = {name: field.default for name, field in FilesConfig.model_fields.items() if name != "path"}
+        for name, default in options.items():
+            if validation.get(name, default) != data["train"].get(name, default):
+                raise ConfigError(
+                    f"--all-data: data.train.{name} and data.validation.{name} differ, so their files can't be one "
+                    "split; leave both at their default, or write the files of the two in one format"
+                )
         data["train"] = {**data["train"], "path": [*_as_list(data["train"]["path"]), *_as_list(validation["path"])]}
     for key in ("training.epochs", *affecting(Affects.EVALUATION)):
         training.pop(key.removeprefix("training."), None)
     training["max_steps"] = best_step
-    return {**raw, "name": f"{raw['name']}-all-data", "data": data, "training": training}
+    return {**raw, "data": data, "training": training}
 
 
 def _as_list(paths: str | list[str]) -> list[str]:

@@ -6,8 +6,9 @@ import time
 from typing import Any
 
 from raytrain.checkpoint.store import CheckpointStore
-from raytrain.runs.run import SUMMARY
+from raytrain.runs.result import read_result
 from raytrain.storage import Storage
+from raytrain.training.outcome import RunStatus
 from raytrain.training.records import read_jsonl
 from raytrain.tuning.pool.broker import ANSWER_TIMEOUT_S
 from raytrain.tuning.space.space import Values
@@ -30,11 +31,9 @@ def values_of(root: Storage, trial: str) -> Values:
 
 def has_paused_at(run: Storage, step: int) -> bool:
     """Whether a trial has trained up to a step, saved, and is to continue. A trial at its end does not wait."""
-    if not run.exists(SUMMARY):
-        return False
-    summary = run.read_json(SUMMARY)
-    has_paused = summary["status"] == "stopped" and summary["step"] == step
-    return has_paused and step in CheckpointStore(run.at("checkpoints")).candidates()
+    result = read_result(run)
+    has_paused = result is not None and result.status is RunStatus.STOPPED and result.step == step
+    return has_paused and any(step == saved.step for saved in CheckpointStore(run.at("checkpoints")).candidates())
 
 
 def value_at(run: Storage, step: int, metric: str, sign: float) -> float:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from raytrain.checkpoint.store import step_folder
+from raytrain.checkpoint.store import CheckpointStore, Saved
 from raytrain.training.records import JsonlWriter
 from raytrain.tuning.generation_end import decided_after, decision_name, done_name, num_done
 from raytrain.tuning.pool.broker import Broker
@@ -93,7 +93,10 @@ class Generations:
             source, own = f"{TRIALS}/{member['source']}", f"{TRIALS}/{name}"
             for folder in ("checkpoints", "best"):  # the old ones belong to another lineage and must never be resumed
                 root.delete(f"{own}/{folder}")
-            root.copy(f"{source}/checkpoints/{step_folder(step)}", f"{own}/checkpoints/{step_folder(step)}")
+            saved = CheckpointStore(root.at(source, "checkpoints")).candidates()
+            copied = next(checkpoint for checkpoint in saved if checkpoint.step == step)
+            first = Saved(0, step)  # the two trials' fencing tokens are not comparable: any own one is newer than this
+            root.copy(f"{source}/checkpoints/{copied.folder}", f"{own}/checkpoints/{first.folder}")
             if root.exists(f"{source}/best"):
                 root.copy(f"{source}/best", f"{own}/best")
             events = JsonlWriter(root.at(own), "events.jsonl")

@@ -9,7 +9,7 @@ from raytrain.config.io import dump_config, flatten
 from raytrain.config.yaml import to_yaml
 from raytrain.reports.page import duration, embedded, page_template
 from raytrain.storage import Storage
-from raytrain.training.records import read_jsonl
+from raytrain.training.records import iterate_jsonl, read_jsonl
 from raytrain.tuning.best_trial import read_sweep, winner_config
 from raytrain.tuning.plots import (
     Segment,
@@ -133,16 +133,24 @@ def _segments(root: Storage, rows: list[TrialRow]) -> list[Segment]:
 def segments_of(trial: Storage, name: str) -> list[Segment]:
     """The segments of one trial, in seconds since 1970. A trial that the scheduler has stopped wrote no last event: its
     last worker group ends with its last step or evaluation."""
-    events, steps = read_jsonl(trial, "events.jsonl"), read_jsonl(trial, "metrics.jsonl")
-    evaluations = read_jsonl(trial, "evals.jsonl")
+    events, evaluations = read_jsonl(trial, "events.jsonl"), read_jsonl(trial, "evals.jsonl")
+    steps_s = _seconds_after_first_step(trial)
     changes = [event for event in events if event.get("kind") in CHANGES and "started_at_s" in event]
     found: list[Segment] = []
     for index, change in enumerate(changes):
         attempt = change.get("attempt")
-        # Lines of metrics.jsonl have durations, not times. The first step's event is written when that step is done.
-        after = [row for row in steps if row.get("attempt") == attempt][1:]
         moments = [event["time"] for event in [*events, *evaluations] if event.get("attempt") == attempt]
-        last_s = max([*moments, change["time"] + sum(row.get(part) or 0.0 for row in after for part in PARTS)])
+        # Lines of metrics.jsonl have durations, not times. The first step's event is written when that step is done.
+        last_s = max([*moments, change["time"] + steps_s.get(attempt, 0.0)])
         end_s = min([last_s, *(event["started_at_s"] for event in changes[index + 1 :])])
         found.append((name, change["started_at_s"], max(end_s, change["started_at_s"]), change["world_size"]))
+    return found
+
+
+def _seconds_after_first_step(trial: Storage) -> dict[int | None, float]:
+    """For each attempt the seconds from its first line of metrics.jsonl to its last."""
+    found: dict[int | None, float] = {}
+    for row in iterate_jsonl(trial, "metrics.jsonl"):
+        attempt = row.get("attempt")
+        found[attempt] = found[attempt] + sum(row.get(part) or 0.0 for part in PARTS) if attempt in found else 0.0
     return found

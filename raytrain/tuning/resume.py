@@ -15,33 +15,45 @@ SWEEP = "sweep.yaml"
 def begin_or_resume(root: Storage, config: RunConfig, space: Space, metric: str, mode: str) -> None:
     """Record what the sweep is, or check that it is the same as before, except for its budget and keys that do not
     affect the results. Raises ConfigError."""
+    check_same(root, config, space, metric)
     now = {
         "config": config.model_dump(mode="json", exclude_unset=True),
         "space": space.model_dump(mode="json", exclude_unset=True),
         "compares": {"metric": metric, "mode": mode},
     }
-    if root.exists(SWEEP):
-        before = parse_yaml(root.read_bytes(SWEEP), origin=root.path_of(SWEEP))
-        old_config, old_space = RunConfig.model_validate(before["config"]), Space.model_validate(before["space"])
-        changes = changed_keys(old_config.model_dump(mode="json"), config.model_dump(mode="json"))
-        # A population has one size; any other sweep may be given a larger budget.
-        may_change = () if isinstance(space.scheduler, Generational) else marked(Mark.MID_RUN, Space)
-        changes += [
-            (f"the space's {key}", was, value)
-            for key, was, value in changed_keys(old_space.model_dump(mode="json"), space.model_dump(mode="json"), Space)
-            if key not in may_change
-        ]
-        if before["compares"] != now["compares"]:
-            changes.append(("the metric", before["compares"]["metric"], metric))
-        if changes:
-            lines = [f"  {key}: was {was!r}, is now {value!r}" for key, was, value in changes]
-            raise ConfigError(
-                "\n".join(
-                    [
-                        f"{root.path_of()} holds a different sweep, which can't be resumed with this config and space:",
-                        *lines,
-                        "Restore the old values to resume it, give the config another name, or delete that folder",
-                    ]
-                )
-            )
     root.commit_bytes(SWEEP, to_yaml(now).encode())
+
+
+def check_same(root: Storage, config: RunConfig, space: Space, metric: str | None) -> None:
+    """Check that the folder has no sweep, or the same one as before; see `begin_or_resume`. Raises ConfigError.
+
+    Args:
+        metric: What trials are compared by; None: the data has to be prepared to know it, so it is not checked.
+    """
+    if not root.exists(SWEEP):
+        return
+    before = parse_yaml(root.read_bytes(SWEEP), origin=root.path_of(SWEEP))
+    old_config, old_space = RunConfig.model_validate(before["config"]), Space.model_validate(before["space"])
+    changes = changed_keys(old_config.model_dump(mode="json"), config.model_dump(mode="json"))
+    # A population has one size; any other sweep may be given a larger budget.
+    may_change = () if isinstance(space.scheduler, Generational) else marked(Mark.MID_RUN, Space)
+    changes += [
+        (f"the space's {key}", was, value)
+        for key, was, value in changed_keys(old_space.model_dump(mode="json"), space.model_dump(mode="json"), Space)
+        if key not in may_change
+    ]
+    if metric is None:
+        changes = [change for change in changes if change[0] != "training.best_metric"]
+    elif before["compares"]["metric"] != metric:
+        changes.append(("the metric", before["compares"]["metric"], metric))
+    if changes:
+        lines = [f"  {key}: was {was!r}, is now {value!r}" for key, was, value in changes]
+        raise ConfigError(
+            "\n".join(
+                [
+                    f"{root.path_of()} holds a different sweep, which can't be resumed with this config and space:",
+                    *lines,
+                    "Restore the old values to resume it, give the config another name, or delete that folder",
+                ]
+            )
+        )

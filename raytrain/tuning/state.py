@@ -3,14 +3,15 @@
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from raytrain.config import RunConfig
 from raytrain.config.io import parse_config
-from raytrain.errors import ConfigError
+from raytrain.errors import ConfigError, FailureCode
 from raytrain.ray_core.connect import cluster_address
-from raytrain.runs.run import read_run_config
+from raytrain.runs.folder import read_run_config
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
 from raytrain.tracking.base import TRACKING, TrackedRun
@@ -52,6 +53,8 @@ class SweepResult:
     """Wall time of this command, seconds."""
     spent_s: float = 0.0
     """Wall time of all its commands, seconds, without those that were killed."""
+    failure_code: FailureCode | None = None
+    """What most of the failed trials failed of, if the sweep failed."""
     message: str = ""
     exit_code: int = 0
 
@@ -188,9 +191,14 @@ class Sweep:
             steps=self.trial_table.steps,
             duration_s=duration_s,
             spent_s=self.spent_s(),
+            failure_code=self._commonest_failure() if status is RunStatus.FAILED else None,
             message=self.end.message if self.end is not None else "",
             exit_code=0 if status is RunStatus.FINISHED else 1,
         )
+
+    def _commonest_failure(self) -> FailureCode | None:
+        codes = Counter(row.failure.code for row in self.trial_table.rows.values() if row.failure is not None)
+        return codes.most_common(1)[0][0] if codes else None
 
 
 def trial_config(config: RunConfig, root: Storage, name: str, values: Values) -> RunConfig:

@@ -1,13 +1,16 @@
 """A sweep: Ray Tune decides which trials run and which stop; the pool decides how many workers each has."""
 
+import functools
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 from raytrain.config import RunConfig
 from raytrain.config.io import parse_config
+from raytrain.data.prepare import find_prepared
 from raytrain.errors import ConfigError
 from raytrain.ray_core.connect import RaySession, ray_session
 from raytrain.ray_core.nodes import worker_resources
@@ -18,11 +21,12 @@ from raytrain.runs.run import writing_report
 from raytrain.runs.signals import StopSignals
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
+from raytrain.tasks.base import TaskState
 from raytrain.training.outcome import RunStatus
 from raytrain.training.progress import best_metric
 from raytrain.tuning.observer import SweepObserver
 from raytrain.tuning.pool.broker import Broker
-from raytrain.tuning.resume import begin_or_resume
+from raytrain.tuning.resume import begin_or_resume, check_same
 from raytrain.tuning.space.space import NUM_PARAMETERS, Space, check_space
 from raytrain.tuning.state import SUMMARY, Sweep, SweepResult
 from raytrain.tuning.trials import TrialTable
@@ -55,15 +59,14 @@ def run_sweep(
     observer.phase("checking")
     found = check(check_space(space, raw, overrides))
     config = found.config
-    metric, mode = metric_of(space, config)
-    if config.training.best_metric is None:  # the sweep's metric picks a trial's best model
-        config = parse_config(config.model_dump(mode="json", exclude_unset=True), [f"training.best_metric={metric}"])
+    metric_of(space, config)
     root = Storage(config.storage_path).at(f"{config.name}-{space_name}")
     with Lease(root, lambda text: None) as lease:
-        begin_or_resume(root, config, space, metric, mode)
-        spent_s = json.loads(root.read_bytes(SUMMARY)).get("spent_s", 0.0) if root.exists(SUMMARY) else 0.0
-        sweep = Sweep(config, space, root, metric, mode, TrialTable(root, mode), observer, spent_before_s=spent_s)
-        status = _run(sweep, found, max_concurrent, lease)
+        begin = functools.partial(_begin, config, space, root, observer)
+        state = _known_state(config)
+        # Either refuses the folder of a different sweep before Ray is started.
+        check_same(root, config, space, None) if state is None else begin(state)
+        sweep, status = _run(found, begin, observer, max_concurrent, lease)
         result = sweep.result(status, time.time() - started_at_s)
         sweep.trial_table.write_all()
         sweep.wait_for_trackers()
@@ -75,8 +78,34 @@ def run_sweep(
     return result
 
 
-def metric_of(space: Space, config: RunConfig) -> tuple[str, str]:
-    """(metric, mode) that a sweep compares its trials by. Raises ConfigError for an unknown metric."""
+def _known_state(config: RunConfig) -> TaskState | None:
+    """The task's state as far as it is known without Ray: declared, or learned when the data was prepared earlier."""
+    declared = make_task(config.task, config.data.max_length).declared_state()
+    if declared is not None:
+        return declared
+    store = find_prepared(config)
+    return None if store is None else store.manifest.task_state
+
+
+def _begin(config: RunConfig, space: Space, root: Storage, observer: SweepObserver, state: TaskState) -> Sweep:
+    """Begin or resume a sweep whose metric follows from what its task has learned from the data, as in a single run.
+
+    Raises ConfigError when the folder has a different sweep.
+    """
+    metric, mode = metric_of(space, config, state)
+    if config.training.best_metric is None:  # the sweep's metric picks a trial's best model
+        config = parse_config(config.model_dump(mode="json", exclude_unset=True), [f"training.best_metric={metric}"])
+    begin_or_resume(root, config, space, metric, mode)
+    spent_s = json.loads(root.read_bytes(SUMMARY)).get("spent_s", 0.0) if root.exists(SUMMARY) else 0.0
+    return Sweep(config, space, root, metric, mode, TrialTable(root, mode), observer, spent_before_s=spent_s)
+
+
+def metric_of(space: Space, config: RunConfig, state: TaskState | None = None) -> tuple[str, str]:
+    """(metric, mode) that a sweep compares its trials by. Raises ConfigError for an unknown metric.
+
+    Args:
+        state: What the task has learned from the data; None: not known yet, and the metric may still become another.
+    """
     task = make_task(config.task, config.data.max_length)
     if config.data.validation is None:
         raise ConfigError("a sweep compares trials on the validation split: set data.validation")
@@ -89,7 +118,7 @@ def metric_of(space: Space, config: RunConfig) -> tuple[str, str]:
             what = "smaller" if better == "min" else "larger"
             raise ConfigError(f"also: a {what} {objective.metric} is better; set its mode to {better}")
     if space.metric is None:
-        metric, mode = best_metric(config, task, None)
+        metric, mode = best_metric(config, task, state)
         if any(objective.metric == metric for objective in space.also):
             raise ConfigError(f"also names {metric}, which is the metric of this sweep anyway")
         return metric, mode
@@ -100,11 +129,21 @@ def metric_of(space: Space, config: RunConfig) -> tuple[str, str]:
     return space.metric, space.mode or task.modes[space.metric]
 
 
-def _run(sweep: Sweep, found: Preflight, max_concurrent: int | None, lease: Lease) -> RunStatus:
-    """Prepare the data, then run the trials with Tune. Returns the status of the sweep at its end."""
+def _run(
+    found: Preflight,
+    begin: Callable[[TaskState], Sweep],
+    observer: SweepObserver,
+    max_concurrent: int | None,
+    lease: Lease,
+) -> tuple[Sweep, RunStatus]:
+    """Prepare the data, then run the trials with Tune. Returns the sweep and its status at its end.
+
+    Args:
+        begin: Makes the sweep from the task's state, which may depend on the data.
+    """
     from raytrain.data.prepare import prepare
 
-    config, observer = sweep.config, sweep.observer
+    config = found.config
     observer.phase("starting Ray")
     private = max_concurrent or _trials_on_this_machine(config)
     with ray_session(config, _private_cpus(found, private)) as session, StopSignals() as signals:
@@ -112,7 +151,7 @@ def _run(sweep: Sweep, found: Preflight, max_concurrent: int | None, lease: Leas
 
         plan = found.plan_on(session)
         observer.phase("preparing data")
-        prepare(config, observer.prepared)
+        sweep = begin(prepare(config, observer.prepared).manifest.task_state)
         live = max_concurrent or _live_trials(config, session, plan.use_gpu)
         signals.catch()
         observer.phase("trials")
@@ -127,8 +166,8 @@ def _run(sweep: Sweep, found: Preflight, max_concurrent: int | None, lease: Leas
             broker.close()
     is_all_failed = bool(sweep.trial_table.rows) and sweep.trial_table.count("failed") == len(sweep.trial_table.rows)
     if is_all_failed:
-        return RunStatus.FAILED
-    return sweep.end.status if sweep.end is not None else RunStatus.FINISHED
+        return sweep, RunStatus.FAILED
+    return sweep, sweep.end.status if sweep.end is not None else RunStatus.FINISHED
 
 
 def _trials_on_this_machine(config: RunConfig) -> int:

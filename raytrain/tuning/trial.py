@@ -15,7 +15,8 @@ from raytrain.config.io import parse_config
 from raytrain.elastic.allocation import Terms
 from raytrain.errors import RaytrainError
 from raytrain.runs.observer import Observer
-from raytrain.runs.run import RunResult, run_training
+from raytrain.runs.result import RunResult
+from raytrain.runs.run import run_training
 from raytrain.storage import Storage
 from raytrain.training.outcome import RunStatus, StopReason
 from raytrain.training.records import EPOCHS, read_jsonl
@@ -96,7 +97,7 @@ def run_trial(plan: TrialPlan) -> None:
     except RaytrainError as error:
         failure = TrialFailure(error.code, str(error))
     if failure is not None:
-        run.write_bytes(FAILURE, json.dumps(asdict(failure)).encode())
+        run.commit_bytes(FAILURE, json.dumps(asdict(failure)).encode())
         raise TrialFailed(str(failure))
     reporter.end(result)
 

@@ -240,7 +240,7 @@ def test_a_run_that_gives_up_keeps_what_only_memory_held(pool: NodePool, tmp_pat
         process.kill()
     output, _ = training.process.communicate(timeout=120)
     assert training.process.returncode == 1, output
-    assert "1 failures, and workers.max_failures is 0" in output
+    assert "1 failure(s) within an hour, and workers.max_failures is 0" in output
     (saved,) = committed_steps(training.path)
     assert steps_done(training.path) - 10 <= saved
     training.config = training.config.model_copy(

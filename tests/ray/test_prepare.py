@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 
 from raytrain.config import RunConfig
 from raytrain.data import prepare as prepare_module
-from raytrain.data.prepare import prepare
+from raytrain.data.prepare import find_prepared, prepare
 from raytrain.data.prepared import PreparedStore
 from raytrain.errors import DataError
 from raytrain.models.tokenizer import load_tokenizer
@@ -112,6 +113,8 @@ class TestContent:
         assert info.num_truncated > 0
         assert (info.num_samples, info.num_set_aside) == (5_000, 0)
         assert store.manifest.splits["test"].num_samples == 7
+        counts = Counter(row["label"] for row in rows)
+        assert info.label_counts == counts and sum(store.manifest.splits["test"].label_counts.values()) == 7
         assert not store.has_split("validation")
         assert np.diff(store.row_group_starts("train")).max() == 16
 
@@ -121,6 +124,7 @@ class TestContent:
         assert store.manifest.task_state["labels"] == ["O", "B-LOC", "B-PER"]
         tags = [[store.manifest.task_state["labels"][i] for i in row["labels"] if i != -100] for row in samples(store)]
         assert tags == [[tag for _, tag in sentence] for sentence in make_sentences(40, 0)]
+        assert store.manifest.splits["train"].label_counts == Counter(tag for row in tags for tag in row)
 
     def test_progress_is_told(self, tmp_path, config):
         told: list[tuple[int, int | None, float]] = []
@@ -166,7 +170,7 @@ class TestFraction:
         assert self.held_out(config(path, cache="cut", validation={"fraction": 0.3})) == whole
 
     def test_nothing_held_out_is_refused(self, tmp_path, config):
-        path = write_reviews(tmp_path / "a.parquet", 3, 0)
+        path = write_reviews(tmp_path / "a.parquet", 6, 0)
         assert "data.validation.fraction" in refusal(config(path, validation={"fraction": 0.0001}))
 
 
@@ -305,7 +309,56 @@ class TestInterrupted:
         assert sorted(os.listdir(cache)) == sorted([Path(store.root).name, f"{ours}.22222222.tmp", "my_notes.tmp"])
 
 
+class TestDamaged:
+    """A store that is not what was written is prepared again, and the log says so."""
+
+    @pytest.mark.parametrize("name", ["train/*.parquet", "index-train.parquet", "manifest.json"])
+    def test_one_flipped_bit(self, tmp_path, config, name, caplog):
+        chosen = config(write_reviews(tmp_path / "a.parquet", 40, 0))
+        store = prepare(chosen)
+        before = content(store)
+        (path,) = Path(store.root).glob(name)
+        raw = bytearray(path.read_bytes())
+        raw[len(raw) // 2] ^= 1
+        path.write_bytes(raw)
+        assert find_prepared(chosen) is None
+        assert content(prepare(chosen)) == before
+        assert f"{path} is damaged: the data has to be prepared again" in caplog.text
+        assert os.listdir(tmp_path / "prepared") == [Path(store.root).name]
+
+    def test_where_nothing_can_be_renamed(self, tmp_path, config, monkeypatch):
+        """An object store: the new parts have other names, and only the manifest is replaced."""
+        monkeypatch.setattr(Storage, "local_path", lambda *_: None)
+        chosen = config(write_reviews(tmp_path / "a.parquet", 40, 0))
+        store = prepare(chosen)
+        before = samples(store)
+        Path(store.root, store.manifest.splits["train"].parts[0].name).write_bytes(b"")
+        assert find_prepared(chosen) is None
+        assert samples(prepare(chosen)) == before
+        assert find_prepared(chosen) is not None
+
+
 class TestBadInput:
+    @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+    def test_the_first_bad_row_of_the_first_file_is_named(self, tmp_path, config, ending):
+        """However long its task takes: the second file is done long before it."""
+        rows: list[Any] = make_reviews(20_000, 0)
+        for place in (17_000, 18_000, 19_999):
+            rows[place] = {"text": "", "label": "positive"}
+        later = [*make_reviews(300, 2), {"text": "", "label": "positive"}, *make_reviews(10, 1)]
+        write = write_lines if ending == "jsonl" else write_parquet
+        paths = [write(tmp_path / f"{i}.{ending}", some) for i, some in enumerate((rows, later))]
+        assert f"{paths[0]}, row 17001: text is empty (2 more bad rows after it)" in refusal(config(paths))
+
+    def test_set_aside_is_counted_by_reason(self, tmp_path, config, caplog):
+        odd: list[Any] = ["{broken\n", {"text": "", "label": "positive"}, {"text": " ", "label": "positive"}]
+        path = write_lines(tmp_path / "a.jsonl", [*make_reviews(4, 1), *odd, {"text": 5, "label": "positive"}])
+        prepare(config(path, bad_rows="set_aside"))
+        assert "4 rows set aside" in caplog.text
+        assert f"2 x bad_input: text is empty ({path}, row 6; {path}, row 7)" in caplog.text
+        assert "1 x unreadable: malformed JSON" in caplog.text
+        assert f"1 x bad_input: text is 5, which is a number and not text ({path}, row 8)" in caplog.text
+
     def test_refused_with_file_and_row(self, tmp_path, config):
         path = write_lines(tmp_path / "a.jsonl", [*make_reviews(5, 0), "{broken\n", *make_reviews(5, 1)])
         message = refusal(config(path))
@@ -314,13 +367,13 @@ class TestBadInput:
 
     @pytest.mark.parametrize("text", ["", "  ", None])
     def test_empty_text(self, tmp_path, config, text):
-        path = write_lines(tmp_path / "a.jsonl", [*make_reviews(3, 0), {"text": text, "label": "positive"}])
+        path = write_lines(tmp_path / "a.jsonl", [*make_reviews(3, 1), {"text": text, "label": "positive"}])
         assert f"{path}, row 4" in refusal(config(path))
         store = prepare(config(path, bad_rows="set_aside"))
         assert len(samples(store)) == 3
 
     def test_set_aside_is_counted_and_listed(self, tmp_path, config):
-        train = write_lines(tmp_path / "a.jsonl", ["{broken\n", *make_reviews(4, 0), {"text": "a", "label": None}])
+        train = write_lines(tmp_path / "a.jsonl", ["{broken\n", *make_reviews(4, 1), {"text": "a", "label": None}])
         validation = write_lines(tmp_path / "b.jsonl", [*make_reviews(4, 0), "[]\n"])
         store = prepare(config(train, validation={"path": validation}, bad_rows="set_aside"))
         lines = [json.loads(line) for line in (Path(store.root) / "rejected.jsonl").read_text().splitlines()]
@@ -331,9 +384,9 @@ class TestBadInput:
             "validation": 1,
         }
 
-    def test_set_aside_of_a_file_that_is_in_two_splits(self, tmp_path, config):
-        path = write_lines(tmp_path / "a.jsonl", ["{broken\n", *make_reviews(4, 0)])
-        store = prepare(config(path, test={"path": path}, bad_rows="set_aside"))
+    def test_set_aside_of_equal_files_in_two_splits(self, tmp_path, config):
+        paths = [write_lines(tmp_path / f"{name}.jsonl", ["{broken\n", *make_reviews(4, 1)]) for name in "ab"]
+        store = prepare(config(paths[0], test={"path": paths[1]}, bad_rows="set_aside"))
         assert [info.num_set_aside for info in store.manifest.splits.values()] == [1, 1]
 
     def test_a_label_that_only_validation_has(self, tmp_path, config):

@@ -171,7 +171,7 @@ def test_ctrl_c_detaches_where_nobody_can_answer(head: Head) -> None:
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
     assert f"to resume it: raytrain resume {run}" in output
-    assert output.endswith(f"job {job} is over: STOPPED\n")
+    assert output.endswith(f"job {job} has ended: STOPPED\n")
     assert committed_steps(run) == [steps_done(run)]
     code, output = head.run("jobs", "attach", job)
     assert (code, "was stopped" in output) == (1, True), output

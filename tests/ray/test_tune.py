@@ -2,6 +2,7 @@
 interrupted goes on."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,9 @@ from typing import Any
 import pytest
 import yaml
 from running import ENV, kill_all, run_cli, start_cli, steps_done, tiny_run, wait_until, write_config
+from tiny import write_conll
+
+from raytrain.config import SPLITS
 
 LR = "training.optimizer.learning_rate"
 ASHA = {"kind": "asha", "grace_steps": 17, "reduction_factor": 2}
@@ -91,6 +95,30 @@ def test_the_report(asha: Path) -> None:
     assert (asha / "sweep.html").exists()
 
 
+def test_trials_are_compared_by_the_metric_that_a_single_run_has(folder: Path) -> None:
+    """Tags that are not declared are known once the data is prepared; the refusal of another sweep does not wait."""
+    paths = {split: write_conll(folder / "ner" / f"{split}.conll", 40, i) for i, split in enumerate(SPLITS)}
+    words = ["task={kind: token_classification}", *(f"data.{split}.path={path}" for split, path in paths.items())]
+    config = sweep_config(folder, "ner", *words, "training.epochs=1", "training.eval_every_steps=5")
+    space = write_space(folder, "two", {LR: {"kind": "grid", "values": [4e-3, 1e-6]}}, budget={"trials": 2})
+    code, output = run_cli("tune", config, "--space", space, "--max-concurrent", "2")
+    assert code == 0, output
+    sweep = folder / "runs" / "ner-two"
+    assert summary(sweep)["metric"] == "entity_f1"
+    assert yaml.safe_load((sweep / "sweep.yaml").read_text())["config"]["training"]["best_metric"] == "entity_f1"
+    for name, row in trials(sweep).items():
+        run = sweep / "trials" / name
+        ended = json.loads((run / "summary.json").read_text())
+        assert (ended["best_metric"], ended["best_value"]) == ("entity_f1", row["best_value"])
+        states = [json.loads(path.read_text()) for path in run.glob("checkpoints/*/state.json")]
+        assert states and {state["best_metric"] for state in states} == {"entity_f1"}
+    for data in (sweep.parent / "_prepared").iterdir():
+        shutil.rmtree(data)
+    code, output = run_cli("tune", config, "--space", space, "training.micro_batch_size=2", "training.epochs=2")
+    assert code == 2 and "training.epochs: was 1, is now 2" in output
+    assert "starting Ray" not in output
+
+
 @pytest.mark.slow
 def test_the_winner_is_trained_by_name(asha: Path) -> None:
     code, output = run_cli("train", "--from-sweep", str(asha), "training.epochs=1")
@@ -103,7 +131,7 @@ def test_a_finished_sweep_is_not_run_again(asha: Path, folder: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in asha.glob("trials/*/metrics.jsonl")}
     code, output = run_cli("tune", str(folder / "asha.yaml"), "--space", str(folder / "spaces" / "rates.yaml"))
     assert code == 0, output
-    assert "4 of them are over" in output
+    assert "4 of them have ended" in output
     assert {path: path.stat().st_mtime_ns for path in asha.glob("trials/*/metrics.jsonl")} == before
     code, output = run_cli(
         "tune", str(folder / "asha.yaml"), "--space", str(folder / "spaces" / "rates.yaml"), "seed=1"

@@ -16,11 +16,15 @@ import raytrain
 from raytrain.api import words_of
 from raytrain.cli.main import app
 from raytrain.config.io import parse_config
+from raytrain.errors import FailureCode
 from raytrain.runs import run as driver
-from raytrain.runs.run import RunResult
+from raytrain.runs.result import RunResult
+from raytrain.storage import Storage
 from raytrain.training.outcome import RunStatus
 from raytrain.tuning import sweep
-from raytrain.tuning.state import SweepResult
+from raytrain.tuning.observer import SweepObserver
+from raytrain.tuning.state import Sweep, SweepEnd, SweepResult, name_of
+from raytrain.tuning.trials import TrialFailure, TrialTable
 
 DONE = SweepResult(status=RunStatus.FINISHED, path="runs/a-space", metric="accuracy", mode="max")
 
@@ -30,6 +34,26 @@ def test_a_failed_run_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setattr(driver, "run_training", lambda *_, **__: failed)
     with pytest.raises(raytrain.TrainingError, match=r"runs/a failed at step 7: worker 1: out of memory"):
         raytrain.train(tiny_run(tmp_path, "a"))
+
+
+def test_a_failed_sweep_is_an_error_with_the_code_of_its_trials(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(raw: Any, words: Any, space: Any, *_: Any, **__: Any) -> SweepResult:
+        root = Storage(str(tmp_path / "swept"))
+        table = TrialTable(root, "max")
+        codes = (FailureCode.HANG, FailureCode.OUT_OF_MEMORY, FailureCode.OUT_OF_MEMORY)
+        for number, code in enumerate(codes):
+            table.add(name_of(number), {})
+            table.update(name_of(number), status="failed", failure=TrialFailure(code, "why"))
+        state = Sweep(parse_config(raw), space, root, "accuracy", "max", table, SweepObserver())
+        state.end = SweepEnd(RunStatus.FAILED, "3 trials have failed")
+        return state.result(RunStatus.FAILED, 1.0)
+
+    monkeypatch.setattr(sweep, "run_sweep", fail)
+    with pytest.raises(raytrain.TrainingError, match="swept: 3 trials have failed; `raytrain report") as caught:
+        raytrain.tune(tiny_run(tmp_path, "a"))
+    assert caught.value.code is FailureCode.OUT_OF_MEMORY
 
 
 def test_the_result_of_a_run_and_its_display(

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from raytrain.checkpoint import manifest as manifest_module
+from raytrain.checkpoint import retries
 from raytrain.checkpoint import store as store_module
-from raytrain.checkpoint import writer as writer_module
 from raytrain.checkpoint.manifest import Checkpoint, FileEntry, write_hashed
-from raytrain.checkpoint.store import CheckpointStore, write_sidecar
+from raytrain.checkpoint.store import CheckpointStore, Saved, write_sidecar
 from raytrain.checkpoint.writer import CheckpointWriter
 from raytrain.errors import CheckpointError
 from raytrain.steps.batches import World
@@ -29,7 +29,7 @@ TOKEN = "attempt-0"
 def store(tmp_path: Path, monkeypatch) -> CheckpointStore:
     """A store with nothing in it, impatient enough for tests."""
     monkeypatch.setattr(store_module, "SIDECAR_PATIENCE_S", 0.3)
-    monkeypatch.setattr(writer_module, "RETRY_DELAYS_S", (0.01, 0.01))
+    monkeypatch.setattr(retries, "RETRY_DELAYS_S", (0.01, 0.01))
     return CheckpointStore(Storage(str(tmp_path / "checkpoints")))
 
 
@@ -50,6 +50,16 @@ def save(store: CheckpointStore, step: int, world_size: int = 2, token: str = TO
     for world_rank in range(world_size):
         write_part(store, step, world_rank, world_size, token)
     store.commit(step, world_size, {"step": step}, token)
+    store.tidy_up(step)
+
+
+def steps_in(store: CheckpointStore) -> list[int]:
+    return [saved.step for saved in store.candidates()]
+
+
+def group(store: CheckpointStore, token: int, resumed_step: int | None = None) -> CheckpointStore:
+    """The store as a later worker group has it."""
+    return CheckpointStore(Storage(store.root.root), 2, token, resumed_step)
 
 
 def path_in(store: CheckpointStore, step: int, name: str) -> Path:
@@ -72,7 +82,7 @@ def assert_whole(checkpoint: Checkpoint | None, step: int, world_size: int = 2) 
 class TestSaveAndLoad:
     def test_no_checkpoint_means_a_fresh_start(self, store):
         assert store.newest_good() is None
-        assert store.candidates() == []
+        assert steps_in(store) == []
 
     def test_what_was_saved_is_loaded(self, store):
         save(store, 10)
@@ -80,19 +90,19 @@ class TestSaveAndLoad:
 
     def test_a_committed_folder_holds_only_what_its_manifest_lists(self, store):
         save(store, 10)
-        listed = {entry.name for entry in store.open(10).files}
+        listed = {entry.name for entry in store.open(Saved(0, 10)).files}
         assert set(names_in(store, 10)) == listed | {"manifest.json"}
 
     def test_newest_first(self, store):
         save(store, 9)
         save(store, 10)
-        assert store.candidates() == [10, 9]
+        assert steps_in(store) == [10, 9]
         assert_whole(store.newest_good(), 10)
 
     @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
     def test_workers_together_verify_each_file_once(self, store, world_size):
         save(store, 10, world_size=3)
-        checkpoint = store.open(10)
+        checkpoint = store.open(Saved(0, 10))
         shares = [checkpoint.files_to_verify(rank, world_size) for rank in range(world_size)]
         assert sorted(entry.name for share in shares for entry in share) == sorted(e.name for e in checkpoint.files)
 
@@ -172,26 +182,26 @@ class TestDamage:
                 data[position] ^= 1 << bit
                 path.write_bytes(data)
                 with pytest.raises(CheckpointError):
-                    store.open(10)
+                    store.open(Saved(0, 10))
 
     def test_a_damaged_state_is_never_handed_out(self, store):
         save(store, 10)
         flip_bit(path_in(store, 10, "state.json"))
         with pytest.raises(CheckpointError, match=r"state.json was changed"):
-            store.open(10)
+            store.open(Saved(0, 10))
 
     def test_a_copy_under_another_step_is_not_loaded(self, store):
         save(store, 10)
         os.rename(store.folder(10).local_path(), store.folder(30).local_path())
         with pytest.raises(CheckpointError, match=r"copy of step 10"):
-            store.open(30)
+            store.open(Saved(0, 30))
 
     def test_a_format_of_the_future_is_refused(self, store, monkeypatch):
         monkeypatch.setattr(manifest_module, "FORMAT_VERSION", 2)
         save(store, 10)
         monkeypatch.undo()
         with pytest.raises(CheckpointError, match=r"format 2"):
-            store.open(10)
+            store.open(Saved(0, 10))
 
     def test_damage_in_one_workers_share_is_seen_by_all(self, store):
         save(store, 10, world_size=3)
@@ -295,7 +305,7 @@ class TestCrash:
             assert_whole(checkpoint, checkpoint.step, 2 if checkpoint.step == 10 else world_size)
             save(store, 20)  # the next attempt redoes the step over what is left
             assert_whole(store.newest_good(), 20)
-            assert set(names_in(store, 20)) == {e.name for e in store.open(20).files} | {"manifest.json"}
+            assert set(names_in(store, 20)) == {e.name for e in store.open(Saved(0, 20)).files} | {"manifest.json"}
             if not is_crashed:
                 break
         assert results[0] == 10 and results[-1] == 20 and results == sorted(results)
@@ -325,12 +335,13 @@ class TestCrash:
             write_part(store, 10, rank, old_world_size, token="old")
         with pytest.raises(CheckpointError, match=r"earlier attempt|missing"):
             store.commit(10, 2, {"step": 10}, TOKEN)
-        assert store.candidates() == []
+        assert steps_in(store) == []
         write_part(store, 10, 0, 2)  # one of two workers is done
         with pytest.raises(CheckpointError, match=r"zero-00001.json .*(earlier attempt|missing)"):
             store.commit(10, 2, {"step": 10}, TOKEN)
         write_part(store, 10, 1, 2)
         store.commit(10, 2, {"step": 10}, TOKEN)
+        store.tidy_up(10)
         assert_whole(store.newest_good(), 10)
         assert len(names_in(store, 10)) == 4
 
@@ -356,14 +367,14 @@ class TestCrash:
         save(store, 20)
         with pytest.raises(Crash):
             CheckpointStore(HalfDeleting(store.root.root), keep_last=1).retain(20)
-        assert store.candidates() == [20]
+        assert steps_in(store) == [20]
 
     def test_a_file_cut_short_before_the_commit_is_not_committed(self, store):
         write_part(store, 10, 0, 1)
         truncate(path_in(store, 10, "zero-00000-of-00001.safetensors"))
         with pytest.raises(CheckpointError, match=r"incomplete"):
             store.commit(10, 1, {"step": 10}, TOKEN)
-        assert store.candidates() == []
+        assert steps_in(store) == []
 
     def test_killed_process(self, store):
         """Real: SIGKILL at random moments of a process that saves without pause."""
@@ -374,7 +385,7 @@ class TestCrash:
             "    store.clear_for_save(step, 0); folder = store.folder(step)\n"
             "    data = step.to_bytes(8, 'big') * 2_000_00\n"
             "    write_sidecar(folder, 0, 't', [write_hashed(folder, 'zero', [data[:8], data[8:]])])\n"
-            "    store.commit(step, 1, {'step': step}, 't'); print(step, flush=True)\n"
+            "    store.commit(step, 1, {'step': step}, 't'); store.tidy_up(step); print(step, flush=True)\n"
         )
         step = 1
         for delay_s in (0.0, 0.013, 0.031, 0.057, 0.083):
@@ -397,32 +408,23 @@ class TestRetention:
         store.keep_last = keep_last
         for step in range(10, 70, 10):
             save(store, step)
-        assert store.candidates() == [60, 50, 40, 30, 20, 10][:keep_last]
+        assert steps_in(store) == [60, 50, 40, 30, 20, 10][:keep_last]
         assert len(store.root.list_names()) == keep_last
 
     def test_removes_older_leftovers_and_leaves_newer_folders_alone(self, store):
         write_part(store, 5, 0, 2)
         write_part(store, 15, 0, 2)
-        save(store, 10, world_size=1)  # the run went back from 15; a worker then begins 17 before 10 is tidied up
-        write_part(store, 17, 1, 2)
-        store.retain(10)
-        assert store.root.list_names() == ["step_00000010", "step_00000017"]
+        later = group(store, token=1, resumed_step=5)
+        save(later, 10, world_size=1)  # the run went back from 15; a worker then begins 17 before 10 is tidied up
+        write_part(later, 17, 1, 2)
+        later.retain(10)
+        assert store.root.list_names() == ["step_00000010-0001", "step_00000017-0001"]
 
     def test_leftovers_do_not_count_as_checkpoints(self, store):
         save(store, 10)
         write_part(store, 15, 0, 2)
         save(store, 20)
-        assert store.candidates() == [20, 10]
-
-    def test_protected_one_stays(self, store):
-        for step in (10, 20, 30):
-            save(store, step)
-        save(store, 40)
-        store.retain(40, protect=[30])
-        assert store.candidates() == [40, 30]
-        store.keep_last = 1
-        store.retain(40, protect=[30])
-        assert store.candidates() == [40, 30]
+        assert steps_in(store) == [20, 10]
 
     def test_after_falling_back_the_damaged_ones_do_not_crowd_out_the_good(self, store):
         for step in (10, 20):
@@ -431,11 +433,14 @@ class TestRetention:
         save(store, 30)
         for step in (20, 30):
             flip_bit(path_in(store, step, TENSORS))
-        store.keep_last = 2
         assert store.newest_good().step == 10
-        save(store, 12)
-        assert store.candidates() == [12, 10]
-        assert_whole(store.newest_good(), 12)
+        later = group(store, token=1, resumed_step=10)
+        save(later, 12)
+        assert steps_in(later) == [12, 30, 20, 10], "the damaged ones stay until there are two newer checkpoints"
+        assert_whole(later.newest_good(), 12)
+        save(later, 14)
+        assert steps_in(later) == [14, 12]
+        assert_whole(group(store, token=2).newest_good(), 14)
 
     def test_other_names_in_the_folder_are_left_alone(self, store):
         store.root.write_bytes("notes.txt", b"mine")
@@ -459,6 +464,155 @@ def write_one(world_rank: int, step: int):
         return [write_hashed(folder, f"zero-{world_rank:05d}-of-00002.safetensors", [content(step, world_rank)])]
 
     return write
+
+
+def entry(name: str = "state.json", num_bytes: object = 2, sha256: object = "a" * 64) -> dict:
+    return {"name": name, "num_bytes": num_bytes, "sha256": sha256}
+
+
+WRONG_MANIFESTS = {
+    "no state": {"files": [entry("zero")]},
+    "no files": {"files": []},
+    "a path as a name": {"files": [entry(), entry("../../secret")]},
+    "an absolute path": {"files": [entry(), entry("/etc/passwd")]},
+    "dots as a name": {"files": [entry(), entry("..")]},
+    "a file twice": {"files": [entry(), entry()]},
+    "two states": {"files": [entry(), entry(sha256="b" * 64)]},
+    "a hash that is none": {"files": [entry(sha256="x")]},
+    "a negative size": {"files": [entry(num_bytes=-1)]},
+    "a size in words": {"files": [entry(num_bytes="2")]},
+    "files that are none": {"files": 7},
+    "a key more": {"more": 1},
+    "a step in words": {"step": "10"},
+    "another step": {"step": 11},
+    "no workers": {"world_size": 0},
+    "a format in words": {"format_version": "one"},
+}
+
+
+class TestWrongManifests:
+    """Well-formed JSON with a right checksum that no raytrain has written: see state.md 9 of the faults found."""
+
+    @pytest.mark.parametrize("what", WRONG_MANIFESTS)
+    def test_is_damage_and_not_a_traceback(self, store, what):
+        save(store, 5)
+        save(store, 10)
+        path = path_in(store, 10, "manifest.json")
+        body = json.loads(path.read_bytes())
+        del body["checksum"]
+        path.write_bytes(manifest_module._seal({**body, **WRONG_MANIFESTS[what]}))
+        (store.root.at("..") if "path" in what else store.root).write_bytes("secret", b"not to be read")
+        assert_whole(store.newest_good(), 5)
+
+    @pytest.mark.parametrize("content", [b"[" * 200_000, b"[]", b"null", b"\xff\xfe", b'{"checksum": NaN}'])
+    def test_other_content(self, store, content):
+        save(store, 5)
+        save(store, 10)
+        path_in(store, 10, "manifest.json").write_bytes(content)
+        assert_whole(store.newest_good(), 5)
+
+    @pytest.mark.parametrize("state", [b"[]", b"{}", b"[" * 200_000, b'{"step": 11}', b"7"])
+    def test_a_state_of_another_kind(self, store, state):
+        save(store, 5)
+        for rank in range(2):
+            write_part(store, 10, rank, 2)
+        files = store_module._files_of(store.folder(10), 2, TOKEN)
+        files.append(write_hashed(store.folder(10), "state.json", [state]))
+        content = manifest_module.encode_manifest(10, 2, TOKEN, files)
+        store.folder(10).commit_bytes("manifest.json", content)
+        assert_whole(store.newest_good(), 5)
+
+    @pytest.mark.parametrize("content", [b"", b"[]", b'{"token": 1}', b"[" * 200_000, b'{"token": "attempt-0"}'])
+    def test_a_sidecar_that_is_none_is_no_commit(self, store, content):
+        write_part(store, 10, 0, 1)
+        path_in(store, 10, "zero-00000.json").write_bytes(content)
+        with pytest.raises(CheckpointError, match="sidecar is damaged"):
+            store.commit(10, 1, {"step": 10}, TOKEN)
+
+
+class FailingStorage(Storage):
+    """Raises OSError in each read but the first `good` ones, `bad` times."""
+
+    def __init__(self, root: str, counts: list[int]):
+        super().__init__(root)
+        self.counts = counts
+
+    def at(self, *parts: str) -> Storage:
+        return FailingStorage("/".join([self.root, *parts]), self.counts)
+
+    def _spend(self) -> None:
+        good, bad = self.counts
+        if good:
+            self.counts[0] -= 1
+        elif bad:
+            self.counts[1] -= 1
+            raise OSError(5, "HTTP 503")
+
+    def read_bytes(self, name):
+        self._spend()
+        return super().read_bytes(name)
+
+    def open_input(self, name):
+        self._spend()
+        return super().open_input(name)
+
+    def size_bytes(self, name):
+        self._spend()
+        return super().size_bytes(name)
+
+    def list_names(self, name=""):
+        self._spend()
+        return super().list_names(name)
+
+    def exists(self, name=""):
+        self._spend()
+        return super().exists(name)
+
+
+class TestUnreadable:
+    """A failure of storage is not damage: see state.md 3 of the faults that were found."""
+
+    def test_one_failure_at_any_read_costs_nothing(self, store):
+        save(store, 10)
+        save(store, 20)
+        for moment in range(100):
+            counts = [moment, 1]
+            failing = CheckpointStore(FailingStorage(store.root.root, counts))
+            found = failing.newest_good(report=lambda *report: pytest.fail(f"damaged: {report}"))
+            was_spared, counts[1] = counts[1] > 0, 0
+            assert_whole(found, 20)
+            if was_spared:
+                assert moment > 5
+                return
+
+    def test_a_lasting_failure_at_any_read_ends_the_attempt_and_keeps_the_checkpoint(self, store):
+        save(store, 10)
+        save(store, 20)
+        reasons: list[str] = []
+        for moment in range(100):
+            counts = [moment, 1000]
+            failing = CheckpointStore(FailingStorage(store.root.root, counts))
+            try:
+                found = failing.newest_good(report=lambda *report: pytest.fail(f"damaged: {report}"))
+            except CheckpointError as error:
+                reasons.append(str(error))
+                continue
+            counts[1] = 0
+            assert_whole(found, 20)
+            break
+        assert len(reasons) > 5 and all("HTTP 503" in reason for reason in reasons)
+        assert steps_in(store) == [20, 10]
+
+    def test_it_is_raised_on_every_worker(self, store):
+        save(store, 10)
+
+        def load(rank, gather):
+            mine = CheckpointStore(FailingStorage(store.root.root, [3, 1000])) if rank else store
+            with pytest.raises(CheckpointError, match=r"not known to be damaged"):
+                mine.newest_good(rank, 2, gather)
+            return "raised"
+
+        assert run_workers(2, load) == ["raised", "raised"]
 
 
 class TestWriter:
@@ -512,13 +666,13 @@ class TestWriter:
             writer.wait()
             writer.commit({"step": 20})
             writer.wait()
-        assert store.candidates() == [20, 10]
+        assert steps_in(store) == [20, 10]
 
     def test_nothing_is_committed_before_commit(self, store, writers):
         for rank, writer in enumerate(writers):
             writer.begin(10, write_one(rank, 10))
             writer.wait()
-        assert store.candidates() == []
+        assert steps_in(store) == []
 
     def test_a_short_failure_is_tried_again(self, store, writers):
         attempts = []
@@ -557,7 +711,7 @@ class TestWriter:
             writers[0].wait()
 
     def test_close_does_not_wait_for_another_try(self, store, monkeypatch):
-        monkeypatch.setattr(writer_module, "RETRY_DELAYS_S", (60.0, 60.0))
+        monkeypatch.setattr(retries, "RETRY_DELAYS_S", (60.0, 60.0))
         failed = threading.Event()
 
         def refuse(folder):
@@ -609,7 +763,7 @@ class TestRefusingStorage:
             "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
             "import importlib.util as u; from pathlib import Path\n"
             f"spec = u.spec_from_file_location('t', {__file__!r}); t = u.module_from_spec(spec)\n"
-            "spec.loader.exec_module(t); t.writer_module.RETRY_DELAYS_S = (0.0, 0.0)\n"
+            "spec.loader.exec_module(t); t.retries.RETRY_DELAYS_S = (0.0, 0.0)\n"
             "print(t.TestRefusingStorage().failing_save(Path(sys.argv[1])))"
         )
         result = subprocess.run([sys.executable, "-c", source, str(tmp_path)], capture_output=True, text=True)
@@ -624,7 +778,7 @@ class TestRefusingStorage:
 
 def test_nothing_is_unpickled():
     """P13: no module that reads checkpoints imports pickle or torch, and a manifest is plain JSON."""
-    for module in (manifest_module, store_module, writer_module):
+    for module in (manifest_module, store_module):
         source = Path(module.__file__).read_text()
         assert "pickle" not in source.replace("unpickled", "") and "import torch" not in source
 

@@ -99,6 +99,13 @@ def printed(words: str, capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
+def test_the_shipped_configs_are_described(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = printed("configs list", capsys).splitlines()
+    assert [line.split()[0] for line in lines] == config_names()
+    assert all(len(line.split()) >= 6 and len(line) <= 140 and line[-1] != "." for line in lines), lines
+    assert "movie_reviews        Sentiment of movie-review sentences: the MiniLM encoder, fine-tuned on" in lines[1]
+
+
 def test_fields_with_a_word(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed("configs show --fields EPSILON", capsys)
     assert text == "training.optimizer.epsilon: number above 0; default 1.0e-08\n    Added to the denominator.\n"
@@ -106,7 +113,7 @@ def test_fields_with_a_word(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.partition(":")[0] for line in of_both.splitlines() if line[0] != " "] == [
         "checkpoint.snapshot_every_steps"
     ]
-    assert "    A run that is resumed may have another value." in of_both.splitlines()
+    assert "    May be changed when a run is resumed." in of_both.splitlines()
     with pytest.raises(ConfigError, match="no field has 'zzzz'"):
         printed("configs show --fields zzzz", capsys)
 

@@ -35,6 +35,14 @@ def mistake(*overrides: str) -> str:
     ("override", "expected"),
     [
         ("training.seed=1", "did you mean seed?"),
+        ("training.optimizer.name=adam", "allowed here: learning_rate, weight_decay, beta1, beta2, epsilon"),
+        ("training.optimizer.names=adam", "training.optimizer.names: unknown key; allowed here: learning_rate"),
+        ("training.schedule.name=linear", "allowed here: kind, warmup_ratio"),
+        ("checkpoint.path=x", "allowed here: save_every_steps"),
+        ("checkpoint.steps=5", "did you mean checkpoint.save_every_steps?"),
+        ("training.optimizer.rate=1", "did you mean training.optimizer.learning_rate?"),
+        ("data.length=1", "did you mean data.max_length?"),
+        ("nam=x", "did you mean name?"),
         ("data.max_lenght=1", "did you mean data.max_length?"),
         ("training.max_length=1", "did you mean data.max_length?"),
         ("training.lr=1", "did you mean training.optimizer.learning_rate?"),
@@ -47,8 +55,8 @@ def mistake(*overrides: str) -> str:
         ("task.kind=classify", "task.kind: 'classify' is not known"),
         ("training.precision=fp17", "training.precision: must be 'auto', 'fp32', 'bf16' or 'fp16'"),
         ("training.zero_stage=4", "training.zero_stage"),
-        ("training.epochs=zero", "training.epochs: must be a valid integer"),
-        ("data.max_length=-1", "data.max_length: must be greater than or equal to 1, got -1"),
+        ("training.epochs=zero", "training.epochs: must be an integer, got 'zero'"),
+        ("data.max_length=-1", "data.max_length: must be at least 1, got -1"),
         ("workers.min=4", "workers.min 4 is more than workers.max 1"),
         ("training.micro_batch_size=64", "training.micro_batch_size 64 is more than training.global_batch_size 32"),
         ("data.canonical_shards=5", "data.canonical_shards 5 does not divide training.global_batch_size 32"),
@@ -57,7 +65,7 @@ def mistake(*overrides: str) -> str:
         ("training.eval_every_steps=5", "training.eval_every_steps needs data.validation"),
         ("training.optimizer=adam", "training.optimizer: expected a section"),
         ("name=a/b", "name: must be letters"),
-        ("model.config.model_type=bert", "exactly one of model.path"),
+        ("model.config.model_type=bert", "model.path=null to train a new model by model.config"),
         ("data.validation.fraction=1.5", "data.validation.fraction"),
         ("epochs", "not of the form dotted.key=value"),
         ("name.x=1", "override name.x: name is a value"),
@@ -76,6 +84,7 @@ def test_a_mistake_on_the_command_line_is_not_blamed_on_the_file() -> None:
     text = mistake("training.epoch=3")
     assert text.startswith("the command line has 1 mistake") and text.endswith("(override training.epoch=3)")
     assert "(override workers.min=4)" in mistake("workers.min=4")
+    assert "(override model.config.model_type=bert)" in mistake("model.config.model_type=bert")
     assert "(override task.kind=classify)" in mistake("task.kind=classify")
     assert "(override trainig.epochs=2)" in mistake("trainig.epochs=2")
     raw = {**MINIMAL, "sed": 1}
@@ -123,9 +132,9 @@ def test_uris_without_credentials_are_accepted(uri: str) -> None:
 
 
 def test_epochs_or_max_steps() -> None:
-    assert "training.epochs or training.max_steps" in mistake("training={epochs: 1, max_steps: 5}")
+    assert "training.epochs and training.max_steps are both given" in mistake("training={epochs: 1, max_steps: 5}")
     both = mistake("training.epochs=1", "training.max_steps=5")
-    assert both == "training.epochs=1 and training.max_steps=5 say the same in two ways: give one of them"
+    assert both == "training.epochs=1 and training.max_steps=5 set the same thing in two ways: give one of them"
     assert load_config("movie_reviews", ["training.max_steps=5"]).training.max_steps == 5  # overrides the file's epochs
 
 
@@ -205,7 +214,7 @@ def test_config_needs_neither_ray_nor_torch() -> None:
 def test_an_override_takes_the_place_of_the_other_way_of_saying_it() -> None:
     config = load_config("movie_reviews", ["training.eval_every_steps=50"])  # the file says eval_every_epochs
     assert (config.training.eval_every_steps, config.training.eval_every_epochs) == (50, None)
-    assert "say the same in two ways" in mistake("training.eval_every_steps=5", "training.eval_every_epochs=1")
+    assert "set the same thing in two ways" in mistake("training.eval_every_steps=5", "training.eval_every_epochs=1")
     config = load_config("movie_reviews", ["training.eval_every_steps=5", "training.eval_every_epochs=null"])
     assert config.training.eval_every_steps == 5
     for null in ("~", "null", "Null", ""):

@@ -126,7 +126,7 @@ def with_checkpoint(config: RunConfig) -> Storage:
     """The folder of a run that has saved something."""
     run = Storage(config.storage_path).at(config.name)
     run.write_bytes("config.yaml", dump_config(config).encode())
-    run.write_bytes("checkpoints/step_00000005/manifest.json", b"{}")
+    run.write_bytes("checkpoints/step_00000005-0001/manifest.json", b"{}")
     return run
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from raytrain.runs.run import RunResult
+from raytrain.runs.result import RunResult
 from raytrain.terminal.run import RunDisplay, print_result
 from raytrain.training.outcome import RunStatus
 
@@ -46,6 +46,11 @@ def test_plain_lines_are_not_wrapped() -> None:
     damaged = {"kind": "damaged_checkpoint", "step": 5, "reason": "zero-00.safetensors [part 2] differs from its hash"}
     (line,) = printed(9, events=damaged)
     assert "[part 2] differs from its hash" in line
+
+
+def test_what_a_task_says_of_its_metrics_follows_them() -> None:
+    lines = printed(9, evals={**EVALUATION, "notes": ["nothing but O is predicted, and [brackets] stay"]})
+    assert lines[1:] == ["    nothing but O is predicted, and [brackets] stay"]
 
 
 def test_a_rate_is_shown_once_it_is_known() -> None:
@@ -85,7 +90,7 @@ def test_what_a_failure_has_cost() -> None:
     display.rows("events.jsonl", [{"kind": "begin", "attempt": 2, **moved, "steps_redone": 24}])
     lines = out.getvalue().splitlines()
     assert lines[0].startswith("  a worker's process died: 2 -> 1 worker(s), 8 steps redone, 3.0 s (0.5 s to notice,")
-    assert lines[1:] == ["  24 steps that the last command had done since then are done again"]
+    assert lines[1:] == ["  redoing 24 steps that the last command did after that checkpoint"]
 
 
 def on_a_terminal() -> tuple[RunDisplay, Callable[[], str]]:

@@ -6,6 +6,9 @@ import pytest
 
 from raytrain.config import LossScaleConfig, Precision, TrainingConfig
 from raytrain.engine.deepspeed_config import (
+    _KNOWN,
+    _REFUSED,
+    _WITHOUT_EFFECT,
     KNOWN_OF_ZERO,
     build_deepspeed_config,
     check_deepspeed_overrides,
@@ -36,6 +39,24 @@ def _build(precision: Precision = Precision.FP32, **training: Any) -> dict[str, 
         ({"bf16": {"enabled": True}}, "bf16.enabled", "training.precision"),
         ({"data_types": {"grad_accum_dtype": "bf16"}}, "data_types", "fp32"),
         ({"zero_optimization": {"round_robin_gradients": True}}, "zero_optimization.round_robin_gradients", "layout"),
+        ({"zero_optimization": {"compute_grad_norm": False}}, "zero_optimization.compute_grad_norm", "gradient's norm"),
+        ({"communication_data_type": "fp16"}, "communication_data_type", "training.communication.dtype"),
+        ({"zero_force_ds_cpu_optimizer": True}, "zero_force_ds_cpu_optimizer", "its own AdamW"),
+        ({"wandb": {"enabled": True}}, "wandb", "tracking.wandb"),
+        ({"tensorboard": {"enabled": True}}, "tensorboard", "tracking.tensorboard"),
+        ({"comet": {"enabled": True}}, "comet", "tracking"),
+        ({"csv_monitor": {"enabled": True}}, "csv_monitor", "metrics.jsonl"),
+        ({"compile": {"deepcompile": True}}, "compile", "has no effect in raytrain, so leave it out"),
+        ({"activation_checkpointing": {}}, "activation_checkpointing", "training.gradient_checkpointing"),
+        ({"aio": {"block_size": 1}}, "aio", "no effect"),
+        ({"nebula": {"enabled": True}}, "nebula", "no effect"),
+        ({"disable_allgather": True}, "disable_allgather", "no effect"),
+        ({"zero_allow_untested_optimizer": True}, "zero_allow_untested_optimizer", "no effect"),
+        (
+            {"zero_optimization": {"stage3_gather_16bit_weights_on_model_save": True}},
+            "zero_optimization.stage3_gather_16bit_weights_on_model_save",
+            "best/ has the whole model",
+        ),
         (
             {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}},
             "zero_optimization.offload_optimizer.device",
@@ -67,6 +88,13 @@ def test_unknown_keys_are_refused(overrides: dict, expected: str) -> None:
     with pytest.raises(ConfigError) as error:
         check_deepspeed_overrides(overrides)
     assert expected in str(error.value)
+
+
+def test_no_key_is_both_passed_on_and_refused() -> None:
+    lists = [set(_KNOWN), {key for key in _REFUSED if "." not in key}, {k for k in _WITHOUT_EFFECT if "." not in k}]
+    assert not lists[0] & lists[1] and not lists[0] & lists[2] and not lists[1] & lists[2]
+    for refused in (*_REFUSED, *_WITHOUT_EFFECT):
+        assert refused.removeprefix("zero_optimization.") not in KNOWN_OF_ZERO
 
 
 def test_the_keys_of_zero_are_deepspeeds_own() -> None:

@@ -65,74 +65,83 @@ def crash(step: int | None, kind: FailureKind = FailureKind.CRASH) -> Failure:
 class TestFaultBudget:
     def test_crashes_are_counted(self) -> None:
         budget = FaultBudget(2)
-        assert [budget.charge(crash(step)) for step in (5, 9)] == [None, None]
-        verdict = budget.charge(crash(14))
+        assert [budget.charge(crash(step), 0.0) for step in (5, 9)] == [None, None]
+        verdict = budget.charge(crash(14), 0.0)
         assert verdict is not None
-        assert "3 failures, and workers.max_failures is 2" in verdict
+        assert "3 failure(s) within an hour, and workers.max_failures is 2" in verdict
 
     @pytest.mark.parametrize("kind", [FailureKind.RECLAIM, FailureKind.NODE_LOST, FailureKind.NO_START])
     def test_what_the_cluster_does_is_not(self, kind: FailureKind) -> None:
         budget = FaultBudget(0)
-        assert all(budget.charge(crash(step, kind)) is None for step in range(1, 50))
+        assert all(budget.charge(crash(step, kind), 0.0) is None for step in range(1, 50))
         assert budget.spent == 0
+
+    def test_crashes_of_another_day_are_forgotten(self) -> None:
+        """state.md 12: a run of a month ended at its fourth unrelated crash."""
+        budget = FaultBudget(1)
+        day_s = 86_400.0
+        assert [budget.charge(crash(1000 * day), day * day_s) for day in range(30)] == [None] * 30
+        verdict = budget.charge(crash(30_001), 29 * day_s + 1800)
+        assert verdict is not None
+        assert "2 failure(s) within an hour, and workers.max_failures is 1" in verdict
 
     def test_errors_at_alternating_steps_are_bugs_too(self) -> None:
         budget = FaultBudget(100)
-        verdicts = [budget.charge(crash(step, FailureKind.ERROR)) for step in (7, 8, 7)]
+        verdicts = [budget.charge(crash(step, FailureKind.ERROR), 0.0) for step in (7, 8, 7)]
         assert verdicts[:2] == [None, None]
         assert str(verdicts[2]).startswith("step 7 failed 2 times")
 
     def test_an_error_that_repeats_at_its_step_is_a_bug(self) -> None:
         budget = FaultBudget(100)
-        assert budget.charge(crash(7, FailureKind.ERROR)) is None
-        verdict = budget.charge(crash(7, FailureKind.ERROR))
+        assert budget.charge(crash(7, FailureKind.ERROR), 0.0) is None
+        verdict = budget.charge(crash(7, FailureKind.ERROR), 0.0)
         assert verdict is not None
         assert verdict.startswith("step 7 failed 2 times. The first time: error at 7")
 
     def test_a_dead_process_may_be_an_accident_twice(self) -> None:
         budget = FaultBudget(100)
-        assert [budget.charge(crash(7)) for _ in range(2)] == [None, None]
-        assert budget.charge(crash(7)) is not None
+        assert [budget.charge(crash(7), 0.0) for _ in range(2)] == [None, None]
+        assert budget.charge(crash(7), 0.0) is not None
 
     def test_errors_at_other_steps_or_before_the_loop_are_not_the_same(self) -> None:
         budget = FaultBudget(100)
-        assert all(budget.charge(crash(step, FailureKind.ERROR)) is None for step in (7, None, 8, 9, None, 11))
+        assert all(budget.charge(crash(step, FailureKind.ERROR), 0.0) is None for step in (7, None, 8, 9, None, 11))
 
     def test_workers_that_never_start_end_the_run_at_last(self) -> None:
         budget = FaultBudget(0)
-        verdicts = [budget.charge(crash(None, FailureKind.NO_START)) for _ in range(20)]
+        verdicts = [budget.charge(crash(None, FailureKind.NO_START), 0.0) for _ in range(20)]
         assert verdicts[:19] == [None] * 19
         assert "20 failures in a row without a new step" in str(verdicts[19])
 
     def test_nodes_that_are_lost_while_the_model_loads_end_it_too(self) -> None:
         budget = FaultBudget(0)
-        assert any(budget.charge(crash(None, FailureKind.NODE_LOST)) for _ in range(20))
+        assert any(budget.charge(crash(None, FailureKind.NODE_LOST), 0.0) for _ in range(20))
 
     def test_nodes_may_be_lost_at_one_step_for_a_while(self) -> None:
         budget = FaultBudget(0)
-        verdicts = [budget.charge(crash(7, FailureKind.NODE_LOST)) for _ in range(6)]
+        verdicts = [budget.charge(crash(7, FailureKind.NODE_LOST), 0.0) for _ in range(6)]
         assert verdicts[:5] == [None] * 5
         assert "step 7 failed 6 times" in str(verdicts[5])
 
     def test_a_reclaimed_node_is_never_a_bug(self) -> None:
         budget = FaultBudget(0)
-        assert all(budget.charge(crash(7, FailureKind.RECLAIM)) is None for _ in range(9))
+        assert all(budget.charge(crash(7, FailureKind.RECLAIM), 0.0) is None for _ in range(9))
 
     def test_it_backs_off_while_nothing_gets_done(self) -> None:
         budget = FaultBudget(100)
         waits = []
         for step in (3, None, None, None, 9, 12):
-            budget.charge(crash(step))
+            budget.charge(crash(step), 0.0)
             waits.append(budget.wait_s)
         assert waits == [0.0, 1.0, 5.0, 15.0, 0.0, 0.0]
 
     def test_a_crash_that_was_the_end_of_a_node_is_taken_back(self) -> None:
         budget = FaultBudget(1)
         for _ in range(5):
-            assert budget.charge(crash(7)) is None
+            assert budget.charge(crash(7), 0.0) is None
             budget.take_back()
-        assert budget.charge(crash(7)) is None
-        assert "2 failures" in str(budget.charge(crash(9)))
+        assert budget.charge(crash(7), 0.0) is None
+        assert "2 failure(s)" in str(budget.charge(crash(9), 0.0))
 
 
 def node(name: str, cpus: float, deadline_s: float | None = None, total: float = 64.0, **more: float) -> NodeView:

@@ -78,7 +78,7 @@ def test_neither_training_data_nor_base_model_has_to_be_there(tmp_path: Path) ->
 
 
 def store_of(folder: Path, *splits: str) -> PreparedStore:
-    infos = {split: SplitInfo(1, 1, 0, 0, []) for split in splits}
+    infos = {split: SplitInfo(1, 1, 0, 0, [], "") for split in splits}
     (folder / "manifest.json").write_bytes(Manifest("f", {"labels": ["a"]}, 0, infos, "c").to_json())
     return PreparedStore(str(folder))
 

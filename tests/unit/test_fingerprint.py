@@ -112,6 +112,12 @@ def test_the_order_of_the_files(folder):
     assert of(changed(raw, "data.train.path", paths)) != of(changed(raw, "data.train.path", paths[::-1]))
 
 
+def test_how_a_file_is_read(tmp_path, folder):
+    (tmp_path / "a.csv").write_text("text,label\na,x\nb,y\n")
+    raw = changed(raw_config(folder), "data.train.path", str(tmp_path / "a.csv"))
+    assert of(changed(raw, "data.train.encoding", "cp1252")) != of(raw)
+
+
 def test_a_file_that_was_written_again(tmp_path, folder):
     raw = changed(raw_config(folder), "data.train.path", write_reviews(tmp_path / "a.parquet", 20, 0))
     before = of(raw)
@@ -120,6 +126,22 @@ def test_a_file_that_was_written_again(tmp_path, folder):
     write_reviews(tmp_path / "a.parquet", 21, 0)
     os.utime(tmp_path / "a.parquet", ns=(1, 1))
     assert len({before, touched, of(raw)}) == 3
+
+
+@pytest.mark.parametrize("whole_bytes", [1 << 30, 0])
+def test_other_bytes_with_the_same_size_and_time(tmp_path, folder, monkeypatch, whole_bytes):
+    """Of files that are too large to be hashed whole, the head and the tail are."""
+    monkeypatch.setattr("raytrain.data.content.WHOLE_BYTES", whole_bytes)
+    monkeypatch.setattr("raytrain.data.content.END_BYTES", 64)
+    path = tmp_path / "a.csv"
+    raw = changed(raw_config(folder), "data.train.path", str(path))
+    rows = "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(100))
+    seen = set()
+    for first in ("good,a", "good,b", "gold,a"):
+        path.write_text(f"text,label\n{first}\n{rows}")
+        os.utime(path, ns=(1, 1))
+        seen.add(of(raw))
+    assert len(seen) == 3
 
 
 def test_a_relative_path_is_the_same_file(folder, monkeypatch):

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +23,7 @@ from raytrain.errors import ConfigError
 from raytrain.planning.calibration import find_calibration
 from raytrain.planning.fitting import first_that_fits
 from raytrain.planning.forecast import Hardware, make_forecast
-from raytrain.planning.gpus import GIB, GPUS, find_gpu
+from raytrain.planning.gpus import GIB, GPUS, Gpu, find_gpu
 from raytrain.runs.preflight import resolve
 from raytrain.sizing.memory import Memory, activation_bytes, estimate_memory
 from raytrain.sizing.shape import Layers, ModelShape
@@ -257,6 +259,9 @@ class TestCalibration:
             find_calibration(run, str(tmp_path / "nothing"), use_gpu=False)
 
 
+NO_PARTS = ("total", "host", "is_lower_bound")
+
+
 class TestForecast:
     def test_time_and_cost(self, run: RunConfig):
         forecast = make_forecast(run, Hardware(price_per_hour=3.6))
@@ -271,7 +276,8 @@ class TestForecast:
         assert raw["plan"]["num_gpus"] == 2 and raw["plan"]["world_size"] == 2
         assert [world["world_size"] for world in raw["worlds"]] == [1, 2, 3, 4]
         for world in raw["worlds"]:
-            parts = {name: value for name, value in world["memory"].items() if name not in ("total", "host")}
+            parts = {name: value for name, value in world["memory"].items() if name not in NO_PARTS}
+            assert not world["memory"]["is_lower_bound"]
             assert sum(parts.values()) == world["memory"]["total"]
 
     def test_a_gpu_that_is_too_small(self, run: RunConfig):
@@ -282,6 +288,54 @@ class TestForecast:
         assert not forecast.fits
         text = printed(forecast, 100)
         assert "does not fit: a worker needs up to" in text and "no: memory" in text
+
+
+class TestAnUnknownPart:
+    """A model without a Transformers config has no layers from which activations could be estimated."""
+
+    def forecast(self, run: RunConfig, gpu: Gpu) -> Any:
+        known = make_forecast(run, Hardware(gpu=gpu))
+        worlds = [replace(world, memory=self.without(world.memory)) for world in known.worlds]
+        worlds = [replace(world, fits_memory=world.memory.fits_in(known.usable_bytes)) for world in worlds]
+        return replace(known, worlds=worlds, choices=[(one, self.without(memory)) for one, memory in known.choices])
+
+    def without(self, memory: Memory) -> Memory:
+        return replace(memory, activations=None)
+
+    def test_a_total_without_it_is_a_lower_bound(self, run: RunConfig):
+        forecast = self.forecast(run, find_gpu("a10g"))
+        memory = forecast.worlds[0].memory
+        assert memory.is_lower_bound and memory.to_json()["is_lower_bound"]
+        assert (memory.fits_in(memory.total), memory.fits_in(memory.total - 1)) == (None, False)
+        text = printed(forecast, 100)
+        assert ">=" in text and "fits as far as is known" in text and "before the unknown activations" in text
+        assert "a worker's tensors can have" not in text and "Korthikanti" not in text
+
+    def test_what_is_too_large_already_does_not_fit(self, run: RunConfig):
+        forecast = self.forecast(run, replace(find_gpu("24GiB"), memory_bytes=int(1.06 * GIB)))  # 7 MiB for tensors
+        usable = forecast.usable_bytes
+        worlds = [replace(world, memory=replace(world.memory, weights=usable + 1)) for world in forecast.worlds]
+        worlds = [replace(world, fits_memory=world.memory.fits_in(usable)) for world in worlds]
+        text = printed(replace(forecast, worlds=worlds), 100)
+        assert "does not fit: a worker needs at least" in text and "no: memory" in text
+
+    def test_the_plan_of_a_task_of_ones_own_says_so(self, tmp_path: Path):
+        example = Path(__file__).parents[2] / "examples" / "own_task"
+        for name in ("regression.py", "regression.yaml"):
+            (tmp_path / name).write_bytes((example / name).read_bytes())
+        (tmp_path / "data").mkdir()
+        columns = {name: [0.5, 1.0] * 32 for name in ("a", "b", "c", "y")}
+        pq.write_table(pa.table(columns), tmp_path / "data" / "train.parquet")
+        done = subprocess.run(
+            [sys.executable, "-m", "raytrain", "plan", "regression.yaml"],
+            cwd=tmp_path,
+            env=ENV,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "note: activations are not known" in done.stdout and ">=" in done.stdout
+        assert "--calibrate gives the time of a step, not its memory" in done.stdout
 
 
 def printed(forecast: Any, width: int) -> str:

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from raytrain.launch import job_events
 from raytrain.launch.job_events import JobEvent, JobEventKind, event_of, events_of, for_people, line_of
-from raytrain.runs.run import RunResult
+from raytrain.runs.result import RunResult
 from raytrain.terminal.jobs import JobDisplay
 from raytrain.terminal.run import RunDisplay, print_result
 from raytrain.training.outcome import RunStatus, StopReason

@@ -52,8 +52,8 @@ MISTAKES = [
     ("workers.max=16", "workers.max 16 is more than the 8 canonical shards"),
     ("training.micro_batch_size=16", "training.micro_batch_size 16 is more than training.global_batch_size 8"),
     ("data.canonical_shards=3", "data.canonical_shards 3 does not divide training.global_batch_size 8"),
-    ("training={epochs: 2, max_steps: 10}", "training.epochs or training.max_steps"),
-    ("model.path=some/model", "exactly one of model.path"),
+    ("training={epochs: 2, max_steps: 10}", "training.epochs and training.max_steps are both given"),
+    ("model.path=some/model", "add model.config=null to train the pretrained model"),
     ("data.validation=null training.eval_every_steps=5", "training.eval_every_steps needs data.validation"),
     (
         "training.eval_every_epochs=0.5 training.eval_every_steps=5",

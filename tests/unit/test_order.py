@@ -1,6 +1,7 @@
 """P1, P2, P3, P4 and P6, as properties of the sample order and the batch plan; no Ray, no torch."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -182,3 +183,30 @@ def test_seeking_costs_the_same_everywhere() -> None:
     started_at_s = time.perf_counter()
     Order(starts, np.full(num, 20), seed=0, global_batch_size=256, canonical_shards=256).step_samples(7, 3000)
     assert time.perf_counter() - started_at_s < 30  # a hang, not a speed: the figure is in benchmarks/
+
+
+@given(orders(), st.integers(0, 3))
+def test_the_hash_of_a_window_changes_with_everything_that_the_order_depends_on(order: Order, epoch: int) -> None:
+    if order.steps_per_epoch == 0:
+        return
+    assert order.window_hash(epoch, 0) == replace(order, _windows={}, _layouts={}).window_hash(epoch, 0)
+    samples = np.concatenate(
+        [order.step_samples(epoch, step) for step in range(order.steps_per_window)[:5] if step < order.steps_per_epoch]
+    )
+    other = replace(order, seed=order.seed + 1, _windows={}, _layouts={})
+    others = np.concatenate(
+        [other.step_samples(epoch, step) for step in range(order.steps_per_window)[:5] if step < order.steps_per_epoch]
+    )
+    if samples.tolist() != others.tolist():
+        assert order.window_hash(epoch, 0) != other.window_hash(epoch, 0)
+
+
+def test_the_random_streams_of_the_stages_are_different() -> None:
+    """state.md 11: numpy pads seeds with zeros, so (s, e) and (s, e, 0) are one stream."""
+    assert np.random.default_rng((5, 1)).random() == np.random.default_rng((5, 1, 0)).random()
+    starts = np.arange(33)
+    order = Order(starts, np.ones(32), 5, 1, 1, window_samples=32, samples_per_lane=1, group_by_length=False)
+    layout = order._layout(1)
+    groups = (layout._group_starts).tolist()
+    steps = np.concatenate(epoch_of(order, 1)).tolist()
+    assert groups != steps

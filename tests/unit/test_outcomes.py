@@ -15,7 +15,7 @@ from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError
 
 from raytrain.elastic.worker_errors import code_of, death_of, error_of
 from raytrain.errors import CheckpointError, ConfigError, DataError, FailureCode, RaytrainError, TrainingError
-from raytrain.runs.run import RunResult
+from raytrain.runs.result import RunResult
 from raytrain.training.outcome import Failed, Finished, RunStatus, Stopped
 from raytrain.training.progress import Progress
 

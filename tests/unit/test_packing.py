@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import time
 import zipfile
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from raytrain.errors import ConfigError
 from raytrain.launch import packing
 from raytrain.launch.packing import choose_files, write_archive
+from raytrain.launch.secret_files import LOOKED_AT_BYTES
 
 CODE = ["main.py", "src/net.py", "requirements.txt", "conf/run.yaml", "tokenizer/tokenizer.json"]
 NEVER = {
@@ -43,6 +45,96 @@ def test_code_travels_and_nothing_else(tmp_path: Path) -> None:
     text = "\n".join(choice.lines())
     assert "left out, secrets: .aws/, .env" in text
     assert "and 9 more" in text
+
+
+CORPUS = Path(__file__).parents[1] / "secret_names.txt"
+NAMES = [line.split(maxsplit=1) for line in CORPUS.read_text().splitlines() if line and not line.startswith("# ")]
+
+
+@pytest.mark.parametrize(("kind", "name"), NAMES, ids=[name for _, name in NAMES])
+def test_names_of_the_corpus(tmp_path: Path, kind: str, name: str) -> None:
+    write(tmp_path, name)
+    assert what_becomes_of(tmp_path, name) == kind
+
+
+def what_becomes_of(folder: Path, name: str) -> str:
+    choice = choose_files(str(folder))
+    left_out = [out for names in choice.left_out.values() for out in names]
+    if any(name == out or (out.endswith("/") and name.startswith(out)) for out in left_out):
+        assert all(reason.startswith("secrets") for reason in choice.left_out)
+        return "secret"
+    assert (name in choice.doubtful) != (name in choice.sizes)
+    return "sent" if name in choice.sizes else "doubtful"
+
+
+# Put together here, so that no scanner takes this file for a leak.
+HOLD_SECRETS = {
+    "-----BEGIN " + "RSA PRIVATE KEY-----\nMII": "secret",
+    "-----BEGIN " + "PRIVATE KEY-----\nMII": "secret",
+    "-----BEGIN " + "OPENSSH PRIVATE KEY-----\nb3B": "secret",
+    "-----BEGIN PGP " + "PRIVATE KEY BLOCK-----": "secret",
+    "PuTTY-User-Key-" + "File-3: ssh-ed25519": "secret",
+    "# age\nAGE-SECRET-" + "KEY-1QQQ": "secret",
+    "id = AKIA" + "QYLPMN5HHHFPZAM2": "secret",
+    "aws_secret_access_key=" + "abcdEFGH" * 5: "secret",
+    '{"type": "authorized_' + 'user"}': "secret",
+    '{"type": "service_' + 'account"}': "secret",
+    "maps: AIza" + "Sy" * 17 + "x": "secret",
+    "x = hf_" + "aB" * 17: "secret",
+    "ghp_" + "a1" * 18: "secret",
+    "glpat-" + "a1" * 10: "secret",
+    "xoxb-" + "1" * 12: "secret",
+    "sk-proj-" + "a1" * 20: "secret",
+    "DefaultEndpointsProtocol=https;AccountKey=" + "a1" * 43 + "==": "secret",
+    "db:\n  db_password: hunter22": "doubtful",
+    '{"api_key": "0123456789"}': "doubtful",
+    "url: postgres://me:hunter22@db/x": "doubtful",
+    "export HF_TOKEN=abcdefgh": "doubtful",
+    "password: ${PASSWORD}\nsecret: <yours>\napi_key: null\n": "sent",
+    "aws_access_key_id: AKIA" + "IOSFODNN7EXAMPLE": "sent",
+    '{"pad_token": "[PAD]", "unk_token": "[UNK]"}': "sent",
+    "url: https://example.com:8080/x@y": "sent",
+    "-----BEGIN CERTIFICATE-----\nMII": "sent",
+    "the password is a word of the text": "sent",
+}
+
+
+@pytest.mark.parametrize(("text", "kind"), HOLD_SECRETS.items())
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_look_into_files(tmp_path: Path, text: str, kind: str, encoding: str) -> None:
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "prod.yaml").write_bytes(f"first: 1\n{text}\n".encode(encoding))
+    assert what_becomes_of(tmp_path, "conf/prod.yaml") == kind
+    (tmp_path / "conf" / "prod.yaml").rename(tmp_path / "prod.py")  # code: the user decides
+    is_key = kind == "secret"
+    assert what_becomes_of(tmp_path, "prod.py") == ("doubtful" if is_key else "sent")
+
+
+@pytest.mark.parametrize("text", ["\n", "-", "- ", "a", "{", "x://a:", '"type" ', "-----BEGIN "])
+def test_a_look_into_a_file_takes_no_time(tmp_path: Path, text: str) -> None:
+    """No pattern backtracks over a file of one repeated piece."""
+    (tmp_path / "notes.yaml").write_text(text * (2 * LOOKED_AT_BYTES // len(text)))
+    began_s = time.process_time()
+    choose_files(str(tmp_path))
+    assert time.process_time() - began_s < 2
+
+
+def test_a_doubtful_file_travels_only_where_it_is_named(tmp_path: Path) -> None:
+    write(tmp_path, "main.py", "conf/token.json", "conf/tokens.json", "conf/secret.json")
+    choice = choose_files(str(tmp_path))
+    assert sorted(choice.doubtful) == ["conf/token.json", "conf/tokens.json"]
+    assert "    conf/token.json: its name" in list(choice.lines())
+    write_archive(str(tmp_path / "job.zip"), choice, {})
+    assert zipfile.ZipFile(tmp_path / "job.zip").namelist() == ["main.py"]
+    choice.include(["./conf/token.json"])
+    assert sorted(choice.sizes) == ["conf/token.json", "main.py"]
+    assert list(choice.doubtful) == ["conf/tokens.json"]
+    choice.include(["conf/*.json", "conf/token.json"])
+    assert not choice.doubtful and "conf/secret.json" not in choice.sizes
+    with pytest.raises(ConfigError, match=r"--include conf/secret.json: left out, secrets; such files are never sent"):
+        choice.include(["conf/secret.json"])
+    with pytest.raises(ConfigError, match=r"--include gone.json: no doubtful file has this name"):
+        choice.include(["gone.json"])
 
 
 def test_what_the_config_names_stays(tmp_path: Path) -> None:

@@ -1,16 +1,25 @@
-"""The prepared store's manifest: read as it was written, and never mistaken for another version's. No Ray."""
+"""The prepared store: read as it was written, or refused as damaged or as another version's. No Ray."""
 
+import hashlib
 import json
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from raytrain.data.prepared import FORMAT_VERSION, Manifest, Part, PreparedStore, SplitInfo
 from raytrain.errors import DataError
 
 MANIFEST = Manifest(
-    "f", {"labels": ["a", "b"]}, 0, {"train": SplitInfo(3, 9, 1, 2, [Part("p.parquet", [2, 1], 99)])}, "c"
+    "f",
+    {"labels": ["a", "b"]},
+    0,
+    {"train": SplitInfo(3, 9, 1, 2, [Part("p.parquet", [2, 1], 99, "h")], "i", {"a": 3})},
+    "c",
 )
 
 
@@ -22,18 +31,115 @@ def test_what_is_stored_belongs_to_the_version():
     """Whoever changes the fields, or what tasks write, must raise FORMAT_VERSION: caches of users are found by it."""
     names = {kind.__name__: [field.name for field in fields(kind)] for kind in (Manifest, SplitInfo, Part)}
     assert (FORMAT_VERSION, names) == (
-        3,
+        4,
         {
             "Manifest": ["fingerprint", "task_state", "pad_token_id", "splits", "content", "format_version"],
-            "SplitInfo": ["num_samples", "num_tokens", "num_truncated", "num_set_aside", "parts"],
-            "Part": ["name", "row_group_rows", "num_bytes"],
+            "SplitInfo": [
+                "num_samples",
+                "num_tokens",
+                "num_truncated",
+                "num_set_aside",
+                "parts",
+                "index_sha256",
+                "label_counts",
+            ],
+            "Part": ["name", "row_group_rows", "num_bytes", "sha256"],
         },
     )
 
 
-@pytest.mark.parametrize("version", [2, FORMAT_VERSION + 1])
+@pytest.mark.parametrize("version", [3, FORMAT_VERSION + 1])
 def test_a_store_of_another_version(tmp_path, version):
     raw: dict[str, Any] = {"format_version": version, "fingerprint": "f", "labels": [], "splits": {}}
     (tmp_path / "manifest.json").write_text(json.dumps(raw))
     with pytest.raises(DataError, match=rf"format {version}, this version reads {FORMAT_VERSION}"):
         PreparedStore(str(tmp_path))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> PreparedStore:
+    """A store of one split with a part of two row groups."""
+    lengths = [3, 3, 3]
+    table = pa.table({"input_ids": [[1, 2, 3], [4, 5, 6], [7, 8, 9]], "labels": [0, 1, 0]})
+    (tmp_path / "train").mkdir()
+    part, index = tmp_path / "train" / "part.parquet", tmp_path / "index-train.parquet"
+    pq.write_table(table, part, row_group_size=2, write_page_checksum=True)
+    pq.write_table(pa.table({"length": pa.array(lengths, pa.int32())}), index)
+    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (part, index)]
+    parts = [Part("train/part.parquet", [2, 1], part.stat().st_size, hashes[0])]
+    manifest = Manifest("f", {}, 0, {"train": SplitInfo(3, 9, 0, 0, parts, hashes[1])}, "c")
+    (tmp_path / "manifest.json").write_bytes(manifest.to_json())
+    return PreparedStore(str(tmp_path))
+
+
+def damage(path: Path, place: int, bit: int = 1) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[place] ^= bit
+    path.write_bytes(raw)
+
+
+def test_a_whole_store_passes(store):
+    store.verify()
+    assert store.lengths("train").tolist() == [3, 3, 3]
+    assert store.read_row_group("train", 1).to_pylist() == [{"input_ids": [7, 8, 9], "labels": 0}]
+
+
+@pytest.mark.parametrize("name", ["train/part.parquet", "index-train.parquet"])
+def test_one_flipped_bit_anywhere(store, name):
+    path = Path(store.root, name)
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        damage(path, place, 1 << place % 8)
+        with pytest.raises(DataError, match=rf"{name} is not what was written.*delete the folder"):
+            PreparedStore(store.root).verify()
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", ["train/part.parquet", "index-train.parquet"])
+@pytest.mark.parametrize("how", ["cut", "gone"])
+def test_a_file_that_is_cut_or_gone(store, name, how):
+    path = Path(store.root, name)
+    if how == "cut":
+        path.write_bytes(path.read_bytes()[:-9])
+    else:
+        path.unlink()
+    with pytest.raises(DataError, match=rf"{name} is not what was written"):
+        PreparedStore(store.root).verify()
+
+
+def test_an_index_of_another_store(store):
+    """Whole in itself, but not what the manifest says."""
+    pq.write_table(pa.table({"length": pa.array([3, 3], pa.int32())}), Path(store.root, "index-train.parquet"))
+    with pytest.raises(DataError, match=r"index-train\.parquet is not what was written"):
+        store.lengths("train")
+
+
+def test_who_reads_a_page_notices_a_flipped_bit(tmp_path):
+    """Where the store is too large to be read whole before a run."""
+    values = np.random.default_rng(0).integers(0, 2**62, 500)
+    path = tmp_path / "part.parquet"
+    pq.write_table(pa.table({"v": values}), path, compression="none", use_dictionary=False, write_page_checksum=True)
+    part = Part("part.parquet", [500], path.stat().st_size, "")
+    manifest = Manifest("f", {}, 0, {"train": SplitInfo(500, 500, 0, 0, [part], "")}, "c")
+    (tmp_path / "manifest.json").write_bytes(manifest.to_json())
+    assert PreparedStore(str(tmp_path)).read_row_group("train", 0)["v"].to_numpy().tolist() == values.tolist()
+    start = path.read_bytes().index(values.tobytes())
+    for place in range(start, start + 4_000, 97):
+        damage(path, place)
+        with pytest.raises(OSError, match=r"part\.parquet can't be read"):
+            PreparedStore(str(tmp_path)).read_row_group("train", 0)
+        damage(path, place)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"{}"])
+def test_a_manifest_that_is_none(store, content):
+    Path(store.root, "manifest.json").write_bytes(content)
+    with pytest.raises(DataError, match="damaged"):
+        PreparedStore(store.root)
+
+
+def test_a_manifest_with_another_digit(store):
+    path = Path(store.root, "manifest.json")
+    path.write_text(path.read_text().replace('"num_truncated": 0', '"num_truncated": 1'))
+    with pytest.raises(DataError, match="damaged"):
+        PreparedStore(store.root)

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 
 from raytrain.data.prepared import SplitInfo
-from raytrain.runs.provenance import command_line, git_state, observe_command, record_command
+from raytrain.runs.provenance import MOST_LABELS, command_line, git_state, label_counts, observe_command, record_command
 from raytrain.storage import Storage
 
-SPLITS = {"train": SplitInfo(120, 999, 3, 1, []), "test": SplitInfo(20, 99, 0, 0, [])}
+SPLITS = {
+    "train": SplitInfo(120, 999, 3, 1, [], "", {"a": 100, "b": 20}),
+    "test": SplitInfo(20, 99, 0, 0, [], "", {"b": 20}),
+}
 
 
 def test_each_command_of_a_run_leaves_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,7 +27,17 @@ def test_each_command_of_a_run_leaves_a_line(tmp_path: Path, monkeypatch: pytest
     assert {"raytrain", "ray", "torch", "deepspeed", "transformers", "python"} <= first["versions"].keys()
     assert first["machine"]["cpus"] >= 1
     assert first["data"]["train"] == {"samples": 120, "tokens": 999, "truncated": 3, "set_aside": 1}
+    assert first["labels"] == {"a": {"train": 100, "test": 0}, "b": {"train": 20, "test": 20}}
     assert "a-secret" not in text
+
+
+def test_of_many_labels_the_most_frequent_are_recorded() -> None:
+    counts = {"train": {f"label{i:05d}": i for i in range(1, 1001)}, "test": {"label00001": 10_000}}
+    labels = label_counts(counts)
+    assert len(labels) == MOST_LABELS and list(labels) == sorted(labels)
+    assert labels["label00001"] == {"train": 1, "test": 10_000}
+    assert labels["label01000"] == {"train": 1000, "test": 0} and "label00002" not in labels
+    assert label_counts({"train": {}}) == {}
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,20 @@
 """The run's JSONL files: nothing but a torn last line is ever lost, and what is written is valid JSON."""
 
+import itertools
 import json
 import math
+import threading
+from collections.abc import Callable
+from concurrent.futures import wait
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from raytrain.checkpoint import retries
 from raytrain.storage import Storage
-from raytrain.training import records
-from raytrain.training.records import JsonlWriter, last_attempt_rows, read_jsonl
+from raytrain.training import records, uploads
+from raytrain.training.records import JsonlWriter, iterate_jsonl, read_jsonl
 
 
 @pytest.fixture
@@ -23,11 +28,13 @@ class ObjectStore(Storage):
     def __init__(self, root: str):
         super().__init__(root)
         self.uploads = 0
+        self.before: Callable[[], object] = lambda: None
 
     def local_path(self, name: str = "") -> None:
         return None
 
     def write_bytes(self, name, data):
+        self.before()
         self.uploads += 1
         super().write_bytes(name, data)
 
@@ -100,13 +107,21 @@ def test_lines_that_are_no_object_are_skipped(storage):
     assert [row["step"] for row in read_jsonl(storage, "x.jsonl")] == [1, 2]
 
 
+def settle(writer: JsonlWriter) -> None:
+    """Wait for the upload that is in progress."""
+    assert writer._object is not None
+    if writer._object._upload is not None:
+        wait([writer._object._upload])
+
+
 def test_an_object_store_sees_one_upload_in_15_seconds(object_store, monkeypatch):
     now_s = [0.0]
-    monkeypatch.setattr(records.time, "monotonic", lambda: now_s[0])
+    monkeypatch.setattr(uploads.time, "monotonic", lambda: now_s[0])
     writer = JsonlWriter(object_store, "metrics.jsonl")
     for second in range(60):
         now_s[0] = float(second)
         writer.write({"step": second})
+        settle(writer)
     assert object_store.uploads == 3
     assert len(read_jsonl(object_store, "metrics.jsonl")) == 46
     writer.close()
@@ -122,23 +137,56 @@ def test_nothing_new_is_not_uploaded_again(object_store):
     assert object_store.uploads == 1
 
 
-class TestLastAttemptRows:
-    def test_the_highest_attempt_counts_in_step_order(self):
-        places = [(1, 0), (2, 0), (3, 0), (4, 0), (3, 1), (4, 1), (5, 1)]
-        chosen = last_attempt_rows([{"step": step, "attempt": attempt} for step, attempt in places])
-        assert [(row["step"], row["attempt"]) for row in chosen] == [(1, 0), (2, 0), (3, 1), (4, 1), (5, 1)]
+class TestFailingUploads:
+    """state.md 6: one failed upload of metrics.jsonl ended the step."""
 
-    def test_what_a_crash_took_back_does_not_count(self):
-        places = [(1, 0), (2, 0), (3, 0), (4, 0), (2, 1)]  # it has not come to 3 and 4 again yet
-        chosen = last_attempt_rows([{"step": step, "attempt": attempt} for step, attempt in places])
-        assert [(row["step"], row["attempt"]) for row in chosen] == [(1, 0), (2, 1)]
+    @pytest.fixture(autouse=True)
+    def impatient(self, monkeypatch):
+        monkeypatch.setattr(uploads, "UPLOAD_EVERY_S", 0.0)
+        monkeypatch.setattr(uploads, "UPLOAD_SHARE", 1e9)
+        monkeypatch.setattr(retries, "RETRY_DELAYS_S", (0.0, 0.0))
 
-    def test_order_in_the_file_does_not_matter(self):
-        assert last_attempt_rows([{"step": 2, "attempt": 3}, {"step": 2, "attempt": 1}]) == [{"step": 2, "attempt": 3}]
+    def test_no_step_waits_for_an_upload(self, object_store):
+        gate = threading.Event()
+        object_store.before = gate.wait
+        writer = JsonlWriter(object_store, "metrics.jsonl")
+        for step in range(100):
+            writer.write({"step": step})  # it would never return
+        gate.set()
+        writer.sync()
+        assert len(read_jsonl(object_store, "metrics.jsonl")) == 100
+        writer.close()
 
-    def test_of_equal_attempts_the_later_row_counts(self):
-        rows = [{"step": 1, "attempt": 0, "loss": 1}, {"step": 1, "attempt": 0, "loss": 2}]
-        assert last_attempt_rows(rows) == [rows[1]]
+    def test_a_failure_costs_no_step_and_no_line(self, object_store):
+        failures = itertools.chain([OSError(5, "503")] * 7, itertools.repeat(None))
+        object_store.before = lambda: raise_(next(failures))
+        writer = JsonlWriter(object_store, "metrics.jsonl")
+        for step in range(20):
+            writer.write({"step": step})
+            settle(writer)
+        writer.close()
+        assert len(read_jsonl(object_store, "metrics.jsonl")) == 20
 
-    def test_rows_without_a_step_are_left_out(self):
-        assert last_attempt_rows([{"attempt": 0}]) == []
+    def test_a_lasting_failure_is_raised_by_what_waits(self, object_store):
+        object_store.before = lambda: raise_(OSError(5, "503"))
+        writer = JsonlWriter(object_store, "metrics.jsonl")
+        for step in range(5):
+            writer.write({"step": step})
+            settle(writer)
+        with pytest.raises(OSError, match="503"):
+            writer.sync()
+        with pytest.raises(OSError, match="503"):
+            writer.close()
+
+
+def raise_(error: Exception | None) -> None:
+    if error is not None:
+        raise error
+
+
+@pytest.mark.parametrize("read_bytes", [1, 7, 1 << 20])
+def test_rows_are_the_same_in_pieces_of_any_size(storage, monkeypatch, read_bytes):
+    monkeypatch.setattr(records, "READ_BYTES", read_bytes)
+    storage.write_bytes("x.jsonl", b'{"step": 1}\n\n[1]\n{"step": 2, "a": "\xc3\xa9"}\n{"step": 3}')
+    assert list(iterate_jsonl(storage, "x.jsonl")) == [{"step": 1}, {"step": 2, "a": "\u00e9"}, {"step": 3}]
+    assert list(iterate_jsonl(storage, "none.jsonl")) == []

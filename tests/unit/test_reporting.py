@@ -105,7 +105,7 @@ def test_a_commit_is_reported_by_rank_0_with_the_next_step(group: Group) -> None
     assert group.reported() == [[(507, group.name(500))], [(507, None)]]
     pointer = group.queues[0].pointers[group.name(500)]
     assert pointer["step"] == 500
-    assert pointer["manifest"].endswith("checkpoints/step_00000500/manifest.json")
+    assert pointer["manifest"].endswith("checkpoints/step_00000500-0000/manifest.json")
 
 
 def test_of_commits_that_come_too_fast_the_last_is_reported(group: Group) -> None:

@@ -1,6 +1,8 @@
 """Scores as counts: scikit-learn's and seqeval's numbers, whatever batches and workers samples come in. No Ray."""
 
+import tracemalloc
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +15,7 @@ from sklearn import metrics as sk
 
 from raytrain.tasks.base import Metrics, Scores
 from raytrain.tasks.entities import EntityCounts, TagScores, has_entities
-from raytrain.tasks.scores import MultiLabelScores, SingleLabelScores
+from raytrain.tasks.scores import DENSE_LABELS, MOST_PAIRS, SHOWN_PAIRS, MultiLabelScores, SingleLabelScores
 
 TAGS = ["O", "B-A", "I-A", "B-B", "I-B", "E-A", "S-B", "I-a-b", "NOUN"]
 LABELS = ["a", "b", "c", "d"]
@@ -52,6 +54,50 @@ def test_one_label(samples: list[tuple[int, int]], num_workers: int) -> None:
     wanted = sk.precision_recall_fscore_support(true, predicted, labels=range(4), **options)
     assert np.allclose([row[1:] for row in found.tables["per_class"]["rows"]], np.transpose(wanted))
     assert found.tables["confusion"]["counts"] == sk.confusion_matrix(true, predicted, labels=range(4)).tolist()
+
+
+MANY = [f"label{i}" for i in range(DENSE_LABELS + 50)]
+
+
+@FEW
+@given(
+    st.lists(st.tuples(st.integers(0, len(MANY) - 1), st.integers(0, 3)), min_size=1, max_size=40),
+    st.integers(1, 3),
+)
+def test_many_labels(samples: list[tuple[int, int]], num_workers: int) -> None:
+    """Their metrics are the same; instead of a matrix there are the pairs that are confused."""
+    predicted, true = ([p for p, _ in samples], [t for _, t in samples])
+    found = on_workers(lambda: SingleLabelScores(MANY), [[p] for p in predicted], [[t] for t in true], num_workers)
+    assert found.values == pytest.approx(
+        {
+            "accuracy": sk.accuracy_score(true, predicted),
+            "macro_f1": sk.f1_score(true, predicted, average="macro", zero_division=0),
+            "weighted_f1": sk.f1_score(true, predicted, average="weighted", zero_division=0),
+        }
+    )
+    pairs = Counter((t, p) for p, t in samples if p != t)
+    rows = found.tables["most_confused"]["rows"]
+    assert "confusion" not in found.tables and len(rows) == min(len(pairs), SHOWN_PAIRS)
+    assert [row[2] for row in rows] == sorted(pairs.values(), reverse=True)[: len(rows)]
+    for true_name, predicted_name, count, share in rows:
+        pair = MANY.index(true_name), MANY.index(predicted_name)
+        assert (count, share) == (pairs[pair], pytest.approx(pairs[pair] / true.count(pair[0])))
+
+
+def test_many_labels_need_little_memory() -> None:
+    """A matrix of 50,000 labels would have 20 GB."""
+    labels = [f"label{i}" for i in range(50_000)]
+    rng, scores = np.random.default_rng(0), SingleLabelScores(labels)
+    tracemalloc.start()
+    for _ in range(30):  # 600,000 pairs, hardly one of them twice, and one that is frequent
+        true, predicted = rng.integers(0, len(labels), (2, 20_000), dtype=np.int32)
+        true[:100], predicted[:100] = 7, 8
+        scores.update([predicted], [true])
+    assert sum(array.nbytes for array in scores.state().values()) <= 16 * MOST_PAIRS + 24 * len(labels)
+    row = scores.compute().tables["most_confused"]["rows"][0]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert row[:3] == ["label7", "label8", 3000] and peak < 100 << 20
 
 
 flags = st.lists(st.integers(0, 1), min_size=3, max_size=3)
@@ -108,6 +154,21 @@ def test_what_is_sent_does_not_grow_with_the_split() -> None:
         for _ in range(50):
             scores.update([np.zeros(4, np.int32)] * 9, [np.zeros(4, np.int32)] * 9)
         assert sum(array.nbytes for array in scores.state().values()) == size
+
+
+@pytest.mark.parametrize(
+    ("predicted", "true", "note"),
+    [
+        ([0, 0, 0], [1, 2, 0], "nothing but O is predicted"),
+        ([0, 0, 3], [1, 2, 0], "none of the 1 predicted entities is right"),
+        ([0, 3, 0], [0, 0, 0], "this split has no entity"),
+        ([1, 2, 3], [1, 2, 0], None),
+    ],
+)
+def test_why_entity_scores_are_all_zero(predicted: list[int], true: list[int], note: str | None) -> None:
+    found = on_workers(lambda: TagScores(TAGS), [predicted, [0]], [true, [0]], 2)
+    assert (found.values["entity_f1"] == 0) == (note is not None)
+    assert found.notes == (() if note is None else (f"all entity scores are 0: {note}",))
 
 
 def test_a_sentence_without_entities_counts_none() -> None:

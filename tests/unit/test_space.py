@@ -13,6 +13,7 @@ from raytrain.config.io import parse_config
 from raytrain.config.shipped import space_names
 from raytrain.errors import ConfigError
 from raytrain.tuning.space.space import Space, check_space, draw_values, load_space, overrides_of
+from raytrain.tuning.sweep import metric_of
 
 LR = "training.optimizer.learning_rate"
 RAW: dict[str, Any] = {
@@ -171,6 +172,21 @@ def test_rungs_in_epochs_want_evaluations_in_epochs() -> None:
     assert check_space(found, RAW, ["training.eval_every_epochs=0.25"]).training.eval_every_epochs == 0.25
     with pytest.raises(ConfigError, match="training.eval_every_steps 10: trials are compared after the same share"):
         check_space(found, RAW, ["training.eval_every_steps=10"])
+
+
+def test_the_metric_follows_the_tags_that_were_found() -> None:
+    """A single run decides it by the state of its task; its trials were once compared by another metric."""
+    raw = {**RAW, "task": {"kind": "token_classification"}}
+    config, parameters = parse_config(raw), {LR: {"kind": "grid", "values": [1e-3]}}
+    found, parts_of_speech = {"labels": ["O", "B-PER", "I-PER"]}, {"labels": ["NOUN", "VERB"]}
+    assert metric_of(space(parameters), config, found) == ("entity_f1", "max")
+    assert metric_of(space(parameters), config, parts_of_speech) == ("token_macro_f1", "max")
+    chosen = parse_config(raw, ["training.best_metric=token_weighted_f1"])
+    assert metric_of(space(parameters), chosen, found) == ("token_weighted_f1", "max")
+    assert metric_of(space(parameters, metric="loss"), config, found) == ("loss", "min")
+    also = space(parameters, also=[{"metric": "entity_f1", "mode": "max"}])
+    with pytest.raises(ConfigError, match="also names entity_f1, which is the metric of this sweep anyway"):
+        metric_of(also, config, found)
 
 
 def test_an_unknown_space_names_those_that_there_are() -> None:

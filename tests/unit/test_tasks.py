@@ -210,7 +210,7 @@ class TestSequenceEncode:
         assert (encoded.rejected[0].code == RowError.UNKNOWN_LABEL) == ("none of" in reason), "only one that is there"
 
     def test_a_missing_label_is_no_label_of_its_own(self):
-        assert labels_from(sequence(), pa.table({"label": ["a", "", None, " "]})) == ["a"]
+        assert labels_from(sequence(), pa.table({"label": ["a", "", None, " ", "b"]})) == ["a", "b"]
 
     def test_several_labels_without_multi_label(self, words):
         encoded = encode(sequence(), [{"text": "good", "label": ["a", "b"]}], words, ["a", "b"])
@@ -218,7 +218,7 @@ class TestSequenceEncode:
 
     def test_a_pair_that_is_no_text(self, words):
         encoded = encode(sequence(text_pair_column="b"), [{"text": "good", "b": 5, "label": "a"}], words, ["a"])
-        assert reasons(encoded) == [(0, "b is not text")]
+        assert reasons(encoded) == [(0, "b is 5, which is a number and not text")]
 
     def test_all_rejected(self, words):
         encoded = encode(sequence(), [{"text": "", "label": "a"}], words, ["a"])
@@ -242,6 +242,7 @@ class TestMultiLabel:
     def test_several_one_and_none(self, words):
         encoded = encode(self.task, self.rows(["c", "a"], ["b"], []), words, list(self.labels))
         assert encoded.table["labels"].to_pylist() == [[1, 0, 1], [0, 1, 0], [0, 0, 0]]
+        assert self.task.count_labels(encoded.table, {"labels": list(self.labels)}) == {"a": 1, "b": 1, "c": 1}
         assert not encoded.rejected
 
     def test_integers(self, words):
@@ -264,7 +265,7 @@ class TestMultiLabel:
         assert reasons(encoded) == [(1, reason)]
 
     def test_missing_is_no_label(self):
-        assert labels_from(self.task, pa.table({"label": [["a", None, ""], None]})) == ["a"]
+        assert labels_from(self.task, pa.table({"label": [["a"], None, ["b", None]]})) == ["a"]
 
     def test_collate_blank_targets(self, words):
         table = encode(self.task, self.rows(["c", "a"], []), words, list(self.labels)).table

@@ -15,6 +15,8 @@ PACKAGE = Path(raytrain.__file__).parent
 # Packages and files whose texts are checked.
 PACKAGES = (
     "checkpoint",
+    "cli",
+    "config",
     "data",
     "doctor",
     "elastic",
@@ -29,6 +31,7 @@ PACKAGES = (
     "storage.py",
     "api.py",
     "errors.py",
+    "redaction.py",
     "planning",
     "reports",
     "sizing",

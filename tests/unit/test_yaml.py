@@ -16,9 +16,10 @@ from raytrain.config.fields import all_fields
 from raytrain.config.io import dump_config, load_config, parse_config
 from raytrain.config.yaml import parse_yaml, to_word, to_yaml
 from raytrain.errors import ConfigError
+from raytrain.launch.arguments import Argument, Sent
 from raytrain.launch.request import make_request
+from raytrain.runs.folder import read_run_config
 from raytrain.runs.resume import begin_or_resume
-from raytrain.runs.run import read_run_config
 from raytrain.storage import Storage
 from raytrain.tuning.best_trial import read_sweep
 from raytrain.tuning.resume import begin_or_resume as begin_or_resume_sweep
@@ -100,7 +101,7 @@ def test_a_mistake_is_named_by_file_and_line(tmp_path: Path, text: str, expected
 
 def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_bytes("name: é\n".encode("latin-1"))
-    with pytest.raises(ConfigError, match=r"run\.yaml is not valid YAML: it is no text in UTF-8"):
+    with pytest.raises(ConfigError, match=r"run\.yaml is not valid YAML: it is not UTF-8 text"):
         load_config(str(tmp_path / "run.yaml"))
 
 
@@ -127,9 +128,10 @@ def test_a_run_may_have_any_name(name: str, tmp_path: Path) -> None:
     assert found.task.labels == [name, "other"]
     assert begin_or_resume(run, from_file, overwrite=False) is None
 
-    params = {"config": str(tmp_path / "run.yaml"), "overrides": [f"storage_path={tmp_path}", "model.path=org/m"]}
-    params["overrides"].append(f"data.train.path={tmp_path}/x.parquet")
-    sent = make_request("train", {**params, "from_sweep": None, "all_data": False, "trial": None, "overwrite": False})
+    overrides = [f"storage_path={tmp_path}", "model.path=org/m", f"data.train.path={tmp_path}/x.parquet"]
+    given = [("config", Sent.CONFIG, [str(tmp_path / "run.yaml")]), ("overrides", Sent.OVERRIDES, overrides)]
+    arguments = [Argument(name, words[0], sent, words) for name, sent, words in given]
+    sent = make_request("train", arguments, needs_folder_alone=True)
     (content,) = sent.files.values()
     assert parse_config(parse_yaml(content)).name == name
 
@@ -164,7 +166,7 @@ def test_text_that_may_be_null(tmp_path: Path) -> None:
         assert parse_config(MINIMAL, [f"model.revision={null}"]).model.revision is None
     assert parse_config(MINIMAL, ["data.train.path=[1, 2.0]"]).data.train.path == ["1", "2.0"]
     for nothing in ("name=", "name=~"):
-        with pytest.raises(ConfigError, match="name: must be a valid string, got None"):
+        with pytest.raises(ConfigError, match="name: must be text, got null"):
             parse_config(MINIMAL, [nothing])
 
 

@@ -17,8 +17,8 @@ from pydantic import Field, ValidationError, model_validator
 from raytrain.config import Mark, PositiveInt, RunConfig, Section
 from raytrain.config import shipped as assets
 from raytrain.config.fields import declared, marked
-from raytrain.config.io import parse_config
-from raytrain.config.mistakes import describe
+from raytrain.config.io import parse_config, refuse_credentials
+from raytrain.config.mistakes import describe_all
 from raytrain.config.yaml import read_yaml, to_word
 from raytrain.errors import ConfigError
 from raytrain.tuning.space.domains import AnyDomain, Domain, Grid, Range
@@ -209,10 +209,11 @@ def parse_space(raw: Any, origin: str) -> Space:
     """Validate a raw mapping. `origin`: its source, for messages. Raises ConfigError naming each mistake."""
     if not isinstance(raw, dict):
         raise ConfigError(f"{origin}: expected `key: value` lines, found {type(raw).__name__}")
+    refuse_credentials(raw)
     try:
         return Space.model_validate(raw)
     except ValidationError as error:
-        lines = [describe(detail, Space) for detail in error.errors()]
+        lines = [line for _, line in describe_all(error.errors(), Space)]
         raise ConfigError("\n".join([f"{origin} has {len(lines)} mistake{'s' * (len(lines) > 1)}:", *lines])) from None
 
 

@@ -1,0 +1,99 @@
+"""Rows of source files, one file a format. No Ray, no torch.
+
+Rows are read in chunks: Arrow tables with the user's columns and `__row__`, the row's 1-based position in its file (for
+text formats, the line it starts in). A row that can't be parsed becomes a BadRow, not an exception that loses the other
+rows; a file that can't be read any further is a DataError.
+"""
+
+import itertools
+from collections.abc import Callable, Collection, Iterator
+
+import pyarrow as pa
+
+from raytrain.config import SourceFormat
+from raytrain.data.readers.base import Chunk, ReadTask, Rows, SourceFile, in_chunks
+from raytrain.data.readers.conll import COLUMNS, conll_rows, conllu_rows, has_sentence
+from raytrain.data.readers.delimited import delimited_rows, header_of
+from raytrain.data.readers.json_files import json_rows, jsonl_rows
+from raytrain.data.readers.parquet import parquet_columns, read_parquet
+from raytrain.data.readers.text import CANT_BE_READ, text_rows, why_unreadable
+from raytrain.errors import DataError
+
+ROWS_TO_LOOK_AT = 100  # to find the column names of a JSON file whose first rows are broken
+
+_ROWS: dict[SourceFormat, Callable[[SourceFile], Rows]] = {
+    SourceFormat.JSONL: jsonl_rows,
+    SourceFormat.JSON: json_rows,
+    SourceFormat.CSV: delimited_rows,
+    SourceFormat.TSV: delimited_rows,
+    SourceFormat.TXT: text_rows,
+    SourceFormat.CONLL: conll_rows,
+    SourceFormat.CONLLU: conllu_rows,
+}
+
+
+class NoRowsError(Exception):
+    """A file without a row."""
+
+
+def read_chunks(task: ReadTask, columns: Collection[str] | None = None) -> Iterator[Chunk]:
+    """The rows of a read task, at most CHUNK_ROWS at a time.
+
+    Args:
+        columns: Columns that are needed; the others are not read. None: all.
+
+    Raises:
+        DataError: The file is damaged so that the start of its next row can't be found.
+    """
+    if task.file.format == SourceFormat.PARQUET:
+        yield from read_parquet(task, None if columns is None else list(columns))
+        return
+    try:
+        yield from in_chunks(_ROWS[task.file.format](task.file), task.file.path, columns)
+    except (*CANT_BE_READ, ValueError) as error:
+        reason = why_unreadable(error)
+        raise DataError(f"{task.file.path} can't be read to its end (truncated?): {reason}") from None
+
+
+def head_of(file: SourceFile, columns: Collection[str], num_rows: int) -> Chunk:
+    """The first rows of a text file, as `read_chunks` gives them. Raises what `column_names` raises."""
+    rows = itertools.islice(_ROWS[file.format](file), num_rows)
+    return next(in_chunks(rows, file.path, columns), Chunk(pa.table({})))
+
+
+def column_names(file: SourceFile) -> list[str]:
+    """A file's columns, from its footer or its first rows.
+
+    Raises:
+        NoRowsError: The file has no rows.
+        OSError, ValueError: The file is damaged.
+    """
+    match file.format:
+        case SourceFormat.PARQUET:
+            names, num_rows = parquet_columns(file)
+            if not num_rows:
+                raise NoRowsError
+            return names
+        case SourceFormat.JSONL | SourceFormat.JSON:
+            # A broken row is reported when all are read, as data.bad_rows decides; here only the names matter.
+            rows = list(itertools.islice(_ROWS[file.format](file), ROWS_TO_LOOK_AT))
+            if not rows:
+                raise NoRowsError
+            found = dict.fromkeys(name for _, values in rows if isinstance(values, dict) for name in values)
+            if not found:
+                row, reason = rows[0]
+                what = "a list of objects, or " if file.format == SourceFormat.JSON else ""
+                raise ValueError(f"row {row}: {reason}; such a file holds {what}one JSON object per line")
+            return list(found)
+        case SourceFormat.CSV | SourceFormat.TSV:
+            header = header_of(file)
+            if next(delimited_rows(file), None) is None:
+                raise NoRowsError
+            return header
+        case SourceFormat.CONLL | SourceFormat.CONLLU:
+            if not has_sentence(file):
+                raise NoRowsError
+            return COLUMNS
+    if next(text_rows(file), None) is None:
+        raise NoRowsError
+    return ["text"]

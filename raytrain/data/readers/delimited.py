@@ -1,0 +1,143 @@
+"""CSV as in RFC 4180, read strictly, and TSV, which has no quotes.
+
+A quote that is missing would swallow the rows after it, so a record that is not well-formed costs one row: reading
+continues at the line after the one in which it began.
+"""
+
+import csv
+import re
+import sys
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+from raytrain.config import SourceFormat
+from raytrain.data.readers.base import Rows, SourceFile
+from raytrain.data.readers.text import is_valid, lines_of, not_valid
+from raytrain.errors import ForeignMessage, says
+
+MOST_CHARACTERS = 16 << 20  # of a record with quotes; a longer one counts as one that is never closed
+# A field with this many lines, of which this share look like rows, has swallowed them: a quote is missing.
+MANY_LINES, MOST_OF_THEM = 5, 0.9
+DELIMITERS = (",", ";", "\t", "|")
+
+csv.field_size_limit(sys.maxsize)  # csv's default, 128 KiB, is less than a long document
+
+
+class _Lines:
+    """Lines of a file that can be put back."""
+
+    def __init__(self, lines: Iterator[str]):
+        self._lines, self._again = lines, deque[str]()
+        self.number = 0
+        """Number of the line that was taken last, from 1."""
+
+    def __iter__(self) -> "_Lines":
+        return self
+
+    def __next__(self) -> str:
+        line = self._again.popleft() if self._again else next(self._lines)
+        self.number += 1
+        return line
+
+    def put_back(self, lines: list[str]) -> None:
+        self._again.extendleft(reversed(lines))
+        self.number -= len(lines)
+
+
+def header_of(file: SourceFile) -> list[str]:
+    """The columns of a CSV or TSV file; none when it is empty. Raises ValueError when its first line is broken."""
+    header = next(_records(file, _Lines(lines_of(file, newline="")), None), None)
+    if header is None:
+        return []
+    if isinstance(header[1], str):
+        raise ValueError(f"its header: {header[1]}")
+    return header[1]
+
+
+def delimited_rows(file: SourceFile) -> Rows:
+    """A row per record after the header; a row's number is the line in which it begins. Raises ValueError for a broken
+    header."""
+    header = header_of(file)
+    records = _records(file, _Lines(lines_of(file, newline="")), len(header))
+    next(records, None)
+    for row, values in records:
+        yield row, values if isinstance(values, str) else _row(file, header, values)
+
+
+def other_delimiter(file: SourceFile, columns: list[str]) -> str:
+    """The delimiter with which the header would have all these columns, or an empty string."""
+    first = next(lines_of(file), "").rstrip("\n")
+    for delimiter in DELIMITERS:
+        names = [name.strip().strip('"') for name in first.split(delimiter)]
+        if delimiter != _delimiter(file) and set(columns) <= set(names):
+            return delimiter
+    return ""
+
+
+def _delimiter(file: SourceFile) -> str:
+    return "\t" if file.format == SourceFormat.TSV else file.reading.delimiter or ","
+
+
+def _records(file: SourceFile, lines: _Lines, width: int | None) -> Iterator[tuple[int, list[str] | str]]:
+    """(line in which it begins, fields or what is wrong) of each record. `width`: the number of fields a record has."""
+    delimiter, has_quotes = _delimiter(file), file.format != SourceFormat.TSV
+    for line in lines:
+        row, bare = lines.number, line.rstrip("\r\n")
+        if not bare:
+            continue
+        if has_quotes and '"' in bare:
+            yield row, _quoted(lines, line, delimiter, width)
+        else:
+            yield row, bare.split(delimiter)
+
+
+def _quoted(lines: _Lines, first: str, delimiter: str, width: int | None) -> list[str] | str:
+    """The fields of a record with quotes, which may have several lines, or what is wrong with it."""
+    taken: list[str] = []
+    try:
+        fields = next(csv.reader(_feed(lines, first, taken), delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        lines.put_back(taken[1:])
+        return _what_is_wrong(taken, error)
+    inner = taken[1:-1]
+    looks_like_rows = sum(line.count(delimiter) + 1 == width for line in inner) >= MOST_OF_THEM * len(inner)
+    if width and width > 1 and inner and looks_like_rows and (len(inner) >= MANY_LINES or len(fields) != width):
+        lines.put_back(taken[1:])
+        return f"a quoted field continues for {len(taken) - 1} more lines, which look like rows: a quote is missing"
+    text = "".join(taken)
+    if len(taken) > 1 and text.count('"') % 2:
+        return f"a quoted field continues for {len(taken) - 1} more lines, and its record has an odd number of quotes"
+    if '""' not in text and any(re.fullmatch(r'\s+".*"\s*', field, re.DOTALL) for field in fields):
+        return "there are blanks between a delimiter and a quote; a quoted field begins with its quote"
+    return fields
+
+
+def _feed(lines: _Lines, first: str, taken: list[str]) -> Iterator[str]:
+    """The lines that csv asks for until the record ends; they are noted in `taken`."""
+    taken.append(first)
+    yield first
+    num_characters = len(first)
+    for line in lines:
+        taken.append(line)
+        num_characters += len(line)
+        if num_characters > MOST_CHARACTERS:
+            return
+        yield line
+
+
+def _what_is_wrong(taken: list[str], error: csv.Error) -> str:
+    if says(error, ForeignMessage.UNCLOSED_QUOTE):
+        return "a quoted field begins in this line and is never closed: a quote is missing"
+    hint = '; this file seems to write it as \\", which CSV does not know' if any('\\"' in one for one in taken) else ""
+    return f'text follows a closing quote: a quote is missing, or one inside a quoted field is not doubled (""){hint}'
+
+
+def _row(file: SourceFile, header: list[str], values: list[str]) -> dict[str, Any] | str:
+    if len(values) != len(header):
+        return f"{len(values)} fields where the header has {len(header)}"
+    if not all(map(is_valid, values)):
+        return not_valid(file)
+    if values == header:
+        return "it repeats the header, as where files were put together"
+    return dict(zip(header, values, strict=True))

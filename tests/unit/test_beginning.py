@@ -1,0 +1,69 @@
+"""A command that is refused leaves no folder of a run behind."""
+
+import os
+from pathlib import Path
+
+import pytest
+from running import tiny_run, write_config
+
+from raytrain.cli.main import app
+from raytrain.errors import ConfigError, DataError, RaytrainError
+from raytrain.runs.beginning import lease_of
+from raytrain.storage import Storage
+
+
+def refused(run: Storage, *written: str) -> None:
+    """A command that writes these files and is refused then."""
+    with pytest.raises(DataError), lease_of(run, print):
+        for name in written:
+            run.write_bytes(name, b"x")
+        raise DataError("row 6: text is empty")
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_what_a_refused_command_made_is_removed(tmp_path: Path) -> None:
+    refused(Storage(str(tmp_path / "runs" / "a")))
+    assert files(tmp_path) == []
+    os.makedirs(tmp_path / "runs")
+    refused(Storage(str(tmp_path / "runs" / "a")), "ray_train/a/.validate_storage_marker")
+    assert files(tmp_path) == ["runs"]  # it was there before
+
+
+def test_a_run_that_has_begun_is_kept(tmp_path: Path) -> None:
+    refused(Storage(str(tmp_path / "runs" / "a")), "config.yaml", "ray_train/a/x")
+    assert files(tmp_path / "runs") == [
+        *("a", "a/config.yaml", "a/lease", "a/lease/00000001"),
+        *("a/ray_train", "a/ray_train/a", "a/ray_train/a/x"),
+    ]
+
+
+def test_what_others_have_there_is_kept(tmp_path: Path) -> None:
+    """A folder of the user's own, in which the run was to be; another run; prepared data."""
+    run = tmp_path / "runs" / "a"
+    os.makedirs(run)
+    (run / "notes.txt").write_text("mine")
+    refused(Storage(str(run)), "ray_train/a/x")
+    assert (run / "notes.txt").read_text() == "mine"
+    other = Storage(str(tmp_path / "new" / "a"))
+    with pytest.raises(ConfigError), lease_of(other, print):
+        Storage(str(tmp_path / "new" / "b")).write_bytes("config.yaml", b"x")
+        Storage(str(tmp_path / "new" / "_prepared")).write_bytes("store", b"x")
+        raise ConfigError("no")
+    assert files(tmp_path / "new") == ["_prepared", "_prepared/store", "b", "b/config.yaml"]
+
+
+@pytest.mark.parametrize("mistake", ["data.train.path=/nowhere/x.parquet", "training.epochs=0", "task.label_column=y"])
+def test_a_mistake_that_is_found_before_ray_is_started(tmp_path: Path, mistake: str) -> None:
+    path = write_config(tiny_run(tmp_path, "wrong"), tmp_path)
+    with pytest.raises(RaytrainError):
+        app(["train", path, mistake], standalone_mode=False)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_interrupted_command_too(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), lease_of(Storage(str(tmp_path / "runs" / "a")), print):
+        raise KeyboardInterrupt
+    assert files(tmp_path) == []

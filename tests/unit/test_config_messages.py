@@ -1,0 +1,169 @@
+"""P16: every kind of mistake in a config or a search space is told in raytrain's words, not in pydantic's."""
+
+import copy
+import math
+import re
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from raytrain.config import RunConfig
+from raytrain.config.fields import all_fields, is_section
+from raytrain.config.io import parse_config
+from raytrain.config.mistakes import ALLOWED, describe_all
+from raytrain.errors import ConfigError
+from raytrain.tuning.space.space import Space, parse_space
+
+CONFIG: dict[str, Any] = {
+    "name": "a",
+    "task": {"kind": "sequence_classification"},
+    "model": {"path": "m"},
+    "data": {"train": {"path": "x.parquet"}, "validation": {"fraction": 0.1}},
+}
+LR = "training.optimizer.learning_rate"
+SPACE: dict[str, Any] = {"parameters": {LR: {"kind": "loguniform", "low": 1e-5, "high": 1e-3}}}
+PYDANTIC = re.compile(r"Input should|unable to|valid (integer|number|string|boolean|list|dictionary)|literal\[|\[str\]")
+
+# Kind of schema -> the errors of pydantic that a value can meet there.
+ERRORS = {
+    "int": {"int_type", "int_parsing", "int_parsing_size", "int_from_float", "finite_number"},
+    "float": {"float_type", "float_parsing", "finite_number"},
+    "bool": {"bool_type", "bool_parsing"},
+    "str": {"string_type", "string_unicode"},
+    "list": {"list_type"},
+    "dict": {"dict_type"},
+    "literal": {"literal_error"},
+    "enum": {"enum"},
+    "gt": {"greater_than"},
+    "ge": {"greater_than_equal"},
+    "lt": {"less_than"},
+    "le": {"less_than_equal"},
+    "min_length": {"too_short"},
+    "pattern": {"string_pattern_mismatch"},
+    # told by sentences of their own
+    "model": {"model_type"},
+    "model-fields": {"model_attributes_type", "extra_forbidden", "missing", "invalid_key"},
+    "tagged-union": {"union_tag_invalid", "union_tag_not_found", "model_attributes_type"},
+    "function-after": {"value_error"},
+    "function-before": {"value_error"},
+}
+# They accept what they hold, or hand on to it.
+NO_ERRORS = {"model-field", "default", "nullable", "no-info", "with-info", "union", "any", "definitions"}
+NO_ERRORS |= {"definition-ref"}
+BOUNDS = ("gt", "ge", "lt", "le", "min_length", "pattern")
+OWN_SENTENCES = {"model_type", "model_attributes_type", "extra_forbidden", "missing", "invalid_key", "value_error"}
+OWN_SENTENCES |= {"union_tag_invalid", "union_tag_not_found"}
+
+
+def kinds_of(schema: Any) -> set[str]:
+    """The kinds of schema, and the bounds, in a core schema of pydantic."""
+    if isinstance(schema, dict):
+        own = {schema["type"]} if isinstance(schema.get("type"), str) else set()
+        bounds = {bound for bound in BOUNDS if own & {"int", "float", "str", "list", "dict"} and bound in schema}
+        return own | bounds | {kind for value in schema.values() for kind in kinds_of(value)}
+    if isinstance(schema, list | tuple):
+        return {kind for value in schema for kind in kinds_of(value)}
+    return set()
+
+
+def test_every_error_that_a_config_can_raise_has_its_words() -> None:
+    kinds = {kind for root in (RunConfig, Space) for kind in kinds_of(root.__pydantic_core_schema__)}
+    assert kinds - NO_ERRORS - set(ERRORS) == set(), "new kinds of fields: what does a mistake in them look like?"
+    possible = {error for kind in kinds - NO_ERRORS for error in ERRORS[kind]}
+    assert possible - OWN_SENTENCES == set(ALLOWED)
+
+
+CASES = [
+    ("training.epochs", [], "training.epochs: must be an integer, got []"),
+    ("training.epochs", "two", "training.epochs: must be an integer, got 'two'"),
+    ("training.epochs", "9" * 5000, f"training.epochs: must be an integer with fewer digits, got '{'9' * 99}..."),
+    ("training.epochs", 1.5, "training.epochs: must be an integer, got 1.5"),
+    ("training.epochs", math.inf, "training.epochs: must be a finite number, got inf"),
+    (LR, None, f"{LR}: must be a number, got null"),
+    (LR, "fast", f"{LR}: must be a number, got 'fast'"),
+    (LR, math.inf, f"{LR}: must be a finite number, got inf"),
+    (LR, 0, f"{LR}: must be above 0, got 0"),
+    ("seed", -1, "seed: must be at least 0, got -1"),
+    ("training.dropout", 1.0, "training.dropout: must be below 1, got 1.0"),
+    ("training.schedule.min_ratio", 1.5, "training.schedule.min_ratio: must be at most 1, got 1.5"),
+    ("data.drop_last", "perhaps", "data.drop_last: must be true or false, got 'perhaps'"),
+    ("data.drop_last", [1], "data.drop_last: must be true or false, got [1]"),
+    ("tracking.wandb", {"project": {"a": 1}}, "tracking.wandb.project: must be text, got {a: 1}"),
+    ("name", "\ud800", "name: must be text without broken characters, got '\\ud800'"),
+    ("task.labels", "yes", "task.labels: must be a list, got 'yes'"),
+    ("model.config", "bert", "model.config: must be a mapping, key: value, got 'bert'"),
+    ("training.zero_stage", 7, "training.zero_stage: must be 'auto', 0, 1, 2 or 3, got 7"),
+    ("data.bad_rows", "refuze", "data.bad_rows: must be 'refuse' or 'set_aside', got 'refuze'; did you mean refuse?"),
+    ("name", "a b", "name: must be letters, digits, dots, dashes and underscores, since it names a folder, got 'a b'"),
+    ("task", {"kind": "python", "target": "x"}, "task.target: must be a class, as package.module:Class, got 'x'"),
+    ("training.optimizer", True, "training.optimizer: expected a section with keys, got true"),
+    ("training", {1: 2}, "training.1: a key must be text"),
+    ("task", [], "task: expected a section with keys, got []"),
+    # one of several types: one mistake
+    ("workers.gpu", "maybe", "workers.gpu: must be 'auto', or true or false, got 'maybe'"),
+    ("data.train.path", 3, "data.train.path: must be text, or a list, got 3"),
+    ("data.train.path", ["a", 3], "data.train.path.1: must be text, got 3"),
+    ("task.class_weights", "even", "task.class_weights: must be 'balanced', or a mapping, key: value, got 'even'"),
+    ("task.class_weights", {"a": 0}, "task.class_weights.a: must be above 0, got 0"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "sentence"), CASES, ids=[f"{key}-{line[-30:]}" for key, _, line in CASES])
+def test_a_mistake_is_one_sentence(key: str, value: Any, sentence: str) -> None:
+    raw = with_value(CONFIG, key, value)
+    with pytest.raises(ConfigError) as caught:
+        parse_config(raw)
+    assert str(caught.value).splitlines() == ["the config has 1 mistake:", f"  {sentence}"]
+
+
+SPACE_CASES = [
+    ({"parameters": {LR: {"kind": "choice", "values": []}}}, f"parameters.{LR}.values: must be a list of at least 1"),
+    ({"parameters": {LR: {"kind": "uniform", "low": "x", "high": 1}}}, f"parameters.{LR}.low: must be a number"),
+    ({"parameters": {LR: {"kind": "unifrom"}}}, f"parameters.{LR}.kind: 'unifrom' is not known; allowed: uniform"),
+    ({**SPACE, "budget": {"trials": "many"}}, "budget.trials: must be an integer, got 'many'"),
+]
+
+
+@pytest.mark.parametrize(("raw", "sentence"), SPACE_CASES, ids=[sentence for _, sentence in SPACE_CASES])
+def test_a_mistake_in_a_space(raw: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_space(raw, "space.yaml")
+    assert f"  {sentence}" in str(caught.value)
+    assert not PYDANTIC.search(str(caught.value))
+
+
+GARBAGE = ["", "x", "\ud800", -1, 0, 10**30, 1.5, -1e300, math.inf, math.nan, True, None, [], [3], [[]], {}]
+GARBAGE += [{"a": 1}, {"kind": "x"}, {1: 2}, object()]
+
+
+@pytest.mark.parametrize("root", [RunConfig, Space])
+def test_whatever_is_given_anywhere(root: type[BaseModel]) -> None:
+    """Each field with each kind of garbage: raytrain's words and the field's path, once each."""
+    raw = CONFIG if root is RunConfig else SPACE
+    count = 0
+    for key in all_fields(root):
+        for value in GARBAGE:
+            try:
+                root.model_validate(with_value(raw, key, value))
+            except ValidationError as error:
+                lines = [line for _, line in describe_all(error.errors(), root)]
+                count += len(lines)
+                assert not PYDANTIC.search("\n".join(lines)), (key, value, lines)
+                assert all(re.match(r"  [a-z]", line) for line in lines)
+                if not is_section(key, root) and all(one["type"] in ALLOWED for one in error.errors()):
+                    assert len(lines) == 1, (key, value, lines)
+    assert count > 300
+
+
+def with_value(raw: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """A copy of a raw mapping with another value at a dotted key."""
+    found = copy.deepcopy(raw)
+    place = found
+    *parents, last = key.split(".")
+    for parent in parents:
+        if not isinstance(place.get(parent), dict):
+            place[parent] = {}
+        place = place[parent]
+    place[last] = value
+    return found
