@@ -199,7 +199,8 @@ def share_pad_token(built: Any, model: ModelConfig) -> None:
     Raises ConfigError.
     """
     forwards = (inspect.unwrap(kind.__dict__["forward"]) for kind in type(built).__mro__ if "forward" in kind.__dict__)
-    if not any("pad_token_id" in forward.__code__.co_names for forward in forwards):
+    codes = (getattr(forward, "__code__", None) for forward in forwards)
+    if not any("pad_token_id" in code.co_names for code in codes if code is not None):
         return
     if (tokenizer := load_tokenizer(model)) is not None:
         for config in (built.config, built.config.get_text_config()):

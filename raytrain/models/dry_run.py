@@ -6,6 +6,7 @@ in it. So here whatever is computed from integers alone (token ids, masks, posit
 look-up is compared with the size of its table.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 aten = torch.ops.aten
 META, CPU = torch.device("meta"), torch.device("cpu")
+MAX_ELEMENTS = 2**26  # of an integer tensor; larger ones, such as the masks of very long texts, have only shapes too
 
 
 class UnknownValue(Exception):
@@ -31,7 +33,7 @@ class DryRun(TorchDispatchMode):
         """torch calls this for each operation."""
         kwargs = dict(kwargs or {})
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if not any(tensor.is_meta for tensor in tensors):
+        if not any(tensor.is_meta for tensor in tensors) and _num_elements(args, tensors) <= MAX_ELEMENTS:
             if kwargs.get("device") == META and _gives_integers(func, tensors, kwargs):
                 kwargs["device"] = CPU
             return func(*args, **kwargs)
@@ -65,6 +67,17 @@ def first_error(model: nn.Module, inputs: dict[str, Tensor]) -> Exception | None
     except Exception as error:  # whatever a model's code raises for sizes that do not fit
         return error
     return None
+
+
+def _num_elements(args: Any, tensors: list[Tensor]) -> int:
+    """About the elements of the result: of what is created, or of the operands broadcast to each other."""
+    if not tensors:
+        size = args[0] if args and isinstance(args[0], (list, tuple)) else ()
+        return math.prod(int(length) for length in size)
+    try:
+        return math.prod(torch.broadcast_shapes(*(tensor.shape for tensor in tensors)))
+    except RuntimeError:  # not an operation by elements
+        return max(tensor.numel() for tensor in tensors)
 
 
 def _gives_integers(func: Any, tensors: list[Tensor], kwargs: dict[str, Any]) -> bool:

@@ -90,10 +90,10 @@ def check(config: RunConfig, *, on_this_machine: bool = True, only: str | None =
 def check_model(config: RunConfig) -> None:
     """Raises ConfigError when the model can't run on the longest sample, or lacks rows for the tokenizer's tokens. It
     imports torch and Transformers, which takes seconds, so it comes before the data is prepared and not in `check`."""
-    from raytrain.sizing.shape import shape_on_meta
+    from raytrain.sizing.shape import refuse_unfit
 
     task = make_task(config.task, config.data.max_length)
-    shape_on_meta(config, task, task.assumed_state())
+    refuse_unfit(config, task, task.assumed_state())
 
 
 def check_elsewhere(config: RunConfig) -> None:

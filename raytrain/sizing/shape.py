@@ -80,6 +80,13 @@ def shape_on_meta(config: RunConfig, task: Task, state: TaskState) -> ModelShape
     return shape
 
 
+def refuse_unfit(config: RunConfig, task: Task, state: TaskState) -> None:
+    """Raises ConfigError for what `shape_on_meta` finds. Does not check the model of a user's own task, whose code may
+    not run without weights; only `plan` requires that."""
+    if config.task.kind != "python":
+        shape_on_meta(config, task, state)
+
+
 def shape_of(model: "nn.Module") -> ModelShape:
     """The shape of a model on any device."""
     parameters = list(model.parameters())

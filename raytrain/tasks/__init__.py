@@ -42,7 +42,7 @@ def make_task(config: "TaskConfig", max_length: int) -> Task:
     if config.source is not None and source_hash(config.target) != config.source:
         raise ConfigError(
             f"task.target {config.target}: the file of this module is not the one that the run was started with; every "
-            "node needs the same one"
+            "node needs the same one. For a new run, leave out task.source"
         )
     return _make_own(task_class, config.target, config.args, max_length)
 

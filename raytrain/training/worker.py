@@ -25,7 +25,7 @@ from raytrain.engine.process_group import collective_timeout_s
 from raytrain.engine.zero_state import load_ranges, load_scaler_state
 from raytrain.errors import CheckpointError
 from raytrain.models.card import BEST, FACTS
-from raytrain.sizing.shape import shape_of, shape_on_meta
+from raytrain.sizing.shape import refuse_unfit, shape_of
 from raytrain.sizing.zero_stage import AUTO, Group, memory_at, settle
 from raytrain.steps.batches import BatchPlan, World
 from raytrain.steps.timetable import Timetable, make_timetable
@@ -215,7 +215,7 @@ class WorkerRun:
         """The model before training; new weights are the same in every worker and every attempt. `check`: the first
         worker refuses one that can't run on the longest sample."""
         if check and self.world.world_rank == 0:
-            shape_on_meta(self.config, self.task, self.state)
+            refuse_unfit(self.config, self.task, self.state)
         torch.manual_seed(self.config.seed)
         return self.task.build_model(self.config.model, self.state, self.config.training)
 
