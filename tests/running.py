@@ -38,7 +38,7 @@ def start_cli(*args: str, cwd: Path | None = None, env: dict[str, str] | None = 
     return subprocess.Popen(
         [sys.executable, "-m", "raytrain", *args],
         cwd=cwd,
-        env={**ENV, **(env or {})},
+        env={**ENV, **{k: v for k, v in os.environ.items() if k.startswith("AWS_")}, **(env or {})},  # see s3.py
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

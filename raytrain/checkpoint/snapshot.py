@@ -51,7 +51,7 @@ class PartInfo:
     world_size: int
     sha256: str
     state: dict[str, Any]
-    """The run's scalars at that step, the same in every part."""
+    """On the part of rank 0: the run's scalars at that step. Other workers don't know all of them."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Holders:
             first = next(iter(parts.values()))[1]
             if step > after_step and len(parts) == first.world_size:
                 places = [(parts[rank][0], _key(step, token, rank), parts[rank][1].sha256) for rank in sorted(parts)]
-                return Snapshot(step, first.state, places)
+                return Snapshot(step, parts[0][1].state, places)
         return None
 
     def _inventories(self) -> list[tuple[str, list[PartInfo]]]:

@@ -14,6 +14,7 @@ from raytrain.cli.jobs import jobs_app, submit
 from raytrain.cli.report import report
 from raytrain.errors import ConfigError, RaytrainError
 from raytrain.launch.arguments import Sent, can_be_submitted
+from raytrain.ray_core.quiet import quieten
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -299,6 +300,7 @@ app.add_typer(jobs_app, name="jobs")
 
 def main() -> NoReturn:
     """Entry point of `raytrain` and `python -m raytrain`. Turns a RaytrainError into its message and exit code."""
+    quieten()
     try:
         app(standalone_mode=True)
     except RaytrainError as error:

@@ -13,17 +13,7 @@ from dataclasses import dataclass
 from raytrain.config import RunConfig
 from raytrain.errors import ConfigError, FailureCode, TrainingError
 from raytrain.ray_core.nodes import knock
-
-# Ray reads these when it is imported or started, so they are set first.
-QUIET = {
-    "RAY_DEDUP_LOGS": "1",
-    # A sweep starts and ends many processes on purpose, so messages about them are noise. The run itself reports
-    # failures and lost nodes, and where JSON is printed, nothing else may be.
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "PYTHON worker processes have been started|A worker died or was killed|"
-    "The node with node id",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "TOKENIZERS_PARALLELISM": "false",
-}
+from raytrain.ray_core.quiet import quieten
 
 TRACKING = "RAY_TRAIN_ENABLE_STATE_TRACKING"
 REACH_TIMEOUT_S = 5.0
@@ -68,8 +58,7 @@ def connection(address: str | None, private_cpus: int, preload: str | None = Non
     Raises:
         ConfigError: The cluster can't be reached.
     """
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+    quieten()
     if address is None:
         _lock_private_ray()
     import ray

@@ -21,6 +21,7 @@ from raytrain.errors import FailureCode, RaytrainError, TakenOverError, Training
 from raytrain.models.card import BEST, FACTS
 from raytrain.monitoring.exporter import RunExporter
 from raytrain.ray_core.connect import ray_session
+from raytrain.ray_core.head_watch import HeadWatch
 from raytrain.ray_core.nodes import worker_resources
 from raytrain.reports.goodput import goodput
 from raytrain.runs.beginning import lease_of
@@ -209,8 +210,8 @@ def _supervise(
     lease: Lease | None = None,
     exporter: RunExporter | None = None,
 ) -> Outcome:
-    """Run a supervisor; meanwhile follow the run's files and pass a stop request on. An exception also becomes an
-    outcome."""
+    """Run a supervisor; meanwhile follow the run's files, pass a stop request on, and watch the cluster's head. An
+    exception also becomes an outcome."""
     from raytrain.elastic.supervisor import Supervisor
 
     follower = Follower(spec.run, observer.rows, *([exporter.rows] if exporter else []))
@@ -218,6 +219,7 @@ def _supervise(
     def on_poll() -> None:
         if lease is not None:
             lease.check()
+        head.check()
         signals.acknowledge(observer.stopping)
         follower.look()
         if exporter is not None:
@@ -232,8 +234,10 @@ def _supervise(
 
     supervisor = Supervisor(spec, train_run, Hooks(is_stop_asked, on_poll, new_token, observer.note))
     outcome: Outcome
+    head = HeadWatch(observer.note, f"raytrain resume {spec.run.path_of()}" if lease else "give it again")
     try:
-        outcome = work(supervisor)
+        with head:
+            outcome = work(supervisor)
     except RaytrainError as error:
         outcome = Failed(error.code, str(error))
     except Exception as error:

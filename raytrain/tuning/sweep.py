@@ -13,6 +13,7 @@ from raytrain.config.io import parse_config
 from raytrain.data.prepare import find_prepared
 from raytrain.errors import ConfigError
 from raytrain.ray_core.connect import RaySession, ray_session
+from raytrain.ray_core.head_watch import HeadWatch
 from raytrain.ray_core.nodes import worker_resources
 from raytrain.runs.lease import Lease
 from raytrain.runs.plan import cpus_needed
@@ -160,8 +161,15 @@ def _run(
         at_once = sweep.space.num_trials if sweep.every_steps else live  # all trials wait for the end of a generation
         expected = sweep.num_wanting(at_once)
         broker = Broker(worker, config.workers.data_cpus, live * config.workers.max, least, expected)
+        head = HeadWatch(observer.phase, "give the same command again")
+
+        def check() -> None:
+            lease.check()
+            head.check()
+
         try:
-            run_trials(sweep, broker, at_once, signals, lease.check)
+            with head:
+                run_trials(sweep, broker, at_once, signals, check)
         finally:
             broker.close()
     is_all_failed = bool(sweep.trial_table.rows) and sweep.trial_table.count("failed") == len(sweep.trial_table.rows)

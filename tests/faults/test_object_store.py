@@ -15,7 +15,7 @@ from raytrain.storage import Storage
 
 pytestmark = pytest.mark.slow
 SAVES = "checkpoint={save_every_steps: 20, snapshot_every_steps: null}"
-STEPS = 200
+STEPS = 1500
 
 
 @pytest.fixture
@@ -30,7 +30,12 @@ def test_killed_and_resumed(tmp_path: Path, bucket: str) -> None:
     process = start_cli("train", path)
     run = Storage(f"{bucket}/runs/remote")
     store = CheckpointStore(run.at("checkpoints"))
-    wait_until(lambda: [saved for saved in store.candidates() if saved.step >= 40], "the checkpoint of step 40")
+
+    def has_saved() -> bool:
+        assert process.poll() is None, process.communicate()[0]
+        return any(saved.step >= 40 for saved in store.candidates())
+
+    wait_until(has_saved, "the checkpoint of step 40")
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     code, output = run_cli("train", path)

@@ -94,6 +94,7 @@ class Training:
         self.process.send_signal(signal.SIGTERM)
         output, _ = self.process.communicate(timeout=120)
         assert "raytrain resume" in output, output
+        assert "Raylet is terminated" not in output, output  # Ray's, with the end of its log
         return output
 
     def assert_undisturbed(self) -> None:

@@ -39,11 +39,12 @@ def here() -> str:
 def give(holders: Holders, step: int, world_size: int, ranks: Any, token: str = "a") -> None:
     """What workers of these ranks do at a step: each gives its share of the weights away."""
     name = holders.place([here()])[here()]
-    for world_rank in ranks:
+    for world_rank in sorted(ranks, reverse=True):  # the state is that of rank 0, whenever it comes
         keeper = SnapshotKeeper(World(world_rank, world_size), token, lambda: (name, name))
         share = np.array_split(np.arange(100), world_size)[world_rank]
         piece = StateRange("w", int(share[0]), {FP32: WEIGHTS[torch.from_numpy(share)] + step})
-        keeper.begin(step, {"step": step}, encode_ranges([piece]))
+        state = {"step": step} if world_rank == 0 else {"only": "rank 0 knows it all"}
+        keeper.begin(step, state, encode_ranges([piece]))
         assert keeper._busy is not None
         keeper._busy.result(timeout=60)
         keeper.close()
