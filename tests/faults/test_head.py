@@ -14,22 +14,12 @@ def test_a_head_that_dies_is_told(tmp_path: Path) -> None:
     with node_pool(1) as pool:
         training = Training(pool, tmp_path)
         training.wait_for_workers(1)
-        [head] = [
-            process
-            for process in psutil.process_iter(["name", "cmdline"])
-            if process.info["name"] == "gcs_server" and f"--gcs_server_port={port_of(pool.address)}" in cmdline(process)
-        ]
+        port = int(pool.address.rpartition(":")[2])
+        heads = [process for process in psutil.process_iter(["name"]) if process.info["name"] == "gcs_server"]
+        [head] = [process for process in heads if port in {c.laddr.port for c in process.net_connections()}]
         head.kill()
         output, _ = training.process.communicate(timeout=150)
         assert training.process.returncode == 1
         assert "does not answer any more, so this command ends" in output, output
         assert f"raytrain resume {training.path}" in output, output
         assert "Stack trace" not in output and "Traceback" not in output, output
-
-
-def port_of(address: str) -> str:
-    return address.rpartition(":")[2]
-
-
-def cmdline(process: psutil.Process) -> list[str]:
-    return list(process.info["cmdline"] or [])
