@@ -71,6 +71,18 @@ class Storage:
             raise FileNotFoundError(self.path_of(name))
         return info.size
 
+    def stamp(self, name: str) -> tuple[int, ...] | None:
+        """Differs once a file has been changed or replaced, even by one with the same contents; None if there is no
+        file. Renaming the folder that it is in does not change it."""
+        if self._is_local:
+            try:
+                status = os.stat(self._full(name))
+            except FileNotFoundError:
+                return None
+            return status.st_ino, status.st_mtime_ns, status.st_size
+        info = self._info(name)
+        return (info.mtime_ns or 0, info.size) if info.type == pafs.FileType.File else None
+
     def list_names(self, name: str = "") -> list[str]:
         """Sorted names of the direct children; empty if the folder does not exist."""
         selector = pafs.FileSelector(self._full(name), allow_not_found=True)
