@@ -144,14 +144,22 @@ class Storage:
         Returns:
             The name of the file; None when another process has created it, or is about to. Readers take every file
             whose name begins with `name` for it.
+
+        Raises OSError if storage fails; then the file is not there, unless storage could not delete it either.
         """
         self.check()
         if self._is_local:
             return name if _create(self._full(name), data) else None
         own = f"{name}-{uuid.uuid4().hex[:12]}"
-        self.write_bytes(own, data)
         folder, _, prefix = name.rpartition("/")
-        if [found for found in self.list_names(folder) if found.startswith(prefix)] == [own.rpartition("/")[2]]:
+        try:
+            self.write_bytes(own, data)
+            found = [name for name in self.list_names(folder) if name.startswith(prefix)]
+        except BaseException:  # it may have been written all the same, and would keep everybody out
+            with contextlib.suppress(OSError):
+                self.delete(own)
+            raise
+        if found == [own.rpartition("/")[2]]:
             return own
         self.delete(own)
         return None
@@ -219,10 +227,15 @@ def _create(path: str, data: bytes) -> bool:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     except FileExistsError:
         return False
-    with open(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(descriptor)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+    except BaseException:  # an empty file, on a full disk, would be taken for another process's
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
     return True
 
 

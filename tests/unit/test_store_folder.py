@@ -1,4 +1,4 @@
-"""Several commands that need the same prepared store in one moment: the new store of one is never removed by another."""
+"""Several commands that need the same prepared store at once: none removes the new store of another one."""
 
 import hashlib
 import shutil
