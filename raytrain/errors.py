@@ -29,6 +29,7 @@ class FailureCode(StrEnum):
     NO_CAPACITY = "no_capacity"  # workers.min did not fit for workers.wait_timeout_s, or did not start
     TAKEN_OVER = "taken_over"  # another command trains the run now; this one has stopped writing to its folder
     RAY = "ray"  # Ray itself failed: its head is gone, say
+    STOPPED = "stopped"  # an evaluation that the user has stopped; a training is then saved, and has not failed
     INTERNAL = "internal"  # an exception of raytrain's own outside the workers, or of a user's callback
 
     @property

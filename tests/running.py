@@ -105,9 +105,9 @@ def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 180) 
     raise AssertionError(f"waited {timeout_s} s in vain: {what}")
 
 
-def losses(run: Path) -> dict[int, float]:
+def losses(run: Path | Storage) -> dict[int, float]:
     """Loss of each step, the last attempt's where a step was redone."""
-    sample = StepSample(iterate_jsonl(Storage(str(run)), "metrics.jsonl"), most=10**6)
+    sample = StepSample(iterate_jsonl(_storage(run), "metrics.jsonl"), most=10**6)
     return {row["step"]: row["loss"] for row in sample.rows}
 
 
@@ -116,11 +116,15 @@ def steps_done(run: Path) -> int:
     return max((row["step"] for row in read_jsonl(Storage(str(run)), "metrics.jsonl")), default=0)
 
 
-def samples_of_steps(run: Path) -> dict[int, list[int]]:
+def _storage(run: Path | Storage) -> Storage:
+    return run if isinstance(run, Storage) else Storage(str(run))
+
+
+def samples_of_steps(run: Path | Storage) -> dict[int, list[int]]:
     """Sorted sample ids of each step over all workers, of the last attempt that did the step."""
     by_attempt: dict[int, dict[int, list[int]]] = {}
-    for file in sorted((run / "samples").iterdir()):
-        for row in read_jsonl(Storage(str(run)), f"samples/{file.name}"):
+    for name in _storage(run).list_names("samples"):
+        for row in read_jsonl(_storage(run), f"samples/{name}"):
             by_attempt.setdefault(row["step"], {}).setdefault(row["attempt"], []).extend(row["ids"])
     return {step: sorted(attempts[max(attempts)]) for step, attempts in sorted(by_attempt.items())}
 

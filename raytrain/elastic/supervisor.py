@@ -28,8 +28,7 @@ from raytrain.monitoring.run_metrics import WorkerCounts
 from raytrain.training.job import Job, Transition, TransitionKind
 from raytrain.training.outcome import Failed, Outcome, Stopped, StopReason
 from raytrain.training.progress import Progress
-from raytrain.training.records import last_row
-from raytrain.training.run_log import METRICS
+from raytrain.training.run_log import recorded_progress
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +93,8 @@ class Supervisor:
         """Evaluate the run's best model on a split with one group; if the group fails, that is the outcome."""
         try:
             places = self._fleet.admission.wait_for(0)
+            if not places:
+                return self._conclude(Stopped())
             if not self._fleet.bring_up(places):
                 return self._conclude(Failed(FailureCode.NO_CAPACITY, NO_START))
             group = self._new_group(self._spec.job(None, None, None, split), self._fleet.pool.processes)
@@ -214,8 +215,7 @@ class Supervisor:
 
     def _stopped(self) -> Stopped:
         """The outcome between two groups: all progress is saved, or lost already."""
-        row = last_row(self._spec.run, METRICS)
-        return Stopped(Progress(step=int(row["step"]) if row else 0))
+        return Stopped(recorded_progress(self._spec.run))
 
     def _job(self, transition: Transition) -> Job:
         snapshot = self._fleet.snapshots.newest()

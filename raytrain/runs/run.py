@@ -47,6 +47,7 @@ from raytrain.tracking.trackers import conclude
 from raytrain.training.measured import measured_name
 from raytrain.training.outcome import Failed, Finished, Outcome, RunStatus, Stopped, StopReason
 from raytrain.training.records import iterate_jsonl, read_jsonl
+from raytrain.training.run_log import recorded_progress
 
 if TYPE_CHECKING:
     from raytrain.data.prepared import PreparedStore
@@ -132,7 +133,8 @@ def _train_and_report(
 
 def _complete(outcome: Outcome, run: Storage, config: RunConfig, duration_s: float, events: list[str]) -> RunResult:
     """The workers' outcome, completed with what the driver knows."""
-    progress = {name: value for name, value in outcome.progress.to_dict().items() if name in SUMMARIZED}
+    told = outcome.progress if outcome.progress.step else recorded_progress(run)  # no worker may be left to tell
+    progress = {name: value for name, value in told.to_dict().items() if name in SUMMARIZED}
     result = RunResult(
         status=outcome.status,
         run_path=run.path_of(),
@@ -289,7 +291,8 @@ def evaluate_run(path: str, split: str, observer: Observer | None = None, overri
             outcome = _supervise(work, spec, train_run, observer, signals)
     if isinstance(outcome, Failed):
         raise TrainingError(outcome.message, outcome.code)
-    assert isinstance(outcome, Finished)
+    if isinstance(outcome, Stopped):
+        raise TrainingError("the evaluation was stopped before it had begun", FailureCode.STOPPED)
     step, num_samples = run.read_json(f"{BEST}/{FACTS}")["step"], store.manifest.splits[split].num_samples
     return Evaluation(run.path_of(), name, step, num_samples, outcome.final_metrics)
 

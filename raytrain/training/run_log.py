@@ -13,6 +13,7 @@ from raytrain.steps.batches import World
 from raytrain.storage import Storage
 from raytrain.tasks.base import Metrics
 from raytrain.tracking.trackers import Trackers
+from raytrain.training.progress import Progress
 from raytrain.training.records import BEST_SO_FAR, EPOCHS, NOTES, JsonlWriter, last_row, read_jsonl
 
 METRICS, EVALS, EVENTS = "metrics.jsonl", "evals.jsonl", "events.jsonl"
@@ -30,6 +31,20 @@ TRACKED = {
     "data_wait_s": "data/wait_s",
     "world_size": "world/size",
 }
+
+
+def recorded_progress(run: Storage) -> Progress:
+    """The progress of a run as its logs have it, for the result of a command that no worker was left to tell."""
+    row, best = last_row(run, METRICS) or {}, (last_row(run, EVALS) or {}).get(BEST_SO_FAR) or {}
+    return Progress(
+        step=int(row.get("step") or 0),
+        skipped_steps=int(row.get("skipped_steps") or 0),
+        samples_seen=int(row.get("samples_seen") or 0),
+        tokens_seen=int(row.get("tokens_seen") or 0),
+        best_metric=best.get("metric"),
+        best_value=best.get("value"),
+        best_step=best.get("step"),
+    )
 
 
 def next_attempt(run: Storage) -> int:

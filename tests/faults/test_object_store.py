@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running import assert_same_curve, run_cli, start_cli, wait_until, write_config
+from running import assert_same_curve, losses, run_cli, samples_of_steps, start_cli, wait_until, write_config
 from s3 import s3_bucket
 from training import endless_run
 
 from raytrain.checkpoint.store import CheckpointStore
 from raytrain.storage import Storage
-from raytrain.training.records import last_attempt_rows, read_jsonl
 
 pytestmark = pytest.mark.slow
 SAVES = "checkpoint={save_every_steps: 20, snapshot_every_steps: null}"
@@ -23,19 +22,6 @@ STEPS = 200
 def bucket() -> Iterator[str]:
     with s3_bucket() as uri:
         yield uri
-
-
-def losses_in(run: Storage) -> dict[int, float]:
-    return {row["step"]: row["loss"] for row in last_attempt_rows(read_jsonl(run, "metrics.jsonl"))}
-
-
-def samples_in(run: Storage) -> dict[int, list[int]]:
-    rows = [row for name in run.list_names("samples") for row in read_jsonl(run, f"samples/{name}")]
-    newest = {step: max(row["attempt"] for row in rows if row["step"] == step) for step in {r["step"] for r in rows}}
-    return {
-        step: sorted(i for row in rows if (row["step"], row["attempt"]) == (step, attempt) for i in row["ids"])
-        for step, attempt in sorted(newest.items())
-    }
 
 
 def test_killed_and_resumed(tmp_path: Path, bucket: str) -> None:
@@ -53,7 +39,7 @@ def test_killed_and_resumed(tmp_path: Path, bucket: str) -> None:
     code, output = run_cli("train", write_config(alone, tmp_path))
     assert code == 0, output
     local = Storage(str(tmp_path / "runs" / "alone"))
-    assert_same_curve(losses_in(run), losses_in(local))
-    assert samples_in(run) == samples_in(local)
+    assert_same_curve(losses(run), losses(local))
+    assert samples_of_steps(run) == samples_of_steps(local)
     assert sorted(run.list_names("best")) == sorted(local.list_names("best"))
     assert not [name for name in run.list_names() if name.startswith("best.")]
