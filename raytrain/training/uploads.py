@@ -16,8 +16,8 @@ UPLOAD_SHARE = 0.05
 class GrowingObject:
     """A file that grows in memory and is uploaded in a thread, so that no step waits for storage.
 
-    Failed uploads are retried for two minutes, and then with the next lines; only `sync` and `close` raise them. Another
-    process may append lines too, as an evaluation does beside the training: they are kept.
+    Failed uploads are retried for two minutes, and then with the next lines; only `sync` and `close` raise them. Lines
+    that another process appends, as an evaluation does beside the training, are kept.
     """
 
     def __init__(self, storage: Storage, name: str):
