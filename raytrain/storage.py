@@ -71,6 +71,18 @@ class Storage:
             raise FileNotFoundError(self.path_of(name))
         return info.size
 
+    def stamp(self, name: str) -> tuple[int, ...] | None:
+        """Differs once a file has been changed or replaced, even by one with the same contents; None if there is no
+        file. Renaming the folder that it is in does not change it."""
+        if self._is_local:
+            try:
+                status = os.stat(self._full(name))
+            except FileNotFoundError:
+                return None
+            return status.st_ino, status.st_mtime_ns, status.st_size
+        info = self._info(name)
+        return (info.mtime_ns or 0, info.size) if info.type == pafs.FileType.File else None
+
     def list_names(self, name: str = "") -> list[str]:
         """Sorted names of the direct children; empty if the folder does not exist."""
         selector = pafs.FileSelector(self._full(name), allow_not_found=True)
@@ -132,14 +144,22 @@ class Storage:
         Returns:
             The name of the file; None when another process has created it, or is about to. Readers take every file
             whose name begins with `name` for it.
+
+        Raises OSError if storage fails; then the file is not there, unless storage could not delete it either.
         """
         self.check()
         if self._is_local:
             return name if _create(self._full(name), data) else None
         own = f"{name}-{uuid.uuid4().hex[:12]}"
-        self.write_bytes(own, data)
         folder, _, prefix = name.rpartition("/")
-        if [found for found in self.list_names(folder) if found.startswith(prefix)] == [own.rpartition("/")[2]]:
+        try:
+            self.write_bytes(own, data)
+            found = [name for name in self.list_names(folder) if name.startswith(prefix)]
+        except BaseException:  # it may have been written all the same, and would keep everybody out
+            with contextlib.suppress(OSError):
+                self.delete(own)
+            raise
+        if found == [own.rpartition("/")[2]]:
             return own
         self.delete(own)
         return None
@@ -207,10 +227,15 @@ def _create(path: str, data: bytes) -> bool:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     except FileExistsError:
         return False
-    with open(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(descriptor)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+    except BaseException:  # an empty file, on a full disk, would be taken for another process's
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
     return True
 
 

@@ -6,7 +6,7 @@ import shutil
 
 from pydantic import TypeAdapter, ValidationError
 
-from raytrain.checkpoint.manifest import FileName
+from raytrain.checkpoint.manifest import FileName, sync
 from raytrain.storage import Storage
 
 _NAMES = TypeAdapter(list[FileName])
@@ -27,9 +27,12 @@ def replace_folder(run: Storage, name: str, local: str) -> None:
     for file in names:
         _upload(run, os.path.join(local, file), f"{new}/{file}")
     if run.local_path() is not None:
+        for file in ("", *names):  # so that a power failure can't leave a folder of empty files in its place
+            sync(run, f"{new}/{file}" if file else new)
         if run.exists(name):
             run.move(name, f"{name}.old")
         run.move(new, name)
+        sync(run)
         run.delete(f"{name}.old")
         return
     run.write_bytes(_marker(name), json.dumps(names).encode())
@@ -53,6 +56,12 @@ def recover_folder(run: Storage, name: str) -> None:
         return
     run.copy(f"{name}.new", name)
     _conclude(run, name, names)
+
+
+def delete_folder(run: Storage, name: str) -> None:
+    """Delete a folder, and what a crash has left of its replacement: `recover_folder` would bring it back."""
+    for leftover in (_marker(name), f"{name}.old", f"{name}.new", name):
+        run.delete(leftover)
 
 
 def _conclude(run: Storage, name: str, names: list[str]) -> None:

@@ -17,6 +17,17 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
+def advice_for(error: OSError) -> str:
+    """What to do about a failure of storage, as the beginning of a sentence."""
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+            return "Free space there, or lower checkpoint.keep_last"
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return "Give this user permission to write there, or choose another storage_path"
+        case _:
+            return "Check that every worker reaches the storage"
+
+
 def retrying(work: Callable[[], T], what: str, is_over: threading.Event | None = None) -> T:
     """Run `work`, retrying after storage errors until `is_over`. Raises the last OSError."""
     is_over = is_over or threading.Event()

@@ -1,14 +1,13 @@
 """Saves checkpoints in the background: one thread per worker writes files while training continues. No Ray, no
 torch."""
 
-import errno
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from raytrain.checkpoint.manifest import FileEntry, encode_state
-from raytrain.checkpoint.retries import retrying
+from raytrain.checkpoint.retries import advice_for, retrying
 from raytrain.checkpoint.store import CheckpointStore, write_sidecar
 from raytrain.errors import CheckpointError
 from raytrain.steps.batches import World
@@ -148,11 +147,4 @@ def wait_patiently(futures: Iterable[Future[None]], on_wait: Callable[[], None])
 
 def _cannot_save(step: int, path: str, error: OSError) -> str:
     """A message that says what failed where, and what to do."""
-    match error.errno:
-        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
-            advice = "Free space there, or lower checkpoint.keep_last"
-        case errno.EACCES | errno.EPERM | errno.EROFS:
-            advice = "Give this user permission to write there, or choose another storage_path"
-        case _:
-            advice = "Check that every worker reaches the storage"
-    return f"can't save step {step} to {path}: {error}. {advice}, then resume the run."
+    return f"can't save step {step} to {path}: {error}. {advice_for(error)}, then resume the run."

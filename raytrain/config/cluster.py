@@ -21,7 +21,8 @@ class WorkersConfig(Section):
     data_cpus: Annotated[float, Field(gt=0.0), Affects.SPEED, Mark.SHARED] = 0.5
     """CPUs for the Ray Data pipeline of each worker."""
     max_failures: Annotated[NonNegativeInt, Affects.NOTHING, Mark.SHARED] = 3
-    """Number of crashes within an hour that the run recovers from. Nodes that are reclaimed or lost do not count."""
+    """Number of crashes within an hour, or without a new step in between, that the run recovers from. Nodes that are
+    reclaimed or lost do not count."""
     grow_delay_s: Annotated[float, Field(ge=0.0), Affects.NOTHING, Mark.SHARED] = 10.0
     """Seconds for which room for more workers must exist, unchanged, before the run grows, since nodes often join one
     after the other."""

@@ -30,10 +30,11 @@ from raytrain.config import SPLITS, RunConfig
 from raytrain.data.bad_rows import Rejected, summary
 from raytrain.data.encode import Encoder, RowFunction, Surveyor
 from raytrain.data.fingerprint import fingerprint
-from raytrain.data.prepared import MANIFEST_NAME, DamagedError, Manifest, Part, PreparedStore, SplitInfo, index_name
+from raytrain.data.prepared import MANIFEST_NAME, Manifest, Part, PreparedStore, SplitInfo, index_name
 from raytrain.data.quiet import quiet_ray_data
 from raytrain.data.readers.base import SourceFile
 from raytrain.data.sources import check_sources, read_tasks
+from raytrain.data.store_folder import put_in_place, verified, verified_or_removed
 from raytrain.errors import DataError, FailureCode
 from raytrain.models.tokenizer import load_tokenizer, tokenizer_identity
 from raytrain.storage import Storage
@@ -47,9 +48,6 @@ REJECTED_NAME = "rejected.jsonl"
 STALE_S = 24 * 3600.0
 # The cache may be in one of the user's folders: raytrain removes nothing in it that has another name.
 ATTEMPT_NAME = re.compile(r"[0-9a-f]{20}\.[0-9a-f]{8}\.tmp")
-
-# (root, content) of the stores that this process has found undamaged.
-_verified_stores: set[tuple[str, str]] = set()
 
 Progress = Callable[[int, int | None, float], None]
 """Called with (rows so far, estimated rows in total, rows per second)."""
@@ -86,9 +84,8 @@ def prepare(
         train on.
     """
     files, rows_per_group, cache, name = _place_of(config, only)
-    if (store := _verified(cache, name)) is not None:
+    if (store := verified_or_removed(cache, name)) is not None:
         return store
-    _remove_damaged(cache, name)
     if check_first is not None:
         check_first()
     progress = progress or (lambda *_: None)
@@ -101,37 +98,7 @@ def prepare(
 def find_prepared(config: RunConfig) -> PreparedStore | None:
     """The prepared store of a config if it already exists undamaged; needs no Ray. Raises DataError."""
     _, _, cache, name = _place_of(config)
-    return _verified(cache, name)
-
-
-def _verified(cache: Storage, name: str) -> PreparedStore | None:
-    """The store, if there is one and its files are what was written."""
-    if not cache.exists(f"{name}/{MANIFEST_NAME}"):
-        return None
-    try:
-        store = PreparedStore(cache.at(name).root)
-        if (key := (store.root, store.manifest.content)) not in _verified_stores:
-            store.verify()
-            _verified_stores.add(key)
-    except DamagedError as error:
-        logger.warning("%s is damaged: the data has to be prepared again", error.path)
-        return None
-    return store
-
-
-def _remove_damaged(cache: Storage, name: str) -> None:
-    """Remove a damaged store, so that a new one can take its place. Without a manifest a folder is not a store."""
-    if not cache.exists(f"{name}/{MANIFEST_NAME}"):
-        return
-    if cache.local_path() is None:
-        cache.delete(f"{name}/{MANIFEST_NAME}")
-        return
-    aside = f"{name}.{uuid.uuid4().hex[:8]}.tmp"  # renamed first, since deleting takes longer
-    try:
-        cache.move(name, aside)
-    except FileNotFoundError:  # another command was faster
-        return
-    cache.delete(aside)
+    return verified(cache, name)
 
 
 def _place_of(config: RunConfig, only: str | None = None) -> tuple[dict[str, list[SourceFile]], int, Storage, str]:
@@ -236,7 +203,7 @@ class _Preparation:
             MANIFEST_NAME, Manifest(self.name, state, self.pad_token_id, splits, content).to_json()
         )
         if self.is_local:
-            self._put_in_place()
+            put_in_place(self.cache, self.attempt, self.name)
         if rejected:
             where = self.cache.path_of(f"{self.name}/{REJECTED_NAME}")
             logger.warning("%s", "\n  ".join([f"{len(rejected)} rows set aside; see {where}", *summary(rejected)]))
@@ -270,22 +237,6 @@ class _Preparation:
             label_counts=dict(sorted(self.label_counts[split].items())),
             index_sha256=hashlib.sha256(data).hexdigest(),
         )
-
-    def _put_in_place(self) -> None:
-        """Rename the attempt to its final name; if another command was first, its store is equivalent and stays.
-
-        A plain rename, which refuses to replace a folder: another process may be reading the existing one.
-        """
-        source, target = self.cache.local_path(self.attempt), self.cache.local_path(self.name)
-        assert source is not None and target is not None
-        try:
-            os.rename(source, target)
-        except OSError:
-            if self.cache.exists(f"{self.name}/{MANIFEST_NAME}"):
-                self.folder.delete("")
-                return
-            self.cache.delete(self.name)  # partly deleted: without a manifest it is not a store
-            os.rename(source, target)
 
     def _remove_stale(self) -> None:
         """Remove what crashed attempts left behind a day or more ago."""

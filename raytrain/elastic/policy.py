@@ -121,12 +121,14 @@ class FaultBudget:
     def charge(self, failure: Failure, now_s: float) -> str | None:
         """Count a failure. Returns why the run should give up, or None when it may continue.
 
-        `now_s`: time of any monotonic clock. A failure counts for FORGET_AFTER_S: a run of a month may have more
-        unrelated crashes than one of an hour.
+        `now_s`: time of any monotonic clock. A failure counts for FORGET_AFTER_S, and until there is a new step after
+        it: a run of a month may have more unrelated crashes than one of an hour, but workers that hang for half an hour
+        before each failure must not do so all day.
         """
         self._last = failure
-        self._spent_at_s = [at_s for at_s in self._spent_at_s if now_s - at_s < FORGET_AFTER_S]
         has_progressed = failure.step is not None and (self._last_step is None or failure.step > self._last_step)
+        if has_progressed:
+            self._spent_at_s = [at_s for at_s in self._spent_at_s if now_s - at_s < FORGET_AFTER_S]
         self._in_a_row = 1 if has_progressed else self._in_a_row + 1
         self._last_step = failure.step if has_progressed else self._last_step
         if failure.kind is FailureKind.RECLAIM:
@@ -142,7 +144,8 @@ class FaultBudget:
         self.given_up_for = failure
         if self.spent > self.max_failures:
             limit = f"workers.max_failures is {self.max_failures}"
-            return f"{self.spent} failure(s) within an hour, and {limit}. The last: {failure.message}"
+            since = "within an hour" if now_s - self._spent_at_s[0] < FORGET_AFTER_S else "without a new step"
+            return f"{self.spent} failure(s) {since}, and {limit}. The last: {failure.message}"
         if self._in_a_row >= MOST_IN_A_ROW:
             return f"{self._in_a_row} failures in a row without a new step. The last: {failure.message}"
         return None

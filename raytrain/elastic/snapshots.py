@@ -4,6 +4,7 @@ import contextlib
 import uuid
 from collections.abc import Iterable
 
+from raytrain.checkpoint.retries import retrying
 from raytrain.checkpoint.snapshot import Holders, Snapshot, write_as_checkpoint
 from raytrain.checkpoint.store import CheckpointStore
 from raytrain.config import RunConfig
@@ -70,7 +71,8 @@ class Snapshots:
         step."""
         snapshot = self.newest()
         assert snapshot is not None
-        write_as_checkpoint(snapshot, CheckpointStore(self._run.at("checkpoints"), token=fencing_token))
+        store = CheckpointStore(self._run.at("checkpoints"), token=fencing_token)
+        retrying(lambda: write_as_checkpoint(snapshot, store), f"saving the snapshot of step {snapshot.step}")
         return snapshot.step
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -21,6 +21,8 @@ from raytrain.checkpoint.fence import Fence, holders, lease_name, newest_token, 
 from raytrain.checkpoint.retries import retrying
 from raytrain.errors import ConfigError, TakenOverError
 from raytrain.storage import Storage
+
+T = TypeVar("T")
 
 RENEW_EVERY_S = 5.0
 # A driver that has not renewed its lease for this long is considered dead. Its successor waits that long: usually the
@@ -84,8 +86,11 @@ class Lease:
     ) -> None:
         self._is_over.set()
         self._thread.join()
-        if self._is_mine():
-            self._write(is_released=True)
+        try:
+            if self._is_mine():
+                self._write(is_released=True)
+        except OSError as error:  # how the command has ended must not be lost
+            logger.warning("the lease of %s could not be released: %s", self._run.path_of(), error)
 
     def check(self) -> None:
         """Raises TakenOverError when another command is known to have taken over the run."""
@@ -101,17 +106,23 @@ class Lease:
         """Take the token for the next worker group, which fences off the previous ones. Raises TakenOverError."""
         with self._lock:
             while True:
-                self.check_now()
+                self._retrying(self.check_now)
                 if self._claim(self.token + 1):
                     return self.token
                 time.sleep(random.uniform(0.2, 1.0) * POLL_S)
 
     def _claim(self, token: int) -> bool:
         """Become the holder of a token, unless another process does, or holds a later one."""
-        name = self._run.create(lease_name(token), self._record())
+        name = self._retrying(lambda: self._run.create(lease_name(token), self._record()))
         if name is None:
             return False
-        if newest_token(self._run) != token:
+        try:
+            is_newest = self._retrying(lambda: newest_token(self._run)) == token
+        except OSError:  # nobody holds it: it would be taken for another process's
+            with contextlib.suppress(OSError):
+                self._run.delete(name)
+            raise
+        if not is_newest:
             self._run.delete(name)
             return False
         before, self._name, self.token = self._name, name, token
@@ -119,6 +130,10 @@ class Lease:
             with contextlib.suppress(OSError):  # it no longer counts
                 self._run.delete(before)
         return True
+
+    def _retrying(self, work: Callable[[], T]) -> T:
+        """Raises OSError when storage fails for two minutes."""
+        return retrying(work, f"taking the lease of {self._run.path_of()}")
 
     def _wait_for_predecessor(self) -> int:
         """Returns the newest token, whose holder is gone. Only the next one may be claimed: a process that comes to
@@ -148,10 +163,7 @@ class Lease:
     def _holders(self) -> dict[str, LeaseRecord]:
         """The records of the newest token's holders, by name. Raises OSError when storage fails for two minutes."""
 
-        def read() -> dict[str, LeaseRecord]:
-            return {name: self._read(name) for name in holders(self._run)}
-
-        return retrying(read, f"reading the lease of {self._run.path_of()}")
+        return self._retrying(lambda: {name: self._read(name) for name in holders(self._run)})
 
     def _may_be_alive(self, record: LeaseRecord) -> bool:
         return not (record.released or record.owner == self._owner or _is_dead(record))

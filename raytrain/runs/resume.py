@@ -7,16 +7,18 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from raytrain.checkpoint.folder import delete_folder
 from raytrain.checkpoint.store import CheckpointStore
 from raytrain.config import RunConfig
 from raytrain.config.fields import declared
 from raytrain.config.io import dump_config, flatten
 from raytrain.config.yaml import parse_yaml
 from raytrain.errors import ConfigError
+from raytrain.models.card import BEST
 from raytrain.runs.result import RunResult, read_result
 from raytrain.storage import Storage
 
-# Logs to delete when a run that has saved nothing starts again; the rest of its folder is overwritten.
+# Logs to delete, with best/, when a run that has saved nothing starts again; the rest of its folder is overwritten.
 LOGS = (
     "metrics.jsonl",
     "evals.jsonl",
@@ -31,7 +33,6 @@ LOGS = (
     "wandb",
     "plots",
     "ray_train",
-    "best",
 )
 
 
@@ -50,7 +51,8 @@ def begin_or_resume(
         ConfigError: The folder holds a run of another config; the message names the keys that differ.
     """
     if overwrite:
-        for name in (*LOGS, "checkpoints", "config.yaml", "plan.json", "report.html"):
+        _delete_logs(run)
+        for name in ("checkpoints", "config.yaml", "plan.json", "report.html"):
             run.delete(name)
     if not run.exists("config.yaml"):
         return None
@@ -63,9 +65,14 @@ def begin_or_resume(
     if changes and has_checkpoint:
         raise ConfigError(_refusal(run, config, changes))
     if changes or not has_checkpoint:  # nothing was saved: the run starts again, and so do its logs
-        for name in LOGS:
-            run.delete(name)
+        _delete_logs(run)
     return None
+
+
+def _delete_logs(run: Storage) -> None:
+    delete_folder(run, BEST)
+    for name in LOGS:
+        run.delete(name)
 
 
 def changed_keys(

@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
+from raytrain.checkpoint.retries import advice_for, retrying
 from raytrain.config import RunConfig
 from raytrain.config.io import dump_config
 from raytrain.elastic.allocation import Terms
@@ -86,19 +87,25 @@ def run_training(
     Raises:
         ConfigError, DataError: Raised before anything was started.
         TakenOverError: Another command trains the run now; this one has written nothing more to its folder.
+        TrainingError: The run's folder can't be read or written.
     """
     observer, terms = observer or Observer(), terms or Terms()
     started_at_s = time.time()
     observer.phase("checking")
     found = check(config)
     run = Storage(found.config.storage_path).at(found.config.name)
-    with lease_of(run, observer.note) as lease:
-        run = run.guarded(lease.check_now)
-        previous = begin_or_resume(run, found.config, overwrite=overwrite, may_change=terms.may_change)
-        if previous is not None:
-            return previous
-        check_same_data(run, found.config)
-        return _train_and_report(run, found, observer, started_at_s, lease, terms, callbacks)
+    try:
+        with lease_of(run, observer.note) as lease:
+            run = run.guarded(lease.check_now)
+            previous = begin_or_resume(run, found.config, overwrite=overwrite, may_change=terms.may_change)
+            if previous is not None:
+                return previous
+            check_same_data(run, found.config)
+            return _train_and_report(run, found, observer, started_at_s, lease, terms, callbacks)
+    except OSError as error:
+        if not _is_of_storage(error):
+            raise
+        raise TrainingError(_storage_failed(run, error), FailureCode.STORAGE) from error
 
 
 def _train_and_report(
@@ -118,9 +125,9 @@ def _train_and_report(
     result = _complete(outcome, run, found.config, time.time() - started_at_s, kinds)
     account = goodput(events, iterate_jsonl(run, "metrics.jsonl"))
     if account:
-        run.commit_bytes("goodput.json", json.dumps(account, indent=1).encode())
+        _write(run, "goodput.json", account, observer)
         result = replace(result, goodput=account["goodput"])
-    run.commit_bytes(SUMMARY, json.dumps(asdict(result), indent=1).encode())
+    _write(run, SUMMARY, asdict(result), observer)
     if result.stop_reason is StopReason.PAUSED:  # it is about to be resumed
         return result
     if not result.is_done:
@@ -130,6 +137,16 @@ def _train_and_report(
 
         build_report(run)
     return result
+
+
+def _write(run: Storage, name: str, content: dict[str, Any], observer: Observer) -> None:
+    """Write a file at the end of the run. A failure of storage, such as a full disk, is told: how the command has ended
+    must not be lost."""
+    path = run.path_of(name)
+    try:
+        retrying(lambda: run.commit_bytes(name, json.dumps(content, indent=1).encode()), f"writing {path}")
+    except OSError as error:
+        observer.note(f"{path} can't be written: {error}")
 
 
 def _complete(outcome: Outcome, run: Storage, config: RunConfig, duration_s: float, events: list[str]) -> RunResult:
@@ -241,7 +258,7 @@ def _supervise(
     except RaytrainError as error:
         outcome = Failed(error.code, str(error))
     except Exception as error:
-        outcome = _outcome_of(error)
+        outcome = _outcome_of(error, spec.run)
     finally:
         follower.look()
     train_run.conclude(outcome)  # if the supervisor did not get to it
@@ -250,10 +267,21 @@ def _supervise(
     return outcome
 
 
-def _outcome_of(error: Exception) -> Failed:
+def _is_of_storage(error: BaseException) -> TypeGuard[OSError]:
+    """Whether files could not be read or written; Ray's client and sockets raise the other kinds of OSError."""
+    return isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError)
+
+
+def _storage_failed(run: Storage, error: OSError) -> str:
+    return f"can't read or write the files of {run.path_of()}: {error}. {advice_for(error)}, then resume the run."
+
+
+def _outcome_of(error: Exception, run: Storage) -> Failed:
     """The outcome for an error from outside the run, such as a lost connection to Ray's control store."""
     import ray
 
+    if _is_of_storage(error):
+        return Failed(FailureCode.STORAGE, _storage_failed(run, error))
     logger.exception("the run was ended by an error from outside it")
     code = FailureCode.RAY if isinstance(error, ray.exceptions.RayError) else FailureCode.INTERNAL
     return Failed(code, f"{type(error).__name__}: {first_line(str(error))}")

@@ -1,8 +1,9 @@
 """The data that a run was begun with, kept in its folder, so that a change is refused before Ray starts (P2)."""
 
-import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from pydantic import TypeAdapter, ValidationError
 
 from raytrain.checkpoint.store import CheckpointStore
 from raytrain.config import RunConfig
@@ -25,6 +26,17 @@ class _Sources:
     tokenizer: str
 
 
+@dataclass(frozen=True)
+class _Recorded(_Sources):
+    """The contents of data.json."""
+
+    content: str
+    """Hash of the prepared data."""
+
+
+_RECORDED = TypeAdapter(_Recorded)
+
+
 def check_same_data(run: Storage, config: RunConfig) -> None:
     """Compare the source files with those that the run's checkpoints belong to. Needs no Ray.
 
@@ -44,7 +56,7 @@ def check_same_data(run: Storage, config: RunConfig) -> None:
     if not changed:
         return
     store = find_prepared(config)
-    if store is None or store.manifest.content != recorded["content"]:
+    if store is None or store.manifest.content != recorded.content:
         raise _refusal(run, step, changed, is_known=store is not None)
 
 
@@ -52,15 +64,10 @@ def record_data(run: Storage, config: RunConfig, store: "PreparedStore") -> None
     """Note what the run is trained on. Raises ConfigError when its checkpoints belong to other data."""
     step, recorded = _newest_step(run), _read(run)
     now = _sources_of(config)
-    if step is not None and recorded is not None and recorded["content"] != store.manifest.content:
+    if step is not None and recorded is not None and recorded.content != store.manifest.content:
         raise _refusal(run, step, _changed(recorded, now) or ["their prepared rows"], is_known=True)
-    noted = {
-        "content": store.manifest.content,
-        "paths": now.paths,
-        "contents": now.contents,
-        "tokenizer": now.tokenizer,
-    }
-    run.commit_bytes(DATA, json.dumps(noted, indent=1).encode())
+    noted = _Recorded(**asdict(now), content=store.manifest.content)
+    run.commit_bytes(DATA, _RECORDED.dump_json(noted, indent=1))
 
 
 def _newest_step(run: Storage) -> int | None:
@@ -68,14 +75,12 @@ def _newest_step(run: Storage) -> int | None:
     return newest.step if newest is not None else None
 
 
-def _read(run: Storage) -> dict[str, Any] | None:
+def _read(run: Storage) -> _Recorded | None:
     """What was noted; None if there is nothing, or it can't be read: the workers compare the prepared data too."""
     try:
-        noted = run.read_json(DATA)
-    except (FileNotFoundError, ValueError):
+        return _RECORDED.validate_json(run.read_bytes(DATA))
+    except (FileNotFoundError, ValidationError):
         return None
-    is_whole = isinstance(noted, dict) and {"content", "contents", "tokenizer"} <= set(noted)
-    return noted if is_whole and isinstance(noted["contents"], dict) else None
 
 
 def _sources_of(config: RunConfig) -> _Sources:
@@ -89,11 +94,11 @@ def _sources_of(config: RunConfig) -> _Sources:
     return _Sources(paths, contents, tokenizer_identity(config.model))
 
 
-def _changed(recorded: dict[str, Any], now: _Sources) -> list[str]:
+def _changed(recorded: _Recorded, now: _Sources) -> list[str]:
     """What has changed, for people. Where files are may change; what is not known is taken as unchanged."""
-    changed = [] if recorded["tokenizer"] == now.tokenizer else ["the tokenizer"]
+    changed = [] if recorded.tokenizer == now.tokenizer else ["the tokenizer"]
     for split, contents in now.contents.items():
-        before = recorded["contents"].get(split, [])
+        before = recorded.contents.get(split, [])
         if len(before) != len(contents):
             changed.append(f"data.{split}: {len(contents)} files, and not {len(before)}")
             continue

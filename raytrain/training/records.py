@@ -2,8 +2,10 @@
 
 import errno
 import json
+import logging
 import math
 import os
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -28,46 +30,63 @@ READ_BYTES = 1 << 20
 # The last row of a file is searched for in this many bytes.
 TAIL_BYTES = 64 << 10
 
+logger = logging.getLogger(__name__)
+
 
 class JsonlWriter:
-    """Appends lines to a file: at once on a file system, from time to time on an object store."""
+    """Appends lines to a file: at once on a file system, from time to time on an object store.
+
+    No step fails because a line can't be written, on a full disk for example: the line is kept in memory and written
+    with the next ones. Only `sync`, which a checkpoint waits for, and `close` raise the OSError.
+    """
 
     def __init__(self, storage: Storage, name: str):
         """Opens the file for appending; a last line that a crash left incomplete gets a line end, and readers skip
         it."""
         self._storage, self._name = storage, name
-        self._is_torn, self._next_check_s = False, 0.0
         self._object: GrowingObject | None = None
         path = storage.local_path(name)
         if path is None:
             self._object = GrowingObject(storage, name)
             return
-        if not storage.exists(name):
-            storage.write_bytes(name, b"")  # creates the folder
-        with storage.open_input(name) as file:
-            tail = file.read_at(1, file.size() - 1) if file.size() else b""
+        storage.check()
+        os.makedirs(os.path.dirname(path), exist_ok=True)
         self._file = open(path, "ab", buffering=0)
-        self._file.write(_missing_newline(tail))
+        self._lock, self._next_check_s, self._has_failed = threading.Lock(), 0.0, False
+        self._pending = bytearray(_missing_newline(path))
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append a line. NaN and infinities become null; numpy scalars become numbers."""
+        """Append a line. NaN and infinities become null; numpy scalars become numbers. Raises what the storage's guard
+        raises, unless that is an OSError."""
         line = json.dumps(_clean(row), allow_nan=False).encode() + b"\n"
         if self._object is not None:
             self._object.append(line)
-        else:
-            self._append(line)
+            return
+        with self._lock:
+            self._pending += line
+            try:
+                self._append()
+                self._has_failed = False
+            except OSError as error:
+                if not self._has_failed:
+                    path = self._storage.path_of(self._name)
+                    logger.warning("%s can't be written (%s); its lines are kept in memory for now", path, error)
+                self._has_failed = True
 
-    def _append(self, line: bytes) -> None:
-        """Append a line. A full disk may take only a part of it: the next line then starts with a line end."""
+    def _append(self) -> None:
+        """Write the pending lines. A full disk may take a part of them: the torn line is written again, on a line of
+        its own."""
+        if not self._pending:
+            return
         if time.monotonic() >= self._next_check_s:
             self._storage.check()
             self._next_check_s = time.monotonic() + CHECK_EVERY_S
-        data = b"\n" + line if self._is_torn else line
-        self._is_torn = True
-        written = self._file.write(data)
-        if written != len(data):
+        written, total = self._file.write(self._pending), len(self._pending)
+        if written != total:
+            begin = self._pending.rfind(b"\n", 0, written) + 1  # of the torn line
+            self._pending[:begin] = b"\n" if begin < written else b""
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._storage.path_of(self._name))
-        self._is_torn = False
+        self._pending.clear()
 
     def begin_upload(self) -> None:
         """On an object store, start to upload what there is, without waiting for it."""
@@ -75,15 +94,21 @@ class JsonlWriter:
             self._object.begin_upload()
 
     def sync(self) -> None:
-        """Wait until every line is in storage. Raises OSError if storage fails for two minutes."""
+        """Wait until every line is in storage. Raises OSError if storage fails."""
         if self._object is not None:
             self._object.sync()
+            return
+        with self._lock:
+            self._append()
 
     def close(self) -> None:
-        """Upload or close; nothing can be written afterwards."""
+        """`sync`, then close; nothing can be written afterwards."""
         if self._object is not None:
             self._object.close()
-        else:
+            return
+        try:
+            self.sync()
+        finally:
             self._file.close()
 
 
@@ -127,7 +152,7 @@ def parse_jsonl(data: bytes) -> list[dict[str, Any]]:
     for line in data.split(b"\n"):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):  # thousands of brackets, for the latter
             continue
         if isinstance(row, dict):
             rows.append(row)
@@ -139,15 +164,11 @@ def scores_of(row: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in row.items() if isinstance(value, float) and name not in ("time", EPOCHS)}
 
 
-def _read_or_empty(storage: Storage, name: str) -> bytes:
-    try:
-        return storage.read_bytes(name)
-    except FileNotFoundError:
-        return b""
-
-
-def _missing_newline(last_byte: bytes) -> bytes:
-    return b"" if last_byte in (b"", b"\n") else b"\n"
+def _missing_newline(path: str) -> bytes:
+    """The line end that a file lacks."""
+    with open(path, "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+        return b"" if file.read(1) in (b"", b"\n") else b"\n"
 
 
 def _clean(value: Any) -> Any:

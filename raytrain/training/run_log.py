@@ -3,18 +3,23 @@
 Only rank 0 writes, except for the sample ids, which each worker writes for itself.
 """
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from raytrain.checkpoint.retries import advice_for, retrying
+from raytrain.errors import CheckpointError
 from raytrain.steps.batches import World
 from raytrain.storage import Storage
 from raytrain.tasks.base import Metrics
 from raytrain.tracking.trackers import Trackers
 from raytrain.training.progress import Progress
 from raytrain.training.records import BEST_SO_FAR, EPOCHS, NOTES, JsonlWriter, last_row, read_jsonl
+
+logger = logging.getLogger(__name__)
 
 METRICS, EVALS, EVENTS = "metrics.jsonl", "evals.jsonl", "events.jsonl"
 
@@ -69,6 +74,7 @@ class RunLog:
         self._is_first = world.world_rank == 0
         self._run, self._world, self._attempt, self._now = run, world, attempt, now
         self._samples = None
+        self._writers: list[JsonlWriter] = []
         self._trackers = trackers
         if trackers is not None:  # what earlier attempts have sent to them
             self._last_step = (last_row(run, METRICS) or {}).get("step", 0)
@@ -77,6 +83,9 @@ class RunLog:
             self._samples = JsonlWriter(run, f"samples/attempt_{attempt:03d}_rank_{world.world_rank:05d}.jsonl")
         if self._is_first:
             self._metrics, self._evals, self._events = (JsonlWriter(run, name) for name in (METRICS, EVALS, EVENTS))
+            self._writers = [self._metrics, self._evals, self._events]
+        if self._samples is not None:
+            self._writers.append(self._samples)
 
     def step(self, row: dict[str, Any]) -> None:
         """Write a line of metrics.jsonl."""
@@ -129,22 +138,29 @@ class RunLog:
 
     def sync(self) -> None:
         """Wait until all lines are in storage: those up to a checkpoint must be there before it is. Raises OSError."""
-        if self._samples is not None:
-            self._samples.sync()
-        if self._is_first:
-            for writer in (self._metrics, self._evals, self._events):
-                writer.sync()
+        for writer in self._writers:
+            writer.sync()
+
+    def store(self) -> None:
+        """`sync` with retries, before the group ends. Raises CheckpointError."""
+        try:
+            retrying(self.sync, f"writing the logs of {self._run.path_of()}")
+        except OSError as error:
+            raise CheckpointError(
+                f"can't write the logs of {self._run.path_of()}: {error}. {advice_for(error)}, then resume the run."
+            ) from error
 
     def close(self, status: str) -> None:
-        """Flush everything. `status`: the run's; stopped if another group may continue it."""
+        """Write what is left. `status`: the run's; stopped if another group may continue it. A failure of storage is
+        logged only: how the group has ended must not be lost, and a group that ends well has called `store`."""
         if self._trackers is not None:
             self._trackers.close(status)
             self._pass_on_complaints()
-        if self._samples is not None:
-            self._samples.close()
-        if self._is_first:
-            for writer in (self._metrics, self._evals, self._events):
+        for writer in self._writers:
+            try:
                 writer.close()
+            except OSError as error:
+                logger.warning("the last lines of the logs of %s are lost: %s", self._run.path_of(), error)
 
     def _track(self, values: Mapping[str, float | None], step: int, is_redone: Callable[[int], bool]) -> None:
         if self._trackers is not None:

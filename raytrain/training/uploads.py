@@ -16,25 +16,25 @@ UPLOAD_SHARE = 0.05
 class GrowingObject:
     """A file that grows in memory and is uploaded in a thread, so that no step waits for storage.
 
-    Failed uploads are retried for two minutes, and then with the next lines; only `sync` and `close` raise them.
+    Failed uploads are retried for two minutes, and then with the next lines; only `sync` and `close` raise them. Lines
+    that another process appends, as an evaluation does beside the training, are kept.
     """
 
     def __init__(self, storage: Storage, name: str):
         """Continues what is there. Raises OSError if storage fails for two minutes."""
         self._storage, self._name = storage, name
         self._content = bytearray(retrying(self._read, f"reading {storage.path_of(name)}"))
-        if self._content and not self._content.endswith(b"\n"):
-            self._content += b"\n"  # a crash has left the last line incomplete, and readers skip it
+        self._num_stored = len(self._content)  # bytes at its beginning that are in storage
         self._lock, self._is_closed = threading.Lock(), threading.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="upload")
         self._upload: Future[None] | None = None
-        self._num_uploaded = len(self._content)
         self._next_upload_s = time.monotonic() + UPLOAD_EVERY_S
 
     def append(self, line: bytes) -> None:
         """Add a line, and start an upload if one is due. Raises what the last upload has raised, unless storage has
         failed: TakenOverError."""
         with self._lock:
+            _end_line(self._content)
             self._content += line
         if self._upload is not None and self._upload.done() and not self._failed_to_store():
             self._upload.result()
@@ -44,14 +44,16 @@ class GrowingObject:
     def begin_upload(self) -> None:
         """Upload what there is, in the thread; does nothing while an upload is in progress."""
         if self._upload is None or self._upload.done():
-            self._upload = self._thread.submit(self._try)
+            self._upload = self._thread.submit(self._try, self._is_closed)
 
     def sync(self) -> None:
-        """Wait until everything up to now is uploaded. Raises OSError if storage fails for two minutes."""
-        self._thread.submit(self._try).result()
+        """Wait until everything up to now is uploaded, with one attempt after those in progress. Raises OSError."""
+        is_last = threading.Event()
+        is_last.set()
+        self._thread.submit(self._try, is_last).result()
 
     def close(self) -> None:
-        """`sync`, then end the thread. If storage fails now, there is one attempt only."""
+        """`sync`, then end the thread."""
         self._is_closed.set()
         try:
             self.sync()
@@ -61,22 +63,49 @@ class GrowingObject:
     def _failed_to_store(self) -> bool:
         return self._upload is not None and isinstance(self._upload.exception(), OSError)
 
-    def _try(self) -> None:
-        with self._lock:
-            content = bytes(self._content)
-        if len(content) == self._num_uploaded:
+    def _try(self, is_over: threading.Event) -> None:
+        if len(self._content) == self._num_stored:
             return
         started_at_s = time.monotonic()
-        work = lambda: self._storage.write_bytes(self._name, content)  # noqa: E731
         try:
-            retrying(work, f"uploading {self._storage.path_of(self._name)}", self._is_closed)
-            self._num_uploaded = len(content)
+            retrying(self._store, f"uploading {self._storage.path_of(self._name)}", is_over)
         finally:
             ended_at_s = time.monotonic()
             self._next_upload_s = ended_at_s + max(UPLOAD_EVERY_S, (ended_at_s - started_at_s) / UPLOAD_SHARE)
+
+    def _store(self) -> None:
+        if self._stored_bytes() != self._num_stored:
+            self._take_in(self._read())
+        with self._lock:
+            content = bytes(self._content)
+        self._storage.write_bytes(self._name, content)
+        self._num_stored = len(content)
+
+    def _take_in(self, found: bytes) -> None:
+        """Keep the lines in `found`, which is in storage, that another process has appended to what we have stored."""
+        with self._lock:
+            if self._content.startswith(found):  # an upload of ours that seemed to have failed, or the file was deleted
+                self._num_stored = len(found)
+            elif found.startswith(self._content[: self._num_stored]):
+                merged = bytearray(found)
+                _end_line(merged)
+                self._content[: self._num_stored] = merged
+                self._num_stored = len(found)
+
+    def _stored_bytes(self) -> int:
+        try:
+            return self._storage.size_bytes(self._name)
+        except FileNotFoundError:
+            return 0
 
     def _read(self) -> bytes:
         try:
             return self._storage.read_bytes(self._name)
         except FileNotFoundError:
             return b""
+
+
+def _end_line(content: bytearray) -> None:
+    """A crash may have left the last line incomplete; readers skip it."""
+    if content and not content.endswith(b"\n"):
+        content += b"\n"

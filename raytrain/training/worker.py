@@ -127,6 +127,7 @@ class WorkerRun:
         measure_s = round(time.perf_counter() - began_at_s, 3)
         spent = {**idle.take(), "measure_s": measure_s, "leave_s": leave_s}
         self.log.event("finish", step=progress.step, status=status, **spent)
+        self.control.all_succeed(self.log.store)
         if status.is_done:
             return Finished(progress, final)
         is_paused = self.timetable.is_pause_due(progress.step)
@@ -186,7 +187,9 @@ class WorkerRun:
 
     def evaluate(self, split: str) -> Finished:
         """Evaluate the best model on a split."""
-        return Finished(final_metrics=self.measure(split))
+        metrics = self.measure(split)
+        self.control.all_succeed(self.log.store)
+        return Finished(final_metrics=metrics)
 
     def _steps_before(self) -> int:
         """Steps done by earlier attempts, including those that are repeated now."""

@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from raytrain.checkpoint.folder import delete_folder
 from raytrain.checkpoint.store import CheckpointStore, Saved
 from raytrain.training.records import JsonlWriter
 from raytrain.tuning.generation_end import decided_after, decision_name, done_name, num_done
@@ -91,8 +92,9 @@ class Generations:
             if member["source"] is None:
                 continue
             source, own = f"{TRIALS}/{member['source']}", f"{TRIALS}/{name}"
-            for folder in ("checkpoints", "best"):  # the old ones belong to another lineage and must never be resumed
-                root.delete(f"{own}/{folder}")
+            # The old ones belong to another lineage and must never be resumed.
+            root.delete(f"{own}/checkpoints")
+            delete_folder(root, f"{own}/best")
             saved = CheckpointStore(root.at(source, "checkpoints")).candidates()
             copied = next(checkpoint for checkpoint in saved if checkpoint.step == step)
             first = Saved(0, step)  # the two trials' fencing tokens are not comparable: any own one is newer than this

@@ -85,6 +85,13 @@ class TestFaultBudget:
         assert verdict is not None
         assert "2 failure(s) within an hour, and workers.max_failures is 1" in verdict
 
+    def test_slow_failures_without_a_new_step_are_not_forgotten(self) -> None:
+        """Workers that hang while they load the model fail twice an hour: they must not do so all day."""
+        budget = FaultBudget(3)
+        hangs = [budget.charge(crash(None, FailureKind.HANG), 1800.0 * number) for number in range(4)]
+        assert hangs[:3] == [None] * 3
+        assert "4 failure(s) without a new step, and workers.max_failures is 3" in str(hangs[3])
+
     def test_errors_at_alternating_steps_are_bugs_too(self) -> None:
         budget = FaultBudget(100)
         verdicts = [budget.charge(crash(step, FailureKind.ERROR), 0.0) for step in (7, 8, 7)]

@@ -88,7 +88,18 @@ def test_other_rows_are_refused_before_workers_start(run: Storage, config: RunCo
     assert run.read_bytes(DATA) == before
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"content": "rows"}'])
+GARBAGE = (
+    b"",
+    b"[]",
+    b"{",
+    b"[" * 200_000,
+    b'{"content": "rows"}',
+    b'{"content": "rows", "paths": {}, "contents": {"train": 3}, "tokenizer": "t"}',
+    b'{"content": "rows", "paths": {}, "contents": {"train": [[]]}, "tokenizer": "t"}',
+)
+
+
+@pytest.mark.parametrize("content", GARBAGE)
 def test_a_note_that_is_damaged_is_left_to_the_workers(
     tmp_path: Path, run: Storage, config: RunConfig, content: bytes
 ) -> None:

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from running import tiny_run
 
 from raytrain.checkpoint.folder import recover_folder, replace_folder
 from raytrain.errors import CheckpointError
 from raytrain.models.card import BEST
+from raytrain.runs.resume import begin_or_resume
 from raytrain.storage import Storage
 from raytrain.training.export import check_exported
 
@@ -90,6 +92,21 @@ def test_an_interrupted_recovery_is_recovered(tmp_path: Path, crash_at: int) -> 
     recover_folder(run, BEST)
     assert len(versions(tmp_path / "run")) == 1
     assert len(list((tmp_path / "run" / BEST).iterdir())) == 3
+
+
+@pytest.mark.parametrize("kind", [Storage, ObjectStore])
+@pytest.mark.parametrize("crash_at", range(1, 12))
+def test_a_run_that_starts_over_does_not_get_the_old_one_back(
+    tmp_path: Path, crash_at: int, kind: type[Storage]
+) -> None:
+    """Killed while best/ was replaced, then given again with --overwrite."""
+    run = kind(str(tmp_path / "runs" / "a"))
+    replace_folder(run, BEST, model(tmp_path / "one", "one"))
+    with suppress(KeyboardInterrupt):
+        replace_folder(dying(run, crash_at), BEST, model(tmp_path / "two", "two"))
+    begin_or_resume(run, tiny_run(tmp_path, "a"), overwrite=True)
+    recover_folder(run, BEST)
+    assert run.list_names() == []
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1] + b"?")])
