@@ -28,7 +28,8 @@ from raytrain.monitoring.run_metrics import WorkerCounts
 from raytrain.training.job import Job, Transition, TransitionKind
 from raytrain.training.outcome import Failed, Outcome, Stopped, StopReason
 from raytrain.training.progress import Progress
-from raytrain.training.run_log import recorded_progress
+from raytrain.training.records import JsonlWriter
+from raytrain.training.run_log import EVENTS, recorded_progress
 
 logger = logging.getLogger(__name__)
 
@@ -195,6 +196,7 @@ class Supervisor:
         now_s = time.time()
         found = self._failures.judge(failure, group, self._fleet.cluster.nodes)
         if found.verdict is not None:
+            self._record(found.verdict)
             return found.verdict
         cause = f"{WORDS[found.kind]}: {first_line(failure.message)}"
         self._hooks.say(cause)
@@ -206,6 +208,12 @@ class Supervisor:
             Transition(kind, cause, world_size, reported_at_s, None, now_s, time.time()),
             survivors,
         )
+
+    def _record(self, failed: Failed) -> None:
+        """Write why the run ends; no worker is left to do it."""
+        events = JsonlWriter(self._spec.run, EVENTS)
+        events.write({"time": time.time(), "kind": "failure", "cause": failed.message, "code": failed.code})
+        events.close()
 
     def _pause(self, seconds: float) -> None:
         deadline_s = time.monotonic() + seconds

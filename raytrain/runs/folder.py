@@ -8,6 +8,9 @@ from raytrain.config.yaml import parse_yaml
 from raytrain.errors import ConfigError
 from raytrain.storage import Storage
 
+SWEEP = "sweep.yaml"
+"""The file that makes a folder a sweep's, as config.yaml makes it a run's."""
+
 
 def read_run_config(run: Storage, overrides: Sequence[str] = ()) -> RunConfig:
     """The run's resolved config, adapted to where its folder is now: it may have been moved, or be on an object store.

@@ -15,6 +15,7 @@ from raytrain.config.io import dump_config, flatten
 from raytrain.config.yaml import parse_yaml
 from raytrain.errors import ConfigError
 from raytrain.models.card import BEST
+from raytrain.runs.folder import SWEEP
 from raytrain.runs.result import RunResult, read_result
 from raytrain.storage import Storage
 
@@ -48,8 +49,11 @@ def begin_or_resume(
         The run's result if it is already done, else None.
 
     Raises:
-        ConfigError: The folder holds a run of another config; the message names the keys that differ.
+        ConfigError: The folder holds a run of another config; the message names the keys that differ. Or it holds a
+        sweep.
     """
+    if run.exists(SWEEP):
+        raise ConfigError(f"{run.path_of()} holds a sweep: give this run another name (name={config.name}-run)")
     if overwrite:
         _delete_logs(run)
         for name in ("checkpoints", "config.yaml", "plan.json", "report.html"):

@@ -9,8 +9,8 @@ from raytrain.config.fields import affecting
 from raytrain.config.io import parse_config
 from raytrain.config.yaml import parse_yaml
 from raytrain.errors import ConfigError
+from raytrain.runs.folder import SWEEP
 from raytrain.storage import Storage
-from raytrain.tuning.resume import SWEEP
 from raytrain.tuning.space.space import Space
 from raytrain.tuning.state import trial_config
 from raytrain.tuning.trials import TrialRow, TrialTable

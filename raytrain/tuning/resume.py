@@ -4,12 +4,11 @@ from raytrain.config import Mark, RunConfig
 from raytrain.config.fields import marked
 from raytrain.config.yaml import parse_yaml, to_yaml
 from raytrain.errors import ConfigError
+from raytrain.runs.folder import SWEEP
 from raytrain.runs.resume import changed_keys
 from raytrain.storage import Storage
 from raytrain.tuning.space.schedulers import Generational
 from raytrain.tuning.space.space import Space
-
-SWEEP = "sweep.yaml"
 
 
 def begin_or_resume(root: Storage, config: RunConfig, space: Space, metric: str, mode: str) -> None:
@@ -30,6 +29,8 @@ def check_same(root: Storage, config: RunConfig, space: Space, metric: str | Non
     Args:
         metric: What trials are compared by; None: the data has to be prepared to know it, so it is not checked.
     """
+    if root.exists("config.yaml"):
+        raise ConfigError(f"{root.path_of()} holds a run: give the config of this sweep another name")
     if not root.exists(SWEEP):
         return
     before = parse_yaml(root.read_bytes(SWEEP), origin=root.path_of(SWEEP))

@@ -8,10 +8,10 @@ import yaml
 from running import tiny_run
 
 from raytrain.errors import ConfigError
+from raytrain.runs.folder import SWEEP
 from raytrain.runs.preflight import check
 from raytrain.storage import Storage
 from raytrain.tuning.best_trial import train_winner
-from raytrain.tuning.resume import SWEEP
 from raytrain.tuning.trials import TrialTable
 
 LR = "training.optimizer.learning_rate"

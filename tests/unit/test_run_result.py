@@ -40,3 +40,23 @@ def test_anything_else_is_as_good_as_none(tmp_path: Path, content: Any) -> None:
 
 def test_none(tmp_path: Path) -> None:
     assert read_result(Storage(str(tmp_path))) is None
+
+
+def test_a_run_and_a_sweep_do_not_share_a_folder(tmp_path: Path) -> None:
+    from running import tiny_run
+
+    from raytrain.errors import ConfigError
+    from raytrain.runs.resume import begin_or_resume
+    from raytrain.tuning.resume import check_same
+    from raytrain.tuning.space.space import Space
+
+    config, folder = tiny_run(tmp_path, "x"), Storage(str(tmp_path / "folder"))
+    folder.write_bytes("sweep.yaml", b"{}")
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match="holds a sweep"):
+            begin_or_resume(folder, config, overwrite=overwrite)
+    folder.delete("sweep.yaml")
+    folder.write_bytes("config.yaml", b"{}")
+    space = Space.model_validate({"parameters": {"training.optimizer.learning_rate": {"choice": [0.1, 0.2]}}})
+    with pytest.raises(ConfigError, match="holds a run"):
+        check_same(folder, config, space, None)
