@@ -6,6 +6,7 @@ sample's id is its position in the split's prepared order (parts in the manifest
 """
 
 import hashlib
+import itertools
 import json
 from collections import OrderedDict
 from dataclasses import asdict, dataclass, field
@@ -77,7 +78,12 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """The manifest as the bytes of manifest.json."""
-        return json.dumps({**asdict(self), "sha256": _hash_of(asdict(self))}).encode()
+        raw = asdict(self)
+        for info in raw["splits"].values():
+            for part in info["parts"]:  # nearly all row groups have the same size, and 10^9 rows have millions of them
+                runs = itertools.groupby(part["row_group_rows"])
+                part["row_group_rows"] = [[rows, len(list(run))] for rows, run in runs]
+        return json.dumps({**raw, "sha256": _hash_of(raw)}).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> "Manifest":
@@ -99,10 +105,15 @@ class Manifest:
         if raw.pop("sha256", None) != _hash_of(raw):
             raise ValueError("its hash is not that of its contents")
         splits = {
-            name: SplitInfo(**{**info, "parts": [Part(**part) for part in info["parts"]]})
+            name: SplitInfo(**{**info, "parts": [_part_of(part) for part in info["parts"]]})
             for name, info in raw["splits"].items()
         }
         return cls(raw["fingerprint"], raw["task_state"], raw["pad_token_id"], splits, raw["content"])
+
+
+def _part_of(raw: dict[str, Any]) -> Part:
+    rows = [rows for rows, count in raw["row_group_rows"] for _ in range(count)]
+    return Part(**{**raw, "row_group_rows": rows})
 
 
 def _hash_of(raw: dict[str, Any]) -> str:
@@ -164,8 +175,9 @@ class PreparedStore:
 
     def row_group_starts(self, split: str) -> np.ndarray:
         """The first sample id of each row group, then the number of samples. Shape (num_row_groups + 1,), int64."""
-        rows = [count for part in self.manifest.splits[split].parts for count in part.row_group_rows]
-        return np.concatenate([[0], np.cumsum(rows, dtype=np.int64)]).astype(np.int64)
+        parts = self.manifest.splits[split].parts
+        rows = [np.array([0], dtype=np.int64), *(np.array(part.row_group_rows, dtype=np.int64) for part in parts)]
+        return np.cumsum(np.concatenate(rows))
 
     def read_row_group(self, split: str, row_group: int) -> pa.Table:
         """The rows of the split's row group with this index, counted over all its parts."""
