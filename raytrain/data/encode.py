@@ -28,6 +28,11 @@ CHUNKS_TO_COUNT = 16
 LENGTHS = "lengths"
 
 
+def report_of(row: dict[str, Any]) -> dict[str, Any]:
+    """The report of a RowFunction from the row that it has returned to Ray Data."""
+    return {**json.loads(row["report"]), LENGTHS: row[LENGTHS]}
+
+
 class RowFunction:
     """Runs in Ray Data's processes and returns a report for each row. Errors meant for the user are returned as text,
     since Ray would wrap an exception in its own."""

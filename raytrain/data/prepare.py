@@ -27,7 +27,7 @@ import numpy as np
 from raytrain.config import SPLITS, RunConfig
 from raytrain.data.bad_rows import Rejected, summary
 from raytrain.data.damaged import DamagedError
-from raytrain.data.encode import LENGTHS, Encoder, RowFunction, Surveyor
+from raytrain.data.encode import LENGTHS, Encoder, RowFunction, Surveyor, report_of
 from raytrain.data.fingerprint import fingerprint
 from raytrain.data.lengths import encode_index, index_name
 from raytrain.data.prepared import MANIFEST_NAME, Manifest, Part, PreparedStore, SplitInfo
@@ -335,7 +335,7 @@ def _run(rows: list[dict[str, Any]], function: RowFunction) -> Iterator[dict[str
     waiting = {row["ordinal"] for row in rows}
     failed: dict[int, DataError] = {}
     for row in dataset.iter_rows():
-        report = {**json.loads(row["report"]), LENGTHS: row[LENGTHS]}
+        report = report_of(row)
         waiting.discard(report["ordinal"])
         if "error" in report:
             failed[report["ordinal"]] = DataError(report["error"], FailureCode(report["code"]))

@@ -219,7 +219,7 @@ class PreparedStore:
             self._open_parts[name] = self._opened(name)
         self._open_parts.move_to_end(name)
         if len(self._open_parts) > MOST_OPEN_PARTS:
-            self._open_parts.popitem(last=False)[1].close(force=True)
+            self._open_parts.popitem(last=False)  # closed when no thread reads from it any more
         return self._open_parts[name]
 
     def _opened(self, name: str) -> pq.ParquetFile:

@@ -311,7 +311,7 @@ class TestInterrupted:
 class TestDamaged:
     """A store that is not what was written is prepared again, and the log says so."""
 
-    @pytest.mark.parametrize("name", ["train/*.parquet", "index-train.parquet", "manifest.json"])
+    @pytest.mark.parametrize("name", ["train/*.parquet", "lengths-train.bin", "manifest.json"])
     def test_one_flipped_bit(self, tmp_path, config, name, caplog):
         chosen = config(write_reviews(tmp_path / "a.parquet", 40, 0))
         store = prepare(chosen)
