@@ -3,7 +3,6 @@
 Each read task writes its own parts, named after its position, so its output does not depend on other tasks.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -11,21 +10,27 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from raytrain.config import BadRowPolicy, RunConfig
 from raytrain.data.bad_rows import Rejected, refusal
-from raytrain.data.prepared import Part
+from raytrain.data.parts import Parts
 from raytrain.data.readers import read_chunks
 from raytrain.data.readers.base import ROW, BadRow, Chunk, ReadTask
 from raytrain.errors import RaytrainError
 from raytrain.models.tokenizer import load_tokenizer
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
-from raytrain.tasks.base import Encoded, TaskState
+from raytrain.tasks.base import TaskState
 
 # Where a bad row is refused, this many more chunks are read to count the others.
 CHUNKS_TO_COUNT = 16
+# Key of a report: the lengths (int32, little-endian) of the samples of all parts, one part after the other.
+LENGTHS = "lengths"
+
+
+def report_of(row: dict[str, Any]) -> dict[str, Any]:
+    """The report of a RowFunction from the row that it has returned to Ray Data."""
+    return {**json.loads(row["report"]), LENGTHS: row[LENGTHS]}
 
 
 class RowFunction:
@@ -33,15 +38,17 @@ class RowFunction:
     since Ray would wrap an exception in its own."""
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Ray Data calls this with one row."""
+        """Ray Data calls this with one row. Lengths stay bytes: as Python's integers they would take the driver 36 B a
+        sample."""
         try:
-            return {"report": json.dumps(self.report(row))}
+            report = self.report(row)
+            lengths = report.pop(LENGTHS, b"")
         except RaytrainError as error:
-            failed = {"ordinal": row["ordinal"], "error": str(error), "code": error.code}
-            return {"report": json.dumps(failed)}
+            report, lengths = {"ordinal": row["ordinal"], "error": str(error), "code": error.code}, b""
+        return {"report": json.dumps(report), LENGTHS: lengths}
 
     def report(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The report on a row for the driver; JSON-able."""
+        """The report on a row for the driver; JSON-able but for LENGTHS, which are bytes."""
         raise NotImplementedError
 
 
@@ -78,7 +85,7 @@ class Encoder(RowFunction):
         task = make_task(config.task, config.data.max_length)
         tokenizer = load_tokenizer(config.model)
         refuses = config.data.bad_rows == BadRowPolicy.REFUSE
-        written: list[dict[str, Any]] = []
+        parts = Parts(Storage(self._root), self._prefix, ordinal, self._rows_per_group)
         bad: list[tuple[str, BadRow]] = []  # with their split
         bad_at: int | None = None  # the first chunk with a bad row
         for number, chunk in enumerate(read_chunks(read_task, [*task.required_columns(), "document"])):
@@ -92,38 +99,15 @@ class Encoder(RowFunction):
                 rows = table[ROW].to_pylist()
                 bad += [(split, BadRow(read_task.file.path, rows[r.row], r.reason, r.code)) for r in rejected]
                 if encoded is not None and len(encoded.table):
-                    sizes = task.sizes(encoded.table).tolist()
                     counts = task.count_labels(encoded.table, self._state)
-                    written.append({**self._write(split, (ordinal, number), encoded, sizes), "label_counts": counts})
+                    parts.add(split, number, encoded, task.sizes(encoded.table), counts)
             bad_at = number if bad and bad_at is None else bad_at
         if refuses and bad:
             raise refusal([one for _, one in bad])
         bad.sort(key=lambda one: one[1].row)
         set_aside = [asdict(Rejected(split, one.path, one.row, one.code, one.reason)) for split, one in bad]
-        return {"ordinal": ordinal, "written": written, "rejected": set_aside}
-
-    def _write(self, split: str, place: tuple[int, int], encoded: Encoded, sizes: list[int]) -> dict[str, Any]:
-        name = f"{split}/{self._prefix}part-{place[0]:05d}-{place[1]:05d}.parquet"
-        folder = Storage(self._root)
-        buffer = pa.BufferOutputStream()
-        pq.write_table(
-            encoded.table,
-            buffer,
-            row_group_size=self._rows_per_group,
-            compression="zstd",
-            write_page_checksum=True,
-        )
-        data = memoryview(buffer.getvalue())
-        folder.write_bytes(name, data)
-        full, rest = divmod(len(encoded.table), self._rows_per_group)
-        row_group_rows = [self._rows_per_group] * full + [rest] * bool(rest)
-        return {
-            "split": split,
-            "part": asdict(Part(name, row_group_rows, len(data), hashlib.sha256(data).hexdigest())),
-            "place": place,
-            "lengths": sizes,
-            "num_truncated": encoded.num_truncated,
-        }
+        written, lengths = parts.close()
+        return {"ordinal": ordinal, "written": written, "rejected": set_aside, LENGTHS: lengths}
 
 
 def _split_rows(config: RunConfig, read_task: ReadTask, chunk: Chunk) -> Iterator[tuple[str, pa.Table]]:

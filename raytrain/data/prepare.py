@@ -23,14 +23,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from raytrain.config import SPLITS, RunConfig
 from raytrain.data.bad_rows import Rejected, summary
-from raytrain.data.encode import Encoder, RowFunction, Surveyor
+from raytrain.data.encode import LENGTHS, Encoder, RowFunction, Surveyor, report_of
 from raytrain.data.fingerprint import fingerprint
-from raytrain.data.prepared import MANIFEST_NAME, Manifest, Part, PreparedStore, SplitInfo, index_name
+from raytrain.data.lengths import encode_index, index_name
+from raytrain.data.prepared import MANIFEST_NAME, Manifest, Part, PreparedStore, SplitInfo
 from raytrain.data.quiet import quiet_ray_data
 from raytrain.data.readers.base import SourceFile
 from raytrain.data.sources import check_sources, read_tasks
@@ -55,13 +54,14 @@ Progress = Callable[[int, int | None, float], None]
 
 @dataclass(frozen=True)
 class _Written:
-    """A read task's report on a chunk that it has written."""
+    """A read task's report on a part that it has written."""
 
     split: str
     part: Part
     place: tuple[int, int]
-    """(index of the read task, index of the chunk in it): the order of the prepared data."""
-    lengths: list[int]
+    """(index of the read task, index of the part's first chunk in it): the order of the prepared data."""
+    lengths: np.ndarray
+    """The size of each sample, shape (num_samples,)."""
     num_truncated: int
 
 
@@ -173,11 +173,14 @@ class _Preparation:
         started_at_s, num_rows = time.monotonic(), 0
         for report in _run(self._rows(), encoder):
             rejected[report["ordinal"]] = [Rejected(**bad) for bad in report["rejected"]]
+            lengths, begin = np.frombuffer(report[LENGTHS], dtype="<i4"), 0
             for item in report["written"]:
                 part = Part(**item.pop("part"))
+                end = begin + sum(part.row_group_rows)
                 self.label_counts[item["split"]].update(item.pop("label_counts"))
-                written.append(_Written(part=part, place=tuple(item.pop("place")), **item))
-                num_rows += len(written[-1].lengths)
+                written.append(_Written(part=part, place=tuple(item.pop("place")), lengths=lengths[begin:end], **item))
+                begin = end
+            num_rows += len(lengths)
             total = round(num_rows / self._share_of(rejected))
             self.progress(num_rows, total, num_rows / max(1e-9, time.monotonic() - started_at_s))
         return sorted(written, key=lambda item: item.place), [bad for i in sorted(rejected) for bad in rejected[i]]
@@ -223,19 +226,17 @@ class _Preparation:
         return f"data.{split}.path {getattr(self.config.data, split).path!r}: no usable row in it"
 
     def _commit_split(self, split: str, written: list[_Written], num_set_aside: int) -> SplitInfo:
-        lengths = np.concatenate([np.array(item.lengths, dtype=np.int32) for item in written])
-        index = pa.BufferOutputStream()
-        pq.write_table(pa.table({"length": lengths}), index)
-        data = memoryview(index.getvalue())
+        lengths = np.concatenate([item.lengths for item in written])
+        data, sha256 = encode_index(lengths)
         self.folder.write_bytes(index_name(split), data)
         return SplitInfo(
             num_samples=len(lengths),
-            num_tokens=int(lengths.sum()),
+            num_tokens=int(lengths.sum(dtype=np.int64)),
             num_truncated=sum(item.num_truncated for item in written),
             num_set_aside=num_set_aside,
             parts=[item.part for item in written],
             label_counts=dict(sorted(self.label_counts[split].items())),
-            index_sha256=hashlib.sha256(data).hexdigest(),
+            index_sha256=sha256,
         )
 
     def _remove_stale(self) -> None:
@@ -284,7 +285,7 @@ def _run(rows: list[dict[str, Any]], function: RowFunction) -> Iterator[dict[str
     waiting = {row["ordinal"] for row in rows}
     failed: dict[int, DataError] = {}
     for row in dataset.iter_rows():
-        report = json.loads(row["report"])
+        report = report_of(row)
         waiting.discard(report["ordinal"])
         if "error" in report:
             failed[report["ordinal"]] = DataError(report["error"], FailureCode(report["code"]))

@@ -1,12 +1,14 @@
 """The prepared store: what PREPARE writes once and every run reads. No Ray, no torch.
 
 A folder `<prepared_path>/<fingerprint>/` contains token Parquet in small row groups, an index of sample lengths for
-each split, and `manifest.json`, which is committed last: without it the folder is not a store. A sample's id is its
-position in the split's prepared order (parts in the manifest's order, rows in file order), from 0.
+each split (see `data.lengths`), and `manifest.json`, which is committed last: without it the folder is not a store. A
+sample's id is its position in the split's prepared order (parts in the manifest's order, rows in file order), from 0.
 """
 
 import hashlib
+import itertools
 import json
+from collections import OrderedDict
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -15,27 +17,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raytrain.errors import DataError, FailureCode
+from raytrain.data.damaged import DamagedError
+from raytrain.data.lengths import Lengths, index_name
+from raytrain.errors import DataError
 from raytrain.storage import Storage
 from raytrain.tasks.base import TaskState
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 MANIFEST_NAME = "manifest.json"
 # Stores of at most this size are read whole to verify them. In a larger one, the checksum of each page that is read is.
 WHOLE_BYTES = 1 << 30
-
-
-class DamagedError(DataError):
-    """A file of a prepared store is not what was written."""
-
-    code = FailureCode.STORAGE
-
-    def __init__(self, root: str, name: str):
-        super().__init__(
-            f"the prepared data is damaged: {root}/{name} is not what was written; delete the folder {root}, and it "
-            "will be prepared again"
-        )
-        self.path = f"{root}/{name}"
+# A file that is open takes a file descriptor, and its footer memory; a large store has thousands of parts.
+MOST_OPEN_PARTS = 64
 
 
 @dataclass(frozen=True)
@@ -64,7 +57,7 @@ class SplitInfo:
     """Source rows that could not be used; they are listed in rejected.jsonl."""
     parts: list[Part]
     index_sha256: str
-    """Hash of the index's bytes."""
+    """Hash of the checksums of the index; see `data.lengths`."""
     label_counts: dict[str, int] = field(default_factory=dict)
     """How often each label that occurs is a target; empty where targets are not labels."""
 
@@ -85,7 +78,12 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """The manifest as the bytes of manifest.json."""
-        return json.dumps({**asdict(self), "sha256": _hash_of(asdict(self))}).encode()
+        raw = asdict(self)
+        for info in raw["splits"].values():
+            for part in info["parts"]:  # nearly all row groups have the same size, and 10^9 rows have millions of them
+                runs = itertools.groupby(part["row_group_rows"])
+                part["row_group_rows"] = [[rows, len(list(run))] for rows, run in runs]
+        return json.dumps({**raw, "sha256": _hash_of(raw)}).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> "Manifest":
@@ -107,19 +105,19 @@ class Manifest:
         if raw.pop("sha256", None) != _hash_of(raw):
             raise ValueError("its hash is not that of its contents")
         splits = {
-            name: SplitInfo(**{**info, "parts": [Part(**part) for part in info["parts"]]})
+            name: SplitInfo(**{**info, "parts": [_part_of(part) for part in info["parts"]]})
             for name, info in raw["splits"].items()
         }
         return cls(raw["fingerprint"], raw["task_state"], raw["pad_token_id"], splits, raw["content"])
 
 
+def _part_of(raw: dict[str, Any]) -> Part:
+    rows = [rows for rows, count in raw["row_group_rows"] for _ in range(count)]
+    return Part(**{**raw, "row_group_rows": rows})
+
+
 def _hash_of(raw: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()
-
-
-def index_name(split: str) -> str:
-    """File name of the split's index, a Parquet file with the column `length` (int32), one row a sample."""
-    return f"index-{split}.parquet"
 
 
 class PreparedStore:
@@ -134,7 +132,7 @@ class PreparedStore:
             raise DataError(f"there is no prepared data at {self.storage.path_of()}") from None
         except (ValueError, RecursionError):
             raise self._damaged(MANIFEST_NAME) from None
-        self._open_parts: dict[str, pq.ParquetFile] = {}
+        self._open_parts: OrderedDict[str, pq.ParquetFile] = OrderedDict()
 
     @property
     def root(self) -> str:
@@ -150,10 +148,12 @@ class PreparedStore:
 
         Raises DataError when the store is damaged.
         """
-        for split in self.manifest.splits:
-            self.lengths(split)
         parts = [part for info in self.manifest.splits.values() for part in info.parts]
         is_small = sum(part.num_bytes for part in parts) <= WHOLE_BYTES
+        for split in self.manifest.splits:
+            lengths = self.lengths(split)
+            if is_small:
+                lengths.verify()
         for part in parts:
             try:
                 is_whole = self.storage.size_bytes(part.name) == part.num_bytes
@@ -162,31 +162,26 @@ class PreparedStore:
             if not is_whole or (is_small and _sha256(self.storage, part.name) != part.sha256):
                 raise self._damaged(part.name)
 
-    def lengths(self, split: str) -> np.ndarray:
-        """The size of each sample: tokens, for texts. Shape (num_samples,), int32.
+    def lengths(self, split: str) -> Lengths:
+        """The size of each sample: tokens, for texts. It reads what it is asked for.
 
         Raises DataError when the index is damaged.
         """
-        info, name = self.manifest.splits[split], index_name(split)
-        try:
-            data = self.storage.read_bytes(name)
-        except FileNotFoundError:
-            raise self._damaged(name) from None
-        if hashlib.sha256(data).hexdigest() != info.index_sha256:
-            raise self._damaged(name)
-        lengths = pq.read_table(pa.BufferReader(data), columns=["length"])["length"].to_numpy()
-        if len(lengths) != info.num_samples or sum(sum(part.row_group_rows) for part in info.parts) != len(lengths):
-            raise self._damaged(name)
+        info = self.manifest.splits[split]
+        lengths = Lengths(self.storage, index_name(split), info.num_samples, info.index_sha256)
+        if sum(sum(part.row_group_rows) for part in info.parts) != info.num_samples:
+            raise self._damaged(MANIFEST_NAME)
         return lengths
 
     def row_group_starts(self, split: str) -> np.ndarray:
         """The first sample id of each row group, then the number of samples. Shape (num_row_groups + 1,), int64."""
-        rows = [count for part in self.manifest.splits[split].parts for count in part.row_group_rows]
-        return np.concatenate([[0], np.cumsum(rows, dtype=np.int64)]).astype(np.int64)
+        parts = self.manifest.splits[split].parts
+        rows = [np.array([0], dtype=np.int64), *(np.array(part.row_group_rows, dtype=np.int64) for part in parts)]
+        return np.cumsum(np.concatenate(rows))
 
     def read_row_group(self, split: str, row_group: int) -> pa.Table:
         """The rows of the split's row group with this index, counted over all its parts."""
-        part, inside = self._places(split)[row_group]
+        part, inside = self._place(split, row_group)
         file = self._file(part)
         try:
             rows = file.read_row_group(inside)
@@ -200,34 +195,44 @@ class PreparedStore:
 
     def row_group_bytes(self, split: str, row_group: int) -> int:
         """Compressed bytes that reading this row group takes from storage."""
-        part, inside = self._places(split)[row_group]
+        part, inside = self._place(split, row_group)
         group = self._file(part).metadata.row_group(inside)
         return sum(group.column(i).total_compressed_size for i in range(group.num_columns))
 
     @cached_property
-    def _places_of_split(self) -> dict[str, list[tuple[str, int]]]:
+    def _group_ends(self) -> dict[str, np.ndarray]:
+        """Of each split: the row groups up to the end of each part, shape (num_parts,)."""
         return {
-            split: [(part.name, i) for part in info.parts for i in range(len(part.row_group_rows))]
+            split: np.cumsum([len(part.row_group_rows) for part in info.parts], dtype=np.int64)
             for split, info in self.manifest.splits.items()
         }
 
-    def _places(self, split: str) -> list[tuple[str, int]]:
-        return self._places_of_split[split]
+    def _place(self, split: str, row_group: int) -> tuple[str, int]:
+        """The name of the part that has this row group of the split, and the row group's index in the part."""
+        ends, parts = self._group_ends[split], self.manifest.splits[split].parts
+        index = int(np.searchsorted(ends, row_group, side="right"))
+        return parts[index].name, row_group - int(ends[index]) + len(parts[index].row_group_rows)
 
     def _file(self, name: str) -> pq.ParquetFile:
+        """A part, opened for reading. The parts used last stay open."""
         if name not in self._open_parts:
-            opened = self.storage.open_input(name)
-            part = self._part_of_name[name]
-            if opened.size() != part.num_bytes:
-                raise self._damaged(name)
-            try:
-                file = pq.ParquetFile(opened, page_checksum_verification=True)
-            except pa.ArrowInvalid:
-                raise self._damaged(name) from None
-            if file.metadata.num_rows != sum(part.row_group_rows):
-                raise self._damaged(name)
-            self._open_parts[name] = file
+            self._open_parts[name] = self._opened(name)
+        self._open_parts.move_to_end(name)
+        if len(self._open_parts) > MOST_OPEN_PARTS:
+            self._open_parts.popitem(last=False)  # closed when no thread reads from it any more
         return self._open_parts[name]
+
+    def _opened(self, name: str) -> pq.ParquetFile:
+        part, opened = self._part_of_name[name], self.storage.open_input(name)
+        if opened.size() != part.num_bytes:
+            raise self._damaged(name)
+        try:
+            file = pq.ParquetFile(opened, page_checksum_verification=True)
+        except pa.ArrowInvalid:
+            raise self._damaged(name) from None
+        if file.metadata.num_rows != sum(part.row_group_rows):
+            raise self._damaged(name)
+        return file
 
     @cached_property
     def _part_of_name(self) -> dict[str, Part]:

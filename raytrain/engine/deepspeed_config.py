@@ -171,7 +171,7 @@ def effective_zero_stage(zero_stage: int | str, precision: Precision) -> int:
 
 
 def build_deepspeed_config(
-    training: TrainingConfig, *, precision: Precision, num_micro_steps: int, on_gpu: bool
+    training: TrainingConfig, *, precision: Precision, num_micro_steps: int, can_overlap: bool
 ) -> dict[str, Any]:
     """The DeepSpeed config of a worker.
 
@@ -181,7 +181,7 @@ def build_deepspeed_config(
         precision: Resolved, not AUTO.
         num_micro_steps: Micro-batches of a full step on each worker. Steps may have fewer or more: the engine tells
             DeepSpeed where a step ends, and never divides by this number.
-        on_gpu: Whether communication may overlap with computation.
+        can_overlap: Whether communication can overlap with computation: on GPUs, with more than one worker.
     """
     assert precision is not Precision.AUTO, "resolve_precision comes first"
     check_deepspeed_overrides(training.deepspeed)
@@ -191,10 +191,12 @@ def build_deepspeed_config(
         "gradient_accumulation_steps": num_micro_steps,
         # Stage 0 is clipped by the engine, which needs the norm before the update.
         "gradient_clipping": training.gradient_clipping if stage else 0.0,
-        "zero_optimization": _zero_section(stage, training.communication, on_gpu=on_gpu),
+        "zero_optimization": _zero_section(stage, training.communication, can_overlap=can_overlap),
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
         "wall_clock_breakdown": False,
+        # It would wait for the GPU before and after each micro-batch, and nothing reads it.
+        "timers": {"throughput": {"enabled": False}},
     }
     if training.communication.dtype is not None:
         config["communication_data_type"] = training.communication.dtype
@@ -207,13 +209,13 @@ def build_deepspeed_config(
     return _merged(config, training.deepspeed)
 
 
-def _zero_section(stage: int, communication: CommunicationConfig, *, on_gpu: bool) -> dict[str, Any]:
+def _zero_section(stage: int, communication: CommunicationConfig, *, can_overlap: bool) -> dict[str, Any]:
     if stage == 0:
         return {"stage": 0}
     overlap = communication.overlap
     return {
         "stage": stage,
-        "overlap_comm": (on_gpu and stage >= 2) if overlap == "auto" else overlap,
+        "overlap_comm": (can_overlap and stage >= 2) if overlap == "auto" else overlap,
         "contiguous_gradients": True,
         # DeepSpeed's default of 500 million would reserve 2 GB of fp32 next to a small model.
         "reduce_bucket_size": communication.bucket_elements,

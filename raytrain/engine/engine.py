@@ -76,10 +76,21 @@ class Engine:
         self.copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._clip = training.gradient_clipping
         config = build_deepspeed_config(
-            training, precision=precision, num_micro_steps=num_micro_steps, on_gpu=device.type == "cuda"
+            training,
+            precision=precision,
+            num_micro_steps=num_micro_steps,
+            can_overlap=device.type == "cuda" and self.world_size > 1,
         )
         optimizer = make_adamw(model, training.optimizer)
-        self.deepspeed = _start_deepspeed(model, optimizer, config, device)
+        self._linear = nn.functional.linear
+        try:
+            self.deepspeed = _start_deepspeed(model, optimizer, config, device)
+        except BaseException:
+            nn.functional.linear = self._linear
+            raise
+        if self.world_size == 1:
+            # Stage 0 and bf16 in stage 1 would flatten the gradients, reduce them alone, and copy them back.
+            self.deepspeed.allreduce_no_retain = lambda *_, **__: None
         self.optimizer: Any = self.deepspeed.optimizer
         if self.zero_stage in (1, 2) and not getattr(self.optimizer, "cpu_offload", False):
             # DeepSpeed's overflow check looks at one gradient after the other, which takes a fifth of a small model's
@@ -161,9 +172,16 @@ class Engine:
         }
 
     def close(self) -> None:
-        """Remove DeepSpeed's hooks from the model, so that another engine can be built in this process."""
+        """Remove DeepSpeed's hooks from the model, so that another engine can be built in this process.
+
+        ZeRO-3 replaces `torch.nn.functional.linear` by a slower function that saves memory. It is put back here: plain
+        models and later engines of the process would otherwise compute with it.
+        """
         self._let_copies_finish()
-        self.deepspeed.destroy()
+        try:
+            self.deepspeed.destroy()
+        finally:
+            nn.functional.linear = self._linear
 
     def _let_copies_finish(self) -> None:
         """Make further GPU work wait for what is being read on `copy_stream`."""

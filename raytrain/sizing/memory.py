@@ -191,9 +191,11 @@ class _Setup:
 
 
 def _without_zero(setup: _Setup) -> dict[str, int]:
-    """Without ZeRO, in fp32: the all-reduce flattens all gradients into one buffer and returns another."""
+    """Without ZeRO, in fp32: the all-reduce flattens all gradients into one buffer and returns another. A worker alone
+    reduces nothing."""
     trained = setup.trained
-    return _parts(4 * setup.shape.num_parameters, 0, 8 * trained, 4 * trained, 4 * trained)
+    buffers = 4 * setup.largest if setup.world_size == 1 else 4 * trained
+    return _parts(4 * setup.shape.num_parameters, 0, 8 * trained, 4 * trained, buffers)
 
 
 def _stage_1(setup: _Setup) -> dict[str, int]:
@@ -201,8 +203,10 @@ def _stage_1(setup: _Setup) -> dict[str, int]:
     weights, trained, partition = setup.width * setup.shape.num_parameters, setup.trained, setup.partition
     if setup.precision is Precision.BF16 and not setup.offloads:
         # DeepSpeed's BF16_Optimizer keeps all gradients in fp32 permanently, besides those in 16 bits. The reduction
-        # copies the fp32 gradients, and converts that copy to 16 bits.
-        return _parts(weights, 4 * partition, 8 * partition, 6 * trained, 6 * trained)
+        # copies the fp32 gradients, and converts that copy to 16 bits. A worker alone reduces nothing.
+        in_update = _in_update(setup)
+        buffers = in_update if setup.world_size == 1 else max(6 * trained, in_update)
+        return _parts(weights, 4 * partition, 8 * partition, 6 * trained, buffers)
     gradients = _partitioned_gradients(setup)
     in_backward = 4 * trained + 4 * setup.bucket
     if setup.is_16_bit:

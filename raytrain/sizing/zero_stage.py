@@ -69,7 +69,10 @@ def memory_at(training: TrainingConfig, shape: ModelShape, group: Group) -> Memo
     """Memory of each worker of a group. `training`: options with a stage that is not auto."""
     batches = group.batches
     deepspeed = build_deepspeed_config(
-        training, precision=group.precision, num_micro_steps=batches.micro_steps, on_gpu=group.use_gpu
+        training,
+        precision=group.precision,
+        num_micro_steps=batches.micro_steps,
+        can_overlap=group.use_gpu and batches.world_size > 1,
     )
     return estimate_memory(
         shape,

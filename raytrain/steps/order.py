@@ -12,12 +12,13 @@ The order of an epoch is built in three stages.
    epochs differ) and cut into steps; the steps are then permuted, with the same permutation in every lane. All lanes
    therefore contribute samples of similar length to a step: padding is small, and workers finish together.
 
-Everything is computed from the index in memory, so seeking to any step costs one window.
+Seeking to any step costs one window, and reads the lengths of its samples only.
 """
 
 import functools
 import hashlib
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -31,14 +32,24 @@ _ROW_GROUPS, _STEPS, _LANE = 1, 2, 3
 LENGTH_NOISE = 0.05
 
 
+class Lengths(Protocol):
+    """Tokens per sample: an array, or something that reads only what it is asked for."""
+
+    def __len__(self) -> int:
+        """The number of samples."""
+
+    def __getitem__(self, ids: np.ndarray, /) -> np.ndarray:
+        """The lengths of these samples, in this order. `ids`: shape (n,); the result too."""
+
+
 @dataclass(frozen=True)
 class Order:
     """The order in which the samples of one split are visited."""
 
     row_group_starts: np.ndarray
     """First sample id of each row group, followed by the number of samples. Shape (num_row_groups + 1,)."""
-    lengths: np.ndarray
-    """Tokens per sample. Shape (num_samples,)."""
+    lengths: Lengths
+    """Tokens of each sample."""
     seed: int
     global_batch_size: int
     canonical_shards: int
@@ -157,7 +168,7 @@ class _EpochLayout:
         is_last = first + steps >= order.full_steps
         # (steps,): the same permutation in all lanes, so that a step has samples of similar length
         step_order = np.random.default_rng((_STEPS, order.seed, self._epoch, window)).permutation(steps)
-        ids = []
+        randoms, heads, tails = [], [], []
         for lane in range(order.lanes):
             start, stop = self._lane_bounds(lane)
             begin = start + first * per_step
@@ -165,15 +176,21 @@ class _EpochLayout:
             random = np.random.default_rng((_LANE, order.seed, self._epoch, window, lane))
             # (end - begin,)
             samples = random.permutation(self._samples(begin, end))
+            randoms.append(random)
             # (steps * per_step,) for the full steps, (end - begin - steps * per_step,) for the smaller last step
-            head, tail = samples[: steps * per_step], samples[steps * per_step :]
-            if order.group_by_length:
+            heads.append(samples[: steps * per_step])
+            tails.append(samples[steps * per_step :])
+        if order.group_by_length:
+            # (lanes * steps * per_step,) -> (lanes, steps * per_step): read together, since they may be far away
+            lengths = order.lengths[np.concatenate(heads)].reshape(order.lanes, steps * per_step)
+            for lane, (random, head) in enumerate(zip(randoms, heads, strict=True)):
                 noise = 1.0 + LENGTH_NOISE * random.random(len(head))
-                head = head[np.argsort(order.lengths[head] * noise, kind="stable")]
-            # (steps * per_step,) -> (steps, per_step), rows permuted -> (steps * per_step,)
-            head = head.reshape(steps, per_step)[step_order].ravel()
-            ids.append(np.concatenate([head, tail]))
-        return ids
+                heads[lane] = head[np.argsort(lengths[lane] * noise, kind="stable")]
+        # (steps * per_step,) -> (steps, per_step), rows permuted -> (steps * per_step,), and the smaller last step
+        return [
+            np.concatenate([head.reshape(steps, per_step)[step_order].ravel(), tail])
+            for head, tail in zip(heads, tails, strict=True)
+        ]
 
     def _lane_bounds(self, lane: int) -> tuple[int, int]:
         """Start and end positions of a lane in the sequence of the epoch."""
@@ -191,7 +208,7 @@ class _EpochLayout:
 
 
 def evaluation_batches(
-    lengths: np.ndarray, batch_size: int, world_rank: int, world_size: int, window_batches: int = 256
+    lengths: Lengths, batch_size: int, world_rank: int, world_size: int, window_batches: int = 256
 ) -> list[np.ndarray]:
     """Evaluation micro-batches of one worker. Over all workers, every sample occurs exactly once.
 
@@ -200,7 +217,7 @@ def evaluation_batches(
     caller pads the count where collectives need it.
 
     Args:
-        lengths: Tokens per sample, shape (num_samples,).
+        lengths: Tokens of each sample.
         window_batches: Batches whose samples are sorted together.
 
     Returns:

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from launcher import run_workers
-from tiny_engine import assemble, loss_sum, make_batch, make_engine, make_model, my_micro_batches, num_targets
+from tiny_engine import assemble, loss_sum, make_batch, make_engine, make_model, my_micro_batches, num_targets, train
 from torch import Tensor, nn
 
 from raytrain.checkpoint.ranges import EXP_AVG, FP32, StateRange
@@ -263,3 +263,81 @@ def _modes_of_steps() -> list[bool]:
         modes.append(all(module.training for module in engine.module.modules()))
         engine.eval_mode()
     return modes
+
+
+def test_a_closed_engine_leaves_the_process_as_it_was() -> None:
+    """ZeRO-3 replaces torch's linear function by a slower one; later models of the process would compute with it. The
+    same where an engine could not be built."""
+    assert run_workers(_linear_functions, 1)[0] == ["during: False", "after: True", "after a failure: True"]
+
+
+def _linear_functions() -> list[str]:
+    original, found = nn.functional.linear, []
+    engine = make_engine(3)
+    found.append(f"during: {nn.functional.linear is original}")
+    engine.close()
+    found.append(f"after: {nn.functional.linear is original}")
+    with pytest.raises(ZeroDivisionError):
+        make_engine(3, model=_Unmovable())
+    found.append(f"after a failure: {nn.functional.linear is original}")
+    return found
+
+
+class _Unmovable(nn.Linear):
+    """Fails while DeepSpeed builds its engine, after ZeRO-3 has replaced the function."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 3)
+
+    def register_forward_hook(self, *args: Any, **options: Any) -> Any:
+        raise ZeroDivisionError
+
+
+def test_a_worker_alone_does_not_reduce_its_gradients() -> None:
+    """With others it does, which shows that the profiler sees it."""
+    assert run_workers(_gradient_reductions, 1)[0] == {(0, Precision.FP32): 0, (1, Precision.BF16): 0}
+    assert all(count > 0 for count in run_workers(_gradient_reductions, 2)[0].values())
+
+
+def _gradient_reductions() -> dict[tuple[int, Precision], int]:
+    """All-reduces of more than one number in a step, by ZeRO stage and precision."""
+    counts = {}
+    for zero_stage, precision in [(0, Precision.FP32), (1, Precision.BF16)]:
+        engine = make_engine(zero_stage, precision=precision)
+        batch = make_batch(12, seed=0)
+        with torch.profiler.profile(record_shapes=True) as profile:
+            engine.train_step(my_micro_batches(batch, 4), loss_sum, num_targets(batch), 1e-2)
+        reductions = [event for event in profile.events() if event.name == "gloo:all_reduce"]
+        counts[zero_stage, precision] = sum(_largest(event.input_shapes) > 1 for event in reductions)
+        engine.close()
+    return counts
+
+
+def _largest(shapes: list[Any]) -> int:
+    return max((math.prod(shape) for shape in shapes if shape), default=0)
+
+
+@pytest.mark.parametrize("zero_stage", ZERO_STAGES)
+def test_a_step_does_not_wait_for_the_device(zero_stage: int) -> None:
+    """DeepSpeed's throughput timer would, twice a micro-batch."""
+    assert run_workers(_waits, 1, zero_stage)[0] == 0
+
+
+def _waits(zero_stage: int) -> int:
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator, waits = get_accelerator(), 0
+    original = accelerator.synchronize
+
+    def counting(*args: Any) -> None:
+        nonlocal waits
+        waits += 1
+        original(*args)
+
+    engine = make_engine(zero_stage, num_micro_steps=3)
+    train(engine, range(5))
+    accelerator.synchronize = counting
+    train(engine, range(5, 8))
+    accelerator.synchronize = original
+    engine.close()
+    return waits

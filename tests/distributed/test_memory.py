@@ -98,7 +98,7 @@ def _measure_stage(zero_stage: int, precision: Precision) -> tuple[Memory, tuple
     _step(engine)
     between_steps = _bytes_beside(others)
     measured = _profiled_step(engine, others, between_steps)
-    config = build_deepspeed_config(training, precision=precision, num_micro_steps=MICRO_STEPS, on_gpu=False)
+    config = build_deepspeed_config(training, precision=precision, num_micro_steps=MICRO_STEPS, can_overlap=False)
     memory = estimate_memory(
         shape,
         config,

@@ -175,7 +175,7 @@ def _bytes_of(precision: Precision, stage: int, offloads: bool) -> tuple[Memory,
         engine.train_step([sample] * 4, _loss, 1, 1e-3)
     most = torch.cuda.max_memory_allocated() - before
     engine.deepspeed.step = update
-    config = build_deepspeed_config(training, precision=precision, num_micro_steps=4, on_gpu=True)
+    config = build_deepspeed_config(training, precision=precision, num_micro_steps=4, can_overlap=True)
     memory = estimate_memory(
         shape, config, precision=precision, world_size=1, micro_batch_size=1, max_length=2, use_gpu=True
     )

@@ -20,7 +20,7 @@ from raytrain.errors import ConfigError
 
 def _build(precision: Precision = Precision.FP32, **training: Any) -> dict[str, Any]:
     config = TrainingConfig(**{"zero_stage": 2, **training})
-    return build_deepspeed_config(config, precision=precision, num_micro_steps=3, on_gpu=False)
+    return build_deepspeed_config(config, precision=precision, num_micro_steps=3, can_overlap=False)
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def memory(
     **zero: Any,
 ) -> Memory:
     training = TrainingConfig(zero_stage=zero_stage, deepspeed={"zero_optimization": zero} if zero else {})
-    deepspeed = build_deepspeed_config(training, precision=precision, num_micro_steps=2, on_gpu=use_gpu)
+    deepspeed = build_deepspeed_config(training, precision=precision, num_micro_steps=2, can_overlap=use_gpu)
     return estimate_memory(
         shape,
         deepspeed,

@@ -15,7 +15,7 @@ import pytest
 
 from raytrain.config import RunConfig
 from raytrain.config.io import parse_config
-from raytrain.data.encode import Encoder, Surveyor
+from raytrain.data.encode import Encoder, Surveyor, report_of
 from raytrain.data.readers.base import CHUNK_ROWS
 from raytrain.data.sources import check_sources, read_tasks
 from raytrain.errors import ConfigError, DataError
@@ -72,7 +72,7 @@ class Prepared:
 
 
 def _report(function: Any, row: dict[str, Any]) -> dict[str, Any]:
-    report = json.loads(function(row)["report"])
+    report = report_of(function(row))
     if "error" in report:
         raise DataError(report["error"])
     return report

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import resource
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raytrain.data.prepared import FORMAT_VERSION, Manifest, Part, PreparedStore, SplitInfo
+from raytrain.data.lengths import BLOCK_SAMPLES, Lengths, encode_index
+from raytrain.data.prepared import FORMAT_VERSION, MOST_OPEN_PARTS, Manifest, Part, PreparedStore, SplitInfo
 from raytrain.errors import DataError
+from raytrain.storage import Storage
 
 MANIFEST = Manifest(
     "f",
@@ -31,7 +35,7 @@ def test_what_is_stored_belongs_to_the_version():
     """Whoever changes the fields, or what tasks write, must raise FORMAT_VERSION: caches of users are found by it."""
     names = {kind.__name__: [field.name for field in fields(kind)] for kind in (Manifest, SplitInfo, Part)}
     assert (FORMAT_VERSION, names) == (
-        4,
+        5,
         {
             "Manifest": ["fingerprint", "task_state", "pad_token_id", "splits", "content", "format_version"],
             "SplitInfo": [
@@ -62,12 +66,12 @@ def store(tmp_path: Path) -> PreparedStore:
     lengths = [3, 3, 3]
     table = pa.table({"input_ids": [[1, 2, 3], [4, 5, 6], [7, 8, 9]], "labels": [0, 1, 0]})
     (tmp_path / "train").mkdir()
-    part, index = tmp_path / "train" / "part.parquet", tmp_path / "index-train.parquet"
+    part = tmp_path / "train" / "part.parquet"
     pq.write_table(table, part, row_group_size=2, write_page_checksum=True)
-    pq.write_table(pa.table({"length": pa.array(lengths, pa.int32())}), index)
-    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (part, index)]
-    parts = [Part("train/part.parquet", [2, 1], part.stat().st_size, hashes[0])]
-    manifest = Manifest("f", {}, 0, {"train": SplitInfo(3, 9, 0, 0, parts, hashes[1])}, "c")
+    index, index_sha256 = encode_index(np.array(lengths))
+    (tmp_path / "lengths-train.bin").write_bytes(index)
+    parts = [Part("train/part.parquet", [2, 1], part.stat().st_size, hashlib.sha256(part.read_bytes()).hexdigest())]
+    manifest = Manifest("f", {}, 0, {"train": SplitInfo(3, 9, 0, 0, parts, index_sha256)}, "c")
     (tmp_path / "manifest.json").write_bytes(manifest.to_json())
     return PreparedStore(str(tmp_path))
 
@@ -80,22 +84,22 @@ def damage(path: Path, place: int, bit: int = 1) -> None:
 
 def test_a_whole_store_passes(store):
     store.verify()
-    assert store.lengths("train").tolist() == [3, 3, 3]
+    assert store.lengths("train")[np.arange(3)].tolist() == [3, 3, 3]
     assert store.read_row_group("train", 1).to_pylist() == [{"input_ids": [7, 8, 9], "labels": 0}]
 
 
-@pytest.mark.parametrize("name", ["train/part.parquet", "index-train.parquet"])
+@pytest.mark.parametrize("name", ["train/part.parquet", "lengths-train.bin"])
 def test_one_flipped_bit_anywhere(store, name):
     path = Path(store.root, name)
     whole = path.read_bytes()
-    for place in range(0, len(whole), 7):
+    for place in range(0, len(whole), 7 if len(whole) > 100 else 1):
         damage(path, place, 1 << place % 8)
         with pytest.raises(DataError, match=rf"{name} is not what was written.*delete the folder"):
             PreparedStore(store.root).verify()
         path.write_bytes(whole)
 
 
-@pytest.mark.parametrize("name", ["train/part.parquet", "index-train.parquet"])
+@pytest.mark.parametrize("name", ["train/part.parquet", "lengths-train.bin"])
 @pytest.mark.parametrize("how", ["cut", "gone"])
 def test_a_file_that_is_cut_or_gone(store, name, how):
     path = Path(store.root, name)
@@ -109,8 +113,8 @@ def test_a_file_that_is_cut_or_gone(store, name, how):
 
 def test_an_index_of_another_store(store):
     """Whole in itself, but not what the manifest says."""
-    pq.write_table(pa.table({"length": pa.array([3, 3], pa.int32())}), Path(store.root, "index-train.parquet"))
-    with pytest.raises(DataError, match=r"index-train\.parquet is not what was written"):
+    Path(store.root, "lengths-train.bin").write_bytes(encode_index(np.array([3, 3, 4]))[0])
+    with pytest.raises(DataError, match=r"lengths-train\.bin is not what was written"):
         store.lengths("train")
 
 
@@ -143,3 +147,61 @@ def test_a_manifest_with_another_digit(store):
     path.write_text(path.read_text().replace('"num_truncated": 0', '"num_truncated": 1'))
     with pytest.raises(DataError, match="damaged"):
         PreparedStore(store.root)
+
+
+NUM_LENGTHS = 3 * BLOCK_SAMPLES + 5
+
+
+@pytest.fixture
+def values() -> np.ndarray:
+    return np.random.default_rng(0).integers(1, 2**31, NUM_LENGTHS)
+
+
+@pytest.fixture
+def index(tmp_path: Path, values: np.ndarray) -> tuple[Path, str]:
+    """The file of an index of several blocks, and its hash."""
+    data, sha256 = encode_index(values)
+    path = tmp_path / "lengths-train.bin"
+    path.write_bytes(data)
+    return path, sha256
+
+
+def opened(index: tuple[Path, str]) -> Lengths:
+    return Lengths(Storage(str(index[0].parent)), index[0].name, NUM_LENGTHS, index[1])
+
+
+@pytest.mark.parametrize(
+    "ids", [[], [0], [NUM_LENGTHS - 1], [5000, 3, 5000, 12290, 4096, 4095], list(range(NUM_LENGTHS))[::-1]]
+)
+def test_lengths_are_found_by_sample_id(index, values, ids):
+    """In any order, more than once, over the borders of blocks."""
+    assert opened(index)[np.array(ids, dtype=np.int64)].tolist() == values[ids].tolist()
+
+
+def test_who_reads_a_block_of_the_index_notices_a_flipped_bit(index):
+    """Also where the index was opened before, and only there."""
+    lengths = opened(index)
+    damage(index[0], 4 * (BLOCK_SAMPLES + 7))
+    assert len(lengths[np.array([0, 3 * BLOCK_SAMPLES])]) == 2
+    with pytest.raises(DataError, match=r"lengths-train\.bin is not what was written"):
+        lengths[np.array([BLOCK_SAMPLES])]
+
+
+def test_more_parts_than_may_be_open(tmp_path):
+    """Each part is read twice, with far fewer file descriptors than parts."""
+    num_parts = 4 * MOST_OPEN_PARTS
+    parts = []
+    for number in range(num_parts):
+        path = tmp_path / f"{number}.parquet"
+        pq.write_table(pa.table({"v": [2 * number, 2 * number + 1]}), path, row_group_size=1)
+        parts.append(Part(path.name, [1, 1], path.stat().st_size, ""))
+    manifest = Manifest("f", {}, 0, {"train": SplitInfo(2 * num_parts, 0, 0, 0, parts, "")}, "c")
+    (tmp_path / "manifest.json").write_bytes(manifest.to_json())
+    store = PreparedStore(str(tmp_path))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + MOST_OPEN_PARTS + 20, hard))
+    try:
+        for group in [*range(0, 2 * num_parts, 2), *range(1, 2 * num_parts, 2)]:
+            assert store.read_row_group("train", group)["v"].to_pylist() == [group]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

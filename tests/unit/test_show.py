@@ -11,6 +11,7 @@ from tiny import make_reviews, write_conll
 from typer.testing import CliRunner
 
 from raytrain.cli.main import app
+from raytrain.data.encode import report_of
 from raytrain.data.prepare import find_prepared, prepare
 from raytrain.data.show import decode_samples
 
@@ -18,7 +19,7 @@ from raytrain.data.show import decode_samples
 def in_this_process(rows: list[dict[str, Any]], function: Any) -> Iterator[dict[str, Any]]:
     """What Ray Data does for PREPARE, row by row."""
     for row in rows:
-        yield json.loads(function(row)["report"])
+        yield report_of(function(row))
 
 
 @pytest.fixture(autouse=True)

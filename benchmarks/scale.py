@@ -1,0 +1,87 @@
+"""What large runs cost, simulated on one machine: an order of 10^9 samples.
+
+    python benchmarks/scale.py
+
+The index is a sparse file, so the lengths are all zero: what is measured is the work, not the disk.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+from raytrain.data.lengths import BLOCK_SAMPLES, index_name
+from raytrain.data.parts import PART_ROWS
+from raytrain.data.prepared import Manifest, Part, PreparedStore, SplitInfo
+from raytrain.steps.order import Order
+
+SAMPLES = 10**9
+ROWS_PER_GROUP = 256
+BATCH = 512
+
+
+def main() -> None:
+    """Print one line per figure."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_sparse_store(Path(folder), SAMPLES)
+        # In a process of its own, since its peak memory is part of the table.
+        found = subprocess.run([sys.executable, __file__, folder], check=True, capture_output=True, text=True).stdout
+        for name, value in json.loads(found).items():
+            print(f"{name:<48} {value:>10.3f}")
+
+
+def write_sparse_store(folder: Path, num_samples: int) -> None:
+    """The manifest and the index of a store whose parts don't exist. All lengths are 0."""
+    full, rest = divmod(num_samples, BLOCK_SAMPLES)
+    sums = [zlib.crc32(bytes(4 * BLOCK_SAMPLES))] * full + [zlib.crc32(bytes(4 * rest))] * (rest > 0)
+    checksums = np.array(sums, dtype="<u4").tobytes()
+    with open(folder / index_name("train"), "wb") as file:
+        file.truncate(4 * num_samples)
+        file.seek(4 * num_samples)
+        file.write(checksums)
+    parts = []
+    for number, start in enumerate(range(0, num_samples, PART_ROWS)):
+        full, rest = divmod(min(PART_ROWS, num_samples - start), ROWS_PER_GROUP)
+        rows = [ROWS_PER_GROUP] * full + [rest] * (rest > 0)
+        parts.append(Part(f"train/part-{number:05d}-00000.parquet", rows, 1 << 24, "0" * 64))
+    split = SplitInfo(num_samples, 0, 0, 0, parts, sha256(checksums).hexdigest())
+    (folder / "manifest.json").write_bytes(Manifest("f", {}, 0, {"train": split}, "c").to_json())
+
+
+def first_window_and_seek(root: str) -> dict[str, float]:
+    """Open the store in this process, take the first step, then one in the middle of a later epoch."""
+    started_at_s, cpu_before_s = time.perf_counter(), time.process_time()
+    store = PreparedStore(root)
+    order = Order(
+        store.row_group_starts("train"),
+        store.lengths("train"),
+        seed=0,
+        global_batch_size=BATCH,
+        canonical_shards=BATCH,
+    )
+    opened_at_s = time.perf_counter()
+    order.step_samples(0, 0)
+    first_at_s = time.perf_counter()
+    order.step_samples(3, order.full_steps // 2)
+    sought_at_s = time.perf_counter()
+    return {
+        "open the store, s": opened_at_s - started_at_s,
+        "first window of an epoch, s": first_at_s - opened_at_s,
+        "seek to the middle of another epoch, s": sought_at_s - first_at_s,
+        "CPU time of these three, s": time.process_time() - cpu_before_s,
+        "peak memory of the process, GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+    }
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:  # the folder of a store: one reader, in a process of its own
+        print(json.dumps(first_window_and_seek(sys.argv[1])))
+    else:
+        main()

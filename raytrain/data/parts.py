@@ -1,0 +1,91 @@
+"""The parts that one read task writes: Parquet files of some ten thousand samples. Runs in Ray Data's processes."""
+
+import hashlib
+from collections import Counter
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raytrain.data.prepared import Part
+from raytrain.storage import Storage
+from raytrain.tasks.base import Encoded
+
+# A part is closed when it has this many rows. Larger parts would take readers more time and memory for their footers.
+PART_ROWS = 65_536
+
+
+class Parts:
+    """Writes the samples of one read task, in the order in which they are added."""
+
+    def __init__(self, folder: Storage, prefix: str, ordinal: int, rows_per_group: int):
+        """Args:
+        prefix: First in the name of each file.
+        ordinal: Index of the read task, also part of the names.
+        """
+        self._folder, self._prefix, self._ordinal = folder, prefix, ordinal
+        self._rows_per_group = rows_per_group
+        self._open: dict[str, _OpenPart] = {}
+        self._written: list[dict[str, Any]] = []
+        self._lengths: list[np.ndarray] = []
+
+    def add(self, split: str, number: int, encoded: Encoded, sizes: np.ndarray, label_counts: dict[str, int]) -> None:
+        """Add a chunk's samples. `number`: index of the chunk; `sizes`: of its samples, shape (num_samples,)."""
+        schema = encoded.table.schema
+        if split in self._open and self._open[split].schema != schema:
+            self._write(split)
+        if split not in self._open:
+            name = f"{split}/{self._prefix}part-{self._ordinal:05d}-{number:05d}.parquet"
+            self._open[split] = _OpenPart(name, (self._ordinal, number), schema)
+        part = self._open[split]
+        part.add(encoded, self._rows_per_group)
+        part.sizes.append(sizes)
+        part.label_counts.update(label_counts)
+        if sum(part.row_group_rows) >= PART_ROWS:
+            self._write(split)
+
+    def close(self) -> tuple[list[dict[str, Any]], bytes]:
+        """Write what is left. Returns a report on each part, and the lengths of the samples of all of them."""
+        for split in list(self._open):
+            self._write(split)
+        lengths = np.concatenate(self._lengths) if self._lengths else np.array([], dtype="<i4")
+        return self._written, lengths.tobytes()
+
+    def _write(self, split: str) -> None:
+        part = self._open.pop(split)
+        self._written.append({"split": split, **part.write(self._folder)})
+        self._lengths += [sizes.astype("<i4") for sizes in part.sizes]
+
+
+class _OpenPart:
+    """A part that further chunks may be added to. Each chunk begins a row group."""
+
+    def __init__(self, name: str, place: tuple[int, int], schema: pa.Schema):
+        self.name, self.place, self.schema = name, place, schema
+        self.row_group_rows: list[int] = []
+        self.sizes: list[np.ndarray] = []
+        self.label_counts: Counter[str] = Counter()
+        self._num_truncated = 0
+        self._buffer = pa.BufferOutputStream()
+        self._writer = pq.ParquetWriter(self._buffer, schema, compression="zstd", write_page_checksum=True)
+
+    def add(self, encoded: Encoded, rows_per_group: int) -> None:
+        """Add the samples of a chunk, at least one."""
+        self._writer.write_table(encoded.table, row_group_size=rows_per_group)
+        full, rest = divmod(len(encoded.table), rows_per_group)
+        self.row_group_rows += [rows_per_group] * full + [rest] * bool(rest)
+        self._num_truncated += encoded.num_truncated
+
+    def write(self, folder: Storage) -> dict[str, Any]:
+        """Write the file. Returns the report on it, JSON-able."""
+        self._writer.close()
+        data = memoryview(self._buffer.getvalue())
+        folder.write_bytes(self.name, data)
+        return {
+            "part": asdict(Part(self.name, self.row_group_rows, len(data), hashlib.sha256(data).hexdigest())),
+            "place": self.place,
+            "num_truncated": self._num_truncated,
+            "label_counts": dict(self.label_counts),
+        }
