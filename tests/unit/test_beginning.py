@@ -1,14 +1,18 @@
 """A command that is refused leaves no folder of a run behind."""
 
 import os
+import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from running import tiny_run, write_config
 
+from raytrain.checkpoint import retries
 from raytrain.cli.main import app
 from raytrain.errors import ConfigError, DataError, RaytrainError
 from raytrain.runs.beginning import lease_of
+from raytrain.runs.lease import Lease
 from raytrain.storage import Storage
 
 
@@ -67,3 +71,26 @@ def test_an_interrupted_command_too(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), lease_of(Storage(str(tmp_path / "runs" / "a")), print):
         raise KeyboardInterrupt
     assert files(tmp_path) == []
+
+
+def test_a_lease_that_did_not_fit_on_the_disk_locks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """state.md 14b: its empty file was taken for that of another command."""
+    monkeypatch.setattr(retries, "RETRY_DELAYS_S", (0.0, 0.0))
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"can't mount a tmpfs here: {mounted.stderr.decode().strip()}")
+    try:
+        filler = disk / "filler"
+        with filler.open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(b"0" * 4096)
+        with pytest.raises(OSError, match="No space left"), lease_of(Storage(f"{disk}/runs/full"), print):
+            pass
+        filler.unlink()
+        said: list[str] = []
+        with Lease(Storage(f"{disk}/runs/full"), said.append):
+            assert not said
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
