@@ -9,8 +9,9 @@ import pytest
 from running import tiny_run, write_config
 
 from raytrain.checkpoint import retries
+from raytrain.checkpoint.fence import lease_name
 from raytrain.cli.main import app
-from raytrain.errors import ConfigError, DataError, RaytrainError
+from raytrain.errors import ConfigError, DataError, RaytrainError, TakenOverError
 from raytrain.runs.beginning import lease_of
 from raytrain.runs.lease import Lease
 from raytrain.storage import Storage
@@ -34,6 +35,17 @@ def test_what_a_refused_command_made_is_removed(tmp_path: Path) -> None:
     os.makedirs(tmp_path / "runs")
     refused(Storage(str(tmp_path / "runs" / "a")), "ray_train/a/.validate_storage_marker")
     assert files(tmp_path) == ["runs"]  # it was there before
+
+
+def test_a_command_that_was_suspended_removes_nothing_of_its_successor(tmp_path: Path) -> None:
+    """Both were preparing the data: the run has not begun yet."""
+    run = Storage(str(tmp_path / "runs" / "a"))
+    with pytest.raises(TakenOverError), lease_of(run, print) as lease:
+        run.write_bytes(lease_name(lease.token + 1), b"theirs")
+        run.write_bytes("ray_train/a/x", b"theirs")
+        lease.check_now()
+    assert run.read_bytes(lease_name(2)) == b"theirs"
+    assert run.read_bytes("ray_train/a/x") == b"theirs"
 
 
 def test_a_run_that_has_begun_is_kept(tmp_path: Path) -> None:
