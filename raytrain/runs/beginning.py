@@ -38,7 +38,7 @@ def lease_of(run: Storage, say: Callable[[str], None], owner: str | None = None)
 
 def _remove(run: Storage) -> None:
     """Remove what this command has made, such as Ray Train's folder; nothing if it is another command's by now."""
-    with suppress(TakenOverError):
+    with suppress(TakenOverError, OSError):  # why the command has ended must not be lost
         for name in sorted(run.list_names(), key=lambda name: name == LEASE):  # which keeps others out until then
             run.delete(name)
 
