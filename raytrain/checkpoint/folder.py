@@ -1,5 +1,6 @@
 """Replacing a folder so that a crash at any moment leaves the old one or the new one, complete."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -24,8 +25,13 @@ def replace_folder(run: Storage, name: str, local: str) -> None:
     names = sorted(os.listdir(local))
     new = f"{name}.new"
     run.delete(new)
-    for file in names:
-        _upload(run, os.path.join(local, file), f"{new}/{file}")
+    try:
+        for file in names:
+            _upload(run, os.path.join(local, file), f"{new}/{file}")
+    except OSError:
+        with contextlib.suppress(OSError):
+            run.delete(new)  # it may be what fills the disk
+        raise
     if run.local_path() is not None:
         for file in ("", *names):  # so that a power failure can't leave a folder of empty files in its place
             sync(run, f"{new}/{file}" if file else new)

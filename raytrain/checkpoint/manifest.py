@@ -22,7 +22,7 @@ MANIFEST_NAME = "manifest.json"
 STATE_NAME = "state.json"
 READ_CHUNK_BYTES = 4 << 20
 # No path: a file of a checkpoint is in its folder.
-FileName = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*$")]
+FileName = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*$", max_length=255)]
 
 
 @dataclass(frozen=True)

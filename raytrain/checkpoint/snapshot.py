@@ -51,7 +51,8 @@ class PartInfo:
     world_size: int
     sha256: str
     state: dict[str, Any]
-    """On the part of rank 0: the run's scalars at that step. Other workers don't know all of them."""
+    """The run's scalars at that step. Only rank 0's are complete, as in a checkpoint: it alone knows the order of all
+    samples."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,22 @@ class Snapshot:
     state: dict[str, Any]
     parts: list[tuple[str, str, str]]
     """(name of the holder actor, key, SHA-256) in rank order."""
+
+
+def newest_complete(inventories: Iterable[tuple[str, list[PartInfo]]], after_step: int) -> Snapshot | None:
+    """The newest snapshot of a step later than `after_step` of which every part is there.
+
+    `inventories`: (name of the holder, what it keeps), in any order.
+    """
+    found: dict[tuple[int, str], dict[int, tuple[str, PartInfo]]] = {}
+    for name, inventory in inventories:
+        for info in inventory:
+            found.setdefault((info.step, info.token), {})[info.world_rank] = (name, info)
+    for (step, token), parts in sorted(found.items(), reverse=True):
+        if step > after_step and 0 in parts and len(parts) == parts[0][1].world_size:
+            places = [(parts[rank][0], _key(step, token, rank), parts[rank][1].sha256) for rank in sorted(parts)]
+            return Snapshot(step, parts[0][1].state, places)
+    return None
 
 
 class _HolderActor:
@@ -115,17 +132,7 @@ class Holders:
 
     def newest(self, after_step: int) -> Snapshot | None:
         """The newest complete snapshot of a step later than `after_step`. Holders that are gone are forgotten."""
-        found: dict[tuple[int, str], dict[int, tuple[str, PartInfo]]] = {}
-        for name, inventory in self._inventories():
-            for info in inventory:
-                parts = found.setdefault((info.step, info.token), {})
-                parts[info.world_rank] = (name, info)
-        for (step, token), parts in sorted(found.items(), reverse=True):
-            first = next(iter(parts.values()))[1]
-            if step > after_step and len(parts) == first.world_size:
-                places = [(parts[rank][0], _key(step, token, rank), parts[rank][1].sha256) for rank in sorted(parts)]
-                return Snapshot(step, parts[0][1].state, places)
-        return None
+        return newest_complete(self._inventories(), after_step)
 
     def _inventories(self) -> list[tuple[str, list[PartInfo]]]:
         """The contents of each holder. A dead one is forgotten; one that does not answer in time is skipped."""

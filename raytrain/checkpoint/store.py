@@ -203,6 +203,12 @@ class CheckpointStore:
         _delete(self.folder(step), MANIFEST_NAME)
         _delete(self.folder(step), sidecar_name(world_rank))
 
+    def discard(self, step: int) -> None:
+        """Remove what a failed save has left, which may be what fills the disk. A committed checkpoint stays."""
+        with contextlib.suppress(OSError):
+            if not self.root.exists(f"{self._own(step).folder}/{MANIFEST_NAME}"):
+                _delete(self.root, self._own(step).folder)
+
     def _own(self, step: int) -> Saved:
         return Saved(self._token, step)
 

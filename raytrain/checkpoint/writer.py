@@ -129,6 +129,7 @@ class CheckpointWriter:
         try:
             retrying(work, f"saving step {step}", self._is_closed)
         except OSError as error:
+            self._store.discard(step)
             raise CheckpointError(_cannot_save(step, self._store.folder(step).path_of(), error)) from error
 
     def _raise_failed_commit(self) -> None:

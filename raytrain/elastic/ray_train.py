@@ -331,8 +331,7 @@ def start_controller(
         name: The run's name in Ray Train's state and metrics.
         storage_path: Where Ray Train keeps the list of reported checkpoints.
         workers: Fewest and most workers.
-        resources, keep_last: Resources of each worker; number of reported checkpoints that are kept.
-        callbacks: As for `ray.train.RunConfig`.
+        resources, keep_last, callbacks: Of each worker; number of reported checkpoints; as for `ray.train.RunConfig`.
     """
     trainer = DataParallelTrainer(
         train_fn,
@@ -356,5 +355,6 @@ def start_controller(
         ObjectRefWrapper(trainer._get_train_func()),
         trainer.train_run_context,
         [*of_the_run, _NoDatasetShards()],
+        max_concurrency=1000 + 2 * workers[1],  # each worker may wait in a barrier while others, and the driver, call
         **({"runtime_env": {"env_vars": env_vars}} if (env_vars := variables.get_env_vars_to_propagate()) else {}),
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from raytrain.checkpoint.fence import LEASE
+from raytrain.errors import TakenOverError
 from raytrain.runs.lease import Lease
 from raytrain.storage import Storage
 
@@ -26,15 +27,20 @@ def lease_of(run: Storage, say: Callable[[str], None], owner: str | None = None)
                 yield lease
             except BaseException:
                 if is_new and not run.exists(BEGUN):
-                    # Ray Train's folder, for example; the lease last, which keeps others out until then.
-                    for name in sorted(run.list_names(), key=lambda name: name == LEASE):
-                        run.delete(name)
+                    _remove(run.guarded(lease.check_now))
                 raise
     except BaseException:
         for folder in new_folders:
             with suppress(OSError):  # not empty: another run's, or prepared data
                 os.rmdir(folder)
         raise
+
+
+def _remove(run: Storage) -> None:
+    """Remove what this command has made, such as Ray Train's folder; nothing if it is another command's by now."""
+    with suppress(TakenOverError, OSError):  # why the command has ended must not be lost
+        for name in sorted(run.list_names(), key=lambda name: name == LEASE):  # which keeps others out until then
+            run.delete(name)
 
 
 def _missing(run: Storage) -> list[str]:

@@ -169,6 +169,7 @@ class Lease:
         return not (record.released or record.owner == self._owner or _is_dead(record))
 
     def _keep_renewing(self) -> None:
+        has_failed = False
         while not self._is_over.wait(RENEW_EVERY_S):
             try:
                 with self._lock:
@@ -176,8 +177,11 @@ class Lease:
                         self._is_lost = True
                         return
                     self._write()
+                has_failed = False
             except Exception as error:  # a temporary storage failure; the next renewal may succeed
-                logger.warning("the lease of %s could not be renewed: %s", self._run.path_of(), error)
+                if not has_failed:
+                    logger.warning("the lease of %s could not be renewed: %s", self._run.path_of(), error)
+                has_failed = True
 
     def _is_mine(self) -> bool:
         return not self._is_lost and newest_token(self._run) == self.token

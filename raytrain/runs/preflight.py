@@ -228,7 +228,9 @@ def _check_storage(config: RunConfig) -> None:
         while (folder := place.local_path()) and not os.path.exists(folder):
             place = Storage(os.path.dirname(folder))
         name = f".raytrain-{uuid.uuid4().hex[:8]}"
-        place.write_bytes(name, b"raytrain")
-        place.delete(name)
+        try:
+            place.write_bytes(name, b"raytrain")
+        finally:
+            place.delete(name)  # a full disk leaves an empty file
     except (OSError, ValueError) as error:
         raise ConfigError(f"storage_path {config.storage_path}: can't write there: {error}") from None

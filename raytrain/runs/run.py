@@ -348,5 +348,7 @@ def writing_report(tell: Callable[[str], None]) -> Iterator[None]:
     tell("writing the report")
     try:
         yield
+    except OSError as error:
+        logger.warning("the report could not be written (%s); `raytrain report` writes it again", error)
     except Exception:
         logger.exception("the report could not be written; `raytrain report` writes it again")

@@ -68,11 +68,11 @@ def check_exported(folder: str, names: Sequence[str], facts: dict[str, Any]) -> 
     for name in names:
         path = os.path.join(folder, name)
         if not os.path.exists(path):
-            raise CheckpointError(f"{path} is missing: restore it, or resume the run, which writes it again")
+            raise CheckpointError(f"{path} is missing: restore it from a backup; no checkpoint has the best model")
         if _sha256_of(path) != facts["files"][name]:
             raise CheckpointError(
-                f"{path} was changed after it was written (SHA-256 differs): restore it, or load the folder with "
-                "Transformers to measure what it holds now"
+                f"{path} was changed after it was written (SHA-256 differs): restore it from a backup, or load the "
+                "folder with Transformers to measure what it holds now"
             )
 
 

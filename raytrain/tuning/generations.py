@@ -10,6 +10,7 @@ A sweep that was interrupted between the two repeats the copies, which changes n
 first, the trials reach the same step again with the same values.
 """
 
+import functools
 import itertools
 import json
 import math
@@ -18,6 +19,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from raytrain.checkpoint.folder import delete_folder
+from raytrain.checkpoint.retries import retrying
 from raytrain.checkpoint.store import CheckpointStore, Saved
 from raytrain.training.records import JsonlWriter
 from raytrain.tuning.generation_end import decided_after, decision_name, done_name, num_done
@@ -87,27 +89,30 @@ class Generations:
 
     def _hand_over(self, decided: dict[str, Any]) -> None:
         """Copy the state and the best model of its source to each replaced trial. May be repeated."""
-        root, step = self._sweep.root, decided["step"]
         for name, member in decided["members"].items():
-            if member["source"] is None:
-                continue
-            source, own = f"{TRIALS}/{member['source']}", f"{TRIALS}/{name}"
-            # The old ones belong to another lineage and must never be resumed.
-            root.delete(f"{own}/checkpoints")
-            delete_folder(root, f"{own}/best")
-            saved = CheckpointStore(root.at(source, "checkpoints")).candidates()
-            copied = next(checkpoint for checkpoint in saved if checkpoint.step == step)
-            first = Saved(0, step)  # the two trials' fencing tokens are not comparable: any own one is newer than this
-            root.copy(f"{source}/checkpoints/{copied.folder}", f"{own}/checkpoints/{first.folder}")
-            if root.exists(f"{source}/best"):
-                root.copy(f"{source}/best", f"{own}/best")
-            events = JsonlWriter(root.at(own), "events.jsonl")
-            fields = {key: member[key] for key in ("source", "value", "values")}
-            events.write({"time": time.time(), "kind": "exchange", "step": step, **fields})
-            events.close()
-        root.commit_bytes(done_name(decided["generation"]), b"")
+            if member["source"] is not None:
+                work = functools.partial(self._replace, name, member, decided["step"])
+                retrying(work, f"copying {member['source']} to {name}")
+        self._sweep.root.commit_bytes(done_name(decided["generation"]), b"")
         self._number = decided["generation"] + 1
         self._note(decided)
+
+    def _replace(self, name: str, member: dict[str, Any], step: int) -> None:
+        """Replace a trial's state and best model by copies of its source's. May be repeated."""
+        root, source, own = self._sweep.root, f"{TRIALS}/{member['source']}", f"{TRIALS}/{name}"
+        # The old ones belong to another lineage and must never be resumed.
+        root.delete(f"{own}/checkpoints")
+        delete_folder(root, f"{own}/best")
+        saved = CheckpointStore(root.at(source, "checkpoints")).candidates()
+        copied = next(checkpoint for checkpoint in saved if checkpoint.step == step)
+        first = Saved(0, step)  # the two trials' fencing tokens are not comparable: any own one is newer than this
+        root.copy(f"{source}/checkpoints/{copied.folder}", f"{own}/checkpoints/{first.folder}")
+        if root.exists(f"{source}/best"):
+            root.copy(f"{source}/best", f"{own}/best")
+        events = JsonlWriter(root.at(own), "events.jsonl")
+        fields = {key: member[key] for key in ("source", "value", "values")}
+        events.write({"time": time.time(), "kind": "exchange", "step": step, **fields})
+        events.close()
 
     def _note(self, decided: dict[str, Any]) -> None:
         """Record the decisions in the trial table."""

@@ -204,7 +204,9 @@ def test_a_full_disk(tmp_path: Path) -> None:
                 file.write(b"0" * 65536)
         output, _ = process.communicate(timeout=400)
         assert process.returncode == 1, output
+        assert "can't save step" in output, output
         assert "No space left" in output, output
+        assert "Traceback" not in output, output
         saved = committed_steps(run)
         assert saved
         filler.unlink()

@@ -1,14 +1,19 @@
 """A command that is refused leaves no folder of a run behind."""
 
 import os
+import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from running import tiny_run, write_config
 
+from raytrain.checkpoint import retries
+from raytrain.checkpoint.fence import lease_name
 from raytrain.cli.main import app
-from raytrain.errors import ConfigError, DataError, RaytrainError
+from raytrain.errors import ConfigError, DataError, RaytrainError, TakenOverError
 from raytrain.runs.beginning import lease_of
+from raytrain.runs.lease import Lease
 from raytrain.storage import Storage
 
 
@@ -30,6 +35,17 @@ def test_what_a_refused_command_made_is_removed(tmp_path: Path) -> None:
     os.makedirs(tmp_path / "runs")
     refused(Storage(str(tmp_path / "runs" / "a")), "ray_train/a/.validate_storage_marker")
     assert files(tmp_path) == ["runs"]  # it was there before
+
+
+def test_a_command_that_was_suspended_removes_nothing_of_its_successor(tmp_path: Path) -> None:
+    """Both were preparing the data: the run has not begun yet."""
+    run = Storage(str(tmp_path / "runs" / "a"))
+    with pytest.raises(TakenOverError), lease_of(run, print) as lease:
+        run.write_bytes(lease_name(lease.token + 1), b"theirs")
+        run.write_bytes("ray_train/a/x", b"theirs")
+        lease.check_now()
+    assert run.read_bytes(lease_name(2)) == b"theirs"
+    assert run.read_bytes("ray_train/a/x") == b"theirs"
 
 
 def test_a_run_that_has_begun_is_kept(tmp_path: Path) -> None:
@@ -67,3 +83,26 @@ def test_an_interrupted_command_too(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), lease_of(Storage(str(tmp_path / "runs" / "a")), print):
         raise KeyboardInterrupt
     assert files(tmp_path) == []
+
+
+def test_a_lease_that_did_not_fit_on_the_disk_locks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """state.md 14b: its empty file was taken for that of another command."""
+    monkeypatch.setattr(retries, "RETRY_DELAYS_S", (0.0, 0.0))
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"can't mount a tmpfs here: {mounted.stderr.decode().strip()}")
+    try:
+        filler = disk / "filler"
+        with filler.open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(b"0" * 4096)
+        with pytest.raises(OSError, match="No space left"), lease_of(Storage(f"{disk}/runs/full"), print):
+            pass
+        filler.unlink()
+        said: list[str] = []
+        with Lease(Storage(f"{disk}/runs/full"), said.append):
+            assert not said
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)

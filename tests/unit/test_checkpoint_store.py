@@ -752,6 +752,11 @@ class TestRefusingStorage:
         message = self.failing_save(tiny_disk)
         assert "No space left" in message and "Free space" in message and str(tiny_disk) in message
 
+    def test_what_a_failed_save_has_left_does_not_fill_the_disk(self, tiny_disk):
+        """There must be room for the summary that says what has happened."""
+        self.failing_save(tiny_disk)
+        (tiny_disk / "summary.json").write_bytes(b"x" * (1 << 19))
+
     def test_read_only_file_system(self, tiny_disk):
         subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
         message = self.failing_save(tiny_disk)

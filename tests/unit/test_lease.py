@@ -39,10 +39,17 @@ def bucket() -> Iterator[str]:
         yield uri
 
 
+@pytest.fixture
+def on_disk(tmp_path: Path) -> Storage:
+    return Storage(str(tmp_path))
+
+
 @pytest.fixture(params=["file system", "object store"])
-def run(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
+def run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Storage:
+    """For what an object store does in another way: create, renew, list."""
     if request.param == "file system":
-        return Storage(str(tmp_path))
+        found: Storage = request.getfixturevalue("on_disk")
+        return found
     monkeypatch.setattr(lease_module, "RENEW_EVERY_S", 0.4)  # each write is three requests
     monkeypatch.setattr(lease_module, "STALE_AFTER_S", 3.0)
     return Storage(f"{request.getfixturevalue('bucket')}/{uuid.uuid4().hex}")
@@ -84,7 +91,7 @@ def test_a_run_that_is_being_trained_is_refused(run: Storage) -> None:
 
 def test_one_that_died_elsewhere_is_waited_for_and_succeeded(run: Storage) -> None:
     """As when a pod is started again: the owner can't be asked, but does not renew."""
-    write(run)
+    write(run, renewed_at_s=time.time() - 60)
     started_at_s = time.monotonic()
     with Lease(run) as lease:
         assert time.monotonic() - started_at_s >= 2 * lease_module.RENEW_EVERY_S
@@ -108,37 +115,37 @@ def test_one_that_died_here_is_succeeded_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("behind_s", [0.0, 30.0, 10_000.0])
-def test_one_that_lives_is_not_robbed_whatever_its_clock_says(run: Storage, behind_s: float) -> None:
+def test_one_that_lives_is_not_robbed_whatever_its_clock_says(on_disk: Storage, behind_s: float) -> None:
     """Its number and its host's name may be ours, too: containers share them."""
     is_over = threading.Event()
 
     def keep_renewing() -> None:
         while not is_over.wait(lease_module.RENEW_EVERY_S):
-            write(run, host=socket.gethostname(), pid=os.getpid(), renewed_at_s=time.time() - behind_s)
+            write(on_disk, host=socket.gethostname(), pid=os.getpid(), renewed_at_s=time.time() - behind_s)
 
-    write(run, renewed_at_s=time.time() - behind_s)
+    write(on_disk, renewed_at_s=time.time() - behind_s)
     owner = threading.Thread(target=keep_renewing)
     owner.start()
     try:
-        with pytest.raises(ConfigError, match="is being trained by"), Lease(run):
+        with pytest.raises(ConfigError, match="is being trained by"), Lease(on_disk):
             pass
     finally:
         is_over.set()
         owner.join()
 
 
-def test_a_clock_that_is_ahead_does_not_lock_the_run(run: Storage) -> None:
-    write(run, renewed_at_s=time.time() + 10_000)
-    with Lease(run):
-        assert read(run)["pid"] == os.getpid()
+def test_a_clock_that_is_ahead_does_not_lock_the_run(on_disk: Storage) -> None:
+    write(on_disk, renewed_at_s=time.time() + 10_000)
+    with Lease(on_disk):
+        assert read(on_disk)["pid"] == os.getpid()
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"pid": "x"}', b"[" * 200_000])
-def test_garbage_is_waited_for_like_a_dead_owner(run: Storage, content: bytes) -> None:
+def test_garbage_is_waited_for_like_a_dead_owner(on_disk: Storage, content: bytes) -> None:
     """It may be a lease that is being written in this moment."""
-    run.write_bytes(lease_name(4), content)
-    with Lease(run) as lease:
-        assert read(run)["pid"] == os.getpid()
+    on_disk.write_bytes(lease_name(4), content)
+    with Lease(on_disk) as lease:
+        assert read(on_disk)["pid"] == os.getpid()
         assert lease.token == 5
 
 
@@ -223,9 +230,9 @@ class TestFenced:
                 lease.advance()
         assert newest_token(run) == 4
 
-    def test_a_folder_that_was_deleted_is_not_written_to(self, run: Storage) -> None:
-        with Lease(run) as lease:
-            run.delete("lease")
+    def test_a_folder_that_was_deleted_is_not_written_to(self, on_disk: Storage) -> None:
+        with Lease(on_disk) as lease:
+            on_disk.delete("lease")
             with pytest.raises(TakenOverError, match="or its folder was deleted"):
                 lease.check_now()
 
@@ -242,11 +249,11 @@ class TestFenced:
         found = new.newest_good()
         assert found is not None and found.folder.path_of() == new.folder(10).path_of()
 
-    def test_groups_of_one_trainer_take_over_without_waiting(self, run: Storage) -> None:
+    def test_groups_of_one_trainer_take_over_without_waiting(self, on_disk: Storage) -> None:
         """A user's own Ray Train trainer: its controller decides that the last group is gone."""
-        write(run, owner="trainer")
+        write(on_disk, owner="trainer")
         said: list[str] = []
-        with Lease(run, said.append, owner="trainer") as lease:
+        with Lease(on_disk, said.append, owner="trainer") as lease:
             assert lease.token == 2
         assert not said
 

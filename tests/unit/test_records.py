@@ -3,9 +3,11 @@
 import itertools
 import json
 import math
+import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import wait
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +179,38 @@ class TestFailingUploads:
             writer.sync()
         with pytest.raises(OSError, match="503"):
             writer.close()
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"can't mount a tmpfs here: {mounted.stderr.decode().strip()}")
+    yield tmp_path
+    subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_full_disk_costs_no_step_and_no_line(tiny_disk, left):
+    """state.md 14b. The lines are written once there is room; whoever waits for them learns of it before."""
+    storage = Storage(str(tiny_disk))
+    writer = JsonlWriter(storage, "metrics.jsonl")
+    writer.write({"step": 0})
+    filler = tiny_disk / "filler"
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(b"0" * 4096)
+    if left:
+        filler.write_bytes(filler.read_bytes()[:-4096])  # room for some of the lines, and a part of one
+    for step in range(1, 1000):
+        writer.write({"step": step})
+    with pytest.raises(OSError, match="No space left"):
+        writer.sync()
+    filler.unlink()
+    writer.write({"step": 1000})
+    writer.close()
+    rows = read_jsonl(storage, "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1001))
 
 
 def raise_(error: Exception | None) -> None:

@@ -57,6 +57,8 @@ def test_a_run_and_a_sweep_do_not_share_a_folder(tmp_path: Path) -> None:
             begin_or_resume(folder, config, overwrite=overwrite)
     folder.delete("sweep.yaml")
     folder.write_bytes("config.yaml", b"{}")
-    space = Space.model_validate({"parameters": {"training.optimizer.learning_rate": {"kind": "choice", "values": [0.1, 0.2]}}})
+    space = Space.model_validate(
+        {"parameters": {"training.optimizer.learning_rate": {"kind": "choice", "values": [0.1, 0.2]}}}
+    )
     with pytest.raises(ConfigError, match="holds a run"):
         check_same(folder, config, space, None)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import subprocess
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,23 @@ def test_it_is_replaced(tmp_path: Path) -> None:
         replace_folder(run, BEST, model(tmp_path / version, version))
         assert versions(tmp_path / "run") == {version}
     assert run.list_names() == [BEST]
+
+
+def test_one_that_does_not_fit_leaves_the_old_one_and_its_room(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"can't mount a tmpfs here: {mounted.stderr.decode().strip()}")
+    try:
+        run = Storage(str(disk))
+        replace_folder(run, BEST, model(tmp_path / "one", "one"))
+        with pytest.raises(OSError, match="No space left"):
+            replace_folder(run, BEST, model(tmp_path / "two", "two" * 500_000))
+        assert versions(disk) == {"one"}
+        (disk / "summary.json").write_bytes(b"x" * (1 << 19))
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 class ObjectStore(Storage):
