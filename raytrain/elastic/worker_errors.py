@@ -98,14 +98,16 @@ def _is_peer_lost(error: BaseException) -> bool:
 
 
 def _came_up_in_a_collective(error: RuntimeError) -> bool:
-    """Whether the innermost Python code is torch's collectives, or DeepSpeed's call of `wait` on one's handle."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
+    """Whether the innermost Python code is torch's collectives, or DeepSpeed's call of `wait` on one's handle, which it
+    may wrap to show it in a profiler."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    modules = [str(frame.f_globals.get("__name__", "")) for frame in frames]
+    called = [summary.line or "" for summary in traceback.extract_tb(error.__traceback__)]
+    while modules and modules[-1] == "deepspeed.utils.nvtx":
+        modules.pop()
+        called.pop()
+    if not modules:
         return False
-    module = str(trace.tb_frame.f_globals.get("__name__", ""))
-    if module.startswith("torch.distributed."):
-        return True
-    called = traceback.extract_tb(trace)[-1].line or ""
-    return module.startswith("deepspeed.") and ".wait(" in called
+    return modules[-1].startswith("torch.distributed.") or (
+        modules[-1].startswith("deepspeed.") and ".wait" in called[-1]
+    )
