@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from running import ENV, tiny_run, write_config
 from tiny import write_reviews
 
@@ -27,6 +28,7 @@ print("all is as the page says")
 """
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_page_run(tmp_path: Path) -> None:
     write_config(tiny_run(tmp_path, "run", num_rows=64), tmp_path)
     file = write_reviews(tmp_path / "new_reviews.parquet", 29, seed=9)

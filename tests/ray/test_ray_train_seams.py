@@ -161,6 +161,7 @@ DEFAULT_CALLBACKS = [
 ]
 
 
+@pytest.mark.slow
 def test_the_default_callbacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each new one has to be looked at: does it suit workers that outlive their group, and no placement group? If not,
     it belongs in LEFT_OUT."""

@@ -95,6 +95,7 @@ def test_the_report(asha: Path) -> None:
     assert (asha / "sweep.html").exists()
 
 
+@pytest.mark.slow
 def test_trials_are_compared_by_the_metric_that_a_single_run_has(folder: Path) -> None:
     """Tags that are not declared are known once the data is prepared; the refusal of another sweep does not wait."""
     paths = {split: write_conll(folder / "ner" / f"{split}.conll", 40, i) for i, split in enumerate(SPLITS)}

@@ -73,7 +73,14 @@ def test_no_weights_are_made(tmp_path: Path) -> None:
     assert torch.get_default_device() == before
 
 
-@pytest.mark.parametrize("command", [("plan",), ("data", "show"), ("train",)], ids=" ".join)
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(("plan",), id="plan"),
+        pytest.param(("data", "show"), id="data show", marks=pytest.mark.slow),
+        pytest.param(("train",), id="train", marks=pytest.mark.slow),
+    ],
+)
 def test_is_found_before_anything_starts(tmp_path: Path, command: tuple[str, ...]) -> None:
     config = write_config(tiny_run(tmp_path, "short", "data.max_length=40"), tmp_path)
     model = f"model={{config: {LEARNED['opt']}, tokenizer: {tiny_tokenizer(tmp_path / 'words')}}}"
