@@ -4,6 +4,7 @@ On a file system, a store is put in place and removed by a rename. A command rem
 another one may have put a new store in its place since.
 """
 
+import errno
 import logging
 import os
 import uuid
@@ -53,12 +54,12 @@ def put_in_place(cache: Storage, attempt: str, name: str) -> None:
         try:
             os.rename(source, target)
             return
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
             if cache.exists(f"{name}/{MANIFEST_NAME}"):
                 cache.delete(attempt)
                 return
-            if not cache.exists(name):
-                raise
             _remove(cache, name, None)  # partly deleted: without a manifest it is not a store
 
 
