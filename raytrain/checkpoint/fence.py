@@ -1,6 +1,7 @@
 """Which worker group may write to a run's folder: the one with the highest fencing token.
 
-    lease/00000007    created exclusively by whoever starts the run's 7th worker group; renewed while the driver lives
+    lease/00000007    created exclusively, with the next number, when a command begins and before each worker group;
+                      renewed while the driver lives
 
 A process that was suspended, or cut off from the others, does not know that a successor has started. So the owner's
 right to write is not something it remembers: each change of the run's folder first compares the process's token with
@@ -32,18 +33,18 @@ class Fence:
 
 def newest_token(run: Storage) -> int:
     """The highest fencing token of a run; 0 when it never had one, or its folder was deleted."""
-    return max((token_of(name) for name in run.list_names(LEASE)), default=0)
+    return holders(run)[0]
 
 
-def holders(run: Storage) -> list[str]:
-    """The files with the highest token: one, or more on an object store while several processes want it."""
-    names = run.list_names(LEASE)
-    newest = max((token_of(name) for name in names), default=0)
-    return [f"{LEASE}/{name}" for name in names if newest and token_of(name) == newest]
+def holders(run: Storage) -> tuple[int, list[str]]:
+    """The highest token and its files: one, or more on an object store while several processes want it."""
+    tokens = {f"{LEASE}/{name}": _token_of(name) for name in run.list_names(LEASE)}
+    newest = max(tokens.values(), default=0)
+    return newest, [name for name, token in tokens.items() if token == newest > 0]
 
 
-def token_of(name: str) -> int:
-    """The token of a file of the lease; 0 for one that is being written."""
+def _token_of(name: str) -> int:
+    """The token of a file in the lease's folder; 0 for one that is being written."""
     match = re.fullmatch(r"(\d{8,})(-[0-9a-f]+)?", name)
     return int(match[1]) if match else 0
 

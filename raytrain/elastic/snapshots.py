@@ -66,14 +66,10 @@ class Snapshots:
         node."""
         self._holders.keep_only(node_ids)
 
-    def write_newest(self, fencing_token: int) -> int:
-        """Turn the newest snapshot, of which there is one, into a checkpoint: no worker is left to save. Returns its
-        step."""
-        snapshot = self.newest()
-        assert snapshot is not None
+    def write(self, snapshot: Snapshot, fencing_token: int) -> None:
+        """Turn a snapshot into a checkpoint: no worker is left to save."""
         store = CheckpointStore(self._run.at("checkpoints"), token=fencing_token)
         retrying(lambda: write_as_checkpoint(snapshot, store), f"saving the snapshot of step {snapshot.step}")
-        return snapshot.step
 
     def close(self) -> None:
         """End all the actors, and with them the snapshots that they keep."""

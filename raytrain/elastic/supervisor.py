@@ -141,11 +141,12 @@ class Supervisor:
         if self._group is not None:
             with contextlib.suppress(Exception):  # Ray may be gone
                 self._fleet.snapshots.saved(self._group.status().saved_step)
-        if self._fleet.snapshots.newest() is None:
+        snapshot = self._fleet.snapshots.newest()
+        if snapshot is None:
             return
         with contextlib.suppress(TakenOverError):  # another command has resumed from what is in storage
-            step = self._fleet.snapshots.write_newest(self._hooks.new_token())
-            self._hooks.say(f"the snapshot of step {step} has become a checkpoint")
+            self._fleet.snapshots.write(snapshot, self._hooks.new_token())
+            self._hooks.say(f"the snapshot of step {snapshot.step} has become a checkpoint")
 
     def _new_group(self, job: Job, processes: list[WorkerProcess]) -> WorkerGroup:
         self._num_groups += 1

@@ -17,7 +17,7 @@ from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from raytrain.checkpoint.fence import Fence, holders, lease_name, newest_token, taken_over, token_of
+from raytrain.checkpoint.fence import Fence, holders, lease_name, newest_token, taken_over
 from raytrain.checkpoint.retries import retrying
 from raytrain.errors import ConfigError, TakenOverError
 from raytrain.storage import Storage
@@ -138,10 +138,10 @@ class Lease:
     def _wait_for_predecessor(self) -> int:
         """Returns the newest token, whose holder is gone. Only the next one may be claimed: a process that comes to
         the same conclusion at the same time wants it too."""
-        first = self._holders()
+        token, first = self._holders()
         alive = [record for record in first.values() if self._may_be_alive(record)]
         if not alive:
-            return _newest(first)
+            return token
         owner = f"process {alive[0].pid} on {alive[0].host}" if alive[0].host else "another command"
         age_s = max(0.0, time.time() - alive[0].renewed_at_s)
         # Measured by our clock, which may differ from the owner's: long enough to see a live driver renew its lease.
@@ -150,20 +150,25 @@ class Lease:
         deadline_s = time.monotonic() + patience_s
         while time.monotonic() < deadline_s:
             time.sleep(POLL_S)
-            now = self._holders()
+            token, now = self._holders()
             if not any(self._may_be_alive(record) for record in now.values()):
-                return _newest(now)
+                return token
             if now != first:
                 raise ConfigError(
                     f"{self._run.path_of()} is being trained by {owner}: two commands would damage each other's files. "
                     "Stop that one, or give this run another name"
                 )
-        return _newest(first)
+        return token
 
-    def _holders(self) -> dict[str, LeaseRecord]:
-        """The records of the newest token's holders, by name. Raises OSError when storage fails for two minutes."""
+    def _holders(self) -> tuple[int, dict[str, LeaseRecord]]:
+        """The newest token and the records of its holders, by name. Raises OSError when storage fails for two
+        minutes."""
 
-        return self._retrying(lambda: {name: self._read(name) for name in holders(self._run)})
+        def read() -> tuple[int, dict[str, LeaseRecord]]:
+            token, names = holders(self._run)
+            return token, {name: self._read(name) for name in names}
+
+        return self._retrying(read)
 
     def _may_be_alive(self, record: LeaseRecord) -> bool:
         return not (record.released or record.owner == self._owner or _is_dead(record))
@@ -207,11 +212,6 @@ class Lease:
             renewed_at_s=time.time(),
         )
         return record.model_dump_json().encode()
-
-
-def _newest(records: dict[str, LeaseRecord]) -> int:
-    """The token of these files, which is the same; 0 for none."""
-    return max((token_of(name.rpartition("/")[2]) for name in records), default=0)
 
 
 def _is_dead(lease: LeaseRecord) -> bool:

@@ -63,7 +63,7 @@ def write(run: Storage, token: int = 1, **fields: Any) -> None:
 def read(run: Storage) -> Any:
     while True:
         try:
-            [name] = holders(run)
+            _, [name] = holders(run)
             return run.read_json(name)
         except (OSError, ValueError):  # it is being replaced: the size that was asked for first is another one
             continue
