@@ -106,13 +106,25 @@ class Reporting:
         """Report what is left, on all workers. `agree`: sums StepSums over them."""
         if self._reporter is None:
             return
-        self._reporter.flush()
-        if self._committed is not None and self._pending is None and self._committed != self._reported:
-            self._pending = self._write_pointer(self._reporter, self._committed)
-        sums = agree(StepSums(may_report=float(self._reporter.is_free), committed=float(self._pending or 0)))
+        self._report_rest(agree, self._reporter)
+        if agree(StepSums(committed=float(self._unreported() or 0))).committed:
+            # The report above was of a checkpoint that had waited since before the last one.
+            self._report_rest(agree, self._reporter)
+
+    def _unreported(self) -> int | None:
+        """Step of the newest checkpoint, if it has not been reported."""
+        return self._committed if self._committed != self._reported else None
+
+    def _report_rest(self, agree: Callable[[StepSums], StepSums], reporter: Reporter) -> None:
+        """Report the newest metrics, with the checkpoint that waits, or else the newest one."""
+        reporter.flush()
+        step = self._unreported()
+        if step is not None and self._pending is None:
+            self._pending = self._write_pointer(reporter, step)
+        sums = agree(StepSums(may_report=float(reporter.is_free), committed=float(self._pending or 0)))
         if sums.may_report == self._world.world_size:  # otherwise the controller is gone
             self._report(int(sums.committed))
-        self._reporter.flush()
+        reporter.flush()
 
     def _report(self, committed: int) -> None:
         assert self._reporter is not None

@@ -63,7 +63,9 @@ class Group:
         def agree(own: StepSums) -> StepSums:
             parts.append(own)
             barrier.wait(5)
-            return self.agree(parts)
+            sums = self.agree(parts[-2:])
+            barrier.wait(5)
+            return sums
 
         threads = [threading.Thread(target=worker.finish, args=(agree,)) for worker in self.workers]
         for thread in threads:
@@ -116,6 +118,18 @@ def test_of_commits_that_come_too_fast_the_last_is_reported(group: Group) -> Non
     pointers = [pointer for _, pointer in group.reported()[0]]
     assert pointers == [group.name(5), group.name(15)]
     assert set(group.queues[0].pointers) == set(pointers)  # no folder that nobody deletes
+
+
+def test_the_last_commit_is_reported_though_an_earlier_one_still_waits(group: Group) -> None:
+    group.step(12)
+    group.workers[0].committed(10)  # no later step reports it: the queue is full
+    group.step(15)
+    group.workers[0].committed(15)
+    group.finish()
+    assert [len(reports) for reports in group.reported()] == [3, 3]
+    pointers = [pointer for _, pointer in group.reported()[0]]
+    assert pointers == [None, group.name(10), group.name(15)]
+    assert set(group.queues[0].pointers) == set(pointers[1:])
 
 
 def test_metrics_are_reported_at_an_interval(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
