@@ -169,7 +169,7 @@ def tiny_run(folder: Path, name: str, *overrides: str, num_rows: int = 403) -> R
         "training": {
             "epochs": 3,
             "global_batch_size": 8,
-            "micro_batch_size": 4,
+            "micro_batch_size": 2,
             "precision": "fp32",
             "zero_stage": 2,  # auto would be 0 for a model this small, and shard nothing
             "dropout": 0.0,

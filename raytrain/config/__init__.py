@@ -75,6 +75,16 @@ __all__ = [
 ]
 
 
+def _more_micro_batches(batch: int, workers: int) -> str:
+    """What to do when there are more workers than micro-batches in a step."""
+    if batch < workers:
+        return f"lower workers.max to at most {batch}, or raise training.global_batch_size"
+    return (
+        f"set training.micro_batch_size to at most {batch // workers} (like the global batch size, it changes the "
+        "result), or lower workers.max"
+    )
+
+
 class RunConfig(Section):
     """A training run, from data to model."""
 
@@ -107,10 +117,12 @@ class RunConfig(Section):
             is_given = getattr(self.training, name) is not None
             if Affects.EVALUATION in field.metadata and is_given and self.data.validation is None:
                 raise ValueError(f"training.{name} needs data.validation: set data.validation, or leave it out")
-        if self.workers.max > self.canonical_shards:
+        most = self.training.num_micro_batches
+        if self.workers.max > most:
             raise ValueError(
-                f"workers.max {self.workers.max} is more than the {self.canonical_shards} canonical shards that a "
-                f"global batch of {batch} is dealt from; lower workers.max or raise training.global_batch_size"
+                f"workers.max {self.workers.max} is more than the {most} micro-batches of a step "
+                f"(training.global_batch_size {batch}, training.micro_batch_size "
+                f"{self.training.samples_per_micro_batch}): {_more_micro_batches(batch, self.workers.max)}"
             )
         return self
 

@@ -8,6 +8,11 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from raytrain.config.base import Affects, Mark, NonNegativeInt, PositiveInt, Section
 
+# training.micro_batch_size=auto: enough micro-batches for four workers. It does not depend on workers.max, since the
+# number of workers is not part of the experiment.
+MOST_AUTOMATIC_SAMPLES = 16
+LEAST_AUTOMATIC_MICRO_BATCHES = 4
+
 
 class Precision(StrEnum):
     """Number format of forward and backward; the optimizer's master weights are always fp32."""
@@ -135,8 +140,10 @@ class TrainingConfig(Section):
     """Optimizer steps; instead of epochs."""
     global_batch_size: Annotated[PositiveInt, Affects.RESULT | Affects.SPEED] = 32
     """Samples per optimizer step over all workers, whatever their number."""
-    micro_batch_size: Annotated[PositiveInt, Affects.SPEED] = 16
-    """Samples per worker per forward/backward pass. It limits the memory and does not change the result."""
+    micro_batch_size: Annotated[PositiveInt | Literal["auto"], Affects.RESULT | Affects.SPEED] = "auto"
+    """Samples per forward/backward pass, at most; auto: a quarter of global_batch_size, up to 16. A step consists of
+    global_batch_size / micro_batch_size micro-batches, the same at any number of workers, and each has its own dropout
+    masks. There can be at most as many workers."""
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     gradient_clipping: Annotated[float, Field(ge=0.0), Affects.RESULT, Mark.MID_RUN] = 1.0
@@ -166,6 +173,18 @@ class TrainingConfig(Section):
     best_metric: Annotated[str | None, Affects.EVALUATION] = None
     """Metric that picks the best model; null: early_stopping.metric, else the task's own."""
 
+    @property
+    def samples_per_micro_batch(self) -> int:
+        """micro_batch_size, or what auto stands for."""
+        if self.micro_batch_size == "auto":
+            return min(MOST_AUTOMATIC_SAMPLES, max(1, self.global_batch_size // LEAST_AUTOMATIC_MICRO_BATCHES))
+        return self.micro_batch_size
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Micro-batches of a step, over all workers: the largest number of workers."""
+        return -(-self.global_batch_size // self.samples_per_micro_batch)
+
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if self.max_steps is not None and "epochs" in self.model_fields_set:
@@ -177,7 +196,7 @@ class TrainingConfig(Section):
                 "training.eval_every_steps and training.eval_every_epochs are both given: leave one out, or override "
                 "it with null"
             )
-        if self.micro_batch_size > self.global_batch_size:
+        if self.samples_per_micro_batch > self.global_batch_size:
             raise ValueError(
                 f"training.micro_batch_size {self.micro_batch_size} is more than training.global_batch_size "
                 f"{self.global_batch_size}; lower it to at most {self.global_batch_size}"

@@ -14,6 +14,7 @@ import functools
 import itertools
 import json
 import logging
+import math
 import queue
 import threading
 import time
@@ -29,7 +30,7 @@ from raytrain.data.items import EvalBatch, EvalPass, StepBatch, TrainSpan
 from raytrain.data.prepared import PreparedStore
 from raytrain.data.quiet import quiet_ray_data
 from raytrain.data.row_cache import RowCache
-from raytrain.steps.batches import BatchPlan, World, split_micro_batches
+from raytrain.steps.batches import BatchPlan, World
 from raytrain.steps.order import Order, evaluation_batches
 from raytrain.steps.timetable import Timetable
 from raytrain.tasks import make_task
@@ -254,10 +255,12 @@ class ReadAndCollate:
             yield header, arrays
 
     def _train(self, span: TrainSpan) -> Iterator[tuple[dict[str, Any], Batch]]:
-        shards = self._plan.shards_of(self._world.world_rank)
+        plan = self._plan
+        mine, blank = plan.micro_batches_of(self._world.world_rank), np.array([], dtype=np.int64)
         for step in range(span.first_step, span.stop_step):
-            ids = self.order.step_samples(span.epoch, step, shards)
-            parts = split_micro_batches(ids, self.order.lengths[ids], self._plan.micro_steps)
+            parts = self.order.micro_batches(span.epoch, step, plan.num_micro_batches, mine)
+            parts += [blank] * (plan.micro_steps - len(parts))
+            ids = np.concatenate(parts)
             batches = [self._collate("train", part, span.epoch) if len(part) else None for part in parts]
             template = next((b for b in batches if b is not None), None) or self._collate(
                 "train", np.array([0]), span.epoch
@@ -277,7 +280,7 @@ class ReadAndCollate:
 
     def _evaluate(self, item: EvalPass) -> Iterator[tuple[dict[str, Any], Batch]]:
         lengths = self._store.lengths(item.split)
-        world, size = self._world, self._plan.micro_batch_size
+        world, size = self._world, self._config.training.samples_per_micro_batch
         mine = evaluation_batches(lengths, size, world.world_rank, world.world_size)
         count = max(1, -(-len(lengths) // (size * world.world_size)))  # batches of the worker that has the most
         for i in range(count):
@@ -329,8 +332,10 @@ def row_groups_in_use(order: Order, plan: BatchPlan) -> int:
     the one before it, which have one in common."""
     window_samples = order.steps_per_window * plan.global_batch_size // order.lanes
     rows_per_group = max(1, order.num_samples // max(1, len(order.row_group_starts) - 1))
-    shards = -(-plan.canonical_shards // plan.world_size)
-    lanes = min(order.lanes, -(-shards * order.lanes // plan.canonical_shards) + 1)  # first and last in part
+    all_groups = order.num_groups(plan.num_micro_batches)
+    groups = min(plan.micro_steps, all_groups // math.gcd(plan.world_size, all_groups))  # that a worker's are from
+    per_group = order.lanes // all_groups + 2 * (order.lanes % all_groups > 0)  # the first and the last in part
+    lanes = min(order.lanes, groups * per_group)
     return lanes * (2 * window_samples // rows_per_group + 2)
 
 

@@ -187,7 +187,7 @@ def build_deepspeed_config(
     check_deepspeed_overrides(training.deepspeed)
     stage = effective_zero_stage(training.zero_stage, precision)
     config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": training.micro_batch_size,
+        "train_micro_batch_size_per_gpu": training.samples_per_micro_batch,
         "gradient_accumulation_steps": num_micro_steps,
         # Stage 0 is clipped by the engine, which needs the norm before the update.
         "gradient_clipping": training.gradient_clipping if stage else 0.0,

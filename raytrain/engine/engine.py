@@ -8,7 +8,7 @@ import inspect
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from raytrain.config import OptimizerConfig, Precision, TrainingConfig
 from raytrain.engine.deepspeed_config import build_deepspeed_config, effective_zero_stage, resolve_precision
+from raytrain.engine.generators import seed_generators
 from raytrain.errors import ConfigError
 
 LossSumFn = Callable[[nn.Module, dict[str, Tensor]], Tensor]
@@ -115,6 +116,7 @@ class Engine:
         loss_sum_fn: LossSumFn,
         target_weight: float,
         learning_rate: float,
+        seeds: Sequence[int] | None = None,
     ) -> StepResult:
         """Apply the gradient of (sum of the loss over all targets of the global batch) / target_weight.
 
@@ -125,6 +127,8 @@ class Engine:
             target_weight: Sum of the weights of the targets of the global batch, over all workers. Without weights,
                 their number.
             learning_rate: Learning rate of this update.
+            seeds: Of everything random in the forward pass of each micro-batch, see `seed_generators`; None: the
+                generators go on as they are.
         """
         if not self.module.training:  # from_pretrained returns models in eval mode, and so does an evaluation
             self.train_mode()
@@ -136,6 +140,8 @@ class Engine:
         loss_sum = torch.zeros((), device=self.device)
         for index, batch in enumerate(micro_batches):
             self.deepspeed.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
+            if seeds is not None:
+                seed_generators(seeds[index])
             loss = loss_sum_fn(self.deepspeed, batch)
             self.deepspeed.backward(loss * factor, scale_wrt_gas=False)
             loss_sum += loss.detach()

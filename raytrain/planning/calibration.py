@@ -69,7 +69,7 @@ def find_calibration(
     by_size: dict[int, list[float]] = {}
     for row in _without_warm_up(rows, sample.attempts.first):
         by_size.setdefault(int(row["world_size"]), []).append(float(row["step_s"]))
-    sizes = {size: times for size, times in by_size.items() if size <= config.canonical_shards}
+    sizes = {size: times for size, times in by_size.items() if size <= config.training.num_micro_batches}
     if not sizes:
         return None, f"no time: {place} has too few steps yet"
     medians = {size: statistics.median(times) for size, times in sorted(sizes.items())}

@@ -46,7 +46,7 @@ class Choice:
         return cls(
             training.zero_stage,
             precision,
-            training.micro_batch_size,
+            training.samples_per_micro_batch,
             config.workers.min,
             offloads,
             training.gradient_checkpointing,
@@ -97,7 +97,7 @@ def memory_of(
         usable_bytes: Memory available to a worker's tensors, from which an automatic stage is chosen; None: unknown.
     """
     training = choice.training(config)
-    batches = BatchPlan(training.global_batch_size, training.micro_batch_size, config.canonical_shards, world_size)
+    batches = BatchPlan(training.global_batch_size, training.num_micro_batches, world_size)
     group = Group(batches, choice.precision, config.data.max_length, use_gpu)
     training = settle(training, shape, group, usable_bytes)
     return memory_at(training, shape, group), effective_zero_stage(training.zero_stage, choice.precision)

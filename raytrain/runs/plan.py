@@ -45,7 +45,8 @@ class Plan:
     """GPUs of the inspected Ray; None: not known."""
     use_gpu: bool
     """Whether each worker holds a GPU."""
-    canonical_shards: int
+    micro_batches: int
+    """Micro-batches of a step, over all workers."""
     global_batch_size: int
     worlds: list[WorldPlan]
     """One entry per world size in [workers.min, workers.max]."""
@@ -116,7 +117,7 @@ def make_plan(
         num_cpus=num_cpus,
         num_gpus=num_gpus,
         use_gpu=use_gpu,
-        canonical_shards=config.canonical_shards,
+        micro_batches=config.training.num_micro_batches,
         global_batch_size=config.training.global_batch_size,
         worlds=worlds,
         steps_per_epoch=steps_per_epoch,

@@ -79,7 +79,7 @@ def memory_at(training: TrainingConfig, shape: ModelShape, group: Group) -> Memo
         deepspeed,
         precision=group.precision,
         world_size=batches.world_size,
-        micro_batch_size=-(-batches.max_samples_per_worker // batches.micro_steps),
+        micro_batch_size=batches.samples_per_micro_batch,
         max_length=group.max_length,
         use_gpu=group.use_gpu,
         checkpoints=training.gradient_checkpointing,

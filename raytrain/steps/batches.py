@@ -1,13 +1,15 @@
-"""How the samples of a step are divided: canonical shards over workers, a worker's samples over micro-batches.
+"""How a step's micro-batches are dealt to the workers, and the seed of each.
 
-Pure arithmetic, no Ray or torch. This module and `steps.order` are the only places where the world size matters, and
-neither changes which samples a step trains on.
+A micro-batch is the same at every number of workers: its samples, its padding, and everything random in its forward
+pass, such as dropout. It is computed as a whole by one worker. The alternative, masks keyed by sample and position,
+would allow any grouping, but not the fused attention kernels, which draw their own numbers.
+
+Pure arithmetic, no Ray or torch. This module is the only place where the world size matters.
 """
 
+import hashlib
 from dataclasses import dataclass
 from typing import Self
-
-import numpy as np
 
 from raytrain.config import RunConfig
 
@@ -24,69 +26,58 @@ class World:
 class BatchPlan:
     """How each global batch is divided at one world size.
 
-    A worker serves consecutive canonical shards. Shard counts differ by at most one between workers, so every world
-    size up to `canonical_shards` is valid, even one that does not divide the number of shards.
+    Micro-batches are dealt in turn: `Order.micro_batches` numbers them so that those of similar length are dealt in the
+    same round. Counts differ by at most one between workers, so every world size up to the number of micro-batches is
+    valid.
     """
 
     global_batch_size: int
-    micro_batch_size: int
-    canonical_shards: int
+    num_micro_batches: int
+    """Micro-batches of a full step, over all workers."""
     world_size: int
 
     @classmethod
     def of(cls, config: RunConfig, world_size: int) -> Self:
         """Divide the batches of a run at a world size. Raises ValueError like the constructor."""
         training = config.training
-        return cls(training.global_batch_size, training.micro_batch_size, config.canonical_shards, world_size)
+        return cls(training.global_batch_size, training.num_micro_batches, world_size)
 
     def __post_init__(self) -> None:
-        """Raises ValueError when there are more workers than canonical shards."""
-        if not 1 <= self.world_size <= self.canonical_shards:
+        """Raises ValueError when there are more workers than micro-batches."""
+        if not 1 <= self.world_size <= self.num_micro_batches:
             raise ValueError(
-                f"world size {self.world_size} is outside 1..{self.canonical_shards} (the canonical shards); "
-                "set workers.max to at most that, or raise training.global_batch_size"
+                f"world size {self.world_size} is outside 1..{self.num_micro_batches} (the micro-batches of a step); "
+                "set workers.max to at most that, or lower training.micro_batch_size"
             )
 
-    def shards_of(self, world_rank: int) -> range:
-        """The canonical shards that this worker serves."""
-        start = world_rank * self.canonical_shards // self.world_size
-        stop = (world_rank + 1) * self.canonical_shards // self.world_size
-        return range(start, stop)
-
-    @property
-    def samples_per_shard(self) -> int:
-        """Samples that each canonical shard contributes to a full step."""
-        return self.global_batch_size // self.canonical_shards
-
-    @property
-    def max_samples_per_worker(self) -> int:
-        """Samples of a full step on the worker with the most."""
-        return -(-self.canonical_shards // self.world_size) * self.samples_per_shard
-
-    @property
-    def min_samples_per_worker(self) -> int:
-        """Samples of a full step on the worker with the fewest."""
-        return self.canonical_shards // self.world_size * self.samples_per_shard
+    def micro_batches_of(self, world_rank: int) -> range:
+        """The numbers of the micro-batches that this worker computes in a step, in this order."""
+        return range(world_rank, self.num_micro_batches, self.world_size)
 
     @property
     def micro_steps(self) -> int:
-        """Forward/backward passes per step, equal on all workers because ZeRO-3 gathers parameters in each pass."""
-        return -(-self.max_samples_per_worker // self.micro_batch_size)
+        """Forward/backward passes per step, equal on all workers because ZeRO-3 gathers parameters in each pass. A
+        worker with fewer micro-batches computes one without targets."""
+        return -(-self.num_micro_batches // self.world_size)
+
+    @property
+    def samples_per_micro_batch(self) -> int:
+        """Samples of the largest micro-batch."""
+        return -(-self.global_batch_size // self.num_micro_batches)
+
+    @property
+    def max_samples_per_worker(self) -> int:
+        """Samples of a full step on the worker with the most, at most."""
+        return min(self.global_batch_size, self.micro_steps * self.samples_per_micro_batch)
+
+    @property
+    def min_samples_per_worker(self) -> int:
+        """Samples of a full step on the worker with the fewest, at least."""
+        return self.num_micro_batches // self.world_size * (self.global_batch_size // self.num_micro_batches)
 
 
-def split_micro_batches(ids: np.ndarray, lengths: np.ndarray, micro_steps: int) -> list[np.ndarray]:
-    """Split a worker's samples of one step into exactly `micro_steps` micro-batches of similar lengths.
-
-    Args:
-        ids: Sample ids, shape (num_samples,).
-        lengths: Tokens of those samples, shape (num_samples,).
-        micro_steps: Number of micro-batches.
-
-    Returns:
-        `micro_steps` arrays of ids, longest samples first so that memory peaks in the first micro-batch. Sizes differ
-        by at most one; some arrays are empty when num_samples < micro_steps.
-    """
-    # (num_samples,), longest first
-    by_length = ids[np.argsort(-lengths, kind="stable")]
-    # micro_steps arrays of shape (num_samples / micro_steps,), rounded up in the first ones and down in the rest
-    return np.array_split(by_length, micro_steps)
+def micro_batch_seed(seed: int, step: int, micro_batch: int) -> int:
+    """The seed of everything random in a forward pass, in [0, 2**63): a hash of the run's seed, the steps done before,
+    and the micro-batch's number in its step."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{micro_batch}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

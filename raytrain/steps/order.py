@@ -6,25 +6,30 @@ The order of an epoch is built in three stages.
    because they are the unit of reading.
 2. The sequence is cut into lanes of equal length (to within one sample), and every training step takes the same number
    of samples from each lane. On large data a lane is one canonical shard. On small data several canonical shards share
-   a lane, because a shorter lane would have too few samples to match its lengths with those of the other lanes. A
-   resize only changes which worker serves which shard. (The idea comes from the canonical nodes of MosaicML Streaming.)
+   a lane, because a shorter lane would have too few samples to match its lengths with those of the other lanes. (The
+   idea comes from the canonical nodes of MosaicML Streaming.)
 3. Each lane is shuffled within windows. The samples of a window are sorted by length (with a little noise, so that
    epochs differ) and cut into steps; the steps are then permuted, with the same permutation in every lane. All lanes
    therefore contribute samples of similar length to a step: padding is small, and workers finish together.
+
+A step is then cut into micro-batches, which consist of whole lanes where there are enough, so that a worker reads only
+the row groups of its own lanes. A resize only changes which worker computes which micro-batch.
 
 Seeking to any step costs one window, and reads the lengths of its samples only.
 """
 
 import functools
 import hashlib
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
-# Identifies the algorithm below in state.json. Raise it with every change that gives any run other samples in a step:
-# resuming across such a change would drop and repeat samples.
-ORDER_VERSION = 1
+# Identifies the algorithm below in state.json. Raise it with every change that gives any run other samples in a step,
+# or other micro-batches: resuming across such a change would drop and repeat samples, or draw other dropout masks.
+ORDER_VERSION = 2
 # First in the seed of each random stream. numpy pads seeds with zeros, so that without it (seed, epoch) and
 # (seed, epoch, 0) would be the same stream.
 _ROW_GROUPS, _STEPS, _LANE = 1, 2, 3
@@ -90,18 +95,47 @@ class Order:
         shards = self.canonical_shards
         return max(divisor for divisor in range(1, min(most, shards) + 1) if shards % divisor == 0)
 
-    def step_samples(self, epoch: int, step_in_epoch: int, shards: range | None = None) -> np.ndarray:
-        """Sample ids of one step from the given canonical shards (all of them by default). Shape (num_ids,).
+    def step_samples(self, epoch: int, step_in_epoch: int) -> np.ndarray:
+        """Sample ids of one step, one lane after the other. Shape (global_batch_size,), or less in the last step.
 
-        The ids of all shards together are the global batch of the step, however the shards are divided.
         Raises IndexError when the step is outside the epoch.
         """
         if not 0 <= step_in_epoch < self.steps_per_epoch:
             raise IndexError(f"step {step_in_epoch} is outside the epoch's {self.steps_per_epoch} steps")
-        shards = range(self.canonical_shards) if shards is None else shards
         window = self._window_of(step_in_epoch)
-        step_of_window = step_in_epoch - window * self.steps_per_window
-        return np.concatenate([self._shard_step(epoch, window, step_of_window, shard) for shard in shards])
+        per_step = self.global_batch_size // self.lanes
+        start = (step_in_epoch - window * self.steps_per_window) * per_step
+        return np.concatenate([lane[start : start + per_step] for lane in self._window(epoch, window)])
+
+    def micro_batches(self, epoch: int, step_in_epoch: int, num: int, wanted: Iterable[int]) -> list[np.ndarray]:
+        """Sample ids of some micro-batches of a step.
+
+        The step is cut into groups of whole lanes, and each group, sorted by length, into micro-batches, longest
+        samples first, so that memory peaks in a worker's first one. Micro-batch `i * groups + g` is the i-th of group
+        g: those of consecutive numbers have samples of similar length.
+
+        Args:
+            num: Micro-batches of the step, over all workers.
+            wanted: Numbers of those to return, each in [0, num).
+
+        Returns:
+            One array per number, each of shape (global_batch_size / num,), rounded up or down. In the smaller last step
+            of an epoch they are smaller, and some may be empty.
+
+        Raises IndexError when the step is outside the epoch.
+        """
+        groups, wanted = self.num_groups(num), list(wanted)
+        ids = np.array_split(self.step_samples(epoch, step_in_epoch), groups)
+        parts = {group: self._slices(ids[group], num // groups) for group in {which % groups for which in wanted}}
+        return [parts[which % groups][which // groups] for which in wanted]
+
+    def num_groups(self, num_micro_batches: int) -> int:
+        """Groups of lanes that a step is cut into, a divisor of the number of its micro-batches."""
+        return num_micro_batches if num_micro_batches <= self.lanes else math.gcd(num_micro_batches, self.lanes)
+
+    def _slices(self, ids: np.ndarray, num: int) -> list[np.ndarray]:
+        """Sort samples by length, longest first, and cut them into parts whose sizes differ by at most one."""
+        return np.array_split(ids[np.argsort(-self.lengths[ids], kind="stable")], num) if num > 1 else [ids]
 
     def window_hash(self, epoch: int, step_in_epoch: int) -> str:
         """SHA-256 (hex) of the sample ids of the window that a step is in, in order. It differs where anything that the
@@ -122,16 +156,6 @@ class Order:
             self._windows.clear()  # steps are requested in order, so one window is enough
             self._windows[key] = self._layout(epoch).window(window)
         return self._windows[key]
-
-    def _shard_step(self, epoch: int, window: int, step_of_window: int, shard: int) -> np.ndarray:
-        """Sample ids that one shard contributes to a step, shape (per_step / shards_per_lane,)."""
-        shards_per_lane = self.canonical_shards // self.lanes
-        lane, shard_of_lane = divmod(shard, shards_per_lane)
-        per_step = self.global_batch_size // self.lanes
-        # (per_step,): the samples of the step in this lane, sorted by length
-        step_ids = self._window(epoch, window)[lane][step_of_window * per_step : (step_of_window + 1) * per_step]
-        # (per_step / shards_per_lane,): dealt in turn, so that each shard gets short and long samples
-        return step_ids[shard_of_lane::shards_per_lane]
 
     def _layout(self, epoch: int) -> "_EpochLayout":
         if epoch not in self._layouts:

@@ -1,4 +1,4 @@
-"""A worker's device: which one it is, how much memory it has, and its random numbers."""
+"""A worker's device: which one it is, and how much memory it has."""
 
 import torch
 
@@ -27,8 +27,3 @@ def usable_bytes(device: torch.device, workers_here: int) -> int:
         return usable_of_machine(workers_here)
     free, total = torch.cuda.mem_get_info(device)
     return min(usable_of_gpu(total), free + torch.cuda.memory_reserved(device))
-
-
-def seed_all(seed: int, step: int, world_rank: int) -> None:
-    """Seed dropout, the only randomness that differs between workers and between attempts."""
-    torch.manual_seed(hash((seed, step, world_rank)) % 2**63)

@@ -35,7 +35,7 @@ from raytrain.tracking.base import TrackedRun
 from raytrain.tracking.trackers import Trackers
 from raytrain.training.agreement import Control
 from raytrain.training.arrival import Arrival
-from raytrain.training.device import device_of, seed_all, usable_bytes
+from raytrain.training.device import device_of, usable_bytes
 from raytrain.training.driver_link import DriverLink
 from raytrain.training.evaluate import Judge, evaluate
 from raytrain.training.export import check_exported, describe, save_description, save_tokenizer, update_card
@@ -157,7 +157,6 @@ class WorkerRun:
         closing.callback(engine.close)
         if saved is not None:
             self._restore(engine, saved, progress)
-        seed_all(self.config.seed, progress.step, self.world.world_rank)
         saver = Saver(
             self.run,
             engine,
@@ -202,6 +201,7 @@ class WorkerRun:
             device=self.device,
             task=self.task,
             engine=engine,
+            plan=self.plan,
             timetable=self.timetable,
             source=stream,
             judge=Judge(self.config, self.task, self.state, self.device, self.control, self.link.alive),

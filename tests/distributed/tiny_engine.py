@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from raytrain.checkpoint.ranges import StateRange
 from raytrain.config import LossScaleConfig, OptimizerConfig, Precision, TrainingConfig
 from raytrain.engine.engine import Engine
+from raytrain.steps.batches import BatchPlan
 
 VOCABULARY, SEQ_LEN, CLASSES, IGNORED = 13, 6, 5, -100
 Batch = dict[str, Tensor]
@@ -69,6 +70,16 @@ def my_micro_batches(batch: Batch, micro_batch_size: int) -> list[Batch]:
     micro_steps = math.ceil(math.ceil(num_samples / world_size) / micro_batch_size)
     mine = np.array_split(np.arange(num_samples), world_size)[world_rank]
     return [_rows(batch, ids) for ids in np.array_split(mine, micro_steps)]
+
+
+def dealt_micro_batches(batch: Batch, num: int) -> tuple[list[Batch], list[int]]:
+    """This worker's micro-batches of a global batch that is cut into `num`, and their numbers in it; as many on each
+    worker."""
+    plan = BatchPlan(len(batch["labels"]), num, dist.get_world_size())
+    mine = list(plan.micro_batches_of(dist.get_rank()))
+    parts = np.array_split(np.arange(len(batch["labels"])), num)
+    blank = [np.array([], dtype=int)] * (plan.micro_steps - len(mine))
+    return [_rows(batch, ids) for ids in [*(parts[which] for which in mine), *blank]], mine + [num] * len(blank)
 
 
 def _rows(batch: Batch, ids: np.ndarray) -> Batch:

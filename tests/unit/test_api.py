@@ -171,10 +171,10 @@ def test_resume_reads_the_config_of_the_run(seen: list[raytrain.RunConfig], tmp_
 def test_the_plan_is_that_of_the_command(tmp_path: Path) -> None:
     config = tiny_run(tmp_path, "a")
     options = {"gpu": "24GiB", "nodes": 2, "gpus_per_node": 4, "price": 1.5, "bandwidth": 50}
-    found = raytrain.plan(config, {"workers.max": 8}, **options)  # type: ignore[arg-type]
+    found = raytrain.plan(config, {"workers.max": 4}, **options)  # type: ignore[arg-type]
     assert isinstance(found, raytrain.Forecast)
     words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-    code, output = run_cli("plan", write_config(config, tmp_path), "workers.max=8", *words, "--json")
+    code, output = run_cli("plan", write_config(config, tmp_path), "workers.max=4", *words, "--json")
     assert code == 0, output
     assert json.loads(output) == json.loads(json.dumps(found.to_json()))
     assert not (tmp_path / "runs").exists()

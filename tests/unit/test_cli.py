@@ -188,7 +188,10 @@ def no_label(folder: Path) -> list[str]:
         (lambda f: [f"data.train.path={f}/data/trian.parquet"], "did you mean"),
         (no_label, "no column 'label'"),
         (broken_parquet, "truncated"),
-        (lambda f: ["workers.min=9", "workers.max=9", "training.global_batch_size=9", "ray.num_cpus=2"], "workers.min"),
+        (
+            lambda f: ["workers.min=9", "workers.max=9", "training.global_batch_size=36", "ray.num_cpus=2"],
+            "workers.min",
+        ),
         (lambda f: ["workers.min=3", "workers.max=2"], "workers.min 3 is more than workers.max 2"),
         (lambda f: [f"model.tokenizer={f}/nothing"], "model.tokenizer"),
         (lambda f: [f"model.tokenizer={f}/data"], "no tokenizer"),

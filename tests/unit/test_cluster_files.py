@@ -513,7 +513,7 @@ def run_config(**workers: Any) -> Any:
         "task": {"kind": "sequence_classification", "text_column": "text", "label_column": "label"},
         "model": {"path": "model"},
         "data": {"train": {"path": "data"}},
-        "training": {"global_batch_size": 256},
+        "training": {"global_batch_size": 256, "micro_batch_size": 8},
         "workers": {"gpu": True, "min": 1, "max": 8, **workers},
     }
     return parse_config(raw)
@@ -684,5 +684,5 @@ def test_the_commands(tmp_path: Path) -> None:
     code, output = run_cli("cluster", "check", out, "--config", config)
     assert code == 0, output
     assert "4 workers of 1 CPU and 1 GPU (workers.max) launch: 1 data, 4 gpu_on_demand" in output
-    code, output = run_cli("cluster", "check", out, "workers.max=5", "--config", config)
+    code, output = run_cli("cluster", "check", out, "workers.max=5", "training.micro_batch_size=1", "--config", config)
     assert code == 2 and "can never hold more than 4" in output

@@ -54,7 +54,7 @@ def config_with(**sections: Any) -> RunConfig:
         "task": {"kind": "sequence_classification"},
         "model": {"path": "some/model"},
         "data": {"train": {"path": "train.parquet"}},
-        "training": {"global_batch_size": 32, "micro_batch_size": 4},
+        "training": {"global_batch_size": 32, "micro_batch_size": 1},
         "workers": {"min": 1, "max": 3},
     }
     for name, section in sections.items():

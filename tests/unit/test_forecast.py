@@ -154,7 +154,7 @@ class TestFirstFit:
             "task": {"kind": "sequence_classification"},
             "model": {"path": "m"},
             "data": {"train": {"path": "x.parquet"}},
-            "training": {"zero_stage": 2, "precision": "bf16", **sections.get("training", {})},
+            "training": {"zero_stage": 2, "precision": "bf16", "micro_batch_size": 4, **sections.get("training", {})},
             "workers": {"min": 4, "max": 8, "gpu": True, **sections.get("workers", {})},
         }
         shape = replace(BILLION, layers=GPT)
@@ -167,7 +167,7 @@ class TestFirstFit:
         assert self.first(20) == []
         assert self.first(20, training={"zero_stage": 1}) == []
         assert self.first(14, training={"zero_stage": 1}) == ["training.zero_stage=2"]
-        assert self.first(6.5) == ["training.gradient_checkpointing=true"]
+        assert self.first(6.5) == ["training.micro_batch_size=2"]
         assert self.first(5) == ["workers.min=8"]
         assert self.first(4) == ["training.deepspeed.zero_optimization.offload_optimizer.device=cpu"]
         assert self.first(1) is None
@@ -202,7 +202,8 @@ class TestFirstFit:
         assert found.overrides() == ["training.gradient_checkpointing=true"]
 
     def test_no_more_workers_than_there_are_gpus(self):
-        raw = {"training": {"zero_stage": 2, "precision": "bf16"}, "workers": {"min": 2, "max": 8, "gpu": True}}
+        training = {"zero_stage": 2, "precision": "bf16", "micro_batch_size": 4}
+        raw = {"training": training, "workers": {"min": 2, "max": 8, "gpu": True}}
         raw |= {"name": "x", "task": {"kind": "sequence_classification"}, "model": {"path": "m"}}
         config = RunConfig.model_validate({**raw, "data": {"train": {"path": "x.parquet"}}})
         shape, gpu = replace(BILLION, layers=None), find_gpu("h100")
@@ -246,7 +247,7 @@ class TestCalibration:
         assert found.step_s_at(run, 4) == pytest.approx(0.5 * 2 / 4)
 
     def test_a_run_with_other_settings_does_not_count(self, run: RunConfig, tmp_path: Path):
-        other = resolve(tiny_run(tmp_path, "a", "training.micro_batch_size=2", "seed=5"))
+        other = resolve(tiny_run(tmp_path, "a", "training.micro_batch_size=1", "seed=5"))
         found, said = find_calibration(other, use_gpu=False)
         assert found is None and "another training.micro_batch_size" in said and "seed" not in said
         found, said = find_calibration(run, use_gpu=True)

@@ -27,8 +27,8 @@ def test_the_same_order_is_resumed(step: int) -> None:
 
 def test_another_algorithm_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     state = state_of(make_order(), 30)
-    monkeypatch.setattr(identity_module, "ORDER_VERSION", 2)
-    with pytest.raises(ConfigError, match=r"another version of raytrain \(its order has version 1, this one's 2\)"):
+    monkeypatch.setattr(identity_module, "ORDER_VERSION", 3)
+    with pytest.raises(ConfigError, match=r"another version of raytrain \(its order has version 2, this one's 3\)"):
         Identity("data", None, make_order()).check(state, 30)
 
 

@@ -49,7 +49,7 @@ MISTAKES = [
     ("task.labels=[positive, negative, positive]", "task.labels"),
     # fields that do not go together
     ("workers={min: 3, max: 2}", "workers.min 3 is more than workers.max 2"),
-    ("workers.max=16", "workers.max 16 is more than the 8 canonical shards"),
+    ("workers.max=16", "workers.max 16 is more than the 4 micro-batches of a step"),
     ("training.micro_batch_size=16", "training.micro_batch_size 16 is more than training.global_batch_size 8"),
     ("data.canonical_shards=3", "data.canonical_shards 3 does not divide training.global_batch_size 8"),
     ("training={epochs: 2, max_steps: 10}", "training.epochs and training.max_steps are both given"),

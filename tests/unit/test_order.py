@@ -1,5 +1,6 @@
 """P1, P2, P3, P4 and P6, as properties of the sample order and the batch plan; no Ray, no torch."""
 
+import itertools
 import time
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raytrain.steps.batches import BatchPlan, split_micro_batches
+from raytrain.steps.batches import BatchPlan, micro_batch_seed
 from raytrain.steps.order import Order, evaluation_batches
 
 
@@ -53,18 +54,37 @@ def test_an_epoch_is_a_permutation(order: Order, epoch: int) -> None:
 
 @given(orders(), st.integers(0, 3), st.integers(1, 64), st.data())
 @settings(max_examples=200)
-def test_a_step_is_the_same_at_any_world_size(order: Order, epoch: int, world_size: int, data: st.DataObject) -> None:
-    """P2 and P3: the workers' shares make up the step's samples, whatever the world size and wherever one seeks to."""
+def test_a_step_is_the_same_at_any_world_size(order: Order, epoch: int, micro: int, data: st.DataObject) -> None:
+    """P2 and P3: each micro-batch of a step is computed by one worker and has the same samples in the same order,
+    whatever the world size and wherever one seeks to; together they make up the step."""
     if order.steps_per_epoch == 0:
         return
-    world_size = min(world_size, order.canonical_shards)
-    plan = BatchPlan(order.global_batch_size, 4, order.canonical_shards, world_size)
+    num = -(-order.global_batch_size // micro)
+    plan = BatchPlan(order.global_batch_size, num, data.draw(st.integers(1, num)))
     step = data.draw(st.integers(0, order.steps_per_epoch - 1))
-    fresh = Order(**{name: getattr(order, name) for name in FIELDS})  # a worker that starts here knows nothing else
-    shares = [fresh.step_samples(epoch, step, plan.shards_of(rank)) for rank in range(world_size)]
-    assert np.array_equal(np.concatenate(shares), order.step_samples(epoch, step))
-    sizes = [len(share) for share in shares]
-    assert max(sizes) <= plan.max_samples_per_worker
+    expected = order.micro_batches(epoch, step, num, range(num))
+    assert sorted(np.concatenate(expected).tolist()) == sorted(order.step_samples(epoch, step).tolist())
+    found: dict[int, list[int]] = {}
+    for rank in range(plan.world_size):
+        fresh = Order(**{name: getattr(order, name) for name in FIELDS})  # a worker that starts here knows nothing else
+        mine = plan.micro_batches_of(rank)
+        parts = fresh.micro_batches(epoch, step, num, mine)
+        assert len(parts) <= plan.micro_steps
+        assert sum(map(len, parts)) <= plan.max_samples_per_worker
+        assert step == order.full_steps or sum(map(len, parts)) >= plan.min_samples_per_worker
+        found |= {which: part.tolist() for which, part in zip(mine, parts, strict=True)}
+    assert [found[which] for which in range(num)] == [part.tolist() for part in expected]
+
+
+@given(orders(), st.integers(1, 64))
+@settings(max_examples=200)
+def test_micro_batches_are_even(order: Order, micro: int) -> None:
+    """Those of a full step have at most the configured samples, and none is empty."""
+    num = -(-order.global_batch_size // micro)
+    for step in range(order.full_steps)[:3]:
+        sizes = [len(part) for part in order.micro_batches(0, step, num, range(num))]
+        assert max(sizes) - min(sizes) <= 1
+        assert 1 <= max(sizes) <= micro
 
 
 FIELDS = (
@@ -81,29 +101,26 @@ FIELDS = (
 
 
 @given(st.integers(1, 64), st.integers(1, 512), st.integers(1, 64))
-def test_every_canonical_shard_has_one_worker(world_size: int, batch: int, micro: int) -> None:
-    """P3: any world size up to the canonical shards is legal, and the load is as even as shards allow."""
-    shards = max(d for d in range(1, min(batch, 256) + 1) if batch % d == 0)
-    if world_size > shards:
-        with pytest.raises(ValueError, match="canonical shards"):
-            BatchPlan(batch, micro, shards, world_size)
+def test_every_micro_batch_has_one_worker(world_size: int, batch: int, micro: int) -> None:
+    """P3: any world size up to the number of micro-batches is valid, and the load is as even as they allow."""
+    num = -(-batch // micro)
+    if world_size > num:
+        with pytest.raises(ValueError, match="micro-batches"):
+            BatchPlan(batch, num, world_size)
         return
-    plan = BatchPlan(batch, micro, shards, world_size)
-    served = [list(plan.shards_of(rank)) for rank in range(world_size)]
-    assert [shard for shards_of_one in served for shard in shards_of_one] == list(range(shards))
+    plan = BatchPlan(batch, num, world_size)
+    served = [list(plan.micro_batches_of(rank)) for rank in range(world_size)]
+    assert sorted(which for of_one in served for which in of_one) == list(range(num))
     assert max(map(len, served)) - min(map(len, served)) <= 1
-    assert plan.max_samples_per_worker <= plan.micro_steps * micro
+    assert max(map(len, served)) == plan.micro_steps
     assert plan.min_samples_per_worker >= 1
 
 
-@given(st.integers(0, 60), st.integers(1, 9))
-def test_micro_batches_hold_each_sample_once(num_samples: int, micro_steps: int) -> None:
-    lengths = np.random.default_rng(num_samples).integers(1, 100, num_samples)
-    ids = np.arange(num_samples) + 7
-    parts = split_micro_batches(ids, lengths, micro_steps)
-    assert len(parts) == micro_steps
-    assert sorted(np.concatenate(parts).tolist()) == ids.tolist()
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+def test_seeds_differ_in_everything_that_they_depend_on() -> None:
+    seeds = [micro_batch_seed(*which) for which in itertools.product(range(4), range(40), range(40))]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert micro_batch_seed(7, 3, 2) == 3031920817279478444, "it is the same in every process and every release"
 
 
 @given(st.integers(0, 300), st.integers(1, 17), st.integers(1, 9))
@@ -132,22 +149,52 @@ def reviews_like(num_samples: int, seed: int = 0) -> np.ndarray:
     return np.clip(np.random.default_rng(seed).gamma(4.5, 6.0, num_samples), 4, 128).astype(np.int32)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
-def test_padding_is_low(world_size: int) -> None:
+@pytest.mark.parametrize("num", [2, 4, 6, 32])
+def test_padding_is_low(num: int) -> None:
     """Well under 10 % of what is computed on text like the movie reviews is padding."""
     lengths = reviews_like(8454)
     starts = np.append(np.arange(0, len(lengths), 16), len(lengths))
     order = Order(starts, lengths, seed=0, global_batch_size=32, canonical_shards=32)
-    plan = BatchPlan(32, 16, 32, world_size)
     real = padded = 0
     for step in range(order.steps_per_epoch):
-        for rank in range(world_size):
-            ids = order.step_samples(0, step, plan.shards_of(rank))
-            for part in split_micro_batches(ids, lengths[ids], plan.micro_steps):
-                if len(part):
-                    real += lengths[part].sum()
-                    padded += lengths[part].max() * len(part)
+        for part in order.micro_batches(0, step, num, range(num)):
+            if len(part):
+                real += lengths[part].sum()
+                padded += lengths[part].max() * len(part)
     assert 1 - real / padded < 0.05
+
+
+@pytest.mark.parametrize(("batch", "num", "world_size"), [(32, 4, 1), (32, 4, 2), (32, 4, 3), (32, 4, 4), (64, 64, 7)])
+def test_workers_of_large_data_read_their_own_lanes(batch: int, num: int, world_size: int) -> None:
+    """P5: a row group is read by one worker, or by two where it spans lanes of both."""
+    num_samples = batch * 4096
+    starts = np.arange(0, num_samples + 1, 64)
+    order = Order(starts, np.full(num_samples, 20), seed=0, global_batch_size=batch, canonical_shards=batch)
+    assert order.lanes == batch
+    plan = BatchPlan(batch, num, world_size)
+    readers = [
+        {
+            int(group)
+            for step in range(order.steps_per_epoch)
+            for part in order.micro_batches(0, step, num, plan.micro_batches_of(rank))
+            for group in part // 64
+        }
+        for rank in range(world_size)
+    ]
+    assert sum(map(len, readers)) <= (len(starts) - 1) + num
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_workers_finish_together(world_size: int) -> None:
+    """On small data, where micro-batches of a step differ in length: those of a round are alike."""
+    lengths = reviews_like(2000)
+    order = Order(np.arange(0, 2001, 16), lengths, seed=0, global_batch_size=48, canonical_shards=48)
+    plan = BatchPlan(48, 12, world_size)
+    work = np.zeros((order.full_steps, world_size))
+    for step, rank in itertools.product(range(order.full_steps), range(world_size)):
+        parts = order.micro_batches(0, step, 12, plan.micro_batches_of(rank))
+        work[step, rank] = sum(lengths[part].max() * len(part) for part in parts)
+    assert (work.max(axis=1) / work.mean(axis=1)).mean() < 1.05
 
 
 def test_epochs_differ_and_batches_mix() -> None:

@@ -35,8 +35,8 @@ class TestBatches:
     def test_each_world_size_of_the_range_is_planned(self):
         plan = plan_for(config_with(workers={"min": 2, "max": 5}))
         assert [world.world_size for world in plan.worlds] == [2, 3, 4, 5]
-        assert [world.max_samples_per_worker for world in plan.worlds] == [16, 11, 8, 7]
-        assert [world.min_samples_per_worker for world in plan.worlds] == [16, 10, 8, 6]
+        assert [world.max_samples_per_worker for world in plan.worlds] == [16, 12, 8, 8]
+        assert [world.min_samples_per_worker for world in plan.worlds] == [16, 8, 8, 4]
         assert [world.micro_steps for world in plan.worlds] == [4, 3, 2, 2]
         assert plan.world_size == 5
 
@@ -138,7 +138,8 @@ class TestLogicalCpus:
     )
     def test_what_is_given_is_always_enough(self, cores, lowest, extra, cpus, data_cpus):
         """Whatever is not refused runs at once, with as many workers as the cores allow, and Ray Data has its share."""
-        config = config_with(workers={"min": lowest, "max": lowest + extra, "cpus": cpus, "data_cpus": data_cpus})
+        workers = {"min": lowest, "max": lowest + extra, "cpus": cpus, "data_cpus": data_cpus}
+        config = config_with(workers=workers, training={"micro_batch_size": 1})
         if lowest * cpus > cores:
             with pytest.raises(ConfigError):
                 logical_cpus(config, cores)

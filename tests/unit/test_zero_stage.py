@@ -15,7 +15,7 @@ OFFLOADING = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
 
 
 def group(world_size: int, precision: Precision = Precision.BF16) -> Group:
-    return Group(BatchPlan(32, 4, 32, world_size), precision, max_length=128, use_gpu=True)
+    return Group(BatchPlan(32, 8, world_size), precision, max_length=128, use_gpu=True)
 
 
 def stage(usable: float | None, world_size: int = 8, precision: Precision = Precision.BF16, **training: Any) -> Any:
