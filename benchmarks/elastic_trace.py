@@ -314,7 +314,7 @@ def raytrain_command(folder: Path) -> list[str]:
         "training": {
             "max_steps": 100_000,
             "global_batch_size": BATCH,
-            "micro_batch_size": BATCH,
+            "micro_batch_size": BATCH // 6,  # as many for 1, 2 and 3 workers
             "precision": "fp32",
             "optimizer": {"learning_rate": 1e-4},
             "schedule": {"kind": "constant", "warmup_ratio": 0.0},

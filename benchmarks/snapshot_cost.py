@@ -62,7 +62,7 @@ def measure(arguments: argparse.Namespace, every: str, seed: int, storage: Path)
     count = arguments.workers
     workers = [f"workers.min={count}", f"workers.max={count}", f"workers.cpus={arguments.threads}"]
     overrides = [*LIKE_THE_PLAIN_LOOPS, *workers, NEVER_SAVE, f"checkpoint.snapshot_every_steps={every}"]
-    overrides += [f"seed={seed}", "training.zero_stage=2"]
+    overrides += [f"seed={seed}", "training.zero_stage=2", f"training.micro_batch_size={32 // count}"]
     return run_raytrain(training_only(storage, WARMUP + arguments.steps), overrides, storage)
 
 

@@ -75,7 +75,7 @@ def run_raytrain(folder: Path, rates: Sequence[float], arguments: argparse.Names
             "max_steps": arguments.steps,
             "eval_every_steps": arguments.grace,
             "global_batch_size": BATCH,
-            "micro_batch_size": BATCH,
+            "micro_batch_size": BATCH // 12,  # as many for 1 to 4 workers
             "precision": "fp32",
             "schedule": {"kind": "constant", "warmup_ratio": 0.0},
         },

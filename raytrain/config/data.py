@@ -134,9 +134,8 @@ class DataConfig(Section):
     shuffle_window_samples: Annotated[PositiveInt, Affects.RESULT] = 32768
     """Samples that are shuffled together, over all workers. A larger window mixes better and needs more memory."""
     canonical_shards: Annotated[PositiveInt | None, Affects.RESULT] = None
-    """Number of ordered streams that an epoch is split into. It divides `training.global_batch_size`, is the upper
-    limit for the number of workers, and is fixed for a run. null: the smallest divisor that is at least
-    min(global_batch_size, 256)."""
+    """Most ordered streams (lanes) that an epoch is split into, so that workers read different row groups. It divides
+    `training.global_batch_size`. null: the smallest divisor that is at least min(global_batch_size, 256)."""
     record_samples: Annotated[bool, Affects.NOTHING] = False
     """True: write the sample ids of every step to `samples/`."""
     prepared_path: Annotated[str | None, Affects.NOTHING, Mark.SHARED, Mark.PATH] = None

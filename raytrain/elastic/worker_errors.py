@@ -17,8 +17,9 @@ from raytrain.errors import FailureCode, ForeignMessage, RaytrainError, first_li
 from raytrain.redaction import redact
 
 OUT_OF_MEMORY_ADVICE = (
-    " Lower training.micro_batch_size or turn on training.gradient_checkpointing: neither changes the result. Or take "
-    "a higher training.zero_stage with more workers; `raytrain plan CONFIG --gpu GPU` says what fits."
+    " Turn on training.gradient_checkpointing or take a higher training.zero_stage with more workers, which do not "
+    "change the result, or lower training.micro_batch_size, which changes the dropout masks and needs a new run; "
+    "`raytrain plan CONFIG --gpu GPU` says what fits."
 )
 
 

@@ -58,8 +58,8 @@ def build_with_head(
     share_pad_token(built, model)
     if config.model_type in READS_PADDING:
         logger.warning(
-            "models of type %s compute with the padding of a batch, so losses and metrics depend a little on "
-            "training.micro_batch_size and on the number of workers",
+            "models of type %s compute with the padding of a batch, so losses depend a little on "
+            "training.micro_batch_size, and metrics also on the number of workers",
             config.model_type,
         )
     return for_training(built, training)

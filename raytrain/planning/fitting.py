@@ -125,8 +125,8 @@ def first_that_fits(
 ) -> Choice | None:
     """The first choice that fits both with its minimum of workers, up to `most_workers`, and with workers.max.
 
-    Choices are tried in the order of their cost: another ZeRO stage and somewhat smaller micro-batches do not change
-    the result, gradient checkpointing takes a third more time, very small micro-batches underuse a GPU, a larger
+    Choices are tried in the order of their cost: another ZeRO stage does not change the result, somewhat smaller
+    micro-batches change only the dropout masks, gradient checkpointing takes a third more time, very small micro-batches underuse a GPU, a larger
     minimum of workers needs nodes, another precision changes the numbers, and offloading is slow.
     """
     own = Choice.of(config, resolved_precision(config.training.precision, use_gpu, gpu))

@@ -5,9 +5,9 @@ The order of an epoch is built in three stages.
 1. The row groups of the prepared store are permuted, which yields a sequence of all samples. Row groups stay whole
    because they are the unit of reading.
 2. The sequence is cut into lanes of equal length (to within one sample), and every training step takes the same number
-   of samples from each lane. On large data a lane is one canonical shard. On small data several canonical shards share
-   a lane, because a shorter lane would have too few samples to match its lengths with those of the other lanes. (The
-   idea comes from the canonical nodes of MosaicML Streaming.)
+   of samples from each lane. Small data has fewer lanes than `canonical_shards`, because a shorter lane would have too
+   few samples to match its lengths with those of the other lanes. (The idea comes from the canonical nodes of MosaicML
+   Streaming.)
 3. Each lane is shuffled within windows. The samples of a window are sorted by length (with a little noise, so that
    epochs differ) and cut into steps; the steps are then permuted, with the same permutation in every lane. All lanes
    therefore contribute samples of similar length to a step: padding is small, and workers finish together.
@@ -61,8 +61,8 @@ class Order:
     window_samples: int = 32768
     """Samples shuffled together, over all shards."""
     samples_per_lane: int = 1024
-    """Minimum samples per lane. Workers that share a lane read the same row groups; on data that is large enough for
-    this to cost time, each shard has its own lane."""
+    """Minimum samples per lane. Workers that share a lane read the same row groups; data that is large enough for
+    this to cost time has `canonical_shards` lanes."""
     group_by_length: bool = True
     drop_last: bool = False
     _layouts: dict[int, "_EpochLayout"] = field(default_factory=dict, repr=False, compare=False)

@@ -39,7 +39,7 @@ from raytrain.training.records import read_jsonl
 pytestmark = pytest.mark.slow  # its trainers leave processes in the Ray that other tests share
 
 ONE_EPOCH = (
-    "training={epochs: 1, global_batch_size: 8, micro_batch_size: 2, precision: fp32, dropout: 0.0, zero_stage: 2}"
+    "training={epochs: 1, global_batch_size: 8, micro_batch_size: 2, precision: fp32, dropout: 0.1, zero_stage: 2}"
 )
 
 

@@ -123,7 +123,7 @@ class TestTraining:
                 assert step.num_tokens == sum(len(ids) for ids, _ in expected)
 
     def test_every_worker_has_as_many_micro_batches(self, workers):
-        plan = BatchPlan(BATCH, MICRO, BATCH, len(workers))
+        plan = BatchPlan(BATCH, -(-BATCH // MICRO), len(workers))
         for worker in workers:
             for step in worker:
                 assert len(step.micro_batches) == plan.micro_steps
@@ -262,11 +262,11 @@ class TestBytesRead:
             window_samples=window_samples,
         )
         store: Any = CountingStore(order)
-        plan = BatchPlan(batch, batch, batch, 2)
+        plan = BatchPlan(batch, 4, 2)
         for world_rank in range(2):
             rows = RowCache(store, max_bytes=1, min_groups=row_groups_in_use(order, plan))
             for step in range(order.steps_per_epoch):
-                ids = order.step_samples(0, step, plan.shards_of(world_rank))
+                ids = np.concatenate(order.micro_batches(0, step, 4, plan.micro_batches_of(world_rank)))
                 if len(ids):  # the smaller last step may leave a worker without samples
                     rows.take("train", ids)
             assert len(rows._groups) <= row_groups_in_use(order, plan)

@@ -86,7 +86,7 @@ def test_a_gpus_memory_comes_with_advice() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. If reserved but unallocated")
     except torch.OutOfMemoryError as error:
         told = error_of(error).message
-    assert "Lower training.micro_batch_size" in told
+    assert "lower training.micro_batch_size" in told
     assert "If reserved" not in told
 
 
