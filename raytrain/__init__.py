@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from raytrain.api import evaluate, plan, ray_train_loop, report, resume, train, tune
+from raytrain.api import evaluate, plan, ray_train_loop, report, resume, train, tune, verify
 from raytrain.errors import CheckpointError, ConfigError, DataError, RaytrainError, TrainingError
 
 if TYPE_CHECKING:
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from raytrain.runs.evaluation import Evaluation
     from raytrain.runs.ray_train_resize import GracefulResize
     from raytrain.runs.result import RunResult
+    from raytrain.runs.verification import Verification
     from raytrain.tuning.space.space import Space
     from raytrain.tuning.state import SweepResult
 
@@ -29,6 +30,7 @@ __all__ = [
     "Space",
     "SweepResult",
     "TrainingError",
+    "Verification",
     "evaluate",
     "plan",
     "ray_train_loop",
@@ -36,6 +38,7 @@ __all__ = [
     "resume",
     "train",
     "tune",
+    "verify",
 ]
 # Their modules take up to seconds to import, so they are imported when someone asks for the name.
 LATE = {
@@ -46,6 +49,7 @@ LATE = {
     "RunResult": "raytrain.runs.result",
     "Space": "raytrain.tuning.space.space",
     "SweepResult": "raytrain.tuning.state",
+    "Verification": "raytrain.runs.verification",
 }
 
 

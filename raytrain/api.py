@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from raytrain.planning.forecast import Forecast
     from raytrain.runs.evaluation import Evaluation
     from raytrain.runs.result import RunResult
+    from raytrain.runs.verification import Verification
     from raytrain.tuning.space.space import Space
     from raytrain.tuning.state import SweepResult
 
@@ -77,8 +78,7 @@ def resume(run: AnyPath, *overrides: Override, progress: bool = False, callbacks
     Args:
         run: The folder of the run, `<storage_path>/<name>`.
         overrides: As for `train`. They must not change the experiment.
-        progress: As for `train`.
-        callbacks: As for `train`.
+        progress, callbacks: As for `train`.
 
     Raises:
         ConfigError: The folder is not a run's, or an override changes the experiment.
@@ -112,6 +112,23 @@ def evaluate(run: AnyPath, *overrides: Override, split: str = "test", progress: 
         return evaluate_run(os.fspath(run), split, observer, words_of(overrides))
 
 
+def verify(run: AnyPath, *, steps: int = 20, workers: int | None = None, progress: bool = False) -> "Verification":
+    """Train the first steps of a run again at another number of workers and compare, as `raytrain verify` does.
+
+    Args:
+        run: The folder of the run.
+        steps: Steps to compare, from the first.
+        workers: Number of workers; None: 1 if the run had more, else 2.
+        progress: As for `train`.
+
+    Raises: as `verify_run` of raytrain.runs.verification.
+    """
+    from raytrain.runs.verification import verify_run
+
+    with _run_display(progress) as observer:
+        return verify_run(os.fspath(run), steps, workers, observer)
+
+
 def plan(
     config: "AnyPath | Mapping[str, Any] | RunConfig",
     *overrides: Override,
@@ -126,12 +143,9 @@ def plan(
     """Check a config and estimate what a run needs, as `raytrain plan` does. Starts nothing.
 
     Args:
-        config: As for `train`.
-        overrides: As for `train`.
+        config, overrides: As for `train`.
         gpu: The GPU of each worker: a10g, a100-80, h100, ... or a memory, 24GiB; None: CPU workers.
-        nodes: Number of nodes; None: as many as needed.
-        gpus_per_node: GPUs per node; None: 1.
-        cpus_per_node: CPUs per node; None: as many as needed.
+        nodes, gpus_per_node, cpus_per_node: None: one GPU per node, and as many of the others as needed.
         price: Price of a worker in dollars per hour.
         bandwidth: Upload rate of a worker to storage, in MiB/s.
         calibrate: The folder of a run whose step times are used; None: this config's own.
@@ -164,8 +178,7 @@ def tune(
     """Try many configurations, as `raytrain tune` does. The same call again resumes the sweep.
 
     Args:
-        config: As for `train`.
-        overrides: As for `train`.
+        config, overrides: As for `train`.
         space: The search space: a path, the name of a shipped space, a mapping, or a Space. The folder of the sweep is
             `<storage_path>/<name>-<name of the space>`; a mapping's name is `space`.
         trials: Configurations to try, instead of the space's.
@@ -201,11 +214,7 @@ def report(*runs: AnyPath, output: AnyPath | None = None) -> str:
         runs: Folders of runs, or the folder of one sweep.
         output: The file to write with several runs; None: comparison.html in the current folder.
 
-    Returns:
-        The full path of the page.
-
-    Raises:
-        ConfigError: A folder is neither a run's nor a sweep's.
+    Returns the full path of the page. Raises ConfigError if a folder is neither a run's nor a sweep's.
     """
     from raytrain.runs.folder import read_run_config
     from raytrain.storage import Storage
@@ -246,8 +255,7 @@ def ray_train_loop(
     ScalingConfig says how many workers there are and what each holds; `workers.data_cpus` is the config's.
 
     Args:
-        config: As for `train`.
-        overrides: As for `train`.
+        config, overrides: As for `train`.
 
     Returns:
         A callable without arguments. On each worker it trains the run from its newest state to its end, reports with
@@ -337,17 +345,13 @@ def _train(config: "RunConfig", progress: bool, *, overwrite: bool, callbacks: S
 
 def _run_display(progress: bool) -> AbstractContextManager[Any]:
     """Context whose value is the observer of a run."""
-    if not progress:
-        return nullcontext()
     from raytrain.terminal.run import RunDisplay
 
-    return RunDisplay()
+    return RunDisplay() if progress else nullcontext()
 
 
 def _sweep_display(progress: bool) -> AbstractContextManager[Any]:
     """Context whose value is the observer of a sweep."""
-    if not progress:
-        return nullcontext()
     from raytrain.terminal.sweep import SweepDisplay
 
-    return SweepDisplay()
+    return SweepDisplay() if progress else nullcontext()

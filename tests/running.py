@@ -153,7 +153,7 @@ def resolved(run: Path) -> dict[str, Any]:
 
 
 def tiny_run(folder: Path, name: str, *overrides: str, num_rows: int = 403) -> RunConfig:
-    """A sentiment run over `num_rows` tiny reviews that trains in milliseconds a step: fp32, with dropout, batches of 8,
+    """A sentiment run over `num_rows` tiny reviews that trains in milliseconds a step: fp32, dropout, batches of 8,
     so that curves can be compared. Data, tokenizer and prepared store are shared by all runs in `folder`."""
     data = {split: folder / "data" / f"{split}.parquet" for split in ("train", "validation", "test")}
     if not (folder / "tokenizer").exists():

@@ -228,6 +228,29 @@ def evaluate(
     print_metrics(display.console, found.metrics, title=f"{found.split} of the best model")
 
 
+@app.command()
+@can_be_submitted()
+def verify(
+    run: RunFolder,
+    steps: Annotated[int, typer.Option(min=1, help="Compare so many steps, from the first.")] = 20,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Number of workers; default: 1 if the run had more, else 2.")
+    ] = None,
+) -> None:
+    """Train a run's first steps again at another number of workers, and compare. Exit code 1: they differ.
+
+    The repetition is kept in the run's folder, in verify/.
+    """
+    from raytrain.runs.verification import verify_run
+    from raytrain.terminal.run import RunDisplay
+    from raytrain.terminal.verification import print_verification
+
+    with RunDisplay() as display:
+        found = verify_run(run, steps, workers, display)
+    print_verification(display.console, found)
+    raise typer.Exit(0 if found.agrees else 1)
+
+
 @app.command("reclaim-watch")
 def reclaim_watch(
     cloud: Annotated[str, typer.Option(help="auto, aws, gcp or azure.")] = "auto",

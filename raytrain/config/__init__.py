@@ -107,6 +107,9 @@ class RunConfig(Section):
     def _across_sections(self) -> Self:
         if not isinstance(self.task, PythonTaskConfig):
             self.model.check_for_transformers()
+        # The number belongs to the run: workers.max may be another one when it is resumed.
+        self.__dict__["training"] = self.training.with_micro_batches_for(self.workers.max)
+        self.__pydantic_fields_set__.add("training")
         shards, batch = self.data.canonical_shards, self.training.global_batch_size
         if shards is not None and batch % shards:
             raise ValueError(

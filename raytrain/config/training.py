@@ -8,8 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from raytrain.config.base import Affects, Mark, NonNegativeInt, PositiveInt, Section
 
-# training.micro_batch_size=auto: enough micro-batches for four workers. It does not depend on workers.max, since the
-# number of workers is not part of the experiment.
+# training.micro_batch_size=auto: at most so many samples, and enough micro-batches for so many workers, or workers.max.
 MOST_AUTOMATIC_SAMPLES = 16
 LEAST_AUTOMATIC_MICRO_BATCHES = 4
 
@@ -141,9 +140,10 @@ class TrainingConfig(Section):
     global_batch_size: Annotated[PositiveInt, Affects.RESULT | Affects.SPEED] = 32
     """Samples per optimizer step over all workers, whatever their number."""
     micro_batch_size: Annotated[PositiveInt | Literal["auto"], Affects.RESULT | Affects.SPEED] = "auto"
-    """Samples per forward/backward pass, at most; auto: a quarter of global_batch_size, up to 16. A step consists of
-    global_batch_size / micro_batch_size micro-batches, the same at any number of workers, and each has its own dropout
-    masks. There can be at most as many workers."""
+    """Samples per forward/backward pass, at most. A step consists of global_batch_size / micro_batch_size
+    micro-batches, the same at any number of workers, and each has its own dropout masks. There can be at most as many
+    workers. auto: up to 16, so that there are enough for workers.max and at least 4; the number is written to the
+    run's config.yaml."""
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     gradient_clipping: Annotated[float, Field(ge=0.0), Affects.RESULT, Mark.MID_RUN] = 1.0
@@ -173,12 +173,17 @@ class TrainingConfig(Section):
     best_metric: Annotated[str | None, Affects.EVALUATION] = None
     """Metric that picks the best model; null: early_stopping.metric, else the task's own."""
 
+    def with_micro_batches_for(self, workers: int) -> Self:
+        """The same options with a number in place of micro_batch_size=auto. `workers`: workers.max."""
+        if self.micro_batch_size != "auto":
+            return self
+        largest = self.global_batch_size // max(workers, LEAST_AUTOMATIC_MICRO_BATCHES)
+        return self.model_copy(update={"micro_batch_size": min(MOST_AUTOMATIC_SAMPLES, max(1, largest))})
+
     @property
     def samples_per_micro_batch(self) -> int:
-        """micro_batch_size, or what auto stands for."""
-        if self.micro_batch_size == "auto":
-            return min(MOST_AUTOMATIC_SAMPLES, max(1, self.global_batch_size // LEAST_AUTOMATIC_MICRO_BATCHES))
-        return self.micro_batch_size
+        """micro_batch_size as a number. In a RunConfig it always is one."""
+        return int(self.with_micro_batches_for(1).micro_batch_size)
 
     @property
     def num_micro_batches(self) -> int:

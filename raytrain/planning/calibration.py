@@ -1,6 +1,5 @@
 """Reads the duration of a step from a run with the same settings."""
 
-import json
 import statistics
 from dataclasses import dataclass
 
@@ -9,7 +8,7 @@ from raytrain.config.fields import declared
 from raytrain.config.io import flatten
 from raytrain.errors import ConfigError, RaytrainError
 from raytrain.reports.steps import StepSample
-from raytrain.runs.folder import read_run_config
+from raytrain.runs.folder import read_run_config, used_gpu
 from raytrain.steps.batches import BatchPlan
 from raytrain.storage import Storage
 from raytrain.training.records import iterate_jsonl
@@ -62,7 +61,7 @@ def find_calibration(
     except RaytrainError as error:
         return None, f"no time: the config of {place} can't be read: {error}"
     different = different_fields(config, measured)
-    if _used_gpu(run) is not use_gpu:
+    if used_gpu(run) is not use_gpu:
         different.insert(0, "device")
     if different:
         return None, f"no time: {place} was measured with another {', '.join(different[:3])}"
@@ -81,14 +80,6 @@ def different_fields(config: RunConfig, other: RunConfig) -> list[str]:
     """The dotted fields that affect the duration of a step and differ between two configs."""
     one, two = flatten(config.model_dump(mode="json")), flatten(other.model_dump(mode="json"))
     return [key for key in one | two if declared(key).decides_step_time and one.get(key) != two.get(key)]
-
-
-def _used_gpu(run: Storage) -> bool | None:
-    """Whether a run's workers had GPUs; None if it is not recorded."""
-    try:
-        return json.loads(run.read_bytes("plan.json"))["use_gpu"]
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 def _without_warm_up(rows: list[dict], first: dict[int, int]) -> list[dict]:

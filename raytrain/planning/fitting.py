@@ -126,8 +126,9 @@ def first_that_fits(
     """The first choice that fits both with its minimum of workers, up to `most_workers`, and with workers.max.
 
     Choices are tried in the order of their cost: another ZeRO stage does not change the result, somewhat smaller
-    micro-batches change only the dropout masks, gradient checkpointing takes a third more time, very small micro-batches underuse a GPU, a larger
-    minimum of workers needs nodes, another precision changes the numbers, and offloading is slow.
+    micro-batches change only the dropout masks, gradient checkpointing takes a third more time, very small
+    micro-batches underuse a GPU, a larger minimum of workers needs nodes, another precision changes the numbers, and
+    offloading is slow.
     """
     own = Choice.of(config, resolved_precision(config.training.precision, use_gpu, gpu))
     for choice in _in_order(config, own, shape.can_checkpoint, use_gpu, gpu):

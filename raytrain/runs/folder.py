@@ -1,5 +1,6 @@
 """Reading what a run's folder holds."""
 
+import json
 from collections.abc import Sequence
 
 from raytrain.config import RunConfig
@@ -25,3 +26,11 @@ def read_run_config(run: Storage, overrides: Sequence[str] = ()) -> RunConfig:
     if isinstance(raw, dict):
         raw |= {"storage_path": parent, "name": name}
     return parse_config(raw, list(overrides), origin=path)
+
+
+def used_gpu(run: Storage) -> bool | None:
+    """Whether the run's workers had GPUs; None if it is not recorded."""
+    try:
+        return json.loads(run.read_bytes("plan.json"))["use_gpu"]
+    except (OSError, ValueError, KeyError):
+        return None

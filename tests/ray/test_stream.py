@@ -24,7 +24,7 @@ from tests.tiny import TINY_BERT, context, tiny_tokenizer, write_conll, write_re
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
-NUM_SAMPLES, NUM_VALIDATION, BATCH, MICRO = 203, 37, 10, 4
+NUM_SAMPLES, NUM_VALIDATION, BATCH, MICRO = 203, 37, 10, 2
 EPOCH_STEPS = 21  # the last has 3 samples
 WORLD_SIZES = (1, 2, 3, 5)
 

@@ -180,7 +180,14 @@ def test_the_plan_is_that_of_the_command(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-FUNCTIONS = {"train": "train", "resume": "resume", "tune": "tune", "plan": "plan", "eval": "evaluate"}
+FUNCTIONS = {
+    "train": "train",
+    "resume": "resume",
+    "tune": "tune",
+    "plan": "plan",
+    "eval": "evaluate",
+    "verify": "verify",
+}
 ONLY_PYTHON = {"progress", "callbacks"}
 ONLY_COMMAND = {"json", "fields"}  # of plan: the function gives the object; of tune: help
 

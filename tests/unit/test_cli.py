@@ -32,7 +32,7 @@ COMMANDS = [
     "submit",
     "train",
 ]
-COMMANDS += ["tune"]
+COMMANDS += ["tune", "verify"]
 
 
 @pytest.fixture(scope="module")

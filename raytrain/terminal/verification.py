@@ -1,0 +1,30 @@
+"""Terminal output of `raytrain verify`."""
+
+from rich.console import Console
+from rich.table import Table
+
+from raytrain.runs.verification import Verification
+
+
+def print_verification(console: Console, found: Verification) -> None:
+    """Print what was compared, each finding, and the verdict."""
+    sizes = ", ".join(map(str, found.world_sizes))
+    console.print(
+        f"steps 1 to {found.num_steps} of {found.run_path} at {sizes} worker(s), and again at {found.workers}",
+        soft_wrap=True,
+        markup=False,
+    )
+    table = Table(box=None, pad_edge=False, show_header=False)
+    what = "samples" if found.has_samples else "samples and tokens, counted"
+    table.add_row(what, _equal_or(found.other_samples))
+    table.add_row("learning rate, loss scale, skipped updates", _equal_or(found.other_updates))
+    worst = f"within {found.worst_loss:.1e} (step {found.worst_step}); tolerance {found.tolerance:.1e}"
+    table.add_row("loss", worst)
+    console.print(table)
+    if not found.has_samples:
+        console.print("a run with data.record_samples=true is compared sample by sample", soft_wrap=True)
+    console.print("they agree" if found.agrees else "[red]they differ", soft_wrap=True)
+
+
+def _equal_or(step: int | None) -> str:
+    return "equal in every step" if step is None else f"different from step {step} on"
