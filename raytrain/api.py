@@ -112,11 +112,14 @@ def evaluate(run: AnyPath, *overrides: Override, split: str = "test", progress: 
         return evaluate_run(os.fspath(run), split, observer, words_of(overrides))
 
 
-def verify(run: AnyPath, *, steps: int = 20, workers: int | None = None, progress: bool = False) -> "Verification":
+def verify(
+    run: AnyPath, *overrides: Override, steps: int = 20, workers: int | None = None, progress: bool = False
+) -> "Verification":
     """Train the first steps of a run again at another number of workers and compare, as `raytrain verify` does.
 
     Args:
         run: The folder of the run.
+        overrides: As for `train`: those of workers.*, ray.* and data.prepared_path.
         steps: Steps to compare, from the first.
         workers: Number of workers; None: 1 if the run had more, else 2.
         progress: As for `train`.
@@ -126,7 +129,7 @@ def verify(run: AnyPath, *, steps: int = 20, workers: int | None = None, progres
     from raytrain.runs.verification import verify_run
 
     with _run_display(progress) as observer:
-        return verify_run(os.fspath(run), steps, workers, observer)
+        return verify_run(os.fspath(run), steps, workers, observer, words_of(overrides))
 
 
 def plan(

@@ -232,7 +232,8 @@ def evaluate(
 @can_be_submitted()
 def verify(
     run: RunFolder,
-    steps: Annotated[int, typer.Option(min=1, help="Compare so many steps, from the first.")] = 20,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(min=1, help="Number of steps to compare, from the first.")] = 20,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Number of workers; default: 1 if the run had more, else 2.")
     ] = None,
@@ -246,7 +247,7 @@ def verify(
     from raytrain.terminal.verification import print_verification
 
     with RunDisplay() as display:
-        found = verify_run(run, steps, workers, display)
+        found = verify_run(run, steps, workers, display, overrides or [])
     print_verification(display.console, found)
     raise typer.Exit(0 if found.agrees else 1)
 

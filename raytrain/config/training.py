@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from raytrain.config.base import Affects, Mark, NonNegativeInt, PositiveInt, Section
 
-# training.micro_batch_size=auto: at most so many samples, and enough micro-batches for so many workers, or workers.max.
+# training.micro_batch_size=auto: the most samples, and the fewest micro-batches.
 MOST_AUTOMATIC_SAMPLES = 16
 LEAST_AUTOMATIC_MICRO_BATCHES = 4
 

@@ -1,7 +1,7 @@
 """Trains the first steps of a run again at another number of workers, and compares them (P9)."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from raytrain.training.run_log import METRICS
 
 VERIFICATIONS = "verify"
 """Folder in a run's folder with the runs that verify it."""
+ALLOWED = ("workers.", "ray.", "data.prepared_path")
+"""Prefixes of the keys that may differ in a repetition."""
 TOLERANCES = {Precision.FP32: 1e-4, Precision.BF16: 2**-4, Precision.FP16: 2**-7}
 """Difference of two losses by precision. Of bf16 and fp16: eight units of the last place of a number near 1."""
 
@@ -55,20 +57,31 @@ class Verification:
 
 
 def verify_run(
-    path: str, num_steps: int = 20, workers: int | None = None, observer: Observer | None = None
+    path: str,
+    num_steps: int = 20,
+    workers: int | None = None,
+    observer: Observer | None = None,
+    overrides: Sequence[str] = (),
 ) -> Verification:
     """Train the first steps of a run again at another number of workers, in its folder `verify/`, and compare.
 
     Args:
         num_steps: Steps to compare, or as many as the run has done.
         workers: See `repetition`.
+        overrides: `dotted.key=value` words that say where the repetition runs.
 
     Raises:
-        ConfigError: The folder is not a run's, or see `repetition`.
+        ConfigError: The folder is not a run's, an override changes the experiment, or see `repetition`.
         TrainingError: The repetition failed or was stopped.
     """
     run = Storage(path)
-    config = read_run_config(run)
+    for override in overrides:
+        if not override.startswith(ALLOWED):
+            raise ConfigError(
+                f"{override.partition('=')[0]} can't be changed when a run is verified; allowed: workers.*, ray.*, "
+                "data.prepared_path"
+            )
+    config = read_run_config(run, overrides)
     repeated, num_steps, workers = repetition(run, config, num_steps, workers)
     check_same_data(run, config)
     terms = Terms(until_step=num_steps)
