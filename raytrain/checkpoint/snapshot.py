@@ -16,18 +16,19 @@ import hashlib
 import logging
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from raytrain.checkpoint.manifest import write_hashed
+from raytrain.checkpoint.index import FileRange, RangeIndex
+from raytrain.checkpoint.manifest import PartEntry, write_hashed
+from raytrain.checkpoint.ranges import READ_BYTES, EncodedPart
 from raytrain.checkpoint.sizes import SNAPSHOT_COPIES, SNAPSHOTS_KEPT
 from raytrain.checkpoint.store import CheckpointStore, part_name, write_sidecar
-from raytrain.errors import CheckpointError
+from raytrain.errors import CheckpointError, first_line
 from raytrain.ray_core.actors import start_actor
 from raytrain.steps.batches import World
 
@@ -53,6 +54,26 @@ class PartInfo:
     state: dict[str, Any]
     """The run's scalars at that step. Only rank 0's are complete, as in a checkpoint: it alone knows the order of all
     samples."""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A part in a holder."""
+
+    info: PartInfo
+    data: Any
+    """Reference to its bytes."""
+    ranges: list[FileRange]
+
+
+@dataclass(frozen=True)
+class PartReport:
+    """What a holder says about a part that it has checked."""
+
+    num_bytes: int
+    is_intact: bool
+    ranges: list[FileRange]
+    """What is in it, where."""
 
 
 @dataclass(frozen=True)
@@ -85,27 +106,35 @@ class _HolderActor:
     """Keeps the parts of the newest snapshots that were sent to this node."""
 
     def __init__(self) -> None:
-        self._parts: OrderedDict[str, tuple[PartInfo, Any]] = OrderedDict()
+        self._parts: OrderedDict[str, _Kept] = OrderedDict()
 
-    def keep(self, info: PartInfo, box: list[Any]) -> None:
+    def keep(self, info: PartInfo, ranges: list[FileRange], box: list[Any]) -> None:
         """`box` is a list with a reference to the part, so that Ray does not fetch it before it is asked to."""
         import ray
 
         data = ray.get(box[0], timeout=FETCH_TIMEOUT_S)  # its node may be gone
         mine = ray.put(data)  # owned by this actor, so it outlives the worker that made it
-        self._parts[_key(info.step, info.token, info.world_rank)] = (info, mine)
-        newest = list(dict.fromkeys((kept.step, kept.token) for kept, _ in reversed(self._parts.values())))
-        for key, (kept, _) in list(self._parts.items()):
-            if (kept.step, kept.token) not in newest[:SNAPSHOTS_KEPT]:
+        self._parts[_key(info.step, info.token, info.world_rank)] = _Kept(info, mine, ranges)
+        newest = list(dict.fromkeys((kept.info.step, kept.info.token) for kept in reversed(self._parts.values())))
+        for key, kept in list(self._parts.items()):
+            if (kept.info.step, kept.info.token) not in newest[:SNAPSHOTS_KEPT]:
                 del self._parts[key]
 
     def inventory(self) -> list[PartInfo]:
-        return [info for info, _ in self._parts.values()]
+        return [kept.info for kept in self._parts.values()]
 
-    def part(self, key: str) -> Any:
+    def check(self, key: str) -> PartReport:
         import ray
 
-        return ray.get(self._parts[key][1])
+        kept = self._parts[key]
+        data = ray.get(kept.data)
+        return PartReport(data.nbytes, hashlib.sha256(data).hexdigest() == kept.info.sha256, kept.ranges)
+
+    def read(self, key: str, num_bytes: int, offset: int) -> Any:
+        """Some bytes of a part, as an array: Ray transfers these alone."""
+        import ray
+
+        return ray.get(self._parts[key].data)[offset : offset + num_bytes]
 
 
 class Holders:
@@ -187,21 +216,18 @@ class SnapshotKeeper:
         self,
         step: int,
         state: dict[str, Any],
-        chunks: Iterable[bytes | memoryview],
+        part: EncodedPart,
         wait: Callable[[], None] = lambda: None,
     ) -> None:
-        """Send this worker's part. `chunks`: the contents of its file, as copies that must not be read before `wait`
-        returns. `state`: the run's scalars."""
-        pieces = list(chunks)
-        self._busy = self._thread.submit(self._give, step, state, pieces, wait)
+        """Send this worker's part: its file, as copies that must not be read before `wait` returns. `state`: the run's
+        scalars."""
+        self._busy = self._thread.submit(self._give, step, state, part, wait)
 
     def close(self) -> None:
         """Discard what has not been sent."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _give(
-        self, step: int, state: dict[str, Any], pieces: Sequence[bytes | memoryview], wait: Callable[[], None]
-    ) -> None:
+    def _give(self, step: int, state: dict[str, Any], part: EncodedPart, wait: Callable[[], None]) -> None:
         import ray
 
         try:
@@ -209,12 +235,12 @@ class SnapshotKeeper:
             if self._holders is None:
                 self._holders = _alive(dict.fromkeys(self._holder_names()))
             digest = hashlib.sha256()
-            for piece in pieces:
+            for piece in part.chunks:
                 digest.update(piece)
-            reference = ray.put(_joined(pieces))
+            reference = ray.put(_joined(part.chunks))
             world = self._world
             info = PartInfo(step, self._token, world.world_rank, world.world_size, digest.hexdigest(), state)
-            kept = [holder.keep.remote(info, [reference]) for holder in self._holders]
+            kept = [holder.keep.remote(info, part.ranges, [reference]) for holder in self._holders]
             for answer in kept:
                 ray.get(answer, timeout=ANSWER_TIMEOUT_S)
         except Exception as error:  # a lost node or a full store: the next snapshot may succeed
@@ -226,36 +252,81 @@ class MemoryFiles:
     """The parts of a snapshot as files, for the reader of checkpoints."""
 
     def __init__(self, snapshot: Snapshot):
-        """Fetches every part to this node. Raises Ray's errors if one is lost."""
-        import ray
-
-        actors = {name: ray.get_actor(name) for name, _, _ in snapshot.parts}
-        references = [actors[name].part.remote(key) for name, key, _ in snapshot.parts]
-        keys = [key for _, key, _ in snapshot.parts]
-        self._parts: dict[str, Any] = dict(zip(keys, ray.get(references, timeout=ANSWER_TIMEOUT_S), strict=True))
-        self._hashes = {key: sha256 for _, key, sha256 in snapshot.parts}
+        """Fetches nothing."""
+        self._holders = {key: name for name, key, _ in snapshot.parts}
+        self._actors: dict[str, Any] = {}
 
     @property
     def names(self) -> list[str]:
         """One name per part, in rank order."""
-        return list(self._parts)
+        return list(self._holders)
 
-    def damaged(self, world: World) -> list[str]:
-        """Parts in this worker's share whose hash is wrong."""
+    def check(self, world: World) -> dict[str, PartReport]:
+        """Have the parts in this worker's share checked by their holders. Raises Ray's errors if one is lost.
+
+        Returns the reports by name: those of all workers together have the index of the snapshot.
+        """
+        import ray
+
         mine = self.names[world.world_rank :: world.world_size]
-        return [name for name in mine if hashlib.sha256(self._parts[name]).hexdigest() != self._hashes[name]]
+        reports = [self._holder(name).check.remote(name) for name in mine]
+        return dict(zip(mine, ray.get(reports, timeout=ANSWER_TIMEOUT_S), strict=True))
 
-    def open_input(self, name: str) -> pa.BufferReader:
-        """Like Storage.open_input."""
-        return pa.BufferReader(pa.py_buffer(self._parts[name]))
+    def open_input(self, name: str) -> "_OpenPart":
+        """Like Storage.open_input. Raises OSError if the part is lost."""
+        try:
+            return _OpenPart(name, self._holder(name))
+        except ValueError as error:  # no actor has this name any more
+            raise OSError(str(error)) from error
 
-    def content(self, name: str) -> memoryview:
-        """All bytes of a part."""
-        return memoryview(self._parts[name])
+    def chunks(self, name: str, num_bytes: int) -> Iterator[memoryview]:
+        """The bytes of a part, so that only some of them are here at a time. Raises OSError if the part is lost."""
+        part = self.open_input(name)
+        for offset in range(0, num_bytes, READ_BYTES):
+            yield part.read_at(min(READ_BYTES, num_bytes - offset), offset).data
 
     def path_of(self, name: str) -> str:
         """The name of a part for messages."""
         return f"snapshot part {name}"
+
+    def _holder(self, name: str) -> Any:
+        """The actor that keeps a part. Raises ValueError if it is gone."""
+        import ray
+
+        holder = self._holders[name]
+        if holder not in self._actors:
+            self._actors[holder] = ray.get_actor(holder)
+        return self._actors[holder]
+
+
+class _OpenPart:
+    """A part of a snapshot, as a file that is open for reading."""
+
+    def __init__(self, name: str, holder: Any):
+        self._name, self._holder = name, holder
+
+    def read_at(self, num_bytes: int, offset: int) -> np.ndarray:
+        """Raises OSError if the part is lost."""
+        import ray
+
+        try:
+            return ray.get(self._holder.read.remote(self._name, num_bytes, offset), timeout=ANSWER_TIMEOUT_S)
+        except ray.exceptions.RayError as error:
+            raise OSError(f"snapshot part {self._name} is lost: {first_line(str(error))}") from error
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def index_of(reports: Mapping[str, PartReport]) -> RangeIndex:
+    """The index of a snapshot, from the reports on all of its parts. Raises CheckpointError if they contradict each
+    other."""
+    return RangeIndex.of_files({name: report.ranges for name, report in reports.items()})
+
+
+def damaged(reports: Mapping[str, PartReport]) -> list[str]:
+    """Names of the parts whose hash is wrong."""
+    return [name for name, report in reports.items() if not report.is_intact]
 
 
 def bytes_in_store(part_bytes: int, parts_on_node: int) -> int:
@@ -283,16 +354,17 @@ def _alive(names: Iterable[str]) -> list[Any]:
 def write_as_checkpoint(snapshot: Snapshot, store: CheckpointStore) -> None:
     """Write a snapshot to storage as an ordinary checkpoint, when no worker is left to save. The next group's commits
     remove what it makes superfluous. Raises CheckpointError, OSError, or Ray's errors if a part is lost."""
-    files = MemoryFiles(snapshot)
-    if damaged := files.damaged(World(0, 1)):
-        raise CheckpointError(f"parts of the snapshot of step {snapshot.step} are damaged: {', '.join(damaged)}")
-    token, num_parts = uuid.uuid4().hex[:12], len(files.names)
+    files, token = MemoryFiles(snapshot), uuid.uuid4().hex[:12]
+    reports = files.check(World(0, 1))
+    if bad := damaged(reports):
+        raise CheckpointError(f"parts of the snapshot of step {snapshot.step} are damaged: {', '.join(bad)}")
     folder = store.folder(snapshot.step)
-    for world_rank, name in enumerate(files.names):
+    for world_rank, (name, report) in enumerate(reports.items()):
         store.clear_for_save(snapshot.step, world_rank)
-        entry = write_hashed(folder, part_name(world_rank, num_parts), [files.content(name)])
-        write_sidecar(folder, world_rank, token, [entry])
-    store.commit(snapshot.step, num_parts, snapshot.state, token)
+        entry = write_hashed(folder, part_name(world_rank, len(reports)), files.chunks(name, report.num_bytes))
+        part = PartEntry(entry.name, entry.num_bytes, entry.sha256, report.ranges)
+        write_sidecar(folder, world_rank, token, [part])
+    store.commit(snapshot.step, len(reports), snapshot.state, token)
 
 
 def _key(step: int, token: str, world_rank: int) -> str:
