@@ -100,7 +100,9 @@ def merge_ranges(files: Sequence[Sequence[FileRange]]) -> dict[str, TensorPieces
     tensors: dict[str, TensorPieces] = {}
     for file, ranges in enumerate(files):
         for name, kinds, start, stop, offset in ranges:
-            tensor = tensors.setdefault(name, TensorPieces(kinds))
+            tensor = tensors.get(name)
+            if tensor is None:
+                tensor = tensors[name] = TensorPieces(kinds)
             if tensor.kinds != kinds:
                 raise CheckpointError(f"one file holds {tensor.kinds} of {name}, another one {kinds}")
             tensor.pieces.append(Piece(start, stop, file, offset))

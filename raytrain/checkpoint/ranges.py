@@ -87,34 +87,32 @@ def write_ranges(storage: Storage, name: str, ranges: list[StateRange]) -> PartE
 
 def encode_ranges(ranges: list[StateRange]) -> EncodedPart:
     """One worker's safetensors file."""
+    header, layout = encode_header(ranges)
+    tensors = [tensor for piece in ranges for tensor in piece.tensors.values() if tensor.numel()]
+    return EncodedPart([header, *(tensor.contiguous().numpy().data.cast("B") for tensor in tensors)], layout)
+
+
+def encode_header(ranges: list[StateRange]) -> tuple[bytes, list[FileRange]]:
+    """What comes before the elements in a worker's file, and where each range is."""
     header: dict[str, dict[str, object]] = {}
-    tensors: list[Tensor] = []
-    offset = 0
+    offset, offsets = 0, []
     for piece in ranges:
+        offsets.append(offset)
         for kind, tensor in piece.tensors.items():
             assert tensor.dtype == torch.float32, f"{kind} of {piece.name} is not fp32"
             assert tensor.ndim == 1, f"{kind} of {piece.name} is not flat"
             end = offset + tensor.numel() * ELEMENT_BYTES
             key = f"{kind}:{piece.name}:{piece.start}"
             header[key] = {"dtype": "F32", "shape": [tensor.numel()], "data_offsets": [offset, end]}
-            tensors.append(tensor)
             offset = end
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)  # the data must start at a multiple of 8 in safetensors
-    chunks = [len(encoded).to_bytes(8, "little") + encoded]
-    views = [tensor.contiguous().numpy().data.cast("B") for tensor in tensors if tensor.numel()]
-    return EncodedPart([*chunks, *views], _layout(ranges, data_start=8 + len(encoded)))
-
-
-def _layout(ranges: list[StateRange], data_start: int) -> list[FileRange]:
-    """Where `encode_ranges` puts the ranges."""
-    found, offset = [], data_start
-    for piece in ranges:
-        length = len(next(iter(piece.tensors.values())))
-        if length:
-            found.append(FileRange(piece.name, list(piece.tensors), piece.start, piece.start + length, offset))
-        offset += length * len(piece.tensors) * ELEMENT_BYTES
-    return found
+    layout = []
+    for piece, offset in zip(ranges, offsets, strict=True):
+        if length := len(next(iter(piece.tensors.values()))):
+            stop, data_start = piece.start + length, 8 + len(encoded)
+            layout.append(FileRange(piece.name, list(piece.tensors), piece.start, stop, data_start + offset))
+    return len(encoded).to_bytes(8, "little") + encoded, layout
 
 
 @dataclass(frozen=True)
