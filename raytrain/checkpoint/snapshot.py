@@ -3,7 +3,8 @@
     holder     one actor per node, owned by the driver; outlives worker groups and keeps the parts of the newest two
                snapshots
     keeper     in each worker; sends its part to the holder of its own node and to that of the next node
-    driver     after a crash, looks for a snapshot of which every part is left, for the next group to load
+    driver     after a crash, looks for a snapshot of which every part is left, for the next group to load;
+               `snapshot_files` reads it
 
 Parts are stored in, and transferred by, Ray's object store. A part is what a worker would write to a checkpoint, so a
 snapshot too can be loaded at any world size. It needs no commit: it is complete if all parts of one step and one
@@ -14,21 +15,17 @@ processes.
 import contextlib
 import hashlib
 import logging
-import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from raytrain.checkpoint.index import FileRange, RangeIndex
-from raytrain.checkpoint.manifest import PartEntry, write_hashed
-from raytrain.checkpoint.ranges import READ_BYTES, EncodedPart
+from raytrain.checkpoint.index import FileRange
+from raytrain.checkpoint.ranges import EncodedPart
 from raytrain.checkpoint.sizes import SNAPSHOT_COPIES, SNAPSHOTS_KEPT
-from raytrain.checkpoint.store import CheckpointStore, part_name, write_sidecar
-from raytrain.errors import CheckpointError, first_line
 from raytrain.ray_core.actors import start_actor
 from raytrain.steps.batches import World
 
@@ -248,87 +245,6 @@ class SnapshotKeeper:
             logger.warning("the snapshot of step %d could not be kept: %s", step, error)
 
 
-class MemoryFiles:
-    """The parts of a snapshot as files, for the reader of checkpoints."""
-
-    def __init__(self, snapshot: Snapshot):
-        """Fetches nothing."""
-        self._holders = {key: name for name, key, _ in snapshot.parts}
-        self._actors: dict[str, Any] = {}
-
-    @property
-    def names(self) -> list[str]:
-        """One name per part, in rank order."""
-        return list(self._holders)
-
-    def check(self, world: World) -> dict[str, PartReport]:
-        """Have the parts in this worker's share checked by their holders. Raises Ray's errors if one is lost.
-
-        Returns the reports by name: those of all workers together have the index of the snapshot.
-        """
-        import ray
-
-        mine = self.names[world.world_rank :: world.world_size]
-        reports = [self._holder(name).check.remote(name) for name in mine]
-        return dict(zip(mine, ray.get(reports, timeout=ANSWER_TIMEOUT_S), strict=True))
-
-    def open_input(self, name: str) -> "_OpenPart":
-        """Like Storage.open_input. Raises OSError if the part is lost."""
-        try:
-            return _OpenPart(name, self._holder(name))
-        except ValueError as error:  # no actor has this name any more
-            raise OSError(str(error)) from error
-
-    def chunks(self, name: str, num_bytes: int) -> Iterator[memoryview]:
-        """The bytes of a part, so that only some of them are here at a time. Raises OSError if the part is lost."""
-        part = self.open_input(name)
-        for offset in range(0, num_bytes, READ_BYTES):
-            yield part.read_at(min(READ_BYTES, num_bytes - offset), offset).data
-
-    def path_of(self, name: str) -> str:
-        """The name of a part for messages."""
-        return f"snapshot part {name}"
-
-    def _holder(self, name: str) -> Any:
-        """The actor that keeps a part. Raises ValueError if it is gone."""
-        import ray
-
-        holder = self._holders[name]
-        if holder not in self._actors:
-            self._actors[holder] = ray.get_actor(holder)
-        return self._actors[holder]
-
-
-class _OpenPart:
-    """A part of a snapshot, as a file that is open for reading."""
-
-    def __init__(self, name: str, holder: Any):
-        self._name, self._holder = name, holder
-
-    def read_at(self, num_bytes: int, offset: int) -> np.ndarray:
-        """Raises OSError if the part is lost."""
-        import ray
-
-        try:
-            return ray.get(self._holder.read.remote(self._name, num_bytes, offset), timeout=ANSWER_TIMEOUT_S)
-        except ray.exceptions.RayError as error:
-            raise OSError(f"snapshot part {self._name} is lost: {first_line(str(error))}") from error
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
-def index_of(reports: Mapping[str, PartReport]) -> RangeIndex:
-    """The index of a snapshot, from the reports on all of its parts. Raises CheckpointError if they contradict each
-    other."""
-    return RangeIndex.of_files({name: report.ranges for name, report in reports.items()})
-
-
-def damaged(reports: Mapping[str, PartReport]) -> list[str]:
-    """Names of the parts whose hash is wrong."""
-    return [name for name, report in reports.items() if not report.is_intact]
-
-
 def bytes_in_store(part_bytes: int, parts_on_node: int) -> int:
     """Object store memory that snapshots need on a node: the parts of its own workers and as many of a neighbour's, of
     two snapshots, each with a copy in transit."""
@@ -349,22 +265,6 @@ def _alive(names: Iterable[str]) -> list[Any]:
         with contextlib.suppress(ValueError):
             found.append(ray.get_actor(name))
     return found
-
-
-def write_as_checkpoint(snapshot: Snapshot, store: CheckpointStore) -> None:
-    """Write a snapshot to storage as an ordinary checkpoint, when no worker is left to save. The next group's commits
-    remove what it makes superfluous. Raises CheckpointError, OSError, or Ray's errors if a part is lost."""
-    files, token = MemoryFiles(snapshot), uuid.uuid4().hex[:12]
-    reports = files.check(World(0, 1))
-    if bad := damaged(reports):
-        raise CheckpointError(f"parts of the snapshot of step {snapshot.step} are damaged: {', '.join(bad)}")
-    folder = store.folder(snapshot.step)
-    for world_rank, (name, report) in enumerate(reports.items()):
-        store.clear_for_save(snapshot.step, world_rank)
-        entry = write_hashed(folder, part_name(world_rank, len(reports)), files.chunks(name, report.num_bytes))
-        part = PartEntry(entry.name, entry.num_bytes, entry.sha256, report.ranges)
-        write_sidecar(folder, world_rank, token, [part])
-    store.commit(snapshot.step, len(reports), snapshot.state, token)
 
 
 def _key(step: int, token: str, world_rank: int) -> str:

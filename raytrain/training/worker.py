@@ -14,15 +14,8 @@ from raytrain.checkpoint.fence import Fence
 from raytrain.checkpoint.folder import recover_folder
 from raytrain.checkpoint.ranges import StorageRangeReader
 from raytrain.checkpoint.sizes import CHECKPOINT_BYTES_PER_PARAMETER
-from raytrain.checkpoint.snapshot import (
-    STORE_SHARE,
-    MemoryFiles,
-    Snapshot,
-    SnapshotKeeper,
-    bytes_in_store,
-    damaged,
-    index_of,
-)
+from raytrain.checkpoint.snapshot import STORE_SHARE, Snapshot, SnapshotKeeper, bytes_in_store
+from raytrain.checkpoint.snapshot_files import MemoryFiles, damaged, index_of
 from raytrain.checkpoint.store import CheckpointStore
 from raytrain.config import Precision, RunConfig, TrainingConfig
 from raytrain.data.prepared import PreparedStore

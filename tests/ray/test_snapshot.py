@@ -11,17 +11,11 @@ import torch
 
 from raytrain.checkpoint.ranges import FP32, StateRange, StorageRangeReader, encode_ranges
 from raytrain.checkpoint.sizes import SNAPSHOTS_KEPT
-from raytrain.checkpoint.snapshot import (
-    Holders,
-    MemoryFiles,
-    PartInfo,
-    SnapshotKeeper,
-    damaged,
-    fits_in_store,
-    index_of,
-    write_as_checkpoint,
-)
+from raytrain.checkpoint.snapshot import Holders, PartInfo, SnapshotKeeper, fits_in_store
+from raytrain.checkpoint.snapshot_files import MemoryFiles, damaged, index_of, write_as_checkpoint
 from raytrain.checkpoint.store import CheckpointStore
+from raytrain.elastic.worker_errors import code_of
+from raytrain.errors import FailureCode
 from raytrain.steps.batches import World
 from raytrain.storage import Storage
 
@@ -151,7 +145,9 @@ def test_a_worker_fetches_only_what_it_owns(holders: Holders, monkeypatch: pytes
     assert fetched == [(files.names[0], 25 * 4), (files.names[1], 15 * 4)]
 
 
-def test_a_part_that_is_lost_between_check_and_load_is_named(holders: Holders) -> None:
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_part_that_is_lost_between_check_and_load_is_a_lost_peer(holders: Holders, is_known: bool) -> None:
+    """Not a failure of storage, which would be held against the run. `is_known`: this worker has asked that node."""
     import ray
 
     give(holders, 20, 1, [0])
@@ -159,9 +155,14 @@ def test_a_part_that_is_lost_between_check_and_load_is_named(holders: Holders) -
     assert snapshot is not None
     files = MemoryFiles(snapshot)
     index = index_of(files.check(World(0, 1)))
-    ray.kill(ray.get_actor(holders.place([here()])[here()]))
-    with pytest.raises(OSError, match=r"snapshot part 20-a-0 is lost"):
-        StorageRangeReader(files, index).read(FP32, "w", 0, 100)
+    actor = ray.get_actor(holders.place([here()])[here()])
+    ray.kill(actor)  # returns at once: a process that is about to end may still answer
+    with pytest.raises(ray.exceptions.RayActorError):
+        while True:
+            ray.get(actor.inventory.remote(), timeout=30)
+    with pytest.raises(ray.exceptions.RayActorError) as caught:
+        StorageRangeReader(files if is_known else MemoryFiles(snapshot), index).read(FP32, "w", 0, 100)
+    assert code_of(caught.value) is FailureCode.PEER_LOST
 
 
 def test_it_becomes_a_checkpoint_that_any_number_of_workers_can_load(
@@ -171,7 +172,9 @@ def test_it_becomes_a_checkpoint_that_any_number_of_workers_can_load(
     snapshot = holders.newest(after_step=0)
     assert snapshot is not None
     store = CheckpointStore(Storage(str(tmp_path)))
-    monkeypatch.setattr("raytrain.checkpoint.snapshot.READ_BYTES", 64)  # of each part only this much is here at a time
+    monkeypatch.setattr(
+        "raytrain.checkpoint.snapshot_files.READ_BYTES", 64
+    )  # of each part only this much is here at a time
     write_as_checkpoint(snapshot, store)
     checkpoint = store.newest_good()
     assert checkpoint is not None and checkpoint.step == 20 and checkpoint.world_size == 3
