@@ -134,9 +134,9 @@ def restores(root: str) -> dict[str, float]:
         found[f"{who}: bytes read / bytes owned"] = counts["bytes"] / own
     # Before: the size of each file, its header (opened, length, content), and a read per range.
     before = 4 + len(checkpoint.files) + hashing + 3 * WRITERS + len(parameters()) * len(KINDS)
-    found["without the index, one of 512: files opened"] = WRITERS
-    found["without the index, one of 512: requests"] = before
-    found["without the index, one of 512: MB of headers"] = header_bytes / 1e6
+    found[f"without the index, one of {WRITERS}: files opened"] = WRITERS
+    found[f"without the index, one of {WRITERS}: requests"] = before
+    found[f"without the index, one of {WRITERS}: MB of headers"] = header_bytes / 1e6
     report = PartReport(of_parts[0].num_bytes, True, encode_header(owned(0, WRITERS))[1])
     found["index of a snapshot, all parts, MB"] = WRITERS * len(pickle.dumps(report)) / 1e6
     return found
