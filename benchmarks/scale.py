@@ -1,11 +1,14 @@
-"""What large runs cost, simulated on one machine: an order of 10^9 samples.
+"""What large runs cost, simulated on one machine: an order of 10^9 samples, a checkpoint of 512 workers and 70B
+parameters, and 2,000 workers that meet.
 
     python benchmarks/scale.py
 
-The index is a sparse file, so the lengths are all zero: what is measured is the work, not the disk.
+The index and the parts of the checkpoint are sparse files, so what is read is all zero: what is measured is the work,
+not the disk.
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -32,8 +35,17 @@ def main() -> None:
         write_sparse_store(Path(folder), SAMPLES)
         # In a process of its own, since its peak memory is part of the table.
         found = subprocess.run([sys.executable, __file__, folder], check=True, capture_output=True, text=True).stdout
-        for name, value in json.loads(found).items():
-            print(f"{name:<48} {value:>10.3f}")
+        show("an order of 10^9 samples", json.loads(found))
+    with tempfile.TemporaryDirectory() as folder:
+        show("a checkpoint of 512 workers and 70B parameters", restores(folder))
+    show("workers that meet", meetings())
+
+
+def show(title: str, found: dict[str, float]) -> None:
+    """Print a table."""
+    print(title)
+    for name, value in found.items():
+        print(f"  {name:<48} {value:>12.3f}", flush=True)
 
 
 def write_sparse_store(folder: Path, num_samples: int) -> None:
@@ -89,4 +101,8 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:  # the folder of a store: one reader, in a process of its own
         print(json.dumps(first_window_and_seek(sys.argv[1])))
     else:
+        os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # torch logs each of the simulated workers
+        from scale_meeting import meetings
+        from scale_restore import restores
+
         main()

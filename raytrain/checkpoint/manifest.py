@@ -1,26 +1,33 @@
 """A checkpoint in storage: its files, its manifest, and the detection of damage. No Ray, no torch.
 
-The manifest lists every other file with its size and SHA-256, and includes a checksum of itself. Manifest and state are
-JSON; nothing is unpickled.
+The manifest lists every other file with its size and SHA-256, has the index of their contents, and begins with a
+checksum of the rest of itself. Manifest and state are JSON; nothing is unpickled.
+
+Damage is looked for in whole files, before anything is loaded: the workers of a group read and hash each file once, in
+equal shares, and agree on the result. So damage in a range is found by one worker and known to all, who then turn to an
+older checkpoint together. A checksum per range would be seen only by the worker that reads the range, in the middle of
+loading, and not at all by one that reads a part of the range, as workers do after a resize.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, NonNegativeInt, PositiveInt, StringConstraints, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
+from raytrain.checkpoint.index import FileRange, RangeIndex, TensorPieces, merge_ranges, wrong_index
 from raytrain.errors import CheckpointError
 from raytrain.storage import Storage
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no index
 MANIFEST_NAME = "manifest.json"
 STATE_NAME = "state.json"
-READ_CHUNK_BYTES = 4 << 20
+# On an object store each read is a request, which takes as long as some MiB.
+READ_CHUNK_BYTES = 32 << 20
 # No path: a file of a checkpoint is in its folder.
 FileName = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*$", max_length=255)]
 
@@ -37,6 +44,14 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
+class PartEntry(FileEntry):
+    """A file that a worker has written, with its contents."""
+
+    ranges: list[FileRange] = field(default_factory=list)
+    """The tensors' ranges in it; none in a file of another kind."""
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The contents of a manifest, without its checksum. Anything else is refused when one is read."""
 
@@ -46,6 +61,8 @@ class Manifest:
     """Number of workers that wrote it."""
     token: str
     files: list[FileEntry]
+    tensors: dict[str, TensorPieces]
+    """Which elements of each tensor are in which of the files."""
     __pydantic_config__ = ConfigDict(extra="forbid")
 
 
@@ -54,7 +71,7 @@ class Sidecar:
     """The contents of a worker's sidecar."""
 
     token: str
-    files: list[FileEntry]
+    files: list[PartEntry]
 
 
 def write_hashed(folder: Storage, name: str, chunks: Iterable[bytes | memoryview]) -> FileEntry:
@@ -70,7 +87,10 @@ def write_hashed(folder: Storage, name: str, chunks: Iterable[bytes | memoryview
 
 
 class Checkpoint:
-    """A committed checkpoint with an intact manifest and state. `verify` checks the other files."""
+    """A committed checkpoint with an intact manifest and state. `verify` checks the other files.
+
+    Every worker opens it, so opening reads these two files and asks for no other.
+    """
 
     def __init__(self, folder: Storage):
         """Raises CheckpointError with the damage that makes it impossible to load, and OSError if storage fails."""
@@ -80,14 +100,18 @@ class Checkpoint:
         self.world_size = manifest.world_size
         """Number of workers that wrote it. It can be loaded by any other number."""
         self.files = manifest.files
-        for entry in self.files:
-            if reason := wrong_size(folder, entry):
-                raise CheckpointError(reason)
+        self.index = RangeIndex([entry.name for entry in self.files], manifest.tensors)
+        """Where the elements of each tensor are."""
         self.state: dict[str, Any] = self._read_state()
 
     def _read_state(self) -> dict[str, Any]:
         entry = next(entry for entry in self.files if entry.name == STATE_NAME)
-        data = self.folder.read_bytes(STATE_NAME)
+        try:
+            data = self.folder.read_bytes(STATE_NAME)
+        except FileNotFoundError:
+            raise CheckpointError(f"{STATE_NAME} is missing") from None
+        if len(data) != entry.num_bytes:
+            raise CheckpointError(f"{STATE_NAME} has {len(data)} bytes, {entry.num_bytes} were written")
         if hashlib.sha256(data).hexdigest() != entry.sha256:
             raise CheckpointError(f"{STATE_NAME} was changed after it was written (SHA-256 differs)")
         try:
@@ -111,7 +135,11 @@ class Checkpoint:
     def verify(self, world_rank: int = 0, world_size: int = 1) -> str | None:
         """Read this worker's share of the files. Returns what is damaged, or None if all are good. Raises OSError if
         storage fails, which says nothing about the files."""
-        for entry in self.files_to_verify(world_rank, world_size):
+        share = self.files_to_verify(world_rank, world_size)
+        for entry in share:
+            if reason := wrong_size(self.folder, entry):
+                return reason
+        for entry in share:
             try:
                 if _sha256_of(self.folder, entry.name) != entry.sha256:
                     return f"{entry.name} was changed after it was written (SHA-256 differs)"
@@ -125,15 +153,21 @@ def encode_state(state: dict[str, Any]) -> bytes:
     return json.dumps(state, allow_nan=False, indent=1, sort_keys=True).encode()
 
 
-def encode_manifest(step: int, world_size: int, token: str, files: list[FileEntry]) -> bytes:
+def encode_manifest(step: int, world_size: int, token: str, files: Sequence[FileEntry]) -> bytes:
     """The contents of manifest.json. `files` are all other files, including state.json."""
-    return _seal(asdict(Manifest(FORMAT_VERSION, step, world_size, token, files)))
+    entries = [FileEntry(entry.name, entry.num_bytes, entry.sha256) for entry in files]
+    tensors = merge_ranges([entry.ranges if isinstance(entry, PartEntry) else [] for entry in files])
+    manifest = Manifest(FORMAT_VERSION, step, world_size, token, entries, tensors)
+    # `asdict` only where it is needed: it would copy each of a million numbers.
+    return _seal(
+        {**vars(manifest), "files": list(map(asdict, entries)), "tensors": {k: vars(v) for k, v in tensors.items()}}
+    )
 
 
 def _seal(body: dict[str, Any]) -> bytes:
-    """The canonical encoding of a manifest, with a checksum of everything else, so that any changed bit is noticed."""
-    checksum = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-    return json.dumps({**body, "checksum": checksum}, sort_keys=True, indent=1).encode()
+    """A manifest with a checksum of everything else in front, so that any changed bit is noticed."""
+    encoded = json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+    return _SEAL % hashlib.sha256(encoded).hexdigest().encode() + encoded[1:]
 
 
 def read_manifest(folder: Storage) -> Manifest:
@@ -142,24 +176,42 @@ def read_manifest(folder: Storage) -> Manifest:
         data = folder.read_bytes(MANIFEST_NAME)
     except FileNotFoundError:
         raise CheckpointError(f"it was never committed ({MANIFEST_NAME} is missing)") from None
+    head = len(_SEAL % bytes(CHECKSUM_CHARS))
+    encoded = b"{" + data[head:]
+    if data[:head] != _SEAL % hashlib.sha256(encoded).hexdigest().encode():
+        raise CheckpointError(_other_format(data) or f"{MANIFEST_NAME} was changed after it was written")
     try:
-        body = from_json(data)
-        body.pop("checksum")
-        is_intact = _seal(body) == data
-    except (ValueError, KeyError, AttributeError, TypeError):  # a flipped bit may cause any of these
-        is_intact = False
-    if not is_intact:
-        raise CheckpointError(f"{MANIFEST_NAME} was changed after it was written")
-    if body.get("format_version") != FORMAT_VERSION:
-        raise CheckpointError(f"it has format {body.get('format_version')}, and this raytrain reads {FORMAT_VERSION}")
-    try:
-        manifest = _MANIFEST.validate_json(json.dumps(body), strict=True)
+        manifest = _MANIFEST.validate_json(encoded, strict=True)
     except ValidationError as error:
-        raise CheckpointError(f"{MANIFEST_NAME} is not one of raytrain's: {in_words(error)}") from None
+        reason = f"{MANIFEST_NAME} is not one of raytrain's: {in_words(error)}"
+        raise CheckpointError(_other_format(data) or reason) from None
+    if manifest.format_version != FORMAT_VERSION:
+        raise CheckpointError(_refused(manifest.format_version))
+    if (problem := _inconsistency(manifest)) is not None:
+        raise CheckpointError(problem)
+    return manifest
+
+
+def _other_format(data: bytes) -> str | None:
+    """What to say of a manifest of another format, whose fields and checksum are not known. None: it is of ours."""
+    try:
+        version = from_json(data)["format_version"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return None if version == FORMAT_VERSION else _refused(version)
+
+
+def _refused(version: object) -> str:
+    return f"it has format {version}, and this raytrain reads {FORMAT_VERSION}"
+
+
+def _inconsistency(manifest: Manifest) -> str | None:
+    """What contradicts itself in a manifest of the right types. None: nothing."""
     names = [entry.name for entry in manifest.files]
     if len(set(names)) != len(names) or STATE_NAME not in names:
-        raise CheckpointError(f"{MANIFEST_NAME} is not one of raytrain's: it lists {names}")
-    return manifest
+        return f"{MANIFEST_NAME} is not one of raytrain's: it lists {names}"
+    reason = wrong_index(manifest.tensors, [entry.num_bytes for entry in manifest.files])
+    return reason and f"{MANIFEST_NAME} is not one of raytrain's: {reason}"
 
 
 def read_sidecar(data: bytes) -> Sidecar:
@@ -176,6 +228,7 @@ def in_words(error: ValidationError) -> str:
     return f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first["loc"] else first["msg"]
 
 
+_SEAL, CHECKSUM_CHARS = b'{"checksum":"%b",', 64
 _MANIFEST, _SIDECAR = TypeAdapter(Manifest), TypeAdapter(Sidecar)
 
 

@@ -2,12 +2,14 @@
 
 A file contains fp32 tensors with the keys `<kind>:<name>:<start>`: elements from `start` on of a flattened parameter
 (or buffer) `name`. Kinds: `fp32` (the master weight), `exp_avg`, `exp_avg_sq` (AdamW's moments), `buffer`. The files of
-all workers together contain each element once; it does not matter which worker wrote which. No Ray.
+all workers together contain each element once; it does not matter which worker wrote which. The files' headers are for
+other programs: raytrain finds the elements by the index in the manifest, see `raytrain.checkpoint.index`. No Ray.
 """
 
-import bisect
+import contextlib
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,14 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raytrain.checkpoint.manifest import FileEntry, write_hashed
+from raytrain.checkpoint.index import ELEMENT_BYTES, FileRange, Place, RangeIndex
+from raytrain.checkpoint.manifest import PartEntry, write_hashed
 from raytrain.errors import CheckpointError
 from raytrain.storage import Storage
 
 FP32, EXP_AVG, EXP_AVG_SQ, BUFFER = "fp32", "exp_avg", "exp_avg_sq", "buffer"
 MOMENTS = (EXP_AVG, EXP_AVG_SQ)
-ELEMENT_BYTES = 4
-MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+READ_BYTES = 64 << 20  # the most that is read at once
+# On an object store a request takes 20 to 50 ms, in which one connection carries one or two MiB.
+GAP_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -36,136 +40,167 @@ class StateRange:
     """Kind -> elements, all of the same length. A buffer has only `buffer`."""
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """Elements that a worker needs, and where they go."""
+
+    kind: str
+    name: str
+    start: int
+    target: Tensor
+    """1-D, fp32, on any device; gets the elements from `start` on."""
+
+
 class RangeReader(Protocol):
     """Provides the saved ranges to `load_ranges`."""
 
-    def read(self, kind: str, name: str, start: int, stop: int) -> Tensor:
-        """Elements [start, stop): fp32, 1-D, CPU. Raises CheckpointError when some of them are missing."""
+    def load(self, wanted: Iterable[Wanted]) -> None:
+        """Fill all targets. Raises CheckpointError when some of the elements are missing."""
 
 
 class Files(Protocol):
     """Opens the files for a reader: a Storage, or a snapshot's parts in memory."""
 
     def open_input(self, name: str) -> Any:
-        """A file to read with `size`, `read_at` and `close`. Raises OSError."""
+        """A file to read with `read_at` and `close`. Raises OSError."""
 
     def path_of(self, name: str) -> str:
         """The name of the file for messages."""
 
 
-def write_ranges(storage: Storage, name: str, ranges: list[StateRange]) -> FileEntry:
+@dataclass(frozen=True)
+class EncodedPart:
+    """One worker's safetensors file."""
+
+    chunks: list[bytes | memoryview]
+    """Its bytes, in pieces that are views of the tensors."""
+    ranges: list[FileRange]
+    """What is in it, where."""
+
+
+def write_ranges(storage: Storage, name: str, ranges: list[StateRange]) -> PartEntry:
     """Write one worker's ranges as a safetensors file, and hash it in the process. Raises OSError."""
-    return write_hashed(storage, name, encode_ranges(ranges))
+    part = encode_ranges(ranges)
+    written = write_hashed(storage, name, part.chunks)
+    return PartEntry(written.name, written.num_bytes, written.sha256, part.ranges)
 
 
-def encode_ranges(ranges: list[StateRange]) -> Iterator[bytes | memoryview]:
-    """The bytes of one worker's safetensors file, in pieces that are views of the ranges."""
+def encode_ranges(ranges: list[StateRange]) -> EncodedPart:
+    """One worker's safetensors file."""
+    header, layout = encode_header(ranges)
+    tensors = [tensor for piece in ranges for tensor in piece.tensors.values() if tensor.numel()]
+    return EncodedPart([header, *(tensor.contiguous().numpy().data.cast("B") for tensor in tensors)], layout)
+
+
+def encode_header(ranges: list[StateRange]) -> tuple[bytes, list[FileRange]]:
+    """What comes before the elements in a worker's file, and where each range is."""
     header: dict[str, dict[str, object]] = {}
-    tensors: list[Tensor] = []
-    offset = 0
+    offset, offsets = 0, []
     for piece in ranges:
+        offsets.append(offset)
         for kind, tensor in piece.tensors.items():
             assert tensor.dtype == torch.float32, f"{kind} of {piece.name} is not fp32"
             assert tensor.ndim == 1, f"{kind} of {piece.name} is not flat"
             end = offset + tensor.numel() * ELEMENT_BYTES
             key = f"{kind}:{piece.name}:{piece.start}"
             header[key] = {"dtype": "F32", "shape": [tensor.numel()], "data_offsets": [offset, end]}
-            tensors.append(tensor)
             offset = end
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)  # the data must start at a multiple of 8 in safetensors
-    yield len(encoded).to_bytes(8, "little") + encoded
-    for tensor in tensors:
-        if tensor.numel():
-            yield tensor.contiguous().numpy().data.cast("B")
+    layout = []
+    for piece, offset in zip(ranges, offsets, strict=True):
+        if length := len(next(iter(piece.tensors.values()))):
+            stop, data_start = piece.start + length, 8 + len(encoded)
+            layout.append(FileRange(piece.name, list(piece.tensors), piece.start, stop, data_start + offset))
+    return len(encoded).to_bytes(8, "little") + encoded, layout
 
 
-@dataclass(frozen=True, order=True)
-class _Piece:
-    """Consecutive elements in a file."""
+@dataclass(frozen=True)
+class _Chunk:
+    """Elements that are consecutive in a file and in a target."""
 
-    start: int
-    stop: int
-    file: str
-    offset: int  # bytes from the start of the file
+    place: Place
+    target: Tensor
+
+    @property
+    def end(self) -> int:
+        """The byte after them in the file."""
+        return self.place.offset + self.place.num_elements * ELEMENT_BYTES
 
 
 class StorageRangeReader:
     """Reads ranges from the files of a checkpoint, whatever number of workers wrote them.
 
-    Opening reads the files' headers; `read` then reads only the bytes of the requested elements.
+    A file is opened when something in it is wanted, and closed before the next one. What lies close together in a file
+    is read at once: on an object store each read is a request.
     """
 
     bytes_read: int
-    """Bytes read so far, headers included."""
+    """Bytes read so far."""
 
-    def __init__(self, storage: Files, files: list[str]):
-        """Raises CheckpointError when a file is missing or is not what `write_ranges` writes."""
+    def __init__(self, files: Files, index: RangeIndex, gap_bytes: int = GAP_BYTES):
+        """Args:
+        files: Opens the files.
+        index: What is in the files.
+        gap_bytes: Up to this many bytes that nobody wants are read, where that saves a read.
+        """
         self.bytes_read = 0
-        self._files = files
-        self._inputs = {}
-        self._pieces: dict[tuple[str, str], list[_Piece]] = {}
-        for file in files:
+        self._files, self._index, self._gap_bytes = files, index, gap_bytes
+
+    def load(self, wanted: Iterable[Wanted]) -> None:
+        """See `RangeReader`. Raises OSError too, if storage fails."""
+        chunks = sorted((c for one in wanted for c in self._chunks(one)), key=lambda chunk: chunk.place)
+        for file, of_file in itertools.groupby(chunks, key=lambda chunk: chunk.place.file):
             try:
-                self._inputs[file] = storage.open_input(file)
+                opened = self._files.open_input(file)
             except OSError as error:
-                raise CheckpointError(f"{storage.path_of(file)} can't be opened: {error}") from error
-            self._add_header(file)
-        for pieces in self._pieces.values():
-            pieces.sort()
+                raise CheckpointError(f"{self._files.path_of(file)} can't be opened: {error}") from error
+            with contextlib.closing(opened):
+                for group in self._merged(of_file):
+                    self._read(opened, group)
 
     def read(self, kind: str, name: str, start: int, stop: int) -> Tensor:
-        """See `RangeReader`."""
-        result = np.empty(stop - start, dtype=np.float32)
-        pieces = self._pieces.get((kind, name), [])
-        position = start
-        index = max(0, bisect.bisect_right(pieces, start, key=lambda piece: piece.start) - 1)
-        while position < stop:
-            piece = pieces[index] if index < len(pieces) else None
-            if piece is None or not piece.start <= position < piece.stop:
-                raise CheckpointError(
-                    f"{kind} of {name}: elements [{position}, {stop}) are not in {', '.join(self._files)}"
-                )
-            until = min(stop, piece.stop)
-            self._read_into(result[position - start : until - start], piece, position)
-            position, index = until, index + 1
-        return torch.from_numpy(result)
+        """Elements [start, stop): fp32, 1-D, CPU. Raises like `load`."""
+        target = torch.empty(stop - start)
+        self.load([Wanted(kind, name, start, target)])
+        return target
 
-    def close(self) -> None:
-        """Close the files."""
-        for file in self._inputs.values():
-            file.close()
+    def _chunks(self, wanted: Wanted) -> Iterator[_Chunk]:
+        """Pieces of at most READ_BYTES."""
+        position, most = 0, READ_BYTES // ELEMENT_BYTES
+        for file, offset, length in self._index.find(
+            wanted.kind, wanted.name, wanted.start, wanted.start + wanted.target.numel()
+        ):
+            for done in range(0, length, most):
+                num = min(most, length - done)
+                target = wanted.target[position : position + num]
+                yield _Chunk(Place(file, offset + done * ELEMENT_BYTES, num), target)
+                position += num
 
-    def _read_into(self, target: np.ndarray, piece: _Piece, position: int) -> None:
-        data = self._read_at(piece.file, target.nbytes, piece.offset + (position - piece.start) * ELEMENT_BYTES)
-        target[:] = np.frombuffer(data, dtype="<f4")
+    def _merged(self, chunks: Iterable[_Chunk]) -> Iterator[list[_Chunk]]:
+        """Sorted chunks of one file, in groups that are read at once."""
+        group: list[_Chunk] = []
+        start = end = 0
+        for chunk in chunks:
+            if group and (chunk.place.offset - end > self._gap_bytes or chunk.end - start > READ_BYTES):
+                yield group
+                group = []
+            if not group:
+                start = end = chunk.place.offset
+            group.append(chunk)
+            end = max(end, chunk.end)
+        if group:
+            yield group
 
-    def _read_at(self, file: str, num_bytes: int, offset: int) -> bytes:
-        data = self._inputs[file].read_at(num_bytes, offset)
+    def _read(self, opened: Any, group: list[_Chunk]) -> None:
+        first = group[0].place
+        num_bytes = max(chunk.end for chunk in group) - first.offset
+        data = opened.read_at(num_bytes, first.offset)
         self.bytes_read += len(data)
         if len(data) != num_bytes:
-            raise CheckpointError(f"{file} ends early: {num_bytes} bytes were expected at {offset}")
-        return data
-
-    def _add_header(self, file: str) -> None:
-        size = self._inputs[file].size()
-        length = int.from_bytes(self._read_at(file, 8, 0), "little")
-        if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-            raise CheckpointError(f"{file} is not a safetensors file: its header would have {length} bytes")
-        try:
-            for key, entry in json.loads(self._read_at(file, length, 8)).items():
-                if key != "__metadata__":
-                    self._add_tensor(file, key, entry, data_start=8 + length, size=size)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{file} has a header that raytrain did not write: {error!r}") from error
-
-    def _add_tensor(self, file: str, key: str, entry: dict, data_start: int, size: int) -> None:
-        kind, rest = key.split(":", 1)
-        name, start_text = rest.rsplit(":", 1)
-        start, (begin, end) = int(start_text), entry["data_offsets"]
-        num_elements = (end - begin) // ELEMENT_BYTES
-        if entry["dtype"] != "F32" or entry["shape"] != [num_elements] or not 0 <= begin <= end <= size - data_start:
-            raise ValueError(f"tensor {key} has dtype {entry['dtype']}, shape {entry['shape']}")
-        if num_elements:
-            piece = _Piece(start, start + num_elements, file, data_start + begin)
-            self._pieces.setdefault((kind, name), []).append(piece)
+            path = self._files.path_of(first.file)
+            raise CheckpointError(f"{path} ends early: {num_bytes} bytes were expected at {first.offset}")
+        elements = torch.from_numpy(np.frombuffer(data, dtype="<f4").copy())  # copied, since torch wants to own it
+        for chunk in group:
+            start = (chunk.place.offset - first.offset) // ELEMENT_BYTES
+            chunk.target.copy_(elements[start : start + chunk.place.num_elements])

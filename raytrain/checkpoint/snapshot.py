@@ -3,7 +3,8 @@
     holder     one actor per node, owned by the driver; outlives worker groups and keeps the parts of the newest two
                snapshots
     keeper     in each worker; sends its part to the holder of its own node and to that of the next node
-    driver     after a crash, looks for a snapshot of which every part is left, for the next group to load
+    driver     after a crash, looks for a snapshot of which every part is left, for the next group to load;
+               `snapshot_files` reads it
 
 Parts are stored in, and transferred by, Ray's object store. A part is what a worker would write to a checkpoint, so a
 snapshot too can be loaded at any world size. It needs no commit: it is complete if all parts of one step and one
@@ -14,7 +15,6 @@ processes.
 import contextlib
 import hashlib
 import logging
-import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,12 +22,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from raytrain.checkpoint.manifest import write_hashed
+from raytrain.checkpoint.index import FileRange
+from raytrain.checkpoint.ranges import EncodedPart
 from raytrain.checkpoint.sizes import SNAPSHOT_COPIES, SNAPSHOTS_KEPT
-from raytrain.checkpoint.store import CheckpointStore, part_name, write_sidecar
-from raytrain.errors import CheckpointError
 from raytrain.ray_core.actors import start_actor
 from raytrain.steps.batches import World
 
@@ -53,6 +51,26 @@ class PartInfo:
     state: dict[str, Any]
     """The run's scalars at that step. Only rank 0's are complete, as in a checkpoint: it alone knows the order of all
     samples."""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A part in a holder."""
+
+    info: PartInfo
+    data: Any
+    """Reference to its bytes."""
+    ranges: list[FileRange]
+
+
+@dataclass(frozen=True)
+class PartReport:
+    """What a holder says about a part that it has checked."""
+
+    num_bytes: int
+    is_intact: bool
+    ranges: list[FileRange]
+    """What is in it, where."""
 
 
 @dataclass(frozen=True)
@@ -85,27 +103,35 @@ class _HolderActor:
     """Keeps the parts of the newest snapshots that were sent to this node."""
 
     def __init__(self) -> None:
-        self._parts: OrderedDict[str, tuple[PartInfo, Any]] = OrderedDict()
+        self._parts: OrderedDict[str, _Kept] = OrderedDict()
 
-    def keep(self, info: PartInfo, box: list[Any]) -> None:
+    def keep(self, info: PartInfo, ranges: list[FileRange], box: list[Any]) -> None:
         """`box` is a list with a reference to the part, so that Ray does not fetch it before it is asked to."""
         import ray
 
         data = ray.get(box[0], timeout=FETCH_TIMEOUT_S)  # its node may be gone
         mine = ray.put(data)  # owned by this actor, so it outlives the worker that made it
-        self._parts[_key(info.step, info.token, info.world_rank)] = (info, mine)
-        newest = list(dict.fromkeys((kept.step, kept.token) for kept, _ in reversed(self._parts.values())))
-        for key, (kept, _) in list(self._parts.items()):
-            if (kept.step, kept.token) not in newest[:SNAPSHOTS_KEPT]:
+        self._parts[_key(info.step, info.token, info.world_rank)] = _Kept(info, mine, ranges)
+        newest = list(dict.fromkeys((kept.info.step, kept.info.token) for kept in reversed(self._parts.values())))
+        for key, kept in list(self._parts.items()):
+            if (kept.info.step, kept.info.token) not in newest[:SNAPSHOTS_KEPT]:
                 del self._parts[key]
 
     def inventory(self) -> list[PartInfo]:
-        return [info for info, _ in self._parts.values()]
+        return [kept.info for kept in self._parts.values()]
 
-    def part(self, key: str) -> Any:
+    def check(self, key: str) -> PartReport:
         import ray
 
-        return ray.get(self._parts[key][1])
+        kept = self._parts[key]
+        data = ray.get(kept.data)
+        return PartReport(data.nbytes, hashlib.sha256(data).hexdigest() == kept.info.sha256, kept.ranges)
+
+    def read(self, key: str, num_bytes: int, offset: int) -> Any:
+        """Some bytes of a part, as an array: Ray transfers these alone."""
+        import ray
+
+        return ray.get(self._parts[key].data)[offset : offset + num_bytes]
 
 
 class Holders:
@@ -187,21 +213,18 @@ class SnapshotKeeper:
         self,
         step: int,
         state: dict[str, Any],
-        chunks: Iterable[bytes | memoryview],
+        part: EncodedPart,
         wait: Callable[[], None] = lambda: None,
     ) -> None:
-        """Send this worker's part. `chunks`: the contents of its file, as copies that must not be read before `wait`
-        returns. `state`: the run's scalars."""
-        pieces = list(chunks)
-        self._busy = self._thread.submit(self._give, step, state, pieces, wait)
+        """Send this worker's part: its file, as copies that must not be read before `wait` returns. `state`: the run's
+        scalars."""
+        self._busy = self._thread.submit(self._give, step, state, part, wait)
 
     def close(self) -> None:
         """Discard what has not been sent."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _give(
-        self, step: int, state: dict[str, Any], pieces: Sequence[bytes | memoryview], wait: Callable[[], None]
-    ) -> None:
+    def _give(self, step: int, state: dict[str, Any], part: EncodedPart, wait: Callable[[], None]) -> None:
         import ray
 
         try:
@@ -209,53 +232,17 @@ class SnapshotKeeper:
             if self._holders is None:
                 self._holders = _alive(dict.fromkeys(self._holder_names()))
             digest = hashlib.sha256()
-            for piece in pieces:
+            for piece in part.chunks:
                 digest.update(piece)
-            reference = ray.put(_joined(pieces))
+            reference = ray.put(_joined(part.chunks))
             world = self._world
             info = PartInfo(step, self._token, world.world_rank, world.world_size, digest.hexdigest(), state)
-            kept = [holder.keep.remote(info, [reference]) for holder in self._holders]
+            kept = [holder.keep.remote(info, part.ranges, [reference]) for holder in self._holders]
             for answer in kept:
                 ray.get(answer, timeout=ANSWER_TIMEOUT_S)
         except Exception as error:  # a lost node or a full store: the next snapshot may succeed
             self._holders = None
             logger.warning("the snapshot of step %d could not be kept: %s", step, error)
-
-
-class MemoryFiles:
-    """The parts of a snapshot as files, for the reader of checkpoints."""
-
-    def __init__(self, snapshot: Snapshot):
-        """Fetches every part to this node. Raises Ray's errors if one is lost."""
-        import ray
-
-        actors = {name: ray.get_actor(name) for name, _, _ in snapshot.parts}
-        references = [actors[name].part.remote(key) for name, key, _ in snapshot.parts]
-        keys = [key for _, key, _ in snapshot.parts]
-        self._parts: dict[str, Any] = dict(zip(keys, ray.get(references, timeout=ANSWER_TIMEOUT_S), strict=True))
-        self._hashes = {key: sha256 for _, key, sha256 in snapshot.parts}
-
-    @property
-    def names(self) -> list[str]:
-        """One name per part, in rank order."""
-        return list(self._parts)
-
-    def damaged(self, world: World) -> list[str]:
-        """Parts in this worker's share whose hash is wrong."""
-        mine = self.names[world.world_rank :: world.world_size]
-        return [name for name in mine if hashlib.sha256(self._parts[name]).hexdigest() != self._hashes[name]]
-
-    def open_input(self, name: str) -> pa.BufferReader:
-        """Like Storage.open_input."""
-        return pa.BufferReader(pa.py_buffer(self._parts[name]))
-
-    def content(self, name: str) -> memoryview:
-        """All bytes of a part."""
-        return memoryview(self._parts[name])
-
-    def path_of(self, name: str) -> str:
-        """The name of a part for messages."""
-        return f"snapshot part {name}"
 
 
 def bytes_in_store(part_bytes: int, parts_on_node: int) -> int:
@@ -278,21 +265,6 @@ def _alive(names: Iterable[str]) -> list[Any]:
         with contextlib.suppress(ValueError):
             found.append(ray.get_actor(name))
     return found
-
-
-def write_as_checkpoint(snapshot: Snapshot, store: CheckpointStore) -> None:
-    """Write a snapshot to storage as an ordinary checkpoint, when no worker is left to save. The next group's commits
-    remove what it makes superfluous. Raises CheckpointError, OSError, or Ray's errors if a part is lost."""
-    files = MemoryFiles(snapshot)
-    if damaged := files.damaged(World(0, 1)):
-        raise CheckpointError(f"parts of the snapshot of step {snapshot.step} are damaged: {', '.join(damaged)}")
-    token, num_parts = uuid.uuid4().hex[:12], len(files.names)
-    folder = store.folder(snapshot.step)
-    for world_rank, name in enumerate(files.names):
-        store.clear_for_save(snapshot.step, world_rank)
-        entry = write_hashed(folder, part_name(world_rank, num_parts), [files.content(name)])
-        write_sidecar(folder, world_rank, token, [entry])
-    store.commit(snapshot.step, num_parts, snapshot.state, token)
 
 
 def _key(step: int, token: str, world_rank: int) -> str:

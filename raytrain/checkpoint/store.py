@@ -2,9 +2,10 @@
 
     checkpoints/step_00001000-0003/           the step, and the fencing token of the worker group that saved it
         zero-00000-of-00002.safetensors   a worker's ranges of the optimizer state, in the layout of zero_state
-        zero-00000.json                   that worker's sidecar: its files' sizes and SHA-256; gone after the commit
+        zero-00000.json                   that worker's sidecar: sizes, SHA-256, ranges; gone after the commit
         state.json                        the run's scalars
-        manifest.json                     written last: size and SHA-256 of every file, and a checksum over itself
+        manifest.json                     written last: size and SHA-256 of every file, which ranges are in which file,
+                                      and a checksum over itself
 
 A save takes these steps; the workers agree on them in the all-reduce of their training step. Each worker's
 `CheckpointWriter.begin` writes its files and then its sidecar in a background thread. When `poll` has returned the step
@@ -22,7 +23,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ from raytrain.checkpoint.manifest import (
     STATE_NAME,
     Checkpoint,
     FileEntry,
+    PartEntry,
     encode_manifest,
     encode_state,
     read_sidecar,
@@ -105,8 +107,7 @@ class CheckpointStore:
         return [saved for saved in self._found() if self.root.exists(f"{saved.folder}/{MANIFEST_NAME}")]
 
     def open(self, saved: Saved) -> Checkpoint:
-        """A checkpoint. Raises CheckpointError if its manifest, sizes or state are wrong, and OSError if storage
-        fails."""
+        """A checkpoint. Raises CheckpointError if its manifest or state is wrong, and OSError if storage fails."""
         checkpoint = Checkpoint(self.root.at(saved.folder))
         if checkpoint.step != saved.step:
             raise CheckpointError(f"it is a copy of step {checkpoint.step} under another name")
@@ -161,8 +162,8 @@ class CheckpointStore:
         and OSError if storage fails.
         """
         folder = self.folder(step)
-        files = _files_of(folder, world_size, token)
-        files.append(write_hashed(folder, STATE_NAME, [encode_state(state)]))
+        parts = _files_of(folder, world_size, token)
+        files = [*parts, write_hashed(folder, STATE_NAME, [encode_state(state)])]
         folder.commit_bytes(MANIFEST_NAME, encode_manifest(step, world_size, token, files))
         sync(self.root, self._own(step).folder)
         sync(self.root)
@@ -251,13 +252,13 @@ class CheckpointStore:
             return None, None, _unreadable(path, error)
 
 
-def write_sidecar(folder: Storage, world_rank: int, token: str, files: list[FileEntry]) -> None:
+def write_sidecar(folder: Storage, world_rank: int, token: str, files: Sequence[FileEntry]) -> None:
     """Record that this worker's files are complete. Written after them."""
     body = {"token": token, "files": [asdict(entry) for entry in files]}
     folder.commit_bytes(sidecar_name(world_rank), json.dumps(body).encode())
 
 
-def _files_of(folder: Storage, world_size: int, token: str) -> list[FileEntry]:
+def _files_of(folder: Storage, world_size: int, token: str) -> list[PartEntry]:
     """The files listed in the sidecars with this token, with checked sizes. Raises CheckpointError."""
     files = [entry for rank in range(world_size) for entry in _read_sidecar(folder, rank, token)]
     names = [entry.name for entry in files]
@@ -268,7 +269,7 @@ def _files_of(folder: Storage, world_size: int, token: str) -> list[FileEntry]:
     return files
 
 
-def _read_sidecar(folder: Storage, world_rank: int, token: str) -> list[FileEntry]:
+def _read_sidecar(folder: Storage, world_rank: int, token: str) -> list[PartEntry]:
     """A worker's files. Waits for a sidecar that was written on another node but is not visible here yet."""
     deadline = time.monotonic() + SIDECAR_PATIENCE_S
     while True:

@@ -2,7 +2,7 @@
 torch."""
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -58,12 +58,12 @@ class CheckpointWriter:
         """Whether a save is in flight. The same on all workers."""
         return self._step is not None
 
-    def begin(self, step: int, write: Callable[[Storage], list[FileEntry]]) -> bool:
+    def begin(self, step: int, write: Callable[[Storage], Sequence[FileEntry]]) -> bool:
         """Start to save a step in the background.
 
         Args:
             step: The step that the state belongs to. An existing checkpoint of this step is discarded.
-            write: Writes this worker's files into the given folder and returns them (`write_hashed` does both). It may
+            write: Writes this worker's files into the given folder and returns them (`write_ranges` does both). It may
                 be called again after an OSError. It must write copies of the state, because training continues.
 
         Returns:
@@ -111,7 +111,7 @@ class CheckpointWriter:
         self._is_closed.set()
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def _write_part(self, step: int, write: Callable[[Storage], list[FileEntry]]) -> None:
+    def _write_part(self, step: int, write: Callable[[Storage], Sequence[FileEntry]]) -> None:
         self._sync_logs()
         self._store.clear_for_save(step, self._world.world_rank)
         folder = self._store.folder(step)

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from raytrain.checkpoint.ranges import BUFFER, FP32, MOMENTS, RangeReader, StateRange
+from raytrain.checkpoint.ranges import BUFFER, FP32, MOMENTS, RangeReader, StateRange, Wanted
 from raytrain.config import Precision
 from raytrain.engine.engine import Engine
+from raytrain.engine.shares import gather_shares, share_of
 
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
@@ -116,15 +116,18 @@ def load_ranges(engine: Engine, reader: RangeReader, optimizer_step: int) -> Non
     """
     for flat in _optimizer_tensors(engine):
         _make_state(engine, flat, optimizer_step)
+    wanted = []
     for shard in _shards(engine):
-        stop = shard.start + shard.length
-        shard.master.copy_(_read(reader, FP32, shard, stop))
+        wanted.append(Wanted(FP32, shard.name, shard.start, shard.master))
         state = _inner_optimizer(engine).state[shard.flat]
         for kind in MOMENTS:
             moment = state[kind].view(-1)[shard.flat_start : shard.flat_start + shard.length]
-            moment.copy_(_read(reader, kind, shard, stop))
-    for name, buffer in _persistent_buffers(engine.module):
-        buffer.copy_(reader.read(BUFFER, name, 0, buffer.numel()).view(buffer.shape))
+            wanted.append(Wanted(kind, shard.name, shard.start, moment))
+    buffers = [(name, buffer, torch.empty(buffer.numel())) for name, buffer in _persistent_buffers(engine.module)]
+    wanted += [Wanted(BUFFER, name, 0, elements) for name, _, elements in buffers]
+    reader.load(wanted)
+    for _, buffer, elements in buffers:
+        buffer.copy_(elements.view(buffer.shape))
     _spread(engine)
 
 
@@ -179,8 +182,7 @@ def _shards(engine: Engine) -> Iterator[_Shard]:
 
 
 def _equal_share(engine: Engine, name: str, parameter: nn.Parameter) -> _Shard:
-    start = parameter.numel() * engine.world_rank // engine.world_size
-    stop = parameter.numel() * (engine.world_rank + 1) // engine.world_size
+    start, stop = share_of(parameter.numel(), engine.world_rank, engine.world_size)
     return _Shard(name, start, stop - start, parameter.detach().view(-1)[start:stop], parameter, start)
 
 
@@ -218,10 +220,10 @@ def _make_state(engine: Engine, flat: Tensor, optimizer_step: int) -> None:
 def _spread(engine: Engine) -> None:
     """Update everything that is derived from the master weights, on this worker and on the others."""
     if engine.zero_stage == 0:
-        for parameter in _optimizer_tensors(engine):
-            state = _inner_optimizer(engine).state[parameter]
-            for tensor in (parameter.detach(), *(state[kind] for kind in MOMENTS)):
-                _exchange_shares(engine, tensor)
+        state = _inner_optimizer(engine).state
+        parameters = _optimizer_tensors(engine)
+        tensors = [t for p in parameters for t in (p.detach(), *(state[p][kind] for kind in MOMENTS))]
+        gather_shares([tensor.view(-1) for tensor in tensors], engine.world_rank, engine.world_size)
         return
     if engine.zero_stage == 3:
         _refresh_stage_3(engine.optimizer)
@@ -237,22 +239,6 @@ def _refresh_stage_3(optimizer: Any) -> None:
     optimizer._partition_all_parameters()
     for group in range(len(optimizer.fp32_partitioned_groups_flat)):
         optimizer._reassign_or_swap_out_partitioned_parameters(group)
-
-
-def _exchange_shares(engine: Engine, tensor: Tensor) -> None:
-    """Complete a replicated tensor of which each worker has filled its equal part."""
-    if engine.world_size == 1:
-        return
-    flat = tensor.view(-1)
-    for rank in range(engine.world_size):
-        start = flat.numel() * rank // engine.world_size
-        stop = flat.numel() * (rank + 1) // engine.world_size
-        if stop > start:
-            dist.broadcast(flat[start:stop], src=rank)
-
-
-def _read(reader: RangeReader, kind: str, shard: _Shard, stop: int) -> Tensor:
-    return reader.read(kind, shard.name, shard.start, stop)
 
 
 def _persistent_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from raytrain.checkpoint.index import RangeIndex
 from raytrain.checkpoint.ranges import Files
 from raytrain.training.progress import Progress
 
@@ -16,8 +17,9 @@ class SavedState:
     state: dict[str, Any]
     """The contents of state.json."""
     files: Files
-    names: list[str]
-    """Names of the safetensors files with the workers' ranges."""
+    """The safetensors files with the workers' ranges."""
+    index: RangeIndex
+    """What is in them."""
 
 
 def progress_of(state: dict[str, Any]) -> Progress:

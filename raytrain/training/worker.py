@@ -14,7 +14,8 @@ from raytrain.checkpoint.fence import Fence
 from raytrain.checkpoint.folder import recover_folder
 from raytrain.checkpoint.ranges import StorageRangeReader
 from raytrain.checkpoint.sizes import CHECKPOINT_BYTES_PER_PARAMETER
-from raytrain.checkpoint.snapshot import STORE_SHARE, MemoryFiles, Snapshot, SnapshotKeeper, bytes_in_store
+from raytrain.checkpoint.snapshot import STORE_SHARE, Snapshot, SnapshotKeeper, bytes_in_store
+from raytrain.checkpoint.snapshot_files import MemoryFiles, damaged, index_of
 from raytrain.checkpoint.store import CheckpointStore
 from raytrain.config import Precision, RunConfig, TrainingConfig
 from raytrain.data.prepared import PreparedStore
@@ -246,18 +247,19 @@ class WorkerRun:
         if self.job.snapshot is None:
             return None
         snapshot = Snapshot(**self.job.snapshot)
-        files, problem = None, None
+        files, reports, problem = MemoryFiles(snapshot), {}, None
         try:
-            files = MemoryFiles(snapshot)
-            problem = ", ".join(files.damaged(self.world)) or None
+            reports = files.check(self.world)
+            problem = ", ".join(damaged(reports)) or None
         except Exception as error:  # for example, a node that has gone since
             problem = str(error)
-        problems = [found for found in self.control.gather(problem) if found]
+        answers = self.control.gather((problem, reports))
+        problems = [found for found, _ in answers if found]
         if problems:
             self.log.event("damaged_snapshot", step=snapshot.step, reason=problems[0])
             return None
-        assert files is not None
-        return SavedState("snapshot", snapshot.step, snapshot.state, files, files.names)
+        index = index_of({name: report for _, found in answers for name, report in found.items()})
+        return SavedState("snapshot", snapshot.step, snapshot.state, files, index)
 
     def _newest_checkpoint(self) -> SavedState | None:
         """The newest valid checkpoint, if there is one.
@@ -276,13 +278,12 @@ class WorkerRun:
         if checkpoint is None:
             return None
         check_data(self.store.manifest.content, checkpoint.state, checkpoint.step)
-        names = [entry.name for entry in checkpoint.files if entry.name.endswith(".safetensors")]
-        return SavedState("checkpoint", checkpoint.step, checkpoint.state, checkpoint.folder, names)
+        return SavedState("checkpoint", checkpoint.step, checkpoint.state, checkpoint.folder, checkpoint.index)
 
     def _restore(self, engine: Engine, saved: SavedState, progress: Progress) -> None:
         """Load this worker's part of the state, at whatever world size it was written."""
         try:
-            load_ranges(engine, StorageRangeReader(saved.files, saved.names), progress.updates)
+            load_ranges(engine, StorageRangeReader(saved.files, saved.index), progress.updates)
         except CheckpointError as error:  # raised on this worker only: treated as a crash, which restarts all
             raise RuntimeError(str(error)) from error
         load_scaler_state(engine, saved.state["loss_scaler"])

@@ -1,5 +1,6 @@
 """P10: a checkpoint belongs to no world size and no ZeRO stage, and each worker reads only what it owns."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ from tiny_engine import (
 )
 from torch import Tensor
 
+from raytrain.checkpoint.index import RangeIndex
+from raytrain.checkpoint.manifest import read_sidecar
 from raytrain.checkpoint.ranges import BUFFER, FP32, MOMENTS, StateRange, StorageRangeReader, write_ranges
+from raytrain.checkpoint.store import CheckpointStore, sidecar_name, write_sidecar
 from raytrain.config import Precision
 from raytrain.engine.engine import Engine
 from raytrain.engine.zero_state import load_ranges, load_scaler_state, owned_ranges, scaler_state
@@ -68,7 +72,7 @@ def test_each_element_is_saved_once_and_nothing_else(saved: Any) -> None:
 
 
 def test_a_worker_reads_only_what_it_owns(saved: Any) -> None:
-    """All workers together read each parameter byte once; the rest is the files' headers and the small buffer."""
+    """All workers together read each parameter byte once; the rest is the small buffer."""
     root, _ = saved
     for result in [run_workers(_bytes_read, 3, str(root))]:
         for zero_stage in ZERO_STAGES:
@@ -102,15 +106,19 @@ def test_owned_ranges_before_the_first_update_have_zero_moments() -> None:
 
 def test_a_range_that_nobody_saved_is_named(saved: Any) -> None:
     root, _ = saved
-    storage = Storage(str(root / "2-1"))
-    reader = StorageRangeReader(storage, ["zero-0.safetensors"])
+    folder = Storage(str(root / "2-1"))
+    first = read_sidecar(folder.read_bytes(sidecar_name(0))).files[0]
+    reader = StorageRangeReader(folder, RangeIndex.of_files({first.name: first.ranges}))
     assert len(reader.read(FP32, "embedding.weight", 3, 40)) == 37
-    with pytest.raises(CheckpointError, match=r"fp32 of hidden.weight: elements \[\d+, 77\) .* zero-0.safetensors"):
+    with pytest.raises(CheckpointError, match=r"fp32 of hidden.weight: elements \[\d+, 77\) are in none"):
         reader.read(FP32, "hidden.weight", 0, 77)
     with pytest.raises(CheckpointError, match=r"fp32 of no.such: elements \[0, 1\)"):
         reader.read(FP32, "no.such", 0, 1)
+    with pytest.raises(CheckpointError, match=r"no_kind of embedding.weight: elements \[0, 1\)"):
+        reader.read("no_kind", "embedding.weight", 0, 1)
+    missing = StorageRangeReader(folder, RangeIndex.of_files({"missing.safetensors": first.ranges}))
     with pytest.raises(CheckpointError, match=r"missing.safetensors can't be opened"):
-        StorageRangeReader(storage, ["missing.safetensors"])
+        missing.read(FP32, "embedding.weight", 0, 1)
 
 
 def test_the_files_are_ordinary_safetensors(tmp_path: Path) -> None:
@@ -127,22 +135,40 @@ def test_the_files_are_ordinary_safetensors(tmp_path: Path) -> None:
     assert loaded["fp32:a:2"].tolist() == [0.0, 1.0, 2.0]
 
 
-@pytest.mark.parametrize("damage", ["short", "pickle", "length", "json", "dtype", "offsets"])
-def test_a_damaged_file_is_a_checkpoint_error(tmp_path: Path, damage: str) -> None:
-    write_ranges(Storage(str(tmp_path)), "x.safetensors", [StateRange("a", 0, {FP32: torch.arange(3.0)})])
-    path = tmp_path / "x.safetensors"
-    data = path.read_bytes()
-    damaged = {
-        "short": data[:-4],
-        "pickle": b"\x80\x04\x95" + data,
-        "length": b"\xff" * 8 + data[8:],
-        "json": data.replace(b'{"fp32', b'["fp32'),
-        "dtype": data.replace(b'"F32"', b'"F64"'),
-        "offsets": data.replace(b"[0,12]", b"[4,12]"),
-    }[damage]
-    path.write_bytes(damaged)
-    with pytest.raises(CheckpointError, match=r"x.safetensors"):
-        StorageRangeReader(Storage(str(tmp_path)), ["x.safetensors"]).read(FP32, "a", 0, 3)
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "short": lambda data: data[:-4],
+    "pickle": lambda data: b"\x80\x04\x95" + data[3:],
+    "length": lambda data: b"\xff" * 8 + data[8:],
+    "header": lambda data: data.replace(b'{"fp32', b'["fp32'),
+    "offsets": lambda data: data.replace(b"[0,12]", b"[4,12]"),
+    "first range": lambda data: data[:-24] + b"\x01" + data[-23:],
+    "last range": lambda data: data[:-1] + b"\x01",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_found_before_anything_is_loaded(tmp_path: Path, damage: str) -> None:
+    """Wherever it is in the file: in what this worker would read, in what it would not, in the header."""
+    store = CheckpointStore(Storage(str(tmp_path)))
+    folder, name = store.folder(10), "zero-00000-of-00001.safetensors"
+    written = write_ranges(folder, name, [StateRange(n, 0, {FP32: torch.arange(3.0)}) for n in "ab"])
+    write_sidecar(folder, 0, "t", [written])
+    store.commit(10, 1, {"step": 10}, "t")
+    data = folder.read_bytes(name)
+    damaged = DAMAGES[damage](data)
+    assert damaged != data
+    folder.write_bytes(name, damaged)
+    with pytest.raises(CheckpointError, match=name):
+        store.newest_good()
+
+
+def test_a_file_that_was_cut_since_it_was_checked_is_a_checkpoint_error(tmp_path: Path) -> None:
+    folder = Storage(str(tmp_path))
+    written = write_ranges(folder, "x.safetensors", [StateRange("a", 0, {FP32: torch.arange(3.0)})])
+    folder.write_bytes("x.safetensors", folder.read_bytes("x.safetensors")[:-4])
+    reader = StorageRangeReader(folder, RangeIndex.of_files({"x.safetensors": written.ranges}))
+    with pytest.raises(CheckpointError, match=r"x.safetensors ends early"):
+        reader.read(FP32, "a", 0, 3)
 
 
 def _total(losses_of_workers: Any) -> list[float]:
@@ -151,13 +177,16 @@ def _total(losses_of_workers: Any) -> list[float]:
 
 def _save(engine: Engine, root: str, zero_stage: int) -> None:
     folder = Storage(f"{root}/{engine.world_size}-{zero_stage}")
-    write_ranges(folder, f"zero-{engine.world_rank}.safetensors", owned_ranges(engine))
+    written = write_ranges(folder, f"zero-{engine.world_rank}.safetensors", owned_ranges(engine))
+    write_sidecar(folder, engine.world_rank, "t", [written])
     dist.barrier()
 
 
-def _open(root: str, source: tuple[int, int]) -> StorageRangeReader:
-    files = [f"zero-{rank}.safetensors" for rank in range(source[0])]
-    return StorageRangeReader(Storage(f"{root}/{source[0]}-{source[1]}"), files)
+def _open(root: str, source: tuple[int, int], gap_bytes: int = 1 << 20) -> StorageRangeReader:
+    folder = Storage(f"{root}/{source[0]}-{source[1]}")
+    sidecars = [read_sidecar(folder.read_bytes(sidecar_name(rank))) for rank in range(source[0])]
+    index = RangeIndex.of_files({file.name: file.ranges for sidecar in sidecars for file in sidecar.files})
+    return StorageRangeReader(folder, index, gap_bytes)
 
 
 def _parts(root: Path, source: tuple[int, int], rank: int) -> list[StateRange]:
@@ -196,12 +225,11 @@ def _bytes_read(root: str) -> dict[int, tuple[int, int]]:
     counts = {}
     for zero_stage in ZERO_STAGES:
         engine = make_engine(zero_stage)
-        reader = _open(root, (2, 1))
-        headers = reader.bytes_read
+        reader = _open(root, (2, 1), gap_bytes=0)
         load_ranges(engine, reader, optimizer_step=SAVED_STEPS)
         buffer_bytes = 4 * engine.module.gain.numel()
         total = sum(12 * p.numel() for p in make_model().parameters() if p.requires_grad)
-        counts[zero_stage] = reader.bytes_read - headers - buffer_bytes, total
+        counts[zero_stage] = reader.bytes_read - buffer_bytes, total
         engine.close()
     return counts
 

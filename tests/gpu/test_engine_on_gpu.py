@@ -13,6 +13,7 @@ from launcher import run_workers
 from tiny_engine import make_engine, train
 from torch import Tensor
 
+from raytrain.checkpoint.index import RangeIndex
 from raytrain.checkpoint.ranges import StorageRangeReader, write_ranges
 from raytrain.config import LossScaleConfig, Precision, TrainingConfig
 from raytrain.engine.deepspeed_config import build_deepspeed_config
@@ -88,12 +89,12 @@ def _on_cpu() -> list[float]:
 
 def _on_gpu(precision: Precision, folder: str) -> dict[Any, tuple[list[float], dict[Any, list[float]]]]:
     """By setup: its losses, and those of the last steps after it has loaded what each of the others saved."""
-    curves, scalers = {}, {}
+    curves, scalers, saved = {}, {}, {}
     for setup in SETUPS:
         engine = _engine(setup, precision)
         curve = train(engine, range(SAVED_STEPS))
         ranges, scalers[setup] = owned_ranges(engine), scaler_state(engine)
-        write_ranges(Storage(folder), f"{_name(setup)}.safetensors", ranges)
+        saved[setup] = write_ranges(Storage(folder), f"{_name(setup)}.safetensors", ranges)
         curve += train(engine, range(SAVED_STEPS, SAVED_STEPS + NEXT_STEPS))
         full = engine.full_state_dict()
         assert full is not None
@@ -103,7 +104,8 @@ def _on_gpu(precision: Precision, folder: str) -> dict[Any, tuple[list[float], d
     for setup in SETUPS:
         for source in SETUPS:
             engine = _engine(setup, precision)
-            load_ranges(engine, StorageRangeReader(Storage(folder), [f"{_name(source)}.safetensors"]), SAVED_STEPS)
+            index = RangeIndex.of_files({saved[source].name: saved[source].ranges})
+            load_ranges(engine, StorageRangeReader(Storage(folder), index), SAVED_STEPS)
             load_scaler_state(engine, scalers[source])
             curves[setup][1][source] = train(engine, range(SAVED_STEPS, SAVED_STEPS + NEXT_STEPS))
             engine.close()

@@ -196,11 +196,19 @@ class TestDamage:
         with pytest.raises(CheckpointError, match=r"copy of step 10"):
             store.open(Saved(0, 30))
 
-    def test_a_format_of_the_future_is_refused(self, store, monkeypatch):
-        monkeypatch.setattr(manifest_module, "FORMAT_VERSION", 2)
+    @pytest.mark.parametrize("version", [1, manifest_module.FORMAT_VERSION + 1])
+    def test_another_format_is_refused(self, store, monkeypatch, version):
+        monkeypatch.setattr(manifest_module, "FORMAT_VERSION", version)
         save(store, 10)
         monkeypatch.undo()
-        with pytest.raises(CheckpointError, match=r"format 2"):
+        with pytest.raises(CheckpointError, match=rf"format {version}, and this raytrain reads"):
+            store.open(Saved(0, 10))
+
+    def test_a_manifest_that_was_sealed_as_format_1_did_is_not_called_damaged(self, store):
+        save(store, 10)
+        old = b'{\n "checksum": "0",\n "files": [],\n "format_version": 1\n}'
+        path_in(store, 10, "manifest.json").write_bytes(old)
+        with pytest.raises(CheckpointError, match=r"it has format 1, and"):
             store.open(Saved(0, 10))
 
     def test_damage_in_one_workers_share_is_seen_by_all(self, store):
@@ -470,6 +478,12 @@ def entry(name: str = "state.json", num_bytes: object = 2, sha256: object = "a" 
     return {"name": name, "num_bytes": num_bytes, "sha256": sha256}
 
 
+def index(**changed) -> dict:
+    """An index of one tensor with one range, of which something is wrong."""
+    piece = {"start": 0, "stop": 2, "file": 0, "offset": 0} | changed
+    return {"w": {"kinds": ["fp32"], "pieces": [list(piece.values())]}}
+
+
 WRONG_MANIFESTS = {
     "no state": {"files": [entry("zero")]},
     "no files": {"files": []},
@@ -487,6 +501,15 @@ WRONG_MANIFESTS = {
     "another step": {"step": 11},
     "no workers": {"world_size": 0},
     "a format in words": {"format_version": "one"},
+    "no index": {"tensors": None},
+    "a range of a file that is not listed": {"tensors": index(file=7)},
+    "a range behind the end of its file": {"tensors": index(stop=10_000)},
+    "a range that ends before it starts": {"tensors": index(start=3, stop=2)},
+    "a range in the middle of an element": {"tensors": index(offset=2)},
+    "a range before its file": {"tensors": index(offset=-4)},
+    "a range in words": {"tensors": index(stop="2")},
+    "a range with a number more": {"tensors": {"w": {"kinds": ["fp32"], "pieces": [[0, 2, 0, 0, 0]]}}},
+    "a tensor without kinds": {"tensors": {"w": {"kinds": [], "pieces": [[0, 2, 0, 0]]}}},
 }
 
 
