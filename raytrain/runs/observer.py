@@ -16,6 +16,9 @@ class Observer:
     def note(self, text: str) -> None:
         """Something happened that the user should know."""
 
+    def checked(self, num_files: int, total: int, files_per_s: float) -> None:
+        """Progress of the check of the source files, if it takes more than a second or two."""
+
     def prepared(self, rows: int, total: int | None, rows_per_s: float) -> None:
         """Progress of the preparation: rows so far, rows in total (None: unknown), rows per second."""
 
