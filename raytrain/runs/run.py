@@ -227,7 +227,7 @@ def _supervise(
     lease: Lease | None = None,
     exporter: RunExporter | None = None,
 ) -> Outcome:
-    """Run a supervisor; meanwhile follow the run's files, pass a stop request on, and watch the cluster's head. An
+    """Run a supervisor; meanwhile follow the run's logs, pass a stop request on, and watch the cluster's head. An
     exception also becomes an outcome."""
     from raytrain.elastic.supervisor import Supervisor
 
@@ -238,7 +238,6 @@ def _supervise(
             lease.check()
         head.check()
         signals.acknowledge(observer.stopping)
-        follower.look()
         if exporter is not None:
             exporter.look(supervisor.worker_counts)
 
@@ -249,7 +248,8 @@ def _supervise(
         assert lease is not None, "only a training has worker groups that write"
         return lease.advance()
 
-    supervisor = Supervisor(spec, train_run, Hooks(is_stop_asked, on_poll, new_token, observer.note))
+    hooks = Hooks(is_stop_asked, on_poll, new_token, observer.note, follower.take, follower.look)
+    supervisor = Supervisor(spec, train_run, hooks)
     outcome: Outcome
     head = HeadWatch(observer.note, f"raytrain resume {spec.run.path_of()}" if lease else "give it again")
     try:

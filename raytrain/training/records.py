@@ -7,7 +7,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from raytrain.redaction import HIDDEN, is_credential, redact
@@ -40,14 +40,17 @@ class JsonlWriter:
     with the next ones. Only `sync`, which a checkpoint waits for, and `close` raise the OSError.
     """
 
-    def __init__(self, storage: Storage, name: str):
-        """Opens the file for appending; a last line that a crash left incomplete gets a line end, and readers skip
-        it."""
-        self._storage, self._name = storage, name
+    def __init__(self, storage: Storage, name: str, told: Callable[[int, bytes], None] = lambda position, data: None):
+        """Opens the file for appending; a last line that a crash left incomplete gets a line end, and readers skip it.
+
+        `told`: takes the number of bytes of the file that precede new lines, and the lines. On a file system they are
+        in the file by then; on an object store they will be, behind lines that another process has written meanwhile.
+        """
+        self._storage, self._name, self._told = storage, name, told
         self._object: GrowingObject | None = None
         path = storage.local_path(name)
         if path is None:
-            self._object = GrowingObject(storage, name)
+            self._object = GrowingObject(storage, name, told)
             return
         storage.check()
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -86,6 +89,7 @@ class JsonlWriter:
             begin = self._pending.rfind(b"\n", 0, written) + 1  # of the torn line
             self._pending[:begin] = b"\n" if begin < written else b""
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._storage.path_of(self._name))
+        self._told(self._file.tell() - total, bytes(self._pending))  # another process may have appended too
         self._pending.clear()
 
     def begin_upload(self) -> None:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from raytrain.checkpoint.retries import retrying
@@ -20,9 +21,9 @@ class GrowingObject:
     that another process appends, as an evaluation does beside the training, are kept.
     """
 
-    def __init__(self, storage: Storage, name: str):
-        """Continues what is there. Raises OSError if storage fails for two minutes."""
-        self._storage, self._name = storage, name
+    def __init__(self, storage: Storage, name: str, told: Callable[[int, bytes], None] = lambda position, data: None):
+        """Continues what is there. `told`: see JsonlWriter. Raises OSError if storage fails for two minutes."""
+        self._storage, self._name, self._told = storage, name, told
         self._content = bytearray(retrying(self._read, f"reading {storage.path_of(name)}"))
         self._num_stored = len(self._content)  # bytes at its beginning that are in storage
         self._lock, self._is_closed = threading.Lock(), threading.Event()
@@ -34,8 +35,10 @@ class GrowingObject:
         """Add a line, and start an upload if one is due. Raises what the last upload has raised, unless storage has
         failed: TakenOverError."""
         with self._lock:
+            position = len(self._content)
             _end_line(self._content)
             self._content += line
+            self._told(position, bytes(self._content[position:]))
         if self._upload is not None and self._upload.done() and not self._failed_to_store():
             self._upload.result()
         if time.monotonic() >= self._next_upload_s:
