@@ -151,6 +151,22 @@ def test_a_new_group_after_lines_that_were_never_stored(tmp_path):
     assert driver.values() == [*range(20), 100, *range(3000, 3030)]
 
 
+def test_a_new_group_after_storage_failed_at_the_last_ones_end(tmp_path, monkeypatch):
+    run = CountingStore(str(tmp_path))
+    driver = Driver(run)
+    killed = log_of(CountingStore(run.root), driver.begin())
+    for step in range(20):
+        killed.step({"step": step})
+    driver.poll()
+    with monkeypatch.context() as failing:
+        failing.setattr(CountingStore, "_info", lambda *_: (_ for _ in ()).throw(OSError(5, "503")))
+        driver.follower.look()
+    log = log_of(CountingStore(run.root), driver.begin(), 1)
+    log.step({"step": 20})
+    driver.poll()
+    assert driver.values() == list(range(21))
+
+
 def test_too_many_lines_for_the_feed_come_from_the_file(stores, monkeypatch):
     monkeypatch.setattr(log_feed, "MOST_BYTES", 500)
     monkeypatch.setattr(observer, "READ_EVERY_S", 0.0)
