@@ -177,7 +177,7 @@ def answering(addresses: Sequence[tuple[str, int]], timeout_s: float = PROBE_TIM
     """Whether something listens at each (IP address, port).
 
     All are asked at once, with one deadline: a lost zone may have hundreds of nodes, and the driver, which asks, has to
-    look for signals meanwhile. More than MOST_PROBES take one deadline for each so many.
+    look for signals meanwhile. Of more than MOST_PROBES, that many are asked at a time.
     """
     found: list[bool] = []
     for begin in range(0, len(addresses), MOST_PROBES):
