@@ -104,6 +104,12 @@ class Storage:
         selector = pafs.FileSelector(self._full(name), allow_not_found=True)
         return sorted(info.base_name for info in self._fs.get_file_info(selector))
 
+    def list_sizes(self, name: str) -> dict[str, int]:
+        """Size in bytes of each file among the direct children; empty if the folder does not exist."""
+        selector = pafs.FileSelector(self._full(name), allow_not_found=True)
+        infos = self._fs.get_file_info(selector)
+        return {info.base_name: info.size for info in infos if info.type == pafs.FileType.File}
+
     def read_bytes(self, name: str) -> bytes:
         """The contents of a file. Raises FileNotFoundError."""
         with self._fs.open_input_file(self._full(name)) as file:

@@ -9,6 +9,7 @@ from raytrain.storage import Storage
 from raytrain.training.log_feed import MOST_BYTES, LogLines
 from raytrain.training.records import parse_jsonl
 from raytrain.training.run_log import EVALS, EVENTS, METRICS
+from raytrain.training.segments import read_from, segments_of
 
 # Between two looks for missing lines that a worker has yet to upload.
 READ_EVERY_S = 5.0
@@ -105,8 +106,7 @@ class Follower:
             known = self._known[name]
             if size <= known:
                 return
-            with self._run.open_input(name) as file:
-                text = file.read_at(size - known, known)
+            text = read_from(self._run, name, known)
         except OSError:  # temporary storage failure; the display can wait for the next call
             return
         whole = text[: text.rfind(b"\n") + 1]
@@ -129,7 +129,4 @@ class Follower:
                 tell(name, rows)
 
     def _size(self, name: str) -> int:
-        try:
-            return self._run.size_bytes(name)
-        except FileNotFoundError:
-            return 0
+        return sum(size for _, size in segments_of(self._run, name))

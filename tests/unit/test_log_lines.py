@@ -2,7 +2,6 @@
 into storage while a group trains. What a message does not bring is in the files."""
 
 import itertools
-import json
 import random
 from collections import Counter
 from pathlib import Path
@@ -15,10 +14,11 @@ from raytrain.runs.observer import Follower
 from raytrain.steps.batches import World
 from raytrain.storage import Storage
 from raytrain.tasks.base import Metrics
-from raytrain.training import log_feed
+from raytrain.training import log_feed, segments, uploads
 from raytrain.training.driver_link import DriverLink
 from raytrain.training.records import JsonlWriter, read_jsonl
 from raytrain.training.run_log import RunLog
+from raytrain.training.segments import SEGMENT_BYTES
 from raytrain.training.uploads import GrowingObject
 
 LOGS = ("metrics.jsonl", "evals.jsonl", "events.jsonl")
@@ -197,8 +197,11 @@ def test_an_answer_is_bounded(monkeypatch):
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_each_line_once_whatever_happens(stores, monkeypatch, seed):
+@pytest.mark.parametrize("segment_bytes", [SEGMENT_BYTES, 700])
+def test_each_line_once_whatever_happens(stores, monkeypatch, segment_bytes, seed):
     """A group writes and dies, another process appends to the same log, messages are late, and too many lines."""
+    for module in (segments, uploads):
+        monkeypatch.setattr(module, "SEGMENT_BYTES", segment_bytes)
     monkeypatch.setattr(log_feed, "MOST_BYTES", 600)
     monkeypatch.setattr(log_feed, "ANSWER_BYTES", 200)
     monkeypatch.setattr(observer, "READ_EVERY_S", 0.0)
@@ -233,9 +236,7 @@ def test_each_line_once_whatever_happens(stores, monkeypatch, seed):
 
 
 def _append(run: Storage, row: dict[str, Any]) -> None:
-    """As another process does: on an object store, the whole file again."""
-    name = "evals.jsonl"
-    content = run.read_bytes(name) if run.exists(name) else b""
-    path = Storage.local_path(run, name)
-    assert path is not None
-    Path(path).write_bytes(content + json.dumps(row).encode() + b"\n")
+    """As another process does."""
+    writer = JsonlWriter(type(run)(run.root), "evals.jsonl")
+    writer.write(row)
+    writer.close()
