@@ -1,12 +1,14 @@
-"""What large runs cost, simulated on one machine: an order of 10^9 samples, a checkpoint of 512 workers and 70B
-parameters, and 2,000 workers that meet.
+"""What large runs cost, simulated on one machine: an order of 10^9 samples, 10^5 source files on an object store, a
+checkpoint of 512 workers and 70B parameters, and 2,000 workers that meet.
 
-    python benchmarks/scale.py
+    python benchmarks/scale.py                    # all of it
+    python benchmarks/scale.py --files 100000     # only the source files, and this many
 
 The index and the parts of the checkpoint are sparse files, so what is read is all zero: what is measured is the work,
-not the disk.
+not the disk. The source files are on an S3 server on loopback that takes 20 ms for each answer, see slow_s3.py.
 """
 
+import io
 import json
 import os
 import subprocess
@@ -18,13 +20,21 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from slow_s3 import slow_s3
 
+from raytrain.config import DataConfig, SequenceClassificationConfig
 from raytrain.data.lengths import BLOCK_SAMPLES, index_name
+from raytrain.data.listing import list_files
 from raytrain.data.parts import PART_ROWS
 from raytrain.data.prepared import Manifest, Part, PreparedStore, SplitInfo
+from raytrain.data.sources import check_sources, read_tasks
 from raytrain.steps.order import Order
+from raytrain.tasks import make_task
 
 SAMPLES = 10**9
+FILES = 10**5
 ROWS_PER_GROUP = 256
 BATCH = 512
 
@@ -36,6 +46,7 @@ def main() -> None:
         # In a process of its own, since its peak memory is part of the table.
         found = subprocess.run([sys.executable, __file__, folder], check=True, capture_output=True, text=True).stdout
         show("an order of 10^9 samples", json.loads(found))
+    show("source files on an object store", check_files(FILES))
     with tempfile.TemporaryDirectory() as folder:
         show("a checkpoint of 512 workers and 70B parameters", restores(folder))
     show("workers that meet", meetings())
@@ -97,8 +108,36 @@ def first_window_and_seek(root: str) -> dict[str, float]:
     }
 
 
+def check_files(num_files: int) -> dict[str, float]:
+    """List and check a training split of many small Parquet files, as a command does before it starts anything, and
+    again, as it does before it prepares the data."""
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"text": ["a"] * 100, "label": ["x"] * 100}), buffer)
+    task = make_task(SequenceClassificationConfig(kind="sequence_classification"), 32)
+    with slow_s3(num_files, buffer.getvalue()) as (folder, requests):
+        data = DataConfig.model_validate({"train": {"path": folder}})
+        cpu_before_s, marks_s = time.process_time(), [time.perf_counter()]
+        list_files(data.train, "data.train")
+        marks_s.append(time.perf_counter())
+        files = check_sources(data, task)
+        marks_s.append(time.perf_counter())
+        num_requests = sum(requests().values())
+        read_tasks(check_sources(data, task))
+        marks_s.append(time.perf_counter())
+        assert len(files["train"]) == num_files
+        return {
+            f"list {num_files:,} source files, s": marks_s[1] - marks_s[0],
+            "list and check them, s": marks_s[2] - marks_s[1],
+            "list and check them again, and their tasks, s": marks_s[3] - marks_s[2],
+            "CPU time of these three, s": time.process_time() - cpu_before_s,
+            "requests per file": num_requests / num_files,
+        }
+
+
 if __name__ == "__main__":
-    if len(sys.argv) > 1:  # the folder of a store: one reader, in a process of its own
+    if len(sys.argv) > 2:  # --files N
+        show("source files on an object store", check_files(int(sys.argv[2])))
+    elif len(sys.argv) > 1:  # the folder of a store: one reader, in a process of its own
         print(json.dumps(first_window_and_seek(sys.argv[1])))
     else:
         os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # torch logs each of the simulated workers

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import tempfile
+import threading
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,8 @@ from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
+
+_thread = threading.local()
 
 
 def filesystem_of(path: str) -> tuple[pafs.FileSystem, str]:
@@ -28,7 +31,20 @@ def filesystem_of(path: str) -> tuple[pafs.FileSystem, str]:
     scheme, _, rest = path.partition("://")
     location, mark, options = rest.partition("?")
     host, slash, name = location.partition("/")
-    return pafs.FileSystem.from_uri(f"{scheme}://{host}{slash}{quote(name)}{mark}{options}")
+    kept: dict[str, pafs.FileSystem] | None = getattr(_thread, "filesystems", None)
+    bucket = f"{scheme}://{host}{mark}{options}"
+    if kept is not None and name and bucket in kept:
+        return kept[bucket], f"{host}/{name}"
+    filesystem, inner = pafs.FileSystem.from_uri(f"{scheme}://{host}{slash}{quote(name)}{mark}{options}")
+    if kept is not None and inner == f"{host}/{name}":  # a bucket, and not a server, as hdfs:// has it
+        kept[bucket] = filesystem
+    return filesystem, inner
+
+
+def keep_connections() -> None:
+    """From now on this thread uses its connection to a bucket again. It takes milliseconds to make one, and many
+    threads would wait for each other in a shared one. For threads that end with their task."""
+    _thread.filesystems = {}
 
 
 class Storage:
@@ -87,6 +103,12 @@ class Storage:
         """Sorted names of the direct children; empty if the folder does not exist."""
         selector = pafs.FileSelector(self._full(name), allow_not_found=True)
         return sorted(info.base_name for info in self._fs.get_file_info(selector))
+
+    def list_sizes(self, name: str) -> dict[str, int]:
+        """Size in bytes of each file among the direct children; empty if the folder does not exist."""
+        selector = pafs.FileSelector(self._full(name), allow_not_found=True)
+        infos = self._fs.get_file_info(selector)
+        return {info.base_name: info.size for info in infos if info.type == pafs.FileType.File}
 
     def read_bytes(self, name: str) -> bytes:
         """The contents of a file. Raises FileNotFoundError."""

@@ -156,16 +156,17 @@ class Holders:
         """Whether there is a holder on each of these nodes."""
         return set(node_ids) <= set(self._actors)
 
-    def newest(self, after_step: int) -> Snapshot | None:
-        """The newest complete snapshot of a step later than `after_step`. Holders that are gone are forgotten."""
-        return newest_complete(self._inventories(), after_step)
+    def newest(self, after_step: int, timeout_s: float = INVENTORY_TIMEOUT_S) -> Snapshot | None:
+        """The newest complete snapshot of a step later than `after_step`. Holders that are gone are forgotten, those
+        that do not answer within `timeout_s` are left out."""
+        return newest_complete(self._inventories(timeout_s), after_step)
 
-    def _inventories(self) -> list[tuple[str, list[PartInfo]]]:
+    def _inventories(self, timeout_s: float) -> list[tuple[str, list[PartInfo]]]:
         """The contents of each holder. A dead one is forgotten; one that does not answer in time is skipped."""
         import ray
 
         asked = {actor.inventory.remote(): (node_id, name) for node_id, (name, actor) in self._actors.items()}
-        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=INVENTORY_TIMEOUT_S) if asked else ([], [])
+        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s) if asked else ([], [])
         answers = []
         for reference in ready:
             node_id, name = asked[reference]

@@ -11,6 +11,7 @@ import pyarrow.fs as pafs
 
 from raytrain.config import SourceFormat
 from raytrain.config.data import FilesConfig
+from raytrain.data.parallel import in_threads
 from raytrain.data.readers.base import Reading, SourceFile, first_line
 from raytrain.errors import DataError
 from raytrain.storage import filesystem_of
@@ -35,6 +36,9 @@ USED_BY = {
 }
 """Option of a source -> the formats that it is for."""
 
+_Listed = tuple[str, pafs.FileInfo]
+"""The path or URI of a file, and what its file system says of it."""
+
 
 def list_files(source: FilesConfig, option: str) -> list[SourceFile]:
     """The files of a source, sorted by path within each path that is given.
@@ -48,7 +52,8 @@ def list_files(source: FilesConfig, option: str) -> list[SourceFile]:
     """
     paths = [source.path] if isinstance(source.path, str) else source.path or []
     reading = Reading(source.delimiter, source.encoding, source.word_column, source.tag_column)
-    files = [_file(found, source.format, option, reading) for path in paths for found in _expand(path, source, option)]
+    listed = in_threads(lambda path: _expand(path, source, option), paths)
+    files = [_file(one, source.format, option, reading) for of_path in listed for one in of_path]
     if not files:
         raise DataError(f"{option}.path is empty: give a file, a folder, a glob, or a list of these")
     formats = list(dict.fromkeys(file.format for file in files))
@@ -63,12 +68,14 @@ def list_files(source: FilesConfig, option: str) -> list[SourceFile]:
 
 def real_path(file: SourceFile) -> str:
     """Where a file is, whatever path or link names it."""
+    if "://" in file.path and not file.path.startswith("file://"):
+        return file.path
     filesystem, inner = filesystem_of(file.path)
     return os.path.realpath(inner) if isinstance(filesystem, pafs.LocalFileSystem) else file.path
 
 
-def _expand(path: str, source: FilesConfig, option: str) -> list[str]:
-    """The paths or URIs of the files that a path, folder or glob stands for."""
+def _expand(path: str, source: FilesConfig, option: str) -> list[_Listed]:
+    """The files that a path, folder or glob stands for."""
     if "://" not in path:
         path = os.path.expanduser(path)
     try:
@@ -79,21 +86,23 @@ def _expand(path: str, source: FilesConfig, option: str) -> list[str]:
         raise DataError(f"{option}.path {path!r} can't be opened: {first_line(error)}") from None
 
 
-def _expand_readable(path: str, format: SourceFormat, option: str) -> list[str]:
+def _expand_readable(path: str, format: SourceFormat, option: str) -> list[_Listed]:
     if "://" in path and "*" in path:
         matches = _glob_uri(path)
     elif "://" not in path and glob.has_magic(path) and not os.path.exists(path):
-        matches = sorted(match for match in glob.glob(path, recursive=True) if os.path.isfile(match))
+        found = sorted(match for match in glob.glob(path, recursive=True) if os.path.isfile(match))
+        infos = pafs.LocalFileSystem().get_file_info([os.path.abspath(match) for match in found])
+        matches = list(zip(found, infos, strict=True))
     else:
         return _expand_plain(path, format, option)
-    visible = [match for match in matches if not _is_hidden(match, path)]
+    visible = [match for match in matches if not _is_hidden(match[0], path)]
     if not visible:
         what = f" but {len(matches)} files whose path has a part that begins with . or _" if matches else ""
         raise DataError(f"{option}.path {path!r} matches no file{what}{_looked_for(path)}")
     return visible
 
 
-def _expand_plain(path: str, format: SourceFormat, option: str) -> list[str]:
+def _expand_plain(path: str, format: SourceFormat, option: str) -> list[_Listed]:
     """A file, or the files below a folder."""
     filesystem, inner = filesystem_of(path)
     info = filesystem.get_file_info(inner)
@@ -102,27 +111,27 @@ def _expand_plain(path: str, format: SourceFormat, option: str) -> list[str]:
     if info.type == pafs.FileType.NotFound:
         raise DataError(f"{option}.path {path!r}: no such file or folder{_looked_for(path)}{_nearest_file(path)}")
     if info.type == pafs.FileType.File:
-        return [path]
+        return [(path, info)]
     scheme = f"{path.split('://')[0]}://" if "://" in path else ""
     below = len(inner.rstrip("/"))
-    names = [name for name in _names_below(filesystem, inner) if not _is_hidden(name[below:], "/*")]
-    known = names if format != SourceFormat.AUTO else _with_known_ending(names)
+    visible = [info for info in _files_below(filesystem, inner) if not _is_hidden(info.path[below:], "/*")]
+    known = visible if format != SourceFormat.AUTO else _with_known_ending(visible)
     if not known:
         raise DataError(f"{option}.path {path!r}: this folder has no file with a known ending ({', '.join(ENDINGS)})")
-    return [f"{scheme}{name}" for name in known]
+    return [(f"{scheme}{info.path}", info) for info in known]
 
 
-def _with_known_ending(names: list[str]) -> list[str]:
+def _with_known_ending(infos: list[pafs.FileInfo]) -> list[pafs.FileInfo]:
     """Those whose ending tells the format. Beside files of other formats, a .json file describes them, as
     dataset_info.json does; it holds rows where there is nothing else."""
-    known = [name for name in names if _ending(name) in ENDINGS]
-    return [name for name in known if _ending(name) != ".json"] or known
+    known = [info for info in infos if _ending(info.path) in ENDINGS]
+    return [info for info in known if _ending(info.path) != ".json"] or known
 
 
-def _names_below(filesystem: pafs.FileSystem, folder: str) -> list[str]:
-    """Files below a folder, sorted."""
+def _files_below(filesystem: pafs.FileSystem, folder: str) -> list[pafs.FileInfo]:
+    """Files below a folder, sorted by path, with what the listing says of them."""
     infos = filesystem.get_file_info(pafs.FileSelector(folder, recursive=True, allow_not_found=True))
-    return sorted(info.path for info in infos if info.type == pafs.FileType.File)
+    return sorted((info for info in infos if info.type == pafs.FileType.File), key=lambda info: info.path)
 
 
 def _is_hidden(path: str, pattern: str) -> bool:
@@ -141,18 +150,20 @@ def _fixed_parts(pattern: str) -> Iterable[str]:
         yield part
 
 
-def _glob_uri(path: str) -> list[str]:
-    """URIs that match a pattern with * and **. Only * is special: in a URI, ? starts the query."""
+def _glob_uri(path: str) -> list[_Listed]:
+    """The files whose URIs match a pattern with * and **. Only * is special: in a URI, ? starts the query."""
     scheme = path.split("://")[0]
     filesystem, pattern = filesystem_of(path)
     folder = pattern[: pattern.index("*")].rpartition("/")[0]
     special = {"**/": "(.*/)?", "**": ".*", "*": "[^/]*"}
     parts = re.split(r"(\*\*/|\*\*|\*)", pattern)
     matcher = re.compile("".join(special.get(part) or re.escape(part) for part in parts))
-    return [f"{scheme}://{name}" for name in _names_below(filesystem, folder) if matcher.fullmatch(name)]
+    infos = _files_below(filesystem, folder)
+    return [(f"{scheme}://{info.path}", info) for info in infos if matcher.fullmatch(info.path)]
 
 
-def _file(path: str, format: SourceFormat, option: str, reading: Reading) -> SourceFile:
+def _file(listed: _Listed, format: SourceFormat, option: str, reading: Reading) -> SourceFile:
+    path, info = listed
     if format == SourceFormat.AUTO:
         if _ending(path) not in ENDINGS:
             raise DataError(
@@ -160,8 +171,6 @@ def _file(path: str, format: SourceFormat, option: str, reading: Reading) -> Sou
                 f"one of {', '.join(f.value for f in SourceFormat if f != SourceFormat.AUTO)}"
             )
         format = ENDINGS[_ending(path)]
-    filesystem, inner = filesystem_of(path)
-    info = filesystem.get_file_info(inner)
     modified_at = info.mtime.isoformat() if info.mtime else ""
     full = path if "://" in path else os.path.abspath(path)
     return SourceFile(full, format, info.size or 0, modified_at, reading)

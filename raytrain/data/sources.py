@@ -3,22 +3,18 @@
 `listing` finds them and `readers` reads their rows.
 """
 
-import difflib
 import functools
+import itertools
 import logging
-from concurrent.futures import ThreadPoolExecutor
-
-import pyarrow.parquet as pq
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from raytrain.config import SPLITS, BadRowPolicy, DataConfig, SourceFormat
-from raytrain.data.bad_rows import refusal
-from raytrain.data.content import THREADS, with_content
+from raytrain.data.content import with_content
+from raytrain.data.examined import Examined, examine, row_groups_of
 from raytrain.data.listing import list_files, real_path
-from raytrain.data.readers import NoRowsError, column_names, head_of
-from raytrain.data.readers.base import ROW, BadRow, ReadTask, SourceFile, first_line, open_source
-from raytrain.data.readers.conll import wrong_columns
-from raytrain.data.readers.delimited import other_delimiter
-from raytrain.data.readers.text import other_encoding
+from raytrain.data.parallel import Checked, in_threads
+from raytrain.data.readers.base import ReadTask, SourceFile
 from raytrain.errors import DataError
 from raytrain.tasks.base import Task
 
@@ -26,16 +22,19 @@ logger = logging.getLogger(__name__)
 
 # Rows of Parquet per read task; a large file is divided among several tasks.
 TASK_ROWS = 65_536
-# Rows at the head of a text file that are read before Ray starts, and for how many files of a split.
-HEAD_ROWS, HEAD_FILES = 200, 64
+# The first rows of this many text files of a split are read before Ray starts.
+HEAD_FILES = 64
 
 
-def check_sources(data: DataConfig, task: Task, only: str | None = None) -> dict[str, list[SourceFile]]:
+def check_sources(
+    data: DataConfig, task: Task, only: str | None = None, checked: Checked | None = None
+) -> dict[str, list[SourceFile]]:
     """The files of every split that have rows, after a quick check that they exist, can be read, have the columns of
     the task, and begin with rows that can be used.
 
     Args:
         only: The only split to check; None: all splits.
+        checked: Is told how many files are checked, if there are many.
 
     Raises:
         DataError: The message names the option, the file, and what to do.
@@ -47,19 +46,21 @@ def check_sources(data: DataConfig, task: Task, only: str | None = None) -> dict
         if source is not None and source.path is not None
     }
     _check_no_file_twice(splits)
-    usable = {split: _with_rows(files, f"data.{split}", task) for split, files in splits.items()}
-    if data.bad_rows == BadRowPolicy.REFUSE:
-        for files in usable.values():
-            for file in files[:HEAD_FILES]:
-                _check_head(file, task)
-    return with_content(usable)
+    num_heads = HEAD_FILES if data.bad_rows == BadRowPolicy.REFUSE else 0
+    items = [(split, file, i < num_heads) for split, files in splits.items() for i, file in enumerate(files)]
+    found = iter(in_threads(lambda item: examine(item[1], f"data.{item[0]}", task, with_head=item[2]), items, checked))
+    return with_content({split: _with_rows(files, f"data.{split}", found) for split, files in splits.items()})
 
 
 def read_tasks(splits: dict[str, list[SourceFile]]) -> list[ReadTask]:
     """The read tasks of all files, in the order of the prepared data."""
-    return [
-        task for split, files in splits.items() for i, file in enumerate(files) for task in _tasks_of(split, i, file)
-    ]
+    items = [(split, i, file) for split, files in splits.items() for i, file in enumerate(files)]
+    return [task for tasks in in_threads(lambda item: _tasks_of(*item), items) for task in tasks]
+
+
+def count_rows(files: Sequence[SourceFile]) -> int:
+    """Rows of Parquet files. Raises OSError or pa.ArrowInvalid."""
+    return sum(map(sum, in_threads(row_groups_of, files)))
 
 
 @functools.cache
@@ -83,106 +84,27 @@ def _check_no_file_twice(splits: dict[str, list[SourceFile]]) -> None:
             option_of[place] = option
 
 
-def _with_rows(files: list[SourceFile], option: str, task: Task) -> list[SourceFile]:
-    """The files of a split that have rows. Raises DataError when none has, or one can't be used."""
-    with ThreadPoolExecutor(THREADS) as threads:
-        reasons = list(threads.map(lambda file: _why_empty(file, option, task), files))
-    empty = [(file.path, reason) for file, reason in zip(files, reasons, strict=True) if reason]
+def _with_rows(files: list[SourceFile], option: str, examined: Iterator[Examined]) -> list[SourceFile]:
+    """The files of a split that have rows, with what the object store calls their content. Raises DataError when none
+    has. `examined`: yields what was found in each."""
+    found = list(zip(files, itertools.islice(examined, len(files)), strict=True))
+    empty = [(file.path, one.why_empty) for file, one in found if one.why_empty]
     if len(empty) == len(files):
         raise DataError(f"{option}.path: {' '.join(empty[0])}")
     if empty:
         named = f"{option}.path: {len(empty)} of {len(files)} files have no rows and are passed over"
         _warn_once(f"{named}, such as {empty[0][0]}")
-    return [file for file, reason in zip(files, reasons, strict=True) if not reason]
-
-
-def _why_empty(file: SourceFile, option: str, task: Task) -> str:
-    """Why a file has no rows, or an empty string. Raises DataError when it can't be used."""
-    if file.num_bytes == 0:
-        return "is empty (0 bytes)"
-    is_text = file.format != SourceFormat.PARQUET
-    try:
-        if is_text and (encoding := other_encoding(file)):
-            raise DataError(
-                f"{option}.path: {file.path} is not in {file.reading.encoding or 'UTF-8'}; it seems to be in "
-                f"{encoding}: set {option}.encoding={encoding}"
-            )
-        found = column_names(file)
-        if file.format == SourceFormat.CONLL and (reason := wrong_columns(file)):
-            raise DataError(
-                f"{option}.path: {file.path}: {reason}. Set {option}.word_column and {option}.tag_column, counted "
-                "from 1"
-            )
-    except PermissionError:
-        raise DataError(f"{option}.path: no permission to read {file.path}") from None
-    except NoRowsError:
-        return "has no rows"
-    except (OSError, ValueError) as error:
-        reason = first_line(error)
-        raise DataError(
-            f"{option}.path: {file.path} is not a readable {file.format} file (truncated?): {reason}"
-        ) from None
-    _check_columns(file, found, option, task)
-    return ""
-
-
-def _check_columns(file: SourceFile, found: list[str], option: str, task: Task) -> None:
-    for column in task.required_columns():
-        if found.count(column) > 1:
-            raise DataError(
-                f"{option}.path: {file.path} has {found.count(column)} columns named {column!r}; rename or remove all "
-                "but one"
-            )
-    missing = [column for column in task.required_columns() if column not in found]
-    if not missing:
-        return
-    if file.format == SourceFormat.CSV and (delimiter := other_delimiter(file, task.required_columns())):
-        raise DataError(
-            f"{option}.path: {file.path} has no column {missing[0]!r}; its columns seem to be separated by "
-            f"{delimiter!r}: set {option}.delimiter={'tab' if delimiter == chr(9) else repr(delimiter)}"
-        )
-    close = difflib.get_close_matches(missing[0], found, 1)
-    hint = f"; did you mean {close[0]!r}?" if close else "."
-    raise DataError(
-        f"{option}.path: {file.path} has no column {missing[0]!r} (it has {', '.join(map(repr, found))}){hint} "
-        f"Set {_column_option(task, missing[0])} to the name in your files"
-    )
-
-
-def _check_head(file: SourceFile, task: Task) -> None:
-    """Raises DataError for the first bad row among the first rows of a text file."""
-    if file.format == SourceFormat.PARQUET:
-        return
-    try:
-        head = head_of(file, task.required_columns(), HEAD_ROWS)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file.path} can't be read to its end (truncated?): {first_line(error)}") from None
-    bad = list(head.bad_rows)
-    if len(head.table):
-        state = task.declared_state()
-        rejected = task.check_before_survey(head.table) if state is None else task.rejections(head.table, state)
-        rows = head.table[ROW].to_pylist()
-        bad += [BadRow(file.path, rows[one.row], one.reason, one.code) for one in rejected]
-    if bad:
-        raise refusal(bad)
-
-
-def _column_option(task: Task, column: str) -> str:
-    """The dotted option that names a column."""
-    options = vars(getattr(task, "config", None) or object)
-    names = [name for name, value in options.items() if name.endswith("_column") and value == column]
-    return f"task.{names[0]}" if names else "the task's *_column option"
+    return [replace(file, content=one.etag) for file, one in found if not one.why_empty]
 
 
 def _tasks_of(split: str, file_of_split: int, file: SourceFile) -> list[ReadTask]:
     if file.format != SourceFormat.PARQUET:
         return [ReadTask(split, file_of_split, file)]
-    with open_source(file) as opened:
-        metadata = pq.ParquetFile(opened).metadata
+    row_groups = row_groups_of(file)
     tasks, start, first_row, rows = [], 0, 1, 0
-    for i in range(metadata.num_row_groups):
-        rows += metadata.row_group(i).num_rows
-        if rows >= TASK_ROWS or i == metadata.num_row_groups - 1:
+    for i, num_rows in enumerate(row_groups):
+        rows += num_rows
+        if rows >= TASK_ROWS or i == len(row_groups) - 1:
             tasks.append(ReadTask(split, file_of_split, file, (start, i + 1), first_row))
             start, first_row, rows = i + 1, first_row + rows, 0
     return tasks

@@ -4,6 +4,7 @@ import math
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -29,6 +30,7 @@ FACTS_TIMEOUT_S = 45.0
 GPU_TIMEOUT_S = SMI_TIMEOUT_S + TORCH_TIMEOUT_S + 10.0
 STORAGE_TIMEOUT_S = 30.0
 SHORT_TIMEOUT_S = 15.0
+CLOCKS_AT_ONCE = 16
 TRANSFER_TIMEOUT_S = 60.0
 # Includes the import of torch.
 REDUCE_TIMEOUT_S = 120.0
@@ -117,9 +119,9 @@ def _about_nodes(facts: Facts, probes: Probes) -> None:
     for node, answer in answers.items():
         disks = [Disk(**disk) for disk in answer.pop("disks")]
         facts.about[node] = NodeFacts(**answer, disks=disks)
-        clock = probes.clock(node)
-        if clock is not None:
-            facts.clocks[node] = clock
+    with ThreadPoolExecutor(CLOCKS_AT_ONCE) as threads:  # a node may be lost meanwhile
+        clocks = dict(zip(answers, threads.map(probes.clock, answers), strict=True))
+    facts.clocks |= {node: clock for node, clock in clocks.items() if clock is not None}
 
 
 def _gpus(facts: Facts, probes: Probes, say: Say) -> None:

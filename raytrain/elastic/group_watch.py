@@ -1,4 +1,6 @@
-"""Watches a worker group at work: is there a reason for it to save and leave, and does it still make progress?"""
+"""Watches a worker group at work: is there a reason for it to save and leave, and does it still make progress?
+
+It also fetches what the group logs."""
 
 import math
 import time
@@ -15,7 +17,7 @@ from raytrain.ray_core.nodes import own_node, seconds_left
 from raytrain.training.driver_link import GroupStatus
 from raytrain.training.job import Transition, TransitionKind
 
-POLL_S = 0.25  # seconds between two checks of the group's end and of the run's files
+POLL_S = 0.25  # seconds between two checks of the group's end, and for new lines of its logs
 LOOK_S = 1.0  # seconds between two checks of the cluster
 LEAVE_MARGIN_S = 3.0  # before a node's deadline; processes that are left by then are killed
 LEAST_NOTICE_S = 5.0  # a group gets at least this long to leave
@@ -58,6 +60,7 @@ class GroupWatch:
         self._leave_by_s = math.inf
         while not group.wait(POLL_S):
             self._hooks.on_poll()
+            self._hooks.on_lines(group.take_lines())
             if time.monotonic() < next_look_s:
                 continue
             next_look_s = time.monotonic() + LOOK_S
@@ -80,6 +83,7 @@ class GroupWatch:
         """Wait for the end of a group that evaluates."""
         while not group.wait(POLL_S):
             self._hooks.on_poll()
+            self._hooks.on_lines(group.take_lines())
             self._end_if_hung(group)
             if problem := self._train_run.problem():
                 group.abandon(problem.cause)

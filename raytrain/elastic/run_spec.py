@@ -1,6 +1,6 @@
 """The task of a supervisor, and the command's hooks in it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +8,7 @@ from raytrain.config import RunConfig
 from raytrain.elastic.allocation import Terms
 from raytrain.storage import Storage
 from raytrain.training.job import Job
+from raytrain.training.log_feed import LogLines
 
 
 @dataclass(frozen=True)
@@ -64,3 +65,7 @@ class Hooks:
     """Returns the fencing token for the next worker group. Raises TakenOverError."""
     say: Callable[[str], None]
     """Shows a message to the user."""
+    on_lines: Callable[[Sequence[LogLines]], None]
+    """Takes new lines of the run's logs from the worker that writes them."""
+    on_group_end: Callable[[], None]
+    """Called when a worker group has ended: what it wrote is in storage."""

@@ -13,6 +13,9 @@ from raytrain.elastic.worker_group import WorkerGroup
 from raytrain.storage import Storage
 from raytrain.training.driver_link import GroupStatus
 
+# While a group trains, the driver has other things to look at: a lost node must not keep it longer at each look.
+LOOK_TIMEOUT_S = 0.5
+
 
 class Snapshots:
     """The snapshots of one run."""
@@ -56,7 +59,8 @@ class Snapshots:
         every = self._config.snapshot_every_steps
         if every is None or status.step is None or status.first_step is None or status.step < status.first_step + every:
             return False
-        return self._holders.newest(max(status.first_step, self._saved_step)) is not None
+        after_step = max(status.first_step, self._saved_step)
+        return self._holders.newest(after_step, timeout_s=LOOK_TIMEOUT_S) is not None
 
     def forget(self, node_ids: Iterable[str]) -> None:
         """These nodes are gone, with everything they kept."""

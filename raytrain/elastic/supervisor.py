@@ -169,6 +169,7 @@ class Supervisor:
         leave = self._watch.watch(group, transition)
         self._num_at_work = 0
         self._hooks.on_poll()
+        self._hooks.on_group_end()
         fleet.snapshots.saved(group.status().saved_step)
         fleet.pool.end(group.unfit)
         return self._after_end(group, leave)

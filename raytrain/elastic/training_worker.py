@@ -20,6 +20,7 @@ from raytrain.errors import FailureCode, RaytrainError, TakenOverError
 from raytrain.storage import Storage
 from raytrain.training.driver_link import DriverLink, GroupStatus
 from raytrain.training.job import Job
+from raytrain.training.log_feed import LogLines
 from raytrain.training.outcome import Failed, Outcome, RunStatus
 
 logger = logging.getLogger(__name__)
@@ -144,9 +145,9 @@ class TrainingWorker(ReusableWorker):
         if group == self._group:
             self._link.give_holders(names)
 
-    def status(self) -> GroupStatus:
-        """The progress of the current group."""
-        return self._link.status
+    def status(self, after: int) -> tuple[GroupStatus, list[LogLines]]:
+        """The progress of the current group, and the next lines of its logs behind number `after`."""
+        return self._link.status, self._link.feed.after(after)
 
     @ray.method(concurrency_group="exit")
     def wait_for_exit(self, group: int) -> WorkerExit:

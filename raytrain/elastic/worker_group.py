@@ -19,6 +19,7 @@ from raytrain.elastic.worker_processes import WorkerProcess
 from raytrain.errors import FailureCode, first_line
 from raytrain.training.driver_link import GroupStatus
 from raytrain.training.job import Job
+from raytrain.training.log_feed import LogLines
 from raytrain.training.outcome import Outcome
 
 # After the first worker has failed, the others notice it in their current or next collective.
@@ -67,6 +68,9 @@ class WorkerGroup:
         self._is_reported = False
         self._statuses: dict[int, GroupStatus] = {}
         self._asked: dict[Any, int] = {}
+        self._seen: GroupStatus | None = None  # of rank 0, by `signs_of_life`
+        self._lines: list[LogLines] = []
+        self._last_line = 0  # number of the newest line that has arrived
         problem = self._assign(job)
         self._working = {process.wait_for_exit(number): rank for rank, process in enumerate(processes)}
         if problem is None:
@@ -178,15 +182,21 @@ class WorkerGroup:
 
         The others are asked only if rank 0 reports nothing new: it may be waiting for one of them.
         """
-        before = self._statuses.get(0)
         self._ask([0])
-        if self._statuses.get(0) == before:
+        before, self._seen = self._seen, self._statuses.get(0)
+        if self._seen == before:
             self._ask(range(1, self.world_size))
         if self._statuses.get(0, GroupStatus()).alive_at_s is None:
             return None
         return tuple(status.alive_at_s for _, status in sorted(self._statuses.items()))
 
-    def _ask(self, ranks: Iterable[int]) -> None:
+    def take_lines(self) -> list[LogLines]:
+        """New lines of the logs that have arrived, each once; also asks for the next. Returns at once."""
+        self._ask([0], timeout_s=0.0)
+        lines, self._lines = self._lines, []
+        return lines
+
+    def _ask(self, ranks: Iterable[int], timeout_s: float = STATUS_TIMEOUT_S) -> None:
         """Ask workers for their status, and take in the answers that have arrived. A worker with a pending question is
         not asked again."""
         import ray
@@ -194,15 +204,18 @@ class WorkerGroup:
         waiting = set(self._asked.values())
         for rank in ranks:
             if rank not in waiting and rank in self._working.values():
-                self._asked[self.processes[rank].actor.status.remote()] = rank
+                self._asked[self.processes[rank].actor.status.remote(self._last_line if rank == 0 else 0)] = rank
         if not self._asked:
             return
-        ready, _ = ray.wait(list(self._asked), num_returns=len(self._asked), timeout=STATUS_TIMEOUT_S)
+        ready, _ = ray.wait(list(self._asked), num_returns=len(self._asked), timeout=timeout_s)
         for reference in ready:
             rank = self._asked.pop(reference)
             with contextlib.suppress(ray.exceptions.RayError):  # it has died: `wait` finds out
                 answer: Any = ray.get(reference)
-                self._statuses[rank] = answer
+                self._statuses[rank], lines = answer
+                if lines:
+                    self._lines += lines
+                    self._last_line = lines[-1].number
 
     @property
     def outcome(self) -> Outcome | None:

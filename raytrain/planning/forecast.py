@@ -4,12 +4,10 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from raytrain.config import Precision, RunConfig, SourceFormat
 from raytrain.data.listing import list_files
 from raytrain.data.prepare import find_prepared
-from raytrain.data.readers.base import open_source
+from raytrain.data.sources import count_rows
 from raytrain.errors import ConfigError
 from raytrain.planning.calibration import Calibration, find_calibration
 from raytrain.planning.fitting import Choice, choices, first_that_fits, memory_of, resolved_precision
@@ -266,10 +264,7 @@ def _count_data(config: RunConfig, task: Task) -> tuple[int | None, TaskState, s
     files = list_files(config.data.train, "data.train")
     if any(file.format != SourceFormat.PARQUET for file in files):
         return None, state, "data is not prepared, so its samples are not counted: `raytrain data prepare CONFIG`"
-    rows = 0
-    for file in files:
-        with open_source(file) as opened:
-            rows += pq.ParquetFile(opened).metadata.num_rows
+    rows = count_rows(files)
     fraction = config.data.validation.fraction if config.data.validation else None
     rows = round(rows * (1 - (fraction or 0.0)))
     return rows, state, f"data is not prepared: {rows:,} samples are the rows of its files"

@@ -10,6 +10,7 @@ from raytrain.config import Mark, ModelConfig, RunConfig
 from raytrain.config.fields import marked
 from raytrain.config.io import flatten, load_config, parse_config
 from raytrain.config.shipped import communication_variables, config_names
+from raytrain.data.parallel import Checked
 from raytrain.data.sources import check_sources
 from raytrain.engine.deepspeed_config import check_deepspeed_overrides, resolve_precision
 from raytrain.errors import ConfigError, RaytrainError
@@ -51,12 +52,15 @@ class Preflight:
         return plan
 
 
-def check(config: RunConfig, *, on_this_machine: bool = True, only: str | None = None) -> Preflight:
+def check(
+    config: RunConfig, *, on_this_machine: bool = True, only: str | None = None, checked: Checked | None = None
+) -> Preflight:
     """Run all checks that don't need Ray.
 
     Args:
         on_this_machine: Whether a run without a cluster would run on this machine; False: its CPUs don't matter.
         only: The only split that will be read; None: all splits.
+        checked: Is told how many source files are checked, if there are many.
 
     Raises:
         ConfigError: A model without a tokenizer, a storage path that can't be written, a plan that can't run, ...
@@ -75,7 +79,7 @@ def check(config: RunConfig, *, on_this_machine: bool = True, only: str | None =
     task = make_task(config.task, config.data.max_length)
     _check_metrics(config, task)
     try:
-        check_sources(given.data, task, only)  # a missing path is named as the user wrote it
+        check_sources(given.data, task, only, checked)  # a missing path is named as the user wrote it
         check_tokenizer(config.model)
         _check_trust(config.model)
         if config.training.gradient_checkpointing:

@@ -24,6 +24,7 @@ LOGS = (
     "metrics.jsonl",
     "evals.jsonl",
     "events.jsonl",
+    "segments",
     "summary.json",
     "goodput.json",
     "commands.jsonl",

@@ -92,7 +92,7 @@ def run_training(
     observer, terms = observer or Observer(), terms or Terms()
     started_at_s = time.time()
     observer.phase("checking")
-    found = check(config)
+    found = check(config, checked=observer.checked)
     run = Storage(found.config.storage_path).at(found.config.name)
     try:
         with lease_of(run, observer.note) as lease:
@@ -227,7 +227,7 @@ def _supervise(
     lease: Lease | None = None,
     exporter: RunExporter | None = None,
 ) -> Outcome:
-    """Run a supervisor; meanwhile follow the run's files, pass a stop request on, and watch the cluster's head. An
+    """Run a supervisor; meanwhile follow the run's logs, pass a stop request on, and watch the cluster's head. An
     exception also becomes an outcome."""
     from raytrain.elastic.supervisor import Supervisor
 
@@ -238,7 +238,6 @@ def _supervise(
             lease.check()
         head.check()
         signals.acknowledge(observer.stopping)
-        follower.look()
         if exporter is not None:
             exporter.look(supervisor.worker_counts)
 
@@ -249,7 +248,8 @@ def _supervise(
         assert lease is not None, "only a training has worker groups that write"
         return lease.advance()
 
-    supervisor = Supervisor(spec, train_run, Hooks(is_stop_asked, on_poll, new_token, observer.note))
+    hooks = Hooks(is_stop_asked, on_poll, new_token, observer.note, follower.take, follower.look)
+    supervisor = Supervisor(spec, train_run, hooks)
     outcome: Outcome
     head = HeadWatch(observer.note, f"raytrain resume {spec.run.path_of()}" if lease else "give it again")
     try:
@@ -304,7 +304,7 @@ def evaluate_run(path: str, split: str, observer: Observer | None = None, overri
     config = read_run_config(run, allowed_overrides(split, overrides))
     check_can_be_measured(run, config, split)
     only = split if reads_other_data(overrides) else None
-    found = check(config if only is None else for_other_data(config, run), only=only)
+    found = check(config if only is None else for_other_data(config, run), only=only, checked=observer.checked)
     from raytrain.data.prepare import prepare
     from raytrain.elastic.supervisor import Supervisor
 
@@ -333,12 +333,13 @@ def prepare_data(config: RunConfig, observer: Observer | None = None) -> "Prepar
     """Prepare a config's data. Needs no Ray if it is already prepared. Raises ConfigError or DataError."""
     from raytrain.data.prepare import find_prepared, prepare
 
-    found = check(config)
+    observer = observer or Observer()
+    found = check(config, checked=observer.checked)
     if (store := find_prepared(found.config)) is not None:
         return store
     check_model(found.config)
     with ray_session(found.config, found.private_cpus):
-        return prepare(found.config, (observer or Observer()).prepared)
+        return prepare(found.config, observer.prepared)
 
 
 @contextmanager

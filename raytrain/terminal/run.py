@@ -92,6 +92,11 @@ def _clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
+def checking(num_files: int, total: int) -> str:
+    """How far the check of the source files is."""
+    return f"checking {num_files:,} of {total:,} source files"
+
+
 def progress_bar(console: Console) -> Progress:
     """A bar with the amount done, the elapsed time and the remaining time (the field `remaining_s` of its task)."""
     return Progress(
@@ -126,6 +131,14 @@ class RunDisplay(LiveDisplay, Observer):
         """Show that a new phase has begun."""
         self._bar.update(self._task, description=text, remaining_s=None)
         self._say(text)
+
+    def checked(self, num_files: int, total: int, files_per_s: float) -> None:
+        """Show the number of source files checked so far, and the time left."""
+        remaining_s = (total - num_files) / files_per_s if files_per_s else None
+        text = checking(num_files, total)
+        self._bar.update(self._task, description=text, remaining_s=remaining_s)
+        if remaining_s is not None and self._is_line_due():
+            self._say(f"  {text}, {files_per_s:,.0f} files/s, about {remaining_s:,.0f} s left")
 
     def prepared(self, rows: int, total: int | None, rows_per_s: float) -> None:
         """Show the number of rows prepared so far."""

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raytrain.launch.job_events import JobEvent, JobEventKind
-from raytrain.terminal.run import PLAIN_EVERY_S, LiveDisplay, in_minutes, print_event
+from raytrain.terminal.run import PLAIN_EVERY_S, LiveDisplay, checking, in_minutes, print_event
 from raytrain.training.outcome import RunStatus
 from raytrain.tuning.observer import SweepObserver
 from raytrain.tuning.space.space import in_words
@@ -33,10 +33,18 @@ class SweepDisplay(LiveDisplay, SweepObserver):
         """Print that a new phase has begun."""
         self.console.print(text)
 
+    def checked(self, num_files: int, total: int, files_per_s: float) -> None:
+        """Show the number of source files checked so far."""
+        self._rows_text = f"  {checking(num_files, total)}, {files_per_s:,.0f} files/s"
+        self._print_rows_text(files_per_s)
+
     def prepared(self, rows: int, total: int | None, rows_per_s: float) -> None:
         """Show the number of rows prepared so far."""
         self._rows_text = f"  {rows:,}{f' of {total:,}' if total else ''} rows, {rows_per_s:,.0f} rows/s"
-        if not self.console.is_terminal and rows_per_s and time.monotonic() > self._next_line_s:
+        self._print_rows_text(rows_per_s)
+
+    def _print_rows_text(self, per_s: float) -> None:
+        if not self.console.is_terminal and per_s and time.monotonic() > self._next_line_s:
             self._next_line_s = time.monotonic() + PLAIN_EVERY_S
             self.console.print(self._rows_text, soft_wrap=True)
 

@@ -8,6 +8,8 @@ import threading
 import time
 from dataclasses import dataclass, replace
 
+from raytrain.training.log_feed import LogFeed
+
 
 @dataclass
 class GroupStatus:
@@ -45,6 +47,8 @@ class DriverLink:
         object_store_bytes: Size of this node's object store.
         """
         self.node_id, self.object_store_bytes = node_id, object_store_bytes
+        self.feed = LogFeed()
+        """New lines of the logs, on rank 0."""
         self._clock_ahead_s = clock_ahead_s
         self._status = GroupStatus()
         self._is_leaving, self._has_holders = threading.Event(), threading.Event()

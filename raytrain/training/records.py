@@ -7,11 +7,12 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from raytrain.redaction import HIDDEN, is_credential, redact
 from raytrain.storage import Storage
+from raytrain.training.segments import pieces_of, segments_of
 from raytrain.training.uploads import GrowingObject
 
 COMMANDS = "commands.jsonl"
@@ -40,16 +41,21 @@ class JsonlWriter:
     with the next ones. Only `sync`, which a checkpoint waits for, and `close` raise the OSError.
     """
 
-    def __init__(self, storage: Storage, name: str):
-        """Opens the file for appending; a last line that a crash left incomplete gets a line end, and readers skip
-        it."""
-        self._storage, self._name = storage, name
+    def __init__(self, storage: Storage, name: str, told: Callable[[int, bytes], None] = lambda position, data: None):
+        """Opens the file for appending; a last line that a crash left incomplete gets a line end, and readers skip it.
+
+        `told`: takes the number of bytes of the file that precede new lines, and the lines. On a file system they are
+        in the file by then; on an object store they will be, behind lines that another process has written meanwhile.
+        """
+        self._storage, self._name, self._told = storage, name, told
         self._object: GrowingObject | None = None
-        path = storage.local_path(name)
-        if path is None:
-            self._object = GrowingObject(storage, name)
+        if storage.local_path(name) is None:
+            self._object = GrowingObject(storage, name, told)
             return
         storage.check()
+        found = segments_of(storage, name) or [(name, 0)]  # several, in a copy of a folder of an object store
+        path, self._before = storage.local_path(found[-1][0]), sum(size for _, size in found[:-1])
+        assert path is not None
         os.makedirs(os.path.dirname(path), exist_ok=True)
         self._file = open(path, "ab", buffering=0)
         self._lock, self._next_check_s, self._has_failed = threading.Lock(), 0.0, False
@@ -86,6 +92,9 @@ class JsonlWriter:
             begin = self._pending.rfind(b"\n", 0, written) + 1  # of the torn line
             self._pending[:begin] = b"\n" if begin < written else b""
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._storage.path_of(self._name))
+        self._told(
+            self._before + self._file.tell() - total, bytes(self._pending)
+        )  # another process may have appended too
         self._pending.clear()
 
     def begin_upload(self) -> None:
@@ -122,28 +131,21 @@ def read_jsonl(storage: Storage, name: str) -> list[dict[str, Any]]:
 
 def iterate_jsonl(storage: Storage, name: str) -> Iterator[dict[str, Any]]:
     """The same rows, one after the other, with one piece of the file in memory at a time."""
-    try:
-        file = storage.open_input(name)
-    except FileNotFoundError:
-        return
-    with file:
-        rest = b""
-        while piece := file.read(READ_BYTES):
-            whole, newline, rest = (rest + piece).rpartition(b"\n")
-            yield from parse_jsonl(whole + newline)
-        yield from parse_jsonl(rest)
+    rest = b""
+    for piece in pieces_of(storage, name, READ_BYTES):
+        whole, newline, rest = (rest + piece).rpartition(b"\n")
+        yield from parse_jsonl(whole + newline)
+    yield from parse_jsonl(rest)
 
 
 def last_row(storage: Storage, name: str) -> dict[str, Any] | None:
     """The file's last complete row, searched from its end; None if there is none."""
-    try:
-        with storage.open_input(name) as file:
-            size = file.size()
+    for part, size in reversed(segments_of(storage, name)):
+        with storage.open_input(part) as file:
             tail = file.read_at(min(size, TAIL_BYTES), max(0, size - TAIL_BYTES))
-    except FileNotFoundError:
-        return None
-    rows = parse_jsonl(tail)
-    return rows[-1] if rows else None
+        if rows := parse_jsonl(tail):
+            return rows[-1]
+    return None
 
 
 def parse_jsonl(data: bytes) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 Only rank 0 writes, except for the sample ids, which each worker writes for itself.
 """
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -69,8 +70,12 @@ class RunLog:
         trackers: Trackers | None,
         record_samples: bool,
         now: Callable[[], float] = time.time,
+        told: Callable[[str, int, bytes], None] = lambda name, position, data: None,
     ):
-        """`now`: seconds since the epoch, by the run's common clock."""
+        """Args:
+        now: Seconds since the epoch, by the run's common clock.
+        told: Takes new lines of metrics.jsonl, evals.jsonl and events.jsonl; see LogFeed.append.
+        """
         self._is_first = world.world_rank == 0
         self._run, self._world, self._attempt, self._now = run, world, attempt, now
         self._samples = None
@@ -82,7 +87,9 @@ class RunLog:
         if record_samples:
             self._samples = JsonlWriter(run, f"samples/attempt_{attempt:03d}_rank_{world.world_rank:05d}.jsonl")
         if self._is_first:
-            self._metrics, self._evals, self._events = (JsonlWriter(run, name) for name in (METRICS, EVALS, EVENTS))
+            self._metrics, self._evals, self._events = (
+                JsonlWriter(run, name, functools.partial(told, name)) for name in (METRICS, EVALS, EVENTS)
+            )
             self._writers = [self._metrics, self._evals, self._events]
         if self._samples is not None:
             self._writers.append(self._samples)

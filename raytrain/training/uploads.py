@@ -1,11 +1,13 @@
-"""A growing file on an object store, which can't append: the whole file is uploaded again from time to time."""
+"""A growing log on an object store, which can't append: its last file is uploaded again from time to time."""
 
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from raytrain.checkpoint.retries import retrying
 from raytrain.storage import Storage
+from raytrain.training.segments import SEGMENT_BYTES, segment_name, segments_of
 
 # A file is uploaded at most this often.
 UPLOAD_EVERY_S = 15.0
@@ -14,16 +16,18 @@ UPLOAD_SHARE = 0.05
 
 
 class GrowingObject:
-    """A file that grows in memory and is uploaded in a thread, so that no step waits for storage.
+    """A log that grows in memory and is uploaded in a thread, so that no step waits for storage. A file of it that has
+    become large is complete, and another one follows: see segments.
 
     Failed uploads are retried for two minutes, and then with the next lines; only `sync` and `close` raise them. Lines
     that another process appends, as an evaluation does beside the training, are kept.
     """
 
-    def __init__(self, storage: Storage, name: str):
-        """Continues what is there. Raises OSError if storage fails for two minutes."""
-        self._storage, self._name = storage, name
-        self._content = bytearray(retrying(self._read, f"reading {storage.path_of(name)}"))
+    def __init__(self, storage: Storage, name: str, told: Callable[[int, bytes], None] = lambda position, data: None):
+        """Continues what is there. `told`: see JsonlWriter. Raises OSError if storage fails for two minutes."""
+        self._storage, self._log, self._told = storage, name, told
+        self._index, self._before, content = retrying(self._begin, f"reading {storage.path_of(name)}")
+        self._content = bytearray(content)  # of the last file
         self._num_stored = len(self._content)  # bytes at its beginning that are in storage
         self._lock, self._is_closed = threading.Lock(), threading.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="upload")
@@ -34,8 +38,10 @@ class GrowingObject:
         """Add a line, and start an upload if one is due. Raises what the last upload has raised, unless storage has
         failed: TakenOverError."""
         with self._lock:
+            begin = len(self._content)
             _end_line(self._content)
             self._content += line
+            self._told(self._before + begin, bytes(self._content[begin:]))
         if self._upload is not None and self._upload.done() and not self._failed_to_store():
             self._upload.result()
         if time.monotonic() >= self._next_upload_s:
@@ -75,11 +81,32 @@ class GrowingObject:
 
     def _store(self) -> None:
         if self._stored_bytes() != self._num_stored:
-            self._take_in(self._read())
+            self._take_in(self._read(self._name))
         with self._lock:
             content = bytes(self._content)
         self._storage.write_bytes(self._name, content)
         self._num_stored = len(content)
+        if len(content) >= SEGMENT_BYTES:
+            self._begin_next(len(content))
+
+    def _begin(self) -> tuple[int, int, bytes]:
+        """(index of the file that grows, bytes of those before it, its content)."""
+        found = segments_of(self._storage, self._log)
+        sizes = [size for _, size in found]
+        if not found or sizes[-1] >= SEGMENT_BYTES:
+            return len(found), sum(sizes), b""
+        return len(found) - 1, sum(sizes[:-1]), self._read(found[-1][0])
+
+    def _begin_next(self, num_complete: int) -> None:
+        """The file that grows is complete with this many bytes. Raises OSError."""
+        found = bytearray(self._read(segment_name(self._log, self._index + 1)))  # by a process beside this one
+        num_stored = len(found)
+        _end_line(found)
+        with self._lock:
+            self._content[:num_complete] = found
+            self._before += num_complete
+            self._index += 1
+            self._num_stored = num_stored
 
     def _take_in(self, found: bytes) -> None:
         """Keep the lines in `found`, which is in storage, that another process has appended to what we have stored."""
@@ -98,9 +125,13 @@ class GrowingObject:
         except FileNotFoundError:
             return 0
 
-    def _read(self) -> bytes:
+    @property
+    def _name(self) -> str:
+        return segment_name(self._log, self._index)
+
+    def _read(self, name: str) -> bytes:
         try:
-            return self._storage.read_bytes(self._name)
+            return self._storage.read_bytes(name)
         except FileNotFoundError:
             return b""
 

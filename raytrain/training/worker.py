@@ -95,6 +95,7 @@ class WorkerRun:
             trackers=self._trackers(),
             record_samples=self.config.data.record_samples,
             now=link.now,
+            told=link.feed.append,
         )
 
     @functools.cached_property

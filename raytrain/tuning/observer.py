@@ -9,6 +9,9 @@ class SweepObserver:
     def phase(self, text: str) -> None:
         """A new phase has begun."""
 
+    def checked(self, num_files: int, total: int, files_per_s: float) -> None:
+        """Source files checked so far, if that takes more than a second or two."""
+
     def prepared(self, rows: int, total: int | None, rows_per_s: float) -> None:
         """Rows prepared so far."""
 

@@ -58,7 +58,7 @@ def run_sweep(
     """
     observer, started_at_s = observer or SweepObserver(), time.time()
     observer.phase("checking")
-    found = check(check_space(space, raw, overrides))
+    found = check(check_space(space, raw, overrides), checked=observer.checked)
     config = found.config
     metric_of(space, config)
     root = Storage(config.storage_path).at(f"{config.name}-{space_name}")

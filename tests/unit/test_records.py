@@ -15,8 +15,8 @@ import pytest
 
 from raytrain.checkpoint import retries
 from raytrain.storage import Storage
-from raytrain.training import records, uploads
-from raytrain.training.records import JsonlWriter, iterate_jsonl, read_jsonl
+from raytrain.training import records, segments, uploads
+from raytrain.training.records import JsonlWriter, iterate_jsonl, last_row, read_jsonl
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ class ObjectStore(Storage):
 
     def __init__(self, root: str):
         super().__init__(root)
-        self.uploads = 0
+        self.uploads = self.uploaded_bytes = 0
         self.before: Callable[[], object] = lambda: None
 
     def local_path(self, name: str = "") -> None:
@@ -38,6 +38,7 @@ class ObjectStore(Storage):
     def write_bytes(self, name, data):
         self.before()
         self.uploads += 1
+        self.uploaded_bytes += len(data)
         super().write_bytes(name, data)
 
 
@@ -129,6 +130,64 @@ def test_an_object_store_sees_one_upload_in_15_seconds(object_store, monkeypatch
     writer.close()
     assert object_store.uploads == 4
     assert len(read_jsonl(object_store, "metrics.jsonl")) == 60
+
+
+class TestSegments:
+    """A long log on an object store continues in another file, so that its beginning is not uploaded again."""
+
+    ROWS = 400
+
+    @pytest.fixture(autouse=True)
+    def small(self, monkeypatch):
+        for module in (segments, uploads):
+            monkeypatch.setattr(module, "SEGMENT_BYTES", 1000)
+
+    def write(self, object_store, begin, end, sync_every=7):
+        writer = JsonlWriter(object_store, "samples/a.jsonl")
+        for i in range(begin, end):
+            writer.write({"step": i})
+            if i % sync_every == 0:
+                writer.sync()
+        writer.close()
+
+    def test_all_rows_in_order_over_several_attempts(self, object_store):
+        for begin in range(0, self.ROWS, 80):
+            self.write(object_store, begin, begin + 80)
+        rows = [{"step": i} for i in range(self.ROWS)]
+        assert read_jsonl(object_store, "samples/a.jsonl") == rows
+        assert last_row(object_store, "samples/a.jsonl") == rows[-1]
+        names = object_store.list_names("segments/samples/a")
+        assert names == [f"{i:08d}.jsonl" for i in range(1, len(names) + 1)] and len(names) > 3
+
+    def test_what_is_uploaded_grows_as_the_log_does(self, object_store):
+        self.write(object_store, 0, self.ROWS)
+        first = object_store.uploaded_bytes
+        self.write(object_store, self.ROWS, 2 * self.ROWS)
+        assert object_store.uploaded_bytes < 2.5 * first  # the whole log each time: 4 times
+
+    def test_a_last_row_in_an_earlier_file(self, object_store):
+        self.write(object_store, 0, self.ROWS)
+        _, (name, _) = segments.segments_of(object_store, "samples/a.jsonl")[-2:]
+        object_store.write_bytes(name, b'{"torn')
+        row = last_row(object_store, "samples/a.jsonl")
+        assert row is not None and row["step"] < self.ROWS - 1
+
+    def test_a_copy_on_a_disk_is_continued_at_its_end(self, object_store):
+        self.write(object_store, 0, self.ROWS)
+        copy = Storage(object_store.root)
+        self.write(copy, self.ROWS, self.ROWS + 50)
+        assert [row["step"] for row in read_jsonl(copy, "samples/a.jsonl")] == list(range(self.ROWS + 50))
+
+    def test_two_processes_lose_nothing(self, object_store):
+        training, evaluation = (JsonlWriter(object_store, "evals.jsonl") for _ in range(2))
+        for i in range(self.ROWS):
+            writer = training if i % 3 else evaluation
+            writer.write({"step": i})
+            writer.sync()
+        training.close()
+        evaluation.close()
+        steps = [row["step"] for row in read_jsonl(object_store, "evals.jsonl")]
+        assert sorted(steps) == list(range(self.ROWS))
 
 
 def test_nothing_new_is_not_uploaded_again(object_store):

@@ -294,7 +294,9 @@ class TestRefusals:
         def refuse(*_: Any) -> None:
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr("raytrain.data.sources.pq.ParquetFile", refuse)  # tests may run as root, who may read all
+        monkeypatch.setattr(
+            "raytrain.data.readers.parquet.pq.ParquetFile", refuse
+        )  # tests may run as root, who may read all
         with pytest.raises(DataError, match=r"data\.train\.path.*permission.*a\.parquet"):
             check_sources(data(path), REVIEWS)
 

@@ -15,7 +15,7 @@ from raytrain.data.readers.base import Chunk, ReadTask, Rows, SourceFile, in_chu
 from raytrain.data.readers.conll import COLUMNS, conll_rows, conllu_rows, has_sentence
 from raytrain.data.readers.delimited import delimited_rows, header_of
 from raytrain.data.readers.json_files import json_rows, jsonl_rows
-from raytrain.data.readers.parquet import parquet_columns, read_parquet
+from raytrain.data.readers.parquet import parquet_footer, read_parquet
 from raytrain.data.readers.text import CANT_BE_READ, text_rows, why_unreadable
 from raytrain.errors import DataError
 
@@ -70,8 +70,8 @@ def column_names(file: SourceFile) -> list[str]:
     """
     match file.format:
         case SourceFormat.PARQUET:
-            names, num_rows = parquet_columns(file)
-            if not num_rows:
+            names, row_groups = parquet_footer(file)
+            if not sum(row_groups):
                 raise NoRowsError
             return names
         case SourceFormat.JSONL | SourceFormat.JSON:

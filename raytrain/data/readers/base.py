@@ -10,7 +10,6 @@ from typing import Any
 import pyarrow as pa
 
 from raytrain.config import SourceFormat
-from raytrain.storage import filesystem_of
 from raytrain.tasks.base import RowError
 
 ROW = "__row__"
@@ -86,12 +85,6 @@ class Chunk:
 
 Rows = Iterator[tuple[int, dict[str, Any] | str]]
 """(row, its columns, or the reason why it has none)."""
-
-
-def open_source(file: SourceFile) -> pa.NativeFile:
-    """The file, opened for random access. Raises OSError."""
-    filesystem, inner = filesystem_of(file.path)
-    return filesystem.open_input_file(inner)
 
 
 def first_line(error: BaseException) -> str:

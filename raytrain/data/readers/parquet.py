@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raytrain.data.readers.base import CHUNK_ROWS, ROW, Chunk, ReadTask, SourceFile, first_line, open_source
+from raytrain.data.readers.base import CHUNK_ROWS, ROW, Chunk, ReadTask, SourceFile, first_line
+from raytrain.data.readers.opening import open_source
 from raytrain.errors import DataError
 
 
@@ -29,11 +30,13 @@ def read_parquet(task: ReadTask, columns: list[str] | None) -> Iterator[Chunk]:
         raise DataError(f"{task.file.path}, near row {row}: broken Parquet: {first_line(error)}") from None
 
 
-def parquet_columns(file: SourceFile) -> tuple[list[str], int]:
-    """(columns, number of rows), from the footer. Raises OSError or pa.ArrowInvalid."""
+def parquet_footer(file: SourceFile) -> tuple[list[str], list[int]]:
+    """(columns, number of rows of each row group). Raises OSError or pa.ArrowInvalid."""
     with open_source(file) as opened:
         footer = pq.ParquetFile(opened)
-        return footer.schema_arrow.names, footer.metadata.num_rows
+        metadata = footer.metadata
+        rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        return footer.schema_arrow.names, rows
 
 
 def class_names(schema: pa.Schema) -> dict[str, list[str]]:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from raytrain.data.readers.base import Rows, SourceFile, first_line, open_source
+from raytrain.data.readers.base import Rows, SourceFile, first_line
+from raytrain.data.readers.opening import open_source
 
 BYTES_TO_LOOK_AT = 4096
 BYTE_ORDER_MARKS = {

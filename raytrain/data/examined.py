@@ -1,0 +1,177 @@
+"""What is found out about a source file by opening it, once: whether it has rows, and which; whether it can be used.
+
+The checks of one command come one after the other (before Ray starts, on resuming, before the data is prepared). A file
+on an object store that is listed with the same size and modification time is not opened again by the later ones. Files
+on file systems are: opening them is cheap, and a change within one tick of their clock must be seen.
+"""
+
+import difflib
+import sys
+from dataclasses import dataclass
+
+import pyarrow.fs as pafs
+
+from raytrain.config import SourceFormat
+from raytrain.data.bad_rows import refusal
+from raytrain.data.readers import NoRowsError, column_names, head_of
+from raytrain.data.readers.base import ROW, BadRow, SourceFile, first_line
+from raytrain.data.readers.conll import wrong_columns
+from raytrain.data.readers.delimited import other_delimiter
+from raytrain.data.readers.opening import opened_once
+from raytrain.data.readers.parquet import parquet_footer
+from raytrain.data.readers.text import other_encoding
+from raytrain.errors import DataError
+from raytrain.storage import filesystem_of
+from raytrain.tasks.base import Task
+
+HEAD_ROWS = 200
+"""Rows at the beginning of a text file that are read before Ray starts."""
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A source file that can be used, or has no rows."""
+
+    why_empty: str = ""
+    """Why it has no rows; "": it has."""
+    etag: str = ""
+    """What the object store calls the file's contents; "" if it says nothing, and for a file on a file system."""
+    row_group_rows: tuple[int, ...] = ()
+    """Rows of each row group, of Parquet."""
+
+
+# A file, its option, and what it was examined for -> what was found.
+_known: dict[tuple[SourceFile, str, str], Examined] = {}
+_row_groups: dict[SourceFile, tuple[int, ...]] = {}
+
+
+def examine(file: SourceFile, option: str, task: Task, *, with_head: bool) -> Examined:
+    """Open a file and check it.
+
+    Args:
+        option: Dotted option of its source, for messages.
+        with_head: Whether the first rows of a text file must be valid.
+
+    Raises:
+        DataError: It can't be used.
+    """
+    of_task = f"{type(task).__module__}.{type(task).__qualname__} {getattr(task, 'config', None)!r}"
+    key = (file, option, sys.intern(f"{of_task} {task.required_columns()} {with_head}"))
+    if (known := _known.get(key)) is not None:
+        return known
+    with opened_once(file) as opening:
+        why_empty, row_groups = _why_empty(file, option, task)
+        if with_head and not why_empty:
+            _check_head(file, task)
+    metadata = opening.metadata
+    etag = next((value.decode() for name, value in metadata.items() if name.lower() == "etag"), "")
+    found = Examined(why_empty, etag, row_groups)
+    if is_in_object_store(file) and file.modified_at:
+        _known[key] = found
+        if row_groups:
+            _row_groups[file] = row_groups
+    return found
+
+
+def row_groups_of(file: SourceFile) -> tuple[int, ...]:
+    """Rows of each row group of a Parquet file. Raises OSError or pa.ArrowInvalid."""
+    listed = SourceFile(file.path, file.format, file.num_bytes, file.modified_at, file.reading)
+    if (known := _row_groups.get(listed)) is not None:
+        return known
+    return tuple(parquet_footer(file)[1])
+
+
+def is_in_object_store(file: SourceFile) -> bool:
+    """Whether the file is behind a URI, and not on a file system that is mounted here."""
+    if "://" not in file.path:
+        return False
+    return not isinstance(filesystem_of(file.path)[0], pafs.LocalFileSystem)
+
+
+def _why_empty(file: SourceFile, option: str, task: Task) -> tuple[str, tuple[int, ...]]:
+    """(why it has no rows, or an empty string; rows of its row groups, if it has any). Raises DataError."""
+    if file.num_bytes == 0:
+        return "is empty (0 bytes)", ()
+    row_groups: tuple[int, ...] = ()
+    try:
+        if file.format == SourceFormat.PARQUET:
+            found, rows = parquet_footer(file)
+            row_groups = tuple(rows)
+            if not sum(rows):
+                raise NoRowsError
+        else:
+            found = _columns_of_text(file, option)
+    except PermissionError:
+        raise DataError(f"{option}.path: no permission to read {file.path}") from None
+    except NoRowsError:
+        return "has no rows", row_groups
+    except (OSError, ValueError) as error:
+        reason = first_line(error)
+        raise DataError(
+            f"{option}.path: {file.path} is not a readable {file.format} file (truncated?): {reason}"
+        ) from None
+    _check_columns(file, found, option, task)
+    return "", row_groups
+
+
+def _columns_of_text(file: SourceFile, option: str) -> list[str]:
+    """The columns of a file that is not Parquet. Raises what `column_names` raises, and DataError."""
+    if encoding := other_encoding(file):
+        raise DataError(
+            f"{option}.path: {file.path} is not in {file.reading.encoding or 'UTF-8'}; it seems to be in "
+            f"{encoding}: set {option}.encoding={encoding}"
+        )
+    found = column_names(file)
+    if file.format == SourceFormat.CONLL and (reason := wrong_columns(file)):
+        raise DataError(
+            f"{option}.path: {file.path}: {reason}. Set {option}.word_column and {option}.tag_column, counted from 1"
+        )
+    return found
+
+
+def _check_columns(file: SourceFile, found: list[str], option: str, task: Task) -> None:
+    for column in task.required_columns():
+        if found.count(column) > 1:
+            raise DataError(
+                f"{option}.path: {file.path} has {found.count(column)} columns named {column!r}; rename or remove all "
+                "but one"
+            )
+    missing = [column for column in task.required_columns() if column not in found]
+    if not missing:
+        return
+    if file.format == SourceFormat.CSV and (delimiter := other_delimiter(file, task.required_columns())):
+        raise DataError(
+            f"{option}.path: {file.path} has no column {missing[0]!r}; its columns seem to be separated by "
+            f"{delimiter!r}: set {option}.delimiter={'tab' if delimiter == chr(9) else repr(delimiter)}"
+        )
+    close = difflib.get_close_matches(missing[0], found, 1)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    raise DataError(
+        f"{option}.path: {file.path} has no column {missing[0]!r} (it has {', '.join(map(repr, found))}){hint} "
+        f"Set {_column_option(task, missing[0])} to the name in your files"
+    )
+
+
+def _check_head(file: SourceFile, task: Task) -> None:
+    """Raises DataError for the first bad row among the first rows of a text file."""
+    if file.format == SourceFormat.PARQUET:
+        return
+    try:
+        head = head_of(file, task.required_columns(), HEAD_ROWS)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file.path} can't be read to its end (truncated?): {first_line(error)}") from None
+    bad = list(head.bad_rows)
+    if len(head.table):
+        state = task.declared_state()
+        rejected = task.check_before_survey(head.table) if state is None else task.rejections(head.table, state)
+        rows = head.table[ROW].to_pylist()
+        bad += [BadRow(file.path, rows[one.row], one.reason, one.code) for one in rejected]
+    if bad:
+        raise refusal(bad)
+
+
+def _column_option(task: Task, column: str) -> str:
+    """The dotted option that names a column."""
+    options = vars(getattr(task, "config", None) or object)
+    names = [name for name, value in options.items() if name.endswith("_column") and value == column]
+    return f"task.{names[0]}" if names else "the task's *_column option"
