@@ -167,6 +167,7 @@ class _Preparation:
             self.folder.root,
             self.rows_per_group,
             "" if self.is_local else self.attempt,
+            is_evaluation="train" not in self.files,
         )
         written: list[_Written] = []
         rejected: dict[int, list[Rejected]] = {}  # by read task, since these finish in any order
@@ -196,7 +197,10 @@ class _Preparation:
         for split in self._wanted_splits():
             parts = [item for item in written if item.split == split]
             if not parts:
-                raise DataError(self._no_row(split))
+                reasons = [
+                    f". Set aside were {reason}" for reason in summary(bad for bad in rejected if bad.split == split)
+                ]
+                raise DataError(f"{self._no_row(split)}{reasons[0] if reasons else ''}")
             num_set_aside = sum(bad.split == split for bad in rejected)
             splits[split] = self._commit_split(split, parts, num_set_aside)
         lines = [json.dumps(asdict(bad)) for bad in rejected]

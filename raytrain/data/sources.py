@@ -3,6 +3,7 @@
 `listing` finds them and `readers` reads their rows.
 """
 
+import contextlib
 import difflib
 import functools
 import logging
@@ -16,7 +17,7 @@ from raytrain.data.content import THREADS, with_content
 from raytrain.data.listing import list_files, real_path
 from raytrain.data.readers import NoRowsError, column_names, head_of
 from raytrain.data.readers.base import ROW, BadRow, ReadTask, SourceFile, first_line, open_source
-from raytrain.data.readers.conll import wrong_columns
+from raytrain.data.readers.conll import looks_like_conll, wrong_columns
 from raytrain.data.readers.delimited import other_delimiter
 from raytrain.data.readers.text import other_encoding
 from raytrain.errors import DataError
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 TASK_ROWS = 65_536
 # Rows at the head of a text file that are read before Ray starts, and for how many files of a split.
 HEAD_ROWS, HEAD_FILES = 200, 64
+# Formats whose endings files of words and tags have too.
+MISTAKEN_FOR_CONLL = (SourceFormat.TXT, SourceFormat.CSV, SourceFormat.TSV)
 
 
 def check_sources(data: DataConfig, task: Task, only: str | None = None) -> dict[str, list[SourceFile]]:
@@ -35,7 +38,7 @@ def check_sources(data: DataConfig, task: Task, only: str | None = None) -> dict
     the task, and begin with rows that can be used.
 
     Args:
-        only: The only split to check; None: all splits.
+        only: The only split to check, for an evaluation; None: all splits.
 
     Raises:
         DataError: The message names the option, the file, and what to do.
@@ -47,11 +50,14 @@ def check_sources(data: DataConfig, task: Task, only: str | None = None) -> dict
         if source is not None and source.path is not None
     }
     _check_no_file_twice(splits)
-    usable = {split: _with_rows(files, f"data.{split}", task) for split, files in splits.items()}
+    heads = [
+        (f"data.{split}", file) for split, files in splits.items() for file in dict.fromkeys((files[0], files[-1]))
+    ]
+    usable = {split: _with_rows(files, f"data.{split}", task, heads) for split, files in splits.items()}
     if data.bad_rows == BadRowPolicy.REFUSE:
         for files in usable.values():
             for file in files[:HEAD_FILES]:
-                _check_head(file, task)
+                _check_head(file, task, is_evaluation=only is not None)
     return with_content(usable)
 
 
@@ -83,10 +89,13 @@ def _check_no_file_twice(splits: dict[str, list[SourceFile]]) -> None:
             option_of[place] = option
 
 
-def _with_rows(files: list[SourceFile], option: str, task: Task) -> list[SourceFile]:
-    """The files of a split that have rows. Raises DataError when none has, or one can't be used."""
+def _with_rows(
+    files: list[SourceFile], option: str, task: Task, heads: list[tuple[str, SourceFile]]
+) -> list[SourceFile]:
+    """The files of a split that have rows. Raises DataError when none has, or one can't be used. `heads`: (option,
+    file) of some files of each split."""
     with ThreadPoolExecutor(THREADS) as threads:
-        reasons = list(threads.map(lambda file: _why_empty(file, option, task), files))
+        reasons = list(threads.map(lambda file: _why_empty(file, option, task, heads), files))
     empty = [(file.path, reason) for file, reason in zip(files, reasons, strict=True) if reason]
     if len(empty) == len(files):
         raise DataError(f"{option}.path: {' '.join(empty[0])}")
@@ -96,7 +105,7 @@ def _with_rows(files: list[SourceFile], option: str, task: Task) -> list[SourceF
     return [file for file, reason in zip(files, reasons, strict=True) if not reason]
 
 
-def _why_empty(file: SourceFile, option: str, task: Task) -> str:
+def _why_empty(file: SourceFile, option: str, task: Task, heads: list[tuple[str, SourceFile]]) -> str:
     """Why a file has no rows, or an empty string. Raises DataError when it can't be used."""
     if file.num_bytes == 0:
         return "is empty (0 bytes)"
@@ -122,11 +131,13 @@ def _why_empty(file: SourceFile, option: str, task: Task) -> str:
         raise DataError(
             f"{option}.path: {file.path} is not a readable {file.format} file (truncated?): {reason}"
         ) from None
-    _check_columns(file, found, option, task)
+    _check_columns(file, found, option, task, heads)
     return ""
 
 
-def _check_columns(file: SourceFile, found: list[str], option: str, task: Task) -> None:
+def _check_columns(
+    file: SourceFile, found: list[str], option: str, task: Task, heads: list[tuple[str, SourceFile]]
+) -> None:
     for column in task.required_columns():
         if found.count(column) > 1:
             raise DataError(
@@ -141,15 +152,37 @@ def _check_columns(file: SourceFile, found: list[str], option: str, task: Task) 
             f"{option}.path: {file.path} has no column {missing[0]!r}; its columns seem to be separated by "
             f"{delimiter!r}: set {option}.delimiter={'tab' if delimiter == chr(9) else repr(delimiter)}"
         )
+    if file.format in MISTAKEN_FOR_CONLL and looks_like_conll(file):
+        raise DataError(
+            f"{option}.path: {file.path} has no column {missing[0]!r}; it seems to hold a word and its tag per line: "
+            f"set {option}.format=conll"
+        )
+    what = f"{option}.path: {file.path} has no column {missing[0]!r} (it has {', '.join(map(repr, found))})"
+    column_option = _column_option(task, missing[0])
+    if (other := _file_with(missing[0], file, heads)) is not None:
+        raise DataError(
+            f"{what}, and {other[1].path} of {other[0]} has it. {column_option} names the column for all files: rename "
+            "it in one of them"
+        )
+    if file.format == SourceFormat.TXT:
+        raise DataError(
+            f"{what}: each line of a txt file is a text, and there are no other columns. Use another format"
+        )
     close = difflib.get_close_matches(missing[0], found, 1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
-    raise DataError(
-        f"{option}.path: {file.path} has no column {missing[0]!r} (it has {', '.join(map(repr, found))}){hint} "
-        f"Set {_column_option(task, missing[0])} to the name in your files"
-    )
+    raise DataError(f"{what}{hint} Set {column_option} to the name in your files")
 
 
-def _check_head(file: SourceFile, task: Task) -> None:
+def _file_with(column: str, file: SourceFile, heads: list[tuple[str, SourceFile]]) -> tuple[str, SourceFile] | None:
+    """(option, file) of another file that has this column."""
+    for option, other in heads:
+        with contextlib.suppress(OSError, ValueError, NoRowsError):  # it has a message of its own
+            if other != file and column in column_names(other):
+                return option, other
+    return None
+
+
+def _check_head(file: SourceFile, task: Task, *, is_evaluation: bool) -> None:
     """Raises DataError for the first bad row among the first rows of a text file."""
     if file.format == SourceFormat.PARQUET:
         return
@@ -164,7 +197,8 @@ def _check_head(file: SourceFile, task: Task) -> None:
         rows = head.table[ROW].to_pylist()
         bad += [BadRow(file.path, rows[one.row], one.reason, one.code) for one in rejected]
     if bad:
-        raise refusal(bad)
+        num_read = len(head.table) + len(head.bad_rows)
+        raise refusal(bad, num_read, is_counted=num_read < HEAD_ROWS, is_evaluation=is_evaluation)
 
 
 def _column_option(task: Task, column: str) -> str:

@@ -34,6 +34,7 @@ LOGS = (
     "wandb",
     "plots",
     "ray_train",
+    "errors",
 )
 
 

@@ -158,7 +158,7 @@ def _complete(outcome: Outcome, run: Storage, config: RunConfig, duration_s: flo
         run_path=run.path_of(),
         **progress,
         duration_s=duration_s,
-        failures=events.count("failure"),
+        failures=outcome.failures,
         resizes=events.count("resize") + events.count("reclaim"),
     )
     if isinstance(outcome, Finished):
@@ -264,7 +264,7 @@ def _supervise(
     train_run.conclude(outcome)  # if the supervisor did not get to it
     if exporter is not None:
         exporter.end(outcome.status)
-    return outcome
+    return replace(outcome, failures=supervisor.num_failed)
 
 
 def _is_of_storage(error: BaseException) -> TypeGuard[OSError]:

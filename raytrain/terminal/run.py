@@ -293,8 +293,10 @@ def print_result(console: Console, result: RunResult) -> None:
         print_event(console, JobEvent(JobEventKind.END, result.message, result.step, status=result.status))
     console.print(f"run     {result.run_path}", soft_wrap=True)
     run = Storage(result.run_path)
-    for what, name in (("model ", "best"), ("report", "report.html")):  # a run that was stopped soon has neither
-        if run.exists(name):
+    files = [("model ", "best"), ("report", "report.html")]
+    files += [("errors", "errors")] if result.failures else []  # not those of an earlier command
+    for what, name in files:
+        if run.exists(name):  # a run that was stopped soon has none
             console.print(f"{what}  {result.run_path}/{name}", soft_wrap=True)
 
 

@@ -148,7 +148,10 @@ def test_what_fails_at_the_same_step_again_is_given_up_on(tmp_path: Path) -> Non
     assert code == 1, output
     assert "step 1 failed 2 times. The first time: worker 0" in output
     assert "samples" in output
-    assert summary(tmp_path / "runs" / "broken")["status"] == "failed"
+    result = summary(tmp_path / "runs" / "broken")
+    assert (result["status"], result["failures"]) == ("failed", 2)  # no step has followed either
+    kept = sorted((tmp_path / "runs" / "broken" / "errors").iterdir())
+    assert len(kept) == 2 and all("Traceback (most recent call last)" in file.read_text() for file in kept)
 
 
 @pytest.mark.parametrize("seed", range(3))

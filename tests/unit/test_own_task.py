@@ -168,7 +168,9 @@ def test_a_lack_of_memory_is_no_mistake_of_the_task(monkeypatch: pytest.MonkeyPa
 
 
 def test_plan_refuses_a_task_whose_model_fails(here: Path) -> None:
-    source = "from regression import Regression\n\nclass Bad(Regression):\n    def build_model(self, *_):\n        1 / 0\n"
+    source = (
+        "from regression import Regression\n\nclass Bad(Regression):\n    def build_model(self, *_):\n        1 / 0\n"
+    )
     (here / "bad.py").write_text(source)
     pq.write_table(pa.table({name: np.arange(9.0) for name in "abcy"}), here / "train.parquet")
     raw = {

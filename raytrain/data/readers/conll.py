@@ -78,6 +78,16 @@ def wrong_columns(file: SourceFile) -> str:
     return ""
 
 
+def looks_like_conll(file: SourceFile) -> bool:
+    """Whether a text file of another format has the lines of a CoNLL file: several sentences, between them blank lines,
+    and the same number of columns in each line; or a last column of entity tags."""
+    sentences = [lines for _, lines in itertools.islice(_sentences(file), SENTENCES_TO_LOOK_AT)]
+    rows = [columns for lines in sentences for _, _, columns in lines]
+    if {len(columns) for columns in rows} & {0, 1} or len({len(columns) for columns in rows}) != 1:
+        return False
+    return len(sentences) > 1 or _are_entity_tags([columns[-1] for columns in rows])
+
+
 def _sentences(file: SourceFile) -> Iterator[tuple[int, list[_Line]]]:
     """(document, lines) of each sentence, without comments."""
     lines: list[_Line] = []
