@@ -106,6 +106,16 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
+def counted(count: int, noun: str) -> str:
+    """Such as 1 row, or 1,200 rows."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def times(count: int) -> str:
+    """Such as once, or 3 times."""
+    return "once" if count == 1 else f"{count:,} times"
+
+
 def first_line(text: str) -> str:
     """The first line that says something, without credentials: what a person reads of another program's error."""
     return redact(next((line.strip() for line in text.splitlines() if line.strip()), text))

@@ -193,6 +193,8 @@ def _train(
     ):
         observer.phase("preparing data")
         store = prepare(config, observer.prepared, check_first=functools.partial(check_model, config))
+        for remark in store.manifest.remarks:
+            observer.note(remark)
         record_data(run, config, store)
         num_samples = store.manifest.splits["train"].num_samples
         plan = found.plan_on(session, num_samples=num_samples)

@@ -328,7 +328,9 @@ def print_store(console: Console, store: PreparedStore) -> None:
         table.add_row(name, *(f"{number:,.1f}" if isinstance(number, float) else f"{number:,}" for number in numbers))
     console.print(table)
     if labels := store.manifest.task_state.get("labels"):
-        console.print(f"labels  {', '.join(labels)}", soft_wrap=True, markup=False)
+        console.print(f"labels  {', '.join(map(repr, labels))}", soft_wrap=True, markup=False)
+    for remark in store.manifest.remarks:
+        console.print(f"note: {remark}", soft_wrap=True, markup=False)
     console.print(f"store   {store.root}", soft_wrap=True)
 
 
@@ -337,5 +339,11 @@ def print_samples(console: Console, samples: list[dict[str, Any]]) -> None:
     for number, sample in enumerate(samples):
         console.print(f"\n[bold]sample {number}")
         for name, value in sample.items():
-            text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-            console.print(f"{name}: {text}", markup=False, soft_wrap=True)
+            text = " ".join(map(_visible, value)) if isinstance(value, list) else str(value)
+            shown = repr(value) if name == "labels" and isinstance(value, str) else text
+            console.print(f"{name}: {shown}", markup=False, soft_wrap=True)
+
+
+def _visible(item: Any) -> str:
+    """An item of a list; in quotes if there are blanks in it."""
+    return repr(item) if isinstance(item, str) and item.split() != [item] else str(item)
