@@ -18,7 +18,7 @@ from raytrain.tuning.pool.broker import Broker, rungs_passed
 from raytrain.tuning.space.schedulers import Halving
 from raytrain.tuning.space.space import Space
 from raytrain.tuning.state import Sweep, SweepEnd
-from raytrain.tuning.trial import FAILURE, GOODPUT, OTHERS, STATUS, STEP, VALUE
+from raytrain.tuning.trial import FAILURE, GOODPUT, KEPT, OTHERS, STATUS, STEP, VALUE
 from raytrain.tuning.trials import TRIALS, TrialFailure
 
 LOOK_EVERY_S = 0.5
@@ -123,7 +123,8 @@ class SweepCallback(Callback):
         rung = rung_of(sweep.space, result[STEP], result.get(EPOCHS, 0.0))
         before = sweep.trial_table.rows[name].step
         value = sweep.trial_table.sign * result[VALUE]
-        row = sweep.trial_table.evaluated(name, result[STEP], value, rung, result.get(OTHERS))
+        is_kept = bool(result.get(KEPT))
+        row = sweep.trial_table.evaluated(name, result[STEP], value, rung, result.get(OTHERS), is_kept=is_kept)
         if result.get(GOODPUT) is not None:
             row = sweep.trial_table.update(name, goodput=result[GOODPUT])
         self._broker.reached(name, rung, result[VALUE])
