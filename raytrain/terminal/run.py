@@ -17,6 +17,7 @@ from raytrain.launch.job_events import JobEvent, JobEventKind
 from raytrain.runs.observer import Observer
 from raytrain.runs.result import RunResult
 from raytrain.storage import Storage
+from raytrain.terminal.output import lasting_console
 from raytrain.training.outcome import RunStatus
 from raytrain.training.records import BEST_SO_FAR, NOTES, scores_of
 
@@ -113,7 +114,7 @@ class RunDisplay(LiveDisplay, Observer):
     """Shows a run: phase, steps, loss, rates, evaluations, the best evaluation, and the remaining time."""
 
     def __init__(self, console: Console | None = None):
-        super().__init__(console, refresh_per_second=4)
+        super().__init__(console or lasting_console(), refresh_per_second=4)
         self._rate, self._step_rate = Rate(), Rate()
         self._last_line_s = 0.0
         self._total = 0

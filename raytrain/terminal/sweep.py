@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raytrain.launch.job_events import JobEvent, JobEventKind
+from raytrain.terminal.output import lasting_console
 from raytrain.terminal.run import PLAIN_EVERY_S, LiveDisplay, in_minutes, print_event
 from raytrain.training.outcome import RunStatus
 from raytrain.tuning.observer import SweepObserver
@@ -23,7 +24,7 @@ class SweepDisplay(LiveDisplay, SweepObserver):
     """Shows a sweep."""
 
     def __init__(self, console: Console | None = None):
-        super().__init__(console, refresh_per_second=2)
+        super().__init__(console or lasting_console(), refresh_per_second=2)
         self._trial_table: TrialTable | None = None
         self._metric, self._num_trials = "", 0
         self._began_s = time.monotonic()
