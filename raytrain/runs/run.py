@@ -80,7 +80,7 @@ def run_training(
     """Train a run to its end, from its newest checkpoint.
 
     Args:
-        overwrite: Delete the contents of the run's folder first, and start from the beginning.
+        overwrite: Delete what the run has written to its folder first, and start from the beginning.
         terms: What a sweep prescribes for the run.
         callbacks: Callbacks of Ray Train, as for `ray.train.RunConfig`.
 
