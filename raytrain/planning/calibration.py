@@ -54,7 +54,7 @@ def find_calibration(
     rows = [row for row in sample.rows if row.get("step_s")]
     place = run.path_of()
     if not rows and run_path:
-        raise ConfigError(f"--calibrate {run_path}: no run with steps is there; give a run's folder, or leave it out")
+        raise ConfigError(f"--calibrate {place}: no run with steps is there; give a run's folder, or leave it out")
     if not rows:
         return None, f"no time: {place} has no steps yet; after a few steps of this run the plan tells the time"
     try:

@@ -290,7 +290,9 @@ def _evaluated_in_epochs(grace_epochs: float, config: RunConfig, mistakes: list[
     if training.eval_every_steps is not None:
         mistakes.append(
             f"training.eval_every_steps {training.eval_every_steps}: trials are compared after the same share of the "
-            "data (scheduler.grace_epochs); set it to null, and training.eval_every_epochs instead, or leave it out"
+            "data (scheduler.grace_epochs). Set training.eval_every_steps=null: evaluations then follow every "
+            f"{grace_epochs:g} epochs; training.eval_every_epochs sets another interval. Or replace "
+            "scheduler.grace_epochs by scheduler.grace_steps"
         )
     if training.eval_every_steps is None and training.eval_every_epochs is None:
         return parse_config(
