@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 from raytrain.config import RunConfig
 from raytrain.config import shipped as assets
 from raytrain.config.fields import type_of
-from raytrain.config.mistakes import describe_all, resolve
+from raytrain.config.mistakes import describe_all, described, resolve
 from raytrain.config.yaml import parse_yaml, read_yaml, to_yaml
 from raytrain.errors import ConfigError
 from raytrain.redaction import find_credential
@@ -77,7 +77,7 @@ def read_config(config: str) -> Any:
 def parse_config(raw: Any, overrides: list[str] | None = None, origin: str = "the config") -> RunConfig:
     """Validate a copy of a raw mapping with overrides applied. Raises ConfigError naming each mistake."""
     if not isinstance(raw, dict):
-        raise ConfigError(f"{origin}: expected `key: value` lines, found {type(raw).__name__}")
+        raise ConfigError(f"{origin}: expected `key: value` lines, found {described(raw)}")
     raw = copy.deepcopy(raw)
     _refuse_both(overrides or [])
     for override in overrides or []:

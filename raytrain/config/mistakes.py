@@ -139,6 +139,14 @@ def _single_value(section: str, given: Any) -> str:
     return f"; did you mean {field}={meant or written(given)}?"
 
 
+def described(raw: Any) -> str:
+    """What is in the place of a mapping, for messages."""
+    if raw is None:
+        return "nothing"
+    kinds = {list: "a list", str: "the text", int: "the number", float: "the number", bool: "the value"}
+    return f"{kinds.get(type(raw), type(raw).__name__)} {written(raw)}"
+
+
 def written(value: Any) -> str:
     """A value as it is written in YAML, with text in quotes; cut when it is long."""
     try:

@@ -1,5 +1,6 @@
 """Rows that can't be used: how the first one is refused, and how those that are set aside are counted."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,5 +78,6 @@ def summary(rejected: Iterable[Rejected]) -> list[str]:
 
 def _kind(reason: str) -> str:
     """A reason without its numbers and quoted values, so that rows with the same mistake are counted together."""
-    outside = reason.split("'")[::2]
-    return "".join("".join(c for c in part if not c.isdigit()) for part in outside)
+    outside = "".join(reason.split("'")[::2])
+    one = re.sub(r"\d[\d,]* (more )?([a-z]+?)s?\b", r"\1\2", outside)  # 1 field and 3 fields are the same mistake
+    return "".join(c for c in one if not c.isdigit())

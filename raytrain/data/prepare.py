@@ -34,7 +34,7 @@ from raytrain.data.quiet import quiet_ray_data
 from raytrain.data.readers.base import SourceFile
 from raytrain.data.sources import check_sources, read_tasks
 from raytrain.data.store_folder import put_in_place, verified, verified_or_removed
-from raytrain.errors import DataError, FailureCode
+from raytrain.errors import DataError, FailureCode, counted
 from raytrain.models.tokenizer import load_tokenizer, tokenizer_identity
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
@@ -213,7 +213,9 @@ class _Preparation:
             put_in_place(self.cache, self.attempt, self.name)
         if rejected:
             where = self.cache.path_of(f"{self.name}/{REJECTED_NAME}")
-            logger.warning("%s", "\n  ".join([f"{len(rejected)} rows set aside; see {where}", *summary(rejected)]))
+            logger.warning(
+                "%s", "\n  ".join([f"{counted(len(rejected), 'row')} set aside; see {where}", *summary(rejected)])
+            )
 
     def _wanted_splits(self) -> list[str]:
         given = [split for split in SPLITS if getattr(self.config.data, split) is not None]

@@ -100,7 +100,8 @@ def _with_rows(
     if len(empty) == len(files):
         raise DataError(f"{option}.path: {' '.join(empty[0])}")
     if empty:
-        named = f"{option}.path: {len(empty)} of {len(files)} files have no rows and are passed over"
+        have = "has no rows and is" if len(empty) == 1 else "have no rows and are"
+        named = f"{option}.path: {len(empty)} of {len(files)} files {have} passed over"
         _warn_once(f"{named}, such as {empty[0][0]}")
     return [file for file, reason in zip(files, reasons, strict=True) if not reason]
 

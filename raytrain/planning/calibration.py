@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from raytrain.config import RunConfig
 from raytrain.config.fields import declared
 from raytrain.config.io import flatten
-from raytrain.errors import ConfigError, RaytrainError
+from raytrain.errors import ConfigError, RaytrainError, counted
 from raytrain.reports.steps import StepSample
 from raytrain.runs.folder import read_run_config
 from raytrain.steps.batches import BatchPlan
@@ -74,7 +74,7 @@ def find_calibration(
         return None, f"no time: {place} has too few steps yet"
     medians = {size: statistics.median(times) for size, times in sorted(sizes.items())}
     num_steps = sum(map(len, sizes.values()))
-    return Calibration(place, num_steps, medians), f"time: from {num_steps} steps of {place}"
+    return Calibration(place, num_steps, medians), f"time: from {counted(num_steps, 'step')} of {place}"
 
 
 def different_fields(config: RunConfig, other: RunConfig) -> list[str]:

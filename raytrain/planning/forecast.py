@@ -10,7 +10,7 @@ from raytrain.config import Precision, RunConfig, SourceFormat
 from raytrain.data.listing import list_files
 from raytrain.data.prepare import find_prepared
 from raytrain.data.readers.base import open_source
-from raytrain.errors import ConfigError
+from raytrain.errors import ConfigError, counted
 from raytrain.planning.calibration import Calibration, find_calibration
 from raytrain.planning.fitting import Choice, choices, first_that_fits, memory_of, resolved_precision
 from raytrain.planning.gpus import PRICES_ARE, Gpu
@@ -271,7 +271,7 @@ def _count_data(config: RunConfig, task: Task) -> tuple[int | None, TaskState, l
             rows += pq.ParquetFile(opened).metadata.num_rows
     fraction = config.data.validation.fraction if config.data.validation else None
     rows = round(rows * (1 - (fraction or 0.0)))
-    return rows, state, [f"data is not prepared: {rows:,} samples are the rows of its files"]
+    return rows, state, [f"data is not prepared: {counted(rows, 'sample')}, the rows of its files"]
 
 
 def _size_of(found: Preflight, hardware: Hardware, *, on_this_machine: bool) -> tuple[float, float | None]:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raytrain.data.prepared import PreparedStore
+from raytrain.errors import counted
 from raytrain.launch import job_events
 from raytrain.launch.job_events import JobEvent, JobEventKind
 from raytrain.runs.observer import Observer
@@ -132,7 +133,7 @@ class RunDisplay(LiveDisplay, Observer):
         """Show the number of rows prepared so far."""
         self._bar.update(self._task, completed=rows, total=total)
         if rows_per_s and self._is_line_due():
-            self._say(f"  {rows:,} rows, {rows_per_s:,.0f} rows/s")
+            self._say(f"  {counted(rows, 'row')}, {rows_per_s:,.0f} rows/s")
 
     def begin(self, total_steps: int) -> None:
         """Prepare the bar for training, which is about to start."""
@@ -228,7 +229,7 @@ EVENT_TEXTS = {
     "resize": _CHANGE.replace("to notice", "until new workers were ready"),
     "reclaim": _CHANGE,
     "failure": _CHANGE,
-    "begin": "redoing {steps_redone} steps that the last command did after that checkpoint",
+    "begin": "redoing {steps_redone} step(s) that the last command did after that checkpoint",
     "start": "attempt {attempt}: {world_size} worker(s)",
     "zero_stage": "ZeRO stage {stage}, the lowest that fits into {usable_mib} MiB per worker",
     "restore": "resuming from the {source} of step {step}",

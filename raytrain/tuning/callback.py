@@ -7,7 +7,7 @@ from typing import Any
 from ray.exceptions import RayTaskError
 from ray.tune import Callback
 
-from raytrain.errors import FailureCode, first_line
+from raytrain.errors import FailureCode, counted, first_line
 from raytrain.monitoring.exporter import SweepExporter
 from raytrain.runs.signals import StopSignals
 from raytrain.storage import Storage
@@ -99,7 +99,7 @@ class SweepCallback(Callback):
             num_failed = sweep.trial_table.count("failed")
             return SweepEnd(
                 RunStatus.FAILED,
-                f"{num_failed} trials have failed, and max_failed of the space is {sweep.space.max_failed:g}",
+                f"{counted(num_failed, 'trial')} failed, and max_failed of the space is {sweep.space.max_failed:g}",
             )
         return None
 

@@ -15,7 +15,8 @@ from raytrain.config.io import parse_config
 from raytrain.config.mistakes import ALLOWED, describe_all
 from raytrain.config.other_words import OTHER_NAMES, OTHER_VALUES, OTHER_WORDS, VALUE_OF_SECTION
 from raytrain.config.shipped import find_cluster_file, find_config, find_space
-from raytrain.errors import ConfigError, did_you_mean
+from raytrain.errors import ConfigError, counted, did_you_mean, times
+from raytrain.tasks.label_cells import described as described_cell
 from raytrain.tuning.space.space import Space, parse_space
 
 CONFIG: dict[str, Any] = {
@@ -170,6 +171,23 @@ def with_value(raw: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         place = place[parent]
     place[last] = value
     return found
+
+
+@pytest.mark.parametrize(
+    ("raw", "found"),
+    [(None, "nothing"), ([1], "a list [1]"), ("a", "the text 'a'"), (3, "the number 3"), (True, "the value true")],
+)
+@pytest.mark.parametrize("parse", [lambda raw: parse_config(raw, origin="x"), lambda raw: parse_space(raw, "x")])
+def test_what_is_no_mapping_is_told_without_names_of_python(parse: Any, raw: Any, found: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(raw)
+    assert str(caught.value) == f"x: expected `key: value` lines, found {found}"
+
+
+def test_one_is_not_many() -> None:
+    assert [counted(n, "row") for n in (0, 1, 2, 1200)] == ["0 rows", "1 row", "2 rows", "1,200 rows"]
+    assert (times(1), times(3)) == ("once", "3 times")
+    assert described_cell(None) == "null"
 
 
 MEANT = [

@@ -15,11 +15,13 @@ import pytest
 
 from raytrain.config import RunConfig
 from raytrain.config.io import parse_config
+from raytrain.data.bad_rows import Rejected, summary
 from raytrain.data.encode import Encoder, Surveyor, report_of
 from raytrain.data.readers.base import CHUNK_ROWS
 from raytrain.data.sources import check_sources, read_tasks
-from raytrain.errors import ConfigError, DataError
+from raytrain.errors import ConfigError, DataError, counted
 from raytrain.tasks import make_task
+from raytrain.tasks.base import RowError
 from raytrain.tasks.labels import labels_in
 from tests.tiny import TINY_BERT, tiny_tokenizer, write_parquet, write_reviews
 
@@ -160,7 +162,7 @@ class TestQuotes:
         broken = dict.fromkeys((300, CHUNK_ROWS + 300, 3 * CHUNK_ROWS), "x")
         path = write(tmp_path / "a.csv", csv_of(broken, num_rows=3 * CHUNK_ROWS))
         assert (
-            "row 300: 1 fields" in (message := refused(prepare, path))
+            "row 300: 1 field " in (message := refused(prepare, path))
             and "(at least 1 more bad row after it)" in message
         )
 
@@ -532,7 +534,7 @@ class TestFiles:
         if num_bytes == "none":
             write(folder / f"0.{ending}", "")
         assert len(prepare(folder, task).samples) in (1, 2)
-        assert "data.train.path: 1 of 2 files have no rows and are passed over" in caplog.text
+        assert "data.train.path: 1 of 2 files has no rows and is passed over" in caplog.text
 
     def test_json_beside_other_files_describes_them(self, tmp_path, prepare):
         write_reviews(tmp_path / "x" / "a.parquet", 10, 0)
@@ -655,3 +657,9 @@ def test_options_that_can_not_be_right(tmp_path, change, says):
     with pytest.raises(ConfigError) as refusal:
         parse_config(plain(tmp_path / "a.csv"), [change])
     assert re.search(says, str(refusal.value).replace("\n", " ")), str(refusal.value)
+
+
+def test_the_same_mistake_is_counted_once_whatever_its_numbers() -> None:
+    reasons = [f"{counted(n, 'field')} where the header has 2" for n in (1, 3, 4)] + ["label is missing"]
+    rejected = [Rejected("train", "a.csv", i, RowError.UNREADABLE, reason) for i, reason in enumerate(reasons)]
+    assert [line.split(":")[0] for line in summary(rejected)] == ["3 x unreadable", "1 x unreadable"]

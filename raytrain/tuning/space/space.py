@@ -18,7 +18,7 @@ from raytrain.config import Mark, PositiveInt, RunConfig, Section
 from raytrain.config import shipped as assets
 from raytrain.config.fields import declared, marked
 from raytrain.config.io import parse_config, refuse_credentials
-from raytrain.config.mistakes import describe_all
+from raytrain.config.mistakes import describe_all, described
 from raytrain.config.yaml import read_yaml, to_word
 from raytrain.errors import ConfigError
 from raytrain.tuning.space.domains import AnyDomain, Domain, Grid, Range
@@ -208,7 +208,7 @@ def load_space(space: str) -> Space:
 def parse_space(raw: Any, origin: str) -> Space:
     """Validate a raw mapping. `origin`: its source, for messages. Raises ConfigError naming each mistake."""
     if not isinstance(raw, dict):
-        raise ConfigError(f"{origin}: expected `key: value` lines, found {type(raw).__name__}")
+        raise ConfigError(f"{origin}: expected `key: value` lines, found {described(raw)}")
     refuse_credentials(raw)
     try:
         return Space.model_validate(raw)
