@@ -44,7 +44,7 @@ def train(
         from_sweep: Instead of `config`: the folder of a sweep, whose best trial is trained.
         all_data: With `from_sweep`: train on the validation split too.
         trial: With `from_sweep`: train this trial instead of the best.
-        overwrite: Delete the run's folder first, and start over.
+        overwrite: Delete what the run has written to its folder first, and start over. Other files stay.
         progress: True: show the run on the terminal, as `raytrain train` does; False: print nothing.
         callbacks: Callbacks of Ray Train, as for `ray.train.RunConfig(callbacks=...)`. They are called in the
             process of its controller. If one raises, the run saves and ends.

@@ -102,8 +102,21 @@ def says(text: object, message: ForeignMessage) -> bool:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of a message on a word that is none of the known ones: the nearest of them, or nothing."""
-    close = difflib.get_close_matches(word, list(known), 1)
+    names = list(known)
+    close = difflib.get_close_matches(word, names, 1)
+    if not close and len(word) > 1:  # an abbreviation, or a part: acc, f1
+        close = [name for name in names if name.startswith(word) or word in name.split("_")]
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def counted(count: int, noun: str) -> str:
+    """Such as 1 row, or 1,200 rows."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def times(count: int) -> str:
+    """Such as once, or 3 times."""
+    return "once" if count == 1 else f"{count:,} times"
 
 
 def first_line(text: str) -> str:

@@ -39,7 +39,8 @@ def _explain_unknown_option(error: Any, words: list[str]) -> None:
         words: The command line, after `raytrain`.
     """
     from raytrain.config.fields import all_fields
-    from raytrain.config.mistakes import OTHER_WORDS, nearest_field
+    from raytrain.config.mistakes import nearest_field
+    from raytrain.config.other_words import OTHER_WORDS
 
     command = error.ctx.command
     if "overrides" not in {parameter.name for parameter in command.params}:

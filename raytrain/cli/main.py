@@ -78,7 +78,9 @@ def train(
     trial: Annotated[
         str | None, typer.Option(metavar="NAME", help="With --from-sweep: this trial instead of the best.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option(help="Delete the run's folder first, and start over.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option(help="Delete what the run has written to its folder, and start over. Other files stay.")
+    ] = False,
 ) -> None:
     """Train a run to its end. The same command again resumes it where it stopped."""
     from raytrain.config.io import load_config

@@ -116,10 +116,15 @@ class RunConfig(Section):
                 f"data.canonical_shards {shards} does not divide training.global_batch_size {batch}; "
                 f"allowed: {', '.join(str(d) for d in range(1, batch + 1) if batch % d == 0)}"
             )
-        for name, field in TrainingConfig.model_fields.items():
-            is_given = getattr(self.training, name) is not None
-            if Affects.EVALUATION in field.metadata and is_given and self.data.validation is None:
-                raise ValueError(f"training.{name} needs data.validation: set data.validation, or leave it out")
+        fields = TrainingConfig.model_fields.items()
+        evaluating = [name for name, field in fields if Affects.EVALUATION in field.metadata]
+        given = [name for name in evaluating if getattr(self.training, name) is not None]
+        if given and self.data.validation is None:
+            raise ValueError(
+                f"training.{given[0]} needs data.validation: give data.validation.path=FILE or "
+                "data.validation.fraction=0.1, or turn off what needs it: "
+                f"{' '.join(f'training.{name}=null' for name in given)}"
+            )
         most = self.training.num_micro_batches
         if self.workers.max > most:
             raise ValueError(

@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 from raytrain.config import RunConfig
 from raytrain.config import shipped as assets
 from raytrain.config.fields import type_of
-from raytrain.config.mistakes import describe_all, resolve
+from raytrain.config.mistakes import describe_all, described, resolve
 from raytrain.config.yaml import parse_yaml, read_yaml, to_yaml
 from raytrain.errors import ConfigError
 from raytrain.redaction import find_credential
@@ -23,6 +23,11 @@ EITHER = (
     ("training.epochs", "training.max_steps"),
     ("training.eval_every_steps", "training.eval_every_epochs"),
 )
+KNOWN_BY = {
+    "url": "this URI holds credentials",
+    "name": "by its name this is a credential",
+    "value": "by its value this is a credential",
+}
 IN_ENVIRONMENT = {
     "url": (
         "this URI holds credentials, which would be written to the run's folder and shown in messages. "
@@ -41,6 +46,12 @@ IN_ENVIRONMENT = {
     ),
 }
 """How `find_credential` knows a credential -> what to do."""
+VARIABLES = {
+    "tracking.wandb": "WANDB_API_KEY",
+    "tracking.mlflow": "MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD,",
+    "model": "HF_TOKEN",
+}
+"""Section of the config -> the variables from which its library reads credentials."""
 
 
 def load_config(config: str, overrides: list[str] | None = None) -> RunConfig:
@@ -66,7 +77,7 @@ def read_config(config: str) -> Any:
 def parse_config(raw: Any, overrides: list[str] | None = None, origin: str = "the config") -> RunConfig:
     """Validate a copy of a raw mapping with overrides applied. Raises ConfigError naming each mistake."""
     if not isinstance(raw, dict):
-        raise ConfigError(f"{origin}: expected `key: value` lines, found {type(raw).__name__}")
+        raise ConfigError(f"{origin}: expected `key: value` lines, found {described(raw)}")
     raw = copy.deepcopy(raw)
     _refuse_both(overrides or [])
     for override in overrides or []:
@@ -108,6 +119,13 @@ def refuse_credentials(raw: dict[str, Any]) -> None:
     checks, since their messages show values. Raises ConfigError without the value."""
     if (found := find_credential(raw)) is not None:
         key, why = found
+        for section, variables in VARIABLES.items():
+            if f"{key}.".startswith(f"{section}."):
+                raise ConfigError(
+                    f"{key}: {KNOWN_BY[why]}, which would be written to the run's folder and shown in messages. Leave "
+                    f"it out, and set {variables} in the environment of every node before Ray is started there; "
+                    "without a cluster, in that of the command. `raytrain submit` sends no variables along"
+                )
         raise ConfigError(f"{key}: {IN_ENVIRONMENT[why]}")
 
 

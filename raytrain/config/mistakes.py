@@ -11,57 +11,9 @@ from pydantic_core import ErrorDetails
 
 from raytrain.config import RunConfig
 from raytrain.config.fields import all_fields, models_in, options_of, type_below
+from raytrain.config.other_words import OTHER_NAMES, OTHER_VALUES, OTHER_WORDS, VALUE_OF_SECTION
 from raytrain.config.yaml import to_word
 from raytrain.errors import did_you_mean
-
-OTHER_WORDS = {
-    "lr": "training.optimizer.learning_rate",
-    "wd": "training.optimizer.weight_decay",
-    "eps": "training.optimizer.epsilon",
-    "adam_beta1": "training.optimizer.beta1",
-    "adam_beta2": "training.optimizer.beta2",
-    "adam_epsilon": "training.optimizer.epsilon",
-    "lr_scheduler": "training.schedule.kind",
-    "lr_scheduler_type": "training.schedule.kind",
-    "scheduler": "training.schedule.kind",
-    "warmup": "training.schedule.warmup_ratio",
-    "clip": "training.gradient_clipping",
-    "grad_clip": "training.gradient_clipping",
-    "max_grad_norm": "training.gradient_clipping",
-    "num_epochs": "training.epochs",
-    "num_train_epochs": "training.epochs",
-    "steps": "training.max_steps",
-    "bs": "training.global_batch_size",
-    "batch_size": "training.global_batch_size",
-    "train_batch_size": "training.global_batch_size",
-    "per_device_train_batch_size": "training.micro_batch_size",
-    "gradient_accumulation_steps": "training.global_batch_size",
-    "fp16": "training.precision",
-    "bf16": "training.precision",
-    "eval_steps": "training.eval_every_steps",
-    "metric_for_best_model": "training.best_metric",
-    "save_steps": "checkpoint.save_every_steps",
-    "save_total_limit": "checkpoint.keep_last",
-    "max_len": "data.max_length",
-    "seq_len": "data.max_length",
-    "max_seq_length": "data.max_length",
-    "train_file": "data.train.path",
-    "validation_file": "data.validation.path",
-    "test_file": "data.test.path",
-    "model_name": "model.path",
-    "model_name_or_path": "model.path",
-    "tokenizer_name": "model.tokenizer",
-    "output_dir": "storage_path",
-    "run_name": "name",
-    "report_to": "tracking",
-    "gpus": "workers.max",
-    "num_gpus": "workers.max",
-    "devices": "workers.max",
-    "num_workers": "workers.max",
-    "world_size": "workers.max",
-    "nproc_per_node": "workers.max",
-}
-"""Names of fields in other trainers, which people type first."""
 
 # Words that many sections use for different things: the field of that name in another section is not what was meant.
 GENERIC = ("name", "kind", "path", "config", "format", "mode", "metric", "group", "min", "max", "args", "source")
@@ -139,9 +91,9 @@ def describe(group: Sequence[ErrorDetails], root: type[BaseModel] = RunConfig) -
         text = str(context["error"])
         return f"  {text}" if path in text else f"  {path}: {text}"
     if kind in ("model_type", "model_attributes_type"):
-        return f"  {path}: expected a section with keys, got {written(given)}"
+        return f"  {path}: expected a section with keys, got {written(given)}{_single_value(path, given)}"
     allowed = ", or ".join(dict.fromkeys(_allowed(one, path) for one in group))
-    close = [hint for one in group if (hint := _close_value(one))]
+    close = [hint for one in group if (hint := _close_value(one, location[-1] if location else ""))]
     return f"  {path}: must be {allowed}, got {written(given)}{close[0] if close else ''}"
 
 
@@ -159,17 +111,40 @@ def _wrong_kind(kind: str, context: dict[str, Any], section: Any) -> str:
         allowed = ", ".join(tag for option in models_in(section) for tag in _tags(option))
         return f"required, but not given; allowed: {allowed}"
     tags = str(context.get("expected_tags")).replace("'", "").split(", ")
-    hint = did_you_mean(str(context.get("tag")), tags)
+    hint = _meant("kind", str(context.get("tag")), tags)
     return f"{context.get('tag')!r} is not known; allowed: {', '.join(tags)}{hint}"
 
 
-def _close_value(detail: ErrorDetails) -> str:
-    """A hint at the allowed value that a mistyped one resembles."""
+def _close_value(detail: ErrorDetails, name: str) -> str:
+    """A hint at the allowed value that a mistyped one resembles, or that it means. `name`: of the field."""
     given = detail.get("input")
-    if detail["type"] not in ("enum", "literal_error") or not isinstance(given, str):
+    if detail["type"] not in ("enum", "literal_error") or isinstance(given, bool) or not isinstance(given, str | int):
         return ""
     allowed = str((detail.get("ctx") or {}).get("expected", "")).replace("'", "").replace(",", "").split(" ")
-    return did_you_mean(given, allowed)
+    return _meant(name, str(given), allowed)
+
+
+def _meant(name: str, given: str, allowed: Sequence[str]) -> str:
+    """'; did you mean x?' for a value that is not allowed, or nothing."""
+    meant = OTHER_VALUES.get(name, {}).get(given.lower().replace(" ", "_"))
+    return f"; did you mean {meant}?" if meant in allowed else did_you_mean(given, allowed)
+
+
+def _single_value(section: str, given: Any) -> str:
+    """'; did you mean x=VALUE?' for a value where a section is expected, or nothing."""
+    field = VALUE_OF_SECTION.get(section)
+    if field is None or not isinstance(given, str | int):
+        return ""
+    meant = OTHER_VALUES.get(field.rpartition(".")[2], {}).get(str(given).lower())
+    return f"; did you mean {field}={meant or written(given)}?"
+
+
+def described(raw: Any) -> str:
+    """What is in the place of a mapping, for messages."""
+    if raw is None:
+        return "nothing"
+    kinds = {list: "a list", str: "the text", int: "the number", float: "the number", bool: "the value"}
+    return f"{kinds.get(type(raw), type(raw).__name__)} {written(raw)}"
 
 
 def written(value: Any) -> str:
@@ -208,6 +183,8 @@ def nearest_field(
         return usual
     everywhere = sorted(all_fields(root), key=lambda key: key.count("."))
     below = [key for key in everywhere if key.startswith(f"{section}.")] if section else everywhere
+    if (meant := OTHER_NAMES.get(name)) and (same := [key for key in here if key.rpartition(".")[2] == meant]):
+        return same[0]
     if (close := _closest(name, here, 0.75) or _closest(name, below, 1.0)) is not None:
         return close
     parts = [key for key in here if name in key.rpartition(".")[2].split("_")]

@@ -1,5 +1,6 @@
 """Finds the shipped YAML files, in an installed wheel as in a checkout."""
 
+import contextlib
 import itertools
 import os
 import re
@@ -104,5 +105,17 @@ def _find(name: str, shipped: list[str], what: str, folder: Traversable) -> str:
 
 
 def _no_such(name: str, shipped: list[str], what: str) -> str:
-    hint = did_you_mean(name, shipped)
-    return f"no {what} file {name!r}, nor a shipped {what} of that name ({', '.join(shipped)}){hint}"
+    hint = did_you_mean(name, [*shipped, *_files_near(name)]) if what != "network" else did_you_mean(name, shipped)
+    is_relative = what != "network" and not os.path.isabs(name)
+    where = f" (looked for {os.path.abspath(name)})" if is_relative else ""
+    return f"no {what} file {name!r}{where}, nor a shipped {what} of that name ({', '.join(shipped)}){hint}"
+
+
+def _files_near(name: str) -> list[str]:
+    """The YAML files of the folder in which a file was looked for, as they can be given."""
+    folder = os.path.dirname(name)
+    with contextlib.suppress(OSError):
+        return [
+            os.path.join(folder, one) for one in sorted(os.listdir(folder or ".")) if one.endswith((".yaml", ".yml"))
+        ]
+    return []

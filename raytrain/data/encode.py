@@ -3,6 +3,7 @@
 Each read task writes its own parts, named after its position, so its output does not depend on other tasks.
 """
 
+import functools
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -72,9 +73,18 @@ class Surveyor(RowFunction):
 class Encoder(RowFunction):
     """Reads, encodes and writes a read task's rows."""
 
-    def __init__(self, config: dict[str, Any], state: TaskState, root: str, rows_per_group: int, prefix: str):
+    def __init__(
+        self,
+        config: dict[str, Any],
+        state: TaskState,
+        root: str,
+        rows_per_group: int,
+        prefix: str,
+        *,
+        is_evaluation: bool = False,
+    ):
         self._config, self._state, self._root, self._prefix = config, state, root, prefix
-        self._rows_per_group = rows_per_group
+        self._rows_per_group, self._is_evaluation = rows_per_group, is_evaluation
 
     def report(self, row: dict[str, Any]) -> dict[str, Any]:
         """What was written, and which rows were rejected."""
@@ -88,9 +98,12 @@ class Encoder(RowFunction):
         parts = Parts(Storage(self._root), self._prefix, ordinal, self._rows_per_group)
         bad: list[tuple[str, BadRow]] = []  # with their split
         bad_at: int | None = None  # the first chunk with a bad row
+        num_read = 0
+        refused = functools.partial(refusal, is_evaluation=self._is_evaluation)
         for number, chunk in enumerate(read_chunks(read_task, [*task.required_columns(), "document"])):
             if refuses and bad_at is not None and number > bad_at + CHUNKS_TO_COUNT:
-                raise refusal([one for _, one in bad], is_counted=False)
+                raise refused([one for _, one in bad], num_read, is_counted=False)
+            num_read += len(chunk.table) + len(chunk.bad_rows)
             bad += [(read_task.split, one) for one in chunk.bad_rows]
             for split, table in _split_rows(config, read_task, chunk):
                 is_lost = refuses and bool(bad)  # nothing will be trained: the other bad rows are only counted
@@ -103,7 +116,7 @@ class Encoder(RowFunction):
                     parts.add(split, number, encoded, task.sizes(encoded.table), counts)
             bad_at = number if bad and bad_at is None else bad_at
         if refuses and bad:
-            raise refusal([one for _, one in bad])
+            raise refused([one for _, one in bad], num_read)
         bad.sort(key=lambda one: one[1].row)
         set_aside = [asdict(Rejected(split, one.path, one.row, one.code, one.reason)) for split, one in bad]
         written, lengths = parts.close()

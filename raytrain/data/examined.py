@@ -5,8 +5,10 @@ on an object store that is listed with the same size and modification time is no
 on file systems are: opening them is cheap, and a change within one tick of their clock must be seen.
 """
 
+import contextlib
 import difflib
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow.fs as pafs
@@ -15,7 +17,7 @@ from raytrain.config import SourceFormat
 from raytrain.data.bad_rows import refusal
 from raytrain.data.readers import NoRowsError, column_names, head_of
 from raytrain.data.readers.base import ROW, BadRow, SourceFile, first_line
-from raytrain.data.readers.conll import wrong_columns
+from raytrain.data.readers.conll import looks_like_conll, wrong_columns
 from raytrain.data.readers.delimited import other_delimiter
 from raytrain.data.readers.opening import opened_once
 from raytrain.data.readers.parquet import parquet_footer
@@ -26,6 +28,10 @@ from raytrain.tasks.base import Task
 
 HEAD_ROWS = 200
 """Rows at the beginning of a text file that are read before Ray starts."""
+# Formats whose endings files of words and tags have too.
+MISTAKEN_FOR_CONLL = (SourceFormat.TXT, SourceFormat.CSV, SourceFormat.TSV)
+OfOption = tuple[str, SourceFile]
+"""A file and the dotted option of its source."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +51,22 @@ _known: dict[tuple[SourceFile, str, str], Examined] = {}
 _row_groups: dict[SourceFile, tuple[int, ...]] = {}
 
 
-def examine(file: SourceFile, option: str, task: Task, *, with_head: bool) -> Examined:
+def examine(
+    file: SourceFile,
+    option: str,
+    task: Task,
+    *,
+    with_head: bool,
+    others: Sequence[OfOption] = (),
+    is_evaluation: bool = False,
+) -> Examined:
     """Open a file and check it.
 
     Args:
         option: Dotted option of its source, for messages.
         with_head: Whether the first rows of a text file must be valid.
+        others: Some files of each split, in which a column that this one lacks is looked for.
+        is_evaluation: Whether the rows are those of an evaluation, for messages.
 
     Raises:
         DataError: It can't be used.
@@ -60,9 +76,9 @@ def examine(file: SourceFile, option: str, task: Task, *, with_head: bool) -> Ex
     if (known := _known.get(key)) is not None:
         return known
     with opened_once(file) as opening:
-        why_empty, row_groups = _why_empty(file, option, task)
+        why_empty, row_groups = _why_empty(file, option, task, others)
         if with_head and not why_empty:
-            _check_head(file, task)
+            _check_head(file, task, is_evaluation=is_evaluation)
     metadata = opening.metadata
     etag = next((value.decode() for name, value in metadata.items() if name.lower() == "etag"), "")
     found = Examined(why_empty, etag, row_groups)
@@ -88,7 +104,7 @@ def is_in_object_store(file: SourceFile) -> bool:
     return not isinstance(filesystem_of(file.path)[0], pafs.LocalFileSystem)
 
 
-def _why_empty(file: SourceFile, option: str, task: Task) -> tuple[str, tuple[int, ...]]:
+def _why_empty(file: SourceFile, option: str, task: Task, others: Sequence[OfOption]) -> tuple[str, tuple[int, ...]]:
     """(why it has no rows, or an empty string; rows of its row groups, if it has any). Raises DataError."""
     if file.num_bytes == 0:
         return "is empty (0 bytes)", ()
@@ -110,7 +126,7 @@ def _why_empty(file: SourceFile, option: str, task: Task) -> tuple[str, tuple[in
         raise DataError(
             f"{option}.path: {file.path} is not a readable {file.format} file (truncated?): {reason}"
         ) from None
-    _check_columns(file, found, option, task)
+    _check_columns(file, found, option, task, others)
     return "", row_groups
 
 
@@ -129,7 +145,7 @@ def _columns_of_text(file: SourceFile, option: str) -> list[str]:
     return found
 
 
-def _check_columns(file: SourceFile, found: list[str], option: str, task: Task) -> None:
+def _check_columns(file: SourceFile, found: list[str], option: str, task: Task, others: Sequence[OfOption]) -> None:
     for column in task.required_columns():
         if found.count(column) > 1:
             raise DataError(
@@ -144,15 +160,37 @@ def _check_columns(file: SourceFile, found: list[str], option: str, task: Task) 
             f"{option}.path: {file.path} has no column {missing[0]!r}; its columns seem to be separated by "
             f"{delimiter!r}: set {option}.delimiter={'tab' if delimiter == chr(9) else repr(delimiter)}"
         )
+    if file.format in MISTAKEN_FOR_CONLL and looks_like_conll(file):
+        raise DataError(
+            f"{option}.path: {file.path} has no column {missing[0]!r}; it seems to hold a word and its tag per line: "
+            f"set {option}.format=conll"
+        )
+    what = f"{option}.path: {file.path} has no column {missing[0]!r} (it has {', '.join(map(repr, found))})"
+    column_option = _column_option(task, missing[0])
+    if (other := _file_with(missing[0], file, others)) is not None:
+        raise DataError(
+            f"{what}, and {other[1].path} of {other[0]} has it. {column_option} names the column for all files: rename "
+            "it in one of them"
+        )
+    if file.format == SourceFormat.TXT:
+        raise DataError(
+            f"{what}: each line of a txt file is a text, and there are no other columns. Use another format"
+        )
     close = difflib.get_close_matches(missing[0], found, 1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
-    raise DataError(
-        f"{option}.path: {file.path} has no column {missing[0]!r} (it has {', '.join(map(repr, found))}){hint} "
-        f"Set {_column_option(task, missing[0])} to the name in your files"
-    )
+    raise DataError(f"{what}{hint} Set {column_option} to the name in your files")
 
 
-def _check_head(file: SourceFile, task: Task) -> None:
+def _file_with(column: str, file: SourceFile, others: Sequence[OfOption]) -> OfOption | None:
+    """Another file that has this column."""
+    for option, other in others:
+        with contextlib.suppress(OSError, ValueError, NoRowsError):  # it has a message of its own
+            if other != file and column in column_names(other):
+                return option, other
+    return None
+
+
+def _check_head(file: SourceFile, task: Task, *, is_evaluation: bool) -> None:
     """Raises DataError for the first bad row among the first rows of a text file."""
     if file.format == SourceFormat.PARQUET:
         return
@@ -167,7 +205,8 @@ def _check_head(file: SourceFile, task: Task) -> None:
         rows = head.table[ROW].to_pylist()
         bad += [BadRow(file.path, rows[one.row], one.reason, one.code) for one in rejected]
     if bad:
-        raise refusal(bad)
+        num_read = len(head.table) + len(head.bad_rows)
+        raise refusal(bad, num_read, is_counted=num_read < HEAD_ROWS, is_evaluation=is_evaluation)
 
 
 def _column_option(task: Task, column: str) -> str:

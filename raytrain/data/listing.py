@@ -13,7 +13,7 @@ from raytrain.config import SourceFormat
 from raytrain.config.data import FilesConfig
 from raytrain.data.parallel import in_threads
 from raytrain.data.readers.base import Reading, SourceFile, first_line
-from raytrain.errors import DataError
+from raytrain.errors import DataError, counted
 from raytrain.storage import filesystem_of
 
 ENDINGS = {
@@ -97,7 +97,7 @@ def _expand_readable(path: str, format: SourceFormat, option: str) -> list[_List
         return _expand_plain(path, format, option)
     visible = [match for match in matches if not _is_hidden(match[0], path)]
     if not visible:
-        what = f" but {len(matches)} files whose path has a part that begins with . or _" if matches else ""
+        what = f" but {counted(len(matches), 'file')} whose path has a part that begins with . or _" if matches else ""
         raise DataError(f"{option}.path {path!r} matches no file{what}{_looked_for(path)}")
     return visible
 

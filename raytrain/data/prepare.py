@@ -34,7 +34,7 @@ from raytrain.data.quiet import quiet_ray_data
 from raytrain.data.readers.base import SourceFile
 from raytrain.data.sources import check_sources, read_tasks
 from raytrain.data.store_folder import put_in_place, verified, verified_or_removed
-from raytrain.errors import DataError, FailureCode
+from raytrain.errors import DataError, FailureCode, counted
 from raytrain.models.tokenizer import load_tokenizer, tokenizer_identity
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
@@ -167,6 +167,7 @@ class _Preparation:
             self.folder.root,
             self.rows_per_group,
             "" if self.is_local else self.attempt,
+            is_evaluation="train" not in self.files,
         )
         written: list[_Written] = []
         rejected: dict[int, list[Rejected]] = {}  # by read task, since these finish in any order
@@ -196,7 +197,10 @@ class _Preparation:
         for split in self._wanted_splits():
             parts = [item for item in written if item.split == split]
             if not parts:
-                raise DataError(self._no_row(split))
+                reasons = [
+                    f". Set aside were {reason}" for reason in summary(bad for bad in rejected if bad.split == split)
+                ]
+                raise DataError(f"{self._no_row(split)}{reasons[0] if reasons else ''}")
             num_set_aside = sum(bad.split == split for bad in rejected)
             splits[split] = self._commit_split(split, parts, num_set_aside)
         lines = [json.dumps(asdict(bad)) for bad in rejected]
@@ -209,7 +213,9 @@ class _Preparation:
             put_in_place(self.cache, self.attempt, self.name)
         if rejected:
             where = self.cache.path_of(f"{self.name}/{REJECTED_NAME}")
-            logger.warning("%s", "\n  ".join([f"{len(rejected)} rows set aside; see {where}", *summary(rejected)]))
+            logger.warning(
+                "%s", "\n  ".join([f"{counted(len(rejected), 'row')} set aside; see {where}", *summary(rejected)])
+            )
 
     def _wanted_splits(self) -> list[str]:
         given = [split for split in SPLITS if getattr(self.config.data, split) is not None]

@@ -22,6 +22,7 @@ from raytrain.data.lengths import Lengths, index_name
 from raytrain.errors import DataError
 from raytrain.storage import Storage
 from raytrain.tasks.base import TaskState
+from raytrain.tasks.labels import seldom_seen
 
 FORMAT_VERSION = 5
 MANIFEST_NAME = "manifest.json"
@@ -75,6 +76,13 @@ class Manifest:
     content: str
     """Hash of the prepared contents. Unlike the fingerprint, it does not depend on where the source files are."""
     format_version: int = FORMAT_VERSION
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is unusual about the labels, a sentence each."""
+        labels = self.task_state.get("labels")
+        counts = {split: info.label_counts for split, info in self.splits.items()}
+        return seldom_seen(labels if isinstance(labels, list) else [], counts)
 
     def to_json(self) -> bytes:
         """The manifest as the bytes of manifest.json."""

@@ -33,7 +33,7 @@ def check_sources(
     the task, and begin with rows that can be used.
 
     Args:
-        only: The only split to check; None: all splits.
+        only: The only split to check, for an evaluation; None: all splits.
         checked: Is told how many files are checked, if there are many.
 
     Raises:
@@ -48,7 +48,14 @@ def check_sources(
     _check_no_file_twice(splits)
     num_heads = HEAD_FILES if data.bad_rows == BadRowPolicy.REFUSE else 0
     items = [(split, file, i < num_heads) for split, files in splits.items() for i, file in enumerate(files)]
-    found = iter(in_threads(lambda item: examine(item[1], f"data.{item[0]}", task, with_head=item[2]), items, checked))
+    ends = [(f"data.{split}", file) for split, files in splits.items() for file in dict.fromkeys((files[0], files[-1]))]
+
+    def examine_one(item: tuple[str, SourceFile, bool]) -> Examined:
+        split, file, with_head = item
+        is_evaluation = only is not None
+        return examine(file, f"data.{split}", task, with_head=with_head, others=ends, is_evaluation=is_evaluation)
+
+    found = iter(in_threads(examine_one, items, checked))
     return with_content({split: _with_rows(files, f"data.{split}", found) for split, files in splits.items()})
 
 
@@ -92,7 +99,8 @@ def _with_rows(files: list[SourceFile], option: str, examined: Iterator[Examined
     if len(empty) == len(files):
         raise DataError(f"{option}.path: {' '.join(empty[0])}")
     if empty:
-        named = f"{option}.path: {len(empty)} of {len(files)} files have no rows and are passed over"
+        have = "has no rows and is" if len(empty) == 1 else "have no rows and are"
+        named = f"{option}.path: {len(empty)} of {len(files)} files {have} passed over"
         _warn_once(f"{named}, such as {empty[0][0]}")
     return [replace(file, content=one.etag) for file, one in found if not one.why_empty]
 

@@ -13,6 +13,7 @@ from raytrain.elastic.run_spec import Hooks, RunSpec
 from raytrain.elastic.train_run import TrainRun
 from raytrain.elastic.watchdog import Watchdog
 from raytrain.elastic.worker_group import WorkerGroup
+from raytrain.errors import counted
 from raytrain.ray_core.nodes import own_node, seconds_left
 from raytrain.training.driver_link import GroupStatus
 from raytrain.training.job import Transition, TransitionKind
@@ -109,11 +110,15 @@ class GroupWatch:
             return leave
         if most < world_size:
             fleet.admission.expect(most)
-            return _resize(f"{world_size - most} of {world_size} workers are wanted by the sweep's other trials", group)
+            taken = world_size - most
+            are = "is" if taken == 1 else "are"
+            return _resize(f"{taken} of {world_size} workers {are} wanted by the sweep's other trials", group)
         if fleet.scale_up.advance(group, places, status.remaining_s(self._end_step), self._resize_cost_s):
             num_ready = len(fleet.pool.nodes)
             fleet.admission.expect(num_ready)
-            return _resize(f"room for {num_ready} workers instead of {world_size}", group, fleet.scale_up.seen_at_s)
+            return _resize(
+                f"room for {counted(num_ready, 'worker')} instead of {world_size}", group, fleet.scale_up.seen_at_s
+            )
         return None
 
     def _controllers_end(self, group: WorkerGroup) -> Leave | None:

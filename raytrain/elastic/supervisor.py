@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
+from raytrain.elastic.error_files import keep_tracebacks
 from raytrain.elastic.failures import WORDS, Failures
 from raytrain.elastic.fleet import Fleet, lost_nodes
 from raytrain.elastic.group_watch import POLL_S, End, GroupWatch, Leave
@@ -58,6 +59,8 @@ class Supervisor:
         self._fleet = Fleet(spec, hooks)
         self._watch = GroupWatch(spec, hooks, train_run, self._fleet, self._failures)
         self._num_groups = self._num_at_work = 0
+        self.num_failed = 0
+        """Worker groups that have failed, those that lost a reclaimed node aside."""
         self._group: WorkerGroup | None = None
 
     @property
@@ -102,6 +105,7 @@ class Supervisor:
             self._watch.watch_evaluation(group)
             if group.outcome is not None:
                 return self._conclude(group.outcome)
+            keep_tracebacks(self._spec.run, group.failure)
             return self._conclude(Failed(group.failure.code, group.failure.message))
         finally:
             self._close()
@@ -184,6 +188,7 @@ class Supervisor:
         outcome = group.outcome
         if outcome is None:
             return self._after_failure(group.failure, group)
+        self.num_failed += isinstance(outcome, Failed)
         self._train_run.end_group(group.number)
         if leads_to is None or not isinstance(outcome, Stopped) or self._hooks.is_stop_asked():
             return outcome
@@ -196,7 +201,9 @@ class Supervisor:
     def _after_failure(self, failure: GroupFailure, group: WorkerGroup | None) -> Failed | NextGroup:
         """Charge a failure: the run's end, or the next group. `group`: None if it was not even formed."""
         now_s = time.time()
+        keep_tracebacks(self._spec.run, failure)
         found = self._failures.judge(failure, group, self._fleet.cluster.nodes)
+        self.num_failed += found.kind is not FailureKind.RECLAIM
         if found.verdict is not None:
             self._record(found.verdict)
             return found.verdict

@@ -23,15 +23,21 @@ OUT_OF_MEMORY_ADVICE = (
 )
 
 
+MOST_OF_A_TRACEBACK = 50_000  # characters; the end has the innermost calls
+
+
 @dataclass(frozen=True)
 class WorkerError:
     """Why a worker left its group without an outcome: an exception, or the end of its process."""
 
     code: FailureCode
     message: str
+    traceback: str = ""
+    """As Python prints it; empty where no exception is known."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "message", redact(self.message))  # it quotes another program
+        for name in ("message", "traceback"):  # they quote another program
+            object.__setattr__(self, name, redact(getattr(self, name)))
 
     @property
     def is_secondary(self) -> bool:
@@ -40,12 +46,13 @@ class WorkerError:
 
 
 def error_of(error: Exception) -> WorkerError:
-    """An exception as reported to the driver, in a line or two."""
+    """An exception as reported to the driver, in a line or two, and with its traceback."""
     code, where = code_of(error), traceback.extract_tb(error.__traceback__)[-1]
+    whole = "".join(traceback.format_exception(error))[-MOST_OF_A_TRACEBACK:]
     if _is_torchs_out_of_memory(error):  # torch's own advice, which follows, is about fragmentation
         message = str(error).partition(" If reserved")[0]
-        return WorkerError(code, f"{type(error).__name__}: {message}{OUT_OF_MEMORY_ADVICE}")
-    return WorkerError(code, f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})")
+        return WorkerError(code, f"{type(error).__name__}: {message}{OUT_OF_MEMORY_ADVICE}", whole)
+    return WorkerError(code, f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})", whole)
 
 
 def code_of(error: BaseException) -> FailureCode:

@@ -8,7 +8,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from raytrain.elastic.policy import FailureKind
@@ -38,6 +38,8 @@ class GroupFailure:
     """NO_START, CRASH, ERROR or HANG; the supervisor adds the kinds that depend on nodes."""
     code: FailureCode
     message: str
+    tracebacks: Mapping[int, str] = field(default_factory=dict)
+    """By rank, of the workers that raised an error of their own."""
 
 
 class WorkerGroup:
@@ -228,11 +230,16 @@ class WorkerGroup:
         if self._deaths:
             rank = min(self._deaths)
             death = self._deaths[rank]
-            return GroupFailure(FailureKind.CRASH, death.code, f"worker {rank} died: {death.message}")
+            return GroupFailure(FailureKind.CRASH, death.code, f"worker {rank} died: {death.message}", self._tracebacks)
         if self._hang:
-            return GroupFailure(FailureKind.HANG, FailureCode.HANG, self._hang)
+            return GroupFailure(FailureKind.HANG, FailureCode.HANG, self._hang, self._tracebacks)
         rank, cause = next(iter(self._causes.items()))
-        return GroupFailure(FailureKind.ERROR, cause.code, f"worker {rank}: {cause.message}")
+        return GroupFailure(FailureKind.ERROR, cause.code, f"worker {rank}: {cause.message}", self._tracebacks)
+
+    @property
+    def _tracebacks(self) -> dict[int, str]:
+        own = {rank: error.traceback for rank, error in sorted(self._errors.items()) if not error.is_secondary}
+        return {rank: text for rank, text in own.items() if text}
 
     @property
     def _errors(self) -> dict[int, WorkerError]:

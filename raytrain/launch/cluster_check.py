@@ -14,7 +14,7 @@ import yaml
 
 from raytrain.config import RunConfig
 from raytrain.config.io import parse_config
-from raytrain.errors import ConfigError
+from raytrain.errors import ConfigError, counted
 from raytrain.launch.cluster_files import marked_lines
 from raytrain.launch.cluster_nodes import NodeGroup, Resources, kuberay_config, node_groups, nodes_for, ray_up_config
 from raytrain.launch.cluster_rules import CLOUDS, Problem, ray_up_problems
@@ -60,7 +60,8 @@ class Report:
             lines.append(self._cost_line())
         lines += [f"note: {note}" for note in self.notes]
         if self.unchanged:
-            lines.append(f"{len(self.unchanged)} lines are still marked # CHANGE:")
+            are = "is" if len(self.unchanged) == 1 else "are"
+            lines.append(f"{counted(len(self.unchanged), 'line')} {are} still marked # CHANGE:")
             lines += [f"  {number}: {line}" for number, line in self.unchanged]
         return lines
 

@@ -3,9 +3,12 @@
 It says how to load the model, and names its results, its data and its base model. A hub shows it as the model's page.
 """
 
+import copy
 from collections.abc import Iterable
 from typing import Any
 
+from raytrain.config import Mark
+from raytrain.config.fields import marked
 from raytrain.config.io import to_yaml
 
 CARD = "README.md"
@@ -22,6 +25,7 @@ def model_card(facts: dict[str, Any], results: dict[str, dict[str, float]]) -> s
         facts: The contents of raytrain.json.
         results: Split -> metrics of this very model, by name.
     """
+    facts = _without_folders(facts)
     parts = [_front_matter(facts), f"# {facts['name']}", _origin(facts), *_usage(facts)]
     if results:
         parts += ["## Results", _table(["metric", *results], _result_rows(results))]
@@ -32,6 +36,45 @@ def model_card(facts: dict[str, Any], results: dict[str, dict[str, float]]) -> s
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     parts += ["## Versions", f"{versions}."]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _without_folders(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts with the last part only of each path on this file system: the card may be published, and the folders
+    of its author tell a reader nothing. raytrain.json has them."""
+    base, config = facts["base_model"], copy.deepcopy(facts["config"])
+    for key in (*marked(Mark.PATH), *marked(Mark.PATH_OR_HUB_ID)):
+        *sections, name = key.split(".")
+        place: Any = config
+        for section in sections:
+            place = (place or {}).get(section)
+        if isinstance(place, dict) and place.get(name):
+            place[name] = _last_part(place[name])
+    if arguments := config.get("task", {}).get("args"):  # of a task of the user's own
+        config["task"]["args"] = _last_parts(arguments)
+    data = {split: {**info, "paths": _last_part(info["paths"])} for split, info in facts["data"].items()}
+    return {
+        **facts,
+        "config": config,
+        "data": data,
+        "base_model": None if base is None else {**base, "path": _last_part(base["path"])},
+    }
+
+
+def _last_part(path: Any) -> Any:
+    """The last part of an absolute path, or of each in a list; anything else is kept."""
+    if isinstance(path, list):
+        return [_last_part(one) for one in path]
+    is_absolute = isinstance(path, str) and path.startswith(("/", "~/"))
+    return path.rstrip("/").rpartition("/")[2] or path if is_absolute else path
+
+
+def _last_parts(value: Any) -> Any:
+    """The same at any depth, for strings with more than one folder in them."""
+    if isinstance(value, dict):
+        return {key: _last_parts(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_last_parts(one) for one in value]
+    return _last_part(value) if isinstance(value, str) and value.count("/") > 1 else value
 
 
 def _front_matter(facts: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from raytrain.config import RunConfig
 from raytrain.config.fields import declared
 from raytrain.config.io import flatten
-from raytrain.errors import ConfigError, RaytrainError
+from raytrain.errors import ConfigError, RaytrainError, counted
 from raytrain.reports.steps import StepSample
 from raytrain.runs.folder import read_run_config, used_gpu
 from raytrain.steps.batches import BatchPlan
@@ -53,7 +53,7 @@ def find_calibration(
     rows = [row for row in sample.rows if row.get("step_s")]
     place = run.path_of()
     if not rows and run_path:
-        raise ConfigError(f"--calibrate {run_path}: no run with steps is there; give a run's folder, or leave it out")
+        raise ConfigError(f"--calibrate {place}: no run with steps is there; give a run's folder, or leave it out")
     if not rows:
         return None, f"no time: {place} has no steps yet; after a few steps of this run the plan tells the time"
     try:
@@ -73,7 +73,7 @@ def find_calibration(
         return None, f"no time: {place} has too few steps yet"
     medians = {size: statistics.median(times) for size, times in sorted(sizes.items())}
     num_steps = sum(map(len, sizes.values()))
-    return Calibration(place, num_steps, medians), f"time: from {num_steps} steps of {place}"
+    return Calibration(place, num_steps, medians), f"time: from {counted(num_steps, 'step')} of {place}"
 
 
 def different_fields(config: RunConfig, other: RunConfig) -> list[str]:

@@ -8,7 +8,7 @@ from raytrain.config import Precision, RunConfig, SourceFormat
 from raytrain.data.listing import list_files
 from raytrain.data.prepare import find_prepared
 from raytrain.data.sources import count_rows
-from raytrain.errors import ConfigError
+from raytrain.errors import ConfigError, counted
 from raytrain.planning.calibration import Calibration, find_calibration
 from raytrain.planning.fitting import Choice, choices, first_that_fits, memory_of, resolved_precision
 from raytrain.planning.gpus import PRICES_ARE, Gpu
@@ -152,8 +152,7 @@ def make_forecast(config: RunConfig, hardware: Hardware, calibration_run: str | 
     found = check(config, on_this_machine=on_this_machine)
     config = found.config
     task = make_task(config.task, config.data.max_length)
-    num_samples, state, data_note = _count_data(config, task)
-    notes = [data_note] if data_note else []
+    num_samples, state, notes = _count_data(config, task)
     shape = shape_on_meta(config, task, state)
     num_cpus, num_gpus = _size_of(found, hardware, on_this_machine=on_this_machine)
     plan = make_plan(
@@ -255,19 +254,19 @@ def _world(
     )
 
 
-def _count_data(config: RunConfig, task: Task) -> tuple[int | None, TaskState, str | None]:
-    """Number of training samples, the task's state, and a note on the number if the data is not prepared."""
+def _count_data(config: RunConfig, task: Task) -> tuple[int | None, TaskState, list[str]]:
+    """Number of training samples, the task's state, and notes on the data, or on the number if it is not prepared."""
     store = find_prepared(config)
     if store is not None:
-        return store.manifest.splits["train"].num_samples, store.manifest.task_state, None
+        return store.manifest.splits["train"].num_samples, store.manifest.task_state, store.manifest.remarks
     state = task.assumed_state()
     files = list_files(config.data.train, "data.train")
     if any(file.format != SourceFormat.PARQUET for file in files):
-        return None, state, "data is not prepared, so its samples are not counted: `raytrain data prepare CONFIG`"
+        return None, state, ["data is not prepared, so its samples are not counted: `raytrain data prepare CONFIG`"]
     rows = count_rows(files)
     fraction = config.data.validation.fraction if config.data.validation else None
     rows = round(rows * (1 - (fraction or 0.0)))
-    return rows, state, f"data is not prepared: {rows:,} samples are the rows of its files"
+    return rows, state, [f"data is not prepared: {counted(rows, 'sample')}, the rows of its files"]
 
 
 def _size_of(found: Preflight, hardware: Hardware, *, on_this_machine: bool) -> tuple[float, float | None]:

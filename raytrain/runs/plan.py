@@ -10,7 +10,7 @@ from typing import Any
 
 from raytrain.checkpoint.sizes import CHECKPOINT_BYTES_PER_PARAMETER, SNAPSHOT_COPIES, SNAPSHOTS_KEPT
 from raytrain.config import RunConfig
-from raytrain.errors import ConfigError
+from raytrain.errors import ConfigError, counted
 from raytrain.steps.batches import BatchPlan
 from raytrain.steps.timetable import make_timetable
 
@@ -221,8 +221,9 @@ def _steps_per_epoch(config: RunConfig, num_samples: int) -> int:
         if num_samples == 0:
             raise ConfigError("data.train has no usable sample")
         raise ConfigError(
-            f"an epoch of {num_samples} samples has no step: training.global_batch_size is {batch} and data.drop_last "
-            "leaves out the smaller last step; lower training.global_batch_size, or set data.drop_last to false"
+            f"an epoch of {counted(num_samples, 'sample')} has no step: training.global_batch_size is {batch} and "
+            "data.drop_last leaves out the smaller last step; lower "
+            "training.global_batch_size, or set data.drop_last to false"
         )
     return steps
 

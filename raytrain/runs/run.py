@@ -80,7 +80,7 @@ def run_training(
     """Train a run to its end, from its newest checkpoint.
 
     Args:
-        overwrite: Delete the contents of the run's folder first, and start from the beginning.
+        overwrite: Delete what the run has written to its folder first, and start from the beginning.
         terms: What a sweep prescribes for the run.
         callbacks: Callbacks of Ray Train, as for `ray.train.RunConfig`.
 
@@ -158,7 +158,7 @@ def _complete(outcome: Outcome, run: Storage, config: RunConfig, duration_s: flo
         run_path=run.path_of(),
         **progress,
         duration_s=duration_s,
-        failures=events.count("failure"),
+        failures=outcome.failures,
         resizes=events.count("resize") + events.count("reclaim"),
     )
     if isinstance(outcome, Finished):
@@ -193,6 +193,8 @@ def _train(
     ):
         observer.phase("preparing data")
         store = prepare(config, observer.prepared, check_first=functools.partial(check_model, config))
+        for remark in store.manifest.remarks:
+            observer.note(remark)
         record_data(run, config, store)
         num_samples = store.manifest.splits["train"].num_samples
         plan = found.plan_on(session, num_samples=num_samples)
@@ -264,7 +266,7 @@ def _supervise(
     train_run.conclude(outcome)  # if the supervisor did not get to it
     if exporter is not None:
         exporter.end(outcome.status)
-    return outcome
+    return replace(outcome, failures=supervisor.num_failed)
 
 
 def _is_of_storage(error: BaseException) -> TypeGuard[OSError]:

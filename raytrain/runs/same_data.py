@@ -7,7 +7,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from raytrain.checkpoint.store import CheckpointStore
 from raytrain.config import RunConfig
-from raytrain.errors import ConfigError
+from raytrain.errors import ConfigError, counted
 from raytrain.storage import Storage
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _changed(recorded: _Recorded, now: _Sources) -> list[str]:
     for split, contents in now.contents.items():
         before = recorded.contents.get(split, [])
         if len(before) != len(contents):
-            changed.append(f"data.{split}: {len(contents)} files, and not {len(before)}")
+            changed.append(f"data.{split}: {counted(len(contents), 'file')}, and not {len(before)}")
             continue
         pairs = zip(before, contents, now.paths[split], strict=True)
         changed += [f"data.{split}: {path}" for old, new, path in pairs if old and new and old != new]

@@ -8,6 +8,7 @@ import pyarrow as pa
 from raytrain.config import RunConfig
 from raytrain.models.tokenizer import load_tokenizer
 from raytrain.tasks.base import Task, TaskState
+from raytrain.tasks.text import TextTask
 
 if TYPE_CHECKING:
     from torch import nn
@@ -69,8 +70,9 @@ def shape_on_meta(config: RunConfig, task: Task, state: TaskState) -> ModelShape
     from raytrain.sizing.longest_sample import check_longest_sample
 
     tokenizer = load_tokenizer(config.model)
-    no_rows = pa.table({column: pa.array([], pa.string()) for column in task.required_columns()})
-    task.encode_inputs(no_rows, tokenizer)  # raises if data.max_length is too small
+    if isinstance(task, TextTask):
+        no_rows = pa.table({column: pa.array([], pa.string()) for column in task.required_columns()})
+        task.encode_inputs(no_rows, tokenizer)  # raises if data.max_length is too small
     with torch.device("meta"), DryRun():
         model = task.build_model(config.model, state, config.training)
     if tokenizer is not None:

@@ -2,10 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
-from raytrain.errors import ConfigError, first_line
+from raytrain.errors import ConfigError, RaytrainError
 from raytrain.tasks.base import Batch, BatchContext, Inputs, Metrics, Rejection, RowError, Scores, Task, TaskState
-from raytrain.tasks.imported import import_class, source_hash
+from raytrain.tasks.imported import file_of, import_class, source_hash
 from raytrain.tasks.text import TextTask
+from raytrain.tasks.user_code import guard, told
 
 if TYPE_CHECKING:
     from raytrain.config import TaskConfig
@@ -56,10 +57,14 @@ def _make_own(task_class: Any, target: str, args: dict[str, Any], max_length: in
     make: Any = task_class
     try:
         task: Task = make(max_length=max_length, **args)
-    except TypeError as error:
-        raise ConfigError(f"task.args: {target} can't be made of them: {first_line(str(error))}") from error
-    if task.best_metric not in task.modes:
-        raise ConfigError(
-            f"task.target {target}: best_metric {task.best_metric!r} is not one of its metrics: {', '.join(task.modes)}"
-        )
-    return task
+    except RaytrainError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"task.args: {target} can't be made of them: {told(error, file_of(target))}") from error
+    try:
+        best, modes = task.best_metric, task.modes
+    except Exception as error:
+        raise ConfigError(f"task.target {target}: its metrics failed: {told(error, file_of(target))}") from error
+    if best not in modes:
+        raise ConfigError(f"task.target {target}: best_metric {best!r} is not one of its metrics: {', '.join(modes)}")
+    return guard(task, target, file_of(target))

@@ -1,13 +1,14 @@
 """Imports classes by their dotted name, `package.module:Class`, and hashes the files that define them."""
 
 import hashlib
-import importlib
+import importlib.util
 import os
 import sys
 from types import ModuleType
 from typing import Any
 
 from raytrain.errors import ConfigError, did_you_mean
+from raytrain.tasks.user_code import told
 
 
 def import_class(target: str) -> Any:
@@ -21,11 +22,17 @@ def import_class(target: str) -> Any:
 
 def source_hash(target: str) -> str:
     """SHA-256 of the file of the module that `package.module:Class` names. Raises ConfigError."""
-    path = getattr(_import_module(target), "__file__", None)  # built-in modules have no such attribute
+    path = file_of(target)
     if path is None:
         raise ConfigError(f"task.target {target}: this module has no file; give the class a file of its own")
     with open(path, "rb") as file:
         return hashlib.sha256(file.read()).hexdigest()
+
+
+def file_of(target: str) -> str | None:
+    """Path of that file; None: a built-in module, which has none. Raises ConfigError."""
+    path: str | None = getattr(_import_module(target), "__file__", None)
+    return path
 
 
 def _import_module(target: str) -> ModuleType:
@@ -43,5 +50,11 @@ def _import_module(target: str) -> ModuleType:
                 ".`, which sends that folder along"
             ) from None
         raise ConfigError(f"task.target {target}: importing {name} failed: {error}") from error
-    except Exception as error:  # importing runs the user's code
-        raise ConfigError(f"task.target {target}: importing {name} failed: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # importing runs the user's code
+        raise ConfigError(f"task.target {target}: importing {name} failed: {told(error, _found(name))}") from error
+
+
+def _found(name: str) -> str | None:
+    """Path of the file of a module that can't be imported; in a package, of the package's own file."""
+    spec = importlib.util.find_spec(name.partition(".")[0])  # nothing is imported again
+    return spec.origin if spec is not None else None

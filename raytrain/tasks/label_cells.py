@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Collection
 from typing import Any
 
+from raytrain.errors import counted
+
 # How programs write a missing value as text. A label that is really called so has to be declared.
 MISSING = frozenset({"nan", "NaN", "NAN", "None", "null", "NULL", "<NA>", "NaT", "#N/A"})
 DECIMAL = re.compile(r"[+-]?(\d+\.\d*|\.\d+)([eE][+-]?\d+)?")
@@ -41,7 +43,7 @@ class LabelReader:
     def only(self, cell: Any) -> tuple[list[str], str]:
         """([label], "") of a cell that holds one label, or ([], the reason)."""
         if isinstance(cell, (list, tuple)) and len(cell) != 1:
-            return [], f"holds {len(cell)} labels; set task.multi_label=true for several"
+            return [], f"holds {counted(len(cell), 'label')}; set task.multi_label=true for several"
         value = cell[0] if isinstance(cell, (list, tuple)) else cell
         label, reason = self.one(value)
         if not reason and label not in self._known and LIST.fullmatch(label):
@@ -104,6 +106,8 @@ class LabelReader:
 def described(value: Any) -> str:
     """A value and its type, for messages: `1900, which is a number`."""
     kinds = {bool: "a boolean", int: "a number", float: "a number", bytes: "bytes", list: "a list", dict: "an object"}
+    if value is None:
+        return "null"
     kind: str = kinds.get(type(value), type(value).__name__)
     text = repr(value)
     return f"{text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + '...'}, which is {kind}"

@@ -2,14 +2,16 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from raytrain.errors import ConfigError, DataError
+from raytrain.errors import ConfigError, DataError, times
 from raytrain.tasks.base import TaskState, exact_weights
 
 UNLABELLED = ("-1", "-100")  # numbers that data sets give to rows without a label
+SELDOM = 10  # a label that occurs less often in the training data can hardly be learned
+MOST_NAMED = 8  # labels in a remark
 FEW_ROWS = 10  # too few to say that there are nearly as many labels as rows
 
 
@@ -63,7 +65,7 @@ def suspicious(surveys: list[TaskState], option: str, column: str) -> list[str]:
     for survey in surveys:
         counts.update(survey["counts"])
     remarks = [
-        f"label {name!r} ({counts[name]} times) often means that there is no label; it is trained as a class: remove "
+        f"label {name!r} ({times(counts[name])}) often means that there is no label; it is trained as a class: remove "
         "such rows if it is not one"
         for name in UNLABELLED
         if name in counts
@@ -73,7 +75,7 @@ def suspicious(surveys: list[TaskState], option: str, column: str) -> list[str]:
         alike[" ".join(name.casefold().split())].append(name)
     for names in alike.values():
         if len(names) > 1:
-            listed = ", ".join(f"{name!r} ({counts[name]} times)" for name in names)
+            listed = ", ".join(f"{name!r} ({times(counts[name])})" for name in names)
             remarks.append(
                 f"these labels differ only in case or blanks, and are trained as different classes: {listed}"
             )
@@ -82,6 +84,40 @@ def suspicious(surveys: list[TaskState], option: str, column: str) -> list[str]:
             f"{option} {column!r} has {len(counts)} different labels in {counts.total()} values: is it an id or a text?"
         )
     return remarks
+
+
+def seldom_seen(labels: list[str], counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """A sentence on the labels that the training data has seldom, and one on those that it does not have.
+
+    Args:
+        labels: All labels; empty: those that occur.
+        counts: Split -> label -> how often it occurs there; empty where targets are not labels.
+    """
+    if not counts.get("train"):
+        return []
+    names = labels or list(dict.fromkeys(name for found in counts.values() for name in found))
+    train = counts["train"]
+    seldom = sorted((name for name in names if 0 < train.get(name, 0) < SELDOM), key=lambda name: train[name])
+    absent = [name for name in names if not train.get(name)]
+    remarks = []
+    if seldom:
+        listed = _listed([f"{name!r} ({times(train[name])})" for name in seldom])
+        remarks.append(f"labels that occur fewer than {SELDOM} times in the training data are hard to learn: {listed}")
+    if absent:
+        listed = _listed([f"{name!r}{_elsewhere(name, counts)}" for name in absent])
+        remarks.append(f"labels that the training data does not have can't be learned: {listed}")
+    return remarks
+
+
+def _elsewhere(name: str, counts: Mapping[str, Mapping[str, int]]) -> str:
+    """Where a label occurs that the training data does not have."""
+    found = [f"{times(by_label[name])} in {split}" for split, by_label in counts.items() if by_label.get(name)]
+    return f" ({', '.join(found)})" if found else ""
+
+
+def _listed(names: list[str]) -> str:
+    more = f", and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
+    return f"{', '.join(names[:MOST_NAMED])}{more}"
 
 
 def training_counts(surveys: list[TaskState]) -> Counter[str]:

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from raytrain.config import ModelConfig, TokenClassificationConfig, TrainingConfig
+from raytrain.errors import counted
 from raytrain.tasks.base import (
     IGNORED,
     Batch,
@@ -267,7 +268,11 @@ class TokenClassification(TextTask):
             reason = f"{tokens} and {column} must be lists, one tag a word"
             return Rejection(row, RowError.BAD_TARGET, reason)
         if tags is None or len(tags) != len(words):
-            return Rejection(row, RowError.BAD_TARGET, f"{len(words)} words, but {len(tags or [])} tags")
+            return Rejection(
+                row,
+                RowError.BAD_TARGET,
+                f"the tags are not one per word: {counted(len(words), 'word')}, but {counted(len(tags or []), 'tag')}",
+            )
         names = [reader.one(tag) for tag in tags]
         if wrong := next((reason for _, reason in names if reason), ""):
             reason = f"{column} lacks the tag of a word" if wrong == "is missing" else f"a tag in {column} {wrong}"

@@ -8,6 +8,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.table import Table
 
+from raytrain.errors import counted
 from raytrain.planning.forecast import Forecast, WorldForecast
 from raytrain.runs.plan import WorldPlan
 from raytrain.sizing.memory import Memory
@@ -59,7 +60,7 @@ def _facts(forecast: Forecast) -> list[str]:
     steps = "unknown: the data has not been counted"
     if plan.total_steps is not None:
         per_epoch = f", {plan.steps_per_epoch:,} per epoch" if plan.steps_per_epoch is not None else ""
-        steps = f"{plan.total_steps:,}{per_epoch}, {plan.global_batch_size} samples each"
+        steps = f"{plan.total_steps:,}{per_epoch}, {counted(plan.global_batch_size, 'sample')} each"
     assert plan.checkpoint_bytes is not None
     lines = [
         f"{plan.name}: {device}{plan.num_cpus:g} logical CPUs, up to {_workers(plan.world_size)} now",

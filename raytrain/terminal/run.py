@@ -12,11 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from raytrain.data.prepared import PreparedStore
+from raytrain.errors import counted
 from raytrain.launch import job_events
 from raytrain.launch.job_events import JobEvent, JobEventKind
 from raytrain.runs.observer import Observer
 from raytrain.runs.result import RunResult
 from raytrain.storage import Storage
+from raytrain.terminal.output import lasting_console
 from raytrain.training.outcome import RunStatus
 from raytrain.training.records import BEST_SO_FAR, NOTES, scores_of
 
@@ -118,7 +120,7 @@ class RunDisplay(LiveDisplay, Observer):
     """Shows a run: phase, steps, loss, rates, evaluations, the best evaluation, and the remaining time."""
 
     def __init__(self, console: Console | None = None):
-        super().__init__(console, refresh_per_second=4)
+        super().__init__(console or lasting_console(), refresh_per_second=4)
         self._rate, self._step_rate = Rate(), Rate()
         self._last_line_s = 0.0
         self._total = 0
@@ -144,7 +146,7 @@ class RunDisplay(LiveDisplay, Observer):
         """Show the number of rows prepared so far."""
         self._bar.update(self._task, completed=rows, total=total)
         if rows_per_s and self._is_line_due():
-            self._say(f"  {rows:,} rows, {rows_per_s:,.0f} rows/s")
+            self._say(f"  {counted(rows, 'row')}, {rows_per_s:,.0f} rows/s")
 
     def begin(self, total_steps: int) -> None:
         """Prepare the bar for training, which is about to start."""
@@ -240,7 +242,7 @@ EVENT_TEXTS = {
     "resize": _CHANGE.replace("to notice", "until new workers were ready"),
     "reclaim": _CHANGE,
     "failure": _CHANGE,
-    "begin": "redoing {steps_redone} steps that the last command did after that checkpoint",
+    "begin": "redoing {steps_redone} step(s) that the last command did after that checkpoint",
     "start": "attempt {attempt}: {world_size} worker(s)",
     "zero_stage": "ZeRO stage {stage}, the lowest that fits into {usable_mib} MiB per worker",
     "restore": "resuming from the {source} of step {step}",
@@ -306,8 +308,10 @@ def print_result(console: Console, result: RunResult) -> None:
         print_event(console, JobEvent(JobEventKind.END, result.message, result.step, status=result.status))
     console.print(f"run     {result.run_path}", soft_wrap=True)
     run = Storage(result.run_path)
-    for what, name in (("model ", "best"), ("report", "report.html")):  # a run that was stopped soon has neither
-        if run.exists(name):
+    files = [("model ", "best"), ("report", "report.html")]
+    files += [("errors", "errors")] if result.failures else []  # not those of an earlier command
+    for what, name in files:
+        if run.exists(name):  # a run that was stopped soon has none
             console.print(f"{what}  {result.run_path}/{name}", soft_wrap=True)
 
 
@@ -339,7 +343,9 @@ def print_store(console: Console, store: PreparedStore) -> None:
         table.add_row(name, *(f"{number:,.1f}" if isinstance(number, float) else f"{number:,}" for number in numbers))
     console.print(table)
     if labels := store.manifest.task_state.get("labels"):
-        console.print(f"labels  {', '.join(labels)}", soft_wrap=True, markup=False)
+        console.print(f"labels  {', '.join(map(repr, labels))}", soft_wrap=True, markup=False)
+    for remark in store.manifest.remarks:
+        console.print(f"note: {remark}", soft_wrap=True, markup=False)
     console.print(f"store   {store.root}", soft_wrap=True)
 
 
@@ -348,5 +354,11 @@ def print_samples(console: Console, samples: list[dict[str, Any]]) -> None:
     for number, sample in enumerate(samples):
         console.print(f"\n[bold]sample {number}")
         for name, value in sample.items():
-            text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-            console.print(f"{name}: {text}", markup=False, soft_wrap=True)
+            text = " ".join(map(_visible, value)) if isinstance(value, list) else str(value)
+            shown = repr(value) if name == "labels" and isinstance(value, str) else text
+            console.print(f"{name}: {shown}", markup=False, soft_wrap=True)
+
+
+def _visible(item: Any) -> str:
+    """An item of a list; in quotes if there are blanks in it."""
+    return repr(item) if isinstance(item, str) and item.split() != [item] else str(item)

@@ -7,7 +7,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from raytrain.errors import counted
 from raytrain.launch.job_events import JobEvent, JobEventKind
+from raytrain.terminal.output import lasting_console
 from raytrain.terminal.run import PLAIN_EVERY_S, LiveDisplay, checking, in_minutes, print_event
 from raytrain.training.outcome import RunStatus
 from raytrain.tuning.observer import SweepObserver
@@ -23,7 +25,7 @@ class SweepDisplay(LiveDisplay, SweepObserver):
     """Shows a sweep."""
 
     def __init__(self, console: Console | None = None):
-        super().__init__(console, refresh_per_second=2)
+        super().__init__(console or lasting_console(), refresh_per_second=2)
         self._trial_table: TrialTable | None = None
         self._metric, self._num_trials = "", 0
         self._began_s = time.monotonic()
@@ -53,7 +55,7 @@ class SweepDisplay(LiveDisplay, SweepObserver):
         self._trial_table, self._num_trials, self._metric = trial_table, num_trials, metric
         if trial_table.rows:
             started, over = len(trial_table.rows), trial_table.num_over
-            self.console.print(f"  resuming: {started} trials were started before, {over} of them have ended")
+            self.console.print(f"  resuming: trials started before: {started}; ended: {over}")
 
     def trial(self, row: TrialRow, event: str) -> None:
         """Print a line about a trial if there is no live table. A failure is printed in any case."""
@@ -136,8 +138,8 @@ def print_sweep(console: Console, result: SweepResult) -> None:
     """Print the result of a sweep and the paths of its files."""
     color = {RunStatus.FINISHED: "green", RunStatus.STOPPED: "yellow"}.get(result.status, "red")
     console.print(
-        f"[{color}]{result.status}[/]: {result.num_trials} trials, {result.num_failed} failed, {result.steps} steps in "
-        f"all; this command took {in_minutes(result.duration_s)}",
+        f"[{color}]{result.status}[/]: {counted(result.num_trials, 'trial')}, {result.num_failed} failed, "
+        f"{counted(result.steps, 'step')} in all; this command took {in_minutes(result.duration_s)}",
         soft_wrap=True,
     )
     if result.best_trial is not None:

@@ -27,6 +27,10 @@ class Row:
     """Whether an earlier worker group reported this step before it crashed."""
 
 
+class RefusedError(Exception):
+    """The tracker does not accept the credentials, or finds none. Its text says where it reads them."""
+
+
 class Tracker(Protocol):
     """An open tracker. Its calls may be slow and may raise; see `Sender`."""
 

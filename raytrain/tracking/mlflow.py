@@ -7,7 +7,8 @@ from itertools import islice
 from typing import Any
 
 from raytrain.config import MlflowConfig
-from raytrain.tracking.base import Row, TrackedRun, first_tellings
+from raytrain.errors import first_line
+from raytrain.tracking.base import RefusedError, Row, TrackedRun, first_tellings
 
 ID, GROUP = "raytrain.id", "raytrain.group"
 STATUS = {"finished": "FINISHED", "stopped_early": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
@@ -15,6 +16,12 @@ STATUS = {"finished": "FINISHED", "stopped_early": "FINISHED", "failed": "FAILED
 MOST_METRICS, MOST_PARAMS, MOST_CHARACTERS = 1000, 100, 6000
 # MLflow's defaults are two minutes and seven retries, which would apply to each step while the server is down.
 REQUESTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "30", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+WHERE = (
+    "MLflow reads MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, of the node: set "
+    "them on every node before Ray is started there, or without a cluster for the command"
+)
+UNAUTHORIZED, FORBIDDEN = 401, 403
+MOST_SHOWN = 200  # characters of MLflow's own text
 
 
 class Mlflow:
@@ -23,6 +30,16 @@ class Mlflow:
     def __init__(self, run: TrackedRun, section: MlflowConfig, first: Row):
         for name, value in REQUESTS.items():
             os.environ.setdefault(name, value)
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._start(run, section)
+        except MlflowException as error:
+            if error.get_http_status_code() not in (UNAUTHORIZED, FORBIDDEN):
+                raise
+            raise RefusedError(f"{first_line(str(error))[:MOST_SHOWN]}. {WHERE}") from error
+
+    def _start(self, run: TrackedRun, section: MlflowConfig) -> None:
         from mlflow.tracking import MlflowClient
 
         self._client = MlflowClient(tracking_uri=section.tracking_uri)

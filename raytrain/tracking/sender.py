@@ -4,7 +4,7 @@ import logging
 import threading
 
 from raytrain.errors import first_line
-from raytrain.tracking.base import Opener, Row, Tracker
+from raytrain.tracking.base import Opener, RefusedError, Row, Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -114,4 +114,6 @@ class Sender:
 
 def reason_of(error: Exception) -> str:
     """An error of a tracker, in one line."""
+    if isinstance(error, RefusedError):
+        return str(error)
     return f"{type(error).__name__}: {first_line(str(error))}"[:300]

@@ -1,11 +1,18 @@
 """Weights & Biases."""
 
 import tempfile
+from typing import Any
 
 from raytrain.config import WandbConfig
-from raytrain.tracking.base import Row, TrackedRun, first_tellings
+from raytrain.errors import first_line
+from raytrain.tracking.base import RefusedError, Row, TrackedRun, first_tellings
 
 INIT_TIMEOUT_S = 30.0
+WHERE = (
+    "W&B reads its key from WANDB_API_KEY or ~/.netrc of the node: set it on every node before Ray is started there, "
+    "or without a cluster for the command; or set tracking.wandb.mode=offline"
+)
+MOST_SHOWN = 200  # characters of W&B's own text
 FLUSH_S = 2.0  # a worker that is killed loses this many seconds of an offline run
 
 
@@ -15,8 +22,18 @@ class Wandb:
     def __init__(self, run: TrackedRun, section: WandbConfig, first: Row):
         import wandb
 
+        try:
+            self._run = self._start(run, section)
+        except (wandb.errors.AuthenticationError, wandb.errors.UsageError) as error:
+            raise RefusedError(f"{first_line(str(error))[:MOST_SHOWN]}. {WHERE}") from error
+        # W&B's own step can't decrease, but the step of the best model, which is tested at the end, does.
+        self._run.define_metric("*", step_metric="step")
+
+    def _start(self, run: TrackedRun, section: WandbConfig) -> Any:
+        import wandb
+
         is_online = section.mode == "online"
-        self._run = wandb.init(
+        return wandb.init(
             id=run.read_id(),
             resume="allow" if is_online else None,  # `wandb sync` joins the parts of an offline run
             reinit="create_new",
@@ -38,8 +55,6 @@ class Wandb:
                 x_transaction_log_flush_interval=FLUSH_S,
             ),
         )
-        # W&B's own step can't decrease, but the step of the best model, which is tested at the end, does.
-        self._run.define_metric("*", step_metric="step")
 
     def log(self, rows: list[Row]) -> None:
         """Log rows."""

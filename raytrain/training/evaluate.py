@@ -1,5 +1,6 @@
 """Evaluation: each sample exactly once at any world size, metrics on rank 0, the verdict on all workers."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -11,7 +12,7 @@ from raytrain.data.items import EvalBatch
 from raytrain.errors import ConfigError
 from raytrain.tasks.base import Batch, Metrics, Task, TaskState
 from raytrain.training.agreement import Control
-from raytrain.training.progress import Progress, best_metric, is_better, watched_mode
+from raytrain.training.progress import Progress, best_metric, is_better, watched_mode, wins_tie
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,13 @@ class Judge:
             None,
             self.best_metric,
         ):  # a resumed run may watch another metric: values differ
-            progress.best_value = progress.best_step = None
+            progress.best_value = progress.best_step = progress.best_loss = None
         progress.best_metric = self.best_metric
-        is_best = is_better(value, progress.best_value, self.best_mode)
+        loss = metrics.values.get("loss", math.nan)
+        is_best = is_better(value, progress.best_value, self.best_mode) or wins_tie(value, loss, progress)
         if is_best:
             progress.best_value, progress.best_step = value, progress.step
+            progress.best_loss = loss if math.isfinite(loss) else None
         self._watch(metrics, progress)
         return Verdict(metrics, is_best)
 

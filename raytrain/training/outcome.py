@@ -37,6 +37,8 @@ class Finished:
     progress: Progress = field(default_factory=Progress)
     final_metrics: dict[str, float] = field(default_factory=dict)
     """Metrics of the best model on the test split, or on the split to be evaluated."""
+    failures: int = 0
+    """Worker groups of the command that have failed; the driver fills it in, here and below."""
 
     @property
     def status(self) -> RunStatus:
@@ -50,6 +52,7 @@ class Stopped:
 
     progress: Progress = field(default_factory=Progress)
     reason: StopReason = StopReason.REQUESTED
+    failures: int = 0
     status = RunStatus.STOPPED
 
 
@@ -61,6 +64,7 @@ class Failed:
     message: str
     """For people, without credentials."""
     progress: Progress = field(default_factory=Progress)
+    failures: int = 0
     status = RunStatus.FAILED
 
     def __post_init__(self) -> None:

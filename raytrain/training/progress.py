@@ -8,6 +8,9 @@ from raytrain.config import EarlyStoppingConfig, RunConfig
 from raytrain.errors import ConfigError, did_you_mean
 from raytrain.tasks.base import Mode, Task, TaskState
 
+LOSS_NOISE = 1e-4
+"""The loss of a model may differ by this much between numbers of workers, which must not decide which model is kept."""
+
 
 @dataclass
 class Progress:
@@ -29,6 +32,8 @@ class Progress:
     """Its best value so far."""
     best_step: int | None = None
     """Step at which it was reached."""
+    best_loss: float | None = None
+    """The validation loss at that step; null: not known."""
     evals_without_improvement: int = 0
     """Evaluations since the metric that early stopping watches last improved."""
     watched_metric: str | None = None
@@ -88,6 +93,13 @@ def mode_of(metric: str, task: Task, option: str) -> Mode:
             f"{did_you_mean(metric, task.modes)}"
         )
     return task.modes[metric]
+
+
+def wins_tie(value: float, loss: float, progress: Progress) -> bool:
+    """Whether an evaluation that is as good as the best one has a lower loss, by more than LOSS_NOISE."""
+    if progress.best_loss is None or value != progress.best_value:
+        return False
+    return loss < progress.best_loss - LOSS_NOISE
 
 
 def is_better(value: float, best: float | None, mode: str, min_delta: float = 0.0) -> bool:

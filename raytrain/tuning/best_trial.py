@@ -9,7 +9,7 @@ from raytrain.config.fields import affecting
 from raytrain.config.io import parse_config
 from raytrain.config.yaml import parse_yaml
 from raytrain.errors import ConfigError
-from raytrain.runs.folder import SWEEP
+from raytrain.runs.folder import SWEEP, why_no_sweep
 from raytrain.storage import Storage
 from raytrain.tuning.space.space import Space
 from raytrain.tuning.state import trial_config
@@ -59,7 +59,7 @@ def train_winner(root: Storage, overrides: list[str], *, all_data: bool, trial: 
             wrong, or the two splits can't be combined.
     """
     if not is_sweep(root):
-        raise ConfigError(f"{root.path_of()} is not a sweep's folder: it has no {SWEEP}")
+        raise ConfigError(f"{root.path_of()} is not a sweep's folder: {why_no_sweep(root)}")
     sweep, config, _ = read_sweep(root)
     trial_table = TrialTable(root, sweep["compares"]["mode"])
     best = trial_table.best if trial is None else trial_table.rows.get(trial)

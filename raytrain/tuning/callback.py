@@ -7,7 +7,7 @@ from typing import Any
 from ray.exceptions import RayTaskError
 from ray.tune import Callback
 
-from raytrain.errors import FailureCode, first_line
+from raytrain.errors import FailureCode, counted, first_line
 from raytrain.monitoring.exporter import SweepExporter
 from raytrain.runs.signals import StopSignals
 from raytrain.storage import Storage
@@ -18,7 +18,7 @@ from raytrain.tuning.pool.broker import Broker, rungs_passed
 from raytrain.tuning.space.schedulers import Halving
 from raytrain.tuning.space.space import Space
 from raytrain.tuning.state import Sweep, SweepEnd
-from raytrain.tuning.trial import FAILURE, GOODPUT, OTHERS, STATUS, STEP, VALUE
+from raytrain.tuning.trial import FAILURE, GOODPUT, KEPT, OTHERS, STATUS, STEP, VALUE
 from raytrain.tuning.trials import TRIALS, TrialFailure
 
 LOOK_EVERY_S = 0.5
@@ -99,7 +99,7 @@ class SweepCallback(Callback):
             num_failed = sweep.trial_table.count("failed")
             return SweepEnd(
                 RunStatus.FAILED,
-                f"{num_failed} trials have failed, and max_failed of the space is {sweep.space.max_failed:g}",
+                f"{counted(num_failed, 'trial')} failed, and max_failed of the space is {sweep.space.max_failed:g}",
             )
         return None
 
@@ -123,7 +123,8 @@ class SweepCallback(Callback):
         rung = rung_of(sweep.space, result[STEP], result.get(EPOCHS, 0.0))
         before = sweep.trial_table.rows[name].step
         value = sweep.trial_table.sign * result[VALUE]
-        row = sweep.trial_table.evaluated(name, result[STEP], value, rung, result.get(OTHERS))
+        is_kept = bool(result.get(KEPT))
+        row = sweep.trial_table.evaluated(name, result[STEP], value, rung, result.get(OTHERS), is_kept=is_kept)
         if result.get(GOODPUT) is not None:
             row = sweep.trial_table.update(name, goodput=result[GOODPUT])
         self._broker.reached(name, rung, result[VALUE])

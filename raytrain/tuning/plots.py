@@ -39,10 +39,12 @@ def trial_colors(names: Sequence[str]) -> dict[str, str]:
     return {name: "#{:02x}{:02x}{:02x}".format(*shade) for name, shade in zip(ordered, shades, strict=False)}
 
 
-def metric_by_step(rows: Sequence[TrialRow], space: Space, metric: str, winner: str, colors: Colors) -> bytes:
+def metric_by_step(rows: Sequence[TrialRow], space: Space, metric: str, winner: str, colors: Colors) -> bytes | None:
     """One line per trial, the winner's thick and with a star at its best value; a cross ends those that did not train
     to the end. Dotted lines are the scheduler's rungs, dots the steps at which a trial continued from another one's
-    model."""
+    model. None before the first evaluation."""
+    if not any(row.history for row in rows):
+        return None
     figure, axes = new_axes("Trials", metric, size=WIDE)
     named = _readable(rows)
     for row in rows:
@@ -78,14 +80,17 @@ def _readable(rows: Sequence[TrialRow]) -> set[str]:
     least = NAME_HEIGHT * (max(values) - min(values)) if values else 0.0
     named: dict[str, tuple[int, float]] = {}
     for name, (step, value) in list(ends.items())[:MOST_NAMES]:
-        if all(step != other or abs(value - height) >= least for other, height in named.values()):
+        if all(step != other or abs(value - height) >= least > 0.0 for other, height in named.values()):
             named[name] = (step, value)
     return set(named)
 
 
-def parallel_coordinates(rows: Sequence[TrialRow], space: Space, metric: str, mode: str, winner: str) -> bytes:
-    """One line per trial through its values; darker is better, and the winner has its own color."""
+def parallel_coordinates(rows: Sequence[TrialRow], space: Space, metric: str, mode: str, winner: str) -> bytes | None:
+    """One line per trial through its values; darker is better, and the winner has its own color. None while there are
+    no two trials to compare."""
     rows = [row for row in rows if row.best_value is not None]
+    if len(rows) < 2:
+        return None
     keys = list(space.parameters)
     figure = Figure(figsize=WIDE, layout="constrained", dpi=130)
     axes = figure.add_subplot()
@@ -105,8 +110,7 @@ def parallel_coordinates(rows: Sequence[TrialRow], space: Space, metric: str, mo
             axes.annotate(
                 text, (index, height), (3, 0), fontsize=7, color=INK, textcoords="offset points", bbox=BEHIND_TEXT
             )
-    for value in sorted({best.min(), best.max()}) if len(best) else []:
-        height = 1.0 if value == best.max() and best.max() > best.min() else 0.0
+    for height, value in sorted({(_unit(best)[place], best[place]) for place in (best.argmin(), best.argmax())}):
         text = f"{value:.4f}"
         axes.annotate(text, (len(keys), height), (3, 0), fontsize=7, textcoords="offset points", bbox=BEHIND_TEXT)
     axes.set_xticks(range(len(keys) + 1), [*(short(key) for key in keys), metric], fontsize=8)

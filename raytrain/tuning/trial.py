@@ -19,14 +19,14 @@ from raytrain.runs.result import RunResult
 from raytrain.runs.run import run_training
 from raytrain.storage import Storage
 from raytrain.training.outcome import RunStatus, StopReason
-from raytrain.training.records import EPOCHS, read_jsonl
+from raytrain.training.records import BEST_SO_FAR, EPOCHS, read_jsonl
 from raytrain.tuning.generation_end import has_paused_at, num_done, value_at, values_of, wait_for_others
 from raytrain.tuning.pool.allocate import Claim
 from raytrain.tuning.pool.broker import TrialAllocation
 from raytrain.tuning.space.space import overrides_of
 from raytrain.tuning.trials import TrialFailure
 
-STEP, VALUE, STATUS, GOODPUT, OTHERS = "step", "value", "status", "goodput", "others"
+STEP, VALUE, STATUS, GOODPUT, OTHERS, KEPT = "step", "value", "status", "goodput", "others", "kept"
 ROUNDING = 1e-5  # floating point: Tune's rungs are 0.1 x 3 = 0.30000000000000004
 SETTLED = "is_settled"
 """Marks a report at which the trial must not be stopped: it has passed this rung before, or is at its end anyway."""
@@ -139,6 +139,7 @@ class Reporter(Observer):
         self._plan = plan
         self._last_step, self._last_value = 0, math.nan
         self._others: dict[str, float] = {}
+        self._is_kept = False
         self._epochs = 0.0
         self._total_steps = math.inf
         self.is_stopped = False
@@ -166,6 +167,8 @@ class Reporter(Observer):
             self._epochs = row.get(EPOCHS, 0.0) * (1 + ROUNDING)
             others = {name: row.get(name) if known is None else known for name, known in self._plan.others.items()}
             self._others = {name: other for name, other in others.items() if other is not None}
+            best = row.get(BEST_SO_FAR) or {}
+            self._is_kept = best.get("metric") == self._plan.metric and best.get("step") == row["step"]
             self._report("running", is_settled=is_settled or self._last_step >= self._total_steps)
 
     def end(self, result: RunResult) -> None:
@@ -179,7 +182,7 @@ class Reporter(Observer):
         if self.is_stopped:  # Tune raises only once; a second report would wait indefinitely
             raise SystemExit
         report: dict[str, Any] = {STEP: self._last_step, VALUE: self._last_value, STATUS: status, SETTLED: is_settled}
-        report |= {OTHERS: self._others, EPOCHS: self._epochs}
+        report |= {OTHERS: self._others, KEPT: self._is_kept, EPOCHS: self._epochs}
         try:
             tune.report({**report, GOODPUT: goodput})
         except SystemExit:

@@ -108,16 +108,26 @@ class TrialTable:
         return self.rows[name]
 
     def evaluated(
-        self, name: str, step: int, value: float, rung: int, others: Mapping[str, float] | None = None
+        self,
+        name: str,
+        step: int,
+        value: float,
+        rung: int,
+        others: Mapping[str, float] | None = None,
+        *,
+        is_kept: bool = False,
     ) -> TrialRow:
         """Record a trial's newest evaluation. One that is reported again after an interruption is counted once.
 
-        `others`: metric -> value of the space's other objectives.
+        Args:
+            others: Metric -> value of the space's other objectives.
+            is_kept: Whether the run has kept the model as its best, also if only its loss is lower.
         """
         row = self.rows[name]
         if not math.isfinite(value) or any(step <= known for known, _ in row.history[-1:]):
             return row
         is_best = row.best_value is None or self.sign * value > self.sign * row.best_value
+        is_best = is_best or (is_kept and value == row.best_value)
         best: dict[str, Any] = {"best_value": value, "best_step": step, "best_values": row.values}
         best = {**best, "best_others": dict(others or {})} if is_best else {}
         return self.update(name, step=step, value=value, rung=rung, history=[*row.history, (step, value)], **best)

@@ -21,7 +21,6 @@ from running import (
     run_cli,
     start_cli,
     steps_done,
-    summary,
     tiny_run,
     wait_until,
     worker_processes,
@@ -133,22 +132,6 @@ def test_the_driver_dies_and_the_same_command_goes_on(pool: NodePool, tmp_path: 
     training.stop()
     training.assert_undisturbed()
     pool.assert_nothing_is_held()
-
-
-def test_what_fails_at_the_same_step_again_is_given_up_on(tmp_path: Path) -> None:
-    """A row group that can't be read: the second failure ends the run, long before workers.max_failures."""
-    config = tiny_run(tmp_path, "broken", "training.epochs=2", "data.validation=null", "workers.max_failures=50")
-    path = write_config(config, tmp_path)
-    assert run_cli("data", "prepare", path)[0] == 0
-    (part,) = (tmp_path / "runs" / "_prepared").rglob("train/*.parquet")
-    damaged = bytearray(part.read_bytes())
-    damaged[4:200] = b"\0" * 196
-    part.write_bytes(bytes(damaged))
-    code, output = run_cli("train", path)
-    assert code == 1, output
-    assert "step 1 failed 2 times. The first time: worker 0" in output
-    assert "samples" in output
-    assert summary(tmp_path / "runs" / "broken")["status"] == "failed"
 
 
 @pytest.mark.parametrize("seed", range(3))

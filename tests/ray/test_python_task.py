@@ -54,6 +54,23 @@ def test_trained_evaluated_and_resumed(folder: Path) -> None:
     assert code == 0 and "mae" in output, output
 
 
+@pytest.mark.slow
+def test_what_fails_at_the_same_step_again_is_given_up_on(folder: Path) -> None:
+    """An error in a task's loss: the second failure ends the run, long before workers.max_failures. Both are counted
+    though no step follows, and the traceback of each is kept."""
+    source = "from regression import Regression\n\nclass Bad(Regression):\n    def loss_sum(self, *_):\n        1 / 0\n"
+    (folder / "bad.py").write_text(source)
+    words = ("name=bad", "task.target=bad:Bad", "workers.max_failures=50", "workers.max=1")
+    code, output = run_cli("train", "run.yaml", *words, cwd=folder)
+    assert code == 1, output
+    assert "step 1 failed 2 times. The first time: worker 0: ZeroDivisionError" in output
+    assert "The step's samples are" in output
+    found = summary(folder / "runs" / "bad")
+    assert (found["status"], found["failure_code"], found["failures"]) == ("failed", "worker_error", 2)
+    kept = sorted((folder / "runs" / "bad" / "errors").iterdir())
+    assert len(kept) == 2 and all('bad.py", line 5, in loss_sum' in file.read_text() for file in kept)
+
+
 def test_a_changed_file_is_another_experiment(folder: Path) -> None:
     with open(folder / "frozen.py", "a") as file:
         file.write("\n# another one\n")

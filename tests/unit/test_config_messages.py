@@ -3,6 +3,7 @@
 import copy
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,10 @@ from raytrain.config import RunConfig
 from raytrain.config.fields import all_fields, is_section
 from raytrain.config.io import parse_config
 from raytrain.config.mistakes import ALLOWED, describe_all
-from raytrain.errors import ConfigError
+from raytrain.config.other_words import OTHER_NAMES, OTHER_VALUES, OTHER_WORDS, VALUE_OF_SECTION
+from raytrain.config.shipped import find_cluster_file, find_config, find_space
+from raytrain.errors import ConfigError, counted, did_you_mean, times
+from raytrain.tasks.label_cells import described as described_cell
 from raytrain.tuning.space.space import Space, parse_space
 
 CONFIG: dict[str, Any] = {
@@ -167,3 +171,99 @@ def with_value(raw: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         place = place[parent]
     place[last] = value
     return found
+
+
+@pytest.mark.parametrize(
+    ("raw", "found"),
+    [(None, "nothing"), ([1], "a list [1]"), ("a", "the text 'a'"), (3, "the number 3"), (True, "the value true")],
+)
+@pytest.mark.parametrize("parse", [lambda raw: parse_config(raw, origin="x"), lambda raw: parse_space(raw, "x")])
+def test_what_is_no_mapping_is_told_without_names_of_python(parse: Any, raw: Any, found: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(raw)
+    assert str(caught.value) == f"x: expected `key: value` lines, found {found}"
+
+
+def test_one_is_not_many() -> None:
+    assert [counted(n, "row") for n in (0, 1, 2, 1200)] == ["0 rows", "1 row", "2 rows", "1,200 rows"]
+    assert (times(1), times(3)) == ("once", "3 times")
+    assert described_cell(None) == "null"
+
+
+MEANT = [
+    ("task.kind=classification", "did you mean sequence_classification?"),
+    ("task.kind=ner", "did you mean token_classification?"),
+    ("task.kind=custom", "did you mean python?"),
+    ("training.precision=float16", "did you mean fp16?"),
+    ("training.precision=32", "did you mean fp32?"),
+    ("training.schedule.kind=cosine_annealing", "did you mean cosine?"),
+    ("data.bad_rows=skip", "did you mean set_aside?"),
+    ("data.train.format=pq", "did you mean parquet?"),
+    ("tracking.wandb.mode=dryrun", "did you mean offline?"),
+    ("data.dev.path=x", "did you mean data.validation?"),
+    ("data.validation.file=x", "did you mean data.validation.path?"),
+    ("model.name=x", "did you mean model.path?"),
+    ("workers.num=2", "did you mean workers.max?"),
+    ("output=x", "did you mean storage_path?"),
+    ("trackers=x", "did you mean tracking?"),
+    ("task=ner", "did you mean task.kind=token_classification?"),
+    ("model=bert", "did you mean model.path='bert'?"),
+    ("data.train=x.csv", "did you mean data.train.path='x.csv'?"),
+    ("workers=3", "did you mean workers.max=3?"),
+]
+
+
+@pytest.mark.parametrize(("override", "hint"), MEANT)
+def test_what_people_type_first_is_understood(override: str, hint: str) -> None:
+    raw = {"name": "a", "task": {"kind": "sequence_classification"}, "model": {"path": "m"}}
+    raw |= {"data": {"train": {"path": "x.csv"}, "validation": {"fraction": 0.1}}}
+    with pytest.raises(ConfigError) as caught:
+        parse_config(raw, [override])
+    assert hint in str(caught.value)
+
+
+def test_the_hints_name_what_is_there() -> None:
+    """A field that is renamed must be renamed there too."""
+    known = set(all_fields())
+    assert {*OTHER_WORDS.values(), *VALUE_OF_SECTION.values()} <= known
+    assert set(VALUE_OF_SECTION) <= known
+    last = {key.rpartition(".")[2] for key in known}
+    assert set(OTHER_NAMES.values()) <= last and set(OTHER_VALUES) <= last
+
+
+@pytest.mark.parametrize(
+    ("word", "known", "hint"),
+    [
+        ("acc", ["loss", "accuracy"], "; did you mean accuracy?"),
+        ("f1", ["loss", "accuracy", "macro_f1"], "; did you mean macro_f1?"),
+        ("x", ["xyzzy"], ""),
+        ("rouge", ["loss", "accuracy"], ""),
+    ],
+)
+def test_abbreviations(word: str, known: list[str], hint: str) -> None:
+    assert did_you_mean(word, known) == hint
+
+
+def test_what_needs_a_validation_split_is_turned_off_by_name() -> None:
+    """`leave it out` could mean the split."""
+    raw = {"name": "a", "task": {"kind": "sequence_classification"}, "model": {"path": "m"}}
+    raw |= {"data": {"train": {"path": "x.csv"}}}
+    words = ["training.early_stopping.metric=loss", "training.eval_every_steps=5"]
+    with pytest.raises(ConfigError) as caught:
+        parse_config(raw, words)
+    message = str(caught.value)
+    assert "data.validation.path=FILE or data.validation.fraction=0.1" in message
+    remedy = [word for word in message.split() if word.endswith("=null")]
+    assert sorted(remedy) == ["training.early_stopping=null", "training.eval_every_steps=null"]
+    parse_config(raw, [*words, *remedy])
+
+
+@pytest.mark.parametrize("find", [find_config, find_space, find_cluster_file])
+def test_where_a_file_was_looked_for(find: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "reviews.yaml").write_text("")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        find("mine/review.yaml")
+    assert f"(looked for {tmp_path}/mine/review.yaml)" in str(caught.value)
+    assert "did you mean mine/reviews.yaml?" in str(caught.value)

@@ -90,7 +90,7 @@ def test_what_a_failure_has_cost() -> None:
     display.rows("events.jsonl", [{"kind": "begin", "attempt": 2, **moved, "steps_redone": 24}])
     lines = out.getvalue().splitlines()
     assert lines[0].startswith("  a worker's process died: 2 -> 1 worker(s), 8 steps redone, 3.0 s (0.5 s to notice,")
-    assert lines[1:] == ["  redoing 24 steps that the last command did after that checkpoint"]
+    assert lines[1:] == ["  redoing 24 step(s) that the last command did after that checkpoint"]
 
 
 def on_a_terminal() -> tuple[RunDisplay, Callable[[], str]]:

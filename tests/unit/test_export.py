@@ -12,6 +12,7 @@ from tiny import TINY_BERT, tiny_tokenizer
 from raytrain.config import RunConfig
 from raytrain.config.io import parse_config
 from raytrain.data.prepared import Manifest, SplitInfo
+from raytrain.models.card import COUNTS, model_card
 from raytrain.models.tokenizer import load_tokenizer
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
@@ -91,7 +92,7 @@ def test_the_card_says_what_the_model_is(tmp_path: Path) -> None:
         "Trained from random weights with raytrain 0.1.0",
         "after step 51 (epoch 1)",
         "`negative`, `positive`",
-        f"| train | `{tmp_path}/data/train.parquet` | 37 | 400 | 2 | 1 |",
+        "| train | `train.parquet` | 37 | 400 | 2 | 1 |",
         "`0123abcd`",
         "epochs: 7",
         "cuts texts at 24 tokens",
@@ -100,6 +101,24 @@ def test_the_card_says_what_the_model_is(tmp_path: Path) -> None:
         assert said in page
     assert "inner0" not in page + (best / "raytrain.json").read_text()
     assert "storage_path" not in page
+    assert str(tmp_path) not in page, "the folders of the author are nobody's business"
+    assert str(tmp_path) in (best / "raytrain.json").read_text()
+
+
+def test_the_card_keeps_what_is_no_folder_of_the_author(tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, "reviews")
+    facts = describe(config, Manifest("f", label_state(LABELS), 0, {}, "c"), step=51, epoch=1)
+    facts["base_model"] = {"path": "/home/ada/models/minilm", "is_folder": True, "revision": None}
+    facts["data"] = {
+        "train": {"paths": ["/home/ada/a-*.csv", "s3://b/c.csv", "0.1 of train"], **dict.fromkeys(COUNTS, 1)}
+    }
+    facts["config"]["model"]["path"] = "/home/ada/models/minilm"
+    facts["config"]["data"]["test"] = {"path": ["/home/ada/t.csv", "hub/name"]}
+    facts["config"]["task"] = {"kind": "python", "args": {"words": ["/home/ada/w.txt"], "mark": "/", "n": 3}}
+    page = model_card(facts, {})
+    assert "/home/ada" not in page
+    for kept in ("`minilm`", "`a-*.csv`<br>`s3://b/c.csv`<br>`0.1 of train`", "t.csv", "hub/name", "w.txt", "mark: /"):
+        assert kept in page, kept
 
 
 def test_the_card_has_the_results_of_this_model_only(tmp_path: Path) -> None:
@@ -120,8 +139,6 @@ def test_the_card_has_the_results_of_this_model_only(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("path", "is_named"), [("owner/model", True), ("local", False)])
 def test_a_hub_is_told_of_a_base_model_that_it_can_have(tmp_path: Path, path: str, is_named: bool) -> None:
-    from raytrain.models.card import model_card
-
     config = tiny_run(tmp_path, "reviews")
     splits = {"train": SplitInfo(37, 400, 2, 1, [], "")}
     facts = describe(config, Manifest("f", label_state(LABELS), 0, splits, "c"), step=51, epoch=1)

@@ -15,11 +15,13 @@ import pytest
 
 from raytrain.config import RunConfig
 from raytrain.config.io import parse_config
+from raytrain.data.bad_rows import Rejected, summary
 from raytrain.data.encode import Encoder, Surveyor, report_of
 from raytrain.data.readers.base import CHUNK_ROWS
 from raytrain.data.sources import check_sources, read_tasks
-from raytrain.errors import ConfigError, DataError
+from raytrain.errors import ConfigError, DataError, counted
 from raytrain.tasks import make_task
+from raytrain.tasks.base import RowError
 from raytrain.tasks.labels import labels_in
 from tests.tiny import TINY_BERT, tiny_tokenizer, write_parquet, write_reviews
 
@@ -159,7 +161,10 @@ class TestQuotes:
         monkeypatch.setattr("raytrain.data.encode.CHUNKS_TO_COUNT", 1)
         broken = dict.fromkeys((300, CHUNK_ROWS + 300, 3 * CHUNK_ROWS), "x")
         path = write(tmp_path / "a.csv", csv_of(broken, num_rows=3 * CHUNK_ROWS))
-        assert "row 300: 1 fields" in (message := refused(prepare, path)) and "(at least 1 more bad rows" in message
+        assert (
+            "row 300: 1 field " in (message := refused(prepare, path))
+            and "(at least 1 more bad row after it)" in message
+        )
 
 
 class TestColumns:
@@ -529,7 +534,7 @@ class TestFiles:
         if num_bytes == "none":
             write(folder / f"0.{ending}", "")
         assert len(prepare(folder, task).samples) in (1, 2)
-        assert "data.train.path: 1 of 2 files have no rows and are passed over" in caplog.text
+        assert "data.train.path: 1 of 2 files has no rows and is passed over" in caplog.text
 
     def test_json_beside_other_files_describes_them(self, tmp_path, prepare):
         write_reviews(tmp_path / "x" / "a.parquet", 10, 0)
@@ -554,7 +559,7 @@ class TestBeforeRay:
         ("text", "says"),
         [
             (csv_of({12: '"What a movie said the man,neg'}), "row 12: .*quote"),
-            (csv_of({12: "text,nan", 14: ",pos"}), r"row 12: .*missing.* \(1 more bad rows"),
+            (csv_of({12: "text,nan", 14: ",pos"}), r"row 12: .*missing.* \(1 more bad row after"),
             (csv_of({12: ",pos"}), "row 12: text is empty"),
         ],
     )
@@ -562,6 +567,66 @@ class TestBeforeRay:
         config = RunConfig.model_validate(plain(write(tmp_path / "a.csv", text)))
         with pytest.raises(DataError, match=rf"a\.csv, {says}"):
             check_sources(config.data, make_task(config.task, 32))
+
+
+class TestAdvice:
+    """What a refusal advises can be done, and would help."""
+
+    CONLL = "".join(f"w{i} {('O', 'B-X')[i % 2]}\n" + "\n" * (i % 5 == 4) for i in range(40))
+
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            ("a.txt", CONLL),
+            ("a.txt", "a O\nb B-X\n"),
+            ("a.tsv", CONLL.replace(" ", "\t")),
+            ("a.txt", "a X\nb Y\n\nc X\n"),
+        ],
+    )
+    def test_words_and_tags_under_another_ending(self, tmp_path, prepare, name, text):
+        path = write(tmp_path / name, text)
+        message = refused(prepare, path, TAGS)
+        assert "set data.train.format=conll" in message and "tokens_column" not in message
+        assert prepare(path, TAGS, train={"format": "conll"}).samples
+
+    def test_a_txt_file_of_texts_is_not_taken_for_tags(self, tmp_path, prepare):
+        message = refused(prepare, write(tmp_path / "a.txt", "one text\nanother\n\nand one more\n"), TAGS)
+        assert "conll" not in message and "each line of a txt file is a text" in message
+
+    @pytest.mark.parametrize("column", ["text", "content"])
+    def test_splits_with_different_columns(self, tmp_path, prepare, column):
+        """Naming the other column would only have the other file refused."""
+        train = write(tmp_path / "a.csv", "text,label\na,x\nb,y\n")
+        other = write(tmp_path / "b.csv", "content,label\na,x\nb,y\n")
+        message = refused(prepare, train, {**REVIEWS, "text_column": column}, validation={"path": str(other)})
+        assert f"has no column {column!r}" in message and "rename it in one of them" in message
+        assert (str(train) in message) and (str(other) in message) and "Set task.text_column" not in message
+
+    @pytest.mark.parametrize(
+        ("task", "text"),
+        [
+            ({**REVIEWS, "label_column": "score"}, "text,score\n" + "good,0.5\n" * 700),
+            ({**REVIEWS, "labels": ["a", "b"]}, "text,label\n" + "good,0.5\n" * 700),
+            ({**REVIEWS, "text_column": "empty"}, "empty,label\n" + ",x\n,y\n" * 350),
+        ],
+    )
+    def test_where_every_row_is_bad_the_column_is_wrong(self, tmp_path, prepare, task, text):
+        message = refused(prepare, write(tmp_path / "a.csv", text), task)
+        assert "(at least 199 more bad rows after it)" in message  # only 200 were read
+        assert "None of the 200 rows that were read can be used" in message and "set_aside" not in message
+
+    @pytest.mark.parametrize("row", ["text,other", "text,nan", "text,0.5"])
+    @pytest.mark.parametrize("is_evaluation", [True, False])
+    def test_an_evaluation_keeps_the_labels(self, tmp_path, row, is_evaluation):
+        raw = plain(write(tmp_path / "a.csv", csv_of({12: row})))
+        raw |= {"task": {**REVIEWS, "labels": ["neg", "pos"]}, "data": {**raw["data"], "test": raw["data"]["train"]}}
+        raw["data"] = {**raw["data"], "train": {"path": str(write(tmp_path / "b.csv", csv_of({12: row})))}}
+        config = RunConfig.model_validate(raw)
+        with pytest.raises(DataError, match="row 12") as refusal:
+            check_sources(config.data, make_task(config.task, 32), "test" if is_evaluation else None)
+        message = str(refusal.value)
+        assert ("An evaluation takes task.labels and the kind of labels from the model" in message) == is_evaluation
+        assert "data.bad_rows=set_aside" in message and not (is_evaluation and "Add it to task.labels" in message)
 
 
 def plain(path: Path) -> dict[str, Any]:
@@ -592,3 +657,9 @@ def test_options_that_can_not_be_right(tmp_path, change, says):
     with pytest.raises(ConfigError) as refusal:
         parse_config(plain(tmp_path / "a.csv"), [change])
     assert re.search(says, str(refusal.value).replace("\n", " ")), str(refusal.value)
+
+
+def test_the_same_mistake_is_counted_once_whatever_its_numbers() -> None:
+    reasons = [f"{counted(n, 'field')} where the header has 2" for n in (1, 3, 4)] + ["label is missing"]
+    rejected = [Rejected("train", "a.csv", i, RowError.UNREADABLE, reason) for i, reason in enumerate(reasons)]
+    assert [line.split(":")[0] for line in summary(rejected)] == ["3 x unreadable", "1 x unreadable"]

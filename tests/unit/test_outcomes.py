@@ -13,9 +13,13 @@ import torch
 import torch.distributed as dist
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError
 
+from raytrain.elastic.error_files import keep_tracebacks
+from raytrain.elastic.policy import FailureKind
 from raytrain.elastic.worker_errors import code_of, death_of, error_of
+from raytrain.elastic.worker_group import GroupFailure
 from raytrain.errors import CheckpointError, ConfigError, DataError, FailureCode, RaytrainError, TrainingError
 from raytrain.runs.result import RunResult
+from raytrain.storage import Storage
 from raytrain.training.outcome import Failed, Finished, RunStatus, Stopped
 from raytrain.training.progress import Progress
 
@@ -126,6 +130,23 @@ def test_an_error_keeps_its_code_on_its_way(error: RaytrainError, code: FailureC
     arrived = pickle.loads(pickle.dumps(error))
     assert (type(arrived), str(arrived)) == (type(error), "x")
     assert (arrived.code, arrived.exit_code) == (code, exit_code)
+
+
+def test_the_traceback_of_a_worker_is_kept_without_credentials(tmp_path: Path) -> None:
+    found = error_of(raised_by(module_at(tmp_path / "model.d" / "model.py", "open('s3://me:pa55word@host/x')")))
+    assert found.traceback.startswith("Traceback") and 'model.py", line 2, in fail' in found.traceback
+    failure = GroupFailure(FailureKind.ERROR, found.code, f"worker 1: {found.message}", {1: found.traceback})
+    keep_tracebacks(Storage(str(tmp_path / "run")), failure)
+    (file,) = (tmp_path / "run" / "errors").iterdir()
+    text = file.read_text()
+    assert text.startswith("worker 1: FileNotFoundError") and "==== worker 1 ====\nTraceback" in text
+    assert "pa55word" not in text
+
+
+@pytest.mark.parametrize("tracebacks", [{}, {0: "Traceback"}])
+def test_that_a_traceback_can_not_be_kept_ends_nothing(tmp_path: Path, tracebacks: dict[int, str]) -> None:
+    (tmp_path / "errors").write_text("a file where the folder should be")
+    keep_tracebacks(Storage(str(tmp_path)), GroupFailure(FailureKind.ERROR, FailureCode.HANG, "", tracebacks))
 
 
 def test_a_status_follows_from_the_outcome() -> None:

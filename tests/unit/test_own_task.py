@@ -1,5 +1,6 @@
 """Tasks by dotted name: found in the folder of the command, told apart by their file, refused early. No Ray."""
 
+import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,14 +8,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from running import tiny_run
 
+import raytrain
 from raytrain.config import ModelConfig, PythonTaskConfig, RunConfig, TrainingConfig
-from raytrain.errors import ConfigError
+from raytrain.errors import ConfigError, ForeignMessage
 from raytrain.runs.preflight import resolve
 from raytrain.tasks import Task, make_task
+from raytrain.tasks.imported import import_class
+from raytrain.tasks.user_code import BEFORE_TRAINING
 from raytrain.training.trainer import to_tensors
 from tests.tiny import context
 
@@ -115,3 +120,66 @@ def test_a_network_of_ones_own_is_saved_and_loaded(tmp_path: Path) -> None:
     task.save_model(model, model.state_dict(), str(tmp_path))
     loaded = task.load_model(str(tmp_path), model_config, state, TrainingConfig())
     assert task.loss_sum(loaded, batch).item() == task.loss_sum(model, batch).item()
+
+
+@pytest.mark.parametrize("name", BEFORE_TRAINING)
+@pytest.mark.parametrize("error", ["ValueError('no such thing')", "KeyError('y')", "OSError(2, 'gone', 'w.bin')"])
+def test_an_error_of_its_methods_is_told_as_one_of_the_task(here: Path, name: str, error: str) -> None:
+    """Not as a traceback through raytrain: with its line in the user's file."""
+    source = f"from regression import Regression\n\nclass Bad(Regression):\n    def {name}(self, *_):\n"
+    (here / "bad.py").write_text(f"{source}        raise {error}\n")
+    task = own("bad:Bad")
+    method = getattr(task, name)
+    with pytest.raises(ConfigError) as caught:
+        method(*[None] * (len(inspect.signature(getattr(Task, name)).parameters) - 1))
+    assert f"task.target bad:Bad: {name} failed: {error.partition('(')[0]}".replace("OSError", "FileNotFound") in str(
+        caught.value
+    )
+    assert f"({here / 'bad.py'}, line 5)" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("def __init__(self, **_): self.size = 1 / 0", "task.args: bad:Bad can't be made of them: ZeroDivisionError"),
+        ("metrics = property(lambda self: 1 / 0)", "task.target bad:Bad: its metrics failed: ZeroDivisionError"),
+        ("1 / 0", "task.target bad:Bad: importing bad failed: ZeroDivisionError"),
+        ("raise SystemExit(0)", "task.target bad:Bad: importing bad failed: SystemExit: 0"),
+    ],
+)
+def test_an_error_before_there_is_a_task_names_its_line(here: Path, body: str, expected: str) -> None:
+    (here / "bad.py").write_text(f"from regression import Regression\n\nclass Bad(Regression):\n    {body}\n")
+    with pytest.raises(ConfigError) as caught:
+        own("bad:Bad")
+    assert str(caught.value).startswith(expected) and f"({here / 'bad.py'}, line 4)" in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError(f"[x] {ForeignMessage.NO_CPU_MEMORY}: 1 bytes")])
+def test_a_lack_of_memory_is_no_mistake_of_the_task(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """A worker group may be tried again after it."""
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    import_class("regression:Regression")
+    monkeypatch.setattr(sys.modules["regression"].Regression, "build_model", fail)
+    with pytest.raises(type(error)):
+        own().build_model(ModelConfig(config={"hidden": 4}), {}, TrainingConfig())
+
+
+def test_plan_refuses_a_task_whose_model_fails(here: Path) -> None:
+    source = (
+        "from regression import Regression\n\nclass Bad(Regression):\n    def build_model(self, *_):\n        1 / 0\n"
+    )
+    (here / "bad.py").write_text(source)
+    pq.write_table(pa.table({name: np.arange(9.0) for name in "abcy"}), here / "train.parquet")
+    raw = {
+        "name": "bad",
+        "task": {"kind": "python", "target": "bad:Bad", "args": ARGS},
+        "model": {"config": {"hidden": 4}},
+        "data": {"train": {"path": "train.parquet"}},
+        "training": {"epochs": 1, "global_batch_size": 4, "micro_batch_size": 4},
+    }
+    with pytest.raises(ConfigError, match=r"build_model failed: ZeroDivisionError: .*bad\.py, line 5\)") as caught:
+        raytrain.plan(raw)
+    assert caught.value.exit_code == 2

@@ -205,6 +205,26 @@ REFUSED = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("override", "variable"),
+    [
+        ("tracking.wandb.api_key=HUSH", "WANDB_API_KEY"),
+        ("tracking.wandb={api_key: HUSH}", "WANDB_API_KEY"),
+        ("tracking.mlflow.password=HUSH", "MLFLOW_TRACKING_PASSWORD"),
+        ("tracking.mlflow.tracking_uri='https://me:HUSH@host'", "MLFLOW_TRACKING_PASSWORD"),
+        ("model.token=HUSHHUSHHUSHHUSH", "HF_TOKEN"),
+    ],
+)
+def test_the_variable_that_is_read_instead_is_named(tmp_path: Path, override: str, variable: str) -> None:
+    raw = tiny_run(tmp_path, "a").model_dump(mode="json", exclude_unset=True)
+    with pytest.raises(ConfigError) as caught:
+        parse_config(raw, [override])
+    message = str(caught.value)
+    assert f"set {variable.partition('_PASS')[0][:6]}" in message and variable in message and "HUSH" not in message
+    assert "`raytrain submit` sends no variables along" in message
+    assert "AWS_" not in message and "a task of your own" not in message
+
+
 @pytest.mark.parametrize(("override", "reason"), REFUSED)
 def test_a_config_with_a_credential_is_refused_without_repeating_it(tmp_path: Path, override: str, reason: str) -> None:
     raw = tiny_run(tmp_path, "a").model_dump(mode="json", exclude_unset=True)

@@ -347,7 +347,7 @@ class TestBadRows:
         rows, bad = read(path)
         assert [(row["text"], row[ROW]) for row in rows] == [("a", 2), ("b", 6)]
         assert [row.row for row in bad] == [3, 4, 5]
-        assert "1 fields" in bad[0].reason and "3 fields" in bad[1].reason and "UTF-8" in bad[2].reason
+        assert "1 field " in bad[0].reason and "3 fields" in bad[1].reason and "UTF-8" in bad[2].reason
 
     def test_quote_that_is_never_closed(self, tmp_path):
         body = "".join(f"word word,{i}\n" for i in range(50_000))

@@ -149,7 +149,17 @@ def test_a_key_of_the_space_on_the_command_line_is_refused() -> None:
             },
             "scheduler.kind asha compares by one metric",
         ),
-        ({"parameters": {LR: {"kind": "grid", "values": [1]}}, "scheduler": {"kind": "asha"}}, "give exactly one of"),
+        (
+            {"parameters": {LR: {"kind": "grid", "values": [1]}}, "scheduler": {"kind": "asha"}},
+            "scheduler.grace_steps or scheduler.grace_epochs is required",
+        ),
+        (
+            {
+                "parameters": {LR: {"kind": "grid", "values": [1]}},
+                "scheduler": {"kind": "asha", "grace_steps": 5, "grace_epochs": 0.5},
+            },
+            "scheduler.grace_steps 5 and scheduler.grace_epochs 0.5 are both given: remove one of them. Epochs",
+        ),
         (
             {"parameters": {LR: {"kind": "grid", "values": [1]}}, "metric": "loss", "also": [{"metric": "loss"}]},
             "also repeats a metric",

@@ -3,8 +3,9 @@
 import io
 import os
 import signal
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 from rich.console import Console
@@ -15,6 +16,7 @@ from raytrain.cli.main import app
 from raytrain.runs import run as driver
 from raytrain.runs.signals import StopSignals
 from raytrain.terminal.run import RunDisplay
+from raytrain.terminal.sweep import SweepDisplay
 
 
 def shown(is_terminal: bool) -> tuple[RunDisplay, io.StringIO]:
@@ -68,3 +70,25 @@ def test_every_command_says_that_it_was_interrupted(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(driver, "evaluate_run", interrupt)
     ended = CliRunner().invoke(app, ["eval", str(tmp_path)])
     assert (ended.exit_code, "interrupted" in ended.output) == (1, True), ended.output
+
+
+def broken_pipe() -> TextIO:
+    """The writing end of a pipe that nobody reads any more, as after `| head`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    return open(writing, "w")
+
+
+@pytest.mark.parametrize("make", [broken_pipe, lambda: open("/dev/full", "w")], ids=["closed pipe", "full disk"])
+@pytest.mark.parametrize("display", [RunDisplay, SweepDisplay])
+def test_an_output_that_is_gone_does_not_end_the_run(
+    make: Any, display: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """rich itself ends the process, and no summary is written."""
+    with make() as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        with display() as shown:
+            for _ in range(3):
+                shown.phase("preparing data")
+        stream.write("what is printed later")
+    assert caplog.text.count("the run continues without it") == 1

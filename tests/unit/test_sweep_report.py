@@ -129,3 +129,20 @@ def test_a_sweep_without_an_evaluation_has_a_page(root: Storage) -> None:
         root.delete(f"trials/{trial}")
     page = Path(build_sweep_report(root)).read_text()
     assert "running or interrupted" in page and "What the winner changed" not in page
+
+
+def test_a_sweep_of_few_trials_has_no_empty_figures(root: Storage) -> None:
+    """One trial has nothing to be compared with; without an evaluation there is nothing to draw."""
+
+    def figures(*kept: str) -> set[str]:
+        table = TrialTable(root, "max")
+        for name in table.rows:
+            table.update(name, status="running")
+            if name not in kept:
+                table.update(name, history=[], best_value=None, best_step=None, status="failed")
+        page = Path(build_sweep_report(root)).read_text()
+        return set(re.findall(r'<img[^>]*alt="(\w+)"', page))
+
+    assert figures("trial_0001", "trial_0002") >= {"trials", "values", "workers"}
+    assert figures("trial_0001") & {"trials", "values"} == {"trials"}
+    assert not figures() & {"trials", "values"}

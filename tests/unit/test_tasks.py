@@ -471,8 +471,8 @@ class TestTagEncode:
         [
             ([], [], "tokens is empty"),
             (None, ["O"], "tokens is empty"),
-            (["Ada", "in"], ["O"], "2 words, but 1 tags"),
-            (["Ada"], None, "1 words, but 0 tags"),
+            (["Ada", "in"], ["O"], "the tags are not one per word: 2 words, but 1 tag"),
+            (["Ada"], None, "the tags are not one per word: 1 word, but 0 tags"),
             (["Ada", " "], ["O", "O"], "tokens holds an empty word"),
             (["Ada", None], ["O", "O"], "tokens holds an empty word"),
             (["Ada", "in"], ["O", None], "tags lacks the tag of a word"),

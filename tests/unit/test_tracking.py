@@ -1,9 +1,11 @@
 """Trackers: the real ones, through a crash and a change of the worker group, and without a network."""
 
 import importlib
+import os
 import sys
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from raytrain.steps.batches import World
 from raytrain.storage import Storage
 from raytrain.tasks.base import Metrics
 from raytrain.tracking import sender, trackers
-from raytrain.tracking.base import Row, TrackedRun
+from raytrain.tracking.base import RefusedError, Row, TrackedRun
 from raytrain.tracking.sender import Sender
 from raytrain.tracking.trackers import Trackers, check_trackers, conclude
 from raytrain.training.records import read_jsonl
@@ -168,6 +170,39 @@ def test_a_server_that_is_down_neither_fails_nor_stalls_the_run(
     events = [row for row in read_jsonl(run, EVENTS) if row["kind"] == "tracker"]
     assert [(row["tracker"], row["attempt"]) for row in events] == [("mlflow", 0), ("mlflow", 1)], "said once a group"
     assert "127.0.0.1" in events[0]["reason"]
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """A server that wants credentials."""
+
+    def do_GET(self) -> None:
+        self.send_response(401)
+        self.end_headers()
+        self.wfile.write(b"You are not authenticated.")
+
+    do_POST = do_GET
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("tracker", ["wandb", "mlflow"])
+def test_missing_credentials_are_told_with_the_variable(
+    tracker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith(("WANDB_", "MLFLOW_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))  # where W&B looks for .netrc
+    with HTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        section = "{}" if tracker == "wandb" else f"{{tracking_uri: 'http://127.0.0.1:{server.server_port}'}}"
+        config = config_of(tmp_path, f"tracking.{tracker}={section}")
+        with pytest.raises(RefusedError) as caught:
+            trackers.openers(TrackedRun(Storage(str(tmp_path)), config))[tracker](Row(1, 0.0, {}, False))
+        server.shutdown()
+    reason = sender.reason_of(caught.value)
+    assert {"wandb": "WANDB_API_KEY", "mlflow": "MLFLOW_TRACKING_TOKEN"}[tracker] in reason
+    assert "on every node before Ray is started there" in reason
 
 
 class Stuck:

@@ -38,6 +38,17 @@ def test_a_board_is_read_again_as_it_was(root: Storage) -> None:
     assert again.add("trial_0000", {"seed": 2}).values == {"seed": 1}, "a known trial keeps its values"
 
 
+def test_the_model_that_a_trial_keeps_at_a_tie_is_its_best(root: Storage) -> None:
+    """Its values are those that `train --from-sweep` takes."""
+    trial_table = TrialTable(root, "max")
+    trial_table.add("a", {"rate": 1})
+    trial_table.evaluated("a", 10, 0.5, 0, is_kept=True)
+    trial_table.update("a", values={"rate": 2})
+    assert trial_table.evaluated("a", 20, 0.5, 0).best_step == 10
+    assert trial_table.evaluated("a", 30, 0.5, 0, is_kept=True).values_at_best == {"rate": 2}
+    assert trial_table.evaluated("a", 40, 0.4, 0, is_kept=True).best_step == 30
+
+
 def test_what_is_told_again_counts_once(root: Storage) -> None:
     trial_table = TrialTable(root, "max")
     trial_table.add("a", {})

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from raytrain.config import SourceFormat
 from raytrain.data.readers.base import Rows, SourceFile
 from raytrain.data.readers.text import is_valid, lines_of, not_valid
+from raytrain.errors import counted
 
 DOCUMENT_START = "-DOCSTART-"
 COLUMNS = ["tokens", "tags", "document"]
@@ -78,6 +79,16 @@ def wrong_columns(file: SourceFile) -> str:
     return ""
 
 
+def looks_like_conll(file: SourceFile) -> bool:
+    """Whether a text file of another format has the lines of a CoNLL file: several sentences, between them blank lines,
+    and the same number of columns in each line; or a last column of entity tags."""
+    sentences = [lines for _, lines in itertools.islice(_sentences(file), SENTENCES_TO_LOOK_AT)]
+    rows = [columns for lines in sentences for _, _, columns in lines]
+    if {len(columns) for columns in rows} & {0, 1} or len({len(columns) for columns in rows}) != 1:
+        return False
+    return len(sentences) > 1 or _are_entity_tags([columns[-1] for columns in rows])
+
+
 def _sentences(file: SourceFile) -> Iterator[tuple[int, list[_Line]]]:
     """(document, lines) of each sentence, without comments."""
     lines: list[_Line] = []
@@ -119,11 +130,12 @@ def _row(file: SourceFile, document: int, sentence: list[_Line], width: int) -> 
     """A sentence as a row. `width`: the number of columns; 0 while it is not known."""
     for number, line, columns in sentence:
         if len(columns) < 2 or (width and len(columns) != width):
-            return f"line {number} has {len(columns)} columns, and should have {width or 'at least 2'}"
+            return f"line {number} has {counted(len(columns), 'column')}, and should have {width or 'at least 2'}"
         if not is_valid(line):
             return f"line {number}: {not_valid(file)}"
         if not _has(file, len(columns)):
-            return f"line {number} has {len(columns)} columns: word_column or tag_column names one that is not there"
+            width_here = counted(len(columns), "column")
+            return f"line {number} has {width_here}: word_column or tag_column names one that is not there"
     word, tag = _places(file)
     rows = [columns for _, _, columns in sentence]
     return {"tokens": [row[word] for row in rows], "tags": [row[tag] for row in rows], "document": document}
@@ -158,7 +170,7 @@ def _are_numbers_of_words(word: int, sentences: list[list[_Line]]) -> bool:
 def _wrong_in_conllu(file: SourceFile, columns: list[str], line: str) -> str:
     """Why a line of CoNLL-U can't be used, or an empty string."""
     if len(columns) != 10:
-        return f"has {len(columns)} columns, and CoNLL-U has 10, separated by tabs"
+        return f"has {counted(len(columns), 'column')}, and CoNLL-U has 10, separated by tabs"
     if not re.fullmatch(r"\d+([-.]\d+)?", columns[0]):
         return f"begins with {columns[0]!r} and not with the number of a word"
     if columns[0].isdigit() and columns[3] == "_":

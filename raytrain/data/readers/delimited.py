@@ -14,7 +14,7 @@ from typing import Any
 from raytrain.config import SourceFormat
 from raytrain.data.readers.base import Rows, SourceFile
 from raytrain.data.readers.text import is_valid, lines_of, not_valid
-from raytrain.errors import ForeignMessage, says
+from raytrain.errors import ForeignMessage, counted, says
 
 MOST_CHARACTERS = 16 << 20  # of a record with quotes; a longer one counts as one that is never closed
 # A field with this many lines, of which this share look like rows, has swallowed them: a quote is missing.
@@ -100,14 +100,14 @@ def _quoted(lines: _Lines, first: str, delimiter: str, width: int | None) -> lis
     except csv.Error as error:
         lines.put_back(taken[1:])
         return _what_is_wrong(taken, error)
-    inner = taken[1:-1]
+    inner, more = taken[1:-1], counted(len(taken) - 1, "more line")
     looks_like_rows = sum(line.count(delimiter) + 1 == width for line in inner) >= MOST_OF_THEM * len(inner)
     if width and width > 1 and inner and looks_like_rows and (len(inner) >= MANY_LINES or len(fields) != width):
         lines.put_back(taken[1:])
-        return f"a quoted field continues for {len(taken) - 1} more lines, which look like rows: a quote is missing"
+        return f"a quoted field continues for {more}, which look like rows: a quote is missing"
     text = "".join(taken)
     if len(taken) > 1 and text.count('"') % 2:
-        return f"a quoted field continues for {len(taken) - 1} more lines, and its record has an odd number of quotes"
+        return f"a quoted field continues for {more}, and its record has an odd number of quotes"
     if '""' not in text and any(re.fullmatch(r'\s+".*"\s*', field, re.DOTALL) for field in fields):
         return "there are blanks between a delimiter and a quote; a quoted field begins with its quote"
     return fields
@@ -135,7 +135,7 @@ def _what_is_wrong(taken: list[str], error: csv.Error) -> str:
 
 def _row(file: SourceFile, header: list[str], values: list[str]) -> dict[str, Any] | str:
     if len(values) != len(header):
-        return f"{len(values)} fields where the header has {len(header)}"
+        return f"{counted(len(values), 'field')} where the header has {len(header)}"
     if not all(map(is_valid, values)):
         return not_valid(file)
     if values == header:

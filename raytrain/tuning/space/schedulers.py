@@ -14,6 +14,12 @@ class NoScheduler(Section):
     kind: Literal["none"]
 
 
+WHICH_GRACE = (
+    "Epochs compare trials after the same share of the data, also where the space varies the batch size; steps do "
+    "where it does not"
+)
+
+
 class Stopping(Section):
     """Base of the schedulers that stop trials. A decision is made at the first evaluation at or after its due time."""
 
@@ -31,8 +37,16 @@ class Stopping(Section):
 
     @model_validator(mode="after")
     def _one_unit(self) -> Self:
-        if (self.grace_steps is None) == (self.grace_epochs is None):
-            raise ValueError("give exactly one of scheduler.grace_steps and scheduler.grace_epochs")
+        if self.grace_steps is None and self.grace_epochs is None:
+            raise ValueError(
+                "scheduler.grace_steps or scheduler.grace_epochs is required: how long a trial trains before it may be "
+                f"stopped. {WHICH_GRACE}"
+            )
+        if self.grace_steps is not None and self.grace_epochs is not None:
+            raise ValueError(
+                f"scheduler.grace_steps {self.grace_steps} and scheduler.grace_epochs {self.grace_epochs:g} are both "
+                f"given: remove one of them. {WHICH_GRACE}"
+            )
         return self
 
 

@@ -18,7 +18,7 @@ from raytrain.config import Mark, PositiveInt, RunConfig, Section
 from raytrain.config import shipped as assets
 from raytrain.config.fields import declared, marked
 from raytrain.config.io import parse_config, refuse_credentials
-from raytrain.config.mistakes import describe_all
+from raytrain.config.mistakes import describe_all, described
 from raytrain.config.yaml import read_yaml, to_word
 from raytrain.errors import ConfigError
 from raytrain.tuning.space.domains import AnyDomain, Domain, Grid, Range
@@ -208,7 +208,7 @@ def load_space(space: str) -> Space:
 def parse_space(raw: Any, origin: str) -> Space:
     """Validate a raw mapping. `origin`: its source, for messages. Raises ConfigError naming each mistake."""
     if not isinstance(raw, dict):
-        raise ConfigError(f"{origin}: expected `key: value` lines, found {type(raw).__name__}")
+        raise ConfigError(f"{origin}: expected `key: value` lines, found {described(raw)}")
     refuse_credentials(raw)
     try:
         return Space.model_validate(raw)
@@ -290,7 +290,9 @@ def _evaluated_in_epochs(grace_epochs: float, config: RunConfig, mistakes: list[
     if training.eval_every_steps is not None:
         mistakes.append(
             f"training.eval_every_steps {training.eval_every_steps}: trials are compared after the same share of the "
-            "data (scheduler.grace_epochs); set it to null, and training.eval_every_epochs instead, or leave it out"
+            "data (scheduler.grace_epochs). Set training.eval_every_steps=null: evaluations then follow every "
+            f"{grace_epochs:g} epochs; training.eval_every_epochs sets another interval. Or replace "
+            "scheduler.grace_epochs by scheduler.grace_steps"
         )
     if training.eval_every_steps is None and training.eval_every_epochs is None:
         return parse_config(

@@ -1,0 +1,28 @@
+"""Tracebacks of workers, kept in the run's folder: a file for each worker group that failed."""
+
+import logging
+import time
+
+from raytrain.elastic.worker_group import GroupFailure
+from raytrain.errors import RaytrainError
+from raytrain.redaction import redact
+from raytrain.storage import Storage
+
+ERRORS = "errors"
+"""Folder in the run's folder."""
+
+logger = logging.getLogger(__name__)
+
+
+def keep_tracebacks(run: Storage, failure: GroupFailure) -> None:
+    """Write the tracebacks of a failed group, if it has any, to a file that is named by the time, in UTC. A failure of
+    storage is logged only."""
+    if not failure.tracebacks:
+        return
+    parts = [f"{failure.message}\n"]
+    parts += [f"\n==== worker {rank} ====\n{text}" for rank, text in failure.tracebacks.items()]
+    name = f"{ERRORS}/{time.strftime('%Y-%m-%dT%H-%M-%SZ', time.gmtime())}.txt"
+    try:
+        run.commit_bytes(name, redact("".join(parts)).encode(errors="replace"))
+    except (OSError, RaytrainError) as error:  # another command may have taken the run over
+        logger.warning("%s can't be written: %s", run.path_of(name), error)
