@@ -300,7 +300,7 @@ def data_show(
     from raytrain.config.io import load_config
     from raytrain.data.show import decode_samples
     from raytrain.runs.preflight import resolve
-    from raytrain.terminal.run import print_samples
+    from raytrain.terminal.data import print_samples
 
     parsed = resolve(load_config(config, overrides))
     store, console = _prepared(parsed)
@@ -310,7 +310,8 @@ def data_show(
 def _prepared(config: "RunConfig") -> "tuple[PreparedStore, Console]":
     """Prepare the data and print its counts."""
     from raytrain.runs.run import prepare_data
-    from raytrain.terminal.run import RunDisplay, print_store
+    from raytrain.terminal.data import print_store
+    from raytrain.terminal.run import RunDisplay
 
     with RunDisplay() as display:
         store = prepare_data(config, display)
