@@ -76,13 +76,10 @@ __all__ = [
 
 
 def _more_micro_batches(batch: int, workers: int) -> str:
-    """What to do when there are more workers than micro-batches in a step."""
+    """How a step can have as many micro-batches as there may be workers."""
     if batch < workers:
-        return f"lower workers.max to at most {batch}, or raise training.global_batch_size"
-    return (
-        f"set training.micro_batch_size to at most {batch // workers} (like the global batch size, it changes the "
-        "result), or lower workers.max"
-    )
+        return f"training.global_batch_size of at least {workers} and training.micro_batch_size=1"
+    return f"training.micro_batch_size of at most {batch // workers}"
 
 
 class RunConfig(Section):
@@ -107,9 +104,6 @@ class RunConfig(Section):
     def _across_sections(self) -> Self:
         if not isinstance(self.task, PythonTaskConfig):
             self.model.check_for_transformers()
-        # The number belongs to the run: workers.max may be another one when it is resumed.
-        self.__dict__["training"] = self.training.with_micro_batches_for(self.workers.max)
-        self.__pydantic_fields_set__.add("training")
         shards, batch = self.data.canonical_shards, self.training.global_batch_size
         if shards is not None and batch % shards:
             raise ValueError(
@@ -130,7 +124,8 @@ class RunConfig(Section):
             raise ValueError(
                 f"workers.max {self.workers.max} is more than the {most} micro-batches of a step "
                 f"(training.global_batch_size {batch}, training.micro_batch_size "
-                f"{self.training.samples_per_micro_batch}): {_more_micro_batches(batch, self.workers.max)}"
+                f"{self.training.samples_per_micro_batch}): lower workers.max to at most {most}, or begin a new run "
+                f"with a {_more_micro_batches(batch, self.workers.max)}, since that changes the result"
             )
         return self
 

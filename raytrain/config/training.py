@@ -8,9 +8,10 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from raytrain.config.base import Affects, Mark, NonNegativeInt, PositiveInt, Section
 
-# training.micro_batch_size=auto: the most samples, and the fewest micro-batches.
+# training.micro_batch_size=auto: enough micro-batches for 8 workers, at most 16 samples in each. It depends on nothing
+# that says how many workers there are, which is not part of the experiment.
+AUTOMATIC_MICRO_BATCHES = 8
 MOST_AUTOMATIC_SAMPLES = 16
-LEAST_AUTOMATIC_MICRO_BATCHES = 4
 
 
 class Precision(StrEnum):
@@ -142,8 +143,7 @@ class TrainingConfig(Section):
     micro_batch_size: Annotated[PositiveInt | Literal["auto"], Affects.RESULT | Affects.SPEED] = "auto"
     """Samples per forward/backward pass, at most. A step consists of global_batch_size / micro_batch_size
     micro-batches, the same at any number of workers, and each has its own dropout masks. There can be at most as many
-    workers. auto: up to 16, so that there are enough for workers.max and at least 4; the number is written to the
-    run's config.yaml."""
+    workers. auto: an eighth of global_batch_size, up to 16."""
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     gradient_clipping: Annotated[float, Field(ge=0.0), Affects.RESULT, Mark.MID_RUN] = 1.0
@@ -173,17 +173,12 @@ class TrainingConfig(Section):
     best_metric: Annotated[str | None, Affects.EVALUATION] = None
     """Metric that picks the best model; null: early_stopping.metric, else the task's own."""
 
-    def with_micro_batches_for(self, workers: int) -> Self:
-        """The same options with a number in place of micro_batch_size=auto. `workers`: workers.max."""
-        if self.micro_batch_size != "auto":
-            return self
-        largest = self.global_batch_size // max(workers, LEAST_AUTOMATIC_MICRO_BATCHES)
-        return self.model_copy(update={"micro_batch_size": min(MOST_AUTOMATIC_SAMPLES, max(1, largest))})
-
     @property
     def samples_per_micro_batch(self) -> int:
-        """micro_batch_size as a number. In a RunConfig it always is one."""
-        return int(self.with_micro_batches_for(1).micro_batch_size)
+        """micro_batch_size, or the number that auto stands for."""
+        if self.micro_batch_size != "auto":
+            return self.micro_batch_size
+        return min(MOST_AUTOMATIC_SAMPLES, max(1, self.global_batch_size // AUTOMATIC_MICRO_BATCHES))
 
     @property
     def num_micro_batches(self) -> int:

@@ -15,8 +15,7 @@ BACK_OFF_S = (0.0, 1.0, 5.0, 15.0, 30.0, 60.0)
 class ScaleUpPolicy:
     """Scale up when there is capacity for more workers, when it has settled, and when it pays off.
 
-    A resize costs every worker some seconds, which the run measures itself. The time saved is estimated as if twice the
-    workers took half the time.
+    A resize costs every worker some seconds, which the run measures itself.
     """
 
     delay_s: float
@@ -36,12 +35,12 @@ class ScaleUpPolicy:
         """A new group begins: earlier observations are obsolete."""
         self._possible = 0
 
-    def should_grow(self, now_s: float, current: int, possible: int, remaining_s: float, cost_s: float) -> bool:
+    def should_grow(self, now_s: float, current: int, possible: int, saved_s: float, cost_s: float) -> bool:
         """Whether to scale up from `current` to `possible` workers now.
 
         Args:
             now_s: Time of any monotonic clock.
-            remaining_s: Training time left at the current size.
+            saved_s: Training time that the larger size would save.
             cost_s: Cost of a resize in seconds.
         """
         if possible <= current:
@@ -53,9 +52,9 @@ class ScaleUpPolicy:
             self._possible, self._changed_at_s = possible, now_s
         has_settled = now_s - self._changed_at_s >= self.delay_s
         has_waited = now_s - self._since_s >= LONGEST_SETTLING * self.delay_s
-        saved_s = remaining_s * (1 - current / possible)
         is_allowed = now_s >= self._not_before_s
-        return is_allowed and (has_settled or has_waited) and saved_s >= self.payback * cost_s
+        is_worth_it = saved_s > 0 and saved_s >= self.payback * cost_s
+        return is_allowed and (has_settled or has_waited) and is_worth_it
 
     def saw(self, now_s: float) -> None:
         """Capacity was seen, and the scale-up has already begun."""

@@ -249,7 +249,8 @@ def _notes(
     batch = config.training.global_batch_size
     if num_samples is not None and num_samples < batch:
         notes.append(f"fewer samples ({num_samples}) than training.global_batch_size {batch}: one step an epoch")
-    uneven = [world for world in worlds if world.min_samples_per_worker != world.max_samples_per_worker and world.fits]
+    num = config.training.num_micro_batches
+    uneven = [world for world in worlds if num % world.world_size and world.fits]
     if uneven:
         sizes = ", ".join(str(world.world_size) for world in uneven[:MAX_NAMED_SIZES])
         more = ", ..." if len(uneven) > MAX_NAMED_SIZES else ""

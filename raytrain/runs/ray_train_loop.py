@@ -224,7 +224,7 @@ def _process_group(config: RunConfig, world: World, *, use_gpu: bool) -> Iterato
 
     problem, address, listener = None, None, None
     if world.world_rank == 0:
-        problem = _no_room_for_data(config, world.world_size)
+        problem = _too_many(config, world.world_size) or _no_room_for_data(config, world.world_size)
         if not dist.is_initialized():
             listener = listen(ray.util.get_node_ip_address())
             address = address_of(listener)
@@ -237,6 +237,18 @@ def _process_group(config: RunConfig, world: World, *, use_gpu: bool) -> Iterato
     store, patience_s = connect(world, address, listener), config.workers.stall_timeout_s
     with process_group(world, backend_of(use_gpu=use_gpu), store, patience_s):
         yield
+
+
+def _too_many(config: RunConfig, world_size: int) -> str | None:
+    """The message when there are more workers than micro-batches in a step; else None."""
+    training = config.training
+    if world_size <= training.num_micro_batches:
+        return None
+    return (
+        f"{world_size} workers are more than the {training.num_micro_batches} micro-batches of a step: lower "
+        "ScalingConfig(num_workers), or begin a new run with training.micro_batch_size of at most "
+        f"{max(1, training.global_batch_size // world_size)}"
+    )
 
 
 def _no_room_for_data(config: RunConfig, world_size: int) -> str | None:

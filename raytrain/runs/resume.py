@@ -35,6 +35,7 @@ LOGS = (
     "wandb",
     "plots",
     "ray_train",
+    "verify",
     "errors",
 )
 

@@ -30,7 +30,7 @@ ENDLESS = (
     "data.validation=null",
     "tracking.tensorboard=false",
 )
-BATCHES = "global_batch_size: 8, micro_batch_size: 2, precision: fp32, dropout: 0.1"
+BATCHES = "global_batch_size: 8, micro_batch_size: 1, precision: fp32, dropout: 0.1"
 # One worker a node, and no thought about whether a resize pays.
 ELASTIC = (
     "workers={max: 3, cpus: 2, data_cpus: 0.33, grow_delay_s: 0.5, grow_payback: 0}",

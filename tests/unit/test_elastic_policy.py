@@ -4,14 +4,24 @@ import math
 
 import pytest
 
+from raytrain.config.io import parse_config
 from raytrain.elastic.policy import Failure, FailureKind, FaultBudget, ScaleUpPolicy
+from raytrain.elastic.scale_up import ScaleUp
 from raytrain.ray_core import nodes as capacity
 from raytrain.ray_core.nodes import NodeView, places_that_fit, seconds_left
+
+RUN = {
+    "name": "a",
+    "task": {"kind": "sequence_classification"},
+    "model": {"path": "m"},
+    "data": {"train": {"path": "x.parquet"}},
+    "workers": {"max": 8},
+}
 
 
 class TestGrowth:
     def grow(self, policy: ScaleUpPolicy, now_s: float, possible: int, remaining_s: float = 1000.0) -> bool:
-        return policy.should_grow(now_s, 2, possible, remaining_s, cost_s=10.0)
+        return policy.should_grow(now_s, 2, possible, remaining_s * (1 - 2 / possible), cost_s=10.0)
 
     def test_it_waits_until_the_room_has_settled(self) -> None:
         policy = ScaleUpPolicy(delay_s=10, payback=2)
@@ -56,6 +66,13 @@ class TestGrowth:
         policy = ScaleUpPolicy(delay_s=0, payback=2)
         assert not self.grow(policy, 0, 4, remaining_s=39.9)
         assert self.grow(policy, 0, 4, remaining_s=40.0)
+
+    def test_workers_that_would_only_wait_are_not_added(self) -> None:
+        """With 8 micro-batches, 7 workers take two passes a step, as 4 do."""
+        config = parse_config({**RUN, "training": {"global_batch_size": 8, "micro_batch_size": 1}})
+        scale_up = ScaleUp(config, None, print)  # type: ignore[arg-type]
+        assert [scale_up._share_saved(4, possible) for possible in (3, 4, 5, 7, 8)] == [0.0, 0.0, 0.0, 0.0, 0.5]
+        assert not ScaleUpPolicy(delay_s=0, payback=0).should_grow(0, 4, 7, saved_s=0.0, cost_s=0.0)
 
 
 def crash(step: int | None, kind: FailureKind = FailureKind.CRASH) -> Failure:

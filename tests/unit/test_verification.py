@@ -9,7 +9,7 @@ from running import tiny_run
 
 from raytrain.config.io import dump_config
 from raytrain.errors import ConfigError
-from raytrain.runs.verification import compare, repetition, steps_of
+from raytrain.runs.verification import compare, repetition, steps_of, verify_run
 from raytrain.storage import Storage
 from raytrain.training.records import JsonlWriter
 
@@ -23,7 +23,7 @@ def write_run(folder: Path, world_size: int = 1, **changed: Any) -> Storage:
     for step in range(1, STEPS + 1):
         of_step = changed if step == 3 else {}
         row = {"step": step, "attempt": 0, "world_size": world_size, "loss": 1 / step, "lr": 1e-3 * step}
-        row |= {"loss_scale": None, "skipped_steps": 0, "samples_seen": 8 * step, "tokens_seen": 90 * step}
+        row |= {"loss_scale": None, "skipped_steps": 0, "samples_seen": 2 * step, "tokens_seen": 90 * step}
         rows.write(row | {key: value for key, value in of_step.items() if key != "ids"})
         samples.write({"step": step, "epoch": 1, "attempt": 0, "ids": of_step.get("ids", [step, step + 1])})
     rows.close()
@@ -38,6 +38,7 @@ def write_run(folder: Path, world_size: int = 1, **changed: Any) -> Storage:
         ({"loss": 1 / 3 + 9e-5}, {}),
         ({"loss": 1 / 3 + 2e-4}, {"worst_step": 3}),
         ({"loss": None}, {"worst_step": 3}),
+        ({"step": 9}, {}),
         ({"ids": [3, 5]}, {"other_samples": 3}),
         ({"ids": [4, 3]}, {}),
         ({"tokens_seen": 271}, {"other_samples": 3}),
@@ -55,6 +56,25 @@ def test_a_difference_is_found(tmp_path: Path, changed: dict[str, Any], finding:
     assert (found.world_sizes, found.workers, found.num_steps) == ((1,), 2, STEPS)
     if changed.get("loss", 0.0) is None:
         assert math.isnan(found.worst_loss)
+
+
+def test_what_is_no_difference(tmp_path: Path) -> None:
+    """Large losses a rounding apart, steps that fp16 has skipped, and the samples of a redo without an end."""
+    config = tiny_run(tmp_path, "a")
+    large = compare(write_run(tmp_path / "a", loss=5000.0), write_run(tmp_path / "b", loss=5000.0005), config, STEPS, 2)
+    assert large.agrees
+    skipped = write_run(tmp_path / "c", loss=None), write_run(tmp_path / "d", loss=None)
+    assert compare(*skipped, config, STEPS, 2).agrees
+    redone, other = write_run(tmp_path / "e"), write_run(tmp_path / "f")
+    samples = JsonlWriter(redone, "samples/rank_1.jsonl")
+    samples.write({"step": 4, "epoch": 1, "attempt": 1, "ids": [5]})
+    samples.close()
+    assert compare(redone, other, config, STEPS, 2).agrees
+
+
+def test_a_line_that_is_lost_is_counted(tmp_path: Path) -> None:
+    found = compare(write_run(tmp_path / "a", step=9), write_run(tmp_path / "b"), tiny_run(tmp_path, "c"), STEPS, 2)
+    assert (found.num_missing, found.agrees) == (1, True)
 
 
 def test_a_step_that_was_redone_counts_once(tmp_path: Path) -> None:
@@ -83,5 +103,9 @@ def test_what_cannot_be_verified(tmp_path: Path) -> None:
     config = tiny_run(tmp_path, "a")
     with pytest.raises(ConfigError, match="has no steps yet"):
         repetition(Storage(str(tmp_path / "empty")), config, 20, None)
-    with pytest.raises(ConfigError, match="--workers 5 is more than the 4 micro-batches"):
+    with pytest.raises(ConfigError, match="--workers 5: a step of this run has 4 micro-batches"):
         repetition(write_run(tmp_path / "b"), config, 20, 5)
+    with pytest.raises(ConfigError, match="--workers 1: the run had as many"):
+        repetition(write_run(tmp_path / "b"), config, 20, 1)
+    with pytest.raises(ConfigError, match=r"workers.max can't be changed .* there is --workers"):
+        verify_run(str(tmp_path / "b"), overrides=["workers.max=4"])
