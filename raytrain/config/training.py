@@ -8,10 +8,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from raytrain.config.base import Affects, Mark, NonNegativeInt, PositiveInt, Section
 
-# training.micro_batch_size=auto: enough micro-batches for 8 workers, at most 16 samples in each. It depends on nothing
-# that says how many workers there are, which is not part of the experiment.
-AUTOMATIC_MICRO_BATCHES = 8
-MOST_AUTOMATIC_SAMPLES = 16
+# training.micro_batch_size=auto: enough samples to keep a worker busy. It depends on nothing that says how many workers
+# there are, which is not part of the experiment.
+AUTOMATIC_SAMPLES = 16
 
 
 class Precision(StrEnum):
@@ -143,7 +142,7 @@ class TrainingConfig(Section):
     micro_batch_size: Annotated[PositiveInt | Literal["auto"], Affects.RESULT | Affects.SPEED] = "auto"
     """Samples per forward/backward pass, at most. A step consists of global_batch_size / micro_batch_size
     micro-batches, the same at any number of workers, and each has its own dropout masks. There can be at most as many
-    workers. auto: an eighth of global_batch_size, up to 16."""
+    workers. auto: 16, or half of a smaller global batch."""
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     gradient_clipping: Annotated[float, Field(ge=0.0), Affects.RESULT, Mark.MID_RUN] = 1.0
@@ -178,7 +177,7 @@ class TrainingConfig(Section):
         """micro_batch_size, or the number that auto stands for."""
         if self.micro_batch_size != "auto":
             return self.micro_batch_size
-        return min(MOST_AUTOMATIC_SAMPLES, max(1, self.global_batch_size // AUTOMATIC_MICRO_BATCHES))
+        return max(1, min(AUTOMATIC_SAMPLES, self.global_batch_size // 2))
 
     @property
     def num_micro_batches(self) -> int:

@@ -60,7 +60,7 @@ def mistake(*overrides: str) -> str:
         ("workers.min=4", "workers.min 4 is more than workers.max 1"),
         ("training.micro_batch_size=64", "training.micro_batch_size 64 is more than training.global_batch_size 32"),
         ("data.canonical_shards=5", "data.canonical_shards 5 does not divide training.global_batch_size 32"),
-        ("workers.max=64", "workers.max 64 is more than the 8 micro-batches of a step"),
+        ("workers.max=64", "workers.max 64 is more than the 2 micro-batches of a step"),
         ("training.early_stopping.metric=accuracy", "training.early_stopping needs data.validation"),
         ("training.eval_every_steps=5", "training.eval_every_steps needs data.validation"),
         ("training.optimizer=adam", "training.optimizer: expected a section"),
