@@ -279,7 +279,8 @@ def test_a_run_is_verified_at_another_number_of_workers(folder: Path, undisturbe
 def test_a_run_of_another_seed_is_found_out(folder: Path, undisturbed: Path) -> None:
     other = folder / "runs" / "other"
     other.mkdir()
-    (other / "config.yaml").write_text((undisturbed / "config.yaml").read_text() + "seed: 1\n")
+    config = (undisturbed / "config.yaml").read_text()
+    (other / "config.yaml").write_text(re.sub(r"^seed: 0$", "seed: 1", config, flags=re.MULTILINE))
     for name in ("metrics.jsonl", "samples"):
         (other / name).symlink_to(undisturbed / name)
     code, output = run_cli("verify", str(other), "--steps", "3")
