@@ -1,5 +1,5 @@
 """What large runs cost, simulated on one machine: an order of 10^9 samples, 10^5 source files on an object store, a
-checkpoint of 512 workers and 70B parameters, and 2,000 workers that meet.
+checkpoint of 512 workers and 70B parameters, 2,000 workers that meet, and memory over 10^7 steps and samples.
 
     python benchmarks/scale.py                    # all of it
     python benchmarks/scale.py --files 100000     # only the source files, and this many
@@ -50,6 +50,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         show("a checkpoint of 512 workers and 70B parameters", restores(folder))
     show("workers that meet", meetings())
+    show("steps and samples that only count", memories())
 
 
 def show(title: str, found: dict[str, float]) -> None:
@@ -142,6 +143,7 @@ if __name__ == "__main__":
     else:
         os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # torch logs each of the simulated workers
         from scale_meeting import meetings
+        from scale_memory import memories
         from scale_restore import restores
 
         main()
