@@ -228,8 +228,11 @@ class TestOnce:
         """Someone may read the winner's files already, so not even for a moment may they be gone."""
         chosen = config(write_reviews(tmp_path / "a.parquet", 10, 0))
         winner = Path(prepare(chosen).root)
-        inode = winner.stat().st_ino
-        exists, rename, is_late = Storage.exists, os.rename, []
+        inode, made_at_ns = winner.stat().st_ino, winner.stat().st_ctime_ns
+        exists, stamp, rename, is_late = Storage.exists, Storage.stamp, os.rename, []
+
+        def stamp_too_late(self: Storage, name: str) -> tuple[int, ...] | None:
+            return stamp(self, name) if is_late else None
 
         def exists_too_late(self: Storage, name: str = "") -> bool:
             return exists(self, name) and (not name.endswith("manifest.json") or bool(is_late))
@@ -240,8 +243,10 @@ class TestOnce:
 
         monkeypatch.setattr(os, "rename", rename_late)
         monkeypatch.setattr(Storage, "exists", exists_too_late)
+        monkeypatch.setattr(Storage, "stamp", stamp_too_late)
         store = prepare(chosen)
-        assert Path(store.root).stat().st_ino == inode
+        # A number of a deleted folder is given again; its time is not.
+        assert (Path(store.root).stat().st_ino, Path(store.root).stat().st_ctime_ns) == (inode, made_at_ns)
         assert os.listdir(tmp_path / "prepared") == [winner.name]
 
     def test_two_at_once_where_nothing_can_be_renamed(self, tmp_path, config, monkeypatch):
