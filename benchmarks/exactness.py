@@ -135,7 +135,7 @@ def ours(precision: Precision, stage: int, dropout: float, steps: int) -> list[f
     )
     device = torch.device("cpu")
     engine = Engine(new_model(dropout), training, precision=precision, device=device, num_micro_steps=plan.micro_steps)
-    losses, mine = [], plan.micro_batches_of(dist.get_rank())
+    losses, mine = [], plan.micro_batches_of(dist.get_rank(), order.num_groups(plan.num_micro_batches))
     for step in range(steps):
         parts = order.micro_batches(0, step, plan.num_micro_batches, mine)
         parts += [np.array([], dtype=int)] * (plan.micro_steps - len(parts))

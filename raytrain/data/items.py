@@ -31,6 +31,8 @@ class StepBatch:
     step_in_epoch: int
     micro_batches: list[Batch]
     """The same number on every worker; a micro-batch without samples has no targets."""
+    numbers: list[int]
+    """Of each micro-batch in the step; for one without samples, the number of micro-batches in a step."""
     target_weight: float
     """Sum of the weights of this worker's targets."""
     sample_ids: np.ndarray

@@ -14,7 +14,6 @@ import functools
 import itertools
 import json
 import logging
-import math
 import queue
 import threading
 import time
@@ -84,7 +83,7 @@ class Stream:
     def next_step(self) -> StepBatch:
         """This worker's part of the next training step; blocks until it is available."""
         header, arrays = self._next("train")
-        micro_batches: list[Batch] = [{} for _ in range(header["num_micro_batches"])]
+        micro_batches: list[Batch] = [{} for _ in header["numbers"]]
         sample_ids = arrays.pop("sample_ids")
         for key, array in arrays.items():
             place, _, name = key.partition(".")
@@ -93,6 +92,7 @@ class Stream:
             epoch=header["epoch"],
             step_in_epoch=header["step_in_epoch"],
             micro_batches=micro_batches,
+            numbers=header["numbers"],
             target_weight=header["target_weight"],
             sample_ids=sample_ids,
             num_tokens=header["num_tokens"],
@@ -256,7 +256,9 @@ class ReadAndCollate:
 
     def _train(self, span: TrainSpan) -> Iterator[tuple[dict[str, Any], Batch]]:
         plan = self._plan
-        mine, blank = plan.micro_batches_of(self._world.world_rank), np.array([], dtype=np.int64)
+        blank = np.array([], dtype=np.int64)
+        mine = plan.micro_batches_of(self._world.world_rank, self.order.num_groups(plan.num_micro_batches))
+        numbers = mine + [plan.num_micro_batches] * (plan.micro_steps - len(mine))
         for step in range(span.first_step, span.stop_step):
             parts = self.order.micro_batches(span.epoch, step, plan.num_micro_batches, mine)
             parts += [blank] * (plan.micro_steps - len(parts))
@@ -271,7 +273,7 @@ class ReadAndCollate:
                 "kind": "train",
                 "epoch": span.epoch,
                 "step_in_epoch": step,
-                "num_micro_batches": len(micro_batches),
+                "numbers": numbers,
                 "target_weight": sum(self._task.target_weight(b) for b in micro_batches),
                 "num_tokens": int(self.order.lengths[ids].sum()),
                 "num_padded_tokens": sum(self._task.padded_size(b) for b in batches if b is not None),
@@ -333,7 +335,7 @@ def row_groups_in_use(order: Order, plan: BatchPlan) -> int:
     window_samples = order.steps_per_window * plan.global_batch_size // order.lanes
     rows_per_group = max(1, order.num_samples // max(1, len(order.row_group_starts) - 1))
     all_groups = order.num_groups(plan.num_micro_batches)
-    groups = min(plan.micro_steps, all_groups // math.gcd(plan.world_size, all_groups))  # that a worker's are from
+    groups = min(all_groups, -(-all_groups // plan.world_size) + 1)  # that a worker's are from
     per_group = order.lanes // all_groups + 2 * (order.lanes % all_groups > 0)  # the first and the last in part
     lanes = min(order.lanes, groups * per_group)
     return lanes * (2 * window_samples // rows_per_group + 2)

@@ -26,9 +26,7 @@ class World:
 class BatchPlan:
     """How each global batch is divided at one world size.
 
-    Micro-batches are dealt in turn: `Order.micro_batches` numbers them so that those of similar length are dealt in the
-    same round. Counts differ by at most one between workers, so every world size up to the number of micro-batches is
-    valid.
+    Counts of micro-batches differ by at most one between workers, so every world size up to their number is valid.
     """
 
     global_batch_size: int
@@ -50,9 +48,22 @@ class BatchPlan:
                 "set workers.max to at most that, or lower training.micro_batch_size"
             )
 
-    def micro_batches_of(self, world_rank: int) -> range:
-        """The numbers of the micro-batches that this worker computes in a step, in this order."""
-        return range(world_rank, self.num_micro_batches, self.world_size)
+    def micro_batches_of(self, world_rank: int, num_groups: int) -> list[int]:
+        """The numbers of the micro-batches that this worker computes in a step, in this order.
+
+        Where there are groups for all workers, a worker has neighbouring ones, whose row groups it reads alone but for
+        the first and the last. Else all read the same, and micro-batches of similar length are dealt in turn.
+
+        Args:
+            num_groups: See `Order.num_groups`.
+        """
+        if num_groups < self.world_size:
+            return list(range(world_rank, self.num_micro_batches, self.world_size))
+        per_group = self.num_micro_batches // num_groups
+        start = world_rank * self.num_micro_batches // self.world_size
+        stop = (world_rank + 1) * self.num_micro_batches // self.world_size
+        # By group: the position g * per_group + i is the i-th longest of group g, which has the number i * groups + g.
+        return sorted(place % per_group * num_groups + place // per_group for place in range(start, stop))
 
     @property
     def micro_steps(self) -> int:

@@ -17,7 +17,7 @@ from raytrain.config import RunConfig
 from raytrain.data.items import EvalBatch, StepBatch
 from raytrain.engine.engine import Engine, StepResult
 from raytrain.errors import FailureCode, TrainingError
-from raytrain.steps.batches import BatchPlan, micro_batch_seed
+from raytrain.steps.batches import micro_batch_seed
 from raytrain.steps.timetable import Timetable
 from raytrain.tasks.base import Task
 from raytrain.training.agreement import Control, StepSums
@@ -70,7 +70,6 @@ class Trainer:
     device: torch.device
     task: Task
     engine: Engine
-    plan: BatchPlan
     timetable: Timetable
     source: BatchSource
     judge: Judge
@@ -154,7 +153,9 @@ class Trainer:
 
     def _train_step(self, batch: StepBatch, target_weight: float, learning_rate: float) -> StepResult:
         micro_batches = [to_tensors(micro_batch, self.device) for micro_batch in batch.micro_batches]
-        result = self.engine.train_step(micro_batches, self.task.loss_sum, target_weight, learning_rate, self._seeds())
+        result = self.engine.train_step(
+            micro_batches, self.task.loss_sum, target_weight, learning_rate, self._seeds(batch)
+        )
         self.progress.step += 1
         if result.is_skipped:
             self.progress.skipped_steps += 1
@@ -162,12 +163,6 @@ class Trainer:
         else:
             self.progress.consecutive_skips = 0
         return result
-
-    def _seeds(self) -> list[int]:
-        """The seed of each micro-batch of this worker. One without samples has none of its own and draws in vain."""
-        mine = self.plan.micro_batches_of(self.control.world.world_rank)
-        seeds = [micro_batch_seed(self.config.seed, self.progress.step, which) for which in mine]
-        return seeds + [0] * (self.plan.micro_steps - len(seeds))
 
     def _contribution(self, batch: StepBatch, result: StepResult, next_batch: StepBatch | None) -> StepSums:
         saved, failed = self.saver.poll()

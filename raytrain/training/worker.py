@@ -203,7 +203,6 @@ class WorkerRun:
             device=self.device,
             task=self.task,
             engine=engine,
-            plan=self.plan,
             timetable=self.timetable,
             source=stream,
             judge=Judge(self.config, self.task, self.state, self.device, self.control, self.link.alive),

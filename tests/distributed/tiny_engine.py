@@ -76,7 +76,7 @@ def dealt_micro_batches(batch: Batch, num: int) -> tuple[list[Batch], list[int]]
     """This worker's micro-batches of a global batch that is cut into `num`, and their numbers in it; as many on each
     worker."""
     plan = BatchPlan(len(batch["labels"]), num, dist.get_world_size())
-    mine = list(plan.micro_batches_of(dist.get_rank()))
+    mine = plan.micro_batches_of(dist.get_rank(), 1)
     parts = np.array_split(np.arange(len(batch["labels"])), num)
     blank = [np.array([], dtype=int)] * (plan.micro_steps - len(mine))
     return [_rows(batch, ids) for ids in [*(parts[which] for which in mine), *blank]], mine + [num] * len(blank)

@@ -233,7 +233,7 @@ class TestBytesRead:
             "shuffle_window_samples": 512,
             "canonical_shards": 6,  # each with more than a thousand samples, and so with row groups of its own
         }
-        raw["training"] |= {"epochs": 1, "global_batch_size": 18}
+        raw["training"] |= {"epochs": 1, "global_batch_size": 18, "micro_batch_size": 3}
         large = RunConfig.model_validate(raw)
         store = prepare(large)
         groups = range(len(store.row_group_starts("train")) - 1)
@@ -266,7 +266,9 @@ class TestBytesRead:
         for world_rank in range(2):
             rows = RowCache(store, max_bytes=1, min_groups=row_groups_in_use(order, plan))
             for step in range(order.steps_per_epoch):
-                ids = np.concatenate(order.micro_batches(0, step, 4, plan.micro_batches_of(world_rank)))
+                ids = np.concatenate(
+                    order.micro_batches(0, step, 4, plan.micro_batches_of(world_rank, order.num_groups(4)))
+                )
                 if len(ids):  # the smaller last step may leave a worker without samples
                     rows.take("train", ids)
             assert len(rows._groups) <= row_groups_in_use(order, plan)

@@ -67,7 +67,7 @@ def test_a_step_is_the_same_at_any_world_size(order: Order, epoch: int, micro: i
     found: dict[int, list[int]] = {}
     for rank in range(plan.world_size):
         fresh = Order(**{name: getattr(order, name) for name in FIELDS})  # a worker that starts here knows nothing else
-        mine = plan.micro_batches_of(rank)
+        mine = plan.micro_batches_of(rank, order.num_groups(num))
         parts = fresh.micro_batches(epoch, step, num, mine)
         assert len(parts) <= plan.micro_steps
         assert sum(map(len, parts)) <= plan.max_samples_per_worker
@@ -100,8 +100,8 @@ FIELDS = (
 )
 
 
-@given(st.integers(1, 64), st.integers(1, 512), st.integers(1, 64))
-def test_every_micro_batch_has_one_worker(world_size: int, batch: int, micro: int) -> None:
+@given(st.integers(1, 64), st.integers(1, 512), st.integers(1, 64), st.data())
+def test_every_micro_batch_has_one_worker(world_size: int, batch: int, micro: int, data: st.DataObject) -> None:
     """P3: any world size up to the number of micro-batches is valid, and the load is as even as they allow."""
     num = -(-batch // micro)
     if world_size > num:
@@ -109,7 +109,8 @@ def test_every_micro_batch_has_one_worker(world_size: int, batch: int, micro: in
             BatchPlan(batch, num, world_size)
         return
     plan = BatchPlan(batch, num, world_size)
-    served = [list(plan.micro_batches_of(rank)) for rank in range(world_size)]
+    groups = data.draw(st.sampled_from([d for d in range(1, num + 1) if num % d == 0]))
+    served = [plan.micro_batches_of(rank, groups) for rank in range(world_size)]
     assert sorted(which for of_one in served for which in of_one) == list(range(num))
     assert max(map(len, served)) - min(map(len, served)) <= 1
     assert max(map(len, served)) == plan.micro_steps
@@ -164,24 +165,29 @@ def test_padding_is_low(num: int) -> None:
     assert 1 - real / padded < 0.05
 
 
-@pytest.mark.parametrize(("batch", "num", "world_size"), [(32, 4, 1), (32, 4, 2), (32, 4, 3), (32, 4, 4), (64, 64, 7)])
-def test_workers_of_large_data_read_their_own_lanes(batch: int, num: int, world_size: int) -> None:
+@pytest.mark.parametrize(
+    ("batch", "shards", "num", "world_size"),
+    [(32, 32, 4, 1), (32, 32, 4, 2), (32, 32, 4, 3), (32, 32, 4, 4), (64, 64, 64, 7), (64, 16, 64, 3), (64, 16, 64, 7)],
+)
+def test_workers_of_large_data_read_their_own_lanes(batch: int, shards: int, num: int, world_size: int) -> None:
     """P5: a row group is read by one worker, or by two where it spans lanes of both."""
     num_samples = batch * 4096
     starts = np.arange(0, num_samples + 1, 64)
-    order = Order(starts, np.full(num_samples, 20), seed=0, global_batch_size=batch, canonical_shards=batch)
-    assert order.lanes == batch
+    order = Order(starts, np.full(num_samples, 20), seed=0, global_batch_size=batch, canonical_shards=shards)
+    assert order.lanes == shards
     plan = BatchPlan(batch, num, world_size)
     readers = [
         {
             int(group)
             for step in range(order.steps_per_epoch)
-            for part in order.micro_batches(0, step, num, plan.micro_batches_of(rank))
+            for part in order.micro_batches(0, step, num, plan.micro_batches_of(rank, order.num_groups(num)))
             for group in part // 64
         }
         for rank in range(world_size)
     ]
-    assert sum(map(len, readers)) <= (len(starts) - 1) + num
+    # Workers share the row groups on the border of two lanes, and a lane where each has some of its micro-batches.
+    shared = num if num <= shards else (world_size - 1) * (len(starts) - 1) / shards + shards
+    assert sum(map(len, readers)) <= len(starts) - 1 + shared
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
@@ -192,7 +198,7 @@ def test_workers_finish_together(world_size: int) -> None:
     plan = BatchPlan(48, 12, world_size)
     work = np.zeros((order.full_steps, world_size))
     for step, rank in itertools.product(range(order.full_steps), range(world_size)):
-        parts = order.micro_batches(0, step, 12, plan.micro_batches_of(rank))
+        parts = order.micro_batches(0, step, 12, plan.micro_batches_of(rank, order.num_groups(12)))
         work[step, rank] = sum(lengths[part].max() * len(part) for part in parts)
     assert (work.max(axis=1) / work.mean(axis=1)).mean() < 1.05
 
