@@ -153,9 +153,8 @@ class Trainer:
 
     def _train_step(self, batch: StepBatch, target_weight: float, learning_rate: float) -> StepResult:
         micro_batches = [to_tensors(micro_batch, self.device) for micro_batch in batch.micro_batches]
-        result = self.engine.train_step(
-            micro_batches, self.task.loss_sum, target_weight, learning_rate, self._seeds(batch)
-        )
+        seeds = [micro_batch_seed(self.config.seed, self.progress.step, number) for number in batch.numbers]
+        result = self.engine.train_step(micro_batches, self.task.loss_sum, target_weight, learning_rate, seeds)
         self.progress.step += 1
         if result.is_skipped:
             self.progress.skipped_steps += 1

@@ -132,7 +132,7 @@ def test_a_finished_sweep_is_not_run_again(asha: Path, folder: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in asha.glob("trials/*/metrics.jsonl")}
     code, output = run_cli("tune", str(folder / "asha.yaml"), "--space", str(folder / "spaces" / "rates.yaml"))
     assert code == 0, output
-    assert "4 of them have ended" in output
+    assert "resuming: trials started before: 4; ended: 4" in output
     assert {path: path.stat().st_mtime_ns for path in asha.glob("trials/*/metrics.jsonl")} == before
     code, output = run_cli(
         "tune", str(folder / "asha.yaml"), "--space", str(folder / "spaces" / "rates.yaml"), "seed=1"
