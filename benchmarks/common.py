@@ -217,6 +217,12 @@ def _relative(argument: str) -> str:
     return str(path.resolve().relative_to(PROJECT)) if path.exists() and PROJECT in path.resolve().parents else argument
 
 
+def peak_gb() -> float:
+    """Peak memory of this program. `getrusage` would count what the process that started it had."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))) / 1e6
+
+
 def machine() -> str:
     """What it was measured on, in a few words."""
     model = platform.machine()

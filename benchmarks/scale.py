@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from common import peak_gb
 from slow_s3 import slow_s3
 
 from raytrain.config import DataConfig, SequenceClassificationConfig
@@ -78,12 +79,6 @@ def write_sparse_store(folder: Path, num_samples: int) -> None:
     (folder / "manifest.json").write_bytes(Manifest("f", {}, 0, {"train": split}, "c").to_json())
 
 
-def _peak_gb() -> float:
-    """Peak memory of this program. `getrusage` would count what the process that started it had."""
-    status = Path("/proc/self/status").read_text()
-    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))) / 1e6
-
-
 def first_window_and_seek(root: str) -> dict[str, float]:
     """Open the store in this process, take the first step, then one in the middle of a later epoch."""
     started_at_s, cpu_before_s = time.perf_counter(), time.process_time()
@@ -105,7 +100,7 @@ def first_window_and_seek(root: str) -> dict[str, float]:
         "first window of an epoch, s": first_at_s - opened_at_s,
         "seek to the middle of another epoch, s": sought_at_s - first_at_s,
         "CPU time of these three, s": time.process_time() - cpu_before_s,
-        "peak memory of the process, GB": _peak_gb(),
+        "peak memory of the process, GB": peak_gb(),
     }
 
 

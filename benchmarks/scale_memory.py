@@ -7,10 +7,10 @@ it. Each figure is the peak of a process of its own, since memory that was freed
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import peak_gb
 
 from raytrain.config import SequenceClassificationConfig
 from raytrain.reports.goodput import goodput
@@ -64,5 +64,4 @@ def memories() -> dict[str, float]:
 
 if __name__ == "__main__":
     {"steps": read_steps, "samples": evaluate_samples}[sys.argv[1]](int(sys.argv[2]))
-    status = Path("/proc/self/status").read_text()
-    print(int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))) / 1e6)
+    print(peak_gb())

@@ -75,13 +75,6 @@ __all__ = [
 ]
 
 
-def _more_micro_batches(batch: int, workers: int) -> str:
-    """How a step can have as many micro-batches as there may be workers."""
-    if batch < workers:
-        return f"training.global_batch_size of at least {workers} and training.micro_batch_size=1"
-    return f"training.micro_batch_size of at most {batch // workers}"
-
-
 class RunConfig(Section):
     """A training run, from data to model."""
 
@@ -125,7 +118,7 @@ class RunConfig(Section):
                 f"workers.max {self.workers.max} is more than the {most} micro-batches of a step "
                 f"(training.global_batch_size {batch}, training.micro_batch_size "
                 f"{self.training.samples_per_micro_batch}): lower workers.max to at most {most}, or begin a new run "
-                f"with a {_more_micro_batches(batch, self.workers.max)}, since that changes the result"
+                f"with a {self.training.batches_for(self.workers.max)}, since that changes the result"
             )
         return self
 

@@ -184,6 +184,12 @@ class TrainingConfig(Section):
         """Micro-batches of a step, over all workers: the largest number of workers."""
         return -(-self.global_batch_size // self.samples_per_micro_batch)
 
+    def batches_for(self, workers: int) -> str:
+        """In words, the options of a run that can have this many workers: as many micro-batches in a step."""
+        if self.global_batch_size < workers:
+            return f"training.global_batch_size of at least {workers} and training.micro_batch_size=1"
+        return f"training.micro_batch_size of at most {self.global_batch_size // workers}"
+
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if self.max_steps is not None and "epochs" in self.model_fields_set:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raytrain.data.readers.base import BadRow
-from raytrain.errors import DataError, FailureCode
+from raytrain.errors import DataError, FailureCode, counted
 from raytrain.tasks.base import RowError
 
 EXAMPLES = 3  # rows that are named for each reason
@@ -41,7 +41,7 @@ def refusal(
     others, fixed = "", ""
     if num_bad > 1:
         at_least = "" if is_counted else "at least "
-        others = f" ({at_least}{num_bad - 1} more bad row{'s' * (num_bad > 2)} after it)"
+        others = f" ({at_least}{counted(num_bad - 1, 'more bad row')} after it)"
     if is_evaluation and bad.code in (RowError.UNKNOWN_LABEL, RowError.BAD_TARGET):
         fixed = KEPT_LABELS
     code = FailureCode.UNKNOWN_LABEL if is_unknown else FailureCode.BAD_ROW

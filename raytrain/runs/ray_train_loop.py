@@ -246,8 +246,7 @@ def _too_many(config: RunConfig, world_size: int) -> str | None:
         return None
     return (
         f"{world_size} workers are more than the {training.num_micro_batches} micro-batches of a step: lower "
-        "ScalingConfig(num_workers), or begin a new run with training.micro_batch_size of at most "
-        f"{max(1, training.global_batch_size // world_size)}"
+        f"ScalingConfig(num_workers), or begin a new run with a {training.batches_for(world_size)}"
     )
 
 

@@ -8,10 +8,12 @@ from typing import Any, Protocol
 
 from raytrain.config import RunConfig
 from raytrain.config.io import flatten
+from raytrain.errors import first_line
 from raytrain.redaction import redact_tree
 from raytrain.storage import Storage
 
 TRACKING = "tracking.json"
+MOST_SHOWN = 200  # characters of a tracker's own text
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,11 @@ class Row:
 
 
 class RefusedError(Exception):
-    """The tracker does not accept the credentials, or finds none. Its text says where it reads them."""
+    """The tracker does not accept the credentials, or finds none."""
+
+    def __init__(self, error: Exception, where: str):
+        """`where`: a sentence on where the tracker reads credentials, which follows the start of its own text."""
+        super().__init__(f"{first_line(str(error))[:MOST_SHOWN]}. {where}")
 
 
 class Tracker(Protocol):

@@ -7,7 +7,6 @@ from itertools import islice
 from typing import Any
 
 from raytrain.config import MlflowConfig
-from raytrain.errors import first_line
 from raytrain.tracking.base import RefusedError, Row, TrackedRun, first_tellings
 
 ID, GROUP = "raytrain.id", "raytrain.group"
@@ -21,7 +20,6 @@ WHERE = (
     "them on every node before Ray is started there, or without a cluster for the command"
 )
 UNAUTHORIZED, FORBIDDEN = 401, 403
-MOST_SHOWN = 200  # characters of MLflow's own text
 
 
 class Mlflow:
@@ -37,7 +35,7 @@ class Mlflow:
         except MlflowException as error:
             if error.get_http_status_code() not in (UNAUTHORIZED, FORBIDDEN):
                 raise
-            raise RefusedError(f"{first_line(str(error))[:MOST_SHOWN]}. {WHERE}") from error
+            raise RefusedError(error, WHERE) from error
 
     def _start(self, run: TrackedRun, section: MlflowConfig) -> None:
         from mlflow.tracking import MlflowClient

@@ -4,7 +4,6 @@ import tempfile
 from typing import Any
 
 from raytrain.config import WandbConfig
-from raytrain.errors import first_line
 from raytrain.tracking.base import RefusedError, Row, TrackedRun, first_tellings
 
 INIT_TIMEOUT_S = 30.0
@@ -12,7 +11,6 @@ WHERE = (
     "W&B reads its key from WANDB_API_KEY or ~/.netrc of the node: set it on every node before Ray is started there, "
     "or without a cluster for the command; or set tracking.wandb.mode=offline"
 )
-MOST_SHOWN = 200  # characters of W&B's own text
 FLUSH_S = 2.0  # a worker that is killed loses this many seconds of an offline run
 
 
@@ -25,7 +23,7 @@ class Wandb:
         try:
             self._run = self._start(run, section)
         except (wandb.errors.AuthenticationError, wandb.errors.UsageError) as error:
-            raise RefusedError(f"{first_line(str(error))[:MOST_SHOWN]}. {WHERE}") from error
+            raise RefusedError(error, WHERE) from error
         # W&B's own step can't decrease, but the step of the best model, which is tested at the end, does.
         self._run.define_metric("*", step_metric="step")
 

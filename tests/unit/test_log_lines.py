@@ -133,14 +133,21 @@ def test_lines_that_no_message_brought_are_read_at_the_groups_end(stores):
     assert driver.values() == [0, 1, 2, 10, 11, 12]
 
 
-def test_a_new_group_after_lines_that_were_never_stored(tmp_path):
-    """On an object store a worker that is killed takes the lines with it that it has not uploaded."""
+@pytest.fixture
+def after_a_kill(tmp_path: Path) -> tuple["Driver", CountingStore]:
+    """The driver, which has heard of 20 steps, and an object store, which has none of them: a worker that is killed
+    takes the lines with it that it has not uploaded."""
     run = CountingStore(str(tmp_path))
     driver = Driver(run)
     killed = log_of(CountingStore(run.root), driver.begin())
     for step in range(20):
         killed.step({"step": step})
     driver.poll()
+    return driver, run
+
+
+def test_a_new_group_after_lines_that_were_never_stored(after_a_kill):
+    driver, run = after_a_kill
     driver.follower.look()
     for num_steps in (1, 30):  # shorter than what was lost, and longer
         log = log_of(CountingStore(run.root), driver.begin(), 1)
@@ -151,13 +158,8 @@ def test_a_new_group_after_lines_that_were_never_stored(tmp_path):
     assert driver.values() == [*range(20), 100, *range(3000, 3030)]
 
 
-def test_a_new_group_after_storage_failed_at_the_last_ones_end(tmp_path, monkeypatch):
-    run = CountingStore(str(tmp_path))
-    driver = Driver(run)
-    killed = log_of(CountingStore(run.root), driver.begin())
-    for step in range(20):
-        killed.step({"step": step})
-    driver.poll()
+def test_a_new_group_after_storage_failed_at_the_last_ones_end(after_a_kill, monkeypatch):
+    driver, run = after_a_kill
     with monkeypatch.context() as failing:
         failing.setattr(CountingStore, "_info", lambda *_: (_ for _ in ()).throw(OSError(5, "503")))
         driver.follower.look()
