@@ -402,7 +402,7 @@ def test_workers_are_shared_and_given_back(folder: Path) -> None:
         scheduler={"kind": "asha", "grace_steps": 17, "reduction_factor": 3},
         budget={"trials": 3},
     )
-    shared = ("workers={max: 3, grow_delay_s: 0.5, grow_payback: 0}", "training.micro_batch_size=1")
+    shared = ("workers={max: 3, grow_delay_s: 0.5, grow_payback: 0}", "training.micro_batch_size=3")
     config = sweep_config(folder, "sharing", *shared, "training.epochs=12")
     left = in_a_ray_of_ours(folder, config, space, live=3)
     assert left["status"] == "finished"
