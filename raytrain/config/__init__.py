@@ -30,6 +30,7 @@ from raytrain.config.task import (
 from raytrain.config.training import (
     CommunicationConfig,
     EarlyStoppingConfig,
+    Exactness,
     LossScaleConfig,
     OptimizerConfig,
     Precision,
@@ -46,6 +47,7 @@ __all__ = [
     "CommunicationConfig",
     "DataConfig",
     "EarlyStoppingConfig",
+    "Exactness",
     "Fraction",
     "Labels",
     "LossScaleConfig",

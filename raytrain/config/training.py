@@ -22,6 +22,13 @@ class Precision(StrEnum):
     FP16 = "fp16"
 
 
+class Exactness(StrEnum):
+    """How equal the weights are at other numbers of workers."""
+
+    ROUNDING = "rounding"  # gradients are added in the order that the workers' number gives: equal but for rounding
+    BITWISE = "bitwise"  # gradients are added exactly: equal to the last bit
+
+
 class OptimizerConfig(Section):
     """AdamW. Biases and normalization weights are not decayed."""
 
@@ -150,6 +157,10 @@ class TrainingConfig(Section):
     precision: Annotated[Precision, Affects.RESULT | Affects.SPEED] = Precision.AUTO
     """Number format: auto, fp32, bf16 or fp16."""
     loss_scale: LossScaleConfig = LossScaleConfig()
+    exactness: Annotated[Exactness, Affects.RESULT | Affects.SPEED] = Exactness.ROUNDING
+    """How equal the weights are at other numbers of workers: rounding, or bitwise for the same bits, on the same kind
+    of hardware and the same versions of the libraries. bitwise adds gradients as integers, and takes a little more time
+    and 8 bytes of memory a parameter."""
     zero_stage: Annotated[Literal["auto", 0, 1, 2, 3], Affects.SPEED] = "auto"
     """What DeepSpeed ZeRO shards: 0 nothing, 1 optimizer state, 2 also gradients, 3 also parameters; auto: the lowest
     stage that fits into the workers' memory by the plan's estimate, at each number of workers. It does not change the

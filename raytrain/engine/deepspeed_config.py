@@ -4,7 +4,7 @@ import copy
 import difflib
 from typing import Any
 
-from raytrain.config import CommunicationConfig, Precision, TrainingConfig
+from raytrain.config import CommunicationConfig, Exactness, Precision, TrainingConfig
 from raytrain.errors import ConfigError
 
 # Dotted key in training.deepspeed -> what to do instead. Applies to everything below the key too.
@@ -98,6 +98,26 @@ KNOWN_OF_ZERO = (
 )
 
 
+# Options that make gradients or weights depend on how they are divided among the workers.
+_NOT_BITWISE = ("offload_optimizer", "zero_quantized_weights", "zero_quantized_gradients", "memory_efficient_linear")
+
+
+def check_bitwise(training: TrainingConfig) -> None:
+    """Raises ConfigError for an option that training.exactness=bitwise does not work with."""
+    if training.exactness is not Exactness.BITWISE:
+        return
+    zero = training.deepspeed.get("zero_optimization", {})
+    given = [name for name in _NOT_BITWISE if zero.get(name) and zero[name] != {"device": "none"}]
+    names = [f"training.deepspeed.zero_optimization.{name}" for name in given]
+    if training.communication.dtype is not None:
+        names.append("training.communication.dtype")
+    if names:
+        raise ConfigError(
+            f"{names[0]} does not work with training.exactness=bitwise, whose sums of gradients are exact: leave out "
+            "one of both"
+        )
+
+
 def check_deepspeed_overrides(overrides: dict[str, Any]) -> None:
     """Reject keys that raytrain owns and keys without effect. Raises ConfigError with `training.deepspeed.<key>` and
     the option to set instead."""
@@ -185,6 +205,8 @@ def build_deepspeed_config(
     """
     assert precision is not Precision.AUTO, "resolve_precision comes first"
     check_deepspeed_overrides(training.deepspeed)
+    check_bitwise(training)
+    is_bitwise = training.exactness is Exactness.BITWISE
     stage = effective_zero_stage(training.zero_stage, precision)
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": training.samples_per_micro_batch,
@@ -200,7 +222,10 @@ def build_deepspeed_config(
     }
     if training.communication.dtype is not None:
         config["communication_data_type"] = training.communication.dtype
-    if precision is not Precision.FP32:
+    if is_bitwise:
+        # ZeRO-3 would replace `linear` by another function, whose results differ in their last bits.
+        config["zero_optimization"]["memory_efficient_linear"] = False
+    if precision is not Precision.FP32 and not (is_bitwise and stage < 3):  # there the sums are held by raytrain
         config["data_types"] = {"grad_accum_dtype": "fp32"}
     if precision is Precision.FP16:
         config["fp16"] = _fp16_section(training)

@@ -3,6 +3,7 @@
 No Ray: the engine runs in any process group of torch.distributed.
 """
 
+import contextlib
 import importlib
 import inspect
 import math
@@ -18,10 +19,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from raytrain.config import OptimizerConfig, Precision, TrainingConfig
+from raytrain.config import Exactness, Precision, TrainingConfig
+from raytrain.engine.bitwise import exact_gradients
 from raytrain.engine.deepspeed_config import build_deepspeed_config, effective_zero_stage, resolve_precision
+from raytrain.engine.determinism import mark_boundaries, require_deterministic_kernels, unchanged_buffers
 from raytrain.engine.generators import seed_generators
-from raytrain.errors import ConfigError
+from raytrain.engine.optimizer import make_adamw
+
+# Losses of micro-batches are rounded to multiples of this. In float64, sums of them up to 2**29 are then exact, and do
+# not depend on the workers' number.
+LOSS_UNIT = 2.0**-24
 
 LossSumFn = Callable[[nn.Module, dict[str, Tensor]], Tensor]
 
@@ -38,7 +45,7 @@ class StepResult:
     loss_scale: float | None
     """Loss scale of this step. None without fp16."""
     loss_sum: float
-    """Sum of this worker's losses over its own targets, unscaled."""
+    """Sum of this worker's losses over its own targets, unscaled, a multiple of LOSS_UNIT: sums of these are exact."""
 
 
 class Engine:
@@ -82,24 +89,40 @@ class Engine:
             num_micro_steps=num_micro_steps,
             can_overlap=device.type == "cuda" and self.world_size > 1,
         )
-        optimizer = make_adamw(model, training.optimizer)
-        self._linear = nn.functional.linear
+        is_bitwise = training.exactness is Exactness.BITWISE
+        # The fused kernel of GPUs computes all elements alike.
+        is_elementwise = is_bitwise and device.type == "cpu"
+        optimizer = make_adamw(model, training.optimizer, is_elementwise=is_elementwise)
+        self._closing = contextlib.ExitStack()
+        self._closing.callback(setattr, nn.functional, "linear", nn.functional.linear)
+        if is_bitwise:
+            self._closing.callback(require_deterministic_kernels())
+        if is_bitwise and self.zero_stage < 3:
+            self._closing.callback(mark_boundaries(model))
         try:
             self.deepspeed = _start_deepspeed(model, optimizer, config, device)
         except BaseException:
-            nn.functional.linear = self._linear
+            self._closing.close()
             raise
+        self.optimizer: Any = self.deepspeed.optimizer
+        self.module = self.deepspeed.module
+        self._exact = None
+        if is_bitwise:
+            epsilon, num_micro_batches = training.optimizer.epsilon, training.num_micro_batches
+            self._exact = exact_gradients(self.deepspeed, self.zero_stage, epsilon, num_micro_batches)
+        self._buffers_checked = not is_bitwise
+        self._configure_optimizer(training)
+
+    def _configure_optimizer(self, training: TrainingConfig) -> None:
         if self.world_size == 1:
             # Stage 0 and bf16 in stage 1 would flatten the gradients, reduce them alone, and copy them back.
             self.deepspeed.allreduce_no_retain = lambda *_, **__: None
-        self.optimizer: Any = self.deepspeed.optimizer
         if self.zero_stage in (1, 2) and not getattr(self.optimizer, "cpu_offload", False):
             # DeepSpeed's overflow check looks at one gradient after the other, which takes a fifth of a small model's
             # step on an H200 (profiled). The norm is computed next anyway, and is not finite exactly if a gradient
             # is not.
             self.optimizer.check_overflow = lambda *_, **__: None
-        self.module = self.deepspeed.module
-        if precision is Precision.FP16:
+        if self.precision is Precision.FP16:
             scaler = self.optimizer.loss_scaler
             # At the minimum loss scale DeepSpeed raises; raytrain counts skipped steps and stops with its own message.
             scaler.raise_error_at_min_scale = False
@@ -134,21 +157,39 @@ class Engine:
             self.train_mode()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
+        loss_scale = self.loss_scale
+        with contextlib.nullcontext() if self._buffers_checked else unchanged_buffers(self.module):
+            losses = self._accumulate(micro_batches, loss_sum_fn, target_weight or 1.0, seeds)
+        self._buffers_checked = True
+        self._let_copies_finish()
+        grad_norm, is_skipped = self._update_unsharded() if self.zero_stage == 0 else self._update_sharded()
+        loss_sum = torch.stack(losses).double().div(LOSS_UNIT).round().sum().mul(LOSS_UNIT)
+        return StepResult(grad_norm, is_skipped, loss_scale, float(loss_sum))
+
+    def _accumulate(
+        self,
+        micro_batches: list[dict[str, Tensor]],
+        loss_sum_fn: LossSumFn,
+        target_weight: float,
+        seeds: Sequence[int] | None,
+    ) -> list[Tensor]:
+        """Forward and backward passes. Returns the sums of the losses of each micro-batch, on the device."""
         # DeepSpeed averages over workers and would divide by the accumulation steps of its config. The factor undoes
         # the first; the second is turned off, because a ragged last step has fewer micro-batches.
-        factor = self.world_size / (target_weight or 1.0)
-        loss_sum = torch.zeros((), device=self.device)
+        factor = (self.world_size if self._exact is None else 1) / target_weight
+        if self._exact is not None:
+            self._exact.begin(self.loss_scale or 1.0)
+        losses = []
         for index, batch in enumerate(micro_batches):
             self.deepspeed.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
             if seeds is not None:
                 seed_generators(seeds[index])
             loss = loss_sum_fn(self.deepspeed, batch)
             self.deepspeed.backward(loss * factor, scale_wrt_gas=False)
-            loss_sum += loss.detach()
-        self._let_copies_finish()
-        loss_scale = self.loss_scale
-        grad_norm, is_skipped = self._update_unsharded() if self.zero_stage == 0 else self._update_sharded()
-        return StepResult(grad_norm, is_skipped, loss_scale, float(loss_sum))
+            losses.append(loss.detach())
+            if self._exact is not None:
+                self._exact.add_micro_batch()
+        return losses
 
     def train_mode(self) -> None:
         """Turn dropout on. Not collective."""
@@ -187,7 +228,7 @@ class Engine:
         try:
             self.deepspeed.destroy()
         finally:
-            nn.functional.linear = self._linear
+            self._closing.close()
 
     def _let_copies_finish(self) -> None:
         """Make further GPU work wait for what is being read on `copy_stream`."""
@@ -196,14 +237,20 @@ class Engine:
             self.update_after = None
 
     def _update_sharded(self) -> tuple[float, bool]:
+        norm = None if self._exact is None else self._exact.finish(self._clip)
         self.deepspeed.step()
         is_skipped = bool(self.optimizer.overflow)
-        return (math.inf if is_skipped else float(self.optimizer._global_grad_norm)), is_skipped
+        if norm is None:
+            norm = math.inf if is_skipped else float(self.optimizer._global_grad_norm)
+        return norm, is_skipped
 
     def _update_unsharded(self) -> tuple[float, bool]:
         """fp32 without ZeRO: DeepSpeed would neither report the norm nor skip the update if it is not finite."""
-        trained = [p for p in self.module.parameters() if p.requires_grad]
-        norm = float(nn.utils.clip_grad_norm_(trained, self._clip or math.inf))
+        if self._exact is None:
+            trained = [p for p in self.module.parameters() if p.requires_grad]
+            norm = float(nn.utils.clip_grad_norm_(trained, self._clip or math.inf))
+        else:
+            norm = self._exact.finish(self._clip)
         if not math.isfinite(norm):
             self.deepspeed.zero_grad()
             return norm, True
@@ -222,27 +269,6 @@ class Engine:
         if self.zero_stage == 0 or not parameter.requires_grad:
             return parameter.detach()
         return safe_get_full_fp32_param(parameter)
-
-
-def make_adamw(model: nn.Module, optimizer: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over the trained parameters, in two groups: biases and normalization weights (1-D) have no weight decay.
-
-    Raises ConfigError if nothing is trained.
-    """
-    trained = [p for p in model.parameters() if p.requires_grad]
-    if not trained:
-        raise ConfigError("the model has no parameter to train: all of them are frozen")
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": optimizer.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=optimizer.learning_rate,
-        betas=(optimizer.beta1, optimizer.beta2),
-        eps=optimizer.epsilon,
-        fused=True,  # one pass over memory; on a CPU more than ten times as fast as torch's default
-    )
 
 
 def detect_precision(precision: Precision, device: torch.device) -> Precision:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from raytrain.checkpoint.ranges import BUFFER, FP32, MOMENTS, RangeReader, StateRange, Wanted
 from raytrain.config import Precision
 from raytrain.engine.engine import Engine
+from raytrain.engine.exact_sums import sum_of_bits
 from raytrain.engine.shares import gather_shares, share_of
 
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -129,6 +130,12 @@ def load_ranges(engine: Engine, reader: RangeReader, optimizer_step: int) -> Non
     for _, buffer, elements in buffers:
         buffer.copy_(elements.view(buffer.shape))
     _spread(engine)
+
+
+def weights_checksum(engine: Engine) -> int:
+    """A checksum of the trained weights: that of all workers is the sum of theirs modulo 2**64, whatever their number.
+    Not collective."""
+    return sum_of_bits((shard.master for shard in _shards(engine)), engine.device)
 
 
 def scaler_state(engine: Engine) -> dict[str, float | int]:

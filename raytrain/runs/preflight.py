@@ -12,7 +12,7 @@ from raytrain.config.io import flatten, load_config, parse_config
 from raytrain.config.shipped import communication_variables, config_names
 from raytrain.data.parallel import Checked
 from raytrain.data.sources import check_sources
-from raytrain.engine.deepspeed_config import check_deepspeed_overrides, resolve_precision
+from raytrain.engine.deepspeed_config import check_bitwise, check_deepspeed_overrides, resolve_precision
 from raytrain.errors import ConfigError, RaytrainError
 from raytrain.models.files import count_parameters, own_code
 from raytrain.models.tokenizer import check_tokenizer, looks_local
@@ -68,6 +68,7 @@ def check(
     """
     given, config = config, resolve(config)
     check_deepspeed_overrides(config.training.deepspeed)
+    check_bitwise(config.training)
     communication_variables(config.training.communication)
     is_private = on_this_machine and cluster_address(config) is None
     private_cpus = 0
@@ -108,6 +109,7 @@ def check_elsewhere(config: RunConfig) -> None:
     the job.
     """
     check_deepspeed_overrides(config.training.deepspeed)
+    check_bitwise(config.training)
     communication_variables(config.training.communication)
     _check_metrics(config, make_task(config.task, config.data.max_length))
     lost = [(key, path) for key, path in local_paths(config) if not os.path.isabs(path)]

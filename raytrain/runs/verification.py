@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raytrain.config import Precision, RunConfig
+from raytrain.config import Exactness, Precision, RunConfig
 from raytrain.config.io import parse_config
 from raytrain.elastic.allocation import Terms
 from raytrain.errors import ConfigError, FailureCode, TrainingError
@@ -55,11 +55,16 @@ class Verification:
     """The first step whose loss scale, learning rate or count of skipped updates differs; None: there is none."""
     other_device: bool
     """Whether one of them ran on GPUs and the other did not, where other numbers are drawn from the same seeds."""
+    is_bitwise: bool
+    """Whether the run has training.exactness=bitwise."""
+    other_weights: int | None
+    """The first step after which the bits of the weights differ, by their checksums in metrics.jsonl. None: there is
+    none, or the run is not bitwise."""
 
     @property
     def agrees(self) -> bool:
         """Whether the promise holds for this run."""
-        is_equal = self.other_samples is None and self.other_updates is None
+        is_equal = self.other_samples is None and self.other_updates is None and self.other_weights is None
         return is_equal and not self.other_device and self.worst_loss <= self.tolerance
 
 
@@ -162,6 +167,7 @@ def compare(run: Storage, repeated: Storage, config: RunConfig, num_steps: int, 
     samples, again = _samples_of(run, one), _samples_of(repeated, two)
     others = [step for step in both if step in samples and samples[step] != again.get(step)]
     others += _first_other(one, two, both, ("samples_seen", "tokens_seen"))
+    is_bitwise = config.training.exactness is Exactness.BITWISE
     return Verification(
         run_path=run.path_of(),
         repeated_path=repeated.path_of(),
@@ -171,11 +177,13 @@ def compare(run: Storage, repeated: Storage, config: RunConfig, num_steps: int, 
         num_missing=num_steps - len(both),
         worst_loss=differences[worst],
         worst_step=worst,
-        tolerance=TOLERANCES[_precision(repeated, config, two.values())],
+        tolerance=0.0 if is_bitwise else TOLERANCES[_precision(repeated, config, two.values())],
         other_samples=min(others, default=None),
         has_samples=bool(samples),
         other_updates=min(_first_other(one, two, both, ("lr", "loss_scale", "skipped_steps")), default=None),
         other_device=used_gpu(run) not in (None, used_gpu(repeated)),
+        is_bitwise=is_bitwise,
+        other_weights=min(_first_other(one, two, both, ("weights",)), default=None),
     )
 
 

@@ -4,9 +4,9 @@ All stages compute the same, and checkpoints are independent of the stage (P10),
 of a run. Lower stages are faster if they fit: higher ones have an overhead per parameter.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from raytrain.config import Precision, TrainingConfig
+from raytrain.config import Exactness, Precision, TrainingConfig
 from raytrain.engine.deepspeed_config import build_deepspeed_config
 from raytrain.sizing.memory import Memory, estimate_memory
 from raytrain.sizing.shape import ModelShape
@@ -74,7 +74,7 @@ def memory_at(training: TrainingConfig, shape: ModelShape, group: Group) -> Memo
         num_micro_steps=batches.micro_steps,
         can_overlap=group.use_gpu and batches.world_size > 1,
     )
-    return estimate_memory(
+    memory = estimate_memory(
         shape,
         deepspeed,
         precision=group.precision,
@@ -84,6 +84,19 @@ def memory_at(training: TrainingConfig, shape: ModelShape, group: Group) -> Memo
         use_gpu=group.use_gpu,
         checkpoints=training.gradient_checkpointing,
     )
+    if training.exactness is not Exactness.BITWISE:
+        return memory
+    stage = deepspeed["zero_optimization"]["stage"]
+    return replace(memory, gradients=memory.gradients + _exact_sums(stage, shape, group))
+
+
+def _exact_sums(stage: int, shape: ModelShape, group: Group) -> int:
+    """Bytes of the int64 sums of engine/bitwise.py; at stage 2 also of the gradients that wait for being added."""
+    trained = sum(shape.trained)
+    if stage == 3:
+        return 8 * -(-trained // group.batches.world_size)
+    width = 4 if group.precision is Precision.FP32 else 2
+    return 8 * trained + (width * trained if stage == 2 else 0)
 
 
 def _at(training: TrainingConfig, stage: int) -> TrainingConfig:

@@ -236,25 +236,27 @@ def evaluation_batches(
 ) -> list[np.ndarray]:
     """Evaluation micro-batches of one worker. Over all workers, every sample occurs exactly once.
 
-    A worker evaluates consecutive samples, so that workers read different row groups (P5). Within windows, its samples
-    are sorted by length, longest first, and cut into batches. Batch counts differ by at most one between workers; the
-    caller pads the count where collectives need it.
+    The batches are the same at any number of workers, and a worker evaluates consecutive ones. Within windows of
+    consecutive samples, these are sorted by length, longest first, and cut into batches: only workers that share a
+    window read the same row groups (P5).
 
     Args:
         lengths: Tokens of each sample.
         window_batches: Batches whose samples are sorted together.
 
     Returns:
-        Arrays of sample ids, each of shape (batch_size,); the last one of a worker may be shorter.
+        Arrays of sample ids, each of shape (batch_size,); the very last one may be shorter. Their number differs by at
+        most one between workers; the caller pads it where collectives need it.
     """
     num_batches = -(-len(lengths) // batch_size)
-    begin = world_rank * num_batches // world_size * batch_size
-    end = min(len(lengths), (world_rank + 1) * num_batches // world_size * batch_size)
+    first, stop = world_rank * num_batches // world_size, (world_rank + 1) * num_batches // world_size
     batches = []
-    for start in range(begin, end, window_batches * batch_size):
+    for window in range(first // window_batches, -(-stop // window_batches)):
+        begin = window * window_batches
         # (window_batches * batch_size,), fewer in the last window
-        ids = np.arange(start, min(end, start + window_batches * batch_size))
+        ids = np.arange(begin * batch_size, min(len(lengths), (begin + window_batches) * batch_size))
         # The same shape, longest first
         by_length = ids[np.argsort(-lengths[ids], kind="stable")]
-        batches += [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
+        mine = range(max(first, begin) - begin, min(stop, begin + window_batches) - begin)
+        batches += [by_length[i * batch_size : (i + 1) * batch_size] for i in mine]
     return batches

@@ -251,6 +251,8 @@ EVENT_TEXTS = {
     "late_snapshot": "[yellow]the snapshot that was due at step {since} has not been taken by step {step}, since "
     "the one before, or best/, is still being written",
     "damaged_checkpoint": "[yellow]the checkpoint of step {step} is damaged and was skipped: {reason}",
+    "other_environment": "[yellow]training.exactness=bitwise: {difference}; from here on the weights may differ "
+    "from an undisturbed run's in their last bits",
     "tracker": "[yellow]{tracker}: {reason}; training continues",
     "early_stop": "stopping early at step {step}: the best model is that of step {best_step}",
 }

@@ -24,7 +24,11 @@ def print_verification(console: Console, found: Verification) -> None:
     worst = f"at most {found.worst_loss:.1e} apart (step {found.worst_step}); tolerance {found.tolerance:.1e}"
     if math.isnan(found.worst_loss):
         worst = f"in step {found.worst_step} only one of them is finite"
+    if found.tolerance == found.worst_loss == 0.0:
+        worst = "equal in every step"
     table.add_row("loss", worst)
+    if found.is_bitwise:
+        table.add_row("weights, to the last bit", _equal_or(found.other_weights))
     console.print(table)
     if found.num_missing:
         console.print(f"not compared: {counted(found.num_missing, 'step')} whose line in metrics.jsonl is lost")

@@ -43,6 +43,10 @@ class StepSums:
     """1 when this worker can report to Ray Train; on rank 0 only if a report is also due."""
     committed: float = 0.0
     """Rank 0: step of a committed checkpoint that has not been reported yet; 0: none."""
+    checksum_high: float = 0.0
+    """With training.exactness=bitwise: the upper 32 bits of the checksum of this worker's weights."""
+    checksum_low: float = 0.0
+    """The lower 32 bits."""
 
 
 class Control:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import torch
 from torch import nn
@@ -40,29 +41,32 @@ def evaluate(
     """Metrics of a model over a split. Collective; the result is the same on every worker.
 
     Every worker gets the same number of `batches` (ZeRO-3 gathers parameters in each), some of them without a sample;
-    `on_batch` is called after each.
+    `on_batch` is called after each. The loss is summed exactly, so that it does not depend on the number of workers.
     """
     was_training = module.training
     module.eval()
-    scores, loss_sum, target_weight = task.scores(state), 0.0, 0.0
+    is_finite = True
+    scores, loss_sum, target_weight = task.scores(state), Fraction(), Fraction()
     with torch.no_grad():
         for batch in batches:
             batch_loss, predictions = task.predict(module, to_tensors(batch.arrays, device))
             on_batch()
             if batch.is_blank:
                 continue
-            loss_sum += float(batch_loss)
-            target_weight += task.target_weight(batch.arrays)
+            loss = float(batch_loss)
+            is_finite = is_finite and math.isfinite(loss)
+            loss_sum += Fraction(loss) if math.isfinite(loss) else 0
+            target_weight += Fraction(task.target_weight(batch.arrays))
             scores.update(predictions, task.targets(batch.arrays))
     module.train(was_training)
-    parts = control.gather_to_first((loss_sum, target_weight, scores.state()))
+    parts = control.gather_to_first((loss_sum if is_finite else math.nan, target_weight, scores.state()))
     metrics = None
     if parts is not None:
         for _, _, other in parts[1:]:
             scores.merge(other)
         metrics = scores.compute()
-        loss = sum(part[0] for part in parts) / (sum(part[1] for part in parts) or 1.0)
-        metrics = replace(metrics, values={"loss": loss, **metrics.values})
+        loss = sum(part[0] for part in parts) / (sum(part[1] for part in parts) or 1)
+        metrics = replace(metrics, values={"loss": float(loss), **metrics.values})
     return control.from_first(metrics)
 
 

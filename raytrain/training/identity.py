@@ -1,4 +1,4 @@
-"""What a saved state belongs to: the prepared data, the order of its samples, and the frozen weights.
+"""What a saved state belongs to: the prepared data, the order of its samples, the frozen weights, and the environment.
 
 Resuming with another of them would drop and repeat samples, or combine weights that don't belong together.
 """
@@ -7,6 +7,7 @@ from typing import Any
 
 from raytrain.errors import ConfigError
 from raytrain.steps.order import ORDER_VERSION, Order
+from raytrain.training.environment import ENVIRONMENT
 from raytrain.training.frozen import check_frozen
 
 # Fields of state.json.
@@ -16,18 +17,31 @@ DATA_CONTENT, FROZEN_WEIGHTS, SAMPLE_ORDER = "data_content", "frozen_weights", "
 class Identity:
     """The identity of a run's states, as one worker knows it."""
 
-    def __init__(self, data_content: str, frozen: str | None, order: Order | None):
+    def __init__(
+        self,
+        data_content: str,
+        frozen: str | None,
+        order: Order | None,
+        environment: dict[str, str | int] | None = None,
+    ):
         """Args:
         data_content: Hash of the prepared data.
         frozen: Hash of the frozen weights; None: there are none.
         order: On rank 0, which writes the state; None on other workers.
+        environment: Of this worker; None: not recorded.
         """
         self._data_content, self._frozen, self._order = data_content, frozen, order
+        self._environment = environment
 
     def of(self, step: int) -> dict[str, Any]:
         """Part of the state.json of a step."""
         order = None if self._order is None else order_identity(self._order, step)
-        return {DATA_CONTENT: self._data_content, FROZEN_WEIGHTS: self._frozen, SAMPLE_ORDER: order}
+        return {
+            DATA_CONTENT: self._data_content,
+            FROZEN_WEIGHTS: self._frozen,
+            SAMPLE_ORDER: order,
+            ENVIRONMENT: self._environment,
+        }
 
     def check(self, state: dict[str, Any], step: int) -> None:
         """Raises ConfigError when the state of a step can't be resumed from, on one worker at least."""

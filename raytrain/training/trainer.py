@@ -13,9 +13,10 @@ from typing import Any, Protocol
 
 import torch
 
-from raytrain.config import RunConfig
+from raytrain.config import Exactness, RunConfig
 from raytrain.data.items import EvalBatch, StepBatch
 from raytrain.engine.engine import Engine, StepResult
+from raytrain.engine.zero_state import weights_checksum
 from raytrain.errors import FailureCode, TrainingError
 from raytrain.steps.batches import micro_batch_seed
 from raytrain.steps.timetable import Timetable
@@ -176,7 +177,12 @@ class Trainer:
             wants_stop=float(self.stop_requested()),
             busy=float(self.saver.is_busy),
             **self.reporting.offer(),
+            **(_halves(weights_checksum(self.engine)) if self._is_bitwise else {}),
         )
+
+    @property
+    def _is_bitwise(self) -> bool:
+        return self.config.training.exactness is Exactness.BITWISE
 
     def _record(
         self,
@@ -209,6 +215,7 @@ class Trainer:
             "padding": 1.0 - sums.num_tokens / max(1.0, sums.num_padded_tokens),
             "data_wait_s": wait_s,
             "step_s": wait_s + busy_s,
+            **({"weights": _checksum(sums)} if self._is_bitwise else {}),
             **self.idle.take(),
         }
         self.log.step(row)
@@ -254,3 +261,13 @@ class Trainer:
 
 def _target_weight(batch: StepBatch | None) -> float:
     return batch.target_weight if batch is not None else 0.0
+
+
+def _halves(checksum: int) -> dict[str, float]:
+    """A checksum as two numbers that float64 adds exactly over a million workers."""
+    return {"checksum_high": float(checksum >> 32), "checksum_low": float(checksum & 0xFFFFFFFF)}
+
+
+def _checksum(sums: StepSums) -> str:
+    """The checksum of all workers' weights, 16 hexadecimal digits."""
+    return f"{((int(sums.checksum_high) << 32) + int(sums.checksum_low)) % 2**64:016x}"

@@ -17,7 +17,7 @@ from raytrain.checkpoint.sizes import CHECKPOINT_BYTES_PER_PARAMETER
 from raytrain.checkpoint.snapshot import STORE_SHARE, Snapshot, SnapshotKeeper, bytes_in_store
 from raytrain.checkpoint.snapshot_files import MemoryFiles, damaged, index_of
 from raytrain.checkpoint.store import CheckpointStore
-from raytrain.config import Precision, RunConfig, TrainingConfig
+from raytrain.config import Exactness, Precision, RunConfig, TrainingConfig
 from raytrain.data.prepared import PreparedStore
 from raytrain.data.stream import Stream, make_order
 from raytrain.engine.deepspeed_config import effective_zero_stage
@@ -38,6 +38,7 @@ from raytrain.training.agreement import Control
 from raytrain.training.arrival import Arrival
 from raytrain.training.device import device_of, usable_bytes
 from raytrain.training.driver_link import DriverLink
+from raytrain.training.environment import ENVIRONMENT, environment_of, first_difference
 from raytrain.training.evaluate import Judge, evaluate
 from raytrain.training.export import check_exported, describe, save_description, save_tokenizer, update_card
 from raytrain.training.frozen import hash_of_frozen
@@ -144,11 +145,7 @@ class WorkerRun:
         stream.start(progress.step, self.timetable)  # fills up while the model is loaded
         precision = self.control.all_succeed(lambda: detect_precision(self.config.training.precision, self.device))
         model = self.control.all_succeed(functools.partial(self._new_model, check=saved is None))
-        frozen = hash_of_frozen(model, self.control)  # before the engine partitions the weights
-        order = make_order(self.config, self.store) if self.world.world_rank == 0 else None
-        identity = Identity(self.store.manifest.content, frozen, order)
-        if saved is not None:
-            self.control.all_succeed(functools.partial(identity.check, saved.state, saved.step))
+        identity = self._identity(model, saved)
         engine = Engine(
             model,
             self._settle(model, precision),
@@ -185,6 +182,19 @@ class WorkerRun:
             saver.save_best(progress.step)
             saver.finish()
         return trainer.idle, status
+
+    def _identity(self, model: nn.Module, saved: SavedState | None) -> Identity:
+        """What this run's states belong to. `saved` is refused if it belongs to something else."""
+        frozen = hash_of_frozen(model, self.control)  # before the engine partitions the weights
+        order = make_order(self.config, self.store) if self.world.world_rank == 0 else None
+        identity = Identity(self.store.manifest.content, frozen, order, here := environment_of(self.device))
+        if saved is not None:
+            self.control.all_succeed(functools.partial(identity.check, saved.state, saved.step))
+        if self.config.training.exactness is Exactness.BITWISE:
+            others = [*self.control.gather(here), *([] if saved is None else [saved.state.get(ENVIRONMENT)])]
+            if text := first_difference(here, others):
+                self.log.event("other_environment", difference=text)
+        return identity
 
     def evaluate(self, split: str) -> Finished:
         """Evaluate the best model on a split."""

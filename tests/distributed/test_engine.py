@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from raytrain.checkpoint.ranges import EXP_AVG, FP32, StateRange
 from raytrain.config import OptimizerConfig, Precision, TrainingConfig
-from raytrain.engine.engine import make_adamw
+from raytrain.engine.optimizer import make_adamw
 from raytrain.engine.zero_state import owned_ranges
 from raytrain.models.build import for_training
 from raytrain.steps.batches import micro_batch_seed

@@ -1,0 +1,74 @@
+"""AdamW over a model's trained parameters."""
+
+import math
+from collections.abc import Sequence
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raytrain.config import OptimizerConfig
+from raytrain.errors import ConfigError
+
+# Elements updated at once: the temporary tensors stay in a CPU's cache.
+_CHUNK = 1 << 17
+
+
+def make_adamw(model: nn.Module, optimizer: OptimizerConfig, *, is_elementwise: bool = False) -> torch.optim.AdamW:
+    """AdamW over the trained parameters, in two groups: biases and normalization weights (1-D) have no weight decay.
+
+    Args:
+        is_elementwise: The bits of an updated element don't depend on where in a tensor it lies, so not on how
+            parameters are flattened and partitioned. torch's fused kernel for CPUs computes most elements with
+            instructions for vectors, which round once where those for the last few elements of a tensor round twice.
+
+    Raises ConfigError if nothing is trained.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise ConfigError("the model has no parameter to train: all of them are frozen")
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": optimizer.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=optimizer.learning_rate,
+        betas=(optimizer.beta1, optimizer.beta2),
+        eps=optimizer.epsilon,
+        fused=True,  # one pass over memory; on a CPU more than ten times as fast as torch's default
+    )
+    if is_elementwise:
+        # Not a subclass: DeepSpeed warns of optimizers that it does not know.
+        adamw.step = MethodType(_elementwise_step, adamw)  # type: ignore[method-assign]
+    return adamw
+
+
+@torch.no_grad()
+def _elementwise_step(self: torch.optim.AdamW, closure: None = None) -> None:
+    """A step of AdamW (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019, algorithm 2) from
+    operations that IEEE 754 rounds in one way only: products, sums, quotients and square roots."""
+    for group in self.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            state = self.state[parameter]
+            if not state:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+            state["step"] += 1
+            tensors = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
+            for chunk in zip(*(tensor.view(-1).split(_CHUNK) for tensor in tensors), strict=True):
+                _update(chunk, group, float(state["step"]))
+
+
+def _update(chunk: Sequence[Tensor], group: dict[str, Any], step: float) -> None:
+    """Update a part of a parameter in place. `chunk`: of weights, gradient, first and second moment, 1-D."""
+    weights, gradient, mean, square = chunk
+    beta1, beta2 = group["betas"]
+    mean.mul_(beta1).add_(gradient * (1 - beta1))
+    square.mul_(beta2).add_((gradient * gradient).mul_(1 - beta2))
+    denominator = square.sqrt().div_(math.sqrt(1 - beta2**step)).add_(group["eps"])
+    weights.mul_(1 - group["lr"] * group["weight_decay"])
+    weights.sub_(torch.div(mean, denominator, out=denominator).mul_(group["lr"] / (1 - beta1**step)))

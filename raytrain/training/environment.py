@@ -1,0 +1,32 @@
+"""What the bits of a result depend on besides the config and the data: the hardware, and the versions of libraries."""
+
+import platform
+from collections.abc import Iterable
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+# Field of state.json.
+ENVIRONMENT = "environment"
+LIBRARIES = ("torch", "transformers", "deepspeed")
+
+
+def environment_of(device: torch.device) -> dict[str, str | int]:
+    """The environment of this worker."""
+    versions: dict[str, str | int] = {name: version(name) for name in LIBRARIES}
+    if device.type == "cuda":
+        return {**versions, "device": torch.cuda.get_device_name(device), "cuda": torch.version.cuda or ""}
+    # The kernels are chosen by the instructions that a CPU has, and may divide their work by the number of threads.
+    cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return {**versions, "device": cpu, "threads": torch.get_num_threads()}
+
+
+def first_difference(here: dict[str, Any], others: Iterable[dict[str, Any] | None]) -> str | None:
+    """In words, the first thing that differs in one of these environments; None: nothing does. Those that are None are
+    not known."""
+    for there in (other for other in others if other is not None):
+        for key in (*here, *there):
+            if here.get(key) != there.get(key):
+                return f"{key} {here.get(key)} here and {there.get(key)} elsewhere or before"
+    return None
