@@ -7,11 +7,17 @@ each ZeRO stage and precision, and beside it torch's DistributedDataParallel wit
 seeded on each rank, which is how a script for torchrun, Accelerate or a TorchTrainer sets it up. There the global batch
 is kept by dividing it by the number of workers. The figure is the largest difference of the mean loss of a step from
 the loss at one worker. fp16 is computed on CPUs, which DeepSpeed would refuse: only its arithmetic is of interest.
+
+With training.exactness=bitwise it is also compared whether the weights have the same bits after the last step, and what
+a step costs: in one process group, some steps in one mode and then some in the other, over and over, at the default
+micro-batch of 16.
 """
 
 import argparse
+import contextlib
 import os
 import tempfile
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,15 +32,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data.distributed import DistributedSampler
 
-from raytrain.config import OptimizerConfig, Precision, TrainingConfig
+from raytrain.config import Exactness, OptimizerConfig, Precision, TrainingConfig
 from raytrain.steps.batches import BatchPlan, micro_batch_seed
 from raytrain.steps.order import Order
 
+DEFAULT_MICRO = 16
 BATCH, MICRO, SAMPLES, MAX_LENGTH, SEED, RATE = 24, 4, 600, 64, 7, 1e-4
 OURS = [
     *((Precision.FP32, stage, workers) for stage in range(4) for workers in (2, 3)),
     *((precision, 1, workers) for precision in (Precision.BF16, Precision.FP16) for workers in (2, 3)),
 ]
+ROUNDS, STEPS_PER_ROUND = 5, 5
 Batch = dict[str, Tensor]
 
 
@@ -64,31 +72,57 @@ def main() -> None:
     arguments = arguments_with(parser, steps=12)
     rows = []
     for dropout in (0.0, 0.1):
-        alone = in_group(ours, 1, Precision.FP32, 0, dropout, arguments.steps)
-        half = {p: in_group(ours, 1, p, 1, dropout, arguments.steps) for p in (Precision.BF16, Precision.FP16)}
-        for precision, stage, workers in OURS:
-            found = in_group(ours, workers, precision, stage, dropout, arguments.steps)
-            worst = np.abs(found - half.get(precision, alone)).max()
-            rows.append(["raytrain", str(dropout), str(precision), f"ZeRO-{stage}", str(workers), f"{worst:.1e}"])
-            print(rows[-1], flush=True)
-        plain_alone = in_group(plain, 1, dropout, arguments.steps)
+        for mode in Exactness:
+            rows += compared(mode, dropout, arguments.steps)
+        alone, _ = in_group(plain, 1, dropout, arguments.steps)
         for workers in (2, 3):
-            worst = np.abs(in_group(plain, workers, dropout, arguments.steps) - plain_alone).max()
-            rows.append(["DistributedDataParallel", str(dropout), "fp32", "", str(workers), f"{worst:.1e}"])
+            worst = np.abs(in_group(plain, workers, dropout, arguments.steps)[0] - alone).max()
+            rows.append(["DistributedDataParallel", str(dropout), "fp32", "", str(workers), f"{worst:.1e}", "no"])
             print(rows[-1], flush=True)
     head = (
         f"MiniLM with a new head, {arguments.steps} steps of {BATCH} reviews, AdamW at {RATE:g}; the largest "
-        "difference of the loss of a step from the run with one worker.\n\n"
+        "difference of the loss of a step from the run with one worker, and whether the weights have the same bits "
+        "after the last step.\n\n"
     )
-    header = ["", "dropout", "precision", "", "workers", "largest difference"]
-    publish("The number of workers and the losses", head + table(header, rows), arguments)
+    header = ["", "dropout", "precision", "", "workers", "largest difference", "same bits"]
+    costs = [costs_of(stage, workers) for stage, workers in ((0, 1), *((stage, 2) for stage in range(4)))]
+    text = head + table(header, rows) + f"\n\nA step of {2 * DEFAULT_MICRO} reviews in fp32, dropout 0.1, seconds:\n\n"
+    text += table(["", "workers", "rounding", "bitwise", "bitwise / rounding"], costs)
+    publish("The number of workers and the losses", text, arguments)
 
 
-def in_group(function: Any, world_size: int, *settings: Any) -> np.ndarray:
-    """Call a function in a process group; the loss of each step, shape (steps,)."""
+def compared(mode: Exactness, dropout: float, steps: int) -> list[list[str]]:
+    """A row of the table for each setting of OURS."""
+    alone: dict[Precision, tuple[np.ndarray, int]] = {}
+    rows = []
+    for precision, stage, workers in OURS:
+        if precision not in alone:
+            alone[precision] = in_group(ours, 1, precision, stage, dropout, steps, mode)
+        losses, checksum = in_group(ours, workers, precision, stage, dropout, steps, mode)
+        expected, bits = alone[precision]
+        is_same = "yes" if checksum == bits else "no"
+        worst = f"{np.abs(losses - expected).max():.1e}"
+        rows.append([f"raytrain, {mode}", str(dropout), str(precision), f"ZeRO-{stage}", str(workers), worst, is_same])
+        print(rows[-1], flush=True)
+    return rows
+
+
+def costs_of(stage: int, workers: int) -> list[str]:
+    """The median seconds of a step in each mode, and their ratio."""
+    seconds, _ = in_group(timed, workers, stage)
+    rounding, bitwise = (float(np.median(part)) for part in np.split(seconds / workers, 2))
+    row = [f"ZeRO-{stage}", str(workers), f"{rounding:.2f}", f"{bitwise:.2f}", f"{bitwise / rounding:.2f}"]
+    print(row, flush=True)
+    return row
+
+
+def in_group(function: Any, world_size: int, *settings: Any) -> tuple[np.ndarray, int]:
+    """Call a function in a process group. Returns the sums over all workers of the numbers that it gives, such as
+    shares of losses, and of their checksums."""
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_work, (function, world_size, folder, settings), nprocs=world_size)
-        return np.load(Path(folder) / "losses.npy")
+        checksums = [int((Path(folder) / f"checksum_{rank}").read_text()) for rank in range(world_size)]
+        return np.load(Path(folder) / "numbers.npy"), sum(checksums) % 2**64
 
 
 def _work(rank: int, function: Any, world_size: int, folder: str, settings: tuple[Any, ...]) -> None:
@@ -97,11 +131,12 @@ def _work(rank: int, function: Any, world_size: int, folder: str, settings: tupl
     dist.init_process_group(
         "gloo", f"file://{folder}/meet", rank=rank, world_size=world_size, timeout=timedelta(seconds=300)
     )
-    # Each worker gives its share of the mean loss of each step.
-    shares = torch.tensor(function(*settings), dtype=torch.float64)
+    numbers, checksum = function(*settings)
+    (Path(folder) / f"checksum_{rank}").write_text(str(checksum))
+    shares = torch.tensor(numbers, dtype=torch.float64)
     dist.all_reduce(shares)
     if rank == 0:
-        np.save(Path(folder) / "losses.npy", shares.numpy())
+        np.save(Path(folder) / "numbers.npy", shares.numpy())
     dist.destroy_process_group()
 
 
@@ -120,34 +155,79 @@ def loss_sum(model: nn.Module, batch: Batch) -> Tensor:
     return nn.functional.cross_entropy(model(**inputs).logits.float(), batch["labels"], reduction="sum")
 
 
-def ours(precision: Precision, stage: int, dropout: float, steps: int) -> list[float]:
-    """raytrain's engine on this worker's micro-batches."""
-    from deepspeed.accelerator import get_accelerator
+def ours(
+    precision: Precision, stage: int, dropout: float, steps: int, mode: Exactness, micro: int = MICRO
+) -> tuple[list[float], int]:
+    """raytrain's engine on this worker's micro-batches: its part of the mean losses, and of the weights' checksum."""
+    from raytrain.engine.zero_state import weights_checksum
 
-    from raytrain.engine.engine import Engine
+    with contextlib.closing(OurSteps(precision, stage, dropout, mode, BATCH, micro)) as run:
+        losses = [run.step(step) for step in range(steps)]
+        return losses, weights_checksum(run.engine)
 
-    get_accelerator().is_fp16_supported = lambda: True
-    reviews, plan = Reviews(), BatchPlan(BATCH, BATCH // MICRO, dist.get_world_size())
-    starts = np.append(np.arange(0, SAMPLES, 16), SAMPLES)
-    order = Order(starts, reviews.lengths, SEED, BATCH, BATCH)
-    training = TrainingConfig(
-        global_batch_size=BATCH, micro_batch_size=MICRO, zero_stage=stage, optimizer=OptimizerConfig(learning_rate=RATE)
-    )
-    device = torch.device("cpu")
-    engine = Engine(new_model(dropout), training, precision=precision, device=device, num_micro_steps=plan.micro_steps)
-    losses, mine = [], plan.micro_batches_of(dist.get_rank(), order.num_groups(plan.num_micro_batches))
-    for step in range(steps):
-        parts = order.micro_batches(0, step, plan.num_micro_batches, mine)
+
+def timed(stage: int) -> tuple[list[float], int]:
+    """Seconds of steps in the first mode, and then of as many in the other."""
+    seconds: dict[Exactness, list[float]] = {mode: [] for mode in Exactness}
+    for _ in range(ROUNDS):
+        for mode in Exactness:
+            run = OurSteps(Precision.FP32, stage, 0.1, mode, 2 * DEFAULT_MICRO, DEFAULT_MICRO)
+            with contextlib.closing(run):
+                run.step(0)
+                for step in range(1, 1 + STEPS_PER_ROUND):
+                    dist.barrier()
+                    began_at_s = time.perf_counter()
+                    run.step(step)
+                    dist.barrier()
+                    seconds[mode].append(time.perf_counter() - began_at_s)
+    return [*seconds[Exactness.ROUNDING], *seconds[Exactness.BITWISE]], 0
+
+
+class OurSteps:
+    """raytrain's engine and its order of the reviews."""
+
+    def __init__(self, precision: Precision, stage: int, dropout: float, mode: Exactness, batch: int, micro: int):
+        from deepspeed.accelerator import get_accelerator
+
+        from raytrain.engine.engine import Engine
+
+        get_accelerator().is_fp16_supported = lambda: True
+        self._reviews, self._batch = Reviews(), batch
+        self._plan = BatchPlan(batch, batch // micro, dist.get_world_size())
+        starts = np.append(np.arange(0, SAMPLES, 16), SAMPLES)
+        self._order = Order(starts, self._reviews.lengths, SEED, batch, batch)
+        self._mine = self._plan.micro_batches_of(dist.get_rank(), self._order.num_groups(self._plan.num_micro_batches))
+        training = TrainingConfig(
+            global_batch_size=batch,
+            micro_batch_size=micro,
+            zero_stage=stage,
+            exactness=mode,
+            optimizer=OptimizerConfig(learning_rate=RATE),
+        )
+        self.engine = Engine(
+            new_model(dropout),
+            training,
+            precision=precision,
+            device=torch.device("cpu"),
+            num_micro_steps=self._plan.micro_steps,
+        )
+
+    def step(self, step: int) -> float:
+        """Train on a step; this worker's part of its mean loss."""
+        plan = self._plan
+        parts = self._order.micro_batches(0, step, plan.num_micro_batches, self._mine)
         parts += [np.array([], dtype=int)] * (plan.micro_steps - len(parts))
-        seeds = [micro_batch_seed(SEED, step, which) for which in mine]
+        seeds = [micro_batch_seed(SEED, step, which) for which in self._mine]
         seeds += [0] * (plan.micro_steps - len(seeds))
-        batches = [reviews.batch(part) for part in parts]
-        losses.append(engine.train_step(batches, loss_sum, BATCH, RATE, seeds).loss_sum / BATCH)
-    engine.close()
-    return losses
+        batches = [self._reviews.batch(part) for part in parts]
+        return self.engine.train_step(batches, loss_sum, self._batch, RATE, seeds).loss_sum / self._batch
+
+    def close(self) -> None:
+        """Take the engine down."""
+        self.engine.close()
 
 
-def plain(dropout: float, steps: int) -> list[float]:
+def plain(dropout: float, steps: int) -> tuple[list[float], int]:
     """DistributedDataParallel on this worker's part of a DistributedSampler's order."""
     reviews, size, rank = Reviews(), dist.get_world_size(), dist.get_rank()
     model = DistributedDataParallel(new_model(dropout).train())
@@ -164,7 +244,7 @@ def plain(dropout: float, steps: int) -> list[float]:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         losses.append(float(loss.detach()) / size)
-    return losses
+    return losses, 0
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ Stages 0 to 2 hold the sums of all parameters on each worker (8 bytes each), and
 in each backward pass, as DeepSpeed does, and holds the sums of its own share.
 """
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from raytrain.engine.exact_sums import (
     largest_of,
     largest_sum,
     reduce_to_owners,
+    to_fixed_point,
     to_float,
 )
 from raytrain.engine.shares import share_of
@@ -132,19 +134,26 @@ class _Flat(ExactGradients):
         self._groups = groups
         self._totals = [torch.zeros(size, dtype=torch.int64, device=self._device) for size in sizes]
         self._shares: list[Tensor] = []
+        self._is_first = True
 
     def add_micro_batch(self) -> None:
         gradients = [slot.parameter.grad for slots in self._groups for slot in slots]
         self._note_largest([gradient for gradient in gradients if gradient is not None])
         for slots, total in zip(self._groups, self._totals, strict=True):
             for parameter, start, stop in slots:
-                if parameter.grad is not None:
-                    add_fixed_point(total[start:stop], parameter.grad, self._scale)
-                    parameter.grad = None
+                place = total[start:stop]
+                if parameter.grad is None:
+                    if self._is_first:
+                        place.zero_()
+                elif self._is_first:
+                    to_fixed_point(parameter.grad, self._scale, place)
+                else:
+                    add_fixed_point(place, parameter.grad, self._scale)
+                parameter.grad = None
+        self._is_first = False
 
     def _clear(self) -> None:
-        for total in self._totals:
-            total.zero_()
+        self._is_first = True
 
     def _multiply(self, factor: float) -> None:
         for share in self._shares:
@@ -216,6 +225,7 @@ class _Stage3(ExactGradients):
     def __init__(self, deepspeed: Any, epsilon: float, num_micro_batches: int):
         super().__init__(deepspeed, epsilon, num_micro_batches)
         self._totals: dict[int, Tensor] = {}
+        self._sent = torch.empty(0, dtype=torch.int64, device=self._device)
         optimizer = self._optimizer
         optimizer._DeepSpeedZeroOptimizer_Stage3__reduce_and_partition_ipg_grads = self._reduce_bucket
         optimizer._get_norm_groups = lambda: [self._own_norm()]
@@ -236,12 +246,15 @@ class _Stage3(ExactGradients):
         world_size = dist.get_world_size()
         widths = [parameter.partition_numel() for parameter in parameters]
         # (world_size, sum of widths): DeepSpeed pads each parameter, and cuts it into equal parts
-        rows = torch.zeros(world_size, sum(widths), dtype=torch.int64, device=self._device)
+        if self._sent.numel() < world_size * sum(widths):  # kept, since new memory takes longer than what is done here
+            self._sent = torch.empty(world_size * sum(widths), dtype=torch.int64, device=self._device)
+        rows = self._sent[: world_size * sum(widths)].view(world_size, -1)
         start = 0
         for parameter, width in zip(parameters, widths, strict=True):
-            padded = torch.zeros(world_size * width, dtype=torch.int64, device=self._device)
-            add_fixed_point(padded[: parameter.ds_numel], parameter.grad, self._scale)
-            rows[:, start : start + width] = padded.view(world_size, width)
+            parts = parameter.grad.reshape(-1).split(width)
+            for row, part in itertools.zip_longest(rows, parts, fillvalue=parameter.grad.new_empty(0)):
+                to_fixed_point(part, self._scale, row[start : start + len(part)])
+                row[start + len(part) : start + width] = 0
             parameter.grad = None
             start += width
         for parameter, own in zip(parameters, reduce_to_owners(rows).split(widths), strict=True):

@@ -43,9 +43,14 @@ def add_fixed_point(total: Tensor, gradient: Tensor, scale: float) -> None:
         gradient: Floating point, as many elements in any shape.
         scale: A power of two, so that nothing is rounded before it is truncated.
     """
-    flat = gradient.detach().reshape(-1)
-    for part, sums in zip(_chunks(flat), _chunks(total), strict=True):
+    for part, sums in zip(_chunks(gradient.detach().reshape(-1)), _chunks(total), strict=True):
         sums.add_(part.to(torch.float32).mul(scale).to(torch.int64))
+
+
+def to_fixed_point(gradient: Tensor, scale: float, out: Tensor) -> None:
+    """Write trunc(gradient * scale) to `out`; see `add_fixed_point`."""
+    for part, fixed in zip(_chunks(gradient.detach().reshape(-1)), _chunks(out), strict=True):
+        fixed.copy_(part.to(torch.float32).mul(scale))
 
 
 def to_float(total: Tensor, exponent: int, out: Tensor) -> None:
@@ -123,7 +128,7 @@ def global_norm(shares: Sequence[Tensor], device: torch.device) -> float:
     halves = torch.zeros(2, dtype=torch.int64, device=device)
     for share in shares:
         for part in _chunks(share):
-            squares = part.double().mul_(2.0**-exponent).square_().mul_(2.0**_SQUARE_BITS).trunc_()
+            squares = part.double().mul_(2.0 ** (_SQUARE_BITS // 2 - exponent)).square_().trunc_()
             sums = _sums_of_rows(squares)
             halves[0] += (sums >> 32).sum()
             halves[1] += (sums & 0xFFFFFFFF).sum()

@@ -11,21 +11,32 @@ SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    ("zero_stage", "task"),
+    ("zero_stage", "task", "exactness"),
     [
-        (2, "sequence_classification"),
-        pytest.param("auto", "sequence_classification", marks=SLOW),  # 0, where nothing is sharded
-        pytest.param(1, "sequence_classification", marks=SLOW),
-        pytest.param(3, "sequence_classification", marks=SLOW),
-        pytest.param(2, "token_classification", marks=SLOW),
+        (2, "sequence_classification", "bitwise"),
+        pytest.param(2, "sequence_classification", "rounding", marks=SLOW),
+        pytest.param("auto", "sequence_classification", "rounding", marks=SLOW),  # 0, where nothing is sharded
+        pytest.param(1, "sequence_classification", "rounding", marks=SLOW),
+        pytest.param(3, "sequence_classification", "rounding", marks=SLOW),
+        pytest.param(3, "sequence_classification", "bitwise", marks=SLOW),
+        pytest.param(2, "token_classification", "rounding", marks=SLOW),
     ],
 )
-def test_resized_and_reclaimed_and_killed(pool: NodePool, tmp_path: Path, zero_stage: int | str, task: str) -> None:
+def test_resized_and_reclaimed_and_killed(
+    pool: NodePool, tmp_path: Path, zero_stage: int | str, task: str, exactness: str
+) -> None:
     """1 -> 2 -> 3 by nodes that come, -> 2 by a notice, -> 1 by a kill of the node with rank 0."""
     data = []
     if task == "token_classification":  # targets are words: their number differs from sample to sample (P7)
         data = [f"data.train={{path: {write_conll(tmp_path / 'train.conll', 403, 0)}}}", f"task={{kind: {task}}}"]
-    training = Training(pool, tmp_path, f"training.zero_stage={zero_stage}", *data, "data.test=null")
+    training = Training(
+        pool,
+        tmp_path,
+        f"training.zero_stage={zero_stage}",
+        f"training.exactness={exactness}",
+        *data,
+        "data.test=null",
+    )
     training.wait_for_workers(1)
     pool.add()
     training.wait_for_workers(2)

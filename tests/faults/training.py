@@ -18,7 +18,8 @@ from running import (
     write_config,
 )
 
-from raytrain.config import RunConfig
+from raytrain.config import Exactness, RunConfig
+from raytrain.runs.verification import steps_of
 from raytrain.storage import Storage
 from raytrain.training.records import read_jsonl
 
@@ -98,7 +99,8 @@ class Training:
         return output
 
     def assert_undisturbed(self) -> None:
-        """The run is the one that a single worker does alone: samples in every step, losses within 1e-4 (P9)."""
+        """The run is the one that a single worker does alone: samples in every step, losses within 1e-4, and in
+        bitwise mode the bits of losses and weights (P9)."""
         same = [word for word in self.overrides if word.startswith(("data.", "task=", "training."))]
         config = endless_run(self.folder, "undisturbed", steps_done(self.path), *same)
         code, output = run_cli("train", write_config(config, self.folder))
@@ -106,3 +108,9 @@ class Training:
         alone = self.folder / "runs" / "undisturbed"
         assert samples_of_steps(self.path) == samples_of_steps(alone)
         assert_same_curve(losses(self.path), losses(alone))
+        if self.config.training.exactness is Exactness.BITWISE:
+            ours, theirs = (
+                {step: (row["loss"], row["weights"]) for step, row in steps_of(Storage(str(path)), 10**6).items()}
+                for path in (self.path, alone)
+            )
+            assert ours == theirs

@@ -276,6 +276,24 @@ def test_a_run_is_verified_at_another_number_of_workers(folder: Path, undisturbe
     assert_same_curve(repeated, {step: loss for step, loss in losses(undisturbed).items() if step <= 12})
 
 
+def test_a_bitwise_run_has_the_same_bits_after_a_kill(folder: Path) -> None:
+    """kill -9 of everything, then the same command with two workers; and again from the start by one."""
+    words = ("training.exactness=bitwise", "training.max_steps=30", "training.eval_every_steps=15")
+    slow = tiny_run(folder, "bitwise", *words, "checkpoint.save_every_steps=3", "tracking.tensorboard=false")
+    run = folder / "runs" / "bitwise"
+    process = start_cli("train", write_config(slow, folder))
+    try:
+        wait_until(lambda: steps_done(run) >= 8 and committed_steps(run), "step 8")
+    finally:
+        kill_all(process)
+    code, output = train(folder, tiny_run(folder, "bitwise", *words, "workers.min=2", "workers.max=2"))
+    assert code == 0, output
+    code, output = run_cli("verify", str(run), "--steps", "30", "--workers", "1")
+    assert code == 0, output
+    assert re.search(r"weights, to the last bit +equal in every step", output)
+    assert {row["world_size"] for row in read_jsonl(Storage(str(run)), "metrics.jsonl")} == {1, 2}
+
+
 def test_a_run_of_another_seed_is_found_out(folder: Path, undisturbed: Path) -> None:
     other = folder / "runs" / "other"
     other.mkdir()

@@ -58,6 +58,17 @@ def test_a_difference_is_found(tmp_path: Path, changed: dict[str, Any], finding:
         assert math.isnan(found.worst_loss)
 
 
+@pytest.mark.parametrize(
+    ("changed", "agrees"), [({}, True), ({"weights": "b"}, False), ({"loss": 1 / 3 + 1e-9}, False)], ids=str
+)
+def test_a_bitwise_run_agrees_to_the_last_bit(tmp_path: Path, changed: dict[str, Any], agrees: bool) -> None:
+    config = tiny_run(tmp_path, "a", "training.exactness=bitwise")
+    one, two = write_run(tmp_path / "a", weights="a"), write_run(tmp_path / "b", **{"weights": "a", **changed})
+    found = compare(one, two, config, STEPS, 2)
+    assert found.agrees is agrees
+    assert found.other_weights == (3 if "weights" in changed else None)
+
+
 def test_what_is_no_difference(tmp_path: Path) -> None:
     """Large losses a rounding apart, steps that fp16 has skipped, and the samples of a redo without an end."""
     config = tiny_run(tmp_path, "a")
