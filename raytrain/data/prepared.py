@@ -167,7 +167,7 @@ class PreparedStore:
                 is_whole = self.storage.size_bytes(part.name) == part.num_bytes
             except FileNotFoundError:
                 is_whole = False
-            if not is_whole or (is_small and _sha256(self.storage, part.name) != part.sha256):
+            if not is_whole or (is_small and self.storage.sha256(part.name) != part.sha256):
                 raise self._damaged(part.name)
 
     def lengths(self, split: str) -> Lengths:
@@ -248,11 +248,3 @@ class PreparedStore:
 
     def _damaged(self, name: str) -> DamagedError:
         return DamagedError(self.root, name)
-
-
-def _sha256(storage: Storage, name: str) -> str:
-    digest = hashlib.sha256()
-    with storage.open_input(name) as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
