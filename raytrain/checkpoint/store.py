@@ -40,9 +40,9 @@ from raytrain.checkpoint.manifest import (
     write_hashed,
     wrong_size,
 )
-from raytrain.checkpoint.retries import retrying
 from raytrain.data.parallel import in_threads
 from raytrain.errors import CheckpointError
+from raytrain.retries import retrying
 from raytrain.storage import Storage
 
 # A network file system may show another node's new file with a delay of some seconds.

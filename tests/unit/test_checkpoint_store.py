@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from raytrain import retries
 from raytrain.checkpoint import manifest as manifest_module
-from raytrain.checkpoint import retries
 from raytrain.checkpoint import store as store_module
 from raytrain.checkpoint.manifest import Checkpoint, FileEntry, write_hashed
 from raytrain.checkpoint.store import CheckpointStore, Saved, write_sidecar
