@@ -28,9 +28,9 @@ from raytrain.runs.beginning import lease_of
 from raytrain.runs.ending import conclude_run
 from raytrain.runs.evaluation import (
     Evaluation,
-    allowed_overrides,
     check_can_be_measured,
     for_other_data,
+    read_evaluated_config,
     reads_other_data,
 )
 from raytrain.runs.folder import read_run_config
@@ -246,7 +246,7 @@ def evaluate_run(path: str, split: str, observer: Observer | None = None, overri
     """
     observer = observer or Observer()
     run = Storage(path)
-    config = read_run_config(run, allowed_overrides(split, overrides))
+    config = read_evaluated_config(run, split, overrides)
     check_can_be_measured(run, config, split)
     only = split if reads_other_data(overrides) else None
     found = check(config if only is None else for_other_data(config, run), only=only, checked=observer.checked)
