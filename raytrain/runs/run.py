@@ -33,7 +33,6 @@ from raytrain.runs.evaluation import (
     read_evaluated_config,
     reads_other_data,
 )
-from raytrain.runs.folder import read_run_config
 from raytrain.runs.lease import Lease
 from raytrain.runs.observer import Follower, Observer
 from raytrain.runs.preflight import Preflight, check, check_model

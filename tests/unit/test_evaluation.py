@@ -44,9 +44,7 @@ def test_what_an_evaluation_would_not_heed_is_refused(override: str) -> None:
 
 @pytest.mark.parametrize("micro_batch_size", [2, "auto"])
 @pytest.mark.parametrize("workers", [1, 4, 5, 64])
-def test_more_workers_than_a_step_has_micro_batches(
-    tmp_path: Path, workers: int, micro_batch_size: int | str
-) -> None:
+def test_more_workers_than_a_step_has_micro_batches(tmp_path: Path, workers: int, micro_batch_size: int | str) -> None:
     """An evaluation has no steps, so any number of workers can take part."""
     trained = tiny_run(tmp_path, "a", f"training.micro_batch_size={micro_batch_size}", "workers.max=1")
     run = Storage(str(tmp_path / "runs" / "a"))

@@ -145,10 +145,14 @@ def test_the_traceback_of_a_worker_is_kept_without_credentials(tmp_path: Path) -
 
 def test_the_traceback_of_a_worker_without_our_driver(tmp_path: Path) -> None:
     """In a trainer of the user's own each worker writes for itself, unless it only lost another one."""
-    lost = raised_by(module_at(tmp_path / "a" / "net.py", "import torch; raise torch.distributed.DistNetworkError('gone')"))
+    lost = raised_by(
+        module_at(tmp_path / "a" / "net.py", "import torch; raise torch.distributed.DistNetworkError('gone')")
+    )
     keep_traceback(Storage(str(tmp_path)), 0, lost)
     assert not (tmp_path / "errors").exists()
-    keep_traceback(Storage(str(tmp_path)), 3, raised_by(module_at(tmp_path / "b" / "model.py", "raise ValueError('mine')")))
+    keep_traceback(
+        Storage(str(tmp_path)), 3, raised_by(module_at(tmp_path / "b" / "model.py", "raise ValueError('mine')"))
+    )
     (file,) = (tmp_path / "errors").iterdir()
     assert file.name.endswith("-worker-3.txt")
     assert file.read_text().startswith("ValueError: mine") and "==== worker 3 ====\nTraceback" in file.read_text()
