@@ -34,6 +34,7 @@ from raytrain.reports import html
 from raytrain.runs import lease, run
 from raytrain.steps.batches import World
 from raytrain.storage import Storage
+from raytrain.training import segments, uploads
 from raytrain.training.driver_link import DriverLink
 from raytrain.training.outcome import Failed, Outcome
 
@@ -73,7 +74,7 @@ class StorageFaults:
     def call(self, storage: Storage, name: str, operation: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if not storage.root.startswith(self.folder):
             return operation(storage, *args, **kwargs)
-        if self.is_dead and (name in CHANGES or self.is_dead == "reads too"):
+        if self.is_dead and name in CHANGES:
             raise Killed
         if self.now_s < self.ends_at_s:
             raise OSError(5, "503 Slow Down")
@@ -86,7 +87,8 @@ class StorageFaults:
         self.ends_at_s = self.now_s + self.outage_s
         if self.how == "before":
             raise OSError(5, "503 Slow Down")
-        result = operation(storage, *args, **kwargs)
+        is_upload = self.is_object_store and name == "open_output"  # nothing is there before it is complete
+        result = None if self.how == "killed" and is_upload else operation(storage, *args, **kwargs)
         if self.how == "killed":
             self.is_dead = True
             raise Killed
@@ -193,6 +195,8 @@ def without_ray(monkeypatch: pytest.MonkeyPatch, folder: Path) -> StorageFaults:
     monkeypatch.setattr(prepare, "_run", _run_rows)
     monkeypatch.setattr(Stream, "_run", _items)
     monkeypatch.setattr(html, "build_report", lambda of: faults.draws_report and report(of))
+    for module in (segments, uploads):
+        monkeypatch.setattr(module, "SEGMENT_BYTES", 1500)
     _count_storage(monkeypatch, faults)
     _shorten_waits(monkeypatch, faults)
     return faults

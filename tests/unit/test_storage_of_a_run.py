@@ -116,8 +116,8 @@ ALL = pytest.mark.parametrize("every", [EVERY, pytest.param(1, marks=pytest.mark
 @pytest.mark.parametrize(("how", "outage_s"), [("before", 0.0), ("after", 0.0), ("before", OUTAGE_S)])
 def test_storage_that_fails(runs: Runs, every: int, how: str, outage_s: float) -> None:
     """Once, or for a minute: the run comes through, or ends with a sentence and comes through the next time."""
+    num_missed = 0
     for place in runs.places[::every]:
-        print(place)
         try:
             result = runs.train(place, how, outage_s)
             assert result.failure_code in (None, FailureCode.STORAGE), result
@@ -126,12 +126,13 @@ def test_storage_that_fails(runs: Runs, every: int, how: str, outage_s: float) -
         except RaytrainError as error:
             is_through = False
             said = str(error)
-        assert runs.faults.is_hit, place
-        print("     ", is_through, said)
+        num_missed += not runs.faults.is_hit  # how often logs are uploaded depends on the time
         if not is_through:
+            assert "503" in said, said
             runs.check_events()
             assert runs.again().is_done
         runs.check()
+    assert num_missed <= len(runs.places[::every]) // 10
 
 
 @ALL
@@ -139,7 +140,6 @@ def test_storage_that_fails(runs: Runs, every: int, how: str, outage_s: float) -
 def test_a_process_that_ends(runs: Runs, every: int) -> None:
     """Killed after each change of the storage: the same command comes through."""
     for place in [place for place in runs.places if place[0][0] in CHANGES][::every]:
-        print(place)
         with pytest.raises(Killed):
             runs.train(place, "killed")
         runs.check_events()
