@@ -219,7 +219,7 @@ def _count_storage(monkeypatch: pytest.MonkeyPatch, faults: StorageFaults) -> No
 
     for name in OPERATIONS:
         monkeypatch.setattr(Storage, name, counted(name))
-    create, output = Storage.__init__, Storage.open_output
+    create, output, copy = Storage.__init__, Storage.open_output, Storage.copy
 
     def init(self: Storage, root: str) -> None:
         create(self, root)
@@ -231,6 +231,12 @@ def _count_storage(monkeypatch: pytest.MonkeyPatch, faults: StorageFaults) -> No
             Path(self._base, name).parent.mkdir(parents=True, exist_ok=True)
         return output(self, name)
 
+    def copied(self: Storage, source: str, target: str) -> None:
+        if not self._is_local:
+            Path(self._base, target).mkdir(parents=True, exist_ok=True)
+        copy(self, source, target)
+
+    monkeypatch.setattr(Storage, "copy", copied)
     monkeypatch.setattr(Storage, "__init__", init)
     monkeypatch.setattr(Storage, "open_output", open_output)
 
