@@ -59,11 +59,11 @@ class Killed:
         if self.moment.random() < 0.8:
             wait_until(self._is_training, f"a group that trains, to kill its {what}")
             time.sleep(self.moment.uniform(0, WAIT_S))
+        if what == "worker":
+            wait_until(lambda: worker_processes(self.process.pid), "a worker's process")
         num_groups = len(self.events("start"))
         if what == "worker":
-            if not (processes := worker_processes(self.process.pid)):
-                return
-            self.moment.choice(processes).kill()
+            self.moment.choice(worker_processes(self.process.pid)).kill()
         elif what == "driver":
             os.kill(self.process.pid, signal.SIGKILL)
         else:

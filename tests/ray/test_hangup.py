@@ -15,10 +15,11 @@ COMMAND = [sys.executable, "-m", "raytrain", "train"]
 
 
 @contextlib.contextmanager
-def in_a_terminal(command: list[str]) -> Iterator[tuple[int, int]]:
+def in_a_terminal(command: list[str], folder: Path) -> Iterator[tuple[int, int]]:
     """(process id, our end of the terminal) of a command that has a terminal of its own."""
     pid, ours = pty.fork()
     if pid == 0:
+        os.chdir(folder)  # for nohup.out
         os.execvpe(command[0], command, ENV)
     try:
         yield pid, ours
@@ -32,11 +33,11 @@ def test_the_end_of_the_terminal_saves_and_stops_the_run(tmp_path: Path, prefix:
     """A command given with nohup continues."""
     config = tiny_run(tmp_path, "a", "training.epochs=100", "checkpoint={save_every_steps: 100000}")
     run = tmp_path / "runs" / "a"
-    with in_a_terminal([*prefix, *COMMAND, write_config(config, tmp_path)]) as (pid, ours):
+    with in_a_terminal([*prefix, *COMMAND, write_config(config, tmp_path)], tmp_path) as (pid, ours):
         os.set_blocking(ours, False)
 
         def has_trained() -> bool:
-            with contextlib.suppress(BlockingIOError):
+            with contextlib.suppress(OSError):  # nothing there, or nohup has taken the output elsewhere
                 os.read(ours, 1 << 16)
             return steps_done(run) > 20
 
