@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from running import tiny_run
 
+from raytrain import retries
 from raytrain.config import RunConfig
 from raytrain.data import prepare
 from raytrain.data.stream import ReadAndCollate, Stream
@@ -243,36 +244,8 @@ def _count_storage(monkeypatch: pytest.MonkeyPatch, faults: StorageFaults) -> No
 
 def _shorten_waits(monkeypatch: pytest.MonkeyPatch, faults: StorageFaults) -> None:
     """Waits between retries take no time, and each process has its own life."""
-    from raytrain import retries
-
-    class Waiting:
-        """A threading.Event that a retry waits for."""
-
-        def __init__(self) -> None:
-            self.is_over = False
-
-        def is_set(self) -> bool:
-            return self.is_over
-
-        def set(self) -> None:
-            self.is_over = True
-
-        def wait(self, seconds: float) -> bool:
-            faults.waits(seconds)
-            return self.is_over
-
     lives = itertools.count()
-    retrying = retries.retrying
-
-    def quick(work: Callable[[], Any], what: str, is_over: Any = None) -> Any:
-        event = Waiting()
-        if is_over is not None and is_over.is_set():
-            event.set()
-        return retrying(work, what, event)
-
-    for module in [module for name, module in sys.modules.items() if name.startswith("raytrain.")]:
-        if getattr(module, "retrying", None) is retrying:
-            monkeypatch.setattr(module, "retrying", quick)
+    monkeypatch.setattr(retries, "_pause", lambda is_over, seconds: faults.waits(seconds))
     monkeypatch.setattr(lease, "_start_of", lambda pid: faults.life)
     faults.life = f"life {next(lives)}"
     faults.lives = lives

@@ -13,7 +13,7 @@ from whole_run import CHANGES, Killed, StorageFaults, next_life, small_run, with
 from raytrain.checkpoint.store import CheckpointStore
 from raytrain.data.prepare import find_prepared
 from raytrain.elastic.allocation import Terms
-from raytrain.errors import FailureCode, RaytrainError
+from raytrain.errors import ConfigError
 from raytrain.runs.result import RunResult
 from raytrain.runs.run import run_training
 from raytrain.storage import Storage
@@ -24,7 +24,7 @@ from raytrain.training.records import read_jsonl
 INTERVAL = 2  # steps between checkpoints
 OUTAGE_S = 60.0
 # Of all places, the tests that are not slow take every so-manieth one.
-EVERY = 60
+EVERY = 120
 
 Place = tuple[tuple[str, ...], int]
 
@@ -114,26 +114,22 @@ ALL = pytest.mark.parametrize("every", [EVERY, pytest.param(1, marks=pytest.mark
 @ALL
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    ("first", "how", "outage_s"), [(0, "before", 0.0), (20, "after", 0.0), (40, "before", OUTAGE_S)]
+    ("first", "how", "outage_s"), [(0, "before", 0.0), (40, "after", 0.0), (80, "before", OUTAGE_S)]
 )
 def test_storage_that_fails(runs: Runs, every: int, first: int, how: str, outage_s: float) -> None:
-    """Once, or for a minute: the run comes through, or ends with a sentence and comes through the next time."""
+    """Once, or for a minute: the run comes through, and it costs no worker group. Only the check of storage_path, which
+    finds mistakes, is made once: it refuses the command, which comes through the next time."""
     num_missed = 0
     places = runs.places[first % every :: every]
     for place in places:
         try:
             result = runs.train(place, how, outage_s)
-            assert result.failure_code in (None, FailureCode.STORAGE), result
-            is_through = result.is_done
-            said = result.message
-        except RaytrainError as error:
-            is_through = False
-            said = str(error)
-        num_missed += not runs.faults.is_hit  # how often logs are uploaded depends on the time
-        if not is_through:
-            assert "503" in said, said
-            runs.check_events()
+            assert (result.is_done, result.failures) == (True, 0), (place, result)
+        except ConfigError as error:
+            if "can't write there" not in str(error):
+                raise
             assert runs.again().is_done
+        num_missed += not runs.faults.is_hit  # how often logs are uploaded depends on the time
         runs.check()
     assert num_missed <= 1 + len(places) // 10
 
@@ -143,8 +139,11 @@ def test_storage_that_fails(runs: Runs, every: int, first: int, how: str, outage
 def test_a_process_that_ends(runs: Runs, every: int) -> None:
     """Killed after each change of the storage: the same command comes through."""
     for place in [place for place in runs.places if place[0][0] in CHANGES][::every]:
-        with pytest.raises(Killed):
+        try:
             runs.train(place, "killed")
+            assert not runs.faults.is_hit, f"{place}: the end of the process was caught"
+        except Killed:
+            pass
         runs.check_events()
         assert runs.again().is_done
         runs.check()
