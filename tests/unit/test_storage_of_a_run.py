@@ -39,7 +39,7 @@ class Runs:
         self.train(None)
         self.places: list[Place] = []
         for place, count in sorted(faults.seen.items()):
-            self.places += [(place, number) for number in sorted({1, (count + 1) // 2, count})]
+            self.places += [(place, number) for number in sorted({1, count})]
         self.losses, self.samples = losses(self.run), samples_of_steps(self.run)
         self.best = self._best()
         self.check()
