@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from raytrain.checkpoint.manifest import READ_CHUNK_BYTES, PartEntry
+from raytrain.checkpoint.manifest import PartEntry
 from raytrain.checkpoint.ranges import FP32, MOMENTS, StateRange, StorageRangeReader, Wanted, encode_header
 from raytrain.checkpoint.snapshot import PartReport
 from raytrain.checkpoint.store import CheckpointStore, Saved, part_name, write_sidecar
-from raytrain.storage import Storage
+from raytrain.storage import HASH_CHUNK_BYTES, Storage
 
 WRITERS = 512
 READERS = (512, 448, 256)
@@ -121,7 +121,7 @@ def restores(root: str) -> dict[str, float]:
     found["open a checkpoint, CPU s"] = time.process_time() - began_at_s
     opening, of_parts = dict(counts), [entry for entry in checkpoint.files if entry.name.startswith("zero")]
     # Hashing one file, which is each worker's share of the verification.
-    hashing = 2 + -(-of_parts[0].num_bytes // READ_CHUNK_BYTES)
+    hashing = 2 + -(-of_parts[0].num_bytes // HASH_CHUNK_BYTES)
     for world_size in READERS:
         counts.clear()
         ranges = owned(world_size // 2, world_size)

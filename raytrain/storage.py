@@ -4,6 +4,7 @@ Paths are `str`, not `pathlib.Path`, which would collapse `s3://`. A folder exis
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import tempfile
@@ -15,6 +16,9 @@ from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
+
+# On an object store each read is a request, which takes as long as some MiB.
+HASH_CHUNK_BYTES = 32 << 20
 
 _thread = threading.local()
 
@@ -114,6 +118,14 @@ class Storage:
         """The contents of a file. Raises FileNotFoundError."""
         with self._fs.open_input_file(self._full(name)) as file:
             return file.read()
+
+    def sha256(self, name: str) -> str:
+        """Hash of a file's contents, in lower-case hex, read a piece at a time. Raises FileNotFoundError."""
+        digest = hashlib.sha256()
+        with self.open_input(name) as file:
+            while piece := file.read(HASH_CHUNK_BYTES):
+                digest.update(piece)
+        return digest.hexdigest()
 
     def read_json(self, name: str) -> Any:
         """The contents of a JSON file. Raises FileNotFoundError or json.JSONDecodeError."""

@@ -26,8 +26,6 @@ from raytrain.storage import Storage
 FORMAT_VERSION = 2  # 1 had no index
 MANIFEST_NAME = "manifest.json"
 STATE_NAME = "state.json"
-# On an object store each read is a request, which takes as long as some MiB.
-READ_CHUNK_BYTES = 32 << 20
 # No path: a file of a checkpoint is in its folder.
 FileName = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*$", max_length=255)]
 
@@ -141,7 +139,7 @@ class Checkpoint:
                 return reason
         for entry in share:
             try:
-                if _sha256_of(self.folder, entry.name) != entry.sha256:
+                if self.folder.sha256(entry.name) != entry.sha256:
                     return f"{entry.name} was changed after it was written (SHA-256 differs)"
             except FileNotFoundError:
                 return f"{entry.name} is missing"
@@ -239,14 +237,6 @@ def wrong_size(folder: Storage, entry: FileEntry) -> str | None:
     except FileNotFoundError:
         return f"{entry.name} is missing"
     return None if found == entry.num_bytes else f"{entry.name} has {found} bytes, {entry.num_bytes} were written"
-
-
-def _sha256_of(folder: Storage, name: str) -> str:
-    digest = hashlib.sha256()
-    with folder.open_input(name) as file:
-        while chunk := file.read(READ_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def sync(folder: Storage, name: str = "") -> None:

@@ -7,6 +7,7 @@ other programs: raytrain finds the elements by the index in the manifest, see `r
 """
 
 import contextlib
+import functools
 import itertools
 import json
 from collections.abc import Iterable, Iterator
@@ -20,6 +21,7 @@ from torch import Tensor
 from raytrain.checkpoint.index import ELEMENT_BYTES, FileRange, Place, RangeIndex
 from raytrain.checkpoint.manifest import PartEntry, write_hashed
 from raytrain.errors import CheckpointError
+from raytrain.retries import retrying
 from raytrain.storage import Storage
 
 FP32, EXP_AVG, EXP_AVG_SQ, BUFFER = "fp32", "exp_avg", "exp_avg_sq", "buffer"
@@ -148,16 +150,23 @@ class StorageRangeReader:
         self._files, self._index, self._gap_bytes = files, index, gap_bytes
 
     def load(self, wanted: Iterable[Wanted]) -> None:
-        """See `RangeReader`. Raises OSError too, if storage fails."""
+        """See `RangeReader`. Raises CheckpointError too, if storage fails for two minutes."""
         chunks = sorted((c for one in wanted for c in self._chunks(one)), key=lambda chunk: chunk.place)
         for file, of_file in itertools.groupby(chunks, key=lambda chunk: chunk.place.file):
+            path, work = self._files.path_of(file), functools.partial(self._load_from, file, list(of_file))
             try:
-                opened = self._files.open_input(file)
+                retrying(work, f"reading {path}")
             except OSError as error:
-                raise CheckpointError(f"{self._files.path_of(file)} can't be opened: {error}") from error
-            with contextlib.closing(opened):
-                for group in self._merged(of_file):
-                    self._read(opened, group)
+                raise CheckpointError(f"{path} can't be read: {error}") from error
+
+    def _load_from(self, file: str, chunks: list[_Chunk]) -> None:
+        try:
+            opened = self._files.open_input(file)
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{self._files.path_of(file)} can't be opened: {error}") from error
+        with contextlib.closing(opened):
+            for group in self._merged(chunks):
+                self._read(opened, group)
 
     def read(self, kind: str, name: str, start: int, stop: int) -> Tensor:
         """Elements [start, stop): fp32, 1-D, CPU. Raises like `load`."""

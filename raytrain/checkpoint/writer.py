@@ -7,9 +7,9 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from raytrain.checkpoint.manifest import FileEntry, encode_state
-from raytrain.checkpoint.retries import advice_for, retrying
 from raytrain.checkpoint.store import CheckpointStore, write_sidecar
 from raytrain.errors import CheckpointError
+from raytrain.retries import advice_for, retrying
 from raytrain.steps.batches import World
 from raytrain.storage import Storage
 

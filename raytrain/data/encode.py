@@ -17,8 +17,9 @@ from raytrain.data.bad_rows import Rejected, refusal
 from raytrain.data.parts import Parts
 from raytrain.data.readers import read_chunks
 from raytrain.data.readers.base import ROW, BadRow, Chunk, ReadTask
-from raytrain.errors import RaytrainError
+from raytrain.errors import DataError, FailureCode, RaytrainError, first_line
 from raytrain.models.tokenizer import load_tokenizer
+from raytrain.retries import advice_for
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
 from raytrain.tasks.base import TaskState
@@ -34,6 +35,12 @@ def report_of(row: dict[str, Any]) -> dict[str, Any]:
     return {**json.loads(row["report"]), LENGTHS: row[LENGTHS]}
 
 
+def cannot_prepare(what: str, error: OSError) -> DataError:
+    """The error for storage that fails, such as a full disk, while data is prepared. `what`: what can't be done."""
+    told = f"{what}: {first_line(str(error))}. {advice_for(error)}, then give the command again"
+    return DataError(told, FailureCode.STORAGE)
+
+
 class RowFunction:
     """Runs in Ray Data's processes and returns a report for each row. Errors meant for the user are returned as text,
     since Ray would wrap an exception in its own."""
@@ -44,8 +51,9 @@ class RowFunction:
         try:
             report = self.report(row)
             lengths = report.pop(LENGTHS, b"")
-        except RaytrainError as error:
-            report, lengths = {"ordinal": row["ordinal"], "error": str(error), "code": error.code}, b""
+        except (RaytrainError, OSError) as error:
+            told = error if isinstance(error, RaytrainError) else cannot_prepare("the data can't be prepared", error)
+            report, lengths = {"ordinal": row["ordinal"], "error": str(told), "code": told.code}, b""
         return {"report": json.dumps(report), LENGTHS: lengths}
 
     def report(self, row: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The parts that one read task writes: Parquet files of some ten thousand samples. Runs in Ray Data's processes."""
 
+import errno
 import hashlib
 from collections import Counter
 from dataclasses import asdict
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raytrain.data.prepared import Part
+from raytrain.retries import retrying
 from raytrain.storage import Storage
 from raytrain.tasks.base import Encoded
 
@@ -82,7 +84,11 @@ class _OpenPart:
         """Write the file. Returns the report on it, JSON-able."""
         self._writer.close()
         data = memoryview(self._buffer.getvalue())
-        folder.write_bytes(self.name, data)
+        path = folder.path_of(self.name)
+        try:
+            retrying(lambda: folder.write_bytes(self.name, data), f"writing {path}")
+        except OSError as error:  # pyarrow's does not name the file
+            raise OSError(error.errno or errno.EIO, f"{path} can't be written: {error.strerror or error}") from error
         return {
             "part": asdict(Part(self.name, self.row_group_rows, len(data), hashlib.sha256(data).hexdigest())),
             "place": self.place,

@@ -10,6 +10,7 @@ One read task is one row of Ray Data, and writes its own parts, named after its 
 many tasks run concurrently, and in whatever order they finish.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -26,7 +27,7 @@ import numpy as np
 
 from raytrain.config import SPLITS, RunConfig
 from raytrain.data.bad_rows import Rejected, summary
-from raytrain.data.encode import LENGTHS, Encoder, RowFunction, Surveyor, report_of
+from raytrain.data.encode import LENGTHS, Encoder, RowFunction, Surveyor, cannot_prepare, report_of
 from raytrain.data.fingerprint import fingerprint
 from raytrain.data.lengths import encode_index, index_name
 from raytrain.data.prepared import MANIFEST_NAME, Manifest, Part, PreparedStore, SplitInfo
@@ -36,6 +37,7 @@ from raytrain.data.sources import check_sources, read_tasks
 from raytrain.data.store_folder import put_in_place, verified, verified_or_removed
 from raytrain.errors import DataError, FailureCode, counted
 from raytrain.models.tokenizer import load_tokenizer, tokenizer_identity
+from raytrain.retries import retrying
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
 from raytrain.tasks.base import TaskState
@@ -81,7 +83,7 @@ def prepare(
 
     Raises:
         DataError: A row can't be used and data.bad_rows is `refuse`, a label is not declared, or nothing is left to
-        train on.
+        train on. Or storage fails for two minutes, or the disk is full.
     """
     files, rows_per_group, cache, name = _place_of(config, only)
     if (store := verified_or_removed(cache, name)) is not None:
@@ -91,7 +93,10 @@ def prepare(
     progress = progress or (lambda *_: None)
     tokenizer = load_tokenizer(config.model)
     pad_token_id = 0 if tokenizer is None else tokenizer.pad_token_id
-    _Preparation(config, files, name, cache, rows_per_group, pad_token_id, progress).run()
+    try:
+        _Preparation(config, files, name, cache, rows_per_group, pad_token_id, progress).run()
+    except OSError as error:
+        raise cannot_prepare(f"can't write the prepared data to {cache.path_of()}", error) from error
     return PreparedStore(cache.at(name).root)
 
 
@@ -146,7 +151,8 @@ class _Preparation:
             self._commit(state, *self._write(state))
         except BaseException:
             if self.is_local:
-                self.folder.delete("")
+                with contextlib.suppress(OSError):  # why it has failed must not be lost
+                    self.folder.delete("")
             raise
 
     def _rows(self) -> list[dict[str, Any]]:
@@ -204,13 +210,13 @@ class _Preparation:
             num_set_aside = sum(bad.split == split for bad in rejected)
             splits[split] = self._commit_split(split, parts, num_set_aside)
         lines = [json.dumps(asdict(bad)) for bad in rejected]
-        self.folder.write_bytes(REJECTED_NAME, "".join(f"{line}\n" for line in lines).encode())
-        content = _content_of(state, written)
-        self.folder.commit_bytes(
-            MANIFEST_NAME, Manifest(self.name, state, self.pad_token_id, splits, content).to_json()
-        )
+        self._put(REJECTED_NAME, "".join(f"{line}\n" for line in lines).encode())
+        manifest = Manifest(self.name, state, self.pad_token_id, splits, _content_of(state, written)).to_json()
+        path = self.folder.path_of(MANIFEST_NAME)
+        retrying(lambda: self.folder.commit_bytes(MANIFEST_NAME, manifest), f"writing {path}")
         if self.is_local:
-            put_in_place(self.cache, self.attempt, self.name)
+            place = self.cache.path_of(self.name)
+            retrying(lambda: put_in_place(self.cache, self.attempt, self.name), f"writing {place}")
         if rejected:
             where = self.cache.path_of(f"{self.name}/{REJECTED_NAME}")
             logger.warning(
@@ -234,7 +240,7 @@ class _Preparation:
     def _commit_split(self, split: str, written: list[_Written], num_set_aside: int) -> SplitInfo:
         lengths = np.concatenate([item.lengths for item in written])
         data, sha256 = encode_index(lengths)
-        self.folder.write_bytes(index_name(split), data)
+        self._put(index_name(split), data)
         return SplitInfo(
             num_samples=len(lengths),
             num_tokens=int(lengths.sum(dtype=np.int64)),
@@ -245,14 +251,20 @@ class _Preparation:
             index_sha256=sha256,
         )
 
+    def _put(self, name: str, data: bytes) -> None:
+        retrying(lambda: self.folder.write_bytes(name, data), f"writing {self.folder.path_of(name)}")
+
     def _remove_stale(self) -> None:
         """Remove what crashed attempts left behind a day or more ago."""
         if not self.is_local:
             return
-        for name in self.cache.list_names():
-            path = self.cache.local_path(name) or ""
-            if ATTEMPT_NAME.fullmatch(name) and _age_s(path) > STALE_S:
-                self.cache.delete(name)
+        try:
+            for name in self.cache.list_names():
+                path = self.cache.local_path(name) or ""
+                if ATTEMPT_NAME.fullmatch(name) and _age_s(path) > STALE_S:
+                    self.cache.delete(name)
+        except OSError as error:  # the next preparation does it
+            logger.warning("could not clean up %s: %s", self.cache.path_of(), error)
 
 
 def _age_s(path: str) -> float:

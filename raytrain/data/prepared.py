@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from raytrain.data.damaged import DamagedError
 from raytrain.data.lengths import Lengths, index_name
 from raytrain.errors import DataError
+from raytrain.retries import retrying
 from raytrain.storage import Storage
 from raytrain.tasks.base import TaskState
 from raytrain.tasks.labels import seldom_seen
@@ -134,13 +135,16 @@ class PreparedStore:
     def __init__(self, root: str):
         """Raises DataError when `root` has no committed manifest, or a damaged one."""
         self.storage = Storage(root)
+        self.manifest = retrying(self._read_manifest, f"reading {self.storage.path_of()}")
+        self._open_parts: OrderedDict[str, pq.ParquetFile] = OrderedDict()
+
+    def _read_manifest(self) -> Manifest:
         try:
-            self.manifest = Manifest.from_json(self.storage.read_bytes(MANIFEST_NAME))
+            return Manifest.from_json(self.storage.read_bytes(MANIFEST_NAME))
         except FileNotFoundError:
             raise DataError(f"there is no prepared data at {self.storage.path_of()}") from None
         except (ValueError, RecursionError):
             raise self._damaged(MANIFEST_NAME) from None
-        self._open_parts: OrderedDict[str, pq.ParquetFile] = OrderedDict()
 
     @property
     def root(self) -> str:
@@ -159,7 +163,7 @@ class PreparedStore:
         parts = [part for info in self.manifest.splits.values() for part in info.parts]
         is_small = sum(part.num_bytes for part in parts) <= WHOLE_BYTES
         for split in self.manifest.splits:
-            lengths = self.lengths(split)
+            lengths = self._lengths(split)
             if is_small:
                 lengths.verify()
         for part in parts:
@@ -167,14 +171,17 @@ class PreparedStore:
                 is_whole = self.storage.size_bytes(part.name) == part.num_bytes
             except FileNotFoundError:
                 is_whole = False
-            if not is_whole or (is_small and _sha256(self.storage, part.name) != part.sha256):
+            if not is_whole or (is_small and self.storage.sha256(part.name) != part.sha256):
                 raise self._damaged(part.name)
 
     def lengths(self, split: str) -> Lengths:
         """The size of each sample: tokens, for texts. It reads what it is asked for.
 
-        Raises DataError when the index is damaged.
+        Raises DataError when the index is damaged, and OSError when storage fails for two minutes.
         """
+        return retrying(lambda: self._lengths(split), f"reading {self.storage.path_of(index_name(split))}")
+
+    def _lengths(self, split: str) -> Lengths:
         info = self.manifest.splits[split]
         lengths = Lengths(self.storage, index_name(split), info.num_samples, info.index_sha256)
         if sum(sum(part.row_group_rows) for part in info.parts) != info.num_samples:
@@ -224,14 +231,18 @@ class PreparedStore:
     def _file(self, name: str) -> pq.ParquetFile:
         """A part, opened for reading. The parts used last stay open."""
         if name not in self._open_parts:
-            self._open_parts[name] = self._opened(name)
+            self._open_parts[name] = retrying(lambda: self._opened(name), f"opening {self.storage.path_of(name)}")
         self._open_parts.move_to_end(name)
         if len(self._open_parts) > MOST_OPEN_PARTS:
             self._open_parts.popitem(last=False)  # closed when no thread reads from it any more
         return self._open_parts[name]
 
     def _opened(self, name: str) -> pq.ParquetFile:
-        part, opened = self._part_of_name[name], self.storage.open_input(name)
+        part = self._part_of_name[name]
+        try:
+            opened = self.storage.open_input(name)
+        except FileNotFoundError:
+            raise self._damaged(name) from None
         if opened.size() != part.num_bytes:
             raise self._damaged(name)
         try:
@@ -248,11 +259,3 @@ class PreparedStore:
 
     def _damaged(self, name: str) -> DamagedError:
         return DamagedError(self.root, name)
-
-
-def _sha256(storage: Storage, name: str) -> str:
-    digest = hashlib.sha256()
-    with storage.open_input(name) as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

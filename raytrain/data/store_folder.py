@@ -5,11 +5,13 @@ another one may have put a new store in its place since.
 """
 
 import errno
+import functools
 import logging
 import os
 import uuid
 
 from raytrain.data.prepared import MANIFEST_NAME, DamagedError, PreparedStore
+from raytrain.retries import retrying
 from raytrain.storage import Storage
 
 # (root, content) of the stores that this process has found undamaged.
@@ -19,13 +21,15 @@ logger = logging.getLogger(__name__)
 
 
 def verified(cache: Storage, name: str) -> PreparedStore | None:
-    """The store, if there is one and its files are what was written."""
-    if not cache.exists(f"{name}/{MANIFEST_NAME}"):
+    """The store, if there is one and its files are what was written. Raises OSError when storage fails for two
+    minutes."""
+    reading = f"reading {cache.path_of(name)}"
+    if not retrying(lambda: cache.exists(f"{name}/{MANIFEST_NAME}"), reading):
         return None
     try:
         store = PreparedStore(cache.at(name).root)
         if (key := (store.root, store.manifest.content)) not in _verified_stores:
-            store.verify()
+            retrying(store.verify, reading)
             _verified_stores.add(key)
     except DamagedError as error:
         logger.warning("%s is damaged: the data has to be prepared again", error.path)
@@ -35,10 +39,11 @@ def verified(cache: Storage, name: str) -> PreparedStore | None:
 
 def verified_or_removed(cache: Storage, name: str) -> PreparedStore | None:
     """The store; None if there is none any more, because it was damaged and has been removed."""
-    while (seen := cache.stamp(f"{name}/{MANIFEST_NAME}")) is not None:
+    path = cache.path_of(name)
+    while (seen := retrying(lambda: cache.stamp(f"{name}/{MANIFEST_NAME}"), f"reading {path}")) is not None:
         if (store := verified(cache, name)) is not None:
             return store
-        _remove(cache, name, seen)
+        retrying(functools.partial(_remove, cache, name, seen), f"removing {path}")
     return None
 
 

@@ -1,5 +1,6 @@
 """Determines why a worker group failed, and whether the run may start another one."""
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from raytrain.config import RunConfig
 from raytrain.elastic.bad_step import samples_of, step_in_work
 from raytrain.elastic.policy import Failure, FailureKind, FaultBudget
 from raytrain.elastic.worker_group import GroupFailure, WorkerGroup
-from raytrain.errors import FailureCode
+from raytrain.errors import FailureCode, RaytrainError
 from raytrain.ray_core.nodes import NodeView, look
 from raytrain.storage import Storage
 from raytrain.training.driver_link import GroupStatus
@@ -98,7 +99,8 @@ class Failures:
         if why is None or given_up_for is None:
             return None
         if bad_step is not None and bad_step <= self._total_steps and kind is not FailureKind.HANG:
-            why += samples_of(bad_step, self._config, self._prepared_root)
+            with contextlib.suppress(OSError, RaytrainError):  # why the run ends must not be lost
+                why += samples_of(bad_step, self._config, self._prepared_root)
         return Failed(given_up_for.code, why)
 
 

@@ -4,12 +4,12 @@ import contextlib
 import uuid
 from collections.abc import Iterable
 
-from raytrain.checkpoint.retries import retrying
 from raytrain.checkpoint.snapshot import Holders, Snapshot
 from raytrain.checkpoint.snapshot_files import write_as_checkpoint
 from raytrain.checkpoint.store import CheckpointStore
 from raytrain.config import RunConfig
 from raytrain.elastic.worker_group import WorkerGroup
+from raytrain.retries import retrying
 from raytrain.storage import Storage
 from raytrain.training.driver_link import GroupStatus
 

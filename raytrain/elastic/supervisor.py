@@ -219,10 +219,13 @@ class Supervisor:
         )
 
     def _record(self, failed: Failed) -> None:
-        """Write why the run ends; no worker is left to do it."""
-        events = JsonlWriter(self._spec.run, EVENTS)
-        events.write({"time": time.time(), "kind": "failure", "cause": failed.message, "code": failed.code})
-        events.close()
+        """Write why the run ends; no worker is left to do it. If storage fails, the terminal alone says it."""
+        try:
+            events = JsonlWriter(self._spec.run, EVENTS)
+            events.write({"time": time.time(), "kind": "failure", "cause": failed.message, "code": failed.code})
+            events.close()
+        except OSError as error:
+            logger.warning("the failure can't be written to %s: %s", self._spec.run.path_of(EVENTS), error)
 
     def _pause(self, seconds: float) -> None:
         deadline_s = time.monotonic() + seconds

@@ -4,6 +4,7 @@ import importlib
 import logging
 import os
 import secrets
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -74,14 +75,15 @@ def connection(address: str | None, private_cpus: int, preload: str | None = Non
     try:
         if address is None:
             os.environ.setdefault(TRACKING, "0")  # before child processes inherit the environment
-            ray.init(
-                address="local",
-                num_cpus=private_cpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=False,
-            )
+            with _hangup_blocked():
+                ray.init(
+                    address="local",
+                    num_cpus=private_cpus,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    configure_logging=False,
+                )
         else:
             _check_that_someone_listens(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -100,6 +102,17 @@ def connection(address: str | None, private_cpus: int, preload: str | None = Non
         yield _session(is_private=address is None)
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _hangup_blocked() -> Iterator[None]:
+    """Context in which processes are started that SIGHUP does not end, as Ray does with Ctrl-C: the end of a terminal
+    sends it to all that the command has started, and without them nothing could be saved."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _track_state() -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 
 from raytrain.checkpoint.fence import LEASE
 from raytrain.errors import TakenOverError
+from raytrain.retries import retrying
 from raytrain.runs.lease import Lease
 from raytrain.storage import Storage
 
@@ -19,7 +20,7 @@ def lease_of(run: Storage, say: Callable[[str], None], owner: str | None = None)
     """Context in which this command alone trains the run; see `Lease`. A command that is refused before the run has
     begun removes the folders that it made, so that nothing is left to mistake for a run. The arguments are those of
     `Lease`."""
-    is_new = not run.exists()
+    is_new = not retrying(run.exists, f"reading {run.path_of()}")
     new_folders = [] if run.local_path() is None else _missing(run)
     try:
         with Lease(run, say, owner) as lease:

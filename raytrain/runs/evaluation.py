@@ -7,11 +7,13 @@ from typing import Any
 from raytrain.config import SPLITS, RunConfig
 from raytrain.errors import ConfigError
 from raytrain.models.card import BEST, FACTS
+from raytrain.runs.folder import read_run_config
 from raytrain.storage import Storage
 
 MEASURED_SPLITS = ("validation", "test")
 # Prefixes of the keys that an evaluation may change beside its own split; no other key concerns the model in best/.
 ALLOWED = ("data.bad_rows", "data.prepared_path", "workers.", "ray.", "training.micro_batch_size")
+MANY = 1 << 20  # times a step's micro-batches: more than there are workers
 # Changing these leaves the prepared data of the run valid.
 NOT_THE_DATA = ("data.prepared_path", "workers.", "ray.", "training.")
 
@@ -50,6 +52,25 @@ def allowed_overrides(split: str, overrides: Sequence[str]) -> list[str]:
         )
     replaces_fraction = any(override.startswith("data.validation.path=") for override in overrides)
     return [*overrides, *(["data.validation.fraction=null"] if replaces_fraction else [])]
+
+
+def read_evaluated_config(run: Storage, split: str, overrides: Sequence[str]) -> RunConfig:
+    """The run's config with the overrides of an evaluation of a split.
+
+    A training has at most as many workers as a step has micro-batches. An evaluation has no steps: with more workers, a
+    larger global batch, which nothing reads, makes the config valid.
+
+    Raises ConfigError like `allowed_overrides`, or when the folder is not a run's.
+    """
+    words = allowed_overrides(split, overrides)
+    try:
+        return read_run_config(run, words)
+    except ConfigError:
+        batch = read_run_config(run).training.global_batch_size
+        words += ["data.drop_last=false", f"training.global_batch_size={batch * MANY}"]
+        wanted = read_run_config(run, words)  # raises what else is wrong
+        needed = wanted.workers.max * wanted.training.samples_per_micro_batch
+        return read_run_config(run, [*words[:-1], f"training.global_batch_size={batch * -(-needed // batch)}"])
 
 
 def check_can_be_measured(run: Storage, config: RunConfig, split: str) -> None:

@@ -18,8 +18,8 @@ from typing import Any, Self, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from raytrain.checkpoint.fence import Fence, holders, lease_name, newest_token, taken_over
-from raytrain.checkpoint.retries import retrying
 from raytrain.errors import ConfigError, TakenOverError
+from raytrain.retries import retrying
 from raytrain.storage import Storage
 
 T = TypeVar("T")

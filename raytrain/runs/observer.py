@@ -5,6 +5,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from raytrain.retries import retrying
 from raytrain.storage import Storage
 from raytrain.training.log_feed import MOST_BYTES, LogLines
 from raytrain.training.records import parse_jsonl
@@ -52,7 +53,7 @@ class Follower:
         """`tell`: each takes the name of a file and its new lines; see `Observer.rows`."""
         self._run, self._tell = run, tell
         # Bytes that were passed on, of metrics.jsonl; of the others, bytes that were read.
-        self._known = {name: self._size(name) for name in (EVENTS, METRICS, EVALS)}
+        self._known = retrying(self._sizes, f"reading the logs of {run.path_of()}")
         self._told: Counter[tuple[str, int]] = Counter()  # hashes of lines of the others that were not read
         self._is_new_group = True
         self._waiting: deque[LogLines] = deque()  # lines of metrics.jsonl behind a gap
@@ -127,6 +128,9 @@ class Follower:
         if rows := parse_jsonl(data):
             for tell in self._tell:
                 tell(name, rows)
+
+    def _sizes(self) -> dict[str, int]:
+        return {name: self._size(name) for name in (EVENTS, METRICS, EVALS)}
 
     def _size(self, name: str) -> int:
         return sum(size for _, size in segments_of(self._run, name))

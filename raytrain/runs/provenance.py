@@ -21,6 +21,7 @@ from typing import Any
 import raytrain
 from raytrain.data.prepared import SplitInfo
 from raytrain.redaction import redact
+from raytrain.retries import retrying
 from raytrain.storage import Storage
 from raytrain.training.records import COMMANDS, JsonlWriter
 
@@ -48,6 +49,7 @@ def record_command(run: Storage, splits: Mapping[str, SplitInfo], observed: "Fut
     data = {name: _counts(asdict(split)) for name, split in splits.items()}
     labels = label_counts({name: split.label_counts for name, split in splits.items()})
     writer.write({"time": time.time(), **observed.result(), "data": data, **({"labels": labels} if labels else {})})
+    retrying(writer.sync, f"writing {run.path_of(COMMANDS)}")
     writer.close()
 
 

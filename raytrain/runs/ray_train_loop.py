@@ -26,6 +26,7 @@ from raytrain.config.io import dump_config
 from raytrain.engine.rendezvous import address_of, listen
 from raytrain.errors import ConfigError, RaytrainError
 from raytrain.ray_core.nodes import most_in
+from raytrain.retries import retrying
 from raytrain.runs.beginning import lease_of
 from raytrain.runs.lease import Lease
 from raytrain.runs.preflight import check
@@ -62,11 +63,12 @@ def prepare_loop(config: RunConfig) -> "RayTrainLoop":
     command = observe_command()
     with lease_of(run, logger.info, owner := uuid.uuid4().hex) as lease:
         run = run.guarded(lease.check_now)
-        begin_or_resume(run, found, overwrite=False)
-        check_same_data(run, found)
+        writing = f"writing {run.path_of()}"
+        retrying(lambda: begin_or_resume(run, found, overwrite=False), writing)
+        retrying(lambda: check_same_data(run, found), writing)
         store = _prepared(found)
-        record_data(run, found, store)
-        run.commit_bytes("config.yaml", dump_config(found).encode())
+        retrying(lambda: record_data(run, found, store), writing)
+        retrying(lambda: run.commit_bytes("config.yaml", dump_config(found).encode()), writing)
         record_command(run, store.manifest.splits, command)
     return RayTrainLoop(found.model_dump(mode="json", exclude_unset=True), run.path_of(), store.root, owner)
 
@@ -206,9 +208,23 @@ def _train(job: Job, world: World) -> Finished | Stopped:
         if worker is not None:
             worker.log.event("failure", cause=str(error), code=error.code)
         raise
+    except Exception as error:
+        _keep_traceback(worker.run if worker is not None else Storage(job.run_root), world, error)
+        raise
     finally:
         if worker is not None:
             worker.log.close(status)
+
+
+def _keep_traceback(run: Storage, world: World, error: Exception) -> None:
+    """Write the traceback to the run's folder, as the driver of `raytrain train` does. What tells whether it is the
+    cause needs names that Ray does not document: without them the error is raised all the same."""
+    try:
+        from raytrain.elastic.error_files import keep_traceback
+
+        keep_traceback(run, world.world_rank, error)
+    except Exception:
+        logger.exception("the traceback of worker %d can't be written to %s", world.world_rank, run.path_of())
 
 
 @contextmanager

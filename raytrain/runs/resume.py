@@ -12,6 +12,7 @@ from raytrain.checkpoint.store import CheckpointStore
 from raytrain.config import RunConfig
 from raytrain.config.fields import declared
 from raytrain.config.io import dump_config, flatten
+from raytrain.config.mistakes import described
 from raytrain.config.yaml import parse_yaml
 from raytrain.errors import ConfigError
 from raytrain.models.card import BEST
@@ -63,7 +64,13 @@ def begin_or_resume(
             run.delete(name)
     if not run.exists("config.yaml"):
         return None
-    before = parse_yaml(run.read_bytes("config.yaml"), origin=run.path_of("config.yaml"))
+    path = run.path_of("config.yaml")
+    before = parse_yaml(run.read_bytes("config.yaml"), origin=path)
+    if not isinstance(before, dict):
+        raise ConfigError(
+            f"{path} is damaged: expected `key: value` lines, found {described(before)}. Restore it, give this run "
+            f"another name (name={config.name}-2), or start over with --overwrite, which deletes that run"
+        )
     now = parse_yaml(dump_config(config))
     changes = [change for change in changed_keys(before, now) if change[0] not in may_change]
     has_checkpoint = bool(CheckpointStore(run.at("checkpoints")).candidates())

@@ -7,12 +7,11 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from raytrain.checkpoint.retries import advice_for, retrying
 from raytrain.config import RunConfig
 from raytrain.config.io import dump_config
 from raytrain.elastic.allocation import Terms
@@ -24,32 +23,28 @@ from raytrain.monitoring.exporter import RunExporter
 from raytrain.ray_core.connect import ray_session
 from raytrain.ray_core.head_watch import HeadWatch
 from raytrain.ray_core.nodes import worker_resources
-from raytrain.reports.goodput import goodput
+from raytrain.retries import advice_for, retrying
 from raytrain.runs.beginning import lease_of
+from raytrain.runs.ending import conclude_run
 from raytrain.runs.evaluation import (
     Evaluation,
-    allowed_overrides,
     check_can_be_measured,
     for_other_data,
+    read_evaluated_config,
     reads_other_data,
 )
-from raytrain.runs.folder import read_run_config
 from raytrain.runs.lease import Lease
 from raytrain.runs.observer import Follower, Observer
 from raytrain.runs.preflight import Preflight, check, check_model
 from raytrain.runs.provenance import observe_command, record_command
-from raytrain.runs.result import SUMMARY, RunResult
+from raytrain.runs.result import RunResult
 from raytrain.runs.resume import begin_or_resume
 from raytrain.runs.same_data import check_same_data, record_data
 from raytrain.runs.signals import StopSignals
 from raytrain.steps.timetable import make_timetable
 from raytrain.storage import Storage
-from raytrain.tracking.base import TrackedRun
-from raytrain.tracking.trackers import conclude
 from raytrain.training.measured import measured_name
-from raytrain.training.outcome import Failed, Finished, Outcome, RunStatus, Stopped, StopReason
-from raytrain.training.records import iterate_jsonl, read_jsonl
-from raytrain.training.run_log import recorded_progress
+from raytrain.training.outcome import Failed, Outcome, Stopped
 
 if TYPE_CHECKING:
     from raytrain.data.prepared import PreparedStore
@@ -58,15 +53,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RAY_TRAIN = "raytrain.elastic.ray_train"  # takes a second or two to import
-
-# Fields of Progress that the summary has too.
-SUMMARIZED = ("step", "skipped_steps", "samples_seen", "tokens_seen", "best_metric", "best_value", "best_step")
-
-STOPPED_IN_WORDS = {
-    StopReason.REQUESTED: "stopped on request",
-    StopReason.NODE_RECLAIMED: "the node of this command is being reclaimed",
-    StopReason.PAUSED: "paused at the end of a generation",
-}
 
 
 def run_training(
@@ -97,10 +83,12 @@ def run_training(
     try:
         with lease_of(run, observer.note) as lease:
             run = run.guarded(lease.check_now)
-            previous = begin_or_resume(run, found.config, overwrite=overwrite, may_change=terms.may_change)
-            if previous is not None:
+            begin = functools.partial(
+                begin_or_resume, run, found.config, overwrite=overwrite, may_change=terms.may_change
+            )
+            if (previous := retrying(begin, f"reading {run.path_of()}")) is not None:
                 return previous
-            check_same_data(run, found.config)
+            retrying(lambda: check_same_data(run, found.config), f"reading {run.path_of()}")
             return _train_and_report(run, found, observer, started_at_s, lease, terms, callbacks)
     except OSError as error:
         if not _is_of_storage(error):
@@ -120,54 +108,7 @@ def _train_and_report(
     outcome = _train(run, found, observer, started_at_s, lease, terms, callbacks)
     if isinstance(outcome, Failed) and outcome.code is FailureCode.TAKEN_OVER:
         raise TakenOverError(outcome.message)
-    events = read_jsonl(run, "events.jsonl")
-    kinds = [event["kind"] for event in events if event["time"] >= started_at_s]
-    result = _complete(outcome, run, found.config, time.time() - started_at_s, kinds)
-    account = goodput(events, iterate_jsonl(run, "metrics.jsonl"))
-    if account:
-        _write(run, "goodput.json", account, observer)
-        result = replace(result, goodput=account["goodput"])
-    _write(run, SUMMARY, asdict(result), observer)
-    if result.stop_reason is StopReason.PAUSED:  # it is about to be resumed
-        return result
-    if not result.is_done:
-        conclude(TrackedRun(run, found.config), "failed" if result.status is RunStatus.FAILED else "killed")
-    with writing_report(observer.phase):
-        from raytrain.reports.html import build_report
-
-        build_report(run)
-    return result
-
-
-def _write(run: Storage, name: str, content: dict[str, Any], observer: Observer) -> None:
-    """Write a file at the end of the run. A failure of storage, such as a full disk, is told: how the command has ended
-    must not be lost."""
-    path = run.path_of(name)
-    try:
-        retrying(lambda: run.commit_bytes(name, json.dumps(content, indent=1).encode()), f"writing {path}")
-    except OSError as error:
-        observer.note(f"{path} can't be written: {error}")
-
-
-def _complete(outcome: Outcome, run: Storage, config: RunConfig, duration_s: float, events: list[str]) -> RunResult:
-    """The workers' outcome, completed with what the driver knows."""
-    told = outcome.progress if outcome.progress.step else recorded_progress(run)  # no worker may be left to tell
-    progress = {name: value for name, value in told.to_dict().items() if name in SUMMARIZED}
-    result = RunResult(
-        status=outcome.status,
-        run_path=run.path_of(),
-        **progress,
-        duration_s=duration_s,
-        failures=outcome.failures,
-        resizes=events.count("resize") + events.count("reclaim"),
-    )
-    if isinstance(outcome, Finished):
-        return replace(result, final_metrics=outcome.final_metrics)
-    if isinstance(outcome, Stopped):
-        message = f"{STOPPED_IN_WORDS[outcome.reason]}; to resume it: raytrain resume {run.path_of()}"
-        return replace(result, stop_reason=outcome.reason, message=message, exit_code=1)
-    code = outcome.code
-    return replace(result, failure_code=code, message=outcome.message, exit_code=code.exit_code)
+    return conclude_run(outcome, run, found.config, started_at_s, observer)
 
 
 def _train(
@@ -195,11 +136,12 @@ def _train(
         store = prepare(config, observer.prepared, check_first=functools.partial(check_model, config))
         for remark in store.manifest.remarks:
             observer.note(remark)
-        record_data(run, config, store)
+        writing = f"writing {run.path_of()}"
+        retrying(lambda: record_data(run, config, store), writing)
         num_samples = store.manifest.splits["train"].num_samples
         plan = found.plan_on(session, num_samples=num_samples)
-        run.commit_bytes("config.yaml", dump_config(config).encode())
-        run.commit_bytes("plan.json", json.dumps(plan.to_json(), indent=1).encode())
+        retrying(lambda: run.commit_bytes("config.yaml", dump_config(config).encode()), writing)
+        retrying(lambda: run.commit_bytes("plan.json", json.dumps(plan.to_json(), indent=1).encode()), writing)
         record_command(run, store.manifest.splits, command)
         table = make_timetable(config, num_samples, has_validation=store.has_split("validation"))
         observer.begin(table.total_steps)
@@ -303,7 +245,7 @@ def evaluate_run(path: str, split: str, observer: Observer | None = None, overri
     """
     observer = observer or Observer()
     run = Storage(path)
-    config = read_run_config(run, allowed_overrides(split, overrides))
+    config = read_evaluated_config(run, split, overrides)
     check_can_be_measured(run, config, split)
     only = split if reads_other_data(overrides) else None
     found = check(config if only is None else for_other_data(config, run), only=only, checked=observer.checked)
@@ -327,7 +269,8 @@ def evaluate_run(path: str, split: str, observer: Observer | None = None, overri
         raise TrainingError(outcome.message, outcome.code)
     if isinstance(outcome, Stopped):
         raise TrainingError("the evaluation was stopped before it had begun", FailureCode.STOPPED)
-    step, num_samples = run.read_json(f"{BEST}/{FACTS}")["step"], store.manifest.splits[split].num_samples
+    facts = retrying(lambda: run.read_json(f"{BEST}/{FACTS}"), f"reading {run.path_of(BEST)}")
+    step, num_samples = facts["step"], store.manifest.splits[split].num_samples
     return Evaluation(run.path_of(), name, step, num_samples, outcome.final_metrics)
 
 
@@ -342,16 +285,3 @@ def prepare_data(config: RunConfig, observer: Observer | None = None) -> "Prepar
     check_model(found.config)
     with ray_session(found.config, found.private_cpus):
         return prepare(found.config, observer.prepared)
-
-
-@contextmanager
-def writing_report(tell: Callable[[str], None]) -> Iterator[None]:
-    """Context in which a failure to draw the report does not make the run fail. `tell`: receives the name of the
-    phase."""
-    tell("writing the report")
-    try:
-        yield
-    except OSError as error:
-        logger.warning("the report could not be written (%s); `raytrain report` writes it again", error)
-    except Exception:
-        logger.exception("the report could not be written; `raytrain report` writes it again")

@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM: the first one asks the run to save and stop, the second one ends it at once."""
+"""Ctrl-C, SIGTERM and the end of the terminal: the first one asks the run to save and stop. A second Ctrl-C or SIGTERM
+ends it at once."""
 
 import signal
 import threading
@@ -8,9 +9,10 @@ from typing import Self
 
 
 class StopSignals:
-    """Context in which both signals request a clean stop. Enter it after `ray.init`, which installs its own handlers.
+    """Context in which these signals request a clean stop. Enter it after `ray.init`, which installs its own handlers.
 
-    Outside the main thread (in a notebook or a sweep) signals are not handled.
+    SIGHUP, which the end of a terminal or of an ssh connection sends, is left alone where it is ignored: under `nohup`
+    the run continues. Outside the main thread (in a notebook or a sweep) signals are not handled.
     """
 
     def __init__(self) -> None:
@@ -22,7 +24,9 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                    continue
                 self._before[number] = signal.signal(number, self._handle)
         return self
 
@@ -43,6 +47,8 @@ class StopSignals:
             tell()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP and self.is_asked:  # both the shell and the kernel send one
+            return
         if not self._is_caught or self.is_asked:
             raise KeyboardInterrupt
         self.is_asked = True

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 
@@ -13,6 +14,8 @@ from raytrain.tracking.mlflow import Mlflow
 from raytrain.tracking.sender import Sender
 from raytrain.tracking.tensorboard import TensorBoard
 from raytrain.tracking.wandb import Wandb
+
+logger = logging.getLogger(__name__)
 
 # How long a group that leaves for a resize or a stop waits for its trackers, and one at the end of the run.
 LEAVE_WAIT_S, END_WAIT_S = 3.0, 30.0
@@ -88,7 +91,11 @@ def conclude(run: TrackedRun, status: str) -> None:
     Args:
         status: failed or killed.
     """
-    if not run.folder.exists(TRACKING):  # no tracker was ever opened
+    try:
+        if not run.folder.exists(TRACKING):  # no tracker was ever opened
+            return
+    except OSError as error:
+        logger.warning("the trackers could not be told how the run has ended: %s", error)
         return
     trackers = Trackers(run, only_servers=True)
     trackers.log({}, 0, is_redone=True)  # opens them

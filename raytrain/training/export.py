@@ -1,7 +1,6 @@
 """The files of best/ other than the weights: the tokenizer, raytrain.json and the model card."""
 
 import copy
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -56,7 +55,7 @@ def describe(config: RunConfig, manifest: Manifest, step: int, epoch: int) -> di
 
 def save_description(facts: dict[str, Any], run: Storage, folder: str) -> None:
     """Write raytrain.json, with the hashes of the files that are there, and the model card into a local folder."""
-    facts = {**facts, "files": {name: _sha256_of(os.path.join(folder, name)) for name in sorted(os.listdir(folder))}}
+    facts = {**facts, "files": {name: Storage(folder).sha256(name) for name in sorted(os.listdir(folder))}}
     with open(os.path.join(folder, FACTS), "w", encoding="utf-8") as file:
         json.dump(facts, file, indent=1)
     with open(os.path.join(folder, CARD), "w", encoding="utf-8") as file:
@@ -69,7 +68,7 @@ def check_exported(folder: str, names: Sequence[str], facts: dict[str, Any]) -> 
         path = os.path.join(folder, name)
         if not os.path.exists(path):
             raise CheckpointError(f"{path} is missing: restore it from a backup; no checkpoint has the best model")
-        if _sha256_of(path) != facts["files"][name]:
+        if Storage(folder).sha256(name) != facts["files"][name]:
             raise CheckpointError(
                 f"{path} was changed after it was written (SHA-256 differs): restore it from a backup, or load the "
                 "folder with Transformers to measure what it holds now"
@@ -100,11 +99,6 @@ def versions() -> dict[str, str]:
     import raytrain
 
     return {"raytrain": raytrain.__version__, **{name: version(name) for name in ("torch", "transformers")}}
-
-
-def _sha256_of(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _split(config: RunConfig, manifest: Manifest, split: str) -> dict[str, Any]:

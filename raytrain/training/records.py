@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from raytrain.redaction import HIDDEN, is_credential, redact
+from raytrain.retries import retrying
 from raytrain.storage import Storage
 from raytrain.training.segments import pieces_of, segments_of
 from raytrain.training.uploads import GrowingObject
@@ -52,8 +53,7 @@ class JsonlWriter:
         if storage.local_path(name) is None:
             self._object = GrowingObject(storage, name, told)
             return
-        storage.check()
-        found = segments_of(storage, name) or [(name, 0)]  # several, in a copy of a folder of an object store
+        found = retrying(lambda: _found(storage, name), f"opening {storage.path_of(name)}")
         path, self._before = storage.local_path(found[-1][0]), sum(size for _, size in found[:-1])
         assert path is not None
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -124,9 +124,9 @@ class JsonlWriter:
 def read_jsonl(storage: Storage, name: str) -> list[dict[str, Any]]:
     """The file's rows in order, without lines that are not JSON objects (incomplete). [] when it is missing.
 
-    Not for metrics.jsonl, which may have gigabytes: `iterate_jsonl`.
+    Not for metrics.jsonl, which may have gigabytes: `iterate_jsonl`. Raises OSError when storage fails for two minutes.
     """
-    return list(iterate_jsonl(storage, name))
+    return retrying(lambda: list(iterate_jsonl(storage, name)), f"reading {storage.path_of(name)}")
 
 
 def iterate_jsonl(storage: Storage, name: str) -> Iterator[dict[str, Any]]:
@@ -139,7 +139,12 @@ def iterate_jsonl(storage: Storage, name: str) -> Iterator[dict[str, Any]]:
 
 
 def last_row(storage: Storage, name: str) -> dict[str, Any] | None:
-    """The file's last complete row, searched from its end; None if there is none."""
+    """The file's last complete row, searched from its end; None if there is none. Raises OSError when storage fails for
+    two minutes."""
+    return retrying(lambda: _last_row(storage, name), f"reading {storage.path_of(name)}")
+
+
+def _last_row(storage: Storage, name: str) -> dict[str, Any] | None:
     for part, size in reversed(segments_of(storage, name)):
         with storage.open_input(part) as file:
             tail = file.read_at(min(size, TAIL_BYTES), max(0, size - TAIL_BYTES))
@@ -164,6 +169,12 @@ def parse_jsonl(data: bytes) -> list[dict[str, Any]]:
 def scores_of(row: dict[str, Any]) -> dict[str, float]:
     """The metrics of a line of evals.jsonl that are numbers, by name."""
     return {name: value for name, value in row.items() if isinstance(value, float) and name not in ("time", EPOCHS)}
+
+
+def _found(storage: Storage, name: str) -> list[tuple[str, int]]:
+    """The files of a log that this process may continue; several, in a copy of a folder of an object store."""
+    storage.check()
+    return segments_of(storage, name) or [(name, 0)]
 
 
 def _missing_newline(path: str) -> bytes:

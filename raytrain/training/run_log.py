@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from raytrain.checkpoint.retries import advice_for, retrying
 from raytrain.errors import CheckpointError
+from raytrain.retries import advice_for, retrying
 from raytrain.steps.batches import World
 from raytrain.storage import Storage
 from raytrain.tasks.base import Metrics

@@ -18,7 +18,6 @@ import torch
 from raytrain.checkpoint.folder import replace_folder
 from raytrain.checkpoint.manifest import FileEntry
 from raytrain.checkpoint.ranges import encode_ranges, write_ranges
-from raytrain.checkpoint.retries import retrying
 from raytrain.checkpoint.snapshot import SnapshotKeeper
 from raytrain.checkpoint.store import CheckpointStore, part_name
 from raytrain.checkpoint.writer import CheckpointWriter, wait_patiently
@@ -26,6 +25,7 @@ from raytrain.engine.engine import Engine
 from raytrain.engine.zero_state import copy_state, owned_ranges, scaler_state
 from raytrain.errors import CheckpointError, TakenOverError
 from raytrain.models.card import BEST
+from raytrain.retries import retrying
 from raytrain.storage import Storage
 from raytrain.training.agreement import Control, StepSums
 from raytrain.training.progress import Progress

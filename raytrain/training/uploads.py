@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from raytrain.checkpoint.retries import retrying
+from raytrain.retries import retrying
 from raytrain.storage import Storage
 from raytrain.training.segments import SEGMENT_BYTES, segment_name, segments_of
 

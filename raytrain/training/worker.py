@@ -26,6 +26,7 @@ from raytrain.engine.process_group import collective_timeout_s
 from raytrain.engine.zero_state import load_ranges, load_scaler_state
 from raytrain.errors import CheckpointError
 from raytrain.models.card import BEST, FACTS
+from raytrain.retries import retrying
 from raytrain.sizing.shape import refuse_unfit, shape_of
 from raytrain.sizing.zero_stage import AUTO, Group, memory_at, settle
 from raytrain.steps.batches import BatchPlan, World
@@ -86,7 +87,7 @@ class WorkerRun:
         self.device = device_of(self.config, use_gpu=job.use_gpu)
         self.plan = BatchPlan.of(self.config, world.world_size)
         if world.world_rank == 0 and job.evaluate_split is None:  # an evaluation may run beside the training
-            recover_folder(run, BEST)
+            retrying(lambda: recover_folder(run, BEST), f"recovering {run.path_of(BEST)}")
         attempt, token = self.control.from_first((next_attempt(run), uuid.uuid4().hex[:12]))
         self.attempt, self.token = attempt, token
         self.log = RunLog(
@@ -331,15 +332,22 @@ class WorkerRun:
         gc.collect()  # frees the engine's memory
         metrics = self.measure("test")
         if self.world.world_rank == 0:
-            update_card(self.run, BEST)
+            retrying(lambda: update_card(self.run, BEST), f"writing {self.run.path_of(BEST)}")
         return metrics
 
     def _best_model(self) -> nn.Module:
-        folder, facts = self.run.local_copy(BEST), self.run.read_json(f"{BEST}/{FACTS}")
+        reading = f"reading {self.run.path_of(BEST)}"
+        folder, facts = retrying(lambda: self.run.local_copy(BEST), reading), self._facts()
         names, world = sorted(facts.get("files", ())), self.world
         is_shared = self.run.local_path() is not None  # the others check the rest; a downloaded copy is this worker's
-        check_exported(folder, names[world.world_rank :: world.world_size] if is_shared else names, facts)
+        mine = names[world.world_rank :: world.world_size] if is_shared else names
+        retrying(lambda: check_exported(folder, mine, facts), reading)
         return self.task.load_model(folder, self.config.model, self.state, self.config.training)
+
+    def _facts(self) -> dict[str, Any]:
+        """The contents of the best model's raytrain.json."""
+        path = f"{BEST}/{FACTS}"
+        return dict(retrying(lambda: self.run.read_json(path), f"reading {self.run.path_of(path)}"))
 
     def measure(self, split: str) -> dict[str, float]:
         """Evaluate `best/` on a split and write the result to evals.jsonl. Each worker holds the whole model for
@@ -348,7 +356,7 @@ class WorkerRun:
         stream = Stream(self.config, self.store, self.world, self.plan)
         batches = stream.evaluate_once(split)
         metrics = evaluate(model, batches, self.task, self.state, self.device, self.control, self.link.alive)
-        facts, name = self.run.read_json(f"{BEST}/{FACTS}"), measured_name(self.config, self.store, split)
+        facts, name = self._facts(), measured_name(self.config, self.store, split)
         self.log.evaluation(facts["step"], facts["epoch"], name, metrics)
         self.reporting.evaluated(name, metrics.values)
         self.reporting.finish(self.control.sum)

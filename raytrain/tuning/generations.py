@@ -19,8 +19,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from raytrain.checkpoint.folder import delete_folder
-from raytrain.checkpoint.retries import retrying
 from raytrain.checkpoint.store import CheckpointStore, Saved
+from raytrain.retries import retrying
 from raytrain.training.records import JsonlWriter
 from raytrain.tuning.generation_end import decided_after, decision_name, done_name, num_done
 from raytrain.tuning.pool.broker import Broker

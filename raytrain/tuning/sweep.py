@@ -15,10 +15,10 @@ from raytrain.errors import ConfigError
 from raytrain.ray_core.connect import RaySession, ray_session
 from raytrain.ray_core.head_watch import HeadWatch
 from raytrain.ray_core.nodes import worker_resources
+from raytrain.runs.ending import writing_report
 from raytrain.runs.lease import Lease
 from raytrain.runs.plan import cpus_needed
 from raytrain.runs.preflight import Preflight, check
-from raytrain.runs.run import writing_report
 from raytrain.runs.signals import StopSignals
 from raytrain.storage import Storage
 from raytrain.tasks import make_task

@@ -201,6 +201,24 @@ def test_a_full_disk(tmp_path: Path) -> None:
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+def test_a_full_disk_while_data_is_prepared(tmp_path: Path) -> None:
+    """The sentence and the exit code, and nothing of Ray Data's."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"can't mount a tmpfs here: {mounted.stderr.decode().strip()}")
+    try:
+        path = write_config(tiny_run(tmp_path, "full", f"data.prepared_path={disk}", num_rows=20_000), tmp_path)
+        code, output = run_cli("train", path)
+        assert code == 1, output
+        assert "No space left" in output and "Free space there" in output and str(disk) in output, output
+        assert "Traceback" not in output and "ray::" not in output, output
+        assert not (tmp_path / "runs" / "full").exists(), "a run that has not begun leaves no folder"
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
 def test_two_commands_for_one_run(tmp_path: Path) -> None:
     path = write_config(tiny_run(tmp_path, "twice", "training.epochs=100"), tmp_path)
     first = start_cli("train", path)

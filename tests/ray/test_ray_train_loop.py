@@ -104,6 +104,26 @@ def test_an_error_for_people_fails_the_trainer(folder: Path) -> None:
     assert next(event["cause"] for event in events if event["kind"] == "failure").startswith("step ")
 
 
+def test_the_traceback_of_a_worker_is_kept(folder: Path) -> None:
+    """In the run's folder, where that of `raytrain train` is."""
+    loop = raytrain.ray_train_loop(tiny_run(folder, "broken", ONE_EPOCH))
+
+    def broken() -> Any:
+        from raytrain.training.trainer import Trainer
+
+        def fail(*_: Any) -> None:
+            raise ZeroDivisionError("made by the test")
+
+        if ray.train.get_context().get_world_rank() == 1:
+            Trainer._train_step = fail  # type: ignore[method-assign]
+        return loop()
+
+    with pytest.raises(Exception, match="made by the test"):
+        fit(folder, broken, "broken")
+    (file,) = (folder / "runs" / "broken" / "errors").iterdir()
+    assert file.name.endswith("-worker-1.txt") and "made by the test" in file.read_text()
+
+
 def test_workers_that_leave_no_cpu_for_the_data_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_train_loop, "_assigned", lambda resource: 2.0)
     monkeypatch.setattr(ray_train_loop.ray, "cluster_resources", lambda: {"CPU": 6.0})

@@ -200,8 +200,10 @@ def test_changed_data_is_refused(tmp_path: Path) -> None:
     assert "have changed since this run's checkpoint of step 3" in output
 
 
-def test_eval_repeats_the_test_metrics(undisturbed: Path) -> None:
-    code, output = run_cli("eval", str(undisturbed), "--split", "test")
+@pytest.mark.parametrize("words", [(), ("workers.min=5", "workers.max=5", "ray.num_cpus=8")], ids=["", "5 workers"])
+def test_eval_repeats_the_test_metrics(undisturbed: Path, words: tuple[str, ...]) -> None:
+    """With more workers than a step has micro-batches too."""
+    code, output = run_cli("eval", str(undisturbed), *words, "--split", "test")
     assert code == 0, output
     assert f"{summary(undisturbed)['final_metrics']['accuracy']:.4f}" in output
 

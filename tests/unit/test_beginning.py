@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from running import tiny_run, write_config
 
-from raytrain.checkpoint import retries
+from raytrain import retries
 from raytrain.checkpoint.fence import lease_name
 from raytrain.cli.main import app
 from raytrain.errors import ConfigError, DataError, RaytrainError, TakenOverError

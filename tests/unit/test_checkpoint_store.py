@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from raytrain import retries
 from raytrain.checkpoint import manifest as manifest_module
-from raytrain.checkpoint import retries
 from raytrain.checkpoint import store as store_module
 from raytrain.checkpoint.manifest import Checkpoint, FileEntry, write_hashed
 from raytrain.checkpoint.store import CheckpointStore, Saved, write_sidecar
@@ -383,6 +383,24 @@ class TestCrash:
         with pytest.raises(CheckpointError, match=r"incomplete"):
             store.commit(10, 1, {"step": 10}, TOKEN)
         assert steps_in(store) == []
+
+    def test_sidecars_of_many_workers_are_read_at_once(self, store):
+        """A commit must not take 512 requests one after the other."""
+        for rank in range(8):
+            write_part(store, 10, rank, 8)
+        together = threading.Barrier(4, timeout=10)
+
+        class Waiting(Storage):
+            def at(self, *parts):
+                return Waiting("/".join([self.root, *parts]))
+
+            def read_bytes(self, name):
+                if name.startswith("zero-"):
+                    together.wait()
+                return super().read_bytes(name)
+
+        CheckpointStore(Waiting(store.root.root)).commit(10, 8, {"step": 10}, TOKEN)
+        assert_whole(store.newest_good(), 10, world_size=8)
 
     def test_killed_process(self, store):
         """Real: SIGKILL at random moments of a process that saves without pause."""

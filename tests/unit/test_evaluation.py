@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 from running import tiny_run
 
+from raytrain.config.io import dump_config
+from raytrain.data.fingerprint import fingerprint
 from raytrain.data.prepared import Manifest, PreparedStore, SplitInfo
 from raytrain.errors import ConfigError, DataError
-from raytrain.runs.evaluation import allowed_overrides, for_other_data, reads_other_data
+from raytrain.runs.evaluation import allowed_overrides, for_other_data, read_evaluated_config, reads_other_data
 from raytrain.runs.preflight import check
+from raytrain.steps.batches import BatchPlan
 from raytrain.storage import Storage
 from raytrain.training.measured import measured_name
 
@@ -37,6 +40,24 @@ def test_what_concerns_an_evaluation_is_taken(override: str) -> None:
 def test_what_an_evaluation_would_not_heed_is_refused(override: str) -> None:
     with pytest.raises(ConfigError, match=rf"{override.partition('=')[0]} can't be changed in an evaluation.*allowed:"):
         allowed_overrides("test", [override])
+
+
+@pytest.mark.parametrize("micro_batch_size", [2, "auto"])
+@pytest.mark.parametrize("workers", [1, 4, 5, 64])
+def test_more_workers_than_a_step_has_micro_batches(tmp_path: Path, workers: int, micro_batch_size: int | str) -> None:
+    """An evaluation has no steps, so any number of workers can take part."""
+    trained = tiny_run(tmp_path, "a", f"training.micro_batch_size={micro_batch_size}", "workers.max=1")
+    run = Storage(str(tmp_path / "runs" / "a"))
+    run.write_bytes("config.yaml", dump_config(trained).encode())
+    config = read_evaluated_config(run, "test", [f"workers.max={workers}"])
+    plan = BatchPlan.of(config, workers)
+    assert plan.world_size == workers and config.workers.max == workers
+    assert fingerprint(config, {}, "", 16) == fingerprint(trained, {}, "", 16), "the prepared data is the run's"
+    if workers == 1:
+        assert config == trained
+    with pytest.raises(ConfigError, match=r"workers.cpus") as refused:
+        read_evaluated_config(run, "test", [f"workers.max={workers}", "workers.cpus=-1"])
+    assert "global_batch" not in str(refused.value)
 
 
 def test_files_of_the_split_that_is_not_measured_are_refused() -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from failing import Failing, FailingObjectStore
 
-from raytrain.checkpoint import retries
+from raytrain import retries
 from raytrain.checkpoint.fence import Fence, newest_token
 from raytrain.checkpoint.folder import recover_folder, replace_folder
 from raytrain.checkpoint.manifest import write_hashed
-from raytrain.checkpoint.retries import retrying
 from raytrain.checkpoint.store import CheckpointStore
 from raytrain.checkpoint.writer import CheckpointWriter
+from raytrain.retries import retrying
 from raytrain.runs.lease import Lease
 from raytrain.steps.batches import World
 from raytrain.storage import Storage

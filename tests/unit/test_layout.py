@@ -32,7 +32,7 @@ ROWS = [
     ("ray_core",),
     ("steps",),
     ("config",),
-    ("storage",),
+    ("storage", "retries"),
     ("errors",),
     ("redaction",),
 ]

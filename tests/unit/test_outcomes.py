@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError
 
-from raytrain.elastic.error_files import keep_tracebacks
+from raytrain.elastic.error_files import keep_traceback, keep_tracebacks
 from raytrain.elastic.policy import FailureKind
 from raytrain.elastic.worker_errors import code_of, death_of, error_of
 from raytrain.elastic.worker_group import GroupFailure
@@ -141,6 +141,21 @@ def test_the_traceback_of_a_worker_is_kept_without_credentials(tmp_path: Path) -
     text = file.read_text()
     assert text.startswith("worker 1: FileNotFoundError") and "==== worker 1 ====\nTraceback" in text
     assert "pa55word" not in text
+
+
+def test_the_traceback_of_a_worker_without_our_driver(tmp_path: Path) -> None:
+    """In a trainer of the user's own each worker writes for itself, unless it only lost another one."""
+    lost = raised_by(
+        module_at(tmp_path / "a" / "net.py", "import torch; raise torch.distributed.DistNetworkError('gone')")
+    )
+    keep_traceback(Storage(str(tmp_path)), 0, lost)
+    assert not (tmp_path / "errors").exists()
+    keep_traceback(
+        Storage(str(tmp_path)), 3, raised_by(module_at(tmp_path / "b" / "model.py", "raise ValueError('mine')"))
+    )
+    (file,) = (tmp_path / "errors").iterdir()
+    assert file.name.endswith("-worker-3.txt")
+    assert file.read_text().startswith("ValueError: mine") and "==== worker 3 ====\nTraceback" in file.read_text()
 
 
 @pytest.mark.parametrize("tracebacks", [{}, {0: "Traceback"}])

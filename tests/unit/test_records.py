@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raytrain.checkpoint import retries
+from raytrain import retries
 from raytrain.storage import Storage
 from raytrain.training import records, segments, uploads
 from raytrain.training.records import JsonlWriter, iterate_jsonl, last_row, read_jsonl

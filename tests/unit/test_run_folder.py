@@ -3,9 +3,13 @@
 from pathlib import Path
 
 import pytest
+from running import tiny_run
 from typer.testing import CliRunner
 
 from raytrain.cli.main import app
+from raytrain.errors import ConfigError
+from raytrain.runs.resume import begin_or_resume
+from raytrain.storage import Storage
 
 
 @pytest.fixture
@@ -66,3 +70,14 @@ def test_a_folder_that_is_no_run(place: Path, command: str, given: str, expected
 def test_a_folder_that_is_no_sweep(place: Path, given: str, expected: str) -> None:
     result = CliRunner().invoke(app, ["train", "--from-sweep", given])
     assert f"is not a sweep's folder: {expected}".replace("PLACE", str(place)) in str(result.exception)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "half a li"])
+def test_a_damaged_config_is_refused(tmp_path: Path, content: str) -> None:
+    """In a sentence; it is replaced only when the user says so."""
+    config = tiny_run(tmp_path, "a")
+    run = Storage(str(tmp_path / "runs" / "a"))
+    run.write_bytes("config.yaml", content.encode())
+    with pytest.raises(ConfigError, match=r"a/config.yaml is damaged: .*--overwrite"):
+        begin_or_resume(run, config, overwrite=False)
+    assert begin_or_resume(run, config, overwrite=True) is None

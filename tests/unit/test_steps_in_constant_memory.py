@@ -15,8 +15,8 @@ from raytrain.reports import goodput as goodput_module
 from raytrain.reports.curves import read_run
 from raytrain.reports.goodput import StepTimes, goodput
 from raytrain.reports.steps import MOST_ROWS, StepSample
+from raytrain.runs.folder import read_run_config
 from raytrain.runs.preflight import resolve
-from raytrain.runs.run import read_run_config
 from raytrain.storage import Storage
 from raytrain.training.records import iterate_jsonl
 from raytrain.tuning.report import segments_of

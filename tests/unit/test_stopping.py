@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from raytrain.cli.main import app
 from raytrain.runs import run as driver
 from raytrain.runs.signals import StopSignals
+from raytrain.terminal.output import LastingOutput
 from raytrain.terminal.run import RunDisplay
 from raytrain.terminal.sweep import SweepDisplay
 
@@ -35,6 +36,37 @@ def test_a_signal_is_acknowledged_once_and_the_second_ends() -> None:
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
     assert asked == ["told"]
+
+
+def test_the_end_of_the_terminal_is_a_request_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both the shell and the kernel send SIGHUP: the second one must not end the command before it has saved."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with StopSignals() as signals:
+            signals.catch()
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.is_asked
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+        with StopSignals() as signals:
+            signals.catch()
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not signals.is_asked
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_terminal_that_is_gone_does_not_end_the_run() -> None:
+    ours, theirs = os.openpty()
+    with open(theirs, "w") as terminal:
+        console = Console(file=LastingOutput(terminal), force_terminal=True, width=40)  # type: ignore[arg-type]
+        with RunDisplay(console) as display:
+            os.close(ours)
+            display.stopping()
+            display.note("saved")
 
 
 def test_a_signal_before_there_is_something_to_save_ends_the_command() -> None:

@@ -39,5 +39,9 @@ def retrying(work: Callable[[], T], what: str, is_over: threading.Event | None =
             if delay_s is None or is_lasting or is_over.is_set():
                 raise
             logger.warning("%s failed (%s); retrying in %g s", what, error, delay_s)
-        is_over.wait(delay_s)
+        _pause(is_over, delay_s)
     raise AssertionError("the last attempt returns or raises")
+
+
+def _pause(is_over: threading.Event, seconds: float) -> None:
+    is_over.wait(seconds)
