@@ -24,7 +24,7 @@ from raytrain.storage import Storage
 from raytrain.tasks.base import TaskState
 from raytrain.tasks.labels import seldom_seen
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 MANIFEST_NAME = "manifest.json"
 # Stores of at most this size are read whole to verify them. In a larger one, the checksum of each page that is read is.
 WHOLE_BYTES = 1 << 30
@@ -44,6 +44,17 @@ class Part:
     """Size of the file."""
     sha256: str
     """Hash of the file's bytes, which depend on the rows alone."""
+    index_bytes: int = 0
+    """Size of the part's index: a Parquet file with the `length` and the first source `row` of each sample."""
+    index_sha256: str = ""
+    """Hash of the bytes of the index; "": there is none."""
+    file: int = 0
+    """Which of the manifest's `sources` its rows are of."""
+
+    @property
+    def index_name(self) -> str:
+        """File name of the index relative to the store."""
+        return f"index/{self.name}"
 
 
 @dataclass(frozen=True)
@@ -61,6 +72,15 @@ class SplitInfo:
     """Hash of the checksums of the index; see `data.lengths`."""
     label_counts: dict[str, int] = field(default_factory=dict)
     """How often each label that occurs is a target; empty where targets are not labels."""
+    num_read: int = 0
+    """Source rows that were read: those in samples, those set aside and those removed."""
+    num_removed: dict[str, int] = field(default_factory=dict)
+    """Source rows that each rule has removed, by `stage.rule`; they are listed in removed.parquet."""
+    num_leaks: int = 0
+    """Training rows that nearly equal a held-out row and were kept, since data.dedup.leakage is `report`; they are
+    listed in leaks.parquet."""
+    num_short_leaks: int = 0
+    """Training rows that do so, and are too short to be called leaks."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +95,8 @@ class Manifest:
     splits: dict[str, SplitInfo]
     content: str
     """Hash of the prepared contents. Unlike the fingerprint, it does not depend on where the source files are."""
+    sources: list[str] = field(default_factory=list)
+    """Paths of the source files of all splits."""
     format_version: int = FORMAT_VERSION
 
     @property
@@ -116,7 +138,7 @@ class Manifest:
             name: SplitInfo(**{**info, "parts": [_part_of(part) for part in info["parts"]]})
             for name, info in raw["splits"].items()
         }
-        return cls(raw["fingerprint"], raw["task_state"], raw["pad_token_id"], splits, raw["content"])
+        return cls(raw["fingerprint"], raw["task_state"], raw["pad_token_id"], splits, raw["content"], raw["sources"])
 
 
 def _part_of(raw: dict[str, Any]) -> Part:
@@ -162,13 +184,14 @@ class PreparedStore:
             lengths = self.lengths(split)
             if is_small:
                 lengths.verify()
-        for part in parts:
+        indexes = [(part.index_name, part.index_bytes, part.index_sha256) for part in parts if part.index_sha256]
+        for name, num_bytes, sha256 in [*((part.name, part.num_bytes, part.sha256) for part in parts), *indexes]:
             try:
-                is_whole = self.storage.size_bytes(part.name) == part.num_bytes
+                is_whole = self.storage.size_bytes(name) == num_bytes
             except FileNotFoundError:
                 is_whole = False
-            if not is_whole or (is_small and _sha256(self.storage, part.name) != part.sha256):
-                raise self._damaged(part.name)
+            if not is_whole or (is_small and _sha256(self.storage, name) != sha256):
+                raise self._damaged(name)
 
     def lengths(self, split: str) -> Lengths:
         """The size of each sample: tokens, for texts. It reads what it is asked for.
