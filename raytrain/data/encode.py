@@ -133,9 +133,20 @@ class Encoder(RowFunction):
 
 
 def _index_of(encoded: Encoded, rows: pa.Table, sizes: np.ndarray) -> pa.Table:
-    """The lines of the index of a chunk's samples: `length`, and `row`, the sample's first source row; null: not
-    known."""
+    """The lines of the index of a chunk's samples: `length`; `row`, the first source row, null if it is not known; and
+    `more_rows`, the others of a sample that has several."""
     lengths = pa.array(sizes.astype(np.int32))
     if encoded.first_rows is None:
-        return pa.table({"length": lengths, "row": pa.nulls(len(lengths), pa.int64())})
-    return pa.table({"length": lengths, "row": rows[ROW].combine_chunks().cast(pa.int64()).take(encoded.first_rows)})
+        unknown = [pa.nulls(len(lengths), kind) for kind in (pa.int64(), pa.list_(pa.int64()))]
+        return pa.table([lengths, *unknown], ["length", "row", "more_rows"])
+    bad = {rejection.row for rejection in encoded.rejected}
+    good = np.array([row not in bad for row in range(len(rows))], dtype=bool)
+    places = rows[ROW].to_numpy().astype(np.int64)
+    is_first = np.zeros(len(rows), dtype=bool)
+    is_first[encoded.first_rows] = True
+    # The samples in order: their further rows are the usable ones up to the first row of the next sample.
+    further = pa.array(places[good & ~is_first])
+    ends = np.cumsum(good & ~is_first)
+    starts = np.concatenate([ends[encoded.first_rows], ends[-1:]]).astype(np.int32)
+    more = pa.ListArray.from_arrays(pa.array(starts), further)
+    return pa.table([lengths, pa.array(places[encoded.first_rows]), more], ["length", "row", "more_rows"])

@@ -45,7 +45,8 @@ class Part:
     sha256: str
     """Hash of the file's bytes, which depend on the rows alone."""
     index_bytes: int = 0
-    """Size of the part's index: a Parquet file with the `length` and the first source `row` of each sample."""
+    """Size of the part's index: a Parquet file with each sample's `length`, its first source `row`, and in `more_rows`
+    the others, where a sample has several."""
     index_sha256: str = ""
     """Hash of the bytes of the index; "": there is none."""
     file: int = 0
@@ -223,6 +224,17 @@ class PreparedStore:
         if len(rows) != self._part_of_name[part].row_group_rows[inside]:
             raise self._damaged(part)
         return rows
+
+    def read_index(self, part: Part) -> pa.Table:
+        """The index of a part: a row per sample. Raises DataError when it is damaged or missing."""
+        try:
+            with self.storage.open_input(part.index_name) as opened:
+                index = pq.read_table(opened, page_checksum_verification=True)
+        except (FileNotFoundError, pa.ArrowInvalid):
+            raise self._damaged(part.index_name) from None
+        if len(index) != sum(part.row_group_rows):
+            raise self._damaged(part.index_name)
+        return index
 
     def row_group_bytes(self, split: str, row_group: int) -> int:
         """Compressed bytes that reading this row group takes from storage."""

@@ -49,7 +49,8 @@ def allowed_overrides(split: str, overrides: Sequence[str]) -> list[str]:
             "workers.*, ray.*"
         )
     replaces_fraction = any(override.startswith("data.validation.path=") for override in overrides)
-    return [*overrides, *(["data.validation.fraction=null"] if replaces_fraction else [])]
+    fraction = ["data.validation.fraction=null", "data.validation.group_column=null"] if replaces_fraction else []
+    return [*overrides, *fraction]
 
 
 def check_can_be_measured(run: Storage, config: RunConfig, split: str) -> None:

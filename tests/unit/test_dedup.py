@@ -28,7 +28,7 @@ from raytrain.data.stages.near_duplicates import (
     shingle_set,
     shingles,
 )
-from raytrain.errors import DataError
+from raytrain.errors import ConfigError, DataError
 
 WORDS = ["".join(random.Random(i).choices("abcdefghijklmnopqrstuvwxyz", k=3 + i % 7)) for i in range(2_000)]
 
@@ -259,6 +259,71 @@ class TestLeaks:
         paths = {name: write_rows(tmp_path / "data" / f"{name}.jsonl", rows) for name in ("train", "test")}
         with pytest.raises(DataError, match=r"no row is left, as 20 rows.*data\.dedup\.leakage=report"):
             prepare(make_config(tmp_path, paths))
+
+
+@pytest.mark.usefixtures("no_ray")
+class TestFraction:
+    """The side of a row is a hash of its content."""
+
+    def sides(self, folder: Path, rows: list[dict[str, Any]], *overrides: str, **validation: Any) -> dict[str, str]:
+        """Normalized text -> its split, by the index of the store."""
+        name = f"{len(list(folder.iterdir()))}"
+        path = write_rows(folder / "data" / f"{name}.jsonl", rows)
+        split = {"fraction": 0.3, **validation}
+        config = make_config(
+            folder, {"train": path}, f"data.prepared_path={folder / name}", *overrides, validation=split
+        )
+        store, found = prepare(config), {}
+        check_counts(store)
+        for split, info in store.manifest.splits.items():
+            for part in info.parts:
+                for row in pq.read_table(f"{store.root}/{part.index_name}")["row"].to_pylist():
+                    text = normalized(rows[row - 1]["text"])
+                    assert found.setdefault(text, split) == split, "a text is in two splits"
+        return found
+
+    def test_equal_texts_are_on_one_side(self, tmp_path: Path) -> None:
+        some = texts(200, 1)
+        sides = self.sides(tmp_path, labelled([*some, *some[::-1], *(text.upper() for text in some)]))
+        assert 40 < Counter(sides.values())["validation"] < 80 and len(sides) == 200
+
+    def test_other_rows_and_their_order_move_none(self, tmp_path: Path) -> None:
+        some = texts(200, 1)
+        before = self.sides(tmp_path, labelled(some))
+        after = self.sides(tmp_path, labelled([*texts(50, 2), *some[::-1]]))
+        assert {text: after[text] for text in before} == before and len(after) == 250
+
+    def test_the_seed_decides(self, tmp_path: Path) -> None:
+        rows = labelled(texts(200, 1))
+        assert self.sides(tmp_path, rows) != self.sides(tmp_path, rows, "seed=1")
+
+    def test_groups_are_on_one_side(self, tmp_path: Path) -> None:
+        rows = [{**row, "author": f"name {i % 40}"} for i, row in enumerate(labelled(texts(400, 1)))]
+        sides = self.sides(tmp_path, rows, group_column="author")
+        of_author = {(row["author"], sides[normalized(row["text"])]) for row in rows}
+        assert len(of_author) == 40 and {split for _, split in of_author} == {"train", "validation"}
+
+    def test_rows_without_a_group_are_groups_of_their_own(self, tmp_path: Path) -> None:
+        rows = [{**row, "author": None} for row in labelled(texts(200, 1))]
+        assert 40 < Counter(self.sides(tmp_path, rows, group_column="author").values())["validation"] < 80
+
+    def test_a_near_duplicate_of_a_held_out_row_is_no_training_row(self, tmp_path: Path) -> None:
+        some = texts(200, 1)
+        rows = labelled([*some, *map(edited, some)])
+        sides = self.sides(tmp_path, rows)
+        near = [sides.get(normalized(edited(text))) for text in some if sides.get(normalized(text)) == "validation"]
+        assert "train" not in near and None in near, "it is held out itself, or removed"
+
+    @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+    def test_a_group_column_that_a_file_lacks(self, tmp_path: Path, ending: str) -> None:
+        path = write_rows(tmp_path / "data" / f"a.{ending}", labelled(texts(9, 1)))
+        config = make_config(tmp_path, {"train": path}, validation={"fraction": 0.3, "group_column": "authr"})
+        with pytest.raises(DataError, match=rf"data\.validation\.group_column 'authr': {path} has no .* text, label"):
+            prepare(config)
+
+    def test_groups_need_a_fraction(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="group_column needs data.validation.fraction"):
+            make_config(tmp_path, {"train": "a"}, validation={"path": "b", "group_column": "author"})
 
 
 @pytest.mark.usefixtures("no_ray")

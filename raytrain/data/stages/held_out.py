@@ -14,7 +14,6 @@ import pyarrow as pa
 from raytrain.config import RunConfig
 from raytrain.data.readers.base import Chunk, ReadTask
 from raytrain.data.stages.near_duplicates import normalized
-from raytrain.errors import DataError
 from raytrain.tasks.base import Task
 
 
@@ -26,10 +25,7 @@ def source_columns(config: RunConfig, task: Task) -> list[str]:
 
 
 def split_rows(config: RunConfig, task: Task, read_task: ReadTask, chunk: Chunk) -> Iterator[tuple[str, pa.Table]]:
-    """(split, rows) of a chunk: with data.validation.fraction, training rows are in two splits.
-
-    Raises DataError when the rows have no column data.validation.group_column.
-    """
+    """(split, rows) of a chunk: with data.validation.fraction, training rows are in two splits."""
     table = chunk.table
     if not len(table):
         return
@@ -37,12 +33,6 @@ def split_rows(config: RunConfig, task: Task, read_task: ReadTask, chunk: Chunk)
     if read_task.split != "train" or validation is None or validation.fraction is None:
         yield read_task.split, table
         return
-    if validation.group_column is not None and validation.group_column not in table.column_names:
-        names = ", ".join(name for name in table.column_names if not name.startswith("__"))
-        raise DataError(
-            f"data.validation.group_column {validation.group_column!r}: {read_task.file.path} has no such column; "
-            f"those that were read are {names}"
-        )
     units = _units(task, table, validation.group_column)
     is_held_out = [_hash_unit(unit, config.seed) < validation.fraction for unit in units]
     for split, side in (("train", False), ("validation", True)):

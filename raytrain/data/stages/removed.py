@@ -42,6 +42,11 @@ class Removed:
     jaccard: float | None = None
     """How similar they are, from 0 to 1."""
 
+    @property
+    def places(self) -> list[str]:
+        """FILE:ROW of the row, and of the one that it duplicates."""
+        return [f"{self.file}:{self.row}", *([self.partner] if self.partner is not None else [])]
+
 
 def write_removed(folder: Storage, name: str, rows: Iterable[Removed]) -> None:
     """Write a file of them, in the given order."""
