@@ -175,10 +175,15 @@ class TestOnce:
             write_lines(tmp_path / f"{i}.jsonl", [{"text": "", "label": "x"}, *make_reviews(n, i), '{"broken\n'])
             for i, n in enumerate(sizes)
         ]
-        one, four = (config(paths, cache=cache, bad_rows="set_aside", validation={"fraction": 0.2}) for cache in "ab")
+        test = write_lines(tmp_path / "test.jsonl", make_reviews(100, 0))
+        options = {"validation": {"fraction": 0.2}, "test": {"path": test}, "dedup": {"exact": True, "near": True}}
+        one, four = (config(paths, cache=cache, bad_rows="set_aside", **options) for cache in "ab")
         run_elsewhere(one, num_cpus=1)
         alone = PreparedStore(str(next((tmp_path / "a").iterdir())))
         assert content(prepare(four)) == content(alone)
+        info = alone.manifest.splits["train"]
+        assert set(info.num_removed) == {"dedup.leakage", "dedup.exact"}
+        assert info.num_read == info.num_samples + info.num_set_aside + sum(info.num_removed.values())
 
     def test_found_again_without_ray(self, tmp_path, config, monkeypatch):
         chosen = config(write_reviews(tmp_path / "a.parquet", 10, 0))

@@ -29,6 +29,7 @@ from raytrain.data.stages.near_duplicates import (
     shingles,
 )
 from raytrain.errors import ConfigError, DataError
+from raytrain.storage import Storage
 
 WORDS = ["".join(random.Random(i).choices("abcdefghijklmnopqrstuvwxyz", k=3 + i % 7)) for i in range(2_000)]
 
@@ -369,6 +370,15 @@ class TestWithinTraining:
         monkeypatch.setattr("raytrain.data.stages.within_training.KEYS_PER_RANGE", 64)
         many = prepare(make_config(tmp_path, {"train": path}, f"data.prepared_path={tmp_path}/many", dedup=dedup))
         assert removed(one) == removed(many) and one.manifest.content == many.manifest.content
+
+    def test_on_storage_that_can_not_rename(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An object store: the files of the passes are in the store's folder, and are removed from it."""
+        path = write_rows(tmp_path / "data" / "a.jsonl", self.rows())
+        config = make_config(tmp_path, {"train": path}, dedup={"exact": True, "near": True})
+        monkeypatch.setattr(Storage, "local_path", lambda *_: None)
+        store = prepare(config)
+        assert len(removed(store)) == 4
+        assert list((Path(store.root) / "work").iterdir()) == []
 
     def test_a_leak_is_no_partner(self, tmp_path: Path) -> None:
         """The second copy of a leak is a leak too, and not a duplicate of a row that is gone."""

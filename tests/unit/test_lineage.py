@@ -1,6 +1,7 @@
 """Each source row is traced to its sample or to why it is in none, and each sample back to its rows. No Ray."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from raytrain.data.lineage import fate_of, pairs, source_of
 from raytrain.data.prepare import prepare
 from raytrain.data.prepared import PreparedStore
 from raytrain.data.show import decode_sample, source_texts
+from raytrain.elastic.bad_step import samples_of
 from raytrain.errors import ConfigError, DataError
 
 
@@ -121,6 +123,18 @@ def test_sentences_that_share_a_sample(tmp_path: Path, fraction: float | None) -
     for line in lines:
         assert fate_of(store, f"{path}:{line}")[1] == [found[line]]
     assert "was set aside" in fate_of(store, f"{path}:{1 + 4 * 20}")[0][0]
+
+
+def test_a_step_that_fails_names_the_rows_of_its_samples(config: RunConfig) -> None:
+    store = prepare(config)
+    message = samples_of(1, config, store.root)
+    ids = [int(word) for word in re.findall(r"samples are ([\d, ]+) of", message)[0].split(", ")]
+    assert len(ids) == config.training.global_batch_size == 8
+    assert message.splitlines()[2:] == [f"  {source_of(store, 'train', sample)}" for sample in ids]
+    for info in store.manifest.splits.values():
+        for part in info.parts:
+            (Path(store.root) / part.index_name).unlink()
+    assert samples_of(1, config, store.root) == "\n".join(message.splitlines()[:2])
 
 
 def test_an_index_that_is_damaged(config: RunConfig) -> None:
