@@ -105,11 +105,11 @@ class ValidationConfig(FilesConfig):
     """The validation split: separate files, or a fraction of the training data."""
 
     fraction: Annotated[Fraction | None, Affects.DATA] = None
-    """Fraction of the training rows to hold out, chosen by a hash of the row's text and the seed: rows with the same
-    text are on the same side."""
+    """Fraction of the training rows to hold out, chosen by a hash of the row's text and the seed: rows whose texts are
+    nearly equal are on the same side."""
     group_column: Annotated[str | None, Affects.DATA] = None
     """With `fraction`: column of the training files with the group of a row, such as its document or author; rows of
-    one group are on the same side. null: each text is a group."""
+    one group are on the same side. null: rows whose texts are nearly equal are a group."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:

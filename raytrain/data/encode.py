@@ -66,10 +66,11 @@ class Surveyor(RowFunction):
         config, read_task = RunConfig.model_validate(self._config), ReadTask.from_json(row["task"])
         task = make_task(config.task, config.data.max_length)
         unique = DuplicateFilter(self._duplicates, row["ordinal"], read_task.file.path)
+        sides = self._duplicates.sides_of(row["ordinal"])
         surveys = [
             task.survey(kept, split)
             for chunk in read_chunks(read_task, source_columns(config, task))
-            for split, rows in split_rows(config, task, read_task, chunk)
+            for split, rows in split_rows(config, task, read_task, chunk, sides)
             if len(kept := unique.keep(split, rows, task))
         ]
         return {"ordinal": row["ordinal"], "surveys": surveys, "found": asdict(unique.close())}
@@ -102,6 +103,7 @@ class Encoder(RowFunction):
         refuses = config.data.bad_rows == BadRowPolicy.REFUSE
         parts = Parts(Storage(self._root), self._duplicates.prefix, ordinal, self._rows_per_group)
         unique = DuplicateFilter(self._duplicates, ordinal, read_task.file.path)
+        sides = self._duplicates.sides_of(ordinal)
         bad: list[tuple[str, BadRow]] = []  # with their split
         bad_at: int | None = None  # the first chunk with a bad row
         num_read: Counter[str] = Counter()  # by split
@@ -111,7 +113,7 @@ class Encoder(RowFunction):
                 raise refused([one for _, one in bad], num_read.total(), is_counted=False)
             num_read[read_task.split] += len(chunk.bad_rows)
             bad += [(read_task.split, one) for one in chunk.bad_rows]
-            for split, rows in split_rows(config, task, read_task, chunk):
+            for split, rows in split_rows(config, task, read_task, chunk, sides):
                 num_read[split] += len(rows)
                 kept = unique.keep(split, rows, task)
                 is_lost = refuses and bool(bad)  # nothing will be trained: the other bad rows are only counted

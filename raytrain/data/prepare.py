@@ -38,7 +38,7 @@ from raytrain.data.prepared import Part, PreparedStore
 from raytrain.data.quiet import quiet_ray_data
 from raytrain.data.readers.base import SourceFile
 from raytrain.data.sources import check_sources, read_tasks
-from raytrain.data.stages.duplicate_passes import find_held_out, find_within
+from raytrain.data.stages.duplicate_passes import find_held_out, find_sides, find_within
 from raytrain.data.stages.duplicates import WORK, Duplicates, Found
 from raytrain.data.store_folder import put_in_place, verified, verified_or_removed
 from raytrain.errors import DataError, FailureCode
@@ -162,6 +162,7 @@ class _Preparation:
         duplicates = Duplicates(
             self.config.data.dedup.leakage, self.folder.root, "" if self.is_local else f"{self.attempt}-"
         )
+        duplicates = find_sides(self.config, duplicates, self._rows(), self.tasks, _run)
         duplicates = find_held_out(self.config, duplicates, self._rows(), self.tasks, _run)
         return find_within(self.config, duplicates, self._rows(), self.tasks, _run)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from running import tiny_run
@@ -16,6 +17,7 @@ from raytrain.config import RunConfig
 from raytrain.data.encode import report_of
 from raytrain.data.prepare import prepare
 from raytrain.data.prepared import PreparedStore
+from raytrain.data.stages.duplicates import HeldOut, held_out_table
 from raytrain.data.stages.near_duplicates import (
     KeyIndex,
     Match,
@@ -100,6 +102,16 @@ class TestLibrary:
         pairs = candidate_pairs(keys, ids)
         assert len(pairs) < 4 * 1_000 and Counter(pairs[:, 0].tolist()).most_common(1)[0][1] == 4
         assert len(KeyIndex(band_keys(["the same text"] * 100)).candidates(band_keys(["the same text"]))) == 4
+
+
+def test_equal_rows_of_another_split_do_not_hide_one_that_is_near() -> None:
+    """All of these rows are in the same buckets, and no more than four of a bucket are compared."""
+    other, text = texts(2, 1)
+    rows = held_out_table("test", "file", list(range(1, 8)), [other] * 6 + [text])
+    keys = [band_keys([text])[0].tobytes()] * 7
+    rows = rows.set_column(4, rows.schema.field("keys"), pa.array(keys, rows.schema.field("keys").type))
+    held_out = HeldOut(rows)
+    assert held_out.place(held_out.matches([text])[0].partner) == "file:7"
 
 
 def in_this_process(rows: list[dict[str, Any]], function: Any) -> Iterator[dict[str, Any]]:
@@ -308,12 +320,31 @@ class TestFraction:
         rows = [{**row, "author": None} for row in labelled(texts(200, 1))]
         assert 40 < Counter(self.sides(tmp_path, rows, group_column="author").values())["validation"] < 80
 
-    def test_a_near_duplicate_of_a_held_out_row_is_no_training_row(self, tmp_path: Path) -> None:
+    def test_a_cluster_is_on_one_side_and_nothing_is_lost(self, tmp_path: Path) -> None:
+        some = texts(200, 1)
+        rows = labelled([*some, *map(edited, some), *some])
+        sides = self.sides(tmp_path, rows)
+        assert len(sides) == 400, "each text is in one of the two splits"
+        assert all(sides[normalized(text)] == sides[normalized(edited(text))] for text in some)
+        assert 70 < Counter(sides.values())["validation"] < 170
+
+    def test_rows_that_are_added_move_no_cluster_that_they_do_not_join(self, tmp_path: Path) -> None:
         some = texts(200, 1)
         rows = labelled([*some, *map(edited, some)])
-        sides = self.sides(tmp_path, rows)
+        before = self.sides(tmp_path, rows)
+        after = self.sides(tmp_path, [*labelled([*texts(50, 2), *(f"{text} and so on" for text in some[:10])]), *rows])
+        untouched = {normalized(text) for text in [*some[10:], *map(edited, some[10:])]}
+        assert len(untouched) == 380 and all(before[text] == after[text] for text in untouched)
+
+    @pytest.mark.parametrize("options", [{"group_column": "author"}, {}])
+    def test_what_is_near_a_held_out_row_and_not_in_its_unit(self, tmp_path: Path, options: dict[str, str]) -> None:
+        """With groups it is removed. Where leaks are not looked for, only rows with the same text are a unit."""
+        some = texts(200, 1)
+        rows = [{**row, "author": f"name {i}"} for i, row in enumerate(labelled([*some, *map(edited, some)]))]
+        overrides = [] if options else ["data.dedup.leakage=off"]
+        sides = self.sides(tmp_path, rows, *overrides, **options)
         near = [sides.get(normalized(edited(text))) for text in some if sides.get(normalized(text)) == "validation"]
-        assert "train" not in near and None in near, "it is held out itself, or removed"
+        assert ("train" in near, None in near) == ((False, True) if options else (True, False))
 
     @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
     def test_a_group_column_that_a_file_lacks(self, tmp_path: Path, ending: str) -> None:
@@ -329,6 +360,17 @@ class TestFraction:
 
 @pytest.mark.usefixtures("no_ray")
 class TestWithinTraining:
+    def test_rows_below_the_threshold_stay(self, tmp_path: Path) -> None:
+        """They share keys, and the check finds that they are not near."""
+        some = texts(40, 1)
+        below = [" ".join([*text.split()[:21], *texts(1, i)[0].split()[:4]]) for i, text in enumerate(some, 100)]
+        values = [jaccard(shingle_set(a), shingle_set(b)) for a, b in zip(some, below, strict=True)]
+        keys = [set(row) for row in band_keys([*some, *below]).tolist()]
+        assert sum(value < 0.8 and bool(keys[i] & keys[40 + i]) for i, value in enumerate(values)) > 20
+        path = write_rows(tmp_path / "data" / "a.jsonl", labelled([*some, *below]))
+        store = prepare(make_config(tmp_path, {"train": path}, dedup={"near": True}))
+        assert len(removed(store)) == sum(value >= 0.8 for value in values)
+
     def rows(self) -> list[dict[str, Any]]:
         some = texts(90, 1)
         some[20], some[70] = some[5], edited(some[6])
@@ -363,12 +405,16 @@ class TestWithinTraining:
         assert not (Path(store.root) / "work").exists()
         check_counts(store)
 
-    def test_ranges_of_keys_do_not_matter(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("validation", [None, {"fraction": 0.3}])
+    def test_ranges_of_keys_and_few_rows_do_not_matter(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, validation: dict[str, float] | None
+    ) -> None:
         path = write_rows(tmp_path / "data" / "a.jsonl", self.rows())
-        dedup = {"exact": True, "near": True}
-        one = prepare(make_config(tmp_path, {"train": path}, f"data.prepared_path={tmp_path}/one", dedup=dedup))
+        data = {"dedup": {"exact": True, "near": True}, "validation": validation}
+        one = prepare(make_config(tmp_path, {"train": path}, f"data.prepared_path={tmp_path}/one", **data))
         monkeypatch.setattr("raytrain.data.stages.within_training.KEYS_PER_RANGE", 64)
-        many = prepare(make_config(tmp_path, {"train": path}, f"data.prepared_path={tmp_path}/many", dedup=dedup))
+        monkeypatch.setattr("raytrain.data.stages.duplicate_passes.FEW_KEYS", 0)
+        many = prepare(make_config(tmp_path, {"train": path}, f"data.prepared_path={tmp_path}/many", **data))
         assert removed(one) == removed(many) and one.manifest.content == many.manifest.content
 
     def test_on_storage_that_can_not_rename(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,17 @@ class Duplicates:
     decided: "dict[int, Found] | None" = None
     """Read task -> what an earlier pass has found in it. None: each task has to look its rows up."""
 
+    sides: dict[int, str] = field(default_factory=dict)
+    """Read task -> file of its rows that are held out, or not, with another text."""
+
+    def sides_of(self, ordinal: int) -> dict[int, str]:
+        """What `split_rows` takes for a read task."""
+        if ordinal not in self.sides:
+            return {}
+        with Storage(self.root).open_input(self.sides[ordinal]) as opened:
+            table = pq.read_table(opened)
+        return dict(zip(table["row"].to_pylist(), table["unit"].to_pylist(), strict=True))
+
     @property
     def finds_leaks(self) -> bool:
         """Whether training rows have to be compared with held-out rows."""

@@ -1,7 +1,8 @@
 """Which training rows a fraction holds out for validation. No Ray, no torch.
 
-A unit of rows is on one side: the rows of a group, else the rows with the same text. The side is a hash of the unit's
-content, so other rows, their order and their files don't move it.
+A unit of rows is on one side: the rows of a group; else those of a near-duplicate cluster (see `clusters`), or with
+data.dedup.leakage at `off` those with the same text. The side is a hash of the unit's content, so other rows, their
+order and their files don't move it.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from raytrain.config import RunConfig
-from raytrain.data.readers.base import Chunk, ReadTask
+from raytrain.data.readers.base import ROW, Chunk, ReadTask
 from raytrain.data.stages.near_duplicates import normalized
 from raytrain.tasks.base import Task
 
@@ -24,8 +25,14 @@ def source_columns(config: RunConfig, task: Task) -> list[str]:
     return list(dict.fromkeys([*task.required_columns(), "document", *([group] if group else [])]))
 
 
-def split_rows(config: RunConfig, task: Task, read_task: ReadTask, chunk: Chunk) -> Iterator[tuple[str, pa.Table]]:
-    """(split, rows) of a chunk: with data.validation.fraction, training rows are in two splits."""
+def split_rows(
+    config: RunConfig, task: Task, read_task: ReadTask, chunk: Chunk, sides: dict[int, str]
+) -> Iterator[tuple[str, pa.Table]]:
+    """(split, rows) of a chunk: with data.validation.fraction, training rows are in two splits.
+
+    Args:
+        sides: Row -> unit, of the rows whose unit does not follow from themselves.
+    """
     table = chunk.table
     if not len(table):
         return
@@ -34,6 +41,7 @@ def split_rows(config: RunConfig, task: Task, read_task: ReadTask, chunk: Chunk)
         yield read_task.split, table
         return
     units = _units(task, table, validation.group_column)
+    units = [sides.get(row, unit) for row, unit in zip(table[ROW].to_pylist(), units, strict=True)]
     is_held_out = [_hash_unit(unit, config.seed) < validation.fraction for unit in units]
     for split, side in (("train", False), ("validation", True)):
         if side in is_held_out:
@@ -48,11 +56,16 @@ def _units(task: Task, table: pa.Table, group_column: str | None) -> list[str]:
         if group is not None:
             units.append(f"group {_json(group)}")
         elif form := normalized(text):
-            units.append(f"text {form}")
+            units.append(unit_of_text(form))
         else:
             inputs = {name: table[name][row].as_py() for name in task.input_columns() if name in table.column_names}
             units.append(f"inputs {_json(inputs)}")
     return units
+
+
+def unit_of_text(form: str) -> str:
+    """The unit of a row that is held out by its normalized text."""
+    return f"text {hashlib.blake2b(form.encode('utf-8', 'surrogatepass'), digest_size=16).hexdigest()}"
 
 
 def _json(value: Any) -> str:

@@ -53,8 +53,13 @@ EDGES = pa.schema([("later", pa.int64()), ("earlier", pa.int64()), ("jaccard", p
 class Sketch(RowFunction):
     """Writes the texts of a read task's training rows that are not leaks, and their keys."""
 
-    def __init__(self, config: dict[str, Any], duplicates: Duplicates):
+    def __init__(self, config: dict[str, Any], duplicates: Duplicates, *, exact: bool, near: bool, whole: bool = False):
+        """Args:
+        exact, near: Which duplicates are looked for.
+        whole: Whether all rows of the file are meant, before some are held out.
+        """
         self._config, self._duplicates = config, duplicates
+        self._exact, self._near, self._whole = exact, near, whole
 
     def report(self, row: dict[str, Any]) -> dict[str, Any]:
         """The number of keys, and which rows are leaks."""
@@ -62,9 +67,11 @@ class Sketch(RowFunction):
         task, ordinal = make_task(config.task, config.data.max_length), row["ordinal"]
         unique = DuplicateFilter(self._duplicates, ordinal, read_task.file.path)
         tables, keys, ids = [], [np.array([], np.uint64)], [np.array([], np.int64)]
+        sides = self._duplicates.sides_of(ordinal)
         for chunk in read_chunks(read_task, source_columns(config, task)):
-            for split, rows in split_rows(config, task, read_task, chunk):
-                if split != "train":
+            splits = [("train", chunk.table)] if self._whole else split_rows(config, task, read_task, chunk, sides)
+            for split, rows in splits:
+                if split != "train" or not len(rows):
                     continue
                 kept = unique.keep(split, rows, task)
                 texts = [normalized(text) for text in task.compared_texts(kept)]
@@ -72,25 +79,25 @@ class Sketch(RowFunction):
                 texts = [texts[i] for i in filled]
                 of_rows = (ordinal << ROW_BITS) + kept[ROW].to_numpy().astype(np.int64)[filled]
                 tables.append(pa.table([pa.array(of_rows), pa.array(texts, pa.large_string())], TEXTS))
-                for some_keys, some_ids in self._keys(config, texts, of_rows):
+                for some_keys, some_ids in self._keys(texts, of_rows):
                     keys.append(some_keys)
                     ids.append(some_ids)
         folder = Storage(self._duplicates.root)
-        _write(folder, self._duplicates.name("texts", ordinal), pa.concat_tables([TEXTS.empty_table(), *tables]))
+        write_table(folder, self._duplicates.name("texts", ordinal), pa.concat_tables([TEXTS.empty_table(), *tables]))
         all_keys, all_ids = np.concatenate(keys), np.concatenate(ids)
         order = np.lexsort((all_ids, all_keys))
         content = [_starts(all_keys[order]).tobytes(), all_keys[order].tobytes(), all_ids[order].tobytes()]
         folder.write_bytes(self._duplicates.name("keys", ordinal), b"".join(content))
         return {"ordinal": ordinal, "num_keys": len(order), "found": asdict(unique.close())}
 
-    def _keys(self, config: RunConfig, texts: list[str], ids: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    def _keys(self, texts: list[str], ids: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         """(keys, id of each key), by option."""
         keys = []
-        if config.data.dedup.exact and texts:
+        if self._exact and texts:
             digests = [hashlib.blake2b(t.encode("utf-8", "surrogatepass"), digest_size=8).digest() for t in texts]
             keys.append((np.frombuffer(b"".join(digests), dtype="<u8"), ids))
         is_long = np.array([len(text) >= MIN_CHARACTERS for text in texts], dtype=bool)
-        if config.data.dedup.near and is_long.any():
+        if self._near and is_long.any():
             bands = band_keys([text for text, long in zip(texts, is_long, strict=True) if long])
             keys.append((bands.ravel(), np.repeat(ids[is_long], NUM_BANDS)))
         return keys
@@ -156,7 +163,7 @@ class Candidates(_OnPairs):
         ids = pa.array(np.unique(self._pairs(ordinal, of_partners=True)))
         with folder.open_input(self._duplicates.name("texts", ordinal)) as opened:
             batches = [batch.filter(pc.is_in(batch["id"], ids)) for batch in pq.ParquetFile(opened).iter_batches()]
-        _write(folder, self._duplicates.name("candidates", ordinal), pa.Table.from_batches(batches, TEXTS))
+        write_table(folder, self._duplicates.name("candidates", ordinal), pa.Table.from_batches(batches, TEXTS))
         return {"ordinal": ordinal}
 
 
@@ -178,7 +185,7 @@ class Check(_OnPairs):
                 if similarity >= THRESHOLD:
                     for name, value in zip(EDGES.names, (later, earlier, similarity, is_equal), strict=True):
                         edges[name].append(value)
-        _write(folder, self._duplicates.name("edges", ordinal), pa.table(edges, EDGES))
+        write_table(folder, self._duplicates.name("edges", ordinal), pa.table(edges, EDGES))
         return {"ordinal": ordinal}
 
     def _texts(self, folder: Storage, ordinal: int) -> dict[int, str]:
@@ -205,8 +212,8 @@ class Choose(RowFunction):
                 is_exact[edge["later"], edge["earlier"]] = edge["exact"]
         by_task: dict[int, list[Removed]] = {}
         for match in greedy(matches):
-            ordinal, place = self._place(match.index)
-            partner, partner_row = self._place(match.partner)
+            ordinal, place = place_of(match.index)
+            partner, partner_row = place_of(match.partner)
             rule = EXACT if is_exact[match.index, match.partner] else NEAR
             of_partner = f"{self._paths[partner]}:{partner_row}"
             removed = Removed("train", self._paths[ordinal], place, STAGE, rule, of_partner, match.jaccard)
@@ -217,12 +224,26 @@ class Choose(RowFunction):
             write_removed(folder, names[-1][1], of_task)
         return {"ordinal": row["ordinal"], "names": names}
 
-    def _place(self, row: int) -> tuple[int, int]:
-        """(read task, position in the file) of an id."""
-        return row >> ROW_BITS, row & ((1 << ROW_BITS) - 1)
+
+def place_of(row: int) -> tuple[int, int]:
+    """(read task, position in the file) of a row's id."""
+    return row >> ROW_BITS, row & ((1 << ROW_BITS) - 1)
 
 
-def _write(folder: Storage, name: str, table: pa.Table) -> None:
+class InOrder(RowFunction):
+    """Several passes over few rows, in one task: each pass of Ray Data takes longer than they do."""
+
+    def __init__(self, passes: "list[tuple[list[dict[str, Any]], RowFunction]]"):
+        self._passes = passes
+
+    def report(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The last report."""
+        last = [[function.report(one) for one in rows] for rows, function in self._passes][-1][-1]
+        return {**last, "ordinal": row["ordinal"]}
+
+
+def write_table(folder: Storage, name: str, table: pa.Table) -> None:
+    """Write a table as a Parquet file."""
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="zstd")
     folder.write_bytes(name, memoryview(buffer.getvalue()))
