@@ -170,19 +170,19 @@ class TestOnce:
 
     def test_the_same_on_one_cpu_and_on_four(self, tmp_path, config):
         """The first file takes longest, so with four CPUs the later ones end before it."""
-        sizes = [6_000, 50, 40, 30]
+        sizes, seeds = [6_000, 50, 40, 30], [0, 1, 2, 2]
         paths = [
-            write_lines(tmp_path / f"{i}.jsonl", [{"text": "", "label": "x"}, *make_reviews(n, i), '{"broken\n'])
-            for i, n in enumerate(sizes)
+            write_lines(tmp_path / f"{i}.jsonl", [{"text": "", "label": "x"}, *make_reviews(n, seed), '{"broken\n'])
+            for i, (n, seed) in enumerate(zip(sizes, seeds, strict=True))
         ]
-        test = write_lines(tmp_path / "test.jsonl", make_reviews(100, 0))
+        test = write_lines(tmp_path / "test.jsonl", make_reviews(100, 1))
         options = {"validation": {"fraction": 0.2}, "test": {"path": test}, "dedup": {"exact": True, "near": True}}
         one, four = (config(paths, cache=cache, bad_rows="set_aside", **options) for cache in "ab")
         run_elsewhere(one, num_cpus=1)
         alone = PreparedStore(str(next((tmp_path / "a").iterdir())))
         assert content(prepare(four)) == content(alone)
         info = alone.manifest.splits["train"]
-        assert set(info.num_removed) == {"dedup.leakage", "dedup.exact"}
+        assert {"dedup.leakage", "dedup.exact"} <= set(info.num_removed)
         assert info.num_read == info.num_samples + info.num_set_aside + sum(info.num_removed.values())
 
     def test_found_again_without_ray(self, tmp_path, config, monkeypatch):

@@ -26,6 +26,7 @@ THRESHOLD = 0.8
 # A bucket may have very many members, and the number of its pairs grows with their square.
 MOST_OTHERS = 4
 SEED = 1
+CHUNK_TEXTS = 4096  # hashed at once, by `near_duplicates`
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -170,8 +171,9 @@ def near_duplicates(texts: Sequence[str]) -> list[Match]:
     """
     forms = [normalized(text) for text in texts]
     filled = np.flatnonzero([bool(form) for form in forms])
-    keys = band_keys([forms[i] for i in filled])
-    sets = functools.cache(lambda index: shingle_set(forms[index]))
+    parts = [filled[start : start + CHUNK_TEXTS] for start in range(0, len(filled), CHUNK_TEXTS)]
+    keys = np.concatenate([np.empty((0, NUM_BANDS), np.uint64), *(band_keys([forms[i] for i in p]) for p in parts)])
+    sets = functools.lru_cache(CHUNK_TEXTS)(lambda index: shingle_set(forms[index]))
     pairs = candidate_pairs(keys.ravel(), np.repeat(filled, NUM_BANDS))
     matches = [Match(later, earlier, jaccard(sets(later), sets(earlier))) for later, earlier in pairs.tolist()]
     return greedy([match for match in matches if match.jaccard >= THRESHOLD])

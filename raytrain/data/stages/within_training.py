@@ -178,10 +178,10 @@ class Check(_OnPairs):
         edges: dict[str, list[Any]] = {name: [] for name in EDGES.names}
         for other in np.unique(pairs[:, 1] >> ROW_BITS).tolist():  # one after the other: each may be large
             texts = own if other == ordinal else self._texts(folder, other)
-            set_of = functools.lru_cache(4096)(lambda i, texts=texts: shingle_set(texts[i]))
+            sets = functools.lru_cache(4096)(shingle_set)  # pairs are in order, so few are enough
             for later, earlier in pairs[pairs[:, 1] >> ROW_BITS == other].tolist():
                 is_equal = own[later] == texts[earlier]
-                similarity = 1.0 if is_equal else jaccard(shingle_set(own[later]), set_of(earlier))
+                similarity = 1.0 if is_equal else jaccard(sets(own[later]), sets(texts[earlier]))
                 if similarity >= THRESHOLD:
                     for name, value in zip(EDGES.names, (later, earlier, similarity, is_equal), strict=True):
                         edges[name].append(value)
