@@ -2,7 +2,7 @@
 
 Both sides get the same texts of some 300 characters, of which a part is edits of others, and give the rows that go:
 MinHash in 20 bands of 6, a check of each pair by the exact Jaccard similarity of shingles of 5 characters, and the
-greedy choice in the order of the rows. datasketch looks each row up before it inserts it, and its pairs are checked with
+greedy choice in the order of the rows. datasketch looks each row up before it inserts it, and its pairs are checked by
 sets of Python. Each run is a process of its own with one thread, the two sides take turns, and seconds are those of its
 CPU, imports and the making of the texts left out. Recall counts the planted edits that have a similarity of at least
 0.8 to their original; precision counts the removed rows that have one to the row they are said to duplicate.

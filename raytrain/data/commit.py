@@ -100,16 +100,15 @@ def tell(cache: Storage, name: str, written: Written) -> None:
             "%s", "\n  ".join([f"{counted(len(rejected), 'row')} set aside; see {where}", *summary(rejected)])
         )
     counts = sum((Counter(one.counts) for one in found), Counter())
-    num_leaks, num_short = counts.pop(LEAKAGE_RULE, 0), sum(one.num_short for one in found)
-    is_kept, short = any(one.leaks for one in found), ""
-    if num_short:
-        short = f"{counted(num_short, 'more row')} of fewer than {MIN_CHARACTERS} characters did and stayed"
-    if num_leaks or is_kept:
-        file = LEAKS_NAME if is_kept else REMOVED_NAME
-        where, num_leaks = cache.path_of(f"{name}/{file}"), num_leaks or sum(one.num_leaks for one in found)
-        what = f"{counted(num_leaks, 'training row')} nearly equal a validation or test row"
-        done = "kept, since data.dedup.leakage is report" if is_kept else "removed (data.dedup.leakage)"
-        logger.warning("%s: %s%s; see %s", what, done, f"; {short}" if short else "", where)
+    num_removed, num_kept = counts.pop(LEAKAGE_RULE, 0), sum(one.num_leaks for one in found)
+    num_short = sum(one.num_short for one in found)
+    if num_removed or num_kept:
+        done = f"{num_removed:,} removed (data.dedup.leakage)"
+        if num_kept:
+            done = f"{num_kept:,} kept, since data.dedup.leakage is report"
+        short = f", and {num_short:,} of fewer than {MIN_CHARACTERS} characters kept" if num_short else ""
+        where = cache.path_of(f"{name}/{LEAKS_NAME if num_kept else REMOVED_NAME}")
+        logger.warning("training rows that nearly equal a validation or test row: %s%s; see %s", done, short, where)
     if counts:
         rules = ", ".join(f"{count:,} x {rule}" for rule, count in sorted(counts.items()))
         logger.warning("training rows removed: %s; see %s", rules, cache.path_of(f"{name}/{REMOVED_NAME}"))

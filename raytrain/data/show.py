@@ -4,6 +4,7 @@ from collections.abc import Collection
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from raytrain.config import SPLITS, RunConfig
 from raytrain.data.listing import list_files
@@ -58,7 +59,7 @@ def source_texts(config: RunConfig, places: Collection[str]) -> dict[str, str]:
             rows = wanted.pop(file.path, set())
             for chunk in read_chunks(ReadTask(split, 0, file), task.required_columns()) if rows else []:
                 found = [i for i, row in enumerate(chunk.table[ROW].to_pylist()) if row in rows]
-                table = chunk.table.take(found)
+                table = chunk.table.take(pa.array(found, pa.int64()))
                 for row, text in zip(table[ROW].to_pylist(), task.compared_texts(table), strict=True):
                     texts[f"{file.path}:{row}"] = _cut(" ".join(text.split()))
                     rows.discard(row)

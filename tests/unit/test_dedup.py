@@ -249,8 +249,8 @@ class TestLeaks:
         assert (info.num_samples, info.num_leaks, info.num_short_leaks) == (kept, leaks, short)
         assert len(removed(store)) == 61 - kept and len(removed(store, "leaks.parquet")) == leaks
         said = {
-            "remove": "2 training rows nearly equal a validation or test row: removed (data.dedup.leakage); 1 more row",
-            "report": "2 training rows nearly equal a validation or test row: kept, since data.dedup.leakage is report",
+            "remove": "test row: 2 removed (data.dedup.leakage), and 1 of fewer than 40 characters kept; see",
+            "report": "test row: 2 kept, since data.dedup.leakage is report, and 1 of fewer than 40 characters kept",
             "off": "",
         }[policy]
         assert said in caplog.text and caplog.text.count("nearly equal") == bool(said)

@@ -165,6 +165,15 @@ def test_on_the_terminal(tmp_path: Path, config: RunConfig) -> None:
     assert f"dedup.{pair.rule}, Jaccard {pair.jaccard:.2f}\n" in output
 
 
+def test_texts_of_rows_far_down_in_large_files(tmp_path: Path) -> None:
+    some = texts(5_000, 1, num_words=4)
+    for ending in ("parquet", "jsonl"):
+        path = write_rows(tmp_path / "data" / f"a.{ending}", labelled(some))
+        config = make_config(tmp_path, {"train": path})
+        places = [f"{path}:{row}" for row in (4_999, 1, 9_999)]
+        assert source_texts(config, places) == {places[0]: some[4_998], places[1]: some[0]}
+
+
 def test_a_sample_is_shown_as_it_is_stored(config: RunConfig) -> None:
     store = prepare(config)
     row = json.loads(Path(config.data.test.path).read_text().splitlines()[7])
