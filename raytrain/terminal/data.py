@@ -23,6 +23,13 @@ def print_store(console: Console, store: PreparedStore) -> None:
         numbers = (*counts, mean, split.num_truncated, split.num_set_aside, num_removed)
         table.add_row(name, *(f"{number:,.1f}" if isinstance(number, float) else f"{number:,}" for number in numbers))
     console.print(table)
+    for name, split in store.manifest.splits.items():
+        if split.num_removed:
+            rules = ", ".join(f"{count:,} x {rule}" for rule, count in split.num_removed.items())
+            console.print(f"removed {rules} from {name}; --pairs 10 shows pairs", soft_wrap=True, highlight=False)
+        if split.num_leaks:
+            kept = f"leaks   {split.num_leaks:,} rows of {name} nearly equal a validation or test row, and were kept"
+            console.print(f"{kept}; --pairs 10 shows pairs", soft_wrap=True, highlight=False)
     if labels := store.manifest.task_state.get("labels"):
         console.print(f"labels  {', '.join(map(repr, labels))}", soft_wrap=True, markup=False)
     for remark in store.manifest.remarks:

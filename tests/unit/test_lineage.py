@@ -159,6 +159,10 @@ def test_on_the_terminal(tmp_path: Path, config: RunConfig) -> None:
     output = shown(config, tmp_path, "--sample", "3", "--split", "test")
     assert f"sample 3 of test is from {test}:4\n" in output and "\nsample 3\ntext: " in output
     output = shown(config, tmp_path, "--pairs", "1")
+    rules = store.manifest.splits["train"].num_removed
+    assert set(rules) >= {"dedup.leakage", "dedup.near"}
+    listed = ", ".join(f"{count} x {rule}" for rule, count in sorted(rules.items()))
+    assert f"\nremoved {listed} from train; --pairs 10 shows pairs\n" in output
     (pair,) = pairs(store, 1)
     text = source_texts(config, pair.places)
     assert len(text) == 2 and all(f"{place}: {text[place]}\n" in output for place in pair.places)

@@ -5,17 +5,15 @@ rows that are added move no cluster but one that they join. No row is removed he
 does no harm.
 """
 
-import io
 from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from raytrain.data.encode import RowFunction
 from raytrain.data.stages.duplicates import Duplicates
 from raytrain.data.stages.held_out import unit_of_text
-from raytrain.data.stages.within_training import place_of, write_table
+from raytrain.data.stages.within_training import place_of, read_rows, write_table
 from raytrain.storage import Storage
 
 
@@ -51,9 +49,7 @@ class Units(RowFunction):
         return {"ordinal": row["ordinal"], "names": names}
 
     def _rows(self, folder: Storage, what: str) -> Iterator[dict[str, Any]]:
-        for ordinal in self._ordinals:
-            data = folder.read_bytes(self._duplicates.name(what, ordinal))
-            yield from pq.read_table(io.BytesIO(data)).to_pylist()
+        return read_rows(folder, [self._duplicates.name(what, ordinal) for ordinal in self._ordinals])
 
 
 class _Clusters:

@@ -27,8 +27,8 @@ from raytrain.tasks import make_task
 PRIORITY = ("test", "validation")
 Rows = list[dict[str, Any]]
 Passes = list[tuple[Rows, RowFunction]]
-# Of some 100,000 rows.
-FEW_KEYS = 2_000_000
+# Up to some 100,000 rows in few files, one task takes less time than passes of Ray Data.
+FEW_KEYS, FEW_TASKS = 2_000_000, 32
 Run = Callable[[Rows, RowFunction], Iterator[dict[str, Any]]]
 """Applies a function to each row, and yields the reports in any order."""
 
@@ -121,7 +121,7 @@ def _passes(training: Rows, duplicates: Duplicates, sketches: list[dict[str, Any
 
 def _run_all(passes: Passes, num_keys: int, run: Run) -> dict[str, Any]:
     """One pass after the other. Gives the last report."""
-    if num_keys <= FEW_KEYS:
+    if num_keys <= FEW_KEYS and all(len(rows) <= FEW_TASKS for rows, _ in passes):
         passes = [([{"ordinal": 0}], InOrder(passes))]
     reports: list[dict[str, Any]] = []
     for rows, function in passes:

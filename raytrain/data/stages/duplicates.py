@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raytrain.config import LeakagePolicy
+from raytrain.data.parallel import in_threads
 from raytrain.data.readers.base import ROW
 from raytrain.data.stages.near_duplicates import (
     NUM_BANDS,
@@ -114,11 +115,12 @@ class HeldOut:
     @classmethod
     def read(cls, folder: Storage, names: tuple[str, ...]) -> "HeldOut":
         """From files."""
-        tables = []
-        for name in names:
+
+        def read(name: str) -> pa.Table:
             with folder.open_input(name) as opened:
-                tables.append(pq.read_table(opened, schema=HELD_OUT_SCHEMA))
-        return cls(pa.concat_tables(tables))
+                return pq.read_table(opened, schema=HELD_OUT_SCHEMA)
+
+        return cls(pa.concat_tables(in_threads(read, names)))
 
     def matches(self, texts: list[str]) -> dict[int, Match]:
         """For each normalized text that nearly equals a held-out row, by its index, the most similar of those

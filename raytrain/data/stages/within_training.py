@@ -13,6 +13,7 @@ candidates are all that a task reads of another one's rows; nothing is in Ray's 
 import functools
 import hashlib
 import io
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -23,6 +24,7 @@ import pyarrow.parquet as pq
 
 from raytrain.config import RunConfig
 from raytrain.data.encode import RowFunction
+from raytrain.data.parallel import in_threads
 from raytrain.data.readers import read_chunks
 from raytrain.data.readers.base import ROW, ReadTask
 from raytrain.data.stages.duplicates import EXACT, MIN_CHARACTERS, NEAR, STAGE, DuplicateFilter, Duplicates
@@ -124,14 +126,16 @@ class Pairs(RowFunction):
     def report(self, row: dict[str, Any]) -> dict[str, Any]:
         """Writes the pairs of the range."""
         folder, width = Storage(self._duplicates.root), MOST_RANGES // self._num_ranges
-        keys, ids = [np.array([], np.uint64)], [np.array([], np.int64)]
-        for ordinal in self._ordinals:
+
+        def read(ordinal: int) -> tuple[np.ndarray, np.ndarray]:
             with folder.open_input(self._duplicates.name("keys", ordinal)) as file:
                 starts = np.frombuffer(file.read_at(8 * (MOST_RANGES + 1), 0), dtype="<i8")
                 begin, end = (int(starts[i * width]) for i in (row["ordinal"], row["ordinal"] + 1))
                 size, first = 8 * (end - begin), 8 * (MOST_RANGES + 1 + begin)
-                keys.append(np.frombuffer(file.read_at(size, first), dtype="<u8"))
-                ids.append(np.frombuffer(file.read_at(size, first + 8 * int(starts[-1])), dtype="<i8"))
+                keys = np.frombuffer(file.read_at(size, first), dtype="<u8")
+                return keys, np.frombuffer(file.read_at(size, first + 8 * int(starts[-1])), dtype="<i8")
+
+        keys, ids = zip(*in_threads(read, self._ordinals), strict=True)
         pairs = candidate_pairs(np.concatenate(keys), np.concatenate(ids))
         folder.write_bytes(self._duplicates.name("pairs", row["ordinal"]), pairs.astype("<i8").tobytes())
         return {"ordinal": row["ordinal"]}
@@ -146,12 +150,14 @@ class _OnPairs(RowFunction):
     def _pairs(self, ordinal: int, *, of_partners: bool) -> np.ndarray:
         """Pairs (later, earlier) whose later row is the read task's, or with `of_partners` any of the two; sorted, each
         once. Shape (num_pairs, 2)."""
-        folder, found = Storage(self._duplicates.root), []
-        for i in range(self._num_ranges):
+        folder = Storage(self._duplicates.root)
+
+        def read(i: int) -> np.ndarray:
             pairs = np.frombuffer(folder.read_bytes(self._duplicates.name("pairs", i)), dtype="<i8").reshape(-1, 2)
             is_own = pairs >> ROW_BITS == ordinal
-            found.append(pairs[is_own.any(axis=1) if of_partners else is_own[:, 0]])
-        return np.unique(np.concatenate(found), axis=0)
+            return pairs[is_own.any(axis=1) if of_partners else is_own[:, 0]]
+
+        return np.unique(np.concatenate(in_threads(read, range(self._num_ranges))), axis=0)
 
 
 class Candidates(_OnPairs):
@@ -205,11 +211,9 @@ class Choose(RowFunction):
     def report(self, row: dict[str, Any]) -> dict[str, Any]:
         """Writes a file for each read task that loses rows; gives their names."""
         folder, is_exact, matches = Storage(self._duplicates.root), {}, []
-        for ordinal in self._paths:
-            data = folder.read_bytes(self._duplicates.name("edges", ordinal))
-            for edge in pq.read_table(io.BytesIO(data)).to_pylist():
-                matches.append(Match(edge["later"], edge["earlier"], edge["jaccard"]))
-                is_exact[edge["later"], edge["earlier"]] = edge["exact"]
+        for edge in read_rows(folder, [self._duplicates.name("edges", ordinal) for ordinal in self._paths]):
+            matches.append(Match(edge["later"], edge["earlier"], edge["jaccard"]))
+            is_exact[edge["later"], edge["earlier"]] = edge["exact"]
         by_task: dict[int, list[Removed]] = {}
         for match in greedy(matches):
             ordinal, place = place_of(match.index)
@@ -240,6 +244,12 @@ class InOrder(RowFunction):
         """The last report."""
         last = [[function.report(one) for one in rows] for rows, function in self._passes][-1][-1]
         return {**last, "ordinal": row["ordinal"]}
+
+
+def read_rows(folder: Storage, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows of Parquet files, in their order. Many files are read at once, and their bytes are held together."""
+    for data in in_threads(folder.read_bytes, names):
+        yield from pq.read_table(io.BytesIO(data)).to_pylist()
 
 
 def write_table(folder: Storage, name: str, table: pa.Table) -> None:
