@@ -190,7 +190,8 @@ class Task(ABC):
         """The text of each source row by which duplicates are found: all texts of its inputs, also those in lists and
         objects, joined by blanks. A row whose text is empty is compared with no other."""
         columns = [rows[name].to_pylist() for name in self.input_columns() if name in rows.column_names]
-        return [" ".join(text for cell in cells for text in _texts_in(cell)) for cells in zip(*columns, strict=True)]
+        cells_of = zip(*columns, strict=True) if columns else [()] * len(rows)
+        return [" ".join(text for cell in cells for text in _texts_in(cell)) for cells in cells_of]
 
     @abstractmethod
     def target_columns(self) -> list[str]:

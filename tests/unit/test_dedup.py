@@ -13,7 +13,7 @@ import pytest
 from running import tiny_run
 from tiny import tiny_tokenizer, write_parquet
 
-from raytrain.config import RunConfig
+from raytrain.config import RunConfig, SequenceClassificationConfig
 from raytrain.data.encode import report_of
 from raytrain.data.prepare import prepare
 from raytrain.data.prepared import PreparedStore
@@ -32,6 +32,7 @@ from raytrain.data.stages.near_duplicates import (
 )
 from raytrain.errors import ConfigError, DataError
 from raytrain.storage import Storage
+from raytrain.tasks.sequence_classification import SequenceClassification
 
 WORDS = ["".join(random.Random(i).choices("abcdefghijklmnopqrstuvwxyz", k=3 + i % 7)) for i in range(2_000)]
 
@@ -102,6 +103,28 @@ class TestLibrary:
         pairs = candidate_pairs(keys, ids)
         assert len(pairs) < 4 * 1_000 and Counter(pairs[:, 0].tolist()).most_common(1)[0][1] == 4
         assert len(KeyIndex(band_keys(["the same text"] * 100)).candidates(band_keys(["the same text"]))) == 4
+
+
+CELLS = [
+    ("a text", "a text"),
+    (["words", "of", "one"], "words of one"),
+    ([{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Yes"}], "user Hi? assistant Yes"),
+    (5, ""),
+    (None, ""),
+    ([[1.5], None], ""),
+]
+
+
+@pytest.mark.parametrize(("cell", "text"), CELLS, ids=str)
+def test_the_text_of_a_row_is_all_text_of_its_inputs(cell: Any, text: str) -> None:
+    class Numbers(SequenceClassification):
+        def input_columns(self) -> list[str]:
+            return ["text", "other"]
+
+    task = Numbers(SequenceClassificationConfig(kind="sequence_classification"), 8)
+    rows = pa.table({"text": [cell], "other": ["and"], "label": ["not this"]})
+    assert [" ".join(one.split()) for one in task.compared_texts(rows)] == [f"{text} and".strip()]
+    assert task.compared_texts(rows.select(["label"])) == [""]
 
 
 def test_equal_rows_of_another_split_do_not_hide_one_that_is_near() -> None:
