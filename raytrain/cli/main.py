@@ -295,16 +295,38 @@ def data_show(
     overrides: Overrides = None,
     split: Annotated[str, typer.Option(help="Which split: train, validation or test.")] = "train",
     rows: Annotated[int, typer.Option(min=1, help="Samples to show.")] = 5,
+    row: Annotated[str | None, typer.Option(metavar="FILE:ROW", help="Tell what became of this source row.")] = None,
+    sample: Annotated[int | None, typer.Option(metavar="ID", help="Show this sample, and where it is from.")] = None,
+    pairs: Annotated[int | None, typer.Option(min=1, help="Show pairs of duplicates, with both texts.")] = None,
 ) -> None:
-    """Show prepared samples as the model sees them."""
+    """Show prepared samples as the model sees them, or trace a row to its sample or back."""
     from raytrain.config.io import load_config
-    from raytrain.data.show import decode_samples
+    from raytrain.data import lineage
+    from raytrain.data.show import decode_sample, decode_samples, source_texts
     from raytrain.runs.preflight import resolve
-    from raytrain.terminal.data import print_samples
+    from raytrain.terminal.data import print_lines, print_pairs, print_samples
 
+    given = [name for name, value in (("--row", row), ("--sample", sample), ("--pairs", pairs)) if value is not None]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)} are given: give one of them")
     parsed = resolve(load_config(config, overrides))
+    if row is not None:
+        lineage.parse_place(row)
     store, console = _prepared(parsed)
-    print_samples(console, decode_samples(store, parsed, split, rows))
+    if pairs is not None:
+        found = list(lineage.pairs(store, pairs))
+        print_pairs(console, found, source_texts(parsed, {place for one in found for place in one.places}))
+        return
+    if row is None and sample is None:
+        print_samples(console, decode_samples(store, parsed, split, rows))
+        return
+    lines, sources = lineage.fate_of(store, row) if row is not None else ([], [])
+    if sample is not None:
+        sources = [lineage.source_of(store, split, sample)]
+        lines = [str(source) for source in sources]
+    print_lines(console, lines)
+    samples = {source.sample: decode_sample(store, parsed, source.split, source.sample) for source in sources}
+    print_samples(console, samples.values(), list(samples))
 
 
 def _prepared(config: "RunConfig") -> "tuple[PreparedStore, Console]":

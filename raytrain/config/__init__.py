@@ -18,7 +18,16 @@ from raytrain.config.cluster import (
     WandbConfig,
     WorkersConfig,
 )
-from raytrain.config.data import SPLITS, BadRowPolicy, DataConfig, SourceConfig, SourceFormat, ValidationConfig
+from raytrain.config.data import (
+    SPLITS,
+    BadRowPolicy,
+    DataConfig,
+    DedupConfig,
+    LeakagePolicy,
+    SourceConfig,
+    SourceFormat,
+    ValidationConfig,
+)
 from raytrain.config.task import (
     Labels,
     ModelConfig,
@@ -46,10 +55,12 @@ __all__ = [
     "CheckpointConfig",
     "CommunicationConfig",
     "DataConfig",
+    "DedupConfig",
     "EarlyStoppingConfig",
     "Exactness",
     "Fraction",
     "Labels",
+    "LeakagePolicy",
     "LossScaleConfig",
     "Mark",
     "MlflowConfig",

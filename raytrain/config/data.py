@@ -32,6 +32,14 @@ class BadRowPolicy(StrEnum):
     SET_ASIDE = "set_aside"  # write it to rejected.jsonl next to the prepared data, count it and continue
 
 
+class LeakagePolicy(StrEnum):
+    """What happens to a training row that nearly equals a validation or test row."""
+
+    REMOVE = "remove"  # leave it out of the training data, and list it in removed.parquet
+    REPORT = "report"  # keep it, and list it in leaks.parquet
+    OFF = "off"  # do not look
+
+
 def _delimiter(value: Any) -> Any:
     """A tab can be spelled out, since a shell passes `\\t` as two characters."""
     return "\t" if value in ("\\t", "tab") else value
@@ -97,7 +105,11 @@ class ValidationConfig(FilesConfig):
     """The validation split: separate files, or a fraction of the training data."""
 
     fraction: Annotated[Fraction | None, Affects.DATA] = None
-    """Fraction of the training rows to hold out, chosen by a hash of the row's position and the seed."""
+    """Fraction of the training rows to hold out, chosen by a hash of the row's text and the seed: rows whose texts are
+    nearly equal are on the same side."""
+    group_column: Annotated[str | None, Affects.DATA] = None
+    """With `fraction`: column of the training files with the group of a row, such as its document or author; rows of
+    one group are on the same side. null: rows whose texts are nearly equal are a group."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -111,7 +123,24 @@ class ValidationConfig(FilesConfig):
                 "data.validation.path and data.validation.fraction are both given: add data.validation.fraction=null "
                 "to use the files, or data.validation.path=null to hold out a part of the training data"
             )
+        if self.group_column is not None and self.fraction is None:
+            raise ValueError(
+                "data.validation.group_column needs data.validation.fraction: validation files of their own are not "
+                "divided by groups, so leave it out"
+            )
         return self
+
+
+class DedupConfig(Section):
+    """Training rows that occur again: in the validation or test split, or among the training rows."""
+
+    leakage: Annotated[LeakagePolicy, Affects.DATA] = LeakagePolicy.REMOVE
+    """What to do with training rows that nearly equal a validation or test row; shorter than 40 characters, they are
+    only counted."""
+    exact: Annotated[bool, Affects.DATA] = False
+    """True: of training rows with the same text (letter case and white space aside) only the first is kept."""
+    near: Annotated[bool, Affects.DATA] = False
+    """True: a training row of 40 characters or more is left out if it nearly equals one before it that is kept."""
 
 
 class DataConfig(Section):
@@ -127,6 +156,7 @@ class DataConfig(Section):
     """Longest sample in tokens, special tokens included; longer ones are truncated and counted."""
     bad_rows: Annotated[BadRowPolicy, Affects.DATA] = BadRowPolicy.REFUSE
     """What to do with a row that can't be used."""
+    dedup: DedupConfig = DedupConfig()
     drop_last: Annotated[bool, Affects.RESULT] = False
     """True: leave out the last, smaller step of each epoch."""
     group_by_length: Annotated[bool, Affects.RESULT | Affects.SPEED] = True

@@ -5,7 +5,7 @@ Each read task writes its own parts, named after its position, so its output doe
 
 import functools
 import json
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
@@ -16,13 +16,15 @@ from raytrain.config import BadRowPolicy, RunConfig
 from raytrain.data.bad_rows import Rejected, refusal
 from raytrain.data.parts import Parts
 from raytrain.data.readers import read_chunks
-from raytrain.data.readers.base import ROW, BadRow, Chunk, ReadTask
+from raytrain.data.readers.base import ROW, BadRow, ReadTask
+from raytrain.data.stages.duplicates import DuplicateFilter, Duplicates
+from raytrain.data.stages.held_out import source_columns, split_rows
 from raytrain.errors import DataError, FailureCode, RaytrainError, first_line
 from raytrain.models.tokenizer import load_tokenizer
 from raytrain.retries import advice_for
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
-from raytrain.tasks.base import TaskState
+from raytrain.tasks.base import Encoded, TaskState
 
 # Where a bad row is refused, this many more chunks are read to count the others.
 CHUNKS_TO_COUNT = 16
@@ -64,18 +66,22 @@ class RowFunction:
 class Surveyor(RowFunction):
     """Collects what a read task's rows contribute to the task's state, such as their labels."""
 
-    def __init__(self, config: dict[str, Any]):
-        self._config = config
+    def __init__(self, config: dict[str, Any], duplicates: Duplicates):
+        self._config, self._duplicates = config, duplicates
 
     def report(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The surveys of the read task's chunks, in their order."""
+        """The surveys of the read task's chunks, in their order, and which rows are duplicates."""
         config, read_task = RunConfig.model_validate(self._config), ReadTask.from_json(row["task"])
         task = make_task(config.task, config.data.max_length)
-        chunks = read_chunks(read_task, task.required_columns())
+        unique = DuplicateFilter(self._duplicates, row["ordinal"], read_task.file.path)
+        sides = self._duplicates.sides_of(row["ordinal"])
         surveys = [
-            task.survey(rows, split) for chunk in chunks for split, rows in _split_rows(config, read_task, chunk)
+            task.survey(kept, split)
+            for chunk in read_chunks(read_task, source_columns(config, task))
+            for split, rows in split_rows(config, task, read_task, chunk, sides)
+            if len(kept := unique.keep(split, rows, task))
         ]
-        return {"ordinal": row["ordinal"], "surveys": surveys}
+        return {"ordinal": row["ordinal"], "surveys": surveys, "found": asdict(unique.close())}
 
 
 class Encoder(RowFunction):
@@ -87,11 +93,11 @@ class Encoder(RowFunction):
         state: TaskState,
         root: str,
         rows_per_group: int,
-        prefix: str,
+        duplicates: Duplicates,
         *,
         is_evaluation: bool = False,
     ):
-        self._config, self._state, self._root, self._prefix = config, state, root, prefix
+        self._config, self._state, self._root, self._duplicates = config, state, root, duplicates
         self._rows_per_group, self._is_evaluation = rows_per_group, is_evaluation
 
     def report(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -103,56 +109,54 @@ class Encoder(RowFunction):
         task = make_task(config.task, config.data.max_length)
         tokenizer = load_tokenizer(config.model)
         refuses = config.data.bad_rows == BadRowPolicy.REFUSE
-        parts = Parts(Storage(self._root), self._prefix, ordinal, self._rows_per_group)
+        parts = Parts(Storage(self._root), self._duplicates.prefix, ordinal, self._rows_per_group)
+        unique = DuplicateFilter(self._duplicates, ordinal, read_task.file.path)
+        sides = self._duplicates.sides_of(ordinal)
         bad: list[tuple[str, BadRow]] = []  # with their split
         bad_at: int | None = None  # the first chunk with a bad row
-        num_read = 0
+        num_read: Counter[str] = Counter()  # by split
         refused = functools.partial(refusal, is_evaluation=self._is_evaluation)
-        for number, chunk in enumerate(read_chunks(read_task, [*task.required_columns(), "document"])):
+        for number, chunk in enumerate(read_chunks(read_task, source_columns(config, task))):
             if refuses and bad_at is not None and number > bad_at + CHUNKS_TO_COUNT:
-                raise refused([one for _, one in bad], num_read, is_counted=False)
-            num_read += len(chunk.table) + len(chunk.bad_rows)
+                raise refused([one for _, one in bad], num_read.total(), is_counted=False)
+            num_read[read_task.split] += len(chunk.bad_rows)
             bad += [(read_task.split, one) for one in chunk.bad_rows]
-            for split, table in _split_rows(config, read_task, chunk):
+            for split, rows in split_rows(config, task, read_task, chunk, sides):
+                num_read[split] += len(rows)
+                kept = unique.keep(split, rows, task)
                 is_lost = refuses and bool(bad)  # nothing will be trained: the other bad rows are only counted
-                encoded = None if is_lost else task.encode(table, tokenizer, self._state)
-                rejected = task.rejections(table, self._state) if encoded is None else encoded.rejected
-                rows = table[ROW].to_pylist()
-                bad += [(split, BadRow(read_task.file.path, rows[r.row], r.reason, r.code)) for r in rejected]
+                encoded = None if is_lost else task.encode(kept, tokenizer, self._state)
+                rejected = task.rejections(kept, self._state) if encoded is None else encoded.rejected
+                places = kept[ROW].to_pylist()
+                bad += [(split, BadRow(read_task.file.path, places[r.row], r.reason, r.code)) for r in rejected]
                 if encoded is not None and len(encoded.table):
                     counts = task.count_labels(encoded.table, self._state)
-                    parts.add(split, number, encoded, task.sizes(encoded.table), counts)
+                    parts.add(split, number, encoded, _index_of(encoded, kept, task.sizes(encoded.table)), counts)
             bad_at = number if bad and bad_at is None else bad_at
         if refuses and bad:
-            raise refused([one for _, one in bad], num_read)
+            raise refused([one for _, one in bad], num_read.total())
         bad.sort(key=lambda one: one[1].row)
         set_aside = [asdict(Rejected(split, one.path, one.row, one.code, one.reason)) for split, one in bad]
         written, lengths = parts.close()
-        return {"ordinal": ordinal, "written": written, "rejected": set_aside, LENGTHS: lengths}
+        report = {"ordinal": ordinal, "written": written, "rejected": set_aside, LENGTHS: lengths}
+        return {**report, "found": asdict(unique.close()), "num_read": dict(num_read)}
 
 
-def _split_rows(config: RunConfig, read_task: ReadTask, chunk: Chunk) -> Iterator[tuple[str, pa.Table]]:
-    """(split, rows) of a chunk. With data.validation.fraction, training rows are held out by a hash of their
-    position."""
-    table = chunk.table
-    if not len(table):
-        return
-    fraction = config.data.validation.fraction if config.data.validation else None
-    if read_task.split != "train" or fraction is None:
-        yield read_task.split, table
-        return
-    rows = table[ROW].to_numpy().astype(np.uint64)
-    is_held_out = _hash_unit(rows, config.seed, read_task.file_of_split) < fraction
-    for split, mask in (("train", ~is_held_out), ("validation", is_held_out)):
-        if mask.any():
-            yield split, table.filter(pa.array(mask))
-
-
-def _hash_unit(rows: np.ndarray, seed: int, file: int) -> np.ndarray:
-    """A number in [0, 1) for each row: splitmix64 (Steele et al., 2014) of its position and the seed."""
-    with np.errstate(over="ignore"):
-        x = rows + np.uint64(0x9E3779B97F4A7C15) * np.uint64((1 + seed * 1_000_003 + file) % 2**64)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        x = x ^ (x >> np.uint64(31))
-    return x.astype(np.float64) / 2.0**64
+def _index_of(encoded: Encoded, rows: pa.Table, sizes: np.ndarray) -> pa.Table:
+    """The lines of the index of a chunk's samples: `length`; `row`, the first source row, null if it is not known; and
+    `more_rows`, the others of a sample that has several."""
+    lengths = pa.array(sizes.astype(np.int32))
+    if encoded.first_rows is None:
+        unknown = [pa.nulls(len(lengths), kind) for kind in (pa.int64(), pa.list_(pa.int64()))]
+        return pa.table([lengths, *unknown], ["length", "row", "more_rows"])
+    bad = {rejection.row for rejection in encoded.rejected}
+    good = np.array([row not in bad for row in range(len(rows))], dtype=bool)
+    places = rows[ROW].to_numpy().astype(np.int64)
+    is_first = np.zeros(len(rows), dtype=bool)
+    is_first[encoded.first_rows] = True
+    # The samples in order: their further rows are the usable ones up to the first row of the next sample.
+    further = pa.array(places[good & ~is_first])
+    ends = np.cumsum(good & ~is_first)
+    starts = np.concatenate([ends[encoded.first_rows], ends[-1:]]).astype(np.int32)
+    more = pa.ListArray.from_arrays(pa.array(starts), further)
+    return pa.table([lengths, pa.array(places[encoded.first_rows]), more], ["length", "row", "more_rows"])

@@ -4,11 +4,12 @@ import hashlib
 import json
 from dataclasses import astuple
 
-from raytrain.config import Affects, RunConfig
+from raytrain.config import Affects, LeakagePolicy, RunConfig
 from raytrain.config.fields import affecting
 from raytrain.config.io import flatten
 from raytrain.data.prepared import FORMAT_VERSION
 from raytrain.data.readers.base import SourceFile
+from raytrain.data.stages.near_duplicates import algorithm
 
 
 def fingerprint(config: RunConfig, files: dict[str, list[SourceFile]], tokenizer: str, rows_per_group: int) -> str:
@@ -22,11 +23,14 @@ def fingerprint(config: RunConfig, files: dict[str, list[SourceFile]], tokenizer
     """
     values = flatten(config.model_dump(mode="json"))
     fraction = values.get("data.validation.fraction")
+    dedup = config.data.dedup
+    compares = dedup.leakage != LeakagePolicy.OFF or dedup.exact or dedup.near or fraction is not None
     parts = {
         "format": FORMAT_VERSION,
         "files": {split: [astuple(file) for file in of_split] for split, of_split in files.items()},
         "fields": {key: values[key] for key in affecting(Affects.DATA) if key in values},
         "seed": config.seed if fraction is not None else None,  # determines which rows are held out
+        "duplicates": algorithm() if compares else None,
         "tokenizer": tokenizer,
         "rows_per_group": rows_per_group,
     }

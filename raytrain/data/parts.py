@@ -33,8 +33,13 @@ class Parts:
         self._written: list[dict[str, Any]] = []
         self._lengths: list[np.ndarray] = []
 
-    def add(self, split: str, number: int, encoded: Encoded, sizes: np.ndarray, label_counts: dict[str, int]) -> None:
-        """Add a chunk's samples. `number`: index of the chunk; `sizes`: of its samples, shape (num_samples,)."""
+    def add(self, split: str, number: int, encoded: Encoded, index: pa.Table, label_counts: dict[str, int]) -> None:
+        """Add a chunk's samples.
+
+        Args:
+            number: Index of the chunk.
+            index: Their `length` and `row`, the first source row of each.
+        """
         schema = encoded.table.schema
         if split in self._open and self._open[split].schema != schema:
             self._write(split)
@@ -43,7 +48,7 @@ class Parts:
             self._open[split] = _OpenPart(name, (self._ordinal, number), schema)
         part = self._open[split]
         part.add(encoded, self._rows_per_group)
-        part.sizes.append(sizes)
+        part.index.append(index)
         part.label_counts.update(label_counts)
         if sum(part.row_group_rows) >= PART_ROWS:
             self._write(split)
@@ -58,7 +63,7 @@ class Parts:
     def _write(self, split: str) -> None:
         part = self._open.pop(split)
         self._written.append({"split": split, **part.write(self._folder)})
-        self._lengths += [sizes.astype("<i4") for sizes in part.sizes]
+        self._lengths += [index["length"].to_numpy().astype("<i4") for index in part.index]
 
 
 class _OpenPart:
@@ -67,7 +72,7 @@ class _OpenPart:
     def __init__(self, name: str, place: tuple[int, int], schema: pa.Schema):
         self.name, self.place, self.schema = name, place, schema
         self.row_group_rows: list[int] = []
-        self.sizes: list[np.ndarray] = []
+        self.index: list[pa.Table] = []
         self.label_counts: Counter[str] = Counter()
         self._num_truncated = 0
         self._buffer = pa.BufferOutputStream()
@@ -81,17 +86,27 @@ class _OpenPart:
         self._num_truncated += encoded.num_truncated
 
     def write(self, folder: Storage) -> dict[str, Any]:
-        """Write the file. Returns the report on it, JSON-able."""
+        """Write the file and its index. Returns the report on it, JSON-able."""
         self._writer.close()
         data = memoryview(self._buffer.getvalue())
-        path = folder.path_of(self.name)
-        try:
-            retrying(lambda: folder.write_bytes(self.name, data), f"writing {path}")
-        except OSError as error:  # pyarrow's does not name the file
-            raise OSError(error.errno or errno.EIO, f"{path} can't be written: {error.strerror or error}") from error
+        index = pa.BufferOutputStream()
+        pq.write_table(pa.concat_tables(self.index), index, compression="zstd", write_page_checksum=True)
+        lines = memoryview(index.getvalue())
+        hashes = [hashlib.sha256(content).hexdigest() for content in (data, lines)]
+        part = Part(self.name, self.row_group_rows, len(data), hashes[0], len(lines), hashes[1])
+        _put(folder, part.name, data)
+        _put(folder, part.index_name, lines)
         return {
-            "part": asdict(Part(self.name, self.row_group_rows, len(data), hashlib.sha256(data).hexdigest())),
+            "part": asdict(part),
             "place": self.place,
             "num_truncated": self._num_truncated,
             "label_counts": dict(self.label_counts),
         }
+
+
+def _put(folder: Storage, name: str, data: memoryview) -> None:
+    path = folder.path_of(name)
+    try:
+        retrying(lambda: folder.write_bytes(name, data), f"writing {path}")
+    except OSError as error:  # pyarrow's does not name the file
+        raise OSError(error.errno or errno.EIO, f"{path} can't be written: {error.strerror or error}") from error

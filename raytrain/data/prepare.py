@@ -1,41 +1,48 @@
 """PREPARE: source files -> the prepared store, with Ray Data, once.
 
     1. read      (ReadTask)       -> chunks of at most 4096 rows, bad rows apart      data/readers/
-        2. split     (chunk, fraction)-> training and validation rows, by a hash of the row's position
-    3. encode    (rows)           -> samples: token ids and the task's columns        data/encode.py, tasks/
-    4. write     (samples)        -> a Parquet part with small row groups             data/encode.py
-        5. commit    (all parts)      -> index of lengths, rejected rows, and finally the manifest
+    2. split     (chunk)          -> training and validation rows, by a hash of text  data/stages/held_out.py
+    3. dedup     (rows)           -> without leaks and duplicates                     data/stages/duplicates.py
+    4. encode    (rows)           -> samples: token ids and the task's columns        data/encode.py, tasks/
+    5. write     (samples)        -> a Parquet part with small row groups, its index  data/parts.py
+    6. commit    (all parts)      -> lengths, removed and rejected rows, manifest     data/commit.py
+
+Duplicates take passes of their own before that (data/stages/duplicate_passes.py), and labels that are not declared a
+survey: both read the rows by the same steps.
 
 One read task is one row of Ray Data, and writes its own parts, named after its position: the store is the same however
 many tasks run concurrently, and in whatever order they finish.
 """
 
 import contextlib
-import hashlib
 import json
 import logging
+import math
 import os
 import re
 import time
 import uuid
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
-from raytrain.config import SPLITS, RunConfig
-from raytrain.data.bad_rows import Rejected, summary
+from raytrain.config import RunConfig
+from raytrain.data.bad_rows import Rejected
+from raytrain.data.commit import Written, WrittenPart, commit, tell
 from raytrain.data.encode import LENGTHS, Encoder, RowFunction, Surveyor, cannot_prepare, report_of
 from raytrain.data.fingerprint import fingerprint
-from raytrain.data.lengths import encode_index, index_name
-from raytrain.data.prepared import MANIFEST_NAME, Manifest, Part, PreparedStore, SplitInfo
+from raytrain.data.lengths import ELEMENT_BYTES
+from raytrain.data.prepared import Part, PreparedStore
 from raytrain.data.quiet import quiet_ray_data
 from raytrain.data.readers.base import SourceFile
 from raytrain.data.sources import check_sources, read_tasks
+from raytrain.data.stages.duplicate_passes import find_held_out, find_sides, find_within
+from raytrain.data.stages.duplicates import WORK, Duplicates, Found
 from raytrain.data.store_folder import put_in_place, verified, verified_or_removed
-from raytrain.errors import DataError, FailureCode, counted
+from raytrain.errors import DataError, FailureCode
 from raytrain.models.tokenizer import load_tokenizer, tokenizer_identity
 from raytrain.retries import retrying
 from raytrain.storage import Storage
@@ -44,7 +51,6 @@ from raytrain.tasks.base import TaskState
 
 logger = logging.getLogger(__name__)
 
-REJECTED_NAME = "rejected.jsonl"
 # The folder of an attempt that is older than this was left behind by a crash.
 STALE_S = 24 * 3600.0
 # The cache may be in one of the user's folders: raytrain removes nothing in it that has another name.
@@ -52,19 +58,6 @@ ATTEMPT_NAME = re.compile(r"[0-9a-f]{20}\.[0-9a-f]{8}\.tmp")
 
 Progress = Callable[[int, int | None, float], None]
 """Called with (rows so far, estimated rows in total, rows per second)."""
-
-
-@dataclass(frozen=True)
-class _Written:
-    """A read task's report on a part that it has written."""
-
-    split: str
-    part: Part
-    place: tuple[int, int]
-    """(index of the read task, index of the part's first chunk in it): the order of the prepared data."""
-    lengths: np.ndarray
-    """The size of each sample, shape (num_samples,)."""
-    num_truncated: int
 
 
 def prepare(
@@ -131,7 +124,9 @@ class _Preparation:
         self.config, self.name, self.cache, self.progress = config, name, cache, progress
         self.files, self.tasks = files, read_tasks(files)
         self.rows_per_group, self.pad_token_id = rows_per_group, pad_token_id
-        self.label_counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        places = {(split, i): None for split, of_split in files.items() for i in range(len(of_split))}
+        numbers = {place: number for number, place in enumerate(places)}
+        self.file_numbers = [numbers[task.split, task.file_of_split] for task in self.tasks]
         self.attempt = f"{name}.{uuid.uuid4().hex[:8]}.tmp"
         # Object stores can't rename: there, an attempt writes its parts into the final folder under names of its own.
         self.is_local = cache.local_path() is not None
@@ -142,117 +137,93 @@ class _Preparation:
         self._remove_stale()
         task = make_task(self.config.task, self.config.data.max_length)
         try:
+            duplicates = self._find_duplicates()
             state = task.declared_state()
             if state is None:
-                surveys = self._survey()
+                surveys, duplicates = self._survey(duplicates)
                 state = task.state_from(surveys)
                 for remark in task.remarks(surveys):
                     logger.warning("%s", remark)
-            self._commit(state, *self._write(state))
+            written = self._write(state, duplicates)
+            paths = [file.path for files in self.files.values() for file in files]
+            commit(self.config, self.name, self.folder, written, state, self.pad_token_id, paths)
+            if self.is_local:
+                self.folder.delete(WORK)
+                place = self.cache.path_of(self.name)
+                retrying(lambda: put_in_place(self.cache, self.attempt, self.name), f"writing {place}")
         except BaseException:
             if self.is_local:
                 with contextlib.suppress(OSError):  # why it has failed must not be lost
                     self.folder.delete("")
             raise
+        finally:
+            self._remove_work()
+        tell(self.cache, self.name, written)
 
     def _rows(self) -> list[dict[str, Any]]:
         """The read tasks as rows of Ray Data."""
         return [{"ordinal": i, "task": json.dumps(asdict(task))} for i, task in enumerate(self.tasks)]
 
-    def _survey(self) -> list[TaskState]:
-        """What the chunks of all splits contribute to the task's state, in the order of the sources."""
-        surveyor = Surveyor(self.config.model_dump(mode="json", exclude_unset=True))
-        surveys = {report["ordinal"]: report["surveys"] for report in _run(self._rows(), surveyor)}
-        return [survey for ordinal in sorted(surveys) for survey in surveys[ordinal]]
+    def _find_duplicates(self) -> Duplicates:
+        """The passes that duplicates need before any row is encoded."""
+        duplicates = Duplicates(
+            self.config.data.dedup.leakage, self.folder.root, "" if self.is_local else f"{self.attempt}-"
+        )
+        duplicates = find_sides(self.config, duplicates, self._rows(), self.tasks, _run)
+        duplicates = find_held_out(self.config, duplicates, self._rows(), self.tasks, _run)
+        return find_within(self.config, duplicates, self._rows(), self.tasks, _run)
 
-    def _write(self, state: TaskState) -> tuple[list[_Written], list[Rejected]]:
-        """Write all parts. Returns what was written and what was set aside, each in the order of the sources."""
+    def _survey(self, duplicates: Duplicates) -> tuple[list[TaskState], Duplicates]:
+        """What the chunks of all splits contribute to the task's state, in the order of the sources; and which of their
+        rows are duplicates, as far as that was not known."""
+        surveyor = Surveyor(self.config.model_dump(mode="json", exclude_unset=True), duplicates)
+        reports = {report["ordinal"]: report for report in _run(self._rows(), surveyor)}
+        surveys = [survey for ordinal in sorted(reports) for survey in reports[ordinal]["surveys"]]
+        if duplicates.finds_leaks:
+            found = {ordinal: Found(**report["found"]) for ordinal, report in reports.items()}
+            duplicates = replace(duplicates, decided=found)
+        return surveys, duplicates
+
+    def _write(self, state: TaskState, duplicates: Duplicates) -> Written:
+        """Write all parts."""
         encoder = Encoder(
             self.config.model_dump(mode="json", exclude_unset=True),
             state,
             self.folder.root,
             self.rows_per_group,
-            "" if self.is_local else self.attempt,
+            duplicates,
             is_evaluation="train" not in self.files,
         )
-        written: list[_Written] = []
-        rejected: dict[int, list[Rejected]] = {}  # by read task, since these finish in any order
+        written = Written()
         started_at_s, num_rows = time.monotonic(), 0
         for report in _run(self._rows(), encoder):
-            rejected[report["ordinal"]] = [Rejected(**bad) for bad in report["rejected"]]
-            lengths, begin = np.frombuffer(report[LENGTHS], dtype="<i4"), 0
-            for item in report["written"]:
-                part = Part(**item.pop("part"))
-                end = begin + sum(part.row_group_rows)
-                self.label_counts[item["split"]].update(item.pop("label_counts"))
-                written.append(_Written(part=part, place=tuple(item.pop("place")), lengths=lengths[begin:end], **item))
-                begin = end
-            num_rows += len(lengths)
-            total = round(num_rows / self._share_of(rejected))
+            self._add(report, written)
+            num_rows += len(report[LENGTHS]) // ELEMENT_BYTES
+            total = round(num_rows / self._share_of(written.rejected))
             self.progress(num_rows, total, num_rows / max(1e-9, time.monotonic() - started_at_s))
-        return sorted(written, key=lambda item: item.place), [bad for i in sorted(rejected) for bad in rejected[i]]
+        return written
+
+    def _add(self, report: dict[str, Any], written: Written) -> None:
+        """Add a read task's report to those of the others."""
+        ordinal = report["ordinal"]
+        written.rejected[ordinal] = [Rejected(**bad) for bad in report["rejected"]]
+        written.found[ordinal] = Found(**report["found"])
+        written.num_read.update(report["num_read"])
+        lengths, begin = np.frombuffer(report[LENGTHS], dtype="<i4"), 0
+        for item in report["written"]:
+            part = Part(**{**item.pop("part"), "file": self.file_numbers[ordinal]})
+            end = begin + sum(part.row_group_rows)
+            written.label_counts.setdefault(item["split"], Counter()).update(item.pop("label_counts"))
+            written.parts.append(
+                WrittenPart(part=part, place=tuple(item.pop("place")), lengths=lengths[begin:end], **item)
+            )
+            begin = end
 
     def _share_of(self, ordinals: Collection[int]) -> float:
         """The share of the source bytes that these read tasks cover, above 0 and at most 1."""
         paths = Counter(task.file.path for task in self.tasks)
         num_bytes = [task.file.num_bytes / paths[task.file.path] for task in self.tasks]
         return sum(num_bytes[i] for i in ordinals) / sum(num_bytes)
-
-    def _commit(self, state: TaskState, written: list[_Written], rejected: list[Rejected]) -> None:
-        splits = {}
-        for split in self._wanted_splits():
-            parts = [item for item in written if item.split == split]
-            if not parts:
-                reasons = [
-                    f". Set aside were {reason}" for reason in summary(bad for bad in rejected if bad.split == split)
-                ]
-                raise DataError(f"{self._no_row(split)}{reasons[0] if reasons else ''}")
-            num_set_aside = sum(bad.split == split for bad in rejected)
-            splits[split] = self._commit_split(split, parts, num_set_aside)
-        lines = [json.dumps(asdict(bad)) for bad in rejected]
-        self._put(REJECTED_NAME, "".join(f"{line}\n" for line in lines).encode())
-        manifest = Manifest(self.name, state, self.pad_token_id, splits, _content_of(state, written)).to_json()
-        path = self.folder.path_of(MANIFEST_NAME)
-        retrying(lambda: self.folder.commit_bytes(MANIFEST_NAME, manifest), f"writing {path}")
-        if self.is_local:
-            place = self.cache.path_of(self.name)
-            retrying(lambda: put_in_place(self.cache, self.attempt, self.name), f"writing {place}")
-        if rejected:
-            where = self.cache.path_of(f"{self.name}/{REJECTED_NAME}")
-            logger.warning(
-                "%s", "\n  ".join([f"{counted(len(rejected), 'row')} set aside; see {where}", *summary(rejected)])
-            )
-
-    def _wanted_splits(self) -> list[str]:
-        given = [split for split in SPLITS if getattr(self.config.data, split) is not None]
-        return given if "train" in self.files else [split for split in given if split in self.files]
-
-    def _no_row(self, split: str) -> str:
-        """The message for a split that the config asks for and that is empty."""
-        validation = self.config.data.validation
-        if split == "validation" and validation is not None and validation.fraction is not None:
-            return (
-                f"data.validation.fraction {validation.fraction} holds out none of the training rows: raise it, or "
-                "give data.validation.path"
-            )
-        return f"data.{split}.path {getattr(self.config.data, split).path!r}: no usable row in it"
-
-    def _commit_split(self, split: str, written: list[_Written], num_set_aside: int) -> SplitInfo:
-        lengths = np.concatenate([item.lengths for item in written])
-        data, sha256 = encode_index(lengths)
-        self._put(index_name(split), data)
-        return SplitInfo(
-            num_samples=len(lengths),
-            num_tokens=int(lengths.sum(dtype=np.int64)),
-            num_truncated=sum(item.num_truncated for item in written),
-            num_set_aside=num_set_aside,
-            parts=[item.part for item in written],
-            label_counts=dict(sorted(self.label_counts[split].items())),
-            index_sha256=sha256,
-        )
-
-    def _put(self, name: str, data: bytes) -> None:
-        retrying(lambda: self.folder.write_bytes(name, data), f"writing {self.folder.path_of(name)}")
 
     def _remove_stale(self) -> None:
         """Remove what crashed attempts left behind a day or more ago."""
@@ -266,6 +237,13 @@ class _Preparation:
         except OSError as error:  # the next preparation does it
             logger.warning("could not clean up %s: %s", self.cache.path_of(), error)
 
+    def _remove_work(self) -> None:
+        """Remove the files that the passes have left for one another, where they share a folder with the store."""
+        if not self.is_local:
+            for name in self.folder.list_names(WORK):
+                if name.startswith(self.attempt):
+                    self.folder.delete(f"{WORK}/{name}")
+
 
 def _age_s(path: str) -> float:
     """Seconds since a folder was modified; 0 when another command has just removed it."""
@@ -273,12 +251,6 @@ def _age_s(path: str) -> float:
         return time.time() - os.path.getmtime(path)
     except OSError:
         return 0.0
-
-
-def _content_of(state: TaskState, written: list[_Written]) -> str:
-    """Hash of the task's state, and of the bytes of all parts in their order."""
-    parts = [[item.split, item.part.row_group_rows, item.part.sha256] for item in written]
-    return hashlib.sha256(json.dumps([state, parts], sort_keys=True).encode()).hexdigest()[:20]
 
 
 def _rows_per_group(num_bytes: int) -> int:
@@ -307,7 +279,7 @@ def _run(rows: list[dict[str, Any]], function: RowFunction) -> Iterator[dict[str
         waiting.discard(report["ordinal"])
         if "error" in report:
             failed[report["ordinal"]] = DataError(report["error"], FailureCode(report["code"]))
-        if failed and min(failed) < min(waiting, default=len(rows)):
+        if failed and min(failed) < min(waiting, default=math.inf):
             raise failed[min(failed)]
         if not failed:
             yield report

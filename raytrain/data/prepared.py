@@ -25,7 +25,7 @@ from raytrain.storage import Storage
 from raytrain.tasks.base import TaskState
 from raytrain.tasks.labels import seldom_seen
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 MANIFEST_NAME = "manifest.json"
 # Stores of at most this size are read whole to verify them. In a larger one, the checksum of each page that is read is.
 WHOLE_BYTES = 1 << 30
@@ -45,6 +45,18 @@ class Part:
     """Size of the file."""
     sha256: str
     """Hash of the file's bytes, which depend on the rows alone."""
+    index_bytes: int = 0
+    """Size of the part's index: a Parquet file with each sample's `length`, its first source `row`, and in `more_rows`
+    the others, where a sample has several."""
+    index_sha256: str = ""
+    """Hash of the bytes of the index; "": there is none."""
+    file: int = 0
+    """Which of the manifest's `sources` its rows are of."""
+
+    @property
+    def index_name(self) -> str:
+        """File name of the index relative to the store."""
+        return f"index/{self.name}"
 
 
 @dataclass(frozen=True)
@@ -62,6 +74,15 @@ class SplitInfo:
     """Hash of the checksums of the index; see `data.lengths`."""
     label_counts: dict[str, int] = field(default_factory=dict)
     """How often each label that occurs is a target; empty where targets are not labels."""
+    num_read: int = 0
+    """Source rows that were read: those in samples, those set aside and those removed."""
+    num_removed: dict[str, int] = field(default_factory=dict)
+    """Source rows that each rule has removed, by `stage.rule`; they are listed in removed.parquet."""
+    num_leaks: int = 0
+    """Training rows that nearly equal a held-out row and were kept, since data.dedup.leakage is `report`; they are
+    listed in leaks.parquet."""
+    num_short_leaks: int = 0
+    """Training rows that do so, and are too short to be called leaks."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +97,8 @@ class Manifest:
     splits: dict[str, SplitInfo]
     content: str
     """Hash of the prepared contents. Unlike the fingerprint, it does not depend on where the source files are."""
+    sources: list[str] = field(default_factory=list)
+    """Paths of the source files of all splits."""
     format_version: int = FORMAT_VERSION
 
     @property
@@ -117,7 +140,7 @@ class Manifest:
             name: SplitInfo(**{**info, "parts": [_part_of(part) for part in info["parts"]]})
             for name, info in raw["splits"].items()
         }
-        return cls(raw["fingerprint"], raw["task_state"], raw["pad_token_id"], splits, raw["content"])
+        return cls(raw["fingerprint"], raw["task_state"], raw["pad_token_id"], splits, raw["content"], raw["sources"])
 
 
 def _part_of(raw: dict[str, Any]) -> Part:
@@ -166,13 +189,14 @@ class PreparedStore:
             lengths = self._lengths(split)
             if is_small:
                 lengths.verify()
-        for part in parts:
+        indexes = [(part.index_name, part.index_bytes, part.index_sha256) for part in parts if part.index_sha256]
+        for name, num_bytes, sha256 in [*((part.name, part.num_bytes, part.sha256) for part in parts), *indexes]:
             try:
-                is_whole = self.storage.size_bytes(part.name) == part.num_bytes
+                is_whole = self.storage.size_bytes(name) == num_bytes
             except FileNotFoundError:
                 is_whole = False
-            if not is_whole or (is_small and self.storage.sha256(part.name) != part.sha256):
-                raise self._damaged(part.name)
+            if not is_whole or (is_small and self.storage.sha256(name) != sha256):
+                raise self._damaged(name)
 
     def lengths(self, split: str) -> Lengths:
         """The size of each sample: tokens, for texts. It reads what it is asked for.
@@ -207,6 +231,17 @@ class PreparedStore:
         if len(rows) != self._part_of_name[part].row_group_rows[inside]:
             raise self._damaged(part)
         return rows
+
+    def read_index(self, part: Part) -> pa.Table:
+        """The index of a part: a row per sample. Raises DataError when it is damaged or missing."""
+        try:
+            with self.storage.open_input(part.index_name) as opened:
+                index = pq.read_table(opened, page_checksum_verification=True)
+        except (FileNotFoundError, pa.ArrowInvalid):
+            raise self._damaged(part.index_name) from None
+        if len(index) != sum(part.row_group_rows):
+            raise self._damaged(part.index_name)
+        return index
 
     def row_group_bytes(self, split: str, row_group: int) -> int:
         """Compressed bytes that reading this row group takes from storage."""

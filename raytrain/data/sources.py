@@ -14,6 +14,7 @@ from raytrain.data.content import with_content
 from raytrain.data.examined import Examined, examine, row_groups_of
 from raytrain.data.listing import list_files, real_path
 from raytrain.data.parallel import Checked, in_threads
+from raytrain.data.readers import column_names
 from raytrain.data.readers.base import ReadTask, SourceFile
 from raytrain.errors import DataError
 from raytrain.tasks.base import Task
@@ -56,7 +57,10 @@ def check_sources(
         return examine(file, f"data.{split}", task, with_head=with_head, others=ends, is_evaluation=is_evaluation)
 
     found = iter(in_threads(examine_one, items, checked))
-    return with_content({split: _with_rows(files, f"data.{split}", found) for split, files in splits.items()})
+    splits = {split: _with_rows(files, f"data.{split}", found) for split, files in splits.items()}
+    if data.validation is not None and data.validation.group_column is not None:
+        _check_group_column(data.validation.group_column, splits.get("train", []))
+    return with_content(splits)
 
 
 def read_tasks(splits: dict[str, list[SourceFile]]) -> list[ReadTask]:
@@ -89,6 +93,15 @@ def _check_no_file_twice(splits: dict[str, list[SourceFile]]) -> None:
                     "folder/train-*.parquet for example; to hold out some of its rows, set data.validation.fraction"
                 )
             option_of[place] = option
+
+
+def _check_group_column(column: str, files: Sequence[SourceFile]) -> None:
+    """Text formats would read a column that is not there as one without values."""
+    for file, names in zip(files, in_threads(column_names, files), strict=True):
+        if column not in names:
+            raise DataError(
+                f"data.validation.group_column {column!r}: {file.path} has no such column; it has {', '.join(names)}"
+            )
 
 
 def _with_rows(files: list[SourceFile], option: str, examined: Iterator[Examined]) -> list[SourceFile]:

@@ -51,7 +51,8 @@ def allowed_overrides(split: str, overrides: Sequence[str]) -> list[str]:
             "workers.*, ray.*"
         )
     replaces_fraction = any(override.startswith("data.validation.path=") for override in overrides)
-    return [*overrides, *(["data.validation.fraction=null"] if replaces_fraction else [])]
+    fraction = ["data.validation.fraction=null", "data.validation.group_column=null"] if replaces_fraction else []
+    return [*overrides, *fraction]
 
 
 def read_evaluated_config(run: Storage, split: str, overrides: Sequence[str]) -> RunConfig:

@@ -135,4 +135,5 @@ def _output_of(*command: str) -> str | None:
 
 def _counts(split: dict[str, Any]) -> dict[str, int]:
     """The counts of a split, without its list of files."""
-    return {name.removeprefix("num_"): count for name, count in split.items() if isinstance(count, int)}
+    counts = {name.removeprefix("num_"): count for name, count in split.items() if isinstance(count, int)}
+    return {**counts, "removed": sum(split["num_removed"].values())}

@@ -4,6 +4,7 @@ Encoding and collating run in Ray Data's processes, which stay light: no torch a
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
@@ -61,6 +62,9 @@ class Inputs:
     """The columns that the model sees, one row per sample. A sample may hold several neighbouring source rows."""
     num_truncated: int
     """Rows that were longer than data.max_length."""
+    first_rows: np.ndarray | None = None
+    """For each sample, the position of its first source row in the given table, ascending, shape (num_samples,), int64.
+    None: there is one sample per row; if their numbers differ, it is not known."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,9 @@ class Encoded:
     num_truncated: int
     rejected: list[Rejection]
     """In the order of the rows."""
+    first_rows: np.ndarray | None = None
+    """For each sample, the position of its first source row in the given table, shape (num_samples,), int64; None: not
+    known."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +185,13 @@ class Task(ABC):
     @abstractmethod
     def input_columns(self) -> list[str]:
         """Columns of a source that the model's inputs are made of."""
+
+    def compared_texts(self, rows: pa.Table) -> list[str]:
+        """The text of each source row by which duplicates are found: all texts of its inputs, also those in lists and
+        objects, joined by blanks. A row whose text is empty is compared with no other."""
+        columns = [rows[name].to_pylist() for name in self.input_columns() if name in rows.column_names]
+        cells_of = zip(*columns, strict=True) if columns else [()] * len(rows)
+        return [" ".join(text for cell in cells for text in _texts_in(cell)) for cells in cells_of]
 
     @abstractmethod
     def target_columns(self) -> list[str]:
@@ -304,7 +318,10 @@ class Task(ABC):
         good = rows.filter(pa.array([row not in bad for row in range(len(rows))], pa.bool_())) if bad else rows
         inputs = self.encode_inputs(good, tokenizer)
         table = self.encode_targets(good, inputs.table, state)
-        return Encoded(table, inputs.num_truncated, rejected)
+        places = np.setdiff1d(np.arange(len(rows)), list(bad))
+        first = inputs.first_rows if inputs.first_rows is not None else np.arange(len(table))
+        is_known = inputs.first_rows is not None or len(table) == len(good)
+        return Encoded(table, inputs.num_truncated, rejected, places[first] if is_known else None)
 
     def rejections(self, rows: pa.Table, state: TaskState) -> list[Rejection]:
         """The rows that can't be used, in their order, each with the first reason."""
@@ -312,6 +329,15 @@ class Task(ABC):
         for rejection in (*self.check_inputs(rows), *self.check_targets(rows, state)):
             first.setdefault(rejection.row, rejection)
         return [first[row] for row in sorted(first)]
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """The texts in a cell; a turn of a conversation is an object with one."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts_in(item)
 
 
 def exact_weights(weights: np.ndarray) -> np.ndarray:

@@ -173,7 +173,8 @@ class TokenClassification(TextTask):
             WORD_STARTS,
         ]
         columns = {name: pa.array([getattr(s, name) for s in samples], pa.list_(pa.int32())) for name in names}
-        return Inputs(pa.table(columns), sum(is_long))
+        first = np.cumsum([0, *(len(sample.sentence_lengths) for sample in samples)], dtype=np.int64)[:-1]
+        return Inputs(pa.table(columns), sum(is_long), first)
 
     def encode_targets(self, rows: pa.Table, inputs: pa.Table, state: TaskState) -> pa.Table:
         """Adds `labels`: each word's tag id at its first piece, and no target elsewhere."""

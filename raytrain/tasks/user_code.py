@@ -17,6 +17,7 @@ BEFORE_TRAINING = (
     "remarks",
     "assumed_state",
     "input_columns",
+    "compared_texts",
     "target_columns",
     "check_inputs",
     "check_targets",

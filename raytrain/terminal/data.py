@@ -1,23 +1,35 @@
 """Terminal output of the `raytrain data` commands."""
 
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from raytrain.data.prepared import PreparedStore
+from raytrain.data.stages.removed import Removed
 
 
 def print_store(console: Console, store: PreparedStore) -> None:
     """Print the sizes of the splits in a prepared store, and its labels."""
     table = Table(box=None, pad_edge=False)
-    for column in ("split", "samples", "tokens", "tokens per sample", "truncated", "set aside"):
+    for column in ("split", "rows", "samples", "tokens", "tokens per sample", "truncated", "set aside", "removed"):
         table.add_column(column, justify="left" if column == "split" else "right")
     for name, split in store.manifest.splits.items():
         mean = split.num_tokens / max(1, split.num_samples)
-        numbers = (split.num_samples, split.num_tokens, mean, split.num_truncated, split.num_set_aside)
+        num_removed = sum(split.num_removed.values())
+        counts = (split.num_read, split.num_samples, split.num_tokens)
+        numbers = (*counts, mean, split.num_truncated, split.num_set_aside, num_removed)
         table.add_row(name, *(f"{number:,.1f}" if isinstance(number, float) else f"{number:,}" for number in numbers))
     console.print(table)
+    for name, split in store.manifest.splits.items():
+        if split.num_removed:
+            rules = ", ".join(f"{count:,} x {rule}" for rule, count in split.num_removed.items())
+            console.print(f"removed {rules} from {name}; --pairs 10 shows pairs", soft_wrap=True, highlight=False)
+        if split.num_leaks:
+            kept = f"leaks   {split.num_leaks:,} rows of {name} nearly equal a validation or test row, and were kept"
+            console.print(f"{kept}; --pairs 10 shows pairs", soft_wrap=True, highlight=False)
     if labels := store.manifest.task_state.get("labels"):
         console.print(f"labels  {', '.join(map(repr, labels))}", soft_wrap=True, markup=False)
     for remark in store.manifest.remarks:
@@ -25,9 +37,30 @@ def print_store(console: Console, store: PreparedStore) -> None:
     console.print(f"store   {store.root}", soft_wrap=True)
 
 
-def print_samples(console: Console, samples: list[dict[str, Any]]) -> None:
-    """Print samples, one block each."""
-    for number, sample in enumerate(samples):
+def print_lines(console: Console, lines: Iterable[str]) -> None:
+    """Print sentences, with an empty line before them."""
+    console.print()
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_pairs(console: Console, pairs: Sequence[Removed], texts: Mapping[str, str]) -> None:
+    """Print rows and those that they duplicate, one block each.
+
+    Args:
+        texts: By place.
+    """
+    if not pairs:
+        print_lines(console, ["No row duplicates another one, as far as data.dedup asks to look."])
+    for pair in pairs:
+        similarity = "" if pair.jaccard is None else f", Jaccard {pair.jaccard:.2f}"
+        places = [f"{place}: {texts.get(place, 'not there any more')}" for place in pair.places]
+        print_lines(console, [f"{pair.stage}.{pair.rule}{similarity}", *places])
+
+
+def print_samples(console: Console, samples: Iterable[dict[str, Any]], ids: Sequence[int] | None = None) -> None:
+    """Print samples, one block each. `ids`: theirs; None: from 0."""
+    for number, sample in zip(itertools.count() if ids is None else ids, samples, strict=False):
         console.print(f"\n[bold]sample {number}")
         for name, value in sample.items():
             text = " ".join(map(_visible, value)) if isinstance(value, list) else str(value)

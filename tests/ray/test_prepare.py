@@ -154,14 +154,6 @@ class TestFraction:
         )
         assert first == again != other
 
-    def test_two_equal_files_lose_different_rows(self, tmp_path, config):
-        paths = [write_reviews(tmp_path / f"{name}.parquet", 200, 0) for name in "ab"]
-        store = prepare(config(paths, validation={"fraction": 0.5}))
-        first = prepare(config(paths[:1], cache="one", validation={"fraction": 0.5}))
-        both, one = (s.manifest.splits["validation"].num_samples for s in (store, first))
-        halves = [tuple(s["input_ids"]) for s in samples(store, "validation")]
-        assert halves[:one] != halves[one:] or both != 2 * one
-
     def test_how_the_file_is_cut_into_tasks_does_not_matter(self, tmp_path, config, monkeypatch):
         path = write_parquet(tmp_path / "a.parquet", make_reviews(900, 0), row_group_size=100)
         whole = self.held_out(config(path, cache="whole", validation={"fraction": 0.3}))
@@ -178,15 +170,20 @@ class TestOnce:
 
     def test_the_same_on_one_cpu_and_on_four(self, tmp_path, config):
         """The first file takes longest, so with four CPUs the later ones end before it."""
-        sizes = [6_000, 50, 40, 30]
+        sizes, seeds = [6_000, 50, 40, 30], [0, 1, 2, 2]
         paths = [
-            write_lines(tmp_path / f"{i}.jsonl", [{"text": "", "label": "x"}, *make_reviews(n, i), '{"broken\n'])
-            for i, n in enumerate(sizes)
+            write_lines(tmp_path / f"{i}.jsonl", [{"text": "", "label": "x"}, *make_reviews(n, seed), '{"broken\n'])
+            for i, (n, seed) in enumerate(zip(sizes, seeds, strict=True))
         ]
-        one, four = (config(paths, cache=cache, bad_rows="set_aside", validation={"fraction": 0.2}) for cache in "ab")
+        test = write_lines(tmp_path / "test.jsonl", make_reviews(100, 1))
+        options = {"validation": {"fraction": 0.2}, "test": {"path": test}, "dedup": {"exact": True, "near": True}}
+        one, four = (config(paths, cache=cache, bad_rows="set_aside", **options) for cache in "ab")
         run_elsewhere(one, num_cpus=1)
         alone = PreparedStore(str(next((tmp_path / "a").iterdir())))
         assert content(prepare(four)) == content(alone)
+        info = alone.manifest.splits["train"]
+        assert {"dedup.leakage", "dedup.exact"} <= set(info.num_removed)
+        assert info.num_read == info.num_samples + info.num_set_aside + sum(info.num_removed.values())
 
     def test_found_again_without_ray(self, tmp_path, config, monkeypatch):
         chosen = config(write_reviews(tmp_path / "a.parquet", 10, 0))
@@ -316,7 +313,7 @@ class TestInterrupted:
 class TestDamaged:
     """A store that is not what was written is prepared again, and the log says so."""
 
-    @pytest.mark.parametrize("name", ["train/*.parquet", "lengths-train.bin", "manifest.json"])
+    @pytest.mark.parametrize("name", ["train/*.parquet", "index/train/*.parquet", "lengths-train.bin", "manifest.json"])
     def test_one_flipped_bit(self, tmp_path, config, name, caplog):
         chosen = config(write_reviews(tmp_path / "a.parquet", 40, 0))
         store = prepare(chosen)

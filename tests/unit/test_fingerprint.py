@@ -61,6 +61,10 @@ def changed(raw: Raw, dotted: str, value: Any) -> Raw:
         ("data.max_length", 31),
         ("data.bad_rows", "set_aside"),
         ("data.validation", {"fraction": 0.1}),
+        ("data.validation", {"fraction": 0.1, "group_column": "label"}),
+        ("data.dedup.leakage", "report"),
+        ("data.dedup.exact", True),
+        ("data.dedup.near", True),
         ("data.validation", {"path": "{folder}/test.parquet"}),
         ("data.test", {"path": "{folder}/test.parquet"}),
         ("data.train.path", "{folder}/other.parquet"),
@@ -155,6 +159,14 @@ def test_another_format_has_another_name(folder, monkeypatch):
     before = of(raw_config(folder))
     monkeypatch.setattr("raytrain.data.fingerprint.FORMAT_VERSION", FORMAT_VERSION + 1)
     assert of(raw_config(folder)) != before
+
+
+def test_the_algorithm_of_duplicates_where_it_is_used(folder, monkeypatch):
+    off = changed(raw_config(folder), "data.dedup.leakage", "off")
+    configs = [off, changed(off, "data.dedup.near", True), changed(off, "data.dedup.leakage", "report")]
+    before = [of(raw) for raw in configs]
+    monkeypatch.setattr("raytrain.data.fingerprint.algorithm", lambda: "another")
+    assert [of(raw) == old for raw, old in zip(configs, before, strict=True)] == [True, False, False]
 
 
 def test_tokenizer_and_row_groups(folder):

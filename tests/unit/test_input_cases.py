@@ -13,12 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raytrain.config import RunConfig
+from raytrain.config import LeakagePolicy, RunConfig
 from raytrain.config.io import parse_config
 from raytrain.data.bad_rows import Rejected, summary
 from raytrain.data.encode import Encoder, Surveyor, report_of
 from raytrain.data.readers.base import CHUNK_ROWS
 from raytrain.data.sources import check_sources, read_tasks
+from raytrain.data.stages.duplicates import Duplicates
 from raytrain.errors import ConfigError, DataError, counted
 from raytrain.tasks import make_task
 from raytrain.tasks.base import RowError
@@ -46,14 +47,15 @@ class Prepared:
             for i, task in enumerate(read_tasks(check_sources(config.data, self._task)))
         ]
         plain = config.model_dump(mode="json", exclude_unset=True)
+        none = Duplicates(LeakagePolicy.OFF, str(folder), "")
         self.remarks: list[str] = []
         state = self._task.declared_state()
         if state is None:
-            surveys = [one for row in rows for one in _report(Surveyor(plain), row)["surveys"]]
+            surveys = [one for row in rows for one in _report(Surveyor(plain, none), row)["surveys"]]
             state = self._task.state_from(surveys)
             self.remarks = self._task.remarks(surveys)
         self.labels = labels_in(state)
-        reports = [_report(Encoder(plain, state, str(folder), 16, ""), row) for row in rows]
+        reports = [_report(Encoder(plain, state, str(folder), 16, none), row) for row in rows]
         self.rejected = [(bad["row"], bad["code"], bad["reason"]) for report in reports for bad in report["rejected"]]
         parts = [str(folder / item["part"]["name"]) for report in reports for item in report["written"]]
         self.samples = [row for part in parts for row in pq.read_table(part).to_pylist()]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from raytrain.data import parts as parts_module
@@ -26,7 +27,9 @@ def write(folder: Path, *, split_of: list[str]) -> PreparedStore:
     parts = Parts(Storage(str(folder)), "", 0, ROWS_PER_GROUP)
     for number, (rows, split) in enumerate(zip(CHUNKS, split_of, strict=True)):
         sizes = np.arange(rows) + 100 * number
-        parts.add(split, number, chunk(sum(CHUNKS[:number]), rows), sizes, {"a": rows})
+        first = sum(CHUNKS[:number])
+        index = pa.table({"length": sizes, "row": np.arange(first, first + rows) + 1})
+        parts.add(split, number, chunk(first, rows), index, {"a": rows})
     written, lengths = parts.close()
     sizes, begin, splits = np.frombuffer(lengths, dtype="<i4"), 0, {}
     for item in sorted(written, key=lambda item: item["place"]):
@@ -69,6 +72,8 @@ def test_row_groups_do_not_depend_on_the_parts(tmp_path, monkeypatch, part_rows,
         found = [store.read_row_group(split, group)["v"].to_pylist() for group in range(len(groups))]
         assert [len(values) for values in found] == groups
         assert [value for values in found for value in values] == rows
+        places = [pq.read_table(tmp_path / part.index_name) for part in store.manifest.splits[split].parts]
+        assert [row for table in places for row in table["row"].to_pylist()] == [row + 1 for row in rows]
         sizes = [100 * number + row for number in mine for row in range(CHUNKS[number])]
         assert store.lengths(split)[np.arange(len(sizes))].tolist() == sizes
         info = store.manifest.splits[split]
@@ -82,6 +87,6 @@ def test_chunks_share_a_file_up_to_its_size(tmp_path):
 def test_chunks_of_another_schema_begin_a_file(tmp_path):
     parts = Parts(Storage(str(tmp_path)), "", 0, ROWS_PER_GROUP)
     for number, values in enumerate([[1], [2], ["x"]]):
-        parts.add("train", number, Encoded(pa.table({"v": values}), 0, []), np.array([1]), {})
+        parts.add("train", number, Encoded(pa.table({"v": values}), 0, []), pa.table({"length": [1], "row": [1]}), {})
     written, _ = parts.close()
     assert [sum(item["part"]["row_group_rows"]) for item in written] == [2, 1]

@@ -35,9 +35,9 @@ def test_what_is_stored_belongs_to_the_version():
     """Whoever changes the fields, or what tasks write, must raise FORMAT_VERSION: caches of users are found by it."""
     names = {kind.__name__: [field.name for field in fields(kind)] for kind in (Manifest, SplitInfo, Part)}
     assert (FORMAT_VERSION, names) == (
-        5,
+        6,
         {
-            "Manifest": ["fingerprint", "task_state", "pad_token_id", "splits", "content", "format_version"],
+            "Manifest": ["fingerprint", "task_state", "pad_token_id", "splits", "content", "sources", "format_version"],
             "SplitInfo": [
                 "num_samples",
                 "num_tokens",
@@ -46,8 +46,12 @@ def test_what_is_stored_belongs_to_the_version():
                 "parts",
                 "index_sha256",
                 "label_counts",
+                "num_read",
+                "num_removed",
+                "num_leaks",
+                "num_short_leaks",
             ],
-            "Part": ["name", "row_group_rows", "num_bytes", "sha256"],
+            "Part": ["name", "row_group_rows", "num_bytes", "sha256", "index_bytes", "index_sha256", "file"],
         },
     )
 

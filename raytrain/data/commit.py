@@ -1,0 +1,168 @@
+"""The end of PREPARE: what the tasks have written becomes a store, whose manifest is written last. No Ray, no torch."""
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+
+from raytrain.config import SPLITS, RunConfig
+from raytrain.data.bad_rows import Rejected, summary
+from raytrain.data.lengths import encode_index, index_name
+from raytrain.data.prepared import MANIFEST_NAME, Manifest, Part, SplitInfo
+from raytrain.data.stages.duplicates import LEAKAGE, MIN_CHARACTERS, STAGE, Found
+from raytrain.data.stages.removed import LEAKS_NAME, REMOVED_NAME, join_removed
+from raytrain.errors import DataError, counted
+from raytrain.retries import retrying
+from raytrain.storage import Storage
+from raytrain.tasks.base import TaskState
+
+REJECTED_NAME = "rejected.jsonl"
+LEAKAGE_RULE = f"{STAGE}.{LEAKAGE}"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WrittenPart:
+    """A read task's report on a part that it has written."""
+
+    split: str
+    part: Part
+    place: tuple[int, int]
+    """(index of the read task, index of the part's first chunk in it): the order of the prepared data."""
+    lengths: np.ndarray
+    """The size of each sample, shape (num_samples,)."""
+    num_truncated: int
+
+
+@dataclass
+class Written:
+    """What all read tasks have written, and what became of the rows that are in no sample."""
+
+    parts: list[WrittenPart] = field(default_factory=list)
+    label_counts: dict[str, Counter[str]] = field(default_factory=dict)
+    """By split."""
+    num_read: Counter[str] = field(default_factory=Counter)
+    """Source rows, by split."""
+    rejected: dict[int, list[Rejected]] = field(default_factory=dict)
+    """By read task, since these finish in any order."""
+    found: dict[int, Found] = field(default_factory=dict)
+    """By read task: duplicates among its training rows."""
+
+    def all_rejected(self) -> list[Rejected]:
+        """In the order of the sources."""
+        return [bad for i in sorted(self.rejected) for bad in self.rejected[i]]
+
+
+def commit(
+    config: RunConfig,
+    name: str,
+    folder: Storage,
+    written: Written,
+    state: TaskState,
+    pad_token_id: int,
+    paths: list[str],
+) -> None:
+    """Write the indexes, the lists of rows that are in no sample, and the manifest.
+
+    Args:
+        name: Fingerprint of the store.
+        folder: Where the parts are.
+        paths: The source files of all splits.
+
+    Raises:
+        DataError: A split that the config asks for has no rows.
+    """
+    written.parts.sort(key=lambda item: item.place)
+    found = [written.found[i] for i in sorted(written.found)]
+    join_removed(folder, [name for one in found for name in one.removed], REMOVED_NAME)
+    join_removed(folder, [name for one in found for name in one.leaks], LEAKS_NAME)
+    splits = {}
+    given = [split for split in SPLITS if getattr(config.data, split) is not None]
+    for split in given if "train" in written.num_read else [split for split in given if split in written.num_read]:
+        if not any(item.split == split for item in written.parts):
+            raise DataError(_no_row(config, split, written))
+        splits[split] = _split_info(folder, split, written)
+    lines = [json.dumps(asdict(bad)) for bad in written.all_rejected()]
+    _put(folder, REJECTED_NAME, "".join(f"{line}\n" for line in lines).encode())
+    manifest = Manifest(name, state, pad_token_id, splits, _content_of(state, written.parts), paths).to_json()
+    path = folder.path_of(MANIFEST_NAME)
+    retrying(lambda: folder.commit_bytes(MANIFEST_NAME, manifest), f"writing {path}")
+
+
+def tell(cache: Storage, name: str, written: Written) -> None:
+    """Log what is missing from the samples, and where it is listed."""
+    rejected, found = written.all_rejected(), written.found.values()
+    if rejected:
+        where = cache.path_of(f"{name}/{REJECTED_NAME}")
+        logger.warning(
+            "%s", "\n  ".join([f"{counted(len(rejected), 'row')} set aside; see {where}", *summary(rejected)])
+        )
+    counts = sum((Counter(one.counts) for one in found), Counter())
+    num_removed, num_kept = counts.pop(LEAKAGE_RULE, 0), sum(one.num_leaks for one in found)
+    num_short = sum(one.num_short for one in found)
+    if num_removed or num_kept:
+        done = f"{num_removed:,} removed (data.dedup.leakage)"
+        if num_kept:
+            done = f"{num_kept:,} kept, since data.dedup.leakage is report"
+        short = f", and {num_short:,} of fewer than {MIN_CHARACTERS} characters kept" if num_short else ""
+        where = cache.path_of(f"{name}/{LEAKS_NAME if num_kept else REMOVED_NAME}")
+        logger.warning("training rows that nearly equal a validation or test row: %s%s; see %s", done, short, where)
+    if counts:
+        rules = ", ".join(f"{count:,} x {rule}" for rule, count in sorted(counts.items()))
+        logger.warning("training rows removed: %s; see %s", rules, cache.path_of(f"{name}/{REMOVED_NAME}"))
+
+
+def _no_row(config: RunConfig, split: str, written: Written) -> str:
+    """The message for a split that the config asks for and that is empty."""
+    reasons = list(summary(bad for bad in written.all_rejected() if bad.split == split))
+    set_aside = f". Set aside were {reasons[0]}" if reasons else ""
+    validation = config.data.validation
+    if split == "validation" and validation is not None and validation.fraction is not None:
+        return (
+            f"data.validation.fraction {validation.fraction} holds out none of the training rows: raise it, or "
+            f"give data.validation.path{set_aside}"
+        )
+    num_removed = sum(sum(one.counts.values()) for one in written.found.values()) if split == "train" else 0
+    if num_removed:
+        return (
+            f"data.train.path {config.data.train.path!r}: no row is left, as {counted(num_removed, 'row')} nearly "
+            "equal a validation or test row or one another: give other files, or set data.dedup.leakage=report to "
+            f"keep them{set_aside}"
+        )
+    return f"data.{split}.path {getattr(config.data, split).path!r}: no usable row in it{set_aside}"
+
+
+def _split_info(folder: Storage, split: str, written: Written) -> SplitInfo:
+    """The manifest's entry for a split; writes its index of lengths."""
+    parts = [item for item in written.parts if item.split == split]
+    lengths = np.concatenate([item.lengths for item in parts])
+    data, sha256 = encode_index(lengths)
+    _put(folder, index_name(split), data)
+    found = list(written.found.values()) if split == "train" else []
+    return SplitInfo(
+        num_samples=len(lengths),
+        num_tokens=int(lengths.sum(dtype=np.int64)),
+        num_truncated=sum(item.num_truncated for item in parts),
+        num_set_aside=sum(bad.split == split for bad in written.all_rejected()),
+        parts=[item.part for item in parts],
+        label_counts=dict(sorted(written.label_counts.get(split, Counter()).items())),
+        index_sha256=sha256,
+        num_read=written.num_read[split],
+        num_removed=dict(sorted(sum((Counter(one.counts) for one in found), Counter()).items())),
+        num_leaks=sum(one.num_leaks for one in found),
+        num_short_leaks=sum(one.num_short for one in found),
+    )
+
+
+def _put(folder: Storage, name: str, data: bytes) -> None:
+    retrying(lambda: folder.write_bytes(name, data), f"writing {folder.path_of(name)}")
+
+
+def _content_of(state: TaskState, written: list[WrittenPart]) -> str:
+    """Hash of the task's state, and of the bytes of all parts in their order."""
+    parts = [[item.split, item.part.row_group_rows, item.part.sha256] for item in written]
+    return hashlib.sha256(json.dumps([state, parts], sort_keys=True).encode()).hexdigest()[:20]
