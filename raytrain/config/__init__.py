@@ -10,6 +10,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from raytrain.config.base import Affects, Fraction, Mark, NonNegativeInt, PositiveInt, Section
+from raytrain.config.cleaning import CleanConfig, CleanPreset, Placeholder
 from raytrain.config.cluster import (
     CheckpointConfig,
     MlflowConfig,
@@ -18,7 +19,7 @@ from raytrain.config.cluster import (
     WandbConfig,
     WorkersConfig,
 )
-from raytrain.config.data import SPLITS, BadRowPolicy, DataConfig, SourceConfig, SourceFormat, ValidationConfig
+from raytrain.config.data import SPLITS, DataConfig, OnError, SourceConfig, SourceFormat, ValidationConfig
 from raytrain.config.task import (
     Labels,
     ModelConfig,
@@ -41,8 +42,9 @@ from raytrain.config.training import (
 __all__ = [
     "SPLITS",
     "Affects",
-    "BadRowPolicy",
     "CheckpointConfig",
+    "CleanConfig",
+    "CleanPreset",
     "CommunicationConfig",
     "DataConfig",
     "EarlyStoppingConfig",
@@ -53,7 +55,9 @@ __all__ = [
     "MlflowConfig",
     "ModelConfig",
     "NonNegativeInt",
+    "OnError",
     "OptimizerConfig",
+    "Placeholder",
     "PositiveInt",
     "Precision",
     "PythonTaskConfig",

@@ -1,27 +1,32 @@
-"""The work of PREPARE on one read task: read, encode, split, write. Runs in Ray Data's processes; no Ray, no torch.
+"""The work of PREPARE on one read task: read, split, clean, encode, write. Runs in Ray Data's processes; no Ray, no
+torch.
 
 Each read task writes its own parts, named after its position, so its output does not depend on other tasks.
 """
 
 import functools
 import json
+from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from raytrain.config import BadRowPolicy, RunConfig
-from raytrain.data.bad_rows import Rejected, refusal
+from raytrain.config import OnError, RunConfig
+from raytrain.data.bad_rows import refusal
 from raytrain.data.parts import Parts
 from raytrain.data.readers import read_chunks
-from raytrain.data.readers.base import ROW, BadRow, Chunk, ReadTask
+from raytrain.data.readers.base import ROW, BadRow, Chunk, ReadTask, row_itself
+from raytrain.data.stages.clean import Cleaner, make_cleaner
+from raytrain.data.stages.counts import RowCounts
+from raytrain.data.stages.quarantine import Quarantine
+from raytrain.data.stages.removed import RemovedRows
 from raytrain.errors import RaytrainError
 from raytrain.models.tokenizer import load_tokenizer
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
-from raytrain.tasks.base import TaskState
+from raytrain.tasks.base import RowError, Task, TaskState
 
 # Where a bad row is refused, this many more chunks are read to count the others.
 CHUNKS_TO_COUNT = 16
@@ -63,10 +68,12 @@ class Surveyor(RowFunction):
         """The surveys of the read task's chunks, in their order."""
         config, read_task = RunConfig.model_validate(self._config), ReadTask.from_json(row["task"])
         task = make_task(config.task, config.data.max_length)
-        chunks = read_chunks(read_task, task.required_columns())
-        surveys = [
-            task.survey(rows, split) for chunk in chunks for split, rows in _split_rows(config, read_task, chunk)
-        ]
+        cleaner = make_cleaner(config.data.clean, task)
+        surveys = []
+        for chunk in read_chunks(read_task, columns_of(task)):
+            for split, rows in _split_rows(config, read_task, chunk):
+                left = rows if cleaner is None else cleaner.clean(rows, split).table
+                surveys.append(task.survey(left, split))
         return {"ordinal": row["ordinal"], "surveys": surveys}
 
 
@@ -93,34 +100,103 @@ class Encoder(RowFunction):
     def _encode(self, ordinal: int, read_task: ReadTask) -> dict[str, Any]:
         config = RunConfig.model_validate(self._config)
         task = make_task(config.task, config.data.max_length)
+        cleaner = make_cleaner(config.data.clean, task)
         tokenizer = load_tokenizer(config.model)
-        refuses = config.data.bad_rows == BadRowPolicy.REFUSE
-        parts = Parts(Storage(self._root), self._prefix, ordinal, self._rows_per_group)
-        bad: list[tuple[str, BadRow]] = []  # with their split
+        fails = config.data.on_error == OnError.FAIL
+        out = _Output(Storage(self._root), self._prefix, ordinal, self._rows_per_group)
         bad_at: int | None = None  # the first chunk with a bad row
-        num_read = 0
         refused = functools.partial(refusal, is_evaluation=self._is_evaluation)
-        for number, chunk in enumerate(read_chunks(read_task, [*task.required_columns(), "document"])):
-            if refuses and bad_at is not None and number > bad_at + CHUNKS_TO_COUNT:
-                raise refused([one for _, one in bad], num_read, is_counted=False)
-            num_read += len(chunk.table) + len(chunk.bad_rows)
-            bad += [(read_task.split, one) for one in chunk.bad_rows]
+        for number, chunk in enumerate(read_chunks(read_task, columns_of(task))):
+            if fails and bad_at is not None and number > bad_at + CHUNKS_TO_COUNT:
+                raise refused(out.bad, out.num_read, is_counted=False)
+            out.add_unreadable(read_task.split, chunk.bad_rows)
             for split, table in _split_rows(config, read_task, chunk):
-                is_lost = refuses and bool(bad)  # nothing will be trained: the other bad rows are only counted
-                encoded = None if is_lost else task.encode(table, tokenizer, self._state)
-                rejected = task.rejections(table, self._state) if encoded is None else encoded.rejected
-                rows = table[ROW].to_pylist()
-                bad += [(split, BadRow(read_task.file.path, rows[r.row], r.reason, r.code)) for r in rejected]
+                rows = out.cleaned(cleaner, read_task.file.path, split, table)
+                is_lost = fails and bool(out.bad)  # nothing will be trained: the other bad rows are only counted
+                encoded = None if is_lost else task.encode(rows, tokenizer, self._state)
+                rejected = task.rejections(rows, self._state) if encoded is None else encoded.rejected
+                numbers = rows[ROW].to_pylist()
+                for one in rejected:
+                    (values,) = rows.slice(one.row, 1).to_pylist()
+                    bad = BadRow(read_task.file.path, numbers[one.row], one.reason, one.code, row_itself(values))
+                    out.add_bad(split, bad)
                 if encoded is not None and len(encoded.table):
                     counts = task.count_labels(encoded.table, self._state)
-                    parts.add(split, number, encoded, task.sizes(encoded.table), counts)
-            bad_at = number if bad and bad_at is None else bad_at
-        if refuses and bad:
-            raise refused([one for _, one in bad], num_read)
-        bad.sort(key=lambda one: one[1].row)
-        set_aside = [asdict(Rejected(split, one.path, one.row, one.code, one.reason)) for split, one in bad]
-        written, lengths = parts.close()
-        return {"ordinal": ordinal, "written": written, "rejected": set_aside, LENGTHS: lengths}
+                    out.parts.add(split, number, encoded, task.sizes(encoded.table), counts)
+            bad_at = number if out.bad and bad_at is None else bad_at
+            if not fails:
+                out.quarantine_bad()
+        if out.bad:
+            raise refused(out.bad, out.num_read)
+        return {"ordinal": ordinal, **out.close()}
+
+
+class _Output:
+    """What becomes of the rows of one read task: samples, quarantined rows, dropped rows, and the counts of all."""
+
+    def __init__(self, folder: Storage, prefix: str, ordinal: int, rows_per_group: int):
+        self._folder, self._removed_name = folder, f"removed/{prefix}rows-{ordinal:05d}.parquet"
+        self.parts = Parts(folder, prefix, ordinal, rows_per_group)
+        self._quarantine, self._removed = Quarantine(folder, prefix, ordinal), RemovedRows()
+        self._counts: defaultdict[str, RowCounts] = defaultdict(RowCounts)
+        self._bad: list[tuple[str, BadRow]] = []  # with their splits, not yet quarantined
+
+    @property
+    def bad(self) -> list[BadRow]:
+        """Rows that can't be used and are not quarantined."""
+        return [one for _, one in self._bad]
+
+    @property
+    def num_read(self) -> int:
+        """Rows so far."""
+        return sum(counts.read for counts in self._counts.values())
+
+    def add_bad(self, split: str, bad: BadRow) -> None:
+        """Note a row that can't be used."""
+        self._bad.append((split, bad))
+
+    def add_unreadable(self, split: str, bad: list[BadRow]) -> None:
+        """Note rows that could not be parsed. Those of a file of training rows are of them, wherever a fraction would
+        have put them."""
+        self._counts[split].read += len(bad)
+        self._bad += [(split, one) for one in bad]
+
+    def cleaned(self, cleaner: Cleaner | None, path: str, split: str, rows: pa.Table) -> pa.Table:
+        """The rows of a file that are left by the rules."""
+        counts = self._counts[split]
+        counts.read += len(rows)
+        if cleaner is None:
+            return rows
+        found = cleaner.clean(rows, split)
+        counts.add(found.counts)
+        self._removed.add(split, path, "clean", found.removed)
+        for row, reason, values in found.failed:
+            self.add_bad(split, BadRow(path, row, reason, RowError.CUSTOM, values))
+        return found.table
+
+    def quarantine_bad(self) -> None:
+        """Put the rows noted since the last call into the quarantine, in their order."""
+        self._bad.sort(key=lambda one: one[1].row)
+        self._quarantine.add(self._bad)
+        for split, _ in self._bad:
+            self._counts[split].quarantined += 1
+        self._bad = []
+
+    def close(self) -> dict[str, Any]:
+        """Write what is left. Returns the report on it."""
+        written, lengths = self.parts.close()
+        return {
+            "written": written,
+            "quarantined": self._quarantine.close().report(),
+            "removed": self._removed.write(self._folder, self._removed_name),
+            "counts": {split: counts.to_json() for split, counts in self._counts.items()},
+            LENGTHS: lengths,
+        }
+
+
+def columns_of(task: Task) -> list[str]:
+    """The columns that are read: those of the task, and which document a sentence belongs to."""
+    return [*task.required_columns(), "document"]
 
 
 def _split_rows(config: RunConfig, read_task: ReadTask, chunk: Chunk) -> Iterator[tuple[str, pa.Table]]:

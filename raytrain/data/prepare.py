@@ -2,9 +2,10 @@
 
     1. read      (ReadTask)       -> chunks of at most 4096 rows, bad rows apart      data/readers/
         2. split     (chunk, fraction)-> training and validation rows, by a hash of the row's position
-    3. encode    (rows)           -> samples: token ids and the task's columns        data/encode.py, tasks/
-    4. write     (samples)        -> a Parquet part with small row groups             data/encode.py
-        5. commit    (all parts)      -> index of lengths, rejected rows, and finally the manifest
+    3. clean     (rows)           -> changed rows, dropped rows apart                 data/stages/
+    4. encode    (rows)           -> samples: token ids and the task's columns        data/encode.py, tasks/
+    5. write     (samples)        -> a Parquet part with small row groups             data/encode.py
+        6. commit    (all parts)      -> index of lengths, removed rows, and finally the manifest
 
 One read task is one row of Ray Data, and writes its own parts, named after its position: the store is the same however
 many tasks run concurrently, and in whatever order they finish.
@@ -18,14 +19,14 @@ import re
 import time
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from raytrain.config import SPLITS, RunConfig
-from raytrain.data.bad_rows import Rejected, summary
+from raytrain.data.bad_rows import Tally
 from raytrain.data.encode import LENGTHS, Encoder, RowFunction, Surveyor, report_of
 from raytrain.data.fingerprint import fingerprint
 from raytrain.data.lengths import encode_index, index_name
@@ -33,6 +34,9 @@ from raytrain.data.prepared import MANIFEST_NAME, Manifest, Part, PreparedStore,
 from raytrain.data.quiet import quiet_ray_data
 from raytrain.data.readers.base import SourceFile
 from raytrain.data.sources import check_sources, read_tasks
+from raytrain.data.stages.counts import RowCounts, check_shares
+from raytrain.data.stages.quarantine import FOLDER as QUARANTINE
+from raytrain.data.stages.removed import join_removed
 from raytrain.data.store_folder import put_in_place, verified, verified_or_removed
 from raytrain.errors import DataError, FailureCode, counted
 from raytrain.models.tokenizer import load_tokenizer, tokenizer_identity
@@ -42,7 +46,6 @@ from raytrain.tasks.base import TaskState
 
 logger = logging.getLogger(__name__)
 
-REJECTED_NAME = "rejected.jsonl"
 # The folder of an attempt that is older than this was left behind by a crash.
 STALE_S = 24 * 3600.0
 # The cache may be in one of the user's folders: raytrain removes nothing in it that has another name.
@@ -80,11 +83,13 @@ def prepare(
         check_first: Called before anything is prepared, and not when the store is there already.
 
     Raises:
-        DataError: A row can't be used and data.bad_rows is `refuse`, a label is not declared, or nothing is left to
-        train on.
+        DataError: A row can't be used and data.on_error is `fail`, a label is not declared, more rows are dropped or
+        quarantined than is allowed, or nothing is left to train on.
     """
     files, rows_per_group, cache, name = _place_of(config, only)
     if (store := verified_or_removed(cache, name)) is not None:
+        counts = {split: RowCounts.from_json(info.rows) for split, info in store.manifest.splits.items()}
+        _check_shares(config, counts, Tally())
         return store
     if check_first is not None:
         check_first()
@@ -127,6 +132,7 @@ class _Preparation:
         self.files, self.tasks = files, read_tasks(files)
         self.rows_per_group, self.pad_token_id = rows_per_group, pad_token_id
         self.label_counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self.counts: defaultdict[str, RowCounts] = defaultdict(RowCounts)
         self.attempt = f"{name}.{uuid.uuid4().hex[:8]}.tmp"
         # Object stores can't rename: there, an attempt writes its parts into the final folder under names of its own.
         self.is_local = cache.local_path() is not None
@@ -159,8 +165,9 @@ class _Preparation:
         surveys = {report["ordinal"]: report["surveys"] for report in _run(self._rows(), surveyor)}
         return [survey for ordinal in sorted(surveys) for survey in surveys[ordinal]]
 
-    def _write(self, state: TaskState) -> tuple[list[_Written], list[Rejected]]:
-        """Write all parts. Returns what was written and what was set aside, each in the order of the sources."""
+    def _write(self, state: TaskState) -> tuple[list[_Written], Tally, list[str]]:
+        """Write all parts. Returns what was written, what was quarantined, and the files of removed rows, each in the
+        order of the sources."""
         encoder = Encoder(
             self.config.model_dump(mode="json", exclude_unset=True),
             state,
@@ -170,10 +177,10 @@ class _Preparation:
             is_evaluation="train" not in self.files,
         )
         written: list[_Written] = []
-        rejected: dict[int, list[Rejected]] = {}  # by read task, since these finish in any order
+        reports: dict[int, dict[str, Any]] = {}  # by read task, since these finish in any order
         started_at_s, num_rows = time.monotonic(), 0
         for report in _run(self._rows(), encoder):
-            rejected[report["ordinal"]] = [Rejected(**bad) for bad in report["rejected"]]
+            reports[report["ordinal"]] = {name: report[name] for name in ("quarantined", "removed", "counts")}
             lengths, begin = np.frombuffer(report[LENGTHS], dtype="<i4"), 0
             for item in report["written"]:
                 part = Part(**item.pop("part"))
@@ -182,9 +189,15 @@ class _Preparation:
                 written.append(_Written(part=part, place=tuple(item.pop("place")), lengths=lengths[begin:end], **item))
                 begin = end
             num_rows += len(lengths)
-            total = round(num_rows / self._share_of(rejected))
+            total = round(num_rows / self._share_of(reports))
             self.progress(num_rows, total, num_rows / max(1e-9, time.monotonic() - started_at_s))
-        return sorted(written, key=lambda item: item.place), [bad for i in sorted(rejected) for bad in rejected[i]]
+        tally, in_order = Tally(), [reports[ordinal] for ordinal in sorted(reports)]
+        for report in in_order:
+            tally.merge(report["quarantined"])
+            for split, counts in report["counts"].items():
+                self.counts[split].add(RowCounts.from_json(counts))
+        removed = [report["removed"] for report in in_order if report["removed"]]
+        return sorted(written, key=lambda item: item.place), tally, removed
 
     def _share_of(self, ordinals: Collection[int]) -> float:
         """The share of the source bytes that these read tasks cover, above 0 and at most 1."""
@@ -192,30 +205,29 @@ class _Preparation:
         num_bytes = [task.file.num_bytes / paths[task.file.path] for task in self.tasks]
         return sum(num_bytes[i] for i in ordinals) / sum(num_bytes)
 
-    def _commit(self, state: TaskState, written: list[_Written], rejected: list[Rejected]) -> None:
+    def _commit(self, state: TaskState, written: list[_Written], tally: Tally, removed: list[str]) -> None:
+        _check_shares(self.config, self.counts, tally)
         splits = {}
         for split in self._wanted_splits():
             parts = [item for item in written if item.split == split]
             if not parts:
-                reasons = [
-                    f". Set aside were {reason}" for reason in summary(bad for bad in rejected if bad.split == split)
-                ]
+                reasons = [f". Quarantined were {reason}" for reason in tally.summary(split)[:1]]
                 raise DataError(f"{self._no_row(split)}{reasons[0] if reasons else ''}")
-            num_set_aside = sum(bad.split == split for bad in rejected)
-            splits[split] = self._commit_split(split, parts, num_set_aside)
-        lines = [json.dumps(asdict(bad)) for bad in rejected]
-        self.folder.write_bytes(REJECTED_NAME, "".join(f"{line}\n" for line in lines).encode())
+            splits[split] = self._commit_split(split, parts)
+        join_removed(self.folder, removed)
         content = _content_of(state, written)
         self.folder.commit_bytes(
             MANIFEST_NAME, Manifest(self.name, state, self.pad_token_id, splits, content).to_json()
         )
         if self.is_local:
             put_in_place(self.cache, self.attempt, self.name)
-        if rejected:
-            where = self.cache.path_of(f"{self.name}/{REJECTED_NAME}")
+        if num_quarantined := tally.count():
+            where = self.cache.path_of(f"{self.name}/{QUARANTINE}")
             logger.warning(
-                "%s", "\n  ".join([f"{counted(len(rejected), 'row')} set aside; see {where}", *summary(rejected)])
+                "%s", "\n  ".join([f"{counted(num_quarantined, 'row')} quarantined; see {where}", *tally.summary()])
             )
+        for split in splits if self.config.data.clean is not None else ():
+            logger.warning("%s: %s", split, self.counts[split].sentence())
 
     def _wanted_splits(self) -> list[str]:
         given = [split for split in SPLITS if getattr(self.config.data, split) is not None]
@@ -231,7 +243,7 @@ class _Preparation:
             )
         return f"data.{split}.path {getattr(self.config.data, split).path!r}: no usable row in it"
 
-    def _commit_split(self, split: str, written: list[_Written], num_set_aside: int) -> SplitInfo:
+    def _commit_split(self, split: str, written: list[_Written]) -> SplitInfo:
         lengths = np.concatenate([item.lengths for item in written])
         data, sha256 = encode_index(lengths)
         self.folder.write_bytes(index_name(split), data)
@@ -239,10 +251,11 @@ class _Preparation:
             num_samples=len(lengths),
             num_tokens=int(lengths.sum(dtype=np.int64)),
             num_truncated=sum(item.num_truncated for item in written),
-            num_set_aside=num_set_aside,
+            num_quarantined=self.counts[split].quarantined,
             parts=[item.part for item in written],
             label_counts=dict(sorted(self.label_counts[split].items())),
             index_sha256=sha256,
+            rows=self.counts[split].to_json(),
         )
 
     def _remove_stale(self) -> None:
@@ -253,6 +266,21 @@ class _Preparation:
             path = self.cache.local_path(name) or ""
             if ATTEMPT_NAME.fullmatch(name) and _age_s(path) > STALE_S:
                 self.cache.delete(name)
+
+
+def _check_shares(config: RunConfig, counts: Mapping[str, RowCounts], tally: Tally) -> None:
+    """Raises DataError where more of a source was dropped or quarantined than the config allows. Rows that were held
+    out of the training files are of the same source. `tally`: what is told of the quarantined rows."""
+    validation = config.data.validation
+    is_of_train = validation is not None and validation.fraction is not None
+    most_dropped = 1.0 if config.data.clean is None else config.data.clean.max_dropped
+    for source in SPLITS:
+        splits = [source, "validation"] if source == "train" and is_of_train else [source]
+        if source == "validation" and is_of_train:
+            continue
+        of_source = [counts[split] for split in splits if split in counts]
+        reasons = [line for split in splits for line in tally.summary(split)]
+        check_shares(f"data.{source}", of_source, most_dropped, config.data.max_quarantined, reasons)
 
 
 def _age_s(path: str) -> float:

@@ -24,7 +24,7 @@ from raytrain.storage import Storage
 from raytrain.tasks.base import TaskState
 from raytrain.tasks.labels import seldom_seen
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 MANIFEST_NAME = "manifest.json"
 # Stores of at most this size are read whole to verify them. In a larger one, the checksum of each page that is read is.
 WHOLE_BYTES = 1 << 30
@@ -54,13 +54,15 @@ class SplitInfo:
     num_tokens: int
     num_truncated: int
     """Rows longer than data.max_length."""
-    num_set_aside: int
-    """Source rows that could not be used; they are listed in rejected.jsonl."""
+    num_quarantined: int
+    """Source rows that could not be used; they are in quarantine/."""
     parts: list[Part]
     index_sha256: str
     """Hash of the checksums of the index; see `data.lengths`."""
     label_counts: dict[str, int] = field(default_factory=dict)
     """How often each label that occurs is a target; empty where targets are not labels."""
+    rows: dict[str, Any] = field(default_factory=dict)
+    """What became of the source rows, which add up: `RowCounts.to_json`."""
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,7 @@ def _data(facts: dict[str, Any]) -> list[str]:
     ]
 
 
-COUNTS = ("num_samples", "num_tokens", "num_truncated", "num_set_aside")
+COUNTS = ("num_samples", "num_tokens", "num_truncated", "num_quarantined")
 
 
 def _table(head: list[str], rows: Iterable[list[str]]) -> str:

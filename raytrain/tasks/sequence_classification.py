@@ -60,6 +60,10 @@ class SequenceClassification(TextTask):
         """The text, and its pair when there is one."""
         return [column for column in (self.config.text_column, self.config.text_pair_column) if column is not None]
 
+    def text_columns(self) -> list[str]:
+        """All inputs."""
+        return self.input_columns()
+
     def target_columns(self) -> list[str]:
         """The label."""
         return [self.config.label_column]

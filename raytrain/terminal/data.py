@@ -11,11 +11,11 @@ from raytrain.data.prepared import PreparedStore
 def print_store(console: Console, store: PreparedStore) -> None:
     """Print the sizes of the splits in a prepared store, and its labels."""
     table = Table(box=None, pad_edge=False)
-    for column in ("split", "samples", "tokens", "tokens per sample", "truncated", "set aside"):
+    for column in ("split", "samples", "tokens", "tokens per sample", "truncated", "quarantined"):
         table.add_column(column, justify="left" if column == "split" else "right")
     for name, split in store.manifest.splits.items():
         mean = split.num_tokens / max(1, split.num_samples)
-        numbers = (split.num_samples, split.num_tokens, mean, split.num_truncated, split.num_set_aside)
+        numbers = (split.num_samples, split.num_tokens, mean, split.num_truncated, split.num_quarantined)
         table.add_row(name, *(f"{number:,.1f}" if isinstance(number, float) else f"{number:,}" for number in numbers))
     console.print(table)
     if labels := store.manifest.task_state.get("labels"):
