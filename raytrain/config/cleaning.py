@@ -23,7 +23,7 @@ class CleanPreset(StrEnum):
     """Rules for web pages, with the numbers of the paper that introduced them."""
 
     GOPHER = "gopher"  # quality and repetition, arXiv:2112.11446, appendix A
-    C4 = "c4"  # lines that are no sentences go, then pages with fewer than five, arXiv:1910.10683
+    C4 = "c4"  # lines that are not sentences go, then pages with fewer than five, arXiv:1910.10683
     FINEWEB = "fineweb"  # gopher, c4 without its rule on line ends, and FineWeb's own three, arXiv:2406.17557
 
 

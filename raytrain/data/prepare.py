@@ -88,8 +88,7 @@ def prepare(
     """
     files, rows_per_group, cache, name = _place_of(config, only)
     if (store := verified_or_removed(cache, name)) is not None:
-        counts = {split: RowCounts.from_json(info.rows) for split, info in store.manifest.splits.items()}
-        _check_shares(config, counts, Tally())
+        _check_shares(config, store.manifest.row_counts, Tally())
         return store
     if check_first is not None:
         check_first()
@@ -103,7 +102,9 @@ def prepare(
 def find_prepared(config: RunConfig) -> PreparedStore | None:
     """The prepared store of a config if it already exists undamaged; needs no Ray. Raises DataError."""
     _, _, cache, name = _place_of(config)
-    return verified(cache, name)
+    if (store := verified(cache, name)) is not None:
+        _check_shares(config, store.manifest.row_counts, Tally())
+    return store
 
 
 def _place_of(config: RunConfig, only: str | None = None) -> tuple[dict[str, list[SourceFile]], int, Storage, str]:
@@ -226,8 +227,6 @@ class _Preparation:
             logger.warning(
                 "%s", "\n  ".join([f"{counted(num_quarantined, 'row')} quarantined; see {where}", *tally.summary()])
             )
-        for split in splits if self.config.data.clean is not None else ():
-            logger.warning("%s: %s", split, self.counts[split].sentence())
 
     def _wanted_splits(self) -> list[str]:
         given = [split for split in SPLITS if getattr(self.config.data, split) is not None]

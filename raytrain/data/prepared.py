@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from raytrain.data.damaged import DamagedError
 from raytrain.data.lengths import Lengths, index_name
+from raytrain.data.stages.counts import RowCounts
 from raytrain.errors import DataError
 from raytrain.storage import Storage
 from raytrain.tasks.base import TaskState
@@ -80,11 +81,17 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
     @property
+    def row_counts(self) -> dict[str, RowCounts]:
+        """What became of the source rows of each split."""
+        return {split: RowCounts.from_json(info.rows) for split, info in self.splits.items() if info.rows}
+
+    @property
     def remarks(self) -> list[str]:
-        """What is unusual about the labels, a sentence each."""
+        """What the rules of data.clean did to each split, and what is unusual about the labels, a sentence each."""
+        cleaned = [f"{split}: {counts.sentence()}" for split, counts in self.row_counts.items() if counts.rules]
         labels = self.task_state.get("labels")
         counts = {split: info.label_counts for split, info in self.splits.items()}
-        return seldom_seen(labels if isinstance(labels, list) else [], counts)
+        return [*cleaned, *seldom_seen(labels if isinstance(labels, list) else [], counts)]
 
     def to_json(self) -> bytes:
         """The manifest as the bytes of manifest.json."""

@@ -41,7 +41,7 @@ class RowError(StrEnum):
     UNKNOWN_LABEL = "unknown_label"
     """Its label is not one of the task's."""
     CUSTOM = "custom"
-    """The function of data.clean.custom failed on it, or returned what is no row."""
+    """The function of data.clean.custom failed on it, or returned something that is not a row."""
 
 
 @dataclass(frozen=True)

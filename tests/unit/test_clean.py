@@ -19,7 +19,7 @@ from raytrain.data.fingerprint import fingerprint
 from raytrain.data.readers.base import ROW, as_column
 from raytrain.data.sources import check_sources, read_tasks
 from raytrain.data.stages import filters, packages, text_rules
-from raytrain.data.stages.clean import Cleaner
+from raytrain.data.stages.clean import Cleaner, clean_text
 from raytrain.data.stages.counts import RowCounts, check_shares
 from raytrain.data.stages.filters import c4, fineweb, fineweb_lines, gopher
 from raytrain.data.stages.removed import SCHEMA, join_removed
@@ -155,6 +155,22 @@ def test_a_text_of_which_nothing_is_left() -> None:
     found = cleaned(["<b> </b>", "<b>a</b>", "\x00\x01", "", "   "], html=True, control_characters=True)
     assert found.removed == [(1, "html.empty"), (3, "control_characters.empty")]
     assert texts_of(found) == ["a", "", "   "], "what was empty before is the task's to refuse"
+
+
+def test_a_text_at_prediction_time_comes_out_as_in_training() -> None:
+    rules: dict[str, Any] = {
+        "nfc": True,
+        "mojibake": True,
+        "html": True,
+        "placeholders": ["email"],
+        "white_space": True,
+    }
+    clean = CleanConfig(**rules, control_characters=True, min_words=50, languages=["de"], preset="gopher")
+    texts = ["cafe\u0301 \x00 a@b.org", "caf\u00c3\u00a9 <b>noir</b>", "<b></b>", "\x00"]
+    assert [clean_text(text, clean) for text in texts] == texts_of(
+        cleaned(texts, "test", **rules, control_characters=True)
+    )
+    assert clean_text(texts[1], clean) == "caf\u00e9 noir"
 
 
 def test_values_that_are_no_text_are_left_to_the_task() -> None:

@@ -61,7 +61,7 @@ class Cleaner:
         texts, words = task.text_columns(), task.word_columns()
         _check_columns(clean, texts, words)
         self._columns = {**dict.fromkeys(texts, False), **dict.fromkeys(words, True)}  # whether it has words
-        self._steps = list(_steps(clean))
+        self._steps = [*_changing_steps(clean), *_dropping_steps(clean)]
         self._custom = custom_rule(clean)
 
     def clean(self, rows: pa.Table, split: str) -> Cleaned:
@@ -149,6 +149,15 @@ def make_cleaner(clean: CleanConfig | None, task: Task) -> Cleaner | None:
     return None if clean is None else Cleaner(clean, task)
 
 
+def clean_text(text: str, clean: CleanConfig) -> str:
+    """A text as PREPARE gave it to the model, for a text that a trained model is asked about. The custom function,
+    which works on rows, is not called. Raises ConfigError when a package is missing."""
+    for step in _changing_steps(clean):
+        changed = step.apply(text)[0]
+        text = changed if changed.strip() or not text.strip() else text
+    return text
+
+
 def _without(rows: pa.Table, broken: list[str], counts: RowCounts) -> Cleaned:
     """The rows that broke no rule."""
     if not any(broken):
@@ -175,8 +184,8 @@ def _check_columns(clean: CleanConfig, texts: list[str], words: list[str]) -> No
         )
 
 
-def _steps(clean: CleanConfig) -> Iterator[Step]:
-    """The rules that are given but for the custom one, in their order."""
+def _changing_steps(clean: CleanConfig) -> Iterator[Step]:
+    """The given rules that change a text, in their order."""
     changing: dict[str, text_rules.TextRule] = {
         "nfc": text_rules.nfc,
         "mojibake": text_rules.mojibake,
@@ -189,6 +198,10 @@ def _steps(clean: CleanConfig) -> Iterator[Step]:
         if clean.is_given(name):
             text_rules.check_packages(name)
             yield Step(name, _changing(rule), drops_only=False)
+
+
+def _dropping_steps(clean: CleanConfig) -> Iterator[Step]:
+    """The given rules that drop training rows but for the custom one, in their order. Raises ConfigError."""
     if any(clean.is_given(name) for name in LENGTHS):
         yield Step("length", _judging(filters.length(clean)), drops_only=True)
     if clean.languages is not None:

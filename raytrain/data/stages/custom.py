@@ -12,14 +12,14 @@ OPTION = "data.clean.custom"
 
 
 class CustomRowError(Exception):
-    """The function failed, or returned what is no row; the message is for the user."""
+    """The function failed, or returned something that is not a row; the message is for the user."""
 
 
 class CustomRule:
     """The function, and what it may return."""
 
     def __init__(self, target: str, source: str | None):
-        """Raises ConfigError: it can't be imported, is no function, or its files are others than `source` says."""
+        """Raises ConfigError: it can't be imported, is not a function, or its files are others than `source` says."""
         self._target, self._file = target, file_of(target, OPTION)
         self._function: Any = import_named(target, OPTION)
         if not callable(self._function):
@@ -41,12 +41,12 @@ class CustomRule:
             raise CustomRowError(f"{OPTION} {self._target} failed: {told(error, self._file)}") from error
         if found is None:
             return None
-        if reason := _why_no_row(found, row):
+        if reason := _why_not_a_row(found, row):
             raise CustomRowError(f"{OPTION} {self._target} returned {reason}")
         return {name: found[name] for name in row}
 
 
-def _why_no_row(found: Any, row: dict[str, Any]) -> str:
+def _why_not_a_row(found: Any, row: dict[str, Any]) -> str:
     """What is wrong with what the function returned for a row, or an empty string."""
     if not isinstance(found, dict):
         return f"a {type(found).__name__} where a row (a dict) or None is expected"
@@ -66,7 +66,7 @@ def _odd(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return next((reason for item in value if (reason := _odd(item))), "")
     if isinstance(value, str):
-        return "" if value.isascii() or _is_unicode(value) else "has half a surrogate pair, which is no character"
+        return "" if value.isascii() or _is_unicode(value) else "has half a surrogate pair, which is not a character"
     if value is None or isinstance(value, (bool, int, float, dict)):
         return ""
     return f"is of type {type(value).__name__}; a value is text, a number, true or false, a list of these, or None"
