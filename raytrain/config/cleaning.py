@@ -28,8 +28,8 @@ class CleanPreset(StrEnum):
 
 
 def _language(value: str) -> str:
-    if not re.fullmatch(r"[a-z]{2}", value):
-        raise ValueError(f"a language is two lower-case letters, as in ISO 639-1 (en, de, zh): got {value!r}")
+    if not re.fullmatch(r"[a-z]{2,3}", value):
+        raise ValueError(f"a language is two or three lower-case letters, as in ISO 639 (en, de, zh): got {value!r}")
     return value
 
 
@@ -68,7 +68,8 @@ class CleanConfig(Section):
     """Drops training rows whose text has more words."""
     languages: Annotated[Languages | None, Affects.DATA] = None
     """Drops training rows in other languages than these, such as [en, de], as py3langid tells them by the first 200
-    characters. Needs `raytrain[clean]`."""
+    characters. Texts of fewer than 40 bytes of letters are kept: they are too short to tell. Needs
+    `raytrain[clean]`."""
     preset: Annotated[CleanPreset | None, Affects.DATA] = None
     """Drops training rows by rules for web pages."""
     custom: Annotated[str | None, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"), Affects.DATA] = None

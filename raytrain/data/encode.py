@@ -21,6 +21,7 @@ from raytrain.data.readers.base import ROW, BadRow, Chunk, ReadTask, row_itself
 from raytrain.data.stages.clean import Cleaner, make_cleaner
 from raytrain.data.stages.counts import RowCounts
 from raytrain.data.stages.quarantine import Quarantine
+from raytrain.data.stages.removed import FOLDER as REMOVED
 from raytrain.data.stages.removed import RemovedRows
 from raytrain.errors import RaytrainError
 from raytrain.models.tokenizer import load_tokenizer
@@ -135,7 +136,7 @@ class _Output:
     """What becomes of the rows of one read task: samples, quarantined rows, dropped rows, and the counts of all."""
 
     def __init__(self, folder: Storage, prefix: str, ordinal: int, rows_per_group: int):
-        self._folder, self._removed_name = folder, f"removed/{prefix}rows-{ordinal:05d}.parquet"
+        self._folder, self._removed_name = folder, f"{REMOVED}/{prefix}rows-{ordinal:05d}.parquet"
         self.parts = Parts(folder, prefix, ordinal, rows_per_group)
         self._quarantine, self._removed = Quarantine(folder, prefix, ordinal), RemovedRows()
         self._counts: defaultdict[str, RowCounts] = defaultdict(RowCounts)
@@ -195,8 +196,10 @@ class _Output:
 
 
 def columns_of(task: Task) -> list[str]:
-    """The columns that are read: those of the task, and which document a sentence belongs to."""
-    return [*task.required_columns(), "document"]
+    """The columns that are read: those of the task, and which document a sentence belongs to, which a task on texts
+    does not ask."""
+    is_on_texts = bool(task.text_columns()) and not task.word_columns()
+    return [*task.required_columns(), *([] if is_on_texts else ["document"])]
 
 
 def _split_rows(config: RunConfig, read_task: ReadTask, chunk: Chunk) -> Iterator[tuple[str, pa.Table]]:

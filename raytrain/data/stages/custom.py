@@ -1,5 +1,6 @@
 """data.clean.custom: a function of the user's own, which is given a row and returns it, or None to drop it."""
 
+import copy
 from typing import Any
 
 from raytrain.config import CleanConfig
@@ -34,7 +35,7 @@ class CustomRule:
         """The row that the function returns for a copy of this one; None: it is to be dropped. Raises
         CustomRowError."""
         try:
-            found = self._function(dict(row))
+            found = self._function(copy.deepcopy(row))  # what it does to a list must not change the row itself
         except Exception as error:
             if is_out_of_memory(error):
                 raise

@@ -18,6 +18,9 @@ Filter = Callable[[str], str]
 
 # Characters that are looked at to tell a language: more take longer and hardly make it more certain.
 LANGUAGE_CHARACTERS = 200
+# Bytes of letters that a language can be told by. Of English movie reviews with fewer, 57 of 943 were taken for another
+# language ("Spiderman ROCKS" for Swedish), of longer ones 2 of 7,511.
+LANGUAGE_BYTES = 40
 
 STOP_WORDS = frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))
 TOP_N_GRAMS = ((2, 0.20), (3, 0.18), (4, 0.16))
@@ -54,7 +57,7 @@ def length(clean: CleanConfig) -> Filter:
 
 
 def language(languages: Sequence[str]) -> Filter:
-    """Texts in other languages break `languages.<code>`. A text without a letter has none, and is kept.
+    """Texts in other languages break `languages.<code>`. A text with few letters is kept, whatever it seems to be in.
 
     Raises ConfigError for a language that py3langid does not know.
     """
@@ -64,9 +67,10 @@ def language(languages: Sequence[str]) -> Filter:
         raise ConfigError(f"data.clean.languages: {unknown[0]!r} is not known; allowed: {', '.join(known)}")
 
     def broken(text: str) -> str:
-        if not any(map(str.isalpha, text)):
+        head = text[:LANGUAGE_CHARACTERS]
+        if len("".join(filter(str.isalpha, head)).encode()) < LANGUAGE_BYTES:
             return ""
-        found = identify.classify(text[:LANGUAGE_CHARACTERS])[0]
+        found = identify.classify(head)[0]
         return "" if found in languages else f"languages.{found}"
 
     return broken

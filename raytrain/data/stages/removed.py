@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 from raytrain.storage import Storage
 
 REMOVED_NAME = "removed.parquet"
+FOLDER = "removed"
+"""Of the read tasks' files, until they are joined."""
 SCHEMA = pa.schema(
     [
         ("split", pa.string()),
@@ -81,6 +83,8 @@ def join_removed(folder: Storage, names: Sequence[str]) -> None:
     folder.write_bytes(REMOVED_NAME, memoryview(buffer.getvalue()))
     for name in names:
         folder.delete(name)
+    if folder.local_path() is not None:  # on an object store another attempt may have files there
+        folder.delete(FOLDER)
 
 
 def _writer(sink: pa.NativeFile) -> pq.ParquetWriter:
