@@ -134,9 +134,10 @@ def test_language() -> None:
         "Spiderman ROCKS",
         None,
     ]
+    texts.append(" " * 250 + texts[1])
     found = cleaned(texts, languages=["en", "fr"])
-    assert texts_of(found) == [texts[0], *texts[2:]]
-    assert found.removed == [(2, "languages.de")]
+    assert texts_of(found) == [texts[0], *texts[2:-1]]
+    assert found.removed == [(2, "languages.de"), (7, "languages.de")]
     with pytest.raises(ConfigError, match="data.clean.languages: 'xx' is not known; allowed: .*en"):
         cleaned([""], languages=["xx"])
 

@@ -6,6 +6,7 @@ which made FineWeb (github.com/huggingface/datatrove).
 """
 
 import functools
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -67,7 +68,7 @@ def language(languages: Sequence[str]) -> Filter:
         raise ConfigError(f"data.clean.languages: {unknown[0]!r} is not known; allowed: {', '.join(known)}")
 
     def broken(text: str) -> str:
-        head = text[:LANGUAGE_CHARACTERS]
+        head = " ".join(text[: 8 * LANGUAGE_CHARACTERS].split())[:LANGUAGE_CHARACTERS]  # indentation tells nothing
         if len("".join(filter(str.isalpha, head)).encode()) < LANGUAGE_BYTES:
             return ""
         found = identify.classify(head)[0]
@@ -84,7 +85,8 @@ def _identifier():  # type: ignore[no-untyped-def]  # of a package without types
 
 def gopher(text: str) -> str:
     """Quality, then repetition (Rae et al., 2021, appendix A.1.1)."""
-    return next((f"gopher.{name}" for name, is_broken in (*_quality(text), *_repetition(text)) if is_broken), "")
+    rules = itertools.chain(_quality(text), _repetition(text))  # the later ones are computed where the first ones hold
+    return next((f"gopher.{name}" for name, is_broken in rules if is_broken), "")
 
 
 def _quality(text: str) -> Iterable[tuple[str, bool]]:
