@@ -10,6 +10,8 @@ from raytrain.errors import DataError, FailureCode, counted
 from raytrain.tasks.base import RowError
 
 EXAMPLES = 3  # rows that are named for each reason
+MOST_KINDS = 50  # reasons that are told apart: an error of the user's code may have another text for each row
+OTHERS = "other reasons"
 FEW_ROWS = 5  # too few, if all are bad, to say that something else is wrong than the rows
 KEPT_LABELS = ". An evaluation takes task.labels and the kind of labels from the model, so they can't be changed here"
 
@@ -65,8 +67,10 @@ class Tally:
         return lines
 
     def _add(self, kind: Kind) -> None:
-        key = (kind.split, kind.code.value, _kind(kind.reason))
-        _extend(self._kinds.setdefault(key, Kind(kind.split, kind.code, kind.reason)), kind)
+        key, reason = (kind.split, kind.code.value, _kind(kind.reason)), kind.reason
+        if key not in self._kinds and len(self._kinds) >= MOST_KINDS:
+            key, reason = (kind.split, kind.code.value, OTHERS), OTHERS
+        _extend(self._kinds.setdefault(key, Kind(kind.split, kind.code, reason)), kind)
 
 
 def _extend(kind: Kind, other: Kind) -> None:

@@ -22,6 +22,7 @@ from raytrain.data.readers.base import CHUNK_ROWS, BadRow
 from raytrain.data.sources import check_sources, read_tasks
 from raytrain.errors import ConfigError, DataError, counted
 from raytrain.tasks import make_task
+from raytrain.tasks.base import RowError
 from raytrain.tasks.labels import labels_in
 from tests.tiny import TINY_BERT, tiny_tokenizer, write_parquet, write_reviews
 
@@ -672,3 +673,11 @@ def test_the_same_mistake_is_counted_once_whatever_its_numbers() -> None:
     assert [line.split(":")[0] for line in both.summary()] == ["3 x unreadable", "1 x unreadable"]
     assert "(a.csv, row 0; a.csv, row 1; a.csv, row 2)" in both.summary()[0]
     assert (both.count(), both.count("test"), both.summary("test")) == (4, 0, [])
+
+
+def test_the_tally_does_not_grow_with_the_rows() -> None:
+    tally = Tally()
+    for i in range(2_000):
+        tally.add("train", BadRow("a.csv", i, "failed: " + chr(0x4E00 + i), RowError.CUSTOM))
+    assert len(tally.report()) < 60 and tally.count() == 2_000
+    assert tally.summary()[0].startswith("1,950 x custom: other reasons (a.csv, row 50;")
