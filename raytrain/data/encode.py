@@ -70,12 +70,19 @@ class Surveyor(RowFunction):
         config, read_task = RunConfig.model_validate(self._config), ReadTask.from_json(row["task"])
         task = make_task(config.task, config.data.max_length)
         cleaner = make_cleaner(config.data.clean, task)
-        surveys = []
+        surveys, counts = [], defaultdict[str, RowCounts](RowCounts)
         for chunk in read_chunks(read_task, columns_of(task)):
+            counts[read_task.split].read += len(chunk.bad_rows)
             for split, rows in _split_rows(config, read_task, chunk):
-                left = rows if cleaner is None else cleaner.clean(rows, split).table
-                surveys.append(task.survey(left, split))
-        return {"ordinal": row["ordinal"], "surveys": surveys}
+                counts[split].read += len(rows)
+                if cleaner is not None:
+                    cleaned = cleaner.clean(rows, split)
+                    counts[split].add(cleaned.counts)
+                    rows = cleaned.table
+                if len(rows):
+                    surveys.append(task.survey(rows, split))
+        told = {split: one.to_json() for split, one in counts.items()}
+        return {"ordinal": row["ordinal"], "surveys": surveys, "counts": told}
 
 
 class Encoder(RowFunction):
@@ -113,6 +120,8 @@ class Encoder(RowFunction):
             out.add_unreadable(read_task.split, chunk.bad_rows)
             for split, table in _split_rows(config, read_task, chunk):
                 rows = out.cleaned(cleaner, read_task.file.path, split, table)
+                if not len(rows):
+                    continue
                 is_lost = fails and bool(out.bad)  # nothing will be trained: the other bad rows are only counted
                 encoded = None if is_lost else task.encode(rows, tokenizer, self._state)
                 rejected = task.rejections(rows, self._state) if encoded is None else encoded.rejected

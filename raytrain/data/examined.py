@@ -203,13 +203,12 @@ def _check_head(file: SourceFile, split: str, task: Task, how: HeadCheck) -> Non
         head = head_of(file, task.required_columns(), HEAD_ROWS)
     except (OSError, ValueError) as error:
         raise DataError(f"{file.path} can't be read to its end (truncated?): {first_line(error)}") from None
-    bad = list(head.bad_rows)
-    if len(head.table):
-        table = head.table
-        if how.cleaner is not None:
-            cleaned = how.cleaner.clean(table, split)
-            table = cleaned.table
-            bad += [BadRow(file.path, row, reason, RowError.CUSTOM) for row, reason, _ in cleaned.failed]
+    bad, table = list(head.bad_rows), head.table
+    if how.cleaner is not None and len(table):
+        cleaned = how.cleaner.clean(table, split)
+        table = cleaned.table
+        bad += [BadRow(file.path, row, reason, RowError.CUSTOM) for row, reason, _ in cleaned.failed]
+    if len(table):
         state = task.declared_state()
         rejected = task.check_before_survey(table) if state is None else task.rejections(table, state)
         rows = table[ROW].to_pylist()

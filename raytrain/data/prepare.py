@@ -19,7 +19,7 @@ import re
 import time
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -161,10 +161,12 @@ class _Preparation:
         return [{"ordinal": i, "task": json.dumps(asdict(task))} for i, task in enumerate(self.tasks)]
 
     def _survey(self) -> list[TaskState]:
-        """What the chunks of all splits contribute to the task's state, in the order of the sources."""
+        """What the chunks of all splits contribute to the task's state, in the order of the sources. Raises DataError
+        when the rules of data.clean drop too much, which would be told as labels that are missing."""
         surveyor = Surveyor(self.config.model_dump(mode="json", exclude_unset=True))
-        surveys = {report["ordinal"]: report["surveys"] for report in _run(self._rows(), surveyor)}
-        return [survey for ordinal in sorted(surveys) for survey in surveys[ordinal]]
+        reports = {report["ordinal"]: report for report in _run(self._rows(), surveyor)}
+        _check_shares(self.config, _sum_of(report["counts"] for report in reports.values()), Tally())
+        return [survey for ordinal in sorted(reports) for survey in reports[ordinal]["surveys"]]
 
     def _write(self, state: TaskState) -> tuple[list[_Written], Tally, list[str]]:
         """Write all parts. Returns what was written, what was quarantined, and the files of removed rows, each in the
@@ -195,8 +197,7 @@ class _Preparation:
         tally, in_order = Tally(), [reports[ordinal] for ordinal in sorted(reports)]
         for report in in_order:
             tally.merge(report["quarantined"])
-            for split, counts in report["counts"].items():
-                self.counts[split].add(RowCounts.from_json(counts))
+        self.counts = _sum_of(report["counts"] for report in in_order)
         removed = [report["removed"] for report in in_order if report["removed"]]
         return sorted(written, key=lambda item: item.place), tally, removed
 
@@ -265,6 +266,15 @@ class _Preparation:
             path = self.cache.local_path(name) or ""
             if ATTEMPT_NAME.fullmatch(name) and _age_s(path) > STALE_S:
                 self.cache.delete(name)
+
+
+def _sum_of(reports: Iterable[dict[str, Any]]) -> defaultdict[str, RowCounts]:
+    """What became of the rows of each split, of what read tasks report on theirs."""
+    total: defaultdict[str, RowCounts] = defaultdict(RowCounts)
+    for report in reports:
+        for split, counts in report.items():
+            total[split].add(RowCounts.from_json(counts))
+    return total
 
 
 def _check_shares(config: RunConfig, counts: Mapping[str, RowCounts], tally: Tally) -> None:
