@@ -191,7 +191,7 @@ class _Preparation:
                 self.label_counts[item["split"]].update(item.pop("label_counts"))
                 written.append(_Written(part=part, place=tuple(item.pop("place")), lengths=lengths[begin:end], **item))
                 begin = end
-            num_rows += len(lengths)
+            num_rows += sum(counts["read"] for counts in report["counts"].values())
             total = round(num_rows / self._share_of(reports))
             self.progress(num_rows, total, num_rows / max(1e-9, time.monotonic() - started_at_s))
         tally, in_order = Tally(), [reports[ordinal] for ordinal in sorted(reports)]
