@@ -36,6 +36,7 @@ from raytrain.data.readers.base import SourceFile
 from raytrain.data.sources import check_sources, read_tasks
 from raytrain.data.stages.counts import RowCounts, check_shares
 from raytrain.data.stages.quarantine import FOLDER as QUARANTINE
+from raytrain.data.stages.quarantine import forget
 from raytrain.data.stages.removed import join_removed
 from raytrain.data.store_folder import put_in_place, verified, verified_or_removed
 from raytrain.errors import DataError, FailureCode, counted
@@ -154,6 +155,8 @@ class _Preparation:
         except BaseException:
             if self.is_local:
                 self.folder.delete("")
+            else:
+                forget(self.folder, self.attempt)
             raise
 
     def _rows(self) -> list[dict[str, Any]]:

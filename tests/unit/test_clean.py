@@ -16,12 +16,13 @@ from raytrain.config import CleanConfig, RunConfig, SequenceClassificationConfig
 from raytrain.config.io import parse_config
 from raytrain.data.encode import Encoder, Surveyor, report_of
 from raytrain.data.fingerprint import fingerprint
-from raytrain.data.readers.base import ROW, as_column
+from raytrain.data.readers.base import ROW, BadRow, as_column
 from raytrain.data.sources import check_sources, read_tasks
 from raytrain.data.stages import filters, packages, text_rules
 from raytrain.data.stages.clean import Cleaner, clean_text
 from raytrain.data.stages.counts import RowCounts, check_shares
 from raytrain.data.stages.filters import c4, fineweb, fineweb_lines, gopher
+from raytrain.data.stages.quarantine import Quarantine, forget
 from raytrain.data.stages.removed import SCHEMA, join_removed
 from raytrain.errors import ConfigError, DataError
 from raytrain.runs.preflight import resolve
@@ -488,6 +489,28 @@ class TestShares:
             assert says in str(refusal.value) and refusal.value.exit_code == 2
             assert ("min_words 51" in str(refusal.value)) == bool(dropped)
             assert ("2 x unreadable" in str(refusal.value)) == bool(quarantined)
+
+
+def test_what_a_failed_attempt_has_quarantined_is_forgotten(tmp_path: Path) -> None:
+    """On an object store its files are beside those of the attempt that succeeds."""
+    bad = [("train", BadRow("a", 1, "broken", data="{"))]
+    for attempt in ("one.", "two."):
+        quarantine = Quarantine(Storage(str(tmp_path)), attempt, 0)
+        quarantine.add(bad)
+        assert quarantine.close().count() == 1
+    forget(Storage(str(tmp_path)), "one.")
+    assert [path.name for path in (tmp_path / "quarantine").iterdir()] == ["two.rows-00000-0000.jsonl"]
+
+
+def test_many_quarantined_rows_do_not_wait_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raytrain.data.stages.quarantine.FILE_CHARACTERS", 1_000)
+    quarantine = Quarantine(Storage(str(tmp_path)), "", 7)
+    for row in range(10):
+        quarantine.add([("train", BadRow("a", row, "broken", data="x" * 600))])
+    tally = quarantine.close()
+    files = sorted((tmp_path / "quarantine").iterdir())
+    rows = [json.loads(line)["row"] for file in files for line in file.read_text().splitlines()]
+    assert (tally.count(), rows, len(files)) == (10, list(range(10)), 5)
 
 
 def test_counts_survive_the_manifest() -> None:

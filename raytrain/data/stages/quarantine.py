@@ -48,3 +48,10 @@ class Quarantine:
             name = f"{FOLDER}/{self.prefix}rows-{self.ordinal:05d}-{self._num_files:04d}.jsonl"
             self.folder.write_bytes(name, "".join(f"{line}\n" for line in self._lines).encode())
             self._lines, self._num_characters, self._num_files = [], 0, self._num_files + 1
+
+
+def forget(folder: Storage, prefix: str) -> None:
+    """Delete what an attempt that failed has quarantined, where its files are beside those of others."""
+    for name in folder.list_names(FOLDER):
+        if name.startswith(prefix):
+            folder.delete(f"{FOLDER}/{name}")
