@@ -264,7 +264,9 @@ class TestPresets:
     def test_one_preset_for_web_pages_drops_nearly_all_short_texts(self) -> None:
         found = cleaned([f"{WORDS} {i}" for i in range(20)], preset="gopher")
         assert found.counts.reasons == {"gopher.words": 20}
-        with pytest.raises(DataError, match=r"data.clean drops 20 of 20 rows of data.train.*gopher.words 20"):
+        with pytest.raises(
+            DataError, match=r"data.clean drops 20 of 20 rows of data.train.*gopher.words 20.*made for web pages"
+        ):
             check_shares("data.train", [RowCounts(20, 0, {}, found.counts.reasons)], 0.5, 0.01)
 
 
@@ -486,6 +488,7 @@ class TestShares:
                 continue
             with pytest.raises(DataError) as refusal:
                 check_shares("data.train", given, 0.5, 0.01, ["2 x unreadable: broken (a, row 1)"])
+            assert "web pages" not in str(refusal.value)
             assert says in str(refusal.value) and refusal.value.exit_code == 2
             assert ("min_words 51" in str(refusal.value)) == bool(dropped)
             assert ("2 x unreadable" in str(refusal.value)) == bool(quarantined)

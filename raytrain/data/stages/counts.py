@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from raytrain.config import CleanPreset
 from raytrain.errors import DataError, counted
 
 
@@ -123,10 +124,12 @@ def check_shares(
     for one in counts:
         total.add(one)
     if total.dropped > most_dropped * total.read:
+        presets = tuple(f"{preset}." for preset in CleanPreset)
+        is_preset = any(reason.startswith(presets) for reason in total.reasons)
         raise DataError(
             f"data.clean drops {total.dropped:,} of {counted(total.read, 'row')} of {source}, more than "
             f"data.clean.max_dropped {most_dropped:g} allows: {listed(total.reasons)}. Change the rules, or raise "
-            "data.clean.max_dropped if this is meant"
+            f"data.clean.max_dropped if this is meant{'; data.clean.preset is made for web pages' * is_preset}"
         )
     if total.quarantined > most_quarantined * total.read:
         told = "".join(f"\n  {reason}" for reason in reasons)
