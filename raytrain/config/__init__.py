@@ -10,6 +10,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from raytrain.config.base import Affects, Fraction, Mark, NonNegativeInt, PositiveInt, Section
+from raytrain.config.cleaning import CleanConfig, CleanPreset, Placeholder
 from raytrain.config.cluster import (
     CheckpointConfig,
     MlflowConfig,
@@ -20,10 +21,10 @@ from raytrain.config.cluster import (
 )
 from raytrain.config.data import (
     SPLITS,
-    BadRowPolicy,
     DataConfig,
     DedupConfig,
     LeakagePolicy,
+    OnError,
     SourceConfig,
     SourceFormat,
     ValidationConfig,
@@ -51,8 +52,9 @@ from raytrain.config.training import (
 __all__ = [
     "SPLITS",
     "Affects",
-    "BadRowPolicy",
     "CheckpointConfig",
+    "CleanConfig",
+    "CleanPreset",
     "CommunicationConfig",
     "DataConfig",
     "DedupConfig",
@@ -66,7 +68,9 @@ __all__ = [
     "MlflowConfig",
     "ModelConfig",
     "NonNegativeInt",
+    "OnError",
     "OptimizerConfig",
+    "Placeholder",
     "PositiveInt",
     "Precision",
     "PythonTaskConfig",

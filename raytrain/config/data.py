@@ -7,6 +7,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BeforeValidator, model_validator
 
 from raytrain.config.base import Affects, Fraction, Mark, PositiveInt, Section
+from raytrain.config.cleaning import CleanConfig, Share
 
 SPLITS = ("train", "validation", "test")
 
@@ -25,11 +26,11 @@ class SourceFormat(StrEnum):
     CONLLU = "conllu"
 
 
-class BadRowPolicy(StrEnum):
-    """What happens to a row that can't be used (unparsable, empty text)."""
+class OnError(StrEnum):
+    """What happens at a row that can't be used (unparsable, empty text)."""
 
-    REFUSE = "refuse"  # stop before training and name the file and the row
-    SET_ASIDE = "set_aside"  # write it to rejected.jsonl next to the prepared data, count it and continue
+    FAIL = "fail"  # stop before training and name the file and the row
+    QUARANTINE = "quarantine"  # write it to quarantine/ in the prepared data, count it and continue
 
 
 class LeakagePolicy(StrEnum):
@@ -154,8 +155,12 @@ class DataConfig(Section):
     """Test files, evaluated once at the end with the best model."""
     max_length: Annotated[PositiveInt, Affects.DATA | Affects.SPEED] = 128
     """Longest sample in tokens, special tokens included; longer ones are truncated and counted."""
-    bad_rows: Annotated[BadRowPolicy, Affects.DATA] = BadRowPolicy.REFUSE
-    """What to do with a row that can't be used."""
+    on_error: Annotated[OnError, Affects.DATA] = OnError.FAIL
+    """What to do at a row that can't be used."""
+    max_quarantined: Annotated[Share, Affects.NOTHING] = 0.01
+    """With `on_error: quarantine`: share of a split's source that may be quarantined. Beyond it the command ends."""
+    clean: Annotated[CleanConfig | None, Affects.DATA] = None
+    """Rules that change or drop rows before they are encoded; null: rows are taken as they are."""
     dedup: DedupConfig = DedupConfig()
     drop_last: Annotated[bool, Affects.RESULT] = False
     """True: leave out the last, smaller step of each epoch."""

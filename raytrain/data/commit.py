@@ -3,23 +3,26 @@
 import hashlib
 import json
 import logging
-from collections import Counter
-from dataclasses import asdict, dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from raytrain.config import SPLITS, RunConfig
-from raytrain.data.bad_rows import Rejected, summary
+from raytrain.data.bad_rows import Tally
 from raytrain.data.lengths import encode_index, index_name
 from raytrain.data.prepared import MANIFEST_NAME, Manifest, Part, SplitInfo
+from raytrain.data.stages.counts import RowCounts, check_shares
 from raytrain.data.stages.duplicates import LEAKAGE, MIN_CHARACTERS, STAGE, Found
+from raytrain.data.stages.quarantine import FOLDER as QUARANTINE
 from raytrain.data.stages.removed import LEAKS_NAME, REMOVED_NAME, join_removed
 from raytrain.errors import DataError, counted
 from raytrain.retries import retrying
 from raytrain.storage import Storage
 from raytrain.tasks.base import TaskState
 
-REJECTED_NAME = "rejected.jsonl"
 LEAKAGE_RULE = f"{STAGE}.{LEAKAGE}"
 
 logger = logging.getLogger(__name__)
@@ -45,16 +48,25 @@ class Written:
     parts: list[WrittenPart] = field(default_factory=list)
     label_counts: dict[str, Counter[str]] = field(default_factory=dict)
     """By split."""
-    num_read: Counter[str] = field(default_factory=Counter)
-    """Source rows, by split."""
-    rejected: dict[int, list[Rejected]] = field(default_factory=dict)
-    """By read task, since these finish in any order."""
+    counts: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """By read task, since these finish in any order: what became of its rows, by split, see `RowCounts.to_json`."""
+    quarantined: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
+    """By read task: see `Tally.report`."""
+    cleaned: dict[int, str] = field(default_factory=dict)
+    """By read task: the file of the rows that the rules of data.clean have dropped."""
     found: dict[int, Found] = field(default_factory=dict)
     """By read task: duplicates among its training rows."""
 
-    def all_rejected(self) -> list[Rejected]:
-        """In the order of the sources."""
-        return [bad for i in sorted(self.rejected) for bad in self.rejected[i]]
+    def row_counts(self) -> dict[str, RowCounts]:
+        """What became of the source rows of each split."""
+        return sum_of(self.counts[i] for i in sorted(self.counts))
+
+    def tally(self) -> Tally:
+        """What is told of the quarantined rows."""
+        tally = Tally()
+        for ordinal in sorted(self.quarantined):
+            tally.merge(self.quarantined[ordinal])
+        return tally
 
 
 def commit(
@@ -74,20 +86,23 @@ def commit(
         paths: The source files of all splits.
 
     Raises:
-        DataError: A split that the config asks for has no rows.
+        DataError: A split that the config asks for has no rows, or more rows are dropped or quarantined than is
+        allowed.
     """
+    counts, tally = written.row_counts(), written.tally()
+    check_counts(config, counts, tally)
     written.parts.sort(key=lambda item: item.place)
-    found = [written.found[i] for i in sorted(written.found)]
-    join_removed(folder, [name for one in found for name in one.removed], REMOVED_NAME)
-    join_removed(folder, [name for one in found for name in one.leaks], LEAKS_NAME)
+    removed = [
+        name for i in sorted(written.found) for name in (written.cleaned.get(i), *written.found[i].removed) if name
+    ]
+    join_removed(folder, removed, REMOVED_NAME)
+    join_removed(folder, [name for i in sorted(written.found) for name in written.found[i].leaks], LEAKS_NAME)
     splits = {}
     given = [split for split in SPLITS if getattr(config.data, split) is not None]
-    for split in given if "train" in written.num_read else [split for split in given if split in written.num_read]:
+    for split in given if "train" in counts else [split for split in given if split in counts]:
         if not any(item.split == split for item in written.parts):
-            raise DataError(_no_row(config, split, written))
-        splits[split] = _split_info(folder, split, written)
-    lines = [json.dumps(asdict(bad)) for bad in written.all_rejected()]
-    _put(folder, REJECTED_NAME, "".join(f"{line}\n" for line in lines).encode())
+            raise DataError(_no_row(config, split, written, tally))
+        splits[split] = _split_info(folder, split, written, counts[split])
     manifest = Manifest(name, state, pad_token_id, splits, _content_of(state, written.parts), paths).to_json()
     path = folder.path_of(MANIFEST_NAME)
     retrying(lambda: folder.commit_bytes(MANIFEST_NAME, manifest), f"writing {path}")
@@ -95,11 +110,11 @@ def commit(
 
 def tell(cache: Storage, name: str, written: Written) -> None:
     """Log what is missing from the samples, and where it is listed."""
-    rejected, found = written.all_rejected(), written.found.values()
-    if rejected:
-        where = cache.path_of(f"{name}/{REJECTED_NAME}")
+    tally, found = written.tally(), written.found.values()
+    if num_quarantined := tally.count():
+        where = cache.path_of(f"{name}/{QUARANTINE}")
         logger.warning(
-            "%s", "\n  ".join([f"{counted(len(rejected), 'row')} set aside; see {where}", *summary(rejected)])
+            "%s", "\n  ".join([f"{counted(num_quarantined, 'row')} quarantined; see {where}", *tally.summary()])
         )
     counts = sum((Counter(one.counts) for one in found), Counter())
     num_removed, num_kept = counts.pop(LEAKAGE_RULE, 0), sum(one.num_leaks for one in found)
@@ -116,27 +131,27 @@ def tell(cache: Storage, name: str, written: Written) -> None:
         logger.warning("training rows removed: %s; see %s", rules, cache.path_of(f"{name}/{REMOVED_NAME}"))
 
 
-def _no_row(config: RunConfig, split: str, written: Written) -> str:
+def _no_row(config: RunConfig, split: str, written: Written, tally: Tally) -> str:
     """The message for a split that the config asks for and that is empty."""
-    reasons = list(summary(bad for bad in written.all_rejected() if bad.split == split))
-    set_aside = f". Set aside were {reasons[0]}" if reasons else ""
+    reasons = tally.summary(split)
+    quarantined = f". Quarantined were {reasons[0]}" if reasons else ""
     validation = config.data.validation
     if split == "validation" and validation is not None and validation.fraction is not None:
         return (
             f"data.validation.fraction {validation.fraction} holds out none of the training rows: raise it, or "
-            f"give data.validation.path{set_aside}"
+            f"give data.validation.path{quarantined}"
         )
     num_removed = sum(sum(one.counts.values()) for one in written.found.values()) if split == "train" else 0
     if num_removed:
         return (
             f"data.train.path {config.data.train.path!r}: no row is left, as {counted(num_removed, 'row')} nearly "
             "equal a validation or test row or one another: give other files, or set data.dedup.leakage=report to "
-            f"keep them{set_aside}"
+            f"keep them{quarantined}"
         )
-    return f"data.{split}.path {getattr(config.data, split).path!r}: no usable row in it{set_aside}"
+    return f"data.{split}.path {getattr(config.data, split).path!r}: no usable row in it{quarantined}"
 
 
-def _split_info(folder: Storage, split: str, written: Written) -> SplitInfo:
+def _split_info(folder: Storage, split: str, written: Written, counts: RowCounts) -> SplitInfo:
     """The manifest's entry for a split; writes its index of lengths."""
     parts = [item for item in written.parts if item.split == split]
     lengths = np.concatenate([item.lengths for item in parts])
@@ -147,14 +162,14 @@ def _split_info(folder: Storage, split: str, written: Written) -> SplitInfo:
         num_samples=len(lengths),
         num_tokens=int(lengths.sum(dtype=np.int64)),
         num_truncated=sum(item.num_truncated for item in parts),
-        num_set_aside=sum(bad.split == split for bad in written.all_rejected()),
+        num_quarantined=counts.quarantined,
         parts=[item.part for item in parts],
         label_counts=dict(sorted(written.label_counts.get(split, Counter()).items())),
         index_sha256=sha256,
-        num_read=written.num_read[split],
         num_removed=dict(sorted(sum((Counter(one.counts) for one in found), Counter()).items())),
         num_leaks=sum(one.num_leaks for one in found),
         num_short_leaks=sum(one.num_short for one in found),
+        rows=counts.to_json(),
     )
 
 
@@ -166,3 +181,27 @@ def _content_of(state: TaskState, written: list[WrittenPart]) -> str:
     """Hash of the task's state, and of the bytes of all parts in their order."""
     parts = [[item.split, item.part.row_group_rows, item.part.sha256] for item in written]
     return hashlib.sha256(json.dumps([state, parts], sort_keys=True).encode()).hexdigest()[:20]
+
+
+def sum_of(reports: Iterable[dict[str, Any]]) -> defaultdict[str, RowCounts]:
+    """What became of the rows of each split, of what read tasks report on theirs."""
+    total: defaultdict[str, RowCounts] = defaultdict(RowCounts)
+    for report in reports:
+        for split, counts in report.items():
+            total[split].add(RowCounts.from_json(counts))
+    return total
+
+
+def check_counts(config: RunConfig, counts: Mapping[str, RowCounts], tally: Tally) -> None:
+    """Raises DataError where more of a source was dropped or quarantined than the config allows. Rows that were held
+    out of the training files are of the same source. `tally`: what is told of the quarantined rows."""
+    validation = config.data.validation
+    is_of_train = validation is not None and validation.fraction is not None
+    most_dropped = 1.0 if config.data.clean is None else config.data.clean.max_dropped
+    for source in SPLITS:
+        splits = [source, "validation"] if source == "train" and is_of_train else [source]
+        if source == "validation" and is_of_train:
+            continue
+        of_source = [counts[split] for split in splits if split in counts]
+        reasons = [line for split in splits for line in tally.summary(split)]
+        check_shares(f"data.{source}", of_source, most_dropped, config.data.max_quarantined, reasons)

@@ -1,30 +1,35 @@
-"""The work of PREPARE on one read task: read, encode, split, write. Runs in Ray Data's processes; no Ray, no torch.
+"""The work of PREPARE on one read task: read, split, clean, encode, write. Runs in Ray Data's processes; no Ray, no
+torch.
 
 Each read task writes its own parts, named after its position, so its output does not depend on other tasks.
 """
 
 import functools
 import json
-from collections import Counter
+from collections import defaultdict
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from raytrain.config import BadRowPolicy, RunConfig
-from raytrain.data.bad_rows import Rejected, refusal
+from raytrain.config import OnError, RunConfig
+from raytrain.data.bad_rows import refusal
 from raytrain.data.parts import Parts
 from raytrain.data.readers import read_chunks
-from raytrain.data.readers.base import ROW, BadRow, ReadTask
+from raytrain.data.readers.base import ROW, BadRow, ReadTask, row_itself
+from raytrain.data.stages.clean import Cleaner, make_cleaner
+from raytrain.data.stages.counts import RowCounts
 from raytrain.data.stages.duplicates import DuplicateFilter, Duplicates
 from raytrain.data.stages.held_out import source_columns, split_rows
+from raytrain.data.stages.quarantine import Quarantine
+from raytrain.data.stages.removed import RemovedRows
 from raytrain.errors import DataError, FailureCode, RaytrainError, first_line
 from raytrain.models.tokenizer import load_tokenizer
 from raytrain.retries import advice_for
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
-from raytrain.tasks.base import Encoded, TaskState
+from raytrain.tasks.base import Encoded, RowError, Task, TaskState
 
 # Where a bad row is refused, this many more chunks are read to count the others.
 CHUNKS_TO_COUNT = 16
@@ -75,13 +80,20 @@ class Surveyor(RowFunction):
         task = make_task(config.task, config.data.max_length)
         unique = DuplicateFilter(self._duplicates, row["ordinal"], read_task.file.path)
         sides = self._duplicates.sides_of(row["ordinal"])
-        surveys = [
-            task.survey(kept, split)
-            for chunk in read_chunks(read_task, source_columns(config, task))
-            for split, rows in split_rows(config, task, read_task, chunk, sides)
-            if len(kept := unique.keep(split, rows, task))
-        ]
-        return {"ordinal": row["ordinal"], "surveys": surveys, "found": asdict(unique.close())}
+        cleaner = make_cleaner(config.data.clean, task)
+        surveys, counts = [], defaultdict[str, RowCounts](RowCounts)
+        for chunk in read_chunks(read_task, source_columns(config, task)):
+            counts[read_task.split].read += len(chunk.bad_rows)
+            for split, rows in split_rows(config, task, read_task, chunk, sides):
+                counts[split].read += len(rows)
+                if cleaner is not None:
+                    cleaned = cleaner.clean(rows, split)
+                    counts[split].add(cleaned.counts)
+                    rows = cleaned.table
+                if len(rows := unique.keep(split, rows, task)):
+                    surveys.append(task.survey(rows, split))
+        told = {split: one.to_json() for split, one in counts.items()}
+        return {"ordinal": row["ordinal"], "surveys": surveys, "counts": told, "found": asdict(unique.close())}
 
 
 class Encoder(RowFunction):
@@ -107,39 +119,111 @@ class Encoder(RowFunction):
     def _encode(self, ordinal: int, read_task: ReadTask) -> dict[str, Any]:
         config = RunConfig.model_validate(self._config)
         task = make_task(config.task, config.data.max_length)
+        cleaner = make_cleaner(config.data.clean, task)
         tokenizer = load_tokenizer(config.model)
-        refuses = config.data.bad_rows == BadRowPolicy.REFUSE
-        parts = Parts(Storage(self._root), self._duplicates.prefix, ordinal, self._rows_per_group)
+        fails = config.data.on_error == OnError.FAIL
         unique = DuplicateFilter(self._duplicates, ordinal, read_task.file.path)
+        out = _Output(Storage(self._root), self._duplicates, ordinal, self._rows_per_group)
         sides = self._duplicates.sides_of(ordinal)
-        bad: list[tuple[str, BadRow]] = []  # with their split
         bad_at: int | None = None  # the first chunk with a bad row
-        num_read: Counter[str] = Counter()  # by split
         refused = functools.partial(refusal, is_evaluation=self._is_evaluation)
         for number, chunk in enumerate(read_chunks(read_task, source_columns(config, task))):
-            if refuses and bad_at is not None and number > bad_at + CHUNKS_TO_COUNT:
-                raise refused([one for _, one in bad], num_read.total(), is_counted=False)
-            num_read[read_task.split] += len(chunk.bad_rows)
-            bad += [(read_task.split, one) for one in chunk.bad_rows]
-            for split, rows in split_rows(config, task, read_task, chunk, sides):
-                num_read[split] += len(rows)
-                kept = unique.keep(split, rows, task)
-                is_lost = refuses and bool(bad)  # nothing will be trained: the other bad rows are only counted
-                encoded = None if is_lost else task.encode(kept, tokenizer, self._state)
-                rejected = task.rejections(kept, self._state) if encoded is None else encoded.rejected
-                places = kept[ROW].to_pylist()
-                bad += [(split, BadRow(read_task.file.path, places[r.row], r.reason, r.code)) for r in rejected]
+            if fails and bad_at is not None and number > bad_at + CHUNKS_TO_COUNT:
+                raise refused(out.bad, out.num_read, is_counted=False)
+            out.add_unreadable(read_task.split, chunk.bad_rows)
+            for split, table in split_rows(config, task, read_task, chunk, sides):
+                rows = out.cleaned(cleaner, read_task.file.path, split, table)
+                rows = out.without_duplicates(unique, split, rows, task)
+                if not len(rows):
+                    continue
+                is_lost = fails and bool(out.bad)  # nothing will be trained: the other bad rows are only counted
+                encoded = None if is_lost else task.encode(rows, tokenizer, self._state)
+                rejected = task.rejections(rows, self._state) if encoded is None else encoded.rejected
+                numbers = rows[ROW].to_pylist()
+                for one in rejected:
+                    (values,) = rows.slice(one.row, 1).to_pylist()
+                    bad = BadRow(read_task.file.path, numbers[one.row], one.reason, one.code, row_itself(values))
+                    out.add_bad(split, bad)
                 if encoded is not None and len(encoded.table):
                     counts = task.count_labels(encoded.table, self._state)
-                    parts.add(split, number, encoded, _index_of(encoded, kept, task.sizes(encoded.table)), counts)
-            bad_at = number if bad and bad_at is None else bad_at
-        if refuses and bad:
-            raise refused([one for _, one in bad], num_read.total())
-        bad.sort(key=lambda one: one[1].row)
-        set_aside = [asdict(Rejected(split, one.path, one.row, one.code, one.reason)) for split, one in bad]
-        written, lengths = parts.close()
-        report = {"ordinal": ordinal, "written": written, "rejected": set_aside, LENGTHS: lengths}
-        return {**report, "found": asdict(unique.close()), "num_read": dict(num_read)}
+                    index = _index_of(encoded, rows, task.sizes(encoded.table))
+                    out.parts.add(split, number, encoded, index, counts)
+            bad_at = number if out.bad and bad_at is None else bad_at
+            if not fails:
+                out.quarantine_bad()
+        if out.bad:
+            raise refused(out.bad, out.num_read)
+        return {"ordinal": ordinal, "found": asdict(unique.close()), **out.close()}
+
+
+class _Output:
+    """What becomes of the rows of one read task: samples, quarantined rows, dropped rows, and the counts of all."""
+
+    def __init__(self, folder: Storage, duplicates: Duplicates, ordinal: int, rows_per_group: int):
+        """`duplicates`: names the files."""
+        self._folder, self._removed_name = folder, duplicates.name("cleaned", ordinal)
+        self.parts = Parts(folder, duplicates.prefix, ordinal, rows_per_group)
+        self._quarantine, self._removed = Quarantine(folder, duplicates.prefix, ordinal), RemovedRows()
+        self._counts: defaultdict[str, RowCounts] = defaultdict(RowCounts)
+        self._bad: list[tuple[str, BadRow]] = []  # with their splits, not yet quarantined
+
+    @property
+    def bad(self) -> list[BadRow]:
+        """Rows that can't be used and are not quarantined."""
+        return [one for _, one in self._bad]
+
+    @property
+    def num_read(self) -> int:
+        """Rows so far."""
+        return sum(counts.read for counts in self._counts.values())
+
+    def add_bad(self, split: str, bad: BadRow) -> None:
+        """Note a row that can't be used."""
+        self._bad.append((split, bad))
+
+    def add_unreadable(self, split: str, bad: list[BadRow]) -> None:
+        """Note rows that could not be parsed. Those of a file of training rows are of them, wherever a fraction would
+        have put them."""
+        self._counts[split].read += len(bad)
+        self._bad += [(split, one) for one in bad]
+
+    def cleaned(self, cleaner: Cleaner | None, path: str, split: str, rows: pa.Table) -> pa.Table:
+        """The rows of a file that are left by the rules."""
+        counts = self._counts[split]
+        counts.read += len(rows)
+        if cleaner is None:
+            return rows
+        found = cleaner.clean(rows, split)
+        counts.add(found.counts)
+        self._removed.add(split, path, "clean", found.removed)
+        for row, reason, values in found.failed:
+            self.add_bad(split, BadRow(path, row, reason, RowError.CUSTOM, values))
+        return found.table
+
+    def without_duplicates(self, unique: DuplicateFilter, split: str, rows: pa.Table, task: Task) -> pa.Table:
+        """The rows that are neither leaks nor duplicates."""
+        kept = unique.keep(split, rows, task)
+        self._counts[split].duplicates += len(rows) - len(kept)
+        return kept
+
+    def quarantine_bad(self) -> None:
+        """Put the rows noted since the last call into the quarantine, in their order."""
+        self._bad.sort(key=lambda one: one[1].row)
+        self._quarantine.add(self._bad)
+        for split, _ in self._bad:
+            self._counts[split].quarantined += 1
+        self._bad = []
+
+    def close(self) -> dict[str, Any]:
+        """Write what is left. Returns the report on it."""
+        written, lengths = self.parts.close()
+        return {
+            "written": written,
+            "quarantined": self._quarantine.close().report(),
+            "removed": self._removed.write(self._folder, self._removed_name),
+            "counts": {split: counts.to_json() for split, counts in self._counts.items()},
+            LENGTHS: lengths,
+        }
 
 
 def _index_of(encoded: Encoded, rows: pa.Table, sizes: np.ndarray) -> pa.Table:

@@ -22,9 +22,10 @@ from raytrain.data.readers.delimited import other_delimiter
 from raytrain.data.readers.opening import opened_once
 from raytrain.data.readers.parquet import parquet_footer
 from raytrain.data.readers.text import other_encoding
+from raytrain.data.stages.clean import Cleaner
 from raytrain.errors import DataError
 from raytrain.storage import filesystem_of
-from raytrain.tasks.base import Task
+from raytrain.tasks.base import RowError, Task
 
 HEAD_ROWS = 200
 """Rows at the beginning of a text file that are read before Ray starts."""
@@ -51,34 +52,38 @@ _known: dict[tuple[SourceFile, str, str], Examined] = {}
 _row_groups: dict[SourceFile, tuple[int, ...]] = {}
 
 
+@dataclass(frozen=True)
+class HeadCheck:
+    """How the first rows of a text file are checked."""
+
+    cleaner: Cleaner | None = None
+    """What changes and drops rows before the task sees them."""
+    is_evaluation: bool = False
+    """Whether the rows are those of an evaluation, for messages."""
+
+
 def examine(
-    file: SourceFile,
-    option: str,
-    task: Task,
-    *,
-    with_head: bool,
-    others: Sequence[OfOption] = (),
-    is_evaluation: bool = False,
+    file: SourceFile, option: str, task: Task, of_head: HeadCheck | None, *, others: Sequence[OfOption] = ()
 ) -> Examined:
     """Open a file and check it.
 
     Args:
         option: Dotted option of its source, for messages.
-        with_head: Whether the first rows of a text file must be valid.
+        of_head: How the first rows of a text file are checked; None: they may be invalid.
         others: Some files of each split, in which a column that this one lacks is looked for.
-        is_evaluation: Whether the rows are those of an evaluation, for messages.
 
     Raises:
         DataError: It can't be used.
     """
     of_task = f"{type(task).__module__}.{type(task).__qualname__} {getattr(task, 'config', None)!r}"
-    key = (file, option, sys.intern(f"{of_task} {task.required_columns()} {with_head}"))
+    of_clean = of_head and of_head.cleaner and of_head.cleaner.config
+    key = (file, option, sys.intern(f"{of_task} {task.required_columns()} {of_head is None} {of_clean!r}"))
     if (known := _known.get(key)) is not None:
         return known
     with opened_once(file) as opening:
         why_empty, row_groups = _why_empty(file, option, task, others)
-        if with_head and not why_empty:
-            _check_head(file, task, is_evaluation=is_evaluation)
+        if of_head is not None and not why_empty:
+            _check_head(file, option.removeprefix("data."), task, of_head)
     metadata = opening.metadata
     etag = next((value.decode() for name, value in metadata.items() if name.lower() == "etag"), "")
     found = Examined(why_empty, etag, row_groups)
@@ -190,7 +195,7 @@ def _file_with(column: str, file: SourceFile, others: Sequence[OfOption]) -> OfO
     return None
 
 
-def _check_head(file: SourceFile, task: Task, *, is_evaluation: bool) -> None:
+def _check_head(file: SourceFile, split: str, task: Task, how: HeadCheck) -> None:
     """Raises DataError for the first bad row among the first rows of a text file."""
     if file.format == SourceFormat.PARQUET:
         return
@@ -198,15 +203,19 @@ def _check_head(file: SourceFile, task: Task, *, is_evaluation: bool) -> None:
         head = head_of(file, task.required_columns(), HEAD_ROWS)
     except (OSError, ValueError) as error:
         raise DataError(f"{file.path} can't be read to its end (truncated?): {first_line(error)}") from None
-    bad = list(head.bad_rows)
-    if len(head.table):
+    bad, table = list(head.bad_rows), head.table
+    if how.cleaner is not None and len(table):
+        cleaned = how.cleaner.clean(table, split)
+        table = cleaned.table
+        bad += [BadRow(file.path, row, reason, RowError.CUSTOM) for row, reason, _ in cleaned.failed]
+    if len(table):
         state = task.declared_state()
-        rejected = task.check_before_survey(head.table) if state is None else task.rejections(head.table, state)
-        rows = head.table[ROW].to_pylist()
+        rejected = task.check_before_survey(table) if state is None else task.rejections(table, state)
+        rows = table[ROW].to_pylist()
         bad += [BadRow(file.path, rows[one.row], one.reason, one.code) for one in rejected]
     if bad:
         num_read = len(head.table) + len(head.bad_rows)
-        raise refusal(bad, num_read, is_counted=num_read < HEAD_ROWS, is_evaluation=is_evaluation)
+        raise refusal(bad, num_read, is_counted=num_read < HEAD_ROWS, is_evaluation=how.is_evaluation)
 
 
 def _column_option(task: Task, column: str) -> str:

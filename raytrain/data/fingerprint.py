@@ -10,6 +10,7 @@ from raytrain.config.io import flatten
 from raytrain.data.prepared import FORMAT_VERSION
 from raytrain.data.readers.base import SourceFile
 from raytrain.data.stages.near_duplicates import algorithm
+from raytrain.data.stages.packages import versions
 
 
 def fingerprint(config: RunConfig, files: dict[str, list[SourceFile]], tokenizer: str, rows_per_group: int) -> str:
@@ -32,6 +33,7 @@ def fingerprint(config: RunConfig, files: dict[str, list[SourceFile]], tokenizer
         "seed": config.seed if fraction is not None else None,  # determines which rows are held out
         "duplicates": algorithm() if compares else None,
         "tokenizer": tokenizer,
+        "packages": versions(config.data.clean),  # those that decide what the rules of data.clean make of a text
         "rows_per_group": rows_per_group,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]

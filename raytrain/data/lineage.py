@@ -1,10 +1,9 @@
 """Where a sample comes from, and what became of a source row: answered from a prepared store's files. No Ray, no torch.
 
-The index of each part has the source rows of its samples; `removed.parquet` and `rejected.jsonl` list the rows that are
+The index of each part has the source rows of its samples; `removed.parquet` and `quarantine/` list the rows that are
 in none.
 """
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raytrain.data.commit import REJECTED_NAME
 from raytrain.data.prepared import PreparedStore
+from raytrain.data.stages.quarantine import quarantined
 from raytrain.data.stages.removed import LEAKS_NAME, REMOVED_NAME, Removed, read_removed
 from raytrain.errors import ConfigError
 
@@ -72,10 +71,9 @@ def fate_of(store: PreparedStore, place: str) -> tuple[list[str], list[Source]]:
     lines = [f"{file}:{row} is in sample {source.sample} of {source.split}" for source in samples]
     lines += [f"{file}:{row} was removed: {_why(one)}" for one in _listed(store, REMOVED_NAME, file, row)]
     lines += [f"{file}:{row} {_why(one)}, and was kept" for one in _listed(store, LEAKS_NAME, file, row)]
-    for text in store.storage.read_bytes(REJECTED_NAME).decode().splitlines():
-        bad = json.loads(text)
-        if (bad["path"], bad["row"]) == (file, row):
-            lines.append(f"{file}:{row} was set aside: {bad['reason']} ({bad['code']})")
+    for bad in quarantined(store.storage):
+        if (bad["file"], bad["row"]) == (file, row):
+            lines.append(f"{file}:{row} was quarantined: {bad['reason']} ({bad['code']})")
     if not lines:
         raise ConfigError(
             f"--row {place}: no row of {file} begins there. Rows are counted from 1; in text formats a row is named by "

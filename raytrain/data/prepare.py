@@ -2,10 +2,11 @@
 
     1. read      (ReadTask)       -> chunks of at most 4096 rows, bad rows apart      data/readers/
     2. split     (chunk)          -> training and validation rows, by a hash of text  data/stages/held_out.py
-    3. dedup     (rows)           -> without leaks and duplicates                     data/stages/duplicates.py
-    4. encode    (rows)           -> samples: token ids and the task's columns        data/encode.py, tasks/
-    5. write     (samples)        -> a Parquet part with small row groups, its index  data/parts.py
-    6. commit    (all parts)      -> lengths, removed and rejected rows, manifest     data/commit.py
+    3. clean     (rows)           -> changed rows, dropped rows apart                 data/stages/clean.py
+    4. dedup     (rows)           -> without leaks and duplicates                     data/stages/duplicates.py
+    5. encode    (rows)           -> samples: token ids and the task's columns        data/encode.py, tasks/
+    6. write     (samples)        -> a Parquet part with small row groups, its index  data/parts.py
+    7. commit    (all parts)      -> lengths, removed rows, and finally the manifest  data/commit.py
 
 Duplicates take passes of their own before that (data/stages/duplicate_passes.py), and labels that are not declared a
 survey: both read the rows by the same steps.
@@ -30,17 +31,17 @@ from typing import Any
 import numpy as np
 
 from raytrain.config import RunConfig
-from raytrain.data.bad_rows import Rejected
-from raytrain.data.commit import Written, WrittenPart, commit, tell
+from raytrain.data.bad_rows import Tally
+from raytrain.data.commit import Written, WrittenPart, check_counts, commit, sum_of, tell
 from raytrain.data.encode import LENGTHS, Encoder, RowFunction, Surveyor, cannot_prepare, report_of
 from raytrain.data.fingerprint import fingerprint
-from raytrain.data.lengths import ELEMENT_BYTES
 from raytrain.data.prepared import Part, PreparedStore
 from raytrain.data.quiet import quiet_ray_data
 from raytrain.data.readers.base import SourceFile
 from raytrain.data.sources import check_sources, read_tasks
 from raytrain.data.stages.duplicate_passes import find_held_out, find_sides, find_within
 from raytrain.data.stages.duplicates import WORK, Duplicates, Found
+from raytrain.data.stages.quarantine import forget
 from raytrain.data.store_folder import put_in_place, verified, verified_or_removed
 from raytrain.errors import DataError, FailureCode
 from raytrain.models.tokenizer import load_tokenizer, tokenizer_identity
@@ -75,11 +76,13 @@ def prepare(
         check_first: Called before anything is prepared, and not when the store is there already.
 
     Raises:
-        DataError: A row can't be used and data.bad_rows is `refuse`, a label is not declared, or nothing is left to
-        train on. Or storage fails for two minutes, or the disk is full.
+        DataError: A row can't be used and data.on_error is `fail`, a label is not declared, more rows are dropped or
+        quarantined than is allowed, or nothing is left to train on. Or storage fails for two minutes, or the disk is
+        full.
     """
     files, rows_per_group, cache, name = _place_of(config, only)
     if (store := verified_or_removed(cache, name)) is not None:
+        check_counts(config, store.manifest.row_counts, Tally())
         return store
     if check_first is not None:
         check_first()
@@ -96,7 +99,9 @@ def prepare(
 def find_prepared(config: RunConfig) -> PreparedStore | None:
     """The prepared store of a config if it already exists undamaged; needs no Ray. Raises DataError."""
     _, _, cache, name = _place_of(config)
-    return verified(cache, name)
+    if (store := verified(cache, name)) is not None:
+        check_counts(config, store.manifest.row_counts, Tally())
+    return store
 
 
 def _place_of(config: RunConfig, only: str | None = None) -> tuple[dict[str, list[SourceFile]], int, Storage, str]:
@@ -155,6 +160,8 @@ class _Preparation:
             if self.is_local:
                 with contextlib.suppress(OSError):  # why it has failed must not be lost
                     self.folder.delete("")
+            else:
+                forget(self.folder, self.attempt)
             raise
         finally:
             self._remove_work()
@@ -175,9 +182,11 @@ class _Preparation:
 
     def _survey(self, duplicates: Duplicates) -> tuple[list[TaskState], Duplicates]:
         """What the chunks of all splits contribute to the task's state, in the order of the sources; and which of their
-        rows are duplicates, as far as that was not known."""
+        rows are duplicates, as far as that was not known. Raises DataError when the rules of data.clean drop too much,
+        which would be told as labels that are missing."""
         surveyor = Surveyor(self.config.model_dump(mode="json", exclude_unset=True), duplicates)
         reports = {report["ordinal"]: report for report in _run(self._rows(), surveyor)}
+        check_counts(self.config, sum_of(report["counts"] for report in reports.values()), Tally())
         surveys = [survey for ordinal in sorted(reports) for survey in reports[ordinal]["surveys"]]
         if duplicates.finds_leaks:
             found = {ordinal: Found(**report["found"]) for ordinal, report in reports.items()}
@@ -198,17 +207,18 @@ class _Preparation:
         started_at_s, num_rows = time.monotonic(), 0
         for report in _run(self._rows(), encoder):
             self._add(report, written)
-            num_rows += len(report[LENGTHS]) // ELEMENT_BYTES
-            total = round(num_rows / self._share_of(written.rejected))
+            num_rows += sum(counts["read"] for counts in report["counts"].values())
+            total = round(num_rows / self._share_of(written.found))
             self.progress(num_rows, total, num_rows / max(1e-9, time.monotonic() - started_at_s))
         return written
 
     def _add(self, report: dict[str, Any], written: Written) -> None:
         """Add a read task's report to those of the others."""
         ordinal = report["ordinal"]
-        written.rejected[ordinal] = [Rejected(**bad) for bad in report["rejected"]]
+        written.counts[ordinal], written.quarantined[ordinal] = report["counts"], report["quarantined"]
         written.found[ordinal] = Found(**report["found"])
-        written.num_read.update(report["num_read"])
+        if report["removed"]:
+            written.cleaned[ordinal] = report["removed"]
         lengths, begin = np.frombuffer(report[LENGTHS], dtype="<i4"), 0
         for item in report["written"]:
             part = Part(**{**item.pop("part"), "file": self.file_numbers[ordinal]})

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from raytrain.data.damaged import DamagedError
 from raytrain.data.lengths import Lengths, index_name
+from raytrain.data.stages.counts import RowCounts
 from raytrain.errors import DataError
 from raytrain.retries import retrying
 from raytrain.storage import Storage
@@ -67,22 +68,27 @@ class SplitInfo:
     num_tokens: int
     num_truncated: int
     """Rows longer than data.max_length."""
-    num_set_aside: int
-    """Source rows that could not be used; they are listed in rejected.jsonl."""
+    num_quarantined: int
+    """Source rows that could not be used; they are in quarantine/."""
     parts: list[Part]
     index_sha256: str
     """Hash of the checksums of the index; see `data.lengths`."""
     label_counts: dict[str, int] = field(default_factory=dict)
     """How often each label that occurs is a target; empty where targets are not labels."""
-    num_read: int = 0
-    """Source rows that were read: those in samples, those set aside and those removed."""
     num_removed: dict[str, int] = field(default_factory=dict)
-    """Source rows that each rule has removed, by `stage.rule`; they are listed in removed.parquet."""
+    """Source rows that were removed as duplicates, by `stage.rule`; they are listed in removed.parquet."""
     num_leaks: int = 0
     """Training rows that nearly equal a held-out row and were kept, since data.dedup.leakage is `report`; they are
     listed in leaks.parquet."""
     num_short_leaks: int = 0
     """Training rows that do so, and are too short to be called leaks."""
+    rows: dict[str, Any] = field(default_factory=dict)
+    """What became of the source rows, which add up: `RowCounts.to_json`."""
+
+    @property
+    def num_read(self) -> int:
+        """Source rows that were read: those in samples, those quarantined, dropped and removed."""
+        return int(self.rows.get("read", 0))
 
 
 @dataclass(frozen=True)
@@ -102,11 +108,17 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
     @property
+    def row_counts(self) -> dict[str, RowCounts]:
+        """What became of the source rows of each split."""
+        return {split: RowCounts.from_json(info.rows) for split, info in self.splits.items() if info.rows}
+
+    @property
     def remarks(self) -> list[str]:
-        """What is unusual about the labels, a sentence each."""
+        """What the rules of data.clean did to each split, and what is unusual about the labels, a sentence each."""
+        cleaned = [f"{split}: {counts.sentence()}" for split, counts in self.row_counts.items() if counts.rules]
         labels = self.task_state.get("labels")
         counts = {split: info.label_counts for split, info in self.splits.items()}
-        return seldom_seen(labels if isinstance(labels, list) else [], counts)
+        return [*cleaned, *seldom_seen(labels if isinstance(labels, list) else [], counts)]
 
     def to_json(self) -> bytes:
         """The manifest as the bytes of manifest.json."""

@@ -9,13 +9,14 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from raytrain.config import SPLITS, BadRowPolicy, DataConfig, SourceFormat
+from raytrain.config import SPLITS, DataConfig, OnError, SourceFormat
 from raytrain.data.content import with_content
-from raytrain.data.examined import Examined, examine, row_groups_of
+from raytrain.data.examined import Examined, HeadCheck, examine, row_groups_of
 from raytrain.data.listing import list_files, real_path
 from raytrain.data.parallel import Checked, in_threads
 from raytrain.data.readers import column_names
 from raytrain.data.readers.base import ReadTask, SourceFile
+from raytrain.data.stages.clean import make_cleaner
 from raytrain.errors import DataError
 from raytrain.tasks.base import Task
 
@@ -38,8 +39,10 @@ def check_sources(
         checked: Is told how many files are checked, if there are many.
 
     Raises:
+        ConfigError: A rule of data.clean can't be applied.
         DataError: The message names the option, the file, and what to do.
     """
+    cleaner = make_cleaner(data.clean, task)
     sources = {split: getattr(data, split) for split in SPLITS if only in (None, split)}
     splits = {
         split: list_files(source, f"data.{split}")
@@ -47,14 +50,14 @@ def check_sources(
         if source is not None and source.path is not None
     }
     _check_no_file_twice(splits)
-    num_heads = HEAD_FILES if data.bad_rows == BadRowPolicy.REFUSE else 0
+    num_heads = HEAD_FILES if data.on_error == OnError.FAIL else 0
     items = [(split, file, i < num_heads) for split, files in splits.items() for i, file in enumerate(files)]
     ends = [(f"data.{split}", file) for split, files in splits.items() for file in dict.fromkeys((files[0], files[-1]))]
 
     def examine_one(item: tuple[str, SourceFile, bool]) -> Examined:
         split, file, with_head = item
-        is_evaluation = only is not None
-        return examine(file, f"data.{split}", task, with_head=with_head, others=ends, is_evaluation=is_evaluation)
+        of_head = HeadCheck(cleaner, is_evaluation=only is not None) if with_head else None
+        return examine(file, f"data.{split}", task, of_head, others=ends)
 
     found = iter(in_threads(examine_one, items, checked))
     splits = {split: _with_rows(files, f"data.{split}", found) for split, files in splits.items()}

@@ -125,6 +125,12 @@ def _usage(facts: dict[str, Any]) -> list[str]:
                 " The model was trained with `task.case_feature`, which Transformers' pipeline does not compute: it "
                 "tags worse there than in the results below."
             )
+    if facts["config"]["data"].get("clean"):
+        note += (
+            " Texts were cleaned before training. Do the same with those that you give the model: "
+            "`raytrain.data.stages.clean.clean_text(text, CleanConfig(**clean))`, with `clean` of `config.data` in "
+            "`raytrain.json`."
+        )
     code = f"from transformers import pipeline\n\nmodel = pipeline({kind!r}, FOLDER, {options})\nprint({call})"
     code = code.replace("'", '"').replace("FOLDER", '"path/to/this/folder"')
     return ["## Use", f"```python\n{code}\n```", note]
@@ -155,7 +161,7 @@ def _data(facts: dict[str, Any]) -> list[str]:
     ]
 
 
-COUNTS = ("num_samples", "num_tokens", "num_truncated", "num_set_aside")
+COUNTS = ("num_samples", "num_tokens", "num_truncated", "num_quarantined")
 
 
 def _table(head: list[str], rows: Iterable[list[str]]) -> str:

@@ -12,7 +12,14 @@ from raytrain.storage import Storage
 
 MEASURED_SPLITS = ("validation", "test")
 # Prefixes of the keys that an evaluation may change beside its own split; no other key concerns the model in best/.
-ALLOWED = ("data.bad_rows", "data.prepared_path", "workers.", "ray.", "training.micro_batch_size")
+ALLOWED = (
+    "data.on_error",
+    "data.max_quarantined",
+    "data.prepared_path",
+    "workers.",
+    "ray.",
+    "training.micro_batch_size",
+)
 MANY = 1 << 20  # times a step's micro-batches: more than there are workers
 # Changing these leaves the prepared data of the run valid.
 NOT_THE_DATA = ("data.prepared_path", "workers.", "ray.", "training.")
@@ -47,8 +54,8 @@ def allowed_overrides(split: str, overrides: Sequence[str]) -> list[str]:
         hint = f"; to measure those files, add --split {key.split('.')[1]}" if key.startswith(_other(split)) else ""
         raise ConfigError(
             f"{key} can't be changed in an evaluation of the {split} split{hint}; allowed: data.{split}.*, "
-            "task.*_column, task.label_separator, data.bad_rows, data.prepared_path, training.micro_batch_size, "
-            "workers.*, ray.*"
+            "task.*_column, task.label_separator, data.on_error, data.max_quarantined, data.prepared_path, "
+            "training.micro_batch_size, workers.*, ray.*"
         )
     replaces_fraction = any(override.startswith("data.validation.path=") for override in overrides)
     fraction = ["data.validation.fraction=null", "data.validation.group_column=null"] if replaces_fraction else []

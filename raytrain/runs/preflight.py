@@ -21,7 +21,7 @@ from raytrain.runs.plan import Plan, logical_cpus, make_plan
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
 from raytrain.tasks.base import Task
-from raytrain.tasks.imported import source_hash
+from raytrain.tasks.imported import package_hash, source_hash
 from raytrain.tracking.trackers import check_trackers
 from raytrain.training.progress import mode_of, watched_mode
 
@@ -143,8 +143,8 @@ def _named_by(config: RunConfig, mark: Mark) -> list[tuple[str, str]]:
 
 
 def resolve(config: RunConfig) -> RunConfig:
-    """The config with local paths made absolute, since workers don't run in the user's folder, and with the hash of the
-    file that defines a `python` task. Raises ConfigError when that task can't be imported."""
+    """The config with local paths made absolute, since workers don't run in the user's folder, and with the hashes of
+    the files that define a `python` task and a custom function. Raises ConfigError when one can't be imported."""
     raw = config.model_dump(mode="json", exclude_unset=True)
     raw["storage_path"] = config.storage_path  # its default is relative too
     makers: dict[Mark, Callable[[str], str]] = {
@@ -162,6 +162,8 @@ def resolve(config: RunConfig) -> RunConfig:
                 section[name] = make_absolute(value) if isinstance(value, str) else [make_absolute(v) for v in value]
     if config.task.kind == "python" and config.task.source is None:  # a run's own config says it already
         raw["task"]["source"] = source_hash(config.task.target)
+    if (clean := config.data.clean) is not None and clean.custom is not None and clean.custom_source is None:
+        raw["data"]["clean"]["custom_source"] = package_hash(clean.custom, "data.clean.custom")
     return parse_config(raw)
 
 

@@ -41,6 +41,8 @@ class RowError(StrEnum):
     """A target is missing, or has the wrong type or length."""
     UNKNOWN_LABEL = "unknown_label"
     """Its label is not one of the task's."""
+    CUSTOM = "custom"
+    """The function of data.clean.custom failed on it, or returned something that is not a row."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,15 @@ class Task(ABC):
     @abstractmethod
     def target_columns(self) -> list[str]:
         """Columns of a source that the targets are made of."""
+
+    def text_columns(self) -> list[str]:
+        """Columns of a source whose cells are texts, which data.clean may change or judge."""
+        return []
+
+    def word_columns(self) -> list[str]:
+        """Columns of a source whose cells are lists of words with a target each: data.clean changes them word by
+        word."""
+        return []
 
     def check_inputs(self, rows: pa.Table) -> list[Rejection]:
         """Rows whose inputs can't be used."""

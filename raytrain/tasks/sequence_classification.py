@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from raytrain.config import ModelConfig, SequenceClassificationConfig, TrainingConfig
+from raytrain.models.encode_texts import encode_texts
 from raytrain.tasks.base import (
     IGNORED,
     Batch,
@@ -59,6 +60,10 @@ class SequenceClassification(TextTask):
     def input_columns(self) -> list[str]:
         """The text, and its pair when there is one."""
         return [column for column in (self.config.text_column, self.config.text_pair_column) if column is not None]
+
+    def text_columns(self) -> list[str]:
+        """All inputs."""
+        return self.input_columns()
 
     def target_columns(self) -> list[str]:
         """The label."""
@@ -269,6 +274,9 @@ class SequenceClassification(TextTask):
             return [], []
         texts = [values[0] for values in kept]
         pairs = [values[1] or "" for values in kept] if self.config.text_pair_column else None
+        if not truncation:
+            ids, segments = encode_texts(tokenizer, texts, pairs)
+            return ids, segments if self._has_segments(tokenizer) else []
         encoding = tokenizer(texts, pairs, verbose=False, **truncation)
         return encoding["input_ids"], encoding["token_type_ids"] if self._has_segments(tokenizer) else []
 

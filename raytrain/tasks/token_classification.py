@@ -79,6 +79,10 @@ class TokenClassification(TextTask):
         """The words."""
         return [self.config.tokens_column]
 
+    def word_columns(self) -> list[str]:
+        """The words."""
+        return [self.config.tokens_column]
+
     def target_columns(self) -> list[str]:
         """Their tags."""
         return [self.config.tags_column]

@@ -19,6 +19,8 @@ BEFORE_TRAINING = (
     "input_columns",
     "compared_texts",
     "target_columns",
+    "text_columns",
+    "word_columns",
     "check_inputs",
     "check_targets",
     "check_before_survey",
@@ -54,7 +56,7 @@ def _guarded(method: Callable[..., Any], name: str, target: str, file: str | Non
         except RaytrainError:
             raise
         except Exception as error:
-            if _is_out_of_memory(error):
+            if is_out_of_memory(error):
                 raise
             raise ConfigError(f"task.target {target}: {name} failed: {told(error, file)}") from error
 
@@ -85,7 +87,8 @@ def _place_in(error: BaseException, file: str | None) -> str | None:
     return None
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that there was no memory, whatever the code that it was raised in."""
     torch = sys.modules.get("torch")
     is_torchs = torch is not None and isinstance(error, torch.OutOfMemoryError)
     return is_torchs or isinstance(error, MemoryError) or says(error, ForeignMessage.NO_CPU_MEMORY)

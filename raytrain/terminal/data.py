@@ -14,13 +14,13 @@ from raytrain.data.stages.removed import Removed
 def print_store(console: Console, store: PreparedStore) -> None:
     """Print the sizes of the splits in a prepared store, and its labels."""
     table = Table(box=None, pad_edge=False)
-    for column in ("split", "rows", "samples", "tokens", "tokens per sample", "truncated", "set aside", "removed"):
+    columns = ("rows", "samples", "tokens", "tokens per sample", "truncated", "quarantined", "dropped", "removed")
+    for column in ("split", *columns):
         table.add_column(column, justify="left" if column == "split" else "right")
     for name, split in store.manifest.splits.items():
         mean = split.num_tokens / max(1, split.num_samples)
-        num_removed = sum(split.num_removed.values())
-        counts = (split.num_read, split.num_samples, split.num_tokens)
-        numbers = (*counts, mean, split.num_truncated, split.num_set_aside, num_removed)
+        lost = (split.num_quarantined, split.rows.get("dropped", 0), sum(split.num_removed.values()))
+        numbers = (split.num_read, split.num_samples, split.num_tokens, mean, split.num_truncated, *lost)
         table.add_row(name, *(f"{number:,.1f}" if isinstance(number, float) else f"{number:,}" for number in numbers))
     console.print(table)
     for name, split in store.manifest.splits.items():

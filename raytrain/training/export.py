@@ -112,7 +112,7 @@ def _split(config: RunConfig, manifest: Manifest, split: str) -> dict[str, Any]:
         "num_samples": info.num_samples,
         "num_tokens": info.num_tokens,
         "num_truncated": info.num_truncated,
-        "num_set_aside": info.num_set_aside,
+        "num_quarantined": info.num_quarantined,
     }
 
 

@@ -110,7 +110,7 @@ class TestContent:
         assert info.num_tokens == sum(map(len, expected))
         assert info.num_truncated == sum(len(ids) > 12 for ids in encode([row["text"] for row in rows])["input_ids"])
         assert info.num_truncated > 0
-        assert (info.num_samples, info.num_set_aside) == (5_000, 0)
+        assert (info.num_samples, info.num_quarantined) == (5_000, 0)
         assert store.manifest.splits["test"].num_samples == 7
         counts = Counter(row["label"] for row in rows)
         assert info.label_counts == counts and sum(store.manifest.splits["test"].label_counts.values()) == 7
@@ -177,7 +177,8 @@ class TestOnce:
         ]
         test = write_lines(tmp_path / "test.jsonl", make_reviews(100, 1))
         options = {"validation": {"fraction": 0.2}, "test": {"path": test}, "dedup": {"exact": True, "near": True}}
-        one, four = (config(paths, cache=cache, bad_rows="set_aside", **options) for cache in "ab")
+        options |= {"on_error": "quarantine", "max_quarantined": 1}
+        one, four = (config(paths, cache=cache, **options) for cache in "ab")
         run_elsewhere(one, num_cpus=1)
         alone = PreparedStore(str(next((tmp_path / "a").iterdir())))
         assert content(prepare(four)) == content(alone)
@@ -339,6 +340,11 @@ class TestDamaged:
         assert find_prepared(chosen) is not None
 
 
+def quarantined(store: PreparedStore) -> list[dict[str, Any]]:
+    files = sorted((Path(store.root) / "quarantine").glob("*.jsonl"))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
 class TestBadInput:
     @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
     def test_the_first_bad_row_of_the_first_file_is_named(self, tmp_path, config, ending):
@@ -351,11 +357,11 @@ class TestBadInput:
         paths = [write(tmp_path / f"{i}.{ending}", some) for i, some in enumerate((rows, later))]
         assert f"{paths[0]}, row 17001: text is empty (2 more bad rows after it)" in refusal(config(paths))
 
-    def test_set_aside_is_counted_by_reason(self, tmp_path, config, caplog):
+    def test_what_is_quarantined_is_counted_by_reason(self, tmp_path, config, caplog):
         odd: list[Any] = ["{broken\n", {"text": "", "label": "positive"}, {"text": " ", "label": "positive"}]
         path = write_lines(tmp_path / "a.jsonl", [*make_reviews(4, 1), *odd, {"text": 5, "label": "positive"}])
-        prepare(config(path, bad_rows="set_aside"))
-        assert "4 rows set aside" in caplog.text
+        prepare(config(path, on_error="quarantine", max_quarantined=1))
+        assert "4 rows quarantined" in caplog.text
         assert f"2 x bad_input: text is empty ({path}, row 6; {path}, row 7)" in caplog.text
         assert "1 x unreadable: malformed JSON" in caplog.text
         assert f"1 x bad_input: text is 5, which is a number and not text ({path}, row 8)" in caplog.text
@@ -363,32 +369,33 @@ class TestBadInput:
     def test_refused_with_file_and_row(self, tmp_path, config):
         path = write_lines(tmp_path / "a.jsonl", [*make_reviews(5, 0), "{broken\n", *make_reviews(5, 1)])
         message = refusal(config(path))
-        assert f"{path}, row 6: malformed JSON" in message and "data.bad_rows=set_aside" in message
+        assert f"{path}, row 6: malformed JSON" in message and "data.on_error=quarantine" in message
         assert list((tmp_path / "prepared").glob("*")) == []
 
     @pytest.mark.parametrize("text", ["", "  ", None])
     def test_empty_text(self, tmp_path, config, text):
         path = write_lines(tmp_path / "a.jsonl", [*make_reviews(3, 1), {"text": text, "label": "positive"}])
         assert f"{path}, row 4" in refusal(config(path))
-        store = prepare(config(path, bad_rows="set_aside"))
+        store = prepare(config(path, on_error="quarantine", max_quarantined=1))
         assert len(samples(store)) == 3
 
-    def test_set_aside_is_counted_and_listed(self, tmp_path, config):
+    def test_what_is_quarantined_is_counted_and_listed(self, tmp_path, config):
         train = write_lines(tmp_path / "a.jsonl", ["{broken\n", *make_reviews(4, 1), {"text": "a", "label": None}])
         validation = write_lines(tmp_path / "b.jsonl", [*make_reviews(4, 0), "[]\n"])
-        store = prepare(config(train, validation={"path": validation}, bad_rows="set_aside"))
-        lines = [json.loads(line) for line in (Path(store.root) / "rejected.jsonl").read_text().splitlines()]
-        assert [(line["path"], line["row"]) for line in lines] == [(train, 1), (train, 6), (validation, 5)]
+        store = prepare(config(train, validation={"path": validation}, on_error="quarantine", max_quarantined=1))
+        lines = quarantined(store)
+        assert [(line["file"], line["row"]) for line in lines] == [(train, 1), (train, 6), (validation, 5)]
         assert all(line["reason"] for line in lines)
-        assert {split: info.num_set_aside for split, info in store.manifest.splits.items()} == {
+        assert [line["data"] for line in lines] == ["{broken\n", {"text": "a", "label": None}, "[]\n"]
+        assert {split: info.num_quarantined for split, info in store.manifest.splits.items()} == {
             "train": 2,
             "validation": 1,
         }
 
-    def test_set_aside_of_equal_files_in_two_splits(self, tmp_path, config):
+    def test_what_is_quarantined_of_equal_files_in_two_splits(self, tmp_path, config):
         paths = [write_lines(tmp_path / f"{name}.jsonl", ["{broken\n", *make_reviews(4, 1)]) for name in "ab"]
-        store = prepare(config(paths[0], test={"path": paths[1]}, bad_rows="set_aside"))
-        assert [info.num_set_aside for info in store.manifest.splits.values()] == [1, 1]
+        store = prepare(config(paths[0], test={"path": paths[1]}, on_error="quarantine", max_quarantined=1))
+        assert [info.num_quarantined for info in store.manifest.splits.values()] == [1, 1]
 
     def test_a_label_that_only_validation_has(self, tmp_path, config):
         """It is found as those of the training data are; the declared ones are the only ones."""
@@ -399,12 +406,14 @@ class TestBadInput:
         assert found.manifest.splits["validation"].num_samples == 3
         declared = {"kind": "sequence_classification", "labels": ["negative", "positive"]}
         message = refusal(config(train, declared, validation={"path": validation}))
-        for word in (f"{validation}, row 3", "'neutral'", "'negative', 'positive'", "task.labels", "set_aside"):
+        for word in (f"{validation}, row 3", "'neutral'", "'negative', 'positive'", "task.labels", "quarantine"):
             assert word in message
-        store = prepare(config(train, declared, validation={"path": validation}, bad_rows="set_aside"))
-        assert [info.num_set_aside for info in store.manifest.splits.values()] == [0, 1]
-        (line,) = (Path(store.root) / "rejected.jsonl").read_text().splitlines()
-        assert json.loads(line)["code"] == "unknown_label"
+        store = prepare(
+            config(train, declared, validation={"path": validation}, on_error="quarantine", max_quarantined=1)
+        )
+        assert [info.num_quarantined for info in store.manifest.splits.values()] == [0, 1]
+        (line,) = quarantined(store)
+        assert line["code"] == "unknown_label" and line["data"] == {"text": "so so", "label": "neutral"}
 
     def test_a_tag_that_is_not_declared(self, tmp_path, config):
         path = write_conll(tmp_path / "a.conll", 5, 0)
@@ -419,7 +428,12 @@ class TestBadInput:
         raw[200:1_000] = b"\xff" * 800
         path.write_bytes(raw)
         message = refusal(
-            config(str(path), {"kind": "sequence_classification", "labels": labels}, bad_rows="set_aside")
+            config(
+                str(path),
+                {"kind": "sequence_classification", "labels": labels},
+                on_error="quarantine",
+                max_quarantined=1,
+            )
         )
         assert str(path) in message and "broken Parquet" in message
 
@@ -436,7 +450,7 @@ class TestBadInput:
         useless = write_parquet(tmp_path / "b.parquet", [{"text": " ", "label": "positive"}])
         paths = {"train": good, split: useless}
         rest = {name: {"path": path} for name, path in paths.items() if name != "train"}
-        message = refusal(config(paths["train"], bad_rows="set_aside", **rest))
+        message = refusal(config(paths["train"], on_error="quarantine", max_quarantined=1, **rest))
         assert f"data.{split}" in message and "no usable row" in message
 
 

@@ -42,7 +42,7 @@ def test_balanced_is_scikit_learns_of_the_training_data(declared: list[str] | No
     assert np.allclose(state["class_weights"], expected, atol=2**-11)
 
 
-def test_rows_that_are_set_aside_do_not_count() -> None:
+def test_rows_that_are_quarantined_do_not_count() -> None:
     """A row without a text is not trained on, whatever its label."""
     task = weighted("balanced")
     train = pa.table({"text": ["good", "good", "bad", "", None], "label": ["a", "a", "b", "b", "b"]})

@@ -43,6 +43,7 @@ def test_what_may_change_when_a_run_is_resumed() -> None:
     expected |= beginning_with("training.communication.bucket_elements", "training.communication.overlap")
     expected |= beginning_with("training.communication.network", "training.communication.environment")
     expected |= beginning_with("data.record_samples", "data.prepared_path")
+    expected |= beginning_with("data.max_quarantined", "data.clean.max_dropped")
     assert {key for key in holders() if not declared(key).decides_weights} == expected
 
 
@@ -72,8 +73,9 @@ def test_what_a_sweep_may_be_given_more_of() -> None:
 
 
 def test_what_the_fingerprint_of_prepared_data_takes() -> None:
-    expected = beginning_with("task.") | {"data.max_length", "data.bad_rows", "data.validation.fraction"}
+    expected = beginning_with("task.") | {"data.max_length", "data.on_error", "data.validation.fraction"}
     expected |= {"data.validation.group_column", *beginning_with("data.dedup.")}
+    expected |= beginning_with("data.clean") - {"data.clean.max_dropped"}
     assert {*affecting(Affects.DATA)} == expected
 
 

@@ -24,7 +24,7 @@ from raytrain.training.measured import measured_name
         "data.test={path: a.parquet}",
         "data.test.format=csv",
         "task.text_column=body",
-        "data.bad_rows=set_aside",
+        "data.on_error=quarantine",
         "workers.max=2",
         "ray.address=null",
         "training.micro_batch_size=64",

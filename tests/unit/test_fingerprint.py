@@ -59,7 +59,7 @@ def changed(raw: Raw, dotted: str, value: Any) -> Raw:
     ("option", "value"),
     [
         ("data.max_length", 31),
-        ("data.bad_rows", "set_aside"),
+        ("data.on_error", "quarantine"),
         ("data.validation", {"fraction": 0.1}),
         ("data.validation", {"fraction": 0.1, "group_column": "label"}),
         ("data.dedup.leakage", "report"),

@@ -5,6 +5,7 @@ The work of PREPARE is done as Ray Data's processes do it, in this process. No R
 
 import json
 import re
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ import pytest
 
 from raytrain.config import LeakagePolicy, RunConfig
 from raytrain.config.io import parse_config
-from raytrain.data.bad_rows import Rejected, summary
+from raytrain.data.bad_rows import Tally
 from raytrain.data.encode import Encoder, Surveyor, report_of
-from raytrain.data.readers.base import CHUNK_ROWS
+from raytrain.data.readers.base import CHUNK_ROWS, BadRow
 from raytrain.data.sources import check_sources, read_tasks
 from raytrain.data.stages.duplicates import Duplicates
 from raytrain.errors import ConfigError, DataError, counted
@@ -55,8 +56,11 @@ class Prepared:
             state = self._task.state_from(surveys)
             self.remarks = self._task.remarks(surveys)
         self.labels = labels_in(state)
+        shutil.rmtree(folder, ignore_errors=True)
         reports = [_report(Encoder(plain, state, str(folder), 16, none), row) for row in rows]
-        self.rejected = [(bad["row"], bad["code"], bad["reason"]) for report in reports for bad in report["rejected"]]
+        files = sorted((folder / "quarantine").glob("*.jsonl"))
+        quarantined = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+        self.rejected = [(bad["row"], bad["code"], bad["reason"]) for bad in quarantined]
         parts = [str(folder / item["part"]["name"]) for report in reports for item in report["written"]]
         self.samples = [row for part in parts for row in pq.read_table(part).to_pylist()]
 
@@ -135,8 +139,8 @@ class TestQuotes:
         path = write(tmp_path / "a.csv", csv_of(broken, order))
         message = refused(prepare, path)
         bad = [row for row, line in broken.items() if line.startswith(('"', 'neg,"'))]
-        assert f"{path}, row {bad[0]}: " in message and "quote" in message and "data.bad_rows=set_aside" in message
-        found = prepare(path, bad_rows="set_aside")
+        assert f"{path}, row {bad[0]}: " in message and "quote" in message and "data.on_error=quarantine" in message
+        found = prepare(path, on_error="quarantine")
         assert [row for row, _, _ in found.rejected] == bad
         assert len(found.samples) == 100 - len(bad)
 
@@ -144,7 +148,7 @@ class TestQuotes:
         path = write(tmp_path / "a.csv", 'text,label\n"He said \\"hi\\" to me",pos\n"fine",neg\n"good",pos\n')
         message = refused(prepare, path)
         assert f"{path}, row 2: " in message and '\\"' in message
-        assert [row for row, _, _ in prepare(path, bad_rows="set_aside").rejected] == [2]
+        assert [row for row, _, _ in prepare(path, on_error="quarantine").rejected] == [2]
 
     def test_blanks_before_a_quote(self, tmp_path, prepare):
         path = write(tmp_path / "a.csv", 'text, label\n"good", "pos"\n'.replace(", label", ",label"))
@@ -220,7 +224,7 @@ class TestColumns:
         part = "text,label\n" + "".join(f"t {i},{'ab'[i % 2]}\n" for i in range(10))
         path = write(tmp_path / "a.csv", part + part)
         assert f"{path}, row 12: it repeats the header" in refused(prepare, path)
-        assert len(prepare(path, bad_rows="set_aside").samples) == 20
+        assert len(prepare(path, on_error="quarantine").samples) == 20
 
 
 class TestTypes:
@@ -232,7 +236,7 @@ class TestTypes:
         path = lines(tmp_path / "a.jsonl", rows)
         message = refused(prepare, path, TAGS)
         assert f"{path}, row 8: tokens " in message and "1907" in message and "row 1:" not in message
-        found = prepare(path, TAGS, bad_rows="set_aside")
+        found = prepare(path, TAGS, on_error="quarantine")
         assert [row for row, _, _ in found.rejected] == [8] and len(found.samples) == 19
 
     @pytest.mark.parametrize("odd", [17, 0.5, True, ["a"], {"a": 1}])
@@ -241,18 +245,18 @@ class TestTypes:
         rows[10]["text"] = rows[4_500]["text"] = odd
         path = lines(tmp_path / "a.jsonl", rows)
         assert f"{path}, row 11: text is " in refused(prepare, path)
-        found = prepare(path, bad_rows="set_aside")
+        found = prepare(path, on_error="quarantine")
         assert [row for row, _, _ in found.rejected] == [11, 4_501] and len(found.samples) == 4_998
 
     def test_a_column_that_nobody_reads_may_hold_anything(self, tmp_path, prepare):
         rows = [{"text": "a", "label": "x", "more": [1, "a"]}, {"text": "b", "label": "y", "more": {"c": [1, {}]}}]
         assert prepare(lines(tmp_path / "a.jsonl", rows)).names == ["x", "y"]
 
-    def test_the_labels_of_rows_that_are_set_aside_are_not_learned(self, tmp_path, prepare):
+    def test_the_labels_of_quarantined_rows_are_not_learned(self, tmp_path, prepare):
         rows = [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}, {"text": "", "label": "z"}]
         tagged = [{"tokens": [row["text"], "c"], "tags": [row["label"], "O"]} for row in rows]
-        assert prepare(lines(tmp_path / "a.jsonl", rows), bad_rows="set_aside").labels == ["x", "y"]
-        assert prepare(lines(tmp_path / "b.jsonl", tagged), TAGS, bad_rows="set_aside").labels == ["O", "x", "y"]
+        assert prepare(lines(tmp_path / "a.jsonl", rows), on_error="quarantine").labels == ["x", "y"]
+        assert prepare(lines(tmp_path / "b.jsonl", tagged), TAGS, on_error="quarantine").labels == ["O", "x", "y"]
 
     def test_booleans_are_spelled_alike(self, tmp_path, prepare):
         alone = [{"text": "a", "label": True}, {"text": "b", "label": False}]
@@ -276,7 +280,7 @@ class TestTypes:
         for indent in (None, 2):
             path = write(tmp_path / f"{indent}.json", json.dumps(rows, indent=indent))
             assert f"{path}, row 2: text is 5" in refused(prepare, path)
-            assert prepare(path, bad_rows="set_aside").names == ["x", "y"]
+            assert prepare(path, on_error="quarantine").names == ["x", "y"]
 
     def test_a_json_list_that_is_larger_than_what_is_read_at_once(self, tmp_path, prepare, monkeypatch):
         monkeypatch.setattr("raytrain.data.readers.json_files.READ_CHARACTERS", 7)
@@ -286,7 +290,7 @@ class TestTypes:
     @pytest.mark.parametrize("end", ["", ",", ', {"text": ', "] 5", "] ]"])
     def test_a_json_list_that_is_cut(self, tmp_path, prepare, end):
         path = write(tmp_path / "a.json", '[{"text": "a", "label": "x"}, {"text": "b", "label": "y"}' + end)
-        message = refused(prepare, path, bad_rows="set_aside")
+        message = refused(prepare, path, on_error="quarantine")
         assert str(path) in message and "read" in message
 
     def test_a_json_file_that_holds_one_object(self, tmp_path, prepare):
@@ -326,7 +330,7 @@ class TestLabels:
         rows = pa.table({"text": ["a", "b", "c", "d"], "label": [1, -1, 0, 7]}).replace_schema_metadata(metadata)
         pq.write_table(rows, tmp_path / "odd.parquet")
         assert "row 2: label is missing" in refused(prepare, tmp_path / "odd.parquet")
-        found = prepare(tmp_path / "odd.parquet", {**REVIEWS, "labels": ["neg", "pos"]}, bad_rows="set_aside")
+        found = prepare(tmp_path / "odd.parquet", {**REVIEWS, "labels": ["neg", "pos"]}, on_error="quarantine")
         assert [(row, code) for row, code, _ in found.rejected] == [(2, "bad_target"), (4, "unknown_label")]
 
     @pytest.mark.parametrize(
@@ -348,7 +352,7 @@ class TestLabels:
         path = lines(tmp_path / "a.jsonl", rows)
         message = refused(prepare, path)
         assert f"{path}, row 3: label " in message and says in message
-        assert prepare(path, bad_rows="set_aside").labels == ["x", "y"]
+        assert prepare(path, on_error="quarantine").labels == ["x", "y"]
 
     def test_what_is_declared_is_a_label(self, tmp_path, prepare):
         rows = [{"text": "a", "label": label} for label in ("None", "0.5", 0.5, "x")]
@@ -615,7 +619,7 @@ class TestAdvice:
     def test_where_every_row_is_bad_the_column_is_wrong(self, tmp_path, prepare, task, text):
         message = refused(prepare, write(tmp_path / "a.csv", text), task)
         assert "(at least 199 more bad rows after it)" in message  # only 200 were read
-        assert "None of the 200 rows that were read can be used" in message and "set_aside" not in message
+        assert "None of the 200 rows that were read can be used" in message and "quarantine" not in message
 
     @pytest.mark.parametrize("row", ["text,other", "text,nan", "text,0.5"])
     @pytest.mark.parametrize("is_evaluation", [True, False])
@@ -628,7 +632,7 @@ class TestAdvice:
             check_sources(config.data, make_task(config.task, 32), "test" if is_evaluation else None)
         message = str(refusal.value)
         assert ("An evaluation takes task.labels and the kind of labels from the model" in message) == is_evaluation
-        assert "data.bad_rows=set_aside" in message and not (is_evaluation and "Add it to task.labels" in message)
+        assert "data.on_error=quarantine" in message and not (is_evaluation and "Add it to task.labels" in message)
 
 
 def plain(path: Path) -> dict[str, Any]:
@@ -663,5 +667,19 @@ def test_options_that_can_not_be_right(tmp_path, change, says):
 
 def test_the_same_mistake_is_counted_once_whatever_its_numbers() -> None:
     reasons = [f"{counted(n, 'field')} where the header has 2" for n in (1, 3, 4)] + ["label is missing"]
-    rejected = [Rejected("train", "a.csv", i, RowError.UNREADABLE, reason) for i, reason in enumerate(reasons)]
-    assert [line.split(":")[0] for line in summary(rejected)] == ["3 x unreadable", "1 x unreadable"]
+    first, second, both = Tally(), Tally(), Tally()
+    for i, reason in enumerate(reasons):
+        (first if i < 2 else second).add("train", BadRow("a.csv", i, reason))
+    for one in (first, second):
+        both.merge(json.loads(json.dumps(one.report())))
+    assert [line.split(":")[0] for line in both.summary()] == ["3 x unreadable", "1 x unreadable"]
+    assert "(a.csv, row 0; a.csv, row 1; a.csv, row 2)" in both.summary()[0]
+    assert (both.count(), both.count("test"), both.summary("test")) == (4, 0, [])
+
+
+def test_the_tally_does_not_grow_with_the_rows() -> None:
+    tally = Tally()
+    for i in range(2_000):
+        tally.add("train", BadRow("a.csv", i, "failed: " + chr(0x4E00 + i), RowError.CUSTOM))
+    assert len(tally.report()) < 60 and tally.count() == 2_000
+    assert tally.summary()[0].startswith("1,950 x custom: other reasons (a.csv, row 50;")

@@ -18,7 +18,7 @@ from raytrain.config import ModelConfig, PythonTaskConfig, RunConfig, TrainingCo
 from raytrain.errors import ConfigError, ForeignMessage
 from raytrain.runs.preflight import resolve
 from raytrain.tasks import Task, make_task
-from raytrain.tasks.imported import import_class
+from raytrain.tasks.imported import import_named
 from raytrain.tasks.user_code import BEFORE_TRAINING
 from raytrain.training.trainer import to_tensors
 from tests.tiny import context
@@ -161,7 +161,7 @@ def test_a_lack_of_memory_is_no_mistake_of_the_task(monkeypatch: pytest.MonkeyPa
     def fail(*_: Any) -> None:
         raise error
 
-    import_class("regression:Regression")
+    import_named("regression:Regression")
     monkeypatch.setattr(sys.modules["regression"].Regression, "build_model", fail)
     with pytest.raises(type(error)):
         own().build_model(ModelConfig(config={"hidden": 4}), {}, TrainingConfig())

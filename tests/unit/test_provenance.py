@@ -26,7 +26,7 @@ def test_each_command_of_a_run_leaves_a_line(tmp_path: Path, monkeypatch: pytest
     assert first["command"] == second["command"] == "raytrain train run.yaml 'name=two words'"
     assert {"raytrain", "ray", "torch", "deepspeed", "transformers", "python"} <= first["versions"].keys()
     assert first["machine"]["cpus"] >= 1
-    rows = {"read": 130, "set_aside": 1, "removed": 9, "leaks": 0, "short_leaks": 4}
+    rows = {"read": 130, "quarantined": 1, "dropped": 0, "removed": 9, "leaks": 0, "short_leaks": 4}
     assert first["data"]["train"] == {"samples": 120, "tokens": 999, "truncated": 3, **rows}
     assert first["labels"] == {"a": {"train": 100, "test": 0}, "b": {"train": 20, "test": 20}}
     assert "a-secret" not in text

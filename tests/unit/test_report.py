@@ -280,7 +280,7 @@ def test_the_report_says_where_the_run_comes_from(tmp_path: Path) -> None:
         "versions": {"raytrain": "1.2.3", "torch": "2.13.0"},
         "machine": {"host": "node-7", "platform": "Linux", "cpus": 16, "memory_gib": 64.0, "gpus": ["H200", "H200"]},
         "git": {"commit": "c0ffee", "is_modified": True},
-        "data": {"train": {"samples": 1234, "tokens": 56789, "truncated": 3, "set_aside": 1}},
+        "data": {"train": {"samples": 1234, "tokens": 56789, "truncated": 3, "quarantined": 1}},
     }
     older = {"time": 0.0, "command": None, "versions": {}, "machine": {}, "git": None, "data": {}}
     lines = json.dumps(older) + "\n" + json.dumps(said) + "\n"

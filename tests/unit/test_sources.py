@@ -314,7 +314,7 @@ class TestBadRows:
 
     def test_jsonl_whose_first_line_is_broken(self, tmp_path):
         path = write_text(tmp_path / "a.jsonl", '{"text": \n{"text": "a", "label": "x"}\n')
-        check_sources(data(path, bad_rows="set_aside"), REVIEWS)
+        check_sources(data(path, on_error="quarantine"), REVIEWS)
         assert [row.row for row in read(path)[1]] == [1]
 
     def test_jsonl_escape_of_half_a_character(self, tmp_path):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 import pyarrow as pa
 
 from raytrain.config import SourceFormat
-from raytrain.data.readers.base import Chunk, ReadTask, Rows, SourceFile, in_chunks
+from raytrain.data.readers.base import Chunk, ReadTask, Rows, SourceFile, Unreadable, in_chunks
 from raytrain.data.readers.conll import COLUMNS, conll_rows, conllu_rows, has_sentence
 from raytrain.data.readers.delimited import delimited_rows, header_of
 from raytrain.data.readers.json_files import json_rows, jsonl_rows
@@ -75,13 +75,14 @@ def column_names(file: SourceFile) -> list[str]:
                 raise NoRowsError
             return names
         case SourceFormat.JSONL | SourceFormat.JSON:
-            # A broken row is reported when all are read, as data.bad_rows decides; here only the names matter.
+            # A broken row is reported when all are read, as data.on_error decides; here only the names matter.
             rows = list(itertools.islice(_ROWS[file.format](file), ROWS_TO_LOOK_AT))
             if not rows:
                 raise NoRowsError
             found = dict.fromkeys(name for _, values in rows if isinstance(values, dict) for name in values)
             if not found:
-                row, reason = rows[0]
+                row, first = rows[0]
+                reason = first.reason if isinstance(first, Unreadable) else "an object without keys"
                 what = "a list of objects, or " if file.format == SourceFormat.JSON else ""
                 raise ValueError(f"row {row}: {reason}; such a file holds {what}one JSON object per line")
             return list(found)

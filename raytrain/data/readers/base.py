@@ -70,6 +70,8 @@ class BadRow:
     row: int
     reason: str
     code: RowError = RowError.UNREADABLE
+    data: Any = None
+    """The row itself: its columns, or the text that could not be parsed."""
 
     def __str__(self) -> str:
         return f"{self.path}, row {self.row}: {self.reason}"
@@ -83,7 +85,16 @@ class Chunk:
     bad_rows: list[BadRow] = field(default_factory=list)
 
 
-Rows = Iterator[tuple[int, dict[str, Any] | str]]
+@dataclass(frozen=True)
+class Unreadable:
+    """A row that can't be parsed."""
+
+    reason: str
+    text: str
+    """As it is in the file; bytes of another encoding are lone surrogates in it."""
+
+
+Rows = Iterator[tuple[int, dict[str, Any] | Unreadable]]
 """(row, its columns, or the reason why it has none)."""
 
 
@@ -103,8 +114,8 @@ def in_chunks(rows: Rows, path: str, columns: Collection[str] | None) -> Iterato
     good: list[dict[str, Any]] = []
     bad: list[BadRow] = []
     for row, values in rows:
-        if isinstance(values, str):
-            bad.append(BadRow(path, row, values))
+        if isinstance(values, Unreadable):
+            bad.append(BadRow(path, row, values.reason, data=values.text))
         else:
             if columns is None:
                 names.update(dict.fromkeys(values))
@@ -119,14 +130,19 @@ def in_chunks(rows: Rows, path: str, columns: Collection[str] | None) -> Iterato
 def _chunk(rows: list[dict[str, Any]], names: list[str], bad: list[BadRow], path: str) -> Chunk:
     """Rows as a table. A row with a value that no column of Arrow can hold is a bad row; the others are not."""
     for name in names:
-        unfit = {i: reason for i, row in enumerate(rows) if (reason := _unfit(row.get(name)))}
-        bad += [BadRow(path, rows[i][ROW], f"{name} {reason}") for i, reason in unfit.items()]
-        rows = [row for i, row in enumerate(rows) if i not in unfit]
+        odd = {i: reason for i, row in enumerate(rows) if (reason := unfit(row.get(name)))}
+        bad += [BadRow(path, rows[i][ROW], f"{name} {why}", data=row_itself(rows[i])) for i, why in odd.items()]
+        rows = [row for i, row in enumerate(rows) if i not in odd]
     bad.sort(key=lambda one: one.row)
-    return Chunk(pa.table({name: _column([row.get(name) for row in rows]) for name in names}), bad)
+    return Chunk(pa.table({name: as_column([row.get(name) for row in rows]) for name in names}), bad)
 
 
-def _unfit(value: Any) -> str:
+def row_itself(values: dict[str, Any]) -> dict[str, Any]:
+    """The user's columns of a row."""
+    return {name: value for name, value in values.items() if name != ROW}
+
+
+def unfit(value: Any) -> str:
     """Why a value can't be one of a column, or an empty string."""
     if not isinstance(value, list):
         return ""
@@ -139,7 +155,7 @@ def _unfit(value: Any) -> str:
     bits = 53 if float in types else 63
     if int in types and (large := next((i for i in value if type(i) is int and i.bit_length() > bits), None)):
         return f"holds {large}, an integer of more than {bits} bits" + " beside decimal numbers" * (float in types)
-    return next((reason for item in value if (reason := _unfit(item))), "") if list in types else ""
+    return next((reason for item in value if (reason := unfit(item))), "") if list in types else ""
 
 
 def _kind(value: Any) -> str:
@@ -160,7 +176,7 @@ def _kind(value: Any) -> str:
     return "object"
 
 
-def _column(values: list[Any]) -> pa.Array:
+def as_column(values: list[Any]) -> pa.Array:
     """Values as Arrow. Where they have several types, each keeps its own, in a union: what a row means must not depend
     on the rows beside it. Integers beyond 64 bits become text."""
     types = set(map(type, values)) - {NoneType}

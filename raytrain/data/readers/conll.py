@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 
 from raytrain.config import SourceFormat
-from raytrain.data.readers.base import Rows, SourceFile
+from raytrain.data.readers.base import Rows, SourceFile, Unreadable
 from raytrain.data.readers.text import is_valid, lines_of, not_valid
 from raytrain.errors import counted
 
@@ -29,18 +29,20 @@ def conll_rows(file: SourceFile) -> Rows:
         width = width or len(sentence[0][2])
         if len(sentence[0][2]) < 2:  # a broken line does not decide how many columns there are
             width = 0
-        yield sentence[0][0], _row(file, document, sentence, width)
+        row = _row(file, document, sentence, width)
+        text = "".join(line for _, line, _ in sentence) if isinstance(row, str) else ""
+        yield sentence[0][0], Unreadable(row, text) if isinstance(row, str) else row
 
 
 def conllu_rows(file: SourceFile) -> Rows:
     """A row per sentence of CoNLL-U (universaldependencies.org/format.html): the word is FORM, its tag UPOS."""
     words: list[tuple[str, str]] = []
-    first, document, reason = 0, 0, ""
+    first, document, reason, text = 0, 0, "", ""
     for number, line in enumerate(itertools.chain(lines_of(file), [""]), 1):
         if line.startswith("#"):
             document += line.startswith("# newdoc")
         elif line.strip():
-            first = first or number
+            first, text = first or number, text + line
             columns = line.rstrip("\n").split("\t")
             wrong = _wrong_in_conllu(file, columns, line)
             reason = reason or (f"line {number} {wrong}" if wrong else "")
@@ -48,8 +50,9 @@ def conllu_rows(file: SourceFile) -> Rows:
                 words.append((columns[1], columns[3]))
         elif first:
             tokens, tags = [word for word, _ in words], [tag for _, tag in words]
-            yield first, reason or {"tokens": tokens, "tags": tags, "document": document}
-            words, first, reason = [], 0, ""
+            row = {"tokens": tokens, "tags": tags, "document": document}
+            yield first, Unreadable(reason, text) if reason else row
+            words, first, reason, text = [], 0, "", ""
 
 
 def wrong_columns(file: SourceFile) -> str:

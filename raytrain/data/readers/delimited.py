@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from raytrain.config import SourceFormat
-from raytrain.data.readers.base import Rows, SourceFile
+from raytrain.data.readers.base import Rows, SourceFile, Unreadable
 from raytrain.data.readers.text import is_valid, lines_of, not_valid
 from raytrain.errors import ForeignMessage, counted, says
 
@@ -50,8 +50,8 @@ def header_of(file: SourceFile) -> list[str]:
     header = next(_records(file, _Lines(lines_of(file, newline="")), None), None)
     if header is None:
         return []
-    if isinstance(header[1], str):
-        raise ValueError(f"its header: {header[1]}")
+    if isinstance(header[1], Unreadable):
+        raise ValueError(f"its header: {header[1].reason}")
     return header[1]
 
 
@@ -62,7 +62,7 @@ def delimited_rows(file: SourceFile) -> Rows:
     records = _records(file, _Lines(lines_of(file, newline="")), len(header))
     next(records, None)
     for row, values in records:
-        yield row, values if isinstance(values, str) else _row(file, header, values)
+        yield row, values if isinstance(values, Unreadable) else _row(file, header, values)
 
 
 def other_delimiter(file: SourceFile, columns: list[str]) -> str:
@@ -79,7 +79,7 @@ def _delimiter(file: SourceFile) -> str:
     return "\t" if file.format == SourceFormat.TSV else file.reading.delimiter or ","
 
 
-def _records(file: SourceFile, lines: _Lines, width: int | None) -> Iterator[tuple[int, list[str] | str]]:
+def _records(file: SourceFile, lines: _Lines, width: int | None) -> Iterator[tuple[int, list[str] | Unreadable]]:
     """(line in which it begins, fields or what is wrong) of each record. `width`: the number of fields a record has."""
     delimiter, has_quotes = _delimiter(file), file.format != SourceFormat.TSV
     for line in lines:
@@ -87,7 +87,8 @@ def _records(file: SourceFile, lines: _Lines, width: int | None) -> Iterator[tup
         if not bare:
             continue
         if has_quotes and '"' in bare:
-            yield row, _quoted(lines, line, delimiter, width)
+            fields = _quoted(lines, line, delimiter, width)
+            yield row, Unreadable(fields, bare) if isinstance(fields, str) else fields
         else:
             yield row, bare.split(delimiter)
 
@@ -133,11 +134,12 @@ def _what_is_wrong(taken: list[str], error: csv.Error) -> str:
     return f'text follows a closing quote: a quote is missing, or one inside a quoted field is not doubled (""){hint}'
 
 
-def _row(file: SourceFile, header: list[str], values: list[str]) -> dict[str, Any] | str:
+def _row(file: SourceFile, header: list[str], values: list[str]) -> dict[str, Any] | Unreadable:
+    reason = ""
     if len(values) != len(header):
-        return f"{counted(len(values), 'field')} where the header has {len(header)}"
-    if not all(map(is_valid, values)):
-        return not_valid(file)
-    if values == header:
-        return "it repeats the header, as where files were put together"
-    return dict(zip(header, values, strict=True))
+        reason = f"{counted(len(values), 'field')} where the header has {len(header)}"
+    elif not all(map(is_valid, values)):
+        reason = not_valid(file)
+    elif values == header:
+        reason = "it repeats the header, as where files were put together"
+    return Unreadable(reason, _delimiter(file).join(values)) if reason else dict(zip(header, values, strict=True))

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from raytrain.data.readers.base import Rows, SourceFile
+from raytrain.data.readers.base import Rows, SourceFile, Unreadable
 from raytrain.data.readers.text import is_valid, lines_of, not_valid, open_text
 
 READ_CHARACTERS = 1 << 20  # how much of a JSON file is read at a time, at least
@@ -94,20 +94,20 @@ def _items(buffer: _Buffer) -> Iterator[str]:
         raise ValueError("text follows the list of objects")
 
 
-def _parse(file: SourceFile, text: str) -> dict[str, Any] | str:
+def _parse(file: SourceFile, text: str) -> dict[str, Any] | Unreadable:
     """The object in a text, or why it can't be read."""
     if not is_valid(text):
-        return not_valid(file)
+        return Unreadable(not_valid(file), text)
     try:
         row = json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
-        return f"malformed JSON ({error})"
+        return Unreadable(f"malformed JSON ({error})", text)
     if not isinstance(row, dict):
-        return "not a JSON object"
+        return Unreadable("not a JSON object", text)
     # An escape can spell half a surrogate pair, which is not a character; texts cut by UTF-16 length contain such
     # halves.
     if "\\ud" in text.lower() and not is_valid(json.dumps(row, ensure_ascii=False)):
-        return "half a surrogate pair (a \\ud... escape without its partner)"
+        return Unreadable("half a surrogate pair (a \\ud... escape without its partner)", text)
     return row
 
 

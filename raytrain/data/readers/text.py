@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from raytrain.data.readers.base import Rows, SourceFile, first_line
+from raytrain.data.readers.base import Rows, SourceFile, Unreadable, first_line
 from raytrain.data.readers.opening import open_source
 
 BYTES_TO_LOOK_AT = 4096
@@ -69,7 +69,7 @@ def text_rows(file: SourceFile) -> Rows:
     """A row per line, in the column `text`; empty lines are passed over."""
     for number, line in enumerate(lines_of(file), 1):
         if line.strip():
-            yield number, {"text": line.rstrip("\n")} if is_valid(line) else not_valid(file)
+            yield number, {"text": line.rstrip("\n")} if is_valid(line) else Unreadable(not_valid(file), line)
 
 
 def why_unreadable(error: BaseException) -> str:

@@ -15,9 +15,10 @@ from raytrain.config import LeakagePolicy, RunConfig
 from raytrain.data.encode import RowFunction
 from raytrain.data.readers import read_chunks
 from raytrain.data.readers.base import ROW, ReadTask
+from raytrain.data.stages.clean import make_cleaner
 from raytrain.data.stages.clusters import Units
 from raytrain.data.stages.duplicates import Duplicates, Found, held_out_table
-from raytrain.data.stages.held_out import source_columns, split_rows
+from raytrain.data.stages.held_out import rows_of, source_columns
 from raytrain.data.stages.near_duplicates import normalized
 from raytrain.data.stages.within_training import Candidates, Check, Choose, InOrder, Pairs, Sketch
 from raytrain.storage import Storage
@@ -44,8 +45,9 @@ class HeldOutSketch(RowFunction):
         config, read_task = RunConfig.model_validate(self._config), ReadTask.from_json(row["task"])
         task = make_task(config.task, config.data.max_length)
         tables, sides = [], self._duplicates.sides_of(row["ordinal"])
+        cleaner = make_cleaner(config.data.clean, task)
         for chunk in read_chunks(read_task, source_columns(config, task)):
-            for split, rows in split_rows(config, task, read_task, chunk, sides):
+            for split, rows in rows_of(config, task, read_task, chunk, sides, cleaner):
                 if split in PRIORITY:
                     texts = [normalized(text) for text in task.compared_texts(rows)]
                     tables.append(held_out_table(split, read_task.file.path, rows[ROW].to_pylist(), texts))

@@ -14,21 +14,33 @@ import pyarrow as pa
 
 from raytrain.config import RunConfig
 from raytrain.data.readers.base import ROW, Chunk, ReadTask
+from raytrain.data.stages.clean import Cleaner
 from raytrain.data.stages.near_duplicates import normalized
 from raytrain.tasks.base import Task
 
 
 def source_columns(config: RunConfig, task: Task) -> list[str]:
-    """The columns of a source that PREPARE reads."""
+    """The columns of a source that PREPARE reads: those of the task, the group of a row, and which document a sentence
+    belongs to, which a task on texts does not ask."""
     validation = config.data.validation
     group = validation.group_column if validation else None
-    return list(dict.fromkeys([*task.required_columns(), "document", *([group] if group else [])]))
+    is_on_texts = bool(task.text_columns()) and not task.word_columns()
+    document = [] if is_on_texts else ["document"]
+    return list(dict.fromkeys([*task.required_columns(), *document, *([group] if group else [])]))
+
+
+def rows_of(
+    config: RunConfig, task: Task, read_task: ReadTask, chunk: Chunk, sides: dict[int, str], cleaner: Cleaner | None
+) -> Iterator[tuple[str, pa.Table]]:
+    """`split_rows`, cleaned: what the rows are compared by."""
+    for split, rows in split_rows(config, task, read_task, chunk, sides):
+        yield split, rows if cleaner is None else cleaner.clean(rows, split).table
 
 
 def split_rows(
     config: RunConfig, task: Task, read_task: ReadTask, chunk: Chunk, sides: dict[int, str]
 ) -> Iterator[tuple[str, pa.Table]]:
-    """(split, rows) of a chunk: with data.validation.fraction, training rows are in two splits.
+    """(split, rows) of a chunk, not cleaned: with data.validation.fraction, training rows are in two splits.
 
     Args:
         sides: Row -> unit, of the rows whose unit does not follow from themselves.

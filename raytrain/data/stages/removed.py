@@ -1,4 +1,7 @@
-"""Source rows that a stage of PREPARE has removed, and why: `removed.parquet` of a prepared store. No Ray, no torch."""
+"""Source rows that a stage of PREPARE has removed, and why: `removed.parquet` of a prepared store. No Ray, no torch.
+
+Each read task writes files of its own; they are joined when the store is committed, in the order of the sources.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +21,7 @@ SCHEMA = pa.schema(
         ("row", pa.int64()),
         ("stage", pa.string()),
         ("rule", pa.string()),
-        ("partner", pa.string()),
+        ("partner", pa.string()),  # FILE:ROW of the row that this one is nearly equal to
         ("jaccard", pa.float32()),
     ]
 )
@@ -66,11 +69,64 @@ def read_removed(folder: Storage, name: str) -> Iterator[Removed]:
             yield from (Removed(**row) for row in batch.to_pylist())
 
 
+ROWS = 65_536  # that are compressed together
+
+
+class RemovedRows:
+    """Collects the rows that one read task removes."""
+
+    def __init__(self) -> None:
+        self._buffer = pa.BufferOutputStream()
+        self._writer = _writer(self._buffer)
+        self._waiting: list[pa.Table] = []
+        self.num_rows = 0
+
+    def add(self, split: str, file: str, stage: str, rows: Sequence[tuple[int, str]]) -> None:
+        """Add rows of a file. `rows`: (row, rule) of each."""
+        if not rows:
+            return
+        num_rows = len(rows)
+        values = {
+            "split": [split] * num_rows,
+            "file": [file] * num_rows,
+            "row": [row for row, _ in rows],
+            "stage": [stage] * num_rows,
+            "rule": [rule for _, rule in rows],
+            "partner": [None] * num_rows,
+            "jaccard": [None] * num_rows,
+        }
+        self._waiting.append(pa.table(values, schema=SCHEMA))
+        self.num_rows += num_rows
+        if sum(map(len, self._waiting)) >= ROWS:
+            self._flush()
+
+    def write(self, folder: Storage, name: str) -> str | None:
+        """Write the file. Returns its name; None: nothing was removed."""
+        self._flush()
+        self._writer.close()
+        if not self.num_rows:
+            return None
+        folder.write_bytes(name, memoryview(self._buffer.getvalue()))
+        return name
+
+    def _flush(self) -> None:
+        if self._waiting:
+            self._writer.write_table(pa.concat_tables(self._waiting).combine_chunks())
+            self._waiting = []
+
+
 def join_removed(folder: Storage, names: Sequence[str], target: str) -> None:
-    """Write the rows of several such files as one, without having more than one of them in memory."""
+    """Write the rows of several such files as one, one row group at a time. It is there where nothing was removed too,
+    without rows."""
     buffer = pa.BufferOutputStream()
-    with pq.ParquetWriter(buffer, SCHEMA, compression="zstd") as writer:
+    with _writer(buffer) as writer:
         for name in names:
             with folder.open_input(name) as opened:
-                writer.write_table(pq.read_table(opened, schema=SCHEMA))
+                file = pq.ParquetFile(opened)
+                for row_group in range(file.num_row_groups):
+                    writer.write_table(file.read_row_group(row_group).cast(SCHEMA))
     folder.write_bytes(target, memoryview(buffer.getvalue()))
+
+
+def _writer(sink: pa.NativeFile) -> pq.ParquetWriter:
+    return pq.ParquetWriter(sink, SCHEMA, compression="zstd")

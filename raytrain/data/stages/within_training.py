@@ -27,8 +27,9 @@ from raytrain.data.encode import RowFunction
 from raytrain.data.parallel import in_threads
 from raytrain.data.readers import read_chunks
 from raytrain.data.readers.base import ROW, ReadTask
+from raytrain.data.stages.clean import make_cleaner
 from raytrain.data.stages.duplicates import EXACT, MIN_CHARACTERS, NEAR, STAGE, DuplicateFilter, Duplicates
-from raytrain.data.stages.held_out import source_columns, split_rows
+from raytrain.data.stages.held_out import rows_of, source_columns
 from raytrain.data.stages.near_duplicates import (
     NUM_BANDS,
     THRESHOLD,
@@ -69,9 +70,11 @@ class Sketch(RowFunction):
         task, ordinal = make_task(config.task, config.data.max_length), row["ordinal"]
         unique = DuplicateFilter(self._duplicates, ordinal, read_task.file.path)
         tables, keys, ids = [], [np.array([], np.uint64)], [np.array([], np.int64)]
-        sides = self._duplicates.sides_of(ordinal)
+        sides, cleaner = self._duplicates.sides_of(ordinal), make_cleaner(config.data.clean, task)
         for chunk in read_chunks(read_task, source_columns(config, task)):
-            splits = [("train", chunk.table)] if self._whole else split_rows(config, task, read_task, chunk, sides)
+            splits = rows_of(config, task, read_task, chunk, sides, cleaner)
+            if self._whole:
+                splits = iter([("train", chunk.table)])
             for split, rows in splits:
                 if split != "train" or not len(rows):
                     continue

@@ -1,0 +1,148 @@
+"""How many rows came in, were changed, dropped or quarantined, by split and rule: small, JSON-able, and it adds up.
+
+read = kept + quarantined + dropped + duplicates, of each split
+in = out + dropped, of each rule; `out` of a rule is `in` of the next but for rows that a custom function failed on
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from raytrain.config import CleanPreset
+from raytrain.errors import DataError, counted
+
+
+@dataclass
+class RuleCounts:
+    """Rows that one rule of data.clean has seen."""
+
+    rows_in: int = 0
+    changed: int = 0
+    dropped: int = 0
+    failed: int = 0
+    """Rows that a custom function failed on; they are among the quarantined ones."""
+
+    @property
+    def rows_out(self) -> int:
+        """Rows that are left after the rule."""
+        return self.rows_in - self.dropped - self.failed
+
+    def add(self, other: "RuleCounts") -> None:
+        """Add the counts of other rows."""
+        self.rows_in += other.rows_in
+        self.changed += other.changed
+        self.dropped += other.dropped
+        self.failed += other.failed
+
+
+@dataclass
+class RowCounts:
+    """What became of the source rows of a split."""
+
+    read: int = 0
+    quarantined: int = 0
+    duplicates: int = 0
+    """Rows that were removed as leaks or duplicates (data.dedup)."""
+    rules: dict[str, RuleCounts] = field(default_factory=dict)
+    """By rule of data.clean, in the order in which they are applied."""
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Dropped rows by what they broke, such as `gopher.words` or `languages.de`."""
+
+    @property
+    def dropped(self) -> int:
+        """Rows that a rule has dropped."""
+        return sum(self.reasons.values())
+
+    @property
+    def kept(self) -> int:
+        """Rows that were encoded."""
+        return self.read - self.quarantined - self.dropped - self.duplicates
+
+    def rule(self, name: str) -> RuleCounts:
+        """The counts of a rule."""
+        return self.rules.setdefault(name, RuleCounts())
+
+    def add(self, other: "RowCounts") -> None:
+        """Add the counts of other rows of the split."""
+        self.read += other.read
+        self.quarantined += other.quarantined
+        self.duplicates += other.duplicates
+        self.reasons.update(other.reasons)
+        for name, counts in other.rules.items():
+            self.rule(name).add(counts)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able."""
+        rules = {
+            name: {"in": one.rows_in, "changed": one.changed, "dropped": one.dropped, "out": one.rows_out}
+            | ({"failed": one.failed} if one.failed else {})
+            for name, one in self.rules.items()
+        }
+        names = ("read", "quarantined", "dropped", "duplicates", "kept")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "rules": rules,
+            "reasons": dict(self.reasons.most_common()),
+        }
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> "RowCounts":
+        """What `to_json` gave."""
+        rules = {
+            name: RuleCounts(one["in"], one["changed"], one["dropped"], one.get("failed", 0))
+            for name, one in raw["rules"].items()
+        }
+        return cls(raw["read"], raw["quarantined"], raw["duplicates"], rules, Counter(raw["reasons"]))
+
+    def sentence(self) -> str:
+        """Such as `1,000 rows read, 3 quarantined, 20 dropped (min_words 20), 977 kept; changed: html 12`."""
+        parts = [f"{counted(self.read, 'row')} read"]
+        if self.quarantined:
+            parts.append(f"{self.quarantined:,} quarantined")
+        if self.rules:
+            reasons = f" ({listed(self.reasons)})" if self.reasons else ""
+            parts.append(f"{self.dropped:,} dropped{reasons}")
+        if self.duplicates:
+            parts.append(f"{self.duplicates:,} duplicates")
+        changed = listed({name: one.changed for name, one in self.rules.items() if one.changed})
+        return f"{', '.join(parts)}, {self.kept:,} kept" + (f"; changed: {changed}" if changed else "")
+
+
+def listed(counts: dict[str, int] | Counter[str]) -> str:
+    """Such as `gopher.words 1,950, gopher.letters 3`, the most frequent first."""
+    most_first = sorted(counts.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {count:,}" for name, count in most_first)
+
+
+def check_shares(
+    source: str,
+    counts: Iterable[RowCounts],
+    most_dropped: float,
+    most_quarantined: float,
+    reasons: Sequence[str] = (),
+) -> None:
+    """Raises DataError where more rows of a source were dropped or quarantined than is allowed.
+
+    Args:
+        source: Dotted name, such as data.train.
+        counts: Of the splits that are made of it.
+        reasons: A line for each reason why rows can't be used, with the first of them.
+    """
+    total = RowCounts()
+    for one in counts:
+        total.add(one)
+    if total.dropped > most_dropped * total.read:
+        presets = tuple(f"{preset}." for preset in CleanPreset)
+        is_preset = any(reason.startswith(presets) for reason in total.reasons)
+        raise DataError(
+            f"data.clean drops {total.dropped:,} of {counted(total.read, 'row')} of {source}, more than "
+            f"data.clean.max_dropped {most_dropped:g} allows: {listed(total.reasons)}. Change the rules, or raise "
+            f"data.clean.max_dropped if this is meant{'; data.clean.preset is made for web pages' * is_preset}"
+        )
+    if total.quarantined > most_quarantined * total.read:
+        told = "".join(f"\n  {reason}" for reason in reasons)
+        raise DataError(
+            f"{total.quarantined:,} of {counted(total.read, 'row')} of {source} can't be used, more than "
+            f"data.max_quarantined {most_quarantined:g} allows. Correct the rows, or raise data.max_quarantined{told}"
+        )
