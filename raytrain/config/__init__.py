@@ -18,7 +18,15 @@ from raytrain.config.cluster import (
     WandbConfig,
     WorkersConfig,
 )
-from raytrain.config.data import SPLITS, BadRowPolicy, DataConfig, SourceConfig, SourceFormat, ValidationConfig
+from raytrain.config.data import (
+    SPLITS,
+    BadRowPolicy,
+    BalanceConfig,
+    DataConfig,
+    SourceConfig,
+    SourceFormat,
+    ValidationConfig,
+)
 from raytrain.config.task import (
     Labels,
     ModelConfig,
@@ -42,6 +50,7 @@ __all__ = [
     "SPLITS",
     "Affects",
     "BadRowPolicy",
+    "BalanceConfig",
     "CheckpointConfig",
     "CommunicationConfig",
     "DataConfig",
@@ -97,6 +106,7 @@ class RunConfig(Section):
     def _across_sections(self) -> Self:
         if not isinstance(self.task, PythonTaskConfig):
             self.model.check_for_transformers()
+        self._check_balance()
         shards, batch = self.data.canonical_shards, self.training.global_batch_size
         if shards is not None and batch % shards:
             raise ValueError(
@@ -121,6 +131,20 @@ class RunConfig(Section):
                 f"with a {self.training.batches_for(self.workers.max)}, since that changes the result"
             )
         return self
+
+    def _check_balance(self) -> None:
+        """Raises ValueError when samples have no label to balance, or the counts are not those of the labels."""
+        if self.data.balance is None:
+            return
+        task = self.task
+        if not isinstance(task, SequenceClassificationConfig) or task.multi_label:
+            kind = "task.multi_label=true" if isinstance(task, SequenceClassificationConfig) else task.kind
+            raise ValueError(
+                f"data.balance needs one label per sample, which task.kind=sequence_classification has and {kind} "
+                "does not: leave it out"
+            )
+        if task.labels is not None:
+            self.data.balance.check_labels(task.labels)
 
     @property
     def canonical_shards(self) -> int:

@@ -2,11 +2,12 @@
 
 import codecs
 from enum import StrEnum
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, model_validator
+from pydantic import AfterValidator, BeforeValidator, PositiveFloat, model_validator
 
-from raytrain.config.base import Affects, Fraction, Mark, PositiveInt, Section
+from raytrain.config.base import Affects, Fraction, Mark, NonNegativeInt, PositiveInt, Section
+from raytrain.config.task import Label
 
 SPLITS = ("train", "validation", "test")
 
@@ -114,6 +115,38 @@ class ValidationConfig(FilesConfig):
         return self
 
 
+class BalanceConfig(Section):
+    """How many samples of each label an epoch has. Samples of rare labels come several times, those of frequent ones
+    not in every epoch."""
+
+    by: Annotated[Literal["label"], Affects.DATA] = "label"
+    """What is balanced: the label of a sample."""
+    to: Annotated[Literal["uniform"] | PositiveFloat | dict[Label, NonNegativeInt], Affects.RESULT] = "uniform"
+    """uniform: equally many samples of each label. A number T, the temperature: in proportion to n^(1/T), where a label
+    has n samples; 1 keeps the proportions of the data, and a large T is nearly uniform. A mapping: the samples of each
+    label in an epoch."""
+
+    @model_validator(mode="after")
+    def _some_samples(self) -> Self:
+        if isinstance(self.to, dict) and not any(self.to.values()):
+            raise ValueError(
+                "data.balance.to has no sample of any label: give the samples of each label in an epoch, or uniform"
+            )
+        return self
+
+    def check_labels(self, labels: list[str]) -> None:
+        """Raises ValueError when `to` is a mapping and its keys are not these labels."""
+        if not isinstance(self.to, dict):
+            return
+        missing = [label for label in labels if label not in self.to]
+        unknown = [label for label in self.to if label not in labels]
+        if missing or unknown:
+            what = f"has no count for {missing[0]!r}" if missing else f"names {unknown[0]!r}, which is not a label"
+            raise ValueError(
+                f"data.balance.to {what}; give one for each of: {', '.join(labels)} (0 leaves a label out)"
+            )
+
+
 class DataConfig(Section):
     """The data, and how it is distributed to the steps."""
 
@@ -127,6 +160,12 @@ class DataConfig(Section):
     """Longest sample in tokens, special tokens included; longer ones are truncated and counted."""
     bad_rows: Annotated[BadRowPolicy, Affects.DATA] = BadRowPolicy.REFUSE
     """What to do with a row that can't be used."""
+    balance: Annotated[BalanceConfig | None, Affects.RESULT] = None
+    """How many samples of each label an epoch has; null: each sample comes once. `{}` stands for equally many of each
+    label."""
+    epoch_samples: Annotated[PositiveInt | None, Affects.RESULT] = None
+    """Samples in an epoch, copies counted; null: as many as the training data has. Fewer: each epoch takes others, so
+    that all samples come equally often."""
     drop_last: Annotated[bool, Affects.RESULT] = False
     """True: leave out the last, smaller step of each epoch."""
     group_by_length: Annotated[bool, Affects.RESULT | Affects.SPEED] = True
@@ -140,3 +179,23 @@ class DataConfig(Section):
     """True: write the sample ids of every step to `samples/`."""
     prepared_path: Annotated[str | None, Affects.NOTHING, Mark.SHARED, Mark.PATH] = None
     """Folder of the cache of prepared data; null: `<storage_path>/_prepared`."""
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        if self.epoch_samples is not None and self.balance is not None and isinstance(self.balance.to, dict):
+            raise ValueError(
+                "data.epoch_samples and the counts of data.balance.to both set the samples in an epoch: leave "
+                "data.epoch_samples out, or set data.balance.to=uniform"
+            )
+        return self
+
+    @property
+    def has_copies(self) -> bool:
+        """Whether an epoch is anything but each sample once."""
+        return self.balance is not None or self.epoch_samples is not None
+
+    def samples_per_epoch(self, num_samples: int) -> int:
+        """Samples in an epoch, copies counted. `num_samples`: of the training data."""
+        if self.balance is not None and isinstance(self.balance.to, dict):
+            return sum(self.balance.to.values())
+        return self.epoch_samples or num_samples

@@ -6,7 +6,7 @@ Each read task writes its own parts, named after its position, so its output doe
 import functools
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -14,24 +14,22 @@ import pyarrow as pa
 
 from raytrain.config import BadRowPolicy, RunConfig
 from raytrain.data.bad_rows import Rejected, refusal
-from raytrain.data.parts import Parts
+from raytrain.data.parts import LABELS, LENGTHS, Index, Parts
 from raytrain.data.readers import read_chunks
 from raytrain.data.readers.base import ROW, BadRow, Chunk, ReadTask
 from raytrain.errors import RaytrainError
 from raytrain.models.tokenizer import load_tokenizer
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
-from raytrain.tasks.base import TaskState
+from raytrain.tasks.base import Encoded, Task, TaskState
 
 # Where a bad row is refused, this many more chunks are read to count the others.
 CHUNKS_TO_COUNT = 16
-# Key of a report: the lengths (int32, little-endian) of the samples of all parts, one part after the other.
-LENGTHS = "lengths"
 
 
 def report_of(row: dict[str, Any]) -> dict[str, Any]:
     """The report of a RowFunction from the row that it has returned to Ray Data."""
-    return {**json.loads(row["report"]), LENGTHS: row[LENGTHS]}
+    return {**json.loads(row["report"]), LENGTHS: row[LENGTHS], LABELS: row[LABELS]}
 
 
 class RowFunction:
@@ -39,17 +37,18 @@ class RowFunction:
     since Ray would wrap an exception in its own."""
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Ray Data calls this with one row. Lengths stay bytes: as Python's integers they would take the driver 36 B a
-        sample."""
+        """Ray Data calls this with one row. Lengths and labels stay bytes: as Python's integers they would take the
+        driver 36 B a sample each."""
+        index: dict[str, bytes] = {LENGTHS: b"", LABELS: b""}
         try:
             report = self.report(row)
-            lengths = report.pop(LENGTHS, b"")
+            index = {name: report.pop(name, b"") for name in index}
         except RaytrainError as error:
-            report, lengths = {"ordinal": row["ordinal"], "error": str(error), "code": error.code}, b""
-        return {"report": json.dumps(report), LENGTHS: lengths}
+            report = {"ordinal": row["ordinal"], "error": str(error), "code": error.code}
+        return {"report": json.dumps(report), **index}
 
     def report(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The report on a row for the driver; JSON-able but for LENGTHS, which are bytes."""
+        """The report on a row for the driver; JSON-able but for LENGTHS and LABELS, which are bytes."""
         raise NotImplementedError
 
 
@@ -112,15 +111,29 @@ class Encoder(RowFunction):
                 rows = table[ROW].to_pylist()
                 bad += [(split, BadRow(read_task.file.path, rows[r.row], r.reason, r.code)) for r in rejected]
                 if encoded is not None and len(encoded.table):
+                    labels = None
+                    if config.data.balance is not None:
+                        encoded, labels = _by_label(encoded, task, is_sorted=split == "train")
                     counts = task.count_labels(encoded.table, self._state)
-                    parts.add(split, number, encoded, task.sizes(encoded.table), counts)
+                    parts.add(split, number, encoded, Index.of(task.sizes(encoded.table), labels), counts)
             bad_at = number if bad and bad_at is None else bad_at
         if refuses and bad:
             raise refused([one for _, one in bad], num_read)
         bad.sort(key=lambda one: one[1].row)
         set_aside = [asdict(Rejected(split, one.path, one.row, one.code, one.reason)) for split, one in bad]
-        written, lengths = parts.close()
-        return {"ordinal": ordinal, "written": written, "rejected": set_aside, LENGTHS: lengths}
+        written, index = parts.close()
+        return {"ordinal": ordinal, "written": written, "rejected": set_aside, **index.to_bytes()}
+
+
+def _by_label(encoded: Encoded, task: Task, *, is_sorted: bool) -> tuple[Encoded, np.ndarray]:
+    """A chunk's samples, sorted by label if they are trained on, and their labels. A row group has then few labels,
+    mostly one, and one that is read for a label of which an epoch has many copies has little else in it."""
+    labels = task.label_ids(encoded.table)
+    assert labels is not None, "the config allows data.balance only where samples have one label"
+    if not is_sorted:
+        return encoded, labels
+    order = np.argsort(labels, kind="stable")
+    return replace(encoded, table=encoded.table.take(pa.array(order))), labels[order]
 
 
 def _split_rows(config: RunConfig, read_task: ReadTask, chunk: Chunk) -> Iterator[tuple[str, pa.Table]]:

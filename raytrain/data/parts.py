@@ -2,8 +2,9 @@
 
 import hashlib
 from collections import Counter
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,46 @@ from raytrain.tasks.base import Encoded
 
 # A part is closed when it has this many rows. Larger parts would take readers more time and memory for their footers.
 PART_ROWS = 65_536
+# Keys of a report: the lengths and the labels (int32, little-endian) of the samples of all parts, one part after the
+# other.
+LENGTHS, LABELS = "lengths", "labels"
+
+
+@dataclass(frozen=True)
+class Index:
+    """What the index has of some samples, beside the parts."""
+
+    lengths: np.ndarray
+    """Shape (num_samples,), int32."""
+    labels: np.ndarray
+    """Ids of their labels where `data.balance` needs them, else empty. Shape (num_samples,) or (0,), int32."""
+
+    @classmethod
+    def of(cls, lengths: np.ndarray, labels: np.ndarray | None = None) -> Self:
+        """`labels`: None where they are not needed."""
+        return cls(lengths.astype("<i4"), np.array([] if labels is None else labels, dtype="<i4"))
+
+    @classmethod
+    def joined(cls, several: Sequence[Self]) -> Self:
+        """One after the other."""
+        none = np.array([], dtype="<i4")
+        return cls(
+            np.concatenate([none, *(one.lengths for one in several)]),
+            np.concatenate([none, *(one.labels for one in several)]),
+        )
+
+    def __getitem__(self, which: slice) -> Self:
+        """The index of some of the samples."""
+        return type(self)(self.lengths[which], self.labels[which])
+
+    def to_bytes(self) -> dict[str, bytes]:
+        """As columns of a report."""
+        return {LENGTHS: self.lengths.tobytes(), LABELS: self.labels.tobytes()}
+
+    @classmethod
+    def from_bytes(cls, report: dict[str, Any]) -> Self:
+        """The inverse of `to_bytes`."""
+        return cls(np.frombuffer(report[LENGTHS], dtype="<i4"), np.frombuffer(report[LABELS], dtype="<i4"))
 
 
 class Parts:
@@ -29,10 +70,10 @@ class Parts:
         self._rows_per_group = rows_per_group
         self._open: dict[str, _OpenPart] = {}
         self._written: list[dict[str, Any]] = []
-        self._lengths: list[np.ndarray] = []
+        self._index: list[Index] = []
 
-    def add(self, split: str, number: int, encoded: Encoded, sizes: np.ndarray, label_counts: dict[str, int]) -> None:
-        """Add a chunk's samples. `number`: index of the chunk; `sizes`: of its samples, shape (num_samples,)."""
+    def add(self, split: str, number: int, encoded: Encoded, index: Index, label_counts: dict[str, int]) -> None:
+        """Add a chunk's samples. `number`: index of the chunk; `index`: of its samples."""
         schema = encoded.table.schema
         if split in self._open and self._open[split].schema != schema:
             self._write(split)
@@ -41,22 +82,21 @@ class Parts:
             self._open[split] = _OpenPart(name, (self._ordinal, number), schema)
         part = self._open[split]
         part.add(encoded, self._rows_per_group)
-        part.sizes.append(sizes)
+        part.index.append(index)
         part.label_counts.update(label_counts)
         if sum(part.row_group_rows) >= PART_ROWS:
             self._write(split)
 
-    def close(self) -> tuple[list[dict[str, Any]], bytes]:
-        """Write what is left. Returns a report on each part, and the lengths of the samples of all of them."""
+    def close(self) -> tuple[list[dict[str, Any]], Index]:
+        """Write what is left. Returns a report on each part, and the index of the samples of all of them."""
         for split in list(self._open):
             self._write(split)
-        lengths = np.concatenate(self._lengths) if self._lengths else np.array([], dtype="<i4")
-        return self._written, lengths.tobytes()
+        return self._written, Index.joined(self._index)
 
     def _write(self, split: str) -> None:
         part = self._open.pop(split)
         self._written.append({"split": split, **part.write(self._folder)})
-        self._lengths += [sizes.astype("<i4") for sizes in part.sizes]
+        self._index += part.index
 
 
 class _OpenPart:
@@ -65,7 +105,7 @@ class _OpenPart:
     def __init__(self, name: str, place: tuple[int, int], schema: pa.Schema):
         self.name, self.place, self.schema = name, place, schema
         self.row_group_rows: list[int] = []
-        self.sizes: list[np.ndarray] = []
+        self.index: list[Index] = []
         self.label_counts: Counter[str] = Counter()
         self._num_truncated = 0
         self._buffer = pa.BufferOutputStream()

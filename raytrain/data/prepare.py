@@ -26,9 +26,10 @@ import numpy as np
 
 from raytrain.config import SPLITS, RunConfig
 from raytrain.data.bad_rows import Rejected, summary
-from raytrain.data.encode import LENGTHS, Encoder, RowFunction, Surveyor, report_of
+from raytrain.data.encode import Encoder, RowFunction, Surveyor, report_of
 from raytrain.data.fingerprint import fingerprint
-from raytrain.data.lengths import encode_index, index_name
+from raytrain.data.lengths import encode_index, index_name, label_index_name
+from raytrain.data.parts import Index
 from raytrain.data.prepared import MANIFEST_NAME, Manifest, Part, PreparedStore, SplitInfo
 from raytrain.data.quiet import quiet_ray_data
 from raytrain.data.readers.base import SourceFile
@@ -60,8 +61,8 @@ class _Written:
     part: Part
     place: tuple[int, int]
     """(index of the read task, index of the part's first chunk in it): the order of the prepared data."""
-    lengths: np.ndarray
-    """The size of each sample, shape (num_samples,)."""
+    index: Index
+    """Of its samples."""
     num_truncated: int
 
 
@@ -174,14 +175,14 @@ class _Preparation:
         started_at_s, num_rows = time.monotonic(), 0
         for report in _run(self._rows(), encoder):
             rejected[report["ordinal"]] = [Rejected(**bad) for bad in report["rejected"]]
-            lengths, begin = np.frombuffer(report[LENGTHS], dtype="<i4"), 0
+            index, begin = Index.from_bytes(report), 0
             for item in report["written"]:
                 part = Part(**item.pop("part"))
                 end = begin + sum(part.row_group_rows)
                 self.label_counts[item["split"]].update(item.pop("label_counts"))
-                written.append(_Written(part=part, place=tuple(item.pop("place")), lengths=lengths[begin:end], **item))
+                written.append(_Written(part=part, place=tuple(item.pop("place")), index=index[begin:end], **item))
                 begin = end
-            num_rows += len(lengths)
+            num_rows += len(index.lengths)
             total = round(num_rows / self._share_of(rejected))
             self.progress(num_rows, total, num_rows / max(1e-9, time.monotonic() - started_at_s))
         return sorted(written, key=lambda item: item.place), [bad for i in sorted(rejected) for bad in rejected[i]]
@@ -232,9 +233,14 @@ class _Preparation:
         return f"data.{split}.path {getattr(self.config.data, split).path!r}: no usable row in it"
 
     def _commit_split(self, split: str, written: list[_Written], num_set_aside: int) -> SplitInfo:
-        lengths = np.concatenate([item.lengths for item in written])
+        index = Index.joined([item.index for item in written])
+        lengths = index.lengths
         data, sha256 = encode_index(lengths)
         self.folder.write_bytes(index_name(split), data)
+        labels_sha256 = ""
+        if self.config.data.balance is not None:
+            data, labels_sha256 = encode_index(index.labels)
+            self.folder.write_bytes(label_index_name(split), data)
         return SplitInfo(
             num_samples=len(lengths),
             num_tokens=int(lengths.sum(dtype=np.int64)),
@@ -243,6 +249,7 @@ class _Preparation:
             parts=[item.part for item in written],
             label_counts=dict(sorted(self.label_counts[split].items())),
             index_sha256=sha256,
+            labels_sha256=labels_sha256,
         )
 
     def _remove_stale(self) -> None:

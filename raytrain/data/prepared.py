@@ -18,13 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raytrain.data.damaged import DamagedError
-from raytrain.data.lengths import Lengths, index_name
+from raytrain.data.lengths import Lengths, index_name, label_index_name
 from raytrain.errors import DataError
 from raytrain.storage import Storage
 from raytrain.tasks.base import TaskState
 from raytrain.tasks.labels import seldom_seen
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 MANIFEST_NAME = "manifest.json"
 # Stores of at most this size are read whole to verify them. In a larger one, the checksum of each page that is read is.
 WHOLE_BYTES = 1 << 30
@@ -61,6 +61,8 @@ class SplitInfo:
     """Hash of the checksums of the index; see `data.lengths`."""
     label_counts: dict[str, int] = field(default_factory=dict)
     """How often each label that occurs is a target; empty where targets are not labels."""
+    labels_sha256: str = ""
+    """The hash of the index of labels, which `data.balance` goes by; "" without it."""
 
 
 @dataclass(frozen=True)
@@ -160,8 +162,11 @@ class PreparedStore:
         is_small = sum(part.num_bytes for part in parts) <= WHOLE_BYTES
         for split in self.manifest.splits:
             lengths = self.lengths(split)
+            labels = self.labels(split)
             if is_small:
                 lengths.verify()
+            if is_small and labels is not None:
+                labels.verify()
         for part in parts:
             try:
                 is_whole = self.storage.size_bytes(part.name) == part.num_bytes
@@ -180,6 +185,17 @@ class PreparedStore:
         if sum(sum(part.row_group_rows) for part in info.parts) != info.num_samples:
             raise self._damaged(MANIFEST_NAME)
         return lengths
+
+    def labels(self, split: str) -> Lengths | None:
+        """The id of each sample's label; None where the store was prepared without `data.balance`. It reads what it is
+        asked for.
+
+        Raises DataError when the index is damaged.
+        """
+        info = self.manifest.splits[split]
+        if not info.labels_sha256:
+            return None
+        return Lengths(self.storage, label_index_name(split), info.num_samples, info.labels_sha256)
 
     def row_group_starts(self, split: str) -> np.ndarray:
         """The first sample id of each row group, then the number of samples. Shape (num_row_groups + 1,), int64."""

@@ -25,11 +25,13 @@ import numpy as np
 from safetensors import numpy as safetensors
 
 from raytrain.config import RunConfig
+from raytrain.data.copies import make_copies
 from raytrain.data.items import EvalBatch, EvalPass, StepBatch, TrainSpan
 from raytrain.data.prepared import PreparedStore
 from raytrain.data.quiet import quiet_ray_data
 from raytrain.data.row_cache import RowCache
 from raytrain.steps.batches import BatchPlan, World
+from raytrain.steps.copies import copies_of, ids_of
 from raytrain.steps.order import Order, evaluation_batches
 from raytrain.steps.timetable import Timetable
 from raytrain.tasks import make_task
@@ -262,7 +264,7 @@ class ReadAndCollate:
         for step in range(span.first_step, span.stop_step):
             parts = self.order.micro_batches(span.epoch, step, plan.num_micro_batches, mine)
             parts += [blank] * (plan.micro_steps - len(parts))
-            ids = np.concatenate(parts)
+            ids = ids_of(np.concatenate(parts))
             batches = [self._collate("train", part, span.epoch) if len(part) else None for part in parts]
             template = next((b for b in batches if b is not None), None) or self._collate(
                 "train", np.array([0]), span.epoch
@@ -292,8 +294,8 @@ class ReadAndCollate:
             header = {"kind": "eval", "split": item.split, "is_blank": batch is None, "is_last": i == count - 1}
             yield header, {"sample_ids": ids, **arrays}
 
-    def _collate(self, split: str, ids: np.ndarray, epoch: int = 0) -> Batch:
-        manifest, copies = self._store.manifest, np.zeros(len(ids), dtype=np.int64)
+    def _collate(self, split: str, entries: np.ndarray, epoch: int = 0) -> Batch:
+        manifest, ids, copies = self._store.manifest, ids_of(entries), copies_of(entries)
         context = BatchContext(manifest.task_state, split, ids, epoch, copies, self._seed, manifest.pad_token_id)
         return self._task.collate(self._rows.take(split, ids), context)
 
@@ -326,6 +328,7 @@ def make_order(config: RunConfig, store: PreparedStore) -> Order:
         window_samples=config.data.shuffle_window_samples,
         group_by_length=config.data.group_by_length,
         drop_last=config.data.drop_last,
+        copies=make_copies(config, store),
     )
 
 
@@ -333,12 +336,11 @@ def row_groups_in_use(order: Order, plan: BatchPlan) -> int:
     """The most row groups that a worker alternates between: for each of its lanes, those of the current window and of
     the one before it, which have one in common."""
     window_samples = order.steps_per_window * plan.global_batch_size // order.lanes
-    rows_per_group = max(1, order.num_samples // max(1, len(order.row_group_starts) - 1))
     all_groups = order.num_groups(plan.num_micro_batches)
     groups = min(all_groups, -(-all_groups // plan.world_size) + 1)  # that a worker's are from
     per_group = order.lanes // all_groups + 2 * (order.lanes % all_groups > 0)  # the first and the last in part
     lanes = min(order.lanes, groups * per_group)
-    return lanes * (2 * window_samples // rows_per_group + 2)
+    return lanes * (2 * window_samples // order.samples_per_visit + 2)
 
 
 def _configure_ray_data(num_cpus: float) -> None:

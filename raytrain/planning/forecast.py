@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from raytrain.config import Precision, RunConfig, SourceFormat
+from raytrain.data.copies import describe_epoch
 from raytrain.data.listing import list_files
 from raytrain.data.prepare import find_prepared
 from raytrain.data.sources import count_rows
@@ -258,7 +259,8 @@ def _count_data(config: RunConfig, task: Task) -> tuple[int | None, TaskState, l
     """Number of training samples, the task's state, and notes on the data, or on the number if it is not prepared."""
     store = find_prepared(config)
     if store is not None:
-        return store.manifest.splits["train"].num_samples, store.manifest.task_state, store.manifest.remarks
+        train, state = store.manifest.splits["train"], store.manifest.task_state
+        return train.num_samples, state, [*store.manifest.remarks, *describe_epoch(config, train, state)]
     state = task.assumed_state()
     files = list_files(config.data.train, "data.train")
     if any(file.format != SourceFormat.PARQUET for file in files):

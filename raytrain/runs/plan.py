@@ -220,8 +220,9 @@ def _steps_per_epoch(config: RunConfig, num_samples: int) -> int:
     if steps == 0:
         if num_samples == 0:
             raise ConfigError("data.train has no usable sample")
+        size = config.data.samples_per_epoch(num_samples)
         raise ConfigError(
-            f"an epoch of {counted(num_samples, 'sample')} has no step: training.global_batch_size is {batch} and "
+            f"an epoch of {counted(size, 'sample')} has no step: training.global_batch_size is {batch} and "
             "data.drop_last leaves out the smaller last step; lower "
             "training.global_batch_size, or set data.drop_last to false"
         )
@@ -247,8 +248,9 @@ def _notes(
             f"with {too_large[0].world_size - 1}"
         )
     batch = config.training.global_batch_size
-    if num_samples is not None and num_samples < batch:
-        notes.append(f"fewer samples ({num_samples}) than training.global_batch_size {batch}: one step an epoch")
+    size = None if num_samples is None else config.data.samples_per_epoch(num_samples)
+    if size is not None and size < batch:
+        notes.append(f"fewer samples ({size}) than training.global_batch_size {batch}: one step an epoch")
     num = config.training.num_micro_batches
     uneven = [world for world in worlds if num % world.world_size and world.fits]
     if uneven:

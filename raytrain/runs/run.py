@@ -180,6 +180,7 @@ def _train(
     callbacks: Sequence[Any],
 ) -> Outcome:
     """Prepare the data and train on Ray."""
+    from raytrain.data.copies import describe_epoch
     from raytrain.data.prepare import prepare
     from raytrain.elastic.supervisor import Supervisor
 
@@ -193,14 +194,16 @@ def _train(
     ):
         observer.phase("preparing data")
         store = prepare(config, observer.prepared, check_first=functools.partial(check_model, config))
-        for remark in store.manifest.remarks:
+        train = store.manifest.splits["train"]
+        epoch = describe_epoch(config, train, store.manifest.task_state)
+        for remark in [*store.manifest.remarks, *epoch]:
             observer.note(remark)
         record_data(run, config, store)
-        num_samples = store.manifest.splits["train"].num_samples
+        num_samples = train.num_samples
         plan = found.plan_on(session, num_samples=num_samples)
         run.commit_bytes("config.yaml", dump_config(config).encode())
         run.commit_bytes("plan.json", json.dumps(plan.to_json(), indent=1).encode())
-        record_command(run, store.manifest.splits, command)
+        record_command(run, store.manifest.splits, command, epoch)
         table = make_timetable(config, num_samples, has_validation=store.has_split("validation"))
         observer.begin(table.total_steps)
         observer.phase("starting workers")

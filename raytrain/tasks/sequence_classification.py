@@ -155,6 +155,10 @@ class SequenceClassification(TextTask):
             column = pa.array([ids[row[0]] for row in names], pa.int64())
         return inputs.append_column("labels", column)
 
+    def label_ids(self, samples: pa.Table) -> np.ndarray | None:
+        """The label's id; with multi_label there is no single one."""
+        return None if self.config.multi_label else samples["labels"].to_numpy()
+
     def count_labels(self, samples: pa.Table, state: TaskState) -> dict[str, int]:
         """Samples with each label."""
         labels = labels_in(state)

@@ -72,6 +72,7 @@ def test_what_a_sweep_may_be_given_more_of() -> None:
 
 def test_what_the_fingerprint_of_prepared_data_takes() -> None:
     expected = beginning_with("task.") | {"data.max_length", "data.bad_rows", "data.validation.fraction"}
+    expected |= {"data.balance.by"}
     assert {*affecting(Affects.DATA)} == expected
 
 

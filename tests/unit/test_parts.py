@@ -8,7 +8,7 @@ import pytest
 
 from raytrain.data import parts as parts_module
 from raytrain.data.lengths import encode_index
-from raytrain.data.parts import Parts
+from raytrain.data.parts import Index, Parts
 from raytrain.data.prepared import Manifest, Part, PreparedStore, SplitInfo
 from raytrain.storage import Storage
 from raytrain.tasks.base import Encoded
@@ -26,9 +26,9 @@ def write(folder: Path, *, split_of: list[str]) -> PreparedStore:
     parts = Parts(Storage(str(folder)), "", 0, ROWS_PER_GROUP)
     for number, (rows, split) in enumerate(zip(CHUNKS, split_of, strict=True)):
         sizes = np.arange(rows) + 100 * number
-        parts.add(split, number, chunk(sum(CHUNKS[:number]), rows), sizes, {"a": rows})
-    written, lengths = parts.close()
-    sizes, begin, splits = np.frombuffer(lengths, dtype="<i4"), 0, {}
+        parts.add(split, number, chunk(sum(CHUNKS[:number]), rows), Index.of(sizes), {"a": rows})
+    written, joined = parts.close()
+    sizes, begin, splits = joined.lengths, 0, {}
     for item in sorted(written, key=lambda item: item["place"]):
         part = Part(**item["part"])
         info = splits.setdefault(item["split"], {"parts": [], "truncated": 0, "labels": 0})
@@ -82,6 +82,6 @@ def test_chunks_share_a_file_up_to_its_size(tmp_path):
 def test_chunks_of_another_schema_begin_a_file(tmp_path):
     parts = Parts(Storage(str(tmp_path)), "", 0, ROWS_PER_GROUP)
     for number, values in enumerate([[1], [2], ["x"]]):
-        parts.add("train", number, Encoded(pa.table({"v": values}), 0, []), np.array([1]), {})
+        parts.add("train", number, Encoded(pa.table({"v": values}), 0, []), Index.of(np.array([1])), {})
     written, _ = parts.close()
     assert [sum(item["part"]["row_group_rows"]) for item in written] == [2, 1]

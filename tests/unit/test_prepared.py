@@ -35,7 +35,7 @@ def test_what_is_stored_belongs_to_the_version():
     """Whoever changes the fields, or what tasks write, must raise FORMAT_VERSION: caches of users are found by it."""
     names = {kind.__name__: [field.name for field in fields(kind)] for kind in (Manifest, SplitInfo, Part)}
     assert (FORMAT_VERSION, names) == (
-        5,
+        6,
         {
             "Manifest": ["fingerprint", "task_state", "pad_token_id", "splits", "content", "format_version"],
             "SplitInfo": [
@@ -46,6 +46,7 @@ def test_what_is_stored_belongs_to_the_version():
                 "parts",
                 "index_sha256",
                 "label_counts",
+                "labels_sha256",
             ],
             "Part": ["name", "row_group_rows", "num_bytes", "sha256"],
         },
