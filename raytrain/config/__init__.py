@@ -25,7 +25,9 @@ from raytrain.config.data import (
     DataConfig,
     SourceConfig,
     SourceFormat,
+    TrainConfig,
     ValidationConfig,
+    WeightedSource,
 )
 from raytrain.config.task import (
     Labels,
@@ -77,9 +79,11 @@ __all__ = [
     "TaskConfig",
     "TokenClassificationConfig",
     "TrackingConfig",
+    "TrainConfig",
     "TrainingConfig",
     "ValidationConfig",
     "WandbConfig",
+    "WeightedSource",
     "WorkersConfig",
 ]
 

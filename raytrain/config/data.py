@@ -94,6 +94,49 @@ class SourceConfig(FilesConfig):
     """A file, a folder, a glob, or a list of these; local, or s3://, gs://, abfs://."""
 
 
+class WeightedSource(SourceConfig):
+    """One of several sources of training data."""
+
+    weight: Annotated[PositiveFloat | None, Affects.RESULT] = None
+    """Its part of an epoch's samples, in proportion to the other weights: those of 3 and 1 make an epoch of three
+    quarters and one quarter, however large the sources are. null in all sources: each sample comes once."""
+
+
+class TrainConfig(FilesConfig):
+    """The training data: files, or several sources of them."""
+
+    sources: Annotated[list[WeightedSource] | None, Affects.RESULT, Mark.PATH] = None
+    """Instead of `path`: a list of sources, each with files, with how they are read, and with a weight."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.path is None) == (self.sources is None):
+            given = "none is given" if self.path is None else "both are given"
+            raise ValueError(
+                f"data.train.path and data.train.sources: {given}. Give data.train.path=FILE, or a list "
+                "data.train.sources=[{path: FILE, weight: 1}, {path: FILE, weight: 1}], and leave the other out"
+            )
+        if self.sources is None:
+            return self
+        options = [name for name in FilesConfig.model_fields if name in self.model_fields_set and name != "path"]
+        if options:
+            raise ValueError(f"data.train.{options[0]} is for data.train.path: give it in each of data.train.sources")
+        if not self.sources:
+            raise ValueError("data.train.sources is empty: list at least one, with a path")
+        without = [place for place, source in enumerate(self.sources) if source.weight is None]
+        if without and len(without) < len(self.sources):
+            raise ValueError(
+                f"data.train.sources.{without[0]} has no weight, and others have one: give one in each, or in none"
+            )
+        return self
+
+    @property
+    def weights(self) -> list[float] | None:
+        """The weight of each source; None without weights."""
+        weights = [source.weight for source in self.sources or [] if source.weight is not None]
+        return weights or None
+
+
 class ValidationConfig(FilesConfig):
     """The validation split: separate files, or a fraction of the training data."""
 
@@ -150,8 +193,8 @@ class BalanceConfig(Section):
 class DataConfig(Section):
     """The data, and how it is distributed to the steps."""
 
-    train: SourceConfig
-    """Training files."""
+    train: TrainConfig
+    """Training data."""
     validation: Annotated[ValidationConfig | None, Affects.RESULT] = None
     """Validation files or a fraction; null: no evaluation while training."""
     test: Annotated[SourceConfig | None, Affects.RESULT] = None
@@ -182,17 +225,21 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _one_size(self) -> Self:
-        if self.epoch_samples is not None and self.balance is not None and isinstance(self.balance.to, dict):
-            raise ValueError(
-                "data.epoch_samples and the counts of data.balance.to both set the samples in an epoch: leave "
-                "data.epoch_samples out, or set data.balance.to=uniform"
-            )
+        if self.balance is None or not isinstance(self.balance.to, dict):
+            return self
+        others = {"data.epoch_samples": self.epoch_samples, "the weights of data.train.sources": self.train.weights}
+        for what, value in others.items():
+            if value is not None:
+                raise ValueError(
+                    f"{what} and the counts of data.balance.to both set the samples in an epoch: leave the first out, "
+                    "or set data.balance.to=uniform"
+                )
         return self
 
     @property
     def has_copies(self) -> bool:
         """Whether an epoch is anything but each sample once."""
-        return self.balance is not None or self.epoch_samples is not None
+        return self.balance is not None or self.epoch_samples is not None or self.train.weights is not None
 
     def samples_per_epoch(self, num_samples: int) -> int:
         """Samples in an epoch, copies counted. `num_samples`: of the training data."""

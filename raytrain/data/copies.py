@@ -5,21 +5,28 @@ from collections.abc import Sequence
 import numpy as np
 
 from raytrain.config import BalanceConfig, RunConfig
-from raytrain.data.prepared import PreparedStore, SplitInfo
+from raytrain.data.prepared import Manifest, PreparedStore, SourceInfo, SplitInfo
 from raytrain.errors import ConfigError, DataError, counted
-from raytrain.steps.copies import MOST_COPIES, Copies, count_cells, whole_counts
-from raytrain.tasks.base import TaskState
+from raytrain.steps.copies import MOST_COPIES, Copies, Groups, count_cells, whole_counts
 from raytrain.tasks.labels import labels_in
 
 MOST_NAMED = 8  # labels in a note
 
 
-class OneGroup:
-    """All samples are of one group."""
+class SourceGroups:
+    """The group of each sample: its source, and in each source its label, where labels are balanced."""
+
+    def __init__(self, source_starts: np.ndarray, labels: Groups | None, num_labels: int):
+        """Args:
+        source_starts: First sample id of each source. Shape (num_sources,).
+        labels: The label of each sample; None: a source is one group, and `num_labels` is 1.
+        """
+        self._starts, self._labels, self._num_labels = source_starts, labels, num_labels
 
     def __getitem__(self, ids: np.ndarray) -> np.ndarray:
-        """Zeros. `ids`: shape (n,); the result too."""
-        return np.zeros(len(ids), np.int64)
+        """source * number of labels + label. `ids`: shape (n,); the result too."""
+        source = np.searchsorted(self._starts, ids, side="right") - 1
+        return source * self._num_labels + (0 if self._labels is None else self._labels[ids])
 
 
 def make_copies(config: RunConfig, store: PreparedStore) -> Copies | None:
@@ -31,32 +38,50 @@ def make_copies(config: RunConfig, store: PreparedStore) -> Copies | None:
     """
     if not config.data.has_copies:
         return None
-    starts = store.row_group_starts("train")
-    per_epoch = list(copies_per_epoch(config, store.manifest.splits["train"], store.manifest.task_state).values())
-    groups = OneGroup() if config.data.balance is None else store.labels("train")
-    if groups is None:
+    by_source = copies_per_epoch(config, store.manifest)
+    labels = None if config.data.balance is None else store.labels("train")
+    if labels is None and config.data.balance is not None:
         raise DataError(
             f"the prepared data at {store.root} has no index of labels, which data.balance needs: delete the folder, "
             "and it will be prepared again"
         )
+    sizes = [source.num_samples for source in _sources(config, store.manifest.splits["train"])]
+    source_starts = np.cumsum([0, *sizes[:-1]])
+    groups = SourceGroups(source_starts, labels, len(by_source[0]))
+    per_epoch = [count for of_source in by_source for count in of_source.values()]
+    starts = store.row_group_starts("train")
     return Copies(starts, groups, count_cells(starts, groups, len(per_epoch)), per_epoch, config.seed)
 
 
-def copies_per_epoch(config: RunConfig, train: SplitInfo, state: TaskState) -> dict[str, int]:
-    """Samples of each label in an epoch, copies counted; without data.balance under "" those of all samples.
+def copies_per_epoch(config: RunConfig, manifest: Manifest) -> list[dict[str, int]]:
+    """For each source the samples of each label in an epoch, copies counted; without data.balance under "" those of all
+    labels. Without weights all training data is one source.
 
-    Raises ConfigError when data.balance does not fit the labels of the training data.
+    Raises ConfigError when data.balance or the weights do not fit the training data.
     """
-    total, balance = config.data.samples_per_epoch(train.num_samples), config.data.balance
-    if balance is None:
-        return {"": _checked("a sample", total, train.num_samples)}
-    labels = labels_in(state)
-    have = [train.label_counts.get(label, 0) for label in labels]
-    wanted = _wanted(balance, labels, have, total)
-    return {
-        label: _checked(f"a sample of {label!r}", count, num)
-        for label, count, num in zip(labels, wanted, have, strict=True)
-    }
+    train, balance = manifest.splits["train"], config.data.balance
+    sources, weights = _sources(config, train), config.data.train.weights
+    total = config.data.samples_per_epoch(train.num_samples)
+    found = []
+    for place, (source, size) in enumerate(zip(sources, whole_counts(weights or [1.0], total), strict=True)):
+        if weights is not None and not source.num_samples:
+            raise ConfigError(
+                f"data.train.sources.{place} has weight {weights[place]:g} and no usable row: leave it out, or see why "
+                f"its rows can't be used: {(config.data.train.sources or [])[place].path}"
+            )
+        if balance is None:
+            found.append({"": _checked("a sample", size, source.num_samples)})
+            continue
+        labels = labels_in(manifest.task_state)
+        have = [source.label_counts.get(label, 0) for label in labels]
+        wanted = zip(labels, _wanted(balance, labels, have, size), have, strict=True)
+        found.append({label: _checked(f"a sample of {label!r}", count, num) for label, count, num in wanted})
+    return found
+
+
+def _sources(config: RunConfig, train: SplitInfo) -> list[SourceInfo]:
+    """The sources that have weights; else all training data as one."""
+    return train.sources if config.data.train.weights else [SourceInfo(train.num_samples, train.label_counts)]
 
 
 def _wanted(balance: BalanceConfig, labels: list[str], have: Sequence[int], total: int) -> list[int]:
@@ -96,22 +121,27 @@ def _checked(what: str, count: int, num: int) -> int:
     return count
 
 
-def describe_epoch(config: RunConfig, train: SplitInfo, state: TaskState) -> list[str]:
-    """A sentence on what an epoch has, where it is not each sample once. Raises ConfigError like `copies_per_epoch`."""
+def describe_epoch(config: RunConfig, manifest: Manifest) -> list[str]:
+    """Sentences on what an epoch has, where it is not each sample once. Raises ConfigError like `copies_per_epoch`."""
     if not config.data.has_copies:
         return []
-    found = copies_per_epoch(config, train, state)
-    size = f"an epoch has {counted(sum(found.values()), 'sample')} of the {train.num_samples:,} of the training data"
-    if config.data.balance is None:
-        return [f"{size} (data.epoch_samples)"]
-    named = [
-        f"{label!r} {count:,} ({_times(count, train.label_counts.get(label, 0))})" for label, count in found.items()
-    ]
-    more = f", and {len(named) - MOST_NAMED:,} more labels" if len(named) > MOST_NAMED else ""
-    return [f"{size} (data.balance): {', '.join(named[:MOST_NAMED])}{more}"]
+    train, by_source, weights = manifest.splits["train"], copies_per_epoch(config, manifest), config.data.train.weights
+    size = sum(count for of_source in by_source for count in of_source.values())
+    found = [f"an epoch has {counted(size, 'sample')} of the {train.num_samples:,} of the training data"]
+    for place, (source, counts) in enumerate(zip(_sources(config, train), by_source, strict=True)):
+        what = (
+            "" if weights is None else f"data.train.sources.{place} {_times(sum(counts.values()), source.num_samples)}"
+        )
+        if config.data.balance is not None:
+            named = [f"{label!r} {_times(count, source.label_counts.get(label, 0))}" for label, count in counts.items()]
+            more = [f"and {len(named) - MOST_NAMED:,} more labels"] if len(named) > MOST_NAMED else []
+            of_labels = ", ".join([*named[:MOST_NAMED], *more])
+            what = f"{what}, of which {of_labels}" if what else f"data.balance: {of_labels}"
+        found += [what] if what else []
+    return found
 
 
 def _times(count: int, num: int) -> str:
-    """How often a label's samples come, in words."""
-    often = "once" if count == num else f"{count / num:.3g} times"
-    return f"each of {num:,} comes {often}" if num else "there are none"
+    """A number of samples in an epoch, and how often each of these comes."""
+    often = "once" if count == num else f"{count / max(1, num):.3g} times"
+    return f"{count:,} (each of {num:,} comes {often})" if num else f"{count:,}"

@@ -5,11 +5,12 @@ import glob
 import os
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from urllib.parse import unquote
 
 import pyarrow.fs as pafs
 
-from raytrain.config import SourceFormat
+from raytrain.config import SourceFormat, TrainConfig
 from raytrain.config.data import FilesConfig
 from raytrain.data.parallel import in_threads
 from raytrain.data.readers.base import Reading, SourceFile, first_line
@@ -38,6 +39,18 @@ USED_BY = {
 
 _Listed = tuple[str, pafs.FileInfo]
 """The path or URI of a file, and what its file system says of it."""
+
+
+def list_split(source: FilesConfig, option: str) -> list[SourceFile]:
+    """The files of a split: of the sources of data.train.sources one after the other. Raises DataError like
+    `list_files`."""
+    if not isinstance(source, TrainConfig) or source.sources is None:
+        return list_files(source, option)
+    return [
+        replace(file, source=place)
+        for place, one in enumerate(source.sources)
+        for file in list_files(one, f"{option}.sources.{place}")
+    ]
 
 
 def list_files(source: FilesConfig, option: str) -> list[SourceFile]:

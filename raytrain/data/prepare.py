@@ -17,7 +17,7 @@ import os
 import re
 import time
 import uuid
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -30,7 +30,7 @@ from raytrain.data.encode import Encoder, RowFunction, Surveyor, report_of
 from raytrain.data.fingerprint import fingerprint
 from raytrain.data.lengths import encode_index, index_name, label_index_name
 from raytrain.data.parts import Index
-from raytrain.data.prepared import MANIFEST_NAME, Manifest, Part, PreparedStore, SplitInfo
+from raytrain.data.prepared import MANIFEST_NAME, Manifest, Part, PreparedStore, SourceInfo, SplitInfo
 from raytrain.data.quiet import quiet_ray_data
 from raytrain.data.readers.base import SourceFile
 from raytrain.data.sources import check_sources, read_tasks
@@ -63,6 +63,9 @@ class _Written:
     """(index of the read task, index of the part's first chunk in it): the order of the prepared data."""
     index: Index
     """Of its samples."""
+    label_counts: dict[str, int]
+    source: int
+    """Index in data.train.sources."""
     num_truncated: int
 
 
@@ -127,7 +130,6 @@ class _Preparation:
         self.config, self.name, self.cache, self.progress = config, name, cache, progress
         self.files, self.tasks = files, read_tasks(files)
         self.rows_per_group, self.pad_token_id = rows_per_group, pad_token_id
-        self.label_counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self.attempt = f"{name}.{uuid.uuid4().hex[:8]}.tmp"
         # Object stores can't rename: there, an attempt writes its parts into the final folder under names of its own.
         self.is_local = cache.local_path() is not None
@@ -179,8 +181,8 @@ class _Preparation:
             for item in report["written"]:
                 part = Part(**item.pop("part"))
                 end = begin + sum(part.row_group_rows)
-                self.label_counts[item["split"]].update(item.pop("label_counts"))
-                written.append(_Written(part=part, place=tuple(item.pop("place")), index=index[begin:end], **item))
+                place, source = tuple(item.pop("place")), self.tasks[report["ordinal"]].file.source
+                written.append(_Written(part=part, place=place, index=index[begin:end], source=source, **item))
                 begin = end
             num_rows += len(index.lengths)
             total = round(num_rows / self._share_of(rejected))
@@ -247,10 +249,19 @@ class _Preparation:
             num_truncated=sum(item.num_truncated for item in written),
             num_set_aside=num_set_aside,
             parts=[item.part for item in written],
-            label_counts=dict(sorted(self.label_counts[split].items())),
+            label_counts=_label_counts(written),
+            sources=self._sources_of(written) if split == "train" else [],
             index_sha256=sha256,
             labels_sha256=labels_sha256,
         )
+
+    def _sources_of(self, written: list[_Written]) -> list[SourceInfo]:
+        """What the training split has of each of data.train.sources."""
+        found = []
+        for place in range(len(self.config.data.train.sources or [])):
+            of_source = [item for item in written if item.source == place]
+            found.append(SourceInfo(sum(len(item.index.lengths) for item in of_source), _label_counts(of_source)))
+        return found
 
     def _remove_stale(self) -> None:
         """Remove what crashed attempts left behind a day or more ago."""
@@ -260,6 +271,14 @@ class _Preparation:
             path = self.cache.local_path(name) or ""
             if ATTEMPT_NAME.fullmatch(name) and _age_s(path) > STALE_S:
                 self.cache.delete(name)
+
+
+def _label_counts(written: list[_Written]) -> dict[str, int]:
+    """How often each label occurs in these parts, by name."""
+    counts: Counter[str] = Counter()
+    for item in written:
+        counts.update(item.label_counts)
+    return dict(sorted(counts.items()))
 
 
 def _age_s(path: str) -> float:

@@ -47,6 +47,15 @@ class Part:
 
 
 @dataclass(frozen=True)
+class SourceInfo:
+    """What a split has of one of data.train.sources. Its samples follow those of the sources before."""
+
+    num_samples: int
+    label_counts: dict[str, int]
+    """How often each label that occurs is a target."""
+
+
+@dataclass(frozen=True)
 class SplitInfo:
     """The manifest's entry for one split."""
 
@@ -63,6 +72,8 @@ class SplitInfo:
     """How often each label that occurs is a target; empty where targets are not labels."""
     labels_sha256: str = ""
     """The hash of the index of labels, which `data.balance` goes by; "" without it."""
+    sources: list[SourceInfo] = field(default_factory=list)
+    """Of the training split what each of data.train.sources has; empty without them."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +126,13 @@ class Manifest:
         if raw.pop("sha256", None) != _hash_of(raw):
             raise ValueError("its hash is not that of its contents")
         splits = {
-            name: SplitInfo(**{**info, "parts": [_part_of(part) for part in info["parts"]]})
+            name: SplitInfo(
+                **{
+                    **info,
+                    "parts": [_part_of(part) for part in info["parts"]],
+                    "sources": [SourceInfo(**one) for one in info["sources"]],
+                }
+            )
             for name, info in raw["splits"].items()
         }
         return cls(raw["fingerprint"], raw["task_state"], raw["pad_token_id"], splits, raw["content"])

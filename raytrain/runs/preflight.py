@@ -1,5 +1,6 @@
 """Checks that find mistakes before Ray is started, within a second or two (P16)."""
 
+import functools
 import os
 import uuid
 from collections.abc import Callable
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raytrain.config import Mark, ModelConfig, RunConfig
-from raytrain.config.fields import marked
+from raytrain.config.fields import marked, with_paths
 from raytrain.config.io import flatten, load_config, parse_config
 from raytrain.config.shipped import communication_variables, config_names
 from raytrain.data.parallel import Checked
@@ -136,8 +137,15 @@ def local_paths(config: RunConfig) -> list[tuple[str, str]]:
 def _named_by(config: RunConfig, mark: Mark) -> list[tuple[str, str]]:
     """(dotted key, value) of the fields with a mark; for a list, one pair per item."""
     values = flatten(config.model_dump(mode="json"))
-    lists = {key: values.get(key) or [] for key in marked(mark)}
-    return [(key, one) for key, given in lists.items() for one in ([given] if isinstance(given, str) else given)]
+    found: list[tuple[str, str]] = []
+
+    def note(key: str, place: str) -> str:
+        found.append((key, place))
+        return place
+
+    for key in marked(mark):
+        with_paths(values.get(key), functools.partial(note, key))
+    return found
 
 
 def resolve(config: RunConfig) -> RunConfig:
@@ -156,8 +164,8 @@ def resolve(config: RunConfig) -> RunConfig:
             section: Any = raw
             for part in sections:
                 section = (section or {}).get(part)
-            if section and (value := section.get(name)):
-                section[name] = make_absolute(value) if isinstance(value, str) else [make_absolute(v) for v in value]
+            if section and section.get(name):
+                section[name] = with_paths(section[name], make_absolute)
     if config.task.kind == "python" and config.task.source is None:  # a run's own config says it already
         raw["task"]["source"] = source_hash(config.task.target)
     return parse_config(raw)

@@ -50,7 +50,7 @@ def record_command(
     writer = JsonlWriter(run, COMMANDS)
     data = {name: _counts(asdict(split)) for name, split in splits.items()}
     labels = label_counts({name: split.label_counts for name, split in splits.items()})
-    found = {"data": data, "labels": labels, "epoch": " ".join(epoch)}
+    found = {"data": data, "labels": labels, "epoch": "; ".join(epoch)}
     writer.write({"time": time.time(), **observed.result(), **{name: what for name, what in found.items() if what}})
     writer.close()
 

@@ -194,12 +194,11 @@ def _train(
     ):
         observer.phase("preparing data")
         store = prepare(config, observer.prepared, check_first=functools.partial(check_model, config))
-        train = store.manifest.splits["train"]
-        epoch = describe_epoch(config, train, store.manifest.task_state)
+        epoch = describe_epoch(config, store.manifest)
         for remark in [*store.manifest.remarks, *epoch]:
             observer.note(remark)
         record_data(run, config, store)
-        num_samples = train.num_samples
+        num_samples = store.manifest.splits["train"].num_samples
         plan = found.plan_on(session, num_samples=num_samples)
         run.commit_bytes("config.yaml", dump_config(config).encode())
         run.commit_bytes("plan.json", json.dumps(plan.to_json(), indent=1).encode())

@@ -1,7 +1,7 @@
 """data.balance and data.epoch_samples: what an epoch has, and what is refused. No Ray."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from running import tiny_run
@@ -9,13 +9,15 @@ from running import tiny_run
 from raytrain.config import RunConfig
 from raytrain.config.io import parse_config
 from raytrain.data.copies import copies_per_epoch, describe_epoch
-from raytrain.data.prepared import SplitInfo
+from raytrain.data.prepared import Manifest, SourceInfo, SplitInfo
 from raytrain.errors import ConfigError
 from raytrain.runs.plan import make_plan
 from raytrain.steps.timetable import make_timetable
 
 LABELS = ["a", "b", "c", "rare"]
 COUNTS = {"a": 800, "b": 160, "rare": 40}  # none of "c"
+SOURCES = "data.train.sources=[{path: a.csv, weight: 3}, {path: b.jsonl, weight: 1}]"
+NO_WEIGHTS = "data.train.sources=[{path: a.csv}, {path: b.jsonl}]"
 
 
 def run(*overrides: str) -> RunConfig:
@@ -28,13 +30,20 @@ def run(*overrides: str) -> RunConfig:
     return parse_config(raw, list(overrides))
 
 
-def train_split(counts: dict[str, int] | None = None) -> SplitInfo:
-    counts = COUNTS if counts is None else counts
-    return SplitInfo(sum(counts.values()), 0, 0, 0, [], "", counts)
+def manifest_of(counts: dict[str, int], labels: list[str], sources: Sequence[dict[str, int]] = ()) -> Manifest:
+    infos = [SourceInfo(sum(of_source.values()), of_source) for of_source in sources]
+    split = SplitInfo(sum(counts.values()), 0, 0, 0, [], "", counts, sources=infos)
+    return Manifest("f", {"labels": labels}, 0, {"train": split}, "c")
+
+
+MANIFEST = manifest_of(COUNTS, LABELS)
+# Twice as many samples in the second source, and no "rare" in the first.
+TWO = manifest_of(COUNTS, LABELS, [{"a": 300, "b": 33}, {"a": 500, "b": 127, "rare": 40}])
 
 
 def epoch(*overrides: str) -> dict[str, int]:
-    return copies_per_epoch(run(*overrides), train_split(), {"labels": LABELS})
+    (found,) = copies_per_epoch(run(*overrides), MANIFEST)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -87,6 +96,24 @@ def test_counts_that_the_data_does_not_have(to: str, message: str) -> None:
         (["data.balance.to=even"], "data.balance.to: must be 'uniform', or a number, or a mapping"),
         (["data.balance.by=source"], "data.balance.by: must be 'label'"),
         (["data.epoch_samples=0"], "data.epoch_samples: must be at least 1"),
+        (["data.train.path=null"], "data.train.path and data.train.sources: none is given"),
+        (["data.train.sources=[{path: b.csv}]"], "data.train.path and data.train.sources: both are given"),
+        (["data.train.path=null", "data.train.sources=[]"], "data.train.sources is empty"),
+        (["data.train.path=null", "data.train.sources=[{weight: 1}]"], r"data.train.sources.0.path: required"),
+        (["data.train.path=null", "data.train.sources=[{path: b, weight: 0}]"], r"sources.0.weight: must be above 0"),
+        (["data.train.path=null", "data.train.sources=[{path: b, wieght: 1}]"], r"did you mean .*weight"),
+        (
+            ["data.train.path=null", "data.train.sources=[{path: b, weight: 1}, {path: c}]"],
+            "data.train.sources.1 has no weight, and others have one",
+        ),
+        (
+            ["data.train.path=null", "data.train.format=csv", "data.train.sources=[{path: b}]"],
+            "data.train.format is for data.train.path: give it in each of data.train.sources",
+        ),
+        (
+            ["data.train.path=null", "data.train.sources=[{path: b, weight: 1}]", "data.balance.to={a: 1}"],
+            "the weights of data.train.sources and the counts of data.balance.to both set",
+        ),
     ],
 )
 def test_what_the_config_refuses(overrides: list[str], message: str) -> None:
@@ -117,19 +144,42 @@ def test_the_plan_names_an_epoch_that_is_too_small() -> None:
 
 
 def test_what_people_are_told() -> None:
-    state: dict[str, Any] = {"labels": LABELS}
-    assert describe_epoch(run(), train_split(), state) == []
-    assert describe_epoch(run("data.epoch_samples=300"), train_split(), state) == [
-        "an epoch has 300 samples of the 1,000 of the training data (data.epoch_samples)"
+    assert describe_epoch(run(), MANIFEST) == []
+    assert describe_epoch(run("data.epoch_samples=300"), MANIFEST) == [
+        "an epoch has 300 samples of the 1,000 of the training data"
     ]
-    assert describe_epoch(run("data.balance={}"), train_split(), state) == [
-        "an epoch has 1,000 samples of the 1,000 of the training data (data.balance): 'a' 334 (each of 800 comes 0.417 "
-        "times), 'b' 333 (each of 160 comes 2.08 times), 'c' 0 (there are none), 'rare' 333 (each of 40 comes 8.32 "
-        "times)"
+    assert describe_epoch(run("data.balance={}"), MANIFEST) == [
+        "an epoch has 1,000 samples of the 1,000 of the training data",
+        "data.balance: 'a' 334 (each of 800 comes 0.417 times), 'b' 333 (each of 160 comes 2.08 times), 'c' 0, 'rare' "
+        "333 (each of 40 comes 8.32 times)",
     ]
     many = {f"l{i:02}": 10 for i in range(30)}
-    told = describe_epoch(run("data.balance={}"), train_split(many), {"labels": list(many)})
-    assert told[0].endswith("'l07' 10 (each of 10 comes once), and 22 more labels")
+    told = describe_epoch(run("data.balance={}"), manifest_of(many, list(many)))
+    assert told[1].endswith("'l07' 10 (each of 10 comes once), and 22 more labels")
+    assert describe_epoch(run(SOURCES, "data.train.path=null"), TWO) == [
+        "an epoch has 1,000 samples of the 1,000 of the training data",
+        "data.train.sources.0 750 (each of 333 comes 2.25 times)",
+        "data.train.sources.1 250 (each of 667 comes 0.375 times)",
+    ]
+    assert describe_epoch(run(SOURCES, "data.train.path=null", "data.balance={}"), TWO)[1] == (
+        "data.train.sources.0 750 (each of 333 comes 2.25 times), of which 'a' 375 (each of 300 comes 1.25 times), 'b' "
+        "375 (each of 33 comes 11.4 times), 'c' 0, 'rare' 0"
+    )
+
+
+def test_weights_become_whole_counts_and_labels_are_balanced_in_each_source() -> None:
+    assert copies_per_epoch(run("data.train.path=null", SOURCES, "data.epoch_samples=90"), TWO) == [{"": 68}, {"": 22}]
+    balanced = run("data.train.path=null", SOURCES, "data.epoch_samples=90", "data.balance={}")
+    assert [list(of_source.values()) for of_source in copies_per_epoch(balanced, TWO)] == [[34, 34, 0, 0], [8, 7, 0, 7]]
+    without = run("data.train.path=null", NO_WEIGHTS)
+    assert not without.data.has_copies, "several sources without weights are one, with files that are read differently"
+    together = run("data.train.path=null", NO_WEIGHTS, "data.balance={}")
+    assert copies_per_epoch(together, TWO) == copies_per_epoch(run("data.balance={}"), MANIFEST)
+
+
+def test_a_source_without_a_usable_row_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"data.train.sources.1 has weight 1 and no usable row: .*: b.jsonl"):
+        copies_per_epoch(run("data.train.path=null", SOURCES), manifest_of(COUNTS, LABELS, [COUNTS, {}]))
 
 
 def test_all_that_differ_in_to_share_one_store(tmp_path: Path) -> None:

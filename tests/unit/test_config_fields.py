@@ -83,7 +83,7 @@ def test_what_needs_a_validation_split() -> None:
 
 def test_what_names_a_path() -> None:
     splits = {f"data.{split}.path" for split in ("train", "validation", "test")}
-    assert {*marked(Mark.PATH)} == splits | {"storage_path", "data.prepared_path"}
+    assert {*marked(Mark.PATH)} == splits | {"data.train.sources", "storage_path", "data.prepared_path"}
     assert marked(Mark.PATH_OR_HUB_ID) == ["model.path", "model.tokenizer"]
     assert marked(Mark.DATABASE) == ["tracking.mlflow.tracking_uri"]
 
