@@ -11,6 +11,7 @@ from raytrain.config import Mark, ModelConfig, RunConfig
 from raytrain.config.fields import marked, with_paths
 from raytrain.config.io import flatten, load_config, parse_config
 from raytrain.config.shipped import communication_variables, config_names
+from raytrain.config.yaml import to_word
 from raytrain.data.parallel import Checked
 from raytrain.data.sources import check_sources
 from raytrain.engine.deepspeed_config import check_deepspeed_overrides, resolve_precision
@@ -114,14 +115,16 @@ def check_elsewhere(config: RunConfig) -> None:
     lost = [(key, path) for key, path in local_paths(config) if not os.path.isabs(path)]
     lost += [(key, uri) for key, uri in _named_by(config, Mark.DATABASE) if _absolute_database(uri) != uri]
     if lost:
+        key = lost[0][0]  # its whole value is shown: a list has other paths too
+        value = with_paths(flatten(config.model_dump(mode="json"))[key], lambda p: _absolute_database(_absolute(p)))
         raise ConfigError(
             "\n".join(
                 [
                     "a submitted run needs paths that mean the same on all nodes; these are relative to a folder here:",
                     *(f"  {key}: {path}" for key, path in lost),
                     "Give the absolute paths of a folder that all nodes share, or URIs (s3://, gs://, abfs://), in the "
-                    f"config or as overrides ({lost[0][0]}=...); if the nodes do share this folder: "
-                    f"{lost[0][0]}={_absolute_database(_absolute(lost[0][1]))}",
+                    f"config or as overrides ({key}=...); if the nodes do share this folder: "
+                    f"{key}={value if isinstance(value, str) else to_word(value)}",
                 ]
             )
         )

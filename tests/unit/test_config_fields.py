@@ -111,6 +111,26 @@ def test_paths_of_all_kinds_become_absolute(tmp_path: Path, monkeypatch: pytest.
     assert ("data.train.path", f"{tmp_path}/a.csv") in local_paths(config)
 
 
+def test_paths_of_sources_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    written = "[{path: a.csv, weight: 2}, {path: [b.jsonl, 's3://b/c.csv'], weight: 1, encoding: cp1252}]"
+    given = tiny_run(tmp_path, "a", "data.train.path=null", f"data.train.sources={written}")
+    resolved = resolve(given).data.train
+    assert resolved.sources is not None
+    assert [source.path for source in resolved.sources] == [
+        f"{tmp_path}/a.csv",
+        [f"{tmp_path}/b.jsonl", "s3://b/c.csv"],
+    ]
+    assert (resolved.weights, resolved.sources[1].encoding) == ([2, 1], "cp1252")
+    assert [path for key, path in local_paths(given) if key == "data.train.sources"] == ["a.csv", "b.jsonl"]
+    with pytest.raises(ConfigError) as caught:
+        check_elsewhere(given)
+    assert "  data.train.sources: b.jsonl\n" in str(caught.value)
+    suggested = str(caught.value).rpartition("if the nodes do share this folder: ")[2]
+    again = resolve(tiny_run(tmp_path, "a", "data.train.path=null", suggested)).data.train
+    assert again.sources == resolved.sources, "what is suggested can be typed"
+
+
 def test_a_relative_database_is_no_place_for_a_submitted_run(tmp_path: Path) -> None:
     """It would be made in the job's own folder, which goes with the job."""
     config = resolve(tiny_run(tmp_path, "a"))
