@@ -36,6 +36,7 @@ from raytrain.config.task import (
     SequenceClassificationConfig,
     TaskConfig,
     TokenClassificationConfig,
+    check_keys,
 )
 from raytrain.config.training import (
     CommunicationConfig,
@@ -110,7 +111,7 @@ class RunConfig(Section):
     def _across_sections(self) -> Self:
         if not isinstance(self.task, PythonTaskConfig):
             self.model.check_for_transformers()
-        self._check_balance()
+        self._check_single_labels()
         shards, batch = self.data.canonical_shards, self.training.global_batch_size
         if shards is not None and batch % shards:
             raise ValueError(
@@ -136,18 +137,23 @@ class RunConfig(Section):
             )
         return self
 
-    def _check_balance(self) -> None:
-        """Raises ValueError when samples have no label to balance, or the counts are not those of the labels."""
-        if self.data.balance is None:
+    def _check_single_labels(self) -> None:
+        """Raises ValueError when samples have no single label to balance or to weigh, or the keys of counts or
+        weights are not the labels."""
+        task, weights = self.task, self.training.class_weights
+        given = {"data.balance": self.data.balance, "training.class_weights": weights}
+        options = [name for name, value in given.items() if value is not None]
+        if not options:
             return
-        task = self.task
         if not isinstance(task, SequenceClassificationConfig) or task.multi_label:
             kind = "task.multi_label=true" if isinstance(task, SequenceClassificationConfig) else task.kind
             raise ValueError(
-                f"data.balance needs one label per sample, which task.kind=sequence_classification has and {kind} "
+                f"{options[0]} needs one label per sample, which task.kind=sequence_classification has and {kind} "
                 "does not: leave it out"
             )
-        if task.labels is not None:
+        if task.labels is not None and isinstance(weights, dict):
+            check_keys("training.class_weights", "weight", weights, task.labels)
+        if task.labels is not None and self.data.balance is not None:
             self.data.balance.check_labels(task.labels)
 
     @property

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, PositiveFloat, model_validator
 
 from raytrain.config.base import Affects, Fraction, Mark, NonNegativeInt, PositiveInt, Section
-from raytrain.config.task import Label
+from raytrain.config.task import Label, check_keys
 
 SPLITS = ("train", "validation", "test")
 
@@ -86,6 +86,11 @@ class FilesConfig(Section):
     tag_column: Annotated[Column | None, Affects.RESULT] = None
     """Column of CoNLL files that has the tags, counted like `word_column`; null: the last."""
 
+    @property
+    def paths(self) -> list[str]:
+        """The paths as a list."""
+        return [self.path] if isinstance(self.path, str) else list(self.path or [])
+
 
 class SourceConfig(FilesConfig):
     """The files of a split."""
@@ -129,6 +134,11 @@ class TrainConfig(FilesConfig):
                 f"data.train.sources.{without[0]} has no weight, and others have one: give one in each, or in none"
             )
         return self
+
+    @property
+    def paths(self) -> list[str]:
+        """The paths of all sources."""
+        return super().paths + [path for source in self.sources or [] for path in source.paths]
 
     @property
     def weights(self) -> list[float] | None:
@@ -181,13 +191,7 @@ class BalanceConfig(Section):
         """Raises ValueError when `to` is a mapping and its keys are not these labels."""
         if not isinstance(self.to, dict):
             return
-        missing = [label for label in labels if label not in self.to]
-        unknown = [label for label in self.to if label not in labels]
-        if missing or unknown:
-            what = f"has no count for {missing[0]!r}" if missing else f"names {unknown[0]!r}, which is not a label"
-            raise ValueError(
-                f"data.balance.to {what}; give one for each of: {', '.join(labels)} (0 leaves a label out)"
-            )
+        check_keys("data.balance.to", "count", self.to, labels)
 
 
 class DataConfig(Section):

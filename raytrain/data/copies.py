@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from raytrain.config import BalanceConfig, RunConfig
+from raytrain.data.class_weights import class_weights_of
 from raytrain.data.prepared import Manifest, PreparedStore, SourceInfo, SplitInfo
 from raytrain.errors import ConfigError, DataError, counted
 from raytrain.steps.copies import MOST_COPIES, Copies, Groups, count_cells, whole_counts
@@ -122,7 +123,26 @@ def _checked(what: str, count: int, num: int) -> int:
 
 
 def describe_epoch(config: RunConfig, manifest: Manifest) -> list[str]:
-    """Sentences on what an epoch has, where it is not each sample once. Raises ConfigError like `copies_per_epoch`."""
+    """Sentences on what an epoch has where it is not each sample once, and on the weights of labels.
+
+    Raises ConfigError like `copies_per_epoch`, and when the weights and the labels differ.
+    """
+    return _of_copies(config, manifest) + _of_weights(config, manifest)
+
+
+def _of_weights(config: RunConfig, manifest: Manifest) -> list[str]:
+    weights = class_weights_of(config, manifest)
+    if weights is None:
+        return []
+    return [f"training.class_weights: {_listed([f'{label!r} {weight:.4g}' for label, weight in weights.items()])}"]
+
+
+def _listed(named: list[str]) -> str:
+    more = [f"and {len(named) - MOST_NAMED:,} more labels"] if len(named) > MOST_NAMED else []
+    return ", ".join([*named[:MOST_NAMED], *more])
+
+
+def _of_copies(config: RunConfig, manifest: Manifest) -> list[str]:
     if not config.data.has_copies:
         return []
     train, by_source, weights = manifest.splits["train"], copies_per_epoch(config, manifest), config.data.train.weights
@@ -134,8 +154,7 @@ def describe_epoch(config: RunConfig, manifest: Manifest) -> list[str]:
         )
         if config.data.balance is not None:
             named = [f"{label!r} {_times(count, source.label_counts.get(label, 0))}" for label, count in counts.items()]
-            more = [f"and {len(named) - MOST_NAMED:,} more labels"] if len(named) > MOST_NAMED else []
-            of_labels = ", ".join([*named[:MOST_NAMED], *more])
+            of_labels = _listed(named)
             what = f"{what}, of which {of_labels}" if what else f"data.balance: {of_labels}"
         found += [what] if what else []
     return found

@@ -63,7 +63,7 @@ def list_files(source: FilesConfig, option: str) -> list[SourceFile]:
         DataError: A path matches nothing, can't be read, or has an ending that does not tell the format; or an option
         is not for any of the files.
     """
-    paths = [source.path] if isinstance(source.path, str) else source.path or []
+    paths = source.paths
     reading = Reading(source.delimiter, source.encoding, source.word_column, source.tag_column)
     listed = in_threads(lambda path: _expand(path, source, option), paths)
     files = [_file(one, source.format, option, reading) for of_path in listed for one in of_path]

@@ -232,7 +232,10 @@ class _Preparation:
                 f"data.validation.fraction {validation.fraction} holds out none of the training rows: raise it, or "
                 "give data.validation.path"
             )
-        return f"data.{split}.path {getattr(self.config.data, split).path!r}: no usable row in it"
+        source = getattr(self.config.data, split)
+        if source.path is None:
+            return f"data.{split}.sources: no usable row in {', '.join(source.paths)}"
+        return f"data.{split}.path {source.path!r}: no usable row in it"
 
     def _commit_split(self, split: str, written: list[_Written], num_set_aside: int) -> SplitInfo:
         index = Index.joined([item.index for item in written])

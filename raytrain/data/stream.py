@@ -25,6 +25,7 @@ import numpy as np
 from safetensors import numpy as safetensors
 
 from raytrain.config import RunConfig
+from raytrain.data.class_weights import state_of
 from raytrain.data.copies import make_copies
 from raytrain.data.items import EvalBatch, EvalPass, StepBatch, TrainSpan
 from raytrain.data.prepared import PreparedStore
@@ -241,6 +242,7 @@ class ReadAndCollate:
         self._store, self._world, self._plan = store, world, plan
         self._task = make_task(config.task, config.data.max_length)
         self._config, self._seed = config, config.seed
+        self._state = state_of(config, store.manifest)
         # A store that was prepared for an evaluation has no training split; a pass reads each row group once.
         min_groups = row_groups_in_use(self.order, plan) if store.has_split("train") else 1
         self._rows = RowCache(store, min_groups=min_groups)
@@ -296,7 +298,7 @@ class ReadAndCollate:
 
     def _collate(self, split: str, entries: np.ndarray, epoch: int = 0) -> Batch:
         manifest, ids, copies = self._store.manifest, ids_of(entries), copies_of(entries)
-        context = BatchContext(manifest.task_state, split, ids, epoch, copies, self._seed, manifest.pad_token_id)
+        context = BatchContext(self._state, split, ids, epoch, copies, self._seed, manifest.pad_token_id)
         return self._task.collate(self._rows.take(split, ids), context)
 
 

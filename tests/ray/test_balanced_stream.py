@@ -138,20 +138,49 @@ def test_the_batches_of_an_epoch(config: RunConfig, store: PreparedStore, world_
     assert {int(count) for count in counts[labels == 0]} == {0, 1}
 
 
-def test_the_pipelines_of_two_workers(config: RunConfig, store: PreparedStore) -> None:
-    """P5 as visits: what is read is at most the samples of the epoch and the prepared data."""
-    plan, ids, read = BatchPlan.of(config, 2), [], 0
+def test_the_pipelines_of_two_workers(folder: Path, local_ray: None) -> None:
+    """P1 through real pipelines; P5 as visits: what is read is at most the samples of the epoch and the prepared data,
+    and what is on the border of two workers."""
+    path = write_parquet(folder / "large.parquet", rows() * 8, row_group_size=1000)
+    options = ["data.balance={}", "data.epoch_samples=null", f"data.train.path={path}", "data.canonical_shards=7"]
+    large = config_of(folder, *options, "data.shuffle_window_samples=512", "training.epochs=1")
+    store, plan, ids, read = prepare(large), BatchPlan.of(large, 2), [], 0
     for rank in range(2):
-        stream = Stream(config, store, World(rank, 2), plan)
-        stream.start(0, make_timetable(config, 875, has_validation=False))
-        ids += [stream.next_step().sample_ids for _ in range(29)]
+        stream = Stream(large, store, World(rank, 2), plan)
+        stream.start(0, make_timetable(large, 7000, has_validation=False))
+        ids += [stream.next_step().sample_ids for _ in range(334)]
         read += stream.bytes_read
         stream.close()
     labels = labels_of(store)
-    assert np.bincount(labels[np.concatenate(ids)]).tolist() == [200, 200, 200]
+    assert np.bincount(labels[np.concatenate(ids)]).tolist() == [2334, 2333, 2333]
     groups = range(len(store.row_group_starts("train")) - 1)
     stored = sum(store.row_group_bytes("train", group) for group in groups)
-    assert read <= stored * (1 + 600 / 875)
+    assert read <= 1.1 * 2 * stored
+
+
+def test_sources_of_two_formats(folder: Path, tmp_path: Path, local_ray: None) -> None:
+    """Weights are met exactly, whatever the sizes are; the labels are balanced in each source."""
+    lines = [f"{row['label']};{row['text']}" for row in rows()[:60]]
+    (tmp_path / "small.csv").write_text("\n".join(["label;text", *lines]))
+    parquet = folder / "three.parquet"
+    sources = f"[{{path: {parquet}, weight: 1}}, {{path: {tmp_path / 'small.csv'}, weight: 3, delimiter: ';'}}]"
+    options = ["data.train.path=null", f"data.train.sources={sources}"]
+    for balance in ([], ["data.balance={}"]):
+        chosen = config_of(folder, *options, *balance)
+        store = prepare(chosen)
+        assert [source.num_samples for source in store.manifest.splits["train"].sources] == [875, 60]
+        order, labels = make_order(chosen, store), labels_of(store)
+        ids = np.concatenate([order.step_samples(1, step) for step in range(order.steps_per_epoch)])
+        assert np.bincount(ids >= 875).tolist() == [150, 450]
+        counts = np.bincount(ids, minlength=935)
+        if balance:
+            assert np.bincount(labels[:875], counts[:875]).tolist() == [50, 50, 50]
+            assert np.bincount(labels[875:], counts[875:]).tolist() == [150, 150, 150]
+        else:
+            assert {int(count) for count in counts[875:]} == {7, 8}, "450 of 60"
+    other = config_of(folder, "data.train.path=null", f"data.train.sources={sources.replace('weight: 3', 'weight: 9')}")
+    assert prepare(other).root != store.root, "that one is sorted by label"
+    assert prepare(other).root == prepare(config_of(folder, *options)).root, "weights are no part of the store"
 
 
 def test_a_run_that_is_killed_and_resumed_with_other_workers(folder: Path) -> None:
