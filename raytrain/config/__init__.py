@@ -20,6 +20,7 @@ from raytrain.config.cluster import (
 )
 from raytrain.config.data import (
     SPLITS,
+    AugmentConfig,
     BadRowPolicy,
     BalanceConfig,
     DataConfig,
@@ -52,6 +53,7 @@ from raytrain.config.training import (
 __all__ = [
     "SPLITS",
     "Affects",
+    "AugmentConfig",
     "BadRowPolicy",
     "BalanceConfig",
     "CheckpointConfig",
@@ -112,6 +114,11 @@ class RunConfig(Section):
         if not isinstance(self.task, PythonTaskConfig):
             self.model.check_for_transformers()
         self._check_single_labels()
+        if self.data.augment is not None and isinstance(self.task, PythonTaskConfig):
+            raise ValueError(
+                "data.augment is for the tasks on texts that raytrain has, and task.kind is python: leave it out, and "
+                "change samples in the task's own collate, with the random numbers of context.generator"
+            )
         shards, batch = self.data.canonical_shards, self.training.global_batch_size
         if shards is not None and batch % shards:
             raise ValueError(

@@ -4,7 +4,7 @@ import codecs
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, PositiveFloat, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, model_validator
 
 from raytrain.config.base import Affects, Fraction, Mark, NonNegativeInt, PositiveInt, Section
 from raytrain.config.task import Label, check_keys
@@ -194,6 +194,33 @@ class BalanceConfig(Section):
         check_keys("data.balance.to", "count", self.to, labels)
 
 
+class AugmentConfig(Section):
+    """Changes of the training samples, others in each epoch and for each copy. Words keep their tags, and tagged
+    entities stay as they are. Evaluations are not changed."""
+
+    word_drop: Annotated[float, Field(ge=0.0, lt=1.0), Affects.RESULT] = 0.0
+    """Probability that a word is dropped; a text keeps one at least."""
+    word_swap: Annotated[float, Field(ge=0.0, le=1.0), Affects.RESULT] = 0.0
+    """Probability that a word changes places with the next one, if that is not part of another exchange."""
+    span_mask: Annotated[float, Field(ge=0.0, lt=1.0), Affects.RESULT] = 0.0
+    """About the fraction of the words that is masked, in spans of neighboring words, by the tokenizer's mask token, or
+    where it has none by the one for unknown words."""
+    span_words: Annotated[PositiveInt, Affects.RESULT] = 3
+    """Words of the longest span that is masked; lengths from 1 on are equally likely."""
+    token_replacement: Annotated[float, Field(ge=0.0, lt=1.0), Affects.RESULT] = 0.0
+    """Probability that a token is replaced by a random one of the vocabulary."""
+
+    @model_validator(mode="after")
+    def _does_something(self) -> Self:
+        rates = ("word_drop", "word_swap", "span_mask", "token_replacement")
+        if not any(getattr(self, name) for name in rates):
+            raise ValueError(
+                f"data.augment changes nothing: set one of {', '.join(f'data.augment.{name}' for name in rates)}, "
+                "or leave data.augment out"
+            )
+        return self
+
+
 class DataConfig(Section):
     """The data, and how it is distributed to the steps."""
 
@@ -213,6 +240,8 @@ class DataConfig(Section):
     epoch_samples: Annotated[PositiveInt | None, Affects.RESULT] = None
     """Samples in an epoch, copies counted; null: as many as the training data has. Fewer: each epoch takes others, so
     that all samples come equally often."""
+    augment: Annotated[AugmentConfig | None, Affects.RESULT] = None
+    """How training samples are changed before each epoch; null: not at all."""
     drop_last: Annotated[bool, Affects.RESULT] = False
     """True: leave out the last, smaller step of each epoch."""
     group_by_length: Annotated[bool, Affects.RESULT | Affects.SPEED] = True

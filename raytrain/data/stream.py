@@ -25,11 +25,12 @@ import numpy as np
 from safetensors import numpy as safetensors
 
 from raytrain.config import RunConfig
+from raytrain.data.augment import Augment
 from raytrain.data.class_weights import state_of
 from raytrain.data.copies import make_copies
 from raytrain.data.items import EvalBatch, EvalPass, StepBatch, TrainSpan
 from raytrain.data.prepared import PreparedStore
-from raytrain.data.quiet import quiet_ray_data
+from raytrain.data.quiet import configure_pipelines
 from raytrain.data.row_cache import RowCache
 from raytrain.steps.batches import BatchPlan, World
 from raytrain.steps.copies import copies_of, ids_of
@@ -42,9 +43,7 @@ SAMPLES_PER_SPAN = 512  # samples of all workers together in one item of the pip
 ITEMS_PER_DATASET = 256  # items that are given to Ray Data at once; the next ones follow when these are used up
 QUEUE_ITEMS = 16  # decoded steps that wait for the training loop
 MOST_PIPELINES = 5  # starts of one pipeline, if lost nodes take it with them
-BLOCK_BYTES = 1 << 20  # Ray Data passes results on once it has this many bytes
 CLOSE_TIMEOUT_S = 30.0  # a Ray that no longer answers must not keep a worker from ending
-OBJECT_STORE_BYTES = 32 << 20  # results of one pipeline that may be in the object store
 
 
 logger = logging.getLogger(__name__)
@@ -194,7 +193,7 @@ class Stream:
     def _run(self, items: list[TrainSpan | EvalPass]) -> Iterator[tuple[dict[str, Any], Batch]]:
         import ray.data
 
-        _configure_ray_data(self._config.workers.data_cpus)
+        configure_pipelines(self._config.workers.data_cpus)
         bytes_read_before = self._bytes_read_there  # each dataset has its own reader, which counts from 0
         rows = [{"item": json.dumps({"kind": type(item).__name__, **asdict(item)})} for item in items]
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
@@ -243,6 +242,7 @@ class ReadAndCollate:
         self._task = make_task(config.task, config.data.max_length)
         self._config, self._seed = config, config.seed
         self._state = state_of(config, store.manifest)
+        self._augment = Augment.of(config, store.manifest.task_state)
         # A store that was prepared for an evaluation has no training split; a pass reads each row group once.
         min_groups = row_groups_in_use(self.order, plan) if store.has_split("train") else 1
         self._rows = RowCache(store, min_groups=min_groups)
@@ -279,7 +279,7 @@ class ReadAndCollate:
                 "step_in_epoch": step,
                 "numbers": numbers,
                 "target_weight": sum(self._task.target_weight(b) for b in micro_batches),
-                "num_tokens": int(self.order.lengths[ids].sum()),
+                "num_tokens": self._num_tokens(ids, batches),
                 "num_padded_tokens": sum(self._task.padded_size(b) for b in batches if b is not None),
             }
             yield header, {"sample_ids": ids, **arrays}
@@ -299,7 +299,16 @@ class ReadAndCollate:
     def _collate(self, split: str, entries: np.ndarray, epoch: int = 0) -> Batch:
         manifest, ids, copies = self._store.manifest, ids_of(entries), copies_of(entries)
         context = BatchContext(self._state, split, ids, epoch, copies, self._seed, manifest.pad_token_id)
-        return self._task.collate(self._rows.take(split, ids), context)
+        samples = self._rows.take(split, ids)
+        if self._augment is not None and split == "train":
+            samples = self._augment(samples, context)
+        return self._task.collate(samples, context)
+
+    def _num_tokens(self, ids: np.ndarray, batches: list[Batch | None]) -> int:
+        """Tokens of training samples, which augmentation may have made fewer than those of the store."""
+        if self._augment is None:
+            return int(self.order.lengths[ids].sum())
+        return sum(int(batch["attention_mask"].sum()) for batch in batches if batch is not None)
 
 
 class ReadAndCollateActor:
@@ -343,15 +352,3 @@ def row_groups_in_use(order: Order, plan: BatchPlan) -> int:
     per_group = order.lanes // all_groups + 2 * (order.lanes % all_groups > 0)  # the first and the last in part
     lanes = min(order.lanes, groups * per_group)
     return lanes * (2 * window_samples // order.samples_per_visit + 2)
-
-
-def _configure_ray_data(num_cpus: float) -> None:
-    """Configure this process's pipelines: ordered, quiet, and limited to their part of the cluster."""
-    import ray.data
-
-    context = quiet_ray_data()
-    context.target_max_block_size = BLOCK_BYTES
-    context.execution_options.preserve_order = True
-    context.execution_options.resource_limits = ray.data.ExecutionResources(
-        cpu=num_cpus, object_store_memory=OBJECT_STORE_BYTES
-    )

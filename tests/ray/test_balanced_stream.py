@@ -138,6 +138,32 @@ def test_the_batches_of_an_epoch(config: RunConfig, store: PreparedStore, world_
     assert {int(count) for count in counts[labels == 0]} == {0, 1}
 
 
+def test_augmented_batches_are_the_same_at_any_number_of_workers(folder: Path, store: PreparedStore) -> None:
+    """P9 with copies and augmentation; the store is that of the runs without, and evaluations are not changed."""
+    rates = ["data.augment.word_drop=0.3", "data.augment.word_swap=0.2", "data.augment.token_replacement=0.1"]
+    chosen = config_of(folder, "data.balance={}", *rates)
+    assert prepare(chosen).root == store.root
+    found: list[dict[tuple[int, int], list[Any]]] = []
+    for world_size, first in ((1, 0), (3, 0), (2, 5), (7, 0)):
+        plan, batches, num_tokens = BatchPlan.of(chosen, world_size), {}, 0
+        for rank in range(world_size):
+            for header, arrays in ReadAndCollate(chosen, store, World(rank, world_size), plan).read(
+                TrainSpan(1, first, 8)
+            ):
+                num_tokens += header["num_tokens"]
+                for place, number in enumerate(header["numbers"]):
+                    if number < plan.num_micro_batches:
+                        key = header["step_in_epoch"], number
+                        batches[key] = [arrays[f"{place}.{name}"].tolist() for name in ("input_ids", "labels")]
+        found.append(batches)
+        order = make_order(chosen, store)
+        stored = sum(int(order.lengths[order.step_samples(1, step)].sum()) for step in range(first, 8))
+        assert 0.6 * stored < num_tokens < 0.9 * stored
+    for other in found[1:]:
+        assert all(found[0][key] == batch for key, batch in other.items())
+    assert len(found[0]) == len(found[1]) == len(found[3]) == 8 * 7
+
+
 def test_the_pipelines_of_two_workers(folder: Path, local_ray: None) -> None:
     """P1 through real pipelines; P5 as visits: what is read is at most the samples of the epoch and the prepared data,
     and what is on the border of two workers."""
