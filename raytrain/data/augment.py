@@ -154,7 +154,7 @@ class _Units:
         is_entity = np.zeros(len(first), bool)
         if has_tags:
             tags = columns["labels"][first]
-            is_special = is_special | (tags == IGNORED)  # what is no word stays in its place
+            is_special = is_special | (tags == IGNORED)  # anything but words stays in its place
             is_entity = ~is_special & (tags != outside) if outside is not None else is_entity
             is_border |= is_special | _begins_sentence(samples, ~is_special)
         return cls(

@@ -225,7 +225,8 @@ def test_a_run_that_is_killed_and_resumed_with_other_workers(folder: Path) -> No
     for name, workers in (("one", 1), ("two", 3)):
         code, output = run_cli("train", config_for(name, workers))
         assert code == 0, output
-        assert "an epoch has 90 samples of the 875 of the training data (data.balance): 'bulk' 30" in output
+        assert "an epoch has 90 samples of the 875 of the training data\n" in output
+        assert "data.balance: 'bulk' 30 (each of 700 comes 0.0429 times), 'rare' 40" in output
         assert "an epoch has 90 samples of the 875" in (folder / "runs" / name / "report.html").read_text()
     one, two = (samples_of_steps(folder / "runs" / name) for name in ("one", "two"))
     assert one == two
