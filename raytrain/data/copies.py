@@ -8,7 +8,7 @@ from raytrain.config import BalanceConfig, RunConfig
 from raytrain.data.class_weights import class_weights_of
 from raytrain.data.prepared import Manifest, PreparedStore, SourceInfo, SplitInfo
 from raytrain.errors import ConfigError, DataError, counted
-from raytrain.steps.copies import MOST_COPIES, Copies, Groups, count_cells, whole_counts
+from raytrain.steps.copies import MOST_COPIES, Cells, Copies, Groups, count_cells, whole_counts
 from raytrain.tasks.labels import labels_in
 
 MOST_NAMED = 8  # labels in a note
@@ -51,7 +51,12 @@ def make_copies(config: RunConfig, store: PreparedStore) -> Copies | None:
     groups = SourceGroups(source_starts, labels, len(by_source[0]))
     per_epoch = [count for of_source in by_source for count in of_source.values()]
     starts = store.row_group_starts("train")
-    return Copies(starts, groups, count_cells(starts, groups, len(per_epoch)), per_epoch, config.seed)
+    if labels is None:  # a row group has one source: nothing has to be read
+        num_rows = np.diff(starts)
+        cells = Cells(np.arange(len(num_rows)), groups[starts[:-1]], num_rows)
+    else:
+        cells = count_cells(starts, groups, len(per_epoch))
+    return Copies(starts, groups, cells, per_epoch, config.seed)
 
 
 def copies_per_epoch(config: RunConfig, manifest: Manifest) -> list[dict[str, int]]:

@@ -1,5 +1,6 @@
 """Terminal output of the `raytrain data` commands."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -8,8 +9,8 @@ from rich.table import Table
 from raytrain.data.prepared import PreparedStore
 
 
-def print_store(console: Console, store: PreparedStore) -> None:
-    """Print the sizes of the splits in a prepared store, and its labels."""
+def print_store(console: Console, store: PreparedStore, notes: Sequence[str]) -> None:
+    """Print the sizes of the splits in a prepared store, its labels, and notes on what an epoch has of it."""
     table = Table(box=None, pad_edge=False)
     for column in ("split", "samples", "tokens", "tokens per sample", "truncated", "set aside"):
         table.add_column(column, justify="left" if column == "split" else "right")
@@ -20,7 +21,7 @@ def print_store(console: Console, store: PreparedStore) -> None:
     console.print(table)
     if labels := store.manifest.task_state.get("labels"):
         console.print(f"labels  {', '.join(map(repr, labels))}", soft_wrap=True, markup=False)
-    for remark in store.manifest.remarks:
+    for remark in (*store.manifest.remarks, *notes):
         console.print(f"note: {remark}", soft_wrap=True, markup=False)
     console.print(f"store   {store.root}", soft_wrap=True)
 
