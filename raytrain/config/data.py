@@ -209,10 +209,16 @@ class AugmentConfig(Section):
     """Words of the longest span that is masked; lengths from 1 on are equally likely."""
     token_replacement: Annotated[float, Field(ge=0.0, lt=1.0), Affects.RESULT] = 0.0
     """Probability that a token is replaced by a random one of the vocabulary."""
+    case: Annotated[float, Field(ge=0.0, le=1.0), Affects.RESULT] = 0.0
+    """Probability that a word is written in another letter case: lower, upper or capitalized. For tokenizers that keep
+    the case."""
+    typo: Annotated[float, Field(ge=0.0, le=1.0), Affects.RESULT] = 0.0
+    """Probability that a word of three letters or more has a slip: two letters exchanged, or one left out, doubled or
+    another."""
 
     @model_validator(mode="after")
     def _does_something(self) -> Self:
-        rates = ("word_drop", "word_swap", "span_mask", "token_replacement")
+        rates = ("word_drop", "word_swap", "span_mask", "token_replacement", "case", "typo")
         if not any(getattr(self, name) for name in rates):
             raise ValueError(
                 f"data.augment changes nothing: set one of {', '.join(f'data.augment.{name}' for name in rates)}, "

@@ -6,7 +6,7 @@ computed at once, over arrays of all its words.
 
 A sample is a sequence of units: words, of one or more tokens, and special tokens, which stay where they are. Words move
 with their tags. Words whose tag is not `O` are never dropped, exchanged, masked or replaced, nor is a word dropped that
-keeps two entities apart: all entities survive.
+keeps two entities apart: all entities survive. Letter case and slips (`data.respell`) change words of any tag.
 """
 
 from typing import Any
@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raytrain.config import AugmentConfig, RunConfig
+from raytrain.config import AugmentConfig, RunConfig, TokenClassificationConfig
+from raytrain.data.respell import Respelling
 from raytrain.data.word_marks import WordMarks
 from raytrain.data.word_units import Draw, Units, Use
 from raytrain.errors import ConfigError
@@ -27,9 +28,23 @@ OUTSIDE = "O"
 class Augment:
     """Changes training samples before they are collated."""
 
-    def __init__(self, config: AugmentConfig, tokenizer: Any, state: TaskState):
-        """Raises ConfigError when words are to be masked and the tokenizer has no token for it."""
+    def __init__(
+        self,
+        config: AugmentConfig,
+        tokenizer: Any,
+        state: TaskState,
+        max_length: int = 128,
+        *,
+        has_cases: bool = False,
+    ):
+        """Args:
+            max_length: data.max_length, in tokens.
+            has_cases: Whether `token_type_ids` are the words' letter cases (task.case_feature).
+
+        Raises ConfigError when words are to be masked and the tokenizer has no token for it.
+        """
         self._config, self._marks = config, WordMarks(tokenizer)
+        self._respelling = Respelling(config, tokenizer, max_length, has_cases=has_cases)
         labels = state.get("labels") or []
         self._outside = labels.index(OUTSIDE) if OUTSIDE in labels else None
         self._mask_id = next((i for i in (tokenizer.mask_token_id, tokenizer.unk_token_id) if i is not None), None)
@@ -44,12 +59,18 @@ class Augment:
         """The augmentation of a run; None without one. Raises ConfigError like the constructor."""
         if config.data.augment is None:
             return None
-        return cls(config.data.augment, load_tokenizer(config.model), state)
+        has_cases = isinstance(config.task, TokenClassificationConfig) and config.task.case_feature
+        tokenizer = load_tokenizer(config.model)
+        return cls(config.data.augment, tokenizer, state, config.data.max_length, has_cases=has_cases)
 
     def __call__(self, samples: pa.Table, context: BatchContext) -> pa.Table:
         """The samples, changed. Shape and columns are those of the table; lists may be shorter."""
         units = Units.of(samples, self._marks, self._outside)
         draw = Draw(context, units)
+        if self._config.case or self._config.typo:
+            samples = self._respelling(samples, units, draw)
+            units = Units.of(samples, self._marks, self._outside)
+            draw = Draw(context, units)
         order = self._swapped(units, draw)
         order = order[~self._dropped(units, draw)[order]]
         columns = {name: column.copy() for name, column in units.columns.items()}

@@ -101,15 +101,25 @@ class Units:
         sizes = self.num_tokens[order]
         begins = np.repeat(self.first_token[order] - (np.cumsum(sizes) - sizes), sizes)
         tokens = begins + np.arange(int(sizes.sum()))
-        per_sample = np.bincount(self.sample[order], weights=sizes, minlength=samples.num_rows).astype(np.int32)
-        offsets = pa.array(np.cumsum(np.r_[0, per_sample]), pa.int32())
-        for name, column in columns.items():
-            kind = samples.schema.field(name).type
-            lists = pa.ListArray.from_arrays(offsets, pa.array(column[tokens]).cast(kind.value_type))
-            samples = samples.set_column(samples.schema.get_field_index(name), name, lists)
+        per_sample = np.bincount(self.sample[order], weights=sizes, minlength=samples.num_rows)
+        samples = self.with_columns(samples, {name: column[tokens] for name, column in columns.items()}, per_sample)
         if "sentence_lengths" in samples.column_names:
             samples = self._with_sentence_lengths(samples, order)
         return samples
+
+    def with_columns(self, samples: pa.Table, columns: dict[str, np.ndarray], per_sample: np.ndarray) -> pa.Table:
+        """The table with other columns of tokens. `per_sample`: tokens of each sample, shape (num_samples,)."""
+        offsets = pa.array(np.cumsum(np.r_[0, per_sample]), pa.int32())
+        for name, column in columns.items():
+            kind = samples.schema.field(name).type
+            lists = pa.ListArray.from_arrays(offsets, pa.array(column).cast(kind.value_type))
+            samples = samples.set_column(samples.schema.get_field_index(name), name, lists)
+        return samples
+
+    def tokens_of(self, unit: int) -> list[int]:
+        """The token ids of a unit."""
+        first = self.first_token[unit]
+        return self.columns["input_ids"][first : first + self.num_tokens[unit]].tolist()
 
     def _with_sentence_lengths(self, samples: pa.Table, order: np.ndarray) -> pa.Table:
         """Count the words of each sentence again. Each keeps one at least, so that there are as many as before."""

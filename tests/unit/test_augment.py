@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from running import tiny_run
 from tiny import VOCABULARY, context, tiny_tokenizer
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from raytrain.config import AugmentConfig, SequenceClassificationConfig, TokenClassificationConfig
@@ -38,11 +38,12 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return made
 
 
-def wordpiece() -> Any:
+def wordpiece(letters: str = "abcdefghijklmnopqrstuvwxyz", words: tuple[str, ...] = ()) -> Any:
     """Words of one to three pieces: each letter is one."""
-    letters = [chr(i) for i in range(97, 123)]
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    vocabulary = {token: i for i, token in enumerate([*special, *letters, *(f"##{letter}" for letter in letters)])}
+    vocabulary = {
+        token: i for i, token in enumerate([*special, *letters, *(f"##{letter}" for letter in letters), *words])
+    }
     made = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     made.decoder = decoders.WordPiece()
@@ -56,11 +57,11 @@ def wordpiece() -> Any:
 PIECES = wordpiece()
 
 
-def tagged(rows: list[tuple[list[str], list[str]]], tags: list[str], **options: Any) -> pa.Table:
+def tagged(rows: list[tuple[list[str], list[str]]], tags: list[str], tokenizer: Any = None, **options: Any) -> pa.Table:
     """Sentences as stored samples."""
     task = make_task(TokenClassificationConfig(kind="token_classification", labels=tags, **options), 64)
     table = pa.Table.from_pylist([{"tokens": words, "tags": found, "document": 1} for words, found in rows])
-    return task.encode(table, PIECES, {"labels": tags}).table
+    return task.encode(table, tokenizer or PIECES, {"labels": tags}).table
 
 
 def words_of(row: dict[str, Any]) -> list[tuple[tuple[int, ...], int]]:
@@ -130,6 +131,94 @@ def test_words_outside_of_entities_are_changed() -> None:
     words = [words_of(row) for row in made(samples, context(200, state={"labels": tags})).to_pylist()]
     assert {len(row) for row in words} == {2, 3, 4, 5}, "all but the entity and the word before it may go"
     assert len({tuple(row) for row in words}) > 10
+
+
+def cased() -> Any:
+    """As PIECES, with letters of both cases, and some words of one piece."""
+    return wordpiece("".join(chr(i) for i in [*range(97, 123), *range(65, 91)]), ("film", "plot"))
+
+
+COMMON = {"a": "film", "b": "plot"}
+
+
+@given(sentences(), st.integers(0, 2**40), st.integers(6, 64))
+@settings(max_examples=100, deadline=None)
+def test_respelled_words_keep_their_tags_and_fit(
+    given_rows: tuple[list[str], list[tuple[list[str], list[str]]]], seed: int, room: int
+) -> None:
+    """Every word is there afterwards, with its tag, in its place, and no sample is longer than max_length."""
+    (tags, rows), tokenizer = given_rows, cased()
+    rows = [([COMMON.get(word, word) for word in words], found) for words, found in rows]
+    samples = tagged(rows, tags, tokenizer=tokenizer)
+    where = context(len(rows), state={"labels": tags}, seed=seed)
+    made = Augment(AugmentConfig(typo=0.7, case=0.5), tokenizer, {"labels": tags}, room)
+    after = made(samples, where)
+    for old, new in zip(samples.to_pylist(), after.to_pylist(), strict=True):
+        assert [tag for _, tag in words_of(new)] == [tag for _, tag in words_of(old)]
+        assert len(new["input_ids"]) <= max(room, len(old["input_ids"])), "what does not fit stays as it was"
+        assert (new["input_ids"][0], new["input_ids"][-1]) == (2, 3)
+        assert new["sentence_lengths"] == old["sentence_lengths"]
+
+
+def test_slips_and_cases_are_those_of_the_word() -> None:
+    tokenizer, tags = cased(), ["O", "B-PER"]
+    samples = tagged([(["abcd", "fg"], ["B-PER", "O"])] * 300, tags, tokenizer=tokenizer)
+    for option, expected in (("typo", None), ("case", {"ABCD", "Abcd"})):
+        made = Augment(AugmentConfig(**{option: 1.0}), tokenizer, {"labels": tags})
+        words = [words_of(row) for row in made(samples, context(300)).to_pylist()]
+        found = {tokenizer.decode(row[0][0]) for row in words}
+        short = {tokenizer.decode(row[1][0]) for row in words}
+        if expected is not None:
+            assert (found, short) == (expected, {"FG", "Fg"})
+        else:
+            assert short == {"fg"}, "a slip would make another word of it"
+            assert {"bacd", "acbd", "bcd", "acd", "aabcd", "abbcd"} <= found and len(found) > 40
+
+
+def test_letter_cases_of_an_uncased_model_follow() -> None:
+    """task.case_feature: the tokens are the same, and the case is told by token_type_ids."""
+    samples = tagged([(["abc", "de"], ["O", "O"])] * 50, ["O"], case_feature=True)
+    uncased = wordpiece()
+    uncased.backend_tokenizer.normalizer = normalizers.Lowercase()
+    made = Augment(AugmentConfig(case=1.0), uncased, {"labels": ["O"]}, has_cases=True)
+    after = made(samples, context(50)).to_pylist()
+    assert [row["input_ids"] for row in after] == [row["input_ids"] for row in samples.to_pylist()]
+    assert {tuple(row["token_type_ids"]) for row in after} == {
+        (0, *[a] * 3, *[b] * 2, 0) for a in (1, 2) for b in (1, 2)
+    }
+
+
+@pytest.mark.parametrize("option", ["case", "typo"])
+def test_a_sample_is_respelled_alike_in_any_batch(option: str) -> None:
+    tokenizer = cased()
+    samples = tagged([(["abcd"] * n, ["O"] * n) for n in (1, 4, 9, 2, 12)], ["O"], tokenizer=tokenizer)
+    made = Augment(AugmentConfig(**{option: 0.6}, word_drop=0.2), tokenizer, {"labels": ["O"]}, 40)
+    together = made(samples, context(5, epoch=2)).to_pylist()
+    for order in ([4], [2, 0], [3, 1, 2]):
+        part = made(samples.take(order), context(len(order), ids=np.array(order), epoch=2)).to_pylist()
+        assert part == [together[i] for i in order]
+    assert together != samples.to_pylist()
+
+
+@pytest.mark.parametrize("byte_level", [True, False])
+def test_blanks_before_words_stay(byte_level: bool) -> None:
+    """The tokens of byte-level and SentencePiece tokenizers have the blank before a word in them."""
+    made = Tokenizer(models.BPE(unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False) if byte_level else pre_tokenizers.Metaspace()
+    made.decoder = decoders.ByteLevel() if byte_level else decoders.Metaspace()
+    text = "the film was good and the story was not"
+    alphabet = [*pre_tokenizers.ByteLevel.alphabet(), *"abcdefghijklmnopqrstuvwxyz"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, initial_alphabet=alphabet, special_tokens=["<unk>", "<pad>"], show_progress=False
+    )
+    made.train_from_iterator([text] * 20, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", unk_token="<unk>")
+    ids = tokenizer(text)["input_ids"]
+    samples = pa.table({"input_ids": pa.array([ids] * 50, pa.list_(pa.int32()))})
+    after = Augment(AugmentConfig(typo=0.5), tokenizer, {})(samples, context(50)).to_pylist()
+    decoded = [tokenizer.decode(row["input_ids"]) for row in after]
+    assert all(len(one.split()) == 9 for one in decoded)
+    assert len(set(decoded)) > 40
 
 
 def texts(tokenizer: Any, num: int, *, pairs: bool = False) -> pa.Table:
