@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 from running import (
+    assert_same_curve,
     committed_steps,
     kill_all,
+    losses,
     run_cli,
     samples_of_steps,
     start_cli,
@@ -209,9 +211,11 @@ def test_sources_of_two_formats(folder: Path, tmp_path: Path, local_ray: None) -
     assert prepare(other).root == prepare(config_of(folder, *options)).root, "weights are no part of the store"
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_and_resumed_with_other_workers(folder: Path) -> None:
-    """P2 and P6 for whole commands; and what people are told about an epoch."""
+    """P2, P6 and P9 for whole commands, with copies, augmentation and class weights; and what people are told."""
     options = ["data.balance.to={bulk: 30, rare: 40, some: 20}", "data.epoch_samples=null", "training.epochs=30"]
+    options += ["data.augment.word_drop=0.2", "data.augment.word_swap=0.2", "training.class_weights=auto"]
 
     def config_for(name: str, workers: int) -> str:
         return write_config(
@@ -230,4 +234,5 @@ def test_a_run_that_is_killed_and_resumed_with_other_workers(folder: Path) -> No
         assert "an epoch has 90 samples of the 875" in (folder / "runs" / name / "report.html").read_text()
     one, two = (samples_of_steps(folder / "runs" / name) for name in ("one", "two"))
     assert one == two
+    assert_same_curve(*(losses(folder / "runs" / name) for name in ("one", "two")))
     assert list(one) == list(range(1, 151)), "90 samples in batches of 21: five steps an epoch"
