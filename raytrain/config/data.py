@@ -280,8 +280,13 @@ class DataConfig(Section):
         """Whether an epoch is anything but each sample once."""
         return self.balance is not None or self.epoch_samples is not None or self.train.weights is not None
 
-    def samples_per_epoch(self, num_samples: int) -> int:
-        """Samples in an epoch, copies counted. `num_samples`: of the training data."""
+    @property
+    def fixed_epoch_samples(self) -> int | None:
+        """Samples in an epoch where the config says it; None: as many as the training data has."""
         if self.balance is not None and isinstance(self.balance.to, dict):
             return sum(self.balance.to.values())
-        return self.epoch_samples or num_samples
+        return self.epoch_samples
+
+    def samples_per_epoch(self, num_samples: int) -> int:
+        """Samples in an epoch, copies counted. `num_samples`: of the training data."""
+        return self.fixed_epoch_samples or num_samples

@@ -90,7 +90,7 @@ def make_plan(
     Args:
         num_cpus: Logical CPUs of the Ray; for a private one, what `logical_cpus` says.
         num_gpus: GPUs of the Ray; None before it is known: GPUs are not checked then.
-        num_samples: Training samples, if they have been prepared.
+        num_samples: Training samples, if they have been counted.
         num_trained: Parameters that are trained, if the model has been inspected.
         can_grow: Whether nodes may join this Ray; the run then waits for them instead of being refused.
         whose: The owner of these CPUs and GPUs, for messages.
@@ -104,6 +104,8 @@ def make_plan(
     worlds = [_world_plan(config, size, num_cpus, num_gpus, use_gpu) for size in range(workers.min, workers.max + 1)]
     if not worlds[0].fits and not can_grow:
         raise ConfigError(_no_room(config, num_cpus, num_gpus, use_gpu, whose))
+    if num_samples is None:
+        num_samples = config.data.fixed_epoch_samples  # the steps are known then, whatever the data has
     steps_per_epoch = None if num_samples is None else _steps_per_epoch(config, num_samples)
     checkpoint_bytes = None if num_trained is None else CHECKPOINT_BYTES_PER_PARAMETER * num_trained
     snapshot_bytes = None

@@ -136,6 +136,13 @@ def test_steps_and_the_plan_count_the_samples_of_an_epoch(override: str, samples
     assert (plan.steps_per_epoch, plan.total_steps) == (-(-samples // 32), 2 * -(-samples // 32))
 
 
+def test_steps_are_known_before_the_data_is_counted_where_the_config_says_them() -> None:
+    known = make_plan(run("data.epoch_samples=320"), num_cpus=8, num_gpus=0, num_samples=None)
+    assert (known.steps_per_epoch, known.total_steps) == (10, 30)
+    unknown = make_plan(run("data.balance={}"), num_cpus=8, num_gpus=0, num_samples=None)
+    assert (unknown.steps_per_epoch, unknown.total_steps) == (None, None)
+
+
 def test_the_plan_names_an_epoch_that_is_too_small() -> None:
     small = make_plan(run("data.epoch_samples=5"), num_cpus=8, num_gpus=0, num_samples=1000)
     assert any("fewer samples (5) than training.global_batch_size 32" in note for note in small.notes)
