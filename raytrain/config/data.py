@@ -215,10 +215,16 @@ class AugmentConfig(Section):
     typo: Annotated[float, Field(ge=0.0, le=1.0), Affects.RESULT] = 0.0
     """Probability that a word of three letters or more has a slip: two letters exchanged, or one left out, doubled or
     another."""
+    custom: Annotated[str | None, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"), Affects.RESULT] = None
+    """package.module:function, a function of your own that changes a sample after all others: it takes the sample, a
+    dict of its stored columns, and a numpy generator, and returns a dict like it."""
+    custom_source: Annotated[str | None, Affects.RESULT] = None
+    """SHA-256 of the module's file. raytrain fills it in. If the file changes, a run that was started with the old file
+    is not resumed."""
 
     @model_validator(mode="after")
     def _does_something(self) -> Self:
-        rates = ("word_drop", "word_swap", "span_mask", "token_replacement", "case", "typo")
+        rates = ("word_drop", "word_swap", "span_mask", "token_replacement", "case", "typo", "custom")
         if not any(getattr(self, name) for name in rates):
             raise ValueError(
                 f"data.augment changes nothing: set one of {', '.join(f'data.augment.{name}' for name in rates)}, "

@@ -45,6 +45,7 @@ ALLOWED = {
 PATTERNS = {
     "name": "letters, digits, dots, dashes and underscores, since it names a folder",
     "task.target": "a class, as package.module:Class",
+    "data.augment.custom": "a function, as package.module:function",
 }
 """Field with a pattern -> the pattern in words."""
 MOST_SHOWN = 100  # characters of a value

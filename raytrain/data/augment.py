@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from raytrain.config import AugmentConfig, RunConfig, TokenClassificationConfig
+from raytrain.data.custom_augment import CustomAugment
 from raytrain.data.respell import Respelling
 from raytrain.data.word_marks import WordMarks
 from raytrain.data.word_units import Draw, Units, Use
@@ -44,6 +45,9 @@ class Augment:
         Raises ConfigError when words are to be masked and the tokenizer has no token for it.
         """
         self._config, self._marks = config, WordMarks(tokenizer)
+        self._custom = (
+            CustomAugment(config.custom, config.custom_source, max_length) if config.custom is not None else None
+        )
         self._respelling = Respelling(config, tokenizer, max_length, has_cases=has_cases)
         labels = state.get("labels") or []
         self._outside = labels.index(OUTSIDE) if OUTSIDE in labels else None
@@ -76,7 +80,8 @@ class Augment:
         columns = {name: column.copy() for name, column in units.columns.items()}
         self._mask(units, draw, columns["input_ids"])
         self._replace(units, draw, columns["input_ids"])
-        return units.rebuilt(samples, order, columns)
+        changed = units.rebuilt(samples, order, columns)
+        return changed if self._custom is None else self._custom(changed, context)
 
     def _swapped(self, units: Units, draw: Draw) -> np.ndarray:
         """The units in their new order: some words have changed places with the next. Shape (num_units,)."""

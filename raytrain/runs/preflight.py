@@ -12,6 +12,7 @@ from raytrain.config.fields import marked, with_paths
 from raytrain.config.io import flatten, load_config, parse_config
 from raytrain.config.shipped import communication_variables, config_names
 from raytrain.config.yaml import to_word
+from raytrain.data.custom_augment import CUSTOM
 from raytrain.data.parallel import Checked
 from raytrain.data.sources import check_sources
 from raytrain.engine.deepspeed_config import check_deepspeed_overrides, resolve_precision
@@ -23,7 +24,7 @@ from raytrain.runs.plan import Plan, logical_cpus, make_plan
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
 from raytrain.tasks.base import Task
-from raytrain.tasks.imported import source_hash
+from raytrain.tasks.imported import import_class, source_hash
 from raytrain.tracking.trackers import check_trackers
 from raytrain.training.progress import mode_of, watched_mode
 
@@ -171,6 +172,10 @@ def resolve(config: RunConfig) -> RunConfig:
                 section[name] = with_paths(section[name], make_absolute)
     if config.task.kind == "python" and config.task.source is None:  # a run's own config says it already
         raw["task"]["source"] = source_hash(config.task.target)
+    augment = config.data.augment
+    if augment is not None and augment.custom is not None and augment.custom_source is None:
+        import_class(augment.custom, CUSTOM)
+        raw["data"]["augment"]["custom_source"] = source_hash(augment.custom, CUSTOM)
     return parse_config(raw)
 
 
