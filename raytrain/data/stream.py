@@ -242,7 +242,6 @@ class ReadAndCollate:
         self._task = make_task(config.task, config.data.max_length)
         self._config, self._seed = config, config.seed
         self._state = state_of(config, store.manifest)
-        self._augment = Augment.of(config, store.manifest.task_state)
         # A store that was prepared for an evaluation has no training split; a pass reads each row group once.
         min_groups = row_groups_in_use(self.order, plan) if store.has_split("train") else 1
         self._rows = RowCache(store, min_groups=min_groups)
@@ -251,6 +250,11 @@ class ReadAndCollate:
     def order(self) -> Order:
         """The sample order of the training split."""
         return make_order(self._config, self._store)
+
+    @functools.cached_property
+    def _augment(self) -> Augment | None:
+        # Made when it is needed: an evaluation needs neither the tokenizer nor a function of the user's.
+        return Augment.of(self._config, self._store.manifest.task_state)
 
     def read(self, item: TrainSpan | EvalPass) -> Iterator[tuple[dict[str, Any], Batch]]:
         """A header and the arrays of each step or evaluation batch."""
@@ -300,7 +304,7 @@ class ReadAndCollate:
         manifest, ids, copies = self._store.manifest, ids_of(entries), copies_of(entries)
         context = BatchContext(self._state, split, ids, epoch, copies, self._seed, manifest.pad_token_id)
         samples = self._rows.take(split, ids)
-        if self._augment is not None and split == "train":
+        if split == "train" and self._augment is not None:
             samples = self._augment(samples, context)
         return self._task.collate(samples, context)
 

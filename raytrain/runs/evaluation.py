@@ -83,7 +83,7 @@ def for_other_data(config: RunConfig, run: Storage) -> RunConfig:
     changes: dict[str, Any] = {
         "task": config.task.model_copy(update={"labels": facts["state"]["labels"]}),
         "training": config.training.model_copy(update=weights),
-        "data": config.data.model_copy(update={"balance": None}),  # it is for training data
+        "data": config.data.model_copy(update={"balance": None, "augment": None}),  # for training data
     }
     if (path := run.local_path(BEST)) is not None:  # on an object store the workers can't open it as a folder
         model = {"path": path, "config": None, "tokenizer": None, "revision": None}

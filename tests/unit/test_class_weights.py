@@ -96,7 +96,7 @@ def test_all_weights_share_one_store(tmp_path: Path) -> None:
 
 def test_another_evaluation_weighs_as_the_training_did(tmp_path: Path) -> None:
     """Weights of auto come from the training data, which may be gone by then: best/ keeps them."""
-    config = tiny_run(tmp_path, "a", "training.class_weights=auto", "data.balance={}")
+    config = tiny_run(tmp_path, "a", "training.class_weights=auto", "data.balance={}", "data.augment.typo=0.1")
     facts = describe(config, manifest_of({"negative": 30, "positive": 10}, ["negative", "positive"]), 3, 1)
     best = tmp_path / "runs" / "a" / "best"
     best.mkdir(parents=True)
@@ -104,7 +104,7 @@ def test_another_evaluation_weighs_as_the_training_did(tmp_path: Path) -> None:
     other = for_other_data(config, Storage(str(best.parent)))
     weights = class_weights_of(other, manifest_of(None, ["negative", "positive"]))
     assert weights == {"negative": pytest.approx(2 / 3, abs=1e-3), "positive": 2.0}
-    assert other.data.balance is None
+    assert (other.data.balance, other.data.augment) == (None, None), "they are for training data"
 
 
 def test_the_loss_is_torchs_weighted_mean() -> None:
