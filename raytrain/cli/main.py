@@ -331,13 +331,14 @@ def data_show(
 
 def _prepared(config: "RunConfig") -> "tuple[PreparedStore, Console]":
     """Prepare the data and print its counts."""
+    from raytrain.data.copies import describe_epoch
     from raytrain.runs.run import prepare_data
     from raytrain.terminal.data import print_store
     from raytrain.terminal.run import RunDisplay
 
     with RunDisplay() as display:
         store = prepare_data(config, display)
-    print_store(display.console, store)
+    print_store(display.console, store, describe_epoch(config, store.manifest))
     return store, display.console
 
 

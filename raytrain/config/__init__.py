@@ -21,13 +21,17 @@ from raytrain.config.cluster import (
 )
 from raytrain.config.data import (
     SPLITS,
+    AugmentConfig,
+    BalanceConfig,
     DataConfig,
     DedupConfig,
     LeakagePolicy,
     OnError,
     SourceConfig,
     SourceFormat,
+    TrainConfig,
     ValidationConfig,
+    WeightedSource,
 )
 from raytrain.config.task import (
     Labels,
@@ -36,6 +40,7 @@ from raytrain.config.task import (
     SequenceClassificationConfig,
     TaskConfig,
     TokenClassificationConfig,
+    check_keys,
 )
 from raytrain.config.training import (
     CommunicationConfig,
@@ -52,6 +57,8 @@ from raytrain.config.training import (
 __all__ = [
     "SPLITS",
     "Affects",
+    "AugmentConfig",
+    "BalanceConfig",
     "CheckpointConfig",
     "CleanConfig",
     "CleanPreset",
@@ -85,9 +92,11 @@ __all__ = [
     "TaskConfig",
     "TokenClassificationConfig",
     "TrackingConfig",
+    "TrainConfig",
     "TrainingConfig",
     "ValidationConfig",
     "WandbConfig",
+    "WeightedSource",
     "WorkersConfig",
 ]
 
@@ -114,6 +123,12 @@ class RunConfig(Section):
     def _across_sections(self) -> Self:
         if not isinstance(self.task, PythonTaskConfig):
             self.model.check_for_transformers()
+        self._check_single_labels()
+        if self.data.augment is not None and isinstance(self.task, PythonTaskConfig):
+            raise ValueError(
+                "data.augment is for the tasks on texts that raytrain has, and task.kind is python: leave it out, and "
+                "change samples in the task's own collate, with the random numbers of context.generator"
+            )
         shards, batch = self.data.canonical_shards, self.training.global_batch_size
         if shards is not None and batch % shards:
             raise ValueError(
@@ -138,6 +153,25 @@ class RunConfig(Section):
                 f"with a {self.training.batches_for(self.workers.max)}, since that changes the result"
             )
         return self
+
+    def _check_single_labels(self) -> None:
+        """Raises ValueError when samples have no single label to balance or to weigh, or the keys of counts or
+        weights are not the labels."""
+        task, weights = self.task, self.training.class_weights
+        given = {"data.balance": self.data.balance, "training.class_weights": weights}
+        options = [name for name, value in given.items() if value is not None]
+        if not options:
+            return
+        if not isinstance(task, SequenceClassificationConfig) or task.multi_label:
+            kind = "task.multi_label=true" if isinstance(task, SequenceClassificationConfig) else task.kind
+            raise ValueError(
+                f"{options[0]} needs one label per sample, which task.kind=sequence_classification has and {kind} "
+                "does not: leave it out"
+            )
+        if task.labels is not None and isinstance(weights, dict):
+            check_keys("training.class_weights", "weight", weights, task.labels)
+        if task.labels is not None and self.data.balance is not None:
+            self.data.balance.check_labels(task.labels)
 
     @property
     def canonical_shards(self) -> int:

@@ -2,12 +2,13 @@
 
 import codecs
 from enum import StrEnum
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, model_validator
 
-from raytrain.config.base import Affects, Fraction, Mark, PositiveInt, Section
+from raytrain.config.base import Affects, Fraction, Mark, NonNegativeInt, PositiveInt, Section
 from raytrain.config.cleaning import CleanConfig, Share
+from raytrain.config.task import Label, check_keys
 
 SPLITS = ("train", "validation", "test")
 
@@ -94,12 +95,65 @@ class FilesConfig(Section):
     tag_column: Annotated[Column | None, Affects.RESULT] = None
     """Column of CoNLL files that has the tags, counted like `word_column`; null: the last."""
 
+    @property
+    def paths(self) -> list[str]:
+        """The paths as a list."""
+        return [self.path] if isinstance(self.path, str) else list(self.path or [])
+
 
 class SourceConfig(FilesConfig):
     """The files of a split."""
 
     path: Annotated[str | list[str], Affects.RESULT, Mark.PATH]
     """A file, a folder, a glob, or a list of these; local, or s3://, gs://, abfs://."""
+
+
+class WeightedSource(SourceConfig):
+    """One of several sources of training data."""
+
+    weight: Annotated[PositiveFloat | None, Affects.RESULT] = None
+    """Its part of an epoch's samples, in proportion to the other weights: those of 3 and 1 make an epoch of three
+    quarters and one quarter, however large the sources are. null in all sources: each sample comes once."""
+
+
+class TrainConfig(FilesConfig):
+    """The training data: files, or several sources of them."""
+
+    sources: Annotated[list[WeightedSource] | None, Affects.RESULT, Mark.PATH] = None
+    """Instead of `path`: a list of sources, each with files, with how they are read, and with a weight."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.path is None) == (self.sources is None):
+            given = "none is given" if self.path is None else "both are given"
+            raise ValueError(
+                f"data.train.path and data.train.sources: {given}. Give data.train.path=FILE, or a list "
+                "data.train.sources=[{path: FILE, weight: 1}, {path: FILE, weight: 1}], and leave the other out"
+            )
+        if self.sources is None:
+            return self
+        options = [name for name in FilesConfig.model_fields if name in self.model_fields_set and name != "path"]
+        if options:
+            raise ValueError(f"data.train.{options[0]} is for data.train.path: give it in each of data.train.sources")
+        if not self.sources:
+            raise ValueError("data.train.sources is empty: list at least one, with a path")
+        without = [place for place, source in enumerate(self.sources) if source.weight is None]
+        if without and len(without) < len(self.sources):
+            raise ValueError(
+                f"data.train.sources.{without[0]} has no weight, and others have one: give one in each, or in none"
+            )
+        return self
+
+    @property
+    def paths(self) -> list[str]:
+        """The paths of all sources."""
+        return super().paths + [path for source in self.sources or [] for path in source.paths]
+
+    @property
+    def weights(self) -> list[float] | None:
+        """The weight of each source; None without weights."""
+        weights = [source.weight for source in self.sources or [] if source.weight is not None]
+        return weights or None
 
 
 class ValidationConfig(FilesConfig):
@@ -144,11 +198,76 @@ class DedupConfig(Section):
     """True: a training row of 40 characters or more is left out if it nearly equals one before it that is kept."""
 
 
+class BalanceConfig(Section):
+    """How many samples of each label an epoch has. Samples of rare labels come several times, those of frequent ones
+    not in every epoch."""
+
+    by: Annotated[Literal["label"], Affects.DATA] = "label"
+    """What is balanced: the label of a sample."""
+    to: Annotated[Literal["uniform"] | PositiveFloat | dict[Label, NonNegativeInt], Affects.RESULT] = "uniform"
+    """uniform: equally many samples of each label. A number T, the temperature: in proportion to n^(1/T), where a label
+    has n samples; 1 keeps the proportions of the data, and a large T is nearly uniform. A mapping: the samples of each
+    label in an epoch."""
+
+    @model_validator(mode="after")
+    def _some_samples(self) -> Self:
+        if isinstance(self.to, dict) and not any(self.to.values()):
+            raise ValueError(
+                "data.balance.to has no sample of any label: give the samples of each label in an epoch, or uniform"
+            )
+        return self
+
+    def check_labels(self, labels: list[str]) -> None:
+        """Raises ValueError when `to` is a mapping and its keys are not these labels."""
+        if not isinstance(self.to, dict):
+            return
+        check_keys("data.balance.to", "count", self.to, labels)
+
+
+class AugmentConfig(Section):
+    """Changes of the training samples, others in each epoch and for each copy. Words keep their tags, and tagged
+    entities stay as they are. Evaluations are not changed."""
+
+    word_drop: Annotated[float, Field(ge=0.0, lt=1.0), Affects.RESULT] = 0.0
+    """Probability that a word is dropped; a text keeps one at least."""
+    word_swap: Annotated[float, Field(ge=0.0, le=1.0), Affects.RESULT] = 0.0
+    """Probability that a word changes places with the next one, if that is not part of another exchange."""
+    span_mask: Annotated[float, Field(ge=0.0, lt=1.0), Affects.RESULT] = 0.0
+    """About the fraction of the words that is masked, in spans of neighboring words, by the tokenizer's mask token, or
+    where it has none by the one for unknown words."""
+    span_words: Annotated[PositiveInt, Affects.RESULT] = 3
+    """Words of the longest span that is masked; lengths from 1 on are equally likely."""
+    token_replacement: Annotated[float, Field(ge=0.0, lt=1.0), Affects.RESULT] = 0.0
+    """Probability that a token is replaced by a random one of the vocabulary."""
+    case: Annotated[float, Field(ge=0.0, le=1.0), Affects.RESULT] = 0.0
+    """Probability that a word is written in another letter case: lower, upper or capitalized. For tokenizers that keep
+    the case."""
+    typo: Annotated[float, Field(ge=0.0, le=1.0), Affects.RESULT] = 0.0
+    """Probability that a word of three letters or more has a slip: two letters exchanged, or one left out, doubled or
+    another."""
+    custom: Annotated[str | None, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"), Affects.RESULT] = None
+    """package.module:function, a function of your own that changes a sample after all others: it takes the sample, a
+    dict of its stored columns, and a numpy generator, and returns a dict like it."""
+    custom_source: Annotated[str | None, Affects.RESULT] = None
+    """SHA-256 of the module's file. raytrain fills it in. If the file changes, a run that was started with the old file
+    is not resumed."""
+
+    @model_validator(mode="after")
+    def _does_something(self) -> Self:
+        rates = ("word_drop", "word_swap", "span_mask", "token_replacement", "case", "typo", "custom")
+        if not any(getattr(self, name) for name in rates):
+            raise ValueError(
+                f"data.augment changes nothing: set one of {', '.join(f'data.augment.{name}' for name in rates)}, "
+                "or leave data.augment out"
+            )
+        return self
+
+
 class DataConfig(Section):
     """The data, and how it is distributed to the steps."""
 
-    train: SourceConfig
-    """Training files."""
+    train: TrainConfig
+    """Training data."""
     validation: Annotated[ValidationConfig | None, Affects.RESULT] = None
     """Validation files or a fraction; null: no evaluation while training."""
     test: Annotated[SourceConfig | None, Affects.RESULT] = None
@@ -162,6 +281,14 @@ class DataConfig(Section):
     clean: Annotated[CleanConfig | None, Affects.DATA] = None
     """Rules that change or drop rows before they are encoded; null: rows are taken as they are."""
     dedup: DedupConfig = DedupConfig()
+    balance: Annotated[BalanceConfig | None, Affects.RESULT] = None
+    """How many samples of each label an epoch has; null: each sample comes once. `{}` stands for equally many of each
+    label."""
+    epoch_samples: Annotated[PositiveInt | None, Affects.RESULT] = None
+    """Samples in an epoch, copies counted; null: as many as the training data has. Fewer: each epoch takes others, so
+    that all samples come equally often."""
+    augment: Annotated[AugmentConfig | None, Affects.RESULT] = None
+    """How training samples are changed before each epoch; null: not at all."""
     drop_last: Annotated[bool, Affects.RESULT] = False
     """True: leave out the last, smaller step of each epoch."""
     group_by_length: Annotated[bool, Affects.RESULT | Affects.SPEED] = True
@@ -175,3 +302,32 @@ class DataConfig(Section):
     """True: write the sample ids of every step to `samples/`."""
     prepared_path: Annotated[str | None, Affects.NOTHING, Mark.SHARED, Mark.PATH] = None
     """Folder of the cache of prepared data; null: `<storage_path>/_prepared`."""
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        if self.balance is None or not isinstance(self.balance.to, dict):
+            return self
+        others = {"data.epoch_samples": self.epoch_samples, "the weights of data.train.sources": self.train.weights}
+        for what, value in others.items():
+            if value is not None:
+                raise ValueError(
+                    f"{what} and the counts of data.balance.to both set the samples in an epoch: leave the first out, "
+                    "or set data.balance.to=uniform"
+                )
+        return self
+
+    @property
+    def has_copies(self) -> bool:
+        """Whether an epoch is anything but each sample once."""
+        return self.balance is not None or self.epoch_samples is not None or self.train.weights is not None
+
+    @property
+    def fixed_epoch_samples(self) -> int | None:
+        """Samples in an epoch where the config says it; None: as many as the training data has."""
+        if self.balance is not None and isinstance(self.balance.to, dict):
+            return sum(self.balance.to.values())
+        return self.epoch_samples
+
+    def samples_per_epoch(self, num_samples: int) -> int:
+        """Samples in an epoch, copies counted. `num_samples`: of the training data."""
+        return self.fixed_epoch_samples or num_samples

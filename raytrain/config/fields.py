@@ -3,7 +3,7 @@
 import functools
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,16 @@ def is_section(key: str, root: type[BaseModel] = RunConfig) -> bool:
 def marked(mark: Mark, root: type[BaseModel] = RunConfig) -> list[str]:
     """Dotted keys of the fields with a mark."""
     return [key for key, found in _declarations(root).items() if mark in found.marks]
+
+
+def with_paths(value: Any, change: Callable[[str], str]) -> Any:
+    """The value of a field that names paths, as JSON, with each path changed: one, a list of them, or a list of
+    sections that have a `path`. None stays."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [with_paths(one, change) for one in value]
+    return {**value, "path": with_paths(value.get("path"), change)} if isinstance(value, dict) else value
 
 
 def affecting(what: Affects) -> list[str]:

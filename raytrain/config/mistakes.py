@@ -46,6 +46,7 @@ PATTERNS = {
     "name": "letters, digits, dots, dashes and underscores, since it names a folder",
     "task.target": "a class, as package.module:Class",
     "data.clean.custom": "a function, as package.module:function",
+    "data.augment.custom": "a function, as package.module:function",
 }
 """Field with a pattern -> the pattern in words."""
 MOST_SHOWN = 100  # characters of a value

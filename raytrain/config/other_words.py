@@ -24,6 +24,8 @@ OTHER_WORDS = {
     "gradient_accumulation_steps": "training.global_batch_size",
     "fp16": "training.precision",
     "bf16": "training.precision",
+    "class_weight": "training.class_weights",
+    "class_weights": "training.class_weights",
     "eval_steps": "training.eval_every_steps",
     "metric_for_best_model": "training.best_metric",
     "save_steps": "checkpoint.save_every_steps",

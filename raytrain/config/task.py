@@ -1,9 +1,10 @@
 """Sections on the task and the model."""
 
 import unicodedata
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from raytrain.config.base import Affects, Mark, Section
 
@@ -30,7 +31,13 @@ Label = Annotated[str, BeforeValidator(_label)]
 Labels = Annotated[list[Label], AfterValidator(_labels)]
 
 
-ClassWeights = Literal["balanced"] | dict[Label, PositiveFloat]
+def check_keys(option: str, noun: str, by_label: Mapping[str, Any], labels: Sequence[str]) -> None:
+    """Raises ValueError when a mapping does not have exactly these labels as its keys. `noun`: what its values are."""
+    missing = [label for label in labels if label not in by_label]
+    unknown = [label for label in by_label if label not in labels]
+    if missing or unknown:
+        what = f"has no {noun} for {missing[0]!r}" if missing else f"names {unknown[0]!r}, which is not a label"
+        raise ValueError(f"{option} {what}; give one for each of: {', '.join(labels)}")
 
 
 class SequenceClassificationConfig(Section):
@@ -50,16 +57,9 @@ class SequenceClassificationConfig(Section):
     label_separator: Annotated[str | None, Affects.DATA] = None
     """With `multi_label`: the separator of the labels in a text cell, such as `|`; null: a cell is a list, or the text
     of one, such as ['a', 'b']."""
-    class_weights: Annotated[Literal["balanced"] | dict[Label, PositiveFloat] | None, Affects.DATA | Affects.RESULT] = (
-        None
-    )
-    """Weight of the loss by label; balanced: inversely proportional to the label's frequency in the training data;
-    null: equal weights."""
 
     @model_validator(mode="after")
     def _check_labels(self) -> Self:
-        if self.class_weights is not None and self.multi_label:
-            raise ValueError("task.class_weights needs one label per text: leave it out, or set task.multi_label=false")
         if self.label_separator is not None and (not self.multi_label or not self.label_separator.strip()):
             raise ValueError("task.label_separator is a text that is not blank, and needs task.multi_label=true")
         return self

@@ -4,9 +4,10 @@ import re
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, model_validator
 
 from raytrain.config.base import Affects, Mark, NonNegativeInt, PositiveInt, Section
+from raytrain.config.task import Label
 
 # training.micro_batch_size=auto: enough samples to keep a worker busy. It depends on nothing that says how many workers
 # there are, which is not part of the experiment.
@@ -161,6 +162,10 @@ class TrainingConfig(Section):
     """How equal the weights are at other numbers of workers: rounding, or bitwise for the same bits, on the same kind
     of hardware and the same versions of the libraries. bitwise adds gradients as integers, and takes a little more time
     and 8 bytes of memory a parameter."""
+    class_weights: Annotated[Literal["auto"] | dict[Label, PositiveFloat] | None, Affects.RESULT] = None
+    """Weight of the loss by label, for tasks with one label per sample. auto: inversely proportional to the label's
+    frequency in the training data; null: equal weights. The loss is the weighted mean. `data.balance` changes how often
+    samples are seen instead."""
     zero_stage: Annotated[Literal["auto", 0, 1, 2, 3], Affects.SPEED] = "auto"
     """What DeepSpeed ZeRO shards: 0 nothing, 1 optimizer state, 2 also gradients, 3 also parameters; auto: the lowest
     stage that fits into the workers' memory by the plan's estimate, at each number of workers. It does not change the

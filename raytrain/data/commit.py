@@ -12,8 +12,9 @@ import numpy as np
 
 from raytrain.config import SPLITS, RunConfig
 from raytrain.data.bad_rows import Tally
-from raytrain.data.lengths import encode_index, index_name
-from raytrain.data.prepared import MANIFEST_NAME, Manifest, Part, SplitInfo
+from raytrain.data.lengths import encode_index, index_name, label_index_name
+from raytrain.data.parts import Index
+from raytrain.data.prepared import MANIFEST_NAME, Manifest, Part, SourceInfo, SplitInfo
 from raytrain.data.stages.counts import RowCounts, check_shares
 from raytrain.data.stages.duplicates import LEAKAGE, MIN_CHARACTERS, STAGE, Found
 from raytrain.data.stages.quarantine import FOLDER as QUARANTINE
@@ -36,8 +37,11 @@ class WrittenPart:
     part: Part
     place: tuple[int, int]
     """(index of the read task, index of the part's first chunk in it): the order of the prepared data."""
-    lengths: np.ndarray
-    """The size of each sample, shape (num_samples,)."""
+    index: Index
+    """Of its samples."""
+    label_counts: dict[str, int]
+    source: int
+    """Index in data.train.sources."""
     num_truncated: int
 
 
@@ -46,8 +50,6 @@ class Written:
     """What all read tasks have written, and what became of the rows that are in no sample."""
 
     parts: list[WrittenPart] = field(default_factory=list)
-    label_counts: dict[str, Counter[str]] = field(default_factory=dict)
-    """By split."""
     counts: dict[int, dict[str, Any]] = field(default_factory=dict)
     """By read task, since these finish in any order: what became of its rows, by split, see `RowCounts.to_json`."""
     quarantined: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
@@ -102,7 +104,7 @@ def commit(
     for split in given if "train" in counts else [split for split in given if split in counts]:
         if not any(item.split == split for item in written.parts):
             raise DataError(_no_row(config, split, written, tally))
-        splits[split] = _split_info(folder, split, written, counts[split])
+        splits[split] = _split_info(config, folder, split, written, counts[split])
     manifest = Manifest(name, state, pad_token_id, splits, _content_of(state, written.parts), paths).to_json()
     path = folder.path_of(MANIFEST_NAME)
     retrying(lambda: folder.commit_bytes(MANIFEST_NAME, manifest), f"writing {path}")
@@ -144,19 +146,30 @@ def _no_row(config: RunConfig, split: str, written: Written, tally: Tally) -> st
     num_removed = sum(sum(one.counts.values()) for one in written.found.values()) if split == "train" else 0
     if num_removed:
         return (
-            f"data.train.path {config.data.train.path!r}: no row is left, as {counted(num_removed, 'row')} nearly "
+            f"{_source_of(config, split)}: no row is left, as {counted(num_removed, 'row')} nearly "
             "equal a validation or test row or one another: give other files, or set data.dedup.leakage=report to "
             f"keep them{quarantined}"
         )
-    return f"data.{split}.path {getattr(config.data, split).path!r}: no usable row in it{quarantined}"
+    return f"{_source_of(config, split)}: no usable row in it{quarantined}"
 
 
-def _split_info(folder: Storage, split: str, written: Written, counts: RowCounts) -> SplitInfo:
-    """The manifest's entry for a split; writes its index of lengths."""
+def _source_of(config: RunConfig, split: str) -> str:
+    source = getattr(config.data, split)
+    if source.path is None:
+        return f"data.{split}.sources {', '.join(source.paths)}"
+    return f"data.{split}.path {source.path!r}"
+
+
+def _split_info(config: RunConfig, folder: Storage, split: str, written: Written, counts: RowCounts) -> SplitInfo:
+    """The manifest's entry for a split; writes its index of lengths, and with data.balance that of labels."""
     parts = [item for item in written.parts if item.split == split]
-    lengths = np.concatenate([item.lengths for item in parts])
+    index = Index.joined([item.index for item in parts])
+    lengths, labels_sha256 = index.lengths, ""
     data, sha256 = encode_index(lengths)
     _put(folder, index_name(split), data)
+    if config.data.balance is not None:
+        data, labels_sha256 = encode_index(index.labels)
+        _put(folder, label_index_name(split), data)
     found = list(written.found.values()) if split == "train" else []
     return SplitInfo(
         num_samples=len(lengths),
@@ -164,13 +177,32 @@ def _split_info(folder: Storage, split: str, written: Written, counts: RowCounts
         num_truncated=sum(item.num_truncated for item in parts),
         num_quarantined=counts.quarantined,
         parts=[item.part for item in parts],
-        label_counts=dict(sorted(written.label_counts.get(split, Counter()).items())),
+        label_counts=_label_counts(parts),
+        sources=_sources_of(config, parts) if split == "train" else [],
         index_sha256=sha256,
+        labels_sha256=labels_sha256,
         num_removed=dict(sorted(sum((Counter(one.counts) for one in found), Counter()).items())),
         num_leaks=sum(one.num_leaks for one in found),
         num_short_leaks=sum(one.num_short for one in found),
         rows=counts.to_json(),
     )
+
+
+def _sources_of(config: RunConfig, parts: list[WrittenPart]) -> list[SourceInfo]:
+    """What the training split has of each of data.train.sources."""
+    found = []
+    for place in range(len(config.data.train.sources or [])):
+        of_source = [item for item in parts if item.source == place]
+        found.append(SourceInfo(sum(len(item.index.lengths) for item in of_source), _label_counts(of_source)))
+    return found
+
+
+def _label_counts(parts: list[WrittenPart]) -> dict[str, int]:
+    """How often each label occurs in these parts, by name."""
+    counts: Counter[str] = Counter()
+    for item in parts:
+        counts.update(item.label_counts)
+    return dict(sorted(counts.items()))
 
 
 def _put(folder: Storage, name: str, data: bytes) -> None:

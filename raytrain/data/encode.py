@@ -7,7 +7,7 @@ Each read task writes its own parts, named after its position, so its output doe
 import functools
 import json
 from collections import defaultdict
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from raytrain.config import OnError, RunConfig
 from raytrain.data.bad_rows import refusal
-from raytrain.data.parts import Parts
+from raytrain.data.parts import LABEL, LABELS, LENGTHS, Parts
 from raytrain.data.readers import read_chunks
 from raytrain.data.readers.base import ROW, BadRow, ReadTask, row_itself
 from raytrain.data.stages.clean import Cleaner, make_cleaner
@@ -33,13 +33,11 @@ from raytrain.tasks.base import Encoded, RowError, Task, TaskState
 
 # Where a bad row is refused, this many more chunks are read to count the others.
 CHUNKS_TO_COUNT = 16
-# Key of a report: the lengths (int32, little-endian) of the samples of all parts, one part after the other.
-LENGTHS = "lengths"
 
 
 def report_of(row: dict[str, Any]) -> dict[str, Any]:
     """The report of a RowFunction from the row that it has returned to Ray Data."""
-    return {**json.loads(row["report"]), LENGTHS: row[LENGTHS]}
+    return {**json.loads(row["report"]), LENGTHS: row[LENGTHS], LABELS: row[LABELS]}
 
 
 def cannot_prepare(what: str, error: OSError) -> DataError:
@@ -53,18 +51,19 @@ class RowFunction:
     since Ray would wrap an exception in its own."""
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Ray Data calls this with one row. Lengths stay bytes: as Python's integers they would take the driver 36 B a
-        sample."""
+        """Ray Data calls this with one row. Lengths and labels stay bytes: as Python's integers they would take the
+        driver 36 B a sample each."""
+        index: dict[str, bytes] = {LENGTHS: b"", LABELS: b""}
         try:
             report = self.report(row)
-            lengths = report.pop(LENGTHS, b"")
+            index = {name: report.pop(name, b"") for name in index}
         except (RaytrainError, OSError) as error:
             told = error if isinstance(error, RaytrainError) else cannot_prepare("the data can't be prepared", error)
-            report, lengths = {"ordinal": row["ordinal"], "error": str(told), "code": told.code}, b""
-        return {"report": json.dumps(report), LENGTHS: lengths}
+            report = {"ordinal": row["ordinal"], "error": str(told), "code": told.code}
+        return {"report": json.dumps(report), **index}
 
     def report(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The report on a row for the driver; JSON-able but for LENGTHS, which are bytes."""
+        """The report on a row for the driver; JSON-able but for LENGTHS and LABELS, which are bytes."""
         raise NotImplementedError
 
 
@@ -145,9 +144,10 @@ class Encoder(RowFunction):
                     bad = BadRow(read_task.file.path, numbers[one.row], one.reason, one.code, row_itself(values))
                     out.add_bad(split, bad)
                 if encoded is not None and len(encoded.table):
-                    counts = task.count_labels(encoded.table, self._state)
                     index = _index_of(encoded, rows, task.sizes(encoded.table))
-                    out.parts.add(split, number, encoded, index, counts)
+                    if config.data.balance is not None:
+                        encoded, index = _by_label(encoded, index, task, is_sorted=split == "train")
+                    out.parts.add(split, number, encoded, index, task.count_labels(encoded.table, self._state))
             bad_at = number if out.bad and bad_at is None else bad_at
             if not fails:
                 out.quarantine_bad()
@@ -216,13 +216,13 @@ class _Output:
 
     def close(self) -> dict[str, Any]:
         """Write what is left. Returns the report on it."""
-        written, lengths = self.parts.close()
+        written, index = self.parts.close()
         return {
             "written": written,
             "quarantined": self._quarantine.close().report(),
             "removed": self._removed.write(self._folder, self._removed_name),
             "counts": {split: counts.to_json() for split, counts in self._counts.items()},
-            LENGTHS: lengths,
+            **index.to_bytes(),
         }
 
 
@@ -244,3 +244,16 @@ def _index_of(encoded: Encoded, rows: pa.Table, sizes: np.ndarray) -> pa.Table:
     starts = np.concatenate([ends[encoded.first_rows], ends[-1:]]).astype(np.int32)
     more = pa.ListArray.from_arrays(pa.array(starts), further)
     return pa.table([lengths, pa.array(places[encoded.first_rows]), more], ["length", "row", "more_rows"])
+
+
+def _by_label(encoded: Encoded, index: pa.Table, task: Task, *, is_sorted: bool) -> tuple[Encoded, pa.Table]:
+    """A chunk's samples, sorted by label if they are trained on, and their index with their labels. A row group then
+    has few labels, mostly one, and one that is read for a label of which an epoch has many copies has little else in
+    it."""
+    labels = task.label_ids(encoded.table)
+    assert labels is not None, "the config allows data.balance only where samples have one label"
+    index = index.append_column(LABEL, pa.array(labels, pa.int32()))
+    if not is_sorted:
+        return encoded, index
+    order = pa.array(np.argsort(labels, kind="stable"))
+    return replace(encoded, table=encoded.table.take(order)), index.take(order)

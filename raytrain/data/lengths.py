@@ -1,4 +1,4 @@
-"""The index of a split: the length of each sample, read a block at a time. No Ray, no torch.
+"""The index of a split: a number for each sample, such as its length, read a block at a time. No Ray, no torch.
 
 The file holds the lengths (int32, little-endian) in blocks of BLOCK_SAMPLES, followed by one CRC-32 (uint32,
 little-endian) per block. The manifest has the hash of the checksums. Opening an index reads the checksums only, so
@@ -27,6 +27,11 @@ CONCURRENT_READS = 16
 def index_name(split: str) -> str:
     """File name of a split's index."""
     return f"lengths-{split}.bin"
+
+
+def label_index_name(split: str) -> str:
+    """File name of the index of a split's labels, in the same format."""
+    return f"labels-{split}.bin"
 
 
 def encode_index(lengths: np.ndarray) -> tuple[bytes, str]:

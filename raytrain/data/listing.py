@@ -5,11 +5,12 @@ import glob
 import os
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from urllib.parse import unquote
 
 import pyarrow.fs as pafs
 
-from raytrain.config import SourceFormat
+from raytrain.config import SourceFormat, TrainConfig
 from raytrain.config.data import FilesConfig
 from raytrain.data.parallel import in_threads
 from raytrain.data.readers.base import Reading, SourceFile, first_line
@@ -40,6 +41,18 @@ _Listed = tuple[str, pafs.FileInfo]
 """The path or URI of a file, and what its file system says of it."""
 
 
+def list_split(source: FilesConfig, option: str) -> list[SourceFile]:
+    """The files of a split: of the sources of data.train.sources one after the other. Raises DataError like
+    `list_files`."""
+    if not isinstance(source, TrainConfig) or source.sources is None:
+        return list_files(source, option)
+    return [
+        replace(file, source=place)
+        for place, one in enumerate(source.sources)
+        for file in list_files(one, f"{option}.sources.{place}")
+    ]
+
+
 def list_files(source: FilesConfig, option: str) -> list[SourceFile]:
     """The files of a source, sorted by path within each path that is given.
 
@@ -50,7 +63,7 @@ def list_files(source: FilesConfig, option: str) -> list[SourceFile]:
         DataError: A path matches nothing, can't be read, or has an ending that does not tell the format; or an option
         is not for any of the files.
     """
-    paths = [source.path] if isinstance(source.path, str) else source.path or []
+    paths = source.paths
     reading = Reading(source.delimiter, source.encoding, source.word_column, source.tag_column)
     listed = in_threads(lambda path: _expand(path, source, option), paths)
     files = [_file(one, source.format, option, reading) for of_path in listed for one in of_path]

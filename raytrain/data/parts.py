@@ -3,8 +3,9 @@
 import errno
 import hashlib
 from collections import Counter
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,51 @@ from raytrain.tasks.base import Encoded
 PART_ROWS = 65_536
 
 
+# Keys of a report: the lengths and the labels (int32, little-endian) of the samples of all parts, one part after the
+# other.
+LENGTHS, LABELS = "lengths", "labels"
+LABEL = "label"
+"""Column of the index with the ids of the labels, where `data.balance` needs them."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """What the index has of some samples, beside the parts."""
+
+    lengths: np.ndarray
+    """Shape (num_samples,), int32."""
+    labels: np.ndarray
+    """Ids of their labels where `data.balance` needs them, else empty. Shape (num_samples,) or (0,), int32."""
+
+    @classmethod
+    def of_table(cls, table: pa.Table) -> Self:
+        """From the lines of a part's index."""
+        labels = table[LABEL].to_numpy() if LABEL in table.column_names else np.array([])
+        return cls(table["length"].to_numpy().astype("<i4"), labels.astype("<i4"))
+
+    @classmethod
+    def joined(cls, several: Sequence[Self]) -> Self:
+        """One after the other."""
+        none = np.array([], dtype="<i4")
+        return cls(
+            np.concatenate([none, *(one.lengths for one in several)]),
+            np.concatenate([none, *(one.labels for one in several)]),
+        )
+
+    def __getitem__(self, which: slice) -> Self:
+        """The index of some of the samples."""
+        return type(self)(self.lengths[which], self.labels[which])
+
+    def to_bytes(self) -> dict[str, bytes]:
+        """As columns of a report."""
+        return {LENGTHS: self.lengths.tobytes(), LABELS: self.labels.tobytes()}
+
+    @classmethod
+    def from_bytes(cls, report: dict[str, Any]) -> Self:
+        """The inverse of `to_bytes`."""
+        return cls(np.frombuffer(report[LENGTHS], dtype="<i4"), np.frombuffer(report[LABELS], dtype="<i4"))
+
+
 class Parts:
     """Writes the samples of one read task, in the order in which they are added."""
 
@@ -31,14 +77,14 @@ class Parts:
         self._rows_per_group = rows_per_group
         self._open: dict[str, _OpenPart] = {}
         self._written: list[dict[str, Any]] = []
-        self._lengths: list[np.ndarray] = []
+        self._index: list[Index] = []
 
     def add(self, split: str, number: int, encoded: Encoded, index: pa.Table, label_counts: dict[str, int]) -> None:
         """Add a chunk's samples.
 
         Args:
             number: Index of the chunk.
-            index: Their `length` and `row`, the first source row of each.
+            index: Their `length` and `row`, the first source row of each, and with `data.balance` their `label`.
         """
         schema = encoded.table.schema
         if split in self._open and self._open[split].schema != schema:
@@ -53,17 +99,16 @@ class Parts:
         if sum(part.row_group_rows) >= PART_ROWS:
             self._write(split)
 
-    def close(self) -> tuple[list[dict[str, Any]], bytes]:
-        """Write what is left. Returns a report on each part, and the lengths of the samples of all of them."""
+    def close(self) -> tuple[list[dict[str, Any]], Index]:
+        """Write what is left. Returns a report on each part, and what the driver needs to know of their samples."""
         for split in list(self._open):
             self._write(split)
-        lengths = np.concatenate(self._lengths) if self._lengths else np.array([], dtype="<i4")
-        return self._written, lengths.tobytes()
+        return self._written, Index.joined(self._index)
 
     def _write(self, split: str) -> None:
         part = self._open.pop(split)
         self._written.append({"split": split, **part.write(self._folder)})
-        self._lengths += [index["length"].to_numpy().astype("<i4") for index in part.index]
+        self._index += [Index.of_table(index) for index in part.index]
 
 
 class _OpenPart:

@@ -28,13 +28,12 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
-import numpy as np
-
 from raytrain.config import RunConfig
 from raytrain.data.bad_rows import Tally
 from raytrain.data.commit import Written, WrittenPart, check_counts, commit, sum_of, tell
-from raytrain.data.encode import LENGTHS, Encoder, RowFunction, Surveyor, cannot_prepare, report_of
+from raytrain.data.encode import Encoder, RowFunction, Surveyor, cannot_prepare, report_of
 from raytrain.data.fingerprint import fingerprint
+from raytrain.data.parts import Index
 from raytrain.data.prepared import Part, PreparedStore
 from raytrain.data.quiet import quiet_ray_data
 from raytrain.data.readers.base import SourceFile
@@ -219,14 +218,12 @@ class _Preparation:
         written.found[ordinal] = Found(**report["found"])
         if report["removed"]:
             written.cleaned[ordinal] = report["removed"]
-        lengths, begin = np.frombuffer(report[LENGTHS], dtype="<i4"), 0
+        index, begin = Index.from_bytes(report), 0
         for item in report["written"]:
             part = Part(**{**item.pop("part"), "file": self.file_numbers[ordinal]})
             end = begin + sum(part.row_group_rows)
-            written.label_counts.setdefault(item["split"], Counter()).update(item.pop("label_counts"))
-            written.parts.append(
-                WrittenPart(part=part, place=tuple(item.pop("place")), lengths=lengths[begin:end], **item)
-            )
+            place, source = tuple(item.pop("place")), self.tasks[ordinal].file.source
+            written.parts.append(WrittenPart(part=part, place=place, index=index[begin:end], source=source, **item))
             begin = end
 
     def _share_of(self, ordinals: Collection[int]) -> float:

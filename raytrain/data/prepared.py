@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raytrain.data.damaged import DamagedError
-from raytrain.data.lengths import Lengths, index_name
+from raytrain.data.lengths import Lengths, index_name, label_index_name
 from raytrain.data.stages.counts import RowCounts
 from raytrain.errors import DataError
 from raytrain.retries import retrying
@@ -61,6 +61,15 @@ class Part:
 
 
 @dataclass(frozen=True)
+class SourceInfo:
+    """What a split has of one of data.train.sources. Its samples follow those of the sources before."""
+
+    num_samples: int
+    label_counts: dict[str, int]
+    """How often each label that occurs is a target."""
+
+
+@dataclass(frozen=True)
 class SplitInfo:
     """The manifest's entry for one split."""
 
@@ -84,6 +93,10 @@ class SplitInfo:
     """Training rows that do so, and are too short to be called leaks."""
     rows: dict[str, Any] = field(default_factory=dict)
     """What became of the source rows, which add up: `RowCounts.to_json`."""
+    labels_sha256: str = ""
+    """The hash of the index of labels, which `data.balance` goes by; "" without it."""
+    sources: list[SourceInfo] = field(default_factory=list)
+    """Of the training split what each of data.train.sources has; empty without them."""
 
     @property
     def num_read(self) -> int:
@@ -149,7 +162,13 @@ class Manifest:
         if raw.pop("sha256", None) != _hash_of(raw):
             raise ValueError("its hash is not that of its contents")
         splits = {
-            name: SplitInfo(**{**info, "parts": [_part_of(part) for part in info["parts"]]})
+            name: SplitInfo(
+                **{
+                    **info,
+                    "parts": [_part_of(part) for part in info["parts"]],
+                    "sources": [SourceInfo(**one) for one in info["sources"]],
+                }
+            )
             for name, info in raw["splits"].items()
         }
         return cls(raw["fingerprint"], raw["task_state"], raw["pad_token_id"], splits, raw["content"], raw["sources"])
@@ -198,9 +217,11 @@ class PreparedStore:
         parts = [part for info in self.manifest.splits.values() for part in info.parts]
         is_small = sum(part.num_bytes for part in parts) <= WHOLE_BYTES
         for split in self.manifest.splits:
-            lengths = self._lengths(split)
+            lengths, labels = self._lengths(split), self.labels(split)
             if is_small:
                 lengths.verify()
+            if is_small and labels is not None:
+                labels.verify()
         indexes = [(part.index_name, part.index_bytes, part.index_sha256) for part in parts if part.index_sha256]
         for name, num_bytes, sha256 in [*((part.name, part.num_bytes, part.sha256) for part in parts), *indexes]:
             try:
@@ -223,6 +244,17 @@ class PreparedStore:
         if sum(sum(part.row_group_rows) for part in info.parts) != info.num_samples:
             raise self._damaged(MANIFEST_NAME)
         return lengths
+
+    def labels(self, split: str) -> Lengths | None:
+        """The id of each sample's label; None where the store was prepared without `data.balance`. It reads what it is
+        asked for.
+
+        Raises DataError when the index is damaged.
+        """
+        info = self.manifest.splits[split]
+        if not info.labels_sha256:
+            return None
+        return Lengths(self.storage, label_index_name(split), info.num_samples, info.labels_sha256)
 
     def row_group_starts(self, split: str) -> np.ndarray:
         """The first sample id of each row group, then the number of samples. Shape (num_row_groups + 1,), int64."""

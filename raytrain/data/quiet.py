@@ -1,7 +1,10 @@
-"""Ray Data without its progress bars and log messages."""
+"""Ray Data without its progress bars and log messages, and within its part of the cluster."""
 
 import logging
 from typing import Any
+
+BLOCK_BYTES = 1 << 20  # Ray Data passes results on once it has this many bytes
+OBJECT_STORE_BYTES = 32 << 20  # results of one pipeline that may be in the object store
 
 
 def quiet_ray_data() -> Any:
@@ -13,3 +16,15 @@ def quiet_ray_data() -> Any:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     return context
+
+
+def configure_pipelines(num_cpus: float) -> None:
+    """Configure this process's pipelines: ordered, quiet, and limited to their part of the cluster."""
+    import ray.data
+
+    context = quiet_ray_data()
+    context.target_max_block_size = BLOCK_BYTES
+    context.execution_options.preserve_order = True
+    context.execution_options.resource_limits = ray.data.ExecutionResources(
+        cpu=num_cpus, object_store_memory=OBJECT_STORE_BYTES
+    )

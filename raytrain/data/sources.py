@@ -12,7 +12,7 @@ from dataclasses import replace
 from raytrain.config import SPLITS, DataConfig, OnError, SourceFormat
 from raytrain.data.content import with_content
 from raytrain.data.examined import Examined, HeadCheck, examine, row_groups_of
-from raytrain.data.listing import list_files, real_path
+from raytrain.data.listing import list_split, real_path
 from raytrain.data.parallel import Checked, in_threads
 from raytrain.data.readers import column_names
 from raytrain.data.readers.base import ReadTask, SourceFile
@@ -45,11 +45,11 @@ def check_sources(
     cleaner = make_cleaner(data.clean, task)
     sources = {split: getattr(data, split) for split in SPLITS if only in (None, split)}
     splits = {
-        split: list_files(source, f"data.{split}")
+        split: list_split(source, f"data.{split}")
         for split, source in sources.items()
-        if source is not None and source.path is not None
+        if source is not None and (split == "train" or source.path is not None)
     }
-    _check_no_file_twice(splits)
+    _check_no_file_twice(splits, has_sources=data.train.sources is not None)
     num_heads = HEAD_FILES if data.on_error == OnError.FAIL else 0
     items = [(split, file, i < num_heads) for split, files in splits.items() for i, file in enumerate(files)]
     ends = [(f"data.{split}", file) for split, files in splits.items() for file in dict.fromkeys((files[0], files[-1]))]
@@ -83,12 +83,13 @@ def _warn_once(message: str) -> None:
     logger.warning("%s", message)
 
 
-def _check_no_file_twice(splits: dict[str, list[SourceFile]]) -> None:
+def _check_no_file_twice(splits: dict[str, list[SourceFile]], *, has_sources: bool) -> None:
     """A file in two splits would measure the model on what it has learned; one that is named twice counts twice."""
     option_of: dict[str, str] = {}
     for split, files in splits.items():
         for file in files:
-            place, option = real_path(file), f"data.{split}.path"
+            of_source = f".sources.{file.source}" if has_sources and split == "train" else ""
+            place, option = real_path(file), f"data.{split}{of_source}.path"
             if place in option_of:
                 where = f"{option} twice" if option_of[place] == option else f"{option_of[place]} and in {option}"
                 raise DataError(

@@ -25,11 +25,15 @@ import numpy as np
 from safetensors import numpy as safetensors
 
 from raytrain.config import RunConfig
+from raytrain.data.augment import Augment
+from raytrain.data.class_weights import state_of
+from raytrain.data.copies import make_copies
 from raytrain.data.items import EvalBatch, EvalPass, StepBatch, TrainSpan
 from raytrain.data.prepared import PreparedStore
-from raytrain.data.quiet import quiet_ray_data
+from raytrain.data.quiet import configure_pipelines
 from raytrain.data.row_cache import RowCache
 from raytrain.steps.batches import BatchPlan, World
+from raytrain.steps.copies import copies_of, ids_of
 from raytrain.steps.order import Order, evaluation_batches
 from raytrain.steps.timetable import Timetable
 from raytrain.tasks import make_task
@@ -39,9 +43,7 @@ SAMPLES_PER_SPAN = 512  # samples of all workers together in one item of the pip
 ITEMS_PER_DATASET = 256  # items that are given to Ray Data at once; the next ones follow when these are used up
 QUEUE_ITEMS = 16  # decoded steps that wait for the training loop
 MOST_PIPELINES = 5  # starts of one pipeline, if lost nodes take it with them
-BLOCK_BYTES = 1 << 20  # Ray Data passes results on once it has this many bytes
 CLOSE_TIMEOUT_S = 30.0  # a Ray that no longer answers must not keep a worker from ending
-OBJECT_STORE_BYTES = 32 << 20  # results of one pipeline that may be in the object store
 
 
 logger = logging.getLogger(__name__)
@@ -191,7 +193,7 @@ class Stream:
     def _run(self, items: list[TrainSpan | EvalPass]) -> Iterator[tuple[dict[str, Any], Batch]]:
         import ray.data
 
-        _configure_ray_data(self._config.workers.data_cpus)
+        configure_pipelines(self._config.workers.data_cpus)
         bytes_read_before = self._bytes_read_there  # each dataset has its own reader, which counts from 0
         rows = [{"item": json.dumps({"kind": type(item).__name__, **asdict(item)})} for item in items]
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
@@ -239,6 +241,7 @@ class ReadAndCollate:
         self._store, self._world, self._plan = store, world, plan
         self._task = make_task(config.task, config.data.max_length)
         self._config, self._seed = config, config.seed
+        self._state = state_of(config, store.manifest)
         # A store that was prepared for an evaluation has no training split; a pass reads each row group once.
         min_groups = row_groups_in_use(self.order, plan) if store.has_split("train") else 1
         self._rows = RowCache(store, min_groups=min_groups)
@@ -247,6 +250,11 @@ class ReadAndCollate:
     def order(self) -> Order:
         """The sample order of the training split."""
         return make_order(self._config, self._store)
+
+    @functools.cached_property
+    def _augment(self) -> Augment | None:
+        # Made when it is needed: an evaluation needs neither the tokenizer nor a function of the user's.
+        return Augment.of(self._config, self._store.manifest.task_state)
 
     def read(self, item: TrainSpan | EvalPass) -> Iterator[tuple[dict[str, Any], Batch]]:
         """A header and the arrays of each step or evaluation batch."""
@@ -262,7 +270,7 @@ class ReadAndCollate:
         for step in range(span.first_step, span.stop_step):
             parts = self.order.micro_batches(span.epoch, step, plan.num_micro_batches, mine)
             parts += [blank] * (plan.micro_steps - len(parts))
-            ids = np.concatenate(parts)
+            ids = ids_of(np.concatenate(parts))
             batches = [self._collate("train", part, span.epoch) if len(part) else None for part in parts]
             template = next((b for b in batches if b is not None), None) or self._collate(
                 "train", np.array([0]), span.epoch
@@ -275,7 +283,7 @@ class ReadAndCollate:
                 "step_in_epoch": step,
                 "numbers": numbers,
                 "target_weight": sum(self._task.target_weight(b) for b in micro_batches),
-                "num_tokens": int(self.order.lengths[ids].sum()),
+                "num_tokens": self._num_tokens(ids, batches),
                 "num_padded_tokens": sum(self._task.padded_size(b) for b in batches if b is not None),
             }
             yield header, {"sample_ids": ids, **arrays}
@@ -292,10 +300,19 @@ class ReadAndCollate:
             header = {"kind": "eval", "split": item.split, "is_blank": batch is None, "is_last": i == count - 1}
             yield header, {"sample_ids": ids, **arrays}
 
-    def _collate(self, split: str, ids: np.ndarray, epoch: int = 0) -> Batch:
-        manifest, copies = self._store.manifest, np.zeros(len(ids), dtype=np.int64)
-        context = BatchContext(manifest.task_state, split, ids, epoch, copies, self._seed, manifest.pad_token_id)
-        return self._task.collate(self._rows.take(split, ids), context)
+    def _collate(self, split: str, entries: np.ndarray, epoch: int = 0) -> Batch:
+        manifest, ids, copies = self._store.manifest, ids_of(entries), copies_of(entries)
+        context = BatchContext(self._state, split, ids, epoch, copies, self._seed, manifest.pad_token_id)
+        samples = self._rows.take(split, ids)
+        if split == "train" and self._augment is not None:
+            samples = self._augment(samples, context)
+        return self._task.collate(samples, context)
+
+    def _num_tokens(self, ids: np.ndarray, batches: list[Batch | None]) -> int:
+        """Tokens of training samples, which augmentation may have made fewer than those of the store."""
+        if self._augment is None:
+            return int(self.order.lengths[ids].sum())
+        return sum(int(batch["attention_mask"].sum()) for batch in batches if batch is not None)
 
 
 class ReadAndCollateActor:
@@ -326,6 +343,7 @@ def make_order(config: RunConfig, store: PreparedStore) -> Order:
         window_samples=config.data.shuffle_window_samples,
         group_by_length=config.data.group_by_length,
         drop_last=config.data.drop_last,
+        copies=make_copies(config, store),
     )
 
 
@@ -333,21 +351,8 @@ def row_groups_in_use(order: Order, plan: BatchPlan) -> int:
     """The most row groups that a worker alternates between: for each of its lanes, those of the current window and of
     the one before it, which have one in common."""
     window_samples = order.steps_per_window * plan.global_batch_size // order.lanes
-    rows_per_group = max(1, order.num_samples // max(1, len(order.row_group_starts) - 1))
     all_groups = order.num_groups(plan.num_micro_batches)
     groups = min(all_groups, -(-all_groups // plan.world_size) + 1)  # that a worker's are from
     per_group = order.lanes // all_groups + 2 * (order.lanes % all_groups > 0)  # the first and the last in part
     lanes = min(order.lanes, groups * per_group)
-    return lanes * (2 * window_samples // rows_per_group + 2)
-
-
-def _configure_ray_data(num_cpus: float) -> None:
-    """Configure this process's pipelines: ordered, quiet, and limited to their part of the cluster."""
-    import ray.data
-
-    context = quiet_ray_data()
-    context.target_max_block_size = BLOCK_BYTES
-    context.execution_options.preserve_order = True
-    context.execution_options.resource_limits = ray.data.ExecutionResources(
-        cpu=num_cpus, object_store_memory=OBJECT_STORE_BYTES
-    )
+    return lanes * (2 * window_samples // order.samples_per_visit + 2)

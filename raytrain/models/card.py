@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from raytrain.config import Mark
-from raytrain.config.fields import marked
+from raytrain.config.fields import marked, with_paths
 from raytrain.config.io import to_yaml
 
 CARD = "README.md"
@@ -48,7 +48,7 @@ def _without_folders(facts: dict[str, Any]) -> dict[str, Any]:
         for section in sections:
             place = (place or {}).get(section)
         if isinstance(place, dict) and place.get(name):
-            place[name] = _last_part(place[name])
+            place[name] = with_paths(place[name], _last_part)
     if arguments := config.get("task", {}).get("args"):  # of a task of the user's own
         config["task"]["args"] = _last_parts(arguments)
     data = {split: {**info, "paths": _last_part(info["paths"])} for split, info in facts["data"].items()}

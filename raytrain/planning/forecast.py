@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from raytrain.config import Precision, RunConfig, SourceFormat
-from raytrain.data.listing import list_files
+from raytrain.data.copies import describe_epoch
+from raytrain.data.listing import list_split
 from raytrain.data.prepare import find_prepared
 from raytrain.data.sources import count_rows
 from raytrain.errors import ConfigError, counted
@@ -258,9 +259,10 @@ def _count_data(config: RunConfig, task: Task) -> tuple[int | None, TaskState, l
     """Number of training samples, the task's state, and notes on the data, or on the number if it is not prepared."""
     store = find_prepared(config)
     if store is not None:
-        return store.manifest.splits["train"].num_samples, store.manifest.task_state, store.manifest.remarks
+        notes = [*store.manifest.remarks, *describe_epoch(config, store.manifest)]
+        return store.manifest.splits["train"].num_samples, store.manifest.task_state, notes
     state = task.assumed_state()
-    files = list_files(config.data.train, "data.train")
+    files = list_split(config.data.train, "data.train")
     if any(file.format != SourceFormat.PARQUET for file in files):
         return None, state, ["data is not prepared, so its samples are not counted: `raytrain data prepare CONFIG`"]
     rows = count_rows(files)

@@ -92,6 +92,7 @@ def facts(record: RunRecord) -> list[tuple[str, str]]:
         ("versions", ", ".join(f"{package} {version}" for package, version in versions.items())),
         ("machine", ", ".join(filter(None, (machine.get("host"), machine.get("platform"), cpus, memory)))),
         ("GPUs", _counted(machine.get("gpus") or [])),
+        ("epoch", said.get("epoch")),
     ]
     return [(what, value) for what, value in rows if value]
 

@@ -106,11 +106,14 @@ def for_other_data(config: RunConfig, run: Storage) -> RunConfig:
             "other files can't be evaluated with task.kind python: what its class learned from the training data is "
             "only known for the run's own data. Name the files as data.validation or data.test when the run is trained"
         )
-    state = run.read_json(f"{BEST}/{FACTS}")["state"]
-    task: dict[str, Any] = {"labels": state["labels"]}
-    if "class_weights" in state:  # balanced weights were counted in the training data, which may be gone
-        task["class_weights"] = dict(zip(state["labels"], state["class_weights"], strict=True))
-    changes: dict[str, Any] = {"task": config.task.model_copy(update=task)}
+    facts = run.read_json(f"{BEST}/{FACTS}")
+    # Weights of `auto` were counted in the training data, which may be gone.
+    weights = {"class_weights": facts.get("class_weights")}
+    changes: dict[str, Any] = {
+        "task": config.task.model_copy(update={"labels": facts["state"]["labels"]}),
+        "training": config.training.model_copy(update=weights),
+        "data": config.data.model_copy(update={"balance": None, "augment": None}),  # for training data
+    }
     if (path := run.local_path(BEST)) is not None:  # on an object store the workers can't open it as a folder
         model = {"path": path, "config": None, "tokenizer": None, "revision": None}
         changes["model"] = config.model.model_copy(update=model)

@@ -90,7 +90,7 @@ def make_plan(
     Args:
         num_cpus: Logical CPUs of the Ray; for a private one, what `logical_cpus` says.
         num_gpus: GPUs of the Ray; None before it is known: GPUs are not checked then.
-        num_samples: Training samples, if they have been prepared.
+        num_samples: Training samples, if they have been counted.
         num_trained: Parameters that are trained, if the model has been inspected.
         can_grow: Whether nodes may join this Ray; the run then waits for them instead of being refused.
         whose: The owner of these CPUs and GPUs, for messages.
@@ -104,6 +104,8 @@ def make_plan(
     worlds = [_world_plan(config, size, num_cpus, num_gpus, use_gpu) for size in range(workers.min, workers.max + 1)]
     if not worlds[0].fits and not can_grow:
         raise ConfigError(_no_room(config, num_cpus, num_gpus, use_gpu, whose))
+    if num_samples is None:
+        num_samples = config.data.fixed_epoch_samples  # the steps are known then, whatever the data has
     steps_per_epoch = None if num_samples is None else _steps_per_epoch(config, num_samples)
     checkpoint_bytes = None if num_trained is None else CHECKPOINT_BYTES_PER_PARAMETER * num_trained
     snapshot_bytes = None
@@ -220,8 +222,9 @@ def _steps_per_epoch(config: RunConfig, num_samples: int) -> int:
     if steps == 0:
         if num_samples == 0:
             raise ConfigError("data.train has no usable sample")
+        size = config.data.samples_per_epoch(num_samples)
         raise ConfigError(
-            f"an epoch of {counted(num_samples, 'sample')} has no step: training.global_batch_size is {batch} and "
+            f"an epoch of {counted(size, 'sample')} has no step: training.global_batch_size is {batch} and "
             "data.drop_last leaves out the smaller last step; lower "
             "training.global_batch_size, or set data.drop_last to false"
         )
@@ -247,8 +250,9 @@ def _notes(
             f"with {too_large[0].world_size - 1}"
         )
     batch = config.training.global_batch_size
-    if num_samples is not None and num_samples < batch:
-        notes.append(f"fewer samples ({num_samples}) than training.global_batch_size {batch}: one step an epoch")
+    size = None if num_samples is None else config.data.samples_per_epoch(num_samples)
+    if size is not None and size < batch:
+        notes.append(f"fewer samples ({size}) than training.global_batch_size {batch}: one step an epoch")
     num = config.training.num_micro_batches
     uneven = [world for world in worlds if num % world.world_size and world.fits]
     if uneven:

@@ -1,5 +1,6 @@
 """Checks that find mistakes before Ray is started, within a second or two (P16)."""
 
+import functools
 import os
 import uuid
 from collections.abc import Callable
@@ -7,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from raytrain.config import Mark, ModelConfig, RunConfig
-from raytrain.config.fields import marked
+from raytrain.config.fields import marked, with_paths
 from raytrain.config.io import flatten, load_config, parse_config
 from raytrain.config.shipped import communication_variables, config_names
+from raytrain.config.yaml import to_word
+from raytrain.data.custom_augment import CUSTOM
 from raytrain.data.parallel import Checked
 from raytrain.data.sources import check_sources
 from raytrain.engine.deepspeed_config import check_bitwise, check_deepspeed_overrides, resolve_precision
@@ -21,7 +24,7 @@ from raytrain.runs.plan import Plan, logical_cpus, make_plan
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
 from raytrain.tasks.base import Task
-from raytrain.tasks.imported import package_hash, source_hash
+from raytrain.tasks.imported import import_named, package_hash, source_hash
 from raytrain.tracking.trackers import check_trackers
 from raytrain.training.progress import mode_of, watched_mode
 
@@ -115,14 +118,16 @@ def check_elsewhere(config: RunConfig) -> None:
     lost = [(key, path) for key, path in local_paths(config) if not os.path.isabs(path)]
     lost += [(key, uri) for key, uri in _named_by(config, Mark.DATABASE) if _absolute_database(uri) != uri]
     if lost:
+        key = lost[0][0]  # its whole value is shown: a list has other paths too
+        value = with_paths(flatten(config.model_dump(mode="json"))[key], lambda p: _absolute_database(_absolute(p)))
         raise ConfigError(
             "\n".join(
                 [
                     "a submitted run needs paths that mean the same on all nodes; these are relative to a folder here:",
                     *(f"  {key}: {path}" for key, path in lost),
                     "Give the absolute paths of a folder that all nodes share, or URIs (s3://, gs://, abfs://), in the "
-                    f"config or as overrides ({lost[0][0]}=...); if the nodes do share this folder: "
-                    f"{lost[0][0]}={_absolute_database(_absolute(lost[0][1]))}",
+                    f"config or as overrides ({key}=...); if the nodes do share this folder: "
+                    f"{key}={value if isinstance(value, str) else to_word(value)}",
                 ]
             )
         )
@@ -138,8 +143,15 @@ def local_paths(config: RunConfig) -> list[tuple[str, str]]:
 def _named_by(config: RunConfig, mark: Mark) -> list[tuple[str, str]]:
     """(dotted key, value) of the fields with a mark; for a list, one pair per item."""
     values = flatten(config.model_dump(mode="json"))
-    lists = {key: values.get(key) or [] for key in marked(mark)}
-    return [(key, one) for key, given in lists.items() for one in ([given] if isinstance(given, str) else given)]
+    found: list[tuple[str, str]] = []
+
+    def note(key: str, place: str) -> str:
+        found.append((key, place))
+        return place
+
+    for key in marked(mark):
+        with_paths(values.get(key), functools.partial(note, key))
+    return found
 
 
 def resolve(config: RunConfig) -> RunConfig:
@@ -158,12 +170,16 @@ def resolve(config: RunConfig) -> RunConfig:
             section: Any = raw
             for part in sections:
                 section = (section or {}).get(part)
-            if section and (value := section.get(name)):
-                section[name] = make_absolute(value) if isinstance(value, str) else [make_absolute(v) for v in value]
+            if section and section.get(name):
+                section[name] = with_paths(section[name], make_absolute)
     if config.task.kind == "python" and config.task.source is None:  # a run's own config says it already
         raw["task"]["source"] = source_hash(config.task.target)
     if (clean := config.data.clean) is not None and clean.custom is not None and clean.custom_source is None:
         raw["data"]["clean"]["custom_source"] = package_hash(clean.custom, "data.clean.custom")
+    augment = config.data.augment
+    if augment is not None and augment.custom is not None and augment.custom_source is None:
+        import_named(augment.custom, CUSTOM)
+        raw["data"]["augment"]["custom_source"] = source_hash(augment.custom, CUSTOM)
     return parse_config(raw)
 
 

@@ -38,17 +38,21 @@ def observe_command() -> "Future[dict[str, Any]]":
     return observed
 
 
-def record_command(run: Storage, splits: Mapping[str, SplitInfo], observed: "Future[dict[str, Any]]") -> None:
+def record_command(
+    run: Storage, splits: Mapping[str, SplitInfo], observed: "Future[dict[str, Any]]", epoch: Sequence[str] = ()
+) -> None:
     """Append this command's line to the run's commands.jsonl.
 
     Args:
         splits: By name, those of the prepared data.
         observed: Of `observe_command`; waited for.
+        epoch: What an epoch has, where it is not each sample once.
     """
     writer = JsonlWriter(run, COMMANDS)
     data = {name: _counts(asdict(split)) for name, split in splits.items()}
     labels = label_counts({name: split.label_counts for name, split in splits.items()})
-    writer.write({"time": time.time(), **observed.result(), "data": data, **({"labels": labels} if labels else {})})
+    found = {"data": data, "labels": labels, "epoch": "; ".join(epoch)}
+    writer.write({"time": time.time(), **observed.result(), **{name: what for name, what in found.items() if what}})
     retrying(writer.sync, f"writing {run.path_of(COMMANDS)}")
     writer.close()
 

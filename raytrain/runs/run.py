@@ -121,6 +121,7 @@ def _train(
     callbacks: Sequence[Any],
 ) -> Outcome:
     """Prepare the data and train on Ray."""
+    from raytrain.data.copies import describe_epoch
     from raytrain.data.prepare import prepare
     from raytrain.elastic.supervisor import Supervisor
 
@@ -134,7 +135,8 @@ def _train(
     ):
         observer.phase("preparing data")
         store = prepare(config, observer.prepared, check_first=functools.partial(check_model, config))
-        for remark in store.manifest.remarks:
+        epoch = describe_epoch(config, store.manifest)
+        for remark in [*store.manifest.remarks, *epoch]:
             observer.note(remark)
         writing = f"writing {run.path_of()}"
         retrying(lambda: record_data(run, config, store), writing)
@@ -142,7 +144,7 @@ def _train(
         plan = found.plan_on(session, num_samples=num_samples)
         retrying(lambda: run.commit_bytes("config.yaml", dump_config(config).encode()), writing)
         retrying(lambda: run.commit_bytes("plan.json", json.dumps(plan.to_json(), indent=1).encode()), writing)
-        record_command(run, store.manifest.splits, command)
+        record_command(run, store.manifest.splits, command, epoch)
         table = make_timetable(config, num_samples, has_validation=store.has_split("validation"))
         observer.begin(table.total_steps)
         observer.phase("starting workers")

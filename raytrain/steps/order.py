@@ -16,6 +16,10 @@ A step is then cut into micro-batches, which consist of whole lanes where there 
 the row groups of its own lanes. A resize only changes which worker computes which micro-batch.
 
 Seeking to any step costs one window, and reads the lengths of its samples only.
+
+With `data.balance`, weights of sources or `data.epoch_samples`, samples have several copies in an epoch, or none: then
+the sequence of stage 1 is that of `steps.copies`. What comes in the order is an *entry*, a sample and its copy in one
+integer; without copies an entry is the sample's id.
 """
 
 import functools
@@ -26,6 +30,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+
+from raytrain.steps.copies import Copies, CopiesLayout, ids_of
 
 # Identifies the algorithm below in state.json. Raise it with every change that gives any run other samples in a step,
 # or other micro-batches: resuming across such a change would drop and repeat samples, or draw other dropout masks.
@@ -65,13 +71,20 @@ class Order:
     this to cost time has `canonical_shards` lanes."""
     group_by_length: bool = True
     drop_last: bool = False
+    copies: Copies | None = None
+    """How often each sample occurs in an epoch; None: once."""
     _layouts: dict[int, "_EpochLayout"] = field(default_factory=dict, repr=False, compare=False)
     _windows: dict[tuple[int, int], list[np.ndarray]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def num_samples(self) -> int:
-        """Samples per epoch."""
-        return int(self.row_group_starts[-1])
+        """Samples per epoch, copies counted."""
+        return int(self.row_group_starts[-1]) if self.copies is None else self.copies.num_samples
+
+    @functools.cached_property
+    def samples_per_visit(self) -> int:
+        """Samples that a row group contributes when it is visited, on average."""
+        return max(1, self.num_samples // max(1, self._layout(0).num_visits))
 
     @property
     def full_steps(self) -> int:
@@ -100,6 +113,10 @@ class Order:
 
         Raises IndexError when the step is outside the epoch.
         """
+        return ids_of(self._step_entries(epoch, step_in_epoch))
+
+    def _step_entries(self, epoch: int, step_in_epoch: int) -> np.ndarray:
+        """The same as entries."""
         if not 0 <= step_in_epoch < self.steps_per_epoch:
             raise IndexError(f"step {step_in_epoch} is outside the epoch's {self.steps_per_epoch} steps")
         window = self._window_of(step_in_epoch)
@@ -108,7 +125,7 @@ class Order:
         return np.concatenate([lane[start : start + per_step] for lane in self._window(epoch, window)])
 
     def micro_batches(self, epoch: int, step_in_epoch: int, num: int, wanted: Iterable[int]) -> list[np.ndarray]:
-        """Sample ids of some micro-batches of a step.
+        """Entries of some micro-batches of a step; `ids_of` and `copies_of` tell what is in them.
 
         The step is cut into groups of whole lanes, and each group, sorted by length, into micro-batches, longest
         samples first, so that memory peaks in a worker's first one. Micro-batch `i * groups + g` is the i-th of group
@@ -125,24 +142,26 @@ class Order:
         Raises IndexError when the step is outside the epoch.
         """
         groups, wanted = self.num_groups(num), list(wanted)
-        ids = np.array_split(self.step_samples(epoch, step_in_epoch), groups)
-        parts = {group: self._slices(ids[group], num // groups) for group in {which % groups for which in wanted}}
+        entries = np.array_split(self._step_entries(epoch, step_in_epoch), groups)
+        parts = {group: self._slices(entries[group], num // groups) for group in {which % groups for which in wanted}}
         return [parts[which % groups][which // groups] for which in wanted]
 
     def num_groups(self, num_micro_batches: int) -> int:
         """Groups of lanes that a step is cut into, a divisor of the number of its micro-batches."""
         return num_micro_batches if num_micro_batches <= self.lanes else math.gcd(num_micro_batches, self.lanes)
 
-    def _slices(self, ids: np.ndarray, num: int) -> list[np.ndarray]:
+    def _slices(self, entries: np.ndarray, num: int) -> list[np.ndarray]:
         """Sort samples by length, longest first, and cut them into parts whose sizes differ by at most one."""
-        return np.array_split(ids[np.argsort(-self.lengths[ids], kind="stable")], num) if num > 1 else [ids]
+        if num == 1:
+            return [entries]
+        return np.array_split(entries[np.argsort(-self.lengths[ids_of(entries)], kind="stable")], num)
 
     def window_hash(self, epoch: int, step_in_epoch: int) -> str:
-        """SHA-256 (hex) of the sample ids of the window that a step is in, in order. It differs where anything that the
+        """SHA-256 (hex) of the entries of the window that a step is in, in order. It differs where anything that the
         order depends on differs, numpy's random streams included, which may change between its versions."""
         digest = hashlib.sha256()
-        for ids in self._window(epoch, self._window_of(step_in_epoch)):
-            digest.update(ids.astype("<i8").tobytes())
+        for entries in self._window(epoch, self._window_of(step_in_epoch)):
+            digest.update(entries.astype("<i8").tobytes())
         return digest.hexdigest()
 
     def _window_of(self, step_in_epoch: int) -> int:
@@ -165,21 +184,21 @@ class Order:
 
 
 class _EpochLayout:
-    """The permuted row groups of one epoch, and the windows cut from them."""
+    """The sequence of one epoch, and the windows cut from it."""
 
     def __init__(self, order: Order, epoch: int):
         self._order, self._epoch = order, epoch
-        starts = order.row_group_starts
-        permutation = np.random.default_rng((_ROW_GROUPS, order.seed, epoch)).permutation(len(starts) - 1)
-        # (num_row_groups,): first sample id of the i-th group in the epoch
-        self._group_starts = starts[permutation]
-        # (num_row_groups,): samples in the i-th group in the epoch
-        self._group_rows = np.diff(starts)[permutation]
-        # (num_row_groups,): position in the epoch where the i-th group ends
-        self._group_ends = np.cumsum(self._group_rows)
+        self._sequence: _RowGroups | CopiesLayout = (
+            _RowGroups(order, epoch) if order.copies is None else CopiesLayout(order.copies, epoch)
+        )
+
+    @property
+    def num_visits(self) -> int:
+        """Reads of a row group in the epoch."""
+        return self._sequence.num_visits
 
     def window(self, window: int) -> list[np.ndarray]:
-        """Sample ids of a window in step order, one array per lane.
+        """Entries of a window in step order, one array per lane.
 
         Returns:
             `lanes` arrays of shape (steps * per_step,): the first `per_step` ids of each belong to the first step of
@@ -199,14 +218,14 @@ class _EpochLayout:
             end = stop if is_last else begin + steps * per_step
             random = np.random.default_rng((_LANE, order.seed, self._epoch, window, lane))
             # (end - begin,)
-            samples = random.permutation(self._samples(begin, end))
+            samples = random.permutation(self._sequence.entries(begin, end))
             randoms.append(random)
             # (steps * per_step,) for the full steps, (end - begin - steps * per_step,) for the smaller last step
             heads.append(samples[: steps * per_step])
             tails.append(samples[steps * per_step :])
         if order.group_by_length:
             # (lanes * steps * per_step,) -> (lanes, steps * per_step): read together, since they may be far away
-            lengths = order.lengths[np.concatenate(heads)].reshape(order.lanes, steps * per_step)
+            lengths = order.lengths[ids_of(np.concatenate(heads))].reshape(order.lanes, steps * per_step)
             for lane, (random, head) in enumerate(zip(randoms, heads, strict=True)):
                 noise = 1.0 + LENGTH_NOISE * random.random(len(head))
                 heads[lane] = head[np.argsort(lengths[lane] * noise, kind="stable")]
@@ -222,7 +241,26 @@ class _EpochLayout:
         start = lane * base + min(lane, extra)
         return start, start + base + (lane < extra)
 
-    def _samples(self, begin: int, end: int) -> np.ndarray:
+
+class _RowGroups:
+    """The permuted row groups of one epoch."""
+
+    def __init__(self, order: Order, epoch: int):
+        starts = order.row_group_starts
+        permutation = np.random.default_rng((_ROW_GROUPS, order.seed, epoch)).permutation(len(starts) - 1)
+        # (num_row_groups,): first sample id of the i-th group in the epoch
+        self._group_starts = starts[permutation]
+        # (num_row_groups,): samples in the i-th group in the epoch
+        self._group_rows = np.diff(starts)[permutation]
+        # (num_row_groups,): position in the epoch where the i-th group ends
+        self._group_ends = np.cumsum(self._group_rows)
+
+    @property
+    def num_visits(self) -> int:
+        """Row groups: each is read once."""
+        return len(self._group_starts)
+
+    def entries(self, begin: int, end: int) -> np.ndarray:
         """Sample ids at positions [begin, end) of the epoch's sequence. Shape (end - begin,)."""
         # (end - begin,), and so are all arrays below
         positions = np.arange(begin, end)

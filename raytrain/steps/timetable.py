@@ -62,7 +62,8 @@ class Timetable:
 def make_timetable(
     config: RunConfig, num_samples: int, *, has_validation: bool, pause_at: int | None = None
 ) -> Timetable:
-    """The timetable of a run over `num_samples` training samples."""
+    """The timetable of a run whose training data has `num_samples` samples."""
+    num_samples = config.data.samples_per_epoch(num_samples)
     batch = config.training.global_batch_size
     steps_per_epoch = num_samples // batch if config.data.drop_last else -(-num_samples // batch)
     part = config.training.eval_every_epochs

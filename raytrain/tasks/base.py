@@ -237,6 +237,11 @@ class Task(ABC):
         """Size of each sample, in tokens for texts: samples are grouped by it, and padding is counted in it."""
         return np.ones(len(samples), dtype=np.int32)
 
+    def label_ids(self, samples: pa.Table) -> np.ndarray | None:
+        """The id of each stored sample's label, which `data.balance` goes by, shape (num_samples,); None where a sample
+        does not have exactly one."""
+        return None
+
     def count_labels(self, samples: pa.Table, state: TaskState) -> dict[str, int]:
         """How often each label occurs in stored samples; empty where the targets are not labels."""
         return {}

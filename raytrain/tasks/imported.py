@@ -22,11 +22,11 @@ def import_named(target: str, option: str = TASK) -> Any:
     return getattr(module, name)
 
 
-def source_hash(target: str) -> str:
+def source_hash(target: str, option: str = "task.target") -> str:
     """SHA-256 of the file of the module that `package.module:Class` names. Raises ConfigError."""
-    path = file_of(target)
+    path = file_of(target, option)
     if path is None:
-        raise ConfigError(f"task.target {target}: this module has no file; give the class a file of its own")
+        raise ConfigError(f"{option} {target}: this module has no file; give it a file of its own")
     with open(path, "rb") as file:
         return hashlib.sha256(file.read()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""The state of a task with a fixed set of labels: their names, in id order, and with class weights those."""
+"""The state of a task with a fixed set of labels, their names in id order; and class weights."""
 
 import re
 from collections import Counter, defaultdict
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from raytrain.config.task import check_keys
 from raytrain.errors import ConfigError, DataError, times
 from raytrain.tasks.base import TaskState, exact_weights
 
@@ -120,31 +121,25 @@ def _listed(names: list[str]) -> str:
     return f"{', '.join(names[:MOST_NAMED])}{more}"
 
 
-def training_counts(surveys: list[TaskState]) -> Counter[str]:
-    """How often each label occurs in the training split."""
-    total: Counter[str] = Counter()
-    for survey in surveys:
-        if survey["split"] == "train":
-            total.update(survey["counts"])
-    return total
-
-
-def class_weights(option: str | dict[str, float], labels: list[str], counts: Counter[str]) -> list[float]:
+def class_weights(option: str | dict[str, float], labels: list[str], counts: Mapping[str, int]) -> list[float]:
     """The weight of each label's loss, in id order.
 
-    `balanced` is scikit-learn's: samples / (labels that occur * samples of the label), after King and Zeng (2001);
-    a label without any training sample has 1.
+    `auto` is scikit-learn's `balanced`: samples / (labels that occur * samples of the label), after King and Zeng
+    (2001); a label without any training sample has 1.
+
+    Args:
+        counts: How often each label that occurs does in the training data.
 
     Raises ConfigError when the weights and the labels differ.
     """
     if isinstance(option, dict):
-        missing, unknown = ([n for n in one if n not in other] for one, other in ((labels, option), (option, labels)))
-        if missing or unknown:
-            what = f"has no weight for {missing[0]!r}" if missing else f"names {unknown[0]!r}, which is not a label"
-            raise ConfigError(f"task.class_weights {what}; give one for each of: {', '.join(labels)}")
+        try:
+            check_keys("training.class_weights", "weight", option, labels)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         weights = [option[label] for label in labels]
     else:
-        occurring = sum(counts[label] > 0 for label in labels)
-        total = sum(counts[label] for label in labels)
-        weights = [total / (occurring * counts[label]) if counts[label] else 1.0 for label in labels]
+        have = [counts.get(label, 0) for label in labels]
+        occurring, total = sum(num > 0 for num in have), sum(have)
+        weights = [total / (occurring * num) if num else 1.0 for num in have]
     return exact_weights(np.array(weights)).tolist()

@@ -23,7 +23,6 @@ from raytrain.tasks.base import (
 from raytrain.tasks.label_cells import LabelReader
 from raytrain.tasks.labels import (
     check_several,
-    class_weights,
     count_ids,
     count_labels,
     found_in,
@@ -31,7 +30,6 @@ from raytrain.tasks.labels import (
     label_state,
     labels_in,
     suspicious,
-    training_counts,
 )
 from raytrain.tasks.scores import MultiLabelScores, SingleLabelScores
 from raytrain.tasks.special_tokens import check_room
@@ -42,8 +40,8 @@ if TYPE_CHECKING:
 
 
 class SequenceClassification(TextTask):
-    """Cross-entropy over the labels of a sample, weighted by class where `class_weights` says so; with `multi_label`,
-    binary cross-entropy averaged over the labels."""
+    """Cross-entropy over the labels of a sample, weighted by class where the state has `class_weights`; with
+    `multi_label`, binary cross-entropy averaged over the labels."""
 
     best_metric = "macro_f1"
 
@@ -70,11 +68,8 @@ class SequenceClassification(TextTask):
         return [self.config.label_column]
 
     def declared_state(self) -> TaskState | None:
-        """The declared labels, unless their weights depend on how often they occur."""
-        labels, option = self.config.labels, self.config.class_weights
-        if labels is None or option == "balanced":
-            return None
-        return self._state(labels, [])
+        """The declared labels."""
+        return None if self.config.labels is None else label_state(self.config.labels)
 
     def assumed_state(self) -> TaskState:
         """The declared labels, or two: the head's rows hardly change the number of parameters."""
@@ -93,7 +88,7 @@ class SequenceClassification(TextTask):
             labels = in_order(found_in(surveys))
             if not self.config.multi_label:
                 check_several(labels, "task.label_column", self.config.label_column)
-        return self._state(labels, surveys)
+        return label_state(labels)
 
     def remarks(self, surveys: list[TaskState]) -> list[str]:
         """Labels that may be none, or that may be meant as one."""
@@ -159,6 +154,10 @@ class SequenceClassification(TextTask):
         else:
             column = pa.array([ids[row[0]] for row in names], pa.int64())
         return inputs.append_column("labels", column)
+
+    def label_ids(self, samples: pa.Table) -> np.ndarray | None:
+        """The label's id; with multi_label there is no single one."""
+        return None if self.config.multi_label else samples["labels"].to_numpy()
 
     def count_labels(self, samples: pa.Table, state: TaskState) -> dict[str, int]:
         """Samples with each label."""
@@ -229,12 +228,6 @@ class SequenceClassification(TextTask):
     def scores(self, state: TaskState) -> Scores:
         """Accuracy, macro, micro and weighted F1, the table of labels, and the confusion matrix."""
         return (MultiLabelScores if self.config.multi_label else SingleLabelScores)(labels_in(state))
-
-    def _state(self, labels: list[str], surveys: list[TaskState]) -> TaskState:
-        option = self.config.class_weights
-        if option is None:
-            return label_state(labels)
-        return {**label_state(labels), "class_weights": class_weights(option, labels, training_counts(surveys))}
 
     def _loss_and_logits(self, model: "nn.Module", batch: "dict[str, Tensor]") -> "tuple[Tensor, Tensor]":
         import torch

@@ -11,8 +11,8 @@ from raytrain.data.prepared import PreparedStore
 from raytrain.data.stages.removed import Removed
 
 
-def print_store(console: Console, store: PreparedStore) -> None:
-    """Print the sizes of the splits in a prepared store, and its labels."""
+def print_store(console: Console, store: PreparedStore, notes: Sequence[str]) -> None:
+    """Print the sizes of the splits in a prepared store, its labels, and notes on what an epoch has of it."""
     table = Table(box=None, pad_edge=False)
     columns = ("rows", "samples", "tokens", "tokens per sample", "truncated", "quarantined", "dropped", "removed")
     for column in ("split", *columns):
@@ -32,7 +32,7 @@ def print_store(console: Console, store: PreparedStore) -> None:
             console.print(f"{kept}; --pairs 10 shows pairs", soft_wrap=True, highlight=False)
     if labels := store.manifest.task_state.get("labels"):
         console.print(f"labels  {', '.join(map(repr, labels))}", soft_wrap=True, markup=False)
-    for remark in store.manifest.remarks:
+    for remark in (*store.manifest.remarks, *notes):
         console.print(f"note: {remark}", soft_wrap=True, markup=False)
     console.print(f"store   {store.root}", soft_wrap=True)
 

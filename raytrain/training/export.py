@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from raytrain.config import RunConfig
+from raytrain.data.class_weights import class_weights_of
 from raytrain.data.prepared import Manifest
 from raytrain.errors import CheckpointError
 from raytrain.models.card import CARD, FACTS, model_card
@@ -41,6 +42,7 @@ def describe(config: RunConfig, manifest: Manifest, step: int, epoch: int) -> di
         "name": config.name,
         "task": config.task.model_dump(mode="json"),
         "state": manifest.task_state,
+        "class_weights": class_weights_of(config, manifest),
         "max_length": config.data.max_length,
         "step": step,
         "epoch": epoch,
@@ -103,12 +105,12 @@ def versions() -> dict[str, str]:
 
 def _split(config: RunConfig, manifest: Manifest, split: str) -> dict[str, Any]:
     source = getattr(config.data, split, None)
-    path = source.path if source is not None else None
-    if path is None:  # a fraction of the training data
-        path = [f"{source.fraction:g} of train"] if source is not None else []
+    paths = source.paths if source is not None else []
+    if not paths and source is not None:  # a fraction of the training data
+        paths = [f"{source.fraction:g} of train"]
     info = manifest.splits[split]
     return {
-        "paths": [path] if isinstance(path, str) else path,
+        "paths": paths,
         "num_samples": info.num_samples,
         "num_tokens": info.num_tokens,
         "num_truncated": info.num_truncated,

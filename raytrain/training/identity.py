@@ -6,6 +6,7 @@ Resuming with another of them would drop and repeat samples, or combine weights 
 from typing import Any
 
 from raytrain.errors import ConfigError
+from raytrain.steps.copies import COPIES_VERSION
 from raytrain.steps.order import ORDER_VERSION, Order
 from raytrain.training.environment import ENVIRONMENT
 from raytrain.training.frozen import check_frozen
@@ -64,7 +65,8 @@ def order_identity(order: Order, step: int) -> dict[str, Any]:
     """Identifies the order of the samples from `step` (steps done) on."""
     epoch, step_in_epoch = divmod(step, max(1, order.steps_per_epoch))
     window = order.window_hash(epoch, step_in_epoch) if order.steps_per_epoch else None
-    return {"version": ORDER_VERSION, "window_sha256": window}
+    with_copies = {} if order.copies is None else {"copies_version": COPIES_VERSION}
+    return {"version": ORDER_VERSION, **with_copies, "window_sha256": window}
 
 
 def check_order(order: Order, state: dict[str, Any], step: int) -> None:
@@ -75,11 +77,14 @@ def check_order(order: Order, state: dict[str, Any], step: int) -> None:
         return
     import numpy
 
-    version = saved.get("version") if isinstance(saved, dict) else None
-    if version == ORDER_VERSION:
+    version, copies = (saved.get("version"), saved.get("copies_version")) if isinstance(saved, dict) else (None, None)
+    if version == ORDER_VERSION and copies == found.get("copies_version"):
         cause = f"probably by another version of numpy, which is {numpy.__version__} here"
     else:
-        cause = f"by another version of raytrain (its order has version {version}, this one's {ORDER_VERSION})"
+        versions = [f"version {version}, this one's {ORDER_VERSION}"]
+        if order.copies is not None:
+            versions.append(f"copies of samples version {copies}, this one's {COPIES_VERSION}")
+        cause = f"by another version of raytrain (its order has {'; '.join(versions)})"
     raise ConfigError(
         f"the state of step {step} was saved with another order of the samples, {cause}: some samples would be dropped "
         "and others repeated. Install the version that the run began with (its commands.jsonl names it), give the run "

@@ -86,7 +86,15 @@ def with_all_data(raw: dict[str, Any], best_step: int | None) -> dict[str, Any]:
     """
     data, training = dict(raw["data"]), dict(raw.get("training", {}))
     validation = data.pop("validation")
-    if validation.get("path") is not None:  # else it is a fraction of the training files
+    if validation.get("path") is not None and (sources := data["train"].get("sources")):
+        if any(source.get("weight") is not None for source in sources):
+            raise ConfigError(
+                "--all-data: data.train.sources have weights, and the validation files have none. Write a config that "
+                "lists them as a source with a weight, or leave out the weights"
+            )
+        added = {name: value for name, value in validation.items() if name != "fraction"}
+        data["train"] = {**data["train"], "sources": [*sources, added]}
+    elif validation.get("path") is not None:  # else it is a fraction of the training files
         options = {name: field.default for name, field in FilesConfig.model_fields.items() if name != "path"}
         for name, default in options.items():
             if validation.get(name, default) != data["train"].get(name, default):

@@ -53,6 +53,18 @@ def test_all_data_are_the_files_of_both_splits(tmp_path: Path) -> None:
     assert config.name == "reviews-rates-best-all-data", "beside the winner that was trained without"
 
 
+def test_the_validation_files_become_another_source(tmp_path: Path) -> None:
+    """They may be read in another way then; with weights it is not known what theirs would be."""
+    train, validation = tmp_path / "data" / "train.parquet", tmp_path / "data" / "validation.parquet"
+    sources = ["data.train.path=null", f"data.train.sources=[{{path: {train}, format: parquet}}]"]
+    chosen = train_winner(sweep_of(tmp_path, *sources), [], all_data=True)
+    assert [source.path for source in chosen.data.train.sources or []] == [str(train), str(validation)]
+    assert [source.format for source in chosen.data.train.sources or []] == ["parquet", "auto"]
+    weighted = ["data.train.path=null", f"data.train.sources=[{{path: {train}, weight: 1}}]"]
+    with pytest.raises(ConfigError, match="--all-data: data.train.sources have weights"):
+        train_winner(sweep_of(tmp_path, *weighted), [], all_data=True)
+
+
 def test_a_fraction_is_given_back(tmp_path: Path) -> None:
     config = train_winner(sweep_of(tmp_path, "data.validation={fraction: 0.1}"), [], all_data=True)
     assert paths(config) == ["train.parquet"]

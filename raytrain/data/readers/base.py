@@ -38,6 +38,8 @@ class SourceFile:
     reading: Reading = Reading()
     content: str = ""
     """Hash of its bytes, or what the object store calls them (ETag); "" when neither is known."""
+    source: int = 0
+    """Index in data.train.sources; 0 without."""
 
 
 @dataclass(frozen=True)
