@@ -8,7 +8,7 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from raytrain.config import CommunicationConfig
+from raytrain.config import CommunicationConfig, Exactness, TrainingConfig
 from raytrain.errors import ConfigError, did_you_mean
 
 
@@ -50,6 +50,16 @@ def find_cluster_file(name: str) -> str:
     if path not in cluster_names():
         raise ConfigError(_no_such(name, sorted(shipped), "cluster"))
     return str(_packed("cluster") / path)
+
+
+def worker_variables(training: TrainingConfig) -> dict[str, str]:
+    """The environment variables that a worker sets before it computes or connects. Raises ConfigError."""
+    variables = communication_variables(training.communication)
+    if training.exactness is Exactness.BITWISE and "MKL_CBWR" not in os.environ:
+        # Else MKL's products of some shapes depend on where in memory a matrix begins, and so on how weights are
+        # flattened. It reads the variable once, at its first product.
+        variables["MKL_CBWR"] = "AUTO,STRICT"
+    return variables
 
 
 def communication_variables(communication: CommunicationConfig) -> dict[str, str]:

@@ -158,7 +158,7 @@ class TrainingConfig(Section):
     precision: Annotated[Precision, Affects.RESULT | Affects.SPEED] = Precision.AUTO
     """Number format: auto, fp32, bf16 or fp16."""
     loss_scale: LossScaleConfig = LossScaleConfig()
-    exactness: Annotated[Exactness, Affects.RESULT | Affects.SPEED] = Exactness.ROUNDING
+    exactness: Annotated[Exactness, Affects.RESULT | Affects.SPEED, Mark.SHARED] = Exactness.ROUNDING
     """How equal the weights are at other numbers of workers: rounding, or bitwise for the same bits, on the same kind
     of hardware and the same versions of the libraries. bitwise adds gradients as integers, and takes a little more time
     and 8 bytes of memory a parameter."""

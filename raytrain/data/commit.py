@@ -19,6 +19,7 @@ from raytrain.data.stages.counts import RowCounts, check_shares
 from raytrain.data.stages.duplicates import LEAKAGE, MIN_CHARACTERS, STAGE, Found
 from raytrain.data.stages.quarantine import FOLDER as QUARANTINE
 from raytrain.data.stages.removed import LEAKS_NAME, REMOVED_NAME, join_removed
+from raytrain.data.storing import put
 from raytrain.errors import DataError, counted
 from raytrain.retries import retrying
 from raytrain.storage import Storage
@@ -166,10 +167,10 @@ def _split_info(config: RunConfig, folder: Storage, split: str, written: Written
     index = Index.joined([item.index for item in parts])
     lengths, labels_sha256 = index.lengths, ""
     data, sha256 = encode_index(lengths)
-    _put(folder, index_name(split), data)
+    put(folder, index_name(split), data)
     if config.data.balance is not None:
         data, labels_sha256 = encode_index(index.labels)
-        _put(folder, label_index_name(split), data)
+        put(folder, label_index_name(split), data)
     found = list(written.found.values()) if split == "train" else []
     return SplitInfo(
         num_samples=len(lengths),
@@ -203,10 +204,6 @@ def _label_counts(parts: list[WrittenPart]) -> dict[str, int]:
     for item in parts:
         counts.update(item.label_counts)
     return dict(sorted(counts.items()))
-
-
-def _put(folder: Storage, name: str, data: bytes) -> None:
-    retrying(lambda: folder.write_bytes(name, data), f"writing {folder.path_of(name)}")
 
 
 def _content_of(state: TaskState, written: list[WrittenPart]) -> str:

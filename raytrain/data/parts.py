@@ -1,6 +1,5 @@
 """The parts that one read task writes: Parquet files of some ten thousand samples. Runs in Ray Data's processes."""
 
-import errno
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raytrain.data.prepared import Part
-from raytrain.retries import retrying
+from raytrain.data.storing import put
 from raytrain.storage import Storage
 from raytrain.tasks.base import Encoded
 
@@ -139,19 +138,11 @@ class _OpenPart:
         lines = memoryview(index.getvalue())
         hashes = [hashlib.sha256(content).hexdigest() for content in (data, lines)]
         part = Part(self.name, self.row_group_rows, len(data), hashes[0], len(lines), hashes[1])
-        _put(folder, part.name, data)
-        _put(folder, part.index_name, lines)
+        put(folder, part.name, data)
+        put(folder, part.index_name, lines)
         return {
             "part": asdict(part),
             "place": self.place,
             "num_truncated": self._num_truncated,
             "label_counts": dict(self.label_counts),
         }
-
-
-def _put(folder: Storage, name: str, data: memoryview) -> None:
-    path = folder.path_of(name)
-    try:
-        retrying(lambda: folder.write_bytes(name, data), f"writing {path}")
-    except OSError as error:  # pyarrow's does not name the file
-        raise OSError(error.errno or errno.EIO, f"{path} can't be written: {error.strerror or error}") from error

@@ -152,7 +152,7 @@ class _Preparation:
             paths = [file.path for files in self.files.values() for file in files]
             commit(self.config, self.name, self.folder, written, state, self.pad_token_id, paths)
             if self.is_local:
-                self.folder.delete(WORK)
+                retrying(lambda: self.folder.delete(WORK), f"cleaning up {self.folder.path_of()}")
                 place = self.cache.path_of(self.name)
                 retrying(lambda: put_in_place(self.cache, self.attempt, self.name), f"writing {place}")
         except BaseException:
@@ -160,7 +160,8 @@ class _Preparation:
                 with contextlib.suppress(OSError):  # why it has failed must not be lost
                     self.folder.delete("")
             else:
-                forget(self.folder, self.attempt)
+                with contextlib.suppress(OSError):
+                    forget(self.folder, self.attempt)
             raise
         finally:
             self._remove_work()
@@ -246,10 +247,14 @@ class _Preparation:
 
     def _remove_work(self) -> None:
         """Remove the files that the passes have left for one another, where they share a folder with the store."""
-        if not self.is_local:
+        if self.is_local:
+            return
+        try:
             for name in self.folder.list_names(WORK):
                 if name.startswith(self.attempt):
                     self.folder.delete(f"{WORK}/{name}")
+        except OSError as error:  # they are in nobody's way
+            logger.warning("could not clean up %s: %s", self.folder.path_of(WORK), error)
 
 
 def _age_s(path: str) -> float:

@@ -87,11 +87,11 @@ class TrainingWorker(ReusableWorker):
     def warm(self, config: dict[str, Any], use_gpu: bool) -> None:
         """Do now, while another group trains, what would take seconds in the next group. `config`: the run's."""
         from raytrain.config import RunConfig
-        from raytrain.config.shipped import communication_variables
+        from raytrain.config.shipped import worker_variables
         from raytrain.training.warm import warm_up
 
         checked = RunConfig.model_validate(config)
-        os.environ.update(communication_variables(checked.training.communication))
+        os.environ.update(worker_variables(checked.training))
         try:
             warm_up(checked, use_gpu=use_gpu)
         except Exception:  # the same error occurs again in the group, where it is reported
@@ -186,13 +186,13 @@ class TrainingWorker(ReusableWorker):
         all of them, see Control.all_succeed, and is an outcome.
         """
         from raytrain.config import RunConfig
-        from raytrain.config.shipped import communication_variables
+        from raytrain.config.shipped import worker_variables
         from raytrain.engine.process_group import connect, process_group
         from raytrain.steps.batches import World
         from raytrain.training.device import backend_of
 
         config = RunConfig.model_validate(job.config)
-        os.environ.update(communication_variables(config.training.communication))
+        os.environ.update(worker_variables(config.training))
         world = World(assignment.world_rank, assignment.world_size)
         backend, patience_s = backend_of(use_gpu=job.use_gpu), config.workers.stall_timeout_s
         listener, self._listener = self._listener, None

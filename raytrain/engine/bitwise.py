@@ -30,7 +30,7 @@ from raytrain.engine.exact_sums import (
     to_float,
 )
 from raytrain.engine.shares import share_of
-from raytrain.errors import FailureCode, TrainingError
+from raytrain.errors import ConfigError, FailureCode, TrainingError
 
 
 class _Slot(NamedTuple):
@@ -69,16 +69,28 @@ class ExactGradients(ABC):
     def add_micro_batch(self) -> None:
         """Add the gradient of the backward pass that has just ended."""
 
-    def finish(self, clip: float) -> float:
+    def finish(self, clip: float, changed_buffer: str | None) -> float:
         """Hand the clipped gradient of the step to the optimizer. Collective.
+
+        Args:
+            changed_buffer: A buffer that has changed on this worker, see `BufferWatch`.
 
         Returns:
             The norm before clipping, inf if a gradient was not finite; nothing is handed over then.
 
-        Raises TrainingError if a gradient is too large for fixed-point numbers.
+        Raises:
+            ConfigError: A buffer has changed on any worker.
+            TrainingError: A gradient is too large for fixed-point numbers.
         """
-        dist.all_reduce(self._largest, dist.ReduceOp.MAX)
-        largest = float(self._largest)
+        found = torch.stack([self._largest, torch.tensor(float(changed_buffer is not None), device=self._device)])
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        largest, is_changed = found.tolist()
+        if is_changed:
+            raise ConfigError(
+                f"training.exactness=bitwise: the model's buffer {changed_buffer or '(of another worker)'} changes in "
+                "training, as statistics of BatchNorm do. They depend on the micro-batches that a worker is dealt: use "
+                "another norm, freeze the statistics, or leave out training.exactness"
+            )
         if not math.isfinite(largest):
             self.norm = math.inf
             return self.norm
@@ -225,6 +237,8 @@ class _Stage3(ExactGradients):
     def __init__(self, deepspeed: Any, epsilon: float, num_micro_batches: int):
         super().__init__(deepspeed, epsilon, num_micro_batches)
         self._totals: dict[int, Tensor] = {}
+        self._seen: set[int] = set()
+        """Parameters of this backward pass."""
         self._sent = torch.empty(0, dtype=torch.int64, device=self._device)
         optimizer = self._optimizer
         optimizer._DeepSpeedZeroOptimizer_Stage3__reduce_and_partition_ipg_grads = self._reduce_bucket
@@ -233,7 +247,8 @@ class _Stage3(ExactGradients):
         optimizer.check_overflow = _nothing
 
     def add_micro_batch(self) -> None:
-        """Nothing is left to do: `_reduce_bucket` has been called for all parameters."""
+        """The sums are complete: `_reduce_bucket` has been called for all parameters."""
+        self._seen.clear()
 
     @torch.no_grad()
     def _reduce_bucket(self, communication_data_type: torch.dtype) -> None:
@@ -242,6 +257,16 @@ class _Stage3(ExactGradients):
         parameters = sorted(bucket.params, key=lambda parameter: parameter.ds_id)
         if not parameters:
             return
+        names = [parameter.ds_id for parameter in parameters]
+        if len(self._seen.union(names)) < len(self._seen) + len(names):
+            raise ConfigError(
+                "training.exactness=bitwise: a parameter's gradient comes in several pieces, as it does with reentrant "
+                "checkpointing of a layer that is used twice: set use_reentrant=False, or training.zero_stage to at "
+                "most 2"
+            )
+        self._seen.update(names)
+        if self._device.type == "cuda":  # on which DeepSpeed copies gradients into the bucket
+            torch.cuda.current_stream(self._device).wait_stream(self._optimizer.reduce_and_partition_stream)
         self._note_largest([parameter.grad for parameter in parameters])
         world_size = dist.get_world_size()
         widths = [parameter.partition_numel() for parameter in parameters]

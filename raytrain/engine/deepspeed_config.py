@@ -99,7 +99,16 @@ KNOWN_OF_ZERO = (
 
 
 # Options that make gradients or weights depend on how they are divided among the workers.
-_NOT_BITWISE = ("offload_optimizer", "zero_quantized_weights", "zero_quantized_gradients", "memory_efficient_linear")
+_NOT_BITWISE = (
+    "offload_optimizer",
+    "zero_quantized_weights",
+    "zero_quantized_nontrainable_weights",
+    "zero_quantized_gradients",
+    "memory_efficient_linear",
+)
+# The unit of the sums is a thousandth of epsilon, and they have 62 bits: with a smaller one, gradients of usual sizes
+# would not fit.
+_LEAST_EPSILON = 1e-12
 
 
 def check_bitwise(training: TrainingConfig) -> None:
@@ -111,6 +120,11 @@ def check_bitwise(training: TrainingConfig) -> None:
     names = [f"training.deepspeed.zero_optimization.{name}" for name in given]
     if training.communication.dtype is not None:
         names.append("training.communication.dtype")
+    if training.optimizer.epsilon < _LEAST_EPSILON:
+        raise ConfigError(
+            f"training.optimizer.epsilon {training.optimizer.epsilon:g} is too small for training.exactness=bitwise, "
+            f"whose sums have a resolution of a thousandth of it: give at least {_LEAST_EPSILON:g}"
+        )
     if names:
         raise ConfigError(
             f"{names[0]} does not work with training.exactness=bitwise, whose sums of gradients are exact: leave out "

@@ -20,9 +20,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from raytrain.config import Exactness, Precision, TrainingConfig
-from raytrain.engine.bitwise import exact_gradients
+from raytrain.engine.bitwise import ExactGradients, exact_gradients
 from raytrain.engine.deepspeed_config import build_deepspeed_config, effective_zero_stage, resolve_precision
-from raytrain.engine.determinism import mark_boundaries, require_deterministic_kernels, unchanged_buffers
+from raytrain.engine.determinism import BufferWatch, mark_boundaries, require_deterministic_kernels
 from raytrain.engine.generators import seed_generators
 from raytrain.engine.optimizer import make_adamw
 
@@ -99,19 +99,20 @@ class Engine:
             self._closing.callback(require_deterministic_kernels())
         if is_bitwise and self.zero_stage < 3:
             self._closing.callback(mark_boundaries(model))
+        self._exact, self._buffers = None, None
         try:
             self.deepspeed = _start_deepspeed(model, optimizer, config, device)
+            self._closing.callback(self.deepspeed.destroy)
+            self.optimizer: Any = self.deepspeed.optimizer
+            self.module = self.deepspeed.module
+            if is_bitwise:
+                epsilon, num_micro_batches = training.optimizer.epsilon, training.num_micro_batches
+                self._exact = exact_gradients(self.deepspeed, self.zero_stage, epsilon, num_micro_batches)
+                self._buffers = BufferWatch(self.module)
+            self._configure_optimizer(training)
         except BaseException:
             self._closing.close()
             raise
-        self.optimizer: Any = self.deepspeed.optimizer
-        self.module = self.deepspeed.module
-        self._exact = None
-        if is_bitwise:
-            epsilon, num_micro_batches = training.optimizer.epsilon, training.num_micro_batches
-            self._exact = exact_gradients(self.deepspeed, self.zero_stage, epsilon, num_micro_batches)
-        self._buffers_checked = not is_bitwise
-        self._configure_optimizer(training)
 
     def _configure_optimizer(self, training: TrainingConfig) -> None:
         if self.world_size == 1:
@@ -158,9 +159,7 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         loss_scale = self.loss_scale
-        with contextlib.nullcontext() if self._buffers_checked else unchanged_buffers(self.module):
-            losses = self._accumulate(micro_batches, loss_sum_fn, target_weight or 1.0, seeds)
-        self._buffers_checked = True
+        losses = self._accumulate(micro_batches, loss_sum_fn, target_weight or 1.0, seeds)
         self._let_copies_finish()
         grad_norm, is_skipped = self._update_unsharded() if self.zero_stage == 0 else self._update_sharded()
         loss_sum = torch.stack(losses).double().div(LOSS_UNIT).round().sum().mul(LOSS_UNIT)
@@ -225,10 +224,7 @@ class Engine:
         models and later engines of the process would otherwise compute with it.
         """
         self._let_copies_finish()
-        try:
-            self.deepspeed.destroy()
-        finally:
-            self._closing.close()
+        self._closing.close()
 
     def _let_copies_finish(self) -> None:
         """Make further GPU work wait for what is being read on `copy_stream`."""
@@ -236,8 +232,11 @@ class Engine:
             torch.cuda.current_stream(self.device).wait_event(self.update_after)
             self.update_after = None
 
+    def _finish_exact(self, exact: ExactGradients) -> float:
+        return exact.finish(self._clip, None if self._buffers is None else self._buffers.changed())
+
     def _update_sharded(self) -> tuple[float, bool]:
-        norm = None if self._exact is None else self._exact.finish(self._clip)
+        norm = None if self._exact is None else self._finish_exact(self._exact)
         self.deepspeed.step()
         is_skipped = bool(self.optimizer.overflow)
         if norm is None:
@@ -250,7 +249,7 @@ class Engine:
             trained = [p for p in self.module.parameters() if p.requires_grad]
             norm = float(nn.utils.clip_grad_norm_(trained, self._clip or math.inf))
         else:
-            norm = self._exact.finish(self._clip)
+            norm = self._finish_exact(self._exact)
         if not math.isfinite(norm):
             self.deepspeed.zero_grad()
             return norm, True

@@ -7,6 +7,7 @@ by Demmel and Nguyen, "Fast Reproducible Floating-Point Summation", 2013, does i
 bits to the byte, and gloo and NCCL both sum them.)
 """
 
+import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -14,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# A gradient that is smaller than this part of AdamW's epsilon moves a weight by less than this part of the rate.
+# A gradient that is smaller than this part of AdamW's epsilon moves a weight by less than this part of the rate. Each
+# micro-batch's is rounded to half of that.
 PART_OF_EPSILON = 2**-10
 # Elements converted at once: on a CPU the temporary tensors stay in its cache, which makes it seven times as fast.
 _CPU_CHUNK, _GPU_CHUNK = 1 << 18, 1 << 24
@@ -23,6 +25,7 @@ _BLOCK = 1 << 20
 # float64 adds this many integers of up to 2**40 exactly.
 _ROW = 4096
 _SQUARE_BITS = 40
+_GOLDEN = 0x1E3779B97F4A7C15  # odd
 
 
 def exponent_for(epsilon: float) -> int:
@@ -36,21 +39,21 @@ def largest_sum(exponent: int) -> float:
 
 
 def add_fixed_point(total: Tensor, gradient: Tensor, scale: float) -> None:
-    """Add trunc(gradient * scale) to `total`.
+    """Add round(gradient * scale) to `total`.
 
     Args:
         total: int64, 1-D.
         gradient: Floating point, as many elements in any shape.
-        scale: A power of two, so that nothing is rounded before it is truncated.
+        scale: Units per 1, divided by the loss scale.
     """
     for part, sums in zip(_chunks(gradient.detach().reshape(-1)), _chunks(total), strict=True):
-        sums.add_(part.to(torch.float32).mul(scale).to(torch.int64))
+        sums.add_(part.to(torch.float32).mul(scale).round_().to(torch.int64))
 
 
 def to_fixed_point(gradient: Tensor, scale: float, out: Tensor) -> None:
-    """Write trunc(gradient * scale) to `out`; see `add_fixed_point`."""
+    """Write round(gradient * scale) to `out`; see `add_fixed_point`."""
     for part, fixed in zip(_chunks(gradient.detach().reshape(-1)), _chunks(out), strict=True):
-        fixed.copy_(part.to(torch.float32).mul(scale))
+        fixed.copy_(part.to(torch.float32).mul(scale).round_())
 
 
 def to_float(total: Tensor, exponent: int, out: Tensor) -> None:
@@ -137,13 +140,23 @@ def global_norm(shares: Sequence[Tensor], device: torch.device) -> float:
     return math.ldexp(math.sqrt((high << 32) + low), exponent - _SQUARE_BITS // 2)
 
 
-def sum_of_bits(tensors: Iterable[Tensor], device: torch.device) -> int:
-    """A checksum that adds up: the sum of the bits of fp32 elements, read as integers, modulo 2**64. Not collective."""
-    total = torch.zeros((), dtype=torch.int64, device=device)
-    for tensor in tensors:
-        for part in _chunks(tensor.detach()):
-            total += _sums_of_rows(part.view(torch.int32).double()).sum()
-    return int(total) % 2**64
+def sum_of_bits(tensor: Tensor, name: str, start: int) -> Tensor:
+    """A checksum that adds up: the sum, modulo 2**64, of the bits of each element times a number that belongs to its
+    place. Not collective.
+
+    Args:
+        tensor: fp32, 1-D: elements of the parameter `name` from `start` on.
+
+    Returns:
+        int64, of shape (), on the tensor's device.
+    """
+    seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little", signed=True)
+    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
+    for part in _chunks(tensor.detach()):
+        places = torch.arange(start, start + len(part), dtype=torch.int64, device=part.device)
+        total += places.mul_(_GOLDEN).add_(seed).mul_(part.view(torch.int32)).sum()
+        start += len(part)
+    return total
 
 
 def _sums_of_rows(integers: Tensor) -> Tensor:

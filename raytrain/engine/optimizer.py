@@ -58,9 +58,10 @@ def _elementwise_step(self: torch.optim.AdamW, closure: None = None) -> None:
                 state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
                 state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
             state["step"] += 1
+            step = float(state["step"])
             tensors = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
             for chunk in zip(*(tensor.view(-1).split(_CHUNK) for tensor in tensors), strict=True):
-                _update(chunk, group, float(state["step"]))
+                _update(chunk, group, step)
 
 
 def _update(chunk: Sequence[Tensor], group: dict[str, Any], step: float) -> None:

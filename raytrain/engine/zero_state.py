@@ -135,7 +135,10 @@ def load_ranges(engine: Engine, reader: RangeReader, optimizer_step: int) -> Non
 def weights_checksum(engine: Engine) -> int:
     """A checksum of the trained weights: that of all workers is the sum of theirs modulo 2**64, whatever their number.
     Not collective."""
-    return sum_of_bits((shard.master for shard in _shards(engine)), engine.device)
+    total = torch.zeros((), dtype=torch.int64, device=engine.device)
+    for shard in _shards(engine):
+        total += sum_of_bits(shard.master, shard.name, shard.start)
+    return int(total) % 2**64
 
 
 def scaler_state(engine: Engine) -> dict[str, float | int]:

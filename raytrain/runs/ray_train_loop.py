@@ -105,13 +105,13 @@ class RayTrainLoop:
             RaytrainError: An error that the user can act on, such as a diverged loss; raised on all workers. The
             trainer's FailureConfig decides how often Ray Train retries after it, as after any other error.
         """
-        from raytrain.config.shipped import communication_variables
+        from raytrain.config.shipped import worker_variables
 
         context = ray.train.get_context()
         world = World(context.get_world_rank(), context.get_world_size())
         job = self._job()
         config = RunConfig.model_validate(job.config)
-        os.environ.update(communication_variables(config.training.communication))
+        os.environ.update(worker_variables(config.training))
         with self._lease(world) as token, _process_group(config, world, use_gpu=job.use_gpu):
             outcome = _train(replace(job, fencing_token=token), world)
         if isinstance(outcome, Stopped):  # requested by GracefulResize: returning from the function would end the run

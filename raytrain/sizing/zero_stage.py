@@ -87,14 +87,16 @@ def memory_at(training: TrainingConfig, shape: ModelShape, group: Group) -> Memo
     if training.exactness is not Exactness.BITWISE:
         return memory
     stage = deepspeed["zero_optimization"]["stage"]
-    return replace(memory, gradients=memory.gradients + _exact_sums(stage, shape, group))
+    return replace(memory, gradients=memory.gradients + _exact_sums(training, stage, shape, group))
 
 
-def _exact_sums(stage: int, shape: ModelShape, group: Group) -> int:
-    """Bytes of the int64 sums of engine/bitwise.py; at stage 2 also of the gradients that wait for being added."""
+def _exact_sums(training: TrainingConfig, stage: int, shape: ModelShape, group: Group) -> int:
+    """Bytes of the int64 sums of engine/bitwise.py; at stage 2 also of the gradients that wait for being added, and at
+    stage 3 of the largest bucket."""
     trained = sum(shape.trained)
     if stage == 3:
-        return 8 * -(-trained // group.batches.world_size)
+        bucket = min(training.communication.bucket_elements, trained)
+        return 8 * (-(-trained // group.batches.world_size) + max(bucket, *shape.trained))
     width = 4 if group.precision is Precision.FP32 else 2
     return 8 * trained + (width * trained if stage == 2 else 0)
 

@@ -1,5 +1,6 @@
 """What the bits of a result depend on besides the config and the data: the hardware, and the versions of libraries."""
 
+import os
 import platform
 from collections.abc import Iterable
 from importlib.metadata import version
@@ -18,8 +19,18 @@ def environment_of(device: torch.device) -> dict[str, str | int]:
     if device.type == "cuda":
         return {**versions, "device": torch.cuda.get_device_name(device), "cuda": torch.version.cuda or ""}
     # The kernels are chosen by the instructions that a CPU has, and may divide their work by the number of threads.
-    cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    return {**versions, "device": cpu, "threads": torch.get_num_threads()}
+    cpu = f"{_cpu_model()}, {torch.backends.cpu.get_cpu_capability()}"
+    return {**versions, "device": cpu, "threads": torch.get_num_threads(), "MKL_CBWR": os.environ.get("MKL_CBWR", "")}
+
+
+def _cpu_model() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            lines = dict(line.split(":", 1) for line in file if ":" in line)
+    except OSError:
+        return platform.machine()
+    found = {name.strip(): value.strip() for name, value in lines.items()}
+    return " ".join(found.get(name, "") for name in ("model name", "cpu family", "model", "stepping")).strip()
 
 
 def first_difference(here: dict[str, Any], others: Iterable[dict[str, Any] | None]) -> str | None:

@@ -13,6 +13,7 @@ from typing import Any
 
 # A fork server imports the heavy packages once; each worker is then forked from it in milliseconds.
 os.environ["DS_ACCELERATOR"] = "cpu"
+os.environ["MKL_CBWR"] = "AUTO,STRICT"  # as in the workers of a bitwise run; MKL reads it once in a process
 _CONTEXT = mp.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["torch", "deepspeed", "transformers.models.bert.modeling_bert", "pyarrow.fs"])
 

@@ -1,7 +1,9 @@
 """training.exactness=bitwise: the same bits at every number of workers and every ZeRO stage, with dropout on."""
 
+import contextlib
 import hashlib
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +80,13 @@ def test_bits_change_with_the_seed_and_losses_fall(on_one_worker: dict[tuple[int
     assert on_one_worker[0, Precision.FP32].digest == on_one_worker[1, Precision.FP32].digest
 
 
+def test_the_place_of_a_weight_in_memory_does_not_matter() -> None:
+    """Sizes that are no multiples of four, and products with one row: without MKL_CBWR, MKL adds them up in another
+    order where a matrix does not begin at a multiple of 16 bytes, as after flattening."""
+    digests = {digest for workers in (1, 2) for digest in run_workers(_odd_sizes, workers)[0]}
+    assert len(digests) == 1
+
+
 def test_exact_sums_train_as_well_as_rounded_ones() -> None:
     exact, rounded = run_workers(_two_ways, 2)[0]
     assert exact == pytest.approx(rounded, rel=1e-6)
@@ -99,9 +108,14 @@ def test_a_gradient_that_is_not_finite_updates_nothing(zero_stage: int) -> None:
 
 
 def test_what_can_not_be_exact_is_refused() -> None:
-    (messages,) = run_workers(_refused, 1)
-    assert "norm.running_mean" in messages[0]
-    assert "too large" in messages[1]
+    for messages in run_workers(_refused, 2):
+        # Of the worker whose buffer it is, and of the other.
+        assert re.search(r"buffer (norm\.\w+|\(of another worker\)) changes in training", messages[0])
+        assert "too large" in messages[1]
+
+
+def test_a_failure_leaves_the_process_as_it_was() -> None:
+    assert run_workers(_failed_construction, 1)[0] == (False, 0)
 
 
 def test_sums_and_norm_do_not_depend_on_how_elements_are_shared() -> None:
@@ -150,10 +164,15 @@ def _bert_loss_sum(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="sum")
 
 
-def _step(engine: Engine, step: int, loss: Any = loss_sum, seed: int = 0) -> Any:
+def _with_norm_in_training(model: Any, is_training: bool) -> nn.Module:
+    model.module.norm.train(is_training)
+    return model
+
+
+def _step(engine: Engine, step: int, loss: Any = loss_sum, seed: int = 0, num: int = MICRO_BATCHES) -> Any:
     batch = make_batch(12, seed=step)
     batch["labels"] = batch["labels"].clamp(min=0)
-    micro_batches, numbers = dealt_micro_batches(batch, MICRO_BATCHES)
+    micro_batches, numbers = dealt_micro_batches(batch, num)
     seeds = [micro_batch_seed(seed, step, number) for number in numbers]
     return engine.train_step(micro_batches, loss, num_targets(batch), 1e-2, seeds)
 
@@ -238,20 +257,64 @@ def _poisoned(zero_stage: int) -> tuple[float, bool, bool, float]:
 
 
 class _WithStatistics(nn.Module):
+    """Whose statistics change on one worker only, and not in the first step."""
+
     def __init__(self) -> None:
         super().__init__()
         self.tagger = make_model()
-        self.norm = nn.BatchNorm1d(6)
+        self.norm = nn.BatchNorm1d(6).eval()
+        self.register_buffer("unused", torch.tensor(math.nan))
 
     def forward(self, input_ids: Tensor) -> Tensor:
         return self.norm(self.tagger(input_ids))
+
+
+class _OddSizes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.odd, self.outer = nn.Linear(6, 64), nn.Parameter(torch.ones(3, 1)), nn.Linear(64, 5)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.outer(torch.tanh(self.inner(input_ids.float() / 13) * self.odd[0]))
+
+
+def _odd_sizes() -> list[str | None]:
+    def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(
+            model(batch["input_ids"]), batch["labels"][:, 0].clamp(0, 4), reduction="sum"
+        )
+
+    digests = []
+    for zero_stage in ZERO_STAGES:
+        engine = _engine(zero_stage, _OddSizes())
+        for step in range(4):
+            _step(engine, step, loss, num=12)
+        digests.append(_digest(engine))
+        engine.close()
+    return digests
+
+
+def _failed_construction() -> tuple[bool, int]:
+    from raytrain.engine import engine as module
+
+    def out_of_memory(*_: Any) -> None:
+        raise MemoryError
+
+    module.exact_gradients = out_of_memory
+    model = make_model()
+    with contextlib.suppress(MemoryError):
+        _engine(1, model)
+    hooks = sum(len(part._forward_hooks) for part in model.modules() if part is not model)  # DeepSpeed leaves one there
+    return torch.are_deterministic_algorithms_enabled(), hooks
 
 
 def _refused() -> list[str]:
     messages = []
     engine = _engine(0, _WithStatistics())
     try:
-        _step(engine, 0)
+        _step(engine, 0, lambda model, batch: loss_sum(_with_norm_in_training(model, False), batch))
+        _step(engine, 1, lambda model, batch: loss_sum(_with_norm_in_training(model, dist.get_rank() == 0), batch))
     except ConfigError as error:
         messages.append(str(error))
     engine.close()

@@ -21,6 +21,7 @@ from raytrain.data.stages.duplicates import Duplicates, Found, held_out_table
 from raytrain.data.stages.held_out import rows_of, source_columns
 from raytrain.data.stages.near_duplicates import normalized
 from raytrain.data.stages.within_training import Candidates, Check, Choose, InOrder, Pairs, Sketch
+from raytrain.data.storing import put
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
 
@@ -55,7 +56,7 @@ class HeldOutSketch(RowFunction):
             return {"ordinal": row["ordinal"], "name": None}
         name, buffer = self._duplicates.name("held-out", row["ordinal"]), pa.BufferOutputStream()
         pq.write_table(pa.concat_tables(tables), buffer, compression="zstd")
-        Storage(self._duplicates.root).write_bytes(name, memoryview(buffer.getvalue()))
+        put(Storage(self._duplicates.root), name, memoryview(buffer.getvalue()))
         return {"ordinal": row["ordinal"], "name": name}
 
 

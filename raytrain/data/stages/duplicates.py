@@ -27,6 +27,7 @@ from raytrain.data.stages.near_duplicates import (
     shingle_set,
 )
 from raytrain.data.stages.removed import Removed, read_removed, write_removed
+from raytrain.data.storing import read
 from raytrain.storage import Storage
 from raytrain.tasks.base import Task
 
@@ -68,8 +69,7 @@ class Duplicates:
         """What `split_rows` takes for a read task."""
         if ordinal not in self.sides:
             return {}
-        with Storage(self.root).open_input(self.sides[ordinal]) as opened:
-            table = pq.read_table(opened)
+        table = read(Storage(self.root), self.sides[ordinal], pq.read_table)
         return dict(zip(table["row"].to_pylist(), table["unit"].to_pylist(), strict=True))
 
     @property
@@ -116,11 +116,8 @@ class HeldOut:
     def read(cls, folder: Storage, names: tuple[str, ...]) -> "HeldOut":
         """From files."""
 
-        def read(name: str) -> pa.Table:
-            with folder.open_input(name) as opened:
-                return pq.read_table(opened, schema=HELD_OUT_SCHEMA)
-
-        return cls(pa.concat_tables(in_threads(read, names)))
+        read_table = functools.partial(pq.read_table, schema=HELD_OUT_SCHEMA)
+        return cls(pa.concat_tables(in_threads(lambda name: read(folder, name, read_table), names)))
 
     def matches(self, texts: list[str]) -> dict[int, Match]:
         """For each normalized text that nearly equals a held-out row, by its index, the most similar of those

@@ -7,6 +7,7 @@ from typing import Any
 
 from raytrain.data.bad_rows import Tally
 from raytrain.data.readers.base import BadRow
+from raytrain.data.storing import put
 from raytrain.storage import Storage
 
 FOLDER = "quarantine"
@@ -47,7 +48,7 @@ class Quarantine:
     def _flush(self) -> None:
         if self._lines:
             name = f"{FOLDER}/{self.prefix}rows-{self.ordinal:05d}-{self._num_files:04d}.jsonl"
-            self.folder.write_bytes(name, "".join(f"{line}\n" for line in self._lines).encode())
+            put(self.folder, name, "".join(f"{line}\n" for line in self._lines).encode())
             self._lines, self._num_characters, self._num_files = [], 0, self._num_files + 1
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raytrain.data.storing import get, put
 from raytrain.storage import Storage
 
 REMOVED_NAME = "removed.parquet"
@@ -55,18 +56,17 @@ def write_removed(folder: Storage, name: str, rows: Iterable[Removed]) -> None:
     """Write a file of them, in the given order."""
     buffer = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], SCHEMA), buffer, compression="zstd")
-    folder.write_bytes(name, memoryview(buffer.getvalue()))
+    put(folder, name, memoryview(buffer.getvalue()))
 
 
 def read_removed(folder: Storage, name: str) -> Iterator[Removed]:
     """The rows of such a file, in their order; none if there is no file. Reads it a row group at a time."""
     try:
-        opened = folder.open_input(name)
+        data = get(folder, name)
     except FileNotFoundError:
         return
-    with opened:
-        for batch in pq.ParquetFile(opened).iter_batches():
-            yield from (Removed(**row) for row in batch.to_pylist())
+    for batch in pq.ParquetFile(pa.BufferReader(data)).iter_batches():
+        yield from (Removed(**row) for row in batch.to_pylist())
 
 
 ROWS = 65_536  # that are compressed together
@@ -106,7 +106,7 @@ class RemovedRows:
         self._writer.close()
         if not self.num_rows:
             return None
-        folder.write_bytes(name, memoryview(self._buffer.getvalue()))
+        put(folder, name, memoryview(self._buffer.getvalue()))
         return name
 
     def _flush(self) -> None:
@@ -121,11 +121,10 @@ def join_removed(folder: Storage, names: Sequence[str], target: str) -> None:
     buffer = pa.BufferOutputStream()
     with _writer(buffer) as writer:
         for name in names:
-            with folder.open_input(name) as opened:
-                file = pq.ParquetFile(opened)
-                for row_group in range(file.num_row_groups):
-                    writer.write_table(file.read_row_group(row_group).cast(SCHEMA))
-    folder.write_bytes(target, memoryview(buffer.getvalue()))
+            file = pq.ParquetFile(pa.BufferReader(get(folder, name)))
+            for row_group in range(file.num_row_groups):
+                writer.write_table(file.read_row_group(row_group).cast(SCHEMA))
+    put(folder, target, memoryview(buffer.getvalue()))
 
 
 def _writer(sink: pa.NativeFile) -> pq.ParquetWriter:

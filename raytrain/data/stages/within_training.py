@@ -42,6 +42,7 @@ from raytrain.data.stages.near_duplicates import (
     shingle_set,
 )
 from raytrain.data.stages.removed import Removed, write_removed
+from raytrain.data.storing import get, put, read
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
 
@@ -92,7 +93,7 @@ class Sketch(RowFunction):
         all_keys, all_ids = np.concatenate(keys), np.concatenate(ids)
         order = np.lexsort((all_ids, all_keys))
         content = [_starts(all_keys[order]).tobytes(), all_keys[order].tobytes(), all_ids[order].tobytes()]
-        folder.write_bytes(self._duplicates.name("keys", ordinal), b"".join(content))
+        put(folder, self._duplicates.name("keys", ordinal), b"".join(content))
         return {"ordinal": ordinal, "num_keys": len(order), "found": asdict(unique.close())}
 
     def _keys(self, texts: list[str], ids: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -130,17 +131,17 @@ class Pairs(RowFunction):
         """Writes the pairs of the range."""
         folder, width = Storage(self._duplicates.root), MOST_RANGES // self._num_ranges
 
-        def read(ordinal: int) -> tuple[np.ndarray, np.ndarray]:
-            with folder.open_input(self._duplicates.name("keys", ordinal)) as file:
-                starts = np.frombuffer(file.read_at(8 * (MOST_RANGES + 1), 0), dtype="<i8")
-                begin, end = (int(starts[i * width]) for i in (row["ordinal"], row["ordinal"] + 1))
-                size, first = 8 * (end - begin), 8 * (MOST_RANGES + 1 + begin)
-                keys = np.frombuffer(file.read_at(size, first), dtype="<u8")
-                return keys, np.frombuffer(file.read_at(size, first + 8 * int(starts[-1])), dtype="<i8")
+        def keys_in(file: pa.NativeFile) -> tuple[np.ndarray, np.ndarray]:
+            starts = np.frombuffer(file.read_at(8 * (MOST_RANGES + 1), 0), dtype="<i8")
+            begin, end = (int(starts[i * width]) for i in (row["ordinal"], row["ordinal"] + 1))
+            size, first = 8 * (end - begin), 8 * (MOST_RANGES + 1 + begin)
+            keys = np.frombuffer(file.read_at(size, first), dtype="<u8")
+            return keys, np.frombuffer(file.read_at(size, first + 8 * int(starts[-1])), dtype="<i8")
 
-        keys, ids = zip(*in_threads(read, self._ordinals), strict=True)
+        names = [self._duplicates.name("keys", ordinal) for ordinal in self._ordinals]
+        keys, ids = zip(*in_threads(lambda name: read(folder, name, keys_in), names), strict=True)
         pairs = candidate_pairs(np.concatenate(keys), np.concatenate(ids))
-        folder.write_bytes(self._duplicates.name("pairs", row["ordinal"]), pairs.astype("<i8").tobytes())
+        put(folder, self._duplicates.name("pairs", row["ordinal"]), pairs.astype("<i8").tobytes())
         return {"ordinal": row["ordinal"]}
 
 
@@ -155,12 +156,12 @@ class _OnPairs(RowFunction):
         once. Shape (num_pairs, 2)."""
         folder = Storage(self._duplicates.root)
 
-        def read(i: int) -> np.ndarray:
-            pairs = np.frombuffer(folder.read_bytes(self._duplicates.name("pairs", i)), dtype="<i8").reshape(-1, 2)
+        def pairs_of(i: int) -> np.ndarray:
+            pairs = np.frombuffer(get(folder, self._duplicates.name("pairs", i)), dtype="<i8").reshape(-1, 2)
             is_own = pairs >> ROW_BITS == ordinal
             return pairs[is_own.any(axis=1) if of_partners else is_own[:, 0]]
 
-        return np.unique(np.concatenate(in_threads(read, range(self._num_ranges))), axis=0)
+        return np.unique(np.concatenate(in_threads(pairs_of, range(self._num_ranges))), axis=0)
 
 
 class Candidates(_OnPairs):
@@ -170,8 +171,11 @@ class Candidates(_OnPairs):
         """Writes them."""
         folder, ordinal = Storage(self._duplicates.root), row["ordinal"]
         ids = pa.array(np.unique(self._pairs(ordinal, of_partners=True)))
-        with folder.open_input(self._duplicates.name("texts", ordinal)) as opened:
-            batches = [batch.filter(pc.is_in(batch["id"], ids)) for batch in pq.ParquetFile(opened).iter_batches()]
+
+        def kept(opened: pa.NativeFile) -> list[pa.RecordBatch]:
+            return [batch.filter(pc.is_in(batch["id"], ids)) for batch in pq.ParquetFile(opened).iter_batches()]
+
+        batches = read(folder, self._duplicates.name("texts", ordinal), kept)
         write_table(folder, self._duplicates.name("candidates", ordinal), pa.Table.from_batches(batches, TEXTS))
         return {"ordinal": ordinal}
 
@@ -198,7 +202,7 @@ class Check(_OnPairs):
         return {"ordinal": ordinal}
 
     def _texts(self, folder: Storage, ordinal: int) -> dict[int, str]:
-        table = pq.read_table(io.BytesIO(folder.read_bytes(self._duplicates.name("candidates", ordinal))))
+        table = pq.read_table(io.BytesIO(get(folder, self._duplicates.name("candidates", ordinal))))
         return dict(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True))
 
 
@@ -251,7 +255,7 @@ class InOrder(RowFunction):
 
 def read_rows(folder: Storage, names: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The rows of Parquet files, in their order. Many files are read at once, and their bytes are held together."""
-    for data in in_threads(folder.read_bytes, names):
+    for data in in_threads(lambda name: get(folder, name), names):
         yield from pq.read_table(io.BytesIO(data)).to_pylist()
 
 
@@ -259,4 +263,4 @@ def write_table(folder: Storage, name: str, table: pa.Table) -> None:
     """Write a table as a Parquet file."""
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="zstd")
-    folder.write_bytes(name, memoryview(buffer.getvalue()))
+    put(folder, name, memoryview(buffer.getvalue()))
