@@ -140,4 +140,5 @@ def _output_of(*command: str) -> str | None:
 def _counts(split: dict[str, Any]) -> dict[str, int]:
     """The counts of a split, without its list of files."""
     counts = {name.removeprefix("num_"): count for name, count in split.items() if isinstance(count, int)}
-    return {**counts, "removed": sum(split["num_removed"].values())}
+    rows = {name: split["rows"][name] for name in ("read", "dropped") if name in split["rows"]}
+    return {**counts, **rows, "removed": sum(split["num_removed"].values())}

@@ -204,8 +204,7 @@ class Task(ABC):
         return []
 
     def word_columns(self) -> list[str]:
-        """Columns of a source whose cells are lists of words with a target each: data.clean changes them word by
-        word."""
+        """Columns of a source whose cells are lists of words with targets: data.clean changes word by word."""
         return []
 
     def check_inputs(self, rows: pa.Table) -> list[Rejection]:

@@ -2,11 +2,13 @@
 
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from typing import Any
 
 import torch
+
+from raytrain.training.run_log import RunLog
 
 # Field of state.json.
 ENVIRONMENT = "environment"
@@ -41,3 +43,13 @@ def first_difference(here: dict[str, Any], others: Iterable[dict[str, Any] | Non
             if here.get(key) != there.get(key):
                 return f"{key} {here.get(key)} here and {there.get(key)} elsewhere or before"
     return None
+
+
+def tell_of_others(
+    here: dict[str, Any], workers: Sequence[dict[str, Any]], state: dict[str, Any] | None, log: RunLog
+) -> None:
+    """Write an event where the bits of a result may differ: another worker, or the attempt that saved `state`, has
+    other hardware or other versions."""
+    known = [] if state is None else [state.get(ENVIRONMENT)]
+    if text := first_difference(here, [*workers, *known]):
+        log.event("other_environment", difference=text)

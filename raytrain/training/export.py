@@ -11,9 +11,10 @@ from raytrain.config import RunConfig
 from raytrain.data.class_weights import class_weights_of
 from raytrain.data.prepared import Manifest
 from raytrain.errors import CheckpointError
-from raytrain.models.card import CARD, FACTS, model_card
+from raytrain.models.card import BEST, CARD, FACTS, model_card
 from raytrain.models.tokenizer import load_tokenizer
 from raytrain.redaction import redact_tree
+from raytrain.retries import retrying
 from raytrain.storage import Storage
 from raytrain.training.records import read_jsonl, scores_of
 
@@ -124,3 +125,14 @@ def _config(config: RunConfig) -> dict[str, Any]:
     raw = config.model_dump(mode="json", exclude_unset=True, include=set(SECTIONS))
     raw.get("training", {}).pop("communication", None)
     return {section: raw[section] for section in SECTIONS if section in raw}
+
+
+def facts_of(run: Storage) -> dict[str, Any]:
+    """The contents of the best model's raytrain.json."""
+    path = f"{BEST}/{FACTS}"
+    return dict(retrying(lambda: run.read_json(path), f"reading {run.path_of(path)}"))
+
+
+def local_copy_of_best(run: Storage) -> str:
+    """A local folder with the best model: its own, or a copy of it."""
+    return retrying(lambda: run.local_copy(BEST), f"reading {run.path_of(BEST)}")

@@ -25,7 +25,7 @@ from raytrain.engine.engine import Engine, detect_precision
 from raytrain.engine.process_group import collective_timeout_s
 from raytrain.engine.zero_state import load_ranges, load_scaler_state
 from raytrain.errors import CheckpointError
-from raytrain.models.card import BEST, FACTS
+from raytrain.models.card import BEST
 from raytrain.retries import retrying
 from raytrain.sizing.shape import refuse_unfit, shape_of
 from raytrain.sizing.zero_stage import AUTO, Group, memory_at, settle
@@ -35,13 +35,13 @@ from raytrain.storage import Storage
 from raytrain.tasks import make_task
 from raytrain.tracking.base import TrackedRun
 from raytrain.tracking.trackers import Trackers
+from raytrain.training import export
 from raytrain.training.agreement import Control
 from raytrain.training.arrival import Arrival
 from raytrain.training.device import device_of, usable_bytes
 from raytrain.training.driver_link import DriverLink
-from raytrain.training.environment import ENVIRONMENT, environment_of, first_difference
+from raytrain.training.environment import environment_of, tell_of_others
 from raytrain.training.evaluate import Judge, evaluate
-from raytrain.training.export import check_exported, describe, save_description, save_tokenizer, update_card
 from raytrain.training.frozen import hash_of_frozen
 from raytrain.training.identity import Identity, check_data
 from raytrain.training.job import Job
@@ -190,11 +190,9 @@ class WorkerRun:
         order = make_order(self.config, self.store) if self.world.world_rank == 0 else None
         identity = Identity(self.store.manifest.content, frozen, order, here := environment_of(self.device))
         if saved is not None:
-            self.control.all_succeed(functools.partial(identity.check, saved.state, saved.step))
+            self.control.all_succeed(lambda: identity.check(saved.state, saved.step))
         if self.config.training.exactness is Exactness.BITWISE:
-            others = [*self.control.gather(here), *([] if saved is None else [saved.state.get(ENVIRONMENT)])]
-            if text := first_difference(here, others):
-                self.log.event("other_environment", difference=text)
+            tell_of_others(here, self.control.gather(here), None if saved is None else saved.state, self.log)
         return identity
 
     def evaluate(self, split: str) -> Finished:
@@ -314,16 +312,16 @@ class WorkerRun:
         too_small = [(there, wanted) for wanted, there in needs if wanted > there]
         if not too_small:
             return SnapshotKeeper(self.world, self.token, self.link.holders)
-        half, needed = min(too_small)
-        self.log.event("no_snapshots", needed_mib=round(needed / MIB), half_mib=round(half / MIB))
+        half, needed = (round(size / MIB) for size in min(too_small))
+        self.log.event("no_snapshots", needed_mib=needed, half_mib=half)
         return None
 
     def _export(self, model: nn.Module, weights: dict[str, torch.Tensor], step: int, folder: str) -> None:
         """Export the model, its tokenizer, and what raytrain needs to use it again to a local folder."""
         self.task.save_model(model, weights, folder)
-        save_tokenizer(self.config, folder)
+        export.save_tokenizer(self.config, folder)
         epoch = 1 + (step - 1) // self.timetable.steps_per_epoch
-        save_description(describe(self.config, self.store.manifest, step, epoch), self.run, folder)
+        export.save_description(export.describe(self.config, self.store.manifest, step, epoch), self.run, folder)
 
     def _measure_best(self) -> dict[str, float]:
         """Test metrics of the best model; {} without a test split."""
@@ -332,22 +330,16 @@ class WorkerRun:
         gc.collect()  # frees the engine's memory
         metrics = self.measure("test")
         if self.world.world_rank == 0:
-            retrying(lambda: update_card(self.run, BEST), f"writing {self.run.path_of(BEST)}")
+            retrying(lambda: export.update_card(self.run, BEST), f"writing {self.run.path_of(BEST)}")
         return metrics
 
     def _best_model(self) -> nn.Module:
-        reading = f"reading {self.run.path_of(BEST)}"
-        folder, facts = retrying(lambda: self.run.local_copy(BEST), reading), self._facts()
+        folder, facts = export.local_copy_of_best(self.run), export.facts_of(self.run)
         names, world = sorted(facts.get("files", ())), self.world
         is_shared = self.run.local_path() is not None  # the others check the rest; a downloaded copy is this worker's
-        mine = names[world.world_rank :: world.world_size] if is_shared else names
-        retrying(lambda: check_exported(folder, mine, facts), reading)
+        names = names[world.world_rank :: world.world_size] if is_shared else names
+        retrying(lambda: export.check_exported(folder, names, facts), f"reading {self.run.path_of(BEST)}")
         return self.task.load_model(folder, self.config.model, self.state, self.config.training)
-
-    def _facts(self) -> dict[str, Any]:
-        """The contents of the best model's raytrain.json."""
-        path = f"{BEST}/{FACTS}"
-        return dict(retrying(lambda: self.run.read_json(path), f"reading {self.run.path_of(path)}"))
 
     def measure(self, split: str) -> dict[str, float]:
         """Evaluate `best/` on a split and write the result to evals.jsonl. Each worker holds the whole model for
@@ -356,7 +348,7 @@ class WorkerRun:
         stream = Stream(self.config, self.store, self.world, self.plan)
         batches = stream.evaluate_once(split)
         metrics = evaluate(model, batches, self.task, self.state, self.device, self.control, self.link.alive)
-        facts, name = self._facts(), measured_name(self.config, self.store, split)
+        facts, name = export.facts_of(self.run), measured_name(self.config, self.store, split)
         self.log.evaluation(facts["step"], facts["epoch"], name, metrics)
         self.reporting.evaluated(name, metrics.values)
         self.reporting.finish(self.control.sum)

@@ -184,7 +184,7 @@ class TestOnce:
         assert content(prepare(four)) == content(alone)
         info = alone.manifest.splits["train"]
         assert {"dedup.leakage", "dedup.exact"} <= set(info.num_removed)
-        assert info.num_read == info.num_samples + info.num_set_aside + sum(info.num_removed.values())
+        assert info.num_read == info.num_samples + info.num_quarantined + sum(info.num_removed.values())
 
     def test_found_again_without_ray(self, tmp_path, config, monkeypatch):
         chosen = config(write_reviews(tmp_path / "a.parquet", 10, 0))

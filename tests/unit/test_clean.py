@@ -12,7 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raytrain.config import CleanConfig, RunConfig, SequenceClassificationConfig, TokenClassificationConfig
+from raytrain.config import (
+    CleanConfig,
+    LeakagePolicy,
+    RunConfig,
+    SequenceClassificationConfig,
+    TokenClassificationConfig,
+)
 from raytrain.config.io import parse_config
 from raytrain.data.encode import Encoder, Surveyor, report_of
 from raytrain.data.fingerprint import fingerprint
@@ -21,9 +27,10 @@ from raytrain.data.sources import check_sources, read_tasks
 from raytrain.data.stages import filters, packages, text_rules
 from raytrain.data.stages.clean import Cleaner, clean_text
 from raytrain.data.stages.counts import RowCounts, check_shares
+from raytrain.data.stages.duplicates import Duplicates
 from raytrain.data.stages.filters import c4, fineweb, fineweb_lines, gopher
 from raytrain.data.stages.quarantine import Quarantine, forget
-from raytrain.data.stages.removed import SCHEMA, join_removed
+from raytrain.data.stages.removed import REMOVED_NAME, SCHEMA, join_removed
 from raytrain.errors import ConfigError, DataError
 from raytrain.runs.preflight import resolve
 from raytrain.storage import Storage
@@ -267,7 +274,7 @@ class TestPresets:
         with pytest.raises(
             DataError, match=r"data.clean drops 20 of 20 rows of data.train.*gopher.words 20.*made for web pages"
         ):
-            check_shares("data.train", [RowCounts(20, 0, {}, found.counts.reasons)], 0.5, 0.01)
+            check_shares("data.train", [RowCounts(20, reasons=found.counts.reasons)], 0.5, 0.01)
 
 
 FUNCTIONS = """
@@ -398,8 +405,9 @@ def encoded(raw: dict[str, Any], folder: Path) -> tuple[list[dict[str, Any]], Ta
     tasks = read_tasks(check_sources(config.data, task))
     rows = [{"ordinal": i, "task": json.dumps(asdict(one))} for i, one in enumerate(tasks)]
     plain = config.model_dump(mode="json", exclude_unset=True)
-    state = task.state_from([s for row in rows for s in report_of(Surveyor(plain)(row))["surveys"]])
-    reports = [report_of(Encoder(plain, state, str(folder), 16, "")(row)) for row in rows]
+    none = Duplicates(LeakagePolicy.OFF, str(folder), "")
+    state = task.state_from([s for row in rows for s in report_of(Surveyor(plain, none)(row))["surveys"]])
+    reports = [report_of(Encoder(plain, state, str(folder), 16, none)(row)) for row in rows]
     return reports, task, state
 
 
@@ -426,7 +434,7 @@ class TestEveryRow:
         (report,), _, state = encoded(run_config(tmp_path, tokenizer, data, **rules), tmp_path / "store")
         assert "y" not in state["labels"] or fraction, "labels of dropped rows are not learned"
         store = Storage(str(tmp_path / "store"))
-        join_removed(store, [report["removed"]])
+        join_removed(store, [report["removed"]], REMOVED_NAME)
         removed = pq.read_table(tmp_path / "store" / "removed.parquet")
         assert removed.schema == SCHEMA
         (file,) = (tmp_path / "store" / "quarantine").glob("*.jsonl")

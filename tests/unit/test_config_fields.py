@@ -60,6 +60,7 @@ def test_what_decides_how_long_a_step_takes() -> None:
 
 def test_what_all_trials_of_a_sweep_share() -> None:
     expected = beginning_with("name", "storage_path", "workers.", "ray.", "tracking.", "checkpoint.")
+    expected |= {"training.exactness"}
     assert {*marked(Mark.SHARED)} == expected | beginning_with("data.prepared_path", "training.communication.")
 
 

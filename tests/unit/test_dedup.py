@@ -14,6 +14,7 @@ from running import tiny_run
 from tiny import tiny_tokenizer, write_parquet
 
 from raytrain.config import RunConfig, SequenceClassificationConfig
+from raytrain.data.class_weights import class_weights_of
 from raytrain.data.encode import report_of
 from raytrain.data.prepare import prepare
 from raytrain.data.prepared import PreparedStore
@@ -194,7 +195,7 @@ def check_counts(store: PreparedStore) -> None:
     gone = Counter(row["split"] for row in removed(store))
     for split, info in store.manifest.splits.items():
         assert sum(info.num_removed.values()) == gone[split]
-        assert info.num_read == info.num_samples + info.num_set_aside + sum(info.num_removed.values())
+        assert info.num_read == info.num_samples + info.num_quarantined + sum(info.num_removed.values())
 
 
 @pytest.mark.usefixtures("no_ray")
@@ -287,8 +288,8 @@ class TestLeaks:
             name: write_rows(tmp_path / "data" / f"{name}.jsonl", rows)
             for name, rows in (("train", train), ("test", test))
         }
-        store = prepare(make_config(tmp_path, paths, "task.class_weights=balanced"))
-        assert store.manifest.task_state["class_weights"] == [1.0, 1.0]
+        config = make_config(tmp_path, paths, "training.class_weights=auto")
+        assert class_weights_of(config, prepare(config).manifest) == {"a": 1.0, "b": 1.0}
 
     def test_nothing_is_left(self, tmp_path: Path) -> None:
         rows = labelled(texts(20, 1))

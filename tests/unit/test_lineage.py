@@ -34,7 +34,12 @@ def config(tmp_path: Path) -> RunConfig:
     first[10] = {"text": " ", "label": "a"}
     paths = [write_rows(tmp_path / "data" / f"{i}.jsonl", rows) for i, rows in enumerate((first, second))]
     held_out = write_rows(tmp_path / "data" / "test.jsonl", labelled(test))
-    options = {"bad_rows": "set_aside", "dedup": {"exact": True, "near": True}, "validation": {"fraction": 0.2}}
+    options = {
+        "on_error": "quarantine",
+        "max_quarantined": 1,
+        "dedup": {"exact": True, "near": True},
+        "validation": {"fraction": 0.2},
+    }
     config = make_config(tmp_path, {"train": paths, "test": held_out})
     raw = config.model_dump(mode="json")
     raw["data"].update(options)
@@ -61,7 +66,7 @@ def test_why_a_row_is_in_no_sample(config: RunConfig) -> None:
     store, (first, second), test = prepare(config), config.data.train.path, config.data.test.path
     why = {place: fate_of(store, place)[0][0].partition(" ")[2] for place in (f"{first}:6", f"{first}:11")}
     assert why[f"{first}:6"] == f"was removed: nearly equals {test}:4 (dedup.leakage, Jaccard 1.00)"
-    assert why[f"{first}:11"] == "was set aside: text is empty (bad_input)"
+    assert why[f"{first}:11"] == "was quarantined: text is empty (bad_input)"
     assert f"nearly equals {first}:7 (dedup.near, Jaccard 0." in fate_of(store, f"{second}:16")[0][0]
     assert f"nearly equals {first}:8 (dedup.exact, Jaccard 1.00)" in fate_of(store, f"{second}:21")[0][0]
     assert fate_of(store, "data/1.jsonl:21") == fate_of(store, f"{second}:21"), "the end of a path will do"
@@ -104,7 +109,9 @@ def test_sentences_that_share_a_sample(tmp_path: Path, fraction: float | None) -
     path = write_rows(tmp_path / "data" / "a.conll", rows)
     validation = {} if fraction is None else {"validation": {"fraction": fraction}}
     task = "task={kind: token_classification, document_context: true}"
-    config = make_config(tmp_path, {"train": path}, task, bad_rows="set_aside", max_length=17, **validation)
+    config = make_config(
+        tmp_path, {"train": path}, task, on_error="quarantine", max_quarantined=1, max_length=17, **validation
+    )
     store, found = prepare(config), {}
     for split, info in store.manifest.splits.items():
         starts = store.row_group_starts(split)
@@ -122,7 +129,7 @@ def test_sentences_that_share_a_sample(tmp_path: Path, fraction: float | None) -
     assert sorted(found) == lines
     for line in lines:
         assert fate_of(store, f"{path}:{line}")[1] == [found[line]]
-    assert "was set aside" in fate_of(store, f"{path}:{1 + 4 * 20}")[0][0]
+    assert "was quarantined" in fate_of(store, f"{path}:{1 + 4 * 20}")[0][0]
 
 
 def test_a_step_that_fails_names_the_rows_of_its_samples(config: RunConfig) -> None:

@@ -24,7 +24,15 @@ MANIFEST = Manifest(
     0,
     {
         "train": SplitInfo(
-            3, 9, 1, 2, [Part("p.parquet", [2, 1], 99, "h")], "i", {"a": 3}, "l", [SourceInfo(3, {"a": 3})]
+            3,
+            9,
+            1,
+            2,
+            [Part("p.parquet", [2, 1], 99, "h")],
+            "i",
+            {"a": 3},
+            labels_sha256="l",
+            sources=[SourceInfo(3, {"a": 3})],
         )
     },
     "c",

@@ -11,7 +11,18 @@ from raytrain.runs.provenance import MOST_LABELS, command_line, git_state, label
 from raytrain.storage import Storage
 
 SPLITS = {
-    "train": SplitInfo(120, 999, 3, 1, [], "", {"a": 100, "b": 20}, 130, {"dedup.leakage": 7, "dedup.near": 2}, 0, 4),
+    "train": SplitInfo(
+        120,
+        999,
+        3,
+        1,
+        [],
+        "",
+        {"a": 100, "b": 20},
+        num_removed={"dedup.leakage": 7, "dedup.near": 2},
+        num_short_leaks=4,
+        rows={"read": 135, "quarantined": 1, "dropped": 5, "duplicates": 9, "kept": 120},
+    ),
     "test": SplitInfo(20, 99, 0, 0, [], "", {"b": 20}),
 }
 
@@ -26,7 +37,7 @@ def test_each_command_of_a_run_leaves_a_line(tmp_path: Path, monkeypatch: pytest
     assert first["command"] == second["command"] == "raytrain train run.yaml 'name=two words'"
     assert {"raytrain", "ray", "torch", "deepspeed", "transformers", "python"} <= first["versions"].keys()
     assert first["machine"]["cpus"] >= 1
-    rows = {"read": 130, "quarantined": 1, "dropped": 0, "removed": 9, "leaks": 0, "short_leaks": 4}
+    rows = {"read": 135, "quarantined": 1, "dropped": 5, "removed": 9, "leaks": 0, "short_leaks": 4}
     assert first["data"]["train"] == {"samples": 120, "tokens": 999, "truncated": 3, **rows}
     assert first["labels"] == {"a": {"train": 100, "test": 0}, "b": {"train": 20, "test": 20}}
     assert "a-secret" not in text

@@ -134,7 +134,7 @@ def check_shares(
         total.add(one)
     if total.dropped > most_dropped * total.read:
         presets = tuple(f"{preset}." for preset in CleanPreset)
-        is_preset = any(reason.startswith(presets) for reason in total.reasons)
+        is_preset = any(rule.startswith(presets) for rule in total.reasons)
         raise DataError(
             f"data.clean drops {total.dropped:,} of {counted(total.read, 'row')} of {source}, more than "
             f"data.clean.max_dropped {most_dropped:g} allows: {listed(total.reasons)}. Change the rules, or raise "
