@@ -31,6 +31,7 @@ def config(tmp_path: Path) -> Any:
     def make(cache: str = "prepared", **data: Any) -> RunConfig:
         files = {"train": {"path": [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]}}
         more = {"test": {"path": str(tmp_path / "test.jsonl")}, "on_error": "quarantine", "max_quarantined": 0.1}
+        more["dedup"] = {"leakage": "off"}  # the test rows are training rows too
         return RunConfig.model_validate(
             {
                 "name": "test",
@@ -59,7 +60,7 @@ def test_the_store_says_what_became_of_each_row(tmp_path: Path, config: Any) -> 
     ]
     assert {(row["split"], row["stage"], row["rule"]) for row in removed} == {("train", "clean", "min_words")}
     names = {path.name for path in root.iterdir()}
-    assert names == {"manifest.json", "train", "test", "quarantine", "removed.parquet"} | {
+    assert names == {"manifest.json", "train", "test", "index", "quarantine", "removed.parquet", "leaks.parquet"} | {
         f"lengths-{split}.bin" for split in ("train", "test")
     }
     again = prepare(config(cache="other", clean=RULES))

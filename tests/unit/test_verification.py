@@ -120,3 +120,10 @@ def test_what_cannot_be_verified(tmp_path: Path) -> None:
         repetition(write_run(tmp_path / "b"), config, 20, 1)
     with pytest.raises(ConfigError, match=r"workers.max can't be changed .* there is --workers"):
         verify_run(str(tmp_path / "b"), overrides=["workers.max=4"])
+
+
+def test_a_bitwise_run_is_repeated_with_as_many_threads(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", weights="a")
+    run.write_bytes("config.yaml", dump_config(tiny_run(tmp_path, "a", "training.exactness=bitwise")).encode())
+    with pytest.raises(ConfigError, match=r"workers\.cpus can't be changed.*threads"):
+        verify_run(run.path_of(), overrides=["workers.cpus=2"])
