@@ -96,8 +96,8 @@ def verify_run(
     config = read_run_config(run, overrides)
     if config.training.exactness is Exactness.BITWISE and any(word.startswith("workers.cpus") for word in overrides):
         raise ConfigError(
-            "workers.cpus can't be changed when a run with training.exactness=bitwise is verified: the number of threads "
-            "decides how a CPU's kernels divide their sums"
+            "workers.cpus can't be changed when a run with training.exactness=bitwise is verified: the number of "
+            "threads decides how a CPU's kernels divide their sums"
         )
     repeated, num_steps, workers = repetition(run, config, num_steps, workers)
     check_same_data(run, config)
