@@ -32,6 +32,7 @@ from raytrain.data.items import EvalBatch, EvalPass, StepBatch, TrainSpan
 from raytrain.data.prepared import PreparedStore
 from raytrain.data.quiet import configure_pipelines
 from raytrain.data.row_cache import RowCache
+from raytrain.models.tokenizer import load_tokenizer
 from raytrain.steps.batches import BatchPlan, World
 from raytrain.steps.copies import copies_of, ids_of
 from raytrain.steps.order import Order, evaluation_batches
@@ -133,6 +134,8 @@ class Stream:
     def _begin(self, items: Iterable[TrainSpan | EvalPass], first: TrainSpan | EvalPass | None = None) -> None:
         """`first`: precedes the others, and is read in this process."""
         self._is_closed.clear()
+        if self._config.data.augment is not None:
+            load_tokenizer(self._config.model)  # now: Transformers can't be imported by two threads at once
         head = threading.Thread(target=self._fill_here, args=(first,), daemon=True, name="data-head")
         head.start()
         self._thread = threading.Thread(target=self._fill, args=(iter(items), head), daemon=True, name="data-stream")
@@ -240,8 +243,7 @@ class ReadAndCollate:
     def __init__(self, config: RunConfig, store: PreparedStore, world: World, plan: BatchPlan):
         self._store, self._world, self._plan = store, world, plan
         self._task = make_task(config.task, config.data.max_length)
-        self._config, self._seed = config, config.seed
-        self._state = state_of(config, store.manifest)
+        self._config, self._seed, self._state = config, config.seed, state_of(config, store.manifest)
         # A store that was prepared for an evaluation has no training split; a pass reads each row group once.
         min_groups = row_groups_in_use(self.order, plan) if store.has_split("train") else 1
         self._rows = RowCache(store, min_groups=min_groups)

@@ -100,7 +100,7 @@ def test_a_resumed_run_has_the_same_bits() -> None:
     assert resumed[0][0] == whole
 
 
-@pytest.mark.parametrize("zero_stage", ZERO_STAGES)
+@pytest.mark.parametrize("zero_stage", [0, 2, 3, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_gradient_that_is_not_finite_updates_nothing(zero_stage: int) -> None:
     for norm, is_skipped, is_unchanged, next_norm in run_workers(_poisoned, 2, zero_stage):
         assert (norm, is_skipped, is_unchanged) == (math.inf, True, True)
