@@ -127,6 +127,7 @@ def in_group(function: Any, world_size: int, *settings: Any) -> tuple[np.ndarray
 
 def _work(rank: int, function: Any, world_size: int, folder: str, settings: tuple[Any, ...]) -> None:
     os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ["MKL_CBWR"] = "AUTO,STRICT"  # as in the workers of a bitwise run; no slower here
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", f"file://{folder}/meet", rank=rank, world_size=world_size, timeout=timedelta(seconds=300)
