@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from raytrain.config import SPLITS, RunConfig
-from raytrain.data.listing import list_files
+from raytrain.data.listing import list_split
 from raytrain.data.prepared import PreparedStore
 from raytrain.data.readers import read_chunks
 from raytrain.data.readers.base import ROW, ReadTask
@@ -55,7 +55,7 @@ def source_texts(config: RunConfig, places: Collection[str]) -> dict[str, str]:
     texts: dict[str, str] = {}
     for split in SPLITS:
         source = getattr(config.data, split)
-        for file in list_files(source, f"data.{split}") if source is not None and source.path is not None else []:
+        for file in list_split(source, f"data.{split}") if source is not None and source.paths else []:
             rows = wanted.pop(file.path, set())
             for chunk in read_chunks(ReadTask(split, 0, file), task.required_columns()) if rows else []:
                 found = [i for i, row in enumerate(chunk.table[ROW].to_pylist()) if row in rows]

@@ -185,6 +185,14 @@ def test_texts_of_rows_far_down_in_large_files(tmp_path: Path) -> None:
         assert source_texts(config, places) == {places[0]: some[4_998], places[1]: some[0]}
 
 
+def test_texts_of_rows_in_weighted_sources(tmp_path: Path) -> None:
+    some = texts(20, 1)
+    paths = [write_rows(tmp_path / "data" / f"{i}.jsonl", labelled(some[i::2])) for i in (0, 1)]
+    sources = ", ".join(f"{{path: {path}, weight: 1}}" for path in paths)
+    config = make_config(tmp_path, {"train": paths}, "data.train.path=null", f"data.train.sources=[{sources}]")
+    assert source_texts(config, [f"{paths[1]}:3"]) == {f"{paths[1]}:3": some[5]}
+
+
 def test_a_sample_is_shown_as_it_is_stored(config: RunConfig) -> None:
     store = prepare(config)
     row = json.loads(Path(config.data.test.path).read_text().splitlines()[7])
