@@ -7,9 +7,8 @@ import numpy as np
 import pyarrow as pa
 
 from raytrain.data.word_marks import WordMarks
+from raytrain.steps.hashes import GOLDEN, mixed
 from raytrain.tasks.base import IGNORED, BatchContext
-
-_MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Use(IntEnum):
@@ -176,9 +175,6 @@ def _flat(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mixed(x: np.ndarray) -> np.ndarray:
-    """splitmix64 (Steele et al., 2014) of each number, uint64."""
+    """splitmix64 of each number, uint64."""
     with np.errstate(over="ignore"):
-        x = x + _MIX
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
+        return mixed(x + GOLDEN)

@@ -24,6 +24,8 @@ from typing import Protocol
 
 import numpy as np
 
+from raytrain.steps.hashes import GOLDEN, mixed
+
 # Identifies the algorithm below in state.json, beside ORDER_VERSION, for runs whose samples have copies.
 COPIES_VERSION = 1
 # First in the seed of each random stream; `steps.order` has 1 to 3, `tasks.base` has 4.
@@ -316,9 +318,6 @@ def _arranged(
 
 
 def _hash_of(ids: np.ndarray, seed: int) -> np.ndarray:
-    """A hash of each id and the seed, uint64: splitmix64 (Steele et al., 2014)."""
+    """A hash of each id and the seed, uint64."""
     with np.errstate(over="ignore"):
-        x = (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed % 2**64)
-        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-            x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
-        return x ^ (x >> np.uint64(31))
+        return mixed((ids.astype(np.uint64) + np.uint64(1)) * GOLDEN + np.uint64(seed % 2**64))

@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from raytrain.steps.hashes import GOLDEN, mixed
+
 SHINGLE_CHARACTERS = 5
 # Words in fives see few near duplicates among sentences: one changed word of 18 leaves a similarity of 0.47.
 NUM_BANDS, ROWS_PER_BAND = 20, 6
@@ -27,7 +29,6 @@ THRESHOLD = 0.8
 MOST_OTHERS = 4
 SEED = 1
 CHUNK_TEXTS = 4096  # hashed at once, by `near_duplicates`
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ def shingles(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     count = len(codes) - SHINGLE_CHARACTERS + 1
     c = [codes[i : count + i] for i in range(SHINGLE_CHARACTERS)]
     # A code point has 21 bits, so three fill a word of 64.
-    hashes = _mixed(c[0] | c[1] << np.uint64(21) | c[2] << np.uint64(42))
-    hashes = _mixed(hashes + (c[3] | c[4] << np.uint64(21)) * _GOLDEN)
+    hashes = mixed(c[0] | c[1] << np.uint64(21) | c[2] << np.uint64(42))
+    hashes = mixed(hashes + (c[3] | c[4] << np.uint64(21)) * GOLDEN)
     is_inside = np.ones(len(codes), dtype=bool)  # the last 4 characters of a text begin no shingle
     ends = np.cumsum(sizes)[sizes > 0]
     is_inside[(ends[:, None] - np.arange(1, SHINGLE_CHARACTERS)).ravel()] = False
@@ -99,9 +100,9 @@ def band_keys(texts: Sequence[str]) -> np.ndarray:
     matrix = _minhash().digest_matrix_from_flat_token_hashes(hashes, offsets.astype(np.uint64), num_perm, SEED)
     signatures = np.array(matrix.to_rows(), dtype="<u4").reshape(len(texts), num_perm)
     words = signatures.view("<u8").reshape(len(texts), NUM_BANDS, ROWS_PER_BAND // 2)
-    keys = np.broadcast_to(np.arange(1, NUM_BANDS + 1, dtype=np.uint64) * _GOLDEN, (len(texts), NUM_BANDS))
+    keys = np.broadcast_to(np.arange(1, NUM_BANDS + 1, dtype=np.uint64) * GOLDEN, (len(texts), NUM_BANDS))
     for i in range(words.shape[2]):
-        keys = _mixed(keys ^ words[:, :, i])
+        keys = mixed(keys ^ words[:, :, i])
     return keys
 
 
@@ -177,13 +178,6 @@ def near_duplicates(texts: Sequence[str]) -> list[Match]:
     pairs = candidate_pairs(keys.ravel(), np.repeat(filled, NUM_BANDS))
     matches = [Match(later, earlier, jaccard(sets(later), sets(earlier))) for later, earlier in pairs.tolist()]
     return greedy([match for match in matches if match.jaccard >= THRESHOLD])
-
-
-def _mixed(words: np.ndarray) -> np.ndarray:
-    """The finalizer of splitmix64 (Steele et al., 2014), which is a permutation of 64-bit words."""
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
 
 
 @functools.cache
