@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from raytrain.errors import ConfigError, RaytrainError
 from raytrain.tasks.base import BatchContext
-from raytrain.tasks.imported import file_of, import_named, source_hash
+from raytrain.tasks.imported import file_of, import_function, source_hash
 from raytrain.tasks.user_code import told
 
 CUSTOM = "data.augment.custom"
@@ -24,9 +24,7 @@ class CustomAugment:
         Raises ConfigError when it can't be imported, is not a function, or its file is another one.
         """
         self._target, self._max_length = target, max_length
-        self._function, self._file = import_named(target, CUSTOM), file_of(target, CUSTOM)
-        if not callable(self._function):
-            raise ConfigError(f"{CUSTOM} {target} is not a function")
+        self._function, self._file = import_function(target, CUSTOM), file_of(target, CUSTOM)
         if source is not None and source_hash(target, CUSTOM) != source:
             raise ConfigError(
                 f"{CUSTOM} {target}: the file of this module is not the one that the run was started with; every node "

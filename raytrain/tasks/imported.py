@@ -22,7 +22,15 @@ def import_named(target: str, option: str = TASK) -> Any:
     return getattr(module, name)
 
 
-def source_hash(target: str, option: str = "task.target") -> str:
+def import_function(target: str, option: str) -> Any:
+    """The function that `package.module:name` names. Raises ConfigError naming the dotted option."""
+    function = import_named(target, option)
+    if not callable(function):
+        raise ConfigError(f"{option} {target} is not a function")
+    return function
+
+
+def source_hash(target: str, option: str = TASK) -> str:
     """SHA-256 of the file of the module that `package.module:Class` names. Raises ConfigError."""
     path = file_of(target, option)
     if path is None:

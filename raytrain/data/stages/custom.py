@@ -6,7 +6,7 @@ from typing import Any
 from raytrain.config import CleanConfig
 from raytrain.data.readers.base import unfit
 from raytrain.errors import ConfigError
-from raytrain.tasks.imported import file_of, import_named, package_hash
+from raytrain.tasks.imported import file_of, import_function, package_hash
 from raytrain.tasks.user_code import is_out_of_memory, told
 
 OPTION = "data.clean.custom"
@@ -22,9 +22,7 @@ class CustomRule:
     def __init__(self, target: str, source: str | None):
         """Raises ConfigError: it can't be imported, is not a function, or its files are others than `source` says."""
         self._target, self._file = target, file_of(target, OPTION)
-        self._function: Any = import_named(target, OPTION)
-        if not callable(self._function):
-            raise ConfigError(f"{OPTION} {target} is not a function")
+        self._function = import_function(target, OPTION)
         if source is not None and package_hash(target, OPTION) != source:
             raise ConfigError(
                 f"{OPTION} {target}: the files of this package are not those that the run was started with; every node "
