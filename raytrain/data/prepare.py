@@ -156,11 +156,10 @@ class _Preparation:
                 place = self.cache.path_of(self.name)
                 retrying(lambda: put_in_place(self.cache, self.attempt, self.name), f"writing {place}")
         except BaseException:
-            if self.is_local:
-                with contextlib.suppress(OSError):  # why it has failed must not be lost
+            with contextlib.suppress(OSError):  # why it has failed must not be lost
+                if self.is_local:
                     self.folder.delete("")
-            else:
-                with contextlib.suppress(OSError):
+                else:
                     forget(self.folder, self.attempt)
             raise
         finally:

@@ -134,7 +134,7 @@ class Stream:
     def _begin(self, items: Iterable[TrainSpan | EvalPass], first: TrainSpan | EvalPass | None = None) -> None:
         """`first`: precedes the others, and is read in this process."""
         self._is_closed.clear()
-        if self._config.data.augment is not None:
+        if isinstance(first, TrainSpan) and self._config.data.augment is not None:
             load_tokenizer(self._config.model)  # now: Transformers can't be imported by two threads at once
         head = threading.Thread(target=self._fill_here, args=(first,), daemon=True, name="data-head")
         head.start()
