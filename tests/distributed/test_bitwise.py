@@ -15,9 +15,11 @@ from tiny_engine import (
     NOTHING_KEPT,
     allow_fp16_on_cpu,
     assemble,
+    bert_loss_sum,
     dealt_micro_batches,
     loss_sum,
     make_batch,
+    make_bert,
     make_model,
     num_targets,
 )
@@ -30,7 +32,6 @@ from raytrain.engine.engine import LOSS_UNIT, Engine
 from raytrain.engine.exact_sums import add_fixed_point, exponent_for, global_norm, reduce_to_owners, to_float
 from raytrain.engine.zero_state import load_ranges, owned_ranges, weights_checksum
 from raytrain.errors import ConfigError, TrainingError
-from raytrain.models.build import for_training
 from raytrain.steps.batches import micro_batch_seed
 
 ZERO_STAGES = [0, 1, 2, 3]
@@ -144,26 +145,6 @@ def _engine(
     return Engine(model, training, precision=precision, device=torch.device("cpu"), num_micro_steps=1)
 
 
-def _bert(checkpoints: bool) -> nn.Module:
-    from transformers import BertConfig, BertForMaskedLM
-
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=50,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=24,
-        max_position_embeddings=16,
-    )
-    return for_training(BertForMaskedLM(config), TrainingConfig(gradient_checkpointing=checkpoints))
-
-
-def _bert_loss_sum(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    logits = model(input_ids=batch["input_ids"]).logits.float()
-    return nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="sum")
-
-
 def _with_norm_in_training(model: Any, is_training: bool) -> nn.Module:
     model.module.norm.train(is_training)
     return model
@@ -184,10 +165,10 @@ def _trained(stages: tuple[int, ...], checkpoints: bool, seed: int = 0) -> dict[
 
 
 def _train(zero_stage: int, precision: Precision, checkpoints: bool, seed: int) -> Trained:
-    engine = _engine(zero_stage, _bert(checkpoints), precision)
+    engine = _engine(zero_stage, make_bert(0.1, checkpoints=checkpoints), precision)
     run = Trained(None, [], [], [], [])
     for step in range(STEPS):
-        result = _step(engine, step, _bert_loss_sum, seed)
+        result = _step(engine, step, bert_loss_sum, seed)
         assert (result.loss_sum / LOSS_UNIT).is_integer()
         run.losses.append(result.loss_sum)
         run.norms.append(result.grad_norm)

@@ -11,9 +11,11 @@ from launcher import run_workers
 from tiny_engine import (
     allow_fp16_on_cpu,
     assemble,
+    bert_loss_sum,
     dealt_micro_batches,
     loss_sum,
     make_batch,
+    make_bert,
     make_engine,
     make_model,
     my_micro_batches,
@@ -23,10 +25,9 @@ from tiny_engine import (
 from torch import Tensor, nn
 
 from raytrain.checkpoint.ranges import EXP_AVG, FP32, StateRange
-from raytrain.config import OptimizerConfig, Precision, TrainingConfig
+from raytrain.config import OptimizerConfig, Precision
 from raytrain.engine.optimizer import make_adamw
 from raytrain.engine.zero_state import owned_ranges
-from raytrain.models.build import for_training
 from raytrain.steps.batches import micro_batch_seed
 
 STEP_SAMPLES = [12, 12, 5]  # the last step of an epoch is ragged
@@ -232,24 +233,7 @@ def _bert_runs(
 
 
 def _bert_run(zero_stage: int, checkpoints: bool, precision: Precision, dropout: float, seed: int) -> BertRun:
-    from transformers import BertConfig, BertForMaskedLM
-
-    def bert_loss_sum(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        logits = model(input_ids=batch["input_ids"]).logits.float()
-        return nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="sum")
-
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=50,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=24,
-        max_position_embeddings=16,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-    )
-    model = for_training(BertForMaskedLM(config), TrainingConfig(gradient_checkpointing=checkpoints))
+    model = make_bert(dropout, checkpoints=checkpoints)
     engine = make_engine(zero_stage, model=model, precision=precision)
     run = BertRun([], [])
     for step in range(4):

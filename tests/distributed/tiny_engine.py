@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from raytrain.checkpoint.ranges import StateRange
 from raytrain.config import LossScaleConfig, OptimizerConfig, Precision, TrainingConfig
 from raytrain.engine.engine import Engine
+from raytrain.models.build import for_training
 from raytrain.steps.batches import BatchPlan
 
 VOCABULARY, SEQ_LEN, CLASSES, IGNORED = 13, 6, 5, -100
@@ -86,6 +87,29 @@ def _rows(batch: Batch, ids: np.ndarray) -> Batch:
     if len(ids):
         return {name: tensor[ids] for name, tensor in batch.items()}
     return {"input_ids": batch["input_ids"][:1], "labels": torch.full((1, SEQ_LEN), IGNORED)}
+
+
+def make_bert(dropout: float, *, checkpoints: bool = False) -> nn.Module:
+    """A masked language model with tied weights, the same in each process. `checkpoints`: gradient checkpointing."""
+    from transformers import BertConfig, BertForMaskedLM
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=16,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+    )
+    return for_training(BertForMaskedLM(config), TrainingConfig(gradient_checkpointing=checkpoints))
+
+
+def bert_loss_sum(model: nn.Module, batch: Batch) -> Tensor:
+    logits = model(input_ids=batch["input_ids"]).logits.float()
+    return nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="sum")
 
 
 # By default ZeRO-3 keeps parameters below 100,000 elements whole, which all of a tiny model's are.
