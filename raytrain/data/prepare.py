@@ -130,7 +130,10 @@ class _Preparation:
         self.rows_per_group, self.pad_token_id = rows_per_group, pad_token_id
         places = {(split, i): None for split, of_split in files.items() for i in range(len(of_split))}
         numbers = {place: number for number, place in enumerate(places)}
+        per_file = Counter(task.file.path for task in self.tasks)
+        self.task_bytes = [task.file.num_bytes / per_file[task.file.path] for task in self.tasks]
         self.file_numbers = [numbers[task.split, task.file_of_split] for task in self.tasks]
+        self.all_bytes = sum(self.task_bytes)
         self.attempt = f"{name}.{uuid.uuid4().hex[:8]}.tmp"
         # Object stores can't rename: there, an attempt writes its parts into the final folder under names of its own.
         self.is_local = cache.local_path() is not None
@@ -228,9 +231,7 @@ class _Preparation:
 
     def _share_of(self, ordinals: Collection[int]) -> float:
         """The share of the source bytes that these read tasks cover, above 0 and at most 1."""
-        paths = Counter(task.file.path for task in self.tasks)
-        num_bytes = [task.file.num_bytes / paths[task.file.path] for task in self.tasks]
-        return sum(num_bytes[i] for i in ordinals) / sum(num_bytes)
+        return sum(self.task_bytes[i] for i in ordinals) / self.all_bytes
 
     def _remove_stale(self) -> None:
         """Remove what crashed attempts left behind a day or more ago."""
