@@ -24,7 +24,7 @@ import re
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -133,7 +133,6 @@ class _Preparation:
         per_file = Counter(task.file.path for task in self.tasks)
         self.task_bytes = [task.file.num_bytes / per_file[task.file.path] for task in self.tasks]
         self.file_numbers = [numbers[task.split, task.file_of_split] for task in self.tasks]
-        self.all_bytes = sum(self.task_bytes)
         self.attempt = f"{name}.{uuid.uuid4().hex[:8]}.tmp"
         # Object stores can't rename: there, an attempt writes its parts into the final folder under names of its own.
         self.is_local = cache.local_path() is not None
@@ -206,11 +205,12 @@ class _Preparation:
             is_evaluation="train" not in self.files,
         )
         written = Written()
-        started_at_s, num_rows = time.monotonic(), 0
+        started_at_s, num_rows, num_bytes, all_bytes = time.monotonic(), 0, 0.0, sum(self.task_bytes)
         for report in _run(self._rows(), encoder):
             self._add(report, written)
+            num_bytes += self.task_bytes[report["ordinal"]]
             num_rows += sum(counts["read"] for counts in report["counts"].values())
-            total = round(num_rows / self._share_of(written.found))
+            total = round(num_rows / (num_bytes / all_bytes))
             self.progress(num_rows, total, num_rows / max(1e-9, time.monotonic() - started_at_s))
         return written
 
@@ -228,10 +228,6 @@ class _Preparation:
             place, source = tuple(item.pop("place")), self.tasks[ordinal].file.source
             written.parts.append(WrittenPart(part=part, place=place, index=index[begin:end], source=source, **item))
             begin = end
-
-    def _share_of(self, ordinals: Collection[int]) -> float:
-        """The share of the source bytes that these read tasks cover, above 0 and at most 1."""
-        return sum(self.task_bytes[i] for i in ordinals) / self.all_bytes
 
     def _remove_stale(self) -> None:
         """Remove what crashed attempts left behind a day or more ago."""
