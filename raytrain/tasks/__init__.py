@@ -35,7 +35,8 @@ KINDS = {
 def make_task(config: "TaskConfig", max_length: int) -> Task:
     """The task of a config. `max_length` is data.max_length, in tokens.
 
-    Raises ConfigError when a `python` task can't be imported or made, or its package's files are others than `task.source` says.
+    Raises ConfigError when a `python` task can't be imported or made, or the files of its package are others than
+    `task.source` says.
     """
     if config.kind != "python":
         return import_named(KINDS[config.kind])(config, max_length)
