@@ -193,7 +193,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch, folder: Path) -> StorageFaults:
     monkeypatch.setattr(run, "observe_command", lambda: command)
     monkeypatch.setattr(supervisor, "Supervisor", InProcess)
     monkeypatch.setattr(training_worker, "DirectReporter", lambda: None)  # nothing is reported to Ray Train
-    monkeypatch.setattr(prepare, "_run", _run_rows)
+    monkeypatch.setattr(prepare, "run_pass", _run_rows)
     monkeypatch.setattr(Stream, "_run", _items)
     monkeypatch.setattr(html, "build_report", lambda of: faults.draws_report and report(of))
     for module in (segments, uploads):

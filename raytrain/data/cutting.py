@@ -17,10 +17,11 @@ from typing import Any
 
 from raytrain.config import SourceFormat
 from raytrain.data.parallel import in_threads
-from raytrain.data.readers.base import SourceFile, Span
+from raytrain.data.readers.base import SourceFile, Span, first_line
 from raytrain.data.readers.conll import DOCUMENT_START, width_of
 from raytrain.data.readers.delimited import ends_between_records
 from raytrain.data.readers.opening import open_span
+from raytrain.errors import DataError, FailureCode
 
 # A read task has a 1,024th of all bytes, within these bounds: enough of them for some hundred CPUs, and no more of
 # a part's overhead than for 65,536 short rows.
@@ -42,7 +43,7 @@ CUT_AT = (
 COMPRESSED = (".gz", ".zst")
 BLANK_LINE = re.compile(rb"\n\r?\n")
 # The width of sentences is known again after a line with one word: such files stay whole.
-ONE_COLUMN = re.compile(rb"^(?! *(?:#|-DOCSTART-) *\r?$) *[^ \t\r\n]+ *\r?$", re.MULTILINE)
+ONE_COLUMN = re.compile(rb"^(?!(?:#| *-DOCSTART-) *\r?$) *[^ \t\r\n]+ *\r?$", re.MULTILINE)
 NEW_DOCUMENT = {
     SourceFormat.CONLL: re.compile(rb"^.*-DOCSTART-.*$", re.MULTILINE),
     SourceFormat.CONLLU: re.compile(rb"^# newdoc", re.MULTILINE),
@@ -113,7 +114,7 @@ def is_complete(part: Block) -> bool:
     """Whether the records of a part of a CSV or TSV file are those that the whole file has there."""
     try:
         return ends_between_records(part.file, part.span)
-    except ValueError:  # a broken header: told by who reads the file
+    except (ValueError, OSError):  # told by who reads the whole file
         return False
 
 
@@ -150,13 +151,19 @@ def _joined(file: SourceFile, seen: Sequence[Seen]) -> list[Span]:
 
 
 def look_at(block: Block) -> dict[str, Any]:
-    """What a block has, see `Seen`. Raises OSError."""
-    if block.file.format in NEW_DOCUMENT:
-        return asdict(_seen_of_conll(block))
+    """What a block has, see `Seen`. Raises DataError when the file can't be read."""
+    try:
+        return asdict((_seen_of_conll if block.file.format in NEW_DOCUMENT else _seen)(block))
+    except OSError as error:
+        raise DataError(f"{block.file.path} can't be read: {first_line(error)}", FailureCode.STORAGE) from None
+
+
+def _seen(block: Block) -> Seen:
+    """Of a file in which rows end at line ends."""
     start, data = block.span.start, _read(block.file, block.span.start, block.span.stop)
     quotes = data.count(b'"') if block.file.format == SourceFormat.CSV else 0
     cuts = [None if at is None else [start + at, _num_lines(data[:at]), 0] for at in _line_ends(data, quotes)]
-    return asdict(Seen(_num_lines(data), 0, quotes, cuts, data[:1] == b"\n", data[-1:] == b"\r"))
+    return Seen(_num_lines(data), 0, quotes, cuts, data[:1] == b"\n", data[-1:] == b"\r")
 
 
 def _line_ends(data: bytes, quotes: int) -> list[int | None]:

@@ -11,38 +11,36 @@
 Duplicates take passes of their own before that (data/stages/duplicate_passes.py), and labels that are not declared a
 survey: both read the rows by the same steps.
 
-One read task is one row of Ray Data, and writes its own parts, named after its position: the store is the same however
-many tasks run concurrently, and in whatever order they finish.
+One read task writes its own parts, named after its position, and a task of Ray Data works on several read tasks, one
+after the other (data/cutting.py, data/passes.py): the store is the same however many of these there are, and in
+whatever order they finish.
 """
 
 import contextlib
 import json
 import logging
-import math
 import os
 import re
 import time
 import uuid
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
 from raytrain.config import RunConfig
 from raytrain.data.bad_rows import Tally
 from raytrain.data.commit import Written, WrittenPart, check_counts, commit, sum_of, tell
-from raytrain.data.encode import Encoder, RowFunction, Surveyor, cannot_prepare, report_of
+from raytrain.data.encode import Encoder, Surveyor, cannot_prepare
 from raytrain.data.fingerprint import fingerprint
 from raytrain.data.parts import Index
+from raytrain.data.passes import in_parallel, run_pass
 from raytrain.data.prepared import Part, PreparedStore
-from raytrain.data.quiet import quiet_ray_data
 from raytrain.data.readers.base import SourceFile
 from raytrain.data.sources import check_sources, read_tasks
 from raytrain.data.stages.duplicate_passes import find_held_out, find_sides, find_within
 from raytrain.data.stages.duplicates import WORK, Duplicates, Found
 from raytrain.data.stages.quarantine import forget
 from raytrain.data.store_folder import put_in_place, verified, verified_or_removed
-from raytrain.errors import DataError, FailureCode
 from raytrain.models.tokenizer import load_tokenizer, tokenizer_identity
 from raytrain.retries import retrying
 from raytrain.storage import Storage
@@ -126,12 +124,11 @@ class _Preparation:
         progress: Progress,
     ):
         self.config, self.name, self.cache, self.progress = config, name, cache, progress
-        self.files, self.tasks = files, read_tasks(files)
+        self.files = files
+        self.tasks = read_tasks(files, lambda work, items: in_parallel(work, items, run_pass))
         self.rows_per_group, self.pad_token_id = rows_per_group, pad_token_id
         places = {(split, i): None for split, of_split in files.items() for i in range(len(of_split))}
         numbers = {place: number for number, place in enumerate(places)}
-        per_file = Counter(task.file.path for task in self.tasks)
-        self.task_bytes = [task.file.num_bytes / per_file[task.file.path] for task in self.tasks]
         self.file_numbers = [numbers[task.split, task.file_of_split] for task in self.tasks]
         self.attempt = f"{name}.{uuid.uuid4().hex[:8]}.tmp"
         # Object stores can't rename: there, an attempt writes its parts into the final folder under names of its own.
@@ -170,23 +167,26 @@ class _Preparation:
 
     def _rows(self) -> list[dict[str, Any]]:
         """The read tasks as rows of Ray Data."""
-        return [{"ordinal": i, "task": json.dumps(asdict(task))} for i, task in enumerate(self.tasks)]
+        return [
+            {"ordinal": i, "task": json.dumps(asdict(task)), "num_bytes": task.num_bytes}
+            for i, task in enumerate(self.tasks)
+        ]
 
     def _find_duplicates(self) -> Duplicates:
         """The passes that duplicates need before any row is encoded."""
         duplicates = Duplicates(
             self.config.data.dedup.leakage, self.folder.root, "" if self.is_local else f"{self.attempt}-"
         )
-        duplicates = find_sides(self.config, duplicates, self._rows(), self.tasks, _run)
-        duplicates = find_held_out(self.config, duplicates, self._rows(), self.tasks, _run)
-        return find_within(self.config, duplicates, self._rows(), self.tasks, _run)
+        duplicates = find_sides(self.config, duplicates, self._rows(), self.tasks, run_pass)
+        duplicates = find_held_out(self.config, duplicates, self._rows(), self.tasks, run_pass)
+        return find_within(self.config, duplicates, self._rows(), self.tasks, run_pass)
 
     def _survey(self, duplicates: Duplicates) -> tuple[list[TaskState], Duplicates]:
         """What the chunks of all splits contribute to the task's state, in the order of the sources; and which of their
         rows are duplicates, as far as that was not known. Raises DataError when the rules of data.clean drop too much,
         which would be told as labels that are missing."""
         surveyor = Surveyor(self.config.model_dump(mode="json", exclude_unset=True), duplicates)
-        reports = {report["ordinal"]: report for report in _run(self._rows(), surveyor)}
+        reports = {report["ordinal"]: report for report in run_pass(self._rows(), surveyor)}
         check_counts(self.config, sum_of(report["counts"] for report in reports.values()), Tally())
         surveys = [survey for ordinal in sorted(reports) for survey in reports[ordinal]["surveys"]]
         if duplicates.finds_leaks:
@@ -205,10 +205,11 @@ class _Preparation:
             is_evaluation="train" not in self.files,
         )
         written = Written()
-        started_at_s, num_rows, num_bytes, all_bytes = time.monotonic(), 0, 0.0, sum(self.task_bytes)
-        for report in _run(self._rows(), encoder):
+        started_at_s, num_rows, num_bytes = time.monotonic(), 0, 0
+        all_bytes = sum(task.num_bytes for task in self.tasks)
+        for report in run_pass(self._rows(), encoder):
             self._add(report, written)
-            num_bytes += self.task_bytes[report["ordinal"]]
+            num_bytes += self.tasks[report["ordinal"]].num_bytes
             num_rows += sum(counts["read"] for counts in report["counts"].values())
             total = round(num_rows / (num_bytes / all_bytes))
             self.progress(num_rows, total, num_rows / max(1e-9, time.monotonic() - started_at_s))
@@ -268,26 +269,3 @@ def _rows_per_group(num_bytes: int) -> int:
     lanes (P5); and small groups let the samples of a small data set mix well.
     """
     return 1 << max(4, min(8, (num_bytes >> 22).bit_length() - 1))
-
-
-def _run(rows: list[dict[str, Any]], function: RowFunction) -> Iterator[dict[str, Any]]:
-    """Apply a function to each row with Ray Data, one task per row; yields the reports in any order.
-
-    Raises the DataError that the function reports for the first of the rows, as soon as those before it are done: which
-    one is told does not depend on which task was faster.
-    """
-    import ray.data
-
-    quiet_ray_data()
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(function)
-    waiting = {row["ordinal"] for row in rows}
-    failed: dict[int, DataError] = {}
-    for row in dataset.iter_rows():
-        report = report_of(row)
-        waiting.discard(report["ordinal"])
-        if "error" in report:
-            failed[report["ordinal"]] = DataError(report["error"], FailureCode(report["code"]))
-        if failed and min(failed) < min(waiting, default=math.inf):
-            raise failed[min(failed)]
-        if not failed:
-            yield report

@@ -189,7 +189,7 @@ class TestOnce:
     def test_found_again_without_ray(self, tmp_path, config, monkeypatch):
         chosen = config(write_reviews(tmp_path / "a.parquet", 10, 0))
         before = content(prepare(chosen))
-        monkeypatch.setattr(prepare_module, "_run", lambda *_: pytest.fail("it was prepared again"))
+        monkeypatch.setattr(prepare_module, "run_pass", lambda *_: pytest.fail("it was prepared again"))
         assert content(prepare(chosen)) == before
 
     def test_a_changed_source_is_prepared_again(self, tmp_path, config):

@@ -22,11 +22,11 @@ PIECES = {
     SourceFormat.TSV: [*COMMON, b"\t", b'"', b"a\tb\n"],
     SourceFormat.CSV: [*COMMON, b",", b'"', b'"', b'"a\nb",', b"a,b\n", b'"a""",b\n', b'a, "b"\n'],
     SourceFormat.CONLL: [
-        *[b"a O\n", b"a O\n\n", b"a\tb\tO\r\n\r\n", b"-DOCSTART-\n\n", b"-DOCSTART- O\n", b"#\n", b"# a\n"] * 4,
+        *[b"a O\n", b"a O\n\n", b"a\tb\tO\r\n\r\n", b"-DOCSTART-\n\n", b"-DOCSTART- O\n", b"#\n", b"# a\n"] * 12,
         *COMMON,
     ],
     SourceFormat.CONLLU: [
-        *[b"# newdoc\n", b"1\t" + b"\t".join([b"a"] * 9) + b"\n", b"# a\n", b"\n", b"\r\n"] * 4,
+        *[b"# newdoc\n", b"1\t" + b"\t".join([b"a"] * 9) + b"\n", b"# a\n", b"\n", b"\r\n"] * 12,
         *COMMON,
     ],
 }
@@ -72,7 +72,9 @@ def test_the_rows_are_those_of_the_whole_file(form: SourceFormat) -> None:
 
 @pytest.mark.parametrize("form", [SourceFormat.JSONL, SourceFormat.CSV, SourceFormat.CONLL])
 def test_parts_have_equal_bytes(tmp_path: Path, form: SourceFormat) -> None:
-    line = {SourceFormat.JSONL: '{"a": 1}\n', SourceFormat.CSV: '"a ""b"",\n c",1\n', SourceFormat.CONLL: "a O\n\n"}[form]
+    line = {SourceFormat.JSONL: '{"a": 1}\n', SourceFormat.CSV: '"a ""b"",\n c",1\n', SourceFormat.CONLL: "a O\n\n"}[
+        form
+    ]
     path = tmp_path / "file"
     path.write_text("text,a\n" * (form == SourceFormat.CSV) + line * 10_000)
     file = SourceFile(str(path), form, path.stat().st_size, "")
