@@ -24,6 +24,8 @@ from raytrain.data.stages.duplicates import DuplicateFilter, Duplicates
 from raytrain.data.stages.held_out import source_columns, split_rows
 from raytrain.data.stages.quarantine import Quarantine
 from raytrain.data.stages.removed import RemovedRows
+from raytrain.data.storing import noting_files
+from raytrain.data.work_folder import Records
 from raytrain.errors import DataError, FailureCode, RaytrainError, first_line
 from raytrain.models.tokenizer import load_tokenizer
 from raytrain.retries import advice_for
@@ -50,13 +52,27 @@ class RowFunction:
     """Runs in Ray Data's processes and returns a report for each row. Errors meant for the user are returned as text,
     since Ray would wrap an exception in its own."""
 
+    records: Records | None = None
+    """Where it is recorded that a row is done; None: nowhere."""
+    prefix = ""
+    """Tells passes of the same class apart."""
+
+    @property
+    def pass_name(self) -> str:
+        """The name of the records of this pass."""
+        return f"{self.prefix}{type(self).__name__.lower()}"
+
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Ray Data calls this with one row. Lengths and labels stay bytes: as Python's integers they would take the
         driver 36 B a sample each."""
         index: dict[str, bytes] = {LENGTHS: b"", LABELS: b""}
         try:
-            report = self.report(row)
-            index = {name: report.pop(name, b"") for name in index}
+            with noting_files() as files:
+                report = {**index, **self.report(row)}
+            report["files"] = files
+            if self.records is not None:
+                self.records.write(row["ordinal"], report)
+            index = {name: report.pop(name) for name in index}
         except (RaytrainError, OSError) as error:
             told = error if isinstance(error, RaytrainError) else cannot_prepare("the data can't be prepared", error)
             report = {"ordinal": row["ordinal"], "error": str(told), "code": told.code}
@@ -162,8 +178,8 @@ class _Output:
     def __init__(self, folder: Storage, duplicates: Duplicates, ordinal: int, rows_per_group: int):
         """`duplicates`: names the files."""
         self._folder, self._removed_name = folder, duplicates.name("cleaned", ordinal)
-        self.parts = Parts(folder, duplicates.prefix, ordinal, rows_per_group)
-        self._quarantine, self._removed = Quarantine(folder, duplicates.prefix, ordinal), RemovedRows()
+        self.parts = Parts(folder, ordinal, rows_per_group)
+        self._quarantine, self._removed = Quarantine(folder, ordinal), RemovedRows()
         self._counts: defaultdict[str, RowCounts] = defaultdict(RowCounts)
         self._bad: list[tuple[str, BadRow]] = []  # with their splits, not yet quarantined
 

@@ -8,6 +8,9 @@
     6. write     (samples)        -> a Parquet part with small row groups, its index  data/parts.py
     7. commit    (all parts)      -> lengths, removed rows, and finally the manifest  data/commit.py
 
+What each read task has done is kept and recorded (data/work_folder.py): a command that is interrupted is continued by
+the next one.
+
 Duplicates take passes of their own before that (data/stages/duplicate_passes.py), and labels that are not declared a
 survey: both read the rows by the same steps.
 
@@ -23,24 +26,36 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
 from raytrain.config import RunConfig
+from raytrain.data import work_folder
 from raytrain.data.bad_rows import Tally
-from raytrain.data.commit import Written, WrittenPart, check_counts, commit, sum_of, tell
-from raytrain.data.encode import Encoder, Surveyor, cannot_prepare
+from raytrain.data.commit import (
+    Written,
+    WrittenPart,
+    check_counts,
+    check_written,
+    commit,
+    join_rows,
+    publish,
+    sum_of,
+    tell,
+)
+from raytrain.data.encode import Encoder, RowFunction, Surveyor, cannot_prepare
 from raytrain.data.fingerprint import fingerprint
 from raytrain.data.parts import Index
 from raytrain.data.passes import in_parallel, run_pass
-from raytrain.data.prepared import Part, PreparedStore
+from raytrain.data.prepared import MANIFEST_NAME, Part, PreparedStore
 from raytrain.data.readers.base import SourceFile
 from raytrain.data.sources import check_sources, read_tasks
 from raytrain.data.stages.duplicate_passes import find_held_out, find_sides, find_within
 from raytrain.data.stages.duplicates import WORK, Duplicates, Found
-from raytrain.data.stages.quarantine import forget
 from raytrain.data.store_folder import put_in_place, verified, verified_or_removed
+from raytrain.data.work_folder import Records
+from raytrain.errors import DataError, FailureCode
 from raytrain.models.tokenizer import load_tokenizer, tokenizer_identity
 from raytrain.retries import retrying
 from raytrain.storage import Storage
@@ -49,7 +64,7 @@ from raytrain.tasks.base import TaskState
 
 logger = logging.getLogger(__name__)
 
-# The folder of an attempt that is older than this was left behind by a crash.
+# The folder of a commit that is older than this was left behind by a crash.
 STALE_S = 24 * 3600.0
 # The cache may be in one of the user's folders: raytrain removes nothing in it that has another name.
 ATTEMPT_NAME = re.compile(r"[0-9a-f]{20}\.[0-9a-f]{8}\.tmp")
@@ -111,7 +126,7 @@ def _place_of(config: RunConfig, only: str | None = None) -> tuple[dict[str, lis
 
 
 class _Preparation:
-    """One attempt to create a prepared store."""
+    """One command that creates a prepared store, or completes what an earlier one has begun."""
 
     def __init__(
         self,
@@ -130,16 +145,15 @@ class _Preparation:
         places = {(split, i): None for split, of_split in files.items() for i in range(len(of_split))}
         numbers = {place: number for number, place in enumerate(places)}
         self.file_numbers = [numbers[task.split, task.file_of_split] for task in self.tasks]
-        self.attempt = f"{name}.{uuid.uuid4().hex[:8]}.tmp"
-        # Object stores can't rename: there, an attempt writes its parts into the final folder under names of its own.
-        self.is_local = cache.local_path() is not None
-        self.folder = cache.at(self.attempt if self.is_local else name)
+        self.folder = cache.at(f"{name}{work_folder.ENDING}")
+        self.records_id = ""
 
     def run(self) -> None:
         """Create the store and commit it."""
         self._remove_stale()
         task = make_task(self.config.task, self.config.data.max_length)
         try:
+            self.records_id = work_folder.begin(self.folder)
             duplicates = self._find_duplicates()
             state = task.declared_state()
             if state is None:
@@ -148,22 +162,55 @@ class _Preparation:
                 for remark in task.remarks(surveys):
                     logger.warning("%s", remark)
             written = self._write(state, duplicates)
-            paths = [file.path for files in self.files.values() for file in files]
-            commit(self.config, self.name, self.folder, written, state, self.pad_token_id, paths)
-            if self.is_local:
-                retrying(lambda: self.folder.delete(WORK), f"cleaning up {self.folder.path_of()}")
+            self._commit(written, state)
+        except (OSError, DataError) as error:
+            if isinstance(error, DataError) and error.code != FailureCode.STORAGE:
+                work_folder.remove(self.folder)  # nobody will need it: other data has another fingerprint
+                raise
+            with contextlib.suppress(OSError):  # why it has failed must not be lost
+                if self.cache.exists(f"{self.name}/{MANIFEST_NAME}"):  # by another command, which has tidied up
+                    work_folder.remove(self.folder)
+                    return
+            logger.warning("what is prepared so far is kept in %s, where the same command continues", self.folder.root)
+            raise
+        work_folder.remove(self.folder)
+        tell(self.cache, self.name, written)
+
+    def _commit(self, written: Written, state: TaskState) -> None:
+        """Make a store of what is in the folder. The first command to come here makes it."""
+        paths = [file.path for files in self.files.values() for file in files]
+        attempt = uuid.uuid4().hex[:8]
+        is_local = self.cache.local_path() is not None
+        if is_local:
+            target, prefix = self.cache.at(f"{self.name}.{attempt}.tmp"), ""
+        else:  # object stores can't rename: files have names of their own, since someone may read those of another one
+            target, prefix = self.cache.at(self.name), f"{attempt}-"
+        try:
+            check_written(self.config, written)
+            removed = join_rows(self.folder, written)
+            publish(self.folder, target, written, prefix)
+            commit(self.config, self.name, target, written, removed, state, self.pad_token_id, paths)
+            if is_local:
                 place = self.cache.path_of(self.name)
-                retrying(lambda: put_in_place(self.cache, self.attempt, self.name), f"writing {place}")
+                retrying(lambda: put_in_place(self.cache, target.place()[1], self.name), f"writing {place}")
         except BaseException:
             with contextlib.suppress(OSError):  # why it has failed must not be lost
-                if self.is_local:
-                    self.folder.delete("")
-                else:
-                    forget(self.folder, self.attempt)
+                if is_local:
+                    target.delete("")
             raise
-        finally:
-            self._remove_work()
-        tell(self.cache, self.name, written)
+
+    def _run(self, rows: list[dict[str, Any]], function: RowFunction) -> Iterator[dict[str, Any]]:
+        """One pass over read tasks: the reports of those that are done already, then those of the others, in any
+        order."""
+        records = Records(self.folder.root, self.records_id, function.pass_name)
+        done = records.read()
+        if done and isinstance(function, Encoder):
+            what = f"{len(done):,} of {len(rows):,} parts of the source files are prepared already"
+            logger.warning("continuing in %s: %s", self.folder.path_of(), what)
+        yield from ({**done[row["ordinal"]], "was_done": True} for row in rows if row["ordinal"] in done)
+        function.records = records
+        if left := [row for row in rows if row["ordinal"] not in done]:
+            yield from run_pass(left, function)
 
     def _rows(self) -> list[dict[str, Any]]:
         """The read tasks as rows of Ray Data."""
@@ -174,19 +221,17 @@ class _Preparation:
 
     def _find_duplicates(self) -> Duplicates:
         """The passes that duplicates need before any row is encoded."""
-        duplicates = Duplicates(
-            self.config.data.dedup.leakage, self.folder.root, "" if self.is_local else f"{self.attempt}-"
-        )
-        duplicates = find_sides(self.config, duplicates, self._rows(), self.tasks, run_pass)
-        duplicates = find_held_out(self.config, duplicates, self._rows(), self.tasks, run_pass)
-        return find_within(self.config, duplicates, self._rows(), self.tasks, run_pass)
+        duplicates = Duplicates(self.config.data.dedup.leakage, self.folder.root)
+        duplicates = find_sides(self.config, duplicates, self._rows(), self.tasks, self._run)
+        duplicates = find_held_out(self.config, duplicates, self._rows(), self.tasks, self._run)
+        return find_within(self.config, duplicates, self._rows(), self.tasks, self._run)
 
     def _survey(self, duplicates: Duplicates) -> tuple[list[TaskState], Duplicates]:
         """What the chunks of all splits contribute to the task's state, in the order of the sources; and which of their
         rows are duplicates, as far as that was not known. Raises DataError when the rules of data.clean drop too much,
         which would be told as labels that are missing."""
         surveyor = Surveyor(self.config.model_dump(mode="json", exclude_unset=True), duplicates)
-        reports = {report["ordinal"]: report for report in run_pass(self._rows(), surveyor)}
+        reports = {report["ordinal"]: report for report in self._run(self._rows(), surveyor)}
         check_counts(self.config, sum_of(report["counts"] for report in reports.values()), Tally())
         surveys = [survey for ordinal in sorted(reports) for survey in reports[ordinal]["surveys"]]
         if duplicates.finds_leaks:
@@ -205,14 +250,15 @@ class _Preparation:
             is_evaluation="train" not in self.files,
         )
         written = Written()
-        started_at_s, num_rows, num_bytes = time.monotonic(), 0, 0
+        started_at_s, num_rows, num_done, num_bytes = time.monotonic(), 0, 0, 0
         all_bytes = sum(task.num_bytes for task in self.tasks)
-        for report in run_pass(self._rows(), encoder):
+        for report in self._run(self._rows(), encoder):
             self._add(report, written)
             num_bytes += self.tasks[report["ordinal"]].num_bytes
-            num_rows += sum(counts["read"] for counts in report["counts"].values())
+            num_rows += (read := sum(counts["read"] for counts in report["counts"].values()))
+            num_done += read if "was_done" in report else 0
             total = round(num_rows / (num_bytes / all_bytes))
-            self.progress(num_rows, total, num_rows / max(1e-9, time.monotonic() - started_at_s))
+            self.progress(num_rows, total, (num_rows - num_done) / max(1e-9, time.monotonic() - started_at_s))
         return written
 
     def _add(self, report: dict[str, Any], written: Written) -> None:
@@ -220,6 +266,7 @@ class _Preparation:
         ordinal = report["ordinal"]
         written.counts[ordinal], written.quarantined[ordinal] = report["counts"], report["quarantined"]
         written.found[ordinal] = Found(**report["found"])
+        written.files += [name for name, _, _ in report["files"] if not name.startswith(f"{WORK}/")]
         if report["removed"]:
             written.cleaned[ordinal] = report["removed"]
         index, begin = Index.from_bytes(report), 0
@@ -231,27 +278,15 @@ class _Preparation:
             begin = end
 
     def _remove_stale(self) -> None:
-        """Remove what crashed attempts left behind a day or more ago."""
-        if not self.is_local:
-            return
+        """Remove what crashed commands left behind, and nobody has continued."""
         try:
             for name in self.cache.list_names():
-                path = self.cache.local_path(name) or ""
-                if ATTEMPT_NAME.fullmatch(name) and _age_s(path) > STALE_S:
+                path = self.cache.local_path(name)
+                if path is not None and ATTEMPT_NAME.fullmatch(name) and _age_s(path) > STALE_S:
                     self.cache.delete(name)
+            work_folder.remove_stale(self.cache, but=self.folder)
         except OSError as error:  # the next preparation does it
             logger.warning("could not clean up %s: %s", self.cache.path_of(), error)
-
-    def _remove_work(self) -> None:
-        """Remove the files that the passes have left for one another, where they share a folder with the store."""
-        if self.is_local:
-            return
-        try:
-            for name in self.folder.list_names(WORK):
-                if name.startswith(self.attempt):
-                    self.folder.delete(f"{WORK}/{name}")
-        except OSError as error:  # they are in nobody's way
-            logger.warning("could not clean up %s: %s", self.folder.path_of(WORK), error)
 
 
 def _age_s(path: str) -> float:
