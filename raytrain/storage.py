@@ -223,18 +223,20 @@ class Storage:
 
     def link(self, name: str, folder: "Storage", new_name: str) -> None:
         """Give a file a name in another folder too, without reading it: a hard link where the file system has them,
-        else a copy, which an object store makes itself. Raises FileNotFoundError."""
+        else a copy, which an object store makes itself. A file of that name is replaced. Raises FileNotFoundError."""
         folder.check()
         source, target = self._full(name), folder._full(new_name)
         if not self._is_local:
             self._fs.copy_file(source, target)
             return
         os.makedirs(os.path.dirname(target), exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # to copy a file onto another name of itself would empty it
+            os.unlink(target)
         try:
             os.link(source, target)
         except FileNotFoundError:
             raise
-        except OSError:
+        except OSError:  # the file system has no hard links
             self._fs.copy_file(source, target)
             _sync(target)
 

@@ -41,9 +41,9 @@ from raytrain.training.outcome import Failed, Outcome
 
 OPERATIONS = (
     *("exists", "size_bytes", "stamp", "list_names", "list_sizes", "read_bytes", "open_input"),
-    *("write_bytes", "commit_bytes", "open_output", "create", "delete", "move", "copy"),
+    *("write_bytes", "commit_bytes", "open_output", "create", "delete", "move", "copy", "link"),
 )
-CHANGES = ("write_bytes", "commit_bytes", "open_output", "create", "delete", "move", "copy")
+CHANGES = ("write_bytes", "commit_bytes", "open_output", "create", "delete", "move", "copy", "link")
 
 
 class Killed(BaseException):
@@ -220,7 +220,7 @@ def _count_storage(monkeypatch: pytest.MonkeyPatch, faults: StorageFaults) -> No
 
     for name in OPERATIONS:
         monkeypatch.setattr(Storage, name, counted(name))
-    create, output, copy = Storage.__init__, Storage.open_output, Storage.copy
+    create, output, copy, link = Storage.__init__, Storage.open_output, Storage.copy, Storage.link
 
     def init(self: Storage, root: str) -> None:
         create(self, root)
@@ -237,6 +237,12 @@ def _count_storage(monkeypatch: pytest.MonkeyPatch, faults: StorageFaults) -> No
             Path(self._base, target).mkdir(parents=True, exist_ok=True)
         copy(self, source, target)
 
+    def linked(self: Storage, name: str, folder: Storage, new_name: str) -> None:
+        if not self._is_local:
+            Path(folder._base, new_name).parent.mkdir(parents=True, exist_ok=True)
+        link(self, name, folder, new_name)
+
+    monkeypatch.setattr(Storage, "link", linked)
     monkeypatch.setattr(Storage, "copy", copied)
     monkeypatch.setattr(Storage, "__init__", init)
     monkeypatch.setattr(Storage, "open_output", open_output)

@@ -168,10 +168,10 @@ class _Preparation:
                 work_folder.remove(self.folder)  # nobody will need it: other data has another fingerprint
                 raise
             with contextlib.suppress(OSError):  # why it has failed must not be lost
-                if self.cache.exists(f"{self.name}/{MANIFEST_NAME}"):  # by another command, which has tidied up
+                if self.cache.exists(f"{self.name}/{MANIFEST_NAME}"):  # of another command, which has removed the work
                     work_folder.remove(self.folder)
                     return
-            logger.warning("what is prepared so far is kept in %s, where the same command continues", self.folder.root)
+            logger.warning("what is done so far is kept in %s: the same command continues", self.folder.path_of())
             raise
         work_folder.remove(self.folder)
         tell(self.cache, self.name, written)

@@ -11,6 +11,8 @@ deleted; a command that is late finds the store. What it still writes into the f
 """
 
 import base64
+import contextlib
+import functools
 import json
 import logging
 import re
@@ -64,7 +66,8 @@ class Records:
         own = [name for name in names if name.rpartition("-")[0] == self.name and name.endswith(".json")]
         reports = [report for report in in_threads(lambda name: self._parsed(folder, name), own) if report is not None]
         files = [WrittenFile(*file) for report in reports for file in report["files"]]
-        sizes = {at: folder.list_sizes(at) for at in {file.name.rpartition("/")[0] for file in files}}
+        places = sorted({file.name.rpartition("/")[0] for file in files})
+        sizes = {at: retrying(functools.partial(folder.list_sizes, at), f"reading {at}") for at in places}
         is_small = sum(file.num_bytes for file in files) <= WHOLE_BYTES
 
         def is_whole(file: WrittenFile) -> bool:
@@ -92,12 +95,11 @@ def begin(folder: Storage) -> str:
     Raises OSError."""
     versions = {"raytrain": __version__, **{package: version(package) for package in DECIDING}}
     begun = {"id": uuid.uuid4().hex, "versions": versions}
-    try:
-        found = folder.read_json(BEGUN)
-        if isinstance(found, dict) and found.get("versions") == versions:
-            begun = found
-    except (FileNotFoundError, ValueError):
-        pass
+    if retrying(lambda: folder.exists(BEGUN), f"reading {folder.path_of(BEGUN)}"):
+        with contextlib.suppress(ValueError):
+            found = json.loads(get(folder, BEGUN))
+            if isinstance(found, dict) and found.get("versions") == versions:
+                begun = found
     put(folder, BEGUN, json.dumps(begun).encode())  # again, so that the folder does not look as if nobody needed it
     return str(begun["id"])
 
@@ -113,6 +115,6 @@ def remove_stale(cache: Storage, but: Storage) -> None:
 def remove(folder: Storage) -> None:
     """Remove a preparation's folder, and log when that is not possible."""
     try:
-        folder.delete("")
+        retrying(lambda: folder.delete(""), f"removing {folder.path_of()}")
     except OSError as error:  # another command may write to it; the store is complete without it
         logger.warning("could not remove %s: %s", folder.path_of(), first_line(str(error)))
