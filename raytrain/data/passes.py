@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from raytrain.data.cutting import groups
-from raytrain.data.encode import RowFunction, report_of
+from raytrain.data.encode import ROWS_SO_FAR, RowFunction, report_of
 from raytrain.data.parallel import in_threads
 from raytrain.data.quiet import quiet_ray_data
 from raytrain.errors import DataError, FailureCode
 
-# So many bytes are looked through by this process before a pass of Ray Data has begun.
+# Up to these bytes, this process has looked through them before a pass of Ray Data has begun.
 FEW_BYTES = 64 << 20
 
 
@@ -39,6 +39,10 @@ def run_pass(rows: list[dict[str, Any]], function: RowFunction) -> Iterator[dict
     failed: dict[int, DataError] = {}
     for row in dataset.iter_rows():
         report = report_of(row)
+        if ROWS_SO_FAR in report:
+            if not failed:
+                yield report
+            continue
         waiting.discard(report["ordinal"])
         if "error" in report:
             failed[report["ordinal"]] = DataError(report["error"], FailureCode(report["code"]))
@@ -56,8 +60,8 @@ class _EachOf:
 
     def __call__(self, group: dict[str, Any]) -> Iterator[dict[str, Any]]:
         for row in json.loads(group["rows"]):
-            found = self._function(row)
-            yield found
+            for found in self._function.steps(row):
+                yield found
             if "error" in report_of(found):
                 return
 

@@ -44,7 +44,7 @@ from raytrain.data.commit import (
     sum_of,
     tell,
 )
-from raytrain.data.encode import Encoder, RowFunction, Surveyor, cannot_prepare
+from raytrain.data.encode import ROWS_SO_FAR, Encoder, RowFunction, Surveyor, cannot_prepare
 from raytrain.data.fingerprint import fingerprint
 from raytrain.data.parts import Index
 from raytrain.data.passes import in_parallel, run_pass
@@ -250,15 +250,11 @@ class _Preparation:
             is_evaluation="train" not in self.files,
         )
         written = Written()
-        started_at_s, num_rows, num_done, num_bytes = time.monotonic(), 0, 0, 0
-        all_bytes = sum(task.num_bytes for task in self.tasks)
+        begun = _RowsSoFar([task.num_bytes for task in self.tasks])
         for report in self._run(self._rows(), encoder):
-            self._add(report, written)
-            num_bytes += self.tasks[report["ordinal"]].num_bytes
-            num_rows += (read := sum(counts["read"] for counts in report["counts"].values()))
-            num_done += read if "was_done" in report else 0
-            total = round(num_rows / (num_bytes / all_bytes))
-            self.progress(num_rows, total, (num_rows - num_done) / max(1e-9, time.monotonic() - started_at_s))
+            if ROWS_SO_FAR not in report:
+                self._add(report, written)
+            self.progress(*begun.with_report(report))
         return written
 
     def _add(self, report: dict[str, Any], written: Written) -> None:
@@ -287,6 +283,31 @@ class _Preparation:
             work_folder.remove_stale(self.cache, but=self.folder)
         except OSError as error:  # the next preparation does it
             logger.warning("could not clean up %s: %s", self.cache.path_of(), error)
+
+
+class _RowsSoFar:
+    """How far a pass is: rows of read tasks that are done, and so far of others."""
+
+    def __init__(self, num_bytes: list[int]):
+        """`num_bytes`: of each read task."""
+        self._num_bytes, self._bytes_done, self._rows_done, self._rows_before = num_bytes, 0, 0, 0
+        self._begun: dict[int, int] = {}
+        self._started_at_s = time.monotonic()
+
+    def with_report(self, report: dict[str, Any]) -> tuple[int, int | None, float]:
+        """(rows so far, estimated rows in total, rows per second) after a report."""
+        ordinal = report["ordinal"]
+        if ROWS_SO_FAR in report:
+            self._begun[ordinal] = report[ROWS_SO_FAR]
+        else:
+            self._begun.pop(ordinal, None)
+            read = sum(counts["read"] for counts in report["counts"].values())
+            self._rows_done, self._bytes_done = self._rows_done + read, self._bytes_done + self._num_bytes[ordinal]
+            self._rows_before += read if "was_done" in report else 0
+        rows = self._rows_done + sum(self._begun.values())
+        total = round(self._rows_done / (self._bytes_done / sum(self._num_bytes))) if self._bytes_done else None
+        per_s = (rows - self._rows_before) / max(1e-9, time.monotonic() - self._started_at_s)
+        return rows, None if total is None else max(total, rows), per_s
 
 
 def _age_s(path: str) -> float:

@@ -15,6 +15,7 @@ import contextlib
 import functools
 import json
 import logging
+import os
 import re
 import time
 import uuid
@@ -114,7 +115,14 @@ def remove_stale(cache: Storage, but: Storage) -> None:
 
 def remove(folder: Storage) -> None:
     """Remove a preparation's folder, and log when that is not possible."""
+    parent, name = folder.place()
+    aside = f"{name.removesuffix(ENDING)}.{uuid.uuid4().hex[:8]}.tmp"
     try:
-        retrying(lambda: folder.delete(""), f"removing {folder.path_of()}")
-    except OSError as error:  # another command may write to it; the store is complete without it
+        if folder.local_path() is not None:  # renamed first, since another command may write to it meanwhile
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(f"{parent}/{name}", f"{parent}/{aside}")
+            retrying(lambda: Storage(parent).delete(aside), f"removing {folder.path_of()}")
+        else:
+            retrying(lambda: folder.delete(""), f"removing {folder.path_of()}")
+    except OSError as error:  # the store is complete without it
         logger.warning("could not remove %s: %s", folder.path_of(), first_line(str(error)))
