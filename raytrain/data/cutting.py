@@ -23,8 +23,8 @@ from raytrain.data.readers.delimited import ends_between_records
 from raytrain.data.readers.opening import open_span
 from raytrain.errors import DataError, FailureCode
 
-# A read task has a 512th of all bytes, within these bounds: enough of them for some hundred CPUs, and not so many that
-# the files that they write for one another take longer than the rows.
+# A read task has a 512th of all bytes, within these bounds: enough of them for some hundred CPUs, and few enough that
+# the files that they write for one another take less time than the rows.
 LEAST_BYTES, MOST_BYTES, MOST_TASKS = 1 << 20, 16 << 20, 512
 # Read tasks are worked on together up to these bytes, and so that each CPU has about this many such groups: with more
 # the last one is shorter, which others wait for.
