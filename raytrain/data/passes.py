@@ -28,9 +28,11 @@ def run_pass(rows: list[dict[str, Any]], function: RowFunction) -> Iterator[dict
     import ray.data
 
     quiet_ray_data()
-    num_cpus = max(1.0, ray.cluster_resources().get("CPU", 1.0))
+    if not ray.is_initialized():
+        ray.init()
     of_tasks = [range(i, i + 1) for i in range(len(rows))]
     if all("num_bytes" in row for row in rows):
+        num_cpus = max(1.0, ray.cluster_resources().get("CPU", 1.0))
         of_tasks = groups([row["num_bytes"] for row in rows], num_cpus)
     items = [{"rows": json.dumps(rows[group.start : group.stop])} for group in of_tasks]
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).flat_map(_EachOf(function))
