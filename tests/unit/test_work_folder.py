@@ -1,5 +1,6 @@
 """PREPARE continues where a command was interrupted: nothing is done twice, and the store is the same. No Ray."""
 
+import gzip
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ import pytest
 from raytrain.config import RunConfig
 from raytrain.data import prepare as prepare_module
 from raytrain.data import work_folder
-from raytrain.data.encode import report_of
+from raytrain.data.encode import ROWS_SO_FAR, report_of
 from raytrain.data.passes import _EachOf
 from raytrain.data.prepare import prepare
 from raytrain.data.prepared import PreparedStore
@@ -43,8 +44,8 @@ class Passes:
         shuffled = random.Random(len(rows)).sample(rows, len(rows))
         for begin in range(0, len(rows), 3):
             for found in _EachOf(function)({"rows": json.dumps(shuffled[begin : begin + 3])}):
-                self.done[function.pass_name] += 1
                 report = report_of(found)
+                self.done[function.pass_name] += ROWS_SO_FAR not in report
                 if "error" in report:
                     raise DataError(report["error"], FailureCode(report["code"]))
                 yield report
@@ -77,7 +78,7 @@ def config(tmp_path: Path, tokenizer: str) -> Any:
             "name": "test",
             "task": {"kind": "sequence_classification"},
             "model": {"config": TINY_BERT, "tokenizer": tokenizer},
-            "data": {"train": {"path": str(tmp_path / "*.jsonl")}, "prepared_path": cache, "max_length": 12, **data},
+            "data": {"train": {"path": str(tmp_path / "?.jsonl")}, "prepared_path": cache, "max_length": 12, **data},
         }
         return RunConfig.model_validate(raw)
 
@@ -158,6 +159,19 @@ def test_two_commands_in_one_folder(tmp_path: Path, config: Any, passes: Passes)
     finally:
         prepare_module.run_pass = passes_run
     assert len(list((tmp_path / "both").iterdir())) == 1
+
+
+def test_progress_is_told_inside_a_read_task(tmp_path: Path, config: Any, passes: Passes, monkeypatch: Any) -> None:
+    """A compressed file is one read task, however large it is."""
+    monkeypatch.setattr("raytrain.data.encode.TELL_EVERY_S", 0.0)
+    monkeypatch.setattr("raytrain.data.readers.base.CHUNK_ROWS", 50)
+    text = (tmp_path / "a.jsonl").read_text() + (tmp_path / "b.jsonl").read_text()
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    chosen, told = config(str(tmp_path / "cache"), train={"path": str(tmp_path / "c.jsonl.gz")}), []
+    prepare(chosen, lambda *progress: told.append(progress))
+    rows = text.count("\n")
+    assert [so_far for so_far, _, _ in told] == [*range(50, rows, 50), *[rows] * (2 if rows % 50 else 1)]
+    assert {total for _, total, _ in told} == {None, rows} and told[-1][1] == rows
 
 
 def test_rows_that_are_refused_leave_nothing(tmp_path: Path, config: Any, passes: Passes, monkeypatch: Any) -> None:
