@@ -138,7 +138,7 @@ class Storage:
         if self._is_local:
             _sync(self._full(name))
 
-    def commit_bytes(self, name: str, data: bytes) -> None:
+    def commit_bytes(self, name: str, data: bytes | memoryview) -> None:
         """Write a file so that readers see all of it or nothing: a rename on a file system, one PUT on an object
         store."""
         if not self._is_local:
@@ -220,6 +220,25 @@ class Storage:
         if self._is_local:
             os.makedirs(self._full(target), exist_ok=True)
         pafs.copy_files(self._full(source), self._full(target), self._fs, self._fs)
+
+    def link(self, name: str, folder: "Storage", new_name: str) -> None:
+        """Give a file a name in another folder too, without reading it: a hard link where the file system has them,
+        else a copy, which an object store makes itself. A file of that name is replaced. Raises FileNotFoundError."""
+        folder.check()
+        source, target = self._full(name), folder._full(new_name)
+        if not self._is_local:
+            self._fs.copy_file(source, target)
+            return
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # to copy a file onto another name of itself would empty it
+            os.unlink(target)
+        try:
+            os.link(source, target)
+        except FileNotFoundError:
+            raise
+        except OSError:  # the file system has no hard links
+            self._fs.copy_file(source, target)
+            _sync(target)
 
     def path_of(self, name: str = "") -> str:
         """The full path or URI, for messages."""

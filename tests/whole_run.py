@@ -42,9 +42,9 @@ from raytrain.training.outcome import Failed, Outcome
 
 OPERATIONS = (
     *("exists", "size_bytes", "stamp", "list_names", "list_sizes", "read_bytes", "open_input"),
-    *("write_bytes", "commit_bytes", "open_output", "create", "delete", "move", "copy"),
+    *("write_bytes", "commit_bytes", "open_output", "create", "delete", "move", "copy", "link"),
 )
-CHANGES = ("write_bytes", "commit_bytes", "open_output", "create", "delete", "move", "copy")
+CHANGES = ("write_bytes", "commit_bytes", "open_output", "create", "delete", "move", "copy", "link")
 
 
 class Killed(BaseException):
@@ -194,7 +194,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch, folder: Path) -> StorageFaults:
     monkeypatch.setattr(run, "observe_command", lambda: command)
     monkeypatch.setattr(supervisor, "Supervisor", InProcess)
     monkeypatch.setattr(training_worker, "DirectReporter", lambda: None)  # nothing is reported to Ray Train
-    monkeypatch.setattr(prepare, "_run", _run_rows)
+    monkeypatch.setattr(prepare, "run_pass", _run_rows)
     monkeypatch.setattr(Stream, "_run", _items)
     monkeypatch.setattr(html, "build_report", lambda of: faults.draws_report and report(of))
     for module in (segments, uploads):
@@ -221,7 +221,7 @@ def _count_storage(monkeypatch: pytest.MonkeyPatch, faults: StorageFaults) -> No
 
     for name in OPERATIONS:
         monkeypatch.setattr(Storage, name, counted(name))
-    create, output, copy = Storage.__init__, Storage.open_output, Storage.copy
+    create, output, copy, link = Storage.__init__, Storage.open_output, Storage.copy, Storage.link
 
     def init(self: Storage, root: str) -> None:
         create(self, root)
@@ -238,6 +238,12 @@ def _count_storage(monkeypatch: pytest.MonkeyPatch, faults: StorageFaults) -> No
             Path(self._base, target).mkdir(parents=True, exist_ok=True)
         copy(self, source, target)
 
+    def linked(self: Storage, name: str, folder: Storage, new_name: str) -> None:
+        if not self._is_local:
+            Path(folder._base, new_name).parent.mkdir(parents=True, exist_ok=True)
+        link(self, name, folder, new_name)
+
+    monkeypatch.setattr(Storage, "link", linked)
     monkeypatch.setattr(Storage, "copy", copied)
     monkeypatch.setattr(Storage, "__init__", init)
     monkeypatch.setattr(Storage, "open_output", open_output)

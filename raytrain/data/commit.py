@@ -1,11 +1,12 @@
 """The end of PREPARE: what the tasks have written becomes a store, whose manifest is written last. No Ray, no torch."""
 
+import contextlib
 import hashlib
 import json
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from raytrain.config import SPLITS, RunConfig
 from raytrain.data.bad_rows import Tally
 from raytrain.data.lengths import encode_index, index_name, label_index_name
+from raytrain.data.parallel import in_threads
 from raytrain.data.parts import Index
 from raytrain.data.prepared import MANIFEST_NAME, Manifest, Part, SourceInfo, SplitInfo
 from raytrain.data.stages.counts import RowCounts, check_shares
@@ -59,6 +61,8 @@ class Written:
     """By read task: the file of the rows that the rules of data.clean have dropped."""
     found: dict[int, Found] = field(default_factory=dict)
     """By read task: duplicates among its training rows."""
+    files: list[str] = field(default_factory=list)
+    """Names of the parts, their indexes, and the files of quarantined rows."""
 
     def row_counts(self) -> dict[str, RowCounts]:
         """What became of the source rows of each split."""
@@ -72,11 +76,70 @@ class Written:
         return tally
 
 
+def check_written(config: RunConfig, written: Written) -> None:
+    """Raises DataError when a split that the config asks for has no rows, or more rows are dropped or quarantined than
+    is allowed."""
+    tally = written.tally()
+    check_counts(config, written.row_counts(), tally)
+    for split in _splits_of(config, written):
+        if not any(item.split == split for item in written.parts):
+            raise DataError(_no_row(config, split, written, tally))
+
+
+def _splits_of(config: RunConfig, written: Written) -> list[str]:
+    """The splits of the store: those that the config asks for, or the one that is evaluated."""
+    counts = written.row_counts()
+    given = [split for split in SPLITS if getattr(config.data, split) is not None]
+    return given if "train" in counts else [split for split in given if split in counts]
+
+
+def publish(work: Storage, folder: Storage, written: Written, prefix: str) -> None:
+    """Give the files that read tasks have written their names in the store.
+
+    Args:
+        work: The folder of the preparation, in which they stay too.
+        folder: That of the store.
+        prefix: First in the names of files in the store.
+
+    Raises OSError; FileNotFoundError when another command has removed the folder.
+    """
+
+    def renamed(name: str) -> str:
+        at, _, last = name.rpartition("/")
+        return f"{at}/{prefix}{last}"
+
+    def link(name: str) -> None:
+        try:
+            work.link(name, folder, renamed(name))
+        except FileNotFoundError:  # for good, so it is not tried again
+            raise
+        except OSError:
+            retrying(lambda: work.link(name, folder, renamed(name)), f"writing {folder.path_of(renamed(name))}")
+
+    try:
+        in_threads(link, written.files)
+    except BaseException:
+        if prefix:
+            with contextlib.suppress(OSError):  # why it has failed must not be lost
+                in_threads(lambda name: folder.delete(renamed(name)), written.files)
+        raise
+    written.parts = [replace(one, part=replace(one.part, name=renamed(one.part.name))) for one in written.parts]
+
+
+def join_rows(work: Storage, written: Written) -> dict[str, memoryview]:
+    """The files of the rows that are in no sample, by name: those of all read tasks together."""
+    found = written.found
+    removed = [name for i in sorted(found) for name in (written.cleaned.get(i), *found[i].removed) if name]
+    leaks = [name for i in sorted(found) for name in found[i].leaks]
+    return {REMOVED_NAME: join_removed(work, removed), LEAKS_NAME: join_removed(work, leaks)}
+
+
 def commit(
     config: RunConfig,
     name: str,
     folder: Storage,
     written: Written,
+    removed: dict[str, memoryview],
     state: TaskState,
     pad_token_id: int,
     paths: list[str],
@@ -86,26 +149,16 @@ def commit(
     Args:
         name: Fingerprint of the store.
         folder: Where the parts are.
+        removed: What `join_rows` gives.
         paths: The source files of all splits.
-
-    Raises:
-        DataError: A split that the config asks for has no rows, or more rows are dropped or quarantined than is
-        allowed.
     """
-    counts, tally = written.row_counts(), written.tally()
-    check_counts(config, counts, tally)
+    counts = written.row_counts()
     written.parts.sort(key=lambda item: item.place)
-    removed = [
-        name for i in sorted(written.found) for name in (written.cleaned.get(i), *written.found[i].removed) if name
-    ]
-    join_removed(folder, removed, REMOVED_NAME)
-    join_removed(folder, [name for i in sorted(written.found) for name in written.found[i].leaks], LEAKS_NAME)
-    splits = {}
-    given = [split for split in SPLITS if getattr(config.data, split) is not None]
-    for split in given if "train" in counts else [split for split in given if split in counts]:
-        if not any(item.split == split for item in written.parts):
-            raise DataError(_no_row(config, split, written, tally))
-        splits[split] = _split_info(config, folder, split, written, counts[split])
+    for file_name, data in removed.items():
+        put(folder, file_name, data)
+    splits = {
+        split: _split_info(config, folder, split, written, counts[split]) for split in _splits_of(config, written)
+    }
     manifest = Manifest(name, state, pad_token_id, splits, _content_of(state, written.parts), paths).to_json()
     path = folder.path_of(MANIFEST_NAME)
     retrying(lambda: folder.commit_bytes(MANIFEST_NAME, manifest), f"writing {path}")

@@ -6,7 +6,9 @@ Each read task writes its own parts, named after its position, so its output doe
 
 import functools
 import json
+import time
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -24,6 +26,8 @@ from raytrain.data.stages.duplicates import DuplicateFilter, Duplicates
 from raytrain.data.stages.held_out import source_columns, split_rows
 from raytrain.data.stages.quarantine import Quarantine
 from raytrain.data.stages.removed import RemovedRows
+from raytrain.data.storing import noting_files
+from raytrain.data.work_folder import Records
 from raytrain.errors import DataError, FailureCode, RaytrainError, first_line
 from raytrain.models.tokenizer import load_tokenizer
 from raytrain.retries import advice_for
@@ -33,6 +37,9 @@ from raytrain.tasks.base import Encoded, RowError, Task, TaskState
 
 # Where a bad row is refused, this many more chunks are read to count the others.
 CHUNKS_TO_COUNT = 16
+# While a read task is worked on, its rows are told as often as this: a compressed file may take hours.
+TELL_EVERY_S = 2.0
+ROWS_SO_FAR = "rows_so_far"
 
 
 def report_of(row: dict[str, Any]) -> dict[str, Any]:
@@ -50,17 +57,44 @@ class RowFunction:
     """Runs in Ray Data's processes and returns a report for each row. Errors meant for the user are returned as text,
     since Ray would wrap an exception in its own."""
 
+    records: Records | None = None
+    """Where it is recorded that a row is done; None: nowhere."""
+    prefix = ""
+    """Tells passes of the same class apart."""
+
+    @property
+    def pass_name(self) -> str:
+        """The name of the records of this pass."""
+        return f"{self.prefix}{type(self).__name__.lower()}"
+
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Ray Data calls this with one row. Lengths and labels stay bytes: as Python's integers they would take the
-        driver 36 B a sample each."""
+        """The report on a row, as Ray Data takes it."""
+        *_, last = self.steps(row)
+        return last
+
+    def steps(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Ray Data calls this with one row: what `reports` gives, for Ray Data. Lengths and labels stay bytes: as
+        Python's integers they would take the driver 36 B a sample each."""
         index: dict[str, bytes] = {LENGTHS: b"", LABELS: b""}
         try:
-            report = self.report(row)
-            index = {name: report.pop(name, b"") for name in index}
+            report: dict[str, Any] = {}
+            with noting_files() as files:
+                for found in self.reports(row):
+                    if report:
+                        yield {"report": json.dumps(report), **index}
+                    report = found
+            report = {**index, **report, "files": files}
+            if self.records is not None:
+                self.records.write(row["ordinal"], report)
+            index = {name: report.pop(name) for name in index}
         except (RaytrainError, OSError) as error:
             told = error if isinstance(error, RaytrainError) else cannot_prepare("the data can't be prepared", error)
             report = {"ordinal": row["ordinal"], "error": str(told), "code": told.code}
-        return {"report": json.dumps(report), **index}
+        yield {"report": json.dumps(report), **index}
+
+    def reports(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The report on a row; before it, if that takes long, how many rows of the source are done (ROWS_SO_FAR)."""
+        yield self.report(row)
 
     def report(self, row: dict[str, Any]) -> dict[str, Any]:
         """The report on a row for the driver; JSON-able but for LENGTHS and LABELS, which are bytes."""
@@ -111,11 +145,9 @@ class Encoder(RowFunction):
         self._config, self._state, self._root, self._duplicates = config, state, root, duplicates
         self._rows_per_group, self._is_evaluation = rows_per_group, is_evaluation
 
-    def report(self, row: dict[str, Any]) -> dict[str, Any]:
+    def reports(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """What was written, and which rows were rejected."""
-        return self._encode(row["ordinal"], ReadTask.from_json(row["task"]))
-
-    def _encode(self, ordinal: int, read_task: ReadTask) -> dict[str, Any]:
+        ordinal, read_task, told_at_s = row["ordinal"], ReadTask.from_json(row["task"]), time.monotonic()
         config = RunConfig.model_validate(self._config)
         task = make_task(config.task, config.data.max_length)
         cleaner = make_cleaner(config.data.clean, task)
@@ -151,9 +183,12 @@ class Encoder(RowFunction):
             bad_at = number if out.bad and bad_at is None else bad_at
             if not fails:
                 out.quarantine_bad()
+            if time.monotonic() - told_at_s > TELL_EVERY_S:
+                told_at_s = time.monotonic()
+                yield {"ordinal": ordinal, ROWS_SO_FAR: out.num_read}
         if out.bad:
             raise refused(out.bad, out.num_read)
-        return {"ordinal": ordinal, "found": asdict(unique.close()), **out.close()}
+        yield {"ordinal": ordinal, "found": asdict(unique.close()), **out.close()}
 
 
 class _Output:
@@ -162,8 +197,8 @@ class _Output:
     def __init__(self, folder: Storage, duplicates: Duplicates, ordinal: int, rows_per_group: int):
         """`duplicates`: names the files."""
         self._folder, self._removed_name = folder, duplicates.name("cleaned", ordinal)
-        self.parts = Parts(folder, duplicates.prefix, ordinal, rows_per_group)
-        self._quarantine, self._removed = Quarantine(folder, duplicates.prefix, ordinal), RemovedRows()
+        self.parts = Parts(folder, ordinal, rows_per_group)
+        self._quarantine, self._removed = Quarantine(folder, ordinal), RemovedRows()
         self._counts: defaultdict[str, RowCounts] = defaultdict(RowCounts)
         self._bad: list[tuple[str, BadRow]] = []  # with their splits, not yet quarantined
 

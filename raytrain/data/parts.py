@@ -67,12 +67,11 @@ class Index:
 class Parts:
     """Writes the samples of one read task, in the order in which they are added."""
 
-    def __init__(self, folder: Storage, prefix: str, ordinal: int, rows_per_group: int):
+    def __init__(self, folder: Storage, ordinal: int, rows_per_group: int):
         """Args:
-        prefix: First in the name of each file.
-        ordinal: Index of the read task, also part of the names.
+        ordinal: Index of the read task, part of the names of its files.
         """
-        self._folder, self._prefix, self._ordinal = folder, prefix, ordinal
+        self._folder, self._ordinal = folder, ordinal
         self._rows_per_group = rows_per_group
         self._open: dict[str, _OpenPart] = {}
         self._written: list[dict[str, Any]] = []
@@ -89,7 +88,7 @@ class Parts:
         if split in self._open and self._open[split].schema != schema:
             self._write(split)
         if split not in self._open:
-            name = f"{split}/{self._prefix}part-{self._ordinal:05d}-{number:05d}.parquet"
+            name = f"{split}/part-{self._ordinal:05d}-{number:05d}.parquet"
             self._open[split] = _OpenPart(name, (self._ordinal, number), schema)
         part = self._open[split]
         part.add(encoded, self._rows_per_group)

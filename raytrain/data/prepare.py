@@ -8,40 +8,53 @@
     6. write     (samples)        -> a Parquet part with small row groups, its index  data/parts.py
     7. commit    (all parts)      -> lengths, removed rows, and finally the manifest  data/commit.py
 
+What each read task has done is kept and recorded (data/work_folder.py): a command that is interrupted is continued by
+the next one.
+
 Duplicates take passes of their own before that (data/stages/duplicate_passes.py), and labels that are not declared a
 survey: both read the rows by the same steps.
 
-One read task is one row of Ray Data, and writes its own parts, named after its position: the store is the same however
-many tasks run concurrently, and in whatever order they finish.
+One read task writes its own parts, named after its position, and a task of Ray Data works on several read tasks, one
+after the other (data/cutting.py, data/passes.py): the store is the same however many of these there are, and in
+whatever order they finish.
 """
 
 import contextlib
 import json
 import logging
-import math
 import os
 import re
 import time
 import uuid
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
 from raytrain.config import RunConfig
+from raytrain.data import work_folder
 from raytrain.data.bad_rows import Tally
-from raytrain.data.commit import Written, WrittenPart, check_counts, commit, sum_of, tell
-from raytrain.data.encode import Encoder, RowFunction, Surveyor, cannot_prepare, report_of
+from raytrain.data.commit import (
+    Written,
+    WrittenPart,
+    check_counts,
+    check_written,
+    commit,
+    join_rows,
+    publish,
+    sum_of,
+    tell,
+)
+from raytrain.data.encode import ROWS_SO_FAR, Encoder, RowFunction, Surveyor, cannot_prepare
 from raytrain.data.fingerprint import fingerprint
 from raytrain.data.parts import Index
-from raytrain.data.prepared import Part, PreparedStore
-from raytrain.data.quiet import AWAY_FROM_GPUS, quiet_ray_data
+from raytrain.data.passes import in_parallel, run_pass
+from raytrain.data.prepared import MANIFEST_NAME, Part, PreparedStore
 from raytrain.data.readers.base import SourceFile
 from raytrain.data.sources import check_sources, read_tasks
 from raytrain.data.stages.duplicate_passes import find_held_out, find_sides, find_within
 from raytrain.data.stages.duplicates import WORK, Duplicates, Found
-from raytrain.data.stages.quarantine import forget
 from raytrain.data.store_folder import put_in_place, verified, verified_or_removed
+from raytrain.data.work_folder import Records
 from raytrain.errors import DataError, FailureCode
 from raytrain.models.tokenizer import load_tokenizer, tokenizer_identity
 from raytrain.retries import retrying
@@ -51,7 +64,7 @@ from raytrain.tasks.base import TaskState
 
 logger = logging.getLogger(__name__)
 
-# The folder of an attempt that is older than this was left behind by a crash.
+# The folder of a commit that is older than this was left behind by a crash.
 STALE_S = 24 * 3600.0
 # The cache may be in one of the user's folders: raytrain removes nothing in it that has another name.
 ATTEMPT_NAME = re.compile(r"[0-9a-f]{20}\.[0-9a-f]{8}\.tmp")
@@ -113,7 +126,7 @@ def _place_of(config: RunConfig, only: str | None = None) -> tuple[dict[str, lis
 
 
 class _Preparation:
-    """One attempt to create a prepared store."""
+    """One command that creates a prepared store, or completes what an earlier one has begun."""
 
     def __init__(
         self,
@@ -126,23 +139,21 @@ class _Preparation:
         progress: Progress,
     ):
         self.config, self.name, self.cache, self.progress = config, name, cache, progress
-        self.files, self.tasks = files, read_tasks(files)
+        self.files = files
+        self.tasks = read_tasks(files, lambda work, items: in_parallel(work, items, run_pass))
         self.rows_per_group, self.pad_token_id = rows_per_group, pad_token_id
         places = {(split, i): None for split, of_split in files.items() for i in range(len(of_split))}
         numbers = {place: number for number, place in enumerate(places)}
-        per_file = Counter(task.file.path for task in self.tasks)
-        self.task_bytes = [task.file.num_bytes / per_file[task.file.path] for task in self.tasks]
         self.file_numbers = [numbers[task.split, task.file_of_split] for task in self.tasks]
-        self.attempt = f"{name}.{uuid.uuid4().hex[:8]}.tmp"
-        # Object stores can't rename: there, an attempt writes its parts into the final folder under names of its own.
-        self.is_local = cache.local_path() is not None
-        self.folder = cache.at(self.attempt if self.is_local else name)
+        self.folder = cache.at(f"{name}{work_folder.ENDING}")
+        self.records_id = ""
 
     def run(self) -> None:
         """Create the store and commit it."""
         self._remove_stale()
         task = make_task(self.config.task, self.config.data.max_length)
         try:
+            self.records_id = work_folder.begin(self.folder)
             duplicates = self._find_duplicates()
             state = task.declared_state()
             if state is None:
@@ -151,42 +162,76 @@ class _Preparation:
                 for remark in task.remarks(surveys):
                     logger.warning("%s", remark)
             written = self._write(state, duplicates)
-            paths = [file.path for files in self.files.values() for file in files]
-            commit(self.config, self.name, self.folder, written, state, self.pad_token_id, paths)
-            if self.is_local:
-                retrying(lambda: self.folder.delete(WORK), f"cleaning up {self.folder.path_of()}")
+            self._commit(written, state)
+        except (OSError, DataError) as error:
+            if isinstance(error, DataError) and error.code != FailureCode.STORAGE:
+                work_folder.remove(self.folder)  # nobody will need it: other data has another fingerprint
+                raise
+            with contextlib.suppress(OSError):  # why it has failed must not be lost
+                if self.cache.exists(f"{self.name}/{MANIFEST_NAME}"):  # of another command, which has removed the work
+                    work_folder.remove(self.folder)
+                    return
+            logger.warning("what is done so far is kept in %s: the same command continues", self.folder.path_of())
+            raise
+        work_folder.remove(self.folder)
+        tell(self.cache, self.name, written)
+
+    def _commit(self, written: Written, state: TaskState) -> None:
+        """Make a store of what is in the folder. The first command to come here makes it."""
+        paths = [file.path for files in self.files.values() for file in files]
+        attempt = uuid.uuid4().hex[:8]
+        is_local = self.cache.local_path() is not None
+        if is_local:
+            target, prefix = self.cache.at(f"{self.name}.{attempt}.tmp"), ""
+        else:  # object stores can't rename: files have names of their own, since someone may read those of another one
+            target, prefix = self.cache.at(self.name), f"{attempt}-"
+        try:
+            check_written(self.config, written)
+            removed = join_rows(self.folder, written)
+            publish(self.folder, target, written, prefix)
+            commit(self.config, self.name, target, written, removed, state, self.pad_token_id, paths)
+            if is_local:
                 place = self.cache.path_of(self.name)
-                retrying(lambda: put_in_place(self.cache, self.attempt, self.name), f"writing {place}")
+                retrying(lambda: put_in_place(self.cache, target.place()[1], self.name), f"writing {place}")
         except BaseException:
             with contextlib.suppress(OSError):  # why it has failed must not be lost
-                if self.is_local:
-                    self.folder.delete("")
-                else:
-                    forget(self.folder, self.attempt)
+                if is_local:
+                    target.delete("")
             raise
-        finally:
-            self._remove_work()
-        tell(self.cache, self.name, written)
+
+    def _run(self, rows: list[dict[str, Any]], function: RowFunction) -> Iterator[dict[str, Any]]:
+        """One pass over read tasks: the reports of those that are done already, then those of the others, in any
+        order."""
+        records = Records(self.folder.root, self.records_id, function.pass_name)
+        done = records.read()
+        if done and isinstance(function, Encoder):
+            what = f"{len(done):,} of {len(rows):,} parts of the source files are prepared already"
+            logger.warning("continuing in %s: %s", self.folder.path_of(), what)
+        yield from ({**done[row["ordinal"]], "was_done": True} for row in rows if row["ordinal"] in done)
+        function.records = records
+        if left := [row for row in rows if row["ordinal"] not in done]:
+            yield from run_pass(left, function)
 
     def _rows(self) -> list[dict[str, Any]]:
         """The read tasks as rows of Ray Data."""
-        return [{"ordinal": i, "task": json.dumps(asdict(task))} for i, task in enumerate(self.tasks)]
+        return [
+            {"ordinal": i, "task": json.dumps(asdict(task)), "num_bytes": task.num_bytes}
+            for i, task in enumerate(self.tasks)
+        ]
 
     def _find_duplicates(self) -> Duplicates:
         """The passes that duplicates need before any row is encoded."""
-        duplicates = Duplicates(
-            self.config.data.dedup.leakage, self.folder.root, "" if self.is_local else f"{self.attempt}-"
-        )
-        duplicates = find_sides(self.config, duplicates, self._rows(), self.tasks, _run)
-        duplicates = find_held_out(self.config, duplicates, self._rows(), self.tasks, _run)
-        return find_within(self.config, duplicates, self._rows(), self.tasks, _run)
+        duplicates = Duplicates(self.config.data.dedup.leakage, self.folder.root)
+        duplicates = find_sides(self.config, duplicates, self._rows(), self.tasks, self._run)
+        duplicates = find_held_out(self.config, duplicates, self._rows(), self.tasks, self._run)
+        return find_within(self.config, duplicates, self._rows(), self.tasks, self._run)
 
     def _survey(self, duplicates: Duplicates) -> tuple[list[TaskState], Duplicates]:
         """What the chunks of all splits contribute to the task's state, in the order of the sources; and which of their
         rows are duplicates, as far as that was not known. Raises DataError when the rules of data.clean drop too much,
         which would be told as labels that are missing."""
         surveyor = Surveyor(self.config.model_dump(mode="json", exclude_unset=True), duplicates)
-        reports = {report["ordinal"]: report for report in _run(self._rows(), surveyor)}
+        reports = {report["ordinal"]: report for report in self._run(self._rows(), surveyor)}
         check_counts(self.config, sum_of(report["counts"] for report in reports.values()), Tally())
         surveys = [survey for ordinal in sorted(reports) for survey in reports[ordinal]["surveys"]]
         if duplicates.finds_leaks:
@@ -205,13 +250,11 @@ class _Preparation:
             is_evaluation="train" not in self.files,
         )
         written = Written()
-        started_at_s, num_rows, num_bytes, all_bytes = time.monotonic(), 0, 0.0, sum(self.task_bytes)
-        for report in _run(self._rows(), encoder):
-            self._add(report, written)
-            num_bytes += self.task_bytes[report["ordinal"]]
-            num_rows += sum(counts["read"] for counts in report["counts"].values())
-            total = round(num_rows / (num_bytes / all_bytes))
-            self.progress(num_rows, total, num_rows / max(1e-9, time.monotonic() - started_at_s))
+        begun = _RowsSoFar([task.num_bytes for task in self.tasks])
+        for report in self._run(self._rows(), encoder):
+            if ROWS_SO_FAR not in report:
+                self._add(report, written)
+            self.progress(*begun.with_report(report))
         return written
 
     def _add(self, report: dict[str, Any], written: Written) -> None:
@@ -219,6 +262,7 @@ class _Preparation:
         ordinal = report["ordinal"]
         written.counts[ordinal], written.quarantined[ordinal] = report["counts"], report["quarantined"]
         written.found[ordinal] = Found(**report["found"])
+        written.files += [name for name, _, _ in report["files"] if not name.startswith(f"{WORK}/")]
         if report["removed"]:
             written.cleaned[ordinal] = report["removed"]
         index, begin = Index.from_bytes(report), 0
@@ -230,27 +274,40 @@ class _Preparation:
             begin = end
 
     def _remove_stale(self) -> None:
-        """Remove what crashed attempts left behind a day or more ago."""
-        if not self.is_local:
-            return
+        """Remove what crashed commands left behind, and nobody has continued."""
         try:
             for name in self.cache.list_names():
-                path = self.cache.local_path(name) or ""
-                if ATTEMPT_NAME.fullmatch(name) and _age_s(path) > STALE_S:
+                path = self.cache.local_path(name)
+                if path is not None and ATTEMPT_NAME.fullmatch(name) and _age_s(path) > STALE_S:
                     self.cache.delete(name)
+            work_folder.remove_stale(self.cache, but=self.folder)
         except OSError as error:  # the next preparation does it
             logger.warning("could not clean up %s: %s", self.cache.path_of(), error)
 
-    def _remove_work(self) -> None:
-        """Remove the files that the passes have left for one another, where they share a folder with the store."""
-        if self.is_local:
-            return
-        try:
-            for name in self.folder.list_names(WORK):
-                if name.startswith(self.attempt):
-                    self.folder.delete(f"{WORK}/{name}")
-        except OSError as error:  # they are in nobody's way
-            logger.warning("could not clean up %s: %s", self.folder.path_of(WORK), error)
+
+class _RowsSoFar:
+    """How far a pass is: rows of read tasks that are done, and so far of others."""
+
+    def __init__(self, num_bytes: list[int]):
+        """`num_bytes`: of each read task."""
+        self._num_bytes, self._bytes_done, self._rows_done, self._rows_before = num_bytes, 0, 0, 0
+        self._begun: dict[int, int] = {}
+        self._started_at_s = time.monotonic()
+
+    def with_report(self, report: dict[str, Any]) -> tuple[int, int | None, float]:
+        """(rows so far, estimated rows in total, rows per second) after a report."""
+        ordinal = report["ordinal"]
+        if ROWS_SO_FAR in report:
+            self._begun[ordinal] = report[ROWS_SO_FAR]
+        else:
+            self._begun.pop(ordinal, None)
+            read = sum(counts["read"] for counts in report["counts"].values())
+            self._rows_done, self._bytes_done = self._rows_done + read, self._bytes_done + self._num_bytes[ordinal]
+            self._rows_before += read if "was_done" in report else 0
+        rows = self._rows_done + sum(self._begun.values())
+        total = round(self._rows_done / (self._bytes_done / sum(self._num_bytes))) if self._bytes_done else None
+        per_s = (rows - self._rows_before) / max(1e-9, time.monotonic() - self._started_at_s)
+        return rows, None if total is None else max(total, rows), per_s
 
 
 def _age_s(path: str) -> float:
@@ -268,26 +325,3 @@ def _rows_per_group(num_bytes: int) -> int:
     lanes (P5); and small groups let the samples of a small data set mix well.
     """
     return 1 << max(4, min(8, (num_bytes >> 22).bit_length() - 1))
-
-
-def _run(rows: list[dict[str, Any]], function: RowFunction) -> Iterator[dict[str, Any]]:
-    """Apply a function to each row with Ray Data, one task per row; yields the reports in any order.
-
-    Raises the DataError that the function reports for the first of the rows, as soon as those before it are done: which
-    one is told does not depend on which task was faster.
-    """
-    import ray.data
-
-    quiet_ray_data()
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(function, **AWAY_FROM_GPUS)
-    waiting = {row["ordinal"] for row in rows}
-    failed: dict[int, DataError] = {}
-    for row in dataset.iter_rows():
-        report = report_of(row)
-        waiting.discard(report["ordinal"])
-        if "error" in report:
-            failed[report["ordinal"]] = DataError(report["error"], FailureCode(report["code"]))
-        if failed and min(failed) < min(waiting, default=math.inf):
-            raise failed[min(failed)]
-        if not failed:
-            yield report

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from raytrain.config import SPLITS, DataConfig, OnError, SourceFormat
 from raytrain.data.content import with_content
+from raytrain.data.cutting import InParallel, bytes_per_task, spans_of
 from raytrain.data.examined import Examined, HeadCheck, examine, row_groups_of
 from raytrain.data.listing import list_split, real_path
 from raytrain.data.parallel import Checked, in_threads
@@ -66,10 +67,25 @@ def check_sources(
     return with_content(splits)
 
 
-def read_tasks(splits: dict[str, list[SourceFile]]) -> list[ReadTask]:
-    """The read tasks of all files, in the order of the prepared data."""
+def read_tasks(splits: dict[str, list[SourceFile]], run: InParallel = in_threads) -> list[ReadTask]:
+    """The read tasks of all files, in the order of the prepared data. They depend on the files alone.
+
+    Args:
+        run: Applies a function to many parts of files at once; large text files are read once to cut them.
+    """
     items = [(split, i, file) for split, files in splits.items() for i, file in enumerate(files)]
-    return [task for tasks in in_threads(lambda item: _tasks_of(*item), items) for task in tasks]
+    files = [file for _, _, file in items]
+    num_bytes = bytes_per_task(files)
+    spans = spans_of(files, num_bytes, run)
+    row_groups = in_threads(lambda file: row_groups_of(file) if file.format == SourceFormat.PARQUET else (), files)
+    tasks: list[ReadTask] = []
+    for (split, place, file), rows, of_file in zip(items, row_groups, spans, strict=True):
+        if rows:
+            tasks += _tasks_of_parquet(split, place, file, rows, num_bytes)
+        else:
+            whole = [ReadTask(split, place, file, num_bytes=file.num_bytes)]
+            tasks += [ReadTask(split, place, file, span=s, num_bytes=s.stop - s.start) for s in of_file] or whole
+    return tasks
 
 
 def count_rows(files: Sequence[SourceFile]) -> int:
@@ -122,14 +138,17 @@ def _with_rows(files: list[SourceFile], option: str, examined: Iterator[Examined
     return [replace(file, content=one.etag) for file, one in found if not one.why_empty]
 
 
-def _tasks_of(split: str, file_of_split: int, file: SourceFile) -> list[ReadTask]:
-    if file.format != SourceFormat.PARQUET:
-        return [ReadTask(split, file_of_split, file)]
-    row_groups = row_groups_of(file)
+def _tasks_of_parquet(
+    split: str, file_of_split: int, file: SourceFile, row_groups: Sequence[int], num_bytes: int
+) -> list[ReadTask]:
+    """`row_groups`: rows of each. `num_bytes`: of a read task, taking all rows of a file for equally long."""
+    most_rows = min(TASK_ROWS, max(1, sum(row_groups) * num_bytes // max(1, file.num_bytes)))
     tasks, start, first_row, rows = [], 0, 1, 0
     for i, num_rows in enumerate(row_groups):
         rows += num_rows
-        if rows >= TASK_ROWS or i == len(row_groups) - 1:
-            tasks.append(ReadTask(split, file_of_split, file, (start, i + 1), first_row))
+        if rows >= most_rows or i == len(row_groups) - 1:
+            of_task = file.num_bytes * rows // max(1, sum(row_groups))
+            groups = (start, i + 1)
+            tasks.append(ReadTask(split, file_of_split, file, groups, first_row, num_bytes=of_task))
             start, first_row, rows = i + 1, first_row + rows, 0
     return tasks

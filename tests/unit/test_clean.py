@@ -29,7 +29,7 @@ from raytrain.data.stages.clean import Cleaner, clean_text
 from raytrain.data.stages.counts import RowCounts, check_shares
 from raytrain.data.stages.duplicates import Duplicates
 from raytrain.data.stages.filters import c4, fineweb, fineweb_lines, gopher
-from raytrain.data.stages.quarantine import Quarantine, forget
+from raytrain.data.stages.quarantine import Quarantine
 from raytrain.data.stages.removed import REMOVED_NAME, SCHEMA, join_removed
 from raytrain.errors import ConfigError, DataError
 from raytrain.runs.preflight import resolve
@@ -405,7 +405,7 @@ def encoded(raw: dict[str, Any], folder: Path) -> tuple[list[dict[str, Any]], Ta
     tasks = read_tasks(check_sources(config.data, task))
     rows = [{"ordinal": i, "task": json.dumps(asdict(one))} for i, one in enumerate(tasks)]
     plain = config.model_dump(mode="json", exclude_unset=True)
-    none = Duplicates(LeakagePolicy.OFF, str(folder), "")
+    none = Duplicates(LeakagePolicy.OFF, str(folder))
     state = task.state_from([s for row in rows for s in report_of(Surveyor(plain, none)(row))["surveys"]])
     reports = [report_of(Encoder(plain, state, str(folder), 16, none)(row)) for row in rows]
     return reports, task, state
@@ -434,7 +434,7 @@ class TestEveryRow:
         (report,), _, state = encoded(run_config(tmp_path, tokenizer, data, **rules), tmp_path / "store")
         assert "y" not in state["labels"] or fraction, "labels of dropped rows are not learned"
         store = Storage(str(tmp_path / "store"))
-        join_removed(store, [report["removed"]], REMOVED_NAME)
+        store.write_bytes(REMOVED_NAME, join_removed(store, [report["removed"]]))
         removed = pq.read_table(tmp_path / "store" / "removed.parquet")
         assert removed.schema == SCHEMA
         (file,) = (tmp_path / "store" / "quarantine").glob("*.jsonl")
@@ -502,20 +502,9 @@ class TestShares:
             assert ("2 x unreadable" in str(refusal.value)) == bool(quarantined)
 
 
-def test_what_a_failed_attempt_has_quarantined_is_forgotten(tmp_path: Path) -> None:
-    """On an object store its files are beside those of the attempt that succeeds."""
-    bad = [("train", BadRow("a", 1, "broken", data="{"))]
-    for attempt in ("one.", "two."):
-        quarantine = Quarantine(Storage(str(tmp_path)), attempt, 0)
-        quarantine.add(bad)
-        assert quarantine.close().count() == 1
-    forget(Storage(str(tmp_path)), "one.")
-    assert [path.name for path in (tmp_path / "quarantine").iterdir()] == ["two.rows-00000-0000.jsonl"]
-
-
 def test_many_quarantined_rows_do_not_wait_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raytrain.data.stages.quarantine.FILE_CHARACTERS", 1_000)
-    quarantine = Quarantine(Storage(str(tmp_path)), "", 7)
+    quarantine = Quarantine(Storage(str(tmp_path)), 7)
     for row in range(10):
         quarantine.add([("train", BadRow("a", row, "broken", data="x" * 600))])
     tally = quarantine.close()

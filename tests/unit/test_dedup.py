@@ -149,7 +149,7 @@ def in_this_process(rows: list[dict[str, Any]], function: Any) -> Iterator[dict[
 
 @pytest.fixture
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raytrain.data.prepare._run", in_this_process)
+    monkeypatch.setattr("raytrain.data.prepare.run_pass", in_this_process)
 
 
 def labelled(some: list[str]) -> list[dict[str, Any]]:
@@ -442,13 +442,14 @@ class TestWithinTraining:
         assert removed(one) == removed(many) and one.manifest.content == many.manifest.content
 
     def test_on_storage_that_can_not_rename(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """An object store: the files of the passes are in the store's folder, and are removed from it."""
+        """An object store: the files of the passes are removed when the store is complete."""
         path = write_rows(tmp_path / "data" / "a.jsonl", self.rows())
         config = make_config(tmp_path, {"train": path}, dedup={"exact": True, "near": True})
         monkeypatch.setattr(Storage, "local_path", lambda *_: None)
         store = prepare(config)
         assert len(removed(store)) == 4
-        assert list((Path(store.root) / "work").iterdir()) == []
+        assert not (Path(store.root) / "work").exists()
+        assert [path.name for path in Path(store.root).parent.iterdir()] == [Path(store.root).name]
 
     def test_a_leak_is_no_partner(self, tmp_path: Path) -> None:
         """The second copy of a leak is a leak too, and not a duplicate of a row that is gone."""

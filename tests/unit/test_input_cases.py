@@ -48,7 +48,7 @@ class Prepared:
             for i, task in enumerate(read_tasks(check_sources(config.data, self._task)))
         ]
         plain = config.model_dump(mode="json", exclude_unset=True)
-        none = Duplicates(LeakagePolicy.OFF, str(folder), "")
+        none = Duplicates(LeakagePolicy.OFF, str(folder))
         self.remarks: list[str] = []
         state = self._task.declared_state()
         if state is None:

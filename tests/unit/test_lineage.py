@@ -22,7 +22,7 @@ from raytrain.errors import ConfigError, DataError
 
 @pytest.fixture(autouse=True)
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raytrain.data.prepare._run", in_this_process)
+    monkeypatch.setattr("raytrain.data.prepare.run_pass", in_this_process)
 
 
 @pytest.fixture

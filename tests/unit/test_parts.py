@@ -24,7 +24,7 @@ def chunk(first: int, rows: int) -> Encoded:
 
 def write(folder: Path, *, split_of: list[str]) -> PreparedStore:
     """A store of one read task whose chunks are of these splits."""
-    parts = Parts(Storage(str(folder)), "", 0, ROWS_PER_GROUP)
+    parts = Parts(Storage(str(folder)), 0, ROWS_PER_GROUP)
     for number, (rows, split) in enumerate(zip(CHUNKS, split_of, strict=True)):
         sizes = np.arange(rows) + 100 * number
         first = sum(CHUNKS[:number])
@@ -85,7 +85,7 @@ def test_chunks_share_a_file_up_to_its_size(tmp_path):
 
 
 def test_chunks_of_another_schema_begin_a_file(tmp_path):
-    parts = Parts(Storage(str(tmp_path)), "", 0, ROWS_PER_GROUP)
+    parts = Parts(Storage(str(tmp_path)), 0, ROWS_PER_GROUP)
     for number, values in enumerate([[1], [2], ["x"]]):
         parts.add("train", number, Encoded(pa.table({"v": values}), 0, []), pa.table({"length": [1], "row": [1]}), {})
     written, _ = parts.close()

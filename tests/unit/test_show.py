@@ -27,7 +27,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise AssertionError("Ray is started")
 
-    monkeypatch.setattr("raytrain.data.prepare._run", in_this_process)
+    monkeypatch.setattr("raytrain.data.prepare.run_pass", in_this_process)
     monkeypatch.setattr("raytrain.runs.run.ray_session", refuse)
 
 

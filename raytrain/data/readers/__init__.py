@@ -21,7 +21,8 @@ from raytrain.errors import DataError
 
 ROWS_TO_LOOK_AT = 100  # to find the column names of a JSON file whose first rows are broken
 
-_ROWS: dict[SourceFormat, Callable[[SourceFile], Rows]] = {
+# Those of `cutting.CUT_AT` take a part of the file too, as a Span.
+_ROWS: dict[SourceFormat, Callable[..., Rows]] = {
     SourceFormat.JSONL: jsonl_rows,
     SourceFormat.JSON: json_rows,
     SourceFormat.CSV: delimited_rows,
@@ -49,7 +50,9 @@ def read_chunks(task: ReadTask, columns: Collection[str] | None = None) -> Itera
         yield from read_parquet(task, None if columns is None else list(columns))
         return
     try:
-        yield from in_chunks(_ROWS[task.file.format](task.file), task.file.path, columns)
+        rows = _ROWS[task.file.format]
+        found = rows(task.file) if task.span is None else rows(task.file, task.span)
+        yield from in_chunks(found, task.file.path, columns)
     except (*CANT_BE_READ, ValueError) as error:
         reason = why_unreadable(error)
         raise DataError(f"{task.file.path} can't be read to its end (truncated?): {reason}") from None

@@ -43,8 +43,22 @@ class SourceFile:
 
 
 @dataclass(frozen=True)
+class Span:
+    """A part of a text file that begins and ends between two rows."""
+
+    start: int
+    stop: int
+    """Bytes [start, stop) of the file."""
+    lines_before: int = 0
+    documents_before: int = 0
+    """In CoNLL and CoNLL-U files."""
+    width: int = 0
+    """Columns of the first sentence of a CoNLL file; 0 in other formats."""
+
+
+@dataclass(frozen=True)
 class ReadTask:
-    """A part of a file that is read at once: the whole file, but large Parquet files are split at row groups."""
+    """A part of a file that is read at once: the whole file, but large files are cut, see `data.cutting`."""
 
     split: str
     file_of_split: int
@@ -54,14 +68,20 @@ class ReadTask:
     """Parquet row groups [start, stop); None: the whole file."""
     first_row: int = 1
     """1-based position in the file of the first row group's first row."""
+    span: Span | None = None
+    """Of a text file; None: the whole file."""
+    num_bytes: int = 0
+    """About how many bytes of the file it reads."""
 
     @classmethod
     def from_json(cls, text: str) -> "ReadTask":
         """What `json.dumps(asdict(task))` wrote."""
         raw = json.loads(text)
-        file, groups = raw.pop("file"), raw.pop("row_groups")
+        file, groups, span = raw.pop("file"), raw.pop("row_groups"), raw.pop("span")
         source = SourceFile(**{**file, "reading": Reading(**file["reading"])})
-        return cls(file=source, row_groups=tuple(groups) if groups else None, **raw)
+        return cls(
+            file=source, row_groups=tuple(groups) if groups else None, span=Span(**span) if span else None, **raw
+        )
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterator
 
 from raytrain.config import SourceFormat
-from raytrain.data.readers.base import Rows, SourceFile, Unreadable
-from raytrain.data.readers.text import is_valid, lines_of, not_valid
+from raytrain.data.readers.base import Rows, SourceFile, Span, Unreadable
+from raytrain.data.readers.text import first_line_number, is_valid, lines_of, not_valid
 from raytrain.errors import counted
 
 DOCUMENT_START = "-DOCSTART-"
@@ -21,11 +21,11 @@ _Line = tuple[int, str, list[str]]
 """(number, text, columns)."""
 
 
-def conll_rows(file: SourceFile) -> Rows:
+def conll_rows(file: SourceFile, span: Span | None = None) -> Rows:
     """A row per sentence, numbered by its first line. Columns are separated by tabs where a line has one, else by
     blanks."""
-    width = 0
-    for document, sentence in _sentences(file):
+    width = 0 if span is None else span.width
+    for document, sentence in _sentences(file, span):
         width = width or len(sentence[0][2])
         if len(sentence[0][2]) < 2:  # a broken line does not decide how many columns there are
             width = 0
@@ -34,11 +34,11 @@ def conll_rows(file: SourceFile) -> Rows:
         yield sentence[0][0], Unreadable(row, text) if isinstance(row, str) else row
 
 
-def conllu_rows(file: SourceFile) -> Rows:
+def conllu_rows(file: SourceFile, span: Span | None = None) -> Rows:
     """A row per sentence of CoNLL-U (universaldependencies.org/format.html): the word is FORM, its tag UPOS."""
     words: list[tuple[str, str]] = []
-    first, document, reason, text = 0, 0, "", ""
-    for number, line in enumerate(itertools.chain(lines_of(file), [""]), 1):
+    first, document, reason, text = 0, 0 if span is None else span.documents_before, "", ""
+    for number, line in enumerate(itertools.chain(lines_of(file, span=span), [""]), first_line_number(span)):
         if line.startswith("#"):
             document += line.startswith("# newdoc")
         elif line.strip():
@@ -92,11 +92,16 @@ def looks_like_conll(file: SourceFile) -> bool:
     return len(sentences) > 1 or _are_entity_tags([columns[-1] for columns in rows])
 
 
-def _sentences(file: SourceFile) -> Iterator[tuple[int, list[_Line]]]:
+def width_of(file: SourceFile) -> int:
+    """Columns of the first line of the first sentence of a CoNLL file; 0: there is none."""
+    return next((len(lines[0][2]) for _, lines in _sentences(file)), 0)
+
+
+def _sentences(file: SourceFile, span: Span | None = None) -> Iterator[tuple[int, list[_Line]]]:
     """(document, lines) of each sentence, without comments."""
     lines: list[_Line] = []
-    document = 0
-    for number, line in enumerate(itertools.chain(lines_of(file), [""]), 1):
+    document = 0 if span is None else span.documents_before
+    for number, line in enumerate(itertools.chain(lines_of(file, span=span), [""]), first_line_number(span)):
         is_boundary = line.split()[:1] == [DOCUMENT_START]
         if line.strip() and not is_boundary:
             lines.append((number, line, _columns(line)))

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from raytrain.config import SourceFormat
-from raytrain.data.readers.base import Rows, SourceFile, Unreadable
+from raytrain.data.readers.base import Rows, SourceFile, Span, Unreadable
 from raytrain.data.readers.text import is_valid, lines_of, not_valid
 from raytrain.errors import ForeignMessage, counted, says
 
@@ -27,16 +27,24 @@ csv.field_size_limit(sys.maxsize)  # csv's default, 128 KiB, is less than a long
 class _Lines:
     """Lines of a file that can be put back."""
 
-    def __init__(self, lines: Iterator[str]):
+    def __init__(self, lines: Iterator[str], number: int = 0):
         self._lines, self._again = lines, deque[str]()
-        self.number = 0
+        self.number = number
         """Number of the line that was taken last, from 1."""
+        self.has_ended = False
+        """Whether there were no more lines when one was asked for."""
 
     def __iter__(self) -> "_Lines":
         return self
 
     def __next__(self) -> str:
-        line = self._again.popleft() if self._again else next(self._lines)
+        if self._again:
+            line = self._again.popleft()
+        elif (read := next(self._lines, None)) is None:
+            self.has_ended = True
+            raise StopIteration
+        else:
+            line = read
         self.number += 1
         return line
 
@@ -55,14 +63,31 @@ def header_of(file: SourceFile) -> list[str]:
     return header[1]
 
 
-def delimited_rows(file: SourceFile) -> Rows:
+def delimited_rows(file: SourceFile, span: Span | None = None) -> Rows:
     """A row per record after the header; a row's number is the line in which it begins. Raises ValueError for a broken
     header."""
     header = header_of(file)
-    records = _records(file, _Lines(lines_of(file, newline="")), len(header))
-    next(records, None)
+    lines = _Lines(lines_of(file, newline="", span=span), 0 if span is None else span.lines_before)
+    records = _records(file, lines, len(header))
+    if span is None or not span.start:
+        next(records, None)
     for row, values in records:
         yield row, values if isinstance(values, Unreadable) else _row(file, header, values)
+
+
+def ends_between_records(file: SourceFile, span: Span) -> bool:
+    """Whether no record of a part of a CSV or TSV file, which begins with one, needs more lines than the part has, and
+    the first part has the header. The same records are then found in the parts as in the whole file. Raises ValueError
+    for a broken header."""
+    lines = _Lines(lines_of(file, newline="", span=span))
+    has_record = False
+    for _ in _records(file, lines, len(header_of(file))):
+        has_record = True
+        if lines.has_ended:
+            return False
+        if file.format == SourceFormat.TSV:  # its records are lines
+            break
+    return has_record or span.start > 0
 
 
 def other_delimiter(file: SourceFile, columns: list[str]) -> str:

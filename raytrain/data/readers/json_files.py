@@ -5,16 +5,16 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from raytrain.data.readers.base import Rows, SourceFile, Unreadable
-from raytrain.data.readers.text import is_valid, lines_of, not_valid, open_text
+from raytrain.data.readers.base import Rows, SourceFile, Span, Unreadable
+from raytrain.data.readers.text import first_line_number, is_valid, lines_of, not_valid, open_text
 
 READ_CHARACTERS = 1 << 20  # how much of a JSON file is read at a time, at least
 BLANK = " \t\r\n"
 
 
-def jsonl_rows(file: SourceFile) -> Rows:
+def jsonl_rows(file: SourceFile, span: Span | None = None) -> Rows:
     """A row per line; blank lines are passed over."""
-    for number, line in enumerate(lines_of(file), 1):
+    for number, line in enumerate(lines_of(file, span=span), first_line_number(span)):
         if line.strip():
             yield number, _parse(file, line)
 

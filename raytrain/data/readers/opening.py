@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from raytrain.config import SourceFormat
-from raytrain.data.readers.base import SourceFile
+from raytrain.data.readers.base import SourceFile, Span
 from raytrain.storage import filesystem_of
 
 # Bytes of a text file per request to an object store. Text is decoded in pieces of 8 KiB.
@@ -91,6 +91,13 @@ def open_source(file: SourceFile) -> Any:
     if opening is not None and opening.file.path == file.path:
         return opening.open()
     return _open(file)
+
+
+def open_span(file: SourceFile, span: Span) -> Any:
+    """The bytes of a part of a text file, for reading from its start. Raises OSError."""
+    filesystem, inner = filesystem_of(file.path)
+    stream = filesystem.open_input_file(inner).get_stream(span.start, span.stop - span.start)
+    return pa.BufferedInputStream(stream, min(REQUEST_BYTES, span.stop - span.start))
 
 
 def _open(file: SourceFile) -> Any:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from raytrain.data.readers.base import Rows, SourceFile, Unreadable, first_line
-from raytrain.data.readers.opening import open_source
+from raytrain.data.readers.base import Rows, SourceFile, Span, Unreadable, first_line
+from raytrain.data.readers.opening import open_source, open_span
 
 BYTES_TO_LOOK_AT = 4096
 BYTE_ORDER_MARKS = {
@@ -20,22 +20,33 @@ BYTE_ORDER_MARKS = {
 }
 
 
-def open_text(file: SourceFile, newline: str | None = None) -> io.TextIOWrapper:
+def open_text(file: SourceFile, newline: str | None = None, span: Span | None = None) -> io.TextIOWrapper:
     """A text file, opened for reading, without a byte order mark.
 
     Bytes that are not of the encoding become lone surrogates, which a valid file can't contain; `is_valid` finds them.
     """
     encoding = codecs.lookup(file.reading.encoding or "utf-8").name
     encoding = "utf-8-sig" if encoding == "utf-8" else encoding
-    return io.TextIOWrapper(_open_raw(file), encoding=encoding, errors="surrogateescape", newline=newline)
+    opened = _open_raw(file) if span is None else open_span(file, span)
+    return io.TextIOWrapper(opened, encoding=encoding, errors="surrogateescape", newline=newline)
 
 
-def lines_of(file: SourceFile, newline: str | None = None) -> Iterator[str]:
-    """The lines of a text file with their line ends. Raises UnicodeDecodeError, a ValueError, where not even the next
-    character can be found."""
-    with open_text(file, newline) as text:
+def lines_of(file: SourceFile, newline: str | None = None, span: Span | None = None) -> Iterator[str]:
+    """The lines of a text file, or of a part of it, with their line ends. Raises UnicodeDecodeError, a ValueError,
+    where not even the next character can be found."""
+    if span is not None and span.start:  # a byte order mark within a file is a character
+        encoding = codecs.lookup(file.reading.encoding or "utf-8").name
+        with io.TextIOWrapper(open_span(file, span), encoding, "surrogateescape", newline) as text:
+            yield from text
+        return
+    with open_text(file, newline, span) as text:
         for number, line in enumerate(text):
             yield line if number else line.removeprefix("\ufeff")  # utf-16-le and the like keep the mark
+
+
+def first_line_number(span: Span | None) -> int:
+    """Of a part of a file, from 1."""
+    return 1 if span is None else span.lines_before + 1
 
 
 def is_valid(text: str) -> bool:
@@ -65,9 +76,9 @@ def other_encoding(file: SourceFile) -> str:
     return "" if read_as.startswith(found.partition("-le")[0].partition("-be")[0]) else found
 
 
-def text_rows(file: SourceFile) -> Rows:
+def text_rows(file: SourceFile, span: Span | None = None) -> Rows:
     """A row per line, in the column `text`; empty lines are passed over."""
-    for number, line in enumerate(lines_of(file), 1):
+    for number, line in enumerate(lines_of(file, span=span), first_line_number(span)):
         if line.strip():
             yield number, {"text": line.rstrip("\n")} if is_valid(line) else Unreadable(not_valid(file), line)
 

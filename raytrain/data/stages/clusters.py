@@ -25,6 +25,7 @@ class Units(RowFunction):
         ordinals: The read tasks.
         """
         self._duplicates, self._ordinals = duplicates, ordinals
+        self.prefix = duplicates.prefix
 
     def report(self, row: dict[str, Any]) -> dict[str, Any]:
         """Gives the name of each read task's file, for those that have one."""

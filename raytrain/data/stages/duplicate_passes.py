@@ -65,9 +65,10 @@ def find_sides(config: RunConfig, duplicates: Duplicates, rows: Rows, tasks: lis
     if not _has_clusters(config) or all(task.split != "train" for task in tasks):
         return duplicates
     training = [row for row, task in zip(rows, tasks, strict=True) if task.split == "train"]
-    sketch = Sketch(_raw(config), duplicates, exact=True, near=True, whole=True)
-    ordinals, passes, num_keys = _passes(training, duplicates, list(run(training, sketch)))
-    units = _run_all([*passes, ([{"ordinal": 0}], Units(duplicates, ordinals))], num_keys, run)
+    whole = replace(duplicates, prefix="sides-")  # `find_within` has files of the same names
+    sketch = Sketch(_raw(config), whole, exact=True, near=True, whole=True)
+    ordinals, passes, num_keys = _passes(training, whole, list(run(training, sketch)))
+    units = _run_all([*passes, ([{"ordinal": 0}], Units(whole, ordinals))], num_keys, run)
     return replace(duplicates, sides=dict(units["names"]))
 
 

@@ -54,9 +54,9 @@ class Duplicates:
 
     leakage: LeakagePolicy
     root: str
-    """The folder of the attempt."""
-    prefix: str
-    """First in the name of each file, so that two attempts in one folder don't share them."""
+    """The folder of the preparation, see `work_folder`."""
+    prefix: str = ""
+    """First in the name of each file, so that two passes don't share them."""
     held_out: tuple[str, ...] = ()
     """Files of held-out rows, in order of priority."""
     decided: "dict[int, Found] | None" = None

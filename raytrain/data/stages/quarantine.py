@@ -20,10 +20,8 @@ class Quarantine:
     """Writes the rows that one read task can't use, as JSON lines."""
 
     folder: Storage
-    prefix: str
-    """First in the name of each file."""
     ordinal: int
-    """Index of the read task, also part of the names."""
+    """Index of the read task, part of the names of its files."""
 
     def __post_init__(self) -> None:
         self.tally = Tally()
@@ -47,16 +45,9 @@ class Quarantine:
 
     def _flush(self) -> None:
         if self._lines:
-            name = f"{FOLDER}/{self.prefix}rows-{self.ordinal:05d}-{self._num_files:04d}.jsonl"
+            name = f"{FOLDER}/rows-{self.ordinal:05d}-{self._num_files:04d}.jsonl"
             put(self.folder, name, "".join(f"{line}\n" for line in self._lines).encode())
             self._lines, self._num_characters, self._num_files = [], 0, self._num_files + 1
-
-
-def forget(folder: Storage, prefix: str) -> None:
-    """Delete what an attempt that failed has quarantined, where its files are beside those of others."""
-    for name in folder.list_names(FOLDER):
-        if name.startswith(prefix):
-            folder.delete(f"{FOLDER}/{name}")
 
 
 def quarantined(folder: Storage) -> Iterator[dict[str, Any]]:

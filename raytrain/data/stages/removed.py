@@ -115,16 +115,16 @@ class RemovedRows:
             self._waiting = []
 
 
-def join_removed(folder: Storage, names: Sequence[str], target: str) -> None:
-    """Write the rows of several such files as one, one row group at a time. It is there where nothing was removed too,
-    without rows."""
+def join_removed(folder: Storage, names: Sequence[str]) -> memoryview:
+    """The rows of several such files as one file, one row group after the other. Without rows where nothing was
+    removed."""
     buffer = pa.BufferOutputStream()
     with _writer(buffer) as writer:
         for name in names:
             file = pq.ParquetFile(pa.BufferReader(get(folder, name)))
             for row_group in range(file.num_row_groups):
                 writer.write_table(file.read_row_group(row_group).cast(SCHEMA))
-    put(folder, target, memoryview(buffer.getvalue()))
+    return memoryview(buffer.getvalue())
 
 
 def _writer(sink: pa.NativeFile) -> pq.ParquetWriter:

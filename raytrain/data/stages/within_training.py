@@ -64,6 +64,7 @@ class Sketch(RowFunction):
         """
         self._config, self._duplicates = config, duplicates
         self._exact, self._near, self._whole = exact, near, whole
+        self.prefix = duplicates.prefix
 
     def report(self, row: dict[str, Any]) -> dict[str, Any]:
         """The number of keys, and which rows are leaks."""
@@ -121,6 +122,7 @@ class Pairs(RowFunction):
 
     def __init__(self, duplicates: Duplicates, ordinals: list[int], num_ranges: int):
         self._duplicates, self._ordinals, self._num_ranges = duplicates, ordinals, num_ranges
+        self.prefix = duplicates.prefix
 
     @staticmethod
     def num_ranges(num_keys: int) -> int:
@@ -150,6 +152,7 @@ class _OnPairs(RowFunction):
 
     def __init__(self, duplicates: Duplicates, num_ranges: int):
         self._duplicates, self._num_ranges = duplicates, num_ranges
+        self.prefix = duplicates.prefix
 
     def _pairs(self, ordinal: int, *, of_partners: bool) -> np.ndarray:
         """Pairs (later, earlier) whose later row is the read task's, or with `of_partners` any of the two; sorted, each
@@ -246,6 +249,7 @@ class InOrder(RowFunction):
 
     def __init__(self, passes: "list[tuple[list[dict[str, Any]], RowFunction]]"):
         self._passes = passes
+        self.prefix = passes[-1][1].prefix
 
     def report(self, row: dict[str, Any]) -> dict[str, Any]:
         """The last report."""
