@@ -18,6 +18,7 @@ class SourceFormat(StrEnum):
 
     AUTO = "auto"
     PARQUET = "parquet"
+    ARROW = "arrow"
     JSONL = "jsonl"
     JSON = "json"
     CSV = "csv"

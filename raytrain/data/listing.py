@@ -13,12 +13,16 @@ import pyarrow.fs as pafs
 from raytrain.config import SourceFormat, TrainConfig
 from raytrain.config.data import FilesConfig
 from raytrain.data.parallel import in_threads
-from raytrain.data.readers.base import Reading, SourceFile, first_line
+from raytrain.data.readers.base import TABLE_FORMATS, Reading, SourceFile, first_line
+from raytrain.data.readers.text import COMPRESSIONS
+from raytrain.data.saved_datasets import without_left_overs
 from raytrain.errors import DataError, counted
 from raytrain.storage import filesystem_of
 
 ENDINGS = {
     ".parquet": SourceFormat.PARQUET,
+    ".arrow": SourceFormat.ARROW,
+    ".feather": SourceFormat.ARROW,
     ".jsonl": SourceFormat.JSONL,
     ".ndjson": SourceFormat.JSONL,
     ".json": SourceFormat.JSON,
@@ -28,7 +32,7 @@ ENDINGS = {
     ".conll": SourceFormat.CONLL,
     ".conllu": SourceFormat.CONLLU,
 }
-TEXT_FORMATS = tuple(format for format in SourceFormat if format not in (SourceFormat.AUTO, SourceFormat.PARQUET))
+TEXT_FORMATS = tuple(format for format in SourceFormat if format not in (SourceFormat.AUTO, *TABLE_FORMATS))
 USED_BY = {
     "delimiter": (SourceFormat.CSV,),
     "encoding": TEXT_FORMATS,
@@ -128,6 +132,10 @@ def _expand_plain(path: str, format: SourceFormat, option: str) -> list[_Listed]
     scheme = f"{path.split('://')[0]}://" if "://" in path else ""
     below = len(inner.rstrip("/"))
     visible = [info for info in _files_below(filesystem, inner) if not _is_hidden(info.path[below:], "/*")]
+    try:
+        visible = without_left_overs(filesystem, visible)
+    except ValueError as error:
+        raise DataError(f"{option}.path {path!r}: {error}") from None
     known = visible if format != SourceFormat.AUTO else _with_known_ending(visible)
     if not known:
         raise DataError(f"{option}.path {path!r}: this folder has no file with a known ending ({', '.join(ENDINGS)})")
@@ -190,7 +198,8 @@ def _file(listed: _Listed, format: SourceFormat, option: str, reading: Reading) 
 
 
 def _ending(path: str) -> str:
-    return os.path.splitext(path.removesuffix(".gz"))[1].lower()
+    bare, ending = os.path.splitext(path.lower())
+    return os.path.splitext(bare)[1] if ending in COMPRESSIONS else ending
 
 
 def _looked_for(path: str) -> str:

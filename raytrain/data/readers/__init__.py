@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 import pyarrow as pa
 
 from raytrain.config import SourceFormat
+from raytrain.data.readers.arrow import arrow_head, read_arrow
 from raytrain.data.readers.base import Chunk, ReadTask, Rows, SourceFile, Unreadable, in_chunks
 from raytrain.data.readers.conll import COLUMNS, conll_rows, conllu_rows, has_sentence
 from raytrain.data.readers.delimited import delimited_rows, header_of
@@ -48,6 +49,9 @@ def read_chunks(task: ReadTask, columns: Collection[str] | None = None) -> Itera
     if task.file.format == SourceFormat.PARQUET:
         yield from read_parquet(task, None if columns is None else list(columns))
         return
+    if task.file.format == SourceFormat.ARROW:
+        yield from read_arrow(task.file, None if columns is None else list(columns))
+        return
     try:
         yield from in_chunks(_ROWS[task.file.format](task.file), task.file.path, columns)
     except (*CANT_BE_READ, ValueError) as error:
@@ -72,6 +76,11 @@ def column_names(file: SourceFile) -> list[str]:
         case SourceFormat.PARQUET:
             names, row_groups = parquet_footer(file)
             if not sum(row_groups):
+                raise NoRowsError
+            return names
+        case SourceFormat.ARROW:
+            names, has_rows = arrow_head(file)
+            if not has_rows:
                 raise NoRowsError
             return names
         case SourceFormat.JSONL | SourceFormat.JSON:

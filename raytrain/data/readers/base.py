@@ -13,6 +13,8 @@ from raytrain.config import SourceFormat
 from raytrain.tasks.base import RowError
 
 ROW = "__row__"
+TABLE_FORMATS = (SourceFormat.PARQUET, SourceFormat.ARROW)
+"""Formats whose files hold tables of Arrow's types, and are read at any place."""
 CHUNK_ROWS = 4096
 
 
