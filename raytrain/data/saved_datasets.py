@@ -6,6 +6,7 @@ of `map` are kept beside them. A DatasetDict is a folder of such folders, one fo
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import pyarrow.fs as pafs
 
@@ -21,7 +22,7 @@ def without_left_overs(filesystem: pafs.FileSystem, infos: Sequence[pafs.FileInf
     for path in by_path:
         folder, _, name = path.rpartition("/")
         if name == OF_SPLITS:
-            splits = [str(split) for split in _read(filesystem, path).get("splits") or []]
+            splits = list(map(str, _read(filesystem, path).get("splits") or []))
             raise ValueError(
                 f"{folder} is a saved DatasetDict with the splits {', '.join(splits)}: name the folder of one, "
                 f"{folder}/{splits[0] if splits else '...'}"
@@ -40,7 +41,7 @@ def without_left_overs(filesystem: pafs.FileSystem, infos: Sequence[pafs.FileInf
     return list(by_path.values())
 
 
-def _read(filesystem: pafs.FileSystem, path: str) -> dict[str, object]:
+def _read(filesystem: pafs.FileSystem, path: str) -> dict[str, Any]:
     """A small JSON file. Raises ValueError."""
     with filesystem.open_input_stream(path) as opened:
         found = json.loads(opened.read())
