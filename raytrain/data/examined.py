@@ -104,14 +104,14 @@ def row_groups_of(file: SourceFile) -> tuple[int, ...]:
 
 def is_in_object_store(file: SourceFile) -> bool:
     """Whether the file is behind a URI, and not on a file system that is mounted here."""
-    if "://" not in file.path:
+    if "://" not in file.path or file.format == SourceFormat.SQL:
         return False
     return not isinstance(filesystem_of(file.path)[0], pafs.LocalFileSystem)
 
 
 def _why_empty(file: SourceFile, option: str, task: Task, others: Sequence[OfOption]) -> tuple[str, tuple[int, ...]]:
     """(why it has no rows, or an empty string; rows of its row groups, if it has any). Raises DataError."""
-    if file.num_bytes == 0:
+    if file.num_bytes == 0 and file.format != SourceFormat.SQL:
         return "is empty (0 bytes)", ()
     row_groups: tuple[int, ...] = ()
     try:
@@ -137,7 +137,7 @@ def _why_empty(file: SourceFile, option: str, task: Task, others: Sequence[OfOpt
 
 def _columns_of_text(file: SourceFile, option: str) -> list[str]:
     """The columns of a file that is not Parquet. Raises what `column_names` raises, and DataError."""
-    if file.format in TABLE_FORMATS:
+    if file.format in (*TABLE_FORMATS, SourceFormat.SQL):
         return column_names(file)
     if encoding := other_encoding(file):
         raise DataError(

@@ -4,7 +4,6 @@ The config of the run then names these files, so resuming it needs none of the o
 give other rows when it runs again, runs once. pandas, datasets and Ray Data are recognized without importing them.
 """
 
-import contextlib
 import functools
 import hashlib
 import json
@@ -22,8 +21,9 @@ import pyarrow.parquet as pq
 
 from raytrain.config import SPLITS
 from raytrain.config.from_python import Override, parse
+from raytrain.data.quiet import quiet_ray_data
 from raytrain.data.readers.base import CHUNK_ROWS, ROW, first_line
-from raytrain.data.readers.tables import chunks_of, class_names
+from raytrain.data.readers.tables import chunks_of, class_names, update_with_rows
 from raytrain.errors import ConfigError, DataError, FailureCode
 from raytrain.retries import retrying
 from raytrain.storage import Storage
@@ -113,8 +113,7 @@ class _Rows:
 
     def add(self, table: pa.Table) -> None:
         """Add rows. Another file is begun where columns or their types change."""
-        for row in table.to_pylist():
-            self._digest.update(json.dumps(row, sort_keys=True, default=_as_json).encode() + b"\n")
+        update_with_rows(self._digest, table)
         if self._writer is not None and (fitting := _as_in(table, self._writer.schema)) is not None:
             table = fitting
         else:
@@ -214,9 +213,10 @@ def _is(data: Any, module: str, name: str) -> bool:
 
 def _of_ray(split: str, data: Any) -> _Tables:
     """Ray Data gives blocks as they are finished, unless it is told to keep their order."""
-    options = data.context.execution_options
-    before = options.preserve_order, data.context.enable_progress_bars
-    options.preserve_order, data.context.enable_progress_bars = True, False
+    quiet_ray_data()
+    context, options = data.context, data.context.execution_options
+    before = options.preserve_order, context.enable_progress_bars
+    options.preserve_order, context.enable_progress_bars = True, False
     try:
         yield from data.iter_batches(batch_size=CHUNK_ROWS, batch_format="pyarrow")
     except Exception as error:  # of the user's functions, which Ray wraps
@@ -224,7 +224,7 @@ def _of_ray(split: str, data: Any) -> _Tables:
         what = f"{split}: the Ray Dataset has failed: {type(cause).__name__}: {first_line(cause)}"
         raise DataError(what) from error
     finally:
-        options.preserve_order, data.context.enable_progress_bars = before
+        options.preserve_order, context.enable_progress_bars = before
 
 
 def _of_datasets(data: Any) -> _Tables:
@@ -281,10 +281,3 @@ def _first_odd(values: list[Any]) -> tuple[int, str]:
         if not isinstance(value, common | NoneType):
             return number, f"is {value!r:.80}, of type {type(value).__name__}; most are of type {common.__name__}"
     return 1, ""
-
-
-def _as_json(value: Any) -> Any:
-    """A value that JSON does not have, for the hash."""
-    with contextlib.suppress(AttributeError):
-        return value.hex() if isinstance(value, bytes) else value.tolist()
-    return str(value)

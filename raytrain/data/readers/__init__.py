@@ -17,6 +17,7 @@ from raytrain.data.readers.conll import COLUMNS, conll_rows, conllu_rows, has_se
 from raytrain.data.readers.delimited import delimited_rows, header_of
 from raytrain.data.readers.json_files import json_rows, jsonl_rows
 from raytrain.data.readers.parquet import parquet_footer, read_parquet
+from raytrain.data.readers.sql import query_head, read_query
 from raytrain.data.readers.text import CANT_BE_READ, text_rows, why_unreadable
 from raytrain.errors import DataError
 
@@ -52,6 +53,9 @@ def read_chunks(task: ReadTask, columns: Collection[str] | None = None) -> Itera
     if task.file.format == SourceFormat.ARROW:
         yield from read_arrow(task.file, None if columns is None else list(columns))
         return
+    if task.file.format == SourceFormat.SQL:
+        yield from read_query(task.file, columns)
+        return
     try:
         yield from in_chunks(_ROWS[task.file.format](task.file), task.file.path, columns)
     except (*CANT_BE_READ, ValueError) as error:
@@ -61,6 +65,8 @@ def read_chunks(task: ReadTask, columns: Collection[str] | None = None) -> Itera
 
 def head_of(file: SourceFile, columns: Collection[str], num_rows: int) -> Chunk:
     """The first rows of a text file, as `read_chunks` gives them. Raises what `column_names` raises."""
+    if file.format == SourceFormat.SQL:
+        return query_head(file, num_rows, columns)
     rows = itertools.islice(_ROWS[file.format](file), num_rows)
     return next(in_chunks(rows, file.path, columns), Chunk(pa.table({})))
 
@@ -83,6 +89,11 @@ def column_names(file: SourceFile) -> list[str]:
             if not has_rows:
                 raise NoRowsError
             return names
+        case SourceFormat.SQL:
+            head = query_head(file, ROWS_TO_LOOK_AT)
+            if not len(head.table) and not head.bad_rows:
+                raise NoRowsError
+            return head.table.column_names[:-1]
         case SourceFormat.JSONL | SourceFormat.JSON:
             # A broken row is reported when all are read, as data.on_error decides; here only the names matter.
             rows = list(itertools.islice(_ROWS[file.format](file), ROWS_TO_LOOK_AT))

@@ -26,6 +26,8 @@ class Reading:
     encoding: str | None = None
     word_column: int | None = None
     tag_column: int | None = None
+    query: str | None = None
+    order_by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,9 @@ class ReadTask:
         """What `json.dumps(asdict(task))` wrote."""
         raw = json.loads(text)
         file, groups = raw.pop("file"), raw.pop("row_groups")
-        source = SourceFile(**{**file, "reading": Reading(**file["reading"])})
+        source = SourceFile(
+            **{**file, "reading": Reading(**{**file["reading"], "order_by": tuple(file["reading"]["order_by"])})}
+        )
         return cls(file=source, row_groups=tuple(groups) if groups else None, **raw)
 
 

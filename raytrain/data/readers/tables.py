@@ -31,6 +31,15 @@ def chunks_of(batch: pa.RecordBatch, path: str, first_row: int, classes: dict[st
         yield Chunk(with_names(_in_plain_types(table), classes), bad)
 
 
+def update_with_rows(digest: Any, table: pa.Table) -> int:
+    """Add the rows of a table to a hash, as JSON: it does not depend on how they are divided, nor on the widths of
+    their types. Returns the number of bytes."""
+    lines = [json.dumps(row, sort_keys=True, default=_as_json) for row in table.to_pylist()]
+    text = "".join(f"{line}\n" for line in lines).encode()
+    digest.update(text)
+    return len(text)
+
+
 def class_names(schema: pa.Schema) -> dict[str, list[str]]:
     """Column -> the names of its classes, of columns that a Hugging Face data set declares as ClassLabel or as a list
     of these."""
@@ -58,6 +67,13 @@ def with_names(table: pa.Table, classes: dict[str, list[str]]) -> pa.Table:
             named = [None if row is None else [_name(number, names) for number in row] for row in rows]
             table = table.set_column(place, column, pa.array(named, pa.list_(pa.string())))
     return table
+
+
+def _as_json(value: Any) -> Any:
+    """A value that JSON does not have."""
+    if isinstance(value, bytes):
+        return value.hex()
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def _names_of(feature: Any) -> list[str]:
