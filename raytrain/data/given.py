@@ -220,7 +220,9 @@ def _of_ray(split: str, data: Any) -> _Tables:
     try:
         yield from data.iter_batches(batch_size=CHUNK_ROWS, batch_format="pyarrow")
     except Exception as error:  # of the user's functions, which Ray wraps
-        cause = getattr(error, "cause", None) or error
+        cause: BaseException = error
+        while (inner := getattr(cause, "cause", None) or cause.__cause__) is not None:
+            cause = inner
         what = f"{split}: the Ray Dataset has failed: {type(cause).__name__}: {first_line(cause)}"
         raise DataError(what) from error
     finally:

@@ -34,9 +34,8 @@ ENDINGS = {
     ".conllu": SourceFormat.CONLLU,
 }
 DATABASE_ENDINGS = (".db", ".sqlite", ".sqlite3")
-TEXT_FORMATS = tuple(
-    format for format in SourceFormat if format not in (SourceFormat.AUTO, SourceFormat.SQL, *TABLE_FORMATS)
-)
+NOT_TEXT = (SourceFormat.AUTO, SourceFormat.SQL, *TABLE_FORMATS)
+TEXT_FORMATS = tuple(format for format in SourceFormat if format not in NOT_TEXT)
 USED_BY = {
     "delimiter": (SourceFormat.CSV,),
     "encoding": TEXT_FORMATS,
@@ -110,8 +109,8 @@ def _files_of(path: str, source: FilesConfig, option: str, reading: Reading) -> 
         if not getattr(source, name):
             raise DataError(
                 f"{option}.{name} is missing: {path} is a database. Give {option}.query, a SELECT whose rows are the "
-                f"data, and {option}.order_by, a column whose values order and tell apart all rows, such as the primary "
-                "key"
+                f"data, and {option}.order_by, a column whose values order and tell apart all rows, such as the "
+                "primary key"
             )
     return [SourceFile(f"{path}#{option.removeprefix('data.')}", SourceFormat.SQL, 0, "", reading)]
 
@@ -212,8 +211,8 @@ def _file(listed: _Listed, format: SourceFormat, option: str, reading: Reading) 
     path, info = listed
     if format == SourceFormat.SQL or _ending(path) in DATABASE_ENDINGS:
         raise DataError(
-            f"{option}.path {path!r}: a database is named by a URI: sqlite:///{path}, or postgresql://USER@HOST/NAME, with "
-            f"{option}.query and {option}.order_by"
+            f"{option}.path {path!r}: a database is named by a URI: sqlite:///{path}, or postgresql://USER@HOST/NAME. "
+            f"Set {option}.query and {option}.order_by, too"
         )
     if format == SourceFormat.AUTO:
         if _ending(path) not in ENDINGS:

@@ -64,9 +64,8 @@ class ReadTask:
         """What `json.dumps(asdict(task))` wrote."""
         raw = json.loads(text)
         file, groups = raw.pop("file"), raw.pop("row_groups")
-        source = SourceFile(
-            **{**file, "reading": Reading(**{**file["reading"], "order_by": tuple(file["reading"]["order_by"])})}
-        )
+        reading = file.pop("reading")
+        source = SourceFile(**file, reading=Reading(**{**reading, "order_by": tuple(reading["order_by"])}))
         return cls(file=source, row_groups=tuple(groups) if groups else None, **raw)
 
 

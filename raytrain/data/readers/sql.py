@@ -1,11 +1,11 @@
 """Rows of a query to a database: SQLite by Python's own module, PostgreSQL by ADBC.
 
 A source with a query is one file, whose path is the URI of the database and, after a #, the option that names it. The
-rows are ordered by columns that tell all of them apart, so that a row has a number. What they contain is known by a hash
-of all rows: whoever reads them later compares it.
+rows are ordered by columns that tell all of them apart, so that a row has a number. A hash of all rows says what they
+contain: when they are read later, it is compared.
 
-SQLite has a type for each value and not for a column. ADBC takes a column's type from the first 1,024 rows, and stops at
-a later value of another one; Python's module gives each value as it is.
+SQLite has a type for each value and not for a column. ADBC takes a column's type from the first 1,024 rows, and stops
+at a later value of another one; Python's module gives each value as it is.
 """
 
 import contextlib
@@ -86,9 +86,9 @@ def _chunks(file: SourceFile, limit: int | None = None) -> Iterator[Chunk]:
     for chunk in source(file, limit):
         names = chunk.table.column_names
         if len(chunk.table) and (missing := [name for name in order if name not in names]):
-            has = ", ".join(map(repr, names[:-1]))
             raise DataError(
-                f"{file.path}: order_by names {missing[0]!r}, which the query does not give; it gives {has}"
+                f"{file.path}: order_by names {missing[0]!r}, which is no column of the query; it has "
+                f"{', '.join(map(repr, names[:-1]))}"
             )
         for values in chunk.table.select([*order, ROW]).to_pylist() if len(chunk.table) else ():
             row = values.pop(ROW)
@@ -129,11 +129,9 @@ def _sqlite_rows(file: SourceFile, limit: int | None) -> Rows:
         cursor = connection.execute(_statement(file, limit, " COLLATE BINARY"))
         names = [column[0] for column in cursor.description]
         for row, values in enumerate(cursor, 1):
-            odd = next(
-                (n for n, one in zip(names, values, strict=True) if isinstance(one, str) and not is_valid(one)), ""
-            )
-            text = " | ".join(map(str, values)) if odd else ""
-            yield row, Unreadable(f"{odd} is invalid UTF-8", text) if odd else dict(zip(names, values, strict=True))
+            found = dict(zip(names, values, strict=True))
+            odd = [name for name, value in found.items() if isinstance(value, str) and not is_valid(value)]
+            yield row, Unreadable(f"{odd[0]} is invalid UTF-8", " | ".join(map(str, values))) if odd else found
 
 
 @contextlib.contextmanager
@@ -176,14 +174,11 @@ def _state(file: SourceFile) -> str:
 
 def _update(digest: Any, chunk: Chunk) -> int:
     """Add rows to a hash. Returns their bytes."""
-    bad = (
-        json.dumps([[one.row, one.reason, str(one.data)] for one in chunk.bad_rows]).encode() if chunk.bad_rows else b""
-    )
+    bad = "".join(json.dumps([one.row, one.reason, str(one.data)]) for one in chunk.bad_rows).encode()
     digest.update(bad)
     return update_with_rows(digest, chunk.table) + len(bad)
 
 
 def _with_columns(chunk: Chunk, columns: Collection[str]) -> Chunk:
-    return Chunk(
-        chunk.table.select([name for name in chunk.table.column_names if name in (*columns, ROW)]), chunk.bad_rows
-    )
+    kept = [name for name in chunk.table.column_names if name in (*columns, ROW)]
+    return Chunk(chunk.table.select(kept), chunk.bad_rows)
