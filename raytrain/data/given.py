@@ -1,7 +1,7 @@
-"""Data that a Python program has in its hands, written to Parquet files once, in order.
+"""Data that a Python program holds, written to Parquet files once, in order.
 
 The config of the run then names these files, so resuming it needs none of the objects, and a lazy pipeline, which may
-give other rows when it runs again, runs once. pandas, datasets and Ray Data are recognized without importing them.
+give other rows when it runs again, runs once. datasets and Ray Data are recognized without importing them; pyarrow imports pandas itself.
 """
 
 import functools
@@ -244,8 +244,13 @@ def _of_pandas(split: str, data: Any) -> pa.Table:
             raise DataError(
                 f"{split}: several columns are named {data.columns[data.columns.duplicated()][0]!r}"
             ) from None
-        columns = {str(name): _column(split, str(name), data[name].tolist()) for name in data.columns}
+        columns = {str(name): _column(split, str(name), _without_nan(data[name])) for name in data.columns}
     return pa.table(columns)
+
+
+def _without_nan(column: Any) -> list[Any]:
+    """The values of a column of a DataFrame, None for those that are missing."""
+    return [None if missing else value for value, missing in zip(column.tolist(), column.isna(), strict=True)]
 
 
 def _of_dicts(split: str, rows: Sequence[Any]) -> pa.Table:
@@ -263,7 +268,7 @@ def _of_dicts(split: str, rows: Sequence[Any]) -> pa.Table:
 def _column(split: str, name: str, values: list[Any]) -> pa.Array:
     """Values as a column. Raises DataError, which names the first row with a value that does not fit."""
     try:
-        return pa.array(values, from_pandas=True)
+        return pa.array(values)
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
         number, reason = _first_odd(values)
         reason = reason or first_line(error)

@@ -21,7 +21,7 @@ import pyarrow as pa
 from raytrain.data.readers.base import ROW, Chunk, Rows, SourceFile, Unreadable, first_line, in_chunks
 from raytrain.data.readers.tables import chunks_of, update_with_rows
 from raytrain.data.readers.text import is_valid
-from raytrain.errors import DataError, FailureCode
+from raytrain.errors import DataError
 
 SQLITE, POSTGRESQL = "sqlite", "postgresql"
 LOCK_WAIT_S = 60.0  # for another program that is writing to an SQLite database
@@ -144,12 +144,17 @@ def _postgresql(file: SourceFile) -> Iterator[Any]:
             f"{file.path}: reading PostgreSQL needs adbc-driver-postgresql: pip install 'raytrain[sql]', on every node"
         ) from None
     try:
-        with driver.connect(_uri(file.path), autocommit=True) as connection, connection.cursor() as cursor:
+        connection = driver.connect(_uri(file.path), autocommit=True)
+    except driver.Error as error:
+        raise DataError(
+            f"{file.path}: PostgreSQL: {first_line(error)}. A password comes from PGPASSWORD or ~/.pgpass, on every node"
+        ) from None
+    try:
+        with connection, connection.cursor() as cursor:
             cursor.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
             yield cursor
-    except driver.Error as error:
-        hint = ". The password comes from PGPASSWORD or ~/.pgpass, on every node" if "password" in str(error) else ""
-        raise DataError(f"{file.path}: PostgreSQL: {first_line(error)}{hint}", FailureCode.DATA) from None
+    except (driver.Error, OSError, pa.ArrowException) as error:  # Arrow's while rows arrive
+        raise DataError(f"{file.path}: PostgreSQL: {first_line(error)}") from None
 
 
 def _of_postgresql(file: SourceFile, limit: int | None) -> Iterator[Chunk]:

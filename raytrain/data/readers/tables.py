@@ -100,9 +100,13 @@ def _name(number: int | None, names: list[str]) -> str | None:
 
 def _in_plain_types(table: pa.Table) -> pa.Table:
     """The table with columns that hold their values themselves, and in order: no dictionaries (pandas' categories), no
-    views, no runs."""
+    views, no runs; and without names for kinds of text."""
     for place, field in enumerate(table.schema):
         column = table.column(place)
+        if isinstance(field.type, pa.BaseExtensionType) and pa.types.is_string(field.type.storage_type):
+            texts = [chunk.storage for chunk in column.chunks]  # a number or JSON of PostgreSQL
+            table = table.set_column(place, field.name, pa.chunked_array(texts, pa.string()))
+            continue
         match field.type.id:
             case pa.lib.Type_DICTIONARY:
                 column = column.cast(field.type.value_type)
