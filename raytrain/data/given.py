@@ -1,7 +1,7 @@
 """Data that a Python program holds, written to Parquet files once, in order.
 
 The config of the run then names these files, so resuming it needs none of the objects, and a lazy pipeline, which may
-give other rows when it runs again, runs once. datasets and Ray Data are recognized without importing them; pyarrow imports pandas itself.
+give other rows when it runs again, runs once. Libraries that the program has not imported are not imported here.
 """
 
 import functools
