@@ -217,6 +217,6 @@ def test_postgresql(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="the rows have changed"):
         read(files)
     monkeypatch.setenv("PGPASSWORD", "another-password")
-    with pytest.raises(DataError, match="A password comes from PGPASSWORD") as caught:
+    with pytest.raises(DataError, match="Passwords come from PGPASSWORD") as caught:
         check_sources(config(), REVIEWS)
     assert "another-password" not in str(caught.value)

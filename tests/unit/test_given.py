@@ -1,5 +1,6 @@
 """Data from Python: what it becomes, and what is refused. No Ray."""
 
+import math
 import os
 import subprocess
 import sys

@@ -147,7 +147,7 @@ def _postgresql(file: SourceFile) -> Iterator[Any]:
         connection = driver.connect(_uri(file.path), autocommit=True)
     except driver.Error as error:
         raise DataError(
-            f"{file.path}: PostgreSQL: {first_line(error)}. A password comes from PGPASSWORD or ~/.pgpass, on every node"
+            f"{file.path}: PostgreSQL: {first_line(error)}. Passwords come from PGPASSWORD or ~/.pgpass of every node"
         ) from None
     try:
         with connection, connection.cursor() as cursor:
