@@ -220,10 +220,8 @@ def _of_ray(split: str, data: Any) -> _Tables:
     try:
         yield from data.iter_batches(batch_size=CHUNK_ROWS, batch_format="pyarrow")
     except Exception as error:  # of the user's functions, which Ray wraps
-        cause: BaseException = error
-        while (inner := getattr(cause, "cause", None) or cause.__cause__) is not None:
-            cause = inner
-        what = f"{split}: the Ray Dataset has failed: {type(cause).__name__}: {first_line(cause)}"
+        cause = getattr(error, "cause", None) or error
+        what = f"{split}: the Ray Dataset has failed: {first_line(cause)} What Ray raised is this error's __cause__"
         raise DataError(what) from error
     finally:
         options.preserve_order, context.enable_progress_bars = before

@@ -38,8 +38,9 @@ def test_the_rows_of_a_ray_dataset_keep_their_order(tmp_path: Path) -> None:
     folder = write_given(Storage(str(tmp_path)), "train", dataset.map_batches(slow_at_first))
     assert pq.read_table(f"{folder}/rows-000000000001.parquet").to_pylist() == ROWS
     assert dataset.context.execution_options.preserve_order is False
-    with pytest.raises(DataError, match="train: the Ray Dataset has failed: KeyError: 'no such word'"):
+    with pytest.raises(DataError, match="train: the Ray Dataset has failed: ") as caught:
         write_given(Storage(str(tmp_path)), "train", dataset.map_batches(fail))
+    assert "no such word" in str(caught.value.__cause__)
 
 
 @pytest.mark.usefixtures("local_ray")

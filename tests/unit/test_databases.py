@@ -76,7 +76,7 @@ def test_rows_come_in_their_order_with_their_numbers(
     ("options", "message"),
     [
         ({"order_by": "day"}, r"row 2: it has the same day as the row before it \(0\).*such as the primary key"),
-        ({"order_by": "nope"}, "order_by names 'nope', which is no column of the query; it has 'id', 'text'"),
+        ({"order_by": "nope"}, "order_by names 'nope', but the query has only the columns 'id', 'text'"),
         ({"query": None}, r"data.train.query is missing"),
         ({"order_by": None}, r"data.train.order_by is missing"),
         ({"query": "select * frm reviews"}, "SQLite: near .*syntax error"),

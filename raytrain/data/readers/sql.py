@@ -87,7 +87,7 @@ def _chunks(file: SourceFile, limit: int | None = None) -> Iterator[Chunk]:
         names = chunk.table.column_names
         if len(chunk.table) and (missing := [name for name in order if name not in names]):
             raise DataError(
-                f"{file.path}: order_by names {missing[0]!r}, which is no column of the query; it has "
+                f"{file.path}: order_by names {missing[0]!r}, but the query has only the columns "
                 f"{', '.join(map(repr, names[:-1]))}"
             )
         for values in chunk.table.select([*order, ROW]).to_pylist() if len(chunk.table) else ():
