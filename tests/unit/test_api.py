@@ -188,7 +188,7 @@ FUNCTIONS = {
     "eval": "evaluate",
     "verify": "verify",
 }
-ONLY_PYTHON = {"progress", "callbacks"}
+ONLY_PYTHON = {"progress", "callbacks", "data"}
 ONLY_COMMAND = {"json", "fields"}  # of plan: the function gives the object; of tune: help
 
 
