@@ -25,7 +25,7 @@ from raytrain.data.quiet import quiet_ray_data
 from raytrain.data.readers.base import CHUNK_ROWS, ROW, first_line
 from raytrain.data.readers.tables import chunks_of, class_names, update_with_rows
 from raytrain.errors import ConfigError, DataError, FailureCode
-from raytrain.retries import retrying
+from raytrain.retries import advice_for, retrying
 from raytrain.storage import Storage
 
 FOLDER = "_given"
@@ -83,11 +83,17 @@ def write_given(prepared: Storage, split: str, data: Any) -> str:
     tables = _tables_of(split, data)
     with tempfile.TemporaryDirectory(prefix="raytrain-") as local:
         rows = _Rows(local)
-        for table in _plain_tables(split, tables):
-            rows.add(table)
+        try:
+            for table in _plain_tables(split, tables):
+                rows.add(table)
+            name, sizes = rows.close()
+        except pa.ArrowException as error:
+            raise DataError(f"{split} can't be stored as Parquet: {first_line(error)}") from error
+        except OSError as error:
+            what = f"{split} can't be written to {local}, a folder for temporary files: {first_line(error)}"
+            raise DataError(f"{what}. TMPDIR names another", FailureCode.STORAGE) from error
         if not rows.num_rows:
             raise DataError(f"{split} has no rows")
-        name, sizes = rows.close()
         target = prepared.at(FOLDER, name)
         try:
             if not retrying(lambda: _is_committed(target), f"reading {target.path_of()}"):
@@ -97,7 +103,7 @@ def write_given(prepared: Storage, split: str, data: Any) -> str:
                 retrying(lambda: target.commit_bytes(COMMITTED, told), f"writing {target.path_of()}")
         except OSError as error:
             what = f"{split} can't be written to {target.path_of()}: {first_line(error)}"
-            raise DataError(what, FailureCode.STORAGE) from None
+            raise DataError(f"{what}. {advice_for(error)}", FailureCode.STORAGE) from None
     return target.path_of()
 
 

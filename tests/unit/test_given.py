@@ -74,6 +74,7 @@ def test_gaps_and_types_that_change_between_blocks(prepared: Storage, monkeypatc
         ([{"a": "x"}, {"a": "\ud800"}], DataError, "row 2: 'a' can't be stored"),
         ([{"a": 2**70}], DataError, "row 1: 'a' can't be stored"),
         (pd.DataFrame([[1, 2]], columns=["a", "a"]), DataError, "several columns are named 'a'"),
+        (pa.table({"a": pa.array([()], pa.struct([]))}), DataError, "train can't be stored as Parquet"),
         ("train.csv", ConfigError, "of type builtins.str; give a .* for files, set data.train.path in the config"),
         ({"text": ["a"]}, ConfigError, "of type builtins.dict; give a ray.data.Dataset, a pandas DataFrame"),
     ],
