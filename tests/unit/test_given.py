@@ -15,10 +15,14 @@ from running import tiny_run
 
 import raytrain
 from raytrain.config.from_python import parse
+from raytrain.config.io import parse_config
 from raytrain.data.given import with_given, write_given
 from raytrain.data.readers.base import CHUNK_ROWS
 from raytrain.errors import ConfigError, DataError
 from raytrain.storage import Storage
+from raytrain.training.outcome import RunStatus
+from raytrain.tuning import sweep
+from raytrain.tuning.state import SweepResult
 from tests.tiny import make_reviews
 
 ROWS = make_reviews(CHUNK_ROWS + 10, 0)
@@ -110,6 +114,18 @@ def test_a_wrong_config_is_told_before_anything_is_written(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="train: with from_sweep, the data is the sweep's"):
         raytrain.train(from_sweep=tmp_path, train=ROWS)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_sweep_is_given_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[raytrain.RunConfig] = []
+
+    def note(raw: dict[str, Any], words: list[str], *_: Any, **__: Any) -> SweepResult:
+        seen.append(parse_config(raw, words))
+        return SweepResult(status=RunStatus.FINISHED, path="runs/a-space", metric="accuracy", mode="max")
+
+    monkeypatch.setattr(sweep, "run_sweep", note)
+    raytrain.tune(tiny_run(tmp_path, "a"), "name=b", train=ROWS[:50])
+    assert seen[0].name == "b" and rows_in(seen[0].data.train.paths[0]) == ROWS[:50]
 
 
 def test_objects_are_recognized_without_importing_their_libraries(tmp_path: Path) -> None:
