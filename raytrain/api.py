@@ -3,16 +3,16 @@
 Importing this module is cheap: Ray, torch and pydantic are imported when a function is called.
 """
 
-import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from raytrain.errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:
     from raytrain.config import RunConfig
+    from raytrain.data.given import Given
     from raytrain.planning.forecast import Forecast
     from raytrain.runs.evaluation import Evaluation
     from raytrain.runs.result import RunResult
@@ -34,6 +34,7 @@ def train(
     overwrite: bool = False,
     progress: bool = False,
     callbacks: Sequence[Any] = (),
+    **data: "Unpack[Given]",
 ) -> "RunResult":
     """Train a run to its end and return its result, as `raytrain train` does. The same call again resumes the run.
 
@@ -48,6 +49,9 @@ def train(
         progress: True: show the run on the terminal, as `raytrain train` does; False: print nothing.
         callbacks: Callbacks of Ray Train, as for `ray.train.RunConfig(callbacks=...)`. They are called in the
             process of its controller. If one raises, the run saves and ends.
+        data: `train`, `validation` and `test`: the data of these splits, instead of the files in the config. Each is a
+            Ray Dataset, a pandas DataFrame, a `datasets.Dataset`, an Arrow table or a list of dicts. The rows are
+            written to the folder of the prepared data, and the config of the run names their files.
 
     Returns:
         The result, whose status is finished, stopped_early, or stopped (by Ctrl-C; the same call resumes the run).
@@ -62,13 +66,15 @@ def train(
             raise ConfigError("train() needs a config: a path, the name of a shipped config, a mapping or a RunConfig")
         if all_data or trial is not None:
             raise ConfigError("all_data and trial need from_sweep, the folder of the sweep whose trial is trained")
-        return _train(_parse(config, overrides), progress, overwrite=overwrite, callbacks=callbacks)
+        return _train(_parse(config, overrides, data), progress, overwrite=overwrite, callbacks=callbacks)
     if config is not None:
         raise ConfigError("train() takes a config or from_sweep, not both: the sweep has its config")
+    if data:
+        raise ConfigError(f"{', '.join(data)}: with from_sweep, the data is the sweep's")
     from raytrain.storage import Storage
     from raytrain.tuning.best_trial import train_winner
 
-    winner = train_winner(Storage(os.fspath(from_sweep)), words_of(overrides), all_data=all_data, trial=trial)
+    winner = train_winner(Storage(os.fspath(from_sweep)), _words(overrides), all_data=all_data, trial=trial)
     return _train(winner, progress, overwrite=overwrite, callbacks=callbacks)
 
 
@@ -87,7 +93,7 @@ def resume(run: AnyPath, *overrides: Override, progress: bool = False, callbacks
     from raytrain.runs.folder import read_run_config
     from raytrain.storage import Storage
 
-    config = read_run_config(Storage(os.fspath(run)), words_of(overrides))
+    config = read_run_config(Storage(os.fspath(run)), _words(overrides))
     return _train(config, progress, overwrite=False, callbacks=callbacks)
 
 
@@ -109,7 +115,7 @@ def evaluate(run: AnyPath, *overrides: Override, split: str = "test", progress: 
     from raytrain.runs.run import evaluate_run
 
     with _run_display(progress) as observer:
-        return evaluate_run(os.fspath(run), split, observer, words_of(overrides))
+        return evaluate_run(os.fspath(run), split, observer, _words(overrides))
 
 
 def verify(
@@ -129,7 +135,7 @@ def verify(
     from raytrain.runs.verification import verify_run
 
     with _run_display(progress) as observer:
-        return verify_run(os.fspath(run), steps, workers, observer, words_of(overrides))
+        return verify_run(os.fspath(run), steps, workers, observer, _words(overrides))
 
 
 def plan(
@@ -142,6 +148,7 @@ def plan(
     price: float | None = None,
     bandwidth: float = 100.0,
     calibrate: AnyPath | None = None,
+    **data: "Unpack[Given]",
 ) -> "Forecast":
     """Check a config and estimate what a run needs, as `raytrain plan` does. Starts nothing.
 
@@ -152,6 +159,7 @@ def plan(
         price: Price of a worker in dollars per hour.
         bandwidth: Upload rate of a worker to storage, in MiB/s.
         calibrate: The folder of a run whose step times are used; None: this config's own.
+        data: As for `train`.
 
     Raises:
         ConfigError, DataError: The config, the data or the model is wrong.
@@ -167,7 +175,7 @@ def plan(
         price_per_hour=price,
         bandwidth_bytes=bandwidth * MIB,
     )
-    return make_forecast(_parse(config, overrides), hardware, None if calibrate is None else os.fspath(calibrate))
+    return make_forecast(_parse(config, overrides, data), hardware, None if calibrate is None else os.fspath(calibrate))
 
 
 def tune(
@@ -177,6 +185,7 @@ def tune(
     trials: int | None = None,
     max_concurrent: int | None = None,
     progress: bool = False,
+    **data: "Unpack[Given]",
 ) -> "SweepResult":
     """Try many configurations, as `raytrain tune` does. The same call again resumes the sweep.
 
@@ -187,18 +196,21 @@ def tune(
         trials: Configurations to try, instead of the space's.
         max_concurrent: Maximum number of trials at a time.
         progress: True: show the sweep on the terminal; False: print nothing.
+        data: As for `train`.
 
     Raises:
         ConfigError, DataError: Nothing was started.
         TrainingError: Every trial failed, or more than the space's `max_failed`. Its code is the one of most trials.
     """
+    from raytrain.config.from_python import raw_of, words_of
+    from raytrain.data.given import with_given
     from raytrain.tuning.sweep import run_sweep
 
     for option, number in (("trials", trials), ("max_concurrent", max_concurrent)):
         if number is not None and number < 1:
             raise ConfigError(f"{option} {number} is less than 1")
     name, chosen = _space(space)
-    raw, words = _raw(config), words_of(overrides)
+    raw, words = raw_of(config), words_of(with_given(config, overrides, data) if data else overrides)
     with _sweep_display(progress) as observer:
         result = run_sweep(raw, words, chosen.with_trials(trials), name, observer, max_concurrent=max_concurrent)
     if result.status == "failed":
@@ -250,7 +262,7 @@ def report(*runs: AnyPath, output: AnyPath | None = None) -> str:
 
 
 def ray_train_loop(
-    config: "AnyPath | Mapping[str, Any] | RunConfig", *overrides: Override
+    config: "AnyPath | Mapping[str, Any] | RunConfig", *overrides: Override, **data: "Unpack[Given]"
 ) -> "Callable[[], dict[str, Any]]":
     """A `train_loop_per_worker` for a `ray.train.torch.TorchTrainer` of your own, with fixed or elastic workers.
 
@@ -258,7 +270,7 @@ def ray_train_loop(
     ScalingConfig says how many workers there are and what each holds; `workers.data_cpus` is the config's.
 
     Args:
-        config, overrides: As for `train`.
+        config, overrides, data: As for `train`.
 
     Returns:
         A callable without arguments. On each worker it trains the run from its newest state to its end, reports with
@@ -270,61 +282,23 @@ def ray_train_loop(
     """
     from raytrain.runs.ray_train_loop import prepare_loop
 
-    return prepare_loop(_parse(config, overrides))
+    return prepare_loop(_parse(config, overrides, data))
 
 
-def words_of(overrides: Iterable[Override]) -> list[str]:
-    """Overrides as `dotted.key=value` words. A value of a mapping is written as JSON, which YAML reads as the same
-    value: the string "off" stays a string. Raises ConfigError for an override of another type."""
-    words: list[str] = []
-    for override in overrides:
-        if isinstance(override, str):
-            words.append(override)
-        elif isinstance(override, Mapping):
-            words += [
-                f"{key}={json.dumps(value, default=_plain, ensure_ascii=False)}" for key, value in override.items()
-            ]
-        else:
-            raise ConfigError(
-                f"override {override!r} is of type {type(override).__name__}; give 'dotted.key=value' strings, or "
-                "mappings of dotted keys such as {'training.epochs': 1}"
-            )
-    return words
+def _parse(config: Any, overrides: Sequence[Override], data: "Given") -> "RunConfig":
+    from raytrain.config.from_python import parse
+
+    if not data:
+        return parse(config, overrides)
+    from raytrain.data.given import with_given
+
+    return parse(config, with_given(config, overrides, data))
 
 
-def _plain(value: Any) -> Any:
-    """A path or a section of the config as a type that YAML supports."""
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if hasattr(value, "model_dump"):
-        return value.model_dump(mode="json", exclude_unset=True)
-    raise ConfigError(f"override value {value!r} is of type {type(value).__name__}, which a config can't hold")
+def _words(overrides: Sequence[Override]) -> list[str]:
+    from raytrain.config.from_python import words_of
 
-
-def _parse(config: Any, overrides: Iterable[Override]) -> "RunConfig":
-    from raytrain.config.io import load_config, parse_config
-
-    if isinstance(config, str | os.PathLike):
-        return load_config(os.fspath(config), words_of(overrides))
-    return parse_config(_raw(config), words_of(overrides))
-
-
-def _raw(config: Any) -> dict[str, Any]:
-    """A config as it was given, unchecked."""
-    from raytrain.config import RunConfig
-
-    if isinstance(config, RunConfig):
-        return config.model_dump(mode="json", exclude_unset=True)
-    if isinstance(config, Mapping):
-        return dict(config)
-    if isinstance(config, str | os.PathLike):
-        from raytrain.config.io import read_config
-
-        raw: dict[str, Any] = read_config(os.fspath(config))
-        return raw
-    raise ConfigError(
-        f"a config is a path, the name of a shipped config, a mapping or a RunConfig, not {type(config).__name__}"
-    )
+    return words_of(overrides)
 
 
 def _space(space: Any) -> "tuple[str, Space]":

@@ -18,6 +18,7 @@ class SourceFormat(StrEnum):
 
     AUTO = "auto"
     PARQUET = "parquet"
+    ARROW = "arrow"
     JSONL = "jsonl"
     JSON = "json"
     CSV = "csv"
@@ -25,6 +26,7 @@ class SourceFormat(StrEnum):
     TXT = "txt"
     CONLL = "conll"
     CONLLU = "conllu"
+    SQL = "sql"
 
 
 class OnError(StrEnum):
@@ -83,7 +85,8 @@ class FilesConfig(Section):
     """Files, and how they are read."""
 
     path: Annotated[str | list[str] | None, Affects.RESULT, Mark.PATH] = None
-    """A file, a folder, a glob, or a list of these; local, or s3://, gs://, abfs://."""
+    """A file, a folder, a glob, or a list of these; local, or s3://, gs://, abfs://. Or a database: sqlite:///FILE,
+    postgresql://USER@HOST/NAME."""
     format: Annotated[SourceFormat, Affects.RESULT] = SourceFormat.AUTO
     """File format; auto goes by the ending."""
     delimiter: Annotated[Delimiter | None, Affects.RESULT] = None
@@ -94,6 +97,10 @@ class FilesConfig(Section):
     """Column of CoNLL files that has the words, counted from 1, or from the end with -1; null: the first."""
     tag_column: Annotated[Column | None, Affects.RESULT] = None
     """Column of CoNLL files that has the tags, counted like `word_column`; null: the last."""
+    query: Annotated[str | None, Affects.RESULT] = None
+    """Of a database: the SELECT whose rows are the data."""
+    order_by: Annotated[str | list[str] | None, Affects.RESULT] = None
+    """Of a database: the column, or a list of columns, that order the rows. No two rows have the same values there."""
 
     @property
     def paths(self) -> list[str]:
@@ -105,7 +112,8 @@ class SourceConfig(FilesConfig):
     """The files of a split."""
 
     path: Annotated[str | list[str], Affects.RESULT, Mark.PATH]
-    """A file, a folder, a glob, or a list of these; local, or s3://, gs://, abfs://."""
+    """A file, a folder, a glob, or a list of these; local, or s3://, gs://, abfs://. Or a database: sqlite:///FILE,
+    postgresql://USER@HOST/NAME."""
 
 
 class WeightedSource(SourceConfig):

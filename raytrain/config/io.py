@@ -33,6 +33,7 @@ IN_ENVIRONMENT = {
         "this URI holds credentials, which would be written to the run's folder and shown in messages. "
         "Leave them out, and set them in the environment of every node instead (AWS_ACCESS_KEY_ID and "
         "AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_KEY, or the machine's own role; "
+        "PGPASSWORD; "
         "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD)"
     ),
     "name": (

@@ -1,4 +1,4 @@
-"""The content of source files: a hash of their bytes, or an object store's ETag.
+"""The content of source files: a hash of their bytes, an object store's ETag, or a hash of the rows of a query.
 
 It tells apart files that have the same path, size and modification time.
 """
@@ -6,9 +6,11 @@ It tells apart files that have the same path, size and modification time.
 import hashlib
 from dataclasses import replace
 
+from raytrain.config import SourceFormat
 from raytrain.data.examined import is_in_object_store
 from raytrain.data.parallel import in_threads
 from raytrain.data.readers.base import SourceFile, first_line
+from raytrain.data.readers.sql import query_content
 from raytrain.errors import DataError, FailureCode
 from raytrain.storage import filesystem_of
 
@@ -25,6 +27,9 @@ def with_content(splits: dict[str, list[SourceFile]]) -> dict[str, list[SourceFi
     def hashed(file: SourceFile) -> SourceFile:
         if is_in_object_store(file):
             return file
+        if file.format == SourceFormat.SQL:
+            content, num_bytes = query_content(file)
+            return replace(file, content=content, num_bytes=num_bytes)
         try:
             return replace(file, content=_hash_of(file, is_small))
         except (OSError, ValueError) as error:

@@ -21,6 +21,7 @@ from raytrain.data.readers.base import SourceFile, Span, first_line
 from raytrain.data.readers.conll import DOCUMENT_START, width_of
 from raytrain.data.readers.delimited import ends_between_records
 from raytrain.data.readers.opening import open_span
+from raytrain.data.readers.text import COMPRESSIONS
 from raytrain.errors import DataError, FailureCode
 
 # A read task has a 512th of all bytes, within these bounds: enough of them for some hundred CPUs, and few enough that
@@ -40,7 +41,6 @@ CUT_AT = (
     SourceFormat.CONLLU,
 )
 """Text formats that are cut."""
-COMPRESSED = (".gz", ".zst")
 BLANK_LINE = re.compile(rb"\n\r?\n")
 # The width of sentences is known again after a line with one word: such files stay whole.
 ONE_COLUMN = re.compile(rb"^(?!(?:#| *-DOCSTART-) *\r?$) *[^ \t\r\n]+ *\r?$", re.MULTILINE)
@@ -120,7 +120,7 @@ def is_complete(part: Block) -> bool:
 
 def _blocks_of(file: SourceFile, num_bytes: int) -> list[Block]:
     """The blocks of a file that is to be cut; the last one has up to half more."""
-    if file.format not in CUT_AT or file.path.lower().endswith(COMPRESSED):
+    if file.format not in CUT_AT or file.path.lower().endswith(tuple(COMPRESSIONS)):
         return []
     encoding = codecs.lookup(file.reading.encoding or "utf-8").name
     if encoding not in ("utf-8", "ascii") and not encoding.startswith(("iso8859", "cp125")):

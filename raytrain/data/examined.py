@@ -16,7 +16,7 @@ import pyarrow.fs as pafs
 from raytrain.config import SourceFormat
 from raytrain.data.bad_rows import refusal
 from raytrain.data.readers import NoRowsError, column_names, head_of
-from raytrain.data.readers.base import ROW, BadRow, SourceFile, first_line
+from raytrain.data.readers.base import ROW, TABLE_FORMATS, BadRow, SourceFile, first_line
 from raytrain.data.readers.conll import looks_like_conll, wrong_columns
 from raytrain.data.readers.delimited import other_delimiter
 from raytrain.data.readers.opening import opened_once
@@ -104,14 +104,14 @@ def row_groups_of(file: SourceFile) -> tuple[int, ...]:
 
 def is_in_object_store(file: SourceFile) -> bool:
     """Whether the file is behind a URI, and not on a file system that is mounted here."""
-    if "://" not in file.path:
+    if "://" not in file.path or file.format == SourceFormat.SQL:
         return False
     return not isinstance(filesystem_of(file.path)[0], pafs.LocalFileSystem)
 
 
 def _why_empty(file: SourceFile, option: str, task: Task, others: Sequence[OfOption]) -> tuple[str, tuple[int, ...]]:
     """(why it has no rows, or an empty string; rows of its row groups, if it has any). Raises DataError."""
-    if file.num_bytes == 0:
+    if file.num_bytes == 0 and file.format != SourceFormat.SQL:
         return "is empty (0 bytes)", ()
     row_groups: tuple[int, ...] = ()
     try:
@@ -137,6 +137,8 @@ def _why_empty(file: SourceFile, option: str, task: Task, others: Sequence[OfOpt
 
 def _columns_of_text(file: SourceFile, option: str) -> list[str]:
     """The columns of a file that is not Parquet. Raises what `column_names` raises, and DataError."""
+    if file.format in (*TABLE_FORMATS, SourceFormat.SQL):
+        return column_names(file)
     if encoding := other_encoding(file):
         raise DataError(
             f"{option}.path: {file.path} is not in {file.reading.encoding or 'UTF-8'}; it seems to be in "
@@ -197,7 +199,7 @@ def _file_with(column: str, file: SourceFile, others: Sequence[OfOption]) -> OfO
 
 def _check_head(file: SourceFile, split: str, task: Task, how: HeadCheck) -> None:
     """Raises DataError for the first bad row among the first rows of a text file."""
-    if file.format == SourceFormat.PARQUET:
+    if file.format in TABLE_FORMATS:
         return
     try:
         head = head_of(file, task.required_columns(), HEAD_ROWS)

@@ -13,12 +13,17 @@ import pyarrow.fs as pafs
 from raytrain.config import SourceFormat, TrainConfig
 from raytrain.config.data import FilesConfig
 from raytrain.data.parallel import in_threads
-from raytrain.data.readers.base import Reading, SourceFile, first_line
+from raytrain.data.readers.base import TABLE_FORMATS, Reading, SourceFile, first_line
+from raytrain.data.readers.sql import is_database
+from raytrain.data.readers.text import COMPRESSIONS
+from raytrain.data.saved_datasets import without_left_overs
 from raytrain.errors import DataError, counted
 from raytrain.storage import filesystem_of
 
 ENDINGS = {
     ".parquet": SourceFormat.PARQUET,
+    ".arrow": SourceFormat.ARROW,
+    ".feather": SourceFormat.ARROW,
     ".jsonl": SourceFormat.JSONL,
     ".ndjson": SourceFormat.JSONL,
     ".json": SourceFormat.JSON,
@@ -28,12 +33,16 @@ ENDINGS = {
     ".conll": SourceFormat.CONLL,
     ".conllu": SourceFormat.CONLLU,
 }
-TEXT_FORMATS = tuple(format for format in SourceFormat if format not in (SourceFormat.AUTO, SourceFormat.PARQUET))
+DATABASE_ENDINGS = (".db", ".sqlite", ".sqlite3")
+NOT_TEXT = (SourceFormat.AUTO, SourceFormat.SQL, *TABLE_FORMATS)
+TEXT_FORMATS = tuple(format for format in SourceFormat if format not in NOT_TEXT)
 USED_BY = {
     "delimiter": (SourceFormat.CSV,),
     "encoding": TEXT_FORMATS,
     "word_column": (SourceFormat.CONLL,),
     "tag_column": (SourceFormat.CONLL,),
+    "query": (SourceFormat.SQL,),
+    "order_by": (SourceFormat.SQL,),
 }
 """Option of a source -> the formats that it is for."""
 
@@ -64,9 +73,10 @@ def list_files(source: FilesConfig, option: str) -> list[SourceFile]:
         is not for any of the files.
     """
     paths = source.paths
-    reading = Reading(source.delimiter, source.encoding, source.word_column, source.tag_column)
-    listed = in_threads(lambda path: _expand(path, source, option), paths)
-    files = [_file(one, source.format, option, reading) for of_path in listed for one in of_path]
+    order_by = (source.order_by,) if isinstance(source.order_by, str) else tuple(source.order_by or ())
+    reading = Reading(source.delimiter, source.encoding, source.word_column, source.tag_column, source.query, order_by)
+    found = in_threads(lambda path: _files_of(path, source, option, reading), paths)
+    files = [file for of_path in found for file in of_path]
     if not files:
         raise DataError(f"{option}.path is empty: give a file, a folder, a glob, or a list of these")
     formats = list(dict.fromkeys(file.format for file in files))
@@ -81,10 +91,28 @@ def list_files(source: FilesConfig, option: str) -> list[SourceFile]:
 
 def real_path(file: SourceFile) -> str:
     """Where a file is, whatever path or link names it."""
+    if file.format == SourceFormat.SQL:
+        return f"{file.path.rpartition('#')[0]} {file.reading.query}"  # the path names the split too
     if "://" in file.path and not file.path.startswith("file://"):
         return file.path
     filesystem, inner = filesystem_of(file.path)
     return os.path.realpath(inner) if isinstance(filesystem, pafs.LocalFileSystem) else file.path
+
+
+def _files_of(path: str, source: FilesConfig, option: str, reading: Reading) -> list[SourceFile]:
+    """The files that a path stands for. Raises DataError."""
+    if not is_database(path):
+        return [_file(one, source.format, option, reading) for one in _expand(path, source, option)]
+    if source.format not in (SourceFormat.AUTO, SourceFormat.SQL):
+        raise DataError(f"{option}.format {source.format}: {path} is a database; leave the format out")
+    for name in ("query", "order_by"):
+        if not getattr(source, name):
+            raise DataError(
+                f"{option}.{name} is missing: {path} is a database. Give {option}.query, a SELECT whose rows are the "
+                f"data, and {option}.order_by, a column whose values order and tell apart all rows, such as the "
+                "primary key"
+            )
+    return [SourceFile(f"{path}#{option.removeprefix('data.')}", SourceFormat.SQL, 0, "", reading)]
 
 
 def _expand(path: str, source: FilesConfig, option: str) -> list[_Listed]:
@@ -128,6 +156,10 @@ def _expand_plain(path: str, format: SourceFormat, option: str) -> list[_Listed]
     scheme = f"{path.split('://')[0]}://" if "://" in path else ""
     below = len(inner.rstrip("/"))
     visible = [info for info in _files_below(filesystem, inner) if not _is_hidden(info.path[below:], "/*")]
+    try:
+        visible = without_left_overs(filesystem, visible)
+    except ValueError as error:
+        raise DataError(f"{option}.path {path!r}: {error}") from None
     known = visible if format != SourceFormat.AUTO else _with_known_ending(visible)
     if not known:
         raise DataError(f"{option}.path {path!r}: this folder has no file with a known ending ({', '.join(ENDINGS)})")
@@ -177,6 +209,11 @@ def _glob_uri(path: str) -> list[_Listed]:
 
 def _file(listed: _Listed, format: SourceFormat, option: str, reading: Reading) -> SourceFile:
     path, info = listed
+    if format == SourceFormat.SQL or _ending(path) in DATABASE_ENDINGS:
+        raise DataError(
+            f"{option}.path {path!r}: a database is named by a URI: sqlite:///{path}, or postgresql://USER@HOST/NAME. "
+            f"Set {option}.query and {option}.order_by, too"
+        )
     if format == SourceFormat.AUTO:
         if _ending(path) not in ENDINGS:
             raise DataError(
@@ -190,7 +227,8 @@ def _file(listed: _Listed, format: SourceFormat, option: str, reading: Reading) 
 
 
 def _ending(path: str) -> str:
-    return os.path.splitext(path.removesuffix(".gz"))[1].lower()
+    bare, ending = os.path.splitext(path.lower())
+    return os.path.splitext(bare)[1] if ending in COMPRESSIONS else ending
 
 
 def _looked_for(path: str) -> str:

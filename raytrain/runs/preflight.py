@@ -116,7 +116,8 @@ def check_elsewhere(config: RunConfig) -> None:
     communication_variables(config.training.communication)
     _check_metrics(config, make_task(config.task, config.data.max_length))
     lost = [(key, path) for key, path in local_paths(config) if not os.path.isabs(path)]
-    lost += [(key, uri) for key, uri in _named_by(config, Mark.DATABASE) if _absolute_database(uri) != uri]
+    databases = _named_by(config, Mark.DATABASE) + _named_by(config, Mark.PATH)
+    lost += [(key, uri) for key, uri in databases if _absolute_database(uri) != uri]
     if lost:
         key = lost[0][0]  # its whole value is shown: a list has other paths too
         value = with_paths(flatten(config.model_dump(mode="json"))[key], lambda p: _absolute_database(_absolute(p)))
@@ -160,7 +161,7 @@ def resolve(config: RunConfig) -> RunConfig:
     raw = config.model_dump(mode="json", exclude_unset=True)
     raw["storage_path"] = config.storage_path  # its default is relative too
     makers: dict[Mark, Callable[[str], str]] = {
-        Mark.PATH: _absolute,
+        Mark.PATH: lambda path: _absolute_database(_absolute(path)),
         Mark.PATH_OR_HUB_ID: lambda place: _absolute(place) if _is_local(place) else place,
         Mark.DATABASE: _absolute_database,
     }
@@ -193,7 +194,7 @@ def _absolute(path: str) -> str:
 
 
 def _absolute_database(uri: str) -> str:
-    """Make the path of an MLflow SQLite URI (`sqlite:///path`) absolute; return any other URI unchanged."""
+    """Make the path of an SQLite URI (`sqlite:///path`) absolute; return anything else unchanged."""
     scheme, separator, path = uri.partition(":///")
     return f"{scheme}{separator}{os.path.abspath(path)}" if scheme == "sqlite" and path else uri
 

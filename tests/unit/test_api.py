@@ -13,8 +13,8 @@ import typer.main
 from running import run_cli, tiny_run, write_config
 
 import raytrain
-from raytrain.api import words_of
 from raytrain.cli.main import app
+from raytrain.config.from_python import words_of
 from raytrain.config.io import parse_config
 from raytrain.errors import FailureCode
 from raytrain.runs import run as driver
@@ -188,7 +188,7 @@ FUNCTIONS = {
     "eval": "evaluate",
     "verify": "verify",
 }
-ONLY_PYTHON = {"progress", "callbacks"}
+ONLY_PYTHON = {"progress", "callbacks", "data"}
 ONLY_COMMAND = {"json", "fields"}  # of plan: the function gives the object; of tune: help
 
 

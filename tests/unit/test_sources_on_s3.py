@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import boto3
+import pyarrow as pa
 import pytest
 
 from raytrain.config import DataConfig, SequenceClassificationConfig, SourceConfig, TokenClassificationConfig
 from raytrain.data import parallel
+from raytrain.data.given import write_given
 from raytrain.data.listing import list_files
 from raytrain.data.parallel import in_threads
 from raytrain.data.readers import read_chunks
@@ -156,3 +158,33 @@ def test_the_first_files_error_is_raised_whichever_comes_first():
 
     with pytest.raises(DataError, match="file 3"):
         in_threads(work, range(100))
+
+
+def test_arrow_files_of_a_saved_dataset_and_zstd(bucket: Storage) -> None:
+    table = pa.Table.from_pylist(ROWS)
+    for writer_of, name in ((pa.ipc.new_stream, "data-1.arrow"), (pa.ipc.new_file, "data-0.arrow")):
+        sink = pa.BufferOutputStream()
+        with writer_of(sink, table.schema) as writer:
+            writer.write_table(table)
+        put(bucket, f"saved/{name}", sink.getvalue().to_pybytes())
+    put(bucket, "saved/cache-1.arrow", b"what map has left")
+    names = ["data-1.arrow", "data-0.arrow"]
+    put(bucket, "saved/state.json", json.dumps({"_data_files": [{"filename": name} for name in names]}).encode())
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+    put(bucket, "a.jsonl.zst", pa.compress(lines, "zstd", asbytes=True) * 2)
+    config = {"train": {"path": bucket.path_of("saved")}, "test": {"path": bucket.path_of("a.jsonl.zst")}}
+    files = check_sources(DataConfig.model_validate(config), REVIEWS)
+    assert [file.path for file in files["train"]] == [bucket.path_of(f"saved/{name}") for name in names]
+    tables = [chunk.table for task in read_tasks(files) for chunk in read_chunks(task, ["text", "label"])]
+    assert [len(table) for table in tables] == [5, 5, 10]
+    assert [{"text": row["text"], "label": row["label"]} for table in tables for row in table.to_pylist()] == ROWS * 4
+
+
+def test_data_from_python_goes_there(bucket: Storage, requests: list[str]) -> None:
+    folder = write_given(bucket, "train", ROWS)
+    assert folder.startswith(bucket.path_of("_given"))
+    (task,) = read_tasks(check_sources(data(folder), REVIEWS))
+    assert [row["text"] for chunk in read_chunks(task) for row in chunk.table.to_pylist()] == [r["text"] for r in ROWS]
+    requests.clear()
+    assert write_given(bucket, "train", pa.Table.from_pylist(ROWS)) == folder
+    assert not [request for request in requests if request.startswith("PUT")]

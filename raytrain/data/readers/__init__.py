@@ -11,11 +11,13 @@ from collections.abc import Callable, Collection, Iterator
 import pyarrow as pa
 
 from raytrain.config import SourceFormat
+from raytrain.data.readers.arrow import arrow_head, read_arrow
 from raytrain.data.readers.base import Chunk, ReadTask, Rows, SourceFile, Unreadable, in_chunks
 from raytrain.data.readers.conll import COLUMNS, conll_rows, conllu_rows, has_sentence
 from raytrain.data.readers.delimited import delimited_rows, header_of
 from raytrain.data.readers.json_files import json_rows, jsonl_rows
 from raytrain.data.readers.parquet import parquet_footer, read_parquet
+from raytrain.data.readers.sql import query_head, read_query
 from raytrain.data.readers.text import CANT_BE_READ, text_rows, why_unreadable
 from raytrain.errors import DataError
 
@@ -49,6 +51,12 @@ def read_chunks(task: ReadTask, columns: Collection[str] | None = None) -> Itera
     if task.file.format == SourceFormat.PARQUET:
         yield from read_parquet(task, None if columns is None else list(columns))
         return
+    if task.file.format == SourceFormat.ARROW:
+        yield from read_arrow(task.file, None if columns is None else list(columns))
+        return
+    if task.file.format == SourceFormat.SQL:
+        yield from read_query(task.file, columns)
+        return
     try:
         rows = _ROWS[task.file.format]
         found = rows(task.file) if task.span is None else rows(task.file, task.span)
@@ -60,6 +68,8 @@ def read_chunks(task: ReadTask, columns: Collection[str] | None = None) -> Itera
 
 def head_of(file: SourceFile, columns: Collection[str], num_rows: int) -> Chunk:
     """The first rows of a text file, as `read_chunks` gives them. Raises what `column_names` raises."""
+    if file.format == SourceFormat.SQL:
+        return query_head(file, num_rows, columns)
     rows = itertools.islice(_ROWS[file.format](file), num_rows)
     return next(in_chunks(rows, file.path, columns), Chunk(pa.table({})))
 
@@ -77,6 +87,16 @@ def column_names(file: SourceFile) -> list[str]:
             if not sum(row_groups):
                 raise NoRowsError
             return names
+        case SourceFormat.ARROW:
+            names, has_rows = arrow_head(file)
+            if not has_rows:
+                raise NoRowsError
+            return names
+        case SourceFormat.SQL:
+            head = query_head(file, ROWS_TO_LOOK_AT)
+            if not len(head.table) and not head.bad_rows:
+                raise NoRowsError
+            return head.table.column_names[:-1]
         case SourceFormat.JSONL | SourceFormat.JSON:
             # A broken row is reported when all are read, as data.on_error decides; here only the names matter.
             rows = list(itertools.islice(_ROWS[file.format](file), ROWS_TO_LOOK_AT))

@@ -13,6 +13,8 @@ from raytrain.config import SourceFormat
 from raytrain.tasks.base import RowError
 
 ROW = "__row__"
+TABLE_FORMATS = (SourceFormat.PARQUET, SourceFormat.ARROW)
+"""Formats whose files hold tables of Arrow's types, and are read at any place."""
 CHUNK_ROWS = 4096
 
 
@@ -24,6 +26,8 @@ class Reading:
     encoding: str | None = None
     word_column: int | None = None
     tag_column: int | None = None
+    query: str | None = None
+    order_by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,8 @@ class ReadTask:
         """What `json.dumps(asdict(task))` wrote."""
         raw = json.loads(text)
         file, groups, span = raw.pop("file"), raw.pop("row_groups"), raw.pop("span")
-        source = SourceFile(**{**file, "reading": Reading(**file["reading"])})
+        reading = file.pop("reading")
+        source = SourceFile(**file, reading=Reading(**{**reading, "order_by": tuple(reading["order_by"])}))
         return cls(
             file=source, row_groups=tuple(groups) if groups else None, span=Span(**span) if span else None, **raw
         )

@@ -9,8 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from raytrain.config import SourceFormat
-from raytrain.data.readers.base import SourceFile, Span
+from raytrain.data.readers.base import TABLE_FORMATS, SourceFile, Span
 from raytrain.storage import filesystem_of
 
 # Bytes of a text file per request to an object store. Text is decoded in pieces of 8 KiB.
@@ -33,7 +32,7 @@ class Opening:
 
     def open(self) -> Any:
         """The file for reading from its start."""
-        if self.file.format == SourceFormat.PARQUET:
+        if self.file.format in TABLE_FORMATS:
             opened = _open(self.file)
             self.metadata = opened.metadata() or {}
             return opened
@@ -86,7 +85,7 @@ def opened_once(file: SourceFile) -> Iterator[Opening]:
 
 
 def open_source(file: SourceFile) -> Any:
-    """The file: a Parquet file for random access, another one for reading from its start. Raises OSError."""
+    """The file: one that holds tables for random access, another one for reading from its start. Raises OSError."""
     opening: Opening | None = getattr(_thread, "opening", None)
     if opening is not None and opening.file.path == file.path:
         return opening.open()
@@ -102,7 +101,7 @@ def open_span(file: SourceFile, span: Span) -> Any:
 
 def _open(file: SourceFile) -> Any:
     filesystem, inner = filesystem_of(file.path)
-    if file.format == SourceFormat.PARQUET or isinstance(filesystem, pafs.LocalFileSystem):
+    if file.format in TABLE_FORMATS or isinstance(filesystem, pafs.LocalFileSystem):
         return filesystem.open_input_file(inner)
     stream: pa.NativeFile = filesystem.open_input_stream(inner, compression=None, buffer_size=REQUEST_BYTES)
     return stream

@@ -2,6 +2,7 @@
 
 import codecs
 import io
+import os
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,8 @@ from raytrain.data.readers.base import Rows, SourceFile, Span, Unreadable, first
 from raytrain.data.readers.opening import open_source, open_span
 
 BYTES_TO_LOOK_AT = 4096
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+"""Ending of a compressed file -> pyarrow's name of the codec. It says when a file is cut, and reads several frames."""
 BYTE_ORDER_MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -96,4 +99,5 @@ CANT_BE_READ = (OSError, pa.ArrowInvalid, UnicodeError, zlib.error)
 
 def _open_raw(file: SourceFile) -> Any:
     opened = open_source(file)
-    return pa.CompressedInputStream(opened, "gzip") if file.path.lower().endswith(".gz") else opened
+    codec = COMPRESSIONS.get(os.path.splitext(file.path)[1].lower())
+    return opened if codec is None else pa.CompressedInputStream(opened, codec)
