@@ -27,6 +27,7 @@ from raytrain.inference.output import Target, assemble, target_of
 from raytrain.inference.pieces import END, PART, PIECE_ROWS, REFUSED, Done, WorkSpec
 from raytrain.inference.pool import Backlog, Pool
 from raytrain.inference.predictor import output_columns, predicting_task
+from raytrain.inference.source import absolute, check_source, check_target
 from raytrain.ray_core.connect import RaySession, ray_session
 from raytrain.runs.observer import Observer
 from raytrain.storage import Storage

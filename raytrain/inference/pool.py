@@ -109,11 +109,7 @@ class Pool:
     def _start(self) -> None:
         import ray
 
-        options: dict[str, Any] = {
-            "num_cpus": self._workers.cpus,
-            "num_gpus": 1 if self._spec.use_gpu else 0,
-            "max_restarts": 0,
-        }
+        options: dict[str, Any] = {"num_cpus": self._workers.cpus, "num_gpus": int(self._spec.use_gpu)}
         remote: Any = ray.remote(**options)(PieceWorker)
         actor = _Actor(remote.remote(self._spec))
         self._actors.append(actor)

@@ -32,9 +32,7 @@ def check_source(
     passed = list(found) if columns is None else list(columns)
     if unknown := [name for name in passed if name not in found]:
         hint = did_you_mean(unknown[0], found)
-        raise ConfigError(
-            f"--columns {unknown[0]}: {request.source} has no such column; it has {', '.join(found)}{hint}"
-        )
+        raise ConfigError(f"--columns {unknown[0]}: the input has no such column; it has {', '.join(found)}{hint}")
     if clash := [name for name in added if name in passed]:
         raise ConfigError(
             f"the input has a column {clash[0]!r} already, which the prediction would add: name the columns to keep "
