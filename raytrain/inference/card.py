@@ -70,7 +70,7 @@ def find_model(model: str) -> Storage:
     """The folder of the model that a user names: best/ itself, a run or its name, or a sweep, of which it is the best
     trial's. Raises ConfigError when there is none."""
     place = Storage(model)
-    if not place.exists() and "/" not in model and Storage(RUNS).at(model).exists():
+    if not place.exists() and "/" not in model and Storage(RUNS).exists():
         place = Storage(RUNS).at(model)
     if place.exists(FACTS):
         return place

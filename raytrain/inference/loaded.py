@@ -74,7 +74,7 @@ class LoadedModel:
         if found.refused:
             first = found.refused[0]
             raise DataError(
-                f"row {first.place}: {first.reason} ({counted(len(found.refused), 'row')} of {len(rows):,} can't be "
+                f"data[{first.place}]: {first.reason} ({counted(len(found.refused), 'row')} of {len(rows):,} can't be "
                 "used). Leave such rows out, or predict a file with raytrain.predict_files(model, source, out), which "
                 "quarantines them",
                 FailureCode.BAD_ROW,
