@@ -18,7 +18,7 @@ def model_config(folder: Path, task: dict[str, Any], **data: Any) -> RunConfig:
     raw = {
         "name": "answers",
         "task": task,
-        "model": {"config": {**TINY_BERT, "initializer_range": 0.5}, "tokenizer": tiny_tokenizer(folder / "tokenizer")},
+        "model": {"config": {**TINY_BERT, "initializer_range": 0.2}, "tokenizer": tiny_tokenizer(folder / "tokenizer")},
         "data": {"train": {"path": "train.parquet"}, **data},
     }
     return parse_config(raw)
@@ -31,7 +31,7 @@ def save_best(config: RunConfig, state: dict[str, Any], folder: Path) -> str:
     best = folder / "best"
     best.mkdir(parents=True)
     task = make_task(config.task, config.data.max_length)
-    torch.manual_seed(1)
+    torch.manual_seed(7)
     model = task.build_model(config.model, state, config.training)
     task.save_model(model, model.state_dict(), str(best))
     save_tokenizer(config, str(best))

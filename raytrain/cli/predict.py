@@ -5,18 +5,26 @@ from typing import Annotated
 import typer
 
 from raytrain.cli.arguments import Overrides
+from raytrain.launch.arguments import Sent, can_be_submitted
 
 
+@can_be_submitted()
 def predict(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A run's folder or name, a sweep's folder, or a best/ folder.")
+        str,
+        typer.Argument(metavar="MODEL", help="A run's folder or name, a sweep's folder, or a best/ folder."),
+        Sent.FOLDER,
     ],
     source: Annotated[
-        str, typer.Argument(metavar="INPUT", help="A file, a folder or a glob, in a format that training reads.")
+        str,
+        typer.Argument(metavar="INPUT", help="A file, a folder or a glob, in a format that training reads."),
+        Sent.FOLDER,
     ],
     overrides: Overrides = None,
     out: Annotated[
-        str, typer.Option(metavar="OUT", help="File to write: .parquet, .jsonl, .csv, or FOLDER/ of Parquet files.")
+        str,
+        typer.Option(metavar="OUT", help="File to write: .parquet, .jsonl, .csv, or FOLDER/ of Parquet files."),
+        Sent.FOLDER,
     ] = "",
     columns: Annotated[
         str | None, typer.Option(metavar="A,B,...", help='Columns of INPUT to keep; default: all. "": none.')
