@@ -138,7 +138,8 @@ def test_a_model_of_ones_own_predicts(here: Path) -> None:
     task: Any = own()
     table = pa.Table.from_pylist([{**row, "y": 0.0} for row in rows])
     batch = task.collate(table, context(5, state={"mean": 1.0, "std": 2.0}))
-    _, predicted = task.predict(model._predictor.model, to_tensors(batch, torch.device("cpu")))
+    with torch.no_grad():
+        _, predicted = task.predict(model._predictor.model, to_tensors(batch, torch.device("cpu")))
     np.testing.assert_allclose(found, np.array(predicted) * 2.0 + 1.0, atol=1e-5)
     assert len(set(found)) == 5
 
