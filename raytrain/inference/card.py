@@ -5,6 +5,7 @@ of data.clean, the columns.
 """
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ RUNS = "runs"  # the default of storage_path, where a bare name is looked for
 MANY = 1 << 30  # a step of this many samples has room for any number of workers
 SOURCE = "data.test"
 """The section of the config that says how the input is read, as `raytrain eval` has it."""
-ALLOWED = (f"{SOURCE}.", "workers.", "ray.", "training.micro_batch_size", "model.trust_remote_code")
+ALLOWED = (f"{SOURCE}.", "workers.", "ray.", "model.trust_remote_code")
 NEEDED = ("task", "state", "max_length", "config")
 
 
@@ -42,7 +43,7 @@ class ModelCard:
     raw: dict[str, Any]
     """The config that reads the task's inputs as in training, as a mapping, without data and workers."""
 
-    def config(self, overrides: Sequence[str] = (), source: str = "-", **training: Any) -> RunConfig:
+    def config(self, overrides: Sequence[str] = (), source: str = "-") -> RunConfig:
         """The config that prepares inputs for this model.
 
         Args:
@@ -57,12 +58,12 @@ class ModelCard:
             if not key.startswith(ALLOWED) and not says_where:
                 raise ConfigError(
                     f"{key} can't be changed for a prediction: the model was trained with it. Allowed: task.*_column, "
-                    f"{SOURCE}.format, .delimiter, .encoding, .word_column and .tag_column, training.micro_batch_size, "
+                    f"{SOURCE}.format, .delimiter, .encoding, .word_column and .tag_column, "
                     "workers.*, ray.*, model.trust_remote_code"
                 )
         data = {**self.raw["data"], "train": {"path": source}, "test": {"path": source}}
         raw = {**self.raw, "data": data, "storage_path": RUNS}
-        raw["training"] = {"global_batch_size": MANY, "micro_batch_size": 32, **training}
+        raw["training"] = {"global_batch_size": MANY}
         return parse_config(raw, overrides=list(overrides), origin=f"{self.folder}/{FACTS}")
 
 
@@ -72,6 +73,8 @@ def find_model(model: str) -> Storage:
     place = Storage(model)
     if not place.exists() and "/" not in model and Storage(RUNS).exists():
         place = Storage(RUNS).at(model)
+    if os.path.isfile(place.local_path() or ""):
+        raise ConfigError(f"{place.path_of()} is a file: give the folder of a run, of a sweep, or a best/")
     if place.exists(FACTS):
         return place
     if is_sweep(place):

@@ -78,8 +78,7 @@ def assemble(target: Target, parts: Sequence[str], refused: Sequence[str]) -> No
     # An object store shows a file once it is complete; elsewhere it is renamed then.
     is_local = work.local_path() is not None
     folder, name = (work, "assembled") if is_local else (target.parent, target.name)
-    if is_local:
-        work.delete(name)
+    folder.delete(name)  # what a killed command has left, or what is to be replaced
     schema = _schema_of(work, parts)
     tables = (_fitted(_read(work, part), schema) for part in parts)
     if target.is_folder:

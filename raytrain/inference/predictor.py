@@ -27,7 +27,8 @@ from raytrain.training.export import check_exported
 if TYPE_CHECKING:
     from torch import nn
 
-TOKENS_PER_BATCH = 4096  # with padding; more does not make a CPU faster, and a GPU is busy with it
+TOKENS_PER_BATCH = 4096  # with padding; more does not make a CPU faster
+TOKENS_ON_GPU = 16_384
 MOST_SAMPLES_PER_BATCH = 256
 
 
@@ -109,16 +110,10 @@ class Predictor:
         place = device or ("cuda" if torch.cuda.is_available() else "cpu")
         return cls(card, config, tokenizer, built.to(place))
 
-    def predict_rows(
-        self, rows: pa.Table, decoding: Decoding = PLAIN, *, embeddings: bool = False, one_batch: bool = False
-    ) -> Predicted:
-        """Answer for source rows, which have at least the task's input columns.
-
-        Args:
-            one_batch: All rows in one batch, in their order, instead of batches of similar length.
-        """
+    def predict_rows(self, rows: pa.Table, decoding: Decoding = PLAIN, *, embeddings: bool = False) -> Predicted:
+        """Answer for source rows, which have at least the task's input columns."""
         refused, inputs, good = self._inputs_of(rows)
-        outputs = self.outputs(inputs.table, embeddings=embeddings, one_batch=one_batch)
+        outputs = self.outputs(inputs.table, embeddings=embeddings)
         if embeddings:
             table = self._vectors(outputs, inputs, good)
         else:
@@ -130,7 +125,7 @@ class Predictor:
             )
         return Predicted(table, refused, inputs.num_truncated)
 
-    def outputs(self, samples: pa.Table, *, embeddings: bool = False, one_batch: bool = False) -> list[np.ndarray]:
+    def outputs(self, samples: pa.Table, *, embeddings: bool = False) -> list[np.ndarray]:
         """What the model says of each sample of `encode_inputs`, in their order, such as its logits."""
         import torch
 
@@ -139,7 +134,7 @@ class Predictor:
         pad_token_id = 0 if self.tokenizer is None else self.tokenizer.pad_token_id
         found: list[np.ndarray] = [np.zeros(0)] * len(samples)
         sizes = self.task.sizes(samples)
-        groups = iter([np.arange(len(samples))] if len(samples) else []) if one_batch else batches_by_size(sizes)
+        groups = batches_by_size(sizes, TOKENS_ON_GPU if device.type == "cuda" else TOKENS_PER_BATCH)
         with torch.inference_mode():
             for places in groups:
                 arrays = self.task.collate_inputs(samples.take(pa.array(places)), pad_token_id)
@@ -181,13 +176,17 @@ class Predictor:
         return pa.table({EMBEDDING: pa.FixedSizeListArray.from_arrays(flat, width) if width else pa.nulls(0)})
 
 
-def batches_by_size(sizes: np.ndarray) -> Iterator[np.ndarray]:
-    """Places of samples of similar size, the longest first, so that little of a batch is padding. `sizes`: in tokens,
-    shape (num_samples,)."""
+def batches_by_size(sizes: np.ndarray, most_tokens: int) -> Iterator[np.ndarray]:
+    """Places of samples of similar size, the longest first, so that little of a batch is padding.
+
+    Args:
+        sizes: In tokens, shape (num_samples,).
+        most_tokens: Of a batch, with padding, unless a single sample has more.
+    """
     order, begin = np.argsort(-sizes, kind="stable"), 0
     while begin < len(order):
         longest = max(1, int(sizes[order[begin]]))
-        count = max(1, min(MOST_SAMPLES_PER_BATCH, TOKENS_PER_BATCH // longest))
+        count = max(1, min(MOST_SAMPLES_PER_BATCH, most_tokens // longest))
         yield order[begin : begin + count]
         begin += count
 

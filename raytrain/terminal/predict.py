@@ -6,6 +6,8 @@ from raytrain.errors import counted
 from raytrain.inference.batch import Predictions
 from raytrain.terminal.run import RunDisplay, in_minutes
 
+ROWS_OF_A_RATE = 1000  # with fewer, the rate is that of the first batch
+
 
 class PredictDisplay(RunDisplay):
     """Shows a prediction."""
@@ -21,7 +23,8 @@ class PredictDisplay(RunDisplay):
 
 def print_predictions(console: Console, found: Predictions) -> None:
     """Print the counts and the paths."""
-    rate = f", {found.rows_per_s:,.0f} rows/s with the model in memory" if found.rows_per_s else ""
+    is_telling = found.num_rows >= ROWS_OF_A_RATE and found.rows_per_s
+    rate = f", {found.rows_per_s:,.0f} rows/s with the model in memory" if is_telling else ""
     console.print(f"{counted(found.num_rows, 'row')} predicted in {in_minutes(found.duration_s)}{rate}", soft_wrap=True)
     if found.num_truncated:
         cut = counted(found.num_truncated, "row")

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from running import run_cli, start_cli
 from saved_models import model_config, save_best
-from tiny import make_reviews, write_parquet
+from tiny import make_reviews, make_sentences, write_parquet
 
 import raytrain
 from raytrain.errors import ConfigError, DataError
@@ -160,6 +160,27 @@ def test_each_format_has_all_rows_and_values(best: str, tmp_path: Path, name: st
     assert list(found[0]) == columns
     given = pq_rows(Path(source))
     assert [{name: row[name] for name in ("text", "n", "tags", "score")} for row in found] == given
+
+
+def test_sentences_of_a_document_stay_together(tmp_path: Path) -> None:
+    """As in training, within the rows that are read at once, which are more than those of a piece elsewhere."""
+    task = {"kind": "token_classification", "document_context": True}
+    best = save_best(model_config(tmp_path, task, max_length=60), {"labels": ["O", "B-PER", "B-LOC"]}, tmp_path)
+    rows = [
+        {"tokens": [word for word, _ in words], "document": number // 40}
+        for number, words in enumerate(make_sentences(1100, seed=2))
+    ]
+    source = write_parquet(tmp_path / "rows.parquet", rows)
+    spec, (read_task,) = spec_of(best, Path(source), f"{tmp_path}/out.jsonl", columns=())
+    worker = PieceWorker(spec)
+    worker.load()
+    assert worker.predict(0, read_task, 0).num_rows == 1100 and worker.predict(0, read_task, 1).is_end
+    target = target_of(f"{tmp_path}/out.jsonl")
+    assemble(target, [name for name in target.work.list_names() if name.endswith(PART)], [])
+    told = [json.loads(line)["predicted_tags"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    model = raytrain.load(best)
+    assert told == [row["predicted_tags"] for row in model(rows)]
+    assert told != [row["predicted_tags"] for row in model([{**row, "document": n} for n, row in enumerate(rows)])]
 
 
 def test_columns_of_several_types_become_one(best: str, tmp_path: Path) -> None:

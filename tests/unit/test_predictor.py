@@ -220,7 +220,7 @@ def test_the_model_of_a_run_a_sweep_and_a_name(
 
 def test_batches_have_each_sample_once_and_little_padding() -> None:
     sizes = np.random.default_rng(0).integers(1, 512, 1000)
-    batches = list(batches_by_size(sizes))
+    batches = list(batches_by_size(sizes, 4096))
     assert sorted(np.concatenate(batches)) == list(range(1000))
     padded = sum(len(places) * sizes[places].max() for places in batches)
     assert padded < 1.03 * sizes.sum()
