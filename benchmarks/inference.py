@@ -59,7 +59,7 @@ def pipeline_rate(best: str, texts: Sequence[str], batch_size: int | None, num_t
     ask: Any = pipeline("text-classification", best, truncation=True)
     ask(list(texts[:4]))
     began_s = time.monotonic()
-    for _ in ask(iter(list(texts)), **({} if batch_size is None else {"batch_size": batch_size})):
+    for _ in ask(list(texts), **({} if batch_size is None else {"batch_size": batch_size})):
         pass
     return len(texts) / (time.monotonic() - began_s)
 

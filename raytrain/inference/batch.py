@@ -184,6 +184,8 @@ def _begin(work: Storage, fingerprint: str, observer: Observer) -> tuple[list[Do
         if done:
             observer.note(f"continuing: {sum(one.num_rows for one in done):,} rows are predicted already")
         return done, ends
+    if names and WORK not in names:
+        raise ConfigError(f"{work.path_of()} is in the way: it is not the work folder of a prediction; rename it")
     if names:
         observer.note(f"{work.path_of()} is of another prediction: starting over")
         work.delete("")

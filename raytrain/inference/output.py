@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -19,6 +20,7 @@ from raytrain.storage import Storage
 
 ROW_GROUP_ROWS = 16_384
 SHARD_ROWS = 262_144
+SHARD = re.compile(r"part-\d{5,}\.parquet")
 Tables = Iterator[pa.Table]
 
 

@@ -10,7 +10,7 @@ from raytrain.data.readers import NoRowsError, column_names
 from raytrain.data.readers.base import SourceFile
 from raytrain.data.sources import check_sources
 from raytrain.errors import ConfigError, did_you_mean
-from raytrain.inference.output import Target
+from raytrain.inference.output import SHARD, Target
 from raytrain.inference.texts import takes_texts
 from raytrain.tasks.base import Task
 
@@ -81,13 +81,15 @@ def check_target(target: Target, files: list[SourceFile], *, overwrite: bool) ->
         if file.path == path or (target.is_folder and file.path.startswith(f"{path}/")):
             raise ConfigError(f"--out {path} is the input itself: give another name")
     if target.parent.exists(target.name):
-        is_folder = target.parent.local_path() is not None and os.path.isdir(
-            target.parent.local_path(target.name) or ""
-        )
-        if is_folder and not target.is_folder:
-            raise ConfigError(f"--out {path} is a folder: give the name of a file")
+        local = target.parent.local_path(target.name)
+        if local is not None and os.path.isdir(local) != target.is_folder:
+            there, meant = ("file", "folder") if target.is_folder else ("folder", "file")
+            raise ConfigError(f"--out {path} is a {there}: give the name of a {meant}")
         if not overwrite:
             raise ConfigError(f"--out {path} exists already: give another name, or --overwrite")
+        names = target.parent.list_names(target.name) if target.is_folder else []
+        if others := [name for name in names if not SHARD.fullmatch(name)]:
+            raise ConfigError(f"--out {path} also holds {others[0]}, which is not of a prediction: give another name")
 
 
 def absolute(path: str) -> str:

@@ -213,6 +213,10 @@ def test_columns_of_several_types_become_one(best: str, tmp_path: Path) -> None:
         ({"out": "out.xls"}, "the ending tells the format"),
         ({"out": "good.csv"}, "is the input itself"),
         ({"out": "empty.csv"}, "exists already"),
+        ({"out": "empty.csv/", "overwrite": True}, "is a file: give the name of a folder"),
+        ({"out": "kept", "source": "good.csv"}, "the ending tells the format"),
+        ({"out": "kept/", "overwrite": True}, r"also holds precious\.txt"),
+        ({"out": "busy.csv"}, "busy.csv.work is in the way"),
         ({"columns": ("m",)}, "no such column; it has n, text"),
         ({"source": "told.csv"}, "'predicted_label' already"),
         ({"overrides": ("training.epochs=2",)}, "the model was trained with it"),
@@ -225,6 +229,9 @@ def test_mistakes_are_told_before_anything_starts(best: str, tmp_path: Path, cha
     files["told"] = "text,predicted_label\na,b\n"
     for name, text in files.items():
         (tmp_path / f"{name}.csv").write_text(text)
+    for folder in ("kept", "busy.csv.work"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "precious.txt").write_text("mine")
     given = {"source": "good.csv", "out": "out.csv", **change}
     given |= {name: f"{tmp_path}/{given[name]}" for name in ("source", "out")}
     before = sorted(path.name for path in tmp_path.iterdir())
