@@ -44,7 +44,7 @@ class Predictions:
     """What a prediction of a source has given."""
 
     path: str
-    """Of the predictions: a file or a folder."""
+    """The file, or the folder, of the predictions."""
     num_rows: int
     """Rows with a prediction."""
     num_refused: int
