@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from raytrain.cli.arguments import Overrides
+from raytrain.cli.group import leave
 from raytrain.launch.arguments import Sent, can_be_submitted
 
 
@@ -49,6 +50,9 @@ def predict(
     kept = None if columns is None else tuple(name.strip() for name in columns.split(",") if name.strip())
     decoding = Decoding(probabilities, threshold)
     request = Request(source, out, tuple(overrides or ()), kept, decoding, embeddings, overwrite)
-    with PredictDisplay() as display:
-        found = predict_source(model, request, display)
+    try:
+        with PredictDisplay() as display:
+            found = predict_source(model, request, display)
+    except KeyboardInterrupt:
+        leave("interrupted; the same command continues with what is not predicted yet")
     print_predictions(display.console, found)
