@@ -21,10 +21,10 @@ from raytrain.data.encode import cannot_prepare
 from raytrain.data.parallel import in_threads
 from raytrain.data.readers.base import BadRow, ReadTask, SourceFile
 from raytrain.data.sources import count_rows, read_tasks
-from raytrain.errors import ConfigError, DataError, FailureCode
+from raytrain.errors import ConfigError, DataError, FailureCode, TrainingError
 from raytrain.inference.card import SOURCE, ModelCard, find_model, read_card
 from raytrain.inference.output import Target, assemble, target_of
-from raytrain.inference.pieces import END, PART, PIECE_ROWS, REFUSED, Done, WorkSpec
+from raytrain.inference.pieces import END, PART, PIECE_ROWS, REFUSED, Done, WorkSpec, part_name
 from raytrain.inference.pool import Backlog, Pool
 from raytrain.inference.predictor import output_columns, predicting_task
 from raytrain.inference.source import absolute, check_source, check_target
@@ -98,7 +98,7 @@ def predict_source(model: str, request: Request, observer: Observer | None = Non
     try:
         found = _predict(card, config, request, target, files, observer)
         observer.phase("writing")
-        return _finish(target, found, len(files), began_s)
+        return _finish(target, found, began_s)
     except OSError as error:
         raise cannot_prepare(f"can't write {target.parent.path_of(target.name)}", error) from error
 
@@ -114,6 +114,7 @@ class _Progress:
         self._rows = self._bytes = 0
         self.began_s = math.inf
         self.num_new = 0
+        self.num_tasks = 0
 
     def add(self, done: Done, *, is_new: bool = True) -> None:
         self.done.append(done)
@@ -137,14 +138,12 @@ def _predict(
     """Make all parts that are not there."""
     tasks, progress = read_tasks({"test": files}), _Progress(observer, files)
     texts = [json.dumps(asdict(one)) for one in tasks]
+    progress.num_tasks = len(tasks)
     done, ends = _begin(target.work, _fingerprint(card, request, config, texts), observer)
     for one in done:
         progress.add(one, is_new=False)
-    pieces: dict[int, set[int]] = {}
-    for one in done:
-        pieces.setdefault(one.task, set()).add(one.piece)
-    backlog = Backlog(len(tasks), pieces, ends)
-    if _is_complete(len(tasks), pieces, ends):
+    backlog = Backlog(len(tasks), _by_task(done), ends)
+    if _is_complete(len(tasks), _by_task(done), ends):
         return progress
     observer.phase("starting Ray")
     num_cpus = max(os.cpu_count() or 1, config.workers.cpus)
@@ -180,7 +179,7 @@ def _begin(work: Storage, fingerprint: str, observer: Observer) -> tuple[list[Do
     if WORK in names and work.read_json(WORK).get("fingerprint") == fingerprint:
         parts = [name for name in names if name.endswith(PART)]
         done = in_threads(lambda name: _done_of(work, name), parts)
-        ends = {int(name.removesuffix(END)): int(work.read_bytes(name)) for name in names if name.endswith(END)}
+        ends = _ends(work, names)
         if done:
             observer.note(f"continuing: {sum(one.num_rows for one in done):,} rows are predicted already")
         return done, ends
@@ -200,14 +199,33 @@ def _done_of(work: Storage, part: str) -> Done:
     return Done(int(task), int(piece), counts["rows"], counts["refused"], counts["truncated"], counts["bytes"])
 
 
+def _by_task(done: Sequence[Done]) -> dict[int, set[int]]:
+    """Read task -> its pieces."""
+    found: dict[int, set[int]] = {}
+    for one in done:
+        found.setdefault(one.task, set()).add(one.piece)
+    return found
+
+
+def _ends(work: Storage, names: Sequence[str]) -> dict[int, int]:
+    """Read task -> the number of its pieces, where a worker has met its end."""
+    return {int(name.removesuffix(END)): int(work.read_bytes(name)) for name in names if name.endswith(END)}
+
+
 def _is_complete(num_tasks: int, pieces: dict[int, set[int]], ends: dict[int, int]) -> bool:
     return all(task in ends and len(pieces.get(task, ())) >= ends[task] for task in range(num_tasks))
 
 
-def _finish(target: Target, progress: _Progress, num_files: int, began_s: float) -> Predictions:
+def _finish(target: Target, progress: _Progress, began_s: float) -> Predictions:
     """Write the predictions and remove the parts. Raises DataError when no row could be used."""
     work, names = target.work, sorted(target.work.list_names())
-    parts = [name for name in names if name.endswith(PART)]
+    parts = sorted(f"{part_name(one.task, one.piece)}{PART}" for one in progress.done)
+    is_whole = _is_complete(progress.num_tasks, _by_task(progress.done), _ends(work, names))
+    if not is_whole or not set(parts) <= set(names):
+        raise TrainingError(
+            f"{work.path_of()} lacks parts that were written. Does another command write to it? Give the command again",
+            FailureCode.STORAGE,
+        )
     wanted = {name.removesuffix(PART) for name in parts}
     refused = [name for name in names if name.endswith(REFUSED) and name.removesuffix(REFUSED) in wanted]
     num_rows = sum(one.num_rows for one in progress.done)

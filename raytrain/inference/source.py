@@ -28,7 +28,12 @@ def check_source(
     """
     asked = _Asked(task)
     files = _listed(config, asked, checked)
-    found = dict.fromkeys(name for names in in_threads(_columns_of, files) for name in names)
+    found: dict[str, None] = {}
+    for file, names in zip(files, in_threads(_columns_of, files), strict=True):
+        if len(set(names)) < len(names):
+            twice = max(names, key=names.count)
+            raise ConfigError(f"{file.path} has {names.count(twice)} columns named {twice!r}; rename all but one")
+        found.update(dict.fromkeys(names))
     passed = list(found) if columns is None else list(columns)
     if unknown := [name for name in passed if name not in found]:
         hint = did_you_mean(unknown[0], found)

@@ -187,6 +187,7 @@ def test_columns_of_several_types_become_one(best: str, tmp_path: Path) -> None:
     """JSON Lines may mix types in a column, from row to row and from chunk to chunk."""
     lines = [{"text": "a good film", "x": 1 if n < 3000 else "one", "y": [n]} for n in range(4500)]
     lines[7]["x"], lines[4200]["z"] = {"a": 1}, 5
+    lines.insert(9, {"text": "", "x": 1.5})  # a row that can't be used, among values of several types
     source = tmp_path / "rows.jsonl"
     source.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     spec, (task,) = spec_of(best, source, f"{tmp_path}/out.parquet", columns=("x", "y", "z"))
@@ -212,6 +213,7 @@ def test_columns_of_several_types_become_one(best: str, tmp_path: Path) -> None:
         ({"source": "other.csv"}, r"has no column 'text'.*did you mean 'texts'"),
         ({"out": "out.xls"}, "the ending tells the format"),
         ({"out": "good.csv"}, "is the input itself"),
+        ({"source": "twice.csv"}, "2 columns named 'n'"),
         ({"out": "empty.csv"}, "exists already"),
         ({"out": "empty.csv/", "overwrite": True}, "is a file: give the name of a folder"),
         ({"out": "kept", "source": "good.csv"}, "the ending tells the format"),
@@ -226,6 +228,7 @@ def test_columns_of_several_types_become_one(best: str, tmp_path: Path) -> None:
 )
 def test_mistakes_are_told_before_anything_starts(best: str, tmp_path: Path, change: dict[str, Any], said: str) -> None:
     files = {"empty": "", "header": "n,text\n", "other": "n,texts\n1,a\n", "good": "n,text\n1,a film\n"}
+    files["twice"] = "n,text,n\n1,a,2\n"
     files["told"] = "text,predicted_label\na,b\n"
     for name, text in files.items():
         (tmp_path / f"{name}.csv").write_text(text)
