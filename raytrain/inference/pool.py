@@ -31,7 +31,7 @@ class Backlog:
     def __init__(self, num_tasks: int, done: dict[int, set[int]], ends: dict[int, int]):
         """`done`: pieces that have parts, by read task. `ends`: the number of pieces, where it is known."""
         self._next, self._done, self._ends = dict.fromkeys(range(num_tasks), 0), done, dict(ends)
-        self._again: deque[tuple[int, int]] = deque()
+        self._unread, self._again = deque(range(num_tasks)), deque[tuple[int, int]]()
         self._users: Counter[int] = Counter()
 
     def take(self, task: int) -> tuple[int, int] | None:
@@ -41,8 +41,12 @@ class Backlog:
             return self._again.popleft()
         if (piece := self._piece_of(task)) is not None:
             return task, piece
-        open_tasks = sorted((self._users[other], other) for other in self._next)
-        for _, other in open_tasks:
+        while self._unread:
+            other = self._unread.popleft()
+            if (piece := self._piece_of(other)) is not None:
+                self._users[other] += 1
+                return other, piece
+        for _, other in sorted((self._users[other], other) for other in self._next):
             if (piece := self._piece_of(other)) is not None:
                 self._users[other] += 1
                 return other, piece
