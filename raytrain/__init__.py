@@ -5,9 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 from raytrain.api import evaluate, plan, ray_train_loop, report, resume, train, tune, verify
 from raytrain.errors import CheckpointError, ConfigError, DataError, RaytrainError, TrainingError
+from raytrain.inference.loaded import load
+from raytrain.prediction import predict, predict_files
 
 if TYPE_CHECKING:
     from raytrain.config import RunConfig
+    from raytrain.inference.batch import Predictions
+    from raytrain.inference.loaded import LoadedModel
     from raytrain.planning.forecast import Forecast
     from raytrain.runs.evaluation import Evaluation
     from raytrain.runs.ray_train_resize import GracefulResize
@@ -24,6 +28,8 @@ __all__ = [
     "Evaluation",
     "Forecast",
     "GracefulResize",
+    "LoadedModel",
+    "Predictions",
     "RaytrainError",
     "RunConfig",
     "RunResult",
@@ -32,7 +38,10 @@ __all__ = [
     "TrainingError",
     "Verification",
     "evaluate",
+    "load",
     "plan",
+    "predict",
+    "predict_files",
     "ray_train_loop",
     "report",
     "resume",
@@ -45,6 +54,8 @@ LATE = {
     "Evaluation": "raytrain.runs.evaluation",
     "Forecast": "raytrain.planning.forecast",
     "GracefulResize": "raytrain.runs.ray_train_resize",
+    "LoadedModel": "raytrain.inference.loaded",
+    "Predictions": "raytrain.inference.batch",
     "RunConfig": "raytrain.config",
     "RunResult": "raytrain.runs.result",
     "Space": "raytrain.tuning.space.space",

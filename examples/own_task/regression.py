@@ -2,6 +2,7 @@
 
 python make_data.py                   # in this folder: writes data/train.parquet
 raytrain train regression.yaml
+raytrain predict regression data/train.parquet --out predicted.csv
 """
 
 from typing import Any
@@ -9,10 +10,22 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raytrain.tasks import Batch, BatchContext, Inputs, Metrics, Rejection, RowError, Scores, Task, TaskState
+from raytrain.tasks import (
+    Batch,
+    BatchContext,
+    Decoding,
+    Inputs,
+    Metrics,
+    Predicting,
+    Rejection,
+    RowError,
+    Scores,
+    Task,
+    TaskState,
+)
 
 
-class Regression(Task):
+class Regression(Task, Predicting):
     """The mean squared error of a prediction of `target` from `features`."""
 
     metrics = {"mae": "min", "r2": "max"}
@@ -89,6 +102,23 @@ class Regression(Task):
 
     def targets(self, batch: Batch) -> list[np.ndarray]:
         return list(batch["y"][batch["has_target"] > 0])
+
+    # Predictions of a trained model, for rows that need no target.
+
+    def output_columns(self, state: TaskState, decoding: Decoding) -> list[str]:
+        return [f"predicted_{self.target}"]
+
+    def collate_inputs(self, samples: pa.Table, pad_token_id: int) -> Batch:
+        return {"x": np.stack([_floats(samples[name]) for name in self.features], axis=1).astype(np.float32)}
+
+    def infer(self, model: Any, batch: dict[str, Any]) -> list[np.ndarray]:
+        return list(model(batch["x"]).float()[:, 0].cpu().numpy())
+
+    def decode(
+        self, outputs: list[np.ndarray], samples: pa.Table, rows: pa.Table, state: TaskState, decoding: Decoding
+    ) -> pa.Table:
+        values = np.array(outputs, np.float64) * state["std"] + state["mean"]
+        return pa.table([pa.array(values)], self.output_columns(state, decoding))
 
     def scores(self, state: TaskState) -> Scores:
         return RegressionScores(state["std"])

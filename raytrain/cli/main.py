@@ -11,6 +11,7 @@ from raytrain.cli.cluster import cluster_app, doctor
 from raytrain.cli.configs import configs_app
 from raytrain.cli.group import Commands, leave
 from raytrain.cli.jobs import jobs_app, submit
+from raytrain.cli.predict import predict
 from raytrain.cli.report import report
 from raytrain.errors import ConfigError, RaytrainError
 from raytrain.launch.arguments import Sent, can_be_submitted
@@ -342,9 +343,8 @@ def _prepared(config: "RunConfig") -> "tuple[PreparedStore, Console]":
     return store, display.console
 
 
-app.command()(report)
-app.command()(submit)
-app.command()(doctor)
+for command in (predict, report, submit, doctor):
+    app.command()(command)
 app.add_typer(jobs_app, name="jobs")
 
 

@@ -41,6 +41,17 @@ class EntityCounts:
         for row, types in enumerate((kind[is_right], kind[is_last], true_kind[true_is_last])):
             self.counts[row] += np.bincount(types, minlength=len(self.types))
 
+    def spans(self, sentences: list[np.ndarray]) -> list[list[tuple[int, int, str]]]:
+        """The entities of each sentence: first word, last word, type. `sentences`: tag ids of the words of each."""
+        begin, is_last, kind = self._entities(sentences)
+        first_of = np.cumsum([0, *(len(words) + 1 for words in sentences)])
+        found: list[list[tuple[int, int, str]]] = [[] for _ in sentences]
+        lasts = np.flatnonzero(is_last)
+        for last, row in zip(lasts, np.searchsorted(first_of, lasts, side="right") - 1, strict=True):
+            offset = int(first_of[row])
+            found[row].append((int(begin[last]) - 1 - offset, int(last) - offset, self.types[kind[last]]))
+        return found
+
     def _entities(self, sentences: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """For each word (and each end of a sentence) where the newest entity began, whether one ends here, its type."""
         outside = np.array([len(self._type) - 1])

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 
 @dataclass
 class Words:
@@ -48,3 +50,18 @@ def join(sentences: list[Words], documents: list[int], room: int) -> list[Words]
             samples.append(sentence)
         before = document
     return samples
+
+
+def by_sentence(values: np.ndarray, is_word: np.ndarray, sentence_lengths: np.ndarray) -> list[np.ndarray]:
+    """Values at the words of each sentence.
+
+    Args:
+        values, is_word: Shape (num_samples, seq_len).
+        sentence_lengths: Words of each sentence, 0 where a sample has fewer; shape (num_samples, max_sentences).
+    """
+    parts = []
+    for row, row_words, lengths in zip(values, is_word, sentence_lengths, strict=True):
+        lengths = lengths[lengths > 0]
+        if len(lengths):
+            parts += np.split(row[row_words], np.cumsum(lengths)[:-1])
+    return parts

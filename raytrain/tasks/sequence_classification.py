@@ -31,6 +31,7 @@ from raytrain.tasks.labels import (
     labels_in,
     suspicious,
 )
+from raytrain.tasks.predicting import Decoding, Predicting, sigmoid, softmax
 from raytrain.tasks.scores import MultiLabelScores, SingleLabelScores
 from raytrain.tasks.special_tokens import check_room
 from raytrain.tasks.text import TextTask, model_inputs, padded_inputs, padded_left, reads_last_position, why_no_text
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-class SequenceClassification(TextTask):
+class SequenceClassification(TextTask, Predicting):
     """Cross-entropy over the labels of a sample, weighted by class where the state has `class_weights`; with
     `multi_label`, binary cross-entropy averaged over the labels."""
 
@@ -225,6 +226,37 @@ class SequenceClassification(TextTask):
         labels = batch["labels"][self._is_labelled(batch["labels"])].astype(np.int32)
         return list(labels if self.config.multi_label else labels[:, None])
 
+    def output_columns(self, state: TaskState, decoding: Decoding) -> list[str]:
+        """`predicted_label` and `probability`, or `predicted_labels`; on request a probability for each label."""
+        each = [f"probability_{label}" for label in labels_in(state)] if decoding.probabilities else []
+        return [*(["predicted_labels"] if self.config.multi_label else ["predicted_label", "probability"]), *each]
+
+    def collate_inputs(self, samples: pa.Table, pad_token_id: int) -> Batch:
+        """The padded inputs."""
+        return padded_inputs(samples, pad_token_id)
+
+    def infer(self, model: "nn.Module", batch: "dict[str, Tensor]") -> list[np.ndarray]:
+        """For each sample its logits, shape (num_labels,)."""
+        return list(self._logits(model, batch).cpu().numpy())
+
+    def decode(
+        self, outputs: list[np.ndarray], samples: pa.Table, rows: pa.Table, state: TaskState, decoding: Decoding
+    ) -> pa.Table:
+        """The label with the largest probability, or all whose probability is above the threshold."""
+        labels = labels_in(state)
+        logits = np.array(outputs, np.float32).reshape(len(outputs), len(labels))
+        probabilities = (sigmoid if self.config.multi_label else softmax)(logits).round(6) if len(outputs) else logits
+        each = list(probabilities.T.astype(np.float64)) if decoding.probabilities else []
+        if self.config.multi_label:
+            is_on = logits > np.log(decoding.threshold / (1 - decoding.threshold))
+            names = [[labels[i] for i in np.flatnonzero(row)] for row in is_on]
+            first = [pa.array(names, pa.list_(pa.string()))]
+        else:
+            best = logits.argmax(-1)
+            chosen = probabilities[np.arange(len(best)), best].astype(np.float64)
+            first = [pa.array([labels[i] for i in best], pa.string()), pa.array(chosen)]
+        return pa.table([*first, *map(pa.array, each)], self.output_columns(state, decoding))
+
     def scores(self, state: TaskState) -> Scores:
         """Accuracy, macro, micro and weighted F1, the table of labels, and the confusion matrix."""
         return (MultiLabelScores if self.config.multi_label else SingleLabelScores)(labels_in(state))
@@ -233,9 +265,7 @@ class SequenceClassification(TextTask):
         import torch
         from torch.nn import functional
 
-        inputs = model_inputs(batch)
-        logits = model(**(padded_left(inputs) if reads_last_position(model) else inputs)).logits.float()
-        labels = batch["labels"]
+        logits, labels = self._logits(model, batch), batch["labels"]
         if not self.config.multi_label and "weights" not in batch:
             return functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum"), logits
         if not self.config.multi_label:
@@ -245,6 +275,12 @@ class SequenceClassification(TextTask):
         wanted = torch.where(is_labelled[:, None], labels, torch.zeros_like(labels))
         losses = functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(-1)
         return (losses * is_labelled).sum(), logits
+
+    def _logits(self, model: "nn.Module", batch: "dict[str, Tensor]") -> "Tensor":
+        """Shape (num_samples, num_labels), fp32."""
+        inputs = model_inputs(batch)
+        logits: Tensor = model(**(padded_left(inputs) if reads_last_position(model) else inputs)).logits
+        return logits.float()
 
     def _is_labelled(self, labels: np.ndarray) -> np.ndarray:
         return (labels[:, 0] if self.config.multi_label else labels) != IGNORED

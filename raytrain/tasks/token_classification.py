@@ -38,8 +38,10 @@ from raytrain.tasks.labels import (
     labels_in,
     suspicious,
 )
-from raytrain.tasks.sentences import Words, join
+from raytrain.tasks.predicting import Decoding, Predicting
+from raytrain.tasks.sentences import Words, by_sentence, join
 from raytrain.tasks.special_tokens import check_room, needs_blanks, special_tokens, with_blanks
+from raytrain.tasks.tagged import decode_tags, tag_columns
 from raytrain.tasks.text import TextTask, model_inputs, padded_inputs, why_no_text
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ NUM_CASES = 4  # lower or no letters, Title, UPPER, miXed
 WORD_STARTS = "word_starts"  # positions of the words' first pieces; not stored, as they follow from the targets
 
 
-class TokenClassification(TextTask):
+class TokenClassification(TextTask, Predicting):
     """Cross-entropy over the words of a sample."""
 
     def __init__(self, config: TokenClassificationConfig, max_length: int):
@@ -245,12 +247,36 @@ class TokenClassification(TextTask):
         loss, logits = self._loss_and_logits(model, batch)
         chosen = logits.argmax(-1).cpu().numpy().astype(np.int32)
         is_word = batch["labels"].cpu().numpy() != IGNORED
-        return loss, _by_sentence(chosen, is_word, batch["sentence_lengths"].cpu().numpy())
+        return loss, by_sentence(chosen, is_word, batch["sentence_lengths"].cpu().numpy())
 
     def targets(self, batch: Batch) -> list[np.ndarray]:
         """For each sentence the true tag ids of its words."""
         labels = batch["labels"].astype(np.int32)
-        return _by_sentence(labels, labels != IGNORED, batch["sentence_lengths"])
+        return by_sentence(labels, labels != IGNORED, batch["sentence_lengths"])
+
+    def output_columns(self, state: TaskState, decoding: Decoding) -> list[str]:
+        """The tags, the entities where the tags mark them, on request the probability of each tag."""
+        return tag_columns(state, decoding)
+
+    def collate_inputs(self, samples: pa.Table, pad_token_id: int) -> Batch:
+        """The padded inputs, and `word_starts` of shape (num_samples, words of the sample that has most), -1 at the
+        end."""
+        return {**padded_inputs(samples, pad_token_id), WORD_STARTS: pad_column(samples[WORD_STARTS], -1)}
+
+    def infer(self, model: "nn.Module", batch: "dict[str, Tensor]") -> list[np.ndarray]:
+        """For each sample the logits of its words, shape (num_words, num_labels)."""
+        logits = model(**model_inputs(batch)).logits.float().cpu().numpy()
+        starts = batch[WORD_STARTS].cpu().numpy()
+        return [row[places[places >= 0]] for row, places in zip(logits, starts, strict=True)]
+
+    def decode(
+        self, outputs: list[np.ndarray], samples: pa.Table, rows: pa.Table, state: TaskState, decoding: Decoding
+    ) -> pa.Table:
+        """A tag for each word, null for those beyond `max_length`, and the entities."""
+        lengths = samples["sentence_lengths"].to_pylist()
+        parts = [np.split(out, np.cumsum(of)[:-1]) for out, of in zip(outputs, lengths, strict=True)]
+        logits = [sentence for sample in parts for sentence in sample]
+        return decode_tags(logits, rows, self.config.tokens_column, state, decoding)
 
     def scores(self, state: TaskState) -> Scores:
         """Entity-level scores (where the tags mark entities) and token-level scores over all tags, O included."""
@@ -326,18 +352,3 @@ def _with_unknowns(words: list[str], tokenizer: Any) -> tuple[list[int], list[in
         ids += pieces
         places += [place] * len(pieces)
     return ids, places
-
-
-def _by_sentence(values: np.ndarray, is_word: np.ndarray, sentence_lengths: np.ndarray) -> list[np.ndarray]:
-    """Values at the words of each sentence.
-
-    Args:
-        values, is_word: Shape (num_samples, seq_len).
-        sentence_lengths: Words of each sentence, 0 where a sample has fewer; shape (num_samples, max_sentences).
-    """
-    parts = []
-    for row, row_words, lengths in zip(values, is_word, sentence_lengths, strict=True):
-        lengths = lengths[lengths > 0]
-        if len(lengths):
-            parts += np.split(row[row_words], np.cumsum(lengths)[:-1])
-    return parts

@@ -33,17 +33,20 @@ BEFORE_TRAINING = (
     "load_model",
 )
 """Methods that are called before the first step. An error in the others is one of a worker that trains."""
+PREDICTING = ("output_columns", "collate_inputs", "infer", "decode")
+"""Methods that are called when a trained model is asked."""
 
 
 def guard(task: Task, target: str, file: str | None) -> Task:
-    """Make the methods of BEFORE_TRAINING raise a ConfigError for whatever the user's code raises in them.
+    """Make the methods of BEFORE_TRAINING and PREDICTING raise a ConfigError for whatever the user's code raises
+    in them.
 
     Errors of raytrain pass, and so does a lack of memory, after which a worker group may be tried again.
 
     Args:
         file: The user's file, whose lines are named.
     """
-    for name in BEFORE_TRAINING:
+    for name in (*BEFORE_TRAINING, *(name for name in PREDICTING if hasattr(task, name))):
         object.__setattr__(task, name, _guarded(getattr(task, name), name, target, file))  # it may be frozen
     return task
 

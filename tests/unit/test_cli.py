@@ -32,7 +32,7 @@ COMMANDS = [
     "submit",
     "train",
 ]
-COMMANDS += ["tune", "verify"]
+COMMANDS += ["predict", "tune", "verify"]
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,10 @@ PACKAGE = Path(raytrain.__file__).parent
 # A module may import modules of its own row and of the rows below it.
 ROWS = [
     ("__init__", "__main__"),
-    ("cli", "api"),
+    ("cli", "api", "prediction"),
     ("terminal",),
     ("launch", "doctor"),
+    ("inference",),
     ("tuning",),
     ("planning",),
     ("runs",),
@@ -48,7 +49,7 @@ NO_RAY += ("launch.packing", "launch.request", "monitoring.names", "monitoring.r
 NO_RAY += ("checkpoint.manifest", "checkpoint.ranges", "checkpoint.store", "checkpoint.writer")
 NO_TORCH = ("models.tokenizer", "models.files", "config", "steps", "data", "tasks", "checkpoint.store", "tracking")
 NO_TORCH += ("monitoring", "elastic", "runs", "planning", "sizing", "doctor", "tuning", "launch", "ray_core", "reclaim")
-NO_TORCH += ("engine.deepspeed_config", "engine.rendezvous", "cli", "terminal")
+NO_TORCH += ("engine.deepspeed_config", "engine.rendezvous", "cli", "terminal", "inference")
 PRIVATE_RAY = (
     "ray._",
     "ray.core.",

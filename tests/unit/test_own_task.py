@@ -12,9 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from running import tiny_run
+from saved_models import save_best
 
 import raytrain
 from raytrain.config import ModelConfig, PythonTaskConfig, RunConfig, TrainingConfig
+from raytrain.config.io import parse_config
 from raytrain.errors import ConfigError, ForeignMessage
 from raytrain.runs.preflight import resolve
 from raytrain.tasks import Task, make_task
@@ -120,6 +122,36 @@ def test_a_network_of_ones_own_is_saved_and_loaded(tmp_path: Path) -> None:
     task.save_model(model, model.state_dict(), str(tmp_path))
     loaded = task.load_model(str(tmp_path), model_config, state, TrainingConfig())
     assert task.loss_sum(loaded, batch).item() == task.loss_sum(model, batch).item()
+
+
+def trained(here: Path, target: str) -> str:
+    """best/ of a run of a task."""
+    raw = {"name": "a", "task": {"kind": "python", "target": target, "args": ARGS}, "model": {"config": {"hidden": 4}}}
+    config = parse_config({**raw, "data": {"train": {"path": "train.parquet"}}})
+    return save_best(config, {"mean": 1.0, "std": 2.0}, here / "run")
+
+
+def test_a_model_of_ones_own_predicts(here: Path) -> None:
+    model = raytrain.load(trained(here, "regression:Regression"))
+    rows = [{"a": 0.5 * n, "b": 1.0, "c": -n} for n in range(5)]
+    found = [row["predicted_y"] for row in model.predict(rows)]
+    task: Any = own()
+    table = pa.Table.from_pylist([{**row, "y": 0.0} for row in rows])
+    batch = task.collate(table, context(5, state={"mean": 1.0, "std": 2.0}))
+    with torch.no_grad():
+        _, predicted = task.predict(model._predictor.model, to_tensors(batch, torch.device("cpu")))
+    np.testing.assert_allclose(found, np.array(predicted) * 2.0 + 1.0, atol=1e-5)
+    assert len(set(found)) == 5
+
+
+def test_a_task_without_predictions_says_what_it_lacks(here: Path) -> None:
+    (here / "bare.py").write_text(
+        "from regression import Regression\nfrom raytrain.tasks import Task\n\n"
+        "own = {k: v for k, v in vars(Regression).items() if k not in ('__dict__', '__weakref__')}\n"
+        "Bare = type('Bare', (Task,), own)\n"
+    )
+    with pytest.raises(ConfigError, match=r"bare:Bare can't answer .*inherit from raytrain.tasks.Predicting"):
+        raytrain.load(trained(here, "bare:Bare"))
 
 
 @pytest.mark.parametrize("name", BEFORE_TRAINING)

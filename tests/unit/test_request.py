@@ -131,7 +131,14 @@ SUBMITTABLE = [
     if parameter.name in inspect.signature(command.callback).parameters
 ]
 EAGER = ("fields",)  # prints and leaves: nothing is submitted
-VALUES = {"storage": "/mnt/x", "run": "/mnt/x", "from_sweep": "/mnt/s", "split": "validation", "trial": "trial_0001"}
+VALUES = {
+    "out": "/mnt/out.csv",
+    "storage": "/mnt/x",
+    "run": "/mnt/x",
+    "from_sweep": "/mnt/s",
+    "split": "validation",
+    "trial": "trial_0001",
+}
 
 
 @pytest.mark.parametrize(("command", "name"), SUBMITTABLE, ids=lambda word: word)
@@ -145,6 +152,8 @@ def test_every_parameter_of_every_command_arrives(folder: Path, command: str, na
     words = [write_config(tiny_run(folder, "arrives"), folder)]
     if any(sent_as(one.annotation) is Sent.RUN for one in inspect.signature(own.callback).parameters.values()):
         words = ["/mnt/x"]
+    if command == "predict":
+        words = ["/mnt/x", "/mnt/rows.csv"]
     if name in ("trial", "all_data", "from_sweep"):
         words = ["--from-sweep", "/mnt/s"]
     if parameter.param_type_name == "option" and name != "from_sweep":
@@ -211,8 +220,8 @@ def test_a_new_command_is_submitted_by_what_it_declares(folder: Path) -> None:
         (["train", "CONFIG", "--overwite"], "No such option: --overwite"),
         (["tune", "CONFIG", "--space", "lr_ash"], "did you mean lr_asha"),
         (["tune", "CONFIG", "data.validation=null"], "set data.validation"),
-        (["plan", "CONFIG"], "allowed after --: train, resume, tune, eval, verify, doctor"),
-        (["trian", "CONFIG"], "allowed after --: train, resume, tune, eval, verify, doctor"),
+        (["plan", "CONFIG"], "allowed after --: train, resume, tune, eval, verify, predict, doctor"),
+        (["trian", "CONFIG"], "allowed after --: train, resume, tune, eval, verify, predict, doctor"),
         (["train"], "train needs a CONFIG"),
     ],
 )

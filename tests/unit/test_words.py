@@ -21,6 +21,7 @@ PACKAGES = (
     "doctor",
     "elastic",
     "engine",
+    "inference",
     "launch",
     "models",
     "monitoring",

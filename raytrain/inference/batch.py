@@ -1,0 +1,299 @@
+"""Predictions for a whole source: `raytrain predict`.
+
+1. check     the model's card, the source's files and columns, the target
+2. predict   (piece of a read task) -> part in OUT.work/, by actors with one model each     pieces.py, pool.py
+3. assemble  (all parts, in order)  -> OUT, and the rows that have no prediction beside it  output.py
+"""
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+import pyarrow as pa
+
+from raytrain.config import RunConfig, SourceFormat
+from raytrain.data.bad_rows import Tally
+from raytrain.data.encode import cannot_prepare
+from raytrain.data.parallel import in_threads
+from raytrain.data.readers.base import BadRow, ReadTask, SourceFile
+from raytrain.data.sources import count_rows, read_tasks
+from raytrain.errors import ConfigError, DataError, FailureCode, TrainingError
+from raytrain.inference.card import SOURCE, ModelCard, find_model, read_card
+from raytrain.inference.output import Target, assemble, target_of
+from raytrain.inference.pieces import END, PART, PIECE_ROWS, REFUSED, Done, WorkSpec, part_name
+from raytrain.inference.pool import Backlog, Pool
+from raytrain.inference.predictor import output_columns, predicting_task
+from raytrain.inference.source import absolute, check_source, check_target
+from raytrain.ray_core.connect import RaySession, ray_session
+from raytrain.runs.observer import Observer
+from raytrain.storage import Storage
+from raytrain.tasks.base import RowError
+from raytrain.tasks.predicting import PLAIN, Decoding
+
+WORK = "work.json"
+LAYOUT = 1  # of the work folder; parts of another one are not used
+BYTES_PER_ROW = 200  # of text files, to say how much work there is before any was read
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a prediction of a source has given."""
+
+    path: str
+    """The file, or the folder, of the predictions."""
+    num_rows: int
+    """Rows with a prediction."""
+    num_refused: int
+    """Rows without one; they are in `refused_path` with file, row and reason."""
+    num_truncated: int
+    """Rows of which the model did not see the end."""
+    duration_s: float
+    rows_per_s: float
+    """From the moment that a model was in memory; those that an earlier command has predicted are not counted."""
+    refused_path: str | None = None
+    reasons: list[str] = field(default_factory=list)
+    """A line for each kind of reason why rows were refused."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to predict, and how it is told."""
+
+    source: str
+    out: str
+    overrides: tuple[str, ...] = ()
+    columns: tuple[str, ...] | None = None
+    """Columns of the source that are passed through; None: all."""
+    decoding: Decoding = PLAIN
+    embeddings: bool = False
+    overwrite: bool = False
+
+
+def predict_source(model: str, request: Request, observer: Observer | None = None) -> Predictions:
+    """Predict all rows of a source, and write them with their predictions. A command that was killed continues with
+    what is not done.
+
+    Args:
+        model: A run's folder or name, a sweep's folder, or a best/.
+
+    Raises:
+        ConfigError: The model, an option or the target can't be used; nothing was started.
+        DataError: The source can't be read, or none of its rows can be used.
+        TrainingError: Workers died, or there was no room for one.
+    """
+    observer, began_s = observer or Observer(), time.monotonic()
+    observer.phase("checking")
+    _check_threshold(request.decoding)
+    target = target_of(request.out)
+    card = read_card(find_model(model))
+    config = card.config(request.overrides, absolute(request.source))
+    task = predicting_task(config)
+    added = output_columns(task, card, request.decoding, embeddings=request.embeddings)
+    files = check_source(config, task, request.columns, added, observer.checked)
+    check_target(target, files, overwrite=request.overwrite)
+    try:
+        found = _predict(card, config, request, target, files, observer)
+        observer.phase("writing")
+        return _finish(target, found, began_s)
+    except OSError as error:
+        raise cannot_prepare(f"can't write {target.parent.path_of(target.name)}", error) from error
+
+
+class _Progress:
+    """Counts the rows, and estimates how many there are."""
+
+    def __init__(self, observer: Observer, files: Sequence[SourceFile]):
+        self._observer, self.done = observer, list[Done]()
+        self._num_bytes = sum(file.num_bytes for file in files)
+        is_counted = all(file.format == SourceFormat.PARQUET for file in files)
+        self.total = count_rows(files) if is_counted else None
+        self._rows = self._bytes = 0
+        self.began_s = math.inf
+        self.num_new = 0
+        self.num_tasks = 0
+
+    def add(self, done: Done, *, is_new: bool = True) -> None:
+        self.done.append(done)
+        self._rows += done.num_rows + done.num_refused
+        self._bytes += done.num_bytes
+        if not is_new:
+            return
+        self.num_new += done.num_rows + done.num_refused
+        total = self.total or max(self._rows, round(self._num_bytes * self._rows / max(1, self._bytes)))
+        self._observer.prepared(self._rows, total, self.rate())
+
+    def rate(self) -> float:
+        """Rows a second."""
+        seconds = time.monotonic() - self.began_s
+        return self.num_new / seconds if seconds > 0 else 0.0
+
+
+def _predict(
+    card: ModelCard, config: RunConfig, request: Request, target: Target, files: list[SourceFile], observer: Observer
+) -> _Progress:
+    """Make all parts that are not there."""
+    tasks, progress = read_tasks({"test": files}), _Progress(observer, files)
+    texts = [json.dumps(asdict(one)) for one in tasks]
+    progress.num_tasks = len(tasks)
+    done, ends = _begin(target.work, _fingerprint(card, request, config, texts), observer)
+    for one in done:
+        progress.add(one, is_new=False)
+    backlog = Backlog(len(tasks), _by_task(done), ends)
+    if _is_complete(len(tasks), _by_task(done), ends):
+        return progress
+    observer.phase("starting Ray")
+    num_cpus = max(os.cpu_count() or 1, config.workers.cpus)
+    with ray_session(config, num_cpus) as session:
+        use_gpu = _use_gpu(config, session)
+        spec = WorkSpec(
+            card,
+            request.overrides,
+            request.columns,
+            request.decoding,
+            request.embeddings,
+            target.work.root,
+            config.workers.cpus,
+            use_gpu,
+        )
+        num_actors = _num_actors(config, session, _estimated_pieces(tasks, progress.total), use_gpu=use_gpu)
+        observer.phase(f"loading the model in {num_actors} worker{'s' * (num_actors > 1)}")
+        pool, is_first = Pool(spec, texts, config.workers, num_actors), True
+        for event in pool.run(backlog):
+            if event is None:
+                if is_first:
+                    progress.began_s, is_first = time.monotonic(), False
+                    observer.phase("predicting")
+                continue
+            progress.add(event)
+    return progress
+
+
+def _begin(work: Storage, fingerprint: str, observer: Observer) -> tuple[list[Done], dict[int, int]]:
+    """(pieces whose parts are there, number of pieces of the read tasks where it is known), of an earlier command that
+    was to do the same; parts of another one are removed."""
+    names = work.list_names()
+    if WORK in names and work.read_json(WORK).get("fingerprint") == fingerprint:
+        parts = [name for name in names if name.endswith(PART)]
+        done = in_threads(lambda name: _done_of(work, name), parts)
+        ends = _ends(work, names)
+        if done:
+            observer.note(f"continuing: {sum(one.num_rows for one in done):,} rows are predicted already")
+        return done, ends
+    if names and WORK not in names:
+        raise ConfigError(f"{work.path_of()} is in the way: it is not the work folder of a prediction; rename it")
+    if names:
+        observer.note(f"{work.path_of()} is of another prediction: starting over")
+        work.delete("")
+    work.commit_bytes(WORK, json.dumps({"fingerprint": fingerprint}).encode())
+    return [], {}
+
+
+def _done_of(work: Storage, part: str) -> Done:
+    with work.open_input(part) as opened:
+        counts = json.loads(pa.ipc.open_file(opened).schema.metadata[b"counts"])
+    task, piece = part.removesuffix(PART).split("-")
+    return Done(int(task), int(piece), counts["rows"], counts["refused"], counts["truncated"], counts["bytes"])
+
+
+def _by_task(done: Sequence[Done]) -> dict[int, set[int]]:
+    """Read task -> its pieces."""
+    found: dict[int, set[int]] = {}
+    for one in done:
+        found.setdefault(one.task, set()).add(one.piece)
+    return found
+
+
+def _ends(work: Storage, names: Sequence[str]) -> dict[int, int]:
+    """Read task -> the number of its pieces, where a worker has met its end."""
+    return {int(name.removesuffix(END)): int(work.read_bytes(name)) for name in names if name.endswith(END)}
+
+
+def _is_complete(num_tasks: int, pieces: dict[int, set[int]], ends: dict[int, int]) -> bool:
+    return all(task in ends and len(pieces.get(task, ())) >= ends[task] for task in range(num_tasks))
+
+
+def _finish(target: Target, progress: _Progress, began_s: float) -> Predictions:
+    """Write the predictions and remove the parts. Raises DataError when no row could be used."""
+    work, names = target.work, sorted(target.work.list_names())
+    parts = sorted(f"{part_name(one.task, one.piece)}{PART}" for one in progress.done)
+    is_whole = _is_complete(progress.num_tasks, _by_task(progress.done), _ends(work, names))
+    if not is_whole or not set(parts) <= set(names):
+        raise TrainingError(
+            f"{work.path_of()} lacks parts that were written. Does another command write to it? Give the command again",
+            FailureCode.STORAGE,
+        )
+    wanted = {name.removesuffix(PART) for name in parts}
+    refused = [name for name in names if name.endswith(REFUSED) and name.removesuffix(REFUSED) in wanted]
+    num_rows = sum(one.num_rows for one in progress.done)
+    num_refused = sum(one.num_refused for one in progress.done)
+    reasons = _reasons(work, refused)
+    if not num_rows:
+        work.delete("")
+        raise DataError(
+            f"none of the {num_refused:,} rows can be used, so the column or the format is likely wrong: check "
+            f"task.*_column and {SOURCE}.format. {' '.join(reasons[:1])}",
+            FailureCode.BAD_ROW,
+        )
+    rate = progress.rate()
+    assemble(target, parts, refused)
+    work.delete("")
+    return Predictions(
+        target.parent.path_of(target.name),
+        num_rows,
+        num_refused,
+        sum(one.num_truncated for one in progress.done),
+        time.monotonic() - began_s,
+        rate,
+        target.parent.path_of(target.refused) if refused else None,
+        reasons,
+    )
+
+
+def _reasons(work: Storage, refused: Sequence[str]) -> list[str]:
+    tally = Tally()
+    for name in refused:
+        for line in work.read_bytes(name).decode().splitlines():
+            row = json.loads(line)
+            tally.add("test", BadRow(row["file"], row["row"], row["reason"], RowError(row["code"])))
+    return tally.summary()
+
+
+def _check_threshold(decoding: Decoding) -> None:
+    if not 0.0 < decoding.threshold < 1.0:
+        raise ConfigError(f"--threshold {decoding.threshold:g}: give a probability between 0 and 1, such as 0.5")
+
+
+def _fingerprint(card: ModelCard, request: Request, config: RunConfig, tasks: list[str]) -> str:
+    """Of all that decides the parts."""
+    section = {"task": config.task.model_dump(mode="json"), "model": card.files, "step": card.step}
+    how = [LAYOUT, PIECE_ROWS, request.columns, asdict(request.decoding), request.embeddings, card.raw["data"]]
+    return hashlib.sha256(json.dumps([section, how, tasks], sort_keys=True).encode()).hexdigest()
+
+
+def _use_gpu(config: RunConfig, session: RaySession) -> bool:
+    """Whether the workers have GPUs. Raises ConfigError when they shall and there is none."""
+    if config.workers.gpu is True and not session.num_gpus:
+        raise ConfigError("workers.gpu=true: Ray has no GPU; leave it out, or join a cluster that has some")
+    return bool(session.num_gpus) if config.workers.gpu == "auto" else config.workers.gpu
+
+
+def _estimated_pieces(tasks: list[ReadTask], num_rows: int | None) -> int:
+    """How many pieces there are, about."""
+    if num_rows is not None:
+        return max(len(tasks), -(-num_rows // PIECE_ROWS))
+    per_file = {task.file.path: task.file.num_bytes for task in tasks}
+    return sum(max(1, size // (BYTES_PER_ROW * PIECE_ROWS)) for size in per_file.values())
+
+
+def _num_actors(config: RunConfig, session: RaySession, num_pieces: int, *, use_gpu: bool) -> int:
+    """As many as fit, between workers.min and workers.max; not more than there are pieces."""
+    workers = config.workers
+    most = workers.max
+    if "max" not in workers.model_fields_set:
+        fitting = session.num_gpus if use_gpu else session.num_cpus // workers.cpus
+        most = max(workers.min, int(fitting))
+    return max(1, min(most, num_pieces))

@@ -1,0 +1,129 @@
+"""The model that a user names, and its card: what `raytrain.json` beside the weights says about how it was trained.
+
+Everything that decides a prediction comes from there and not from today's defaults: the labels, `max_length`, the rules
+of data.clean, the columns.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raytrain.config import RunConfig
+from raytrain.config.io import parse_config
+from raytrain.errors import ConfigError, TrainingError
+from raytrain.models.card import BEST, FACTS, FACTS_VERSION
+from raytrain.runs.folder import CONFIG, read_run_config
+from raytrain.storage import Storage
+from raytrain.tasks.base import TaskState
+from raytrain.tuning.best_trial import is_sweep, read_sweep
+from raytrain.tuning.trials import TRIALS, TrialTable
+
+RUNS = "runs"  # the default of storage_path, where a bare name is looked for
+MANY = 1 << 30  # a step of this many samples has room for any number of workers
+SOURCE = "data.test"
+"""The section of the config that says how the input is read, as `raytrain eval` has it."""
+ALLOWED = (f"{SOURCE}.", "workers.", "ray.", "model.trust_remote_code")
+NEEDED = ("task", "state", "max_length", "config")
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """A trained model and how its inputs are made."""
+
+    folder: str
+    """The path or URI of best/."""
+    name: str
+    """Name of the run."""
+    step: int
+    state: TaskState
+    files: dict[str, str]
+    """Name -> SHA-256 of each file of the model."""
+    raw: dict[str, Any]
+    """The config that reads the task's inputs as in training, as a mapping, without data and workers."""
+
+    def config(self, overrides: Sequence[str] = (), source: str = "-") -> RunConfig:
+        """The config that prepares inputs for this model.
+
+        Args:
+            overrides: `dotted.key=value` words: of ALLOWED, and the columns of the task.
+            source: Path of the input.
+
+        Raises ConfigError for an override that is wrong, or that would make another model of it.
+        """
+        for word in overrides:
+            key = word.partition("=")[0]
+            says_where = key.startswith("task.") and key.endswith(("_column", ".label_separator"))
+            if not key.startswith(ALLOWED) and not says_where:
+                raise ConfigError(
+                    f"{key} can't be changed for a prediction: the model was trained with it. Allowed: task.*_column, "
+                    f"{SOURCE}.format, .delimiter, .encoding, .word_column and .tag_column, "
+                    "workers.*, ray.*, model.trust_remote_code"
+                )
+        data = {**self.raw["data"], "train": {"path": source}, "test": {"path": source}}
+        raw = {**self.raw, "data": data, "storage_path": RUNS}
+        raw["training"] = {"global_batch_size": MANY}
+        return parse_config(raw, overrides=list(overrides), origin=f"{self.folder}/{FACTS}")
+
+
+def find_model(model: str) -> Storage:
+    """The folder of the model that a user names: best/ itself, a run or its name, or a sweep, of which it is the best
+    trial's. Raises ConfigError when there is none."""
+    place = Storage(model)
+    if not place.exists() and "/" not in model and Storage(RUNS).exists():
+        place = Storage(RUNS).at(model)
+    if os.path.isfile(place.local_path() or ""):
+        raise ConfigError(f"{place.path_of()} is a file: give the folder of a run, of a sweep, or a best/")
+    if place.exists(FACTS):
+        return place
+    if is_sweep(place):
+        place = _winner(place)
+    if place.exists(f"{BEST}/{FACTS}"):
+        return place.at(BEST)
+    if not place.exists(CONFIG) and place.exists("config.json"):
+        raise ConfigError(
+            f"{place.path_of()} holds a model of Transformers without the {FACTS} that raytrain writes beside it, so "
+            "its labels and the preparation of its inputs are not known. Give a run's folder, or its best/"
+        )
+    read_run_config(place)  # says what is wrong with the folder
+    raise ConfigError(f"{place.path_of()} has no {BEST}/ model yet; train the run first")
+
+
+def _winner(sweep: Storage) -> Storage:
+    """The best trial's folder."""
+    table = TrialTable(sweep, read_sweep(sweep)[0]["compares"]["mode"])
+    if table.best is None:
+        raise ConfigError(f"no trial of {sweep.path_of()} has been evaluated yet")
+    return sweep.at(TRIALS, table.best.name)
+
+
+def read_card(folder: Storage) -> ModelCard:
+    """The card of a model. Raises ConfigError when it can't be read, or a newer raytrain has written it."""
+    path = folder.path_of(FACTS)
+    try:
+        facts = folder.read_json(FACTS)
+    except OSError as error:
+        raise TrainingError(f"{path} can't be read: {error}") from error
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is damaged ({error}): restore it from a backup, or train the model again") from None
+    version = facts.get("version", 1)
+    if version > FACTS_VERSION:
+        raise ConfigError(
+            f"{path} has version {version}, written by raytrain {facts.get('versions', {}).get('raytrain', '')}; this "
+            f"raytrain reads up to version {FACTS_VERSION}. Install that raytrain, or a newer one"
+        )
+    if missing := [name for name in NEEDED if name not in facts]:
+        raise ConfigError(f"{path} is not the description of a model: it has no {missing[0]}")
+    config, task, state = facts["config"], dict(facts["task"]), facts["state"]
+    if "labels" in state and task["kind"] != "python":
+        task["labels"] = state["labels"]
+    data = {"max_length": facts["max_length"], "on_error": "quarantine"}
+    if clean := config.get("data", {}).get("clean"):
+        data["clean"] = clean
+    # Whether its code is trusted is for the user to say, and not for a file that came with it.
+    model = {**config.get("model", {}), "trust_remote_code": False}
+    if task["kind"] != "python":
+        model = {"path": folder.path_of()}
+    raw = {"name": facts.get("name", "model"), "task": task, "model": model, "data": data}
+    return ModelCard(folder.path_of(), raw["name"], facts.get("step", 0), state, facts.get("files", {}), raw)

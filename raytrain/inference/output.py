@@ -1,0 +1,228 @@
+"""The file of the predictions, made of the parts in their order, of which a few at a time are in memory."""
+
+import base64
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raytrain.data.parallel import in_threads
+from raytrain.errors import ConfigError
+from raytrain.storage import Storage
+
+ROW_GROUP_ROWS = 16_384
+SHARD_ROWS = 262_144
+SHARD = re.compile(r"part-\d{5,}\.parquet")
+Tables = Iterator[pa.Table]
+
+
+class OutputFormat(StrEnum):
+    """What the predictions are written as."""
+
+    PARQUET = "parquet"
+    JSONL = "jsonl"
+    CSV = "csv"
+
+
+ENDINGS = {f".{format.value}": format for format in OutputFormat}
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the predictions go."""
+
+    parent: Storage
+    name: str
+    format: OutputFormat
+    is_folder: bool
+    """Whether it is a folder of Parquet files, for many rows."""
+
+    @property
+    def refused(self) -> str:
+        """Name of the file with the rows that have no prediction."""
+        return f"{self.name if self.is_folder else self.name.rpartition('.')[0]}.quarantined.jsonl"
+
+    @property
+    def work(self) -> Storage:
+        """The folder of the parts."""
+        return self.parent.at(f"{self.name}.work")
+
+
+def target_of(out: str) -> Target:
+    """The target that a path names. Raises ConfigError when its ending tells no format."""
+    parent, name = Storage(out).place()
+    if out.endswith("/"):
+        return Target(Storage(parent or "/"), name, OutputFormat.PARQUET, True)
+    ending = next((ending for ending in ENDINGS if name.lower().endswith(ending) and name.lower() != ending), None)
+    if ending is None:
+        raise ConfigError(
+            f"--out {out!r}: the ending tells the format; allowed: {', '.join(ENDINGS)}, or a / at the end for a "
+            "folder of Parquet files"
+        )
+    return Target(Storage(parent or "/"), name, ENDINGS[ending], False)
+
+
+def assemble(target: Target, parts: Sequence[str], refused: Sequence[str]) -> None:
+    """Write the predictions, and the rows without one. A reader sees all of the predictions or nothing.
+
+    Args:
+        parts, refused: Names in the work folder, in the order of the rows.
+    """
+    work = target.work
+    # An object store shows a file once it is complete; elsewhere it is renamed then.
+    is_local = work.local_path() is not None
+    folder, name = (work, "assembled") if is_local else (target.parent, target.name)
+    folder.delete(name)  # what a killed command has left, or what is to be replaced
+    schema = _schema_of(work, parts)
+    tables = (_fitted(_read(work, part), schema) for part in parts)
+    if target.is_folder:
+        for number, shard in enumerate(_in_shards(tables, schema)):
+            with folder.open_output(f"{name}/part-{number:05d}.parquet") as sink:
+                _write_parquet(sink, shard, schema)
+    else:
+        with folder.open_output(name) as sink:
+            _WRITERS[target.format](sink, tables, schema)
+    if refused:
+        with target.parent.open_output(target.refused) as sink:
+            for part in refused:
+                sink.write(work.read_bytes(part))
+    else:
+        target.parent.delete(target.refused)
+    if is_local:
+        target.parent.move(f"{target.name}.work/{name}", target.name)
+
+
+def _read(work: Storage, part: str) -> pa.Table:
+    with work.open_input(part) as opened:
+        return pa.ipc.open_file(opened).read_all()
+
+
+def _schema_of(work: Storage, parts: Sequence[str]) -> pa.Schema:
+    """One schema for all parts. Columns whose types can't be one become text."""
+
+    def look(part: str) -> pa.Schema:
+        with work.open_input(part) as opened:
+            return pa.ipc.open_file(opened).schema.remove_metadata()
+
+    types: dict[str, list[pa.DataType]] = {}
+    for schema in in_threads(look, parts):
+        for field in schema:
+            known = types.setdefault(field.name, [])
+            if field.type not in known:
+                known.append(field.type)
+    return pa.schema([(name, _common(found)) for name, found in types.items()])
+
+
+def _common(types: list[pa.DataType]) -> pa.DataType:
+    """The type that holds the values of all; text where there is none."""
+    if any(map(pa.types.is_union, types)):
+        return pa.string()
+    try:
+        schemas = [pa.schema([("one", kind)]) for kind in types]
+        found = pa.unify_schemas(schemas, promote_options="permissive").field("one").type
+    except (pa.ArrowTypeError, pa.ArrowInvalid):
+        return pa.string()
+    return pa.string() if pa.types.is_null(found) else found
+
+
+def _fitted(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table with the columns of a schema. What is not text by itself becomes JSON where the schema says text."""
+    columns = []
+    for field in schema:
+        if field.name not in table.column_names:
+            columns.append(pa.nulls(len(table), field.type))
+            continue
+        column = table[field.name]
+        if column.type == field.type or not pa.types.is_string(field.type) or pa.types.is_null(column.type):
+            columns.append(column.cast(field.type))
+        else:
+            columns.append(pa.array([_as_text(value) for value in column.to_pylist()], pa.string()))
+    return pa.table(columns, schema=schema)
+
+
+def _in_shards(tables: Tables, schema: pa.Schema) -> Iterator[Tables]:
+    """The tables in runs of about SHARD_ROWS rows; each has to be used up before the next is asked for."""
+    following = next(tables, None)
+
+    def shard() -> Tables:
+        nonlocal following
+        num_rows = 0
+        while following is not None and num_rows < SHARD_ROWS:
+            num_rows += len(following)
+            yield following
+            following = next(tables, None)
+
+    if following is None:
+        yield iter([schema.empty_table()])
+    while following is not None:
+        yield shard()
+
+
+def _write_parquet(sink: Any, tables: Tables, schema: pa.Schema) -> None:
+    with pq.ParquetWriter(sink, schema) as writer:
+        waiting: list[pa.Table] = []
+        for table in tables:
+            waiting.append(table)
+            if sum(map(len, waiting)) >= ROW_GROUP_ROWS:
+                writer.write_table(pa.concat_tables(waiting))
+                waiting = []
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting))
+
+
+def _write_jsonl(sink: Any, tables: Tables, schema: pa.Schema) -> None:
+    for table in tables:
+        lines = (json.dumps(_plain(row), ensure_ascii=False) for row in table.to_pylist())
+        sink.write("".join(f"{line}\n" for line in lines).encode())
+
+
+def _write_csv(sink: Any, tables: Tables, schema: pa.Schema) -> None:
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(schema.names)
+    for table in tables:
+        columns = [table[name].to_pylist() for name in table.column_names]
+        writer.writerows([_as_cell(value) for value in row] for row in zip(*columns, strict=True))
+        sink.write(buffer.getvalue().encode())
+        buffer.seek(0)
+        buffer.truncate()
+    sink.write(buffer.getvalue().encode())
+
+
+_WRITERS: dict[OutputFormat, Callable[[Any, Tables, pa.Schema], None]] = {
+    OutputFormat.PARQUET: _write_parquet,
+    OutputFormat.JSONL: _write_jsonl,
+    OutputFormat.CSV: _write_csv,
+}
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it: what is not finite is null, dates are in ISO 8601, bytes in Base64."""
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+def _as_text(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(_plain(value), ensure_ascii=False)
+
+
+def _as_cell(value: Any) -> str:
+    """A value in a CSV file: nothing for null, JSON for what is neither text nor a number."""
+    return "" if value is None else _as_text(value) or ""

@@ -1,0 +1,187 @@
+"""The unit of work of a prediction: a piece of a read task, some neighbouring rows of one file.
+
+Which rows a piece has depends on the file alone. Each piece becomes one part in the work folder, written at once, so
+that a command that was killed continues with the pieces that have no part.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from raytrain.data.encode import cannot_prepare
+from raytrain.data.readers import read_chunks
+from raytrain.data.readers.base import ROW, BadRow, Chunk, ReadTask, row_itself
+from raytrain.data.storing import put
+from raytrain.errors import FailureCode, RaytrainError
+from raytrain.inference.card import ModelCard
+from raytrain.inference.predictor import Predictor
+from raytrain.retries import retrying
+from raytrain.storage import Storage
+from raytrain.tasks.predicting import Decoding
+
+PIECE_ROWS = 1024
+PART, REFUSED, END = ".arrow", ".refused.jsonl", ".end.json"
+
+
+@dataclass(frozen=True)
+class WorkSpec:
+    """What every worker of a prediction is given."""
+
+    card: ModelCard
+    overrides: tuple[str, ...]
+    columns: tuple[str, ...] | None
+    """Columns of the source that are passed through; None: all."""
+    decoding: Decoding
+    embeddings: bool
+    work: str
+    """The folder of the parts."""
+    num_threads: int
+    use_gpu: bool
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of a piece."""
+
+    task: int
+    """Index of the read task."""
+    piece: int
+    num_rows: int = 0
+    """Rows with a prediction."""
+    num_refused: int = 0
+    num_truncated: int = 0
+    num_bytes: int = 0
+    """Of the rows in memory."""
+    is_end: bool = False
+    """There is no such piece: the read task has `piece` pieces, or fewer."""
+    error: str = ""
+    """What ends the command, for the user."""
+    code: str = ""
+
+
+def part_name(task: int, piece: int) -> str:
+    """Name of a piece's files in the work folder, without their ending."""
+    return f"{task:05d}-{piece:07d}"
+
+
+class PieceWorker:
+    """Predicts pieces. Lives in an actor, and loads the model once."""
+
+    def __init__(self, spec: WorkSpec):
+        self._spec, self._work, self._reader = spec, Storage(spec.work), _PieceReader()
+        self._predictor: Predictor | None = None
+
+    def load(self) -> Done:
+        """Load the model. Raises nothing that is meant for the user, but returns it."""
+        import torch
+
+        if not self._spec.use_gpu:
+            torch.set_num_threads(self._spec.num_threads)
+        try:
+            device = "cuda" if self._spec.use_gpu else "cpu"
+            self._predictor = Predictor.load(self._spec.card, self._spec.overrides, device)
+        except (RaytrainError, OSError) as error:
+            return _failed(-1, -1, error)
+        return Done(-1, -1)
+
+    def predict(self, task: int, read_task: str, piece: int) -> Done:
+        """Write the part of a piece, or note that the read task has fewer pieces. `read_task`: as JSON."""
+        try:
+            chunk = self._reader.piece(task, ReadTask.from_json(read_task), piece, self._predictor)
+            if chunk is None:
+                put(self._work, f"{task:05d}{END}", json.dumps(self._reader.count).encode())
+                return Done(task, piece, is_end=True)
+            return self._predict(task, piece, ReadTask.from_json(read_task).file.path, chunk)
+        except (RaytrainError, OSError) as error:
+            return _failed(task, piece, error)
+
+    def _predict(self, task: int, piece: int, path: str, chunk: Chunk) -> Done:
+        assert self._predictor is not None, "load comes first"
+        spec, rows = self._spec, _with_columns(chunk.table, self._predictor.task.input_columns())
+        found = self._predictor.predict_rows(rows, spec.decoding, embeddings=spec.embeddings)
+        numbers = rows[ROW].to_pylist()
+        bad = list(chunk.bad_rows)
+        for one in found.refused:
+            (values,) = rows.slice(one.place, 1).to_pylist()
+            bad.append(BadRow(path, numbers[one.place], one.reason, one.code, row_itself(values)))
+        refused = {one.place for one in found.refused}
+        good = chunk.table.filter(pa.array([i not in refused for i in range(len(rows))])) if refused else chunk.table
+        kept = spec.columns if spec.columns is not None else [name for name in good.column_names if name != ROW]
+        table = _with_columns(good, list(kept)).select(list(kept))
+        for name in found.table.column_names:
+            table = table.append_column(name, found.table[name])
+        done = Done(task, piece, len(table), len(bad), found.num_truncated, chunk.table.nbytes)
+        self._write(done, table, sorted(bad, key=lambda one: one.row))
+        return done
+
+    def _write(self, done: Done, table: pa.Table, bad: list[BadRow]) -> None:
+        """The part is written last: where it is, the piece is done."""
+        name = part_name(done.task, done.piece)
+        if bad:
+            lines = [
+                {"file": one.path, "row": one.row, "code": one.code, "reason": one.reason, "data": one.data}
+                for one in bad
+            ]
+            put(self._work, f"{name}{REFUSED}", "".join(f"{json.dumps(x, default=str)}\n" for x in lines).encode())
+        counts = {"refused": done.num_refused, "truncated": done.num_truncated, "bytes": done.num_bytes}
+        counts["rows"] = done.num_rows
+        sink = pa.BufferOutputStream()
+        schema = table.schema.with_metadata({"counts": json.dumps(counts)})
+        with pa.ipc.new_file(sink, schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
+            writer.write_table(table.cast(schema) if table.schema != schema else table)
+        data = sink.getvalue()
+        path = self._work.path_of(name)
+        retrying(lambda: self._work.commit_bytes(f"{name}{PART}", data.to_pybytes()), f"writing {path}")
+
+
+class _PieceReader:
+    """Reads pieces of read tasks, in ascending order as far as possible: it keeps its place in the newest one."""
+
+    def __init__(self) -> None:
+        self._task, self.count = -1, 0
+        """The number of pieces that were read of the task so far."""
+        self._pieces: Iterator[Chunk] = iter(())
+
+    def piece(self, task: int, read_task: ReadTask, number: int, predictor: Predictor | None) -> Chunk | None:
+        """A piece of a read task; None when it has fewer."""
+        if task != self._task or number < self.count:
+            # Sentences of a document are joined as in training, within the chunks of the reader.
+            joins = bool(getattr(getattr(predictor and predictor.task, "config", None), "document_context", False))
+            self._task, self.count, self._pieces = task, 0, _pieces(read_task, None if joins else PIECE_ROWS)
+        for chunk in self._pieces:
+            self.count += 1
+            if self.count == number + 1:
+                return chunk
+        return None
+
+
+def _pieces(read_task: ReadTask, most_rows: int | None) -> Iterator[Chunk]:
+    for chunk in read_chunks(read_task):
+        rows, bad = chunk.table, chunk.bad_rows
+        size = most_rows or max(1, len(rows))
+        for begin in range(0, max(1, len(rows)), size):
+            table = rows.slice(begin, size)
+            is_last = begin + size >= len(rows)
+            last_row = table[ROW][-1].as_py() if len(table) and not is_last else None
+            own = [one for one in bad if last_row is None or one.row <= last_row]
+            bad = [] if last_row is None else [one for one in bad if one.row > last_row]
+            yield Chunk(table, own)
+
+
+def _with_columns(table: pa.Table, names: Sequence[str]) -> pa.Table:
+    """The table, with nulls for columns that none of its rows has."""
+    for name in names:
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(len(table)))
+    return table
+
+
+def _failed(task: int, piece: int, error: Exception) -> Done:
+    told: Any = error
+    if isinstance(error, OSError):
+        told = cannot_prepare("the predictions can't be made", error)
+    code = told.code if isinstance(told, RaytrainError) else FailureCode.INTERNAL
+    return Done(task, piece, error=str(told), code=code)

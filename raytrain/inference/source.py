@@ -1,0 +1,102 @@
+"""The input and the output of a prediction, checked before anything is started."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from raytrain.config import RunConfig
+from raytrain.data.parallel import Checked, in_threads
+from raytrain.data.readers import NoRowsError, column_names
+from raytrain.data.readers.base import SourceFile
+from raytrain.data.sources import check_sources
+from raytrain.errors import ConfigError, did_you_mean
+from raytrain.inference.output import SHARD, Target
+from raytrain.inference.texts import takes_texts
+from raytrain.tasks.base import Task
+
+
+def check_source(
+    config: RunConfig, task: Task, columns: Sequence[str] | None, added: Sequence[str], checked: Checked
+) -> list[SourceFile]:
+    """The files of the input that have rows.
+
+    Args:
+        columns: Those that are passed through; None: all.
+        added: Those that the prediction adds.
+
+    Raises DataError or ConfigError when the rows can't be predicted.
+    """
+    asked = _Asked(task)
+    files = _listed(config, asked, checked)
+    found: dict[str, None] = {}
+    for file, names in zip(files, in_threads(_columns_of, files), strict=True):
+        if len(set(names)) < len(names):
+            twice = max(names, key=names.count)
+            raise ConfigError(f"{file.path} has {names.count(twice)} columns named {twice!r}; rename all but one")
+        found.update(dict.fromkeys(names))
+    passed = list(found) if columns is None else list(columns)
+    if unknown := [name for name in passed if name not in found]:
+        hint = did_you_mean(unknown[0], found)
+        raise ConfigError(f"--columns {unknown[0]}: the input has no such column; it has {', '.join(found)}{hint}")
+    if clash := [name for name in added if name in passed]:
+        raise ConfigError(
+            f"the input has a column {clash[0]!r} already, which the prediction would add: name the columns to keep "
+            "with --columns, or rename it"
+        )
+    return files
+
+
+class _Asked:
+    """A task as the check of the source files sees it: it has no targets."""
+
+    def __init__(self, task: Task):
+        self._task, self.columns = task, task.input_columns()
+
+    def required_columns(self) -> list[str]:
+        return self.columns
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+
+def _listed(config: RunConfig, asked: Any, checked: Checked) -> list[SourceFile]:
+    """The files that have rows and the columns of the inputs; for words, a column of texts will do."""
+    words = asked.word_columns()
+    if words:
+        asked.columns = []
+        files = check_sources(config.data, asked, "test", checked)["test"]
+        names = in_threads(_columns_of, files)
+        if all(takes_texts(asked, of_file) or words[0] in of_file for of_file in names):
+            return files
+        asked.columns = asked.input_columns()
+    return check_sources(config.data, asked, "test", checked)["test"]
+
+
+def _columns_of(file: SourceFile) -> list[str]:
+    try:
+        return column_names(file)
+    except NoRowsError:
+        return []
+
+
+def check_target(target: Target, files: list[SourceFile], *, overwrite: bool) -> None:
+    """Raises ConfigError when the target is there already, or is read from."""
+    path = target.parent.path_of(target.name)
+    for file in files:
+        if file.path == path or (target.is_folder and file.path.startswith(f"{path}/")):
+            raise ConfigError(f"--out {path} is the input itself: give another name")
+    if target.parent.exists(target.name):
+        local = target.parent.local_path(target.name)
+        if local is not None and os.path.isdir(local) != target.is_folder:
+            there, meant = ("file", "folder") if target.is_folder else ("folder", "file")
+            raise ConfigError(f"--out {path} is a {there}: give the name of a {meant}")
+        if not overwrite:
+            raise ConfigError(f"--out {path} exists already: give another name, or --overwrite")
+        names = target.parent.list_names(target.name) if target.is_folder else []
+        if others := [name for name in names if not SHARD.fullmatch(name)]:
+            raise ConfigError(f"--out {path} also holds {others[0]}, which is not of a prediction: give another name")
+
+
+def absolute(path: str) -> str:
+    """A local path in full; a URI as it is."""
+    return path if "://" in path else os.path.abspath(os.path.expanduser(path))

@@ -1,0 +1,77 @@
+"""`raytrain.predict`: rows in memory, or whole sources as the command `raytrain predict` does.
+
+Importing this module is cheap, as `api` is.
+"""
+
+import os
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+from raytrain.api import AnyPath, Override
+from raytrain.errors import ConfigError
+from raytrain.inference.loaded import LoadedModel, load
+
+if TYPE_CHECKING:
+    from raytrain.inference.batch import Predictions
+
+
+def predict(model: "AnyPath | LoadedModel", data: Any, **options: Any) -> Any:
+    """Predict rows that are in memory with a trained model.
+
+    Args:
+        model: As for `load`, or what it has returned.
+        data: Texts (for a model that tags words also lists of words), a list of dicts, a pandas DataFrame or an Arrow
+            table.
+        options: `probabilities`, `threshold`, `embeddings`, as for `LoadedModel.predict`.
+
+    Returns:
+        For texts and dicts a list of dicts with the predictions; for a DataFrame or an Arrow table the same with their
+        columns added.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: As for `load` and `LoadedModel.predict`.
+    """
+    loaded = model if isinstance(model, LoadedModel) else load(model)
+    return loaded.predict(data, **options)
+
+
+def predict_files(
+    model: AnyPath,
+    source: AnyPath,
+    out: AnyPath,
+    *overrides: Override,
+    columns: Sequence[str] | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> "Predictions":
+    """Predict all rows of files on Ray and write them with their predictions, as `raytrain predict` does. The same
+    call again continues one that was killed.
+
+    Args:
+        model: As for `load`.
+        source: A file, a folder or a glob, local or a URI, of the formats that training reads.
+        out: File to write: .parquet, .jsonl or .csv, or a folder of Parquet files with a / at its end.
+        overrides: As for `train`, of workers.*, ray.*, data.test.* and task.*_column.
+        columns: Columns of the source that are kept; None: all.
+        progress: True: show the progress on the terminal.
+        options: `probabilities`, `threshold`, `embeddings`, as for `LoadedModel.predict`; `overwrite=True` replaces
+            what is at `out`.
+
+    Raises:
+        ConfigError: The model, an option or `out` can't be used; nothing was started.
+        DataError: The source can't be read, or none of its rows can be used.
+        TrainingError: Workers died, or there was no room for one.
+    """
+    from raytrain.config.from_python import words_of
+    from raytrain.inference.batch import Request, predict_source
+    from raytrain.tasks.predicting import Decoding
+    from raytrain.terminal.predict import PredictDisplay
+
+    decoding = Decoding(options.pop("probabilities", False), options.pop("threshold", 0.5))
+    if unknown := sorted(set(options) - {"embeddings", "overwrite"}):
+        raise ConfigError(f"predict_files() has no option {unknown[0]!r}")
+    kept = None if columns is None else tuple(columns)
+    request = Request(os.fspath(source), os.fspath(out), tuple(words_of(overrides)), kept, decoding, **options)
+    with PredictDisplay() if progress else nullcontext() as display:
+        return predict_source(os.fspath(model), request, display)
