@@ -17,6 +17,7 @@ from raytrain.data.parts import Index
 from raytrain.data.prepared import MANIFEST_NAME, Manifest, Part, SourceInfo, SplitInfo
 from raytrain.data.stages.counts import RowCounts, check_shares
 from raytrain.data.stages.duplicates import LEAKAGE, MIN_CHARACTERS, STAGE, Found
+from raytrain.data.stages.examples import Example, Observed
 from raytrain.data.stages.quarantine import FOLDER as QUARANTINE
 from raytrain.data.stages.removed import LEAKS_NAME, REMOVED_NAME, join_removed
 from raytrain.data.storing import put
@@ -59,6 +60,9 @@ class Written:
     """By read task: the file of the rows that the rules of data.clean have dropped."""
     found: dict[int, Found] = field(default_factory=dict)
     """By read task: duplicates among its training rows."""
+    source_of: dict[int, int] = field(default_factory=dict)
+    """By read task: which of data.train.sources its file is of."""
+    seen: Observed = field(default_factory=Observed)
 
     def row_counts(self) -> dict[str, RowCounts]:
         """What became of the source rows of each split."""
@@ -100,6 +104,9 @@ def commit(
     ]
     join_removed(folder, removed, REMOVED_NAME)
     join_removed(folder, [name for i in sorted(written.found) for name in written.found[i].leaks], LEAKS_NAME)
+    for i, one in written.found.items():
+        written.seen.examples.add((Example(**example) for example in one.examples), i)
+    written.seen.write(folder)
     splits = {}
     given = [split for split in SPLITS if getattr(config.data, split) is not None]
     for split in given if "train" in counts else [split for split in given if split in counts]:
@@ -179,7 +186,7 @@ def _split_info(config: RunConfig, folder: Storage, split: str, written: Written
         num_quarantined=counts.quarantined,
         parts=[item.part for item in parts],
         label_counts=_label_counts(parts),
-        sources=_sources_of(config, parts) if split == "train" else [],
+        sources=_sources_of(config, parts, written) if split == "train" else [],
         index_sha256=sha256,
         labels_sha256=labels_sha256,
         num_removed=dict(sorted(sum((Counter(one.counts) for one in found), Counter()).items())),
@@ -189,12 +196,14 @@ def _split_info(config: RunConfig, folder: Storage, split: str, written: Written
     )
 
 
-def _sources_of(config: RunConfig, parts: list[WrittenPart]) -> list[SourceInfo]:
+def _sources_of(config: RunConfig, parts: list[WrittenPart], written: Written) -> list[SourceInfo]:
     """What the training split has of each of data.train.sources."""
     found = []
     for place in range(len(config.data.train.sources or [])):
         of_source = [item for item in parts if item.source == place]
-        found.append(SourceInfo(sum(len(item.index.lengths) for item in of_source), _label_counts(of_source)))
+        counts = sum_of(written.counts[i] for i, source in sorted(written.source_of.items()) if source == place)
+        num_samples = sum(len(item.index.lengths) for item in of_source)
+        found.append(SourceInfo(num_samples, _label_counts(of_source), counts["train"].to_json()))
     return found
 
 

@@ -7,6 +7,7 @@ Each read task writes its own parts, named after its position, so its output doe
 import functools
 import json
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from raytrain.data.readers.base import ROW, BadRow, ReadTask, row_itself
 from raytrain.data.stages.clean import Cleaner, make_cleaner
 from raytrain.data.stages.counts import RowCounts
 from raytrain.data.stages.duplicates import DuplicateFilter, Duplicates
+from raytrain.data.stages.examples import Example, Observed, excerpts
 from raytrain.data.stages.held_out import source_columns, split_rows
 from raytrain.data.stages.quarantine import Quarantine
 from raytrain.data.stages.removed import RemovedRows
@@ -33,6 +35,8 @@ from raytrain.tasks.base import Encoded, RowError, Task, TaskState
 
 # Where a bad row is refused, this many more chunks are read to count the others.
 CHUNKS_TO_COUNT = 16
+# The stage at which a row can't be used, where it is not that of encoding.
+STAGE_OF = {RowError.UNREADABLE: "read", RowError.CUSTOM: "clean.custom"}
 
 
 def report_of(row: dict[str, Any]) -> dict[str, Any]:
@@ -126,17 +130,20 @@ class Encoder(RowFunction):
         sides = self._duplicates.sides_of(ordinal)
         bad_at: int | None = None  # the first chunk with a bad row
         refused = functools.partial(refusal, is_evaluation=self._is_evaluation)
-        for number, chunk in enumerate(read_chunks(read_task, source_columns(config, task))):
+        chunks = out.seen.timing("read", read_chunks(read_task, source_columns(config, task)))
+        for number, chunk in enumerate(chunks):
             if fails and bad_at is not None and number > bad_at + CHUNKS_TO_COUNT:
                 raise refused(out.bad, out.num_read, is_counted=False)
             out.add_unreadable(read_task.split, chunk.bad_rows)
             for split, table in split_rows(config, task, read_task, chunk, sides):
+                out.count_read(task, split, table)
                 rows = out.cleaned(cleaner, read_task.file.path, split, table)
                 rows = out.without_duplicates(unique, split, rows, task)
                 if not len(rows):
                     continue
                 is_lost = fails and bool(out.bad)  # nothing will be trained: the other bad rows are only counted
-                encoded = None if is_lost else task.encode(rows, tokenizer, self._state)
+                with out.seen.timed("encode"):
+                    encoded = None if is_lost else task.encode(rows, tokenizer, self._state)
                 rejected = task.rejections(rows, self._state) if encoded is None else encoded.rejected
                 numbers = rows[ROW].to_pylist()
                 for one in rejected:
@@ -166,6 +173,8 @@ class _Output:
         self._quarantine, self._removed = Quarantine(folder, duplicates.prefix, ordinal), RemovedRows()
         self._counts: defaultdict[str, RowCounts] = defaultdict(RowCounts)
         self._bad: list[tuple[str, BadRow]] = []  # with their splits, not yet quarantined
+        self.seen = Observed()
+        self._labels: dict[int, list[str]] | None = None  # of the rows of the chunk, by row
 
     @property
     def bad(self) -> list[BadRow]:
@@ -186,15 +195,27 @@ class _Output:
         have put them."""
         self._counts[split].read += len(bad)
         self._bad += [(split, one) for one in bad]
+        self._labels = None
+
+    def count_read(self, task: Task, split: str, rows: pa.Table) -> None:
+        """Count rows of a file that could be parsed, by their labels too."""
+        self._counts[split].read += len(rows)
+        if (labels := task.row_labels(rows)) is not None:
+            self._labels = {**(self._labels or {}), **dict(zip(rows[ROW].to_pylist(), labels, strict=True))}
+            self._counts[split].count_labels("read", labels)
 
     def cleaned(self, cleaner: Cleaner | None, path: str, split: str, rows: pa.Table) -> pa.Table:
         """The rows of a file that are left by the rules."""
-        counts = self._counts[split]
-        counts.read += len(rows)
         if cleaner is None:
             return rows
         found = cleaner.clean(rows, split)
-        counts.add(found.counts)
+        self._counts[split].add(found.counts)
+        self._lose("dropped", split, (row for row, _ in found.removed))
+        self.seen.seconds.update({f"clean.{rule}": seconds for rule, seconds in found.seconds.items()})
+        for one in found.touched:
+            what, texts = "dropped" if one.after is None else "changed", excerpts(one.before, one.after or "")
+            place = f"{path}:{one.row}"
+            self.seen.examples.add([Example(split, f"clean.{one.rule}", what, place, *texts, one.reason)])
         self._removed.add(split, path, "clean", found.removed)
         for row, reason, values in found.failed:
             self.add_bad(split, BadRow(path, row, reason, RowError.CUSTOM, values))
@@ -202,16 +223,31 @@ class _Output:
 
     def without_duplicates(self, unique: DuplicateFilter, split: str, rows: pa.Table, task: Task) -> pa.Table:
         """The rows that are neither leaks nor duplicates."""
-        kept = unique.keep(split, rows, task)
+        with self.seen.timed("dedup"):
+            kept = unique.keep(split, rows, task)
         self._counts[split].duplicates += len(rows) - len(kept)
+        if len(kept) < len(rows):
+            self._lose("duplicates", split, set(rows[ROW].to_pylist()) - set(kept[ROW].to_pylist()))
         return kept
+
+    def _lose(self, what: str, split: str, rows: Iterable[int]) -> None:
+        """Count rows of the chunk that are not kept by their labels."""
+        if self._labels is not None:
+            self._counts[split].count_labels(what, (self._labels.get(row, []) for row in rows))
 
     def quarantine_bad(self) -> None:
         """Put the rows noted since the last call into the quarantine, in their order."""
         self._bad.sort(key=lambda one: one[1].row)
         self._quarantine.add(self._bad)
-        for split, _ in self._bad:
+        for split, one in self._bad:
             self._counts[split].quarantined += 1
+            self._counts[split].codes[one.code.value] += 1
+            if one.code != RowError.UNREADABLE:
+                self._lose("quarantined", split, [one.row])
+            text = one.data if isinstance(one.data, str) else json.dumps(one.data, ensure_ascii=False, default=str)
+            stage = STAGE_OF.get(one.code, "encode")
+            place, about = f"{one.path}:{one.row}", f"{one.code}: {one.reason}"
+            self.seen.examples.add([Example(split, stage, "quarantined", place, excerpts(text)[0], reason=about)])
         self._bad = []
 
     def close(self) -> dict[str, Any]:
@@ -222,6 +258,7 @@ class _Output:
             "quarantined": self._quarantine.close().report(),
             "removed": self._removed.write(self._folder, self._removed_name),
             "counts": {split: counts.to_json() for split, counts in self._counts.items()},
+            "seen": self.seen.to_json(),
             **index.to_bytes(),
         }
 

@@ -26,7 +26,7 @@ from raytrain.storage import Storage
 from raytrain.tasks.base import TaskState
 from raytrain.tasks.labels import seldom_seen
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 MANIFEST_NAME = "manifest.json"
 # Stores of at most this size are read whole to verify them. In a larger one, the checksum of each page that is read is.
 WHOLE_BYTES = 1 << 30
@@ -67,6 +67,8 @@ class SourceInfo:
     num_samples: int
     label_counts: dict[str, int]
     """How often each label that occurs is a target."""
+    rows: dict[str, Any] = field(default_factory=dict)
+    """What became of its rows: `RowCounts.to_json`."""
 
 
 @dataclass(frozen=True)

@@ -207,6 +207,11 @@ class Task(ABC):
         """Columns of a source whose cells are lists of words with targets: data.clean changes word by word."""
         return []
 
+    def row_labels(self, rows: pa.Table) -> list[list[str]] | None:
+        """The labels of each source row, none of a row without a usable one; None where targets are not labels of
+        rows."""
+        return None
+
     def check_inputs(self, rows: pa.Table) -> list[Rejection]:
         """Rows whose inputs can't be used."""
         return []

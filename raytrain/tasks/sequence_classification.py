@@ -67,6 +67,10 @@ class SequenceClassification(TextTask):
         """The label."""
         return [self.config.label_column]
 
+    def row_labels(self, rows: pa.Table) -> list[list[str]]:
+        """Their labels, declared or not."""
+        return [labels for labels, _ in self._labels_of(rows, self.config.labels or [])]
+
     def declared_state(self) -> TaskState | None:
         """The declared labels."""
         return None if self.config.labels is None else label_state(self.config.labels)

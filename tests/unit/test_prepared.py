@@ -47,7 +47,7 @@ def test_what_is_stored_belongs_to_the_version():
     """Whoever changes the fields, or what tasks write, must raise FORMAT_VERSION: caches of users are found by it."""
     names = {kind.__name__: [field.name for field in fields(kind)] for kind in (Manifest, SplitInfo, Part, SourceInfo)}
     assert (FORMAT_VERSION, names) == (
-        6,
+        7,
         {
             "Manifest": ["fingerprint", "task_state", "pad_token_id", "splits", "content", "sources", "format_version"],
             "SplitInfo": [
@@ -66,7 +66,7 @@ def test_what_is_stored_belongs_to_the_version():
                 "sources",
             ],
             "Part": ["name", "row_group_rows", "num_bytes", "sha256", "index_bytes", "index_sha256", "file"],
-            "SourceInfo": ["num_samples", "label_counts"],
+            "SourceInfo": ["num_samples", "label_counts", "rows"],
         },
     )
 

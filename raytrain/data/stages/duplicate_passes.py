@@ -105,8 +105,11 @@ def find_within(config: RunConfig, duplicates: Duplicates, rows: Rows, tasks: li
     found = {one["ordinal"]: Found(**one["found"]) for one in sketches}
     ordinals, passes, num_keys = _passes(training, duplicates, sketches)
     choose = Choose(duplicates, {i: tasks[i].file.path for i in ordinals})
-    for i, name in _run_all([*passes, ([{"ordinal": 0}], choose)], num_keys, run)["names"]:
+    chosen = _run_all([*passes, ([{"ordinal": 0}], choose)], num_keys, run)
+    for i, name in chosen["names"]:
         found[i].removed.append(name)
+    for i, example in chosen["examples"]:
+        found[i].examples.append(example)
     return replace(duplicates, decided=found)
 
 
