@@ -211,7 +211,7 @@ class _Output:
         found = cleaner.clean(rows, split)
         self._counts[split].add(found.counts)
         self._lose("dropped", split, (row for row, _ in found.removed))
-        self.seen.seconds.update({f"clean.{rule}": seconds for rule, seconds in found.seconds.items()})
+        self.seen.add_seconds({f"clean.{rule}": seconds for rule, seconds in found.seconds.items()})
         for one in found.touched:
             what, texts = "dropped" if one.after is None else "changed", excerpts(one.before, one.after or "")
             place = f"{path}:{one.row}"
@@ -223,7 +223,7 @@ class _Output:
 
     def without_duplicates(self, unique: DuplicateFilter, split: str, rows: pa.Table, task: Task) -> pa.Table:
         """The rows that are neither leaks nor duplicates."""
-        with self.seen.timed("dedup"):
+        with self.seen.timed("dedup.leakage"):
             kept = unique.keep(split, rows, task)
         self._counts[split].duplicates += len(rows) - len(kept)
         if len(kept) < len(rows):

@@ -6,7 +6,6 @@ drop rows drop training rows only: a score is one over all rows of its split, wh
 
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,7 +54,7 @@ class Cleaned:
     """(row in its file, why the custom function failed on it, the row)."""
     touched: "list[Touched]" = field(default_factory=list)
     """The first rows that each rule has changed or dropped."""
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=dict)
     """By rule."""
 
 
@@ -93,7 +92,7 @@ class Cleaner:
         broken = [""] * len(rows)
         counts, numbers = RowCounts(), rows[ROW]
         examples: list[Touched] = []
-        seconds: Counter[str] = Counter()
+        seconds: dict[str, float] = {}
         touched: set[str] = set()
         for step in self._steps:
             if step.drops_only and not is_training:
@@ -113,7 +112,7 @@ class Cleaner:
             for place in lost[:MOST_EXAMPLES]:
                 text = " / ".join(_as_text(values[place]) for values in columns.values())
                 examples.append(Touched(step.name, numbers[place].as_py(), text, reason=broken[place]))
-            seconds[step.name] += time.perf_counter() - started_at_s
+            seconds[step.name] = time.perf_counter() - started_at_s
             one = counts.rule(step.name)
             one.rows_in, one.dropped = len(places), dropped
             one.changed = sum(not broken[place] for place in changed)
@@ -173,7 +172,7 @@ class Cleaner:
                     cleaned.touched.append(Touched("custom", numbers[place], _as_text(row), _as_text(found)))
                 one.changed += 1
             kept.append(row if found is None else found)
-        cleaned.seconds["custom"] += time.perf_counter() - started_at_s
+        cleaned.seconds["custom"] = time.perf_counter() - started_at_s
         if one.dropped:
             cleaned.counts.reasons["custom"] += one.dropped
             cleaned.removed.sort(key=lambda item: item[0])
@@ -203,7 +202,9 @@ def _as_text(value: Any) -> str:
     """A cell or a row, for people."""
     if isinstance(value, list):
         return " ".join(map(str, value))
-    return json.dumps(row_itself(value), ensure_ascii=False, default=str) if isinstance(value, dict) else str(value or "")
+    return (
+        json.dumps(row_itself(value), ensure_ascii=False, default=str) if isinstance(value, dict) else str(value or "")
+    )
 
 
 def _without(rows: pa.Table, broken: list[str], counts: RowCounts) -> Cleaned:

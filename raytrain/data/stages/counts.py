@@ -157,7 +157,8 @@ def stages_of(counts: RowCounts, num_removed: Mapping[str, int]) -> list[Stage]:
     found = [Stage("read", counts.read, quarantined=codes[RowError.UNREADABLE])]
     for name, one in counts.rules.items():
         found.append(Stage(f"clean.{name}", one.rows_in, one.changed, one.dropped, one.failed))
-    for rule, num in num_removed.items():
+    # Leaks go first, whatever else they duplicate.
+    for rule, num in sorted(num_removed.items(), key=lambda item: item[0] != "dedup.leakage"):
         found.append(Stage(rule, found[-1].rows_out, dropped=num))
     others = sum(num for code, num in codes.items() if code not in (RowError.UNREADABLE, RowError.CUSTOM))
     return [*found, Stage("encode", found[-1].rows_out, quarantined=others)]

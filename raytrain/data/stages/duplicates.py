@@ -141,6 +141,7 @@ class HeldOut:
         return f"{self._rows['file'][partner].as_py()}:{self._rows['row'][partner].as_py()}"
 
     def text(self, partner: int) -> str:
+        """The text of a match's partner, as it is compared."""
         return self._rows["text"][partner].as_py()
 
     def _jaccard(self, text: str, partner: int) -> float:
@@ -165,8 +166,17 @@ def held_out_table(split: str, file: str, rows: list[int], texts: list[str]) -> 
 def example_of(removed: Removed, text: str, partner: str, *, is_kept: bool = False) -> dict[str, Any]:
     """A pair of rows, as JSON. `text`, `partner`: their texts as they are compared."""
     stage, what = f"{removed.stage}.{removed.rule}", "kept" if is_kept else "dropped"
-    pair = {"partner": removed.partner or "", "jaccard": removed.jaccard}
-    return asdict(Example(removed.split, stage, what, removed.places[0], *excerpts(text, partner), **pair))
+    pair = Example(
+        split=removed.split,
+        stage=stage,
+        what=what,
+        place=removed.places[0],
+        text=excerpts(text, partner)[0],
+        other=excerpts(text, partner)[1],
+        partner=removed.partner or "",
+        jaccard=removed.jaccard,
+    )
+    return asdict(pair)
 
 
 class DuplicateFilter:

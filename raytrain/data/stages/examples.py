@@ -5,8 +5,8 @@ It is for people, and not part of a store's content: times differ from one prepa
 
 import json
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self, TypeVar
@@ -83,7 +83,7 @@ class Observed:
     """What is seen of the stages beside their counts, in one read task or in all."""
 
     examples: Examples = field(default_factory=Examples)
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=dict)
     """By stage, over all processes."""
 
     @contextmanager
@@ -93,7 +93,12 @@ class Observed:
         try:
             yield
         finally:
-            self.seconds[stage] += time.perf_counter() - started_at_s
+            self.add_seconds({stage: time.perf_counter() - started_at_s})
+
+    def add_seconds(self, seconds: Mapping[str, float]) -> None:
+        """Add the times of stages."""
+        for stage, took in seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + took
 
     def timing(self, stage: str, items: Iterable[T]) -> Iterator[T]:
         """The same items; the time that it takes to get them is measured."""
@@ -108,11 +113,11 @@ class Observed:
     def add(self, report: dict[str, Any], ordinal: int) -> None:
         """Add what `to_json` gave for a read task."""
         self.examples.add((Example(**one) for one in report["examples"]), ordinal)
-        self.seconds.update(report["seconds"])
+        self.add_seconds(report["seconds"])
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able."""
-        return {"examples": [asdict(one) for one in self.examples], "seconds": dict(self.seconds)}
+        return {"examples": [asdict(one) for one in self.examples], "seconds": self.seconds}
 
     def write(self, folder: Storage) -> None:
         """Write `stages.json`. Raises OSError."""
