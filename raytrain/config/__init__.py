@@ -158,7 +158,13 @@ class RunConfig(Section):
         """Raises ValueError when samples have no single label to balance or to weigh, or the keys of counts or
         weights are not the labels."""
         task, weights = self.task, self.training.class_weights
-        given = {"data.balance": self.data.balance, "training.class_weights": weights}
+        validation = self.data.validation
+        stratify = True if validation is not None and validation.stratify else None
+        given = {
+            "data.balance": self.data.balance,
+            "training.class_weights": weights,
+            "data.validation.stratify": stratify,
+        }
         options = [name for name, value in given.items() if value is not None]
         if not options:
             return

@@ -165,6 +165,9 @@ class ValidationConfig(FilesConfig):
     group_column: Annotated[str | None, Affects.DATA] = None
     """With `fraction`: column of the training files with the group of a row, such as its document or author; rows of
     one group are on the same side. null: rows whose texts are nearly equal are a group."""
+    stratify: Annotated[bool, Affects.DATA] = False
+    """With `fraction`: True holds out that fraction of the rows of each label, to within a group of rows that stay
+    together."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -182,6 +185,11 @@ class ValidationConfig(FilesConfig):
             raise ValueError(
                 "data.validation.group_column needs data.validation.fraction: validation files of their own are not "
                 "divided by groups, so leave it out"
+            )
+        if self.stratify and self.fraction is None:
+            raise ValueError(
+                "data.validation.stratify needs data.validation.fraction: validation files of their own are taken as "
+                "they are, so leave it out"
             )
         return self
 

@@ -114,6 +114,9 @@ def summarize(config: RunConfig, store: PreparedStore) -> DataSummary:
     config does not fit the data."""
     splits, observed = store.manifest.splits, Observed.read(store.storage)
     counts = {split: RowCounts.from_json(info.rows) for split, info in splits.items()}
+    stages = list(_stages(splits, observed))
+    order = {(stage["split"], stage["name"]): number for number, stage in enumerate(stages)}
+    examples = sorted(observed.examples, key=lambda one: order.get((one.split, one.stage), 0))
     read: Counter[str] = Counter()
     for one in counts.values():
         read.update({label: found["read"] for label, found in one.labels.items()})
@@ -121,13 +124,15 @@ def summarize(config: RunConfig, store: PreparedStore) -> DataSummary:
     return DataSummary(
         rows=list(_rows_of(config, splits)),
         num_listed=_num_listed(store),
-        stages=list(_stages(splits, observed)),
+        stages=stages,
         labels=[{"label": label, "splits": _of_label(label, counts)} for label in labels[:MOST_LABELS]],
         num_labels=len(labels),
         lengths=[_lengths_of(store, split, info) for split, info in splits.items() if info.num_samples],
         padding=_padding(config, store) if store.has_split("train") else None,
         batch=_batch(config),
-        examples=[asdict(one) for one in observed.examples],
+        examples=[
+            asdict(one) for one in sorted(observed.examples, key=lambda one: order.get((one.split, one.stage), 0))
+        ],
     )
 
 

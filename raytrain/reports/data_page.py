@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from raytrain.data.summary import PERCENTILES, SUMMARY_NAME, DataSummary, LengthsOf
 from raytrain.reports.page import embedded, number, page_template
@@ -80,6 +80,7 @@ def draw_lengths(lengths: LengthsOf, *, is_wide: bool) -> bytes:
     edges = np.array(lengths.edges)
     axes.bar(edges[:-1], lengths.counts, np.diff(edges), align="edge", color=ACCENT, edgecolor="white", linewidth=0.5)
     axes.set_xlabel("tokens", fontsize=8)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     return png_of(figure)
 

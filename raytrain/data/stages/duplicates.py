@@ -17,6 +17,7 @@ from raytrain.config import LeakagePolicy
 from raytrain.data.parallel import in_threads
 from raytrain.data.readers.base import ROW
 from raytrain.data.stages.examples import MOST_EXAMPLES, Example, excerpts
+from raytrain.data.stages.held_out import Sides
 from raytrain.data.stages.near_duplicates import (
     NUM_BANDS,
     THRESHOLD,
@@ -66,12 +67,18 @@ class Duplicates:
     sides: dict[int, str] = field(default_factory=dict)
     """Read task -> file of its rows that are held out, or not, with another text."""
 
-    def sides_of(self, ordinal: int) -> dict[int, str]:
+    edges: dict[str, int] | None = None
+    """With data.validation.stratify: see `Sides`."""
+    mixed: str = ""
+    """File of the units whose rows have several labels."""
+
+    def sides_of(self, ordinal: int) -> Sides:
         """What `split_rows` takes for a read task."""
-        if ordinal not in self.sides:
-            return {}
-        table = read(Storage(self.root), self.sides[ordinal], pq.read_table)
-        return dict(zip(table["row"].to_pylist(), table["unit"].to_pylist(), strict=True))
+        units = {}
+        if ordinal in self.sides:
+            table = read(Storage(self.root), self.sides[ordinal], pq.read_table)
+            units = dict(zip(table["row"].to_pylist(), table["unit"].to_pylist(), strict=True))
+        return Sides(units, self.edges, _mixed_units(self.root, self.mixed) if self.mixed else {})
 
     @property
     def finds_leaks(self) -> bool:
@@ -81,6 +88,13 @@ class Duplicates:
     def name(self, what: str, ordinal: int) -> str:
         """Name of a read task's file."""
         return f"{WORK}/{self.prefix}{what}-{ordinal:05d}.parquet"
+
+
+@functools.lru_cache(1)
+def _mixed_units(root: str, name: str) -> dict[int, str]:
+    """A process has many tasks of the same attempt."""
+    table = read(Storage(root), name, pq.read_table)
+    return dict(zip(table["unit"].to_pylist(), table["label"].to_pylist(), strict=True))
 
 
 @dataclass
