@@ -130,9 +130,7 @@ def summarize(config: RunConfig, store: PreparedStore) -> DataSummary:
         lengths=[_lengths_of(store, split, info) for split, info in splits.items() if info.num_samples],
         padding=_padding(config, store) if store.has_split("train") else None,
         batch=_batch(config),
-        examples=[
-            asdict(one) for one in sorted(observed.examples, key=lambda one: order.get((one.split, one.stage), 0))
-        ],
+        examples=[asdict(one) for one in examples],
     )
 
 

@@ -1,4 +1,4 @@
-"""data.validation.stratify: each label's share is held out to within a unit, and rows that are added move few. No Ray."""
+"""data.validation.stratify: each label's share is met to within a unit, and rows that are added move few. No Ray."""
 
 import json
 from collections import Counter
