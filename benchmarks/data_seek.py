@@ -19,7 +19,7 @@ from raytrain.config.io import parse_config
 from raytrain.data.lengths import encode_index, index_name, label_index_name
 from raytrain.data.parts import PART_ROWS
 from raytrain.data.prepared import Manifest, Part, PreparedStore, SourceInfo, SplitInfo
-from raytrain.data.stream import make_order
+from raytrain.data.step_reader import make_order
 
 ROWS_PER_GROUP, BATCH = 128, 256
 LABELS = ["bulk", "some", "rare"]

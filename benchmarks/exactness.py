@@ -69,7 +69,16 @@ class Reviews:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=["differences", "cost"], help="one of the two tables (both)")
     arguments = arguments_with(parser, steps=12)
+    if arguments.part != "cost":
+        publish_differences(arguments)
+    if arguments.part != "differences":
+        publish_cost(arguments)
+
+
+def publish_differences(arguments: argparse.Namespace) -> None:
+    """The table of the losses at other numbers of workers."""
     rows = []
     for dropout in (0.0, 0.1):
         for mode in Exactness:
@@ -85,10 +94,15 @@ def main() -> None:
         "after the last step.\n\n"
     )
     header = ["", "dropout", "precision", "", "workers", "largest difference", "same bits"]
+    publish("The number of workers and the losses", head + table(header, rows), arguments)
+
+
+def publish_cost(arguments: argparse.Namespace) -> None:
+    """The table of what a step costs in each mode."""
     costs = [costs_of(stage, workers) for stage, workers in ((0, 1), *((stage, 2) for stage in range(4)))]
-    text = head + table(header, rows) + f"\n\nA step of {2 * DEFAULT_MICRO} reviews in fp32, dropout 0.1, seconds:\n\n"
-    text += table(["", "workers", "rounding", "bitwise", "bitwise / rounding"], costs)
-    publish("The number of workers and the losses", text, arguments)
+    head = f"MiniLM, a step of {2 * DEFAULT_MICRO} reviews in fp32, dropout 0.1, one thread a worker; seconds.\n\n"
+    header = ["", "workers", "rounding", "bitwise", "bitwise / rounding"]
+    publish("What training.exactness=bitwise costs", head + table(header, costs), arguments)
 
 
 def compared(mode: Exactness, dropout: float, steps: int) -> list[list[str]]:

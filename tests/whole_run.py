@@ -22,7 +22,8 @@ from running import tiny_run
 from raytrain import retries
 from raytrain.config import RunConfig
 from raytrain.data import prepare
-from raytrain.data.stream import ReadAndCollate, Stream
+from raytrain.data.step_reader import ReadAndCollate
+from raytrain.data.stream import Stream
 from raytrain.elastic import supervisor, training_worker
 from raytrain.elastic.bad_step import step_in_work
 from raytrain.elastic.policy import Failure, FailureKind, FaultBudget

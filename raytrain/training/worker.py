@@ -19,7 +19,8 @@ from raytrain.checkpoint.snapshot_files import MemoryFiles, damaged, index_of
 from raytrain.checkpoint.store import CheckpointStore
 from raytrain.config import Exactness, Precision, RunConfig, TrainingConfig
 from raytrain.data.prepared import PreparedStore
-from raytrain.data.stream import Stream, make_order
+from raytrain.data.step_reader import make_order
+from raytrain.data.stream import Stream
 from raytrain.engine.deepspeed_config import effective_zero_stage
 from raytrain.engine.engine import Engine, detect_precision
 from raytrain.engine.process_group import collective_timeout_s

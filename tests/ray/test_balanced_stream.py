@@ -24,7 +24,8 @@ from raytrain.config import RunConfig
 from raytrain.data.items import TrainSpan
 from raytrain.data.prepare import prepare
 from raytrain.data.prepared import PreparedStore
-from raytrain.data.stream import ReadAndCollate, Stream, make_order
+from raytrain.data.step_reader import ReadAndCollate, make_order
+from raytrain.data.stream import Stream
 from raytrain.steps.batches import BatchPlan, World
 from raytrain.steps.timetable import make_timetable
 

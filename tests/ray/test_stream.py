@@ -15,7 +15,8 @@ from raytrain.data.items import EvalPass, StepBatch, TrainSpan
 from raytrain.data.prepare import prepare
 from raytrain.data.prepared import PreparedStore
 from raytrain.data.row_cache import RowCache
-from raytrain.data.stream import Stream, make_order, plan_items, row_groups_in_use
+from raytrain.data.step_reader import make_order, row_groups_in_use
+from raytrain.data.stream import Stream, plan_items
 from raytrain.steps.batches import BatchPlan, World
 from raytrain.steps.order import Order
 from raytrain.steps.timetable import Timetable, make_timetable
@@ -209,16 +210,17 @@ class TestEvaluation:
 class TestPlan:
     def test_items(self):
         table = Timetable(10, 25, eval_every_steps=7, save_every_steps=100, has_validation=True)
-        assert list(plan_items(3, table, 4)) == [
+        assert list(plan_items(3, table, 4, 4)) == [
             *(TrainSpan(0, 3, 7), EvalPass("validation"), TrainSpan(0, 7, 10), TrainSpan(1, 0, 4)),
             *(EvalPass("validation"), TrainSpan(1, 4, 8), TrainSpan(1, 8, 10), TrainSpan(2, 0, 1)),
             *(EvalPass("validation"), TrainSpan(2, 1, 5), EvalPass("validation")),
         ]
 
+    @pytest.mark.parametrize("head", [1, 4, 5])
     @pytest.mark.parametrize("first", [0, 1, 6, 7, 24, 25])
-    def test_each_step_once(self, first):
+    def test_each_step_once(self, first, head):
         table = Timetable(10, 25, eval_every_steps=7, save_every_steps=100, has_validation=True)
-        spans = [item for item in plan_items(first, table, 4) if isinstance(item, TrainSpan)]
+        spans = [item for item in plan_items(first, table, 4, head) if isinstance(item, TrainSpan)]
         assert [s.epoch * 10 + i for s in spans for i in range(s.first_step, s.stop_step)] == list(range(first, 25))
 
 
