@@ -15,7 +15,7 @@ from raytrain.data.prepared import PreparedStore, SplitInfo
 from raytrain.data.stages.counts import LOST, RowCounts, stages_of
 from raytrain.data.stages.examples import Observed
 from raytrain.data.stages.removed import REMOVED_NAME
-from raytrain.data.stream import make_order
+from raytrain.data.step_reader import make_order
 from raytrain.steps.copies import ids_of
 
 SUMMARY_NAME = "data_summary.json"
