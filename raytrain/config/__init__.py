@@ -161,7 +161,7 @@ class RunConfig(Section):
         validation = self.data.validation
         stratify = True if validation is not None and validation.stratify else None
         given = {
-            "data.balance": self.data.balance,
+            "data.balance": self._balances_labels or None,
             "training.class_weights": weights,
             "data.validation.stratify": stratify,
         }
@@ -176,8 +176,12 @@ class RunConfig(Section):
             )
         if task.labels is not None and isinstance(weights, dict):
             check_keys("training.class_weights", "weight", weights, task.labels)
-        if task.labels is not None and self.data.balance is not None:
+        if task.labels is not None and self.data.balance is not None and self._balances_labels:
             self.data.balance.check_labels(task.labels)
+
+    @property
+    def _balances_labels(self) -> bool:
+        return self.data.balance is not None and self.data.balance.column is None
 
     @property
     def canonical_shards(self) -> int:

@@ -210,8 +210,9 @@ class BalanceConfig(Section):
     """How many samples of each label an epoch has. Samples of rare labels come several times, those of frequent ones
     not in every epoch."""
 
-    by: Annotated[Literal["label"], Affects.DATA] = "label"
-    """What is balanced: the label of a sample."""
+    by: Annotated[str, Field(min_length=1), Affects.DATA] = "label"
+    """What is balanced: `label`, the label of a sample, or a column of the training files, such as its language or its
+    domain; what is said of labels below then means the column's values."""
     to: Annotated[Literal["uniform"] | PositiveFloat | dict[Label, NonNegativeInt], Affects.RESULT] = "uniform"
     """uniform: equally many samples of each label. A number T, the temperature: in proportion to n^(1/T), where a label
     has n samples; 1 keeps the proportions of the data, and a large T is nearly uniform. A mapping: the samples of each
@@ -225,11 +226,16 @@ class BalanceConfig(Section):
             )
         return self
 
+    @property
+    def column(self) -> str | None:
+        """The column of the training files that is balanced; None: the label."""
+        return None if self.by == "label" else self.by
+
     def check_labels(self, labels: list[str]) -> None:
-        """Raises ValueError when `to` is a mapping and its keys are not these labels."""
-        if not isinstance(self.to, dict):
-            return
-        check_keys("data.balance.to", "count", self.to, labels)
+        """Raises ValueError when `to` is a mapping and its keys are not these labels, or values of the column."""
+        if isinstance(self.to, dict):
+            kind = "label" if self.column is None else f"value of {self.by!r}"
+            check_keys("data.balance.to", "count", self.to, labels, kind)
 
 
 class AugmentConfig(Section):

@@ -8,7 +8,7 @@ import functools
 import json
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,10 @@ import pyarrow as pa
 
 from raytrain.config import OnError, RunConfig
 from raytrain.data.bad_rows import refusal
-from raytrain.data.parts import LABEL, LABELS, LENGTHS, Parts
+from raytrain.data.parts import LABELS, LENGTHS, Parts
 from raytrain.data.readers import read_chunks
 from raytrain.data.readers.base import ROW, BadRow, ReadTask, row_itself
+from raytrain.data.stages.classes import Classes
 from raytrain.data.stages.clean import Cleaner, make_cleaner
 from raytrain.data.stages.counts import RowCounts
 from raytrain.data.stages.duplicates import DuplicateFilter, Duplicates
@@ -127,6 +128,7 @@ class Encoder(RowFunction):
         fails = config.data.on_error == OnError.FAIL
         unique = DuplicateFilter(self._duplicates, ordinal, read_task.file.path)
         out = _Output(Storage(self._root), self._duplicates, ordinal, self._rows_per_group)
+        classes = Classes(config.data.balance, task)
         sides = self._duplicates.sides_of(ordinal)
         bad_at: int | None = None  # the first chunk with a bad row
         refused = functools.partial(refusal, is_evaluation=self._is_evaluation)
@@ -152,15 +154,14 @@ class Encoder(RowFunction):
                     out.add_bad(split, bad)
                 if encoded is not None and len(encoded.table):
                     index = _index_of(encoded, rows, task.sizes(encoded.table))
-                    if config.data.balance is not None:
-                        encoded, index = _by_label(encoded, index, task, is_sorted=split == "train")
+                    encoded, index = classes.add(encoded, index, rows, is_training=split == "train")
                     out.parts.add(split, number, encoded, index, task.count_labels(encoded.table, self._state))
             bad_at = number if out.bad and bad_at is None else bad_at
             if not fails:
                 out.quarantine_bad()
         if out.bad:
             raise refused(out.bad, out.num_read)
-        return {"ordinal": ordinal, "found": asdict(unique.close()), **out.close()}
+        return {"ordinal": ordinal, "found": asdict(unique.close()), "classes": classes.names, **out.close()}
 
 
 class _Output:
@@ -281,16 +282,3 @@ def _index_of(encoded: Encoded, rows: pa.Table, sizes: np.ndarray) -> pa.Table:
     starts = np.concatenate([ends[encoded.first_rows], ends[-1:]]).astype(np.int32)
     more = pa.ListArray.from_arrays(pa.array(starts), further)
     return pa.table([lengths, pa.array(places[encoded.first_rows]), more], ["length", "row", "more_rows"])
-
-
-def _by_label(encoded: Encoded, index: pa.Table, task: Task, *, is_sorted: bool) -> tuple[Encoded, pa.Table]:
-    """A chunk's samples, sorted by label if they are trained on, and their index with their labels. A row group then
-    has few labels, mostly one, and one that is read for a label of which an epoch has many copies has little else in
-    it."""
-    labels = task.label_ids(encoded.table)
-    assert labels is not None, "the config allows data.balance only where samples have one label"
-    index = index.append_column(LABEL, pa.array(labels, pa.int32()))
-    if not is_sorted:
-        return encoded, index
-    order = pa.array(np.argsort(labels, kind="stable"))
-    return replace(encoded, table=encoded.table.take(order)), index.take(order)

@@ -219,6 +219,7 @@ class _Preparation:
         ordinal = report["ordinal"]
         written.counts[ordinal], written.quarantined[ordinal] = report["counts"], report["quarantined"]
         written.found[ordinal] = Found(**report["found"])
+        written.classes[ordinal] = report["classes"]
         written.source_of[ordinal] = self.tasks[ordinal].file.source
         written.seen.add(report["seen"], ordinal)
         if report["removed"]:

@@ -37,13 +37,15 @@ class Sides:
 
 
 def source_columns(config: RunConfig, task: Task) -> list[str]:
-    """The columns of a source that PREPARE reads: those of the task, the group of a row, and which document a sentence
-    belongs to, which a task on texts does not ask."""
-    validation = config.data.validation
+    """The columns of a source that PREPARE reads: those of the task, the group of a row, what is balanced, and which
+    document a sentence belongs to, which a task on texts does not ask."""
+    validation, balance = config.data.validation, config.data.balance
     group = validation.group_column if validation else None
+    balanced = balance.column if balance else None
     is_on_texts = bool(task.text_columns()) and not task.word_columns()
     document = [] if is_on_texts else ["document"]
-    return list(dict.fromkeys([*task.required_columns(), *document, *([group] if group else [])]))
+    named = [name for name in (group, balanced) if name]
+    return list(dict.fromkeys([*task.required_columns(), *document, *named]))
 
 
 def rows_of(
