@@ -18,8 +18,8 @@ from raytrain.tasks.base import (
     RowError,
     Scores,
     TaskState,
-    exact_weights,
 )
+from raytrain.tasks.exact_weights import exact_weights
 from raytrain.tasks.label_cells import LabelReader
 from raytrain.tasks.labels import (
     check_several,

@@ -99,9 +99,8 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             copies_per_epoch(config, prepare(config).manifest)
         return str(error.value)
 
-    assert (
-        "data.balance.by 'lng': " in (message := refused("{by: lng}")) and "has no such column; it has text" in message
-    )
+    message = refused("{by: lng}")
+    assert "data.balance.by 'lng': " in message and "has no such column; it has text" in message
     assert "data.balance.to has no count for ''" in refused("{by: lang, to: {en: 1, de: 1, '10': 1}}")
     assert "'fr', which is not a value of 'lang'" in refused("{by: lang, to: {en: 1, de: 1, '10': 1, '': 1, fr: 1}}")
     monkeypatch.setattr("raytrain.data.stages.classes.MOST_CLASSES", 30)
