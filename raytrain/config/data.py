@@ -263,8 +263,8 @@ class AugmentConfig(Section):
     """package.module:function, a function of your own that changes a sample after all others: it takes the sample, a
     dict of its stored columns, and a numpy generator, and returns a dict like it."""
     custom_source: Annotated[str | None, Affects.RESULT] = None
-    """SHA-256 of the module's file. raytrain fills it in. If the file changes, a run that was started with the old file
-    is not resumed."""
+    """SHA-256 of the Python files of its top-level package. raytrain fills it in. If they change, a run that was
+    started with the old ones is not resumed."""
 
     @model_validator(mode="after")
     def _does_something(self) -> Self:

@@ -96,8 +96,8 @@ class PythonTaskConfig(Section):
     args: Annotated[dict[str, Any], Affects.DATA | Affects.RESULT | Affects.SPEED] = {}
     """Keyword arguments of the class, besides `max_length`, which is data.max_length. Not for passwords or keys."""
     source: Annotated[str | None, Affects.DATA | Affects.RESULT | Affects.SPEED] = None
-    """SHA-256 of the module's file. raytrain fills it in. If the file changes, the data is prepared again, and a run
-    that was started with the old file is not resumed."""
+    """SHA-256 of the Python files of its top-level package. raytrain fills it in. If they change, the data is prepared
+    again, and a run that was started with the old ones is not resumed."""
 
 
 TaskConfig = Annotated[

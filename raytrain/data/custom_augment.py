@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from raytrain.errors import ConfigError, RaytrainError
 from raytrain.tasks.base import BatchContext
-from raytrain.tasks.imported import file_of, import_function, source_hash
+from raytrain.tasks.imported import check_source, file_of, import_function
 from raytrain.tasks.user_code import told
 
 CUSTOM = "data.augment.custom"
@@ -18,18 +18,14 @@ class CustomAugment:
 
     def __init__(self, target: str, source: str | None, max_length: int):
         """Args:
-            source: Hash of its file, as the run was started with.
+            source: `source_hash` of its package, as the run was started with.
             max_length: data.max_length, in tokens.
 
-        Raises ConfigError when it can't be imported, is not a function, or its file is another one.
+        Raises ConfigError when it can't be imported, is not a function, or the package's files are others.
         """
         self._target, self._max_length = target, max_length
         self._function, self._file = import_function(target, CUSTOM), file_of(target, CUSTOM)
-        if source is not None and source_hash(target, CUSTOM) != source:
-            raise ConfigError(
-                f"{CUSTOM} {target}: the file of this module is not the one that the run was started with; every node "
-                "needs the same one. For a new run, leave out data.augment.custom_source"
-            )
+        check_source(target, source, CUSTOM, "data.augment.custom_source")
 
     def __call__(self, samples: pa.Table, context: BatchContext) -> pa.Table:
         """The samples, changed. Raises ConfigError naming the sample when the function fails or returns nonsense."""

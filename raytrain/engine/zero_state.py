@@ -268,3 +268,8 @@ def _moment_copy(moment: Tensor | None, shard: _Shard, is_locked: bool) -> Tenso
     if moment is None:
         return torch.zeros(shard.length)
     return _cpu_copy(moment.view(-1)[shard.flat_start : shard.flat_start + shard.length], is_locked)
+
+
+def num_trained(engine: Engine) -> int:
+    """Number of elements of all trained parameters, which are empty under ZeRO-3 outside a forward pass."""
+    return sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters() if p.requires_grad)

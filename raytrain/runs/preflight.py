@@ -24,7 +24,7 @@ from raytrain.runs.plan import Plan, logical_cpus, make_plan
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
 from raytrain.tasks.base import Task
-from raytrain.tasks.imported import import_named, package_hash, source_hash
+from raytrain.tasks.imported import import_named, source_hash
 from raytrain.tracking.trackers import check_trackers
 from raytrain.training.progress import mode_of, watched_mode
 
@@ -175,7 +175,7 @@ def resolve(config: RunConfig) -> RunConfig:
     if config.task.kind == "python" and config.task.source is None:  # a run's own config says it already
         raw["task"]["source"] = source_hash(config.task.target)
     if (clean := config.data.clean) is not None and clean.custom is not None and clean.custom_source is None:
-        raw["data"]["clean"]["custom_source"] = package_hash(clean.custom, "data.clean.custom")
+        raw["data"]["clean"]["custom_source"] = source_hash(clean.custom, "data.clean.custom")
     augment = config.data.augment
     if augment is not None and augment.custom is not None and augment.custom_source is None:
         import_named(augment.custom, CUSTOM)

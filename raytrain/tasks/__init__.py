@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from raytrain.errors import ConfigError, RaytrainError
 from raytrain.tasks.base import Batch, BatchContext, Inputs, Metrics, Rejection, RowError, Scores, Task, TaskState
-from raytrain.tasks.imported import file_of, import_named, source_hash
+from raytrain.tasks.imported import TASK, check_source, file_of, import_named
 from raytrain.tasks.text import TextTask
 from raytrain.tasks.user_code import guard, told
 
@@ -35,16 +35,13 @@ KINDS = {
 def make_task(config: "TaskConfig", max_length: int) -> Task:
     """The task of a config. `max_length` is data.max_length, in tokens.
 
-    Raises ConfigError when a `python` task can't be imported or made, or its file is another than `task.source` says.
+    Raises ConfigError when a `python` task can't be imported or made, or the files of its package are others than
+    `task.source` says.
     """
     if config.kind != "python":
         return import_named(KINDS[config.kind])(config, max_length)
     task_class = import_named(config.target)
-    if config.source is not None and source_hash(config.target) != config.source:
-        raise ConfigError(
-            f"task.target {config.target}: the file of this module is not the one that the run was started with; every "
-            "node needs the same one. For a new run, leave out task.source"
-        )
+    check_source(config.target, config.source, TASK, "task.source")
     return _make_own(task_class, config.target, config.args, max_length)
 
 

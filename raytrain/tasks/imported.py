@@ -30,16 +30,22 @@ def import_function(target: str, option: str) -> Any:
     return function
 
 
+def check_source(target: str, expected: str | None, option: str, source_option: str) -> None:
+    """Compare the files of the user's code with those that the run was started with.
+
+    Args:
+        expected: Their `source_hash` then, the value of `source_option`; None: not known, nothing is checked.
+
+    Raises ConfigError when they differ.
+    """
+    if expected is not None and source_hash(target, option) != expected:
+        raise ConfigError(
+            f"{option} {target}: the files of this package are not those that the run was started with; every node "
+            f"needs the same ones. For a new run, leave out {source_option}"
+        )
+
+
 def source_hash(target: str, option: str = TASK) -> str:
-    """SHA-256 of the file of the module that `package.module:Class` names. Raises ConfigError."""
-    path = file_of(target, option)
-    if path is None:
-        raise ConfigError(f"{option} {target}: this module has no file; give it a file of its own")
-    with open(path, "rb") as file:
-        return hashlib.sha256(file.read()).hexdigest()
-
-
-def package_hash(target: str, option: str) -> str:
     """SHA-256 of all Python files of the top-level package that `package.module:name` is in, by their paths in it; of
     the file alone, where the module is in no package. Raises ConfigError."""
     _import_module(target, option)
@@ -49,7 +55,7 @@ def package_hash(target: str, option: str) -> str:
     if not paths and (path := getattr(top, "__file__", None)) is not None:
         paths = [(os.path.dirname(os.path.abspath(path)), os.path.abspath(path))]
     if not paths:
-        raise ConfigError(f"{option} {target}: this module has no file; give the function a file of its own")
+        raise ConfigError(f"{option} {target}: this module has no file; give it a file of its own")
     digest = hashlib.sha256()
     for folder, path in paths:
         with open(path, "rb") as file:

@@ -5,7 +5,6 @@ import functools
 import gc
 import time
 import uuid
-from typing import Any
 
 import torch
 from torch import nn
@@ -24,7 +23,7 @@ from raytrain.data.stream import Stream
 from raytrain.engine.deepspeed_config import effective_zero_stage
 from raytrain.engine.engine import Engine, detect_precision
 from raytrain.engine.process_group import collective_timeout_s
-from raytrain.engine.zero_state import load_ranges, load_scaler_state
+from raytrain.engine.zero_state import load_ranges, load_scaler_state, num_trained
 from raytrain.errors import CheckpointError
 from raytrain.models.card import BEST
 from raytrain.retries import retrying
@@ -305,8 +304,7 @@ class WorkerRun:
         """Takes the snapshots; None when they are turned off or don't fit into the nodes' memory."""
         if self.config.checkpoint.snapshot_every_steps is None:
             return None
-        num_trained = sum(_numel(p) for p in engine.module.parameters() if p.requires_grad)
-        part_bytes = num_trained * CHECKPOINT_BYTES_PER_PARAMETER // self.world.world_size
+        part_bytes = num_trained(engine) * CHECKPOINT_BYTES_PER_PARAMETER // self.world.world_size
         needed = bytes_in_store(part_bytes, self.nodes.count(self.link.node_id))
         half = STORE_SHARE * self.link.object_store_bytes
         needs = self.control.gather((needed, half))
@@ -354,8 +352,3 @@ class WorkerRun:
         self.reporting.evaluated(name, metrics.values)
         self.reporting.finish(self.control.sum)
         return metrics.values
-
-
-def _numel(parameter: Any) -> int:
-    """Number of elements of a parameter, which is empty under ZeRO-3 outside a forward pass."""
-    return getattr(parameter, "ds_numel", parameter.numel())

@@ -83,7 +83,7 @@ def test_its_file_is_part_of_the_experiment(write: Any, tmp_path: Path) -> None:
     assert augment is not None and augment.custom_source is not None
     CustomAugment(target, augment.custom_source, 8)
     (tmp_path / f"{target.partition(':')[0]}.py").write_text(GOOD + "\n# another\n")
-    with pytest.raises(ConfigError, match="is not the one that the run was started with"):
+    with pytest.raises(ConfigError, match="are not those that the run was started with"):
         CustomAugment(target, augment.custom_source, 8)
     again = resolve(tiny_run(tmp_path, "a", f"data.augment.custom={target}"))
     changes = changed_keys(resolved.model_dump(mode="json"), again.model_dump(mode="json"))

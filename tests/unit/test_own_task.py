@@ -91,7 +91,7 @@ def test_a_run_is_not_evaluated_with_another_version_of_its_task(here: Path, tmp
     make_task(of_the_run.task, 32)
     with (here / "regression.py").open("a") as file:
         file.write("# another version\n")
-    with pytest.raises(ConfigError, match="not the one that the run was started with"):
+    with pytest.raises(ConfigError, match="not those that the run was started with"):
         make_task(resolve(of_the_run).task, 32)
 
 

@@ -5,8 +5,7 @@ from typing import Any
 
 from raytrain.config import CleanConfig
 from raytrain.data.readers.base import unfit
-from raytrain.errors import ConfigError
-from raytrain.tasks.imported import file_of, import_function, package_hash
+from raytrain.tasks.imported import check_source, file_of, import_function
 from raytrain.tasks.user_code import is_out_of_memory, told
 
 OPTION = "data.clean.custom"
@@ -23,11 +22,7 @@ class CustomRule:
         """Raises ConfigError: it can't be imported, is not a function, or its files are others than `source` says."""
         self._target, self._file = target, file_of(target, OPTION)
         self._function = import_function(target, OPTION)
-        if source is not None and package_hash(target, OPTION) != source:
-            raise ConfigError(
-                f"{OPTION} {target}: the files of this package are not those that the run was started with; every node "
-                "needs the same ones. For a new run, leave out data.clean.custom_source"
-            )
+        check_source(target, source, OPTION, "data.clean.custom_source")
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any] | None:
         """The row that the function returns for a copy of this one; None: it is to be dropped. Raises
