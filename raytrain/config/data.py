@@ -132,7 +132,8 @@ class TrainConfig(FilesConfig):
             )
         if self.sources is None:
             return self
-        options = [name for name in FilesConfig.model_fields if name in self.model_fields_set and name != "path"]
+        defaults = {name: field.default for name, field in FilesConfig.model_fields.items()}
+        options = [name for name, default in defaults.items() if getattr(self, name) != default]
         if options:
             raise ValueError(f"data.train.{options[0]} is for data.train.path: give it in each of data.train.sources")
         if not self.sources:
