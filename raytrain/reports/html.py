@@ -48,7 +48,7 @@ def build_report(run: Storage) -> str:
         label_splits=label_splits(record),
         facts=facts(record),
         config=record.config_text,
-        **({"data": None} if data is None else section_of(data)),
+        **({"data": None} if data is None else {**section_of(data), "are_examples_open": False}),
     )
     run.commit_bytes(REPORT_NAME, page.encode(errors="replace"))  # a lone surrogate can't be encoded
     return run.path_of(REPORT_NAME)
