@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raytrain.config import RunConfig
+from raytrain.data.damaged import DamagedError
 from raytrain.data.lengths import BLOCK_SAMPLES
 from raytrain.data.prepared import PreparedStore, SplitInfo
 from raytrain.data.stages.counts import LOST, RowCounts, stages_of
@@ -143,8 +145,11 @@ def _rows_of(config: RunConfig, splits: dict[str, SplitInfo]) -> Iterable[RowsOf
 
 
 def _num_listed(store: PreparedStore) -> int:
-    with store.storage.open_input(REMOVED_NAME) as opened:
-        return pq.read_metadata(opened).num_rows
+    try:
+        with store.storage.open_input(REMOVED_NAME) as opened:
+            return pq.read_metadata(opened).num_rows
+    except (FileNotFoundError, pa.ArrowInvalid):
+        raise DamagedError(store.root, REMOVED_NAME) from None
 
 
 def _stages(splits: dict[str, SplitInfo], observed: Observed) -> Iterable[dict[str, Any]]:

@@ -64,15 +64,18 @@ def check_same_data(run: Storage, config: RunConfig) -> None:
 
 
 def record_data(run: Storage, config: RunConfig, store: "PreparedStore") -> None:
-    """Note what the run is trained on, and a summary of it for the report. Raises ConfigError when its checkpoints
-    belong to other data."""
+    """Note what the run is trained on. Raises ConfigError when its checkpoints belong to other data."""
     step, recorded = _newest_step(run), _read(run)
     now = _sources_of(config)
     if step is not None and recorded is not None and recorded.content != store.manifest.content:
         raise _refusal(run, step, _changed(recorded, now) or ["their prepared rows"], is_known=True)
     noted = _Recorded(**asdict(now), content=store.manifest.content)
     run.commit_bytes(DATA, _RECORDED.dump_json(noted, indent=1))
-    with contextlib.suppress(OSError, RaytrainError):  # the report has no section on data then
+
+
+def record_summary(run: Storage, config: RunConfig, store: "PreparedStore") -> None:
+    """Note what became of the source rows, for the report, which has no section on data where that fails."""
+    with contextlib.suppress(OSError, RaytrainError):
         run.commit_bytes(SUMMARY_NAME, json.dumps(summarize(config, store).to_json()).encode())
 
 
