@@ -1,5 +1,6 @@
 """The command `raytrain data`. It imports heavy modules in its bodies; see `main`."""
 
+import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -88,6 +89,8 @@ def _write_page(
     from raytrain.storage import Storage
 
     folder, _, name = output.rpartition("/")
+    if not name or os.path.isdir(output):
+        raise ConfigError(f"--output {output}: this is a folder; give the name of a file in it, such as data.html")
     try:
         path = write_data_page(
             Storage(folder or "."), name, config.name, store.root, summarize(config, store), samples, split

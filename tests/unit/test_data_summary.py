@@ -191,6 +191,7 @@ def shown_page(config: RunConfig, folder: Path, *words: str) -> str:
     ("words", "message"),
     [
         (["--html", "--row", "a:1"], "--row and --html are given"),
+        (["--html", "--output", "data"], "--output data: this is a folder; give the name of a file"),
         (["--output", "a.html"], "--output names the file of --html"),
         (["--html", "--output", "0.jsonl/a.html"], "--output 0.jsonl/a.html: the page can't be written"),
     ],
