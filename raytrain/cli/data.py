@@ -88,7 +88,7 @@ def _write_page(
     from raytrain.reports.data_page import write_data_page
     from raytrain.storage import Storage
 
-    folder, _, name = output.rpartition("/")
+    folder, name = os.path.split(output)
     if not name or os.path.isdir(output):
         raise ConfigError(f"--output {output}: this is a folder; give the name of a file in it, such as data.html")
     try:
