@@ -35,7 +35,7 @@ from raytrain.data.encode import Encoder, RowFunction, Surveyor, cannot_prepare,
 from raytrain.data.fingerprint import fingerprint
 from raytrain.data.parts import Index
 from raytrain.data.prepared import Part, PreparedStore
-from raytrain.data.quiet import quiet_ray_data
+from raytrain.data.quiet import AWAY_FROM_GPUS, quiet_ray_data
 from raytrain.data.readers.base import SourceFile
 from raytrain.data.sources import check_sources, read_tasks
 from raytrain.data.stages.duplicate_passes import find_held_out, find_sides, find_within
@@ -282,7 +282,7 @@ def _run(rows: list[dict[str, Any]], function: RowFunction) -> Iterator[dict[str
     import ray.data
 
     quiet_ray_data()
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(function)
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(function, **AWAY_FROM_GPUS)
     waiting = {row["ordinal"] for row in rows}
     failed: dict[int, DataError] = {}
     for row in dataset.iter_rows():

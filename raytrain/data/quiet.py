@@ -5,6 +5,12 @@ from typing import Any
 
 BLOCK_BYTES = 1 << 20  # Ray Data passes results on once it has this many bytes
 OBJECT_STORE_BYTES = 32 << 20  # results of one pipeline that may be in the object store
+# Options of an operator. The cluster files give GPU nodes this label; their CPUs are for workers. Where there are no
+# other nodes, or none are left, it runs on any: a pipeline must outlive the last data node.
+AWAY_FROM_GPUS: dict[str, Any] = {
+    "label_selector": {"raytrain/role": "!gpu"},
+    "fallback_strategy": [{"label_selector": {}}],
+}
 
 
 def quiet_ray_data() -> Any:

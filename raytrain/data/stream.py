@@ -25,7 +25,7 @@ from safetensors import numpy as safetensors
 from raytrain.config import RunConfig
 from raytrain.data.items import EvalBatch, EvalPass, StepBatch, TrainSpan
 from raytrain.data.prepared import PreparedStore
-from raytrain.data.quiet import configure_pipelines
+from raytrain.data.quiet import AWAY_FROM_GPUS, configure_pipelines
 from raytrain.data.step_reader import ReadAndCollate, ReadAndCollateActor
 from raytrain.models.tokenizer import load_tokenizer
 from raytrain.steps.batches import BatchPlan, World
@@ -209,6 +209,7 @@ class Stream:
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=1),
             num_cpus=self._config.workers.data_cpus,
+            **AWAY_FROM_GPUS,
             # By default Ray Data may run a later item first. Results would still be delivered in order, but the first
             # step would wait for two items, and results that nobody can use yet would fill the object store.
             allow_out_of_order_execution=False,

@@ -13,13 +13,13 @@ WORKER_CPUS = 2
 class NodePool:
     """A head that holds the data pipelines, and nodes with room for one worker (of two CPUs) each."""
 
-    def __init__(self, num_nodes: int):
+    def __init__(self, num_nodes: int, head_cpus: int = 1):
         os.environ["RAY_AUTH_MODE"] = "disabled"
         os.makedirs("/tmp/ray", exist_ok=True)
         from ray.cluster_utils import Cluster
 
         # The head's single CPU is too little for a worker; the pipelines of three need it all.
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": head_cpus, "include_dashboard": False})
         self.nodes: list[Any] = []
         for _ in range(num_nodes):
             self.add()
@@ -28,10 +28,11 @@ class NodePool:
     def address(self) -> str:
         return self.cluster.address
 
-    def add(self, num_gpus: int = 0) -> Any:
-        """A node with room for one worker. In the main thread only."""
+    def add(self, num_gpus: int = 0, role: str | None = None) -> Any:
+        """A node with room for one worker, and with the label of a role. In the main thread only."""
         assert threading.current_thread() is threading.main_thread()
-        node = self.cluster.add_node(num_cpus=WORKER_CPUS, num_gpus=num_gpus, wait=False)
+        labels = {} if role is None else {"raytrain/role": role}
+        node = self.cluster.add_node(num_cpus=WORKER_CPUS, num_gpus=num_gpus, labels=labels, wait=False)
         self.nodes.append(node)
         return node
 
@@ -76,10 +77,10 @@ class NodePool:
 
 
 @contextmanager
-def node_pool(num_nodes: int) -> Iterator[NodePool]:
+def node_pool(num_nodes: int, head_cpus: int = 1) -> Iterator[NodePool]:
     """A cluster for a while; the environment is afterwards as it was before."""
     before = dict(os.environ)
-    pool = NodePool(num_nodes)
+    pool = NodePool(num_nodes, head_cpus)
     try:
         yield pool
     finally:
