@@ -175,7 +175,7 @@ class _Output:
         self._counts: defaultdict[str, RowCounts] = defaultdict(RowCounts)
         self._bad: list[tuple[str, BadRow]] = []  # with their splits, not yet quarantined
         self.seen = Observed()
-        self._labels: dict[int, list[str]] | None = None  # of the rows of the chunk, by row
+        self._labels: list[tuple[pa.ChunkedArray, list[list[str]]]] = []  # (rows, their labels) of the chunk
 
     @property
     def bad(self) -> list[BadRow]:
@@ -196,13 +196,13 @@ class _Output:
         have put them."""
         self._counts[split].read += len(bad)
         self._bad += [(split, one) for one in bad]
-        self._labels = None
+        self._labels = []
 
     def count_read(self, task: Task, split: str, rows: pa.Table) -> None:
         """Count rows of a file that could be parsed, by their labels too."""
         self._counts[split].read += len(rows)
         if (labels := task.row_labels(rows)) is not None:
-            self._labels = {**(self._labels or {}), **dict(zip(rows[ROW].to_pylist(), labels, strict=True))}
+            self._labels.append((rows[ROW], labels))
             self._counts[split].count_labels("read", labels)
 
     def cleaned(self, cleaner: Cleaner | None, path: str, split: str, rows: pa.Table) -> pa.Table:
@@ -233,8 +233,10 @@ class _Output:
 
     def _lose(self, what: str, split: str, rows: Iterable[int]) -> None:
         """Count rows of the chunk that are not kept by their labels."""
-        if self._labels is not None:
-            self._counts[split].count_labels(what, (self._labels.get(row, []) for row in rows))
+        lost = set(rows)
+        for numbers, labels in self._labels if lost else ():
+            pairs = zip(numbers.to_pylist(), labels, strict=True)
+            self._counts[split].count_labels(what, [names for row, names in pairs if row in lost])
 
     def quarantine_bad(self) -> None:
         """Put the rows noted since the last call into the quarantine, in their order."""

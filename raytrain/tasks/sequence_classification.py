@@ -38,6 +38,9 @@ from raytrain.tasks.text import TextTask, model_inputs, padded_inputs, padded_le
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+# Columns in which equal cells are the same label.
+SIMPLE = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_boolean)
+
 
 class SequenceClassification(TextTask):
     """Cross-entropy over the labels of a sample, weighted by class where the state has `class_weights`; with
@@ -257,7 +260,12 @@ class SequenceClassification(TextTask):
         """For each row its labels, or why it has none that can be used."""
         reader = LabelReader(known, self.config.label_separator)
         read = reader.several if self.config.multi_label else reader.only
-        return [read(cell) for cell in rows[self.config.label_column].to_pylist()]
+        column = rows[self.config.label_column]
+        cells = column.to_pylist()
+        if not any(is_kind(column.type) for is_kind in SIMPLE):
+            return [read(cell) for cell in cells]
+        read_of = {cell: read(cell) for cell in set(cells)}  # there are far fewer labels than rows
+        return [read_of[cell] for cell in cells]
 
     def _has_segments(self, tokenizer: Any) -> bool:
         """Whether the model tells the two texts of a pair apart."""

@@ -4,6 +4,7 @@ read = kept + quarantined + dropped + duplicates, of each split, source and labe
 in = out + dropped + quarantined, of each stage; `out` of a stage is `in` of the next one
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -74,9 +75,9 @@ class RowCounts:
 
     def count_labels(self, what: str, labels: Iterable[Sequence[str]]) -> None:
         """Count rows by label. `what`: read, or one of LOST; `labels`: those of each row."""
-        for names in labels:
-            for name in names or ("",):
-                self.labels.setdefault(name, Counter())[what] += 1
+        counts = Counter(itertools.chain.from_iterable(names or ("",) for names in labels))
+        for name, count in counts.items():
+            self.labels.setdefault(name, Counter())[what] += count
 
     def add(self, other: "RowCounts") -> None:
         """Add the counts of other rows of the split."""
