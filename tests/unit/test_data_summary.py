@@ -152,7 +152,8 @@ def test_examples_come_in_the_order_of_the_rows() -> None:
     examples = Examples()
     for ordinal in (3, 0, 2, 1):
         examples.add([Example("train", "s", "dropped", f"{ordinal}:{row}", "") for row in (1, 2)], ordinal)
-    assert [one.place for one in examples] == ["0:1", "0:2", "1:1", "1:2", "2:1"]
+    examples.add([Example("train", "r", "dropped", "later", "")])
+    assert [one.place for one in examples] == ["later", "0:1", "0:2", "1:1", "1:2", "2:1"]
 
 
 def test_long_texts_are_cut_around_the_change() -> None:

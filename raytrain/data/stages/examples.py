@@ -1,6 +1,7 @@
 """What each stage of PREPARE did to a few rows, and how long it took: `stages.json` of a prepared store. No Ray.
 
-It is for people, and not part of a store's content: times differ from one preparation to the next.
+It is for people, and not part of a store's content. The examples follow from the rows; times differ from one
+preparation to the next.
 """
 
 import json
@@ -74,8 +75,8 @@ class Examples:
             del found[MOST_EXAMPLES:]
 
     def __iter__(self) -> Iterator[Example]:
-        """By split, stage and thing, in the order in which these were first added."""
-        return (one for found in self._found.values() for _, one in found)
+        """By split, stage and thing, sorted: which task was first does not matter."""
+        return (one for _, found in sorted(self._found.items()) for _, one in found)
 
 
 @dataclass
