@@ -9,6 +9,7 @@ import typer
 from raytrain.cli.arguments import Config, OptionalConfig, Overrides, RunFolder
 from raytrain.cli.cluster import cluster_app, doctor
 from raytrain.cli.configs import configs_app
+from raytrain.cli.data import data_app
 from raytrain.cli.group import Commands, leave
 from raytrain.cli.jobs import jobs_app, submit
 from raytrain.cli.predict import predict
@@ -18,10 +19,7 @@ from raytrain.launch.arguments import Sent, can_be_submitted
 from raytrain.ray_core.quiet import quieten
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from raytrain.config import RunConfig
-    from raytrain.data.prepared import PreparedStore
 
 
 app = typer.Typer(
@@ -29,7 +27,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="Prepare data, and show it.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(configs_app, name="configs")
 app.add_typer(cluster_app, name="cluster")
@@ -280,67 +277,6 @@ def reclaim_watch(
         acknowledge=acknowledge,
         metadata_url=metadata_url,
     )
-
-
-@data_app.command("prepare")
-def data_prepare(config: Config, overrides: Overrides = None) -> None:
-    """Prepare a config's data, unless it is prepared already."""
-    from raytrain.config.io import load_config
-
-    _prepared(load_config(config, overrides))
-
-
-@data_app.command("show")
-def data_show(
-    config: Config,
-    overrides: Overrides = None,
-    split: Annotated[str, typer.Option(help="Which split: train, validation or test.")] = "train",
-    rows: Annotated[int, typer.Option(min=1, help="Samples to show.")] = 5,
-    row: Annotated[str | None, typer.Option(metavar="FILE:ROW", help="Tell what became of this source row.")] = None,
-    sample: Annotated[int | None, typer.Option(metavar="ID", help="Show this sample, and where it is from.")] = None,
-    pairs: Annotated[int | None, typer.Option(min=1, help="Show pairs of duplicates, with both texts.")] = None,
-) -> None:
-    """Show prepared samples as the model sees them, or trace a row to its sample or back."""
-    from raytrain.config.io import load_config
-    from raytrain.data import lineage
-    from raytrain.data.show import decode_sample, decode_samples, source_texts
-    from raytrain.runs.preflight import resolve
-    from raytrain.terminal.data import print_lines, print_pairs, print_samples
-
-    given = [name for name, value in (("--row", row), ("--sample", sample), ("--pairs", pairs)) if value is not None]
-    if len(given) > 1:
-        raise ConfigError(f"{' and '.join(given)} are given: give one of them")
-    parsed = resolve(load_config(config, overrides))
-    if row is not None:
-        lineage.parse_place(row)
-    store, console = _prepared(parsed)
-    if pairs is not None:
-        found = list(lineage.pairs(store, pairs))
-        print_pairs(console, found, source_texts(parsed, {place for one in found for place in one.places}))
-        return
-    if row is None and sample is None:
-        print_samples(console, decode_samples(store, parsed, split, rows))
-        return
-    lines, sources = lineage.fate_of(store, row) if row is not None else ([], [])
-    if sample is not None:
-        sources = [lineage.source_of(store, split, sample)]
-        lines = [str(source) for source in sources]
-    print_lines(console, lines)
-    samples = {source.sample: decode_sample(store, parsed, source.split, source.sample) for source in sources}
-    print_samples(console, samples.values(), list(samples))
-
-
-def _prepared(config: "RunConfig") -> "tuple[PreparedStore, Console]":
-    """Prepare the data and print its counts."""
-    from raytrain.data.copies import describe_epoch
-    from raytrain.runs.run import prepare_data
-    from raytrain.terminal.data import print_store
-    from raytrain.terminal.run import RunDisplay
-
-    with RunDisplay() as display:
-        store = prepare_data(config, display)
-    print_store(display.console, store, describe_epoch(config, store.manifest))
-    return store, display.console
 
 
 for command in (predict, report, submit, doctor):

@@ -158,7 +158,13 @@ class RunConfig(Section):
         """Raises ValueError when samples have no single label to balance or to weigh, or the keys of counts or
         weights are not the labels."""
         task, weights = self.task, self.training.class_weights
-        given = {"data.balance": self.data.balance, "training.class_weights": weights}
+        validation = self.data.validation
+        stratify = True if validation is not None and validation.stratify else None
+        given = {
+            "data.balance": self._balances_labels or None,
+            "training.class_weights": weights,
+            "data.validation.stratify": stratify,
+        }
         options = [name for name, value in given.items() if value is not None]
         if not options:
             return
@@ -170,8 +176,12 @@ class RunConfig(Section):
             )
         if task.labels is not None and isinstance(weights, dict):
             check_keys("training.class_weights", "weight", weights, task.labels)
-        if task.labels is not None and self.data.balance is not None:
+        if task.labels is not None and self.data.balance is not None and self._balances_labels:
             self.data.balance.check_labels(task.labels)
+
+    @property
+    def _balances_labels(self) -> bool:
+        return self.data.balance is not None and self.data.balance.column is None
 
     @property
     def canonical_shards(self) -> int:

@@ -140,7 +140,8 @@ class TrainConfig(FilesConfig):
             )
         if self.sources is None:
             return self
-        options = [name for name in FilesConfig.model_fields if name in self.model_fields_set and name != "path"]
+        defaults = {name: field.default for name, field in FilesConfig.model_fields.items()}
+        options = [name for name, default in defaults.items() if getattr(self, name) != default]
         if options:
             raise ValueError(f"data.train.{options[0]} is for data.train.path: give it in each of data.train.sources")
         if not self.sources:
@@ -173,6 +174,9 @@ class ValidationConfig(FilesConfig):
     group_column: Annotated[str | None, Affects.DATA] = None
     """With `fraction`: column of the training files with the group of a row, such as its document or author; rows of
     one group are on the same side. null: rows whose texts are nearly equal are a group."""
+    stratify: Annotated[bool, Affects.DATA] = False
+    """With `fraction`: True holds out that fraction of the rows of each label, to within a group of rows that stay
+    together."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -190,6 +194,11 @@ class ValidationConfig(FilesConfig):
             raise ValueError(
                 "data.validation.group_column needs data.validation.fraction: validation files of their own are not "
                 "divided by groups, so leave it out"
+            )
+        if self.stratify and self.fraction is None:
+            raise ValueError(
+                "data.validation.stratify needs data.validation.fraction: validation files of their own are taken as "
+                "they are, so leave it out"
             )
         return self
 
@@ -210,8 +219,9 @@ class BalanceConfig(Section):
     """How many samples of each label an epoch has. Samples of rare labels come several times, those of frequent ones
     not in every epoch."""
 
-    by: Annotated[Literal["label"], Affects.DATA] = "label"
-    """What is balanced: the label of a sample."""
+    by: Annotated[str, Field(min_length=1), Affects.DATA] = "label"
+    """What is balanced: `label`, the label of a sample, or a column of the training files, such as its language or its
+    domain; what is said of labels below then means the column's values."""
     to: Annotated[Literal["uniform"] | PositiveFloat | dict[Label, NonNegativeInt], Affects.RESULT] = "uniform"
     """uniform: equally many samples of each label. A number T, the temperature: in proportion to n^(1/T), where a label
     has n samples; 1 keeps the proportions of the data, and a large T is nearly uniform. A mapping: the samples of each
@@ -225,11 +235,16 @@ class BalanceConfig(Section):
             )
         return self
 
+    @property
+    def column(self) -> str | None:
+        """The column of the training files that is balanced; None: the label."""
+        return None if self.by == "label" else self.by
+
     def check_labels(self, labels: list[str]) -> None:
-        """Raises ValueError when `to` is a mapping and its keys are not these labels."""
-        if not isinstance(self.to, dict):
-            return
-        check_keys("data.balance.to", "count", self.to, labels)
+        """Raises ValueError when `to` is a mapping and its keys are not these labels, or values of the column."""
+        if isinstance(self.to, dict):
+            kind = "label" if self.column is None else f"value of {self.by!r}"
+            check_keys("data.balance.to", "count", self.to, labels, kind)
 
 
 class AugmentConfig(Section):

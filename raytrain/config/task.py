@@ -31,12 +31,13 @@ Label = Annotated[str, BeforeValidator(_label)]
 Labels = Annotated[list[Label], AfterValidator(_labels)]
 
 
-def check_keys(option: str, noun: str, by_label: Mapping[str, Any], labels: Sequence[str]) -> None:
-    """Raises ValueError when a mapping does not have exactly these labels as its keys. `noun`: what its values are."""
+def check_keys(option: str, noun: str, by_label: Mapping[str, Any], labels: Sequence[str], kind: str = "label") -> None:
+    """Raises ValueError when a mapping does not have exactly these labels as its keys. `noun`: what its values are;
+    `kind`: what its keys are."""
     missing = [label for label in labels if label not in by_label]
     unknown = [label for label in by_label if label not in labels]
     if missing or unknown:
-        what = f"has no {noun} for {missing[0]!r}" if missing else f"names {unknown[0]!r}, which is not a label"
+        what = f"has no {noun} for {missing[0]!r}" if missing else f"names {unknown[0]!r}, which is not a {kind}"
         raise ValueError(f"{option} {what}; give one for each of: {', '.join(labels)}")
 
 

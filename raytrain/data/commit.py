@@ -17,8 +17,10 @@ from raytrain.data.lengths import encode_index, index_name, label_index_name
 from raytrain.data.parallel import in_threads
 from raytrain.data.parts import Index
 from raytrain.data.prepared import MANIFEST_NAME, Manifest, Part, SourceInfo, SplitInfo
+from raytrain.data.stages.classes import check_number
 from raytrain.data.stages.counts import RowCounts, check_shares
 from raytrain.data.stages.duplicates import LEAKAGE, MIN_CHARACTERS, STAGE, Found
+from raytrain.data.stages.examples import Example, Observed
 from raytrain.data.stages.quarantine import FOLDER as QUARANTINE
 from raytrain.data.stages.removed import LEAKS_NAME, REMOVED_NAME, join_removed
 from raytrain.data.storing import put
@@ -26,6 +28,7 @@ from raytrain.errors import DataError, counted
 from raytrain.retries import retrying
 from raytrain.storage import Storage
 from raytrain.tasks.base import TaskState
+from raytrain.tasks.labels import in_order
 
 LEAKAGE_RULE = f"{STAGE}.{LEAKAGE}"
 
@@ -63,6 +66,11 @@ class Written:
     """By read task: duplicates among its training rows."""
     files: list[str] = field(default_factory=list)
     """Names of the parts, their indexes, and the files of quarantined rows."""
+    source_of: dict[int, int] = field(default_factory=dict)
+    """By read task: which of data.train.sources its file is of."""
+    seen: Observed = field(default_factory=Observed)
+    classes: dict[int, list[str]] = field(default_factory=dict)
+    """By read task: the values of the column of data.balance.by, in the order of the ids in its reports."""
 
     def row_counts(self) -> dict[str, RowCounts]:
         """What became of the source rows of each split."""
@@ -156,9 +164,15 @@ def commit(
     written.parts.sort(key=lambda item: item.place)
     for file_name, data in removed.items():
         put(folder, file_name, data)
-    splits = {
-        split: _split_info(config, folder, split, written, counts[split]) for split in _splits_of(config, written)
-    }
+    for i, one in written.found.items():
+        written.seen.examples.add((Example(**example) for example in one.examples), i)
+    written.seen.write(folder)
+    classes = _unite_classes(config, written)
+    splits = {}
+    for split in _splits_of(config, written):
+        splits[split] = _split_info(folder, split, written, counts[split], classes if split == "train" else [])
+        if split == "train":
+            splits[split] = replace(splits[split], sources=_sources_of(config, written, classes))
     manifest = Manifest(name, state, pad_token_id, splits, _content_of(state, written.parts), paths).to_json()
     path = folder.path_of(MANIFEST_NAME)
     retrying(lambda: folder.commit_bytes(MANIFEST_NAME, manifest), f"writing {path}")
@@ -214,14 +228,34 @@ def _source_of(config: RunConfig, split: str) -> str:
     return f"data.{split}.path {source.path!r}"
 
 
-def _split_info(config: RunConfig, folder: Storage, split: str, written: Written, counts: RowCounts) -> SplitInfo:
+def _unite_classes(config: RunConfig, written: Written) -> list[str]:
+    """The values of the column of data.balance.by in all read tasks, sorted. Their positions become the ids that parts
+    have; empty where no column is balanced. Raises DataError when there are too many."""
+    column = config.data.balance.column if config.data.balance is not None else None
+    if column is None:
+        return []
+    names = in_order({name for of_task in written.classes.values() for name in of_task})
+    check_number(column, len(names))
+    for i, item in enumerate(written.parts):
+        if item.split == "train":
+            ids = np.array([names.index(name) for name in written.classes[item.place[0]]], dtype="<i4")
+            written.parts[i] = replace(item, index=replace(item.index, labels=ids[item.index.labels]))
+    return names
+
+
+def _class_counts(parts: list[WrittenPart], classes: list[str]) -> dict[str, int]:
+    labels = Index.joined([item.index for item in parts]).labels
+    return dict(zip(classes, np.bincount(labels, minlength=len(classes)).tolist(), strict=True)) if classes else {}
+
+
+def _split_info(folder: Storage, split: str, written: Written, counts: RowCounts, classes: list[str]) -> SplitInfo:
     """The manifest's entry for a split; writes its index of lengths, and with data.balance that of labels."""
     parts = [item for item in written.parts if item.split == split]
     index = Index.joined([item.index for item in parts])
     lengths, labels_sha256 = index.lengths, ""
     data, sha256 = encode_index(lengths)
     put(folder, index_name(split), data)
-    if config.data.balance is not None:
+    if len(index.labels):
         data, labels_sha256 = encode_index(index.labels)
         put(folder, label_index_name(split), data)
     found = list(written.found.values()) if split == "train" else []
@@ -232,22 +266,28 @@ def _split_info(config: RunConfig, folder: Storage, split: str, written: Written
         num_quarantined=counts.quarantined,
         parts=[item.part for item in parts],
         label_counts=_label_counts(parts),
-        sources=_sources_of(config, parts) if split == "train" else [],
         index_sha256=sha256,
         labels_sha256=labels_sha256,
         num_removed=dict(sorted(sum((Counter(one.counts) for one in found), Counter()).items())),
         num_leaks=sum(one.num_leaks for one in found),
         num_short_leaks=sum(one.num_short for one in found),
         rows=counts.to_json(),
+        class_counts=_class_counts(parts, classes),
     )
 
 
-def _sources_of(config: RunConfig, parts: list[WrittenPart]) -> list[SourceInfo]:
+def _sources_of(config: RunConfig, written: Written, classes: list[str]) -> list[SourceInfo]:
     """What the training split has of each of data.train.sources."""
     found = []
     for place in range(len(config.data.train.sources or [])):
-        of_source = [item for item in parts if item.source == place]
-        found.append(SourceInfo(sum(len(item.index.lengths) for item in of_source), _label_counts(of_source)))
+        of_source = [item for item in written.parts if item.split == "train" and item.source == place]
+        counts = sum_of(written.counts[i] for i, source in sorted(written.source_of.items()) if source == place)
+        num_samples = sum(len(item.index.lengths) for item in of_source)
+        found.append(
+            SourceInfo(
+                num_samples, _label_counts(of_source), counts["train"].to_json(), _class_counts(of_source, classes)
+            )
+        )
     return found
 
 

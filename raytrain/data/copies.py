@@ -78,8 +78,8 @@ def copies_per_epoch(config: RunConfig, manifest: Manifest) -> list[dict[str, in
         if balance is None:
             found.append({"": _checked("a sample", size, source.num_samples)})
             continue
-        labels = labels_in(manifest.task_state)
-        have = [source.label_counts.get(label, 0) for label in labels]
+        labels = _classes(balance, manifest)
+        have = [_counts(balance, source).get(label, 0) for label in labels]
         wanted = zip(labels, _wanted(balance, labels, have, size), have, strict=True)
         found.append({label: _checked(f"a sample of {label!r}", count, num) for label, count, num in wanted})
     return found
@@ -87,7 +87,17 @@ def copies_per_epoch(config: RunConfig, manifest: Manifest) -> list[dict[str, in
 
 def _sources(config: RunConfig, train: SplitInfo) -> list[SourceInfo]:
     """The sources that have weights; else all training data as one."""
-    return train.sources if config.data.train.weights else [SourceInfo(train.num_samples, train.label_counts)]
+    whole = SourceInfo(train.num_samples, train.label_counts, class_counts=train.class_counts)
+    return train.sources if config.data.train.weights else [whole]
+
+
+def _classes(balance: BalanceConfig, manifest: Manifest) -> list[str]:
+    """What is balanced: the labels, or the values of a column."""
+    return labels_in(manifest.task_state) if balance.column is None else list(manifest.splits["train"].class_counts)
+
+
+def _counts(balance: BalanceConfig, source: SourceInfo) -> dict[str, int]:
+    return source.label_counts if balance.column is None else source.class_counts
 
 
 def _wanted(balance: BalanceConfig, labels: list[str], have: Sequence[int], total: int) -> list[int]:
@@ -157,8 +167,9 @@ def _of_copies(config: RunConfig, manifest: Manifest) -> list[str]:
         what = (
             "" if weights is None else f"data.train.sources.{place} {_times(sum(counts.values()), source.num_samples)}"
         )
-        if config.data.balance is not None:
-            named = [f"{label!r} {_times(count, source.label_counts.get(label, 0))}" for label, count in counts.items()]
+        if (balance := config.data.balance) is not None:
+            have = _counts(balance, source)
+            named = [f"{label!r} {_times(count, have.get(label, 0))}" for label, count in counts.items()]
             of_labels = _listed(named)
             what = f"{what}, of which {of_labels}" if what else f"data.balance: {of_labels}"
         found += [what] if what else []

@@ -8,7 +8,7 @@ import functools
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -17,12 +17,14 @@ import pyarrow as pa
 
 from raytrain.config import OnError, RunConfig
 from raytrain.data.bad_rows import refusal
-from raytrain.data.parts import LABEL, LABELS, LENGTHS, Parts
+from raytrain.data.parts import LABELS, LENGTHS, Parts
 from raytrain.data.readers import read_chunks
 from raytrain.data.readers.base import ROW, BadRow, ReadTask, row_itself
+from raytrain.data.stages.classes import Classes
 from raytrain.data.stages.clean import Cleaner, make_cleaner
 from raytrain.data.stages.counts import RowCounts
 from raytrain.data.stages.duplicates import DuplicateFilter, Duplicates
+from raytrain.data.stages.examples import Example, Observed, excerpts
 from raytrain.data.stages.held_out import source_columns, split_rows
 from raytrain.data.stages.quarantine import Quarantine
 from raytrain.data.stages.removed import RemovedRows
@@ -40,6 +42,8 @@ CHUNKS_TO_COUNT = 16
 # While a read task is worked on, its rows are told as often as this: a compressed file may take hours.
 TELL_EVERY_S = 2.0
 ROWS_SO_FAR = "rows_so_far"
+# The stage at which a row can't be used, where it is not that of encoding.
+STAGE_OF = {RowError.UNREADABLE: "read", RowError.CUSTOM: "clean.custom"}
 
 
 def report_of(row: dict[str, Any]) -> dict[str, Any]:
@@ -155,20 +159,24 @@ class Encoder(RowFunction):
         fails = config.data.on_error == OnError.FAIL
         unique = DuplicateFilter(self._duplicates, ordinal, read_task.file.path)
         out = _Output(Storage(self._root), self._duplicates, ordinal, self._rows_per_group)
+        classes = Classes(config.data.balance, task)
         sides = self._duplicates.sides_of(ordinal)
         bad_at: int | None = None  # the first chunk with a bad row
         refused = functools.partial(refusal, is_evaluation=self._is_evaluation)
-        for number, chunk in enumerate(read_chunks(read_task, source_columns(config, task))):
+        chunks = out.seen.timing("read", read_chunks(read_task, source_columns(config, task)))
+        for number, chunk in enumerate(chunks):
             if fails and bad_at is not None and number > bad_at + CHUNKS_TO_COUNT:
                 raise refused(out.bad, out.num_read, is_counted=False)
             out.add_unreadable(read_task.split, chunk.bad_rows)
             for split, table in split_rows(config, task, read_task, chunk, sides):
+                out.count_read(task, split, table)
                 rows = out.cleaned(cleaner, read_task.file.path, split, table)
                 rows = out.without_duplicates(unique, split, rows, task)
                 if not len(rows):
                     continue
                 is_lost = fails and bool(out.bad)  # nothing will be trained: the other bad rows are only counted
-                encoded = None if is_lost else task.encode(rows, tokenizer, self._state)
+                with out.seen.timed("encode"):
+                    encoded = None if is_lost else task.encode(rows, tokenizer, self._state)
                 rejected = task.rejections(rows, self._state) if encoded is None else encoded.rejected
                 numbers = rows[ROW].to_pylist()
                 for one in rejected:
@@ -177,8 +185,7 @@ class Encoder(RowFunction):
                     out.add_bad(split, bad)
                 if encoded is not None and len(encoded.table):
                     index = _index_of(encoded, rows, task.sizes(encoded.table))
-                    if config.data.balance is not None:
-                        encoded, index = _by_label(encoded, index, task, is_sorted=split == "train")
+                    encoded, index = classes.add(encoded, index, rows, is_training=split == "train")
                     out.parts.add(split, number, encoded, index, task.count_labels(encoded.table, self._state))
             bad_at = number if out.bad and bad_at is None else bad_at
             if not fails:
@@ -188,7 +195,7 @@ class Encoder(RowFunction):
                 yield {"ordinal": ordinal, ROWS_SO_FAR: out.num_read}
         if out.bad:
             raise refused(out.bad, out.num_read)
-        yield {"ordinal": ordinal, "found": asdict(unique.close()), **out.close()}
+        yield {"ordinal": ordinal, "found": asdict(unique.close()), "classes": classes.names, **out.close()}
 
 
 class _Output:
@@ -201,6 +208,8 @@ class _Output:
         self._quarantine, self._removed = Quarantine(folder, ordinal), RemovedRows()
         self._counts: defaultdict[str, RowCounts] = defaultdict(RowCounts)
         self._bad: list[tuple[str, BadRow]] = []  # with their splits, not yet quarantined
+        self.seen = Observed()
+        self._labels: list[tuple[pa.ChunkedArray, list[list[str]]]] = []  # (rows, their labels) of the chunk
 
     @property
     def bad(self) -> list[BadRow]:
@@ -221,15 +230,27 @@ class _Output:
         have put them."""
         self._counts[split].read += len(bad)
         self._bad += [(split, one) for one in bad]
+        self._labels = []
+
+    def count_read(self, task: Task, split: str, rows: pa.Table) -> None:
+        """Count rows of a file that could be parsed, by their labels too."""
+        self._counts[split].read += len(rows)
+        if (labels := task.row_labels(rows)) is not None:
+            self._labels.append((rows[ROW], labels))
+            self._counts[split].count_labels("read", labels)
 
     def cleaned(self, cleaner: Cleaner | None, path: str, split: str, rows: pa.Table) -> pa.Table:
         """The rows of a file that are left by the rules."""
-        counts = self._counts[split]
-        counts.read += len(rows)
         if cleaner is None:
             return rows
         found = cleaner.clean(rows, split)
-        counts.add(found.counts)
+        self._counts[split].add(found.counts)
+        self._lose("dropped", split, (row for row, _ in found.removed))
+        self.seen.add_seconds({f"clean.{rule}": seconds for rule, seconds in found.seconds.items()})
+        for one in found.touched:
+            what, texts = "dropped" if one.after is None else "changed", excerpts(one.before, one.after or "")
+            place = f"{path}:{one.row}"
+            self.seen.examples.add([Example(split, f"clean.{one.rule}", what, place, *texts, one.reason)])
         self._removed.add(split, path, "clean", found.removed)
         for row, reason, values in found.failed:
             self.add_bad(split, BadRow(path, row, reason, RowError.CUSTOM, values))
@@ -237,16 +258,33 @@ class _Output:
 
     def without_duplicates(self, unique: DuplicateFilter, split: str, rows: pa.Table, task: Task) -> pa.Table:
         """The rows that are neither leaks nor duplicates."""
-        kept = unique.keep(split, rows, task)
+        with self.seen.timed("dedup.leakage"):
+            kept = unique.keep(split, rows, task)
         self._counts[split].duplicates += len(rows) - len(kept)
+        if len(kept) < len(rows):
+            self._lose("duplicates", split, set(rows[ROW].to_pylist()) - set(kept[ROW].to_pylist()))
         return kept
+
+    def _lose(self, what: str, split: str, rows: Iterable[int]) -> None:
+        """Count rows of the chunk that are not kept by their labels."""
+        lost = set(rows)
+        for numbers, labels in self._labels if lost else ():
+            pairs = zip(numbers.to_pylist(), labels, strict=True)
+            self._counts[split].count_labels(what, [names for row, names in pairs if row in lost])
 
     def quarantine_bad(self) -> None:
         """Put the rows noted since the last call into the quarantine, in their order."""
         self._bad.sort(key=lambda one: one[1].row)
         self._quarantine.add(self._bad)
-        for split, _ in self._bad:
+        for split, one in self._bad:
             self._counts[split].quarantined += 1
+            self._counts[split].codes[one.code.value] += 1
+            if one.code != RowError.UNREADABLE:
+                self._lose("quarantined", split, [one.row])
+            text = one.data if isinstance(one.data, str) else json.dumps(one.data, ensure_ascii=False, default=str)
+            stage = STAGE_OF.get(one.code, "encode")
+            place, about = f"{one.path}:{one.row}", f"{one.code}: {one.reason}"
+            self.seen.examples.add([Example(split, stage, "quarantined", place, excerpts(text)[0], reason=about)])
         self._bad = []
 
     def close(self) -> dict[str, Any]:
@@ -257,6 +295,7 @@ class _Output:
             "quarantined": self._quarantine.close().report(),
             "removed": self._removed.write(self._folder, self._removed_name),
             "counts": {split: counts.to_json() for split, counts in self._counts.items()},
+            "seen": self.seen.to_json(),
             **index.to_bytes(),
         }
 
@@ -279,16 +318,3 @@ def _index_of(encoded: Encoded, rows: pa.Table, sizes: np.ndarray) -> pa.Table:
     starts = np.concatenate([ends[encoded.first_rows], ends[-1:]]).astype(np.int32)
     more = pa.ListArray.from_arrays(pa.array(starts), further)
     return pa.table([lengths, pa.array(places[encoded.first_rows]), more], ["length", "row", "more_rows"])
-
-
-def _by_label(encoded: Encoded, index: pa.Table, task: Task, *, is_sorted: bool) -> tuple[Encoded, pa.Table]:
-    """A chunk's samples, sorted by label if they are trained on, and their index with their labels. A row group then
-    has few labels, mostly one, and one that is read for a label of which an epoch has many copies has little else in
-    it."""
-    labels = task.label_ids(encoded.table)
-    assert labels is not None, "the config allows data.balance only where samples have one label"
-    index = index.append_column(LABEL, pa.array(labels, pa.int32()))
-    if not is_sorted:
-        return encoded, index
-    order = pa.array(np.argsort(labels, kind="stable"))
-    return replace(encoded, table=encoded.table.take(order)), index.take(order)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raytrain.data.prepared import Part
+from raytrain.data.stages.classes import CLASS, LABEL
 from raytrain.data.storing import put
 from raytrain.storage import Storage
 from raytrain.tasks.base import Encoded
@@ -22,8 +23,6 @@ PART_ROWS = 65_536
 # Keys of a report: the lengths and the labels (int32, little-endian) of the samples of all parts, one part after the
 # other.
 LENGTHS, LABELS = "lengths", "labels"
-LABEL = "label"
-"""Column of the index with the ids of the labels, where `data.balance` needs them."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +32,14 @@ class Index:
     lengths: np.ndarray
     """Shape (num_samples,), int32."""
     labels: np.ndarray
-    """Ids of their labels where `data.balance` needs them, else empty. Shape (num_samples,) or (0,), int32."""
+    """Ids of their labels where `data.balance` needs them, else empty. With a column to balance by, ids of its values:
+    those of the read task, and in the store those of the split. Shape (num_samples,) or (0,), int32."""
 
     @classmethod
     def of_table(cls, table: pa.Table) -> Self:
         """From the lines of a part's index."""
-        labels = table[LABEL].to_numpy() if LABEL in table.column_names else np.array([])
+        name = next((name for name in (LABEL, CLASS) if name in table.column_names), None)
+        labels = np.array([]) if name is None else table[name].to_numpy()
         return cls(table["length"].to_numpy().astype("<i4"), labels.astype("<i4"))
 
     @classmethod
@@ -82,7 +83,8 @@ class Parts:
 
         Args:
             number: Index of the chunk.
-            index: Their `length` and `row`, the first source row of each, and with `data.balance` their `label`.
+            index: Their `length` and `row`, the first source row of each, and with `data.balance` their `label` or
+                `class`.
         """
         schema = encoded.table.schema
         if split in self._open and self._open[split].schema != schema:
@@ -133,7 +135,9 @@ class _OpenPart:
         self._writer.close()
         data = memoryview(self._buffer.getvalue())
         index = pa.BufferOutputStream()
-        pq.write_table(pa.concat_tables(self.index), index, compression="zstd", write_page_checksum=True)
+        lines_of = pa.concat_tables(self.index)
+        lines_of = lines_of.drop_columns([name for name in lines_of.column_names if name == CLASS])
+        pq.write_table(lines_of, index, compression="zstd", write_page_checksum=True)
         lines = memoryview(index.getvalue())
         hashes = [hashlib.sha256(content).hexdigest() for content in (data, lines)]
         part = Part(self.name, self.row_group_rows, len(data), hashes[0], len(lines), hashes[1])

@@ -263,6 +263,9 @@ class _Preparation:
         written.counts[ordinal], written.quarantined[ordinal] = report["counts"], report["quarantined"]
         written.found[ordinal] = Found(**report["found"])
         written.files += [name for name, _, _ in report["files"] if not name.startswith(f"{WORK}/")]
+        written.classes[ordinal] = report["classes"]
+        written.source_of[ordinal] = self.tasks[ordinal].file.source
+        written.seen.add(report["seen"], ordinal)
         if report["removed"]:
             written.cleaned[ordinal] = report["removed"]
         index, begin = Index.from_bytes(report), 0

@@ -67,6 +67,10 @@ class SourceInfo:
     num_samples: int
     label_counts: dict[str, int]
     """How often each label that occurs is a target."""
+    rows: dict[str, Any] = field(default_factory=dict)
+    """What became of its rows: `RowCounts.to_json`."""
+    class_counts: dict[str, int] = field(default_factory=dict)
+    """As those of SplitInfo."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,8 @@ class SplitInfo:
     """The hash of the index of labels, which `data.balance` goes by; "" without it."""
     sources: list[SourceInfo] = field(default_factory=list)
     """Of the training split what each of data.train.sources has; empty without them."""
+    class_counts: dict[str, int] = field(default_factory=dict)
+    """With a column in `data.balance.by`: samples by its value, in the order of the ids in the index of labels."""
 
     @property
     def num_read(self) -> int:

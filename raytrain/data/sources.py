@@ -63,7 +63,9 @@ def check_sources(
     found = iter(in_threads(examine_one, items, checked))
     splits = {split: _with_rows(files, f"data.{split}", found) for split, files in splits.items()}
     if data.validation is not None and data.validation.group_column is not None:
-        _check_group_column(data.validation.group_column, splits.get("train", []))
+        _check_column("data.validation.group_column", data.validation.group_column, splits.get("train", []))
+    if data.balance is not None and data.balance.column is not None:
+        _check_column("data.balance.by", data.balance.column, splits.get("train", []))
     return with_content(splits)
 
 
@@ -115,13 +117,11 @@ def _check_no_file_twice(splits: dict[str, list[SourceFile]], *, has_sources: bo
             option_of[place] = option
 
 
-def _check_group_column(column: str, files: Sequence[SourceFile]) -> None:
+def _check_column(option: str, column: str, files: Sequence[SourceFile]) -> None:
     """Text formats would read a column that is not there as one without values."""
     for file, names in zip(files, in_threads(column_names, files), strict=True):
         if column not in names:
-            raise DataError(
-                f"data.validation.group_column {column!r}: {file.path} has no such column; it has {', '.join(names)}"
-            )
+            raise DataError(f"{option} {column!r}: {file.path} has no such column; it has {', '.join(names)}")
 
 
 def _with_rows(files: list[SourceFile], option: str, examined: Iterator[Examined]) -> list[SourceFile]:

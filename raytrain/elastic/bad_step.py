@@ -23,7 +23,7 @@ def step_in_work(run: Storage, status: GroupStatus) -> int | None:
 
 
 def samples_of(step: int | None, config: RunConfig, prepared_root: str) -> str:
-    """A description of the samples of a step that fails repeatedly."""
+    """A description of the samples of a step that fails repeatedly, or at which a run diverged."""
     if step is None:
         return ""
     store = PreparedStore(prepared_root)

@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raytrain.config import RunConfig
 from raytrain.elastic.bad_step import samples_of, step_in_work
@@ -77,6 +77,16 @@ class Failures:
         self._crashed = set(group.nodes_of_dead) if group is not None and kind is FailureKind.CRASH else set()
         self._crashed_s, self._looks_s = time.monotonic(), [*LOOK_AGAIN_S]
         return Judgement(kind, verdict, nodes)
+
+    def with_samples(self, failed: Failed, group: WorkerGroup) -> Failed:
+        """The outcome of a group; where the run diverged, with the samples of its last step, since one row can do that.
+        No other group will come to that step and name them."""
+        if failed.code is not FailureCode.DIVERGED:
+            return failed
+        with contextlib.suppress(OSError, RaytrainError):  # why the run ends must not be lost
+            told = samples_of(group.status().step, self._config, self._prepared_root)
+            return replace(failed, message=failed.message + told)
+        return failed
 
     def reconsider(self) -> None:
         """Called at intervals. If a worker's process died because its node was going down, that was not a crash."""

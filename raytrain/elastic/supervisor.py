@@ -188,7 +188,8 @@ class Supervisor:
         outcome = group.outcome
         if outcome is None:
             return self._after_failure(group.failure, group)
-        self.num_failed += isinstance(outcome, Failed)
+        if isinstance(outcome, Failed):
+            self.num_failed, outcome = self.num_failed + 1, self._failures.with_samples(outcome, group)
         self._train_run.end_group(group.number)
         if leads_to is None or not isinstance(outcome, Stopped) or self._hooks.is_stop_asked():
             return outcome

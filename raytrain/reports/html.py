@@ -3,6 +3,7 @@
 from typing import Any
 
 from raytrain.reports.curves import RunRecord, read_run
+from raytrain.reports.data_page import read_summary, section_of
 from raytrain.reports.goodput import CLASSES
 from raytrain.reports.page import duration, embedded, number, page_template
 from raytrain.reports.plots import draw_all
@@ -21,6 +22,7 @@ def build_report(run: Storage) -> str:
     """
     record = read_run(run)
     figures, columns = draw_all(record), scored(record)
+    data = read_summary(run)
     for name, png in figures.items():
         run.write_bytes(f"plots/{name}.png", png)
     page = page_template("raytrain.reports").render(
@@ -46,6 +48,7 @@ def build_report(run: Storage) -> str:
         label_splits=label_splits(record),
         facts=facts(record),
         config=record.config_text,
+        **({"data": None} if data is None else {**section_of(data), "are_examples_open": False}),
     )
     run.commit_bytes(REPORT_NAME, page.encode(errors="replace"))  # a lone surrogate can't be encoded
     return run.path_of(REPORT_NAME)

@@ -16,7 +16,13 @@ def page_template(package: str, name: str = "template.html") -> jinja2.Template:
     data."""
     loader = jinja2.FunctionLoader(lambda included: _text_of("raytrain.reports", included))
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {"number": number, "clock": _clock, "size": _size, "in_a_row": tiles_in_a_row}
+    environment.filters |= {
+        "number": number,
+        "clock": _clock,
+        "size": _size,
+        "in_a_row": tiles_in_a_row,
+        "share": _share,
+    }
     return environment.from_string(_text_of(package, name))
 
 
@@ -43,6 +49,11 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h {minutes:02d}m" if hours else f"{minutes}m {rest:02d}s"
+
+
+def _share(of: tuple[int, int]) -> str:
+    """(number, of how many) as a percentage."""
+    return f"{of[0] / of[1]:.1%}" if of[1] else ""
 
 
 def _size(num_bytes: int) -> str:

@@ -58,8 +58,8 @@ def allowed_overrides(split: str, overrides: Sequence[str]) -> list[str]:
             "training.micro_batch_size, workers.*, ray.*"
         )
     replaces_fraction = any(override.startswith("data.validation.path=") for override in overrides)
-    fraction = ["data.validation.fraction=null", "data.validation.group_column=null"] if replaces_fraction else []
-    return [*overrides, *fraction]
+    held_out = {"fraction": "null", "group_column": "null", "stratify": "false"} if replaces_fraction else {}
+    return [*overrides, *(f"data.validation.{name}={value}" for name, value in held_out.items())]
 
 
 def read_evaluated_config(run: Storage, split: str, overrides: Sequence[str]) -> RunConfig:

@@ -32,7 +32,7 @@ from raytrain.runs.lease import Lease
 from raytrain.runs.preflight import check
 from raytrain.runs.provenance import observe_command, record_command
 from raytrain.runs.resume import begin_or_resume
-from raytrain.runs.same_data import check_same_data, record_data
+from raytrain.runs.same_data import check_same_data, record_data, record_summary
 from raytrain.steps.batches import World
 from raytrain.storage import Storage
 from raytrain.training.driver_link import DriverLink
@@ -68,6 +68,7 @@ def prepare_loop(config: RunConfig) -> "RayTrainLoop":
         retrying(lambda: check_same_data(run, found), writing)
         store = _prepared(found)
         retrying(lambda: record_data(run, found, store), writing)
+        record_summary(run, found, store)
         retrying(lambda: run.commit_bytes("config.yaml", dump_config(found).encode()), writing)
         record_command(run, store.manifest.splits, command)
     return RayTrainLoop(found.model_dump(mode="json", exclude_unset=True), run.path_of(), store.root, owner)

@@ -30,6 +30,7 @@ LOGS = (
     "goodput.json",
     "commands.jsonl",
     "data.json",
+    "data_summary.json",
     "samples",
     "tensorboard",
     "tracking.json",

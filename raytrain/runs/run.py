@@ -39,7 +39,7 @@ from raytrain.runs.preflight import Preflight, check, check_model
 from raytrain.runs.provenance import observe_command, record_command
 from raytrain.runs.result import RunResult
 from raytrain.runs.resume import begin_or_resume
-from raytrain.runs.same_data import check_same_data, record_data
+from raytrain.runs.same_data import check_same_data, record_data, record_summary
 from raytrain.runs.signals import StopSignals
 from raytrain.steps.timetable import make_timetable
 from raytrain.storage import Storage
@@ -140,6 +140,7 @@ def _train(
             observer.note(remark)
         writing = f"writing {run.path_of()}"
         retrying(lambda: record_data(run, config, store), writing)
+        record_summary(run, config, store)
         num_samples = store.manifest.splits["train"].num_samples
         plan = found.plan_on(session, num_samples=num_samples)
         retrying(lambda: run.commit_bytes("config.yaml", dump_config(config).encode()), writing)

@@ -1,5 +1,7 @@
 """The data that a run was begun with, kept in its folder, so that a change is refused before Ray starts (P2)."""
 
+import contextlib
+import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -7,7 +9,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from raytrain.checkpoint.store import CheckpointStore
 from raytrain.config import RunConfig
-from raytrain.errors import ConfigError, counted
+from raytrain.data.summary import SUMMARY_NAME, summarize
+from raytrain.errors import ConfigError, RaytrainError, counted
 from raytrain.storage import Storage
 
 if TYPE_CHECKING:
@@ -68,6 +71,12 @@ def record_data(run: Storage, config: RunConfig, store: "PreparedStore") -> None
         raise _refusal(run, step, _changed(recorded, now) or ["their prepared rows"], is_known=True)
     noted = _Recorded(**asdict(now), content=store.manifest.content)
     run.commit_bytes(DATA, _RECORDED.dump_json(noted, indent=1))
+
+
+def record_summary(run: Storage, config: RunConfig, store: "PreparedStore") -> None:
+    """Note what became of the source rows, for the report, which has no section on data where that fails."""
+    with contextlib.suppress(OSError, RaytrainError):
+        run.commit_bytes(SUMMARY_NAME, json.dumps(summarize(config, store).to_json()).encode())
 
 
 def _newest_step(run: Storage) -> int | None:

@@ -207,6 +207,11 @@ class Task(ABC):
         """Columns of a source whose cells are lists of words with targets: data.clean changes word by word."""
         return []
 
+    def row_labels(self, rows: pa.Table) -> list[list[str]] | None:
+        """The labels of each source row, none of a row without a usable one; None where targets are not labels of
+        rows."""
+        return None
+
     def check_inputs(self, rows: pa.Table) -> list[Rejection]:
         """Rows whose inputs can't be used."""
         return []
@@ -353,8 +358,3 @@ def _texts_in(value: Any) -> Iterator[str]:
     elif isinstance(value, (list, dict)):
         for item in value.values() if isinstance(value, dict) else value:
             yield from _texts_in(item)
-
-
-def exact_weights(weights: np.ndarray) -> np.ndarray:
-    """Weights rounded to multiples of 2**-10, float32, above 0: sums of them in float64 don't depend on their order."""
-    return (np.maximum(np.round(np.asarray(weights, np.float64) * 1024), 1) / 1024).astype(np.float32)

@@ -8,7 +8,8 @@ import numpy as np
 
 from raytrain.config.task import check_keys
 from raytrain.errors import ConfigError, DataError, times
-from raytrain.tasks.base import TaskState, exact_weights
+from raytrain.tasks.base import TaskState
+from raytrain.tasks.exact_weights import exact_weights
 
 UNLABELLED = ("-1", "-100")  # numbers that data sets give to rows without a label
 SELDOM = 10  # a label that occurs less often in the training data can hardly be learned

@@ -18,8 +18,8 @@ from raytrain.tasks.base import (
     RowError,
     Scores,
     TaskState,
-    exact_weights,
 )
+from raytrain.tasks.exact_weights import exact_weights
 from raytrain.tasks.label_cells import LabelReader
 from raytrain.tasks.labels import (
     check_several,
@@ -38,6 +38,9 @@ from raytrain.tasks.text import TextTask, model_inputs, padded_inputs, padded_le
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+# Columns in which equal cells are the same label.
+SIMPLE = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_boolean)
 
 
 class SequenceClassification(TextTask, Predicting):
@@ -67,6 +70,10 @@ class SequenceClassification(TextTask, Predicting):
     def target_columns(self) -> list[str]:
         """The label."""
         return [self.config.label_column]
+
+    def row_labels(self, rows: pa.Table) -> list[list[str]]:
+        """Their labels, declared or not."""
+        return [labels for labels, _ in self._labels_of(rows, self.config.labels or [])]
 
     def declared_state(self) -> TaskState | None:
         """The declared labels."""
@@ -289,7 +296,12 @@ class SequenceClassification(TextTask, Predicting):
         """For each row its labels, or why it has none that can be used."""
         reader = LabelReader(known, self.config.label_separator)
         read = reader.several if self.config.multi_label else reader.only
-        return [read(cell) for cell in rows[self.config.label_column].to_pylist()]
+        column = rows[self.config.label_column]
+        cells = column.to_pylist()
+        if not any(is_kind(column.type) for is_kind in SIMPLE):
+            return [read(cell) for cell in cells]
+        read_of = {cell: read(cell) for cell in set(cells)}  # there are far fewer labels than rows
+        return [read_of[cell] for cell in cells]
 
     def _has_segments(self, tokenizer: Any) -> bool:
         """Whether the model tells the two texts of a pair apart."""

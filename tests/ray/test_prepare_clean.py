@@ -9,6 +9,7 @@ import pytest
 
 from raytrain.config import RunConfig
 from raytrain.data.prepare import find_prepared, prepare
+from raytrain.data.summary import summarize
 from raytrain.errors import DataError
 from tests.tiny import TINY_BERT, make_reviews, tiny_tokenizer
 
@@ -60,9 +61,10 @@ def test_the_store_says_what_became_of_each_row(tmp_path: Path, config: Any) -> 
     ]
     assert {(row["split"], row["stage"], row["rule"]) for row in removed} == {("train", "clean", "min_words")}
     names = {path.name for path in root.iterdir()}
-    assert names == {"manifest.json", "train", "test", "index", "quarantine", "removed.parquet", "leaks.parquet"} | {
-        f"lengths-{split}.bin" for split in ("train", "test")
-    }
+    files = {"manifest.json", "removed.parquet", "leaks.parquet", "stages.json"}
+    assert names == files | {"train", "test", "index", "quarantine", "lengths-train.bin", "lengths-test.bin"}
+    summary = summarize(config(clean=RULES), store)
+    assert summary.adds_up and {one["stage"] for one in summary.examples} == {"read", "clean.html", "clean.length"}
     again = prepare(config(cache="other", clean=RULES))
     assert again.manifest.content == store.manifest.content
     assert (Path(again.root) / "removed.parquet").read_bytes() == (root / "removed.parquet").read_bytes()

@@ -506,7 +506,8 @@ def test_a_run_that_diverges(site: Site, folder: Path) -> None:
     assert attempts(run) == ["ERRORED"]
     message = summary(folder / "runs" / "diverging")["message"]
     assert "the run diverged" in message
-    assert message in run["status_detail"]
+    assert "\nThe step's samples are " in message and f" of train is from {folder}/data/" in message
+    assert message.splitlines()[0] in run["status_detail"]
     site.assert_nothing_is_left()
 
 

@@ -94,7 +94,7 @@ def test_counts_that_the_data_does_not_have(to: str, message: str) -> None:
         (["data.balance.to={a: 0}"], "data.balance.to has no sample of any label"),
         (["data.balance.to={a: 1}", "data.epoch_samples=4"], "both set the samples in an epoch"),
         (["data.balance.to=even"], "data.balance.to: must be 'uniform', or a number, or a mapping"),
-        (["data.balance.by=source"], "data.balance.by: must be 'label'"),
+        (["data.balance.by=''"], "data.balance.by"),
         (["data.epoch_samples=0"], "data.epoch_samples: must be at least 1"),
         (["data.train.path=null"], "data.train.path and data.train.sources: none is given"),
         (["data.train.sources=[{path: b.csv}]"], "data.train.path and data.train.sources: both are given"),

@@ -26,7 +26,7 @@ from raytrain.errors import ConfigError
 from raytrain.runs.evaluation import for_other_data
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
-from raytrain.tasks.base import exact_weights
+from raytrain.tasks.exact_weights import exact_weights
 from raytrain.training.evaluate import to_tensors
 from raytrain.training.export import describe
 from tests.tiny import context

@@ -75,7 +75,7 @@ def test_what_a_sweep_may_be_given_more_of() -> None:
 
 def test_what_the_fingerprint_of_prepared_data_takes() -> None:
     expected = beginning_with("task.") | {"data.max_length", "data.on_error", "data.validation.fraction"}
-    expected |= {"data.validation.group_column", *beginning_with("data.dedup.")}
+    expected |= {"data.validation.group_column", "data.validation.stratify", *beginning_with("data.dedup.")}
     expected |= beginning_with("data.clean") - {"data.clean.max_dropped"}
     expected |= {"data.balance.by"}
     assert {*affecting(Affects.DATA)} == expected

@@ -69,7 +69,7 @@ def test_files_of_the_split_that_is_not_measured_are_refused() -> None:
 
 def test_files_replace_a_fraction_that_was_held_out(tmp_path: Path) -> None:
     words = allowed_overrides("validation", ["data.validation.path=a.parquet"])
-    config = tiny_run(tmp_path, "a", "data.validation={fraction: 0.1}", *words)
+    config = tiny_run(tmp_path, "a", "data.validation={fraction: 0.1, stratify: true}", *words)
     assert config.data.validation is not None
     assert (config.data.validation.path, config.data.validation.fraction) == ("a.parquet", None)
 

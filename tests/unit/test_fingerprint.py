@@ -62,6 +62,7 @@ def changed(raw: Raw, dotted: str, value: Any) -> Raw:
         ("data.on_error", "quarantine"),
         ("data.validation", {"fraction": 0.1}),
         ("data.validation", {"fraction": 0.1, "group_column": "label"}),
+        ("data.validation", {"fraction": 0.1, "stratify": True}),
         ("data.dedup.leakage", "report"),
         ("data.dedup.exact", True),
         ("data.dedup.near", True),

@@ -64,9 +64,10 @@ def test_what_is_stored_belongs_to_the_version():
                 "rows",
                 "labels_sha256",
                 "sources",
+                "class_counts",
             ],
             "Part": ["name", "row_group_rows", "num_bytes", "sha256", "index_bytes", "index_sha256", "file"],
-            "SourceInfo": ["num_samples", "label_counts"],
+            "SourceInfo": ["num_samples", "label_counts", "rows", "class_counts"],
         },
     )
 

@@ -4,6 +4,8 @@ Rules that change a text are applied to every split, and apply to a text that a 
 drop rows drop training rows only: a score is one over all rows of its split, whatever the rules of the training data.
 """
 
+import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,10 +14,11 @@ import pyarrow as pa
 
 from raytrain.config import CleanConfig, CleanPreset
 from raytrain.config.cleaning import RULES
-from raytrain.data.readers.base import ROW, as_column
+from raytrain.data.readers.base import ROW, as_column, row_itself
 from raytrain.data.stages import filters, text_rules
 from raytrain.data.stages.counts import RowCounts
 from raytrain.data.stages.custom import CustomRowError, custom_rule
+from raytrain.data.stages.examples import MOST_EXAMPLES
 from raytrain.errors import ConfigError
 from raytrain.tasks.base import Task
 
@@ -49,6 +52,24 @@ class Cleaned:
     """(row in its file, what it broke) of each dropped row, in the order of the rows."""
     failed: list[tuple[int, str, dict[str, Any]]] = field(default_factory=list)
     """(row in its file, why the custom function failed on it, the row)."""
+    touched: "list[Touched]" = field(default_factory=list)
+    """The first rows that each rule has changed or dropped."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """By rule."""
+
+
+@dataclass(frozen=True)
+class Touched:
+    """A row that a rule has changed or dropped."""
+
+    rule: str
+    row: int
+    """In its file."""
+    before: str
+    after: str | None = None
+    """None: it was dropped."""
+    reason: str = ""
+    """What a dropped row broke."""
 
 
 class Cleaner:
@@ -69,31 +90,44 @@ class Cleaner:
         is_training = split == "train"
         columns = {name: rows[name].to_pylist() for name in self._columns}
         broken = [""] * len(rows)
-        counts = RowCounts()
+        counts, numbers = RowCounts(), rows[ROW]
+        examples: list[Touched] = []
+        seconds: dict[str, float] = {}
         touched: set[str] = set()
         for step in self._steps:
             if step.drops_only and not is_training:
                 continue
+            started_at_s = time.perf_counter()
             places = [place for place, reason in enumerate(broken) if not reason]
             changed: set[int] = set()
             for name, has_words in self._columns.items():
                 found = self._apply(step, columns[name], places, broken, has_words, is_training)
-                changed |= found
+                for place, before in list(found.items())[:MOST_EXAMPLES]:
+                    after = _as_text(columns[name][place])
+                    examples.append(Touched(step.name, numbers[place].as_py(), _as_text(before), after))
+                changed |= found.keys()
                 touched |= {name} if found else set()
-            dropped = sum(bool(broken[place]) for place in places)
+            lost = [place for place in places if broken[place]]
+            dropped = len(lost)
+            for place in lost[:MOST_EXAMPLES]:
+                text = " / ".join(_as_text(values[place]) for values in columns.values())
+                examples.append(Touched(step.name, numbers[place].as_py(), text, reason=broken[place]))
+            seconds[step.name] = time.perf_counter() - started_at_s
             one = counts.rule(step.name)
             one.rows_in, one.dropped = len(places), dropped
             one.changed = sum(not broken[place] for place in changed)
         for name in touched:
             rows = rows.set_column(rows.column_names.index(name), name, as_column(columns[name]))
         cleaned = _without(rows, broken, counts)
+        cleaned.touched, cleaned.seconds = examples, seconds
         return self._customized(cleaned, is_training) if self._custom is not None else cleaned
 
     def _apply(
         self, step: Step, values: list[Any], places: list[int], broken: list[str], has_words: bool, is_training: bool
-    ) -> set[int]:
-        """Apply a rule to the rows at `places` of a column, in place. Returns the places of those that it changed."""
-        changed = set()
+    ) -> dict[int, Any]:
+        """Apply a rule to the rows at `places` of a column, in place. Returns the place of each row that it changed,
+        and what it was before."""
+        changed = {}
         for place in places:
             value = values[place]
             if broken[place] or not (isinstance(value, list) if has_words else isinstance(value, str)):
@@ -105,7 +139,7 @@ class Cleaner:
                 broken[place] = reason
             elif found != value:
                 values[place] = found
-                changed.add(place)
+                changed[place] = value
         return changed
 
     def _customized(self, cleaned: Cleaned, is_training: bool) -> Cleaned:
@@ -117,6 +151,7 @@ class Cleaner:
         one.rows_in = len(rows)
         kept: list[dict[str, Any]] = []
         broken = [""] * len(rows)
+        started_at_s = time.perf_counter()
         for place, row in enumerate(rows):
             try:
                 found = self._custom(row)
@@ -128,11 +163,16 @@ class Cleaner:
             if found is None and is_training:
                 broken[place] = "custom"
                 cleaned.removed.append((numbers[place], "custom"))
+                if one.dropped < MOST_EXAMPLES:
+                    cleaned.touched.append(Touched("custom", numbers[place], _as_text(row), reason="custom"))
                 one.dropped += 1
                 continue
             if found is not None and found != row:
+                if one.changed < MOST_EXAMPLES:
+                    cleaned.touched.append(Touched("custom", numbers[place], _as_text(row), _as_text(found)))
                 one.changed += 1
             kept.append(row if found is None else found)
+        cleaned.seconds["custom"] = time.perf_counter() - started_at_s
         if one.dropped:
             cleaned.counts.reasons["custom"] += one.dropped
             cleaned.removed.sort(key=lambda item: item[0])
@@ -156,6 +196,15 @@ def clean_text(text: str, clean: CleanConfig) -> str:
         changed = step.apply(text)[0]
         text = changed if changed.strip() or not text.strip() else text
     return text
+
+
+def _as_text(value: Any) -> str:
+    """A cell or a row, for people."""
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return (
+        json.dumps(row_itself(value), ensure_ascii=False, default=str) if isinstance(value, dict) else str(value or "")
+    )
 
 
 def _without(rows: pa.Table, broken: list[str], counts: RowCounts) -> Cleaned:

@@ -1,16 +1,21 @@
 """How many rows came in, were changed, dropped or quarantined, by split and rule: small, JSON-able, and it adds up.
 
-read = kept + quarantined + dropped + duplicates, of each split
-in = out + dropped, of each rule; `out` of a rule is `in` of the next but for rows that a custom function failed on
+read = kept + quarantined + dropped + duplicates, of each split, source and label
+in = out + dropped + quarantined, of each stage; `out` of a stage is `in` of the next one
 """
 
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from raytrain.config import CleanPreset
 from raytrain.errors import DataError, counted
+from raytrain.tasks.base import RowError
+
+LOST = ("quarantined", "dropped", "duplicates")
+"""What may become of a row that is not kept."""
 
 
 @dataclass
@@ -48,6 +53,11 @@ class RowCounts:
     """By rule of data.clean, in the order in which they are applied."""
     reasons: Counter[str] = field(default_factory=Counter)
     """Dropped rows by what they broke, such as `gopher.words` or `languages.de`."""
+    codes: Counter[str] = field(default_factory=Counter)
+    """Quarantined rows by their code, such as `bad_target`."""
+    labels: dict[str, Counter[str]] = field(default_factory=dict)
+    """By label: rows `read`, and each of LOST. Under "" rows without one that can be used; without rows that can't be
+    parsed. Empty where targets are not labels of rows."""
 
     @property
     def dropped(self) -> int:
@@ -63,12 +73,21 @@ class RowCounts:
         """The counts of a rule."""
         return self.rules.setdefault(name, RuleCounts())
 
+    def count_labels(self, what: str, labels: Iterable[Sequence[str]]) -> None:
+        """Count rows by label. `what`: read, or one of LOST; `labels`: those of each row."""
+        counts = Counter(itertools.chain.from_iterable(names or ("",) for names in labels))
+        for name, count in counts.items():
+            self.labels.setdefault(name, Counter())[what] += count
+
     def add(self, other: "RowCounts") -> None:
         """Add the counts of other rows of the split."""
         self.read += other.read
         self.quarantined += other.quarantined
         self.duplicates += other.duplicates
         self.reasons.update(other.reasons)
+        self.codes.update(other.codes)
+        for label, found in other.labels.items():
+            self.labels.setdefault(label, Counter()).update(found)
         for name, counts in other.rules.items():
             self.rule(name).add(counts)
 
@@ -84,6 +103,8 @@ class RowCounts:
             **{name: getattr(self, name) for name in names},
             "rules": rules,
             "reasons": dict(self.reasons.most_common()),
+            "codes": dict(sorted(self.codes.items())),
+            "labels": {label: dict(found) for label, found in sorted(self.labels.items())},
         }
 
     @classmethod
@@ -93,7 +114,9 @@ class RowCounts:
             name: RuleCounts(one["in"], one["changed"], one["dropped"], one.get("failed", 0))
             for name, one in raw["rules"].items()
         }
-        return cls(raw["read"], raw["quarantined"], raw["duplicates"], rules, Counter(raw["reasons"]))
+        labels = {label: Counter(found) for label, found in raw["labels"].items()}
+        losses = Counter(raw["reasons"]), Counter(raw["codes"])
+        return cls(raw["read"], raw["quarantined"], raw["duplicates"], rules, *losses, labels)
 
     def sentence(self) -> str:
         """Such as `1,000 rows read, 3 quarantined, 20 dropped (min_words 20), 977 kept; changed: html 12`."""
@@ -107,6 +130,39 @@ class RowCounts:
             parts.append(f"{self.duplicates:,} duplicates")
         changed = listed({name: one.changed for name, one in self.rules.items() if one.changed})
         return f"{', '.join(parts)}, {self.kept:,} kept" + (f"; changed: {changed}" if changed else "")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage of PREPARE did to the rows of a split."""
+
+    name: str
+    rows_in: int
+    changed: int = 0
+    dropped: int = 0
+    quarantined: int = 0
+
+    @property
+    def rows_out(self) -> int:
+        """Rows that go to the next stage."""
+        return self.rows_in - self.dropped - self.quarantined
+
+
+def stages_of(counts: RowCounts, num_removed: Mapping[str, int]) -> list[Stage]:
+    """The stages that the rows of a split went through, in order.
+
+    Args:
+        num_removed: Duplicates by `dedup.RULE`.
+    """
+    codes = counts.codes
+    found = [Stage("read", counts.read, quarantined=codes[RowError.UNREADABLE])]
+    for name, one in counts.rules.items():
+        found.append(Stage(f"clean.{name}", one.rows_in, one.changed, one.dropped, one.failed))
+    # Leaks go first, whatever else they duplicate.
+    for rule, num in sorted(num_removed.items(), key=lambda item: item[0] != "dedup.leakage"):
+        found.append(Stage(rule, found[-1].rows_out, dropped=num))
+    others = sum(num for code, num in codes.items() if code not in (RowError.UNREADABLE, RowError.CUSTOM))
+    return [*found, Stage("encode", found[-1].rows_out, quarantined=others)]
 
 
 def listed(counts: dict[str, int] | Counter[str]) -> str:

@@ -20,6 +20,7 @@ from raytrain.data.stages.clusters import Units
 from raytrain.data.stages.duplicates import Duplicates, Found, held_out_table
 from raytrain.data.stages.held_out import rows_of, source_columns
 from raytrain.data.stages.near_duplicates import normalized
+from raytrain.data.stages.strata import ChooseUnits, CountUnits, with_strata
 from raytrain.data.stages.within_training import Candidates, Check, Choose, InOrder, Pairs, Sketch
 from raytrain.data.storing import put
 from raytrain.storage import Storage
@@ -61,10 +62,22 @@ class HeldOutSketch(RowFunction):
 
 
 def find_sides(config: RunConfig, duplicates: Duplicates, rows: Rows, tasks: list[ReadTask], run: Run) -> Duplicates:
-    """With data.validation.fraction: find the near-duplicate clusters that are held out, or not, as a whole."""
-    if not _has_clusters(config) or all(task.split != "train" for task in tasks):
-        return duplicates
+    """With data.validation.fraction: find the near-duplicate clusters that are held out, or not, as a whole, and with
+    data.validation.stratify where the share of each label ends."""
+    validation = config.data.validation
     training = [row for row, task in zip(rows, tasks, strict=True) if task.split == "train"]
+    if not training or validation is None or validation.fraction is None:
+        return duplicates
+    if _has_clusters(config):
+        duplicates = _find_clusters(config, duplicates, training, run)
+    if not validation.stratify:
+        return duplicates
+    ordinals = sorted(one["ordinal"] for one in run(training, CountUnits(_raw(config), duplicates)))
+    (chosen,) = run([{"ordinal": 0}], ChooseUnits(duplicates, ordinals, validation.fraction))
+    return with_strata(duplicates, chosen)
+
+
+def _find_clusters(config: RunConfig, duplicates: Duplicates, training: Rows, run: Run) -> Duplicates:
     whole = replace(duplicates, prefix="sides-")  # `find_within` has files of the same names
     sketch = Sketch(_raw(config), whole, exact=True, near=True, whole=True)
     ordinals, passes, num_keys = _passes(training, whole, list(run(training, sketch)))
@@ -106,8 +119,11 @@ def find_within(config: RunConfig, duplicates: Duplicates, rows: Rows, tasks: li
     found = {one["ordinal"]: Found(**one["found"]) for one in sketches}
     ordinals, passes, num_keys = _passes(training, duplicates, sketches)
     choose = Choose(duplicates, {i: tasks[i].file.path for i in ordinals})
-    for i, name in _run_all([*passes, ([{"ordinal": 0}], choose)], num_keys, run)["names"]:
+    chosen = _run_all([*passes, ([{"ordinal": 0}], choose)], num_keys, run)
+    for i, name in chosen["names"]:
         found[i].removed.append(name)
+    for i, example in chosen["examples"]:
+        found[i].examples.append(example)
     return replace(duplicates, decided=found)
 
 

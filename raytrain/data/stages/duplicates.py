@@ -6,7 +6,7 @@ up in. `duplicate_passes` writes these files, and finds duplicates within the tr
 
 import functools
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 from raytrain.config import LeakagePolicy
 from raytrain.data.parallel import in_threads
 from raytrain.data.readers.base import ROW
+from raytrain.data.stages.examples import MOST_EXAMPLES, Example, excerpts
+from raytrain.data.stages.held_out import Sides
 from raytrain.data.stages.near_duplicates import (
     NUM_BANDS,
     THRESHOLD,
@@ -65,12 +67,18 @@ class Duplicates:
     sides: dict[int, str] = field(default_factory=dict)
     """Read task -> file of its rows that are held out, or not, with another text."""
 
-    def sides_of(self, ordinal: int) -> dict[int, str]:
+    edges: dict[str, int] | None = None
+    """With data.validation.stratify: see `Sides`."""
+    mixed: str = ""
+    """File of the units whose rows have several labels."""
+
+    def sides_of(self, ordinal: int) -> Sides:
         """What `split_rows` takes for a read task."""
-        if ordinal not in self.sides:
-            return {}
-        table = read(Storage(self.root), self.sides[ordinal], pq.read_table)
-        return dict(zip(table["row"].to_pylist(), table["unit"].to_pylist(), strict=True))
+        units = {}
+        if ordinal in self.sides:
+            table = read(Storage(self.root), self.sides[ordinal], pq.read_table)
+            units = dict(zip(table["row"].to_pylist(), table["unit"].to_pylist(), strict=True))
+        return Sides(units, self.edges, _mixed_units(self.root, self.mixed) if self.mixed else {})
 
     @property
     def finds_leaks(self) -> bool:
@@ -80,6 +88,13 @@ class Duplicates:
     def name(self, what: str, ordinal: int) -> str:
         """Name of a read task's file."""
         return f"{WORK}/{self.prefix}{what}-{ordinal:05d}.parquet"
+
+
+@functools.lru_cache(1)
+def _mixed_units(root: str, name: str) -> dict[int, str]:
+    """A process has many tasks of the same attempt."""
+    table = read(Storage(root), name, pq.read_table)
+    return dict(zip(table["unit"].to_pylist(), table["label"].to_pylist(), strict=True))
 
 
 @dataclass
@@ -96,6 +111,8 @@ class Found:
     """Rows that nearly equal a held-out row and are too short to say that they are leaks."""
     counts: dict[str, int] = field(default_factory=dict)
     """How many rows each rule has removed."""
+    examples: list[dict[str, Any]] = field(default_factory=list)
+    """The first of each, with both texts: `Example` as JSON."""
 
 
 class HeldOut:
@@ -110,7 +127,7 @@ class HeldOut:
         self._rows = rows.take(np.sort(np.unique(texts, return_index=True)[1])).combine_chunks()
         keys = b"".join(self._rows["keys"].to_pylist())
         self._index = KeyIndex(np.frombuffer(keys, dtype="<u8").reshape(-1, NUM_BANDS))
-        self._set_of = functools.lru_cache(4096)(lambda index: shingle_set(self._text(index)))
+        self._set_of = functools.lru_cache(4096)(lambda index: shingle_set(self.text(index)))
 
     @classmethod
     def read(cls, folder: Storage, names: tuple[str, ...]) -> "HeldOut":
@@ -137,11 +154,12 @@ class HeldOut:
         """FILE:ROW of a match's partner."""
         return f"{self._rows['file'][partner].as_py()}:{self._rows['row'][partner].as_py()}"
 
-    def _text(self, partner: int) -> str:
+    def text(self, partner: int) -> str:
+        """The text of a match's partner, as it is compared."""
         return self._rows["text"][partner].as_py()
 
     def _jaccard(self, text: str, partner: int) -> float:
-        return 1.0 if text == self._text(partner) else jaccard(shingle_set(text), self._set_of(partner))
+        return 1.0 if text == self.text(partner) else jaccard(shingle_set(text), self._set_of(partner))
 
 
 @functools.lru_cache(1)
@@ -157,6 +175,22 @@ def held_out_table(split: str, file: str, rows: list[int], texts: list[str]) -> 
     keys = [row.tobytes() for row in band_keys(texts).astype("<u8")] if texts else []
     columns = [[split] * len(texts), [file] * len(texts), [rows[i] for i in filled], texts, keys]
     return pa.table(dict(zip(HELD_OUT_SCHEMA.names, columns, strict=True)), HELD_OUT_SCHEMA)
+
+
+def example_of(removed: Removed, text: str, partner: str, *, is_kept: bool = False) -> dict[str, Any]:
+    """A pair of rows, as JSON. `text`, `partner`: their texts as they are compared."""
+    stage, what = f"{removed.stage}.{removed.rule}", "kept" if is_kept else "dropped"
+    pair = Example(
+        split=removed.split,
+        stage=stage,
+        what=what,
+        place=removed.places[0],
+        text=excerpts(text, partner)[0],
+        other=excerpts(text, partner)[1],
+        partner=removed.partner or "",
+        jaccard=removed.jaccard,
+    )
+    return asdict(pair)
 
 
 class DuplicateFilter:
@@ -214,4 +248,8 @@ class DuplicateFilter:
                 continue
             place = held_out.place(match.partner)
             leaks.append(Removed("train", self._file, rows[index], STAGE, LEAKAGE, place, match.jaccard))
+            if len(self._found.examples) < MOST_EXAMPLES:
+                is_kept = self._duplicates.leakage == LeakagePolicy.REPORT
+                partner = held_out.text(match.partner)
+                self._found.examples.append(example_of(leaks[-1], texts[index], partner, is_kept=is_kept))
         return leaks

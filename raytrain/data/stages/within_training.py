@@ -28,7 +28,8 @@ from raytrain.data.parallel import in_threads
 from raytrain.data.readers import read_chunks
 from raytrain.data.readers.base import ROW, ReadTask
 from raytrain.data.stages.clean import make_cleaner
-from raytrain.data.stages.duplicates import EXACT, MIN_CHARACTERS, NEAR, STAGE, DuplicateFilter, Duplicates
+from raytrain.data.stages.duplicates import EXACT, MIN_CHARACTERS, NEAR, STAGE, DuplicateFilter, Duplicates, example_of
+from raytrain.data.stages.examples import MOST_EXAMPLES
 from raytrain.data.stages.held_out import rows_of, source_columns
 from raytrain.data.stages.near_duplicates import (
     NUM_BANDS,
@@ -190,10 +191,10 @@ class Check(_OnPairs):
         """Writes the pairs that are duplicates."""
         folder, ordinal = Storage(self._duplicates.root), row["ordinal"]
         pairs = self._pairs(ordinal, of_partners=False)
-        own = self._texts(folder, ordinal)
+        own = _candidate_texts(folder, self._duplicates, ordinal)
         edges: dict[str, list[Any]] = {name: [] for name in EDGES.names}
         for other in np.unique(pairs[:, 1] >> ROW_BITS).tolist():  # one after the other: each may be large
-            texts = own if other == ordinal else self._texts(folder, other)
+            texts = own if other == ordinal else _candidate_texts(folder, self._duplicates, other)
             sets = functools.lru_cache(4096)(shingle_set)  # pairs are in order, so few are enough
             for later, earlier in pairs[pairs[:, 1] >> ROW_BITS == other].tolist():
                 is_equal = own[later] == texts[earlier]
@@ -204,9 +205,11 @@ class Check(_OnPairs):
         write_table(folder, self._duplicates.name("edges", ordinal), pa.table(edges, EDGES))
         return {"ordinal": ordinal}
 
-    def _texts(self, folder: Storage, ordinal: int) -> dict[int, str]:
-        table = pq.read_table(io.BytesIO(get(folder, self._duplicates.name("candidates", ordinal))))
-        return dict(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True))
+
+def _candidate_texts(folder: Storage, duplicates: Duplicates, ordinal: int) -> dict[int, str]:
+    """The texts of the candidates of a read task, by id."""
+    table = pq.read_table(io.BytesIO(get(folder, duplicates.name("candidates", ordinal))))
+    return dict(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True))
 
 
 class Choose(RowFunction):
@@ -219,12 +222,13 @@ class Choose(RowFunction):
         self._duplicates, self._paths = duplicates, paths
 
     def report(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Writes a file for each read task that loses rows; gives their names."""
+        """Writes a file for each read task that loses rows; gives their names, and the first pairs of each rule."""
         folder, is_exact, matches = Storage(self._duplicates.root), {}, []
         for edge in read_rows(folder, [self._duplicates.name("edges", ordinal) for ordinal in self._paths]):
             matches.append(Match(edge["later"], edge["earlier"], edge["jaccard"]))
             is_exact[edge["later"], edge["earlier"]] = edge["exact"]
         by_task: dict[int, list[Removed]] = {}
+        first: dict[str, list[tuple[Match, Removed]]] = {EXACT: [], NEAR: []}
         for match in greedy(matches):
             ordinal, place = place_of(match.index)
             partner, partner_row = place_of(match.partner)
@@ -232,11 +236,20 @@ class Choose(RowFunction):
             of_partner = f"{self._paths[partner]}:{partner_row}"
             removed = Removed("train", self._paths[ordinal], place, STAGE, rule, of_partner, match.jaccard)
             by_task.setdefault(ordinal, []).append(removed)
+            if len(first[rule]) < MOST_EXAMPLES:
+                first[rule].append((match, removed))
         names = []
         for ordinal, of_task in sorted(by_task.items()):
             names.append((ordinal, self._duplicates.name("within", ordinal)))
             write_removed(folder, names[-1][1], of_task)
-        return {"ordinal": row["ordinal"], "names": names}
+        examples = [self._example(folder, *one) for of_rule in first.values() for one in of_rule]
+        return {"ordinal": row["ordinal"], "names": names, "examples": examples}
+
+    def _example(self, folder: Storage, match: Match, removed: Removed) -> tuple[int, dict[str, Any]]:
+        """(read task, the pair with both texts)."""
+        ids = (match.index, match.partner)
+        texts = [_candidate_texts(folder, self._duplicates, place_of(one)[0])[one] for one in ids]
+        return place_of(match.index)[0], example_of(removed, texts[0], texts[1])
 
 
 def place_of(row: int) -> tuple[int, int]:
