@@ -41,7 +41,15 @@ ROW_OF = {package: number for number, row in enumerate(ROWS) for package in row}
 BEHIND_A_WALL = ("launch", "doctor", "reclaim")  # nothing below `runs` imports them
 NO_RAY = ("config", "steps", "tasks", "models", "tracking", "sizing", "planning", "engine", "runs.plan")
 NO_RAY += ("data.prepared", "data.sources", "data.readers", "data.encode", "data.items", "data.fingerprint")
-NO_RAY += ("data.listing", "data.content", "data.bad_rows", "data.commit", "data.stages")
+NO_RAY += (
+    "data.listing",
+    "data.content",
+    "data.bad_rows",
+    "data.commit",
+    "data.stages",
+    "data.cutting",
+    "data.work_folder",
+)
 NO_RAY += ("training.trainer", "training.saving", "training.evaluate", "training.snapshot_schedule")
 NO_RAY += ("tuning.space", "tuning.population", "tuning.pool.allocate", "tuning.trials", "tuning.hparams")
 NO_RAY += ("doctor.facts", "doctor.findings", "doctor.judge", "doctor.judge_nodes", "doctor.judge_links")
