@@ -73,10 +73,11 @@ def samples(store: PreparedStore, split: str = "train") -> list[dict[str, Any]]:
 
 
 def content(store: PreparedStore) -> dict[str, str]:
-    """Hash of each file of a store."""
+    """Hash of each file of a store, without the times in stages.json."""
     root = Path(store.root)
     files = [path for path in sorted(root.rglob("*")) if path.is_file()]
-    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    found = {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {**found, "stages.json": json.dumps(json.loads((root / "stages.json").read_text())["examples"])}
 
 
 def write_lines(path: Path, rows: list[Any]) -> str:
