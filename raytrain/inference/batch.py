@@ -24,7 +24,7 @@ from raytrain.data.sources import count_rows, read_tasks
 from raytrain.errors import ConfigError, DataError, FailureCode, TrainingError
 from raytrain.inference.card import SOURCE, ModelCard, find_model, read_card
 from raytrain.inference.output import Target, assemble, target_of
-from raytrain.inference.pieces import END, PART, PIECE_ROWS, REFUSED, Done, WorkSpec, part_name
+from raytrain.inference.pieces import END, PART, PIECE_BYTES, PIECE_ROWS, REFUSED, Done, WorkSpec, part_name
 from raytrain.inference.pool import Backlog, Pool
 from raytrain.inference.predictor import output_columns, predicting_task
 from raytrain.inference.source import absolute, check_source, check_target
@@ -36,7 +36,6 @@ from raytrain.tasks.predicting import PLAIN, Decoding
 
 WORK = "work.json"
 LAYOUT = 1  # of the work folder; parts of another one are not used
-BYTES_PER_ROW = 200  # of text files, to say how much work there is before any was read
 
 
 @dataclass(frozen=True)
@@ -270,7 +269,15 @@ def _check_threshold(decoding: Decoding) -> None:
 def _fingerprint(card: ModelCard, request: Request, config: RunConfig, tasks: list[str]) -> str:
     """Of all that decides the parts."""
     section = {"task": config.task.model_dump(mode="json"), "model": card.files, "step": card.step}
-    how = [LAYOUT, PIECE_ROWS, request.columns, asdict(request.decoding), request.embeddings, card.raw["data"]]
+    how = [
+        LAYOUT,
+        PIECE_ROWS,
+        PIECE_BYTES,
+        request.columns,
+        asdict(request.decoding),
+        request.embeddings,
+        card.raw["data"],
+    ]
     return hashlib.sha256(json.dumps([section, how, tasks], sort_keys=True).encode()).hexdigest()
 
 
@@ -283,10 +290,8 @@ def _use_gpu(config: RunConfig, session: RaySession) -> bool:
 
 def _estimated_pieces(tasks: list[ReadTask], num_rows: int | None) -> int:
     """How many pieces there are, about."""
-    if num_rows is not None:
-        return max(len(tasks), -(-num_rows // PIECE_ROWS))
-    per_file = {task.file.path: task.file.num_bytes for task in tasks}
-    return sum(max(1, size // (BYTES_PER_ROW * PIECE_ROWS)) for size in per_file.values())
+    num_bytes = sum({task.file.path: task.file.num_bytes for task in tasks}.values())
+    return max(len(tasks), (num_rows or 0) // PIECE_ROWS, -(-num_bytes // PIECE_BYTES))
 
 
 def _num_actors(config: RunConfig, session: RaySession, num_pieces: int, *, use_gpu: bool) -> int:

@@ -22,7 +22,10 @@ from raytrain.retries import retrying
 from raytrain.storage import Storage
 from raytrain.tasks.predicting import Decoding
 
-PIECE_ROWS = 1024
+PIECE_ROWS, PIECE_BYTES = 1024, 128 << 10
+"""The most that a piece has: enough for batches of similar length, and little enough to share among workers. Long rows
+are at least LEAST_ROWS in a piece."""
+LEAST_ROWS = 64
 PART, REFUSED, END = ".arrow", ".refused.jsonl", ".end.json"
 
 
@@ -150,7 +153,7 @@ class _PieceReader:
         if task != self._task or number < self.count:
             # Sentences of a document are joined as in training, within the chunks of the reader.
             joins = bool(getattr(getattr(predictor and predictor.task, "config", None), "document_context", False))
-            self._task, self.count, self._pieces = task, 0, _pieces(read_task, None if joins else PIECE_ROWS)
+            self._task, self.count, self._pieces = task, 0, _pieces(read_task, is_cut=not joins)
         for chunk in self._pieces:
             self.count += 1
             if self.count == number + 1:
@@ -158,10 +161,12 @@ class _PieceReader:
         return None
 
 
-def _pieces(read_task: ReadTask, most_rows: int | None) -> Iterator[Chunk]:
+def _pieces(read_task: ReadTask, *, is_cut: bool) -> Iterator[Chunk]:
+    """The pieces of a read task. `is_cut`: False: one for each chunk of the reader."""
     for chunk in read_chunks(read_task):
         rows, bad = chunk.table, chunk.bad_rows
-        size = most_rows or max(1, len(rows))
+        per_row = rows.nbytes // max(1, len(rows))
+        size = max(LEAST_ROWS, min(PIECE_ROWS, PIECE_BYTES // max(1, per_row))) if is_cut else max(1, len(rows))
         for begin in range(0, max(1, len(rows)), size):
             table = rows.slice(begin, size)
             is_last = begin + size >= len(rows)
