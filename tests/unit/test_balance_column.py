@@ -21,7 +21,7 @@ LANGUAGES = ["en"] * 150 + ["de"] * 40 + [10] * 8 + [None] * 2
 
 @pytest.fixture(autouse=True)
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raytrain.data.prepare._run", in_this_process)
+    monkeypatch.setattr("raytrain.data.prepare.run_pass", in_this_process)
 
 
 def rows_of(seed: int) -> list[dict[str, Any]]:

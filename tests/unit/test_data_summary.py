@@ -27,7 +27,7 @@ BROKEN = "{broken"
 
 @pytest.fixture(autouse=True)
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raytrain.data.prepare._run", in_this_process)
+    monkeypatch.setattr("raytrain.data.prepare.run_pass", in_this_process)
     monkeypatch.setattr("raytrain.runs.run.ray_session", lambda *_: nullcontext())
 
 

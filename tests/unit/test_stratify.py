@@ -65,7 +65,7 @@ def split_of(folder: Path, rows: list[dict[str, Any]], *overrides: str, **valida
 
 @pytest.fixture(autouse=True)
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raytrain.data.prepare._run", in_this_process)
+    monkeypatch.setattr("raytrain.data.prepare.run_pass", in_this_process)
 
 
 def rows_of(counts: dict[str, int], seed: int) -> list[dict[str, Any]]:

@@ -88,7 +88,9 @@ def config(tmp_path: Path, tokenizer: str) -> Any:
 def content(store: PreparedStore) -> dict[str, str]:
     """Hash of each file of a store on this machine."""
     files = [path for path in sorted(Path(store.root).rglob("*")) if path.is_file()]
-    return {str(path.relative_to(store.root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    found = {str(path.relative_to(store.root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    examples = json.loads((Path(store.root) / "stages.json").read_text())["examples"]  # beside them it has times
+    return {**found, "stages.json": json.dumps(examples)}
 
 
 def interrupted(passes: Passes, config: RunConfig, last: int) -> Counter[str]:
