@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 from raytrain.api import evaluate, plan, ray_train_loop, report, resume, train, tune, verify
 from raytrain.errors import CheckpointError, ConfigError, DataError, RaytrainError, TrainingError
 from raytrain.inference.loaded import load
-from raytrain.prediction import predict, predict_files
+from raytrain.prediction import export, predict, predict_files
 
 if TYPE_CHECKING:
     from raytrain.config import RunConfig
     from raytrain.inference.batch import Predictions
+    from raytrain.inference.export import Exported
     from raytrain.inference.loaded import LoadedModel
     from raytrain.planning.forecast import Forecast
     from raytrain.runs.evaluation import Evaluation
@@ -26,6 +27,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "Evaluation",
+    "Exported",
     "Forecast",
     "GracefulResize",
     "LoadedModel",
@@ -38,6 +40,7 @@ __all__ = [
     "TrainingError",
     "Verification",
     "evaluate",
+    "export",
     "load",
     "plan",
     "predict",
@@ -52,6 +55,7 @@ __all__ = [
 # Their modules take up to seconds to import, so they are imported when someone asks for the name.
 LATE = {
     "Evaluation": "raytrain.runs.evaluation",
+    "Exported": "raytrain.inference.export",
     "Forecast": "raytrain.planning.forecast",
     "GracefulResize": "raytrain.runs.ray_train_resize",
     "LoadedModel": "raytrain.inference.loaded",

@@ -14,6 +14,7 @@ from raytrain.inference.loaded import LoadedModel, load
 
 if TYPE_CHECKING:
     from raytrain.inference.batch import Predictions
+    from raytrain.inference.export import Exported
 
 
 def predict(model: "AnyPath | LoadedModel", data: Any, **options: Any) -> Any:
@@ -75,3 +76,42 @@ def predict_files(
     request = Request(os.fspath(source), os.fspath(out), tuple(words_of(overrides)), kept, decoding, **options)
     with PredictDisplay() if progress else nullcontext() as display:
         return predict_source(os.fspath(model), request, display)
+
+
+def export(
+    model: AnyPath,
+    out: AnyPath,
+    *overrides: Override,
+    format: str = "hf",
+    dtype: str = "fp32",
+    data: AnyPath | None = None,
+    rows: int = 256,
+    overwrite: bool = False,
+) -> "Exported":
+    """Write a trained model in another form and compare its answers with the trained model's, as `raytrain export`.
+
+    Args:
+        model: As for `load`.
+        out: The folder to write.
+        overrides: As for `predict_files`.
+        format: hf, files of Transformers; or onnx, a graph (needs `raytrain[onnx]`).
+        dtype: Of the weights: fp32, bf16 or fp16; with onnx fp32 or int8.
+        data: Files with the rows to compare on; None: those of the model's validation data.
+        rows: Number of rows to compare on.
+        overwrite: Whether an export in `out` is replaced.
+
+    Raises:
+        ConfigError: The model, an option or the folder can't be used, or the rows can't be read.
+        TrainingError: The answers differ by more than is allowed; nothing was written.
+    """
+    from raytrain.config.from_python import words_of
+    from raytrain.inference.export import ExportRequest, export_model
+    from raytrain.inference.formats import DType, Format
+
+    for name, value, kind in (("format", format, Format), ("dtype", dtype, DType)):
+        if value not in list(kind):
+            raise ConfigError(f"{name} {value!r}: allowed are {', '.join(kind)}")
+    source = None if data is None else os.fspath(data)
+    words = tuple(words_of(overrides))
+    request = ExportRequest(os.fspath(out), Format(format), DType(dtype), source, rows, words, overwrite)
+    return export_model(os.fspath(model), request)

@@ -10,6 +10,7 @@ from raytrain.cli.arguments import Config, OptionalConfig, Overrides, RunFolder
 from raytrain.cli.cluster import cluster_app, doctor
 from raytrain.cli.configs import configs_app
 from raytrain.cli.data import data_app
+from raytrain.cli.export import export
 from raytrain.cli.group import Commands, leave
 from raytrain.cli.jobs import jobs_app, submit
 from raytrain.cli.predict import predict
@@ -279,7 +280,7 @@ def reclaim_watch(
     )
 
 
-for command in (predict, report, submit, doctor):
+for command in (predict, export, report, submit, doctor):
     app.command()(command)
 app.add_typer(jobs_app, name="jobs")
 

@@ -42,6 +42,8 @@ class ModelCard:
     """Name -> SHA-256 of each file of the model."""
     raw: dict[str, Any]
     """The config that reads the task's inputs as in training, as a mapping, without data and workers."""
+    format: str = "hf"
+    """What the weights are: files of Transformers (hf), or a graph (onnx)."""
 
     def config(self, overrides: Sequence[str] = (), source: str = "-") -> RunConfig:
         """The config that prepares inputs for this model.
@@ -126,4 +128,5 @@ def read_card(folder: Storage) -> ModelCard:
     if task["kind"] != "python":
         model = {"path": folder.path_of()}
     raw = {"name": facts.get("name", "model"), "task": task, "model": model, "data": data}
-    return ModelCard(folder.path_of(), raw["name"], facts.get("step", 0), state, facts.get("files", {}), raw)
+    kind = facts.get("export", {}).get("format", "hf")
+    return ModelCard(folder.path_of(), raw["name"], facts.get("step", 0), state, facts.get("files", {}), raw, kind)

@@ -20,7 +20,7 @@ from raytrain.models.tokenizer import TOKENIZER_FILES, load_tokenizer
 from raytrain.retries import retrying
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
-from raytrain.tasks.base import Inputs, RowError, Task
+from raytrain.tasks.base import Batch, Inputs, RowError, Task
 from raytrain.tasks.predicting import PLAIN, Decoding, Predicting
 from raytrain.training.export import check_exported
 
@@ -102,7 +102,7 @@ class Predictor:
         try:
             check_exported(folder, sorted(card.files), {"files": card.files})
             model = _with_folder(config, folder)
-            built = task.load_model(folder, model, card.state, config.training)
+            built = _loaded(task, card, folder, model, config)
             tokenizer = load_tokenizer(model)
         finally:
             if stored.local_path() is None:
@@ -125,19 +125,27 @@ class Predictor:
             )
         return Predicted(table, refused, inputs.num_truncated)
 
+    def samples_of(self, rows: pa.Table) -> pa.Table:
+        """The samples of those source rows that can be used."""
+        return self._inputs_of(rows)[1].table
+
+    def batch_of(self, samples: pa.Table) -> Batch:
+        """Samples as a padded micro-batch."""
+        assert isinstance(self.task, Predicting)
+        return self.task.collate_inputs(samples, 0 if self.tokenizer is None else self.tokenizer.pad_token_id)
+
     def outputs(self, samples: pa.Table, *, embeddings: bool = False) -> list[np.ndarray]:
         """What the model says of each sample of `encode_inputs`, in their order, such as its logits."""
         import torch
 
         assert isinstance(self.task, Predicting)
-        device = next(self.model.parameters()).device
-        pad_token_id = 0 if self.tokenizer is None else self.tokenizer.pad_token_id
+        device: torch.device = getattr(self.model, "device", None) or next(self.model.parameters()).device
         found: list[np.ndarray] = [np.zeros(0)] * len(samples)
         sizes = self.task.sizes(samples)
         groups = batches_by_size(sizes, TOKENS_ON_GPU if device.type == "cuda" else TOKENS_PER_BATCH)
         with torch.inference_mode():
             for places in groups:
-                arrays = self.task.collate_inputs(samples.take(pa.array(places)), pad_token_id)
+                arrays = self.batch_of(samples.take(pa.array(places)))
                 batch = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
                 answers = embed(self.model, batch) if embeddings else self.task.infer(self.model, batch)
                 for place, answer in zip(places, answers, strict=True):
@@ -189,6 +197,17 @@ def batches_by_size(sizes: np.ndarray, most_tokens: int) -> Iterator[np.ndarray]
         count = max(1, min(MOST_SAMPLES_PER_BATCH, most_tokens // longest))
         yield order[begin : begin + count]
         begin += count
+
+
+def _loaded(task: Task, card: ModelCard, folder: str, model: Any, config: RunConfig) -> Any:
+    """The model in a folder; `model`: the section that names it."""
+    if card.format == "hf":
+        return task.load_model(folder, model, card.state, config.training)
+    from transformers import AutoConfig
+
+    from raytrain.inference.onnx_model import GRAPH, OnnxModel
+
+    return OnnxModel(f"{folder}/{GRAPH}", AutoConfig.from_pretrained(folder))
 
 
 def _with_folder(config: RunConfig, folder: str) -> Any:

@@ -72,7 +72,7 @@ def _load(factory: Any, model: ModelConfig, config: Any) -> tuple[Any, set[str]]
     from safetensors import SafetensorError
 
     try:
-        with _quiet():
+        with quiet_transformers():
             loaded, info = factory.from_pretrained(
                 model.path,
                 config=config,
@@ -208,7 +208,7 @@ def share_pad_token(built: Any, model: ModelConfig) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Context without Transformers' progress bar and its table of new and unused weights."""
     from transformers.utils import logging as their_logging
 

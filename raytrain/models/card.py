@@ -28,7 +28,7 @@ def model_card(facts: dict[str, Any], results: dict[str, dict[str, float]]) -> s
         results: Split -> metrics of this very model, by name.
     """
     facts = _without_folders(facts)
-    parts = [_front_matter(facts), f"# {facts['name']}", _origin(facts), *_usage(facts)]
+    parts = [_front_matter(facts), f"# {facts['name']}", _origin(facts), *_usage(facts), *_export(facts)]
     if results:
         parts += ["## Results", _table(["metric", *results], _result_rows(results))]
     if labels := facts["state"].get("labels"):
@@ -107,7 +107,7 @@ def _usage(facts: dict[str, Any]) -> list[str]:
     """How to load the model and use it, for the tasks that Transformers has a pipeline for."""
     task, length = facts["task"], facts["max_length"]
     kind = PIPELINES.get(task["kind"])
-    if kind is None:
+    if kind is None or facts.get("export", {}).get("format", "hf") != "hf":
         return []
     if kind == "text-classification":
         options = "truncation=True" + (", top_k=None" if task["multi_label"] else "")
@@ -136,6 +136,24 @@ def _usage(facts: dict[str, Any]) -> list[str]:
     code = f"from transformers import pipeline\n\nmodel = pipeline({kind!r}, FOLDER, {options})\nprint({call})"
     code = code.replace("'", '"').replace("FOLDER", '"path/to/this/folder"')
     return ["## Use", f"```python\n{code}\n```", note]
+
+
+def _export(facts: dict[str, Any]) -> list[str]:
+    """How an export compares with the trained model."""
+    if (found := facts.get("export")) is None:
+        return []
+    graph = (
+        " `raytrain.load` and `raytrain predict` take this folder; for onnxruntime `model.onnx` has the inputs of the "
+        "tokenizer, of any number of samples and tokens, and the output `logits`."
+        if found["format"] == "onnx"
+        else ""
+    )
+    return [
+        "## Export",
+        f"Written as {found['format']} in {found['dtype']}. On {found['rows']:,} rows of its data the logits differ "
+        f"from the trained model's by at most {found['largest_difference']:.2g}, and {found['agreement']:.2%} of the "
+        f"labels are the same.{graph}",
+    ]
 
 
 def _result_rows(results: dict[str, dict[str, float]]) -> Iterable[list[str]]:

@@ -1,0 +1,30 @@
+"""The command `raytrain export`."""
+
+from typing import Annotated
+
+import typer
+
+from raytrain.cli.arguments import Overrides
+from raytrain.inference.formats import DType, Format
+
+
+def export(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A run's folder or name, a sweep's folder, or a best/ folder.")
+    ],
+    out: Annotated[str, typer.Argument(metavar="DIR", help="The folder to write.")],
+    overrides: Overrides = None,
+    kind: Annotated[Format, typer.Option("--format", help="hf: files of Transformers; onnx: a graph.")] = Format.HF,
+    dtype: Annotated[DType, typer.Option(help="Of the weights; int8 for onnx alone.")] = DType.FP32,
+    data: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Rows to compare on; default: the model's validation data.")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Number of rows to compare on.")] = 256,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DIR if it is an export.")] = False,
+) -> None:
+    """Write a trained model in another form, and compare its answers with those of the trained one."""
+    from raytrain.inference.export import ExportRequest, export_model
+    from raytrain.terminal.export import print_export
+
+    request = ExportRequest(out, kind, dtype, data, rows, tuple(overrides or ()), overwrite)
+    print_export(export_model(model, request))

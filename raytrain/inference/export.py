@@ -1,0 +1,241 @@
+"""`raytrain export`: a trained model in another form, compared with the trained one on rows of its own data."""
+
+import contextlib
+import copy
+import itertools
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raytrain.config.from_python import words_of
+from raytrain.data.readers import read_chunks
+from raytrain.data.sources import read_tasks
+from raytrain.errors import ConfigError, DataError, TrainingError
+from raytrain.inference.card import ModelCard, find_model, read_card
+from raytrain.inference.formats import DType, Format
+from raytrain.inference.onnx_model import GRAPH, quantize, write_graph
+from raytrain.inference.predictor import Predictor
+from raytrain.inference.source import absolute, check_source
+from raytrain.models.build import quiet_transformers
+from raytrain.models.card import CARD, FACTS, model_card
+from raytrain.storage import Storage
+from raytrain.tasks.text import TextTask, model_inputs
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+READING = ("path", "format", "delimiter", "encoding", "word_column", "tag_column")
+LEAST_AGREEMENT = 0.98
+"""int8 is an approximation: the same label for at least this share of the outputs."""
+
+
+DTYPES = {DType.FP32: "float32", DType.BF16: "bfloat16", DType.FP16: "float16"}
+"""Names of torch."""
+TOLERANCES = {DType.FP32: 1e-4, DType.FP16: 0.02, DType.BF16: 0.15}
+"""Largest allowed difference of an output (a logit). With fp16 and bf16 weights are rounded to 11 and 8 bits."""
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What to export, and how."""
+
+    out: str
+    format: Format = Format.HF
+    dtype: DType = DType.FP32
+    source: str | None = None
+    """Rows to compare on; None: those of the model's own validation data."""
+    num_rows: int = 256
+    """Of them."""
+    overrides: tuple[str, ...] = ()
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and how it compares."""
+
+    path: str
+    num_rows: int
+    num_outputs: int
+    """Numbers that were compared, such as logits."""
+    largest_difference: float
+    agreement: float
+    """Share of the rows, or words, with the same label."""
+    num_bytes: int
+
+
+def export_model(model: str, request: ExportRequest) -> Exported:
+    """Write a model and compare it with the trained one. Nothing is left when they differ too much.
+
+    Args:
+        model: A run's folder or name, a sweep's folder (its best trial), or a best/ folder.
+
+    Raises:
+        ConfigError: The model, an option or the folder can't be used; or no row to compare on could be read.
+        TrainingError: The exported model differs from the trained one by more than the tolerance.
+        CheckpointError: A file of the model is missing or was changed.
+    """
+    if request.dtype == DType.INT8 and request.format != Format.ONNX:
+        raise ConfigError("--dtype int8 is for --format onnx")
+    if request.format == Format.ONNX and request.dtype not in (DType.FP32, DType.INT8):
+        raise ConfigError(f"--dtype {request.dtype} is for --format hf; an ONNX graph is written in fp32 or int8")
+    out = _checked_folder(request)
+    stored = find_model(model)
+    card, facts = read_card(stored), stored.read_json(FACTS)
+    if card.format != Format.HF:
+        raise ConfigError(f"{card.folder} is an export in the format {card.format}: give the run that it was made of")
+    trained = Predictor.load(card, request.overrides, device="cpu")
+    if not isinstance(trained.task, TextTask) or not hasattr(trained.model, "config"):
+        raise ConfigError(f"{card.folder}: a model that is not of Transformers can't be exported; its best/ has it all")
+    rows, where = _rows_of(card, facts, trained, request)
+    parent = os.path.dirname(out)
+    os.makedirs(parent, exist_ok=True)
+    work = tempfile.mkdtemp(prefix=f".{os.path.basename(out)}.", dir=parent)
+    try:
+        _write(trained, stored, rows, request, work)
+        found = _compared(trained, card, rows, request, work)
+        _describe(facts, found, request, where, work)
+        if os.path.exists(out):
+            shutil.rmtree(out)
+        os.chmod(work, 0o755)  # mkdtemp's are for the owner alone
+        os.rename(work, out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return replace(found, path=out)
+
+
+def _checked_folder(request: ExportRequest) -> str:
+    """The folder to write, absolute. Raises ConfigError."""
+    if Storage(request.out).local_path() is None:
+        raise ConfigError(f"{request.out}: an export is written to a local folder; copy it from there")
+    out = os.path.abspath(os.path.expanduser(request.out.removeprefix("file://")))
+    if not os.path.exists(out):
+        return out
+    if not os.path.isdir(out):
+        raise ConfigError(f"{out} is a file: give the name of a folder")
+    if os.listdir(out) and not request.overwrite:
+        raise ConfigError(f"{out} is there already: give another name, or --overwrite")
+    if os.listdir(out) and not os.path.exists(f"{out}/{FACTS}"):
+        raise ConfigError(f"{out} holds something that is not an export of raytrain: give another name")
+    if os.path.exists(f"{out}/{FACTS}") and "export" not in Storage(out).read_json(FACTS):
+        raise ConfigError(f"{out} holds a trained model that is not an export: give another name")
+    return out
+
+
+def _rows_of(card: ModelCard, facts: Any, trained: Predictor, request: ExportRequest) -> tuple[pa.Table, str]:
+    """(rows to compare on, where they are from). Raises ConfigError when none can be read."""
+    data = facts["config"]["data"]
+    section = data.get("validation") or {}
+    if not section.get("path"):
+        section = data["train"]
+    if not section.get("path") and section.get("sources"):
+        section = section["sources"][0]
+    reading = {f"data.test.{name}": section[name] for name in READING[1:] if section.get(name) is not None}
+    source: Any = section.get("path")
+    if request.source is not None:
+        reading, source = {}, absolute(request.source)
+    words = [*words_of([reading] if reading else []), *request.overrides]
+    try:
+        config = card.config(words, source)
+        files = check_source(config, trained.task, (), (), lambda *_: None)
+        chunks = (chunk.table for task in read_tasks({"test": files}) for chunk in read_chunks(task))
+        rows = pa.concat_tables(itertools.islice(_first(chunks, request.num_rows), request.num_rows))
+    except (OSError, pa.ArrowInvalid, DataError) as error:
+        raise ConfigError(_no_rows(source, request, str(error))) from error
+    return rows, source if isinstance(source, str) else ", ".join(source)
+
+
+def _no_rows(source: Any, request: ExportRequest, reason: str) -> str:
+    advice = "" if request.source is not None else ". Name other rows of its kind with --data FILE"
+    return f"the export is compared with the trained model on rows of {source}, which can't be read: {reason}{advice}"
+
+
+def _first(tables: Iterator[pa.Table], count: int) -> Iterator[pa.Table]:
+    """The first rows."""
+    for table in tables:
+        yield table.slice(0, count)
+        count -= len(table)
+        if count <= 0:
+            return
+
+
+def _write(trained: Predictor, stored: Storage, rows: pa.Table, request: ExportRequest, work: str) -> None:
+    """Write the model, and the files beside the weights as they are in best/."""
+    import torch
+
+    best = stored.local_copy("")
+    try:
+        for name in sorted(os.listdir(best)):
+            if name not in (*WEIGHTS, FACTS, CARD) and os.path.isfile(f"{best}/{name}"):
+                shutil.copyfile(f"{best}/{name}", f"{work}/{name}")
+    finally:
+        if stored.local_path() is None:
+            shutil.rmtree(best, ignore_errors=True)
+    model: Any = trained.model
+    if request.format == Format.HF:
+        with quiet_transformers():
+            copy.deepcopy(model).to(getattr(torch, DTYPES[request.dtype])).save_pretrained(work)
+        return
+    samples = trained.samples_of(rows.slice(0, 8))
+    inputs = {name: torch.from_numpy(value) for name, value in trained.batch_of(samples).items()}
+    graph = f"{work}/{GRAPH}"
+    write_graph(model, model_inputs(inputs), graph)
+    if request.dtype == DType.INT8:
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.move(graph, f"{folder}/{GRAPH}")
+            quantize(f"{folder}/{GRAPH}", graph)
+
+
+def _compared(trained: Predictor, card: ModelCard, rows: pa.Table, request: ExportRequest, work: str) -> Exported:
+    """The differences of the outputs. Raises TrainingError when they are larger than is allowed."""
+    exported = Predictor.load(
+        replace(card, folder=work, files={}, format=str(request.format)), request.overrides, "cpu"
+    )
+    samples = trained.samples_of(rows)
+    pairs = list(zip(trained.outputs(samples), exported.outputs(samples), strict=True))
+    if not pairs:
+        raise ConfigError("none of the rows to compare on can be used: name others with --data FILE")
+    ours, theirs = (np.concatenate([np.atleast_2d(one) for one in side]) for side in zip(*pairs, strict=True))
+    largest = float(np.abs(ours - theirs).max())
+    multi_label = getattr(trained.config.task, "multi_label", False)
+    same = (ours > 0) == (theirs > 0) if multi_label else ours.argmax(-1) == theirs.argmax(-1)
+    num_bytes = sum(os.path.getsize(f"{work}/{name}") for name in os.listdir(work))
+    found = Exported(work, len(samples), ours.size, largest, float(same.mean()), num_bytes)
+    if request.dtype == DType.INT8:
+        is_near = found.agreement >= LEAST_AGREEMENT
+        allowed = f"the same label for {LEAST_AGREEMENT:.0%} at least"
+    else:
+        is_near = largest <= TOLERANCES[request.dtype]  # False for NaN
+        allowed = f"{TOLERANCES[request.dtype]:g} at most"
+    if not is_near:
+        raise TrainingError(
+            f"the exported model differs from the trained one on {found.num_rows} rows: by {largest:.2g} in a logit, "
+            f"and it gives the same label for {found.agreement:.1%}; allowed: {allowed}. Nothing was written. "
+            "Another --dtype, such as fp32, keeps more"
+        )
+    return found
+
+
+def _describe(facts: Any, found: Exported, request: ExportRequest, where: str, work: str) -> None:
+    """Write raytrain.json and the model card."""
+    about = {
+        "format": str(request.format),
+        "dtype": str(request.dtype),
+        "rows": found.num_rows,
+        "rows_of": where,
+        "largest_difference": found.largest_difference,
+        "agreement": found.agreement,
+    }
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(f"{work}/{FACTS}")
+    files = {name: Storage(work).sha256(name) for name in sorted(os.listdir(work))}
+    facts = {**facts, "export": about, "files": files}
+    with open(f"{work}/{FACTS}", "w", encoding="utf-8") as file:
+        json.dump(facts, file, indent=1)
+    with open(f"{work}/{CARD}", "w", encoding="utf-8") as file:
+        file.write(model_card(facts, facts.get("results", {})))

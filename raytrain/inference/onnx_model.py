@@ -1,0 +1,123 @@
+"""A model as an ONNX graph: writing it with torch's exporter, and answering with onnxruntime (extra `[onnx]`)."""
+
+import importlib
+import warnings
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Self
+
+from raytrain.errors import ConfigError, first_line
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+GRAPH = "model.onnx"
+OPSET = 20
+# Sizes of the batch that the graph is traced with. Neither may be 1, which the exporter would take for a constant.
+TRACED_SAMPLES, TRACED_TOKENS = 3, 7
+
+
+def needed(module: str) -> Any:
+    """A module of the extra. Raises ConfigError where it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError:
+        package = module.partition(".")[0]
+        raise ConfigError(
+            f"--format onnx needs the package {package}, which is not installed: pip install 'raytrain[onnx]'"
+        ) from None
+
+
+def write_graph(model: "nn.Module", inputs: "Mapping[str, Tensor]", path: str) -> None:
+    """Write a graph with a dynamic number of samples and tokens.
+
+    Args:
+        model: One of Transformers with a head, on the CPU.
+        inputs: What it is called with: each of shape (num_samples, num_tokens), int64. Its values do not matter.
+
+    Raises ConfigError when the model has operators that ONNX lacks, or depends on the sizes of its inputs.
+    """
+    import torch
+
+    for module in ("onnx", "onnxscript", "onnxruntime"):
+        needed(module)
+    names = tuple(inputs)
+
+    class Logits(torch.nn.Module):
+        """Takes exactly the inputs of the graph, and returns the logits alone."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *values: "Tensor") -> "Tensor":
+            logits: Tensor = self.model(**dict(zip(names, values, strict=True))).logits
+            return logits.float()
+
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
+    traced = tuple(_resized(inputs[name]) for name in names)
+    try:
+        with warnings.catch_warnings():  # that the inputs share their sizes, which is meant
+            warnings.simplefilter("ignore", UserWarning)
+            torch.onnx.export(
+                Logits().eval(),
+                traced,
+                path,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(names),
+                output_names=["logits"],
+                dynamic_shapes=(tuple({0: batch, 1: length} for _ in names),),
+                external_data=False,
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ConfigError(
+            f"--format onnx: {type(model).__name__} can't be written as an ONNX graph ({first_line(str(error))}). "
+            "Export it with --format hf"
+        ) from error
+
+
+def _resized(values: "Tensor") -> "Tensor":
+    """The first values, repeated to the sizes that are traced."""
+    flat = values.reshape(-1)
+    count = TRACED_SAMPLES * TRACED_TOKENS
+    return flat.repeat(-(-count // len(flat)))[:count].reshape(TRACED_SAMPLES, TRACED_TOKENS).clone()
+
+
+def quantize(path: str, out: str) -> None:
+    """Write a graph whose weights of matrix products are int8, with scales of each output channel."""
+    quantization = needed("onnxruntime.quantization")
+    quantization.quantize_dynamic(
+        path, out, weight_type=quantization.QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul", "Gemm"]
+    )
+
+
+class OnnxModel:
+    """Answers like the model of Transformers that the graph was made of, on the CPU."""
+
+    def __init__(self, path: str, config: Any = None):
+        """`config`: that of Transformers."""
+        import torch
+
+        runtime = needed("onnxruntime")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        self._session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self._names = [one.name for one in self._session.get_inputs()]
+        self.config, self.device = config, torch.device("cpu")
+
+    def eval(self) -> Self:
+        """Itself: a graph has no dropout."""
+        return self
+
+    def to(self, device: Any) -> Self:
+        """Itself: the graph stays on the CPU."""
+        return self
+
+    def __call__(self, **inputs: "Tensor") -> SimpleNamespace:
+        """`logits`, fp32."""
+        import torch
+
+        (logits,) = self._session.run(["logits"], {name: inputs[name].numpy() for name in self._names})
+        return SimpleNamespace(logits=torch.from_numpy(logits))
