@@ -32,7 +32,7 @@ COMMANDS = [
     "submit",
     "train",
 ]
-COMMANDS += ["predict", "tune", "verify"]
+COMMANDS += ["export", "predict", "tune", "verify"]
 
 
 @pytest.fixture(scope="module")
