@@ -193,7 +193,8 @@ def outcome() -> dict[str, Any]:
     return {}
 
 
-@pytest.mark.parametrize("is_killed", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("is_killed", [False, True])
 def test_a_population_exchanges_models(folder: Path, outcome: dict[str, Any], is_killed: bool) -> None:
     """The worst of three goes on from the best one's model with values near its; killed while models change hands, the
     same command goes on, and the outcome is the same: a generation waits for all."""
