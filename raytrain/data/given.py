@@ -99,6 +99,9 @@ def write_given(prepared: Storage, split: str, data: Any) -> str:
             if not retrying(lambda: _is_committed(target), f"reading {target.path_of()}"):
                 for file in sizes:
                     retrying(functools.partial(_upload, f"{local}/{file}", target, file), f"writing {target.path_of()}")
+                # Those of a command that was killed: its files may begin at other rows, and all in the folder are read.
+                for other in set(target.list_names()) - set(sizes):
+                    target.delete(other)
                 told = json.dumps({"rows": rows.num_rows, "files": sizes}).encode()
                 retrying(lambda: target.commit_bytes(COMMITTED, told), f"writing {target.path_of()}")
         except OSError as error:

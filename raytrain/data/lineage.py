@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from raytrain.data.plain_types import read_parquet
 from raytrain.data.prepared import PreparedStore
 from raytrain.data.stages.quarantine import quarantined
 from raytrain.data.stages.removed import LEAKS_NAME, REMOVED_NAME, Removed, read_removed
@@ -138,7 +138,7 @@ def _listed(store: PreparedStore, name: str, file: str, row: int) -> Iterator[Re
     if not store.storage.exists(name):
         return
     with store.storage.open_input(name) as opened:
-        for line in pq.read_table(opened, filters=[("file", "=", file), ("row", "=", row)]).to_pylist():
+        for line in read_parquet(opened, filters=[("file", "=", file), ("row", "=", row)]).to_pylist():
             yield Removed(**line)
 
 

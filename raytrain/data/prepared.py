@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from raytrain.data.damaged import DamagedError
 from raytrain.data.lengths import Lengths, index_name, label_index_name
+from raytrain.data.plain_types import in_storage_types, read_parquet
 from raytrain.data.stages.counts import RowCounts
 from raytrain.errors import DataError
 from raytrain.retries import retrying
@@ -273,7 +274,7 @@ class PreparedStore:
         part, inside = self._place(split, row_group)
         file = self._file(part)
         try:
-            rows = file.read_row_group(inside)
+            rows = in_storage_types(file.read_row_group(inside))
         except pa.ArrowInvalid:
             raise self._damaged(part) from None
         except OSError as error:  # a page whose checksum is wrong, or storage that fails
@@ -286,7 +287,7 @@ class PreparedStore:
         """The index of a part: a row per sample. Raises DataError when it is damaged or missing."""
         try:
             with self.storage.open_input(part.index_name) as opened:
-                index = pq.read_table(opened, page_checksum_verification=True)
+                index = read_parquet(opened, page_checksum_verification=True)
         except (FileNotFoundError, pa.ArrowInvalid):
             raise self._damaged(part.index_name) from None
         if len(index) != sum(part.row_group_rows):

@@ -6,15 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from test_dedup import in_this_process, make_config, texts, write_rows
 
-from raytrain.config import RunConfig
+from raytrain.config import RunConfig, SequenceClassificationConfig
 from raytrain.data.copies import copies_per_epoch, describe_epoch
 from raytrain.data.lineage import source_of
 from raytrain.data.prepare import prepare
+from raytrain.data.stages.classes import name_of
+from raytrain.data.stages.held_out import _units
 from raytrain.data.step_reader import make_order
 from raytrain.errors import ConfigError, DataError
+from raytrain.tasks import make_task
 
 LANGUAGES = ["en"] * 150 + ["de"] * 40 + [10] * 8 + [None] * 2
 
@@ -105,3 +109,13 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "'fr', which is not a value of 'lang'" in refused("{by: lang, to: {en: 1, de: 1, '10': 1, '': 1, fr: 1}}")
     monkeypatch.setattr("raytrain.data.stages.classes.MOST_CLASSES", 30)
     assert "data.balance.by 'text' has more than 30 different values" in refused("{by: text}")
+
+
+def test_a_number_is_the_same_value_and_unit_however_it_is_stored() -> None:
+    """pandas writes integers beside missing values as decimals."""
+    assert [name_of(value) for value in (7, 7.0, 7.5, True, "7", None)] == ["7", "7", "7.5", "true", "7", ""]
+    task = make_task(SequenceClassificationConfig(kind="sequence_classification"), 32)
+    integers, decimals = (
+        pa.table({"text": ["a", "b"], "author": pa.array([7, 8], kind)}) for kind in (pa.int64(), pa.float64())
+    )
+    assert _units(task, integers, "author") == _units(task, decimals, "author") == ["group 7", "group 8"]

@@ -49,8 +49,10 @@ def test_the_same_rows_are_the_same_folder(prepared: Storage) -> None:
     same += [table.set_column(0, "text", table["text"].cast(pa.large_string())), table.combine_chunks().to_batches()[0]]
     assert {write_given(prepared, "train", one) for one in same} == {folder}
     assert os.path.getmtime(f"{folder}/rows-000000000001.parquet") == 1, "what is there is not written again"
-    os.remove(f"{folder}/given.json")  # as where writing was interrupted
+    os.remove(f"{folder}/given.json")  # as where writing was interrupted, by a command whose files ended elsewhere
+    pq.write_table(table.slice(0, 7), f"{folder}/rows-000000000008.parquet")
     assert write_given(prepared, "train", table) == folder
+    assert rows_in(folder) == ROWS
     assert write_given(prepared, "train", ROWS[::-1]) != folder
 
 

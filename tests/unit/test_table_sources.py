@@ -181,3 +181,39 @@ class TestZstd:
         check(tmp_path)  # its first rows are there
         with pytest.raises(DataError, match=r"a\.jsonl\.zst can't be read to its end \(truncated\?\)"):
             read(tmp_path / "a.jsonl.zst")
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_no_code_of_a_file_runs(tmp_path: Path, ending: str, is_nested: bool) -> None:
+    """P13. Ray Data registers a type whose values are unpickled when they are looked at."""
+    import os
+    import pickle
+
+    import ray.data  # registers the type
+    from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType
+
+    mark = tmp_path / "code_has_run"
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return os.system, (f"touch {mark}",)
+
+    kind = ArrowPythonObjectType()
+    pickled = pa.array([pickle.dumps(Evil())] * 3, kind.storage_type)
+    texts = pa.ExtensionArray.from_storage(kind, pickled)
+    if is_nested:
+        texts = pa.ListArray.from_arrays(pa.array([0, 1, 2, 3], pa.int32()), texts)
+    table, path = pa.table({"text": texts, "label": ["a", "b", "a"]}), tmp_path / f"rows.{ending}"
+    if ending == "parquet":
+        pq.write_table(table, path)
+    else:
+        pyarrow.feather.write_feather(table, path)
+    if is_nested:
+        with pytest.raises(DataError, match="column 'text' has values of the extension type .* inside others"):
+            read(path)
+    else:
+        rows, _ = read(path)
+        assert [row["text"] for row in rows] == pickled.to_pylist()
+        assert len(REVIEWS.check_inputs(pa.Table.from_pylist(rows))) == 3, "each is a bad row"
+    assert ray.data is not None and not mark.exists()

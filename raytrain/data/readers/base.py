@@ -203,6 +203,11 @@ def _kind(value: Any) -> str:
     return "object"
 
 
+def whole(value: Any) -> Any:
+    """7 for 7.0: beside missing values, pandas and Arrow's reader of JSON make decimals of integers."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def as_column(values: list[Any]) -> pa.Array:
     """Values as Arrow. Where they have several types, each keeps its own, in a union: what a row means must not depend
     on the rows beside it. Integers beyond 64 bits become text."""

@@ -10,7 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raytrain.data.plain_types import in_storage_types
 from raytrain.data.readers.base import CHUNK_ROWS, ROW, BadRow, Chunk
+from raytrain.errors import DataError
 
 
 def chunks_of(batch: pa.RecordBatch, path: str, first_row: int, classes: dict[str, list[str]]) -> Iterator[Chunk]:
@@ -21,9 +23,14 @@ def chunks_of(batch: pa.RecordBatch, path: str, first_row: int, classes: dict[st
         classes: Of `class_names`.
 
     Raises:
+        DataError: Values of an extension type are inside lists or structs.
         pa.ArrowInvalid: The batch is damaged: its offsets point nowhere, for example.
     """
     batch.validate()  # that there are as many rows as it says
+    try:
+        batch = in_storage_types(batch)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path}: {error}, which are not read: leave the column out of the file") from None
     for begin in range(0, len(batch), CHUNK_ROWS):
         table = pa.Table.from_batches([batch.slice(begin, CHUNK_ROWS)])
         rows = pa.array(range(first_row + begin, first_row + begin + len(table)), pa.int64())
@@ -100,13 +107,9 @@ def _name(number: int | None, names: list[str]) -> str | None:
 
 def _in_plain_types(table: pa.Table) -> pa.Table:
     """The table with columns that hold their values themselves, and in order: no dictionaries (pandas' categories), no
-    views, no runs; and without names for kinds of text."""
+    views, no runs."""
     for place, field in enumerate(table.schema):
         column = table.column(place)
-        if isinstance(field.type, pa.BaseExtensionType) and pa.types.is_string(field.type.storage_type):
-            texts = [chunk.storage for chunk in column.chunks]  # a number or JSON of PostgreSQL
-            table = table.set_column(place, field.name, pa.chunked_array(texts, pa.string()))
-            continue
         match field.type.id:
             case pa.lib.Type_DICTIONARY:
                 column = column.cast(field.type.value_type)

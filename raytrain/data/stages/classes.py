@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from raytrain.config import BalanceConfig
+from raytrain.data.readers.base import whole
 from raytrain.errors import DataError
 from raytrain.tasks.base import Encoded, Task
 
@@ -69,6 +70,7 @@ def name_of(value: Any) -> str:
         return ""
     if isinstance(value, bool):
         return str(value).lower()
+    value = whole(value)
     if isinstance(value, (list, dict)):
         return json.dumps(value, ensure_ascii=False, default=str)
     return unicodedata.normalize("NFC", str(value))

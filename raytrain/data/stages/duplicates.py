@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from raytrain.config import LeakagePolicy
 from raytrain.data.parallel import in_threads
+from raytrain.data.plain_types import read_parquet
 from raytrain.data.readers.base import ROW
 from raytrain.data.stages.examples import MOST_EXAMPLES, Example, excerpts
 from raytrain.data.stages.held_out import Sides
@@ -76,7 +76,7 @@ class Duplicates:
         """What `split_rows` takes for a read task."""
         units = {}
         if ordinal in self.sides:
-            table = read(Storage(self.root), self.sides[ordinal], pq.read_table)
+            table = read(Storage(self.root), self.sides[ordinal], read_parquet)
             units = dict(zip(table["row"].to_pylist(), table["unit"].to_pylist(), strict=True))
         return Sides(units, self.edges, _mixed_units(self.root, self.mixed) if self.mixed else {})
 
@@ -93,7 +93,7 @@ class Duplicates:
 @functools.lru_cache(1)
 def _mixed_units(root: str, name: str) -> dict[int, str]:
     """A process has many tasks of the same attempt."""
-    table = read(Storage(root), name, pq.read_table)
+    table = read(Storage(root), name, read_parquet)
     return dict(zip(table["unit"].to_pylist(), table["label"].to_pylist(), strict=True))
 
 
@@ -133,7 +133,7 @@ class HeldOut:
     def read(cls, folder: Storage, names: tuple[str, ...]) -> "HeldOut":
         """From files."""
 
-        read_table = functools.partial(pq.read_table, schema=HELD_OUT_SCHEMA)
+        read_table = functools.partial(read_parquet, schema=HELD_OUT_SCHEMA)
         return cls(pa.concat_tables(in_threads(lambda name: read(folder, name, read_table), names)))
 
     def matches(self, texts: list[str]) -> dict[int, Match]:

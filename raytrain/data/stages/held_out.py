@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from raytrain.config import RunConfig
-from raytrain.data.readers.base import ROW, Chunk, ReadTask
+from raytrain.data.readers.base import ROW, Chunk, ReadTask, whole
 from raytrain.data.stages.clean import Cleaner
 from raytrain.data.stages.near_duplicates import normalized
 from raytrain.tasks.base import Task
@@ -98,7 +98,7 @@ def _units(task: Task, table: pa.Table, group_column: str | None) -> list[str]:
     units = []
     for row, (group, text) in enumerate(zip(groups, task.compared_texts(table), strict=True)):
         if group is not None:
-            units.append(f"group {_json(group)}")
+            units.append(f"group {_json(whole(group))}")
         elif form := normalized(text):
             units.append(unit_of_text(form))
         else:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raytrain.data.plain_types import in_storage_types
 from raytrain.data.storing import get, put
 from raytrain.storage import Storage
 
@@ -66,7 +67,7 @@ def read_removed(folder: Storage, name: str) -> Iterator[Removed]:
     except FileNotFoundError:
         return
     for batch in pq.ParquetFile(pa.BufferReader(data)).iter_batches():
-        yield from (Removed(**row) for row in batch.to_pylist())
+        yield from (Removed(**row) for row in in_storage_types(batch).to_pylist())
 
 
 ROWS = 65_536  # that are compressed together

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from raytrain.config import RunConfig
 from raytrain.data.encode import RowFunction
 from raytrain.data.parallel import in_threads
+from raytrain.data.plain_types import read_parquet
 from raytrain.data.readers import read_chunks
 from raytrain.data.readers.base import ReadTask
 from raytrain.data.stages.duplicates import Duplicates
@@ -64,7 +64,7 @@ class ChooseUnits(RowFunction):
         """Gives the edges, and the name of the file of the units whose rows have several labels."""
         folder = Storage(self._duplicates.root)
         names = [self._duplicates.name("units", ordinal) for ordinal in self._ordinals]
-        tables = in_threads(lambda name: read(folder, name, pq.read_table), names)
+        tables = in_threads(lambda name: read(folder, name, read_parquet), names)
         # One row for each label of a unit, the most frequent one first.
         counts = pa.concat_tables(tables).group_by(["unit", "label"]).aggregate([("rows", "sum")])
         order = [("unit", "ascending"), ("rows_sum", "descending"), ("label", "ascending")]

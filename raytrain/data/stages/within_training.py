@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from raytrain.config import RunConfig
 from raytrain.data.encode import RowFunction
 from raytrain.data.parallel import in_threads
+from raytrain.data.plain_types import read_parquet
 from raytrain.data.readers import read_chunks
 from raytrain.data.readers.base import ROW, ReadTask
 from raytrain.data.stages.clean import make_cleaner
@@ -208,7 +209,7 @@ class Check(_OnPairs):
 
 def _candidate_texts(folder: Storage, duplicates: Duplicates, ordinal: int) -> dict[int, str]:
     """The texts of the candidates of a read task, by id."""
-    table = pq.read_table(io.BytesIO(get(folder, duplicates.name("candidates", ordinal))))
+    table = read_parquet(io.BytesIO(get(folder, duplicates.name("candidates", ordinal))))
     return dict(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True))
 
 
@@ -273,7 +274,7 @@ class InOrder(RowFunction):
 def read_rows(folder: Storage, names: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The rows of Parquet files, in their order. Many files are read at once, and their bytes are held together."""
     for data in in_threads(lambda name: get(folder, name), names):
-        yield from pq.read_table(io.BytesIO(data)).to_pylist()
+        yield from read_parquet(io.BytesIO(data)).to_pylist()
 
 
 def write_table(folder: Storage, name: str, table: pa.Table) -> None:
