@@ -102,11 +102,20 @@ def export_model(model: str, request: ExportRequest) -> Exported:
         _describe(facts, found, request, where, work)
         if os.path.exists(out):
             shutil.rmtree(out)
-        os.chmod(work, 0o755)  # mkdtemp's are for the owner alone
+        _let_others_read(work)
         os.rename(work, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return replace(found, path=out)
+
+
+def _let_others_read(folder: str) -> None:
+    """Give a folder and its files the permissions of new ones: those of temporary files are for their owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(folder, 0o777 & ~mask)
+    for name in os.listdir(folder):
+        os.chmod(f"{folder}/{name}", 0o666 & ~mask)
 
 
 def _checked_folder(request: ExportRequest) -> str:

@@ -1,8 +1,10 @@
 """A model as an ONNX graph: writing it with torch's exporter, and answering with onnxruntime (extra `[onnx]`)."""
 
+import contextlib
 import importlib
+import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -57,8 +59,7 @@ def write_graph(model: "nn.Module", inputs: "Mapping[str, Tensor]", path: str) -
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
     traced = tuple(_resized(inputs[name]) for name in names)
     try:
-        with warnings.catch_warnings():  # that the inputs share their sizes, which is meant
-            warnings.simplefilter("ignore", UserWarning)
+        with _quiet():
             torch.onnx.export(
                 Logits().eval(),
                 traced,
@@ -88,9 +89,25 @@ def _resized(values: "Tensor") -> "Tensor":
 def quantize(path: str, out: str) -> None:
     """Write a graph whose weights of matrix products are int8, with scales of each output channel."""
     quantization = needed("onnxruntime.quantization")
-    quantization.quantize_dynamic(
-        path, out, weight_type=quantization.QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul", "Gemm"]
-    )
+    kinds = ["MatMul", "Gemm"]
+    with _quiet():
+        quantization.quantize_dynamic(
+            path, out, weight_type=quantization.QuantType.QInt8, per_channel=True, op_types_to_quantize=kinds
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the remarks of the exporters: on packages that are not needed, and that the inputs share their sizes,
+    which is meant."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 class OnnxModel:

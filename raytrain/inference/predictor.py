@@ -67,6 +67,10 @@ def predicting_task(config: RunConfig) -> Task:
 
 def output_columns(task: Task, card: ModelCard, decoding: Decoding, *, embeddings: bool) -> list[str]:
     """Names of the columns that a prediction adds."""
+    if embeddings and card.format != "hf":
+        raise ConfigError(
+            f"{card.folder} is an ONNX graph, which gives logits and no embeddings: use the trained model"
+        )
     if embeddings:
         return [EMBEDDING]
     assert isinstance(task, Predicting)

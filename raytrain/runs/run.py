@@ -282,9 +282,12 @@ def prepare_data(config: RunConfig, observer: Observer | None = None) -> "Prepar
     from raytrain.data.prepare import find_prepared, prepare
 
     observer = observer or Observer()
+    observer.phase("checking")
     found = check(config, checked=observer.checked)
     if (store := find_prepared(found.config)) is not None:
         return store
     check_model(found.config)
+    observer.phase("starting Ray")
     with ray_session(found.config, found.private_cpus):
+        observer.phase("preparing data")
         return prepare(found.config, observer.prepared)
