@@ -53,7 +53,7 @@ def predict_files(
         model: As for `load`.
         source: A file, a folder or a glob, local or a URI, of the formats that training reads.
         out: File to write: .parquet, .jsonl or .csv, or a folder of Parquet files with a / at its end.
-        overrides: As for `train`, of workers.*, ray.*, data.test.* and task.*_column.
+        overrides: As for `train`, of workers.*, ray.*, data.test.* (how files are read) and task.*_column.
         columns: Columns of the source that are kept; None: all.
         progress: True: show the progress on the terminal.
         options: `probabilities`, `threshold`, `embeddings`, as for `LoadedModel.predict`; `overwrite=True` replaces

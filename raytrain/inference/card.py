@@ -24,7 +24,10 @@ RUNS = "runs"  # the default of storage_path, where a bare name is looked for
 MANY = 1 << 30  # a step of this many samples has room for any number of workers
 SOURCE = "data.test"
 """The section of the config that says how the input is read, as `raytrain eval` has it."""
-ALLOWED = (f"{SOURCE}.", "workers.", "ray.", "model.trust_remote_code")
+READING = ("format", "delimiter", "encoding", "word_column", "tag_column", "query", "order_by")
+"""Its options that say how files are read; which they are, is said by the command."""
+ALLOWED = (*(f"{SOURCE}.{name}" for name in READING), "model.trust_remote_code")
+SECTIONS = ("workers.", "ray.")
 NEEDED = ("task", "state", "max_length", "config")
 
 
@@ -49,7 +52,7 @@ class ModelCard:
         """The config that prepares inputs for this model.
 
         Args:
-            overrides: `dotted.key=value` words: of ALLOWED, and the columns of the task.
+            overrides: `dotted.key=value` words: of ALLOWED and SECTIONS, and the columns of the task.
             source: Path of the input.
 
         Raises ConfigError for an override that is wrong, or that would make another model of it.
@@ -57,11 +60,12 @@ class ModelCard:
         for word in overrides:
             key = word.partition("=")[0]
             says_where = key.startswith("task.") and key.endswith(("_column", ".label_separator"))
-            if not key.startswith(ALLOWED) and not says_where:
+            if key not in ALLOWED and not key.startswith(SECTIONS) and not says_where:
+                is_source = key == SOURCE or key.startswith(f"{SOURCE}.")
+                why = "INPUT names the files" if is_source else "the model was trained with it"
                 raise ConfigError(
-                    f"{key} can't be changed for a prediction: the model was trained with it. Allowed: task.*_column, "
-                    f"{SOURCE}.format, .delimiter, .encoding, .word_column and .tag_column, "
-                    "workers.*, ray.*, model.trust_remote_code"
+                    f"{key} can't be changed for a prediction: {why}. Allowed: task.*_column, {SOURCE}.{READING[0]}, "
+                    f"{', '.join(f'.{name}' for name in READING[1:])}, workers.*, ray.*, model.trust_remote_code"
                 )
         data = {**self.raw["data"], "train": {"path": source}, "test": {"path": source}}
         raw = {**self.raw, "data": data, "storage_path": RUNS}

@@ -1,27 +1,30 @@
 """The file of the predictions, made of the parts in their order, of which a few at a time are in memory."""
 
 import base64
-import csv
-import io
+import contextlib
 import json
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raytrain.data.parallel import in_threads
-from raytrain.errors import ConfigError
+from raytrain.errors import ConfigError, FailureCode, TrainingError, first_line
 from raytrain.storage import Storage
 
 ROW_GROUP_ROWS = 16_384
 SHARD_ROWS = 262_144
 SHARD = re.compile(r"part-\d{5,}\.parquet")
+ASSEMBLING = "assembling"
+"""In the work folder while the target is written: what is there then is of a command that was killed."""
+QUOTE, EMPTY_CELL = '"', '""'
 Tables = Iterator[pa.Table]
+Result = TypeVar("Result")
 
 
 class OutputFormat(StrEnum):
@@ -48,7 +51,7 @@ class Target:
     @property
     def refused(self) -> str:
         """Name of the file with the rows that have no prediction."""
-        return f"{self.name if self.is_folder else self.name.rpartition('.')[0]}.quarantined.jsonl"
+        return f"{self.name}.quarantined.jsonl"
 
     @property
     def work(self) -> Storage:
@@ -71,18 +74,43 @@ def target_of(out: str) -> Target:
 
 
 def assemble(target: Target, parts: Sequence[str], refused: Sequence[str]) -> None:
-    """Write the predictions, and the rows without one. A reader sees all of the predictions or nothing.
+    """Write the rows without a prediction, and the predictions. On a file system, a reader sees all of the predictions
+    or nothing. A command that was killed in here can be given again.
 
     Args:
         parts, refused: Names in the work folder, in the order of the rows.
+
+    Raises TrainingError when Arrow can't read or write a table.
     """
     work = target.work
-    # An object store shows a file once it is complete; elsewhere it is renamed then.
+    schema = _told(target, lambda: _schema_of(work, parts, target.format))
+    work.commit_bytes(ASSEMBLING, b"")
     is_local = work.local_path() is not None
-    folder, name = (work, "assembled") if is_local else (target.parent, target.name)
-    folder.delete(name)  # what a killed command has left, or what is to be replaced
-    schema = _schema_of(work, parts)
-    tables = (_fitted(_read(work, part), schema) for part in parts)
+    # On a file system, files are renamed once they are complete. An object store has no such call for large ones.
+    folder, rows, bad = (work, "rows", "refused") if is_local else (target.parent, target.name, target.refused)
+    for name in (bad, rows):  # what a killed command has left, or what is to be replaced
+        folder.delete(name)
+    try:
+        if refused:
+            with folder.open_output(bad) as sink:
+                for part in refused:
+                    sink.write(work.read_bytes(part))
+        _told(target, lambda: _write(target, folder, rows, parts, schema))
+    except BaseException:  # an object store shows what was written of a file when it is closed
+        with contextlib.suppress(OSError):
+            folder.delete(rows)
+        raise
+    if is_local:
+        if refused:
+            target.parent.move(f"{target.name}.work/{bad}", target.refused)
+        else:
+            target.parent.delete(target.refused)
+        target.parent.move(f"{target.name}.work/{rows}", target.name)
+    work.delete(ASSEMBLING)
+
+
+def _write(target: Target, folder: Storage, name: str, parts: Sequence[str], schema: pa.Schema) -> None:
+    tables = (_fitted(_read(target.work, part), schema) for part in parts)
     if target.is_folder:
         for number, shard in enumerate(_in_shards(tables, schema)):
             with folder.open_output(f"{name}/part-{number:05d}.parquet") as sink:
@@ -90,23 +118,37 @@ def assemble(target: Target, parts: Sequence[str], refused: Sequence[str]) -> No
     else:
         with folder.open_output(name) as sink:
             _WRITERS[target.format](sink, tables, schema)
-    if refused:
-        with target.parent.open_output(target.refused) as sink:
-            for part in refused:
-                sink.write(work.read_bytes(part))
-    else:
-        target.parent.delete(target.refused)
-    if is_local:
-        target.parent.move(f"{target.name}.work/{name}", target.name)
 
 
-def _read(work: Storage, part: str) -> pa.Table:
+def _told(target: Target, call: Callable[[], Result]) -> Result:
+    """What a call returns. An error of Arrow that is none of the storage becomes one for people."""
+    try:
+        return call()
+    except pa.ArrowException as error:
+        if isinstance(error, OSError):
+            raise
+        path = target.parent.path_of(target.name)
+        raise TrainingError(
+            f"the predictions can't be written to {path}: {first_line(str(error))}. Write another format, or leave the "
+            f"column out with --columns; delete {target.work.path_of()} if a file in it is damaged",
+            FailureCode.STORAGE,
+        ) from error
+
+
+def _read(work: Storage, part: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of a part. `columns`: None: all."""
     with work.open_input(part) as opened:
-        return pa.ipc.open_file(opened).read_all()
+        if columns is None:
+            return pa.ipc.open_file(opened).read_all()
+        names = pa.ipc.open_file(opened).schema.names
+        wanted = [place for place, name in enumerate(names) if name in columns]
+        options = pa.ipc.IpcReadOptions(included_fields=wanted)
+        return pa.ipc.open_file(opened, options=options).read_all()
 
 
-def _schema_of(work: Storage, parts: Sequence[str]) -> pa.Schema:
-    """One schema for all parts. Columns whose types can't be one become text."""
+def _schema_of(work: Storage, parts: Sequence[str], format: OutputFormat) -> pa.Schema:
+    """One schema for all parts. Columns whose types or values can't be of one type become text, and so do those that
+    the format has no type for."""
 
     def look(part: str) -> pa.Schema:
         with work.open_input(part) as opened:
@@ -118,7 +160,37 @@ def _schema_of(work: Storage, parts: Sequence[str]) -> pa.Schema:
             known = types.setdefault(field.name, [])
             if field.type not in known:
                 known.append(field.type)
-    return pa.schema([(name, _common(found)) for name, found in types.items()])
+    common = {name: _common(found) for name, found in types.items()}
+    mixed = [name for name, found in types.items() if not {common[name], pa.null()}.issuperset(found)]
+    mixed = [name for name in mixed if not pa.types.is_string(common[name])]
+
+    def misfits(part: str) -> list[str]:
+        return _misfits(_read(work, part, mixed), common)
+
+    texts = {name for found in in_threads(misfits, parts) for name in found} if mixed else set()
+    if format == OutputFormat.PARQUET:
+        texts |= {name for name, kind in common.items() if not _is_for_parquet(kind)}
+    return pa.schema([(name, pa.string() if name in texts else kind) for name, kind in common.items()])
+
+
+def _misfits(table: pa.Table, types: dict[str, pa.DataType]) -> list[str]:
+    """The columns of a table that hold a value that their type can't, such as an integer above 2^53 among decimals."""
+    found = []
+    for name in table.column_names:
+        try:
+            table[name].cast(types[name])
+        except pa.ArrowException:
+            found.append(name)
+    return found
+
+
+def _is_for_parquet(kind: pa.DataType) -> bool:
+    """Whether a column of a Parquet file can have this type; an object without fields, for one, can't be written."""
+    try:
+        pq.ParquetWriter(pa.BufferOutputStream(), pa.schema([("one", kind)])).close()
+    except pa.ArrowException:
+        return False
+    return True
 
 
 def _common(types: list[pa.DataType]) -> pa.DataType:
@@ -128,7 +200,7 @@ def _common(types: list[pa.DataType]) -> pa.DataType:
     try:
         schemas = [pa.schema([("one", kind)]) for kind in types]
         found = pa.unify_schemas(schemas, promote_options="permissive").field("one").type
-    except (pa.ArrowTypeError, pa.ArrowInvalid):
+    except pa.ArrowException:
         return pa.string()
     return pa.string() if pa.types.is_null(found) else found
 
@@ -185,16 +257,11 @@ def _write_jsonl(sink: Any, tables: Tables, schema: pa.Schema) -> None:
 
 
 def _write_csv(sink: Any, tables: Tables, schema: pa.Schema) -> None:
-    buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(schema.names)
+    sink.write(f"{','.join(map(_as_cell, schema.names))}\n".encode())
     for table in tables:
         columns = [table[name].to_pylist() for name in table.column_names]
-        writer.writerows([_as_cell(value) for value in row] for row in zip(*columns, strict=True))
-        sink.write(buffer.getvalue().encode())
-        buffer.seek(0)
-        buffer.truncate()
-    sink.write(buffer.getvalue().encode())
+        lines = (",".join(map(_as_cell, row)) for row in zip(*columns, strict=True))
+        sink.write("".join(f"{line or EMPTY_CELL}\n" for line in lines).encode())
 
 
 _WRITERS: dict[OutputFormat, Callable[[Any, Tables, pa.Schema], None]] = {
@@ -224,5 +291,9 @@ def _as_text(value: Any) -> str | None:
 
 
 def _as_cell(value: Any) -> str:
-    """A value in a CSV file: nothing for null, JSON for what is neither text nor a number."""
-    return "" if value is None else _as_text(value) or ""
+    """A value in a CSV file: nothing for null, JSON for what is neither text nor a number. In quotes unless it is a
+    number, since some readers end a row at a carriage return that is not."""
+    if value is None:
+        return ""
+    text = _as_text(value) or ""
+    return text if isinstance(value, (int, float)) else f'"{text.replace(QUOTE, QUOTE * 2)}"'

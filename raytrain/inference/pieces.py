@@ -17,7 +17,9 @@ from raytrain.data.readers.base import ROW, BadRow, Chunk, ReadTask, row_itself
 from raytrain.data.storing import put
 from raytrain.errors import FailureCode, RaytrainError
 from raytrain.inference.card import ModelCard
-from raytrain.inference.predictor import Predictor
+from raytrain.inference.predictor import Predictor, output_columns
+from raytrain.inference.source import without_clashes
+from raytrain.inference.texts import needed_columns
 from raytrain.retries import retrying
 from raytrain.storage import Storage
 from raytrain.tasks.predicting import Decoding
@@ -103,7 +105,11 @@ class PieceWorker:
 
     def _predict(self, task: int, piece: int, path: str, chunk: Chunk) -> Done:
         assert self._predictor is not None, "load comes first"
-        spec, rows = self._spec, _with_columns(chunk.table, self._predictor.task.input_columns())
+        spec, asked = self._spec, self._predictor.task
+        if spec.columns is None:
+            added = output_columns(asked, spec.card, spec.decoding, embeddings=spec.embeddings)
+            chunk = without_clashes(chunk, path, added)
+        rows = _with_columns(chunk.table, needed_columns(asked, chunk.table.column_names))
         found = self._predictor.predict_rows(rows, spec.decoding, embeddings=spec.embeddings)
         numbers = rows[ROW].to_pylist()
         bad = list(chunk.bad_rows)

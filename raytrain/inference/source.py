@@ -4,15 +4,19 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import pyarrow.compute as pc
+
 from raytrain.config import RunConfig
+from raytrain.data.listing import real_path
 from raytrain.data.parallel import Checked, in_threads
 from raytrain.data.readers import NoRowsError, column_names
-from raytrain.data.readers.base import SourceFile
+from raytrain.data.readers.base import ROW, BadRow, Chunk, SourceFile, row_itself
 from raytrain.data.sources import check_sources
 from raytrain.errors import ConfigError, did_you_mean
-from raytrain.inference.output import SHARD, Target
+from raytrain.inference.output import ASSEMBLING, SHARD, Target
 from raytrain.inference.texts import takes_texts
-from raytrain.tasks.base import Task
+from raytrain.storage import Storage
+from raytrain.tasks.base import RowError, Task
 
 
 def check_source(
@@ -80,21 +84,70 @@ def _columns_of(file: SourceFile) -> list[str]:
 
 
 def check_target(target: Target, files: list[SourceFile], *, overwrite: bool) -> None:
-    """Raises ConfigError when the target is there already, or is read from."""
-    path = target.parent.path_of(target.name)
-    for file in files:
-        if file.path == path or (target.is_folder and file.path.startswith(f"{path}/")):
-            raise ConfigError(f"--out {path} is the input itself: give another name")
+    """Raises ConfigError when the target, or the file of the rows without a prediction, is there already or is read
+    from. What a command has left that was killed while it wrote them is replaced."""
+    path, refused = target.parent.path_of(target.name), target.parent.path_of(target.refused)
+    _check_not_read(path, refused, target.work.path_of(), files)
+    is_left = target.work.exists(ASSEMBLING)
+    is_whole = target.work.local_path() is not None  # a file system has all of the predictions or nothing
     if target.parent.exists(target.name):
-        local = target.parent.local_path(target.name)
-        if local is not None and os.path.isdir(local) != target.is_folder:
+        if _is_file(target.parent, target.name) == target.is_folder:
             there, meant = ("file", "folder") if target.is_folder else ("folder", "file")
             raise ConfigError(f"--out {path} is a {there}: give the name of a {meant}")
-        if not overwrite:
+        if not overwrite and (is_whole or not is_left):
             raise ConfigError(f"--out {path} exists already: give another name, or --overwrite")
         names = target.parent.list_names(target.name) if target.is_folder else []
         if others := [name for name in names if not SHARD.fullmatch(name)]:
             raise ConfigError(f"--out {path} also holds {others[0]}, which is not of a prediction: give another name")
+    if target.parent.exists(target.refused):
+        if not _is_file(target.parent, target.refused):
+            raise ConfigError(f"--out {path}: {refused} is a folder, and rows are written there: give another name")
+        if not overwrite and not is_left:
+            raise ConfigError(
+                f"--out {path}: {refused} exists already, and rows without a prediction are written there: give "
+                "another name, or --overwrite"
+            )
+
+
+def _check_not_read(path: str, refused: str, work: str, files: list[SourceFile]) -> None:
+    """Raises ConfigError when what is written is an input, under whatever name."""
+    out, bad, parts = map(_real, (path, refused, work))
+    for file in files:
+        read = real_path(file)
+        if read == out or read.startswith(f"{out}/"):
+            raise ConfigError(f"--out {path} is the input itself: give another name")
+        if read == bad or read.startswith((f"{bad}/", f"{parts}/")):
+            where = refused if read.startswith(bad) else work
+            raise ConfigError(
+                f"--out {path}: {file.path} is read, and {where} is written beside the predictions: give another name"
+            )
+
+
+def _real(path: str) -> str:
+    """Where a file is, as `real_path` tells it of those that are read."""
+    return path if "://" in path else os.path.realpath(path)
+
+
+def _is_file(folder: Storage, name: str) -> bool:
+    """Whether what is there is a file and not a folder."""
+    try:
+        folder.size_bytes(name)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def without_clashes(chunk: Chunk, path: str, added: Sequence[str]) -> Chunk:
+    """Rows without the columns that the prediction adds. A row that has a value there can't be used: such columns are
+    refused before anything starts, but of some files only the beginning is looked at then."""
+    table, bad = chunk.table, list(chunk.bad_rows)
+    for name in [name for name in added if name in table.column_names]:
+        is_empty = pc.is_null(table[name])
+        for values in table.filter(pc.invert(is_empty)).to_pylist():
+            reason = f"has a value in {name}, a column that the prediction adds: name the columns to keep, or rename it"
+            bad.append(BadRow(path, values[ROW], reason, RowError.BAD_INPUT, row_itself(values)))
+        table = table.filter(is_empty).drop_columns(name)
+    return Chunk(table, bad)
 
 
 def absolute(path: str) -> str:

@@ -18,6 +18,12 @@ def takes_texts(task: Task, columns: list[str]) -> bool:
     return len(words) == 1 and words[0] not in columns and TEXT in columns
 
 
+def needed_columns(task: Task, columns: list[str]) -> list[str]:
+    """The columns that a table has to have: those of the inputs, but not that of the words where texts stand for it."""
+    words = task.word_columns() if takes_texts(task, columns) else []
+    return [name for name in task.input_columns() if name not in words]
+
+
 def with_words(rows: pa.Table, task: Task) -> pa.Table:
     """The rows with a column of words, and with where each begins in its text. Words are runs of letters and digits,
     also with an apostrophe in them; each other character that is not blank is one."""

@@ -94,7 +94,7 @@ def test_rows_keep_their_order_and_finished_parts_are_kept(best: str, tmp_path: 
     alone = model([row["text"] for row in told[::97]])
     assert [row["predicted_label"] for row in told[::97]] == [row["predicted_label"] for row in alone]
     assert len({row["predicted_label"] for row in told}) == 2
-    refused = [json.loads(line) for line in (tmp_path / "out.quarantined.jsonl").read_text().splitlines()]
+    refused = [json.loads(line) for line in (tmp_path / "out.jsonl.quarantined.jsonl").read_text().splitlines()]
     assert [int(row["data"]["n"]) for row in refused] == sorted(bad)
     assert {Path(row["file"]).name for row in refused} == {"a.csv", "b.jsonl", "c.parquet"}
     assert all(row["reason"] == "text is empty" for row in refused)
@@ -143,6 +143,7 @@ def pq_rows(source: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", ["out.parquet", "out.jsonl", "out.csv", "out/"])
 def test_each_format_has_all_rows_and_values(best: str, tmp_path: Path, name: str) -> None:
     texts = [row["text"] for row in make_reviews(1500, 1)]
+    texts[:3] = ["a good\rfilm", 'a "good", film', "a dull\r\nplot\n"]
     rows = [{"text": text, "n": n, "tags": ["a", None], "score": n / 2} for n, text in enumerate(texts)]
     source = write_parquet(tmp_path / "rows.parquet", rows)
     out = f"{tmp_path}/{name}"
@@ -183,6 +184,43 @@ def test_sentences_of_a_document_stay_together(tmp_path: Path) -> None:
     assert told != [row["predicted_tags"] for row in model([{**row, "document": n} for n, row in enumerate(rows)])]
 
 
+def test_a_model_of_words_takes_texts(tmp_path: Path) -> None:
+    task = {"kind": "token_classification"}
+    best = save_best(model_config(tmp_path, task), {"labels": ["O", "B-PER", "B-LOC"]}, tmp_path)
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(f"{json.dumps({'text': text})}\n" for text in ("Ada is in Paris", "", "Paris")))
+    spec, (read_task,) = spec_of(best, source, f"{tmp_path}/out.jsonl")
+    worker = PieceWorker(spec)
+    worker.load()
+    done = worker.predict(0, read_task, 0)
+    assert (done.num_rows, done.num_refused) == (2, 1)
+    assemble(target_of(f"{tmp_path}/out.jsonl"), ["00000-0000000.arrow"], [])
+    told = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    model = raytrain.load(best)
+    assert [row["predicted_tags"] for row in told] == [model(row["text"])["predicted_tags"] for row in told]
+    assert set(told[0]) == {"text", "predicted_tags", "predicted_entities"}
+
+
+def test_a_late_column_of_the_name_of_a_prediction(best: str, tmp_path: Path) -> None:
+    """JSON Lines are looked at in part before anything starts: such rows can't be used, and the others can."""
+    lines: list[dict[str, Any]] = [{"text": "a good film"} for _ in range(5)]
+    lines[2]["predicted_label"], lines[3]["predicted_label"] = "mine", None
+    source, out = tmp_path / "rows.jsonl", f"{tmp_path}/out.parquet"
+    source.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    spec, (read_task,) = spec_of(best, source, out)
+    worker = PieceWorker(spec)
+    worker.load()
+    done = worker.predict(0, read_task, 0)
+    assert (done.num_rows, done.num_refused, done.error) == (4, 1, "")
+    (refused,) = [
+        json.loads(line) for line in target_of(out).work.read_bytes("00000-0000000.refused.jsonl").splitlines()
+    ]
+    assert (refused["file"], refused["row"], refused["data"]) == (str(source), 3, lines[2])
+    assert "has a value in predicted_label, a column that the prediction adds" in refused["reason"]
+    assemble(target_of(out), ["00000-0000000.arrow"], [])
+    assert pq.read_table(out).column_names == ["text", "predicted_label", "probability"]
+
+
 def test_columns_of_several_types_become_one(best: str, tmp_path: Path) -> None:
     """JSON Lines may mix types in a column, from row to row and from chunk to chunk."""
     lines = [{"text": "a good film", "x": 1 if n < 3000 else "one", "y": [n]} for n in range(4500)]
@@ -213,6 +251,8 @@ def test_columns_of_several_types_become_one(best: str, tmp_path: Path) -> None:
         ({"source": "other.csv"}, r"has no column 'text'.*did you mean 'texts'"),
         ({"out": "out.xls"}, "the ending tells the format"),
         ({"out": "good.csv"}, "is the input itself"),
+        ({"out": "p.csv", "source": "p.csv.quarantined.jsonl"}, r"quarantined\.jsonl is written beside"),
+        ({"out": "p.csv"}, r"p\.csv\.quarantined\.jsonl exists already"),
         ({"source": "twice.csv"}, "2 columns named 'n'"),
         ({"out": "empty.csv"}, "exists already"),
         ({"out": "empty.csv/", "overwrite": True}, "is a file: give the name of a folder"),
@@ -222,6 +262,7 @@ def test_columns_of_several_types_become_one(best: str, tmp_path: Path) -> None:
         ({"columns": ("m",)}, "no such column; it has n, text"),
         ({"source": "told.csv"}, "'predicted_label' already"),
         ({"overrides": ("training.epochs=2",)}, "the model was trained with it"),
+        ({"overrides": ("data.test.path=other.csv",)}, "INPUT names the files.*encoding, .*query, .order_by,"),
         ({"overrides": ("data.test.delimiter=ab",)}, "a delimiter is one character"),
         ({"overrides": ("task.text_column=body",)}, "has no column 'body'"),
     ],
@@ -232,6 +273,7 @@ def test_mistakes_are_told_before_anything_starts(best: str, tmp_path: Path, cha
     files["told"] = "text,predicted_label\na,b\n"
     for name, text in files.items():
         (tmp_path / f"{name}.csv").write_text(text)
+    (tmp_path / "p.csv.quarantined.jsonl").write_text('{"text": "a film"}\n')
     for folder in ("kept", "busy.csv.work"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "precious.txt").write_text("mine")
@@ -263,5 +305,6 @@ def test_a_killed_command_goes_on_and_gives_the_same(best: str, tmp_path: Path) 
     one, other = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("whole", "out"))
     assert one.drop_columns("probability").equals(other.drop_columns("probability"))
     assert Storage(str(tmp_path)).list_names() == [
-        *("out.parquet", "out.quarantined.jsonl", "source", "whole.parquet", "whole.quarantined.jsonl"),
+        *("out.parquet", "out.parquet.quarantined.jsonl", "source"),
+        *("whole.parquet", "whole.parquet.quarantined.jsonl"),
     ]
