@@ -1,11 +1,13 @@
 """The file of the predictions, made of the parts in their order, of which a few at a time are in memory."""
 
 import base64
+import contextlib
 import csv
 import io
 import json
 import math
 import re
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -70,17 +72,34 @@ def target_of(out: str) -> Target:
     return Target(Storage(parent or "/"), name, ENDINGS[ending], False)
 
 
-def assemble(target: Target, parts: Sequence[str], refused: Sequence[str]) -> None:
+def assemble(target: Target, parts: Sequence[str], refused: Sequence[str], of_parts: str = "") -> None:
     """Write the predictions, and the rows without one. A reader sees all of the predictions or nothing.
 
     Args:
-        parts, refused: Names in the work folder, in the order of the rows.
+        parts, refused: Names in the folder of the parts, in the order of the rows.
+        of_parts: Name of that folder in the work folder; "": the work folder itself.
     """
-    work = target.work
+    work = target.work.at(of_parts) if of_parts else target.work
     # An object store shows a file once it is complete; elsewhere it is renamed then.
     is_local = work.local_path() is not None
-    folder, name = (work, "assembled") if is_local else (target.parent, target.name)
-    folder.delete(name)  # what a killed command has left, or what is to be replaced
+    folder, name = (work, f"assembled.{uuid.uuid4().hex[:8]}") if is_local else (target.parent, target.name)
+    folder.delete(name)  # what is to be replaced
+    try:
+        _write(target, work, (folder, name), parts, refused)
+        if is_local:
+            target.parent.move("/".join(filter(None, (f"{target.name}.work", of_parts, name))), target.name)
+    except BaseException:
+        if is_local:  # nobody else knows its name
+            with contextlib.suppress(OSError):
+                folder.delete(name)
+        raise
+
+
+def _write(
+    target: Target, work: Storage, place: tuple[Storage, str], parts: Sequence[str], refused: Sequence[str]
+) -> None:
+    """Write the predictions to a place, and the rows without one to theirs."""
+    folder, name = place
     schema = _schema_of(work, parts)
     tables = (_fitted(_read(work, part), schema) for part in parts)
     if target.is_folder:
@@ -96,8 +115,6 @@ def assemble(target: Target, parts: Sequence[str], refused: Sequence[str]) -> No
                 sink.write(work.read_bytes(part))
     else:
         target.parent.delete(target.refused)
-    if is_local:
-        target.parent.move(f"{target.name}.work/{name}", target.name)
 
 
 def _read(work: Storage, part: str) -> pa.Table:
