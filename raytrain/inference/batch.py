@@ -234,7 +234,8 @@ def _finish(target: Target, progress: _Progress, began_s: float) -> Predictions:
     is_whole = _is_complete(progress.num_tasks, _by_task(progress.done), _ends(work, sorted(names)))
     if not is_whole or not set(parts) <= names:
         raise TrainingError(
-            f"{work.path_of()} lacks parts that were written. Does another command write to it? Give the command again",
+            f"{work.path_of()} lacks parts that were written: has another command with the same --out ended before "
+            "this one? Give another name, or the command again",
             FailureCode.STORAGE,
         )
     refused = [name for piece in pieces if (name := f"{part_name(*piece)}{REFUSED}") in names]

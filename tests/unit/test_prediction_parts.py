@@ -1,6 +1,7 @@
 """The parts of a prediction: what becomes of them when reading fails, the source changes or commands meet. No Ray."""
 
 import gzip
+import itertools
 import json
 import random
 import sqlite3
@@ -241,7 +242,7 @@ def test_a_query_has_one_reader_that_meets_its_end(seed: int) -> None:
     for task in needed:
         of_workers, pieces = zip(*reads[task], strict=True)
         assert list(pieces) == sorted(pieces) and pieces[-1] >= counts[task]
-        changes = sum(a != b for a, b in zip(of_workers, of_workers[1:], strict=False))
+        changes = sum(a != b for a, b in itertools.pairwise(of_workers))
         assert changes == len(set(of_workers)) - 1, "one after the other"
 
 
