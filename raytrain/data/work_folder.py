@@ -91,10 +91,15 @@ class Records:
             return None
 
 
+def deciding_versions() -> dict[str, str]:
+    """Package -> version, of those that decide what is written for the same data."""
+    return {"raytrain": __version__, **{package: version(package) for package in DECIDING}}
+
+
 def begin(folder: Storage) -> str:
     """The id of the records in a preparation's folder: that of an earlier command if it was made by the same versions.
     Raises OSError."""
-    versions = {"raytrain": __version__, **{package: version(package) for package in DECIDING}}
+    versions = deciding_versions()
     begun = {"id": uuid.uuid4().hex, "versions": versions}
     if retrying(lambda: folder.exists(BEGUN), f"reading {folder.path_of(BEGUN)}"):
         with contextlib.suppress(ValueError):

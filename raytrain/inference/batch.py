@@ -1,14 +1,18 @@
 """Predictions for a whole source: `raytrain predict`.
 
 1. check     the model's card, the source's files and columns, the target
-2. predict   (piece of a read task) -> part in OUT.work/, by actors with one model each     pieces.py, pool.py
-3. assemble  (all parts, in order)  -> OUT, and the rows that have no prediction beside it  output.py
+2. predict   (piece of a read task) -> part in OUT.work/<fingerprint>/, by actors with a model each  pieces.py, pool.py
+3. assemble  (all parts, in order)  -> OUT, and the rows that have no prediction beside it           output.py
+
+Commands with the same OUT that are to predict something else have other fingerprints, so neither takes the parts of the
+other one; those with the same fingerprint write the same parts.
 """
 
 import hashlib
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,14 +20,16 @@ from dataclasses import asdict, dataclass, field
 import pyarrow as pa
 
 from raytrain.config import RunConfig, SourceFormat
+from raytrain.data import cutting, sources, work_folder
 from raytrain.data.bad_rows import Tally
 from raytrain.data.encode import cannot_prepare
 from raytrain.data.parallel import in_threads
+from raytrain.data.passes import in_parallel
 from raytrain.data.readers.base import BadRow, ReadTask, SourceFile
 from raytrain.data.sources import count_rows, read_tasks
 from raytrain.errors import ConfigError, DataError, FailureCode, TrainingError
 from raytrain.inference.card import SOURCE, ModelCard, find_model, read_card
-from raytrain.inference.output import Target, assemble, target_of
+from raytrain.inference.output import ASSEMBLING, Target, assemble, target_of
 from raytrain.inference.pieces import END, PART, PIECE_BYTES, PIECE_ROWS, REFUSED, Done, WorkSpec, part_name
 from raytrain.inference.pool import Backlog, Pool
 from raytrain.inference.predictor import output_columns, predicting_task
@@ -35,7 +41,8 @@ from raytrain.tasks.base import RowError
 from raytrain.tasks.predicting import PLAIN, Decoding
 
 WORK = "work.json"
-LAYOUT = 1  # of the work folder; parts of another one are not used
+LAYOUT = 2  # of the work folder; parts of another one are not used
+FINGERPRINT = re.compile(r"[0-9a-f]{20}")
 
 
 @dataclass(frozen=True)
@@ -114,6 +121,8 @@ class _Progress:
         self.began_s = math.inf
         self.num_new = 0
         self.num_tasks = 0
+        self.folder = ""
+        """Name of the folder of the parts in OUT.work/."""
 
     def add(self, done: Done, *, is_new: bool = True) -> None:
         self.done.append(done)
@@ -135,32 +144,36 @@ def _predict(
     card: ModelCard, config: RunConfig, request: Request, target: Target, files: list[SourceFile], observer: Observer
 ) -> _Progress:
     """Make all parts that are not there."""
-    tasks, progress = read_tasks({"test": files}), _Progress(observer, files)
-    texts = [json.dumps(asdict(one)) for one in tasks]
-    progress.num_tasks = len(tasks)
-    done, ends = _begin(target.work, _fingerprint(card, request, config, texts), observer)
+    progress = _Progress(observer, files)
+    progress.folder = _fingerprint(card, request, config, files)
+    work = target.work.at(progress.folder)
+    done, ends = _begin(target.work, progress.folder, observer)
     for one in done:
         progress.add(one, is_new=False)
-    backlog = Backlog(len(tasks), _by_task(done), ends)
-    if _is_complete(len(tasks), _by_task(done), ends):
-        return progress
     observer.phase("starting Ray")
     num_cpus = max(os.cpu_count() or 1, config.workers.cpus)
     with ray_session(config, num_cpus) as session:
         use_gpu = _use_gpu(config, session)
+        observer.phase("dividing the input")
+        tasks = read_tasks({"test": files}, in_parallel)
+        progress.num_tasks = len(tasks)
+        if _is_complete(len(tasks), _by_task(done), ends):
+            return progress
+        backlog = Backlog(len(tasks), _by_task(done), ends, _unshared(tasks))
         spec = WorkSpec(
             card,
             request.overrides,
             request.columns,
             request.decoding,
             request.embeddings,
-            target.work.root,
+            work.root,
             config.workers.cpus,
             use_gpu,
         )
         num_actors = _num_actors(config, session, _estimated_pieces(tasks, progress.total), use_gpu=use_gpu)
         observer.phase(f"loading the model in {num_actors} worker{'s' * (num_actors > 1)}")
-        pool, is_first = Pool(spec, texts, config.workers, num_actors), True
+        texts, is_first = [json.dumps(asdict(one)) for one in tasks], True
+        pool = Pool(spec, texts, config.workers, num_actors)
         for event in pool.run(backlog):
             if event is None:
                 if is_first:
@@ -171,24 +184,21 @@ def _predict(
     return progress
 
 
-def _begin(work: Storage, fingerprint: str, observer: Observer) -> tuple[list[Done], dict[int, int]]:
-    """(pieces whose parts are there, number of pieces of the read tasks where it is known), of an earlier command that
-    was to do the same; parts of another one are removed."""
-    names = work.list_names()
-    if WORK in names and work.read_json(WORK).get("fingerprint") == fingerprint:
-        parts = [name for name in names if name.endswith(PART)]
-        done = in_threads(lambda name: _done_of(work, name), parts)
-        ends = _ends(work, names)
-        if done:
-            observer.note(f"continuing: {sum(one.num_rows for one in done):,} rows are predicted already")
-        return done, ends
-    if names and WORK not in names:
-        raise ConfigError(f"{work.path_of()} is in the way: it is not the work folder of a prediction; rename it")
-    if names:
-        observer.note(f"{work.path_of()} is of another prediction: starting over")
-        work.delete("")
-    work.commit_bytes(WORK, json.dumps({"fingerprint": fingerprint}).encode())
-    return [], {}
+def _begin(works: Storage, folder: str, observer: Observer) -> tuple[list[Done], dict[int, int]]:
+    """(pieces whose parts are there, number of pieces of the read tasks where it is known), of commands that were to do
+    the same. `works`: OUT.work/, with a folder for each fingerprint."""
+    work, names = works.at(folder), [name for name in works.list_names() if name != ASSEMBLING]
+    # WORK itself is there where a raytrain without folders for the fingerprints was killed.
+    if any(not FINGERPRINT.fullmatch(name) for name in names) and WORK not in names:
+        raise ConfigError(f"{works.path_of()} is in the way: it is not the work folder of a prediction; rename it")
+    own = work.list_names()
+    done = in_threads(lambda name: _done_of(work, name), [name for name in own if name.endswith(PART)])
+    if done:
+        observer.note(f"continuing: {sum(one.num_rows for one in done):,} rows are predicted already")
+    elif any(name != folder for name in names):
+        observer.note(f"{works.path_of()} has parts of another prediction too, which are not used")
+    work.commit_bytes(WORK, b"{}")  # tells early that parts can't be written
+    return done, _ends(work, own)
 
 
 def _done_of(work: Storage, part: str) -> Done:
@@ -217,29 +227,33 @@ def _is_complete(num_tasks: int, pieces: dict[int, set[int]], ends: dict[int, in
 
 def _finish(target: Target, progress: _Progress, began_s: float) -> Predictions:
     """Write the predictions and remove the parts. Raises DataError when no row could be used."""
-    work, names = target.work, sorted(target.work.list_names())
-    parts = sorted(f"{part_name(one.task, one.piece)}{PART}" for one in progress.done)
-    is_whole = _is_complete(progress.num_tasks, _by_task(progress.done), _ends(work, names))
-    if not is_whole or not set(parts) <= set(names):
+    work = target.work.at(progress.folder)
+    names = set(work.list_names())
+    pieces = sorted({(one.task, one.piece) for one in progress.done})
+    parts = [f"{part_name(*piece)}{PART}" for piece in pieces]
+    is_whole = _is_complete(progress.num_tasks, _by_task(progress.done), _ends(work, sorted(names)))
+    if not is_whole or not set(parts) <= names:
         raise TrainingError(
-            f"{work.path_of()} lacks parts that were written. Does another command write to it? Give the command again",
+            f"{work.path_of()} lacks parts that were written: has another command with the same --out ended before "
+            "this one? Give another name, or the command again",
             FailureCode.STORAGE,
         )
-    wanted = {name.removesuffix(PART) for name in parts}
-    refused = [name for name in names if name.endswith(REFUSED) and name.removesuffix(REFUSED) in wanted]
+    refused = [name for piece in pieces if (name := f"{part_name(*piece)}{REFUSED}") in names]
     num_rows = sum(one.num_rows for one in progress.done)
     num_refused = sum(one.num_refused for one in progress.done)
     reasons = _reasons(work, refused)
     if not num_rows:
         work.delete("")
+        if not target.work.list_names():
+            target.work.delete("")
         raise DataError(
             f"none of the {num_refused:,} rows can be used, so the column or the format is likely wrong: check "
             f"task.*_column and {SOURCE}.format. {' '.join(reasons[:1])}",
             FailureCode.BAD_ROW,
         )
     rate = progress.rate()
-    assemble(target, parts, refused)
-    work.delete("")
+    assemble(target, parts, refused, progress.folder)
+    work_folder.remove(target.work)  # with what other predictions have left
     return Predictions(
         target.parent.path_of(target.name),
         num_rows,
@@ -266,8 +280,8 @@ def _check_threshold(decoding: Decoding) -> None:
         raise ConfigError(f"--threshold {decoding.threshold:g}: give a probability between 0 and 1, such as 0.5")
 
 
-def _fingerprint(card: ModelCard, request: Request, config: RunConfig, tasks: list[str]) -> str:
-    """Of all that decides the parts."""
+def _fingerprint(card: ModelCard, request: Request, config: RunConfig, files: list[SourceFile]) -> str:
+    """Of all that decides the parts. How the files are cut follows from them, see `data.cutting`."""
     section = {"task": config.task.model_dump(mode="json"), "model": card.files, "step": card.step}
     how = [
         LAYOUT,
@@ -277,8 +291,11 @@ def _fingerprint(card: ModelCard, request: Request, config: RunConfig, tasks: li
         asdict(request.decoding),
         request.embeddings,
         card.raw["data"],
+        [cutting.LEAST_BYTES, cutting.MOST_BYTES, cutting.MOST_TASKS, sources.TASK_ROWS],
+        work_folder.deciding_versions(),
     ]
-    return hashlib.sha256(json.dumps([section, how, tasks], sort_keys=True).encode()).hexdigest()
+    given = [asdict(file) for file in files]
+    return hashlib.sha256(json.dumps([section, how, given], sort_keys=True).encode()).hexdigest()[:20]
 
 
 def _use_gpu(config: RunConfig, session: RaySession) -> bool:
@@ -288,10 +305,17 @@ def _use_gpu(config: RunConfig, session: RaySession) -> bool:
     return bool(session.num_gpus) if config.workers.gpu == "auto" else config.workers.gpu
 
 
-def _estimated_pieces(tasks: list[ReadTask], num_rows: int | None) -> int:
-    """How many pieces there are, about."""
-    num_bytes = sum({task.file.path: task.file.num_bytes for task in tasks}.values())
-    return max(len(tasks), (num_rows or 0) // PIECE_ROWS, -(-num_bytes // PIECE_BYTES))
+def _unshared(tasks: Sequence[ReadTask]) -> set[int]:
+    """Read tasks of which one worker at a time reads the pieces."""
+    return {number for number, task in enumerate(tasks) if task.file.format == SourceFormat.SQL}
+
+
+def _estimated_pieces(tasks: Sequence[ReadTask], num_rows: int | None) -> int:
+    """How many pieces there are, about, of which workers can do some each."""
+    unshared = _unshared(tasks)
+    shared = [task for number, task in enumerate(tasks) if number not in unshared]
+    num_bytes = sum({task.file.path: task.file.num_bytes for task in shared}.values())
+    return len(unshared) + max(len(shared), (num_rows or 0) // PIECE_ROWS, -(-num_bytes // PIECE_BYTES))
 
 
 def _num_actors(config: RunConfig, session: RaySession, num_pieces: int, *, use_gpu: bool) -> int:

@@ -5,6 +5,7 @@ import contextlib
 import json
 import math
 import re
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -73,44 +74,50 @@ def target_of(out: str) -> Target:
     return Target(Storage(parent or "/"), name, ENDINGS[ending], False)
 
 
-def assemble(target: Target, parts: Sequence[str], refused: Sequence[str]) -> None:
+def assemble(target: Target, parts: Sequence[str], refused: Sequence[str], of_parts: str = "") -> None:
     """Write the rows without a prediction, and the predictions. On a file system, a reader sees all of the predictions
     or nothing. A command that was killed in here can be given again.
 
     Args:
-        parts, refused: Names in the work folder, in the order of the rows.
+        parts, refused: Names in the folder of the parts, in the order of the rows.
+        of_parts: Name of that folder in the work folder; "": the work folder itself.
 
     Raises TrainingError when Arrow can't read or write a table.
     """
-    work = target.work
+    work = target.work.at(of_parts) if of_parts else target.work
     schema = _told(target, lambda: _schema_of(work, parts, target.format))
-    work.commit_bytes(ASSEMBLING, b"")
-    is_local = work.local_path() is not None
+    target.work.commit_bytes(ASSEMBLING, b"")
+    is_local, own = work.local_path() is not None, uuid.uuid4().hex[:8]
     # On a file system, files are renamed once they are complete. An object store has no such call for large ones.
-    folder, rows, bad = (work, "rows", "refused") if is_local else (target.parent, target.name, target.refused)
-    for name in (bad, rows):  # what a killed command has left, or what is to be replaced
-        folder.delete(name)
+    folder, rows, bad = (work, f"rows.{own}", f"refused.{own}")
+    if not is_local:
+        folder, rows, bad = target.parent, target.name, target.refused
+        for name in (bad, rows):  # what a killed command has left, or what is to be replaced
+            folder.delete(name)
     try:
         if refused:
             with folder.open_output(bad) as sink:
                 for part in refused:
                     sink.write(work.read_bytes(part))
-        _told(target, lambda: _write(target, folder, rows, parts, schema))
+        _told(target, lambda: _write(target, work, (folder, rows), parts, schema))
     except BaseException:  # an object store shows what was written of a file when it is closed
         with contextlib.suppress(OSError):
             folder.delete(rows)
         raise
     if is_local:
+        at = "/".join(filter(None, (f"{target.name}.work", of_parts)))
         if refused:
-            target.parent.move(f"{target.name}.work/{bad}", target.refused)
+            target.parent.move(f"{at}/{bad}", target.refused)
         else:
             target.parent.delete(target.refused)
-        target.parent.move(f"{target.name}.work/{rows}", target.name)
-    work.delete(ASSEMBLING)
+        target.parent.move(f"{at}/{rows}", target.name)
+    target.work.delete(ASSEMBLING)
 
 
-def _write(target: Target, folder: Storage, name: str, parts: Sequence[str], schema: pa.Schema) -> None:
-    tables = (_fitted(_read(target.work, part), schema) for part in parts)
+def _write(target: Target, work: Storage, place: tuple[Storage, str], parts: Sequence[str], schema: pa.Schema) -> None:
+    """Write the predictions to a place."""
+    folder, name = place
+    tables = (_fitted(_read(work, part), schema) for part in parts)
     if target.is_folder:
         for number, shard in enumerate(_in_shards(tables, schema)):
             with folder.open_output(f"{name}/part-{number:05d}.parquet") as sink:

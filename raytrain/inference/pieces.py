@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from raytrain.data.encode import cannot_prepare
 from raytrain.data.readers import read_chunks
-from raytrain.data.readers.base import ROW, BadRow, Chunk, ReadTask, row_itself
+from raytrain.data.readers.base import ROW, BadRow, Chunk, ReadTask, RowsChangedError, row_itself
 from raytrain.data.storing import put
 from raytrain.errors import FailureCode, RaytrainError
 from raytrain.inference.card import ModelCard
@@ -42,7 +42,7 @@ class WorkSpec:
     decoding: Decoding
     embeddings: bool
     work: str
-    """The folder of the parts."""
+    """The folder of the parts, which no other prediction has."""
     num_threads: int
     use_gpu: bool
 
@@ -100,8 +100,17 @@ class PieceWorker:
                 put(self._work, f"{task:05d}{END}", json.dumps(self._reader.count).encode())
                 return Done(task, piece, is_end=True)
             return self._predict(task, piece, ReadTask.from_json(read_task).file.path, chunk)
+        except RowsChangedError as error:
+            self._forget(task)
+            return _failed(task, piece, error)
         except (RaytrainError, OSError) as error:
             return _failed(task, piece, error)
+
+    def _forget(self, task: int) -> None:
+        """Remove the parts of a read task: they are of rows that are not those of the command's fingerprint."""
+        for name in self._work.list_names():
+            if name.startswith(f"{task:05d}-"):
+                self._work.delete(name)
 
     def _predict(self, task: int, piece: int, path: str, chunk: Chunk) -> Done:
         assert self._predictor is not None, "load comes first"
@@ -155,15 +164,20 @@ class _PieceReader:
         self._pieces: Iterator[Chunk] = iter(())
 
     def piece(self, task: int, read_task: ReadTask, number: int, predictor: Predictor | None) -> Chunk | None:
-        """A piece of a read task; None when it has fewer."""
+        """A piece of a read task; None when it has fewer. After an error the next call reads from the start: what has
+        failed gives no more pieces, and must not look like the end."""
         if task != self._task or number < self.count:
             # Sentences of a document are joined as in training, within the chunks of the reader.
             joins = bool(getattr(getattr(predictor and predictor.task, "config", None), "document_context", False))
             self._task, self.count, self._pieces = task, 0, _pieces(read_task, is_cut=not joins)
-        for chunk in self._pieces:
-            self.count += 1
-            if self.count == number + 1:
-                return chunk
+        try:
+            for chunk in self._pieces:
+                self.count += 1
+                if self.count == number + 1:
+                    return chunk
+        except BaseException:
+            self._task = -1
+            raise
         return None
 
 

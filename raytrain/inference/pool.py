@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,15 +28,28 @@ class _Actor:
 class Backlog:
     """Which pieces are still to be handed out. How many a read task has is known once a worker has met its end."""
 
-    def __init__(self, num_tasks: int, done: dict[int, set[int]], ends: dict[int, int]):
-        """`done`: pieces that have parts, by read task. `ends`: the number of pieces, where it is known."""
-        self._next, self._done, self._ends = dict.fromkeys(range(num_tasks), 0), done, dict(ends)
+    def __init__(self, num_tasks: int, done: dict[int, set[int]], ends: dict[int, int], unshared: Collection[int] = ()):
+        """
+        Args:
+            done: Pieces that have parts, by read task.
+            ends: The number of pieces, where it is known.
+            unshared: Read tasks whose rows are compared at their end with what was checked, as those of a query. One
+                worker at a time reads one, in ascending order and past its last piece, so that nothing is compared
+                with rows that another reading gave.
+        """
+        self._next, self._done = dict.fromkeys(range(num_tasks), 0), done
+        self._unshared, self._ends = frozenset(unshared), dict(ends)
+        for task in self._unshared & self._ends.keys():
+            if any(piece not in done.get(task, ()) for piece in range(ends[task])):
+                del self._ends[task]  # the end is to be read again
         self._unread, self._again = deque(range(num_tasks)), deque[tuple[int, int]]()
         self._users: Counter[int] = Counter()
 
     def take(self, task: int) -> tuple[int, int] | None:
         """(read task, piece) for a worker whose newest read task is `task`: of the same one if there is more of it,
         else of one that nobody reads, else of one with the fewest readers. None: all are handed out."""
+        if task in self._unshared and (piece := self._piece_of(task)) is not None:
+            return task, piece
         if self._again:
             return self._again.popleft()
         if (piece := self._piece_of(task)) is not None:
@@ -46,15 +59,20 @@ class Backlog:
             if (piece := self._piece_of(other)) is not None:
                 self._users[other] += 1
                 return other, piece
-        for _, other in sorted((self._users[other], other) for other in self._next):
+        for _, other in sorted((self._users[other], other) for other in self._next if other not in self._unshared):
             if (piece := self._piece_of(other)) is not None:
                 self._users[other] += 1
                 return other, piece
         return None
 
     def put_back(self, task: int, piece: int) -> None:
-        """A piece is to be handed out again."""
-        self._again.append((task, piece))
+        """A piece is to be handed out again, its worker has died. Another one continues an unshared read task there."""
+        if task not in self._unshared:
+            self._again.append((task, piece))
+        elif piece < self._ends.get(task, piece + 1):
+            self._next[task] = min(piece, self._next.get(task, piece))
+            if task not in self._unread:
+                self._unread.appendleft(task)
 
     def ended(self, task: int, num_pieces: int) -> None:
         """A read task has at most this many pieces."""

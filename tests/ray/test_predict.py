@@ -71,14 +71,15 @@ def test_rows_keep_their_order_and_finished_parts_are_kept(best: str, tmp_path: 
         predict_source(best, request, KillsAtHalf())  # type: ignore[arg-type]
     assert not out.exists()
     work = tmp_path / "out.jsonl.work"
-    kept = {path.name: path.stat().st_ino for path in work.glob(f"*{PART}")}
-    (work / "00000-0000000.refused.jsonl.1234.tmp").write_text("of a write that was cut off")
+    kept = {path.name: path.stat().st_ino for path in work.glob(f"*/*{PART}")}
+    (folder,) = work.iterdir()
+    (folder / "00000-0000000.refused.jsonl.1234.tmp").write_text("of a write that was cut off")
     notes: list[str] = []
 
     class Notes:
         def note(self, text: str) -> None:
             notes.append(text)
-            now = {path.name: path.stat().st_ino for path in work.glob(f"*{PART}")}
+            now = {path.name: path.stat().st_ino for path in work.glob(f"*/*{PART}")}
             assert kept.items() <= now.items()
 
         def __getattr__(self, name: str) -> Any:
@@ -294,11 +295,11 @@ def test_a_killed_command_goes_on_and_gives_the_same(best: str, tmp_path: Path) 
     process = start_cli(*words, str(tmp_path / "out.parquet"))
     work = tmp_path / "out.parquet.work"
     deadline_s = time.monotonic() + 120
-    while len(list(work.glob(f"*{PART}"))) < 20 and time.monotonic() < deadline_s:
+    while len(list(work.glob(f"*/*{PART}"))) < 20 and time.monotonic() < deadline_s:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    num_done = len(list(work.glob(f"*{PART}")))
+    num_done = len(list(work.glob(f"*/*{PART}")))
     assert 20 <= num_done < 59 and not (tmp_path / "out.parquet").exists()
     code, output = run_cli(*words, str(tmp_path / "out.parquet"))
     assert code == 0 and "continuing: " in output, output

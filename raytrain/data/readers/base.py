@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from raytrain.config import SourceFormat
+from raytrain.errors import DataError
 from raytrain.tasks.base import RowError
 
 ROW = "__row__"
@@ -119,6 +120,10 @@ class Unreadable:
     reason: str
     text: str
     """As it is in the file; bytes of another encoding are lone surrogates in it."""
+
+
+class RowsChangedError(DataError):
+    """The rows of a query are not those that were checked before."""
 
 
 Rows = Iterator[tuple[int, dict[str, Any] | Unreadable]]

@@ -18,7 +18,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from raytrain.data.readers.base import ROW, Chunk, Rows, SourceFile, Unreadable, first_line, in_chunks
+from raytrain.data.readers.base import (
+    ROW,
+    Chunk,
+    Rows,
+    RowsChangedError,
+    SourceFile,
+    Unreadable,
+    first_line,
+    in_chunks,
+)
 from raytrain.data.readers.tables import chunks_of, update_with_rows
 from raytrain.data.readers.text import is_valid
 from raytrain.errors import DataError
@@ -39,15 +48,15 @@ def read_query(file: SourceFile, columns: Collection[str] | None) -> Iterator[Ch
     """The rows of a query, at most CHUNK_ROWS at a time.
 
     Raises:
-        DataError: The database can't be read, the query is wrong, two rows have the same place in the order, or the
-            rows are not those that were checked before.
+        DataError: The database can't be read, the query is wrong, or two rows have the same place in the order.
+        RowsChangedError: The rows are not those that were checked before. Known at the end only.
     """
     digest = hashlib.sha256()
     for chunk in _chunks(file):
         _update(digest, chunk)
         yield chunk if columns is None else _with_columns(chunk, columns)
     if file.content and digest.hexdigest() != file.content:
-        raise DataError(f"{file.path}: the rows have changed while they were read; give the command again")
+        raise RowsChangedError(f"{file.path}: the rows have changed while they were read; give the command again")
 
 
 def query_head(file: SourceFile, num_rows: int, columns: Collection[str] | None = None) -> Chunk:
