@@ -1,6 +1,7 @@
 """Where large files are cut does not change their rows, and the read tasks worked on together have equal bytes."""
 
 import tempfile
+from codecs import BOM_UTF8
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,9 @@ def test_the_rows_are_those_of_the_whole_file(form: SourceFormat) -> None:
     @settings(max_examples=60, deadline=None)
     @example([b"a,b\n"] + [b'"a\nb",', b"a\n"] * 9, 4)
     @example([b"a O\n\n", b"-DOCSTART-\n\n", b"a b O\n\n"] * 9, 8)
+    @example([BOM_UTF8, *[b"-DOCSTART- O\n\n", b"a O\n\n", b"b O\n\n"] * 9], 40)
+    @example([BOM_UTF8, BOM_UTF8, *[b"-DOCSTART- O\n\n", b"a O\n\n", b"b O\n\n"] * 9], 40)
+    @example([BOM_UTF8, *[b"# newdoc\n", b"1\t" + b"\t".join([b"a"] * 9) + b"\n\n"] * 9], 40)
     @given(st.lists(st.sampled_from(PIECES[form]), min_size=20, max_size=60), st.integers(1, 80))
     def holds(pieces: list[bytes], num_bytes: int) -> None:
         content = (b"text,a\n" if form == SourceFormat.CSV else b"") + b"".join(pieces)
