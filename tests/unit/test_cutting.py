@@ -121,3 +121,15 @@ def test_groups_have_equal_bytes() -> None:
 
 def test_what_can_not_be_cut_comes_first() -> None:
     assert groups([1 << 20, 1 << 20, 1 << 30, 1 << 20], 100)[0] == range(2, 3)
+
+
+def test_a_part_of_a_file_that_has_become_shorter(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": 1}\n' * 1000)
+    file = SourceFile(str(path), SourceFormat.JSONL, path.stat().st_size, "")
+    tasks = cut(file, 3000)
+    path.write_text('{"a": 1}\n' * 500)
+    assert sum(len(chunk.table) for chunk in read_chunks(tasks[0])) > 300
+    for task in tasks[1:]:
+        with pytest.raises(DataError, match=r"a\.jsonl can.t be read .*it ends before byte \d,\d+, which it had"):
+            list(read_chunks(task))

@@ -100,7 +100,7 @@ class _Part(io.RawIOBase):
         num_bytes = span.stop - span.start
         stream = filesystem.open_input_file(inner).get_stream(span.start, num_bytes)
         self._stream = pa.BufferedInputStream(stream, min(REQUEST_BYTES, num_bytes))
-        self._path, self._place, self._stop = file.path, span.start, span.stop
+        self._place, self._stop = span.start, span.stop
 
     def readable(self) -> bool:
         return True
@@ -121,8 +121,8 @@ class _Part(io.RawIOBase):
         self._place += len(data)
         if not data and most_bytes and self._place < self._stop:
             raise OSError(
-                f"{self._path} ends after {self._place:,} bytes; it had {self._stop:,} or more when it was listed, so "
-                "it was changed since. Give the command again when nothing writes to it"
+                f"it ends before byte {self._stop:,}, which it had when it was listed, so it has changed since; give "
+                "the command again when nothing writes to it"
             )
         return data
 
