@@ -182,7 +182,8 @@ def tell(cache: Storage, name: str, written: Written) -> None:
     """Log what is missing from the samples, and where it is listed."""
     tally, found = written.tally(), written.found.values()
     if num_quarantined := tally.count():
-        where = cache.path_of(f"{name}/{QUARANTINE}")
+        prefix = written.parts[0].part.prefix
+        where = cache.path_of(f"{name}/{QUARANTINE}{f'/{prefix}*' if prefix else ''}")
         logger.warning(
             "%s", "\n  ".join([f"{counted(num_quarantined, 'row')} quarantined; see {where}", *tally.summary()])
         )

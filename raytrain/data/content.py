@@ -4,6 +4,7 @@ It tells apart files that have the same path, size and modification time.
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import replace
 
 from raytrain.config import SourceFormat
@@ -22,7 +23,7 @@ END_BYTES = 64 << 10
 def with_content(splits: dict[str, list[SourceFile]]) -> dict[str, list[SourceFile]]:
     """The files of each split with their `content`; those in object stores have it already. Raises DataError for a file
     that can't be read."""
-    is_small = sum(file.num_bytes for files in splits.values() for file in files) <= WHOLE_BYTES
+    is_small = are_small([file for files in splits.values() for file in files])
 
     def hashed(file: SourceFile) -> SourceFile:
         if is_in_object_store(file):
@@ -31,14 +32,20 @@ def with_content(splits: dict[str, list[SourceFile]]) -> dict[str, list[SourceFi
             content, num_bytes = query_content(file)
             return replace(file, content=content, num_bytes=num_bytes)
         try:
-            return replace(file, content=_hash_of(file, is_small))
+            return replace(file, content=hash_of(file, is_small))
         except (OSError, ValueError) as error:
             raise DataError(f"{file.path} can't be read: {first_line(error)}", FailureCode.STORAGE) from None
 
     return {split: in_threads(hashed, files) for split, files in splits.items()}
 
 
-def _hash_of(file: SourceFile, is_small: bool) -> str:
+def are_small(files: Iterable[SourceFile]) -> bool:
+    """Whether files are hashed whole."""
+    return sum(file.num_bytes for file in files) <= WHOLE_BYTES
+
+
+def hash_of(file: SourceFile, is_small: bool) -> str:
+    """Of a file on a file system: of its bytes, or of its ends. `is_small`: see `are_small`. Raises OSError."""
     digest = hashlib.sha256()
     with open(filesystem_of(file.path)[1], "rb") as opened:
         if is_small or file.num_bytes <= 2 * END_BYTES:

@@ -186,16 +186,24 @@ def _seen_of_conll(block: Block) -> Seen:
     end = longer.find(b"\n", size) + 1
     if not end and start + len(longer) == block.file.num_bytes:
         end = len(longer)
-    own = longer[begin:end]
+    own = _without_mark(block, longer[begin:end])
     is_odd = begin > size or not end or (start > 0 and not begin) or own.count(b"\r") != own.count(b"\r\n")
     if block.file.format == SourceFormat.CONLL:
         is_odd = is_odd or ONE_COLUMN.search(own) is not None
     data, cut = longer[:size], None
     if match := BLANK_LINE.search(data):
         at = match.end()
-        cut = [start + at, _num_lines(data[:at]), _num_documents(block.file, longer[begin:at])]
+        cut = [start + at, _num_lines(data[:at]), _num_documents(block.file, _without_mark(block, longer[begin:at]))]
     num_documents = _num_documents(block.file, own)
     return Seen(_num_lines(data), num_documents, 0, [cut, None], data[:1] == b"\n", data[-1:] == b"\r", not is_odd)
+
+
+def _without_mark(block: Block, text: bytes) -> bytes:
+    """The first lines of a block as `lines_of` reads them: without the byte order mark, or two, that a UTF-8 file may
+    begin with."""
+    if block.span.start or codecs.lookup(block.file.reading.encoding or "utf-8").name != "utf-8":
+        return text
+    return text.removeprefix(codecs.BOM_UTF8).removeprefix(codecs.BOM_UTF8)
 
 
 def _num_documents(file: SourceFile, text: bytes) -> int:

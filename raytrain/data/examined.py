@@ -8,7 +8,7 @@ on file systems are: opening them is cheap, and a change within one tick of thei
 import contextlib
 import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow.fs as pafs
@@ -84,14 +84,17 @@ def examine(
         why_empty, row_groups = _why_empty(file, option, task, others)
         if of_head is not None and not why_empty:
             _check_head(file, option.removeprefix("data."), task, of_head)
-    metadata = opening.metadata
-    etag = next((value.decode() for name, value in metadata.items() if name.lower() == "etag"), "")
-    found = Examined(why_empty, etag, row_groups)
+    found = Examined(why_empty, etag_of(opening.metadata), row_groups)
     if is_in_object_store(file) and file.modified_at:
         _known[key] = found
         if row_groups:
             _row_groups[file] = row_groups
     return found
+
+
+def etag_of(metadata: Mapping[str, bytes]) -> str:
+    """What an object store calls the contents of a file; "" if it says nothing."""
+    return next((value.decode() for name, value in metadata.items() if name.lower() == "etag"), "")
 
 
 def row_groups_of(file: SourceFile) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from raytrain.data.cutting import groups
 from raytrain.data.encode import ROWS_SO_FAR, RowFunction, report_of
 from raytrain.data.parallel import in_threads
 from raytrain.data.quiet import AWAY_FROM_GPUS, quiet_ray_data
-from raytrain.errors import DataError, FailureCode
+from raytrain.errors import DataError, FailureCode, counted
 
 # Up to these bytes, this process has looked through them before a pass of Ray Data has begun.
 FEW_BYTES = 64 << 20
@@ -37,6 +37,7 @@ def run_pass(rows: list[dict[str, Any]], function: RowFunction) -> Iterator[dict
     items = [{"rows": json.dumps(rows[group.start : group.stop])} for group in of_tasks]
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).flat_map(_EachOf(function), **AWAY_FROM_GPUS)
     dataset.context.target_max_block_size = 1  # a report is passed on at once, and not when its task has ended
+    dataset.context.max_errored_blocks = 0  # whatever the user's own pipelines may lose
     waiting = {row["ordinal"] for row in rows}
     failed: dict[int, DataError] = {}
     for row in dataset.iter_rows():
@@ -52,6 +53,14 @@ def run_pass(rows: list[dict[str, Any]], function: RowFunction) -> Iterator[dict
             raise failed[min(failed)]
         if not failed:
             yield report
+    if failed:
+        raise failed[min(failed)]
+    if waiting:
+        raise DataError(
+            f"Ray Data has ended without {counted(len(waiting), 'report')} of {counted(len(rows), 'part')} of the "
+            "source files, so their rows are missing. Give the command again; Ray's ray-data.log may say why",
+            FailureCode.RAY,
+        )
 
 
 class _EachOf:

@@ -28,7 +28,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, NoReturn
 
 from raytrain.config import RunConfig
 from raytrain.data import work_folder
@@ -50,12 +50,15 @@ from raytrain.data.parts import Index
 from raytrain.data.passes import in_parallel, run_pass
 from raytrain.data.prepared import MANIFEST_NAME, Part, PreparedStore
 from raytrain.data.readers.base import SourceFile
+from raytrain.data.rows_so_far import RowsSoFar
 from raytrain.data.sources import check_sources, read_tasks
+from raytrain.data.stages.counts import LimitError
 from raytrain.data.stages.duplicate_passes import find_held_out, find_sides, find_within
 from raytrain.data.stages.duplicates import WORK, Duplicates, Found
 from raytrain.data.store_folder import put_in_place, verified, verified_or_removed
+from raytrain.data.unchanged import refuse_changed
 from raytrain.data.work_folder import Records
-from raytrain.errors import DataError, FailureCode
+from raytrain.errors import DataError, FailureCode, times
 from raytrain.models.tokenizer import load_tokenizer, tokenizer_identity
 from raytrain.retries import retrying
 from raytrain.storage import Storage
@@ -66,6 +69,8 @@ logger = logging.getLogger(__name__)
 
 # The folder of a commit that is older than this was left behind by a crash.
 STALE_S = 24 * 3600.0
+# Where other commands remove what this one has done, it begins as often as this.
+MOST_ATTEMPTS = 3
 # The cache may be in one of the user's folders: raytrain removes nothing in it that has another name.
 ATTEMPT_NAME = re.compile(r"[0-9a-f]{20}\.[0-9a-f]{8}\.tmp")
 
@@ -105,7 +110,9 @@ def prepare(
         _Preparation(config, files, name, cache, rows_per_group, pad_token_id, progress).run()
     except OSError as error:
         raise cannot_prepare(f"can't write the prepared data to {cache.path_of()}", error) from error
-    return PreparedStore(cache.at(name).root)
+    store = PreparedStore(cache.at(name).root)
+    check_counts(config, store.manifest.row_counts, Tally())  # another command may have made it, with other limits
+    return store
 
 
 def find_prepared(config: RunConfig) -> PreparedStore | None:
@@ -149,32 +156,73 @@ class _Preparation:
         self.records_id = ""
 
     def run(self) -> None:
-        """Create the store and commit it."""
+        """Create the store and commit it. From the start, where another command has removed what was done."""
         self._remove_stale()
-        task = make_task(self.config.task, self.config.data.max_length)
-        try:
-            self.records_id = work_folder.begin(self.folder)
-            duplicates = self._find_duplicates()
-            state = task.declared_state()
-            if state is None:
-                surveys, duplicates = self._survey(duplicates)
-                state = task.state_from(surveys)
-                for remark in task.remarks(surveys):
-                    logger.warning("%s", remark)
-            written = self._write(state, duplicates)
-            self._commit(written, state)
-        except (OSError, DataError) as error:
-            if isinstance(error, DataError) and error.code != FailureCode.STORAGE:
-                work_folder.remove(self.folder)  # nobody will need it: other data has another fingerprint
-                raise
-            with contextlib.suppress(OSError):  # why it has failed must not be lost
-                if self.cache.exists(f"{self.name}/{MANIFEST_NAME}"):  # of another command, which has removed the work
+        for attempt in range(MOST_ATTEMPTS):
+            try:
+                written = self._create()
+            except (OSError, DataError) as error:
+                if isinstance(error, DataError) and error.code not in (FailureCode.STORAGE, FailureCode.RAY):
+                    self._refuse(error)
+                if self._is_committed():  # by another command, which has removed the work
                     work_folder.remove(self.folder)
                     return
-            logger.warning("what is done so far is kept in %s: the same command continues", self.folder.path_of())
-            raise
+                if self._is_removed():
+                    told = f"{self.folder.path_of()} was removed while this command worked in it"
+                    if attempt + 1 < MOST_ATTEMPTS:
+                        logger.warning("%s: the data is prepared again", told)
+                        continue
+                    told = f"{told}, {times(MOST_ATTEMPTS)}"
+                    raise DataError(f"{told}: let one command alone prepare this data", FailureCode.STORAGE) from error
+                logger.warning("what is done so far is kept in %s: the same command continues", self.folder.path_of())
+                raise
+            break
         work_folder.remove(self.folder)
         tell(self.cache, self.name, written)
+
+    def _create(self) -> Written:
+        """All passes over the source files, and the commit."""
+        task, self.records_id = make_task(self.config.task, self.config.data.max_length), ""
+        self.records_id = work_folder.begin(self.folder)
+        duplicates = self._find_duplicates()
+        state = task.declared_state()
+        if state is None:
+            surveys, duplicates = self._survey(duplicates)
+            state = task.state_from(surveys)
+            for remark in task.remarks(surveys):
+                logger.warning("%s", remark)
+        written = self._write(state, duplicates)
+        refuse_changed(self.files)  # nothing is read from them any more
+        self._commit(written, state)
+        return written
+
+    def _refuse(self, error: DataError) -> NoReturn:
+        """Raise why the data can't be used: that a file has changed meanwhile, which explains any other error, or
+        `error`."""
+        try:
+            refuse_changed(self.files)
+        except DataError as changed:
+            if changed.code != FailureCode.STORAGE:
+                work_folder.remove(self.folder)
+                raise changed from None
+        if isinstance(error, LimitError):
+            where = self.folder.path_of()
+            logger.warning("what is done so far is kept in %s: a command with another limit continues", where)
+        else:
+            work_folder.remove(self.folder)  # nobody will need it: other data has another fingerprint
+        raise error
+
+    def _is_committed(self) -> bool:
+        """Whether the store is there; False when storage does not say."""
+        with contextlib.suppress(OSError):
+            return self.cache.exists(f"{self.name}/{MANIFEST_NAME}")
+        return False
+
+    def _is_removed(self) -> bool:
+        """Whether another command has removed the folder of this one; False when storage does not say."""
+        with contextlib.suppress(OSError):
+            return self.records_id != "" and not work_folder.holds(self.folder, self.records_id)
+        return False
 
     def _commit(self, written: Written, state: TaskState) -> None:
         """Make a store of what is in the folder. The first command to come here makes it."""
@@ -250,7 +298,7 @@ class _Preparation:
             is_evaluation="train" not in self.files,
         )
         written = Written()
-        begun = _RowsSoFar([task.num_bytes for task in self.tasks])
+        begun = RowsSoFar([task.num_bytes for task in self.tasks])
         for report in self._run(self._rows(), encoder):
             if ROWS_SO_FAR not in report:
                 self._add(report, written)
@@ -286,31 +334,6 @@ class _Preparation:
             work_folder.remove_stale(self.cache, but=self.folder)
         except OSError as error:  # the next preparation does it
             logger.warning("could not clean up %s: %s", self.cache.path_of(), error)
-
-
-class _RowsSoFar:
-    """How far a pass is: rows of read tasks that are done, and so far of others."""
-
-    def __init__(self, num_bytes: list[int]):
-        """`num_bytes`: of each read task."""
-        self._num_bytes, self._bytes_done, self._rows_done, self._rows_before = num_bytes, 0, 0, 0
-        self._begun: dict[int, int] = {}
-        self._started_at_s = time.monotonic()
-
-    def with_report(self, report: dict[str, Any]) -> tuple[int, int | None, float]:
-        """(rows so far, estimated rows in total, rows per second) after a report."""
-        ordinal = report["ordinal"]
-        if ROWS_SO_FAR in report:
-            self._begun[ordinal] = report[ROWS_SO_FAR]
-        else:
-            self._begun.pop(ordinal, None)
-            read = sum(counts["read"] for counts in report["counts"].values())
-            self._rows_done, self._bytes_done = self._rows_done + read, self._bytes_done + self._num_bytes[ordinal]
-            self._rows_before += read if "was_done" in report else 0
-        rows = self._rows_done + sum(self._begun.values())
-        total = round(self._rows_done / (self._bytes_done / sum(self._num_bytes))) if self._bytes_done else None
-        per_s = (rows - self._rows_before) / max(1e-9, time.monotonic() - self._started_at_s)
-        return rows, None if total is None else max(total, rows), per_s
 
 
 def _age_s(path: str) -> float:

@@ -56,6 +56,12 @@ class Part:
     """Which of the manifest's `sources` its rows are of."""
 
     @property
+    def prefix(self) -> str:
+        """With what the names of all files of its store begin that a preparation has written: nothing on a file system.
+        In an object store, another preparation may have left files of another prefix beside them."""
+        return self.name.rpartition("/")[2].partition("part-")[0]
+
+    @property
     def index_name(self) -> str:
         """File name of the index relative to the store."""
         return f"index/{self.name}"
@@ -126,6 +132,11 @@ class Manifest:
     sources: list[str] = field(default_factory=list)
     """Paths of the source files of all splits."""
     format_version: int = FORMAT_VERSION
+
+    @property
+    def prefix(self) -> str:
+        """That of its parts."""
+        return next((part.prefix for info in self.splits.values() for part in info.parts), "")
 
     @property
     def row_counts(self) -> dict[str, RowCounts]:

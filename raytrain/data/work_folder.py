@@ -110,6 +110,15 @@ def begin(folder: Storage) -> str:
     return str(begun["id"])
 
 
+def holds(folder: Storage, records_id: str) -> bool:
+    """Whether a preparation's folder still is the one that `begin` gave this id; else another command has removed it.
+    Raises OSError."""
+    try:
+        return bool(json.loads(folder.read_bytes(BEGUN))["id"] == records_id)
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return False
+
+
 def remove_stale(cache: Storage, but: Storage) -> None:
     """Remove the folders of preparations that nobody has continued for a week, `but` one. Raises OSError."""
     for name in cache.list_names():

@@ -11,14 +11,19 @@ import textwrap
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
+import ray.data
 
 from raytrain.config import RunConfig
 from raytrain.data import prepare as prepare_module
+from raytrain.data.encode import ROWS_SO_FAR, RowFunction
+from raytrain.data.passes import run_pass
 from raytrain.data.prepare import find_prepared, prepare
 from raytrain.data.prepared import PreparedStore
 from raytrain.errors import DataError
@@ -496,3 +501,21 @@ def wait_for(condition: Any, process: subprocess.Popen[bytes], timeout_s: float 
         assert process.poll() is None, process.communicate()[0].decode()
         assert time.monotonic() < deadline_s
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_no_read_task_is_lost(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    """Not even where the user's own pipelines in this process may lose some."""
+
+    class Lost(RowFunction):  # in here, so that Ray sends it to processes that do not know this file
+        """Reports on the first row only; on the second one it fails as nothing that is foreseen, or says nothing."""
+
+        def reports(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+            if row["ordinal"] and fails:
+                raise MemoryError("no memory")
+            yield {"ordinal": row["ordinal"], **({ROWS_SO_FAR: 1} if row["ordinal"] else {})}
+
+    monkeypatch.setattr(ray.data.DataContext.get_current(), "max_errored_blocks", -1)
+    rows = [{"ordinal": ordinal} for ordinal in range(2)]
+    with pytest.raises(ray.exceptions.RayError if fails else DataError, match="no memory|without 1 report of 2 parts"):
+        list(run_pass(rows, Lost()))

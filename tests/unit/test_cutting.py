@@ -1,6 +1,7 @@
 """Where large files are cut does not change their rows, and the read tasks worked on together have equal bytes."""
 
 import tempfile
+from codecs import BOM_UTF8
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,9 @@ def test_the_rows_are_those_of_the_whole_file(form: SourceFormat) -> None:
     @settings(max_examples=60, deadline=None)
     @example([b"a,b\n"] + [b'"a\nb",', b"a\n"] * 9, 4)
     @example([b"a O\n\n", b"-DOCSTART-\n\n", b"a b O\n\n"] * 9, 8)
+    @example([BOM_UTF8, *[b"-DOCSTART- O\n\n", b"a O\n\n", b"b O\n\n"] * 9], 40)
+    @example([BOM_UTF8, BOM_UTF8, *[b"-DOCSTART- O\n\n", b"a O\n\n", b"b O\n\n"] * 9], 40)
+    @example([BOM_UTF8, *[b"# newdoc\n", b"1\t" + b"\t".join([b"a"] * 9) + b"\n\n"] * 9], 40)
     @given(st.lists(st.sampled_from(PIECES[form]), min_size=20, max_size=60), st.integers(1, 80))
     def holds(pieces: list[bytes], num_bytes: int) -> None:
         content = (b"text,a\n" if form == SourceFormat.CSV else b"") + b"".join(pieces)
@@ -117,3 +121,15 @@ def test_groups_have_equal_bytes() -> None:
 
 def test_what_can_not_be_cut_comes_first() -> None:
     assert groups([1 << 20, 1 << 20, 1 << 30, 1 << 20], 100)[0] == range(2, 3)
+
+
+def test_a_part_of_a_file_that_has_become_shorter(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": 1}\n' * 1000)
+    file = SourceFile(str(path), SourceFormat.JSONL, path.stat().st_size, "")
+    tasks = cut(file, 3000)
+    path.write_text('{"a": 1}\n' * 500)
+    assert sum(len(chunk.table) for chunk in read_chunks(tasks[0])) > 300
+    for task in tasks[1:]:
+        with pytest.raises(DataError, match=r"a\.jsonl can.t be read .*it ends before byte \d,\d+, which it had"):
+            list(read_chunks(task))

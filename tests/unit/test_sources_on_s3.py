@@ -19,6 +19,7 @@ from raytrain.data.listing import list_files
 from raytrain.data.parallel import in_threads
 from raytrain.data.readers import read_chunks
 from raytrain.data.sources import check_sources, read_tasks
+from raytrain.data.unchanged import refuse_changed
 from raytrain.errors import DataError
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
@@ -97,6 +98,24 @@ def test_a_file_is_opened_once_by_all_checks_of_a_command(tmp_path, bucket, requ
     assert all(file.content for file in files)  # the ETag
     of_files = Counter(request for request in requests if f".{ending}" in request)
     assert len(of_files) == 2 * NUM_FILES and set(of_files.values()) == {1}, of_files  # a HEAD and a GET for each
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl"])
+def test_whether_a_file_has_changed_is_asked_with_one_request(tmp_path, bucket, requests, ending):
+    for i in range(NUM_FILES):
+        put(bucket, f"{i}.{ending}", FORMATS[ending](tmp_path))
+    files = check_sources(data(bucket.root), REVIEWS)
+    requests.clear()
+    refuse_changed(files)
+    assert len(requests) == NUM_FILES and len(set(requests)) == NUM_FILES, requests
+    content = bytearray(FORMATS[ending](tmp_path))
+    content[-3] ^= 1
+    put(bucket, f"1.{ending}", bytes(content))
+    with pytest.raises(DataError, match=rf"1\.{ending} changed while it was prepared \(its contents are others\)"):
+        refuse_changed(files)
+    bucket.delete(f"1.{ending}")
+    with pytest.raises(DataError, match="it is gone"):
+        refuse_changed(files)
 
 
 def test_what_has_changed_is_opened_again(bucket):

@@ -5,11 +5,13 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -20,6 +22,8 @@ from raytrain.data.encode import ROWS_SO_FAR, report_of
 from raytrain.data.passes import _EachOf
 from raytrain.data.prepare import prepare
 from raytrain.data.prepared import PreparedStore
+from raytrain.data.stages.counts import LimitError
+from raytrain.data.stages.quarantine import quarantined
 from raytrain.errors import DataError, FailureCode
 from raytrain.storage import Storage
 from tests.s3 import s3_bucket
@@ -210,3 +214,106 @@ def test_on_an_object_store(config: Any, passes: Passes, tmp_path: Path) -> None
         names = {name for part in store.manifest.splits["train"].parts for name in (part.name, part.index_name)}
         found = Storage(store.root)
         assert {f"{at}/{name}" for at in ("train", "index/train") for name in found.list_names(at)} == names
+
+
+def meanwhile(passes: Passes, monkeypatch: pytest.MonkeyPatch, what: Callable[[], object]) -> None:
+    """Something happens, once, when a command has encoded some read tasks."""
+    run, left = passes.run, [what]
+
+    def run_and_more(rows: list[dict[str, Any]], function: Any) -> Iterator[dict[str, Any]]:
+        for number, report in enumerate(run(rows, function)):
+            yield report
+            if number == 2 and function.pass_name == "encoder" and left:
+                left.pop()()
+
+    monkeypatch.setattr(prepare_module, "run_pass", run_and_more)
+
+
+@pytest.mark.parametrize("how", ["shorter", "other bytes", "gone"])
+def test_a_source_that_changes_meanwhile(
+    tmp_path: Path, config: Any, passes: Passes, monkeypatch: Any, how: str
+) -> None:
+    source = tmp_path / "b.jsonl"
+    text, status = source.read_text(), source.stat()
+
+    def change() -> None:
+        if how == "gone":
+            source.unlink()
+        elif how == "shorter":
+            source.write_text("".join(text.splitlines(True)[:20]))
+        else:  # of the same size, at the same time
+            source.write_text(text.replace("positive", "negative"))
+            os.utime(source, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    meanwhile(passes, monkeypatch, change)
+    with pytest.raises(DataError, match=r"b\.jsonl changed while it was prepared \(.*\)\. Give the command again"):
+        prepare(config(str(tmp_path / "cache"), on_error="quarantine", max_quarantined=1))
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def with_bad_rows(tmp_path: Path) -> None:
+    with open(tmp_path / "b.jsonl", "a") as file:
+        file.write('{"text": "", "label": "negative"}\n' * 20)
+
+
+def test_a_limit_that_is_exceeded_leaves_what_is_done(tmp_path: Path, config: Any, passes: Passes) -> None:
+    with_bad_rows(tmp_path)
+    with pytest.raises(LimitError, match=r"data\.max_quarantined 0\.01"):
+        prepare(config(str(tmp_path / "cache"), on_error="quarantine"))
+    once, passes.done = passes.done, Counter()
+    store = prepare(config(str(tmp_path / "cache"), on_error="quarantine", max_quarantined=0.5))
+    assert once["encoder"] > 3 and not passes.done
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [Path(store.root).name]
+
+
+def test_a_folder_that_is_removed_meanwhile(tmp_path: Path, config: Any, passes: Passes, monkeypatch: Any) -> None:
+    whole, cache = content(prepare(config(str(tmp_path / "whole")))), tmp_path / "cache"
+
+    def remove() -> None:
+        (work,) = cache.glob("*.work")
+        shutil.rmtree(work)
+
+    meanwhile(passes, monkeypatch, remove)
+    assert content(prepare(config(str(cache)))) == whole
+    shutil.rmtree(cache)
+    monkeypatch.setattr(prepare_module, "MOST_ATTEMPTS", 1)
+    meanwhile(passes, monkeypatch, remove)
+    with pytest.raises(DataError, match=r"\.work was removed while this command worked in it, once") as error:
+        prepare(config(str(cache)))
+    assert error.value.code == FailureCode.STORAGE
+
+
+def test_a_store_that_another_command_has_made_with_a_higher_limit(
+    tmp_path: Path, config: Any, passes: Passes, monkeypatch: Any
+) -> None:
+    with_bad_rows(tmp_path)
+
+    def other() -> None:
+        prepare(config(str(tmp_path / "cache"), on_error="quarantine", max_quarantined=0.5))
+        raise DataError("a file of the folder is gone", FailureCode.STORAGE)
+
+    meanwhile(passes, monkeypatch, other)
+    with pytest.raises(LimitError, match=r"data\.max_quarantined 0\.01"):
+        prepare(config(str(tmp_path / "cache"), on_error="quarantine"))
+
+
+def test_an_object_store_lists_quarantined_rows_once(
+    tmp_path: Path, config: Any, passes: Passes, monkeypatch: Any
+) -> None:
+    """A command was killed between its last part and the manifest."""
+    with_bad_rows(tmp_path)
+    with s3_bucket() as bucket:
+        chosen = config(
+            f"{bucket}/cache",
+            train={"path": str(tmp_path / "b.jsonl")},
+            dedup={"leakage": "off"},
+            on_error="quarantine",
+            max_quarantined=1,
+        )
+        with monkeypatch.context() as patch:
+            patch.setattr(prepare_module, "commit", Mock(side_effect=KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                prepare(chosen)
+        store = prepare(chosen)
+        rows = [row["row"] for row in quarantined(store.storage)]
+        assert len(set(rows)) == len(rows) == store.manifest.splits["train"].num_quarantined == 20

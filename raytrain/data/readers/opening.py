@@ -92,11 +92,45 @@ def open_source(file: SourceFile) -> Any:
     return _open(file)
 
 
+class _Part(io.RawIOBase):
+    """Bytes [start, stop) of a file, all of them."""
+
+    def __init__(self, file: SourceFile, span: Span):
+        filesystem, inner = filesystem_of(file.path)
+        num_bytes = span.stop - span.start
+        stream = filesystem.open_input_file(inner).get_stream(span.start, num_bytes)
+        self._stream = pa.BufferedInputStream(stream, min(REQUEST_BYTES, num_bytes))
+        self._place, self._stop = span.start, span.stop
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or size < 0:
+            return b"".join(iter(lambda: self._next(self._stop - self._place), b""))
+        return self._next(size)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._stream.close()
+        super().close()
+
+    def _next(self, most_bytes: int) -> bytes:
+        """Up to `most_bytes` bytes; none at the end. Raises OSError when the file ends before."""
+        data: bytes = self._stream.read(most_bytes)
+        self._place += len(data)
+        if not data and most_bytes and self._place < self._stop:
+            raise OSError(
+                f"it ends before byte {self._stop:,}, which it had when it was listed, so it has changed since; give "
+                "the command again when nothing writes to it"
+            )
+        return data
+
+
 def open_span(file: SourceFile, span: Span) -> Any:
-    """The bytes of a part of a text file, for reading from its start. Raises OSError."""
-    filesystem, inner = filesystem_of(file.path)
-    stream = filesystem.open_input_file(inner).get_stream(span.start, span.stop - span.start)
-    return pa.BufferedInputStream(stream, min(REQUEST_BYTES, span.stop - span.start))
+    """The bytes of a part of a text file, for reading from its start. Raises OSError; so does reading when the file
+    has become shorter than that."""
+    return _Part(file, span)
 
 
 def _open(file: SourceFile) -> Any:

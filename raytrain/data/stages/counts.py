@@ -14,6 +14,11 @@ from raytrain.config import CleanPreset
 from raytrain.errors import DataError, counted
 from raytrain.tasks.base import RowError
 
+
+class LimitError(DataError):
+    """More rows are lost than an option allows. With another value of it, the same store can be made."""
+
+
 LOST = ("quarantined", "dropped", "duplicates")
 """What may become of a row that is not kept."""
 
@@ -178,7 +183,7 @@ def check_shares(
     most_quarantined: float,
     reasons: Sequence[str] = (),
 ) -> None:
-    """Raises DataError where more rows of a source were dropped or quarantined than is allowed.
+    """Raises LimitError where more rows of a source were dropped or quarantined than is allowed.
 
     Args:
         source: Dotted name, such as data.train.
@@ -191,14 +196,14 @@ def check_shares(
     if total.dropped > most_dropped * total.read:
         presets = tuple(f"{preset}." for preset in CleanPreset)
         is_preset = any(rule.startswith(presets) for rule in total.reasons)
-        raise DataError(
+        raise LimitError(
             f"data.clean drops {total.dropped:,} of {counted(total.read, 'row')} of {source}, more than "
             f"data.clean.max_dropped {most_dropped:g} allows: {listed(total.reasons)}. Change the rules, or raise "
             f"data.clean.max_dropped if this is meant{'; data.clean.preset is made for web pages' * is_preset}"
         )
     if total.quarantined > most_quarantined * total.read:
         told = "".join(f"\n  {reason}" for reason in reasons)
-        raise DataError(
+        raise LimitError(
             f"{total.quarantined:,} of {counted(total.read, 'row')} of {source} can't be used, more than "
             f"data.max_quarantined {most_quarantined:g} allows. Correct the rows, or raise data.max_quarantined{told}"
         )

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from raytrain.data.bad_rows import Tally
+from raytrain.data.prepared import PreparedStore
 from raytrain.data.readers.base import BadRow
 from raytrain.data.storing import put
 from raytrain.storage import Storage
 
-FOLDER = "quarantine"
+FOLDER, FILE_PREFIX = "quarantine", "rows-"
 # A file is written when it has this many characters, so that a source without a usable row does not fill the memory.
 FILE_CHARACTERS = 16 << 20
 
@@ -45,13 +46,15 @@ class Quarantine:
 
     def _flush(self) -> None:
         if self._lines:
-            name = f"{FOLDER}/rows-{self.ordinal:05d}-{self._num_files:04d}.jsonl"
+            name = f"{FOLDER}/{FILE_PREFIX}{self.ordinal:05d}-{self._num_files:04d}.jsonl"
             put(self.folder, name, "".join(f"{line}\n" for line in self._lines).encode())
             self._lines, self._num_characters, self._num_files = [], 0, self._num_files + 1
 
 
 def quarantined(folder: Storage) -> Iterator[dict[str, Any]]:
-    """The rows in the quarantine of a prepared store, a file at a time: split, file, row, code, reason and data."""
-    for name in folder.list_names(FOLDER):
+    """The rows in the quarantine of a prepared store, a file at a time: split, file, row, code, reason and data. Files
+    that another preparation has left there are not of the store."""
+    own = f"{PreparedStore(folder.root).manifest.prefix}{FILE_PREFIX}"
+    for name in (name for name in folder.list_names(FOLDER) if name.startswith(own)):
         for line in folder.read_bytes(f"{FOLDER}/{name}").decode().splitlines():
             yield json.loads(line)
