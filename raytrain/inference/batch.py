@@ -229,7 +229,8 @@ def _finish(target: Target, progress: _Progress, began_s: float) -> Predictions:
     """Write the predictions and remove the parts. Raises DataError when no row could be used."""
     work = target.work.at(progress.folder)
     names = set(work.list_names())
-    pieces = sorted({(one.task, one.piece) for one in progress.done})
+    made = {(one.task, one.piece): one for one in progress.done}
+    pieces = sorted(made)
     parts = [f"{part_name(*piece)}{PART}" for piece in pieces]
     is_whole = _is_complete(progress.num_tasks, _by_task(progress.done), _ends(work, sorted(names)))
     if not is_whole or not set(parts) <= names:
@@ -239,8 +240,8 @@ def _finish(target: Target, progress: _Progress, began_s: float) -> Predictions:
             FailureCode.STORAGE,
         )
     refused = [name for piece in pieces if (name := f"{part_name(*piece)}{REFUSED}") in names]
-    num_rows = sum(one.num_rows for one in progress.done)
-    num_refused = sum(one.num_refused for one in progress.done)
+    num_rows = sum(one.num_rows for one in made.values())
+    num_refused = sum(one.num_refused for one in made.values())
     reasons = _reasons(work, refused)
     if not num_rows:
         work.delete("")
@@ -258,7 +259,7 @@ def _finish(target: Target, progress: _Progress, began_s: float) -> Predictions:
         target.parent.path_of(target.name),
         num_rows,
         num_refused,
-        sum(one.num_truncated for one in progress.done),
+        sum(one.num_truncated for one in made.values()),
         time.monotonic() - began_s,
         rate,
         target.parent.path_of(target.refused) if refused else None,
