@@ -24,6 +24,7 @@ from raytrain.training.records import BEST_SO_FAR, NOTES, scores_of
 PROGRESS_VARIABLE = "RAYTRAIN_PROGRESS_EVERY_S"
 # Seconds between two plain lines of progress. `raytrain submit` asks for more of them when it shows a bar.
 PLAIN_EVERY_S = float(os.environ.get(PROGRESS_VARIABLE) or 10.0)
+WIDE = 160  # characters of a line of a table in a file
 NUMBERS_OF_STEP = ("loss", "lr", "grad_norm")
 
 
@@ -32,6 +33,8 @@ class LiveDisplay:
 
     def __init__(self, console: Console | None, refresh_per_second: float):
         self.console = console or Console(highlight=False)
+        if not self.console.is_terminal and "COLUMNS" not in os.environ:
+            self.console.width = WIDE  # a file has no width: tables are not cut
         self._refresh_per_second = refresh_per_second
         self._live: Live | None = None
 
