@@ -154,6 +154,7 @@ def _work(rank: int, function: Any, world_size: int, folder: str, settings: tupl
     if rank == 0:
         np.save(Path(folder) / "numbers.npy", shares.numpy())
     dist.destroy_process_group()
+    os._exit(0)  # threads of gloo and DeepSpeed that are still there would abort the process now and then
 
 
 def new_model(dropout: float) -> nn.Module:
