@@ -279,6 +279,7 @@ def test_a_run_is_verified_at_another_number_of_workers(folder: Path, undisturbe
     assert_same_curve(repeated, {step: loss for step, loss in losses(undisturbed).items() if step <= 12})
 
 
+@pytest.mark.slow  # tests/faults/test_resize.py kills a bitwise run too
 def test_a_bitwise_run_has_the_same_bits_after_a_kill(folder: Path) -> None:
     """kill -9 of everything, then the same command with two workers; and again from the start by one."""
     words = ("training.exactness=bitwise", "training.max_steps=30", "training.eval_every_steps=15")
