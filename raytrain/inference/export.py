@@ -1,8 +1,6 @@
 """`raytrain export`: a trained model in another form, compared with the trained one on rows of its own data."""
 
-import contextlib
 import copy
-import itertools
 import json
 import os
 import shutil
@@ -18,7 +16,7 @@ from raytrain.config.from_python import words_of
 from raytrain.data.readers import read_chunks
 from raytrain.data.sources import read_tasks
 from raytrain.errors import ConfigError, DataError, TrainingError
-from raytrain.inference.card import ModelCard, find_model, read_card
+from raytrain.inference.card import READING, SOURCE, ModelCard, find_model, read_card
 from raytrain.inference.formats import DType, Format
 from raytrain.inference.onnx_model import GRAPH, quantize, write_graph
 from raytrain.inference.predictor import Predictor
@@ -29,11 +27,8 @@ from raytrain.storage import Storage
 from raytrain.tasks.text import TextTask, model_inputs
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-READING = ("path", "format", "delimiter", "encoding", "word_column", "tag_column")
 LEAST_AGREEMENT = 0.98
 """int8 is an approximation: the same label for at least this share of the outputs."""
-
-
 DTYPES = {DType.FP32: "float32", DType.BF16: "bfloat16", DType.FP16: "float16"}
 """Names of torch."""
 TOLERANCES = {DType.FP32: 1e-4, DType.FP16: 0.02, DType.BF16: 0.15}
@@ -144,7 +139,7 @@ def _rows_of(card: ModelCard, facts: Any, trained: Predictor, request: ExportReq
         section = data["train"]
     if not section.get("path") and section.get("sources"):
         section = section["sources"][0]
-    reading = {f"data.test.{name}": section[name] for name in READING[1:] if section.get(name) is not None}
+    reading = {f"{SOURCE}.{name}": section[name] for name in READING if section.get(name) is not None}
     source: Any = section.get("path")
     if request.source is not None:
         reading, source = {}, absolute(request.source)
@@ -153,7 +148,7 @@ def _rows_of(card: ModelCard, facts: Any, trained: Predictor, request: ExportReq
         config = card.config(words, source)
         files = check_source(config, trained.task, (), (), lambda *_: None)
         chunks = (chunk.table for task in read_tasks({"test": files}) for chunk in read_chunks(task))
-        rows = pa.concat_tables(itertools.islice(_first(chunks, request.num_rows), request.num_rows))
+        rows = pa.concat_tables(_first(chunks, request.num_rows))
     except (OSError, pa.ArrowInvalid, DataError) as error:
         raise ConfigError(_no_rows(source, request, str(error))) from error
     return rows, source if isinstance(source, str) else ", ".join(source)
@@ -240,8 +235,6 @@ def _describe(facts: Any, found: Exported, request: ExportRequest, where: str, w
         "largest_difference": found.largest_difference,
         "agreement": found.agreement,
     }
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(f"{work}/{FACTS}")
     files = {name: Storage(work).sha256(name) for name in sorted(os.listdir(work))}
     facts = {**facts, "export": about, "files": files}
     with open(f"{work}/{FACTS}", "w", encoding="utf-8") as file:

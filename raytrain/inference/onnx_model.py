@@ -1,13 +1,13 @@
 """A model as an ONNX graph: writing it with torch's exporter, and answering with onnxruntime (extra `[onnx]`)."""
 
 import contextlib
-import importlib
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self
 
+from raytrain.data.stages.packages import needed
 from raytrain.errors import ConfigError, first_line
 
 if TYPE_CHECKING:
@@ -19,15 +19,8 @@ OPSET = 20
 TRACED_SAMPLES, TRACED_TOKENS = 3, 7
 
 
-def needed(module: str) -> Any:
-    """A module of the extra. Raises ConfigError where it is not installed."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError:
-        package = module.partition(".")[0]
-        raise ConfigError(
-            f"--format onnx needs the package {package}, which is not installed: pip install 'raytrain[onnx]'"
-        ) from None
+def _needed(module: str) -> Any:
+    return needed(module, "--format onnx", "onnx")
 
 
 def write_graph(model: "nn.Module", inputs: "Mapping[str, Tensor]", path: str) -> None:
@@ -42,7 +35,7 @@ def write_graph(model: "nn.Module", inputs: "Mapping[str, Tensor]", path: str) -
     import torch
 
     for module in ("onnx", "onnxscript", "onnxruntime"):
-        needed(module)
+        _needed(module)
     names = tuple(inputs)
 
     class Logits(torch.nn.Module):
@@ -88,7 +81,7 @@ def _resized(values: "Tensor") -> "Tensor":
 
 def quantize(path: str, out: str) -> None:
     """Write a graph whose weights of matrix products are int8, with scales of each output channel."""
-    quantization = needed("onnxruntime.quantization")
+    quantization = _needed("onnxruntime.quantization")
     kinds = ["MatMul", "Gemm"]
     with _quiet():
         quantization.quantize_dynamic(
@@ -117,7 +110,7 @@ class OnnxModel:
         """`config`: that of Transformers."""
         import torch
 
-        runtime = needed("onnxruntime")
+        runtime = _needed("onnxruntime")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         self._session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -11,15 +11,16 @@ PACKAGES = {"mojibake": "ftfy", "html": "selectolax", "languages": "py3langid"}
 """Rule -> the package that decides its output."""
 
 
-def needed(module: str, option: str) -> Any:
-    """A module of a package that is not always installed. Raises ConfigError."""
+def needed(module: str, option: str, extra: str = "clean") -> Any:
+    """A module of a package that is not always installed. Raises ConfigError, which names the option that needs it and
+    the extra of raytrain that brings it."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError:
         package = module.partition(".")[0]
         raise ConfigError(
-            f"{option} needs the package {package}, which is not installed: pip install 'raytrain[clean]', on every "
-            "node"
+            f"{option} needs the package {package}, which is not installed: pip install 'raytrain[{extra}]', on "
+            "every node"
         ) from None
 
 
