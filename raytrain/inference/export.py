@@ -240,4 +240,4 @@ def _describe(facts: Any, found: Exported, request: ExportRequest, where: str, w
     with open(f"{work}/{FACTS}", "w", encoding="utf-8") as file:
         json.dump(facts, file, indent=1)
     with open(f"{work}/{CARD}", "w", encoding="utf-8") as file:
-        file.write(model_card(facts, facts.get("results", {})))
+        file.write(model_card(facts, results={}))

@@ -89,7 +89,7 @@ def assemble(target: Target, parts: Sequence[str], refused: Sequence[str], of_pa
     target.work.commit_bytes(ASSEMBLING, b"")
     is_local, own = work.local_path() is not None, uuid.uuid4().hex[:8]
     # On a file system, files are renamed once they are complete. An object store has no such call for large ones.
-    folder, rows, bad = (work, f"rows.{own}", f"refused.{own}")
+    folder, rows, bad = work, f"rows.{own}", f"refused.{own}"
     if not is_local:
         folder, rows, bad = target.parent, target.name, target.refused
         for name in (bad, rows):  # what a killed command has left, or what is to be replaced

@@ -205,7 +205,7 @@ class Pool:
         return sum(actor.is_ready for actor in self._actors)
 
     def _check_room(self, began_s: float) -> None:
-        """Raises TrainingError when fewer than workers.min actors have started for workers.wait_timeout_s."""
+        """Raises TrainingError when no actor has started for workers.wait_timeout_s."""
         limit_s = self._workers.wait_timeout_s
         if limit_s is None or not self._actors or time.monotonic() - began_s < limit_s:
             return
