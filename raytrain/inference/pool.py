@@ -92,7 +92,7 @@ class Backlog:
 
 
 class Pool:
-    """Runs a backlog. Between `workers.min` and `workers.max` actors, it uses those for which there is room."""
+    """Runs a backlog on at most `num_actors` actors: those for which there is room."""
 
     def __init__(self, spec: WorkSpec, read_tasks: Sequence[str], workers: WorkersConfig, num_actors: int):
         """`read_tasks`: as JSON. `num_actors`: the most that there is work for."""
