@@ -67,14 +67,14 @@ def predict_files(
     from raytrain.config.from_python import words_of
     from raytrain.inference.batch import Request, predict_source
     from raytrain.tasks.predicting import Decoding
-    from raytrain.terminal.predict import PredictDisplay
+    from raytrain.terminal.run import RunDisplay
 
     decoding = Decoding(options.pop("probabilities", False), options.pop("threshold", 0.5))
     if unknown := sorted(set(options) - {"embeddings", "overwrite"}):
         raise ConfigError(f"predict_files() has no option {unknown[0]!r}")
     kept = None if columns is None else tuple(columns)
     request = Request(os.fspath(source), os.fspath(out), tuple(words_of(overrides)), kept, decoding, **options)
-    with PredictDisplay() if progress else nullcontext() as display:
+    with RunDisplay() if progress else nullcontext() as display:
         return predict_source(os.fspath(model), request, display)
 
 

@@ -43,7 +43,8 @@ def predict(
     from raytrain.errors import ConfigError
     from raytrain.inference.batch import Request, predict_source
     from raytrain.tasks.predicting import Decoding
-    from raytrain.terminal.predict import PredictDisplay, print_predictions
+    from raytrain.terminal.predict import print_predictions
+    from raytrain.terminal.run import RunDisplay
 
     if not out:
         raise ConfigError("predict needs --out OUT: a file that ends in .parquet, .jsonl or .csv, or a folder with a /")
@@ -51,7 +52,7 @@ def predict(
     decoding = Decoding(probabilities, threshold)
     request = Request(source, out, tuple(overrides or ()), kept, decoding, embeddings, overwrite)
     try:
-        with PredictDisplay() as display:
+        with RunDisplay() as display:
             found = predict_source(model, request, display)
     except KeyboardInterrupt:
         leave("interrupted; the same command continues with what is not predicted yet")

@@ -42,6 +42,8 @@ CHUNKS_TO_COUNT = 16
 # While a read task is worked on, its rows are told as often as this: a compressed file may take hours.
 TELL_EVERY_S = 2.0
 ROWS_SO_FAR = "rows_so_far"
+NUM_READ = "num_read"
+"""In the report of a pass that has no `counts`: the rows of the read task."""
 # The stage at which a row can't be used, where it is not that of encoding.
 STAGE_OF = {RowError.UNREADABLE: "read", RowError.CUSTOM: "clean.custom"}
 
@@ -65,6 +67,8 @@ class RowFunction:
     """Where it is recorded that a row is done; None: nowhere."""
     prefix = ""
     """Tells passes of the same class apart."""
+    phase = ""
+    """What the pass does, for the display; empty: it is too short to be told."""
 
     @property
     def pass_name(self) -> str:
@@ -108,6 +112,8 @@ class RowFunction:
 class Surveyor(RowFunction):
     """Collects what a read task's rows contribute to the task's state, such as their labels."""
 
+    phase = "reading labels"
+
     def __init__(self, config: dict[str, Any], duplicates: Duplicates):
         self._config, self._duplicates = config, duplicates
 
@@ -135,6 +141,8 @@ class Surveyor(RowFunction):
 
 class Encoder(RowFunction):
     """Reads, encodes and writes a read task's rows."""
+
+    phase = "encoding rows"
 
     def __init__(
         self,

@@ -149,3 +149,12 @@ class _OpenPart:
             "num_truncated": self._num_truncated,
             "label_counts": dict(self.label_counts),
         }
+
+
+def rows_in_group(num_bytes: int) -> int:
+    """Rows per row group: a power of two from 16 to 256, which gives about 4096 row groups if a row has 1 KiB.
+
+    A row group on the border between two lanes is read twice, so there must be far more row groups than
+    lanes (P5); and small groups let the samples of a small data set mix well.
+    """
+    return 1 << max(4, min(8, (num_bytes >> 22).bit_length() - 1))

@@ -44,9 +44,9 @@ from raytrain.data.commit import (
     sum_of,
     tell,
 )
-from raytrain.data.encode import ROWS_SO_FAR, Encoder, RowFunction, Surveyor, cannot_prepare
+from raytrain.data.encode import NUM_READ, ROWS_SO_FAR, Encoder, RowFunction, Surveyor, cannot_prepare
 from raytrain.data.fingerprint import fingerprint
-from raytrain.data.parts import Index
+from raytrain.data.parts import Index, rows_in_group
 from raytrain.data.passes import in_parallel, run_pass
 from raytrain.data.prepared import MANIFEST_NAME, Part, PreparedStore
 from raytrain.data.readers.base import SourceFile
@@ -83,6 +83,7 @@ def prepare(
     progress: Progress | None = None,
     only: str | None = None,
     check_first: Callable[[], object] | None = None,
+    phase: Callable[[str], None] | None = None,
 ) -> PreparedStore:
     """The prepared store of a config: taken from the cache, or created.
 
@@ -91,6 +92,7 @@ def prepare(
     Args:
         only: The only split to prepare, in a store of its own, which needs declared labels; None: all splits.
         check_first: Called before anything is prepared, and not when the store is there already.
+        phase: Called with what is done next.
 
     Raises:
         DataError: A row can't be used and data.on_error is `fail`, a label is not declared, more rows are dropped or
@@ -103,11 +105,11 @@ def prepare(
         return store
     if check_first is not None:
         check_first()
-    progress = progress or (lambda *_: None)
+    told = progress or (lambda *_: None), phase or (lambda _: None)
     tokenizer = load_tokenizer(config.model)
     pad_token_id = 0 if tokenizer is None else tokenizer.pad_token_id
     try:
-        _Preparation(config, files, name, cache, rows_per_group, pad_token_id, progress).run()
+        _Preparation(config, files, name, cache, rows_per_group, pad_token_id, *told).run()
     except OSError as error:
         raise cannot_prepare(f"can't write the prepared data to {cache.path_of()}", error) from error
     store = PreparedStore(cache.at(name).root)
@@ -127,7 +129,7 @@ def _place_of(config: RunConfig, only: str | None = None) -> tuple[dict[str, lis
     """The source files of each split, rows per row group, the cache, and the name of this config's store in the
     cache."""
     files = check_sources(config.data, make_task(config.task, config.data.max_length), only)
-    rows_per_group = _rows_per_group(sum(file.num_bytes for fs in files.values() for file in fs))
+    rows_per_group = rows_in_group(sum(file.num_bytes for fs in files.values() for file in fs))
     name = fingerprint(config, files, tokenizer_identity(config.model), rows_per_group)
     return files, rows_per_group, Storage(config.data.prepared_path or f"{config.storage_path}/_prepared"), name
 
@@ -144,8 +146,9 @@ class _Preparation:
         rows_per_group: int,
         pad_token_id: int,
         progress: Progress,
+        phase: Callable[[str], None],
     ):
-        self.config, self.name, self.cache, self.progress = config, name, cache, progress
+        self.config, self.name, self.cache, self.progress, self.phase = config, name, cache, progress, phase
         self.files = files
         self.tasks = read_tasks(files, lambda work, items: in_parallel(work, items, run_pass))
         self.rows_per_group, self.pad_token_id = rows_per_group, pad_token_id
@@ -248,13 +251,23 @@ class _Preparation:
             raise
 
     def _run(self, rows: list[dict[str, Any]], function: RowFunction) -> Iterator[dict[str, Any]]:
-        """One pass over read tasks: the reports of those that are done already, then those of the others, in any
-        order."""
+        """One pass over read tasks, or over what earlier passes have left: the reports of those that are done already,
+        then those of the others, in any order. How far it is goes to the display."""
+        if function.phase:
+            self.phase(function.phase)
+        begun = RowsSoFar({row["ordinal"]: row["num_bytes"] for row in rows if "num_bytes" in row})
+        for report in self._reports(rows, function):
+            if ROWS_SO_FAR in report or NUM_READ in report or "counts" in report:
+                self.progress(*begun.with_report(report))
+            if ROWS_SO_FAR not in report:
+                yield report
+
+    def _reports(self, rows: list[dict[str, Any]], function: RowFunction) -> Iterator[dict[str, Any]]:
         records = Records(self.folder.root, self.records_id, function.pass_name)
         done = records.read()
-        if done and isinstance(function, Encoder):
-            what = f"{len(done):,} of {len(rows):,} parts of the source files are prepared already"
-            logger.warning("continuing in %s: %s", self.folder.path_of(), what)
+        if done and "num_bytes" in rows[0]:
+            what = f"{len(done):,} of {len(rows):,} parts of the source files are done already"
+            logger.warning("continuing in %s: %s: %s", self.folder.path_of(), function.phase, what)
         yield from ({**done[row["ordinal"]], "was_done": True} for row in rows if row["ordinal"] in done)
         function.records = records
         if left := [row for row in rows if row["ordinal"] not in done]:
@@ -298,11 +311,8 @@ class _Preparation:
             is_evaluation="train" not in self.files,
         )
         written = Written()
-        begun = RowsSoFar([task.num_bytes for task in self.tasks])
         for report in self._run(self._rows(), encoder):
-            if ROWS_SO_FAR not in report:
-                self._add(report, written)
-            self.progress(*begun.with_report(report))
+            self._add(report, written)
         return written
 
     def _add(self, report: dict[str, Any], written: Written) -> None:
@@ -342,12 +352,3 @@ def _age_s(path: str) -> float:
         return time.time() - os.path.getmtime(path)
     except OSError:
         return 0.0
-
-
-def _rows_per_group(num_bytes: int) -> int:
-    """Rows per row group: a power of two from 16 to 256, which gives about 4096 row groups if a row has 1 KiB.
-
-    A row group on the border between two lanes is read twice, so there must be far more row groups than
-    lanes (P5); and small groups let the samples of a small data set mix well.
-    """
-    return 1 << max(4, min(8, (num_bytes >> 22).bit_length() - 1))

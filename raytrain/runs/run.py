@@ -134,7 +134,7 @@ def _train(
         TrainRun(config, run, worker_resources(config, found.plan_on(session).use_gpu), callbacks) as train_run,
     ):
         observer.phase("preparing data")
-        store = prepare(config, observer.prepared, check_first=functools.partial(check_model, config))
+        store = prepare(config, observer.prepared, None, functools.partial(check_model, config), observer.phase)
         epoch = describe_epoch(config, store.manifest)
         for remark in [*store.manifest.remarks, *epoch]:
             observer.note(remark)
@@ -262,7 +262,7 @@ def evaluate_run(path: str, split: str, observer: Observer | None = None, overri
         resources = worker_resources(found.config, plan.use_gpu)
         with TrainRun(found.config, run, resources, folder=EVALUATIONS) as train_run:
             observer.phase("preparing data")
-            store = prepare(found.config, observer.prepared, only)
+            store = prepare(found.config, observer.prepared, only, phase=observer.phase)
             name = measured_name(found.config, store, split)
             observer.phase(f"evaluating {name}")
             work = functools.partial(Supervisor.evaluate, split=split)
@@ -290,4 +290,4 @@ def prepare_data(config: RunConfig, observer: Observer | None = None) -> "Prepar
     observer.phase("starting Ray")
     with ray_session(found.config, found.private_cpus):
         observer.phase("preparing data")
-        return prepare(found.config, observer.prepared)
+        return prepare(found.config, observer.prepared, phase=observer.phase)

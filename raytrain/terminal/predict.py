@@ -1,24 +1,12 @@
-"""Terminal output of a prediction: the rows so far, their rate, and the time left."""
+"""Terminal output of a prediction."""
 
 from rich.console import Console
 
 from raytrain.errors import counted
 from raytrain.inference.batch import Predictions
-from raytrain.terminal.run import RunDisplay, in_minutes
+from raytrain.terminal.run import in_minutes
 
 ROWS_OF_A_RATE = 1000  # with fewer, the rate is that of the first batch
-
-
-class PredictDisplay(RunDisplay):
-    """Shows a prediction."""
-
-    def prepared(self, rows: int, total: int | None, rows_per_s: float) -> None:
-        """Show the number of rows predicted so far, and the time left."""
-        remaining_s = (total - rows) / rows_per_s if total is not None and rows_per_s else None
-        self._bar.update(self._task, completed=rows, total=total, remaining_s=remaining_s)
-        if remaining_s is not None and self._is_line_due():
-            of = f"{rows:,} of about {total:,} rows"
-            self._say(f"  {of}, {rows_per_s:,.0f} rows/s, about {remaining_s:,.0f} s left")
 
 
 def print_predictions(console: Console, found: Predictions) -> None:

@@ -145,10 +145,13 @@ class RunDisplay(LiveDisplay, Observer):
             self._say(f"  {text}, {files_per_s:,.0f} files/s, about {remaining_s:,.0f} s left")
 
     def prepared(self, rows: int, total: int | None, rows_per_s: float) -> None:
-        """Show the number of rows prepared so far."""
-        self._bar.update(self._task, completed=rows, total=total)
+        """Show the number of rows done so far, and the time left."""
+        remaining_s = (total - rows) / rows_per_s if total is not None and rows_per_s else None
+        self._bar.update(self._task, completed=rows, total=total, remaining_s=remaining_s)
         if rows_per_s and self._is_line_due():
-            self._say(f"  {counted(rows, 'row')}, {rows_per_s:,.0f} rows/s")
+            of = counted(rows, "row") if total is None else f"{rows:,} of about {total:,} rows"
+            left = "" if remaining_s is None else f", about {remaining_s:,.0f} s left"
+            self._say(f"  {of}, {rows_per_s:,.0f} rows/s{left}")
 
     def begin(self, total_steps: int) -> None:
         """Prepare the bar for training, which is about to start."""

@@ -152,7 +152,7 @@ def _run(
 
         plan = found.plan_on(session)
         observer.phase("preparing data")
-        sweep = begin(prepare(config, observer.prepared).manifest.task_state)
+        sweep = begin(prepare(config, observer.prepared, phase=observer.phase).manifest.task_state)
         live = max_concurrent or _live_trials(config, session, plan.use_gpu)
         signals.catch()
         observer.phase("trials")

@@ -106,7 +106,7 @@ def on_a_terminal() -> tuple[RunDisplay, Callable[[], str]]:
     return display, shown
 
 
-def test_times_have_names_and_only_training_has_a_remaining_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_times_have_names_and_what_has_a_rate_has_a_remaining_one(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     display, shown = on_a_terminal()
@@ -114,7 +114,9 @@ def test_times_have_names_and_only_training_has_a_remaining_one(monkeypatch: pyt
     now += 31
     assert "elapsed 0:00:31" in shown() and "remaining" not in shown()
     display.prepared(1200, 8454, 40.0)
-    assert "1,200/8,454" in shown() and "remaining" not in shown() and "-:--" not in shown()
+    assert "1,200/8,454" in shown() and "remaining 0:03:01" in shown()
+    display.phase("loading the model")
+    assert "remaining" not in shown() and "-:--" not in shown()
     display.begin(70)
     display.rows("metrics.jsonl", [STEP])
     assert "1/70" in shown() and "remaining" not in shown(), "one moment makes no rate"

@@ -112,6 +112,11 @@ class Chunk:
     table: pa.Table
     bad_rows: list[BadRow] = field(default_factory=list)
 
+    @property
+    def num_rows(self) -> int:
+        """Rows of both kinds."""
+        return len(self.table) + len(self.bad_rows)
+
 
 @dataclass(frozen=True)
 class Unreadable:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raytrain.config import LeakagePolicy, RunConfig
-from raytrain.data.encode import RowFunction
+from raytrain.data.encode import NUM_READ, RowFunction
 from raytrain.data.readers import read_chunks
 from raytrain.data.readers.base import ROW, ReadTask
 from raytrain.data.stages.clean import make_cleaner
@@ -39,6 +39,8 @@ Run = Callable[[Rows, RowFunction], Iterator[dict[str, Any]]]
 class HeldOutSketch(RowFunction):
     """Writes the texts and band keys of a read task's validation or test rows."""
 
+    phase = "reading held-out rows"
+
     def __init__(self, config: dict[str, Any], duplicates: Duplicates):
         self._config, self._duplicates = config, duplicates
 
@@ -47,18 +49,19 @@ class HeldOutSketch(RowFunction):
         config, read_task = RunConfig.model_validate(self._config), ReadTask.from_json(row["task"])
         task = make_task(config.task, config.data.max_length)
         tables, sides = [], self._duplicates.sides_of(row["ordinal"])
-        cleaner = make_cleaner(config.data.clean, task)
+        cleaner, num_read = make_cleaner(config.data.clean, task), 0
         for chunk in read_chunks(read_task, source_columns(config, task)):
+            num_read += chunk.num_rows
             for split, rows in rows_of(config, task, read_task, chunk, sides, cleaner):
                 if split in PRIORITY:
                     texts = [normalized(text) for text in task.compared_texts(rows)]
                     tables.append(held_out_table(split, read_task.file.path, rows[ROW].to_pylist(), texts))
         if not sum(map(len, tables)):
-            return {"ordinal": row["ordinal"], "name": None}
+            return {"ordinal": row["ordinal"], "name": None, NUM_READ: num_read}
         name, buffer = self._duplicates.name("held-out", row["ordinal"]), pa.BufferOutputStream()
         pq.write_table(pa.concat_tables(tables), buffer, compression="zstd")
         put(Storage(self._duplicates.root), name, memoryview(buffer.getvalue()))
-        return {"ordinal": row["ordinal"], "name": name}
+        return {"ordinal": row["ordinal"], "name": name, NUM_READ: num_read}
 
 
 def find_sides(config: RunConfig, duplicates: Duplicates, rows: Rows, tasks: list[ReadTask], run: Run) -> Duplicates:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from raytrain.config import RunConfig
-from raytrain.data.encode import RowFunction
+from raytrain.data.encode import NUM_READ, RowFunction
 from raytrain.data.parallel import in_threads
 from raytrain.data.plain_types import read_parquet
 from raytrain.data.readers import read_chunks
@@ -33,6 +33,8 @@ UNITS = pa.schema([("unit", pa.uint64()), ("label", pa.string()), ("rows", pa.in
 class CountUnits(RowFunction):
     """Counts the rows of a read task's units by label."""
 
+    phase = "counting labels"
+
     def __init__(self, config: dict[str, Any], duplicates: Duplicates):
         self._config, self._duplicates = config, duplicates
 
@@ -41,7 +43,9 @@ class CountUnits(RowFunction):
         config, read_task = RunConfig.model_validate(self._config), ReadTask.from_json(row["task"])
         task, sides = make_task(config.task, config.data.max_length), self._duplicates.sides_of(row["ordinal"])
         counts: Counter[tuple[int, str]] = Counter()
+        num_read = 0
         for chunk in read_chunks(read_task, source_columns(config, task)):
+            num_read += chunk.num_rows
             labels = task.row_labels(chunk.table) if len(chunk.table) else []
             assert labels is not None, "the config allows stratify only where rows have a label"
             units = units_of(config, task, chunk.table, sides)
@@ -51,7 +55,7 @@ class CountUnits(RowFunction):
         columns = [[unit for unit, _ in counts], [label for _, label in counts], list(counts.values())]
         table = pa.table(dict(zip(UNITS.names, columns, strict=True)), UNITS)
         write_table(Storage(self._duplicates.root), self._duplicates.name("units", row["ordinal"]), table)
-        return {"ordinal": row["ordinal"]}
+        return {"ordinal": row["ordinal"], NUM_READ: num_read}
 
 
 class ChooseUnits(RowFunction):

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raytrain.config import RunConfig
-from raytrain.data.encode import RowFunction
+from raytrain.data.encode import NUM_READ, RowFunction
 from raytrain.data.parallel import in_threads
 from raytrain.data.plain_types import read_parquet
 from raytrain.data.readers import read_chunks
@@ -59,6 +59,8 @@ EDGES = pa.schema([("later", pa.int64()), ("earlier", pa.int64()), ("jaccard", p
 class Sketch(RowFunction):
     """Writes the texts of a read task's training rows that are not leaks, and their keys."""
 
+    phase = "sketching training rows"
+
     def __init__(self, config: dict[str, Any], duplicates: Duplicates, *, exact: bool, near: bool, whole: bool = False):
         """Args:
         exact, near: Which duplicates are looked for.
@@ -75,7 +77,9 @@ class Sketch(RowFunction):
         unique = DuplicateFilter(self._duplicates, ordinal, read_task.file.path)
         tables, keys, ids = [], [np.array([], np.uint64)], [np.array([], np.int64)]
         sides, cleaner = self._duplicates.sides_of(ordinal), make_cleaner(config.data.clean, task)
+        num_read = 0
         for chunk in read_chunks(read_task, source_columns(config, task)):
+            num_read += chunk.num_rows
             splits = rows_of(config, task, read_task, chunk, sides, cleaner)
             if self._whole:
                 splits = iter([("train", chunk.table)])
@@ -97,7 +101,8 @@ class Sketch(RowFunction):
         order = np.lexsort((all_ids, all_keys))
         content = [_starts(all_keys[order]).tobytes(), all_keys[order].tobytes(), all_ids[order].tobytes()]
         put(folder, self._duplicates.name("keys", ordinal), b"".join(content))
-        return {"ordinal": ordinal, "num_keys": len(order), "found": asdict(unique.close())}
+        found = asdict(unique.close())
+        return {"ordinal": ordinal, "num_keys": len(order), "found": found, NUM_READ: num_read}
 
     def _keys(self, texts: list[str], ids: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         """(keys, id of each key), by option."""
@@ -188,6 +193,8 @@ class Candidates(_OnPairs):
 class Check(_OnPairs):
     """Compares the candidates of a read task with their partners."""
 
+    phase = "comparing near-duplicates"
+
     def report(self, row: dict[str, Any]) -> dict[str, Any]:
         """Writes the pairs that are duplicates."""
         folder, ordinal = Storage(self._duplicates.root), row["ordinal"]
@@ -260,6 +267,8 @@ def place_of(row: int) -> tuple[int, int]:
 
 class InOrder(RowFunction):
     """Several passes over few rows, in one task: each pass of Ray Data takes longer than they do."""
+
+    phase = "comparing near-duplicates"
 
     def __init__(self, passes: "list[tuple[list[dict[str, Any]], RowFunction]]"):
         self._passes = passes
