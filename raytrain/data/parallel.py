@@ -1,7 +1,8 @@
 """Many requests at once: the source files of a run may be 100,000, on an object store that takes 20 ms an answer."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -36,3 +37,15 @@ def in_threads(work: Callable[[T], R], items: Sequence[T], checked: Checked | No
                     next_tell_s = now_s + TELL_EVERY_S
                     checked(len(results), len(items), len(results) / (now_s - began_s))
     return results
+
+
+def ahead(work: Callable[[T], R], items: Sequence[T], num_ahead: int) -> Iterator[R]:
+    """What `work` returns for each item, in their order, while the next ones are worked on: where all results together
+    would not fit in memory. At most `num_ahead` are held beside the one that was yielded."""
+    with ThreadPoolExecutor(num_ahead, "files", keep_connections) as threads:
+        waiting = deque(threads.submit(work, item) for item in items[:num_ahead])
+        for following in range(num_ahead, num_ahead + len(items)):
+            result = waiting.popleft().result()
+            if following < len(items):
+                waiting.append(threads.submit(work, items[following]))
+            yield result

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from raytrain.config import RunConfig
 from raytrain.data.encode import NUM_READ, RowFunction
-from raytrain.data.parallel import in_threads
+from raytrain.data.parallel import ahead, in_threads
 from raytrain.data.plain_types import read_parquet
 from raytrain.data.readers import read_chunks
 from raytrain.data.readers.base import ROW, ReadTask
@@ -52,6 +52,7 @@ ROW_BITS = 40  # of an id; the others are the read task's
 # A range of keys is sorted in memory: 16 bytes each.
 KEYS_PER_RANGE = 1 << 23
 MOST_RANGES = 1024
+TABLES_AHEAD = 4  # of candidates, which are read while others are compared: each may be large
 TEXTS = pa.schema([("id", pa.int64()), ("text", pa.large_string())])
 EDGES = pa.schema([("later", pa.int64()), ("earlier", pa.int64()), ("jaccard", pa.float32()), ("exact", pa.bool_())])
 
@@ -201,8 +202,9 @@ class Check(_OnPairs):
         pairs = self._pairs(ordinal, of_partners=False)
         own = _candidate_texts(folder, self._duplicates, ordinal)
         edges: dict[str, list[Any]] = {name: [] for name in EDGES.names}
-        for other in np.unique(pairs[:, 1] >> ROW_BITS).tolist():  # one after the other: each may be large
-            texts = own if other == ordinal else _candidate_texts(folder, self._duplicates, other)
+        others = np.unique(pairs[:, 1] >> ROW_BITS).tolist()
+        read_texts = functools.partial(_candidate_texts, folder, self._duplicates)
+        for other, texts in zip(others, ahead(read_texts, others, TABLES_AHEAD), strict=True):
             sets = functools.lru_cache(4096)(shingle_set)  # pairs are in order, so few are enough
             for later, earlier in pairs[pairs[:, 1] >> ROW_BITS == other].tolist():
                 is_equal = own[later] == texts[earlier]
