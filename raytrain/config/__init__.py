@@ -34,6 +34,7 @@ from raytrain.config.data import (
     WeightedSource,
 )
 from raytrain.config.task import (
+    CausalLmConfig,
     Labels,
     ModelConfig,
     PythonTaskConfig,
@@ -59,6 +60,7 @@ __all__ = [
     "Affects",
     "AugmentConfig",
     "BalanceConfig",
+    "CausalLmConfig",
     "CheckpointConfig",
     "CleanConfig",
     "CleanPreset",

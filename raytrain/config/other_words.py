@@ -88,6 +88,10 @@ OTHER_VALUES = {
             ("ner", "named_entity_recognition", "tagging", "pos", "pos_tagging", "chunking", "sequence_labeling"),
             "token_classification",
         ),
+        **dict.fromkeys(
+            ("clm", "lm", "language_model", "language_modeling", "causal", "text_generation", "gpt", "pretraining"),
+            "causal_lm",
+        ),
         **dict.fromkeys(("custom", "own", "regression"), "python"),
         **dict.fromkeys(("cosine_with_restarts", "cosine_annealing"), "cosine"),
         **dict.fromkeys(("none", "constant_with_warmup"), "constant"),

@@ -84,6 +84,14 @@ class TokenClassificationConfig(Section):
     sees the context of a word. Documents are told apart by CoNLL's -DOCSTART- lines or a `document` column."""
 
 
+class CausalLmConfig(Section):
+    """A language model that predicts each next token of a text."""
+
+    kind: Annotated[Literal["causal_lm"], Affects.DATA | Affects.SPEED]
+    text_column: Annotated[str, Affects.DATA] = "text"
+    """Column with the text of a document. One with more than `data.max_length` tokens becomes several samples."""
+
+
 class PythonTaskConfig(Section):
     """A task of your own: a class in a Python file of the folder that the command is run in, or in an installed
     package."""
@@ -101,7 +109,8 @@ class PythonTaskConfig(Section):
 
 
 TaskConfig = Annotated[
-    SequenceClassificationConfig | TokenClassificationConfig | PythonTaskConfig, Field(discriminator="kind")
+    SequenceClassificationConfig | TokenClassificationConfig | CausalLmConfig | PythonTaskConfig,
+    Field(discriminator="kind"),
 ]
 
 
