@@ -26,12 +26,10 @@ def build_causal_lm(model: ModelConfig, training: TrainingConfig) -> "nn.Module"
     import torch
     import transformers
 
-    config = read_model_config(model)
+    config = read_model_config(model, **(_special_tokens(model) if model.path is None else {}))
     override_dropout(config, training.dropout)
     if getattr(config, "is_decoder", None) is False and _is_encoder(config):
         config.is_decoder = True  # an encoder such as BERT then attends to earlier tokens alone
-    if model.path is None:
-        _name_special_tokens(config, model)
     try:
         built, _ = new_or_loaded(transformers.AutoModelForCausalLM, model, config)
     except ConfigError as error:
@@ -56,15 +54,15 @@ def _is_encoder(config: Any) -> bool:
     return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
-def _name_special_tokens(config: Any, model: ModelConfig) -> None:
-    """Give a new model the ids of its tokenizer's special tokens where `model.config` names none: a text that is
-    generated ends with one."""
+def _special_tokens(model: ModelConfig) -> dict[str, int | None]:
+    """The ids of a new model's special tokens where `model.config` names none: those of its tokenizer, so that a text
+    that is generated ends. An embedding for padding is never trained, so one that ends texts too is none."""
     tokenizer = load_tokenizer(model)
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        if name not in (model.config or {}):
-            setattr(config, name, getattr(tokenizer, name, None))
-    if config.pad_token_id == config.eos_token_id:  # such an embedding would never be trained
-        config.pad_token_id = None
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    ids = {name: getattr(tokenizer, name, None) for name in names}
+    if ids["pad_token_id"] in (ids["bos_token_id"], ids["eos_token_id"]):
+        ids["pad_token_id"] = None
+    return {name: token for name, token in ids.items() if name not in (model.config or {})}
 
 
 def _check_causal(built: Any, model: ModelConfig) -> None:

@@ -109,8 +109,9 @@ def for_other_data(config: RunConfig, run: Storage) -> RunConfig:
     facts = run.read_json(f"{BEST}/{FACTS}")
     # Weights of `auto` were counted in the training data, which may be gone.
     weights = {"class_weights": facts.get("class_weights")}
+    labels = {name: value for name, value in facts["state"].items() if name == "labels"}
     changes: dict[str, Any] = {
-        "task": config.task.model_copy(update={"labels": facts["state"]["labels"]}),
+        "task": config.task.model_copy(update=labels),
         "training": config.training.model_copy(update=weights),
         "data": config.data.model_copy(update={"balance": None, "augment": None}),  # for training data
     }

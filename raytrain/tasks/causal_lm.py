@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from raytrain.config import CausalLmConfig, ModelConfig, TrainingConfig
+from raytrain.errors import ConfigError
 from raytrain.tasks.base import (
     IGNORED,
     Batch,
@@ -23,7 +24,7 @@ from raytrain.tasks.base import (
 )
 from raytrain.tasks.collate import list_lengths
 from raytrain.tasks.documents import check_room_for_text, read_documents
-from raytrain.tasks.predicting import Decoding, Predicting
+from raytrain.tasks.predicting import Continued, Decoding, Generating, Predicting
 from raytrain.tasks.text import TextTask, model_inputs, padded_inputs, why_no_text
 from raytrain.tasks.token_scores import TokenScores, loss_units
 
@@ -34,7 +35,7 @@ PIECE = "piece"  # place of a sample in its document, from 0; not stored
 NUM_BYTES = "num_bytes"
 
 
-class CausalLm(TextTask, Predicting):
+class CausalLm(TextTask, Predicting, Generating):
     """Cross-entropy over all tokens but the first of each document."""
 
     def __init__(self, config: CausalLmConfig, max_length: int):
@@ -178,6 +179,47 @@ class CausalLm(TextTask, Predicting):
         losses = np.divide(sums, counts, out=np.zeros(len(rows)), where=counts > 0)
         columns = [pa.array(losses.round(6), mask=counts == 0), pa.array(counts.astype(np.int64))]
         return pa.table(columns, self.output_columns(state, decoding))
+
+    def generate(
+        self, model: Any, samples: pa.Table, numbers: np.ndarray, tokenizer: Any, decoding: Decoding
+    ) -> Continued:
+        """Continue each document, without the token that would end it."""
+        from raytrain.models.generation import continue_prompts
+
+        prompts = _prompts(samples, tokenizer)
+        num_cut, positions = 0, getattr(model.config, "max_position_embeddings", None)
+        if positions is not None:
+            room = positions - decoding.max_new_tokens
+            if room < 1:
+                raise ConfigError(
+                    f"max_new_tokens {decoding.max_new_tokens} leaves no room for a text in the {positions} positions "
+                    f"of the model: give at most {positions - 1}"
+                )
+            num_cut = sum(len(prompt) > room for prompt in prompts)
+            prompts = [prompt[-room:] for prompt in prompts]
+        stops = model.generation_config.eos_token_id  # a list where a model of a chat has several
+        stop_ids = [tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])]
+        found = continue_prompts(
+            model,
+            prompts,
+            numbers.tolist(),
+            list(dict.fromkeys(token for token in stop_ids if token is not None)),
+            max_new_tokens=decoding.max_new_tokens,
+            temperature=decoding.temperature,
+            seed=decoding.seed,
+        )
+        return Continued([tokenizer.decode(tokens, skip_special_tokens=True) for tokens in found], num_cut)
+
+
+def _prompts(samples: pa.Table, tokenizer: Any) -> list[list[int]]:
+    """The documents of samples, without the token that ends each."""
+    documents: list[list[int]] = []
+    for piece, ids in zip(samples[PIECE].to_pylist(), samples["input_ids"].to_pylist(), strict=True):
+        if piece:
+            documents[-1] += ids[1:]
+        else:
+            documents.append(ids)
+    return [ids[:-1] or [tokenizer.eos_token_id] for ids in documents]
 
 
 def _by_sample(values: "Tensor", batch: "dict[str, Tensor]") -> list[np.ndarray]:

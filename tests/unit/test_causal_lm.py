@@ -18,7 +18,7 @@ from raytrain.models.tokenizer import load_tokenizer
 from raytrain.sizing.shape import shape_on_meta
 from raytrain.tasks import make_task
 from raytrain.tasks.base import IGNORED
-from raytrain.tasks.predicting import PLAIN
+from raytrain.tasks.predicting import PLAIN, Decoding
 from raytrain.training.evaluate import to_tensors
 
 TEXTS = ["a fine film", "é", "no story, no plot and no ending at all", "café au lait: 5 €, 𝄞"]
@@ -246,3 +246,94 @@ def test_memory_of_a_long_text_is_less_than_that_of_a_plain_loss() -> None:
         token_losses._TokenLosses.apply(logits, torch.zeros(300, dtype=torch.long)).sum()
     assert sum(kept) <= logits.numel() + 2 * 300
     assert np.isfinite(logits.detach().numpy()).all()
+
+
+class TestGeneration:
+    def continued(self, model: Any, tokenizer: Any, rows: pa.Table, **options: Any) -> list[str]:
+        task = task_of()
+        samples, numbers = task.encode_inputs(rows, tokenizer).table, np.arange(len(rows)) + 7
+        return task.generate(model, samples, numbers, tokenizer, Decoding(**options)).texts
+
+    def plain(self, model: Any, tokenizer: Any, text: str, max_new_tokens: int) -> str:
+        """One token at a time, the whole text anew each time."""
+        ids = tokenizer(text)["input_ids"]
+        length = len(ids)
+        for _ in range(max_new_tokens):
+            token = int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+            if token == END:
+                break
+            ids = [*ids, token]
+        return tokenizer.decode(ids[length:])
+
+    def test_greedy_is_the_most_probable_token_of_each_text_alone(self, folder: str, tokenizer: Any) -> None:
+        model, rows = build(folder).eval(), pa.table({"text": ["a fine film", "a", "b", "no plot", "a dull one", "é"]})
+        found = self.continued(model, tokenizer, rows, max_new_tokens=9)
+        with torch.no_grad():
+            assert found == [self.plain(model, tokenizer, text, 9) for text in rows["text"].to_pylist()]
+        assert len(set(found)) > 2, "the model says the same of all"
+
+    def test_ends_at_the_end_token(self, folder: str, tokenizer: Any) -> None:
+        model = build(folder).eval()
+        with torch.no_grad():
+            model.transformer.wte.weight[END] = 0  # makes it improbable, and then certain
+            model.transformer.ln_f.weight.zero_()
+            model.transformer.ln_f.bias.copy_(torch.ones(16))
+            model.transformer.wte.weight[END] = 100
+        assert self.continued(model, tokenizer, ROWS, max_new_tokens=5) == ["", "", "", ""]
+
+    def test_draws_belong_to_the_row_and_not_to_its_batch(self, folder: str, tokenizer: Any) -> None:
+        model, task = build(folder).eval(), task_of()
+        rows = pa.table({"text": ["aa", "ab", "aa", "abc"]})
+        options = {"max_new_tokens": 9, "temperature": 1.0}
+        together = self.continued(model, tokenizer, rows, **options)
+        assert together[0] != together[2]
+        alone = []
+        for place in range(4):
+            samples = task.encode_inputs(rows.slice(place, 1), tokenizer).table
+            found = task.generate(model, samples, np.array([place + 7]), tokenizer, Decoding(**options))
+            alone += found.texts
+        assert alone == together
+        assert self.continued(model, tokenizer, rows, **options, seed=1) != together
+
+    def test_draws_have_the_models_probabilities(self, folder: str, tokenizer: Any) -> None:
+        model = build(folder).eval()
+        rows = pa.table({"text": ["a"] * 2000})
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([tokenizer("a")["input_ids"]])).logits[0, -1]
+            wanted = (logits / 0.7).softmax(-1)
+        found = task_of().generate(
+            model,
+            task_of().encode_inputs(rows, tokenizer).table,
+            np.arange(len(rows)),
+            tokenizer,
+            Decoding(max_new_tokens=1, temperature=0.7),
+        )
+        letters = [token for token in range(END) if tokenizer.decode([token]).isascii()]  # others show as the same
+        best = sorted(letters, key=lambda token: -wanted[token])[:10]
+        chance = wanted[best].sum().item()
+        assert 0.05 < chance < 0.95
+        share = sum(text in tokenizer.batch_decode([[token] for token in best]) for text in found.texts) / len(rows)
+        assert share == pytest.approx(chance, abs=4 * (chance / len(rows)) ** 0.5)
+
+    def test_room(self, folder: str, tokenizer: Any) -> None:
+        model, task = build(folder).eval(), task_of(200)
+        rows = pa.table({"text": ["x" * 40 + "a fine film", "a fine film"]})
+        samples = task.encode_inputs(rows, tokenizer).table
+        found = task.generate(model, samples, np.arange(2), tokenizer, Decoding(max_new_tokens=21))
+        assert found.num_cut == 1
+        assert found.texts[0] == found.texts[1]  # of 32 positions 11 are left for the text
+        with pytest.raises(ConfigError, match="max_new_tokens 32 leaves no room"):
+            task.generate(model, samples, np.arange(2), tokenizer, Decoding(max_new_tokens=32))
+
+    @pytest.mark.parametrize(
+        ("options", "word"),
+        [
+            ({"max_new_tokens": -1}, "max_new_tokens -1"),
+            ({"max_new_tokens": 3, "temperature": -0.5}, "temperature -0.5"),
+            ({"max_new_tokens": 3, "temperature": float("nan")}, "temperature nan"),
+            ({"temperature": 0.5}, "give max_new_tokens too"),
+        ],
+    )
+    def test_options_out_of_range(self, options: dict[str, Any], word: str) -> None:
+        with pytest.raises(ConfigError, match=word):
+            Decoding(**options)
