@@ -52,7 +52,7 @@ class Predicted:
     refused: list[Refused]
     """The other rows, in their order."""
     num_truncated: int
-    """Rows that were longer than max_length."""
+    """Rows that were longer than max_length, or that left no room for what is generated."""
 
 
 def predicting_task(config: RunConfig) -> Task:

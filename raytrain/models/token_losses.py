@@ -35,7 +35,7 @@ def losses_at_targets(model: Any, inputs: dict[str, Tensor], labels: Tensor) -> 
         places = torch.zeros(1, dtype=torch.long, device=flat.device)
     logits = _logits_at(model, inputs, places)
     wanted = flat.index_select(0, places)
-    losses: Tensor = _TokenLosses.apply(logits, wanted)  # type: ignore[no-untyped-call]
+    losses: Tensor = _TokenLosses.apply(logits, wanted)
     return losses, logits, wanted
 
 

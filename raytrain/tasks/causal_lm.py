@@ -1,7 +1,7 @@
 """A language model that predicts each next token: pretrained and trained on, or new.
 
 A row is a document. It gets the special tokens that the tokenizer adds and an end-of-text token, and is cut into
-samples of at most `max_length` tokens. Its first token is no target, since nothing precedes it.
+samples of at most `max_length` tokens. Its first token, which nothing precedes, is not predicted.
 """
 
 from typing import TYPE_CHECKING, Any

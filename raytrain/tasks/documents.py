@@ -61,8 +61,8 @@ def _document(ids: list[int], text: str, offsets: list[tuple[int, int]] | None, 
     if offsets is None:
         ends = np.linspace(0, num_bytes, len(ids) + 1)[1:].astype(np.int64)
     else:
-        characters = np.maximum.accumulate(np.array([stop for _, stop in offsets], np.int64)) if offsets else []
-        ends = _byte_ends(text)[characters] if len(characters) else np.zeros(0, np.int64)
+        characters = np.maximum.accumulate(np.array([stop for _, stop in offsets], np.int64))
+        ends = _byte_ends(text)[characters]
     if not ids or ids[-1] != end:
         ids, ends = [*ids, end], np.append(ends, num_bytes)
     ends[-1] = num_bytes  # blanks that the tokenizer leaves out
