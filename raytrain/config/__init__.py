@@ -36,6 +36,7 @@ from raytrain.config.data import (
 from raytrain.config.task import (
     CausalLmConfig,
     Labels,
+    MaskedLmConfig,
     ModelConfig,
     PythonTaskConfig,
     SequenceClassificationConfig,
@@ -74,6 +75,7 @@ __all__ = [
     "LeakagePolicy",
     "LossScaleConfig",
     "Mark",
+    "MaskedLmConfig",
     "MlflowConfig",
     "ModelConfig",
     "NonNegativeInt",

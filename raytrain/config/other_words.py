@@ -92,6 +92,7 @@ OTHER_VALUES = {
             ("clm", "lm", "language_model", "language_modeling", "causal", "text_generation", "gpt", "pretraining"),
             "causal_lm",
         ),
+        **dict.fromkeys(("mlm", "masked", "masked_language_modeling", "fill_mask", "bert"), "masked_lm"),
         **dict.fromkeys(("custom", "own", "regression"), "python"),
         **dict.fromkeys(("cosine_with_restarts", "cosine_annealing"), "cosine"),
         **dict.fromkeys(("none", "constant_with_warmup"), "constant"),

@@ -92,6 +92,18 @@ class CausalLmConfig(Section):
     """Column with the text of a document. One with more than `data.max_length` tokens becomes several samples."""
 
 
+class MaskedLmConfig(Section):
+    """A language model that predicts masked words of a text from both sides, such as BERT."""
+
+    kind: Annotated[Literal["masked_lm"], Affects.DATA | Affects.SPEED]
+    text_column: Annotated[str, Affects.DATA] = "text"
+    """Column with the text of a document. One with more than `data.max_length` tokens becomes several samples."""
+    mask_fraction: Annotated[float, Field(gt=0, le=1), Affects.RESULT] = 0.15
+    """Share of a sample's tokens that are predicted: 80 % of them are masked, 10 % replaced, 10 % stay."""
+    whole_words: Annotated[bool, Affects.RESULT] = True
+    """True: chooses words, and predicts all tokens of each; False: chooses tokens."""
+
+
 class PythonTaskConfig(Section):
     """A task of your own: a class in a Python file of the folder that the command is run in, or in an installed
     package."""
@@ -109,7 +121,7 @@ class PythonTaskConfig(Section):
 
 
 TaskConfig = Annotated[
-    SequenceClassificationConfig | TokenClassificationConfig | CausalLmConfig | PythonTaskConfig,
+    SequenceClassificationConfig | TokenClassificationConfig | CausalLmConfig | MaskedLmConfig | PythonTaskConfig,
     Field(discriminator="kind"),
 ]
 

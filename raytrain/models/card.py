@@ -18,6 +18,7 @@ FACTS_VERSION = 1
 """Of the layout of raytrain.json. It grows when an older raytrain would misread the file; without it: 1."""
 PIPELINES = {
     "causal_lm": "text-generation",
+    "masked_lm": "fill-mask",
     "sequence_classification": "text-classification",
     "token_classification": "token-classification",
 }
@@ -120,6 +121,9 @@ def _usage(facts: dict[str, Any]) -> list[str]:
     elif kind == "text-generation":
         options, call = "", 'model("...", max_new_tokens=50)'
         note = f"Trained on texts of up to {length} tokens, each with the tokenizer's end-of-text token at its end."
+    elif kind == "fill-mask":
+        options, call = "", 'model(f"A text with a {model.tokenizer.mask_token}.")'
+        note = f"Trained on texts of up to {length} tokens."
     else:
         tags = [label for label in facts["state"]["labels"] if label != "O"]
         is_iob = any(tag.startswith("B-") for tag in tags) and all(tag.startswith(("B-", "I-")) for tag in tags)
