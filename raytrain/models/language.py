@@ -42,8 +42,8 @@ def build_masked_lm(model: ModelConfig, training: TrainingConfig) -> "nn.Module"
         ConfigError: The model can't be found, loaded or built; names `model.path` or `model.config`.
     """
     config = _config_of(model, training)
-    built = _build("AutoModelForMaskedLM", "masked", "is an encoder, such as bert, roberta or modernbert", model, config)
-    return for_training(built, training)
+    advice = "is an encoder, such as bert, roberta or modernbert"
+    return for_training(_build("AutoModelForMaskedLM", "masked", advice, model, config), training)
 
 
 def _config_of(model: ModelConfig, training: TrainingConfig) -> Any:

@@ -118,4 +118,3 @@ def _prompts(samples: pa.Table, tokenizer: Any) -> list[list[int]]:
         else:
             documents.append(ids)
     return [ids[:-1] or [tokenizer.eos_token_id] for ids in documents]
-
