@@ -84,6 +84,27 @@ class TokenClassificationConfig(Section):
     sees the context of a word. Documents are told apart by CoNLL's -DOCSTART- lines or a `document` column."""
 
 
+class RegressionConfig(Section):
+    """One number for a text or a pair of texts, or several."""
+
+    kind: Annotated[Literal["regression"], Affects.DATA | Affects.SPEED]
+    text_column: Annotated[str, Affects.DATA] = "text"
+    """Column with the text."""
+    text_pair_column: Annotated[str | None, Affects.DATA] = None
+    """Column with a second text, for sentence-pair tasks; null: one text."""
+    target_columns: Annotated[list[str], Field(min_length=1), Affects.DATA] = ["target"]
+    """Columns with the numbers that are predicted. Each is scaled by its mean and standard deviation in the training
+    data."""
+
+    @model_validator(mode="after")
+    def _check_targets(self) -> Self:
+        if len(set(self.target_columns)) < len(self.target_columns):
+            raise ValueError(
+                f"task.target_columns names {max(self.target_columns, key=self.target_columns.count)!r} twice"
+            )
+        return self
+
+
 class CausalLmConfig(Section):
     """A language model that predicts each next token of a text."""
 
@@ -121,7 +142,12 @@ class PythonTaskConfig(Section):
 
 
 TaskConfig = Annotated[
-    SequenceClassificationConfig | TokenClassificationConfig | CausalLmConfig | MaskedLmConfig | PythonTaskConfig,
+    SequenceClassificationConfig
+    | TokenClassificationConfig
+    | RegressionConfig
+    | CausalLmConfig
+    | MaskedLmConfig
+    | PythonTaskConfig,
     Field(discriminator="kind"),
 ]
 
