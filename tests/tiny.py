@@ -52,6 +52,32 @@ def tiny_tokenizer(path: Any) -> str:
     return str(path)
 
 
+TINY_GPT: dict[str, Any] = {
+    "model_type": "gpt2",
+    "vocab_size": 257,
+    "n_embd": 16,
+    "n_layer": 2,
+    "n_head": 2,
+    "n_positions": 32,
+}
+"""A language model with tied embeddings, for `byte_tokenizer`."""
+
+
+def byte_tokenizer(path: Any) -> str:
+    """Save a tokenizer like GPT-2's in folder `path`, and return the folder: a token for each byte, <|endoftext|> at
+    the end of a text, and no token for padding."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({**{one: i for i, one in enumerate(letters)}, "<|endoftext|>": 256}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(str(path))
+    return str(path)
+
+
 def make_reviews(num_rows: int, seed: int) -> list[dict[str, str]]:
     """Rows with `text` of 3 to 20 words and a `label`, negative or positive, that its words give away."""
     rng = random.Random(seed)

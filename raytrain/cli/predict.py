@@ -37,6 +37,13 @@ def predict(
     embeddings: Annotated[
         bool, typer.Option("--embeddings", help="Write a vector for each row instead of its label.")
     ] = False,
+    max_new_tokens: Annotated[
+        int, typer.Option(metavar="N", help="Language models: continue each text by up to N tokens.")
+    ] = 0,
+    temperature: Annotated[
+        float, typer.Option(help="Of these tokens: 0 takes the most probable one, more draws others too.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the draws; what is drawn depends on it, the text and its row.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
 ) -> None:
     """Predict the rows of files with a trained model. The same command again continues one that was killed."""
@@ -49,7 +56,7 @@ def predict(
     if not out:
         raise ConfigError("predict needs --out OUT: a file that ends in .parquet, .jsonl or .csv, or a folder with a /")
     kept = None if columns is None else tuple(name.strip() for name in columns.split(",") if name.strip())
-    decoding = Decoding(probabilities, threshold)
+    decoding = Decoding(probabilities, threshold, max_new_tokens, temperature, seed)
     request = Request(source, out, tuple(overrides or ()), kept, decoding, embeddings, overwrite)
     try:
         with RunDisplay() as display:

@@ -34,9 +34,12 @@ from raytrain.config.data import (
     WeightedSource,
 )
 from raytrain.config.task import (
+    CausalLmConfig,
     Labels,
+    MaskedLmConfig,
     ModelConfig,
     PythonTaskConfig,
+    RegressionConfig,
     SequenceClassificationConfig,
     TaskConfig,
     TokenClassificationConfig,
@@ -59,6 +62,7 @@ __all__ = [
     "Affects",
     "AugmentConfig",
     "BalanceConfig",
+    "CausalLmConfig",
     "CheckpointConfig",
     "CleanConfig",
     "CleanPreset",
@@ -72,6 +76,7 @@ __all__ = [
     "LeakagePolicy",
     "LossScaleConfig",
     "Mark",
+    "MaskedLmConfig",
     "MlflowConfig",
     "ModelConfig",
     "NonNegativeInt",
@@ -82,6 +87,7 @@ __all__ = [
     "Precision",
     "PythonTaskConfig",
     "RayConfig",
+    "RegressionConfig",
     "RunConfig",
     "ScheduleConfig",
     "ScheduleKind",
@@ -128,6 +134,10 @@ class RunConfig(Section):
             raise ValueError(
                 "data.augment is for the tasks on texts that raytrain has, and task.kind is python: leave it out, and "
                 "change samples in the task's own collate, with the random numbers of context.generator"
+            )
+        if self.data.augment is not None and isinstance(self.task, CausalLmConfig | MaskedLmConfig):
+            raise ValueError(
+                f"data.augment would change the tokens that task.kind={self.task.kind} has to predict: leave it out"
             )
         shards, batch = self.data.canonical_shards, self.training.global_batch_size
         if shards is not None and batch % shards:

@@ -40,7 +40,13 @@ class LoadedModel:
         return self.predict(texts, **options)
 
     def predict(
-        self, data: Any, *, probabilities: bool = False, threshold: float = 0.5, embeddings: bool = False
+        self,
+        data: Any,
+        *,
+        probabilities: bool = False,
+        threshold: float = 0.5,
+        embeddings: bool = False,
+        **generation: Any,
     ) -> Any:
         """Predict rows that are in memory. For files, and on a cluster: `raytrain.predict_files`.
 
@@ -50,6 +56,8 @@ class LoadedModel:
             probabilities: Give the probability of each label too.
             threshold: With several labels per row, the probability from which on a label is given.
             embeddings: Instead of labels, give the mean of the encoder's last hidden states as a vector.
+            generation: Of a language model: `max_new_tokens`, by which it continues each text at most; `temperature`,
+                0 for the most probable token; `seed`.
 
         Returns:
             For texts and dicts a list of dicts with the predictions; for a DataFrame or an Arrow table the same with
@@ -64,7 +72,7 @@ class LoadedModel:
 
         if not 0.0 < threshold < 1.0:
             raise ConfigError(f"threshold {threshold:g}: give a probability between 0 and 1, such as 0.5")
-        decoding, asked = Decoding(probabilities, threshold), self._predictor
+        decoding, asked = Decoding(probabilities, threshold, **generation), self._predictor
         rows, kind = _rows_of(data, asked.task)
         _check_columns(rows, asked)
         added = output_columns(asked.task, asked.card, decoding, embeddings=embeddings)

@@ -21,7 +21,7 @@ from raytrain.retries import retrying
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
 from raytrain.tasks.base import Batch, Inputs, RowError, Task
-from raytrain.tasks.predicting import PLAIN, Decoding, Predicting
+from raytrain.tasks.predicting import PLAIN, Decoding, Generating, Predicting
 from raytrain.training.export import check_exported
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 TOKENS_PER_BATCH = 4096  # with padding; more does not make a CPU faster
 TOKENS_ON_GPU = 16_384
 MOST_SAMPLES_PER_BATCH = 256
+GENERATED = "generated"  # the column of what a language model continues a row with
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Predicted:
     refused: list[Refused]
     """The other rows, in their order."""
     num_truncated: int
-    """Rows that were longer than max_length."""
+    """Rows that were longer than max_length, or that left no room for what is generated."""
 
 
 def predicting_task(config: RunConfig) -> Task:
@@ -71,10 +72,21 @@ def output_columns(task: Task, card: ModelCard, decoding: Decoding, *, embedding
         raise ConfigError(
             f"{card.folder} is an ONNX graph, which gives logits and no embeddings: use the trained model"
         )
+    if embeddings and decoding.max_new_tokens:
+        raise ConfigError("embeddings and max_new_tokens are two things: ask for them one after the other")
     if embeddings:
         return [EMBEDDING]
     assert isinstance(task, Predicting)
-    return task.output_columns(card.state, decoding)
+    if not decoding.max_new_tokens:
+        return task.output_columns(card.state, decoding)
+    if not isinstance(task, Generating):
+        raise ConfigError(
+            f"max_new_tokens is for a model that generates text, and {card.folder} was trained with task.kind="
+            f"{card.raw['task']['kind']}: leave it out"
+        )
+    if card.format != "hf":
+        raise ConfigError(f"{card.folder} is an ONNX graph, which generates no text: use the trained model")
+    return [*task.output_columns(card.state, decoding), GENERATED]
 
 
 class Predictor:
@@ -118,6 +130,7 @@ class Predictor:
         """Answer for source rows, which have at least the task's input columns."""
         refused, inputs, good = self._inputs_of(rows)
         outputs = self.outputs(inputs.table, embeddings=embeddings)
+        num_truncated = inputs.num_truncated
         if embeddings:
             table = self._vectors(outputs, inputs, good)
         else:
@@ -127,7 +140,13 @@ class Predictor:
             raise ConfigError(
                 f"{type(self.task).__name__}.decode gave {len(table)} lines for {len(good)} rows: one for each is meant"
             )
-        return Predicted(table, refused, inputs.num_truncated)
+        if decoding.max_new_tokens and not embeddings:
+            assert isinstance(self.task, Generating)
+            numbers = good[ROW].to_numpy() if ROW in good.column_names else np.arange(len(good))
+            continued = self.task.generate(self.model, inputs.table, numbers, self.tokenizer, decoding)
+            table = table.append_column(GENERATED, pa.array(continued.texts, pa.string()))
+            num_truncated += continued.num_cut
+        return Predicted(table, refused, num_truncated)
 
     def samples_of(self, rows: pa.Table) -> pa.Table:
         """The samples of those source rows that can be used."""

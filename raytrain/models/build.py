@@ -37,7 +37,6 @@ def build_with_head(
     Raises:
         ConfigError: The model can't be found or loaded; names `model.path`.
     """
-    import torch
     import transformers
 
     factory = getattr(transformers, auto_class)
@@ -45,15 +44,8 @@ def build_with_head(
     config = read_model_config(model, **names, **changes)
     override_dropout(config, training.dropout)
     fill_pad_token(config, model)
-    if model.path is None or torch.get_default_device().type == "meta":
-        try:
-            built = factory.from_config(config, trust_remote_code=model.trust_remote_code).float()
-        except (ValueError, ArithmeticError, AssertionError) as error:
-            raise ConfigError(f"model.{'config' if model.path is None else 'path'}: {first_line(str(error))}") from None
-    else:
-        built, fresh = _load(factory, model, config)
-        if fresh:
-            logger.info("new weights, to be trained from scratch: %s", ", ".join(sorted(fresh)))
+    built, fresh = new_or_loaded(factory, model, config)
+    if fresh is not None:
         _adopt_head(built, fresh, model, labels, factory)
     share_pad_token(built, model)
     if config.model_type in READS_PADDING:
@@ -63,6 +55,22 @@ def build_with_head(
             config.model_type,
         )
     return for_training(built, training)
+
+
+def new_or_loaded(factory: Any, model: ModelConfig, config: Any) -> tuple[Any, set[str] | None]:
+    """The model, and the names of its weights that no file has; None for a new model, and on the meta device. Raises
+    ConfigError."""
+    import torch
+
+    if model.path is None or torch.get_default_device().type == "meta":
+        try:
+            return factory.from_config(config, trust_remote_code=model.trust_remote_code).float(), None
+        except (ValueError, ArithmeticError, AssertionError) as error:
+            raise ConfigError(f"model.{'config' if model.path is None else 'path'}: {first_line(str(error))}") from None
+    built, fresh = _load(factory, model, config)
+    if fresh:
+        logger.info("new weights, to be trained from scratch: %s", ", ".join(sorted(fresh)))
+    return built, fresh
 
 
 def _load(factory: Any, model: ModelConfig, config: Any) -> tuple[Any, set[str]]:

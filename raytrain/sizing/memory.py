@@ -118,7 +118,7 @@ def estimate_memory(
     if shape.layers is not None:
         activations = activation_bytes(
             shape.layers, micro_batch_size, max_length, precision, use_gpu=use_gpu, checkpoints=checkpoints
-        )
+        ) + logits_bytes(shape.vocabulary, micro_batch_size * max_length, precision)
     return Memory(**state, activations=activations, host=host)
 
 
@@ -148,6 +148,12 @@ def activation_bytes(
     if checkpoints:
         return round(tokens * (layers.count * layers.hidden * width + per_token))
     return round(layers.count * tokens * per_token)
+
+
+def logits_bytes(vocabulary: int, num_tokens: int, precision: Precision) -> int:
+    """Bytes of a language model's logits and of their gradient; see models/token_losses.py."""
+    width = 4 if precision is Precision.FP32 else 2
+    return 2 * width * vocabulary * num_tokens
 
 
 @dataclass(frozen=True)

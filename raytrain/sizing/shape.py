@@ -44,6 +44,8 @@ class ModelShape:
     """None: the model has no config with the known field names."""
     can_checkpoint: bool = True
     """Whether the model supports gradient checkpointing."""
+    vocabulary: int = 0
+    """Logits of each token of a language model; 0: the model has no such head."""
 
     @property
     def num_trained(self) -> int:
@@ -97,7 +99,16 @@ def shape_of(model: "nn.Module") -> ModelShape:
         frozen=tuple(p.numel() for p in parameters if not p.requires_grad),
         layers=_layers_of(model, getattr(model, "config", None)),
         can_checkpoint=bool(getattr(model, "supports_gradient_checkpointing", False)),
+        vocabulary=_vocabulary_of(model),
     )
+
+
+def _vocabulary_of(model: Any) -> int:
+    try:
+        head = model.get_output_embeddings()
+    except (AttributeError, NotImplementedError):  # not a model of Transformers
+        return 0
+    return int(getattr(head, "out_features", 0))
 
 
 def _layers_of(model: "nn.Module", config: Any) -> Layers | None:

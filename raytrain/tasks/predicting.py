@@ -1,12 +1,14 @@
 """What a task has when a trained model can be asked about rows whose targets nobody knows."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
+from raytrain.errors import ConfigError
 from raytrain.tasks.base import Batch, TaskState
 
 if TYPE_CHECKING:
@@ -24,6 +26,24 @@ class Decoding:
     """Whether the probability of each label is told too."""
     threshold: float = 0.5
     """With several labels per row: the probability from which on a label is given."""
+    max_new_tokens: int = 0
+    """Tokens by which a language model continues each text at most; 0: texts are not continued."""
+    temperature: float = 0.0
+    """Divides the logits before a token is drawn; 0: always the most probable token."""
+    seed: int = 0
+    """Of these draws."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for what is out of range."""
+        if self.max_new_tokens < 0:
+            raise ConfigError(f"max_new_tokens {self.max_new_tokens}: give a number of tokens, or 0 to generate none")
+        if not 0.0 <= self.temperature < math.inf:
+            raise ConfigError(f"temperature {self.temperature:g}: give a number from 0, which is greedy, such as 0.8")
+        if self.seed < 0:
+            raise ConfigError(f"seed {self.seed}: give an integer from 0")
+        if (self.temperature or self.seed) and not self.max_new_tokens:
+            name = "temperature" if self.temperature else "seed"
+            raise ConfigError(f"{name} is for texts that are generated: give max_new_tokens too")
 
 
 PLAIN = Decoding()
@@ -54,6 +74,45 @@ class Predicting(ABC):
             outputs: What `infer` gave, by sample.
             rows: The source rows that the samples were made of, as they were read.
         """
+
+
+@dataclass(frozen=True)
+class Continued:
+    """What a language model continues rows with."""
+
+    texts: list[str]
+    num_cut: int
+    """Rows whose beginning was left out, as the model has too few positions for all of it."""
+
+
+class Generating(ABC):
+    """A task class whose model continues texts inherits from this beside `Predicting`."""
+
+    @abstractmethod
+    def generate(
+        self, model: "nn.Module", samples: pa.Table, numbers: np.ndarray, tokenizer: Any, decoding: Decoding
+    ) -> Continued:
+        """Continue each source row.
+
+        Args:
+            samples: Those of `encode_inputs`.
+            numbers: The rows' places in their source, which random numbers are drawn by; shape (num_rows,).
+
+        Raises ConfigError when the model has no room for `max_new_tokens`.
+        """
+
+
+def room_for_prompt(positions: int | None, max_new_tokens: int) -> int | None:
+    """Tokens of a text that a model with this number of positions can continue; None: any number. Raises
+    ConfigError when none may be left."""
+    if positions is None:
+        return None
+    if max_new_tokens >= positions:
+        raise ConfigError(
+            f"max_new_tokens {max_new_tokens} leaves no room for a text in the {positions} positions of the model: "
+            f"give at most {positions - 1}"
+        )
+    return positions - max_new_tokens
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ def print_predictions(console: Console, found: Predictions) -> None:
     console.print(f"{counted(found.num_rows, 'row')} predicted in {in_minutes(found.duration_s)}{rate}", soft_wrap=True)
     if found.num_truncated:
         cut = counted(found.num_truncated, "row")
-        console.print(f"{cut} longer than the model's max_length: their ends were not read", soft_wrap=True)
+        console.print(f"{cut} longer than what the model reads: a part of each was left out", soft_wrap=True)
     if found.refused_path is not None:
         console.print(f"[yellow]{counted(found.num_refused, 'row')} can't be used, and have no prediction:[/]")
         for line in found.reasons:

@@ -1,0 +1,112 @@
+"""A language model that predicts each next token: pretrained and trained on, or new.
+
+A row is a document. It gets the special tokens that the tokenizer adds and an end-of-text token, and is cut into
+samples of at most `max_length` tokens. Its first token, which nothing precedes, is not predicted.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from raytrain.config import CausalLmConfig, ModelConfig, TrainingConfig
+from raytrain.tasks.base import IGNORED, Batch, BatchContext, Inputs, Mode, TaskState
+from raytrain.tasks.collate import list_lengths
+from raytrain.tasks.documents import check_room_for_text, read_documents
+from raytrain.tasks.predicting import Continued, Decoding, Generating, room_for_prompt
+from raytrain.tasks.text import padded_inputs
+from raytrain.tasks.token_prediction import NUM_BYTES, PIECE, TokenPrediction
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class CausalLm(TokenPrediction, Generating):
+    """Cross-entropy over all tokens but the first of each document."""
+
+    config: CausalLmConfig
+
+    @property
+    def metrics(self) -> dict[str, Mode]:
+        """The metrics that can be watched."""
+        return {"perplexity": "min", "bits_per_byte": "min", "token_accuracy": "max"}
+
+    def encode_inputs(self, rows: pa.Table, tokenizer: Any) -> Inputs:
+        """Documents, cut at `max_length`: nothing of a text is left out.
+
+        Raises ConfigError when the tokenizer has no end-of-text token, or `max_length` has no room for a target.
+        """
+        check_room_for_text(tokenizer, self.max_length)
+        ids: list[list[int]] = []
+        num_bytes, pieces, first_rows = [], [], []
+        for row, document in enumerate(read_documents(tokenizer, rows[self.config.text_column].to_pylist())):
+            for piece, (tokens, of_bytes) in enumerate(document.pieces(self.max_length)):
+                ids.append(tokens)
+                num_bytes.append(of_bytes)
+                pieces.append(piece)
+                first_rows.append(row)
+        columns = {
+            "input_ids": pa.array(ids, pa.list_(pa.int32())),
+            NUM_BYTES: pa.array(num_bytes, pa.int32()),
+            PIECE: pa.array(pieces, pa.int32()),
+        }
+        return Inputs(pa.table(columns), 0, np.array(first_rows, dtype=np.int64))
+
+    def describe(self, sample: dict[str, Any], tokenizer: Any, state: TaskState) -> dict[str, Any]:
+        """The text and the tokens, of which all but the first are targets."""
+        shown = super().describe(sample, tokenizer, state)
+        return {**shown, "labels": f"{len(shown['tokens']) - 1} tokens, all but the first"}
+
+    def collate(self, samples: pa.Table, context: BatchContext) -> Batch:
+        """The padded inputs; `labels`, the token that follows each position, of shape (num_samples, seq_len);
+        `num_bytes` of shape (num_samples,), int64."""
+        return self.collate_inputs(samples, context.pad_token_id)
+
+    def collate_inputs(self, samples: pa.Table, pad_token_id: int) -> Batch:
+        """The same: texts are their own targets."""
+        batch = padded_inputs(samples, pad_token_id)
+        ids, labels = batch["input_ids"], np.full_like(batch["input_ids"], IGNORED)
+        # By the length, as the token for padding may be one that ends texts.
+        has_next = np.arange(1, ids.shape[1]) < list_lengths(samples["input_ids"])[:, None]
+        labels[:, :-1][has_next] = ids[:, 1:][has_next]
+        return {**batch, "labels": labels, NUM_BYTES: samples[NUM_BYTES].to_numpy().astype(np.int64)}
+
+    def build_model(self, model: ModelConfig, state: TaskState, training: TrainingConfig) -> "nn.Module":
+        """A model that predicts the next token. Raises ConfigError when it sees later ones."""
+        from raytrain.models.language import build_causal_lm
+
+        return build_causal_lm(model, training)
+
+    def generate(
+        self, model: Any, samples: pa.Table, numbers: np.ndarray, tokenizer: Any, decoding: Decoding
+    ) -> Continued:
+        """Continue each document, without the token that would end it."""
+        from raytrain.models.generation import continue_prompts
+
+        prompts = _prompts(samples, tokenizer)
+        room = room_for_prompt(getattr(model.config, "max_position_embeddings", None), decoding.max_new_tokens)
+        num_cut = 0 if room is None else sum(len(prompt) > room for prompt in prompts)
+        prompts = prompts if room is None else [prompt[-room:] for prompt in prompts]
+        stops = model.generation_config.eos_token_id  # a list where a model of a chat has several
+        stop_ids = [tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])]
+        found = continue_prompts(
+            model,
+            prompts,
+            numbers.tolist(),
+            list(dict.fromkeys(token for token in stop_ids if token is not None)),
+            max_new_tokens=decoding.max_new_tokens,
+            temperature=decoding.temperature,
+            seed=decoding.seed,
+        )
+        return Continued([tokenizer.decode(tokens, skip_special_tokens=True) for tokens in found], num_cut)
+
+
+def _prompts(samples: pa.Table, tokenizer: Any) -> list[list[int]]:
+    """The documents of samples, without the token that ends each."""
+    documents: list[list[int]] = []
+    for piece, ids in zip(samples[PIECE].to_pylist(), samples["input_ids"].to_pylist(), strict=True):
+        if piece:
+            documents[-1] += ids[1:]
+        else:
+            documents.append(ids)
+    return [ids[:-1] or [tokenizer.eos_token_id] for ids in documents]
