@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from raytrain.config.base import Affects, Mark, Section
+from raytrain.config.chat import ChatConfig
 
 
 def _label(value: Any) -> Any:
@@ -109,7 +110,7 @@ class PythonTaskConfig(Section):
 
 
 TaskConfig = Annotated[
-    SequenceClassificationConfig | TokenClassificationConfig | CausalLmConfig | PythonTaskConfig,
+    SequenceClassificationConfig | TokenClassificationConfig | CausalLmConfig | ChatConfig | PythonTaskConfig,
     Field(discriminator="kind"),
 ]
 

@@ -30,6 +30,7 @@ __all__ = [
 
 KINDS = {
     "causal_lm": "raytrain.tasks.causal_lm:CausalLm",
+    "chat": "raytrain.tasks.chat:Chat",
     "sequence_classification": "raytrain.tasks.sequence_classification:SequenceClassification",
     "token_classification": "raytrain.tasks.token_classification:TokenClassification",
 }

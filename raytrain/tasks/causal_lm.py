@@ -186,7 +186,7 @@ class CausalLm(TextTask, Predicting, Generating):
         """Continue each document, without the token that would end it."""
         from raytrain.models.generation import continue_prompts
 
-        prompts = _prompts(samples, tokenizer)
+        prompts = self.prompts(samples, tokenizer)
         num_cut, positions = 0, getattr(model.config, "max_position_embeddings", None)
         if positions is not None:
             room = positions - decoding.max_new_tokens
@@ -210,16 +210,15 @@ class CausalLm(TextTask, Predicting, Generating):
         )
         return Continued([tokenizer.decode(tokens, skip_special_tokens=True) for tokens in found], num_cut)
 
-
-def _prompts(samples: pa.Table, tokenizer: Any) -> list[list[int]]:
-    """The documents of samples, without the token that ends each."""
-    documents: list[list[int]] = []
-    for piece, ids in zip(samples[PIECE].to_pylist(), samples["input_ids"].to_pylist(), strict=True):
-        if piece:
-            documents[-1] += ids[1:]
-        else:
-            documents.append(ids)
-    return [ids[:-1] or [tokenizer.eos_token_id] for ids in documents]
+    def prompts(self, samples: pa.Table, tokenizer: Any) -> list[list[int]]:
+        """The tokens that are continued, for each row: its document, without the token that ends it."""
+        documents: list[list[int]] = []
+        for piece, ids in zip(samples[PIECE].to_pylist(), samples["input_ids"].to_pylist(), strict=True):
+            if piece:
+                documents[-1] += ids[1:]
+            else:
+                documents.append(ids)
+        return [ids[:-1] or [tokenizer.eos_token_id] for ids in documents]
 
 
 def _by_sample(values: "Tensor", batch: "dict[str, Tensor]") -> list[np.ndarray]:
