@@ -284,10 +284,6 @@ class Task(ABC):
 
     # The model.
 
-    def saved_tokenizer(self, tokenizer: Any) -> Any:
-        """The tokenizer as it is kept beside the model. The given one may be changed."""
-        return tokenizer
-
     @abstractmethod
     def build_model(self, model: ModelConfig, state: TaskState, training: TrainingConfig) -> "nn.Module":
         """The model before training, fp32 on the CPU. Parameters without `requires_grad` stay as they are here."""
