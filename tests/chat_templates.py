@@ -31,11 +31,15 @@ MISTRAL = """{{- '<s>' -}}
 {%- endfor -%}"""
 
 QWEN3 = """{%- set ns = namespace(last=0) -%}
-{%- for message in messages -%}{%- if message.role == 'user' -%}{%- set ns.last = loop.index0 -%}{%- endif -%}{%- endfor -%}
+{%- for message in messages -%}
+{%- if message.role == 'user' -%}{%- set ns.last = loop.index0 -%}{%- endif -%}
+{%- endfor -%}
 {%- for message in messages -%}
 {%- if message.role == 'assistant' -%}
 {{- '<|im_start|>assistant\\n' -}}
-{%- if loop.index0 > ns.last -%}{{- '<think>\\n' + (message.reasoning_content or '') + '\\n</think>\\n\\n' -}}{%- endif -%}
+{%- if loop.index0 > ns.last -%}
+{{- '<think>\\n' + (message.reasoning_content or '') + '\\n</think>\\n\\n' -}}
+{%- endif -%}
 {{- message.content + '<|im_end|>\\n' -}}
 {%- else -%}
 {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' -}}

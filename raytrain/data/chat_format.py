@@ -1,4 +1,4 @@
-"""How the rows of the training data hold conversations, by the columns of its first file, where the config says nothing."""
+"""How the rows of the training data hold conversations, by the columns of its first file."""
 
 import functools
 import logging
@@ -28,8 +28,8 @@ def chat_format(task: ChatConfig, data: DataConfig) -> ChatFormat:
     which = "; ".join(f"{one}: {', '.join(columns)}" for one, columns in needed.items())
     how = f"fits {' and '.join(fitting)}" if fitting else "fits none of them"
     raise ConfigError(
-        f"task.format: {file.path} has the columns {', '.join(map(repr, found))}, which {how} ({which}). Set task.format, "
-        "and the names of its columns where they differ (task.*_column)"
+        f"task.format: {file.path} has the columns {', '.join(map(repr, found))}, which {how} ({which}). Set "
+        "task.format, and the names of its columns where they differ (task.*_column)"
     )
 
 

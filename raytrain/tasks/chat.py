@@ -12,7 +12,6 @@ import pyarrow as pa
 
 from raytrain.config import ModelConfig, TrainingConfig
 from raytrain.config.chat import ChatConfig, SpecialTokens, TooLong
-from raytrain.errors import ConfigError
 from raytrain.models.tokenizer import load_tokenizer
 from raytrain.tasks.base import IGNORED, Batch, Inputs, Mode, Rejection, RowError, TaskState
 from raytrain.tasks.causal_lm import PIECE, CausalLm
@@ -173,7 +172,7 @@ class Chat(CausalLm):
             ends = ends if isinstance(ends, list) else [ends]
             ids = [self.template(load_tokenizer(model)).end_id, *ends]
             built.generation_config.eos_token_id = list(dict.fromkeys(token for token in ids if token is not None))
-        return built  # type: ignore[no-any-return]
+        return built
 
     def targets(self, batch: Batch) -> list[np.ndarray]:
         """For each sample with a target their number, and 0 bytes, as those of a text are not counted; int64."""

@@ -114,9 +114,10 @@ class ChatTemplate:
             ids, starts, stops = next(encoded) if not text.marks else self._in_parts(text)
             spans = []
             for begin, end in text.spans:
-                first, stop = np.searchsorted(starts, begin, "left"), np.searchsorted(stops, end, "right")
-                if stop > max(1, first):  # the first token of all follows nothing
-                    spans.append((max(1, int(first)), int(stop)))
+                first = max(1, int(np.searchsorted(starts, begin, "left")))  # the first of all follows nothing
+                stop = int(np.searchsorted(stops, end, "right"))
+                if stop > first:
+                    spans.append((first, stop))
             found.append(Sample(ids[: spans[-1][1]] if spans else ids, spans))
         return found
 
@@ -143,14 +144,15 @@ class ChatTemplate:
         """The characters that the template itself marks as answers."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        texts, found = render_jinja_template(
+        written: Any = render_jinja_template(
             [turns],
             tools=tools,
             chat_template=self.text,
             return_assistant_tokens_mask=True,
             **self._tokenizer.special_tokens_map,
         )
-        text, spans = texts[0], found[0]
+        text: str = written[0][0]
+        spans: list[tuple[int, int]] = written[1][0]
         answers = [place for place, turn in enumerate(turns) if turn["role"] == "assistant"]
         if len(spans) != len(answers):
             raise ConfigError(
@@ -256,8 +258,8 @@ def _template_of(tokenizer: Any, template: str | None) -> str:
         return str(tokenizer.get_chat_template())
     except ValueError:
         raise ConfigError(
-            "task.kind=chat: this tokenizer has no chat template, as that of a base model. Use a model that was trained "
-            "to chat, or name one: task.chat_template=chatml, or a file with the template in Jinja"
+            "task.kind=chat: this tokenizer has no chat template, as that of a base model. Use a model that was "
+            "trained to chat, or name one: task.chat_template=chatml, or a file with the template in Jinja"
         ) from None
 
 

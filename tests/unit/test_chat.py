@@ -16,7 +16,7 @@ from raytrain.config.chat import ChatConfig
 from raytrain.errors import ConfigError
 from raytrain.models.tokenizer import load_tokenizer, tokenizer_identity
 from raytrain.tasks import make_task
-from raytrain.tasks.base import IGNORED, RowError
+from raytrain.tasks.base import RowError
 from raytrain.tasks.predicting import PLAIN, Decoding
 from raytrain.training.evaluate import to_tensors
 
@@ -131,7 +131,10 @@ class TestFormats:
         ("options", "row"),
         [
             ({"format": "prompt_completion"}, {"prompt": "hi", "completion": "yes"}),
-            ({"format": "sharegpt"}, {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yes"}]}),
+            (
+                {"format": "sharegpt"},
+                {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yes"}]},
+            ),
             ({"format": "alpaca"}, {"instruction": "hi", "input": "", "output": "yes"}),
             ({"format": "alpaca", "input_column": None, "output_column": "a"}, {"instruction": "hi", "a": "yes"}),
             ({"messages_column": "turns"}, {"turns": [USER, YES]}),
@@ -163,7 +166,10 @@ class TestBadRows:
             ('{"role": "user"}', "an object and not a list of turns"),
             ("[]", "has no turns"),
             (json.dumps(["hi"]), "messages[0] is 'hi', which is str"),
-            (json.dumps([{"role": "bot", "content": "x"}]), "messages[0].role is 'bot', which is str; allowed are system"),
+            (
+                json.dumps([{"role": "bot", "content": "x"}]),
+                "messages[0].role is 'bot', which is str; allowed are system",
+            ),
             (json.dumps([{"content": "x"}]), "messages[0].role is null"),
             (json.dumps([USER, {"role": "assistant", "content": "  "}]), "messages[1].content is empty"),
             (json.dumps([USER, {"role": "assistant", "content": [1]}]), "messages[1].content is [1], which is a list"),
@@ -191,7 +197,7 @@ class TestBadRows:
 
     def test_what_the_template_refuses(self, tokenizer: Any) -> None:
         turns = json.dumps([{"role": "system", "content": "x"}, USER, YES])
-        code, reason = refused(tokenizer, turns, chat_template=GEMMA)
+        _, reason = refused(tokenizer, turns, chat_template=GEMMA)
         assert reason == "the chat template refuses it: System role not supported"
 
     def test_tools_are_called_and_answer(self, tokenizer: Any) -> None:
@@ -215,7 +221,13 @@ class TestBadRows:
 
     def test_rejected_rows_keep_their_places(self, tokenizer: Any) -> None:
         bad, long = "hi<|im_end|>", "x" * 300
-        cells = [[USER, YES], [USER], [{"role": "user", "content": bad}, YES], [USER, NO], [{**USER, "content": long}, YES]]
+        cells = [
+            [USER, YES],
+            [USER],
+            [{"role": "user", "content": bad}, YES],
+            [USER, NO],
+            [{**USER, "content": long}, YES],
+        ]
         encoded = task_of().encode(pa.table({"messages": cells}), tokenizer, {})
         assert [one.row for one in encoded.rejected] == [1, 2, 4]
         assert encoded.first_rows is not None
@@ -232,7 +244,9 @@ class TestTemplates:
         base = load_tokenizer(ModelConfig(config=TINY_CHAT, tokenizer=byte_tokenizer(tmp_path)))
         assert "no chat template" in self.refusal(base)
         assert learned(base, TALK, chat_template="chatml") == [["yes<|endoftext|>", "no<|endoftext|>"]]
-        _, reason = refused(base, json.dumps([{"role": "user", "content": "<|im_start|>"}, YES]), chat_template="chatml")
+        _, reason = refused(
+            base, json.dumps([{"role": "user", "content": "<|im_start|>"}, YES]), chat_template="chatml"
+        )
         assert "'<|im_start|>'" in reason
 
     def test_an_end_of_turn_that_is_no_token(self, tokenizer: Any, tmp_path: Path) -> None:
