@@ -85,12 +85,45 @@ class TokenClassificationConfig(Section):
     sees the context of a word. Documents are told apart by CoNLL's -DOCSTART- lines or a `document` column."""
 
 
+class RegressionConfig(Section):
+    """One number for a text or a pair of texts, or several."""
+
+    kind: Annotated[Literal["regression"], Affects.DATA | Affects.SPEED]
+    text_column: Annotated[str, Affects.DATA] = "text"
+    """Column with the text."""
+    text_pair_column: Annotated[str | None, Affects.DATA] = None
+    """Column with a second text, for sentence-pair tasks; null: one text."""
+    target_columns: Annotated[list[str], Field(min_length=1), Affects.DATA] = ["target"]
+    """Columns with the numbers that are predicted. Each is scaled by its mean and standard deviation in the training
+    data."""
+
+    @model_validator(mode="after")
+    def _check_targets(self) -> Self:
+        if len(set(self.target_columns)) < len(self.target_columns):
+            raise ValueError(
+                f"task.target_columns names {max(self.target_columns, key=self.target_columns.count)!r} twice"
+            )
+        return self
+
+
 class CausalLmConfig(Section):
     """A language model that predicts each next token of a text."""
 
     kind: Annotated[Literal["causal_lm"], Affects.DATA | Affects.SPEED]
     text_column: Annotated[str, Affects.DATA] = "text"
     """Column with the text of a document. One with more than `data.max_length` tokens becomes several samples."""
+
+
+class MaskedLmConfig(Section):
+    """A language model that predicts masked words of a text from both sides, such as BERT."""
+
+    kind: Annotated[Literal["masked_lm"], Affects.DATA | Affects.SPEED]
+    text_column: Annotated[str, Affects.DATA] = "text"
+    """Column with the text of a document. One with more than `data.max_length` tokens becomes several samples."""
+    mask_fraction: Annotated[float, Field(gt=0, le=1), Affects.RESULT] = 0.15
+    """Share of a sample's tokens that are predicted: 80 % of them are masked, 10 % replaced, 10 % stay."""
+    whole_words: Annotated[bool, Affects.RESULT] = True
+    """True: chooses words, and predicts all tokens of each; False: chooses tokens."""
 
 
 class PythonTaskConfig(Section):
@@ -110,7 +143,13 @@ class PythonTaskConfig(Section):
 
 
 TaskConfig = Annotated[
-    SequenceClassificationConfig | TokenClassificationConfig | CausalLmConfig | ChatConfig | PythonTaskConfig,
+    SequenceClassificationConfig
+    | TokenClassificationConfig
+    | RegressionConfig
+    | CausalLmConfig
+    | ChatConfig
+    | MaskedLmConfig
+    | PythonTaskConfig,
     Field(discriminator="kind"),
 ]
 

@@ -18,6 +18,8 @@ FACTS_VERSION = 1
 """Of the layout of raytrain.json. It grows when an older raytrain would misread the file; without it: 1."""
 PIPELINES = {
     "causal_lm": "text-generation",
+    "masked_lm": "fill-mask",
+    "regression": "text-classification",
     "sequence_classification": "text-classification",
     "token_classification": "token-classification",
 }
@@ -114,12 +116,19 @@ def _usage(facts: dict[str, Any]) -> list[str]:
     if kind is None or facts.get("export", {}).get("format", "hf") != "hf":
         return []
     if kind == "text-classification":
-        options = "truncation=True" + (", top_k=None" if task["multi_label"] else "")
+        is_number = task["kind"] == "regression"
+        options = "truncation=True" + (", top_k=None" if is_number or task["multi_label"] else "")
+        options += ', function_to_apply="none"' if is_number else ""
         call = 'model({"text": "...", "text_pair": "..."})' if task["text_pair_column"] else 'model("...")'
         note = f"`truncation=True` cuts texts at {length} tokens, as in training; without it a long text is an error."
+        if is_number:
+            note += " A target is its score times the deviation plus the mean, of `state` in `raytrain.json`."
     elif kind == "text-generation":
         options, call = "", 'model("...", max_new_tokens=50)'
         note = f"Trained on texts of up to {length} tokens, each with the tokenizer's end-of-text token at its end."
+    elif kind == "fill-mask":
+        options, call = "", 'model(f"A text with a {model.tokenizer.mask_token}.")'
+        note = f"Trained on texts of up to {length} tokens."
     else:
         tags = [label for label in facts["state"]["labels"] if label != "O"]
         is_iob = any(tag.startswith("B-") for tag in tags) and all(tag.startswith(("B-", "I-")) for tag in tags)

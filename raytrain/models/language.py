@@ -24,24 +24,48 @@ def build_causal_lm(model: ModelConfig, training: TrainingConfig) -> "nn.Module"
             `model.path` or `model.config`.
     """
     import torch
-    import transformers
 
-    config = read_model_config(model, **(_special_tokens(model) if model.path is None else {}))
-    override_dropout(config, training.dropout)
+    config = _config_of(model, training)
     if getattr(config, "is_decoder", None) is False and _is_encoder(config):
         config.is_decoder = True  # an encoder such as BERT then attends to earlier tokens alone
+    built = _build("AutoModelForCausalLM", "causal", "generates text, such as gpt2, llama or qwen3", model, config)
+    if torch.get_default_device().type != "meta":
+        _check_causal(built, model)
+    return for_training(built, training)
+
+
+def build_masked_lm(model: ModelConfig, training: TrainingConfig) -> "nn.Module":
+    """A pretrained (or new) model that predicts masked tokens, fp32 on the CPU. Its head is new where the files have
+    none.
+
+    Raises:
+        ConfigError: The model can't be found, loaded or built; names `model.path` or `model.config`.
+    """
+    config = _config_of(model, training)
+    advice = "is an encoder, such as bert, roberta or modernbert"
+    return for_training(_build("AutoModelForMaskedLM", "masked", advice, model, config), training)
+
+
+def _config_of(model: ModelConfig, training: TrainingConfig) -> Any:
+    config = read_model_config(model, **(_special_tokens(model) if model.path is None else {}))
+    override_dropout(config, training.dropout)
+    return config
+
+
+def _build(auto_class: str, kind: str, advice: str, model: ModelConfig, config: Any) -> Any:
+    """The model. Raises ConfigError."""
+    import transformers
+
     try:
-        built, _ = new_or_loaded(transformers.AutoModelForCausalLM, model, config)
+        built, _ = new_or_loaded(getattr(transformers, auto_class), model, config)
     except ConfigError as error:
         if "Unrecognized configuration class" not in str(error):
             raise
         raise ConfigError(
-            f"model.{_option(model)}: Transformers has no causal language model of type {config.model_type!r}. Use "
-            "one that generates text, such as gpt2, llama or qwen3"
+            f"model.{_option(model)}: Transformers has no {kind} language model of type {config.model_type!r}. Use one "
+            f"that {advice}"
         ) from None
-    if torch.get_default_device().type != "meta":
-        _check_causal(built, model)
-    return for_training(built, training)
+    return built
 
 
 def _option(model: ModelConfig) -> str:

@@ -55,8 +55,8 @@ def log_probabilities(losses: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
 def without_cache(model: Any) -> dict[str, bool]:
     """Keyword arguments that keep a model from storing keys and values for a generation, which training has no use
     for."""
-    core = getattr(model, "module", model)
-    has_option = "use_cache" in inspect.signature(type(core).forward).parameters
+    forward = getattr(getattr(model, "module", model), "forward", None)  # an exported graph has none
+    has_option = forward is not None and "use_cache" in inspect.signature(forward).parameters
     return {"use_cache": False} if has_option else {}
 
 

@@ -101,10 +101,11 @@ def reads_other_data(overrides: Sequence[str]) -> bool:
 def for_other_data(config: RunConfig, run: Storage) -> RunConfig:
     """The config that prepares other data for the model in best/: with the model's labels in their order, and with its
     tokenizer, so that neither the training data nor the original model has to exist any longer."""
-    if config.task.kind == "python":
+    if config.task.kind in ("python", "regression"):
         raise ConfigError(
-            "other files can't be evaluated with task.kind python: what its class learned from the training data is "
-            "only known for the run's own data. Name the files as data.validation or data.test when the run is trained"
+            f"other files can't be evaluated with task.kind {config.task.kind}: what its class learned from the "
+            "training data is only known for the run's own data. Name the files as data.validation or data.test when "
+            "the run is trained"
         )
     facts = run.read_json(f"{BEST}/{FACTS}")
     # Weights of `auto` were counted in the training data, which may be gone.

@@ -11,66 +11,26 @@ import pyarrow as pa
 
 from raytrain.config import CausalLmConfig, ModelConfig, TrainingConfig
 from raytrain.errors import ConfigError
-from raytrain.tasks.base import (
-    IGNORED,
-    Batch,
-    BatchContext,
-    Inputs,
-    Mode,
-    Rejection,
-    RowError,
-    Scores,
-    TaskState,
-)
+from raytrain.tasks.base import IGNORED, Batch, BatchContext, Inputs, Mode, TaskState
 from raytrain.tasks.collate import list_lengths
 from raytrain.tasks.documents import check_room_for_text, read_documents
-from raytrain.tasks.predicting import Continued, Decoding, Generating, Predicting
-from raytrain.tasks.text import TextTask, model_inputs, padded_inputs, why_no_text
-from raytrain.tasks.token_scores import TokenScores, loss_units
+from raytrain.tasks.predicting import Continued, Decoding, Generating
+from raytrain.tasks.text import padded_inputs
+from raytrain.tasks.token_prediction import NUM_BYTES, PIECE, TokenPrediction
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-PIECE = "piece"  # place of a sample in its document, from 0; not stored
-NUM_BYTES = "num_bytes"
+    from torch import nn
 
 
-class CausalLm(TextTask, Predicting, Generating):
+class CausalLm(TokenPrediction, Generating):
     """Cross-entropy over all tokens but the first of each document."""
 
-    def __init__(self, config: CausalLmConfig, max_length: int):
-        self.config = config
-        self.max_length = max_length
+    config: CausalLmConfig
 
     @property
     def metrics(self) -> dict[str, Mode]:
         """The metrics that can be watched."""
         return {"perplexity": "min", "bits_per_byte": "min", "token_accuracy": "max"}
-
-    def input_columns(self) -> list[str]:
-        """The text."""
-        return [self.config.text_column]
-
-    def text_columns(self) -> list[str]:
-        """The text."""
-        return self.input_columns()
-
-    def target_columns(self) -> list[str]:
-        """None: the targets are the text's own tokens."""
-        return []
-
-    def check_inputs(self, rows: pa.Table) -> list[Rejection]:
-        """Rows without a text."""
-        column = self.config.text_column
-        return [
-            Rejection(row, RowError.BAD_INPUT, f"{column} {reason}")
-            for row, text in enumerate(rows[column].to_pylist())
-            if (reason := why_no_text(text))
-        ]
-
-    def long_rows(self) -> pa.Table:
-        """A text."""
-        return pa.table({self.config.text_column: ["a " * self.max_length]})
 
     def encode_inputs(self, rows: pa.Table, tokenizer: Any) -> Inputs:
         """Documents, cut at `max_length`: nothing of a text is left out.
@@ -93,10 +53,6 @@ class CausalLm(TextTask, Predicting, Generating):
         }
         return Inputs(pa.table(columns), 0, np.array(first_rows, dtype=np.int64))
 
-    def encode_targets(self, rows: pa.Table, inputs: pa.Table, state: TaskState) -> pa.Table:
-        """The samples: a target is the token that follows."""
-        return inputs.drop_columns(PIECE)
-
     def describe(self, sample: dict[str, Any], tokenizer: Any, state: TaskState) -> dict[str, Any]:
         """The text and the tokens, of which all but the first are targets."""
         shown = super().describe(sample, tokenizer, state)
@@ -116,69 +72,11 @@ class CausalLm(TextTask, Predicting, Generating):
         labels[:, :-1][has_next] = ids[:, 1:][has_next]
         return {**batch, "labels": labels, NUM_BYTES: samples[NUM_BYTES].to_numpy().astype(np.int64)}
 
-    def blank(self, batch: Batch) -> Batch:
-        """The first sample of a batch without targets."""
-        blank = {name: array[:1].copy() for name, array in batch.items()}
-        blank["labels"][:], blank[NUM_BYTES][:] = IGNORED, 0
-        return blank
-
-    def target_weight(self, batch: Batch) -> float:
-        """Tokens that are predicted."""
-        return float((batch["labels"] != IGNORED).sum())
-
     def build_model(self, model: ModelConfig, state: TaskState, training: TrainingConfig) -> "nn.Module":
         """A model that predicts the next token. Raises ConfigError when it sees later ones."""
         from raytrain.models.language import build_causal_lm
 
         return build_causal_lm(model, training)
-
-    def loss_sum(self, model: "nn.Module", batch: "dict[str, Tensor]") -> "Tensor":
-        """Sum over the tokens that are predicted."""
-        from raytrain.models.token_losses import losses_at_targets
-
-        return losses_at_targets(model, model_inputs(batch), batch["labels"])[0].sum()
-
-    def predict(self, model: "nn.Module", batch: "dict[str, Tensor]") -> "tuple[Tensor, list[np.ndarray]]":
-        """For each sample with a target its loss, in LOSS_UNITS, and the number of tokens predicted right, int64."""
-        from raytrain.models.token_losses import log_probabilities, losses_at_targets
-
-        found = losses_at_targets(model, model_inputs(batch), batch["labels"])
-        parts = _by_sample(log_probabilities(*found), batch)
-        sums = [(loss_units(-float(one[:, 0].sum(dtype=np.float64))), (one[:, 0] > one[:, 1]).sum()) for one in parts]
-        return found[0].sum(), [np.array(one, np.int64) for one, part in zip(sums, parts, strict=True) if len(part)]
-
-    def targets(self, batch: Batch) -> list[np.ndarray]:
-        """For each sample with a target their number, and the bytes of the text that they stand for, int64."""
-        counts = (batch["labels"] != IGNORED).sum(1)
-        return [np.array(one) for one in zip(counts, batch[NUM_BYTES], strict=True) if one[0]]
-
-    def scores(self, state: TaskState) -> Scores:
-        """Perplexity, bits per byte, and accuracy of the tokens."""
-        return TokenScores()
-
-    def output_columns(self, state: TaskState, decoding: Decoding) -> list[str]:
-        """The mean loss of the row's tokens, and their number."""
-        return ["loss", "num_tokens"]
-
-    def infer(self, model: "nn.Module", batch: "dict[str, Tensor]") -> list[np.ndarray]:
-        """For each sample, of each target the log-probability, and that of the most probable other token; shape
-        (num_targets, 2), fp32."""
-        from raytrain.models.token_losses import log_probabilities, losses_at_targets
-
-        return _by_sample(log_probabilities(*losses_at_targets(model, model_inputs(batch), batch["labels"])), batch)
-
-    def decode(
-        self, outputs: list[np.ndarray], samples: pa.Table, rows: pa.Table, state: TaskState, decoding: Decoding
-    ) -> pa.Table:
-        """The loss of each document, over all its samples; null where it has no token to predict."""
-        documents = np.cumsum(samples[PIECE].to_numpy() == 0) - 1
-        sums, counts = np.zeros((2, len(rows)))
-        for document, found in zip(documents, outputs, strict=True):
-            sums[document] -= found[:, 0].sum(dtype=np.float64)
-            counts[document] += len(found)
-        losses = np.divide(sums, counts, out=np.zeros(len(rows)), where=counts > 0)
-        columns = [pa.array(losses.round(6), mask=counts == 0), pa.array(counts.astype(np.int64))]
-        return pa.table(columns, self.output_columns(state, decoding))
 
     def generate(
         self, model: Any, samples: pa.Table, numbers: np.ndarray, tokenizer: Any, decoding: Decoding
@@ -219,9 +117,3 @@ class CausalLm(TextTask, Predicting, Generating):
             else:
                 documents.append(ids)
         return [ids[:-1] or [tokenizer.eos_token_id] for ids in documents]
-
-
-def _by_sample(values: "Tensor", batch: "dict[str, Tensor]") -> list[np.ndarray]:
-    """Values of all targets, by sample. `values`: shape (num_targets, ...)."""
-    counts = (batch["labels"] != IGNORED).sum(1).cpu().numpy()
-    return np.split(values.float().cpu().numpy()[: counts.sum()], np.cumsum(counts)[:-1])

@@ -14,7 +14,7 @@ from raytrain.config import ModelConfig, TrainingConfig
 from raytrain.config.chat import ChatConfig, SpecialTokens, TooLong
 from raytrain.models.tokenizer import load_tokenizer
 from raytrain.tasks.base import IGNORED, Batch, Inputs, Mode, Rejection, RowError, TaskState
-from raytrain.tasks.causal_lm import PIECE, CausalLm
+from raytrain.tasks.causal_lm import CausalLm
 from raytrain.tasks.chat_template import ChatTemplate, Rendered, Sample
 from raytrain.tasks.conversations import (
     Conversation,
@@ -26,6 +26,7 @@ from raytrain.tasks.conversations import (
 )
 from raytrain.tasks.predicting import ASKED
 from raytrain.tasks.text import padded_inputs
+from raytrain.tasks.token_prediction import PIECE
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,9 +42,10 @@ class Chat(CausalLm):
     generated_column = "answer"
     default_new_tokens = 256
 
+    config: Any  # a ChatConfig; that of its base class is another
+
     def __init__(self, config: ChatConfig, max_length: int):
-        self.config: Any = config  # its base class has another
-        self.max_length = max_length
+        super().__init__(config, max_length)
         self._template: tuple[Any, ChatTemplate] | None = None
 
     @property
@@ -82,10 +84,6 @@ class Chat(CausalLm):
             "" if isinstance(one, UnusableError) else why_no_answer(self.config, one) for one in self._read(rows)
         ]
         return [Rejection(row, RowError.BAD_TARGET, reason) for row, reason in enumerate(reasons) if reason]
-
-    def long_rows(self) -> pa.Table | None:
-        """Not needed."""
-        return None
 
     def longest_inputs(self, tokenizer: Any) -> Batch | None:
         """A sample of `max_length` tokens."""
@@ -156,12 +154,6 @@ class Chat(CausalLm):
                 labels[row, start - 1 : stop - 1] = ids[row, start:stop]
         return {**batch, "labels": labels}
 
-    def blank(self, batch: Batch) -> Batch:
-        """The first sample of a batch without targets."""
-        blank = {name: array[:1].copy() for name, array in batch.items()}
-        blank["labels"][:] = IGNORED
-        return blank
-
     def build_model(self, model: ModelConfig, state: TaskState, training: TrainingConfig) -> "nn.Module":
         """A model that predicts the next token, and stops at the end of a turn. Raises ConfigError."""
         import torch
@@ -173,11 +165,6 @@ class Chat(CausalLm):
             ids = [self.template(load_tokenizer(model)).end_id, *ends]
             built.generation_config.eos_token_id = list(dict.fromkeys(token for token in ids if token is not None))
         return built
-
-    def targets(self, batch: Batch) -> list[np.ndarray]:
-        """For each sample with a target their number, and 0 bytes, as those of a text are not counted; int64."""
-        counts = (batch["labels"] != IGNORED).sum(1)
-        return [np.array([count, 0]) for count in counts if count]
 
     def prompts(self, samples: pa.Table, tokenizer: Any) -> list[list[int]]:
         """For each row the tokens that an answer follows: of its question, or those before its last answer."""

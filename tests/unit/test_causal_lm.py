@@ -1,5 +1,6 @@
 """Language models: documents as samples, the loss of each token, and what padding must not change."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from saved_models import save_best
 from tiny import TINY_BERT, TINY_GPT, byte_tokenizer, context, tiny_tokenizer
 from torch.nn import functional
 
+import raytrain
 from raytrain.config import CausalLmConfig, ModelConfig, RunConfig, TrainingConfig
 from raytrain.errors import ConfigError
 from raytrain.models import token_losses
@@ -29,6 +32,7 @@ END = 256
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.set_num_threads(1)  # more would wait for each other: the models are tiny
     return byte_tokenizer(tmp_path_factory.mktemp("bytes"))
 
 
@@ -246,6 +250,57 @@ def test_memory_of_a_long_text_is_less_than_that_of_a_plain_loss() -> None:
         token_losses._TokenLosses.apply(logits, torch.zeros(300, dtype=torch.long)).sum()
     assert sum(kept) <= logits.numel() + 2 * 300
     assert np.isfinite(logits.detach().numpy()).all()
+
+
+@pytest.fixture(scope="module")
+def best(folder: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A best/ folder."""
+    run = tmp_path_factory.mktemp("run")
+    config = run_of(folder, 16)
+    model = config.model.model_copy(update={"config": {**TINY_GPT, "initializer_range": 0.2}})
+    return save_best(config.model_copy(update={"model": model}), {}, run)
+
+
+class TestPredicting:
+    def test_is_the_loss_of_the_evaluation(self, best: str) -> None:
+        loaded = raytrain.load(best, device="cpu")
+        task, found = task_of(), loaded.predict(TEXTS)
+        table = task.encode(ROWS, loaded._predictor.tokenizer, {}).table
+        batch = task.collate(table, context(len(table), pad_token_id=END))
+        with torch.no_grad():
+            loss = float(task.predict(loaded._predictor.model, to_tensors(batch, CPU))[0])
+        assert sum(row["num_tokens"] for row in found) == task.target_weight(batch)
+        assert sum(row["loss"] * row["num_tokens"] for row in found) == pytest.approx(loss, rel=1e-5)
+        assert loaded("a fine film")["loss"] == pytest.approx(found[0]["loss"], abs=2e-6)
+
+    def test_continues_texts_when_asked(self, best: str) -> None:
+        loaded = raytrain.load(best, device="cpu")
+        assert set(loaded("a film")) == {"loss", "num_tokens"}
+        greedy = loaded(["a film", "no"], max_new_tokens=6)
+        assert [row["generated"] for row in greedy] == [
+            loaded(text, max_new_tokens=6)["generated"] for text in ("a film", "no")
+        ]
+        with pytest.raises(ConfigError, match="one after the other"):
+            loaded("a film", max_new_tokens=6, embeddings=True)
+
+    @pytest.mark.parametrize(("kind", "dtype"), [("hf", "bf16"), pytest.param("onnx", "fp32", marks=pytest.mark.slow)])
+    def test_an_export_tells_the_same(self, best: str, tmp_path: Path, kind: str, dtype: str) -> None:
+        rows = tmp_path / "rows.jsonl"
+        rows.write_text("".join(f"{json.dumps({'text': text})}\n" for text in TEXTS))
+        found = raytrain.export(best, tmp_path / kind, format=kind, dtype=dtype, data=rows)
+        assert found.agreement > 0.8
+        told = raytrain.load(tmp_path / kind)(TEXTS[0])
+        assert told["loss"] == pytest.approx(raytrain.load(best)(TEXTS[0])["loss"], abs=0.05)
+        if kind == "onnx":
+            with pytest.raises(ConfigError, match="an ONNX graph, which generates no text"):
+                raytrain.load(tmp_path / kind)("a", max_new_tokens=2)
+
+    def test_its_card_says_how_to_use_it(self, best: str) -> None:
+        from raytrain.models.card import model_card
+
+        card = model_card(json.loads((Path(best) / "raytrain.json").read_text()), {})
+        assert "pipeline_tag: text-generation" in card
+        assert 'model = pipeline("text-generation", "path/to/this/folder")' in card
 
 
 class TestGeneration:

@@ -1,0 +1,125 @@
+"""What language models share: texts whose own tokens are predicted, and the loss of each of them."""
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from raytrain.tasks.base import IGNORED, Batch, Rejection, RowError, Scores, TaskState
+from raytrain.tasks.predicting import Decoding, Predicting
+from raytrain.tasks.text import TextTask, model_inputs, why_no_text
+from raytrain.tasks.token_scores import TokenScores, loss_units
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+PIECE = "piece"  # place of a sample in its document, from 0; not stored
+NUM_BYTES = "num_bytes"  # of the text that a sample's targets stand for
+
+
+class TokenPrediction(TextTask, Predicting):
+    """Cross-entropy over tokens. A row is a document, which may become several samples."""
+
+    def __init__(self, config: Any, max_length: int):
+        """`config`: has a `text_column`."""
+        self.config = config
+        self.max_length = max_length
+
+    def input_columns(self) -> list[str]:
+        """The text."""
+        return [self.config.text_column]
+
+    def text_columns(self) -> list[str]:
+        """The text."""
+        return self.input_columns()
+
+    def target_columns(self) -> list[str]:
+        """None: the targets are the text's own tokens."""
+        return []
+
+    def check_inputs(self, rows: pa.Table) -> list[Rejection]:
+        """Rows without a text."""
+        column = self.config.text_column
+        return [
+            Rejection(row, RowError.BAD_INPUT, f"{column} {reason}")
+            for row, text in enumerate(rows[column].to_pylist())
+            if (reason := why_no_text(text))
+        ]
+
+    def long_rows(self) -> pa.Table:
+        """A text."""
+        return pa.table({self.config.text_column: ["a " * self.max_length]})
+
+    def encode_targets(self, rows: pa.Table, inputs: pa.Table, state: TaskState) -> pa.Table:
+        """The samples: targets are made of them when they are collated."""
+        return inputs.drop_columns(PIECE)
+
+    @abstractmethod
+    def collate_inputs(self, samples: pa.Table, pad_token_id: int) -> Batch:
+        """Samples with `labels`: texts are their own targets."""
+
+    def blank(self, batch: Batch) -> Batch:
+        """The first sample of a batch without targets."""
+        blank = {name: array[:1].copy() for name, array in batch.items()}
+        blank["labels"][:] = IGNORED
+        return blank
+
+    def target_weight(self, batch: Batch) -> float:
+        """Tokens that are predicted."""
+        return float((batch["labels"] != IGNORED).sum())
+
+    def loss_sum(self, model: "nn.Module", batch: "dict[str, Tensor]") -> "Tensor":
+        """Sum over the tokens that are predicted."""
+        from raytrain.models.token_losses import losses_at_targets
+
+        return losses_at_targets(model, model_inputs(batch), batch["labels"])[0].sum()
+
+    def predict(self, model: "nn.Module", batch: "dict[str, Tensor]") -> "tuple[Tensor, list[np.ndarray]]":
+        """For each sample with a target its loss, in LOSS_UNITS, and the number of tokens predicted right, int64."""
+        from raytrain.models.token_losses import log_probabilities, losses_at_targets
+
+        found = losses_at_targets(model, model_inputs(batch), batch["labels"])
+        parts = _by_sample(log_probabilities(*found), batch)
+        sums = [(loss_units(-float(one[:, 0].sum(dtype=np.float64))), (one[:, 0] > one[:, 1]).sum()) for one in parts]
+        return found[0].sum(), [np.array(one, np.int64) for one, part in zip(sums, parts, strict=True) if len(part)]
+
+    def targets(self, batch: Batch) -> list[np.ndarray]:
+        """For each sample with a target their number, and the bytes of the text that they stand for, int64."""
+        counts = (batch["labels"] != IGNORED).sum(1)
+        num_bytes = batch.get(NUM_BYTES, np.zeros(len(counts), np.int64))
+        return [np.array(one) for one in zip(counts, num_bytes, strict=True) if one[0]]
+
+    def scores(self, state: TaskState) -> Scores:
+        """Perplexity, bits per byte where the bytes are known, and accuracy of the tokens."""
+        return TokenScores()
+
+    def output_columns(self, state: TaskState, decoding: Decoding) -> list[str]:
+        """The mean loss of the row's targets, and their number."""
+        return ["loss", "num_tokens"]
+
+    def infer(self, model: "nn.Module", batch: "dict[str, Tensor]") -> list[np.ndarray]:
+        """For each sample, of each target the log-probability, and that of the most probable other token; shape
+        (num_targets, 2), fp32."""
+        from raytrain.models.token_losses import log_probabilities, losses_at_targets
+
+        return _by_sample(log_probabilities(*losses_at_targets(model, model_inputs(batch), batch["labels"])), batch)
+
+    def decode(
+        self, outputs: list[np.ndarray], samples: pa.Table, rows: pa.Table, state: TaskState, decoding: Decoding
+    ) -> pa.Table:
+        """The loss of each document, over all its samples; null where it has no token to predict."""
+        documents = np.cumsum(samples[PIECE].to_numpy() == 0) - 1
+        sums, counts = np.zeros((2, len(rows)))
+        for document, found in zip(documents, outputs, strict=True):
+            sums[document] -= found[:, 0].sum(dtype=np.float64)
+            counts[document] += len(found)
+        losses = np.divide(sums, counts, out=np.zeros(len(rows)), where=counts > 0)
+        columns = [pa.array(losses.round(6), mask=counts == 0), pa.array(counts.astype(np.int64))]
+        return pa.table(columns, self.output_columns(state, decoding))
+
+
+def _by_sample(values: "Tensor", batch: "dict[str, Tensor]") -> list[np.ndarray]:
+    """Values of all targets, by sample. `values`: shape (num_targets, ...)."""
+    counts = (batch["labels"] != IGNORED).sum(1).cpu().numpy()
+    return np.split(values.float().cpu().numpy()[: counts.sum()], np.cumsum(counts)[:-1])
