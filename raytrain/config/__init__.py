@@ -135,6 +135,10 @@ class RunConfig(Section):
                 "data.augment is for the tasks on texts that raytrain has, and task.kind is python: leave it out, and "
                 "change samples in the task's own collate, with the random numbers of context.generator"
             )
+        if self.data.augment is not None and isinstance(self.task, CausalLmConfig | MaskedLmConfig):
+            raise ValueError(
+                f"data.augment would change the tokens that task.kind={self.task.kind} has to predict: leave it out"
+            )
         shards, batch = self.data.canonical_shards, self.training.global_batch_size
         if shards is not None and batch % shards:
             raise ValueError(

@@ -38,7 +38,7 @@ from raytrain.ray_core.connect import RaySession, ray_session
 from raytrain.runs.observer import Observer
 from raytrain.storage import Storage
 from raytrain.tasks.base import RowError
-from raytrain.tasks.predicting import PLAIN, Decoding
+from raytrain.tasks.predicting import PLAIN, Decoding, room_for_prompt
 
 WORK = "work.json"
 LAYOUT = 2  # of the work folder; parts of another one are not used
@@ -99,6 +99,10 @@ def predict_source(model: str, request: Request, observer: Observer | None = Non
     config = card.config(request.overrides, absolute(request.source))
     task = predicting_task(config)
     added = output_columns(task, card, request.decoding, embeddings=request.embeddings)
+    if request.decoding.max_new_tokens:
+        shape = Storage(card.folder).read_json("config.json")
+        positions = shape.get("max_position_embeddings", shape.get("n_positions"))  # GPT-2's name
+        room_for_prompt(positions, request.decoding.max_new_tokens)
     files = check_source(config, task, request.columns, added, observer.checked)
     check_target(target, files, overwrite=request.overwrite)
     try:

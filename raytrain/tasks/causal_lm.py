@@ -10,11 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from raytrain.config import CausalLmConfig, ModelConfig, TrainingConfig
-from raytrain.errors import ConfigError
 from raytrain.tasks.base import IGNORED, Batch, BatchContext, Inputs, Mode, TaskState
 from raytrain.tasks.collate import list_lengths
 from raytrain.tasks.documents import check_room_for_text, read_documents
-from raytrain.tasks.predicting import Continued, Decoding, Generating
+from raytrain.tasks.predicting import Continued, Decoding, Generating, room_for_prompt
 from raytrain.tasks.text import padded_inputs
 from raytrain.tasks.token_prediction import NUM_BYTES, PIECE, TokenPrediction
 
@@ -85,16 +84,9 @@ class CausalLm(TokenPrediction, Generating):
         from raytrain.models.generation import continue_prompts
 
         prompts = self.prompts(samples, tokenizer)
-        num_cut, positions = 0, getattr(model.config, "max_position_embeddings", None)
-        if positions is not None:
-            room = positions - decoding.max_new_tokens
-            if room < 1:
-                raise ConfigError(
-                    f"max_new_tokens {decoding.max_new_tokens} leaves no room for a text in the {positions} positions "
-                    f"of the model: give at most {positions - 1}"
-                )
-            num_cut = sum(len(prompt) > room for prompt in prompts)
-            prompts = [prompt[-room:] for prompt in prompts]
+        room = room_for_prompt(getattr(model.config, "max_position_embeddings", None), decoding.max_new_tokens)
+        num_cut = 0 if room is None else sum(len(prompt) > room for prompt in prompts)
+        prompts = prompts if room is None else [prompt[-room:] for prompt in prompts]
         stops = model.generation_config.eos_token_id  # a list where a model of a chat has several
         stop_ids = [tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])]
         found = continue_prompts(

@@ -120,6 +120,19 @@ class Generating(ABC):
         """
 
 
+def room_for_prompt(positions: int | None, max_new_tokens: int) -> int | None:
+    """Tokens that a text may have so that a model with so many positions can continue it; None: any number. Raises
+    ConfigError when none may be left."""
+    if positions is None:
+        return None
+    if max_new_tokens >= positions:
+        raise ConfigError(
+            f"max_new_tokens {max_new_tokens} leaves no room for a text in the {positions} positions of the model: "
+            f"give at most {positions - 1}"
+        )
+    return positions - max_new_tokens
+
+
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Probabilities over the last axis, float64."""
     shifted = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))

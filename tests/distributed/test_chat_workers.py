@@ -31,7 +31,10 @@ def rows_of(step: int) -> pa.Table:
         number = step * SAMPLES + sample
         turns = []
         for turn in range(1 + number % 3):
-            turns += [{"role": "user", "content": f"say {turn}"}, {"role": "assistant", "content": "ab" * (1 + number % 20)}]
+            turns += [
+                {"role": "user", "content": f"say {turn}"},
+                {"role": "assistant", "content": "ab" * (1 + number % 20)},
+            ]
         cells.append(json.dumps(turns))
     return pa.table({"messages": cells})
 

@@ -23,6 +23,7 @@ import ray.data
 from raytrain.config import RunConfig
 from raytrain.data import prepare as prepare_module
 from raytrain.data.encode import ROWS_SO_FAR, RowFunction
+from raytrain.data.lineage import fate_of, source_of
 from raytrain.data.passes import run_pass
 from raytrain.data.prepare import find_prepared, prepare
 from raytrain.data.prepared import PreparedStore
@@ -31,6 +32,8 @@ from raytrain.models.tokenizer import load_tokenizer
 from raytrain.storage import Storage
 from tests.tiny import (
     TINY_BERT,
+    TINY_GPT,
+    byte_tokenizer,
     make_reviews,
     make_sentences,
     tiny_tokenizer,
@@ -191,6 +194,27 @@ class TestOnce:
         info = alone.manifest.splits["train"]
         assert {"dedup.leakage", "dedup.exact"} <= set(info.num_removed)
         assert info.num_read == info.num_samples + info.num_quarantined + sum(info.num_removed.values())
+
+    def test_documents_that_become_several_samples(self, tmp_path, config, monkeypatch):
+        """The samples of a row are found by the row, and do not depend on how the file is read."""
+        tokenizer = byte_tokenizer(tmp_path / "bytes")
+        model = {"config": TINY_GPT, "tokenizer": tokenizer}
+        path = write_parquet(tmp_path / "a.parquet", make_reviews(90, 0), row_group_size=10)
+
+        def prepared(cache):
+            made = config(path, task={"kind": "causal_lm"}, cache=cache, max_length=32)
+            return prepare(RunConfig.model_validate({**made.model_dump(mode="json"), "model": model}))
+
+        whole = prepared("whole")
+        monkeypatch.setattr("raytrain.data.sources.TASK_ROWS", 20)
+        cut = prepared("cut")
+        ids = [[row["input_ids"] for row in samples(store)] for store in (whole, cut)]
+        assert ids[0] == ids[1]
+        sizes = [-(-len(row["text"].encode()) // 31) for row in make_reviews(90, 0)]
+        assert whole.manifest.splits["train"].num_samples == len(ids[0]) == sum(sizes)
+        lines, found = fate_of(whole, "a.parquet:5")
+        assert len(lines) == len(found) == sizes[4] > 1
+        assert [source_of(whole, "train", one.sample).rows for one in found] == [[5]] * sizes[4]
 
     def test_found_again_without_ray(self, tmp_path, config, monkeypatch):
         chosen = config(write_reviews(tmp_path / "a.parquet", 10, 0))

@@ -52,7 +52,7 @@ def test_what_decides_how_long_a_step_takes() -> None:
     expected |= beginning_with("training.global_batch_size", "training.micro_batch_size", "training.precision")
     expected |= beginning_with("training.gradient_checkpointing", "training.zero_stage", "training.deepspeed")
     expected |= beginning_with("training.exactness")
-    expected |= beginning_with("task.target", "task.args", "task.source")
+    expected |= beginning_with("task.target", "task.args", "task.source") - {"task.target_columns"}
     # How gradients travel, whether samples are joined, and how fast batches come decide it as well.
     expected |= beginning_with("training.communication.", "task.document_context", "workers.data_cpus")
     assert {key for key in holders() if declared(key).decides_step_time} == expected
@@ -74,7 +74,8 @@ def test_what_a_sweep_may_be_given_more_of() -> None:
 
 
 def test_what_the_fingerprint_of_prepared_data_takes() -> None:
-    expected = beginning_with("task.") | {"data.max_length", "data.on_error", "data.validation.fraction"}
+    expected = beginning_with("task.") - {"task.mask_fraction", "task.whole_words"}  # drawn when samples are read
+    expected |= {"data.max_length", "data.on_error", "data.validation.fraction"}
     expected |= {"data.validation.group_column", "data.validation.stratify", *beginning_with("data.dedup.")}
     expected |= beginning_with("data.clean") - {"data.clean.max_dropped"}
     expected |= {"data.balance.by"}

@@ -10,7 +10,7 @@ import torch
 from tiny import TINY_BERT, byte_tokenizer, context, make_reviews
 from torch.nn import functional
 
-from raytrain.config import MaskedLmConfig, ModelConfig, TrainingConfig
+from raytrain.config import MaskedLmConfig, ModelConfig, RunConfig, TrainingConfig
 from raytrain.errors import ConfigError
 from raytrain.models.tokenizer import load_tokenizer
 from raytrain.tasks import make_task
@@ -149,6 +149,18 @@ def test_a_prediction_does_not_depend_on_the_rows_beside_it(folder: str, tokeniz
         told.append(task.decode(outputs, inputs, rows, {}, PLAIN).to_pylist())
     assert told[1][0]["num_tokens"] == told[0][3]["num_tokens"]
     assert told[1][0]["loss"] == pytest.approx(told[0][3]["loss"], abs=2e-6)
+
+
+@pytest.mark.parametrize("kind", ["causal_lm", "masked_lm"])
+def test_augmentation_of_what_is_predicted_is_refused(kind: str) -> None:
+    raw = {
+        "name": "lm",
+        "task": {"kind": kind},
+        "model": {"path": "unused"},
+        "data": {"train": {"path": "unused"}, "augment": {"word_drop": 0.1}},
+    }
+    with pytest.raises(ValueError, match=f"tokens that task.kind={kind} has to predict"):
+        RunConfig.model_validate(raw)
 
 
 def test_what_can_not_be_is_refused(folder: str, tmp_path: Path) -> None:
