@@ -1,6 +1,6 @@
 """Made-up dialogues of customers and the service of a shop, for the shipped config `customer_dialogue`.
 
-No real customer said any of it: sentences are put together at random, the same ones for the same seed. An answer follows
+No real customer said any of it: sentences are put together at random, the same for the same seed. An answer follows
 from the turns before it (the number of an order, the rules of the shop), so that a model that learns them can be right.
 """
 

@@ -1,4 +1,4 @@
-"""P2 and P7 for conversations: the same losses at each number of workers, though answers differ in length and number."""
+"""P2 and P7 for conversations: the same losses at each number of workers, though answers differ in length."""
 
 import json
 from pathlib import Path
@@ -31,10 +31,8 @@ def rows_of(step: int) -> pa.Table:
         number = step * SAMPLES + sample
         turns = []
         for turn in range(1 + number % 3):
-            turns += [
-                {"role": "user", "content": f"say {turn}"},
-                {"role": "assistant", "content": "ab" * (1 + number % 20)},
-            ]
+            answer = {"role": "assistant", "content": "ab" * (1 + number % 20)}
+            turns += [{"role": "user", "content": f"say {turn}"}, answer]
         cells.append(json.dumps(turns))
     return pa.table({"messages": cells})
 
