@@ -121,7 +121,7 @@ class Generating(ABC):
 
 
 def room_for_prompt(positions: int | None, max_new_tokens: int) -> int | None:
-    """Tokens that a text may have so that a model with so many positions can continue it; None: any number. Raises
+    """Tokens of a text that a model with this number of positions can continue; None: any number. Raises
     ConfigError when none may be left."""
     if positions is None:
         return None
