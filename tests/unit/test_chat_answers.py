@@ -101,6 +101,11 @@ def test_a_conversation_that_is_too_long(tmp_path: Path, too_long: str, on_error
     assert pq.read_table(tmp_path / "store" / item["part"]["name"]).num_rows == 2
 
 
+def test_augmentation_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="would change the tokens that task.kind=chat has to predict"):
+        config_of(tmp_path, [{"messages": TALK}], {}, augment={"word_swap": 0.1})
+
+
 class TestAnswers:
     @pytest.fixture(scope="class")
     def model(self, tmp_path_factory: pytest.TempPathFactory) -> raytrain.LoadedModel:
