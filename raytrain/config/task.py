@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from raytrain.config.base import Affects, Mark, Section
+from raytrain.config.chat import ChatConfig
 
 
 def _label(value: Any) -> Any:
@@ -146,6 +147,7 @@ TaskConfig = Annotated[
     | TokenClassificationConfig
     | RegressionConfig
     | CausalLmConfig
+    | ChatConfig
     | MaskedLmConfig
     | PythonTaskConfig,
     Field(discriminator="kind"),

@@ -190,14 +190,13 @@ class Encoder(RowFunction):
                 for one in rejected:
                     (values,) = rows.slice(one.row, 1).to_pylist()
                     bad = BadRow(read_task.file.path, numbers[one.row], one.reason, one.code, row_itself(values))
-                    out.add_bad(split, bad)
+                    out.add_bad(split, bad, is_set_aside=one.is_set_aside)
                 if encoded is not None and len(encoded.table):
                     index = _index_of(encoded, rows, task.sizes(encoded.table))
                     encoded, index = classes.add(encoded, index, rows, is_training=split == "train")
                     out.parts.add(split, number, encoded, index, task.count_labels(encoded.table, self._state))
             bad_at = number if out.bad and bad_at is None else bad_at
-            if not fails:
-                out.quarantine_bad()
+            out.quarantine_bad(all_of_them=not fails)
             if time.monotonic() - told_at_s > TELL_EVERY_S:
                 told_at_s = time.monotonic()
                 yield {"ordinal": ordinal, ROWS_SO_FAR: out.num_read}
@@ -216,6 +215,7 @@ class _Output:
         self._quarantine, self._removed = Quarantine(folder, ordinal), RemovedRows()
         self._counts: defaultdict[str, RowCounts] = defaultdict(RowCounts)
         self._bad: list[tuple[str, BadRow]] = []  # with their splits, not yet quarantined
+        self._set_aside: list[tuple[str, BadRow]] = []  # likewise; those whose task says that they are quarantined
         self.seen = Observed()
         self._labels: list[tuple[pa.ChunkedArray, list[list[str]]]] = []  # (rows, their labels) of the chunk
 
@@ -229,9 +229,9 @@ class _Output:
         """Rows so far."""
         return sum(counts.read for counts in self._counts.values())
 
-    def add_bad(self, split: str, bad: BadRow) -> None:
-        """Note a row that can't be used."""
-        self._bad.append((split, bad))
+    def add_bad(self, split: str, bad: BadRow, *, is_set_aside: bool = False) -> None:
+        """Note a row that can't be used. `is_set_aside`: whether it is quarantined whatever data.on_error is."""
+        (self._set_aside if is_set_aside else self._bad).append((split, bad))
 
     def add_unreadable(self, split: str, bad: list[BadRow]) -> None:
         """Note rows that could not be parsed. Those of a file of training rows are of them, wherever a fraction would
@@ -280,11 +280,15 @@ class _Output:
             pairs = zip(numbers.to_pylist(), labels, strict=True)
             self._counts[split].count_labels(what, [names for row, names in pairs if row in lost])
 
-    def quarantine_bad(self) -> None:
-        """Put the rows noted since the last call into the quarantine, in their order."""
-        self._bad.sort(key=lambda one: one[1].row)
-        self._quarantine.add(self._bad)
-        for split, one in self._bad:
+    def quarantine_bad(self, *, all_of_them: bool) -> None:
+        """Put the rows noted since the last call into the quarantine, in their order; those that are set aside, or
+        all."""
+        rows, self._set_aside = self._set_aside, []
+        if all_of_them:
+            rows, self._bad = [*rows, *self._bad], []
+        rows.sort(key=lambda one: one[1].row)
+        self._quarantine.add(rows)
+        for split, one in rows:
             self._counts[split].quarantined += 1
             self._counts[split].codes[one.code.value] += 1
             if one.code != RowError.UNREADABLE:
@@ -293,7 +297,6 @@ class _Output:
             stage = STAGE_OF.get(one.code, "encode")
             place, about = f"{one.path}:{one.row}", f"{one.code}: {one.reason}"
             self.seen.examples.add([Example(split, stage, "quarantined", place, excerpts(text)[0], reason=about)])
-        self._bad = []
 
     def close(self) -> dict[str, Any]:
         """Write what is left. Returns the report on it."""

@@ -32,7 +32,7 @@ from raytrain.inference.card import SOURCE, ModelCard, find_model, read_card
 from raytrain.inference.output import ASSEMBLING, Target, assemble, target_of
 from raytrain.inference.pieces import END, PART, PIECE_BYTES, PIECE_ROWS, REFUSED, Done, WorkSpec, part_name
 from raytrain.inference.pool import Backlog, Pool
-from raytrain.inference.predictor import output_columns, predicting_task
+from raytrain.inference.predictor import new_tokens, output_columns, predicting_task
 from raytrain.inference.source import absolute, check_source, check_target
 from raytrain.ray_core.connect import RaySession, ray_session
 from raytrain.runs.observer import Observer
@@ -99,10 +99,10 @@ def predict_source(model: str, request: Request, observer: Observer | None = Non
     config = card.config(request.overrides, absolute(request.source))
     task = predicting_task(config)
     added = output_columns(task, card, request.decoding, embeddings=request.embeddings)
-    if request.decoding.max_new_tokens:
+    if (most := new_tokens(task, request.decoding)) and not request.embeddings:
         shape = Storage(card.folder).read_json("config.json")
         positions = shape.get("max_position_embeddings", shape.get("n_positions"))  # GPT-2's name
-        room_for_prompt(positions, request.decoding.max_new_tokens)
+        room_for_prompt(positions, most)
     files = check_source(config, task, request.columns, added, observer.checked)
     check_target(target, files, overwrite=request.overwrite)
     try:

@@ -114,9 +114,9 @@ def load(model: AnyPath, *, device: str | None = None) -> LoadedModel:
 
 
 def _check_columns(rows: "pa.Table", asked: "Predictor") -> None:
-    from raytrain.inference.texts import takes_texts
+    from raytrain.inference.texts import needed_columns, takes_texts
 
-    missing = [name for name in asked.task.input_columns() if name not in rows.column_names]
+    missing = [name for name in needed_columns(asked.task, rows.column_names) if name not in rows.column_names]
     if missing and not takes_texts(asked.task, rows.column_names):
         has = ", ".join(map(repr, rows.column_names)) or "none"
         raise ConfigError(f"the data has no column {missing[0]!r}, which the model was trained on; it has {has}")
@@ -146,8 +146,8 @@ def _rows_of(data: Any, task: Any) -> "tuple[pa.Table, str]":
         return pa.table({name: _column([row.get(name) for row in rows]) for name in names}), "list"
     words = task.word_columns()
     column = (task.input_columns() or ["text"])[0]
-    if words and all(isinstance(row, str) for row in data):
-        column = "text"  # its words are found
+    if (words or task.stand_ins()) and all(isinstance(row, str) for row in data):
+        column = "text"  # its words are found, or it is a question
     return pa.table({column: _column(list(data))}), "list"
 
 

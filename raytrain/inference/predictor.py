@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from raytrain.data.stages.clean import make_cleaner
 from raytrain.errors import ConfigError
 from raytrain.inference.card import ModelCard
 from raytrain.inference.embeddings import EMBEDDING, embed
-from raytrain.inference.texts import with_words
+from raytrain.inference.texts import with_inputs
 from raytrain.models.tokenizer import TOKENIZER_FILES, load_tokenizer
 from raytrain.retries import retrying
 from raytrain.storage import Storage
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 TOKENS_PER_BATCH = 4096  # with padding; more does not make a CPU faster
 TOKENS_ON_GPU = 16_384
 MOST_SAMPLES_PER_BATCH = 256
-GENERATED = "generated"  # the column of what a language model continues a row with
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def output_columns(task: Task, card: ModelCard, decoding: Decoding, *, embedding
     if embeddings:
         return [EMBEDDING]
     assert isinstance(task, Predicting)
-    if not decoding.max_new_tokens:
+    if not new_tokens(task, decoding):
         return task.output_columns(card.state, decoding)
     if not isinstance(task, Generating):
         raise ConfigError(
@@ -86,7 +85,12 @@ def output_columns(task: Task, card: ModelCard, decoding: Decoding, *, embedding
         )
     if card.format != "hf":
         raise ConfigError(f"{card.folder} is an ONNX graph, which generates no text: use the trained model")
-    return [*task.output_columns(card.state, decoding), GENERATED]
+    return [*task.output_columns(card.state, decoding), task.generated_column]
+
+
+def new_tokens(task: Task, decoding: Decoding) -> int:
+    """Tokens by which each row is continued at most."""
+    return decoding.max_new_tokens or (task.default_new_tokens if isinstance(task, Generating) else 0)
 
 
 class Predictor:
@@ -140,11 +144,12 @@ class Predictor:
             raise ConfigError(
                 f"{type(self.task).__name__}.decode gave {len(table)} lines for {len(good)} rows: one for each is meant"
             )
-        if decoding.max_new_tokens and not embeddings:
+        if (most := new_tokens(self.task, decoding)) and not embeddings:
             assert isinstance(self.task, Generating)
+            decoding = replace(decoding, max_new_tokens=most)
             numbers = good[ROW].to_numpy() if ROW in good.column_names else np.arange(len(good))
             continued = self.task.generate(self.model, inputs.table, numbers, self.tokenizer, decoding)
-            table = table.append_column(GENERATED, pa.array(continued.texts, pa.string()))
+            table = table.append_column(self.task.generated_column, pa.array(continued.texts, pa.string()))
             num_truncated += continued.num_cut
         return Predicted(table, refused, num_truncated)
 
@@ -177,9 +182,10 @@ class Predictor:
 
     def _inputs_of(self, rows: pa.Table) -> tuple[list[Refused], Inputs, pa.Table]:
         """(rows that can't be used, samples of the others, those others as they are in the source)."""
-        rows = with_words(rows, self.task)
+        rows = with_inputs(rows, self.task)
         place = pa.array(range(len(rows)), pa.int64())
-        names = [*self.task.input_columns(), "document"]
+        assert isinstance(self.task, Predicting)
+        names = dict.fromkeys([*self.task.input_columns(), *self.task.also_read(), "document"])
         inputs = rows.select([name for name in names if name in rows.column_names]).append_column(ROW, place)
         refused = []
         if self._cleaner is not None:
@@ -192,9 +198,15 @@ class Predictor:
             rejected.setdefault(one.row, Refused(places[one.row], one.code, one.reason))
         if rejected:
             inputs = inputs.filter(pa.array([row not in rejected for row in range(len(inputs))], pa.bool_()))
-        refused = sorted([*refused, *rejected.values()], key=lambda one: one.place)
+        refused += rejected.values()
+        encoded = self.task.encode_inputs(inputs, self.tokenizer)
+        if encoded.rejected:
+            places = inputs[ROW].to_pylist()
+            refused += [Refused(places[one.row], one.code, one.reason) for one in encoded.rejected]
+            late = {one.row for one in encoded.rejected}
+            inputs = inputs.filter(pa.array([row not in late for row in range(len(inputs))], pa.bool_()))
         good = rows.take(inputs[ROW]) if refused else rows
-        return refused, self.task.encode_inputs(inputs, self.tokenizer), good
+        return sorted(refused, key=lambda one: one.place), encoded, good
 
     def _vectors(self, outputs: list[np.ndarray], inputs: Inputs, good: pa.Table) -> pa.Table:
         if len(outputs) != len(good):

@@ -14,7 +14,7 @@ from raytrain.data.readers.base import ROW, BadRow, Chunk, SourceFile, row_itsel
 from raytrain.data.sources import check_sources
 from raytrain.errors import ConfigError, did_you_mean
 from raytrain.inference.output import ASSEMBLING, SHARD, Target
-from raytrain.inference.texts import takes_texts
+from raytrain.inference.texts import stand_in, takes_texts
 from raytrain.storage import Storage
 from raytrain.tasks.base import RowError, Task
 
@@ -54,25 +54,31 @@ class _Asked:
     """A task as the check of the source files sees it: it has no targets."""
 
     def __init__(self, task: Task):
-        self._task, self.columns = task, task.input_columns()
+        self.task, self.columns = task, task.input_columns()
 
     def required_columns(self) -> list[str]:
         return self.columns
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._task, name)
+        return getattr(self.task, name)
 
 
 def _listed(config: RunConfig, asked: Any, checked: Checked) -> list[SourceFile]:
-    """The files that have rows and the columns of the inputs; for words, a column of texts will do."""
-    words = asked.word_columns()
-    if words:
+    """The files that have rows and the columns of the inputs; for words, a column of texts will do, and for
+    conversations a question."""
+    words, others = asked.word_columns(), asked.stand_ins()
+
+    def suffices(columns: list[str]) -> bool:
+        if others:
+            return stand_in(asked.task, columns) is not None
+        return takes_texts(asked.task, columns) or words[0] in columns
+
+    if words or others:
         asked.columns = []
         files = check_sources(config.data, asked, "test", checked)["test"]
-        names = in_threads(_columns_of, files)
-        if all(takes_texts(asked, of_file) or words[0] in of_file for of_file in names):
+        if all(map(suffices, in_threads(_columns_of, files))):
             return files
-        asked.columns = asked.input_columns()
+        asked.columns = others[:1] or asked.input_columns()
     return check_sources(config.data, asked, "test", checked)["test"]
 
 

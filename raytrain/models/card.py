@@ -18,6 +18,7 @@ FACTS_VERSION = 1
 """Of the layout of raytrain.json. It grows when an older raytrain would misread the file; without it: 1."""
 PIPELINES = {
     "causal_lm": "text-generation",
+    "chat": "text-generation",
     "masked_lm": "fill-mask",
     "regression": "text-classification",
     "sequence_classification": "text-classification",
@@ -123,6 +124,9 @@ def _usage(facts: dict[str, Any]) -> list[str]:
         note = f"`truncation=True` cuts texts at {length} tokens, as in training; without it a long text is an error."
         if is_number:
             note += " A target is its score times the deviation plus the mean, of `state` in `raytrain.json`."
+    elif task["kind"] == "chat":
+        options, call = "", 'model([{"role": "user", "content": "..."}], max_new_tokens=256)'
+        note = f"Trained on conversations of up to {length} tokens, with the chat template of the tokenizer."
     elif kind == "text-generation":
         options, call = "", 'model("...", max_new_tokens=50)'
         note = f"Trained on texts of up to {length} tokens, each with the tokenizer's end-of-text token at its end."

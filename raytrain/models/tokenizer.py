@@ -112,6 +112,7 @@ def _ask_hub(name: str, revision: str | None) -> str | None:
     return None
 
 
+CHAT_TEMPLATE = "chat_template.jinja"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "vocab.txt",
@@ -137,7 +138,7 @@ def tokenizer_identity(model: ModelConfig) -> str:
         return tokenizer_fingerprint(load_tokenizer(model))
     digest = hashlib.sha256()
     for name in sorted(os.listdir(path)):
-        if name in TOKENIZER_FILES or "token" in name or name == "merges.txt":
+        if name in TOKENIZER_FILES or "token" in name or name in ("merges.txt", CHAT_TEMPLATE):
             with open(os.path.join(path, name), "rb") as file:
                 digest.update(f"{name}\n".encode() + hashlib.sha256(file.read()).digest())
     return digest.hexdigest()
@@ -150,6 +151,8 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     if backend is not None:  # these two are the settings of its last call
         content = {name: part for name, part in content.items() if name not in ("truncation", "padding")}
     parts = [content, tokenizer.special_tokens_map, getattr(tokenizer, "truncation_side", "right")]
+    if (template := getattr(tokenizer, "chat_template", None)) is not None:
+        parts.append(template)
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -7,16 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from raytrain.config import Mark, ModelConfig, RunConfig
+from raytrain.config import DataConfig, Mark, ModelConfig, RunConfig
+from raytrain.config.chat import ChatConfig
 from raytrain.config.fields import marked, with_paths
 from raytrain.config.io import flatten, load_config, parse_config
 from raytrain.config.shipped import communication_variables, config_names
 from raytrain.config.yaml import to_word
+from raytrain.data.chat_format import chat_format
 from raytrain.data.custom_augment import CUSTOM
 from raytrain.data.parallel import Checked
 from raytrain.data.sources import check_sources
 from raytrain.engine.deepspeed_config import check_bitwise, check_deepspeed_overrides, resolve_precision
-from raytrain.errors import ConfigError, RaytrainError
+from raytrain.errors import ConfigError, RaytrainError, first_line
 from raytrain.models.files import count_parameters, own_code
 from raytrain.models.tokenizer import check_tokenizer, looks_local
 from raytrain.ray_core.connect import RaySession, cluster_address
@@ -24,6 +26,7 @@ from raytrain.runs.plan import Plan, logical_cpus, make_plan
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
 from raytrain.tasks.base import Task
+from raytrain.tasks.chat_template import CHATML
 from raytrain.tasks.imported import import_named, source_hash
 from raytrain.tracking.trackers import check_trackers
 from raytrain.training.progress import mode_of, watched_mode
@@ -175,6 +178,8 @@ def resolve(config: RunConfig) -> RunConfig:
                 section[name] = with_paths(section[name], make_absolute)
     if config.task.kind == "python" and config.task.source is None:  # a run's own config says it already
         raw["task"]["source"] = source_hash(config.task.target)
+    if config.task.kind == "chat":
+        raw["task"].update(_resolved_chat(config.task, config.data))
     if (clean := config.data.clean) is not None and clean.custom is not None and clean.custom_source is None:
         raw["data"]["clean"]["custom_source"] = source_hash(clean.custom, "data.clean.custom")
     augment = config.data.augment
@@ -182,6 +187,21 @@ def resolve(config: RunConfig) -> RunConfig:
         import_named(augment.custom, CUSTOM)
         raw["data"]["augment"]["custom_source"] = source_hash(augment.custom, CUSTOM)
     return parse_config(raw)
+
+
+def _resolved_chat(task: ChatConfig, data: DataConfig) -> dict[str, Any]:
+    """The format of the rows, and the text of the template in place of its file. Raises ConfigError."""
+    found: dict[str, Any] = {"format": chat_format(task, data)} if task.format is None else {}
+    if (path := task.chat_template) is None or path == CHATML or "{" in path:  # it is a template already
+        return found
+    try:
+        with open(os.path.expanduser(path), encoding="utf-8") as file:
+            return {**found, "chat_template": file.read()}
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"task.chat_template {path}: this file can't be read ({first_line(str(error))}). Give a file with a "
+            "template in Jinja, or chatml"
+        ) from None
 
 
 def _is_local(place: str) -> bool:

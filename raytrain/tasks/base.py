@@ -4,8 +4,7 @@ Encoding and collating run in Ray Data's processes, which stay light: no torch a
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from raytrain.config import SPLITS, ModelConfig, TrainingConfig
+from raytrain.tasks.nested import texts_in
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -41,6 +41,8 @@ class RowError(StrEnum):
     """A target is missing, or has the wrong type or length."""
     UNKNOWN_LABEL = "unknown_label"
     """Its label is not one of the task's."""
+    TOO_LONG = "too_long"
+    """It has more tokens than data.max_length, where the task says that such rows can't be used."""
     CUSTOM = "custom"
     """The function of data.clean.custom failed on it, or returned something that is not a row."""
 
@@ -54,6 +56,8 @@ class Rejection:
     code: RowError
     reason: str
     """One sentence for people; no decision depends on it."""
+    is_set_aside: bool = False
+    """Whether the row is quarantined whatever data.on_error is."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ class Inputs:
     first_rows: np.ndarray | None = None
     """For each sample, the position of its first source row in the given table, ascending, shape (num_samples,), int64.
     None: there is one sample per row; if their numbers differ, it is not known."""
+    rejected: list[Rejection] = field(default_factory=list)
+    """Rows that have no sample, since only their tokens show that they can't be used, in the order of the rows."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +199,7 @@ class Task(ABC):
         objects, joined by blanks. A row whose text is empty is compared with no other."""
         columns = [rows[name].to_pylist() for name in self.input_columns() if name in rows.column_names]
         cells_of = zip(*columns, strict=True) if columns else [()] * len(rows)
-        return [" ".join(text for cell in cells for text in _texts_in(cell)) for cells in cells_of]
+        return [" ".join(text for cell in cells for text in texts_in(cell)) for cells in cells_of]
 
     @abstractmethod
     def target_columns(self) -> list[str]:
@@ -339,6 +345,8 @@ class Task(ABC):
         inputs = self.encode_inputs(good, tokenizer)
         table = self.encode_targets(good, inputs.table, state)
         places = np.setdiff1d(np.arange(len(rows)), list(bad))
+        rejected += [replace(one, row=int(places[one.row])) for one in inputs.rejected]
+        rejected.sort(key=lambda one: one.row)
         first = inputs.first_rows if inputs.first_rows is not None else np.arange(len(table))
         is_known = inputs.first_rows is not None or len(table) == len(good)
         return Encoded(table, inputs.num_truncated, rejected, places[first] if is_known else None)
@@ -349,12 +357,3 @@ class Task(ABC):
         for rejection in (*self.check_inputs(rows), *self.check_targets(rows, state)):
             first.setdefault(rejection.row, rejection)
         return [first[row] for row in sorted(first)]
-
-
-def _texts_in(value: Any) -> Iterator[str]:
-    """The texts in a cell; a turn of a conversation is an object with one."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (list, dict)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _texts_in(item)

@@ -83,7 +83,7 @@ class CausalLm(TokenPrediction, Generating):
         """Continue each document, without the token that would end it."""
         from raytrain.models.generation import continue_prompts
 
-        prompts = _prompts(samples, tokenizer)
+        prompts = self.prompts(samples, tokenizer)
         room = room_for_prompt(getattr(model.config, "max_position_embeddings", None), decoding.max_new_tokens)
         num_cut = 0 if room is None else sum(len(prompt) > room for prompt in prompts)
         prompts = prompts if room is None else [prompt[-room:] for prompt in prompts]
@@ -100,13 +100,12 @@ class CausalLm(TokenPrediction, Generating):
         )
         return Continued([tokenizer.decode(tokens, skip_special_tokens=True) for tokens in found], num_cut)
 
-
-def _prompts(samples: pa.Table, tokenizer: Any) -> list[list[int]]:
-    """The documents of samples, without the token that ends each."""
-    documents: list[list[int]] = []
-    for piece, ids in zip(samples[PIECE].to_pylist(), samples["input_ids"].to_pylist(), strict=True):
-        if piece:
-            documents[-1] += ids[1:]
-        else:
-            documents.append(ids)
-    return [ids[:-1] or [tokenizer.eos_token_id] for ids in documents]
+    def prompts(self, samples: pa.Table, tokenizer: Any) -> list[list[int]]:
+        """The tokens that are continued, for each row: its document, without the token that ends it."""
+        documents: list[list[int]] = []
+        for piece, ids in zip(samples[PIECE].to_pylist(), samples["input_ids"].to_pylist(), strict=True):
+            if piece:
+                documents[-1] += ids[1:]
+            else:
+                documents.append(ids)
+        return [ids[:-1] or [tokenizer.eos_token_id] for ids in documents]

@@ -49,6 +49,10 @@ class Decoding:
 PLAIN = Decoding()
 
 
+ASKED = "__asked__"
+"""Column of what stands for the columns of the inputs."""
+
+
 class Predicting(ABC):
     """A task class inherits from this beside `Task`, for `raytrain predict` and `raytrain.predict`."""
 
@@ -75,6 +79,15 @@ class Predicting(ABC):
             rows: The source rows that the samples were made of, as they were read.
         """
 
+    def also_read(self) -> list[str]:
+        """Columns beside those of the inputs that `encode_inputs` reads where rows have them."""
+        return []
+
+    def stand_ins(self) -> list[str]:
+        """Columns one of which is enough, in place of those of the inputs, the first that there is. Where it is not one
+        of the inputs, its values are in a column ASKED, too."""
+        return []
+
 
 @dataclass(frozen=True)
 class Continued:
@@ -87,6 +100,11 @@ class Continued:
 
 class Generating(ABC):
     """A task class whose model continues texts inherits from this beside `Predicting`."""
+
+    generated_column = "generated"
+    """Name of the column with what each row is continued with."""
+    default_new_tokens = 0
+    """Tokens by which rows are continued at most where nothing is asked; 0: they are not continued."""
 
     @abstractmethod
     def generate(

@@ -38,6 +38,10 @@ class TextTask(Task):
             return None
         return padded_inputs(self.encode_inputs(rows, tokenizer).table, tokenizer.pad_token_id)
 
+    def saved_tokenizer(self, tokenizer: Any) -> Any:
+        """The tokenizer as it is kept beside the model. The given one may be changed."""
+        return tokenizer
+
     def save_model(self, model: Any, weights: "dict[str, Tensor]", folder: str) -> None:
         """With `save_pretrained`, so that `from_pretrained` reads it without raytrain."""
         model.save_pretrained(folder, state_dict=weights)

@@ -16,6 +16,7 @@ from raytrain.models.tokenizer import load_tokenizer
 from raytrain.redaction import redact_tree
 from raytrain.retries import retrying
 from raytrain.storage import Storage
+from raytrain.tasks import TextTask, make_task
 from raytrain.training.records import read_jsonl, scores_of
 
 SECTIONS = ("seed", "task", "model", "data", "training")  # sections of the config that determine the model
@@ -27,6 +28,8 @@ def save_tokenizer(config: RunConfig, folder: str) -> None:
     if (loaded := load_tokenizer(config.model)) is None:  # a custom task may not need one
         return
     tokenizer = copy.deepcopy(loaded)  # the loaded one is cached and shared
+    if isinstance(task := make_task(config.task, config.data.max_length), TextTask):
+        tokenizer = task.saved_tokenizer(tokenizer)
     tokenizer.model_max_length = config.data.max_length
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
         backend.enable_truncation(config.data.max_length, direction=tokenizer.truncation_side)
