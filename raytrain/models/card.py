@@ -14,8 +14,12 @@ from raytrain.config.io import to_yaml
 CARD = "README.md"
 BEST = "best"  # folder of a run with its best model
 FACTS = "raytrain.json"
-FACTS_VERSION = 1
-"""Of the layout of raytrain.json. It grows when an older raytrain would misread the file; without it: 1."""
+FACTS_VERSION = 2
+"""The newest layout of raytrain.json that is read. It grows when an older raytrain would misread the file; without it:
+1."""
+PLAIN_VERSION, ADAPTER_VERSION = 1, 2
+"""The layout that is written for a whole model, and for an adapter."""
+BASE_HASH = "sha256"  # of the frozen weights, in `base_model` of an adapter's raytrain.json
 PIPELINES = {"sequence_classification": "text-classification", "token_classification": "token-classification"}
 MOST_LABELS = 50  # of a longer list the card shows the beginning; raytrain.json has all
 
