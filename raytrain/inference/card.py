@@ -142,6 +142,6 @@ def read_card(folder: Storage) -> ModelCard:
     else:
         model["adapter"] = None  # merged
     raw = {"name": facts.get("name", "model"), "task": task, "model": model, "data": data}
-    kind = facts.get("export", {}).get("format", "hf")
+    kind = "hf" if is_adapter else facts.get("export", {}).get("format", "hf")
     files = facts.get("files", {})
     return ModelCard(folder.path_of(), raw["name"], facts.get("step", 0), state, files, raw, kind, is_adapter)

@@ -16,7 +16,7 @@ from raytrain.config import AdapterConfig, ModelConfig
 from raytrain.config.adapter import ALL_LINEAR
 from raytrain.errors import CheckpointError, ConfigError, did_you_mean, first_line
 from raytrain.models.card import BASE_HASH, FACTS
-from raytrain.models.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from raytrain.models.files import ADAPTER_WEIGHTS
 from raytrain.models.frozen import combined_hash, frozen_parameters, hash_of_parameter
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def load_adapter(model: Any, folder: str) -> None:
 
 
 def merged(model: Any) -> Any:
-    """A copy of the model with the adapter added to the weights, in their precision: the plain model of Transformers."""
+    """A copy of the model with the adapter added to its weights, in their precision; a plain model of Transformers."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     plain = copy.deepcopy(model)
@@ -199,7 +199,7 @@ def _whole_modules(model: Any, adapter: AdapterConfig, head: Collection[str], fr
         if name in parameters and not _is_in(name, found):
             module = name.rpartition(".")[0]
             if not module or any(True for _ in named[module].children()):
-                raise ConfigError(f"model.path lacks the weight {name}, which no adapter can train: leave out the adapter")
+                raise ConfigError(f"model.path lacks the weight {name}, which no adapter can train: leave it out")
             found[module] = None
     return [name for name in found if not _is_in(name, [other for other in found if other != name])]
 

@@ -33,9 +33,7 @@ def save_tokenizer(config: RunConfig, folder: str) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def describe(
-    config: RunConfig, manifest: Manifest, step: int, epoch: int, frozen: str | None = None
-) -> dict[str, Any]:
+def describe(config: RunConfig, manifest: Manifest, step: int, epoch: int, frozen: str | None = None) -> dict[str, Any]:
     """The contents of raytrain.json: what raytrain needs to use the model again, and its provenance.
 
     Args:

@@ -30,4 +30,3 @@ def check_frozen(found: str | None, saved: str | None, step: int) -> None:
             f"this model (SHA-256 {saved or 'of none'}, here {found or 'of none'}). Restore the model that the run "
             "began with at model.path, give the run another name, or start over with --overwrite"
         )
-
