@@ -247,7 +247,7 @@ def _matching(pattern: str, names: list[str]) -> list[str]:
     try:
         found = [name for name in names if re.fullmatch(pattern, name)]
     except re.error as error:
-        raise ConfigError(f"model.adapter.targets: {pattern!r} is no regular expression: {error}") from None
+        raise ConfigError(f"model.adapter.targets: {pattern!r} is not a regular expression: {error}") from None
     if not found:
         raise ConfigError(_no_module("targets", pattern, names))
     return found

@@ -25,7 +25,7 @@ def count_parameters(model: ModelConfig) -> int | None:
 
 
 def refuse_adapter(model: ModelConfig) -> None:
-    """Raises ConfigError when `model.path` is a folder with an adapter, which is no model by itself."""
+    """Raises ConfigError when `model.path` is a folder with an adapter, which is not a model by itself."""
     if model.path is not None and (Path(model.path).expanduser() / ADAPTER_CONFIG).exists():
         raise ConfigError(
             f"model.path {model.path}: this folder holds an adapter and not the model that it belongs to. To train on "

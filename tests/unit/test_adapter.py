@@ -96,7 +96,7 @@ def test_the_seed_gives_the_first_weights(base: str) -> None:
             r"targets: the model has no module called 'quarry'; did you mean query\?.* in query, ",
         ),
         ({"targets": "encoder.*quary"}, "targets: the model has no module called 'encoder.*quary'"),
-        ({"targets": "*"}, "is no regular expression"),
+        ({"targets": "*"}, "is not a regular expression"),
         (
             {"targets": ["attention"]},
             "is a BertAttention, and adapters are for linear layers, such as query, key, value",
