@@ -76,7 +76,7 @@ def shape_on_meta(config: RunConfig, task: Task, state: TaskState) -> ModelShape
         task.encode_inputs(no_rows, tokenizer)  # raises if data.max_length is too small
     with torch.device("meta"), DryRun():
         model = task.build_model(config.model, state, config.training)
-    check_adapted(config, model)
+    check_adapted(config, task, model)
     if tokenizer is not None:
         check_vocabulary(model, tokenizer, config.model)
     shape = shape_of(model)
@@ -84,14 +84,16 @@ def shape_on_meta(config: RunConfig, task: Task, state: TaskState) -> ModelShape
     return shape
 
 
-def check_adapted(config: RunConfig, model: "nn.Module") -> None:
-    """Raises ConfigError when the task has built a model without the adapter that the config asks for."""
+def check_adapted(config: RunConfig, task: Task, model: "nn.Module") -> None:
+    """Raises ConfigError when the config asks for an adapter, and the task builds its model without it, or does not
+    save and load one as `TextTask` does."""
     from raytrain.models.adapter import has_adapter
 
-    if config.model.adapter is not None and not has_adapter(model):
+    if config.model.adapter is not None and not (has_adapter(model) and isinstance(task, TextTask)):
         raise ConfigError(
             f"model.adapter: {getattr(config.task, 'target', config.task.kind)} builds its model without one. Leave it "
-            "out, or let the task build its model with raytrain.models.build.build_with_head"
+            "out, or let the class inherit from raytrain.tasks.TextTask and build its model with "
+            "raytrain.models.build.build_with_head"
         )
 
 

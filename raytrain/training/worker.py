@@ -231,7 +231,7 @@ class WorkerRun:
             refuse_unfit(self.config, self.task, self.state)
         torch.manual_seed(self.config.seed)
         model = self.task.build_model(self.config.model, self.state, self.config.training)
-        check_adapted(self.config, model)
+        check_adapted(self.config, self.task, model)
         return model
 
     def _settle(self, model: nn.Module, precision: Precision) -> TrainingConfig:
