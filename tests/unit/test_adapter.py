@@ -10,13 +10,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from running import tiny_run
+from safetensors.torch import load_file, save_file
 from saved_models import save_best
 from tiny import make_reviews, tiny_encoder
+from whole_run import next_life, without_ray
 
 import raytrain
 from raytrain.config import ModelConfig, RunConfig, TrainingConfig
 from raytrain.config.io import parse_config
-from raytrain.errors import CheckpointError, ConfigError
+from raytrain.elastic.allocation import Terms
+from raytrain.errors import CheckpointError, ConfigError, FailureCode
 from raytrain.inference.card import find_model, read_card
 from raytrain.inference.export import ExportRequest, export_model
 from raytrain.inference.formats import DType, Format
@@ -24,8 +28,10 @@ from raytrain.inference.predictor import Predictor
 from raytrain.models.adapter import add_adapter, has_adapter
 from raytrain.models.build import build_with_head
 from raytrain.runs.preflight import check
+from raytrain.runs.run import run_training
 from raytrain.sizing.shape import shape_on_meta
 from raytrain.tasks import make_task
+from raytrain.training.outcome import StopReason
 
 STATE = {"labels": ["negative", "positive"]}
 TAGS = {"labels": ["O", "B-PER"]}
@@ -142,7 +148,6 @@ def test_a_tied_head_is_no_target(base: str) -> None:
 
 def test_best_is_an_adapter_that_peft_opens(best: str, base: str, rows: str) -> None:
     from peft import PeftModel
-    from safetensors.torch import load_file
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
     names = {path.name for path in Path(best).iterdir()}
@@ -171,8 +176,6 @@ def test_a_loaded_model_is_base_and_adapter(best: str) -> None:
 
 @pytest.mark.parametrize("dtype", [DType.FP32, DType.BF16])
 def test_an_export_is_merged(best: str, rows: str, tmp_path: Path, dtype: DType) -> None:
-    from safetensors.torch import load_file
-
     found = export_model(best, ExportRequest(str(tmp_path / "out"), dtype=dtype))
     assert found.num_rows == 40
     weights = load_file(tmp_path / "out" / "model.safetensors")
@@ -212,8 +215,6 @@ def test_a_base_that_is_gone_moved_or_changed(base: str, rows: str, tmp_path: Pa
         logits(best, rows)
     np.testing.assert_array_equal(logits(best, rows, f"model.path={moved}"), expected)
 
-    from safetensors.torch import load_file, save_file
-
     weights = load_file(moved / "model.safetensors")
     weights["bert.encoder.layer.1.output.dense.bias"][0] += 1e-3
     save_file(weights, moved / "model.safetensors", metadata={"format": "pt"})
@@ -244,3 +245,35 @@ def test_a_plan_counts_what_is_trained(base: str, rows: str) -> None:
     head, adapters = 16 * 2 + 2, 2 * 2 * 2 * 16
     assert shape.num_trained == head + adapters == check(config).num_trained
     assert shape.num_parameters > 3000
+
+
+def test_a_whole_run(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It pauses, is resumed, and is measured; a state of another base is refused."""
+    mine = shutil.copytree(base, tmp_path / "mine")
+    options = [
+        *("model.config=null", "model.tokenizer=null", f"model.path={mine}", "model.adapter.dropout=0.2"),
+        *("training.max_steps=8", "training.epochs=null", "training.eval_every_steps=4"),
+    ]
+    config = tiny_run(tmp_path, "a", *options, num_rows=64)
+    faults = without_ray(monkeypatch, tmp_path / "runs")
+    faults.begin(None)
+    assert run_training(config, terms=Terms(until_step=5)).stop_reason is StopReason.PAUSED
+
+    weights = load_file(mine / "model.safetensors")
+    changed = {**weights, "bert.embeddings.LayerNorm.bias": weights["bert.embeddings.LayerNorm.bias"] + 1}
+    save_file(changed, mine / "model.safetensors", metadata={"format": "pt"})
+    next_life(faults)
+    refused = run_training(config)
+    assert refused.failure_code is FailureCode.CONFIG and "frozen weights are not those of" in refused.message
+    save_file(weights, mine / "model.safetensors", metadata={"format": "pt"})
+    next_life(faults)
+    result = run_training(config)
+    assert result.final_metrics, "the test split was measured with base and adapter"
+
+    run = tmp_path / "runs" / "a"
+    facts = json.loads((run / "best" / "raytrain.json").read_text())
+    state = json.loads(next(run.glob("checkpoints/*/state.json")).read_text())
+    assert facts["base_model"]["sha256"] == state["frozen_weights"]
+    trained = sum(tensor.numel() for tensor in load_file(run / "best" / "adapter_model.safetensors").values())
+    saved = [load_file(part) for part in next(run.glob("checkpoints/*/")).glob("*.safetensors")]
+    assert sum(tensor.numel() for part in saved for tensor in part.values()) == 3 * trained
