@@ -54,6 +54,8 @@ def add_adapter(model: Any, config: ModelConfig, head: Collection[str] = (), fre
     if adapter is None:
         return model
     peft = _peft()
+    from transformers.pytorch_utils import Conv1D
+
     whole = _whole_modules(model, adapter, head, fresh)
     targets = _targets(model, adapter, whole)
     alpha = adapter.scale_numerator
@@ -64,6 +66,7 @@ def add_adapter(model: Any, config: ModelConfig, head: Collection[str] = (), fre
         use_dora=adapter.dora,
         use_rslora=adapter.rslora,
         target_modules=targets,
+        fan_in_fan_out=all(isinstance(model.get_submodule(name), Conv1D) for name in targets),
         modules_to_save=None,  # PEFT would keep a copy of each
         base_model_name_or_path=config.path,
         revision=config.revision,
@@ -151,8 +154,8 @@ def _check_base(model: Any, folder: str) -> None:
     if saved is not None and saved != found:
         raise ConfigError(
             f"the adapter belongs to other weights than those of {model.peft_config[NAME].base_model_name_or_path} "
-            f"(SHA-256 {saved}, here {found}): the base model was changed since. Restore it, or for raytrain predict "
-            "say with model.path=FOLDER where it is now"
+            f"(SHA-256 {saved}, here {found}): the base model was changed since. Restore it, or for predict and "
+            "export say with model.path=FOLDER where it is now"
         )
 
 

@@ -63,11 +63,11 @@ def build_with_head(
             "training.micro_batch_size, and metrics also on the number of workers",
             config.model_type,
         )
-    head = _head_of(built, factory) if model.adapter is not None else []
+    head = head_of(built, factory) if model.adapter is not None else []
     return add_adapter(for_training(built, training), model, head, fresh)
 
 
-def _head_of(built: Any, factory: Any) -> list[str]:
+def head_of(built: Any, factory: Any) -> list[str]:
     """Names of the modules that turn what the pretrained model computes into the task's answers."""
     inner = built.base_model_prefix
     if hasattr(built, inner):

@@ -60,7 +60,7 @@ class TextTask(Task):
         except ConfigError as error:
             raise ConfigError(
                 f"the trained model is an adapter of a base model, which can't be loaded: {error}. Restore it, or for "
-                "raytrain predict say with model.path=FOLDER where it is now"
+                "predict and export say with model.path=FOLDER where it is now"
             ) from error
         load_adapter(built, folder)
         return built

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from raytrain.checkpoint.ranges import StateRange
 from raytrain.config import ModelConfig, OptimizerConfig, Precision, TrainingConfig
 from raytrain.engine.engine import Engine
-from raytrain.engine.zero_state import load_ranges, num_trained, owned_ranges
+from raytrain.engine.zero_state import load_ranges, num_trained, owned_ranges, weights_checksum
 from raytrain.models.build import build_with_head
 from raytrain.steps.batches import micro_batch_seed
 
@@ -35,15 +35,15 @@ def new_model(base: str, adapter: dict[str, Any] | None, training: TrainingConfi
     return build_with_head("AutoModelForSequenceClassification", config, LABELS, training or TrainingConfig())
 
 
-def new_engine(base: str, adapter: dict[str, Any], stage: int, checkpoints: bool = False) -> Engine:
+def new_engine(base: str, adapter: dict[str, Any], stage: int, **options: Any) -> Engine:
     training = TrainingConfig(
         global_batch_size=12,
         micro_batch_size=3,
         zero_stage=stage,
         dropout=0.1,
-        gradient_checkpointing=checkpoints,
         optimizer=OptimizerConfig(learning_rate=RATE),
         deepspeed=NOTHING_KEPT if stage == 3 else {},
+        **options,
     )
     model = new_model(base, adapter, training)
     micro_steps = MICRO_BATCHES // dist.get_world_size()
@@ -118,7 +118,7 @@ def alone(base: str, adapter: dict[str, Any], pickled: bytes) -> dict[str, list[
         f"{stage} to {other}": continued(base, adapter, other, [one[stage] for one in saved])
         for stage, other in ((3, 1), (1, 3), (0, 2))
     }
-    with contextlib.closing(new_engine(base, adapter, 0, checkpoints=True)) as engine:
+    with contextlib.closing(new_engine(base, adapter, 0, gradient_checkpointing=True)) as engine:
         return {"gradient checkpointing": train(engine, range(6)), "peft": by_peft(base, adapter), **crossings}
 
 
@@ -177,3 +177,20 @@ def test_losses_depend_neither_on_stage_nor_on_size(base: str, adapter: dict[str
     for what, found in run_workers(alone, 1, base, adapter, pickled)[0].items():
         tolerance = 1e-5 if what == "peft" else 1e-6
         assert found == pytest.approx(expected[-len(found) :], abs=tolerance), what
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", [LORA, {**LORA, "dora": True}])
+def test_the_same_bits(base: str, adapter: dict[str, Any]) -> None:
+    found = [run_workers(checksums, size, base, adapter) for size in (1, 2)]
+    assert len({sum(part[stage] for part in parts) % 2**64 for parts in found for stage in range(4)}) == 1
+
+
+def checksums(base: str, adapter: dict[str, Any]) -> list[int]:
+    """Of this worker's part of the weights after 4 steps, by ZeRO stage."""
+    sums = []
+    for stage in range(4):
+        with contextlib.closing(new_engine(base, adapter, stage, exactness="bitwise")) as engine:
+            train(engine, range(4))
+            sums.append(weights_checksum(engine))
+    return sums
