@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 NAME = "default"  # of the adapter inside the model; PEFT's files don't have it
 PREFIX = "base_model.model."  # of all names in PEFT's files
 MOST_LISTED = 12
+READ_DIRECTLY = ("dt_proj", "rel_pos_bias")
+"""Linear layers of Mamba and LayoutLMv3 whose weights are read without calling them: an adapter would do nothing."""
 TASK_TYPES = {
     "ForSequenceClassification": "SEQ_CLS",
     "ForTokenClassification": "TOKEN_CLS",
@@ -216,7 +218,12 @@ def _targets(model: Any, adapter: AdapterConfig, whole: Sequence[str]) -> list[s
     inner = [name for name in linear if not _is_in(name, whole)]
     if adapter.targets == ALL_LINEAR:
         output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-        return [name for name in inner if model.get_submodule(name) is not output]
+        called = [name for name in inner if not name.endswith(READ_DIRECTLY)]
+        if chosen := [name for name in called if model.get_submodule(name) is not output]:
+            return chosen
+        raise ConfigError(
+            f"model.adapter: {type(model).__name__} has no linear layers that adapters are for: leave it out"
+        )
     every = [name for name, _ in model.named_modules() if name]
     if isinstance(adapter.targets, str):
         found = _matching(adapter.targets, every)
