@@ -214,7 +214,8 @@ def _targets(model: Any, adapter: AdapterConfig, whole: Sequence[str]) -> list[s
     import torch
     from transformers.pytorch_utils import Conv1D
 
-    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)]
+    # A class made of Linear may return something else, as the routers of experts do.
+    linear = [name for name, module in model.named_modules() if type(module) in (torch.nn.Linear, Conv1D)]
     inner = [name for name in linear if not _is_in(name, whole)]
     if adapter.targets == ALL_LINEAR:
         output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
