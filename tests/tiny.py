@@ -78,6 +78,17 @@ def byte_tokenizer(path: Any) -> str:
     return str(path)
 
 
+def tiny_encoder(path: Any) -> str:
+    """Save a TINY_BERT with random weights, without a head or a pooler, and its tokenizer; returns the folder."""
+    import torch
+    from transformers import BertConfig, BertForMaskedLM
+
+    tiny_tokenizer(path)
+    torch.manual_seed(3)
+    BertForMaskedLM(BertConfig(**{**TINY_BERT, "initializer_range": 0.2})).save_pretrained(str(path))
+    return str(path)
+
+
 def make_reviews(num_rows: int, seed: int) -> list[dict[str, str]]:
     """Rows with `text` of 3 to 20 words and a `label`, negative or positive, that its words give away."""
     rng = random.Random(seed)

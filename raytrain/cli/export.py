@@ -14,7 +14,9 @@ def export(
     ],
     out: Annotated[str, typer.Argument(metavar="DIR", help="The folder to write.")],
     overrides: Overrides = None,
-    kind: Annotated[Format, typer.Option("--format", help="hf: files of Transformers; onnx: a graph.")] = Format.HF,
+    kind: Annotated[
+        Format, typer.Option("--format", help="hf: files of Transformers; onnx: a graph; adapter.")
+    ] = Format.HF,
     dtype: Annotated[DType, typer.Option(help="Of the weights; int8 for onnx alone.")] = DType.FP32,
     data: Annotated[
         str | None, typer.Option(metavar="FILE", help="Rows to compare on; default: the model's validation data.")

@@ -9,6 +9,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from raytrain.config.adapter import AdapterConfig
 from raytrain.config.base import Affects, Fraction, Mark, NonNegativeInt, PositiveInt, Section
 from raytrain.config.chat import ChatConfig
 from raytrain.config.cleaning import CleanConfig, CleanPreset, Placeholder
@@ -60,6 +61,7 @@ from raytrain.config.training import (
 
 __all__ = [
     "SPLITS",
+    "AdapterConfig",
     "Affects",
     "AugmentConfig",
     "BalanceConfig",

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from raytrain.config.adapter import AdapterConfig
 from raytrain.config.base import Affects, Mark, Section
 from raytrain.config.chat import ChatConfig
 
@@ -168,6 +169,9 @@ class ModelConfig(Section):
     """Branch, tag or commit on the hub; null: its main branch."""
     trust_remote_code: Annotated[bool, Affects.RESULT | Affects.SPEED] = False
     """True runs Python code that comes with the model. Only for a source that you trust."""
+    # Here and not at the top level: it decides with `path` which weights there are, and is built with them.
+    adapter: Annotated[AdapterConfig | None, Affects.RESULT | Affects.SPEED] = None
+    """Trains an adapter, and leaves the pretrained weights as they are; null: all weights are trained."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -180,6 +184,11 @@ class ModelConfig(Section):
             raise ValueError(
                 "model.path and model.config are both given: add model.config=null to train the pretrained model of "
                 "model.path, or model.path=null to train a new model by model.config, which needs model.tokenizer too"
+            )
+        if self.adapter is not None and self.path is None:
+            raise ValueError(
+                "model.adapter is for a pretrained model, and model.config has random weights, which would stay as "
+                "they are: give model.path, or leave model.adapter out"
             )
         return self
 

@@ -260,8 +260,9 @@ def _size_of_model(facts: Facts, say: Say) -> None:
         return
     if config.checkpoint.snapshot_every_steps is None:
         return
-    facts.num_parameters = count_parameters(config.model)
-    if facts.num_parameters is None and config.model.config is not None:
+    adapter = config.model.adapter  # snapshots contain what is trained
+    facts.num_parameters = count_parameters(config.model) if adapter is None else None
+    if facts.num_parameters is None and (config.model.config is not None or adapter is not None):
         say("counting the model's parameters")
         try:
             task = make_task(config.task, config.data.max_length)

@@ -198,8 +198,9 @@ class Engine:
         """Turn dropout off. Not collective."""
         self.deepspeed.eval()
 
-    def full_state_dict(self) -> dict[str, Tensor] | None:
+    def full_state_dict(self, *, only_trained: bool = False) -> dict[str, Tensor] | None:
         """The fp32 master weights under the names of `module.state_dict()`, on the CPU of rank 0; None on other ranks.
+        `only_trained`: without frozen weights and buffers.
 
         Tied weights share one tensor under each of their names; floating-point buffers are fp32 too. Parameters are
         gathered one at a time, so a worker's device holds one complete fp32 parameter at a time.
@@ -207,6 +208,8 @@ class Engine:
         is_first = self.world_rank == 0
         gathered: dict[int, Tensor] = {}
         for parameter in self.module.parameters():
+            if only_trained and not parameter.requires_grad:
+                continue
             full = self._full_parameter(parameter)
             if is_first:
                 gathered[id(parameter)] = full.detach().to("cpu", torch.float32, copy=True)
@@ -215,6 +218,7 @@ class Engine:
         return {
             name: gathered[id(value)] if id(value) in gathered else _buffer_copy(value)
             for name, value in self.module.state_dict(keep_vars=True).items()
+            if id(value) in gathered or not only_trained
         }
 
     def close(self) -> None:

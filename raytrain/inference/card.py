@@ -27,6 +27,7 @@ SOURCE = "data.test"
 READING = ("format", "delimiter", "encoding", "word_column", "tag_column", "query", "order_by")
 """Its options that say how files are read; which they are, is said by the command."""
 ALLOWED = (*(f"{SOURCE}.{name}" for name in READING), "model.trust_remote_code")
+OF_THE_BASE = ("model.path", "model.revision")  # where it is now; its weights are compared
 SECTIONS = ("workers.", "ray.")
 NEEDED = ("task", "state", "max_length", "config")
 
@@ -47,6 +48,8 @@ class ModelCard:
     """The config that reads the task's inputs as in training, as a mapping, without data and workers."""
     format: str = "hf"
     """What the weights are: files of Transformers (hf), or a graph (onnx)."""
+    is_adapter: bool = False
+    """Whether the folder holds an adapter, and the model of `raw` is its base."""
 
     def config(self, overrides: Sequence[str] = (), source: str = "-") -> RunConfig:
         """The config that prepares inputs for this model.
@@ -60,6 +63,7 @@ class ModelCard:
         for word in overrides:
             key = word.partition("=")[0]
             says_where = key.startswith("task.") and key.endswith(("_column", ".label_separator"))
+            says_where = says_where or (self.is_adapter and key in OF_THE_BASE)
             if key not in ALLOWED and not key.startswith(SECTIONS) and not says_where:
                 is_source = key == SOURCE or key.startswith(f"{SOURCE}.")
                 why = "INPUT names the files" if is_source else "the model was trained with it"
@@ -129,8 +133,15 @@ def read_card(folder: Storage) -> ModelCard:
         data["clean"] = clean
     # Whether its code is trusted is for the user to say, and not for a file that came with it.
     model = {**config.get("model", {}), "trust_remote_code": False}
-    if task["kind"] != "python":
+    if is_adapter := "adapter" in facts:
+        base = facts["base_model"]
+        model = {"path": base["path"], "revision": base["revision"], "tokenizer": folder.path_of(), **model}
+        model["adapter"] = facts["adapter"]
+    elif task["kind"] != "python":
         model = {"path": folder.path_of()}
+    else:
+        model["adapter"] = None  # merged
     raw = {"name": facts.get("name", "model"), "task": task, "model": model, "data": data}
-    kind = facts.get("export", {}).get("format", "hf")
-    return ModelCard(folder.path_of(), raw["name"], facts.get("step", 0), state, facts.get("files", {}), raw, kind)
+    kind = "hf" if is_adapter else facts.get("export", {}).get("format", "hf")
+    files = facts.get("files", {})
+    return ModelCard(folder.path_of(), raw["name"], facts.get("step", 0), state, files, raw, kind, is_adapter)

@@ -16,17 +16,19 @@ from raytrain.config.from_python import words_of
 from raytrain.data.readers import read_chunks
 from raytrain.data.sources import read_tasks
 from raytrain.errors import ConfigError, DataError, TrainingError
-from raytrain.inference.card import READING, SOURCE, ModelCard, find_model, read_card
+from raytrain.inference.card import OF_THE_BASE, READING, SOURCE, ModelCard, find_model, read_card
 from raytrain.inference.formats import DType, Format
 from raytrain.inference.onnx_model import GRAPH, quantize, write_graph
 from raytrain.inference.predictor import Predictor
 from raytrain.inference.source import absolute, check_source
+from raytrain.models.adapter import merged
 from raytrain.models.build import quiet_transformers
-from raytrain.models.card import CARD, FACTS, model_card
+from raytrain.models.card import CARD, FACTS, PLAIN_VERSION, model_card
+from raytrain.models.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from raytrain.storage import Storage
 from raytrain.tasks.text import TextTask, model_inputs
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+WEIGHTS = ("model.safetensors", "pytorch_model.bin", ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 LEAST_AGREEMENT = 0.98
 """int8 is an approximation: the same label for at least this share of the outputs."""
 DTYPES = {DType.FP32: "float32", DType.BF16: "bfloat16", DType.FP16: "float16"}
@@ -79,9 +81,13 @@ def export_model(model: str, request: ExportRequest) -> Exported:
         raise ConfigError("--dtype int8 is for --format onnx")
     if request.format == Format.ONNX and request.dtype not in (DType.FP32, DType.INT8):
         raise ConfigError(f"--dtype {request.dtype} is for --format hf; an ONNX graph is written in fp32 or int8")
+    if request.format == Format.ADAPTER and request.dtype != DType.FP32:
+        raise ConfigError(f"--dtype {request.dtype} is for a whole model: an adapter is copied as it is, in fp32")
     out = _checked_folder(request)
     stored = find_model(model)
     card, facts = read_card(stored), stored.read_json(FACTS)
+    if request.format == Format.ADAPTER and not card.is_adapter:
+        raise ConfigError(f"--format adapter: {card.folder} was trained without model.adapter; leave --format out")
     if card.format != Format.HF:
         raise ConfigError(f"{card.folder} is an export in the format {card.format}: give the run that it was made of")
     trained = Predictor.load(card, request.overrides, device="cpu")
@@ -172,18 +178,21 @@ def _write(trained: Predictor, stored: Storage, rows: pa.Table, request: ExportR
     """Write the model, and the files beside the weights as they are in best/."""
     import torch
 
+    is_copy = request.format == Format.ADAPTER
     best = stored.local_copy("")
     try:
         for name in sorted(os.listdir(best)):
-            if name not in (*WEIGHTS, FACTS, CARD) and os.path.isfile(f"{best}/{name}"):
+            if name not in (*(() if is_copy else WEIGHTS), FACTS, CARD) and os.path.isfile(f"{best}/{name}"):
                 shutil.copyfile(f"{best}/{name}", f"{work}/{name}")
     finally:
         if stored.local_path() is None:
             shutil.rmtree(best, ignore_errors=True)
-    model: Any = trained.model
+    if is_copy:
+        return
+    model: Any = merged(trained.model) if trained.card.is_adapter else copy.deepcopy(trained.model)
     if request.format == Format.HF:
         with quiet_transformers():
-            copy.deepcopy(model).to(getattr(torch, DTYPES[request.dtype])).save_pretrained(work)
+            model.to(getattr(torch, DTYPES[request.dtype])).save_pretrained(work)
         return
     samples = trained.samples_of(rows.slice(0, 8))
     inputs = {name: torch.from_numpy(value) for name, value in trained.batch_of(samples).items()}
@@ -197,9 +206,14 @@ def _write(trained: Predictor, stored: Storage, rows: pa.Table, request: ExportR
 
 def _compared(trained: Predictor, card: ModelCard, rows: pa.Table, request: ExportRequest, work: str) -> Exported:
     """The differences of the outputs. Raises TrainingError when they are larger than is allowed."""
-    exported = Predictor.load(
-        replace(card, folder=work, files={}, format=str(request.format)), request.overrides, "cpu"
-    )
+    kind = Format.HF if request.format == Format.ADAPTER else request.format
+    written = replace(card, folder=work, files={}, format=str(kind))
+    overrides = request.overrides
+    if card.is_adapter and request.format != Format.ADAPTER:
+        model = {**card.raw["model"], "path": work, "revision": None, "tokenizer": None, "adapter": None}
+        written = replace(written, raw={**card.raw, "model": model}, is_adapter=False)
+        overrides = tuple(word for word in overrides if word.partition("=")[0] not in OF_THE_BASE)
+    exported = Predictor.load(written, overrides, "cpu")
     samples = trained.samples_of(rows)
     pairs = list(zip(trained.outputs(samples), exported.outputs(samples), strict=True))
     if not pairs:
@@ -237,6 +251,9 @@ def _describe(facts: Any, found: Exported, request: ExportRequest, where: str, w
     }
     files = {name: Storage(work).sha256(name) for name in sorted(os.listdir(work))}
     facts = {**facts, "export": about, "files": files}
+    if request.format != Format.ADAPTER and "adapter" in facts:  # merged: a whole model
+        del facts["adapter"]
+        facts["version"] = PLAIN_VERSION
     with open(f"{work}/{FACTS}", "w", encoding="utf-8") as file:
         json.dump(facts, file, indent=1)
     with open(f"{work}/{CARD}", "w", encoding="utf-8") as file:

@@ -8,6 +8,7 @@ class Format(StrEnum):
 
     HF = "hf"
     ONNX = "onnx"
+    ADAPTER = "adapter"
 
 
 class DType(StrEnum):

@@ -246,8 +246,9 @@ def _loaded(task: Task, card: ModelCard, folder: str, model: Any, config: RunCon
 
 
 def _with_folder(config: RunConfig, folder: str) -> Any:
-    """The section on the model, with the files of best/ in place of those that the training started from."""
-    if config.task.kind != "python":
+    """The section on the model, with the files of best/ in place of those that the training started from. Of an
+    adapter's base only the tokenizer is there."""
+    if config.task.kind != "python" and config.model.adapter is None:
         return config.model.model_copy(update={"path": folder})
     has_tokenizer = any(os.path.exists(os.path.join(folder, name)) for name in TOKENIZER_FILES)
     return config.model.model_copy(update={"tokenizer": folder if has_tokenizer else None})

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from raytrain.config import ModelConfig, TrainingConfig
 from raytrain.errors import ConfigError, did_you_mean, first_line
-from raytrain.models.files import untrusted_code
+from raytrain.models.adapter import add_adapter
+from raytrain.models.files import refuse_adapter, untrusted_code
 from raytrain.models.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def build_with_head(
     """
     import transformers
 
-    factory = getattr(transformers, auto_class)
+    factory, fresh = getattr(transformers, auto_class), set[str]()
     names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
     config = read_model_config(model, **names, **changes)
     override_dropout(config, training.dropout)
@@ -54,7 +55,18 @@ def build_with_head(
             "training.micro_batch_size, and metrics also on the number of workers",
             config.model_type,
         )
-    return for_training(built, training)
+    head = head_of(built, factory) if model.adapter is not None else []
+    return add_adapter(for_training(built, training), model, head, fresh)
+
+
+def head_of(built: Any, factory: Any) -> list[str]:
+    """Names of the modules that turn what the pretrained model computes into the task's answers."""
+    inner = built.base_model_prefix
+    if hasattr(built, inner):
+        return [name for name, part in built.named_children() if name != inner and any(True for _ in part.parameters())]
+    from raytrain.models.head import label_dimensions
+
+    return [name.rpartition(".")[0] for name in label_dimensions(built.config, factory)]
 
 
 def new_or_loaded(factory: Any, model: ModelConfig, config: Any) -> tuple[Any, set[str] | None]:
@@ -155,6 +167,7 @@ def read_model_config(model: ModelConfig, **changes: Any) -> Any:
             return transformers.AutoConfig.for_model(model_type, **{**raw, **changes})
         except (ValueError, TypeError, StrictDataclassError) as error:
             raise ConfigError(f"model.config: {' '.join(str(error).split())}") from None
+    refuse_adapter(model)
     try:
         return transformers.AutoConfig.from_pretrained(
             model.path or "", revision=model.revision or "main", trust_remote_code=model.trust_remote_code, **changes

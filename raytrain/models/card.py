@@ -14,8 +14,12 @@ from raytrain.config.io import to_yaml
 CARD = "README.md"
 BEST = "best"  # folder of a run with its best model
 FACTS = "raytrain.json"
-FACTS_VERSION = 1
-"""Of the layout of raytrain.json. It grows when an older raytrain would misread the file; without it: 1."""
+FACTS_VERSION = 2
+"""The newest layout of raytrain.json that is read. It grows when an older raytrain would misread the file; without it:
+1."""
+PLAIN_VERSION, ADAPTER_VERSION = 1, 2
+"""The layout that is written for a whole model, and for an adapter."""
+BASE_HASH = "sha256"  # of the frozen weights, in `base_model` of an adapter's raytrain.json
 PIPELINES = {
     "causal_lm": "text-generation",
     "chat": "text-generation",
@@ -23,6 +27,14 @@ PIPELINES = {
     "regression": "text-classification",
     "sequence_classification": "text-classification",
     "token_classification": "token-classification",
+}
+AUTO_CLASSES = {
+    "causal_lm": "AutoModelForCausalLM",
+    "chat": "AutoModelForCausalLM",
+    "masked_lm": "AutoModelForMaskedLM",
+    "regression": "AutoModelForSequenceClassification",
+    "sequence_classification": "AutoModelForSequenceClassification",
+    "token_classification": "AutoModelForTokenClassification",
 }
 MOST_LABELS = 50  # of a longer list the card shows the beginning; raytrain.json has all
 
@@ -88,7 +100,8 @@ def _last_parts(value: Any) -> Any:
 
 def _front_matter(facts: dict[str, Any]) -> str:
     """The metadata that a hub reads. A base model in a local folder is left out, since a hub could not find it."""
-    fields: dict[str, Any] = {"library_name": "transformers", "tags": ["raytrain"]}
+    library = "peft" if "adapter" in facts else "transformers"
+    fields: dict[str, Any] = {"library_name": library, "tags": ["raytrain"]}
     if kind := PIPELINES.get(facts["task"]["kind"]):
         fields["pipeline_tag"] = kind
     base = facts["base_model"]
@@ -114,6 +127,8 @@ def _usage(facts: dict[str, Any]) -> list[str]:
     """How to load the model and use it, for the tasks that Transformers has a pipeline for."""
     task, length = facts["task"], facts["max_length"]
     kind = PIPELINES.get(task["kind"])
+    if "adapter" in facts:
+        return _adapter_usage(facts)
     if kind is None or facts.get("export", {}).get("format", "hf") != "hf":
         return []
     if kind == "text-classification":
@@ -156,6 +171,25 @@ def _usage(facts: dict[str, Any]) -> list[str]:
     arguments = ", ".join(filter(None, [repr(kind), "FOLDER", options]))
     code = f"from transformers import pipeline\n\nmodel = pipeline({arguments})\nprint({call})"
     code = code.replace("'", '"').replace("FOLDER", '"path/to/this/folder"')
+    return ["## Use", f"```python\n{code}\n```", note]
+
+
+def _adapter_usage(facts: dict[str, Any]) -> list[str]:
+    """How to load an adapter with its base, by PEFT."""
+    base, auto_class = facts["base_model"], AUTO_CLASSES.get(facts["task"]["kind"])
+    note = (
+        f"These are an adapter's weights. They belong to `{base['path']}`, whose weights have the SHA-256 "
+        f"`{base[BASE_HASH]}` (over names and values, as raytrain computes it). `raytrain export` merges the two."
+    )
+    if auto_class is None:
+        return ["## Use", note]
+    revision = f', revision="{base["revision"]}"' if base["revision"] else ""
+    code = (
+        f"from peft import PeftModel\nfrom transformers import AutoConfig, AutoTokenizer, {auto_class}\n\n"
+        'folder = "path/to/this/folder"\n'
+        f'base = {auto_class}.from_pretrained("{base["path"]}", config=AutoConfig.from_pretrained(folder){revision})\n'
+        "model = PeftModel.from_pretrained(base, folder)\ntokenizer = AutoTokenizer.from_pretrained(folder)"
+    )
     return ["## Use", f"```python\n{code}\n```", note]
 
 

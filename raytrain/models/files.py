@@ -5,7 +5,9 @@ import math
 from pathlib import Path
 
 from raytrain.config import ModelConfig
+from raytrain.errors import ConfigError
 
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # PEFT's files
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 
 
@@ -20,6 +22,15 @@ def count_parameters(model: ModelConfig) -> int | None:
         return sum(map(_parameters_in, Path(model.path).expanduser().glob("*.safetensors"))) or None
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return None
+
+
+def refuse_adapter(model: ModelConfig) -> None:
+    """Raises ConfigError when `model.path` is a folder with an adapter, which is not a model by itself."""
+    if model.path is not None and (Path(model.path).expanduser() / ADAPTER_CONFIG).exists():
+        raise ConfigError(
+            f"model.path {model.path}: this folder holds an adapter and not the model that it belongs to. To train on "
+            "from the two together, merge them with `raytrain export RUN FOLDER`, and give model.path=FOLDER"
+        )
 
 
 def untrusted_code(option: str, path: str | None, model: ModelConfig) -> str | None:

@@ -126,6 +126,7 @@ class Forecast:
             "first_fit": self.first_fit and asdict(self.first_fit),
             "first_fit_overrides": self.first_fit.overrides() if self.first_fit else None,
             "parameters": self.shape.num_parameters,
+            "trained_parameters": self.shape.num_trained,
             "precision": self.precision.value,
             "num_samples": self.num_samples,
             "usable_bytes": self.usable_bytes,

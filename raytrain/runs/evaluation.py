@@ -100,7 +100,8 @@ def reads_other_data(overrides: Sequence[str]) -> bool:
 
 def for_other_data(config: RunConfig, run: Storage) -> RunConfig:
     """The config that prepares other data for the model in best/: with the model's labels in their order, and with its
-    tokenizer, so that neither the training data nor the original model has to exist any longer."""
+    tokenizer, so that neither the training data nor the original model has to exist any longer, except an adapter's
+    base."""
     if config.task.kind in ("python", "regression"):
         raise ConfigError(
             f"other files can't be evaluated with task.kind {config.task.kind}: what its class learned from the "
@@ -118,6 +119,8 @@ def for_other_data(config: RunConfig, run: Storage) -> RunConfig:
     }
     if (path := run.local_path(BEST)) is not None:  # on an object store the workers can't open it as a folder
         model = {"path": path, "config": None, "tokenizer": None, "revision": None}
+        if config.model.adapter is not None:  # best/ does not have the base model
+            model = {"tokenizer": path}
         changes["model"] = config.model.model_copy(update=model)
     return config.model_copy(update=changes)
 

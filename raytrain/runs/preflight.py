@@ -42,6 +42,8 @@ class Preflight:
     """With absolute paths, since workers run in other folders than the user."""
     private_cpus: int
     """Logical CPUs for a private Ray."""
+    num_trained: int | None = None
+    """Parameters that are trained; None: unknown before the model is built."""
 
     def plan_on(self, session: RaySession, num_samples: int | None = None) -> Plan:
         """The plan on the cluster as it is now. Raises ConfigError when the run can't work there."""
@@ -50,7 +52,7 @@ class Preflight:
             num_cpus=session.num_cpus,
             num_gpus=session.num_gpus,
             num_samples=num_samples,
-            num_trained=count_parameters(self.config.model),
+            num_trained=self.num_trained,
             can_grow=not session.is_private,
         )
         if not plan.use_gpu:
@@ -83,19 +85,19 @@ def check(
         make_plan(config, num_cpus=private_cpus, num_gpus=None, num_samples=None)
         if config.workers.gpu is False:
             resolve_precision(config.training.precision, has_gpu=False, gpu_has_bf16=False)
-    task = make_task(config.task, config.data.max_length)
+    task, num_trained = make_task(config.task, config.data.max_length), count_parameters(config.model)
     _check_metrics(config, task)
     try:
         check_sources(given.data, task, only, checked)  # a missing path is named as the user wrote it
         check_tokenizer(config.model)
         _check_trust(config.model)
-        if config.training.gradient_checkpointing:
-            _check_checkpointing(config, task)
+        if config.training.gradient_checkpointing or config.model.adapter is not None:
+            num_trained = _check_options(config, task)
     except RaytrainError as error:
         raise type(error)(f"{error}{_how_to_fetch(given)}", error.code) from None
     _check_storage(config)
     check_trackers(config)
-    return Preflight(config, private_cpus)
+    return Preflight(config, private_cpus, num_trained)
 
 
 def check_model(config: RunConfig) -> None:
@@ -235,12 +237,14 @@ def _check_trust(model: ModelConfig) -> None:
         read_model_config(model)
 
 
-def _check_checkpointing(config: RunConfig, task: Task) -> None:
-    """Raises ConfigError when the model does not support gradient checkpointing, which only its class knows."""
+def _check_options(config: RunConfig, task: Task) -> int:
+    """The number of trained parameters. Raises ConfigError when the model does not support gradient checkpointing, or
+    has no modules of the adapter's names: only its class knows."""
     import torch
 
     with torch.device("meta"):
-        task.build_model(config.model, task.assumed_state(), config.training)
+        model = task.build_model(config.model, task.assumed_state(), config.training)
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def _how_to_fetch(config: RunConfig) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from raytrain.config import RunConfig
+from raytrain.errors import ConfigError
 from raytrain.models.tokenizer import load_tokenizer
 from raytrain.tasks.base import Task, TaskState
 from raytrain.tasks.text import TextTask
@@ -77,11 +78,25 @@ def shape_on_meta(config: RunConfig, task: Task, state: TaskState) -> ModelShape
         task.encode_inputs(no_rows, tokenizer)  # raises if data.max_length is too small
     with torch.device("meta"), DryRun():
         model = task.build_model(config.model, state, config.training)
+    check_adapted(config, task, model)
     if tokenizer is not None:
         check_vocabulary(model, tokenizer, config.model)
     shape = shape_of(model)
     check_longest_sample(config, task, state, model, tokenizer)
     return shape
+
+
+def check_adapted(config: RunConfig, task: Task, model: "nn.Module") -> None:
+    """Raises ConfigError when the config asks for an adapter, and the task builds its model without it, or does not
+    save and load one as `TextTask` does."""
+    from raytrain.models.adapter import has_adapter
+
+    if config.model.adapter is not None and not (has_adapter(model) and isinstance(task, TextTask)):
+        raise ConfigError(
+            f"model.adapter: {getattr(config.task, 'target', config.task.kind)} builds its model without one. Leave it "
+            "out, or let the class inherit from raytrain.tasks.TextTask and build its model with "
+            "raytrain.models.build.build_with_head"
+        )
 
 
 def refuse_unfit(config: RunConfig, task: Task, state: TaskState) -> None:

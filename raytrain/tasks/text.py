@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from raytrain.config import ModelConfig, TrainingConfig
+from raytrain.errors import ConfigError
 from raytrain.tasks.base import Batch, Task, TaskState
 from raytrain.tasks.collate import attention_mask, list_lengths, pad_column
 from raytrain.tasks.label_cells import described
@@ -43,12 +44,30 @@ class TextTask(Task):
         return tokenizer
 
     def save_model(self, model: Any, weights: "dict[str, Tensor]", folder: str) -> None:
-        """With `save_pretrained`, so that `from_pretrained` reads it without raytrain."""
-        model.save_pretrained(folder, state_dict=weights)
+        """With `save_pretrained`, so that `from_pretrained` reads it without raytrain. Of a model with an adapter that
+        alone, in PEFT's format."""
+        from raytrain.models.adapter import has_adapter, save_adapter
+
+        if has_adapter(model):
+            save_adapter(model, weights, folder)
+        else:
+            model.save_pretrained(folder, state_dict=weights)
 
     def load_model(self, folder: str, model: ModelConfig, state: TaskState, training: TrainingConfig) -> "nn.Module":
-        """The pretrained model of the folder."""
-        return self.build_model(model.model_copy(update={"path": folder, "config": None}), state, training)
+        """The pretrained model of the folder, or the one at `model.path` with the adapter of the folder."""
+        if model.adapter is None:
+            return self.build_model(model.model_copy(update={"path": folder, "config": None}), state, training)
+        from raytrain.models.adapter import load_adapter
+
+        try:
+            built = self.build_model(model, state, training)
+        except ConfigError as error:
+            raise ConfigError(
+                f"the trained model is an adapter of a base model, which can't be loaded: {error}. Restore it, or for "
+                "predict and export say with model.path=FOLDER where it is now"
+            ) from error
+        load_adapter(built, folder)
+        return built
 
     def describe(self, sample: dict[str, Any], tokenizer: Any, state: TaskState) -> dict[str, Any]:
         """The decoded text, the tokens, and the targets by name."""

@@ -62,9 +62,11 @@ def _facts(forecast: Forecast) -> list[str]:
         per_epoch = f", {plan.steps_per_epoch:,} per epoch" if plan.steps_per_epoch is not None else ""
         steps = f"{plan.total_steps:,}{per_epoch}, {counted(plan.global_batch_size, 'sample')} each"
     assert plan.checkpoint_bytes is not None
+    shape = forecast.shape
+    trained = f", {shape.num_trained:,} of them trained" if shape.frozen else ""
     lines = [
         f"{plan.name}: {device}{plan.num_cpus:g} logical CPUs, up to {_workers(plan.world_size)} now",
-        f"model       {forecast.shape.num_parameters:,} parameters, {forecast.precision.value}",
+        f"model       {shape.num_parameters:,} parameters{trained}, {forecast.precision.value}",
         f"steps       {steps}",
         f"checkpoint  {in_bytes(plan.checkpoint_bytes)}, {plan.checkpoints_kept} kept and one being written; "
         f"{forecast.upload_s:,.1f} s to upload at {in_bytes(forecast.bandwidth_bytes)}/s per worker",

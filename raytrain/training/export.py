@@ -11,7 +11,7 @@ from raytrain.config import RunConfig
 from raytrain.data.class_weights import class_weights_of
 from raytrain.data.prepared import Manifest
 from raytrain.errors import CheckpointError
-from raytrain.models.card import BEST, CARD, FACTS, FACTS_VERSION, model_card
+from raytrain.models.card import ADAPTER_VERSION, BASE_HASH, BEST, CARD, FACTS, PLAIN_VERSION, model_card
 from raytrain.models.tokenizer import load_tokenizer
 from raytrain.redaction import redact_tree
 from raytrain.retries import retrying
@@ -36,14 +36,16 @@ def save_tokenizer(config: RunConfig, folder: str) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def describe(config: RunConfig, manifest: Manifest, step: int, epoch: int) -> dict[str, Any]:
+def describe(config: RunConfig, manifest: Manifest, step: int, epoch: int, frozen: str | None = None) -> dict[str, Any]:
     """The contents of raytrain.json: what raytrain needs to use the model again, and its provenance.
 
     Args:
         epoch: The epoch that `step` is in, from 1.
+        frozen: Hash of the frozen weights, by which an adapter's base is known.
     """
+    adapter = config.model.adapter
     facts = {
-        "version": FACTS_VERSION,
+        "version": PLAIN_VERSION if adapter is None else ADAPTER_VERSION,
         "name": config.name,
         "task": config.task.model_dump(mode="json"),
         "state": manifest.task_state,
@@ -51,12 +53,14 @@ def describe(config: RunConfig, manifest: Manifest, step: int, epoch: int) -> di
         "max_length": config.data.max_length,
         "step": step,
         "epoch": epoch,
-        "base_model": base_model(config),
+        "base_model": base_model(config, frozen),
         "data": {split: _split(config, manifest, split) for split in manifest.splits},
         "data_content": manifest.content,
         "config": _config(config),
-        "versions": versions(),
+        "versions": versions(with_peft=adapter is not None),
     }
+    if adapter is not None:
+        facts["adapter"] = adapter.model_dump(mode="json")
     return dict(redact_tree(facts))
 
 
@@ -95,17 +99,21 @@ def results_of(run: Storage, step: int) -> dict[str, dict[str, float]]:
     return {split: found[split] for split in ("validation", "test") if split in found}
 
 
-def base_model(config: RunConfig) -> dict[str, Any] | None:
-    """The model that the training started from; None: random weights."""
+def base_model(config: RunConfig, frozen: str | None) -> dict[str, Any] | None:
+    """The model that the training started from, and of an adapter the hash of its weights; None: random weights."""
     path = config.model.path
-    return None if path is None else {"path": path, "is_folder": os.path.isdir(path), "revision": config.model.revision}
+    if path is None:
+        return None
+    found = {"path": path, "is_folder": os.path.isdir(path), "revision": config.model.revision}
+    return found if config.model.adapter is None else {**found, BASE_HASH: frozen}
 
 
-def versions() -> dict[str, str]:
+def versions(*, with_peft: bool) -> dict[str, str]:
     """Versions of the software that made the model."""
     import raytrain
 
-    return {"raytrain": raytrain.__version__, **{name: version(name) for name in ("torch", "transformers")}}
+    names = ("torch", "transformers", *(("peft",) if with_peft else ()))
+    return {"raytrain": raytrain.__version__, **{name: version(name) for name in names}}
 
 
 def _split(config: RunConfig, manifest: Manifest, split: str) -> dict[str, Any]:

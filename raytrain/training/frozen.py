@@ -1,12 +1,9 @@
 """Weights that are not trained: checkpoints don't contain them, but identify them by a hash."""
 
-import hashlib
-import json
-
-import torch
 from torch import nn
 
 from raytrain.errors import ConfigError
+from raytrain.models.frozen import combined_hash, frozen_parameters, hash_of_parameter
 from raytrain.training.agreement import Control
 
 
@@ -18,13 +15,11 @@ def hash_of_frozen(model: nn.Module, control: Control) -> str | None:
     Collective: every worker holds the same model and hashes a part of it. The result does not depend on the number of
     workers.
     """
-    frozen = [(name, parameter) for name, parameter in model.named_parameters() if not parameter.requires_grad]
-    if not frozen:
+    if not (frozen := frozen_parameters(model)):
         return None
     world = control.world
-    mine = {name: _hash_of(parameter) for name, parameter in frozen[world.world_rank :: world.world_size]}
-    merged = {name: value for part in control.gather(mine) for name, value in part.items()}
-    return hashlib.sha256(json.dumps(merged, sort_keys=True).encode()).hexdigest()
+    mine = {name: hash_of_parameter(parameter) for name, parameter in frozen[world.world_rank :: world.world_size]}
+    return combined_hash({name: value for part in control.gather(mine) for name, value in part.items()})
 
 
 def check_frozen(found: str | None, saved: str | None, step: int) -> None:
@@ -35,8 +30,3 @@ def check_frozen(found: str | None, saved: str | None, step: int) -> None:
             f"this model (SHA-256 {saved or 'of none'}, here {found or 'of none'}). Restore the model that the run "
             "began with at model.path, give the run another name, or start over with --overwrite"
         )
-
-
-def _hash_of(parameter: nn.Parameter) -> str:
-    data = parameter.detach().contiguous().flatten().view(torch.uint8).numpy()
-    return hashlib.sha256(data.data).hexdigest()

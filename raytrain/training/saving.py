@@ -24,6 +24,7 @@ from raytrain.checkpoint.writer import CheckpointWriter, wait_patiently
 from raytrain.engine.engine import Engine
 from raytrain.engine.zero_state import copy_state, owned_ranges, scaler_state
 from raytrain.errors import CheckpointError, TakenOverError
+from raytrain.models.adapter import has_adapter
 from raytrain.models.card import BEST
 from raytrain.retries import retrying
 from raytrain.storage import Storage
@@ -166,7 +167,7 @@ class Saver:
 
     def save_best(self, step: int) -> None:
         """Keep the current model, after `step` steps, in `best/`; only gathering the weights blocks."""
-        weights = self._engine.full_state_dict()
+        weights = self._engine.full_state_dict(only_trained=has_adapter(self._engine.module))
         if weights is None:
             return
         try:

@@ -27,7 +27,7 @@ from raytrain.engine.zero_state import load_ranges, load_scaler_state, num_train
 from raytrain.errors import CheckpointError
 from raytrain.models.card import BEST
 from raytrain.retries import retrying
-from raytrain.sizing.shape import refuse_unfit, shape_of
+from raytrain.sizing.shape import check_adapted, refuse_unfit, shape_of
 from raytrain.sizing.zero_stage import AUTO, Group, memory_at, settle
 from raytrain.steps.batches import BatchPlan, World
 from raytrain.steps.timetable import Timetable, make_timetable
@@ -186,7 +186,7 @@ class WorkerRun:
 
     def _identity(self, model: nn.Module, saved: SavedState | None) -> Identity:
         """What this run's states belong to. `saved` is refused if it belongs to something else."""
-        frozen = hash_of_frozen(model, self.control)  # before the engine partitions the weights
+        frozen = self.frozen = hash_of_frozen(model, self.control)  # before the engine partitions the weights
         order = make_order(self.config, self.store) if self.world.world_rank == 0 else None
         identity = Identity(self.store.manifest.content, frozen, order, here := environment_of(self.device))
         if saved is not None:
@@ -230,7 +230,9 @@ class WorkerRun:
         if check and self.world.world_rank == 0:
             refuse_unfit(self.config, self.task, self.state)
         torch.manual_seed(self.config.seed)
-        return self.task.build_model(self.config.model, self.state, self.config.training)
+        model = self.task.build_model(self.config.model, self.state, self.config.training)
+        check_adapted(self.config, self.task, model)
+        return model
 
     def _settle(self, model: nn.Module, precision: Precision) -> TrainingConfig:
         """The options with a ZeRO stage for this group: the same on all workers, whose GPUs may differ."""
@@ -320,7 +322,8 @@ class WorkerRun:
         self.task.save_model(model, weights, folder)
         export.save_tokenizer(self.config, folder)
         epoch = 1 + (step - 1) // self.timetable.steps_per_epoch
-        export.save_description(export.describe(self.config, self.store.manifest, step, epoch), self.run, folder)
+        facts = export.describe(self.config, self.store.manifest, step, epoch, self.frozen)
+        export.save_description(facts, self.run, folder)
 
     def _measure_best(self) -> dict[str, float]:
         """Test metrics of the best model; {} without a test split."""

@@ -10,12 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from families import ALL, FAMILIES, NOT_TINY, enlarge, is_long_tail, tiny_config
+import transformers
+from families import ALL, AUTO_CLASSES, FAMILIES, NOT_TINY, enlarge, is_long_tail, tiny_config
 from tiny import context, tiny_tokenizer
 from torch import nn
 
 from raytrain.config import ModelConfig, RunConfig, TrainingConfig
-from raytrain.models.build import READS_PADDING
+from raytrain.models.adapter import add_adapter, load_adapter, merged, save_adapter
+from raytrain.models.build import READS_PADDING, head_of
 from raytrain.sizing.shape import shape_on_meta
 from raytrain.tasks import Task, make_task
 from raytrain.tasks.base import IGNORED
@@ -100,6 +102,32 @@ def test_a_family(tmp_path: Path, words: str, kind: str, family: str) -> None:
             torch.manual_seed(0)
             calls.append(each(input_ids=torch.tensor([[2, 7, 8, 9, 3]])).logits)
     torch.testing.assert_close(calls[1], calls[0][..., [2, 0, 1]], rtol=1e-4, atol=1e-5)
+
+
+WITH_ADAPTER = ("albert", "distilbert", "gpt2", "t5", "xlnet")  # heads and linear layers of different kinds
+ADAPTED = [
+    pytest.param(kind, name, marks=[] if kind == "sequence" and name in WITH_ADAPTER else [pytest.mark.slow])
+    for kind, name in FAMILIES
+    if name != "ibert"  # has no linear layers but its own
+]
+
+
+@pytest.mark.parametrize(("kind", "family"), ADAPTED)
+def test_an_adapter_of_a_family(tmp_path: Path, words: str, kind: str, family: str) -> None:
+    """A new one changes nothing; a trained one is the same when it is merged, or saved and loaded."""
+    task, table, config = task_of(kind), samples(kind), ModelConfig(config=tiny_config(family), tokenizer=words)
+    head = head_of(build(task, config), getattr(transformers, AUTO_CLASSES[kind]))
+    adapter = ModelConfig.model_validate({"path": "base", "adapter": {"rank": 2}})
+    model, other = (add_adapter(build(task, config), adapter, head).eval() for _ in range(2))
+    plain, new = (losses(task, one, [table])[0] for one in (build(task, config), model))
+    assert new == pytest.approx(plain, abs=1e-6)
+    for parameter in [p for p in model.parameters() if p.requires_grad]:
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    save_adapter(model, model.state_dict(), str(tmp_path))
+    load_adapter(other, str(tmp_path))
+    trained, whole, loaded = (losses(task, one, [table])[0] for one in (model, merged(model), other))
+    assert abs(trained - plain) > 1e-4
+    assert loaded == trained and whole == pytest.approx(trained, rel=1e-4)
 
 
 @pytest.mark.parametrize("family", READS_PADDING)

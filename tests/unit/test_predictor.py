@@ -187,8 +187,8 @@ def test_models_that_can_not_be_used_are_refused(models: dict[str, str], tmp_pat
     best = tmp_path / "best"
     shutil.copytree(models["classes"], best)
     facts = json.loads((best / "raytrain.json").read_text())
-    (best / "raytrain.json").write_text(json.dumps({**facts, "version": 2}))
-    with pytest.raises(ConfigError, match=r"has version 2, .*up to version 1"):
+    (best / "raytrain.json").write_text(json.dumps({**facts, "version": 3}))
+    with pytest.raises(ConfigError, match=r"has version 3, .*up to version 2"):
         raytrain.load(best)
     (best / "raytrain.json").write_text(json.dumps({**facts, "version": 1})[:-9])
     with pytest.raises(ConfigError, match="is damaged"):
