@@ -82,6 +82,10 @@ def check(
             resolve_precision(config.training.precision, has_gpu=False, gpu_has_bf16=False)
     task = make_task(config.task, config.data.max_length)
     _check_metrics(config, task)
+    if config.training.optimizer.target is not None:
+        from raytrain.engine.own_optimizer import layout_of  # it imports torch
+
+        layout_of(config.training.optimizer)
     try:
         check_sources(given.data, task, only, checked)  # a missing path is named as the user wrote it
         check_tokenizer(config.model)
@@ -181,6 +185,9 @@ def resolve(config: RunConfig) -> RunConfig:
     if augment is not None and augment.custom is not None and augment.custom_source is None:
         import_named(augment.custom, CUSTOM)
         raw["data"]["augment"]["custom_source"] = source_hash(augment.custom, CUSTOM)
+    optimizer = config.training.optimizer
+    if optimizer.target is not None and optimizer.source is None and not optimizer.target.startswith("torch."):
+        raw["training"]["optimizer"]["source"] = source_hash(optimizer.target, "training.optimizer.target")
     return parse_config(raw)
 
 
