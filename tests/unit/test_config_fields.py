@@ -52,7 +52,8 @@ def test_what_decides_how_long_a_step_takes() -> None:
     expected |= beginning_with("training.global_batch_size", "training.micro_batch_size", "training.precision")
     expected |= beginning_with("training.gradient_checkpointing", "training.zero_stage", "training.deepspeed")
     expected |= beginning_with("training.exactness")
-    expected |= beginning_with("task.target", "task.args", "task.source")
+    expected |= {"task.target", "task.args", "task.source"}
+    expected |= {f"training.optimizer.{name}" for name in ("target", "args", "source")}
     # How gradients travel, whether samples are joined, and how fast batches come decide it as well.
     expected |= beginning_with("training.communication.", "task.document_context", "workers.data_cpus")
     assert {key for key in holders() if declared(key).decides_step_time} == expected
@@ -66,6 +67,7 @@ def test_what_all_trials_of_a_sweep_share() -> None:
 
 def test_what_a_population_may_change() -> None:
     expected = beginning_with("training.optimizer.", "training.schedule.", "training.gradient_clipping")
+    expected -= {f"training.optimizer.{name}" for name in ("target", "args", "source")}
     assert {*marked(Mark.MID_RUN)} == expected | {"training.dropout"}
 
 
@@ -74,7 +76,8 @@ def test_what_a_sweep_may_be_given_more_of() -> None:
 
 
 def test_what_the_fingerprint_of_prepared_data_takes() -> None:
-    expected = beginning_with("task.") | {"data.max_length", "data.on_error", "data.validation.fraction"}
+    expected = beginning_with("task.") - {"task.loss", "task.metrics", "task.sources"}
+    expected |= {"data.max_length", "data.on_error", "data.validation.fraction"}
     expected |= {"data.validation.group_column", "data.validation.stratify", *beginning_with("data.dedup.")}
     expected |= beginning_with("data.clean") - {"data.clean.max_dropped"}
     expected |= {"data.balance.by"}
