@@ -44,7 +44,7 @@ def make_own(groups: list[dict[str, Any]], optimizer: OptimizerConfig) -> torch.
 
     The class is given the groups, `lr`, and the config's args; the groups' weight decay only if it has such an argument.
 
-    Raises ConfigError: it can't be imported, is no optimizer, or can't be made of these arguments.
+    Raises ConfigError: it can't be imported, is not an optimizer, or can't be made of these arguments.
     """
     assert optimizer.target is not None
     target = optimizer.target

@@ -220,7 +220,7 @@ def _shard_of_stage_3(engine: Engine, name: str, parameter: Any) -> _Shard:
 
 
 def _kinds_at(engine: Engine, optimizer_step: int) -> tuple[str, ...]:
-    """The tensors that the optimizer has after so many updates. One of the user's may not begin with zeros."""
+    """The tensors that the optimizer has after `optimizer_step` updates. One of the user's may not begin with zeros."""
     return engine.state_layout.kinds if optimizer_step or engine.state_layout is ADAMW else ()
 
 

@@ -63,8 +63,10 @@ class Metric(ABC):
 
 
 def with_own_modes(modes: dict[str, Mode], config: LabelTaskConfig) -> dict[str, Mode]:
-    """The task's metrics, and those that its config adds. Raises ConfigError when one of these can't be imported, is no
-    metric, or has the name of another one."""
+    """The task's metrics, and those that its config adds.
+
+    Raises ConfigError when one of these can't be imported, is not a metric, or has the name of another one.
+    """
     found = dict(modes)
     for target in config.metrics:
         made = _metric_class(target)
