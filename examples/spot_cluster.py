@@ -3,6 +3,8 @@
 import os
 from typing import Any
 
+from raytrain.ray_core.quiet import quieten
+
 NODE_CPUS = 2
 
 
@@ -14,6 +16,7 @@ class SpotCluster:
 
     def __init__(self, num_nodes: int):
         os.environ["RAY_AUTH_MODE"] = "disabled"  # on this machine only
+        quieten()  # before Ray is imported: its own words on nodes that die
         from ray.cluster_utils import Cluster
 
         self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
