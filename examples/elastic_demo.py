@@ -1,6 +1,6 @@
 """A spot cluster on this machine: a node is killed, another one joins, and the loss is that of an undisturbed run.
 
-    python examples/elastic_demo.py        # or: make elastic-demo; two to three minutes on two cores
+python examples/elastic_demo.py        # or: make elastic-demo; two to three minutes on two cores
 """
 
 import json

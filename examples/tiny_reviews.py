@@ -8,7 +8,23 @@ from typing import Any
 
 GOOD = ("good", "great", "fine", "lovely", "bright", "clever")
 BAD = ("bad", "awful", "poor", "dull", "weak", "clumsy")
-FILLER = ("the", "a", "film", "story", "plot", "scene", "ending", "music", "is", "was", "and", "but", "very", "it", "of")
+FILLER = (
+    "the",
+    "a",
+    "film",
+    "story",
+    "plot",
+    "scene",
+    "ending",
+    "music",
+    "is",
+    "was",
+    "and",
+    "but",
+    "very",
+    "it",
+    "of",
+)
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -51,7 +67,7 @@ def tiny_config(name: str, folder: str) -> dict[str, Any]:
         "data": {"max_length": 32},
         "training": {
             "epochs": 2,
-            "global_batch_size": 16,
+            "global_batch_size": 24,  # six micro-batches: as many for each of one, two or three workers
             "micro_batch_size": 4,
             "precision": "fp32",
             "optimizer": {"learning_rate": 2e-3},

@@ -55,7 +55,8 @@ def train(
             written to the folder of the prepared data, and the config of the run names their files.
 
     Returns:
-        The result, whose status is finished, stopped_early, or stopped (by Ctrl-C or a callback; the same call resumes the run).
+        The result, whose status is finished, stopped_early, or stopped (by Ctrl-C or a callback; the same call resumes
+        the run).
 
     Raises:
         ConfigError: The config is wrong; nothing was started.

@@ -1,7 +1,7 @@
-"""Runs the notebooks of examples/notebooks/ in a copy of examples/, and keeps their outputs, without paths of this machine.
+"""Runs the notebooks of examples/notebooks/ in a copy of examples/, and keeps their outputs without its paths.
 
-    python tools/notebooks.py                  # all of them: about two minutes on two cores
-    python tools/notebooks.py first_run sweep
+python tools/notebooks.py                  # all of them: about two minutes on two cores
+python tools/notebooks.py first_run sweep
 """
 
 import os

@@ -43,9 +43,9 @@ class OptimizerConfig(Section):
     """Decay of the second moment."""
     epsilon: Annotated[float, Field(gt=0.0), Affects.RESULT, Mark.MID_RUN] = 1.0e-8
     """Added to the denominator."""
-    target: Annotated[
-        str | None, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"), Affects.RESULT | Affects.SPEED
-    ] = None
+    target: Annotated[str | None, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"), Affects.RESULT | Affects.SPEED] = (
+        None
+    )
     """package.module:Class, a subclass of torch.optim.Optimizer that treats each element alone, such as
     torch.optim:RAdam; null: AdamW. It is found as `task.target` is."""
     args: Annotated[dict[str, Any], Affects.RESULT | Affects.SPEED] = {}
@@ -57,7 +57,9 @@ class OptimizerConfig(Section):
     @model_validator(mode="after")
     def _of_one_class(self) -> Self:
         if self.target is None and self.args:
-            raise ValueError("training.optimizer.args are those of training.optimizer.target: give it, or leave them out")
+            raise ValueError(
+                "training.optimizer.args are those of training.optimizer.target: give it, or leave them out"
+            )
         if self.target is None:
             return self
         for name in ("beta1", "beta2", "epsilon"):

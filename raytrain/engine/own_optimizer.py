@@ -42,18 +42,20 @@ ADAMW = StateLayout(MOMENTS, Tensor)
 def make_own(groups: list[dict[str, Any]], optimizer: OptimizerConfig) -> torch.optim.Optimizer:
     """An object of the user's class over groups of `params` and `weight_decay`.
 
-    The class is given the groups, `lr`, and the config's args; the groups' weight decay only if it has such an argument.
+    The class is given the groups, `lr`, and the config's args; their weight decay has an effect if it has
+    such an argument.
 
     Raises ConfigError: it can't be imported, is not an optimizer, or can't be made of these arguments.
     """
     assert optimizer.target is not None
     target = optimizer.target
-    made = import_named(target, OPTION)
+    made: Any = import_named(target, OPTION)
     if not (isinstance(made, type) and issubclass(made, torch.optim.Optimizer)):
         raise ConfigError(f"{OPTION} {target} is not a subclass of torch.optim.Optimizer")
     check_source(target, optimizer.source, OPTION, "training.optimizer.source")
+    make: Any = made
     try:
-        found = made(groups, lr=optimizer.learning_rate, **optimizer.args)
+        found: torch.optim.Optimizer = make(groups, lr=optimizer.learning_rate, **optimizer.args)
     except Exception as error:
         raise ConfigError(
             f"{OPTION} {target}: it can't be made of training.optimizer.args {optimizer.args}: {_told(error, target)}"
@@ -112,14 +114,14 @@ def _examined(optimizer: OptimizerConfig) -> StateLayout:
     if not torch.allclose(whole.flat(), resumed.flat(), rtol=0, atol=_TOLERANCE * scale):
         raise _refused(
             optimizer,
-            "continued from its tensors shaped like the parameter and its step, it does something else: it draws random "
-            "numbers, or keeps something elsewhere",
+            "continued from its tensors shaped like the parameter and its step, it does something else: it draws "
+            "random numbers, or keeps something elsewhere",
         )
     if not torch.allclose(whole.flat(), cut.flat(), rtol=0, atol=_TOLERANCE * scale):
         raise _refused(
             optimizer,
-            "the update of an element depends on others of its tensor, or on the tensor's shape (as in LAMB, LARS, Muon, "
-            "Shampoo or Adafactor), and workers hold only parts of tensors",
+            "the update of an element depends on others of its tensor, or on the tensor's shape (as in LAMB, LARS, "
+            "Muon, Shampoo or Adafactor), and workers hold only parts of tensors",
         )
     return layout
 

@@ -139,7 +139,9 @@ def _train(
     with (
         ray_session(config, found.private_cpus, preload=RAY_TRAIN) as session,
         StopSignals() as signals,
-        TrainRun(config, run, worker_resources(config, found.plan_on(session).use_gpu), callbacks.for_ray_train) as train_run,
+        TrainRun(
+            config, run, worker_resources(config, found.plan_on(session).use_gpu), callbacks.for_ray_train
+        ) as train_run,
     ):
         observer.phase("preparing data")
         store = prepare(config, observer.prepared, check_first=functools.partial(check_model, config))

@@ -28,7 +28,7 @@ _TRIED_LABELS = 3  # of a trial before the data is read, if none are declared
 class Metric(ABC):
     """A metric of your own: sums over a split, whose size does not grow with the split.
 
-    Each worker has an object of it and updates it with its batches; those of all workers are added up, and one computes.
+    Each worker has an object of it and updates it with its batches; those of all workers are added up.
     """
 
     name: str
@@ -46,8 +46,8 @@ class Metric(ABC):
 
     @abstractmethod
     def update(self, predicted: np.ndarray, true: np.ndarray) -> None:
-        """Add samples. Label ids, int32: of a batch, each of shape (num_samples,); with task.multi_label 0 or 1 for each
-        label, (num_samples, num_labels); of tags one sentence, (num_words,)."""
+        """Add samples. Label ids, int32: of a batch, each of shape (num_samples,); with task.multi_label 0 or 1 for
+        each label, (num_samples, num_labels); of tags one sentence, (num_words,)."""
 
     @abstractmethod
     def compute(self) -> float:
@@ -145,7 +145,9 @@ def _try_loss(config: LabelTaskConfig, num_labels: int, *, is_multi: bool) -> No
         function = _loss_function(config)
         losses = _losses(function, str(config.loss), logits, labels)
         if not losses.requires_grad:
-            raise ConfigError(f"{LOSS} {config.loss}: its result has no gradient; compute it from the logits with torch")
+            raise ConfigError(
+                f"{LOSS} {config.loss}: its result has no gradient; compute it from the logits with torch"
+            )
         alone = _losses(function, str(config.loss), logits[:1], labels[:1])
     if not torch.allclose(losses[:1], alone, rtol=1e-4, atol=1e-6):
         raise ConfigError(
@@ -164,7 +166,7 @@ def _losses(function: Any, target: str, logits: "Tensor", labels: "Tensor") -> "
     if getattr(losses, "shape", None) != logits.shape[:1]:
         found = f"shape {tuple(losses.shape)}" if hasattr(losses, "shape") else f"a {type(losses).__name__}"
         raise _failed(LOSS, target, f"it returned {found}; return each sample's loss, shape ({len(logits)},)")
-    return losses.float()  # type: ignore[no-any-return]
+    return losses.float()
 
 
 def _loss_function(config: LabelTaskConfig) -> Any:

@@ -11,8 +11,8 @@ from raytrain.config import RunConfig
 from raytrain.config.io import parse_config
 from raytrain.errors import ConfigError, FailureCode
 from raytrain.ray_core.connect import cluster_address
-from raytrain.runs.folder import read_run_config
 from raytrain.reports.inline import html_table
+from raytrain.runs.folder import read_run_config
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
 from raytrain.tracking.base import TRACKING, TrackedRun
