@@ -39,7 +39,7 @@ class Watch(raytrain.Callback):
         """Print the change."""
         say(
             f"  {info.kind}: {info.world_size_before} -> {info.world_size} workers, from step {info.step} on, "
-            f"{info.steps_redone} steps redone, {info.seconds:.1f} s without training"
+            f"{info.steps_redone} steps redone, {info.seconds:.1f} s from its cause to the next step"
         )
 
     def wait_for(self, world_size: int, run: "Future[Any]") -> None:
