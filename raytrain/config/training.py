@@ -94,6 +94,21 @@ class ScheduleConfig(Section):
     """The same in updates; overrides warmup_ratio."""
     min_ratio: Annotated[float, Field(ge=0.0, le=1.0), Affects.RESULT, Mark.MID_RUN] = 0.0
     """Final rate as a fraction of the peak."""
+    target: Annotated[str | None, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"), Affects.RESULT] = None
+    """package.module:function instead of `kind`: from the share of the updates after warm-up, 0 to below 1, to the
+    fraction of the peak. It is found as `task.target` is."""
+    source: Annotated[str | None, Affects.RESULT] = None
+    """SHA-256 of the Python files of its package. raytrain fills it in. A run that was started with other files is not
+    resumed."""
+
+    @model_validator(mode="after")
+    def _of_one_shape(self) -> Self:
+        for name in ("kind", "min_ratio"):
+            if self.target is not None and name in self.model_fields_set:
+                raise ValueError(
+                    f"training.schedule.{name} has no effect beside training.schedule.target: leave one of them out"
+                )
+        return self
 
 
 class LossScaleConfig(Section):

@@ -28,6 +28,7 @@ from raytrain.tasks.imported import import_named, source_hash
 from raytrain.tasks.own_code import LOSS, METRICS, LabelTaskConfig, try_own_code
 from raytrain.tracking.trackers import check_trackers
 from raytrain.training.progress import mode_of, watched_mode
+from raytrain.training.schedule import try_schedule
 
 JOB_FOLDER = "/runtime_resources/working_dir_files/"  # where Ray unpacks the working directory of a job
 
@@ -83,6 +84,7 @@ def check(
             resolve_precision(config.training.precision, has_gpu=False, gpu_has_bf16=False)
     task = make_task(config.task, config.data.max_length)
     try_own_code(config.task)
+    try_schedule(config.training.schedule)
     _check_metrics(config, task)
     if config.training.optimizer.target is not None:
         from raytrain.engine.own_optimizer import layout_of  # it imports torch
@@ -195,6 +197,9 @@ def resolve(config: RunConfig) -> RunConfig:
     optimizer = config.training.optimizer
     if optimizer.target is not None and optimizer.source is None and not optimizer.target.startswith("torch."):
         raw["training"]["optimizer"]["source"] = source_hash(optimizer.target, "training.optimizer.target")
+    schedule = config.training.schedule
+    if schedule.target is not None and schedule.source is None:
+        raw["training"]["schedule"]["source"] = source_hash(schedule.target, "training.schedule.target")
     return parse_config(raw)
 
 

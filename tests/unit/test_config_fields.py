@@ -68,6 +68,7 @@ def test_what_all_trials_of_a_sweep_share() -> None:
 def test_what_a_population_may_change() -> None:
     expected = beginning_with("training.optimizer.", "training.schedule.", "training.gradient_clipping")
     expected -= {f"training.optimizer.{name}" for name in ("target", "args", "source")}
+    expected -= {"training.schedule.target", "training.schedule.source"}
     assert {*marked(Mark.MID_RUN)} == expected | {"training.dropout"}
 
 
