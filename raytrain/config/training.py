@@ -63,7 +63,7 @@ class OptimizerConfig(Section):
         if self.target is None:
             return self
         for name in ("beta1", "beta2", "epsilon"):
-            if name in self.model_fields_set:
+            if getattr(self, name) != type(self).model_fields[name].default:  # a run's config.yaml has all fields
                 raise ValueError(
                     f"training.optimizer.{name} is AdamW's and has no effect on {self.target}: leave it out, and give "
                     f"what that takes in training.optimizer.args"
@@ -104,7 +104,7 @@ class ScheduleConfig(Section):
     @model_validator(mode="after")
     def _of_one_shape(self) -> Self:
         for name in ("kind", "min_ratio"):
-            if self.target is not None and name in self.model_fields_set:
+            if self.target is not None and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(
                     f"training.schedule.{name} has no effect beside training.schedule.target: leave one of them out"
                 )

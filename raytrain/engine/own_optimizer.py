@@ -60,7 +60,8 @@ def make_own(groups: list[dict[str, Any]], optimizer: OptimizerConfig) -> torch.
         raise ConfigError(
             f"{OPTION} {target}: it can't be made of training.optimizer.args {optimizer.args}: {_told(error, target)}"
         ) from error
-    if "weight_decay" not in found.defaults and optimizer.weight_decay and "weight_decay" in optimizer.model_fields_set:
+    is_default = optimizer.weight_decay == OptimizerConfig.model_fields["weight_decay"].default
+    if "weight_decay" not in found.defaults and optimizer.weight_decay and not is_default:
         raise ConfigError(
             f"training.optimizer.weight_decay {optimizer.weight_decay:g} has no effect: {target} has no weight_decay; "
             "set it to 0, or leave it out"

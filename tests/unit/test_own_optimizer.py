@@ -11,7 +11,8 @@ from running import tiny_run
 from torch import Tensor
 
 from raytrain.config import OptimizerConfig
-from raytrain.config.io import parse_config
+from raytrain.config.io import dump_config, parse_config
+from raytrain.config.yaml import parse_yaml
 from raytrain.engine.optimizer import make_optimizer
 from raytrain.engine.own_optimizer import ADAMW, StateLayout, layout_of
 from raytrain.errors import ConfigError
@@ -174,6 +175,16 @@ def test_its_file_is_part_of_the_experiment(tmp_path: Path, here: Path) -> None:
         layout_of(config.training.optimizer)
     torchs = resolve(parse_config(raw, ["training.optimizer={target: 'torch.optim:SGD'}"]))
     assert torchs.training.optimizer.source is None, "versions of packages are recorded as those of all others"
+
+
+def test_the_config_of_a_run_is_read_again(tmp_path: Path) -> None:
+    """config.yaml has every field, those of AdamW too."""
+    raw = tiny_run(tmp_path, "a").model_dump(mode="json", exclude_unset=True)
+    words = ["training.optimizer={target: 'optimizers_of_mine:Lion'}", "training.schedule={target: 'some:thing'}"]
+    config = parse_config(raw, words)
+    again = parse_config(parse_yaml(dump_config(config)))
+    assert again == config
+    make_optimizer(torch.nn.Linear(2, 2), again.training.optimizer)
 
 
 def test_weight_decay_that_it_has_not_is_not_ignored(tmp_path: Path) -> None:

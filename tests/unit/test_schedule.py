@@ -67,7 +67,9 @@ def test_rates_are_bounded_and_have_one_peak(kind: ScheduleKind, total: int, war
 
 def test_a_function_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = ("def drop(share):\n    return 1.0 if share < 0.5 else 0.1", "def odd(share):\n    return -share")
-    (tmp_path / "rates_of_mine.py").write_text("\n\n".join([*lines, "def bad(share):\n    return 1 / (share - 0.5) ** 2"]))
+    (tmp_path / "rates_of_mine.py").write_text(
+        "\n\n".join([*lines, "def bad(share):\n    return 1 / (share - 0.5) ** 2"])
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     rates = _rates(6, target="rates_of_mine:drop", warmup_steps=2)
@@ -82,4 +84,4 @@ def test_a_function_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         with pytest.raises(ConfigError, match=f"training.schedule.target rates_of_mine:{said}"):
             try_schedule(ScheduleConfig(target=f"rates_of_mine:{name}"))
     with pytest.raises(ValidationError, match="training.schedule.kind has no effect beside training.schedule.target"):
-        ScheduleConfig(target="rates_of_mine:drop", kind="linear")
+        ScheduleConfig(target="rates_of_mine:drop", kind="cosine")
