@@ -67,9 +67,8 @@ def test_rates_are_bounded_and_have_one_peak(kind: ScheduleKind, total: int, war
 
 def test_a_function_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = ("def drop(share):\n    return 1.0 if share < 0.5 else 0.1", "def odd(share):\n    return -share")
-    (tmp_path / "rates_of_mine.py").write_text(
-        "\n\n".join([*lines, "def bad(share):\n    return 1 / (share - 0.5) ** 2"])
-    )
+    lines += ("def bad(share):\n    return 1 / (share - 0.5) ** 2",)
+    (tmp_path / "rates_of_mine.py").write_text("\n\n".join(lines))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     rates = _rates(6, target="rates_of_mine:drop", warmup_steps=2)
