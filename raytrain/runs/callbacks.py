@@ -84,7 +84,7 @@ class EvaluationInfo:
     best_value: float | None
     """Its best value so far."""
     best_step: int | None
-    """Step of the best value: this one, if it is the best so far."""
+    """Step at which it was reached. It is this one, if this is the best so far."""
 
 
 @dataclass(frozen=True)
