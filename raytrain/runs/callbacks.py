@@ -254,6 +254,7 @@ class CallbackRunner:
         with self._changed:
             steps = [one for one in self._waiting if isinstance(one, StepInfo)]
             self._waiting = deque(one for one in self._waiting if not isinstance(one, StepInfo) or one is steps[-1])
+            self._num_waiting[StepInfo] = len(steps[-1:])
             self._num_missed += max(0, len(steps) - 1)
 
     def _take(self) -> "Info | RunResult | None":

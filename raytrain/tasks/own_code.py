@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -51,7 +50,7 @@ class Metric(ABC):
 
     @abstractmethod
     def compute(self) -> float:
-        """The metric of all that was added: at least one sample."""
+        """The metric of all that was added: at least one sample. NaN is never the best value."""
 
     def state(self) -> dict[str, np.ndarray]:
         """What another worker needs for `merge`."""
@@ -242,7 +241,6 @@ class _ScoresAndMetrics(Scores):
         if not found.values:  # nothing was added
             return found
         values = {metric.metric.name: metric.value() for metric in self._metrics}
-        values = {name: value for name, value in values.items() if math.isfinite(value)}
         return replace(found, values={**found.values, **values})
 
 

@@ -21,6 +21,7 @@ from raytrain.tasks import make_task
 from raytrain.tasks.base import IGNORED
 from raytrain.tasks.labels import label_state
 from raytrain.tasks.own_code import own_loss_sum, try_own_code
+from raytrain.training.progress import is_better
 
 SOURCE = '''
 import numpy as np
@@ -50,6 +51,13 @@ class Sentences(Metric):
 
     def compute(self):
         return self.sums[0] / self.sums[1]
+
+
+class Undefined(Cost):
+    name = "undefined"
+
+    def compute(self):
+        return float("nan")
 
 
 class Accuracy(Cost):
@@ -126,6 +134,13 @@ def test_parts_of_a_split_add_up() -> None:
     assert found.values["accuracy"] == pytest.approx(1 - wrong.mean()) and "confusion" in found.tables
     assert sum(value.size for value in workers[0].state().values()) < 100, "constant memory"
     assert not task.scores(state).compute().values, "of nothing"
+
+
+def test_a_metric_that_is_not_defined_is_not_the_best() -> None:
+    scores = make_task(classes(metrics=[f"{M}:Undefined"]), 16).scores(label_state(["no", "yes", "so"]))
+    scores.update([np.array([1])], [np.array([1])])
+    assert np.isnan(scores.compute().values["undefined"])
+    assert not is_better(scores.compute().values["undefined"], None, "max")
 
 
 def test_several_labels_and_sentences_come_in_their_shapes() -> None:
