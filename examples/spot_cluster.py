@@ -50,5 +50,6 @@ ELASTIC = {
     # What a step does must not depend on how many steps follow, so that the run can be ended when enough has happened.
     "training.schedule": {"kind": "constant", "warmup_ratio": 0.0},
     "training.epochs": None,
+    "training.optimizer.learning_rate": 1e-3,
 }
 """Overrides for a run on it."""

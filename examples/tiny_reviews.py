@@ -58,7 +58,12 @@ def save_tokenizer(folder: str) -> str:
 def tiny_config(name: str, folder: str) -> dict[str, Any]:
     """A config for `raytrain.train(..., train=rows)`. `folder`: where the tokenizer and the runs are written."""
     model = {"model_type": "bert", "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2}
-    model |= {"num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 64}
+    model |= {
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.1,
+    }
     return {
         "name": name,
         "storage_path": f"{folder}/runs",
@@ -66,11 +71,11 @@ def tiny_config(name: str, folder: str) -> dict[str, Any]:
         "model": {"config": model, "tokenizer": save_tokenizer(f"{folder}/tokenizer")},
         "data": {"max_length": 32},
         "training": {
-            "epochs": 2,
+            "epochs": 3,
             "global_batch_size": 24,  # six micro-batches: as many for each of one, two or three workers
             "micro_batch_size": 4,
             "precision": "fp32",
-            "optimizer": {"learning_rate": 2e-3},
+            "optimizer": {"learning_rate": 5e-3},
         },
         "workers": {"max": 2},
         "tracking": {"tensorboard": False},

@@ -54,7 +54,9 @@ def clean(notebook: Any, folder: Path) -> None:
 
 
 def _is_empty(output: Any) -> bool:
-    """Whether it is what is left of a live display."""
+    """Whether it is what is left of a live display, or a warning about this machine's packages."""
+    if output.output_type == "stream" and output.name == "stderr":
+        return True
     return output.output_type == "display_data" and output.data.get("text/html") == ""
 
 
