@@ -85,6 +85,7 @@ def total(losses_of_workers: Any) -> list[float]:
     return [sum(parts) for parts in zip(*losses_of_workers, strict=True)]
 
 
+@pytest.mark.slow
 def test_one_worker_and_two_train_alike_and_any_number_resumes(tmp_path: Path) -> None:
     (alone,), two = run_workers(_save, 1), run_workers(_save, 2)
     undisturbed = {kind: alone[kind, 0][1] for kind in OPTIMIZERS}
