@@ -22,7 +22,8 @@ class Ready(raytrain.Callback):
             open("ready", "w").close()
 
 words = {"training.epochs": 500, "workers.max": 1}
-result = raytrain.train(tiny_config("a", "output"), words, train=make_reviews(400, 0), callbacks=[Ready()], progress=True)
+config = tiny_config("a", "output")
+result = raytrain.train(config, words, train=make_reviews(400, 0), callbacks=[Ready()], progress=True)
 print("then", result.status, result.stop_reason, result.step > 4)
 """
 
