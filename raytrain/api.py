@@ -47,14 +47,16 @@ def train(
         trial: With `from_sweep`: train this trial instead of the best.
         overwrite: Delete what the run has written to its folder first, and start over. Other files stay.
         progress: True: show the run on the terminal, as `raytrain train` does; False: print nothing.
-        callbacks: Callbacks of Ray Train, as for `ray.train.RunConfig(callbacks=...)`. They are called in the
-            process of its controller. If one raises, the run saves and ends.
+        callbacks: `raytrain.Callback` objects, which are called in this process, and callbacks of Ray Train, as for
+            `ray.train.RunConfig(callbacks=...)`, which are called in the process of its controller. If one raises, the
+            run saves and ends.
         data: `train`, `validation` and `test`: the data of these splits, instead of the files in the config. Each is a
             Ray Dataset, a pandas DataFrame, a `datasets.Dataset`, an Arrow table or a list of dicts. The rows are
             written to the folder of the prepared data, and the config of the run names their files.
 
     Returns:
-        The result, whose status is finished, stopped_early, or stopped (by Ctrl-C; the same call resumes the run).
+        The result, whose status is finished, stopped_early, or stopped (by Ctrl-C or a callback; the same call resumes
+        the run).
 
     Raises:
         ConfigError: The config is wrong; nothing was started.

@@ -30,6 +30,7 @@ def _labels(value: list[str]) -> list[str]:
 
 
 Label = Annotated[str, BeforeValidator(_label)]
+CodeName = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 Labels = Annotated[list[Label], AfterValidator(_labels)]
 
 
@@ -60,6 +61,14 @@ class SequenceClassificationConfig(Section):
     label_separator: Annotated[str | None, Affects.DATA] = None
     """With `multi_label`: the separator of the labels in a text cell, such as `|`; null: a cell is a list, or the text
     of one, such as ['a', 'b']."""
+    loss: Annotated[CodeName | None, Affects.RESULT] = None
+    """package.module:function that gives each sample its loss, from the logits and the true label; null:
+    cross-entropy. It is found as `task.target` is."""
+    metrics: Annotated[list[CodeName], Affects.RESULT] = []
+    """package.module:Class of further metrics, each a subclass of raytrain.tasks.Metric."""
+    sources: Annotated[dict[str, str], Affects.RESULT] = {}
+    """SHA-256 of the Python files of the packages of `loss` and `metrics`, by their names. raytrain fills it in. A run
+    that was started with other files is not resumed."""
 
     @model_validator(mode="after")
     def _check_labels(self) -> Self:
@@ -84,6 +93,14 @@ class TokenClassificationConfig(Section):
     document_context: Annotated[bool, Affects.DATA | Affects.SPEED] = False
     """True: joins neighbouring sentences of a document to samples of up to `data.max_length` tokens, so that the model
     sees the context of a word. Documents are told apart by CoNLL's -DOCSTART- lines or a `document` column."""
+    loss: Annotated[CodeName | None, Affects.RESULT] = None
+    """package.module:function that gives each tagged word its loss, from the logits and the true tag; null:
+    cross-entropy. It is found as `task.target` is."""
+    metrics: Annotated[list[CodeName], Affects.RESULT] = []
+    """package.module:Class of further metrics, each a subclass of raytrain.tasks.Metric."""
+    sources: Annotated[dict[str, str], Affects.RESULT] = {}
+    """SHA-256 of the Python files of the packages of `loss` and `metrics`, by their names. raytrain fills it in. A run
+    that was started with other files is not resumed."""
 
 
 class RegressionConfig(Section):

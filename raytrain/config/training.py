@@ -31,7 +31,7 @@ class Exactness(StrEnum):
 
 
 class OptimizerConfig(Section):
-    """AdamW. Biases and normalization weights are not decayed."""
+    """AdamW, or a class of your own. Biases and normalization weights are not decayed."""
 
     learning_rate: Annotated[float, Field(gt=0.0), Affects.RESULT, Mark.MID_RUN] = 5.0e-5
     """Peak learning rate."""
@@ -43,6 +43,36 @@ class OptimizerConfig(Section):
     """Decay of the second moment."""
     epsilon: Annotated[float, Field(gt=0.0), Affects.RESULT, Mark.MID_RUN] = 1.0e-8
     """Added to the denominator."""
+    target: Annotated[str | None, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"), Affects.RESULT | Affects.SPEED] = (
+        None
+    )
+    """package.module:Class, a subclass of torch.optim.Optimizer that treats each element alone, such as
+    torch.optim:RAdam; null: AdamW. It is found as `task.target` is."""
+    args: Annotated[dict[str, Any], Affects.RESULT | Affects.SPEED] = {}
+    """Keyword arguments of `target`, besides `lr` and `weight_decay`, which are the above."""
+    source: Annotated[str | None, Affects.RESULT | Affects.SPEED] = None
+    """SHA-256 of the Python files of its top-level package. raytrain fills it in, except for torch's own. A run that
+    was started with other files is not resumed."""
+
+    @model_validator(mode="after")
+    def _of_one_class(self) -> Self:
+        if self.target is None and self.args:
+            raise ValueError(
+                "training.optimizer.args are those of training.optimizer.target: give it, or leave them out"
+            )
+        if self.target is None:
+            return self
+        for name in ("beta1", "beta2", "epsilon"):
+            if getattr(self, name) != type(self).model_fields[name].default:  # a run's config.yaml has all fields
+                raise ValueError(
+                    f"training.optimizer.{name} is AdamW's and has no effect on {self.target}: leave it out, and give "
+                    f"what that takes in training.optimizer.args"
+                )
+        for name, option in (("lr", "learning_rate"), ("weight_decay", "weight_decay"), ("params", None)):
+            if name in self.args:
+                instead = f"set training.optimizer.{option}" if option else "raytrain gives it"
+                raise ValueError(f"training.optimizer.args.{name}: leave it out; {instead}")
+        return self
 
 
 class ScheduleKind(StrEnum):
@@ -64,6 +94,21 @@ class ScheduleConfig(Section):
     """The same in updates; overrides warmup_ratio."""
     min_ratio: Annotated[float, Field(ge=0.0, le=1.0), Affects.RESULT, Mark.MID_RUN] = 0.0
     """Final rate as a fraction of the peak."""
+    target: Annotated[str | None, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"), Affects.RESULT] = None
+    """package.module:function instead of `kind`: from the share of the updates after warm-up, 0 to below 1, to the
+    fraction of the peak. It is found as `task.target` is."""
+    source: Annotated[str | None, Affects.RESULT] = None
+    """SHA-256 of the Python files of its package. raytrain fills it in. A run that was started with other files is not
+    resumed."""
+
+    @model_validator(mode="after")
+    def _of_one_shape(self) -> Self:
+        for name in ("kind", "min_ratio"):
+            if self.target is not None and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"training.schedule.{name} has no effect beside training.schedule.target: leave one of them out"
+                )
+        return self
 
 
 class LossScaleConfig(Section):

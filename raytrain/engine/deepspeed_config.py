@@ -69,7 +69,7 @@ _WITHOUT_EFFECT: dict[str, str] = {
     "aio": "nothing is offloaded to disks",
     "nebula": "DeepSpeed's own checkpoints are not used",
     "disable_allgather": "DeepSpeed itself does not use it any more",
-    "zero_allow_untested_optimizer": "raytrain's AdamW is one that ZeRO is tested with",
+    "zero_allow_untested_optimizer": "raytrain tries training.optimizer.target itself",
     "zero_optimization.stage3_gather_16bit_weights_on_model_save": "best/ has the whole model at every stage",
     "sparse_gradients": "gradients are dense",
     "hybrid_engine": "it is for generating while training, which raytrain does not do",
@@ -115,6 +115,12 @@ def check_bitwise(training: TrainingConfig) -> None:
     """Raises ConfigError for an option that training.exactness=bitwise does not work with."""
     if training.exactness is not Exactness.BITWISE:
         return
+    if training.optimizer.target is not None:
+        raise ConfigError(
+            f"training.optimizer.target {training.optimizer.target} does not work with training.exactness=bitwise, "
+            "which needs an update whose bits do not depend on how parameters are cut, as raytrain's AdamW has: leave "
+            "out one of both"
+        )
     zero = training.deepspeed.get("zero_optimization", {})
     given = [name for name in _NOT_BITWISE if zero.get(name) and zero[name] != {"device": "none"}]
     names = [f"training.deepspeed.zero_optimization.{name}" for name in given]
@@ -234,6 +240,8 @@ def build_deepspeed_config(
         # It would wait for the GPU before and after each micro-batch, and nothing reads it.
         "timers": {"throughput": {"enabled": False}},
     }
+    if training.optimizer.target is not None:  # `own_optimizer` has tried it
+        config["zero_allow_untested_optimizer"] = True
     if training.communication.dtype is not None:
         config["communication_data_type"] = training.communication.dtype
     if is_bitwise:

@@ -24,7 +24,8 @@ from raytrain.engine.bitwise import ExactGradients, exact_gradients
 from raytrain.engine.deepspeed_config import build_deepspeed_config, effective_zero_stage, resolve_precision
 from raytrain.engine.determinism import BufferWatch, mark_boundaries, require_deterministic_kernels
 from raytrain.engine.generators import seed_generators
-from raytrain.engine.optimizer import make_adamw
+from raytrain.engine.optimizer import make_optimizer
+from raytrain.engine.own_optimizer import layout_of
 
 # Losses of micro-batches are rounded to multiples of this. In float64, sums of them up to 2**29 are then exact, and do
 # not depend on the workers' number.
@@ -49,7 +50,7 @@ class StepResult:
 
 
 class Engine:
-    """One worker's model, AdamW and ZeRO state.
+    """One worker's model, optimizer and ZeRO state.
 
     Every method is collective unless it says otherwise: all workers must call it in the same order.
     """
@@ -83,6 +84,8 @@ class Engine:
         self.world_size, self.world_rank = dist.get_world_size(), dist.get_rank()
         self.copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._clip = training.gradient_clipping
+        self.state_layout = layout_of(training.optimizer)
+        """What the optimizer keeps for each parameter."""
         config = build_deepspeed_config(
             training,
             precision=precision,
@@ -92,7 +95,7 @@ class Engine:
         is_bitwise = training.exactness is Exactness.BITWISE
         # The fused kernel of GPUs computes all elements alike.
         is_elementwise = is_bitwise and device.type == "cpu"
-        optimizer = make_adamw(model, training.optimizer, is_elementwise=is_elementwise)
+        optimizer = make_optimizer(model, training.optimizer, is_elementwise=is_elementwise)
         self._closing = contextlib.ExitStack()
         self._closing.callback(setattr, nn.functional, "linear", nn.functional.linear)
         if is_bitwise:

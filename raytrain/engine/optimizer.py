@@ -1,4 +1,4 @@
-"""AdamW over a model's trained parameters."""
+"""The optimizer over a model's trained parameters."""
 
 import math
 from collections.abc import Sequence
@@ -9,21 +9,25 @@ import torch
 from torch import Tensor, nn
 
 from raytrain.config import OptimizerConfig
+from raytrain.engine.own_optimizer import make_own
 from raytrain.errors import ConfigError
 
 # Elements updated at once: the temporary tensors stay in a CPU's cache.
 _CHUNK = 1 << 17
 
 
-def make_adamw(model: nn.Module, optimizer: OptimizerConfig, *, is_elementwise: bool = False) -> torch.optim.AdamW:
-    """AdamW over the trained parameters, in two groups: biases and normalization weights (1-D) have no weight decay.
+def make_optimizer(
+    model: nn.Module, optimizer: OptimizerConfig, *, is_elementwise: bool = False
+) -> torch.optim.Optimizer:
+    """The optimizer over the trained parameters, in two groups: biases and normalization weights (1-D) have no weight
+    decay. AdamW, if the config names no other.
 
     Args:
         is_elementwise: The bits of an updated element don't depend on where in a tensor it lies, so not on how
             parameters are flattened and partitioned. torch's fused kernel for CPUs computes most elements with
             instructions for vectors, which round once where those for the last few elements of a tensor round twice.
 
-    Raises ConfigError if nothing is trained.
+    Raises ConfigError if nothing is trained, or an optimizer of the user's can't be made.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
@@ -32,8 +36,11 @@ def make_adamw(model: nn.Module, optimizer: OptimizerConfig, *, is_elementwise: 
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": optimizer.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    groups = [group for group in groups if group["params"]]
+    if optimizer.target is not None:
+        return make_own(groups, optimizer)
     adamw = torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        groups,
         lr=optimizer.learning_rate,
         betas=(optimizer.beta1, optimizer.beta2),
         eps=optimizer.epsilon,

@@ -1,8 +1,8 @@
 """DeepSpeed's sharded state <-> named ranges of flattened parameters, at any number of workers and any ZeRO stage.
 
-The saved state is the fp32 master weight and the AdamW moments of every trained parameter, and the persistent buffers
-(such as BatchNorm's statistics; rank 0's). Frozen parameters are not saved: the process that loads the state has built
-the model with the same ones. Each element is saved by exactly one worker:
+The saved state is the fp32 master weight of every trained parameter, what the optimizer keeps for it (the moments of
+AdamW), and the persistent buffers (such as BatchNorm's statistics; rank 0's). Frozen parameters are not saved: the
+process that loads the state has built the model with the same ones. Each element is saved by exactly one worker:
 
 - ZeRO-1 and -2: the worker whose optimizer partition contains it,
 - ZeRO-3: the worker whose partition of the parameter contains it,
@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raytrain.checkpoint.ranges import BUFFER, FP32, MOMENTS, RangeReader, StateRange, Wanted
+from raytrain.checkpoint.ranges import BUFFER, FP32, RangeReader, StateRange, Wanted
 from raytrain.config import Precision
 from raytrain.engine.engine import Engine
 from raytrain.engine.exact_sums import sum_of_bits
+from raytrain.engine.own_optimizer import ADAMW, STEP
 from raytrain.engine.shares import gather_shares, share_of
 
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -90,7 +91,7 @@ def _copied_ranges(engine: Engine, *, is_locked: bool = False) -> list[StateRang
     for shard in _shards(engine):
         tensors = {FP32: _cpu_copy(shard.master, is_locked)}
         state = _inner_optimizer(engine).state.get(shard.flat, {})
-        for kind in MOMENTS:
+        for kind in engine.state_layout.kinds:
             tensors[kind] = _moment_copy(state.get(kind), shard, is_locked)
         ranges.append(StateRange(shard.name, shard.start, tensors))
     if engine.world_rank == 0:
@@ -109,19 +110,21 @@ def load_ranges(engine: Engine, reader: RangeReader, optimizer_step: int) -> Non
     Args:
         engine: An engine of any ZeRO stage and world size.
         reader: Returns any range of what `owned_ranges` returned on all workers.
-        optimizer_step: Updates applied before the save; AdamW's bias correction depends on it.
+        optimizer_step: Updates applied before the save; AdamW's bias correction depends on it. Before the first one,
+            an optimizer of the user's makes its state itself.
 
     Raises:
         CheckpointError: A parameter of the model is missing in the checkpoint, or is shorter there (raised by the
         reader).
     """
+    kinds = _kinds_at(engine, optimizer_step)
     for flat in _optimizer_tensors(engine):
-        _make_state(engine, flat, optimizer_step)
+        _make_state(engine, flat, kinds, optimizer_step)
     wanted = []
     for shard in _shards(engine):
         wanted.append(Wanted(FP32, shard.name, shard.start, shard.master))
         state = _inner_optimizer(engine).state[shard.flat]
-        for kind in MOMENTS:
+        for kind in kinds:
             moment = state[kind].view(-1)[shard.flat_start : shard.flat_start + shard.length]
             wanted.append(Wanted(kind, shard.name, shard.start, moment))
     buffers = [(name, buffer, torch.empty(buffer.numel())) for name, buffer in _persistent_buffers(engine.module)]
@@ -129,7 +132,7 @@ def load_ranges(engine: Engine, reader: RangeReader, optimizer_step: int) -> Non
     reader.load(wanted)
     for _, buffer, elements in buffers:
         buffer.copy_(elements.view(buffer.shape))
-    _spread(engine)
+    _spread(engine, kinds)
 
 
 def weights_checksum(engine: Engine) -> int:
@@ -156,12 +159,12 @@ def load_scaler_state(engine: Engine, state: dict[str, float | int]) -> None:
 
 
 def _inner_optimizer(engine: Engine) -> torch.optim.Optimizer:
-    """The torch AdamW, with or without DeepSpeed's wrapper."""
+    """The torch optimizer, with or without DeepSpeed's wrapper."""
     return engine.optimizer if engine.zero_stage == 0 else engine.optimizer.optimizer
 
 
 def _optimizer_tensors(engine: Engine) -> list[Tensor]:
-    """The tensors for which this worker's AdamW has moments."""
+    """The tensors for which this worker's optimizer has state."""
     if engine.zero_stage == 0:
         return [p for p in engine.module.parameters() if p.requires_grad]
     return _flat_partitions(engine.optimizer, engine.zero_stage)
@@ -216,23 +219,35 @@ def _shard_of_stage_3(engine: Engine, name: str, parameter: Any) -> _Shard:
     return _Shard(name, start, length, flat.detach()[offset : offset + length], flat, offset)
 
 
-def _make_state(engine: Engine, flat: Tensor, optimizer_step: int) -> None:
-    """Create the state that AdamW creates itself in its first step: it must exist before it can be loaded."""
-    optimizer = _inner_optimizer(engine)
+def _kinds_at(engine: Engine, optimizer_step: int) -> tuple[str, ...]:
+    """The tensors that the optimizer has after `optimizer_step` updates. One of the user's may not begin with zeros."""
+    return engine.state_layout.kinds if optimizer_step or engine.state_layout is ADAMW else ()
+
+
+def _make_state(engine: Engine, flat: Tensor, kinds: tuple[str, ...], optimizer_step: int) -> None:
+    """Create the state that the optimizer creates itself in its first step: it must exist before it can be loaded."""
+    optimizer, layout = _inner_optimizer(engine), engine.state_layout
     state = optimizer.state[flat]
-    for kind in MOMENTS:
+    if not optimizer_step and layout is not ADAMW:
+        state.clear()
+        return
+    for kind in kinds:
         if kind not in state:
             state[kind] = torch.zeros_like(flat, memory_format=torch.preserve_format, requires_grad=False)
-    step_device = flat.device if optimizer.defaults["fused"] else "cpu"  # where AdamW expects it
-    state["step"] = torch.tensor(float(optimizer_step), dtype=torch.float32, device=step_device)
+    if layout.step is Tensor:
+        is_beside = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
+        step_device = flat.device if is_beside else "cpu"  # where torch's optimizers expect it
+        state[STEP] = torch.tensor(float(optimizer_step), dtype=torch.float32, device=step_device)
+    elif layout.step is not None:
+        state[STEP] = layout.step(optimizer_step)
 
 
-def _spread(engine: Engine) -> None:
+def _spread(engine: Engine, kinds: tuple[str, ...]) -> None:
     """Update everything that is derived from the master weights, on this worker and on the others."""
     if engine.zero_stage == 0:
         state = _inner_optimizer(engine).state
         parameters = _optimizer_tensors(engine)
-        tensors = [t for p in parameters for t in (p.detach(), *(state[p][kind] for kind in MOMENTS))]
+        tensors = [t for p in parameters for t in (p.detach(), *(state[p][kind] for kind in kinds))]
         gather_shares([tensor.view(-1) for tensor in tensors], engine.world_rank, engine.world_size)
         return
     if engine.zero_stage == 3:

@@ -34,6 +34,7 @@ STOPPED_IN_WORDS = {
     StopReason.REQUESTED: "stopped on request",
     StopReason.NODE_RECLAIMED: "the node of this command is being reclaimed",
     StopReason.PAUSED: "paused at the end of a generation",
+    StopReason.CALLBACK: "stopped by a callback",
 }
 
 
@@ -105,7 +106,8 @@ def _complete(outcome: Outcome, run: Storage, duration_s: float, events: list[st
     if isinstance(outcome, Finished):
         return replace(result, final_metrics=outcome.final_metrics)
     if isinstance(outcome, Stopped):
-        message = f"{STOPPED_IN_WORDS[outcome.reason]}; to resume it: raytrain resume {run.path_of()}"
+        why = STOPPED_IN_WORDS[outcome.reason] + (f" ({outcome.detail})" if outcome.detail else "")
+        message = f"{why}; to resume it: raytrain resume {run.path_of()}"
         return replace(result, stop_reason=outcome.reason, message=message, exit_code=1)
     code = outcome.code
     return replace(result, failure_code=code, message=outcome.message, exit_code=code.exit_code)

@@ -28,8 +28,10 @@ from raytrain.tasks import make_task
 from raytrain.tasks.base import Task
 from raytrain.tasks.chat_template import CHATML
 from raytrain.tasks.imported import import_named, source_hash
+from raytrain.tasks.own_code import LOSS, METRICS, LabelTaskConfig, try_own_code
 from raytrain.tracking.trackers import check_trackers
 from raytrain.training.progress import mode_of, watched_mode
+from raytrain.training.schedule import try_schedule
 
 JOB_FOLDER = "/runtime_resources/working_dir_files/"  # where Ray unpacks the working directory of a job
 
@@ -86,7 +88,13 @@ def check(
         if config.workers.gpu is False:
             resolve_precision(config.training.precision, has_gpu=False, gpu_has_bf16=False)
     task, num_trained = make_task(config.task, config.data.max_length), count_parameters(config.model)
+    try_own_code(config.task)
+    try_schedule(config.training.schedule)
     _check_metrics(config, task)
+    if config.training.optimizer.target is not None:
+        from raytrain.engine.own_optimizer import layout_of  # it imports torch
+
+        layout_of(config.training.optimizer)
     try:
         check_sources(given.data, task, only, checked)  # a missing path is named as the user wrote it
         check_tokenizer(config.model)
@@ -188,6 +196,17 @@ def resolve(config: RunConfig) -> RunConfig:
     if augment is not None and augment.custom is not None and augment.custom_source is None:
         import_named(augment.custom, CUSTOM)
         raw["data"]["augment"]["custom_source"] = source_hash(augment.custom, CUSTOM)
+    if isinstance(config.task, LabelTaskConfig):
+        named = [(target, METRICS) for target in config.task.metrics]
+        named += [(config.task.loss, LOSS)] if config.task.loss is not None else []
+        if sources := {target: source_hash(target, option) for target, option in named if not config.task.sources}:
+            raw["task"]["sources"] = sources
+    optimizer = config.training.optimizer
+    if optimizer.target is not None and optimizer.source is None and not optimizer.target.startswith("torch."):
+        raw["training"]["optimizer"]["source"] = source_hash(optimizer.target, "training.optimizer.target")
+    schedule = config.training.schedule
+    if schedule.target is not None and schedule.source is None:
+        raw["training"]["schedule"]["source"] = source_hash(schedule.target, "training.schedule.target")
     return parse_config(raw)
 
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 
 from pydantic import TypeAdapter, ValidationError
 
-from raytrain.errors import FailureCode
+from raytrain.errors import ConfigError, FailureCode, did_you_mean
+from raytrain.reports.inline import Picture, html_table
 from raytrain.storage import Storage
 from raytrain.training.outcome import RunStatus, StopReason
 
@@ -47,6 +48,29 @@ class RunResult:
     def is_done(self) -> bool:
         """Whether the run reached its end, by all its steps or by early stopping."""
         return self.status.is_done
+
+    def plot(self, figure: str = "loss") -> Picture:
+        """A figure of the run's report, which a notebook shows: loss, validation, learning_rate, gradient_norm,
+        throughput, world_size, confusion and others.
+
+        Raises ConfigError when the run has no such figure; the message names those that it has.
+        """
+        from raytrain.reports.curves import read_run
+        from raytrain.reports.plots import draw_all  # it imports matplotlib
+
+        drawn = draw_all(read_run(Storage(self.run_path)))
+        if figure not in drawn:
+            has = ", ".join(drawn) or "none yet"
+            raise ConfigError(f"{self.run_path} has no figure {figure!r}; it has: {has}{did_you_mean(figure, drawn)}")
+        return Picture(drawn[figure])
+
+    def _repr_html_(self) -> str:
+        best = None
+        if self.best_value is not None:
+            best = f"{self.best_metric} {self.best_value:.4f} at step {self.best_step}"
+        rows = {"status": self.status, "step": self.step, "best validation": best, "test": self.final_metrics}
+        rows |= {"resizes": self.resizes or None, "failures": self.failures or None, "goodput": self.goodput}
+        return html_table({**rows, "run": self.run_path, "message": self.message})
 
 
 _RESULT = TypeAdapter(RunResult)

@@ -25,6 +25,7 @@ from raytrain.ray_core.head_watch import HeadWatch
 from raytrain.ray_core.nodes import worker_resources
 from raytrain.retries import advice_for, retrying
 from raytrain.runs.beginning import lease_of
+from raytrain.runs.callbacks import CallbackRunner, StartInfo
 from raytrain.runs.ending import conclude_run
 from raytrain.runs.evaluation import (
     Evaluation,
@@ -68,14 +69,16 @@ def run_training(
     Args:
         overwrite: Delete what the run has written to its folder first, and start from the beginning.
         terms: What a sweep prescribes for the run.
-        callbacks: Callbacks of Ray Train, as for `ray.train.RunConfig`.
+        callbacks: `Callback`s, which are called in this process, and callbacks of Ray Train, as for
+            `ray.train.RunConfig`.
 
     Raises:
         ConfigError, DataError: Raised before anything was started.
         TakenOverError: Another command trains the run now; this one has written nothing more to its folder.
-        TrainingError: The run's folder can't be read or written.
+        TrainingError: The run's folder can't be read or written, or a callback has raised.
     """
     observer, terms = observer or Observer(), terms or Terms()
+    runner = CallbackRunner(callbacks, observer.note)
     started_at_s = time.time()
     observer.phase("checking")
     found = check(config, checked=observer.checked)
@@ -89,7 +92,7 @@ def run_training(
             if (previous := retrying(begin, f"reading {run.path_of()}")) is not None:
                 return previous
             retrying(lambda: check_same_data(run, found.config), f"reading {run.path_of()}")
-            return _train_and_report(run, found, observer, started_at_s, lease, terms, callbacks)
+            return _train_and_report(run, found, observer, started_at_s, lease, terms, runner)
     except OSError as error:
         if not _is_of_storage(error):
             raise
@@ -103,12 +106,17 @@ def _train_and_report(
     started_at_s: float,
     lease: Lease,
     terms: Terms,
-    callbacks: Sequence[Any],
+    callbacks: CallbackRunner,
 ) -> RunResult:
-    outcome = _train(run, found, observer, started_at_s, lease, terms, callbacks)
-    if isinstance(outcome, Failed) and outcome.code is FailureCode.TAKEN_OVER:
-        raise TakenOverError(outcome.message)
-    return conclude_run(outcome, run, found.config, started_at_s, observer)
+    try:
+        outcome = _train(run, found, observer, started_at_s, lease, terms, callbacks)
+        if isinstance(outcome, Failed) and outcome.code is FailureCode.TAKEN_OVER:
+            raise TakenOverError(outcome.message)
+        result = conclude_run(outcome, run, found.config, started_at_s, observer)
+        callbacks.end(result)
+        return result
+    finally:
+        callbacks.close()
 
 
 def _train(
@@ -118,7 +126,7 @@ def _train(
     began_at_s: float,
     lease: Lease,
     terms: Terms,
-    callbacks: Sequence[Any],
+    callbacks: CallbackRunner,
 ) -> Outcome:
     """Prepare the data and train on Ray."""
     from raytrain.data.copies import describe_epoch
@@ -131,7 +139,9 @@ def _train(
     with (
         ray_session(config, found.private_cpus, preload=RAY_TRAIN) as session,
         StopSignals() as signals,
-        TrainRun(config, run, worker_resources(config, found.plan_on(session).use_gpu), callbacks) as train_run,
+        TrainRun(
+            config, run, worker_resources(config, found.plan_on(session).use_gpu), callbacks.for_ray_train
+        ) as train_run,
     ):
         observer.phase("preparing data")
         store = prepare(config, observer.prepared, None, functools.partial(check_model, config), observer.phase)
@@ -148,12 +158,13 @@ def _train(
         record_command(run, store.manifest.splits, command, epoch)
         table = make_timetable(config, num_samples, has_validation=store.has_split("validation"))
         observer.begin(table.total_steps)
+        callbacks.begin(StartInfo(run.path_of(), config, table.total_steps))
         observer.phase("starting workers")
         signals.catch()
         with _reclaim_watch(config):
             spec = RunSpec(config, run, store.root, plan.use_gpu, table.total_steps, began_at_s, terms)
             exporter = RunExporter(config, run, table.total_steps, terms.sweep)
-            return _supervise(Supervisor.train, spec, train_run, observer, signals, lease, exporter)
+            return _supervise(Supervisor.train, spec, train_run, observer, signals, lease, exporter, callbacks)
 
 
 def _reclaim_watch(config: RunConfig) -> AbstractContextManager[Any]:
@@ -173,12 +184,14 @@ def _supervise(
     signals: StopSignals,
     lease: Lease | None = None,
     exporter: RunExporter | None = None,
+    callbacks: CallbackRunner | None = None,
 ) -> Outcome:
     """Run a supervisor; meanwhile follow the run's logs, pass a stop request on, and watch the cluster's head. An
     exception also becomes an outcome."""
     from raytrain.elastic.supervisor import Supervisor
 
-    follower = Follower(spec.run, observer.rows, *([exporter.rows] if exporter else []))
+    listeners = [one.rows for one in (observer, exporter, callbacks) if one is not None]
+    follower = Follower(spec.run, *listeners)
 
     def on_poll() -> None:
         if lease is not None:
@@ -189,6 +202,9 @@ def _supervise(
             exporter.look(supervisor.worker_counts)
 
     def is_stop_asked() -> bool:
+        return is_other_stop() or (callbacks is not None and callbacks.is_stop_asked)
+
+    def is_other_stop() -> bool:
         return signals.is_asked or spec.terms.allocation.is_stop_asked
 
     def new_token() -> int:
@@ -208,6 +224,8 @@ def _supervise(
         outcome = _outcome_of(error, spec.run)
     finally:
         follower.look()
+    if callbacks is not None:
+        outcome = callbacks.judge(outcome, is_other_stop=is_other_stop())
     train_run.conclude(outcome)  # if the supervisor did not get to it
     if exporter is not None:
         exporter.end(outcome.status)

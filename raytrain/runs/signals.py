@@ -12,7 +12,8 @@ class StopSignals:
     """Context in which these signals request a clean stop. Enter it after `ray.init`, which installs its own handlers.
 
     SIGHUP, which the end of a terminal or of an ssh connection sends, is left alone where it is ignored: under `nohup`
-    the run continues. Outside the main thread (in a notebook or a sweep) signals are not handled.
+    the run continues. Outside the main thread (in a sweep) signals are not handled. The cells of a notebook run in
+    the main thread of its kernel, so that an interrupt of the kernel is a Ctrl-C.
     """
 
     def __init__(self) -> None:

@@ -29,6 +29,7 @@ from raytrain.tasks.labels import (
     labels_in,
     suspicious,
 )
+from raytrain.tasks.own_code import own_loss_sum, with_own_metrics, with_own_modes
 from raytrain.tasks.predicting import Decoding, sigmoid, softmax
 from raytrain.tasks.scores import MultiLabelScores, SingleLabelScores
 from raytrain.tasks.text import padded_inputs
@@ -52,7 +53,7 @@ class SequenceClassification(TextPairTask):
     def metrics(self) -> dict[str, Mode]:
         """The metrics that can be watched."""
         own = ("subset_accuracy", "micro_f1") if self.config.multi_label else ("accuracy",)
-        return dict.fromkeys((*own, "macro_f1", "weighted_f1"), "max")
+        return with_own_modes(dict.fromkeys((*own, "macro_f1", "weighted_f1"), "max"), self.config)
 
     def target_columns(self) -> list[str]:
         """The label."""
@@ -214,13 +215,17 @@ class SequenceClassification(TextPairTask):
 
     def scores(self, state: TaskState) -> Scores:
         """Accuracy, macro, micro and weighted F1, the table of labels, and the confusion matrix."""
-        return (MultiLabelScores if self.config.multi_label else SingleLabelScores)(labels_in(state))
+        labels = labels_in(state)
+        scores = (MultiLabelScores if self.config.multi_label else SingleLabelScores)(labels)
+        return with_own_metrics(scores, self.config, labels)
 
     def _loss_and_logits(self, model: "nn.Module", batch: "dict[str, Tensor]") -> "tuple[Tensor, Tensor]":
         import torch
         from torch.nn import functional
 
         logits, labels = self._logits(model, batch), batch["labels"]
+        if self.config.loss is not None:
+            return own_loss_sum(self.config, logits, labels, batch.get("weights")), logits
         if not self.config.multi_label and "weights" not in batch:
             return functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum"), logits
         if not self.config.multi_label:

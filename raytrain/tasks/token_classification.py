@@ -38,6 +38,7 @@ from raytrain.tasks.labels import (
     labels_in,
     suspicious,
 )
+from raytrain.tasks.own_code import own_loss_sum, with_own_metrics, with_own_modes
 from raytrain.tasks.predicting import Decoding, Predicting
 from raytrain.tasks.sentences import Words, by_sentence, join
 from raytrain.tasks.special_tokens import check_room, needs_blanks, special_tokens, with_blanks
@@ -66,7 +67,7 @@ class TokenClassification(TextTask, Predicting):
         entity = ("entity_precision", "entity_recall", "entity_f1")
         may_have = self.config.labels is None or has_entities(self.config.labels)
         names = (*(entity if may_have else ()), "token_micro_f1", "token_macro_f1", "token_weighted_f1")
-        return dict.fromkeys(names, "max")
+        return with_own_modes(dict.fromkeys(names, "max"), self.config)
 
     @property
     def best_metric(self) -> str:
@@ -280,12 +281,15 @@ class TokenClassification(TextTask, Predicting):
 
     def scores(self, state: TaskState) -> Scores:
         """Entity-level scores (where the tags mark entities) and token-level scores over all tags, O included."""
-        return TagScores(labels_in(state))
+        labels = labels_in(state)
+        return with_own_metrics(TagScores(labels), self.config, labels)
 
     def _loss_and_logits(self, model: "nn.Module", batch: "dict[str, Tensor]") -> "tuple[Tensor, Tensor]":
         from torch.nn import functional
 
         logits = model(**model_inputs(batch)).logits.float()
+        if self.config.loss is not None:
+            return own_loss_sum(self.config, logits.flatten(0, 1), batch["labels"].flatten(), None), logits
         loss = functional.cross_entropy(
             logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORED, reduction="sum"
         )

@@ -17,6 +17,7 @@ from raytrain.launch.job_events import JobEvent, JobEventKind
 from raytrain.runs.observer import Observer
 from raytrain.runs.result import RunResult
 from raytrain.storage import Storage
+from raytrain.terminal.notebook import NotebookLive
 from raytrain.terminal.output import lasting_console
 from raytrain.training.outcome import RunStatus
 from raytrain.training.records import BEST_SO_FAR, NOTES, scores_of
@@ -29,14 +30,17 @@ NUMBERS_OF_STEP = ("loss", "lr", "grad_norm")
 
 
 class LiveDisplay:
-    """Keeps the output of `_render` up to date on a terminal. Elsewhere subclasses print plain lines instead."""
+    """Keeps the output of `_render` up to date on a terminal or in a notebook. Elsewhere subclasses print plain lines
+    instead."""
 
     def __init__(self, console: Console | None, refresh_per_second: float):
         self.console = console or Console(highlight=False)
         if not self.console.is_terminal and "COLUMNS" not in os.environ:
             self.console.width = WIDE  # a file has no width: tables are not cut
         self._refresh_per_second = refresh_per_second
-        self._live: Live | None = None
+        self._live: Live | NotebookLive | None = None
+        self.is_live = self.console.is_terminal or self.console.is_jupyter
+        """Whether there is a live display; lines that it shows are not printed."""
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
@@ -47,6 +51,8 @@ class LiveDisplay:
                 transient=True,
             )
             self._live.start()
+        elif self.console.is_jupyter:
+            self._live = NotebookLive(self._render, self.console.width, 2 / self._refresh_per_second)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -223,12 +229,12 @@ class RunDisplay(LiveDisplay, Observer):
 
     def _say(self, text: str) -> None:
         """Print a plain line if there is no live display."""
-        if not self.console.is_terminal:
+        if not self.is_live:
             self.console.print(text, soft_wrap=True)
 
     def _say_event(self, event: JobEvent) -> None:
         """Print an event if there is no live display."""
-        if not self.console.is_terminal:
+        if not self.is_live:
             print_event(self.console, event)
 
     def _is_line_due(self) -> bool:

@@ -46,7 +46,7 @@ class SweepDisplay(LiveDisplay, SweepObserver):
         self._print_rows_text(rows_per_s)
 
     def _print_rows_text(self, per_s: float) -> None:
-        if not self.console.is_terminal and per_s and time.monotonic() > self._next_line_s:
+        if not self.is_live and per_s and time.monotonic() > self._next_line_s:
             self._next_line_s = time.monotonic() + PLAIN_EVERY_S
             self.console.print(self._rows_text, soft_wrap=True)
 
@@ -59,7 +59,7 @@ class SweepDisplay(LiveDisplay, SweepObserver):
 
     def trial(self, row: TrialRow, event: str) -> None:
         """Print a line about a trial if there is no live table. A failure is printed in any case."""
-        if self.console.is_terminal and row.status != "failed":
+        if self.is_live and row.status != "failed":
             return
         text = f"  {row.name} "
         if event == "started":

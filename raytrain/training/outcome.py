@@ -28,6 +28,7 @@ class StopReason(StrEnum):
     REQUESTED = "requested"  # by a signal, or because the sweep ends
     NODE_RECLAIMED = "node_reclaimed"  # the node of the command
     PAUSED = "paused"  # Job.until_step was reached: the sweep resumes it
+    CALLBACK = "callback"  # a callback of the user's returned StopTraining
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,12 @@ class Stopped:
     progress: Progress = field(default_factory=Progress)
     reason: StopReason = StopReason.REQUESTED
     failures: int = 0
+    detail: str = ""
+    """More about the reason, for people."""
     status = RunStatus.STOPPED
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "detail", redact(self.detail))  # a callback may have written it
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,16 @@
 """The learning rate as a function of applied updates: pure arithmetic, without Ray or torch."""
 
+import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 from raytrain.config import OptimizerConfig, ScheduleConfig, ScheduleKind
+from raytrain.errors import ConfigError
+from raytrain.tasks.imported import check_source, file_of, import_function
+from raytrain.tasks.user_code import told
+
+OPTION = "training.schedule.target"
 
 
 def warmup_updates(total_updates: int, schedule: ScheduleConfig) -> int:
@@ -23,12 +31,15 @@ def learning_rate_at(update: int, total_updates: int, optimizer: OptimizerConfig
             linear    p - (p - m) * t
             cosine    m + (p - m) * (1 + cos(pi * t)) / 2
             constant  p
+            target    p * target(t)
 
     Args:
         update: Updates applied before this one, so the first is 0. A step that was skipped does not count.
         total_updates: Updates of the whole run. Past it the rate stays at the floor.
         optimizer: Peak rate.
         schedule: Shape.
+
+    Raises ConfigError when a function of the user's fails, or does not return a number from 0 on.
     """
     peak, warmup = optimizer.learning_rate, warmup_updates(total_updates, schedule)
     if update < warmup:
@@ -36,7 +47,40 @@ def learning_rate_at(update: int, total_updates: int, optimizer: OptimizerConfig
     if schedule.kind is ScheduleKind.CONSTANT:
         return peak
     floor = schedule.min_ratio * peak
+    if schedule.target is not None:
+        share = max(0, update - warmup) / max(1, total_updates - warmup)
+        return peak * fraction_at(min(share, math.nextafter(1.0, 0.0)), schedule)
     progress = min(1.0, (update - warmup) / max(1, total_updates - warmup))
     if schedule.kind is ScheduleKind.COSINE:
         return floor + (peak - floor) * (1.0 + math.cos(math.pi * progress)) / 2.0
     return peak - (peak - floor) * progress
+
+
+def fraction_at(share: float, schedule: ScheduleConfig) -> float:
+    """The fraction of the peak that the user's function gives. Raises ConfigError."""
+    assert schedule.target is not None
+    function = _function(schedule.target, schedule.source)
+    try:
+        fraction = function(share)
+    except Exception as error:
+        place = told(error, file_of(schedule.target, OPTION))
+        raise ConfigError(f"{OPTION} {schedule.target}({share:g}) failed: {place}") from error
+    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction < math.inf:
+        raise ConfigError(
+            f"{OPTION} {schedule.target}({share:g}) returned {fraction!r}; return the fraction of the peak, 0 or more"
+        )
+    return float(fraction)
+
+
+@functools.cache
+def _function(target: str, source: str | None) -> Callable[[float], Any]:
+    function: Callable[[float], Any] = import_function(target, OPTION)
+    check_source(target, source, OPTION, "training.schedule.source")
+    return function
+
+
+def try_schedule(schedule: ScheduleConfig) -> None:
+    """Call a function of the user's at several places. Raises ConfigError."""
+    if schedule.target is not None:
+        for place in range(10):
+            fraction_at(place / 10, schedule)

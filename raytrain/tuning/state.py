@@ -11,6 +11,7 @@ from raytrain.config import RunConfig
 from raytrain.config.io import parse_config
 from raytrain.errors import ConfigError, FailureCode
 from raytrain.ray_core.connect import cluster_address
+from raytrain.reports.inline import html_table
 from raytrain.runs.folder import read_run_config
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
@@ -57,6 +58,11 @@ class SweepResult:
     """What most of the failed trials failed of, if the sweep failed."""
     message: str = ""
     exit_code: int = 0
+
+    def _repr_html_(self) -> str:
+        best = None if self.best_value is None else f"{self.best_trial}: {self.metric} {self.best_value:.4f}"
+        rows = {"status": self.status, "trials": self.num_trials, "failed": self.num_failed or None, "best": best}
+        return html_table({**rows, "its values": self.best_values, "sweep": self.path, "message": self.message})
 
 
 @dataclass(frozen=True)

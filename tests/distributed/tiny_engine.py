@@ -134,13 +134,14 @@ def make_engine(
     loss_scale: LossScaleConfig | None = None,
     device: str = "cpu",
     deepspeed: dict[str, Any] | None = None,
+    optimizer: OptimizerConfig | None = None,
 ) -> Engine:
     training = TrainingConfig(
         global_batch_size=12,
         micro_batch_size=2,
         zero_stage=zero_stage,
         gradient_clipping=clip,
-        optimizer=OptimizerConfig(learning_rate=1e-2),
+        optimizer=optimizer or OptimizerConfig(learning_rate=1e-2),
         loss_scale=loss_scale or LossScaleConfig(initial_power=8),
         deepspeed=deepspeed or (NOTHING_KEPT if zero_stage == 3 else {}),
     )

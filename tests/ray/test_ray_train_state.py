@@ -246,9 +246,21 @@ import raytrain.elastic.training_worker
 from told import Told
 from user_worker import UserWorker
 raytrain.elastic.training_worker.worker_class = UserWorker
+import json
+from pathlib import Path
+import raytrain
 from raytrain.config.io import load_config
 from raytrain.runs.run import run_training
-result = run_training(load_config(sys.argv[1]), callbacks=[Told()])
+
+class Heard(raytrain.Callback):
+    def note(self, info):
+        told = [type(info).__name__, getattr(info, "step", 0), getattr(info, "num_missed", 0)]
+        with open(Path(__file__).with_name("heard.jsonl"), "a") as file:
+            file.write(json.dumps(told) + "\\n")
+
+    on_start = on_step = on_evaluation = on_checkpoint = on_resize = on_end = note
+
+result = run_training(load_config(sys.argv[1]), callbacks=[Told(), Heard()])
 print(result.status, result.message)
 """
 
@@ -359,6 +371,16 @@ def test_callbacks_are_told(user_code: dict[str, Any], folder: Path, how: str) -
     assert [pointer["step"] for pointer in pointers] == sorted({pointer["step"] for pointer in pointers})
     of_user_code = [note["metrics"] for note in told if "metrics" in note and "of_user_code" in note["metrics"][0]]
     assert of_user_code == [[{"of_user_code": 0}, {"of_user_code": 1}]] * 2
+
+
+def test_callbacks_of_raytrain_hear_of_the_run(user_code: dict[str, Any], folder: Path) -> None:
+    heard = [tuple(json.loads(line)) for line in (folder / "heard.jsonl").read_text().splitlines()]
+    kinds = [kind for kind, _, _ in heard]
+    assert (kinds[0], kinds[-1], kinds.count("ResizeInfo")) == ("StartInfo", "RunResult", 1)
+    assert set(kinds) == {"StartInfo", "StepInfo", "CheckpointInfo", "ResizeInfo", "RunResult"}
+    steps = [(step, num_missed) for kind, step, num_missed in heard if kind == "StepInfo"]
+    assert steps[0][0] == 1 and steps[-1][0] == 60
+    assert sum(1 + num_missed for _, num_missed in steps) == len(notes(folder / "runs" / "user" / "metrics.jsonl"))
 
 
 def test_user_code_asks_ray_train(user_code: dict[str, Any], folder: Path) -> None:

@@ -52,7 +52,8 @@ def test_what_decides_how_long_a_step_takes() -> None:
     expected |= beginning_with("training.global_batch_size", "training.micro_batch_size", "training.precision")
     expected |= beginning_with("training.gradient_checkpointing", "training.zero_stage", "training.deepspeed")
     expected |= beginning_with("training.exactness")
-    expected |= beginning_with("task.target", "task.args", "task.source") - {"task.target_columns"}
+    expected |= {"task.target", "task.args", "task.source"}
+    expected |= {f"training.optimizer.{name}" for name in ("target", "args", "source")}
     # How gradients travel, whether samples are joined, and how fast batches come decide it as well.
     expected |= beginning_with("training.communication.", "task.document_context", "workers.data_cpus")
     expected -= {"model.adapter.alpha", "model.adapter.rslora"}  # a factor
@@ -67,6 +68,8 @@ def test_what_all_trials_of_a_sweep_share() -> None:
 
 def test_what_a_population_may_change() -> None:
     expected = beginning_with("training.optimizer.", "training.schedule.", "training.gradient_clipping")
+    expected -= {f"training.optimizer.{name}" for name in ("target", "args", "source")}
+    expected -= {"training.schedule.target", "training.schedule.source"}
     assert {*marked(Mark.MID_RUN)} == expected | {"training.dropout"}
 
 
@@ -75,7 +78,8 @@ def test_what_a_sweep_may_be_given_more_of() -> None:
 
 
 def test_what_the_fingerprint_of_prepared_data_takes() -> None:
-    expected = beginning_with("task.") - {"task.mask_fraction", "task.whole_words"}  # drawn when samples are read
+    drawn = {"task.mask_fraction", "task.whole_words"}  # when samples are read
+    expected = beginning_with("task.") - drawn - {"task.loss", "task.metrics", "task.sources"}
     expected |= {"data.max_length", "data.on_error", "data.validation.fraction"}
     expected |= {"data.validation.group_column", "data.validation.stratify", *beginning_with("data.dedup.")}
     expected |= beginning_with("data.clean") - {"data.clean.max_dropped"}

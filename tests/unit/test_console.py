@@ -156,3 +156,24 @@ def test_the_best_metric_is_shown_and_a_new_best_is_told() -> None:
 def test_epochs_are_counted_as_in_the_file() -> None:
     (line,) = printed(9, metrics={**STEP, "step": 9, "epoch": 3})
     assert "epoch 3 " in line
+
+
+def test_a_notebook_has_one_output_that_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    import IPython.display
+
+    shown: list[str] = []
+
+    class Handle:
+        def update(self, html: Any) -> None:
+            shown.append(html.data)
+
+    monkeypatch.setattr(IPython.display, "display", lambda *_, **__: Handle())
+    display = RunDisplay(Console(file=io.StringIO(), force_jupyter=True, width=80))
+    display._refresh_per_second = 100
+    with display:
+        display.phase("checking <files>")
+        deadline_s = time.monotonic() + 10
+        while not shown and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+    assert "checking &lt;files&gt;" in shown[0] and shown[-1] == ""
+    assert display.console.file.getvalue() == "", "what the display shows is not printed as well"  # type: ignore[attr-defined]

@@ -62,3 +62,24 @@ def test_a_run_and_a_sweep_do_not_share_a_folder(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match="holds a run"):
         check_same(folder, config, space, None)
+
+
+def test_a_notebook_shows_a_table_and_figures(tmp_path: Path) -> None:
+    from raytrain.errors import ConfigError
+    from raytrain.tuning.state import SweepResult
+
+    run = RunResult(RunStatus.FINISHED, str(tmp_path), 7, message="<b>", best_value=0.5, best_metric="f1", best_step=3)
+    shown = run._repr_html_()
+    assert "f1 0.5000 at step 3" in shown and "&lt;b&gt;" in shown and "failures" not in shown
+    assert "lr 0.1" in SweepResult(RunStatus.FINISHED, "s", "f1", "max", "t1", 0.5, {"lr": 0.1})._repr_html_()
+    with pytest.raises(ConfigError, match=r"has no figure 'loss'; it has: none yet"):
+        run.plot()
+    step = {"step": 1, "loss": 0.5, "lr": 0.1, "grad_norm": 1.0, "tokens_per_s": 9.0, "padding": 0.1, "world_size": 1}
+    step |= {"step_s": 0.1, "data_wait_s": 0.0, "skipped_steps": 0, "loss_scale": None, "attempt": 0}
+    rows = [json.dumps({**step, "step": number}) for number in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+    picture = run.plot()
+    picture.save(tmp_path / "loss.png")
+    assert (tmp_path / "loss.png").read_bytes() == picture._repr_png_() and picture.png.startswith(b"\x89PNG")
+    with pytest.raises(ConfigError, match=r"has no figure 'throughputs'.*did you mean throughput\?"):
+        run.plot("throughputs")

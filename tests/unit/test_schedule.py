@@ -1,13 +1,17 @@
 """The learning rate: pure arithmetic over applied updates."""
 
 import itertools
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from raytrain.config import OptimizerConfig, ScheduleConfig, ScheduleKind
-from raytrain.training.schedule import learning_rate_at, warmup_updates
+from raytrain.errors import ConfigError
+from raytrain.training.schedule import learning_rate_at, try_schedule, warmup_updates
 
 PEAK = OptimizerConfig(learning_rate=2.0)
 
@@ -59,3 +63,24 @@ def test_rates_are_bounded_and_have_one_peak(kind: ScheduleKind, total: int, war
     assert climb == sorted(climb)
     assert all(later <= earlier + 1e-12 for earlier, later in itertools.pairwise(fall))
     assert all(rate >= 2.0 * min_ratio - 1e-9 for rate in fall)
+
+
+def test_a_function_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ("def drop(share):\n    return 1.0 if share < 0.5 else 0.1", "def odd(share):\n    return -share")
+    lines += ("def bad(share):\n    return 1 / (share - 0.5) ** 2",)
+    (tmp_path / "rates_of_mine.py").write_text("\n\n".join(lines))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    rates = _rates(6, target="rates_of_mine:drop", warmup_steps=2)
+    assert rates == pytest.approx([1.0, 2.0, 2.0, 2.0, 0.2, 0.2])
+    drop = ScheduleConfig(target="rates_of_mine:drop", warmup_steps=2)
+    assert learning_rate_at(99, 6, PEAK, drop) == pytest.approx(0.2), "past the end too"
+    try_schedule(drop)
+    for name, said in (
+        ("odd", r"odd\(0.1\) returned -0.1; return the"),
+        ("bad", r"bad\(0.5\) failed: ZeroDivisionError"),
+    ):
+        with pytest.raises(ConfigError, match=f"training.schedule.target rates_of_mine:{said}"):
+            try_schedule(ScheduleConfig(target=f"rates_of_mine:{name}"))
+    with pytest.raises(ValidationError, match="training.schedule.kind has no effect beside training.schedule.target"):
+        ScheduleConfig(target="rates_of_mine:drop", kind="cosine")

@@ -4,6 +4,7 @@ import io
 import os
 import signal
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -124,3 +125,33 @@ def test_an_output_that_is_gone_does_not_end_the_run(
                 shown.phase("preparing data")
         stream.write("what is printed later")
     assert caplog.text.count("the run continues without it") == 1
+
+
+def test_an_interrupt_of_a_notebooks_kernel_asks_for_a_stop() -> None:
+    import threading
+    import time
+
+    import nbformat
+    from nbclient import NotebookClient
+
+    source = """
+        import time
+        from raytrain.runs.signals import StopSignals
+        with StopSignals() as signals:
+            signals.catch()
+            print("ready", flush=True)
+            while not signals.is_asked:
+                time.sleep(0.05)
+        print("asked")
+    """
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(textwrap.dedent(source))])
+    client = NotebookClient(notebook, timeout=60, kernel_name="python3")
+
+    def interrupt() -> None:
+        while "ready" not in str(notebook.cells[0].outputs):
+            time.sleep(0.1)
+        client.km.provisioner.process.send_signal(signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    client.execute()
+    assert "asked" in str(notebook.cells[0].outputs)
