@@ -98,8 +98,10 @@ class Batcher:
         """
         if not rows:
             return []
-        if self._num_waiting and self._num_waiting + len(rows) > self._max_queue:
-            raise QueueFullError
+        if self._num_waiting + len(rows) > self._max_queue:
+            self._dispatch()  # some may only be waiting for others to join them
+            if self._num_waiting:
+                raise QueueFullError
         future: asyncio.Future[list[Answer]] = asyncio.get_running_loop().create_future()
         request = _Request(rows, how, future, [None] * len(rows), num_left=len(rows))
         self._waiting.append(request)

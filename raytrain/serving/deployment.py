@@ -37,8 +37,16 @@ def start_serve() -> None:
     from ray.serve.schema import LoggingConfig
 
     logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").addFilter(_is_not_of_a_death)
     serve.start(proxy_location="Disabled", logging_config=_quiet(LoggingConfig))
     logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
+
+
+def _is_not_of_a_death(record: logging.LogRecord) -> bool:
+    """False for the many lines of Serve's router on a replica that has died: its calls are given to another."""
+    from ray.exceptions import RayActorError
+
+    return not (record.exc_info and isinstance(record.exc_info[1], RayActorError))
 
 
 def end_serve() -> None:

@@ -23,6 +23,7 @@ from raytrain.tasks.base import RowError
 LARGE = 256_000
 """Bytes of JSON that are read in a thread, so that other requests do not wait for it."""
 RETRY_AFTER_S = 1
+NO_REPLICA = "no replica has the model at the moment; they are being started: try again later"
 READ_OFF, READ_OFF_S = 4, 5.0
 """Of a body that is too large, at most this many times the limit is read, in that time."""
 
@@ -124,6 +125,8 @@ class Front:
             told = f"within {self._limits.timeout_s:g} s (--timeout-s)"
             if not is_read:
                 raise HttpError(408, "slow_body", f"the body did not arrive {told}: send it faster") from None
+            if not served.num_replicas:
+                raise HttpError(503, "no_replica", NO_REPLICA, {"Retry-After": str(RETRY_AFTER_S)}) from None
             raise HttpError(504, "too_slow", f"not answered {told}: send fewer or shorter rows") from None
 
     async def _answers(self, asked: Asked, served: Served) -> list[Answer]:
@@ -172,7 +175,7 @@ class Front:
         if self.is_draining:
             raise HttpError(503, "stopping", "the server is stopping: use another one")
         if not self.served.num_replicas:
-            raise HttpError(503, "no_replica", "no replica has the model at the moment; they are being started")
+            raise HttpError(503, "no_replica", NO_REPLICA)
         return _json('{"status": "ready"}')
 
 

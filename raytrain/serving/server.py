@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,11 +56,14 @@ class ServeObserver(Observer):
         """Another model has taken the place of the one before."""
 
 
-def serve_model(model: str, request: ServeRequest, observer: ServeObserver | None = None) -> None:
+def serve_model(
+    model: str, request: ServeRequest, observer: ServeObserver | None = None, ends: threading.Event | None = None
+) -> None:
     """Serve a model until SIGTERM or Ctrl-C.
 
     Args:
         model: A run's folder or name, a sweep's folder, a best/ or an export.
+        ends: Set by another thread, it ends the server too.
 
     Raises:
         ConfigError: The model, the token or an option can't be used, the port is taken, or a package is missing.
@@ -80,7 +84,7 @@ def serve_model(model: str, request: ServeRequest, observer: ServeObserver | Non
         num_cpus = 2 * request.replicas.max * _threads(checked.config, request.replicas, None) + CONTROLLER_CPUS
         with connection(address, num_cpus) as session, _serve(session, port):
             server = _Server(request, session, observer, port)
-            asyncio.run(server.run(checked, sockets, token))
+            asyncio.run(server.run(checked, sockets, token, ends or threading.Event()))
     finally:
         for one in sockets:
             one.close()
@@ -138,15 +142,16 @@ class _Server:
         self._front: Any = None
         self._changing = asyncio.Lock()
 
-    async def run(self, model: Model, sockets: list[socket.socket], token: Token | None) -> None:
-        """Until a signal."""
+    async def run(self, model: Model, sockets: list[socket.socket], token: Token | None, ends: threading.Event) -> None:
+        """Until a signal, or the event."""
         import uvicorn
 
         from raytrain.serving.front import Front
 
         stop = _on_signals()
+        ending = asyncio.create_task(_set(ends))
         starting = asyncio.create_task(self._start(model))
-        waited: list[asyncio.Future[Any]] = [starting, stop]
+        waited: list[asyncio.Future[Any]] = [starting, stop, ending]
         await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
             raise KeyboardInterrupt
@@ -171,13 +176,14 @@ class _Server:
         # `uvicorn.Server.serve` would take the signals, and raise them again at its end.
         serving = asyncio.create_task(server._serve(sockets))
         self._observer.serving(self._url(sockets[0]), self._about(), token)
-        waited = [stop, serving]
+        waited = [stop, ending, serving]
         await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         self._front.is_draining = True
         self._observer.stopping()
         server.should_exit = True
         await serving
-        watching.cancel()
+        for task in (watching, ending):
+            task.cancel()
         updates.close()
         socket_path(self._port).unlink(missing_ok=True)
 
@@ -239,6 +245,11 @@ class _Server:
             if before_app is not None:
                 await asyncio.to_thread(before_app.stop)
             return self._about()
+
+
+async def _set(event: threading.Event) -> None:
+    while not event.is_set():
+        await asyncio.sleep(WATCH_S / 4)
 
 
 def _on_signals() -> "asyncio.Future[None]":
