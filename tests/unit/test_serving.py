@@ -246,20 +246,20 @@ def test_slow_and_too_many_requests(models: dict[str, str]) -> None:
 
 
 class Recorded:
-    """A backend that says which rows it was given together."""
+    """A backend that says which rows it was given together, fails over a text, and dies over it some times first."""
 
-    def __init__(self, *, fails: str = "", deaths: int = 0):
+    def __init__(self, *, fails: str = "", deaths: int = 0, is_cured: bool = False):
         self.groups: list[list[str]] = []
-        self._fails, self._deaths = fails, deaths
+        self._fails, self._deaths, self._is_cured = fails, deaths, is_cured
 
     async def __call__(self, rows: list[Row], how: How) -> list[Answer]:
         texts = [row["text"] for row in rows]
         self.groups.append(texts)
         await asyncio.sleep(0.01)
-        if self._deaths and self._fails in texts:
+        if self._fails in texts and self._deaths:
             self._deaths -= 1
             raise ReplicaLostError
-        if not self._deaths and self._fails and self._fails in texts:
+        if self._fails in texts and not self._is_cured:
             raise RuntimeError("this text")
         return [Answer(text) for text in texts]
 
@@ -301,26 +301,11 @@ def test_a_row_that_breaks_the_model_fails_alone() -> None:
 
 
 def test_a_replica_that_dies_loses_nothing_unless_the_rows_kill_each() -> None:
-    once = Recorded(fails="c", deaths=1)
-    once._fails = "c"
-    assert batched(Deaths("c", 1), [([text], How()) for text in "abcde"]) == [[text] for text in "abcde"]
-    found = batched(Deaths("c", ATTEMPTS + 5), [([text], How()) for text in "abcde"])
+    requests = [([text], How()) for text in "abcde"]
+    assert batched(Recorded(fails="c", deaths=1, is_cured=True), requests) == [[text] for text in "abcde"]
+    found = batched(Recorded(fails="c", deaths=ATTEMPTS + 5), requests)
     assert isinstance(found.pop(2), FailedError)
     assert found == [["a"], ["b"], ["d"], ["e"]]
-
-
-class Deaths(Recorded):
-    """A replica dies over a text, this many times."""
-
-    async def __call__(self, rows: list[Row], how: How) -> list[Answer]:
-        texts = [row["text"] for row in rows]
-        if self._fails in texts and self._deaths:
-            self._deaths -= 1
-            raise ReplicaLostError
-        return [Answer(text) for text in texts]
-
-    def __init__(self, text: str, deaths: int):
-        super().__init__(fails=text, deaths=deaths)
 
 
 def test_a_full_queue_refuses_and_an_empty_one_takes_any_request() -> None:
@@ -329,6 +314,7 @@ def test_a_full_queue_refuses_and_an_empty_one_takes_any_request() -> None:
         first = [asyncio.create_task(batcher.answer([{"text": "a"}] * 64, How())) for _ in range(2)]
         await asyncio.sleep(0)
         later = asyncio.create_task(batcher.answer([{"text": "a"}], How()))
+        await asyncio.sleep(0)
         with pytest.raises(QueueFullError):
             await batcher.answer([{"text": "a"}] * 200, How())
         await asyncio.gather(*first, later)
