@@ -6,6 +6,7 @@ handle. A request through a proxy costs two messages more per row, see docs/serv
 
 import logging
 import socket
+import threading
 import time
 import uuid
 from typing import Any
@@ -82,17 +83,8 @@ class Application:
         self.name, self._handle = name, handle
 
     @classmethod
-    def start(
-        cls, spec: ReplicaSpec, replicas: Replicas, initial: int, port: int, wait_s: float | None
-    ) -> "Application":
-        """Start replicas, and wait until the least number of them has the model.
-
-        Args:
-            initial: How many are started at once, of `replicas.min` to `replicas.max`.
-            wait_s: For how long room for them is waited for; None: no limit.
-
-        Raises TrainingError when they can't load the model, or find no room.
-        """
+    def start(cls, spec: ReplicaSpec, replicas: Replicas, initial: int, port: int) -> "Application":
+        """Begin to start replicas. `initial`: how many at once, of `replicas.min` to `replicas.max`."""
         from ray import serve
         from ray.serve.schema import LoggingConfig
 
@@ -125,15 +117,17 @@ class Application:
         )
         target = serve.RunTarget(deployment.bind(spec), name=name, route_prefix=None)
         (handle,) = serve.run_many([target], wait_for_applications_running=False)
-        app = cls(name, handle)
-        try:
-            app._wait(wait_s)
-        except BaseException:
-            app.stop()
-            raise
-        return app
+        return cls(name, handle)
 
-    def _wait(self, wait_s: float | None) -> None:
+    def wait(self, wait_s: float | None, gives_up: threading.Event) -> None:
+        """Wait until the least number of replicas has the model.
+
+        Args:
+            wait_s: For how long room for them is waited for; None: no limit.
+            gives_up: Is set when the command ends meanwhile.
+
+        Raises TrainingError when they can't load the model, find no room, or are given up.
+        """
         from ray import serve
         from ray.serve.schema import ApplicationStatus
 
@@ -155,7 +149,8 @@ class Application:
                     "--replicas, or set workers.gpu=false",
                     FailureCode.NO_CAPACITY,
                 )
-            time.sleep(POLL_S)
+            if gives_up.wait(POLL_S):
+                raise TrainingError("the server is stopping", FailureCode.STOPPED)
 
     def num_running(self) -> int:
         """Replicas that answer now."""

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -19,6 +20,8 @@ from raytrain.serving.requests import Asked, HttpError, parse
 from raytrain.serving.served import Served
 from raytrain.serving.token import Token
 from raytrain.tasks.base import RowError
+
+logger = logging.getLogger(__name__)
 
 LARGE = 256_000
 """Bytes of JSON that are read in a thread, so that other requests do not wait for it."""
@@ -72,6 +75,10 @@ class Front:
             told = {"error": {"code": error.code, "message": str(error)}}
             headers = {"Connection": "close", **error.headers} if error.status in (408, 413) else error.headers
             return _json(json.dumps(told, ensure_ascii=False), error.status, headers)
+        except Exception:
+            logger.exception("a request failed")
+            told = {"error": {"code": "internal", "message": "the server failed over this request; its log has more"}}
+            return _json(json.dumps(told), 500)
 
     def _find_page(self, request: Request) -> Page:
         path, method = request.scope["path"], request.method

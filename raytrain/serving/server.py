@@ -141,11 +141,10 @@ class _Server:
         self._app: Application | None = None
         self._front: Any = None
         self._changing = asyncio.Lock()
+        self._gives_up = threading.Event()
 
     async def run(self, model: Model, sockets: list[socket.socket], token: Token | None, ends: threading.Event) -> None:
         """Until a signal, or the event."""
-        import uvicorn
-
         from raytrain.serving.front import Front
 
         stop = _on_signals()
@@ -154,31 +153,21 @@ class _Server:
         waited: list[asyncio.Future[Any]] = [starting, stop, ending]
         await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
+            self._gives_up.set()
             raise KeyboardInterrupt
         served = starting.result()
         self._front = Front(served, self._request.limits, self._metrics, token)
-        server = uvicorn.Server(
-            uvicorn.Config(
-                self._front,
-                log_config=None,
-                access_log=False,
-                lifespan="off",
-                server_header=False,
-                ws="none",
-                backlog=BACKLOG,
-                timeout_graceful_shutdown=int(self._request.limits.timeout_s) + 1,
-            )
-        )
+        server = _http_server(self._front, self._request.limits)
         for one in sockets:
             one.listen(BACKLOG)
         updates = await listen(self._port, self._update)
         watching = asyncio.create_task(self._watch())
-        # `uvicorn.Server.serve` would take the signals, and raise them again at its end.
-        serving = asyncio.create_task(server._serve(sockets))
+        serving = asyncio.create_task(server.serve(sockets))
         self._observer.serving(self._url(sockets[0]), self._about(), token)
         waited = [stop, ending, serving]
         await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         self._front.is_draining = True
+        self._gives_up.set()
         self._observer.stopping()
         server.should_exit = True
         await serving
@@ -206,7 +195,12 @@ class _Server:
         # A model that takes the place of another gets as many replicas as that has.
         initial = min(replicas.max, max(replicas.min, self._front.served.num_replicas if self._front else 0))
         self._observer.phase(f"loading the model in {counted(initial, 'replica')}")
-        app = await asyncio.to_thread(Application.start, spec, replicas, initial, self._port, workers.wait_timeout_s)
+        app = await asyncio.to_thread(Application.start, spec, replicas, initial, self._port)
+        try:
+            await asyncio.to_thread(app.wait, workers.wait_timeout_s, self._gives_up)
+        except BaseException:
+            await asyncio.to_thread(app.stop)
+            raise
         self._app = app
         served = Served(model, app.answer, self._metrics, self._request.limits.max_queue)
         served.set_replicas(await asyncio.to_thread(app.num_running))
@@ -232,11 +226,7 @@ class _Server:
         async with self._changing:
             before_app, before = self._app, self._front.served
             checked = await asyncio.to_thread(check_model, model, overrides)
-            try:
-                served = await self._start(checked)
-            except BaseException:
-                self._app = before_app
-                raise
+            served = await self._start(checked)
             self._front.served = served
             self._metrics.models.inc()
             self._observer.updated(self._about())
@@ -245,6 +235,28 @@ class _Server:
             if before_app is not None:
                 await asyncio.to_thread(before_app.stop)
             return self._about()
+
+
+def _http_server(front: Any, limits: Limits) -> Any:
+    """Uvicorn's server, which leaves the signals to us: it would raise them again at its end."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield
+
+    config = uvicorn.Config(
+        front,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        ws="none",
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=int(limits.timeout_s) + 1,
+    )
+    return Server(config)
 
 
 async def _set(event: threading.Event) -> None:
