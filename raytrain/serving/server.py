@@ -108,6 +108,7 @@ def _bound(host: str, port: int) -> list[socket.socket]:
     found: list[socket.socket] = []
     try:
         infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        infos.sort(key=lambda info: info[0] != socket.AF_INET)  # localhost may have one of each
         for family, kind, _, _, place in infos[:1]:
             one = socket.socket(family, kind)
             found.append(one)
@@ -116,11 +117,15 @@ def _bound(host: str, port: int) -> list[socket.socket]:
     except (OSError, OverflowError) as error:
         for one in found:
             one.close()
-        raise ConfigError(
-            f"--host {host} --port {port}: can't listen there ({error}). Is another server on that port? Give another "
-            "--port; for a new model on the same server, `raytrain serve --update MODEL`"
-        ) from None
+        raise _taken(host, port, error) from None
     return found
+
+
+def _taken(host: str, port: int, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"--host {host} --port {port}: can't listen there ({error}). Is another server on that port? Give another "
+        "--port; for a new model on the same server, `raytrain serve --update MODEL`"
+    )
 
 
 def _threads(config: RunConfig, replicas: Replicas, session: RaySession | None) -> int:
@@ -158,8 +163,11 @@ class _Server:
         served = starting.result()
         self._front = Front(served, self._request.limits, self._metrics, token)
         server = _http_server(self._front, self._request.limits)
-        for one in sockets:
-            one.listen(BACKLOG)
+        try:
+            for one in sockets:
+                one.listen(BACKLOG)
+        except OSError as error:  # another server was bound to it at the same time, and is faster
+            raise _taken(self._request.host, self._port, error) from None
         updates = await listen(self._port, self._update)
         watching = asyncio.create_task(self._watch())
         serving = asyncio.create_task(server.serve(sockets))
