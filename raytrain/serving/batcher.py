@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from raytrain.errors import first_line
+from raytrain.errors import ConfigError, first_line
 from raytrain.serving.limits import GROUP_CHARS, GROUP_ROWS
 from raytrain.serving.metrics import ServeMetrics
 from raytrain.serving.replica import Answer, How, Row
@@ -39,6 +39,10 @@ class ReplicaLostError(Exception):
 
 class FailedError(Exception):
     """The rows can't be answered: the model raises an error over them, or replicas die."""
+
+
+class CannotError(FailedError):
+    """The model has no such answer, such as embeddings where it has no encoder. The message is for people."""
 
 
 @dataclass(eq=False)
@@ -181,6 +185,8 @@ class Batcher:
         except Exception as error:
             if len({id(request) for request, _ in group.places}) > 1:
                 await self._run_each(group)
+            elif isinstance(error, ConfigError):
+                _fail(group, str(error), CannotError)
             else:
                 logger.error("a request failed: %s: %s", type(error).__name__, first_line(str(error)))
                 _fail(group, f"the model raises {type(error).__name__}")
@@ -206,10 +212,10 @@ def _put(request: _Request, index: int, answer: Answer) -> None:
         request.done.set_result([one for one in request.answers if one is not None])
 
 
-def _fail(group: _Group, why: str) -> None:
+def _fail(group: _Group, why: str, kind: type[FailedError] = FailedError) -> None:
     for request, _ in group.places:
         if not request.done.done():
-            request.done.set_exception(FailedError(why))
+            request.done.set_exception(kind(why))
 
 
 def _num_chars(row: Row) -> int:

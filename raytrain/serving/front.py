@@ -11,12 +11,12 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from raytrain.serving.batcher import FailedError, QueueFullError
+from raytrain.serving.batcher import CannotError, FailedError, QueueFullError
 from raytrain.serving.limits import Limits
 from raytrain.serving.metrics import ServeMetrics
 from raytrain.serving.openapi import docs_page, openapi
 from raytrain.serving.replica import Answer, refusal
-from raytrain.serving.requests import Asked, HttpError, parse
+from raytrain.serving.requests import Asked, HttpError, parse, wrong
 from raytrain.serving.served import Served
 from raytrain.serving.token import Token
 from raytrain.tasks.base import RowError
@@ -143,6 +143,8 @@ class Front:
             found = iter(await served.batcher.answer(good, asked.how))
         except QueueFullError:
             raise _full(f"{served.batcher.num_waiting:,} rows wait") from None
+        except CannotError as error:
+            raise wrong(str(error)) from None
         except FailedError as error:
             raise HttpError(
                 500, "failed", f"{error}: the server's log has more. Does a shorter or another text work?"

@@ -244,6 +244,17 @@ def test_slow_and_too_many_requests(models: dict[str, str]) -> None:
     assert front.served.batcher.num_waiting == 0, "what is given up is not answered later"
 
 
+def test_what_the_model_cannot_answer_and_what_breaks_it(models: dict[str, str]) -> None:
+    async def broken(rows: list[Row], how: How) -> list[Answer]:
+        raise ConfigError("embeddings need an encoder") if how.embeddings else OSError("/secret/path")
+
+    front = front_of(models["classes"], backend=broken)
+    found = ask(front, {"text": "a", "embeddings": True})
+    assert (found.status_code, found.json()["error"]["message"]) == (422, "embeddings need an encoder")
+    found = ask(front, {"text": "a"})
+    assert found.status_code == 500 and "OSError" in found.text and "/secret" not in found.text
+
+
 class Recorded:
     """A backend that says which rows it was given together, fails over a text, and dies over it some times first."""
 
