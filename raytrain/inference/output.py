@@ -259,7 +259,7 @@ def _write_parquet(sink: Any, tables: Tables, schema: pa.Schema) -> None:
 
 def _write_jsonl(sink: Any, tables: Tables, schema: pa.Schema) -> None:
     for table in tables:
-        lines = (json.dumps(_plain(row), ensure_ascii=False) for row in table.to_pylist())
+        lines = (json.dumps(json_value(row), ensure_ascii=False) for row in table.to_pylist())
         sink.write("".join(f"{line}\n" for line in lines).encode())
 
 
@@ -278,12 +278,12 @@ _WRITERS: dict[OutputFormat, Callable[[Any, Tables, pa.Schema], None]] = {
 }
 
 
-def _plain(value: Any) -> Any:
+def json_value(value: Any) -> Any:
     """A value as JSON has it: what is not finite is null, dates are in ISO 8601, bytes in Base64."""
     if isinstance(value, dict):
-        return {name: _plain(one) for name, one in value.items()}
+        return {name: json_value(one) for name, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
+        return [json_value(one) for one in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, bytes):
@@ -294,7 +294,7 @@ def _plain(value: Any) -> Any:
 
 
 def _as_text(value: Any) -> str | None:
-    return value if value is None or isinstance(value, str) else json.dumps(_plain(value), ensure_ascii=False)
+    return value if value is None or isinstance(value, str) else json.dumps(json_value(value), ensure_ascii=False)
 
 
 def _as_cell(value: Any) -> str:

@@ -16,6 +16,7 @@ ROWS = [
     ("cli", "api", "prediction"),
     ("terminal",),
     ("launch", "doctor"),
+    ("serving",),
     ("inference",),
     ("tuning",),
     ("planning",),
@@ -57,7 +58,7 @@ NO_RAY += ("launch.packing", "launch.request", "monitoring.names", "monitoring.r
 NO_RAY += ("checkpoint.manifest", "checkpoint.ranges", "checkpoint.store", "checkpoint.writer")
 NO_TORCH = ("models.tokenizer", "models.files", "config", "steps", "data", "tasks", "checkpoint.store", "tracking")
 NO_TORCH += ("monitoring", "elastic", "runs", "planning", "sizing", "doctor", "tuning", "launch", "ray_core", "reclaim")
-NO_TORCH += ("engine.deepspeed_config", "engine.rendezvous", "cli", "terminal", "inference")
+NO_TORCH += ("engine.deepspeed_config", "engine.rendezvous", "cli", "terminal", "inference", "serving")
 PRIVATE_RAY = (
     "ray._",
     "ray.core.",

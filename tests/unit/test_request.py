@@ -220,8 +220,8 @@ def test_a_new_command_is_submitted_by_what_it_declares(folder: Path) -> None:
         (["train", "CONFIG", "--overwite"], "No such option: --overwite"),
         (["tune", "CONFIG", "--space", "lr_ash"], "did you mean lr_asha"),
         (["tune", "CONFIG", "data.validation=null"], "set data.validation"),
-        (["plan", "CONFIG"], "allowed after --: train, resume, tune, eval, verify, predict, doctor"),
-        (["trian", "CONFIG"], "allowed after --: train, resume, tune, eval, verify, predict, doctor"),
+        (["plan", "CONFIG"], "allowed after --: train, resume, tune, eval, verify, predict, serve, doctor"),
+        (["trian", "CONFIG"], "allowed after --: train, resume, tune, eval, verify, predict, serve, doctor"),
         (["train"], "train needs a CONFIG"),
     ],
 )

@@ -28,6 +28,7 @@ PACKAGES = (
     "ray_core",
     "reclaim",
     "runs",
+    "serving",
     "steps",
     "storage.py",
     "api.py",

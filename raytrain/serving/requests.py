@@ -1,0 +1,139 @@
+"""What a request says, checked: the rows and how they are to be answered."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from raytrain.errors import ConfigError, did_you_mean
+from raytrain.inference.card import ModelCard
+from raytrain.inference.predictor import output_columns
+from raytrain.inference.texts import TEXT, needed_columns
+from raytrain.serving.limits import Limits
+from raytrain.serving.replica import How, Row
+from raytrain.tasks.base import Task
+from raytrain.tasks.predicting import Decoding
+
+DOCUMENT = "document"
+INPUTS = ("text", "texts", "rows")
+OPTIONS = ("probabilities", "threshold", "embeddings")
+SURROGATE = b"\\ud"
+"""In the JSON of a text that may hold half of a character, which no tokenizer takes."""
+
+
+class HttpError(Exception):
+    """A request that is not answered. The message is for people and says what to do."""
+
+    def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None):
+        super().__init__(message)
+        self.status, self.code, self.headers = status, code, headers or {}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request."""
+
+    rows: list[Row | str]
+    """Those that can be used, with the columns that the task reads; of the others what is wrong."""
+    how: How
+    is_one: bool
+    """Whether one text was given, and not a list."""
+
+
+def parse(body: bytes, task: Task, card: ModelCard, limits: Limits) -> Asked:
+    """Read the body of a request. Raises HttpError 400 when it is not JSON, 413 for too many rows, 422 for what the
+    model can't answer."""
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise HttpError(
+            400, "not_json", f'the body is not JSON ({error}): send an object such as {{"text": "a fine film"}}'
+        ) from None
+    if not isinstance(found, dict):
+        raise wrong(f'the body is a JSON {_kind(found)}: send an object such as {{"text": "a fine film"}}')
+    if unknown := [name for name in found if name not in (*INPUTS, *OPTIONS)]:
+        known = ", ".join((*INPUTS, *OPTIONS))
+        raise wrong(f"unknown key {unknown[0]!r}: a request has {known}{did_you_mean(unknown[0], (*INPUTS, *OPTIONS))}")
+    given = [name for name in INPUTS if name in found]
+    if len(given) != 1:
+        raise wrong(f"a request has one of text, texts and rows; this one has {' and '.join(given) or 'none of them'}")
+    how = _how(found, task, card)
+    rows = _rows(given[0], found[given[0]], task, limits)
+    if SURROGATE in body.lower():
+        rows = [_without_surrogates(row) for row in rows]
+    return Asked(rows, how, is_one=given[0] == "text")
+
+
+def wrong(message: str, code: str = "wrong_request") -> HttpError:
+    """The error for content that can't be answered."""
+    return HttpError(422, code, message)
+
+
+def _how(found: dict[str, Any], task: Task, card: ModelCard) -> How:
+    for name in ("probabilities", "embeddings"):
+        if not isinstance(found.get(name, False), bool):
+            raise wrong(f"{name} is true or false, not {json.dumps(found[name])[:40]}")
+    threshold = found.get("threshold", 0.5)
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0.0 < threshold < 1.0:
+        raise wrong(f"threshold {json.dumps(threshold)[:40]}: give a probability between 0 and 1, such as 0.5")
+    how = How(Decoding(found.get("probabilities", False), float(threshold)), found.get("embeddings", False))
+    try:
+        output_columns(task, card, how.decoding, embeddings=how.embeddings)
+    except ConfigError:
+        raise wrong("embeddings: this model is an ONNX graph, which has none; leave the key out") from None
+    return how
+
+
+def _rows(key: str, given: Any, task: Task, limits: Limits) -> list[Row | str]:
+    if key == "text":
+        return [_row_of_text(given, "text", task)]
+    if not isinstance(given, list):
+        raise wrong(f"{key} is a list, not a JSON {_kind(given)}")
+    if len(given) > limits.max_rows:
+        raise HttpError(
+            413,
+            "too_many_rows",
+            f"{key} has {len(given):,} rows, and a request at most {limits.max_rows:,}: send several requests, or "
+            "predict a file with `raytrain predict`",
+        )
+    if key == "texts":
+        return [_row_of_text(one, "text", task) for one in given]
+    return [_row_of(one, task) for one in given]
+
+
+def _row_of_text(text: Any, name: str, task: Task) -> Row | str:
+    columns = task.input_columns()
+    if len(columns) != 1:
+        told = ", ".join(columns)
+        raise wrong(f'this model reads {told}: send {{"rows": [{{...}}]}} with these keys instead of a text')
+    if isinstance(text, list) and task.word_columns():
+        return {columns[0]: text}
+    if not isinstance(text, str):
+        return f"{name} must be a string, not a JSON {_kind(text)}"
+    return {TEXT if task.word_columns() else columns[0]: text}
+
+
+def _row_of(row: Any, task: Task) -> Row | str:
+    if not isinstance(row, dict):
+        return f"a row is an object, not a JSON {_kind(row)}"
+    needed = needed_columns(task, list(row))
+    for name in needed:
+        if name not in row:
+            has = ", ".join(map(repr, row)) or "nothing"
+            return f"there is no {name}, which the model was trained on; the row has {has[:200]}"
+    extra = [] if needed == task.input_columns() else [TEXT]
+    return {name: row[name] for name in (*needed, *extra, DOCUMENT) if name in row}
+
+
+def _without_surrogates(row: Row | str) -> Row | str:
+    if isinstance(row, str):
+        return row
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return "a text holds half of a surrogate pair (\\ud800 to \\udfff), which is not a character"
+    return row
+
+
+def _kind(value: Any) -> str:
+    kinds = {bool: "boolean", int: "number", float: "number", str: "string", list: "array", dict: "object"}
+    return kinds.get(type(value), "null")
