@@ -30,7 +30,7 @@ def data_show(
     config: Config,
     overrides: Overrides = None,
     split: Annotated[str, typer.Option(help="Which split: train, validation or test.")] = "train",
-    rows: Annotated[int, typer.Option(min=1, help="Samples to show.")] = 5,
+    rows: Annotated[int, typer.Option(min=0, help="Samples to show; 0: none.")] = 5,
     row: Annotated[str | None, typer.Option(metavar="FILE:ROW", help="Tell what became of this source row.")] = None,
     sample: Annotated[int | None, typer.Option(metavar="ID", help="Show this sample, and where it is from.")] = None,
     pairs: Annotated[int | None, typer.Option(min=1, help="Show pairs of duplicates, with both texts.")] = None,

@@ -20,11 +20,18 @@ def export(
         str | None, typer.Option(metavar="FILE", help="Rows to compare on; default: the model's validation data.")
     ] = None,
     rows: Annotated[int, typer.Option(min=1, help="Number of rows to compare on.")] = 256,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            metavar="NUMBER",
+            help="Largest difference of a logit that is allowed; with int8 the largest share of other labels.",
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DIR if it is an export.")] = False,
 ) -> None:
     """Write a trained model in another form, and compare its answers with those of the trained one."""
     from raytrain.inference.export import ExportRequest, export_model
     from raytrain.terminal.export import print_export
 
-    request = ExportRequest(out, kind, dtype, data, rows, tuple(overrides or ()), overwrite)
+    request = ExportRequest(out, kind, dtype, data, rows, tuple(overrides or ()), overwrite, tolerance)
     print_export(export_model(model, request))

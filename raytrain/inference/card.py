@@ -13,6 +13,7 @@ from typing import Any
 from raytrain.config import RunConfig
 from raytrain.config.io import parse_config
 from raytrain.errors import ConfigError, TrainingError
+from raytrain.inference.formats import Format
 from raytrain.models.card import BEST, FACTS, FACTS_VERSION
 from raytrain.runs.folder import CONFIG, read_run_config
 from raytrain.storage import Storage
@@ -45,8 +46,8 @@ class ModelCard:
     """Name -> SHA-256 of each file of the model."""
     raw: dict[str, Any]
     """The config that reads the task's inputs as in training, as a mapping, without data and workers."""
-    format: str = "hf"
-    """What the weights are: files of Transformers (hf), or a graph (onnx)."""
+    format: Format = Format.HF
+    """What the weights are."""
 
     def config(self, overrides: Sequence[str] = (), source: str = "-") -> RunConfig:
         """The config that prepares inputs for this model.
@@ -132,5 +133,8 @@ def read_card(folder: Storage) -> ModelCard:
     if task["kind"] != "python":
         model = {"path": folder.path_of()}
     raw = {"name": facts.get("name", "model"), "task": task, "model": model, "data": data}
-    kind = facts.get("export", {}).get("format", "hf")
-    return ModelCard(folder.path_of(), raw["name"], facts.get("step", 0), state, facts.get("files", {}), raw, kind)
+    kind = facts.get("export", {}).get("format", Format.HF)
+    if kind not in list(Format):
+        raise ConfigError(f"{path}: an export in the format {kind!r}; this raytrain reads {', '.join(Format)}")
+    files = facts.get("files", {})
+    return ModelCard(folder.path_of(), raw["name"], facts.get("step", 0), state, files, raw, Format(kind))

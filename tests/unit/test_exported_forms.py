@@ -77,8 +77,8 @@ def test_a_graph_of_any_size(reviews: str, rows: Path, tmp_path: Path, monkeypat
         np.testing.assert_allclose(*([one["probability"] for one in side] for side in (ours, theirs)), atol=1e-5)
     session = onnxruntime.InferenceSession(str(tmp_path / "onnx" / "model.onnx"))
     assert [one.name for one in session.get_outputs()] == ["logits"]
-    monkeypatch.setattr(module, "LEAST_AGREEMENT", 0.9)  # nothing was trained: many logits are nearly equal
-    small = export_model(reviews, request(tmp_path / "small", format=Format.ONNX, dtype=DType.INT8))
+    # Nothing was trained: many logits are nearly equal, which --tolerance is for.
+    small = export_model(reviews, request(tmp_path / "small", format=Format.ONNX, dtype=DType.INT8, tolerance=0.1))
     assert small.agreement >= 0.9
     assert (tmp_path / "small" / "model.onnx").stat().st_size < (tmp_path / "onnx" / "model.onnx").stat().st_size
     with pytest.raises(ConfigError, match="is an export in the format onnx: give the run"):
@@ -101,7 +101,9 @@ def test_tags(tmp_path: Path) -> None:
 
 def test_one_that_differs_is_not_written(reviews: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(module.DTYPES, DType.FP16, "float8_e4m3fn")  # far fewer bits than the name says
-    with pytest.raises(TrainingError, match=r"differs from the trained one on 40 rows: by .* allowed: 0.02 at most"):
+    with pytest.raises(
+        TrainingError, match=r"differs from the trained one on 40 rows: by .* allowed: 0.02 at most.*--tolerance"
+    ):
         export_model(reviews, request(tmp_path / "out", dtype=DType.FP16))
     assert not list(tmp_path.iterdir())
 
@@ -111,6 +113,7 @@ def test_one_that_differs_is_not_written(reviews: str, tmp_path: Path, monkeypat
     [
         ({"dtype": DType.INT8}, "--dtype int8 is for --format onnx"),
         ({"format": Format.ONNX, "dtype": DType.BF16}, "an ONNX graph is written in fp32 or int8"),
+        ({"tolerance": -1.0}, "--tolerance -1: give a number above 0, such as 0.0001"),
         ({"source": "nowhere.csv"}, "nowhere.csv, which can't be read"),
         ({"overrides": ("data.max_length=3",)}, "data.max_length can't be changed"),
     ],
@@ -133,3 +136,23 @@ def test_what_is_there_is_kept(reviews: str, tmp_path: Path) -> None:
     export_model(reviews, request(tmp_path / "out"))
     export_model(reviews, request(tmp_path / "out", dtype=DType.FP16, overwrite=True))
     assert json.loads((tmp_path / "out" / "raytrain.json").read_text())["export"]["dtype"] == "fp16"
+
+
+def test_a_remote_model_is_copied_once(
+    reviews: str, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from raytrain.storage import Storage
+
+    copies = []
+    monkeypatch.setattr(
+        Storage, "local_path", lambda self, name="": None if self.path_of() == reviews else self._full(name)
+    )
+    copy = Storage.local_copy
+
+    def counted(self: Storage, name: str) -> str:
+        copies.append(self.path_of(name))
+        return copy(self, name)
+
+    monkeypatch.setattr(Storage, "local_copy", counted)
+    export_model(reviews, request(tmp_path / "out", source=str(rows)))
+    assert copies.count(reviews) == 1 and Path(reviews, "config.json").exists()

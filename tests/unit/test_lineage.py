@@ -79,6 +79,20 @@ def test_a_leak_that_is_kept_is_told_with_its_sample(tmp_path: Path, config: Run
     assert "is in sample 5 of train" in lines[0] and "Jaccard 1.00), and was kept" in lines[1] and source.sample == 5
 
 
+def test_a_query_is_named_by_its_database(tmp_path: Path) -> None:
+    import sqlite3
+
+    with sqlite3.connect(tmp_path / "a#b.db") as database:
+        database.execute("create table t(id integer primary key, text, label)")
+        database.executemany("insert into t(text, label) values (?, ?)", [(one, one[0]) for one in texts(10, 3)])
+    uri = f"sqlite:///{tmp_path}/a#b.db"
+    config = make_config(tmp_path, {"train": uri})
+    raw = config.model_dump(mode="json")
+    raw["data"]["train"] |= {"query": "select * from t", "order_by": "id"}
+    (line,), _ = fate_of(prepare(RunConfig.model_validate(raw)), f"{uri}:4")
+    assert line == f"{uri}#train:4 is in sample 3 of train"
+
+
 @pytest.mark.parametrize(
     ("place", "words"),
     [
