@@ -15,6 +15,7 @@ from raytrain.cli.group import Commands, leave
 from raytrain.cli.jobs import jobs_app, submit
 from raytrain.cli.predict import predict
 from raytrain.cli.report import report
+from raytrain.cli.watch import watch
 from raytrain.errors import ConfigError, RaytrainError
 from raytrain.launch.arguments import Sent, can_be_submitted
 from raytrain.ray_core.quiet import quieten
@@ -280,7 +281,7 @@ def reclaim_watch(
     )
 
 
-for command in (predict, export, report, submit, doctor):
+for command in (predict, watch, export, report, submit, doctor):
     app.command()(command)
 app.add_typer(jobs_app, name="jobs")
 

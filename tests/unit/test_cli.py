@@ -32,7 +32,7 @@ COMMANDS = [
     "submit",
     "train",
 ]
-COMMANDS += ["export", "predict", "tune", "verify"]
+COMMANDS += ["export", "predict", "tune", "verify", "watch"]
 
 
 @pytest.fixture(scope="module")
