@@ -37,7 +37,9 @@ def draw_page(
         for label, share in status.shares.items()
     ]
     figures = (
-        {"shares over time": _draw_shares(shares), "texts over time": _draw_texts(shares)} if shares.periods else {}
+        {"shares over time": _draw_shares(shares, alarms), "texts over time": _draw_texts(shares)}
+        if shares.periods
+        else {}
     )
     return page_template("raytrain.inference.watching", "page.html").render(
         name=f"{card.name}: texts as they arrive",
@@ -58,13 +60,17 @@ def _percent(count: int, of: int) -> str:
     return f"{count / of:.1%}" if of else ""
 
 
-def _draw_shares(shares: Shares) -> bytes:
+def _draw_shares(shares: Shares, alarms: Sequence[Alarm]) -> bytes:
+    """A curve for each label, and a dashed line at each limit."""
     figure, axes = new_axes("Shares of the labels", "% of the texts of a period", size=WIDE)
     times = _times(shares)
     labels = [label for label, _ in shares.total.most_common(MOST_CURVES)]
     for label, color in zip(labels, COLORS, strict=False):
         values = [counts[label] / texts for _, texts, counts in shares.periods]
         axes.plot(times, values, "o-", markersize=2.5, linewidth=1.3, color=color, label=shown_label(label))
+    for alarm in alarms:
+        color = COLORS[labels.index(alarm.rule.label)] if alarm.rule.label in labels else COLORS[-1]
+        axes.axhline(float(alarm.rule.limit), color=color, linewidth=0.9, linestyle="--", alpha=0.6)
     axes.set_ylim(-0.02, 1.02)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     _over_time(axes)
@@ -90,4 +96,5 @@ def _over_time(axes: Any) -> None:
     locator = AutoDateLocator(minticks=3, maxticks=9)
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    axes.xaxis.get_offset_text().set_fontsize(8)
     axes.set_xlabel("UTC", fontsize=8)
