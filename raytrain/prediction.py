@@ -99,7 +99,9 @@ def export(
         data: Files with the rows to compare on; None: those of the model's validation data.
         rows: Number of rows to compare on.
         options: `overwrite=True`: an export in `out` is replaced. `tolerance`: the largest difference of a logit that
-            is allowed, or with int8 the largest share of other labels; None: that of the dtype.
+            is allowed, or with int8 the largest share of other labels; None: that of the dtype. `license`, `language`:
+            for the model card. `push="OWNER/NAME"` uploads to the Hub with HF_TOKEN of the environment, to a private
+            repository, with `is_public=True` to a public one.
 
     Raises:
         ConfigError: The model, an option or the folder can't be used, or the rows can't be read.
@@ -114,7 +116,8 @@ def export(
             raise ConfigError(f"{name} {value!r}: allowed are {', '.join(kind)}")
     source = None if data is None else os.fspath(data)
     words = tuple(words_of(overrides))
-    if unknown := sorted(set(options) - {"overwrite", "tolerance"}):
+    known = {"overwrite", "tolerance", "license", "language", "push", "is_public"}
+    if unknown := sorted(set(options) - known):
         raise ConfigError(f"export() has no option {unknown[0]!r}")
     request = ExportRequest(os.fspath(out), Format(format), DType(dtype), source, rows, words, **options)
     return export_model(os.fspath(model), request)

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,17 +18,21 @@ from raytrain.config.from_python import words_of
 from raytrain.data.readers import read_chunks
 from raytrain.data.sources import read_tasks
 from raytrain.errors import ConfigError, DataError, TrainingError
+from raytrain.inference import hub
 from raytrain.inference.card import READING, SOURCE, ModelCard, find_model, read_card
 from raytrain.inference.formats import DType, Format
 from raytrain.inference.onnx_model import GRAPH, quantize, write_graph
 from raytrain.inference.predictor import Predictor
 from raytrain.inference.source import absolute, check_source
 from raytrain.models.build import quiet_transformers
-from raytrain.models.card import CARD, FACTS, model_card
+from raytrain.models.card import BEST, CARD, FACTS, model_card
 from raytrain.retries import retrying
 from raytrain.storage import Storage
 from raytrain.tasks.text import TextTask, model_inputs
+from raytrain.training.export import results_of
+from raytrain.training.run_log import EVALS
 
+LICENSE, LANGUAGE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,60}"), re.compile(r"[a-z]{2,3}")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 DTYPES = {DType.FP32: "float32", DType.BF16: "bfloat16", DType.FP16: "float16"}
 """Names of torch."""
@@ -51,6 +56,14 @@ class ExportRequest:
     overwrite: bool = False
     tolerance: float | None = None
     """What is allowed instead of TOLERANCES."""
+    license: str | None = None
+    """As the model card names it, such as apache-2.0."""
+    language: str | None = None
+    """Of the texts, such as en."""
+    push: str | None = None
+    """OWNER/NAME on the Hub of Hugging Face, to which the folder is uploaded."""
+    is_public: bool = False
+    """Whether a repository that is made there can be read by everybody."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +78,8 @@ class Exported:
     agreement: float
     """Share of the rows, or words, with the same label."""
     num_bytes: int
+    url: str = ""
+    """Of the repository on the Hub, with `push`."""
 
 
 def export_model(model: str, request: ExportRequest) -> Exported:
@@ -86,7 +101,14 @@ def export_model(model: str, request: ExportRequest) -> Exported:
         raise ConfigError("--dtype int8 is for --format onnx")
     if request.format == Format.ONNX and request.dtype not in (DType.FP32, DType.INT8):
         raise ConfigError(f"--dtype {request.dtype} is for --format hf; an ONNX graph is written in fp32 or int8")
+    for option, value, form, example in (
+        ("--license", request.license, LICENSE, "apache-2.0"),
+        ("--language", request.language, LANGUAGE, "en"),
+    ):
+        if value is not None and not form.fullmatch(value):
+            raise ConfigError(f"{option} {value!r}: give the identifier that the Hub has for it, such as {example}")
     out = _checked_folder(request)
+    api = hub.check(request.push) if request.push is not None else None
     stored = find_model(model)
     card, facts = read_card(stored), stored.read_json(FACTS)
     if card.format != Format.HF:
@@ -99,10 +121,25 @@ def export_model(model: str, request: ExportRequest) -> Exported:
                 f"{card.folder}: a model that is not of Transformers can't be exported; its best/ has it all"
             )
         rows, where = _rows_of(card, facts, trained, request)
-        return _exported(trained, best, rows, (facts, where), request, out)
+        found = _exported(trained, best, rows, (_with_results(facts, stored), where), request, out)
     finally:
         if stored.local_path() is None:
             shutil.rmtree(best, ignore_errors=True)
+    if api is None or request.push is None:
+        return found
+    return replace(found, url=hub.push(api, out, request.push, is_public=request.is_public))
+
+
+def _with_results(facts: Any, stored: Storage) -> Any:
+    """The facts with the metrics of this model: those of its run, or those that an export has kept."""
+    parent, name = stored.place()
+    run = Storage(parent or "/")
+    found = results_of(run, facts["step"]) if name == BEST and run.exists(EVALS) else {}
+    base = facts["base_model"]
+    if base is not None and base["is_folder"] and "sha256" not in base:
+        files = [file for file in WEIGHTS if os.path.isfile(f"{base['path']}/{file}")]
+        base = {**base, "sha256": Storage(base["path"]).sha256(files[0])} if files else base
+    return {**facts, "base_model": base, "results": found or facts.get("results", {})}
 
 
 def _exported(
@@ -257,9 +294,13 @@ def _describe(facts: Any, found: Exported, request: ExportRequest, where: str, w
         "largest_difference": found.largest_difference,
         "agreement": found.agreement,
     }
+    before = facts.get("export", {})
+    for name, value in (("license", request.license), ("language", request.language)):
+        if chosen := value or before.get(name):
+            about[name] = chosen
     files = {name: Storage(work).sha256(name) for name in sorted(os.listdir(work))}
     facts = {**facts, "export": about, "files": files}
     with open(f"{work}/{FACTS}", "w", encoding="utf-8") as file:
         json.dump(facts, file, indent=1)
     with open(f"{work}/{CARD}", "w", encoding="utf-8") as file:
-        file.write(model_card(facts, results={}))
+        file.write(model_card(facts, facts["results"]))
