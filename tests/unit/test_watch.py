@@ -388,6 +388,9 @@ def test_a_webhook_hears_of_each_event(
     ("change", "said"),
     [
         ({"source": "nothing.jsonl"}, "there is no such folder or file"),
+        ({"source": "nothing"}, "there is no such folder or file"),
+        ({"source": "s3://bucket/in"}, "a local folder or file can be watched"),
+        ({"out": "s3://bucket/out"}, "a watch writes to a local folder"),
         ({"source": "a.csv"}, "a file that is watched ends in .jsonl"),
         ({"out": "full"}, "full holds notes.txt, and is not of a watch"),
         ({"out": "in"}, "this is where the texts come from"),
@@ -409,7 +412,7 @@ def test_mistakes(best: str, tmp_path: Path, change: dict[str, Any], said: str) 
     (tmp_path / "a.csv").write_text("text\na\n")
     write_jsonl(tmp_path / "in" / "a.jsonl", ["a"])
     given = {"source": "in", "out": "out", **change}
-    given |= {name: f"{tmp_path}/{given[name]}" for name in ("source", "out")}
+    given |= {name: f"{tmp_path}/{given[name]}" for name in ("source", "out") if "://" not in given[name]}
     if said == "columns":
         found = watch_source(best, WatchRequest(**given, is_once=True))
         assert (found.num_texts, found.num_quarantined) == (0, 1)

@@ -75,14 +75,10 @@ class Files:
         """Files of the folder that are not read."""
         self._places = {one["path"]: Place(**one) for one in places or []}
         self._seen: dict[str, tuple[int, int, int]] = {}  # path -> (inode, size, time of change) of a file as checked
+        if not os.path.exists(source):
+            raise ConfigError(f"{source}: there is no such folder or file; make it before it is watched")
         if not self._is_folder and not source.endswith(SUFFIXES):
             raise ConfigError(f"{source}: a file that is watched ends in {', '.join(SUFFIXES)}")
-        if not os.path.exists(source):
-            parent = os.path.dirname(source)
-            raise ConfigError(
-                f"{source}: there is no such folder or file. Make it first"
-                + ("" if os.path.isdir(parent) else f"; {parent} is not there either")
-            )
 
     def to_json(self) -> list[dict[str, Any]]:
         """How far each file was read."""

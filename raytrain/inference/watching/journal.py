@@ -27,10 +27,10 @@ class Journal:
 
     def __init__(self, out: str):
         """Raises ConfigError when the folder can't be used, or another process uses it."""
+        if "://" in out:
+            raise ConfigError(f"--out {out}: a watch writes to a local folder")
         self.storage = Storage(out)
         self.folder = self.storage.local_path() or ""
-        if not self.folder:
-            raise ConfigError(f"--out {out}: a watch writes to a local folder")
         self._lock: Any = None
         self.state: dict[str, Any] = {}
         """What was committed last; empty at first."""

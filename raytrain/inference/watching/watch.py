@@ -70,6 +70,8 @@ def watch_source(model: str, request: WatchRequest, observer: WatchObserver | No
     labels = list(card.state["labels"])
     rules = list(dict.fromkeys(parse_rule(text, labels) for text in request.alerts))
     _check(request)
+    if "://" in request.source:
+        raise ConfigError(f"{request.source}: a local folder or file can be watched; copy the files to one")
     source = os.path.abspath(os.path.expanduser(request.source))
     _check_apart(source, os.path.abspath(os.path.expanduser(request.out)))
     Files(source)
