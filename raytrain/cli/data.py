@@ -102,12 +102,17 @@ def _write_page(
 
 def _prepared(config: "RunConfig") -> "tuple[PreparedStore, Console]":
     """Prepare the data and print its counts."""
+    from raytrain.data.commit import removed_logger
     from raytrain.data.copies import describe_epoch
     from raytrain.runs.run import prepare_data
     from raytrain.terminal.data import print_store
     from raytrain.terminal.run import RunDisplay
 
-    with RunDisplay() as display:
-        store = prepare_data(config, display)
+    removed_logger.disabled = True  # print_store says it
+    try:
+        with RunDisplay() as display:
+            store = prepare_data(config, display)
+    finally:
+        removed_logger.disabled = False
     print_store(display.console, store, describe_epoch(config, store.manifest))
     return store, display.console

@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,17 @@ def test_on_the_terminal(tmp_path: Path, config: RunConfig) -> None:
     text = source_texts(config, pair.places)
     assert len(text) == 2 and all(f"{place}: {text[place]}\n" in output for place in pair.places)
     assert f"dedup.{pair.rule}, Jaccard {pair.jaccard:.2f}\n" in output
+
+
+def test_what_was_removed_is_told_once(
+    tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("raytrain.runs.run.ray_session", lambda *_: nullcontext())
+    monkeypatch.setattr("raytrain.runs.run.check_model", lambda *_: None)
+    words = ["data", "prepare", write_config(config, tmp_path)]
+    output = CliRunner().invoke(app, words, catch_exceptions=False).output
+    assert "\nremoved " in output and output.count("dedup.near") == 1
+    assert "rows removed" not in caplog.text and "1 row quarantined; see" in caplog.text
 
 
 def test_texts_of_rows_far_down_in_large_files(tmp_path: Path) -> None:
