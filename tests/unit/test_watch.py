@@ -1,6 +1,8 @@
 """`raytrain watch`: each text is counted once, also after a kill; rules begin and end; webhooks hear of it. No Ray."""
 
+import contextlib
 import http.server
+import itertools
 import json
 import os
 import random
@@ -19,6 +21,8 @@ from saved_models import model_config, save_best
 from tiny import make_reviews
 
 from raytrain.errors import ConfigError
+from raytrain.inference.card import find_model, read_card
+from raytrain.inference.predictor import Predictor
 from raytrain.inference.watching import webhook as webhook_module
 from raytrain.inference.watching.files import MOST_LINE_BYTES, Files
 from raytrain.inference.watching.journal import Journal
@@ -197,6 +201,21 @@ class TestFiles:
         (tmp_path / "copy").rename(tmp_path / "a.txt")  # as an editor saves
         assert read(tmp_path) == ['{"text": "0"}']
 
+    def test_names_of_one_file_are_not_mixed_up(self, tmp_path: Path, read: Any) -> None:
+        write_jsonl(tmp_path / "a.jsonl", ["1"])
+        os.link(tmp_path / "a.jsonl", tmp_path / "b.jsonl")
+        assert len(read(tmp_path)) == 2
+        write_jsonl(tmp_path / "a.jsonl", ["2"], "a")
+        assert len(read(tmp_path)) == 2 and read(tmp_path) == []
+
+    def test_what_is_not_read_is_told(self, tmp_path: Path, read: Any) -> None:
+        (tmp_path / "a.csv").write_text("text\na\n")
+        (tmp_path / "b.txt").write_text("one\ntwo")
+        assert read(tmp_path) == ["one"] and self.notes == [
+            f"not read, since only .jsonl, .ndjson, .txt are: {tmp_path}/a.csv"
+        ]
+        assert read(tmp_path, is_last=True) == ["two"] and read(tmp_path, is_last=True) == []
+
     def test_a_line_that_is_too_long(self, tmp_path: Path, read: Any) -> None:
         path = tmp_path / "a.jsonl"
         path.write_bytes(b'{"a": "' + b"x" * (MOST_LINE_BYTES + 9))
@@ -293,6 +312,7 @@ def test_a_watch_that_is_killed_again_and_again(best: str, tmp_path: Path) -> No
                 source.rename(tmp_path / f"in.jsonl.{number}")
                 write_jsonl(source, [])
             if kill == KILLS:
+                assert time.monotonic() < end_s + 120
                 time.sleep(0.05)
         os.kill(child, signal.SIGKILL if kill < KILLS else signal.SIGTERM)
         assert asked() == (signal.SIGKILL if kill < KILLS else 0)
@@ -316,27 +336,40 @@ def number_of_texts(out: Path) -> int:
 
 def test_a_step_that_was_cut_off_is_done_again(best: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At each of its writes: what was appended does not count before the state is there."""
+    loaded = Predictor.load(read_card(find_model(best)), (), "cpu")
+    monkeypatch.setattr(Predictor, "load", lambda *_: loaded)
+    monkeypatch.setattr("raytrain.inference.watching.page.draw_page", lambda *_: "")
+    monkeypatch.setattr("raytrain.inference.watching.watch.BATCH_LINES", 16)
+    monkeypatch.setattr("raytrain.inference.watching.journal.SEGMENT_BYTES", 3000)
     source, out = write_jsonl(tmp_path / "in.jsonl", TEXTS[:60]), tmp_path / "out"
     write_jsonl(source, ["", TEXTS[60]], "a")
     expected = once(best, source, tmp_path / "whole", "negative > 1% of 20")
     for broken in ("append", "commit", "write_page"):
         shutil.rmtree(out, ignore_errors=True)
         write = getattr(Journal, broken)
-        for after in (False, True):
+        for after, number in itertools.product((False, True), (2, 5, 8)):
+            left = iter(range(number, -1, -1))
 
-            def killed(self: Journal, *given: Any, write: Any = write, after: bool = after) -> None:
-                if after or given == ({},):
+            def killed(self: Journal, *given: Any, write: Any = write, after: bool = after, left: Any = left) -> None:
+                is_due = next(left, 0) == 0
+                if after or not is_due:
                     write(self, *given)
-                if given != ({},):
+                if is_due:
                     raise KeyboardInterrupt
 
             monkeypatch.setattr(Journal, broken, killed)
-            with pytest.raises(KeyboardInterrupt):
+            with contextlib.suppress(KeyboardInterrupt):
                 once(best, source, out, "negative > 1% of 20")
             monkeypatch.setattr(Journal, broken, write)
         assert once(best, source, out, "negative > 1% of 20").shares == expected.shares
-        for name in ("quarantined.jsonl", "predictions/00000.jsonl", "alerts.jsonl"):
-            ours, theirs = lines_of(out / name), lines_of(tmp_path / "whole" / name)
+        assert len(list((out / "predictions").iterdir())) > 2
+        for ours, theirs in (
+            (predicted(out), predicted(tmp_path / "whole")),
+            *(
+                (lines_of(folder / name) for folder in (out, tmp_path / "whole"))
+                for name in ("quarantined.jsonl", "alerts.jsonl")
+            ),
+        ):
             assert [{**row, "time": 0} for row in ours] == [{**row, "time": 0} for row in theirs]
 
 

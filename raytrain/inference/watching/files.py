@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from raytrain.errors import ConfigError, counted
 
 JSONL, TEXT = (".jsonl", ".ndjson"), (".txt",)
 SUFFIXES = (*JSONL, *TEXT)
+UNFINISHED = (".tmp", ".part", ".swp", "~")  # of files that are written and then renamed
 PROOF_BYTES = 256
 """At the beginning of a file, and before the place that was reached: both have to be as they were."""
 READ_BYTES = 4 << 20
@@ -71,8 +72,7 @@ class Files:
         self.source, self._is_folder = source, os.path.isdir(source)
         self.notes: list[str] = []
         """What the user should know, which the caller takes."""
-        self.others: set[str] = set()
-        """Files of the folder that are not read."""
+        self._told, self._others = set[str](), set[str]()
         self._places = {one["path"]: Place(**one) for one in places or []}
         self._seen: dict[str, tuple[int, int, int]] = {}  # path -> (inode, size, time of change) of a file as checked
         if not os.path.exists(source):
@@ -84,16 +84,11 @@ class Files:
         """How far each file was read."""
         return [asdict(place) for place in self._places.values()]
 
-    def waiting_bytes(self) -> int:
-        """Bytes that are not read yet."""
-        sizes = ((self._seen.get(path, (0, 0, 0))[1], place.offset) for path, place in self._places.items())
-        return sum(max(0, size - offset) for size, offset in sizes)
-
     def lines(self, most: int, *, is_last: bool = False) -> list[Line]:
         """Up to `most` new lines, file by file in the order of the names.
 
         Args:
-            is_last: Nothing will be added: a last line that is a whole JSON object is taken at once.
+            is_last: Nothing will be added: a last line without its end is taken at once if it is whole.
         """
         self._look()
         found: list[Line] = []
@@ -108,32 +103,47 @@ class Files:
         """Find the files, and those of before under their names of now."""
         folder = self.source if self._is_folder else os.path.dirname(self.source)
         files = {entry.path: entry.stat() for entry in _scan(folder)}
-        by_inode = {status.st_ino: path for path, status in files.items()}
         places: dict[str, Place] = {}
+        moved: list[Place] = []
         for place in self._places.values():
-            now = by_inode.get(place.inode, "")
-            if now and self._is_same(now, files[now], place):
-                places[now] = replace(place, path=now)
-            elif place.path in files and self._is_same(place.path, files[place.path], place):
-                places[place.path] = replace(place, inode=files[place.path].st_ino)  # copied, as editors do
-            elif copy := self._copy_of(place, files):  # as logs are rotated where their writer keeps them open
-                places[copy] = replace(place, path=copy, inode=files[copy].st_ino)
+            status = files.get(place.path)
+            if status is not None and status.st_ino == place.inode and self._is_same(place.path, status, place):
+                places[place.path] = place
             else:
-                self._lost(place, now == place.path)
+                moved.append(place)
+        by_inode = {status.st_ino: path for path, status in files.items() if path not in places}
+        for place in moved:
+            path = self._new_path(place, files, by_inode.get(place.inode, ""), places)
+            if path:
+                places[path] = replace(place, path=path, inode=files[path].st_ino)
+            else:
+                self._lost(place, by_inode.get(place.inode) == place.path)
+        others: list[str] = []
         for path, status in files.items():
             self._seen[path] = (status.st_ino, status.st_size, status.st_mtime_ns)
             is_wanted = path.endswith(SUFFIXES) if self._is_folder else path == self.source
             if is_wanted and path not in places:
                 places[path] = Place(path, status.st_ino, is_text=path.endswith(TEXT))
-            elif self._is_folder and not is_wanted and path not in places:
-                self.others.add(path)
+            elif self._is_folder and not is_wanted and path not in places and not path.endswith(UNFINISHED):
+                others.append(path)
         self._seen = {path: self._seen[path] for path in files}
         self._places = places
+        if new := sorted(set(others) - self._others):
+            more = f", and {counted(len(new) - 1, 'more file')}" if len(new) > 1 else ""
+            self._tell(f"not read, since only {', '.join(SUFFIXES)} are: {new[0]}{more}")
+            self._others.update(new)
 
-    def _copy_of(self, place: Place, files: dict[str, os.stat_result]) -> str:
-        """Another file with the bytes that were read, and that was not there before; "": none."""
-        new = [path for path in files if path not in self._seen and path not in self._places and place.offset]
-        return next((path for path in new if self._is_same(path, files[path], place)), "")
+    def _new_path(self, place: Place, files: dict[str, os.stat_result], renamed: str, taken: Collection[str]) -> str:
+        """Where a file is now; "": nowhere.
+
+        Args:
+            renamed: The file with its inode.
+            taken: Files that are known to be others.
+        """
+        # A new file of the same name: an editor has saved it. A new file of another name: a log was rotated by copying.
+        copies = [path for path in files if path not in self._seen] if place.offset else []
+        tried = [path for path in (renamed, place.path, *copies) if path in files and path not in taken]
+        return next((path for path in tried if self._is_same(path, files[path], place)), "")
 
     def _is_same(self, path: str, status: os.stat_result, place: Place) -> bool:
         """Whether a file begins with the bytes that were read."""
@@ -146,6 +156,12 @@ class Files:
                 return _proof(file, place.offset) == place.proof or not place.offset
         except OSError:
             return False
+
+    def _tell(self, note: str) -> None:
+        """A note that is given once."""
+        if note not in self._told:
+            self._told.add(note)
+            self.notes.append(note)
 
     def _lost(self, place: Place, is_there: bool) -> None:
         size = self._seen.get(place.path, (0, place.offset, 0))[1]
@@ -169,11 +185,11 @@ class Files:
                 data = file.read(READ_BYTES)
                 while b"\n" not in data and len(data) < MOST_LINE_BYTES and (more := file.read(READ_BYTES)):
                     data += more
-                is_settled = is_last or time.time() - modified_ns / 1e9 > SETTLED_S
-                place, found = self._cut(place, data, most, is_settled=is_settled)
+                is_settled = not place.is_text and time.time() - modified_ns / 1e9 > SETTLED_S
+                place, found = self._cut(place, data, most, is_settled=is_last or is_settled)
                 self._places[path] = replace(place, proof=_proof(file, place.offset))
         except OSError as error:
-            self.notes.append(f"{path} can't be read: {error.strerror or error}")
+            self._tell(f"{path} can't be read: {error.strerror or error}")
             return []
         return found
 
@@ -200,8 +216,8 @@ class Files:
                 *found,
                 Line(place.path, behind.row, data[:PROOF_BYTES], place.is_text, reason),
             ]
-        if is_settled and not place.rest and not place.is_text and _is_object(data):
-            return replace(behind, rest="open"), [*found, Line(place.path, behind.row, data, False)]
+        if is_settled and not place.rest and (place.is_text or _is_object(data)):
+            return replace(behind, rest="open"), [*found, Line(place.path, behind.row, data, place.is_text)]
         return place, found
 
 

@@ -82,6 +82,9 @@ class Journal:
             raise ConfigError(f"{path} is damaged ({error}): restore it, or give another --out") from None
         if version > STATE_VERSION:
             raise ConfigError(f"{path} is of a newer raytrain (version {version}): install that one")
+        for name in self.storage.list_names(PREDICTIONS):
+            if f"{PREDICTIONS}/{name}" > self._segment_name():  # begun, and not committed
+                self.storage.delete(f"{PREDICTIONS}/{name}")
         for name in {QUARANTINED, ALERTS, self._segment_name(), *self._lengths}:
             length, full = self._lengths.get(name, 0), f"{self.folder}/{name}"
             size = os.path.getsize(full) if os.path.exists(full) else 0

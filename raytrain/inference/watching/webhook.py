@@ -49,7 +49,9 @@ class Webhook:
     def __init__(self, url: str, waiting: list[dict[str, Any]]):
         """`waiting`: events of before that have not arrived. Raises ConfigError."""
         self.host, self._url = check_url(url), url
-        self._opener = urllib.request.build_opener(_NoRedirect)
+        # A proxy is for other machines.
+        proxies = [urllib.request.ProxyHandler({})] if self.host in LOOPBACK else []
+        self._opener = urllib.request.build_opener(_NoRedirect, *proxies)
         self._queue = queue.Queue[dict[str, Any] | None]()
         self._arrived, self._is_over = queue.Queue[int](), threading.Event()
         self.problem = ""
