@@ -21,6 +21,8 @@ UNFINISHED = (".tmp", ".part", ".swp", "~")  # of files that are written and the
 PROOF_BYTES = 256
 """At the beginning of a file, and before the place that was reached: both have to be as they were."""
 READ_BYTES = 4 << 20
+MISSING_S = 30.0
+"""A file that is not there for this long is gone."""
 MOST_LINE_BYTES = 16 << 20
 SETTLED_S = 5.0
 """A last line without its end is taken when it is a whole JSON object, and nothing was added for this long."""
@@ -73,7 +75,14 @@ class Files:
         self.notes: list[str] = []
         """What the user should know, which the caller takes."""
         self._told, self._others = set[str](), set[str]()
-        self._places = {one["path"]: Place(**one) for one in places or []}
+        self._places: dict[str, Place] = {}
+        self._missing: list[tuple[Place, float]] = []
+        """(file that is not there, when it was missed first). A listing made during a rename may have neither name."""
+        for one in places or []:
+            if one["path"] in self._places:
+                self._missing.append((Place(**one), time.monotonic()))
+            else:
+                self._places[one["path"]] = Place(**one)
         self._seen: dict[str, tuple[int, int, int]] = {}  # path -> (inode, size, time of change) of a file as checked
         if not os.path.exists(source):
             raise ConfigError(f"{source}: there is no such folder or file; make it before it is watched")
@@ -82,7 +91,7 @@ class Files:
 
     def to_json(self) -> list[dict[str, Any]]:
         """How far each file was read."""
-        return [asdict(place) for place in self._places.values()]
+        return [asdict(place) for place in (*self._places.values(), *(place for place, _ in self._missing))]
 
     def lines(self, most: int, *, is_last: bool = False) -> list[Line]:
         """Up to `most` new lines, file by file in the order of the names.
@@ -104,20 +113,23 @@ class Files:
         folder = self.source if self._is_folder else os.path.dirname(self.source)
         files = {entry.path: entry.stat() for entry in _scan(folder)}
         places: dict[str, Place] = {}
-        moved: list[Place] = []
+        moved, now_s = self._missing, time.monotonic()
         for place in self._places.values():
             status = files.get(place.path)
             if status is not None and status.st_ino == place.inode and self._is_same(place.path, status, place):
                 places[place.path] = place
             else:
-                moved.append(place)
+                moved.append((place, now_s))
         by_inode = {status.st_ino: path for path, status in files.items() if path not in places}
-        for place in moved:
+        self._missing = []
+        for place, since_s in moved:
             path = self._new_path(place, files, by_inode.get(place.inode, ""), places)
             if path:
                 places[path] = replace(place, path=path, inode=files[path].st_ino)
-            else:
+            elif by_inode.get(place.inode) == place.path or now_s - since_s > MISSING_S:
                 self._lost(place, by_inode.get(place.inode) == place.path)
+            else:
+                self._missing.append((place, since_s))
         others: list[str] = []
         for path, status in files.items():
             self._seen[path] = (status.st_ino, status.st_size, status.st_mtime_ns)
