@@ -89,7 +89,7 @@ def export(
     dtype: str = "fp32",
     data: AnyPath | None = None,
     rows: int = 256,
-    overwrite: bool = False,
+    **options: Any,
 ) -> "Exported":
     """Write a trained model in another form and compare its answers with the trained model's, as `raytrain export`.
 
@@ -102,7 +102,10 @@ def export(
         dtype: Of the weights: fp32, bf16 or fp16; with onnx fp32 or int8.
         data: Files with the rows to compare on; None: those of the model's validation data.
         rows: Number of rows to compare on.
-        overwrite: Whether an export in `out` is replaced.
+        options: `overwrite=True`: an export in `out` is replaced. `tolerance`: the largest difference of a logit that
+            is allowed, or with int8 the largest share of other labels; None: that of the dtype. `license`, `language`:
+            for the model card. `push="OWNER/NAME"` uploads to the Hub with HF_TOKEN of the environment, to a private
+            repository, with `is_public=True` to a public one.
 
     Raises:
         ConfigError: The model, an option or the folder can't be used, or the rows can't be read.
@@ -117,5 +120,8 @@ def export(
             raise ConfigError(f"{name} {value!r}: allowed are {', '.join(kind)}")
     source = None if data is None else os.fspath(data)
     words = tuple(words_of(overrides))
-    request = ExportRequest(os.fspath(out), Format(format), DType(dtype), source, rows, words, overwrite)
+    known = {"overwrite", "tolerance", "license", "language", "push", "is_public"}
+    if unknown := sorted(set(options) - known):
+        raise ConfigError(f"export() has no option {unknown[0]!r}")
+    request = ExportRequest(os.fspath(out), Format(format), DType(dtype), source, rows, words, **options)
     return export_model(os.fspath(model), request)

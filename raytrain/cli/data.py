@@ -30,7 +30,7 @@ def data_show(
     config: Config,
     overrides: Overrides = None,
     split: Annotated[str, typer.Option(help="Which split: train, validation or test.")] = "train",
-    rows: Annotated[int, typer.Option(min=1, help="Samples to show.")] = 5,
+    rows: Annotated[int, typer.Option(min=0, help="Samples to show; 0: none.")] = 5,
     row: Annotated[str | None, typer.Option(metavar="FILE:ROW", help="Tell what became of this source row.")] = None,
     sample: Annotated[int | None, typer.Option(metavar="ID", help="Show this sample, and where it is from.")] = None,
     pairs: Annotated[int | None, typer.Option(min=1, help="Show pairs of duplicates, with both texts.")] = None,
@@ -102,12 +102,17 @@ def _write_page(
 
 def _prepared(config: "RunConfig") -> "tuple[PreparedStore, Console]":
     """Prepare the data and print its counts."""
+    from raytrain.data.commit import removed_logger
     from raytrain.data.copies import describe_epoch
     from raytrain.runs.run import prepare_data
     from raytrain.terminal.data import print_store
     from raytrain.terminal.run import RunDisplay
 
-    with RunDisplay() as display:
-        store = prepare_data(config, display)
+    removed_logger.disabled = True  # print_store says it
+    try:
+        with RunDisplay() as display:
+            store = prepare_data(config, display)
+    finally:
+        removed_logger.disabled = False
     print_store(display.console, store, describe_epoch(config, store.manifest))
     return store, display.console

@@ -16,6 +16,7 @@ from raytrain.cli.jobs import jobs_app, submit
 from raytrain.cli.predict import predict
 from raytrain.cli.report import report
 from raytrain.cli.serve import serve
+from raytrain.cli.watch import watch
 from raytrain.errors import ConfigError, RaytrainError
 from raytrain.launch.arguments import Sent, can_be_submitted
 from raytrain.ray_core.quiet import quieten
@@ -281,7 +282,7 @@ def reclaim_watch(
     )
 
 
-for command in (predict, serve, export, report, submit, doctor):
+for command in (predict, serve, watch, export, report, submit, doctor):
     app.command()(command)
 app.add_typer(jobs_app, name="jobs")
 

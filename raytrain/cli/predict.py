@@ -1,6 +1,8 @@
 """The command `raytrain predict`."""
 
-from typing import Annotated
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -9,7 +11,20 @@ from raytrain.cli.group import leave
 from raytrain.launch.arguments import Sent, can_be_submitted
 
 
-@can_be_submitted()
+def _check_input(parameters: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a second INPUT, as the shell makes of a glob."""
+    from raytrain.errors import ConfigError
+
+    words = [word for word in parameters["overrides"] or () if "=" not in word]
+    if words:
+        kind = os.path.splitext(words[0])[1]
+        raise ConfigError(
+            f"predict has one INPUT, and {words[0]} is given after {parameters['source']}. Give a folder, or a glob in "
+            f"quotes so that the shell leaves it alone: '*{kind}'"
+        )
+
+
+@can_be_submitted(check=_check_input)
 def predict(
     model: Annotated[
         str,
@@ -53,6 +68,7 @@ def predict(
     from raytrain.terminal.predict import print_predictions
     from raytrain.terminal.run import RunDisplay
 
+    _check_input({"source": source, "overrides": overrides})
     if not out:
         raise ConfigError("predict needs --out OUT: a file that ends in .parquet, .jsonl or .csv, or a folder with a /")
     kept = None if columns is None else tuple(name.strip() for name in columns.split(",") if name.strip())

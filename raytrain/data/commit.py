@@ -33,6 +33,8 @@ from raytrain.tasks.labels import in_order
 LEAKAGE_RULE = f"{STAGE}.{LEAKAGE}"
 
 logger = logging.getLogger(__name__)
+removed_logger = logging.getLogger(f"{__name__}.removed")
+"""Of rows that are removed or leak. `raytrain data` turns it off, since it prints these counts itself."""
 
 
 @dataclass(frozen=True)
@@ -196,10 +198,12 @@ def tell(cache: Storage, name: str, written: Written) -> None:
             done = f"{num_kept:,} kept, since data.dedup.leakage is report"
         short = f", and {num_short:,} of fewer than {MIN_CHARACTERS} characters kept" if num_short else ""
         where = cache.path_of(f"{name}/{LEAKS_NAME if num_kept else REMOVED_NAME}")
-        logger.warning("training rows that nearly equal a validation or test row: %s%s; see %s", done, short, where)
+        removed_logger.warning(
+            "training rows that nearly equal a validation or test row: %s%s; see %s", done, short, where
+        )
     if counts:
         rules = ", ".join(f"{count:,} x {rule}" for rule, count in sorted(counts.items()))
-        logger.warning("training rows removed: %s; see %s", rules, cache.path_of(f"{name}/{REMOVED_NAME}"))
+        removed_logger.warning("training rows removed: %s; see %s", rules, cache.path_of(f"{name}/{REMOVED_NAME}"))
 
 
 def _no_row(config: RunConfig, split: str, written: Written, tally: Tally) -> str:

@@ -103,6 +103,8 @@ def _parsed(store: PreparedStore, place: str) -> tuple[str, int]:
     sources = list(dict.fromkeys(store.manifest.sources))
     full = file if "://" in file else os.path.abspath(file)
     matching = [path for path in sources if path in (file, full)]
+    # Of a query, whose path ends with the split, the database as the config names it is enough.
+    matching = matching or [path for path in sources if "://" in file and path.rpartition("#")[0] == file]
     matching = matching or [path for path in sources if path.endswith(f"/{file}")]
     if len(matching) == 1:
         return matching[0], row

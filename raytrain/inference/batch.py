@@ -174,10 +174,11 @@ def _predict(
             config.workers.cpus,
             use_gpu,
         )
-        num_actors = _num_actors(config, session, _estimated_pieces(tasks, progress.total), use_gpu=use_gpu)
+        num_pieces = _estimated_pieces(tasks, progress.total)
+        num_actors, most = _num_actors(config, session, num_pieces, use_gpu=use_gpu)
         observer.phase(f"loading the model in {num_actors} worker{'s' * (num_actors > 1)}")
         texts, is_first = [json.dumps(asdict(one)) for one in tasks], True
-        pool = Pool(spec, texts, config.workers, num_actors)
+        pool = Pool(spec, texts, config.workers, num_actors, most)
         for event in pool.run(backlog):
             if event is None:
                 if is_first:
@@ -323,11 +324,12 @@ def _estimated_pieces(tasks: Sequence[ReadTask], num_rows: int | None) -> int:
     return len(unshared) + max(len(shared), (num_rows or 0) // PIECE_ROWS, -(-num_bytes // PIECE_BYTES))
 
 
-def _num_actors(config: RunConfig, session: RaySession, num_pieces: int, *, use_gpu: bool) -> int:
-    """As many as fit, between workers.min and workers.max; not more than there are pieces."""
+def _num_actors(config: RunConfig, session: RaySession, num_pieces: int, *, use_gpu: bool) -> tuple[int, int]:
+    """(actors to ask for at once, the most when nodes join); not more than there are pieces. With workers.max all of
+    them are asked for, so that an autoscaler adds nodes; without it as many as fit, workers.min at least."""
     workers = config.workers
-    most = workers.max
+    first = most = workers.max
     if "max" not in workers.model_fields_set:
         fitting = session.num_gpus if use_gpu else session.num_cpus // workers.cpus
-        most = max(workers.min, int(fitting))
-    return max(1, min(most, num_pieces))
+        first, most = max(workers.min, int(fitting)), num_pieces
+    return max(1, min(first, num_pieces)), max(1, min(most, num_pieces))

@@ -13,6 +13,7 @@ from typing import Any
 from raytrain.config import RunConfig
 from raytrain.config.io import parse_config
 from raytrain.errors import ConfigError, TrainingError
+from raytrain.inference.formats import Format
 from raytrain.models.card import BEST, FACTS, FACTS_VERSION
 from raytrain.runs.folder import CONFIG, read_run_config
 from raytrain.storage import Storage
@@ -46,8 +47,8 @@ class ModelCard:
     """Name -> SHA-256 of each file of the model."""
     raw: dict[str, Any]
     """The config that reads the task's inputs as in training, as a mapping, without data and workers."""
-    format: str = "hf"
-    """What the weights are: files of Transformers (hf), or a graph (onnx)."""
+    format: Format = Format.HF
+    """What the weights are."""
     is_adapter: bool = False
     """Whether the folder holds an adapter, and the model of `raw` is its base."""
 
@@ -142,6 +143,8 @@ def read_card(folder: Storage) -> ModelCard:
     else:
         model["adapter"] = None  # merged
     raw = {"name": facts.get("name", "model"), "task": task, "model": model, "data": data}
-    kind = "hf" if is_adapter else facts.get("export", {}).get("format", "hf")
+    kind = Format.HF if is_adapter else facts.get("export", {}).get("format", Format.HF)
+    if kind not in list(Format):
+        raise ConfigError(f"{path}: an export in the format {kind!r}; this raytrain reads {', '.join(Format)}")
     files = facts.get("files", {})
-    return ModelCard(folder.path_of(), raw["name"], facts.get("step", 0), state, files, raw, kind, is_adapter)
+    return ModelCard(folder.path_of(), raw["name"], facts.get("step", 0), state, files, raw, Format(kind), is_adapter)

@@ -2,7 +2,9 @@
 
 import copy
 import json
+import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from raytrain.config.from_python import words_of
 from raytrain.data.readers import read_chunks
 from raytrain.data.sources import read_tasks
 from raytrain.errors import ConfigError, DataError, TrainingError
+from raytrain.inference import hub
 from raytrain.inference.card import OF_THE_BASE, READING, SOURCE, ModelCard, find_model, read_card
 from raytrain.inference.formats import DType, Format
 from raytrain.inference.onnx_model import GRAPH, quantize, write_graph
@@ -23,18 +26,21 @@ from raytrain.inference.predictor import Predictor
 from raytrain.inference.source import absolute, check_source
 from raytrain.models.adapter import merged
 from raytrain.models.build import quiet_transformers
-from raytrain.models.card import CARD, FACTS, PLAIN_VERSION, model_card
+from raytrain.models.card import BEST, CARD, FACTS, PLAIN_VERSION, model_card
 from raytrain.models.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from raytrain.retries import retrying
 from raytrain.storage import Storage
 from raytrain.tasks.text import TextTask, model_inputs
+from raytrain.training.export import results_of
+from raytrain.training.run_log import EVALS
 
+LICENSE, LANGUAGE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,60}"), re.compile(r"[a-z]{2,3}")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin", ADAPTER_CONFIG, ADAPTER_WEIGHTS)
-LEAST_AGREEMENT = 0.98
-"""int8 is an approximation: the same label for at least this share of the outputs."""
 DTYPES = {DType.FP32: "float32", DType.BF16: "bfloat16", DType.FP16: "float16"}
 """Names of torch."""
-TOLERANCES = {DType.FP32: 1e-4, DType.FP16: 0.02, DType.BF16: 0.15}
-"""Largest allowed difference of an output (a logit). With fp16 and bf16 weights are rounded to 11 and 8 bits."""
+TOLERANCES = {DType.FP32: 1e-4, DType.FP16: 0.02, DType.BF16: 0.15, DType.INT8: 0.02}
+"""Largest allowed difference of an output (a logit). With fp16 and bf16 weights are rounded to 11 and 8 bits. int8 is
+an approximation: the largest allowed share of the outputs with another label."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,16 @@ class ExportRequest:
     """Of them."""
     overrides: tuple[str, ...] = ()
     overwrite: bool = False
+    tolerance: float | None = None
+    """What is allowed instead of TOLERANCES."""
+    license: str | None = None
+    """As the model card names it, such as apache-2.0."""
+    language: str | None = None
+    """Of the texts, such as en."""
+    push: str | None = None
+    """OWNER/NAME on the Hub of Hugging Face, to which the folder is uploaded."""
+    is_public: bool = False
+    """Whether a repository that is made there can be read by everybody."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +80,8 @@ class Exported:
     agreement: float
     """Share of the rows, or words, with the same label."""
     num_bytes: int
+    url: str = ""
+    """Of the repository on the Hub, with `push`."""
 
 
 def export_model(model: str, request: ExportRequest) -> Exported:
@@ -77,30 +95,75 @@ def export_model(model: str, request: ExportRequest) -> Exported:
         TrainingError: The exported model differs from the trained one by more than the tolerance.
         CheckpointError: A file of the model is missing or was changed.
     """
+    if request.tolerance is not None and not 0 < request.tolerance < math.inf:
+        raise ConfigError(
+            f"--tolerance {request.tolerance:g}: give a number above 0, such as {TOLERANCES[request.dtype]:g}"
+        )
     if request.dtype == DType.INT8 and request.format != Format.ONNX:
         raise ConfigError("--dtype int8 is for --format onnx")
     if request.format == Format.ONNX and request.dtype not in (DType.FP32, DType.INT8):
         raise ConfigError(f"--dtype {request.dtype} is for --format hf; an ONNX graph is written in fp32 or int8")
     if request.format == Format.ADAPTER and request.dtype != DType.FP32:
         raise ConfigError(f"--dtype {request.dtype} is for a whole model: an adapter is copied as it is, in fp32")
+    for option, value, form, example in (
+        ("--license", request.license, LICENSE, "apache-2.0"),
+        ("--language", request.language, LANGUAGE, "en"),
+    ):
+        if value is not None and not form.fullmatch(value):
+            raise ConfigError(f"{option} {value!r}: give the identifier that the Hub has for it, such as {example}")
     out = _checked_folder(request)
+    api = hub.check(request.push) if request.push is not None else None
     stored = find_model(model)
     card, facts = read_card(stored), stored.read_json(FACTS)
     if request.format == Format.ADAPTER and not card.is_adapter:
         raise ConfigError(f"--format adapter: {card.folder} was trained without model.adapter; leave --format out")
     if card.format != Format.HF:
         raise ConfigError(f"{card.folder} is an export in the format {card.format}: give the run that it was made of")
-    trained = Predictor.load(card, request.overrides, device="cpu")
-    if not isinstance(trained.task, TextTask) or not hasattr(trained.model, "config"):
-        raise ConfigError(f"{card.folder}: a model that is not of Transformers can't be exported; its best/ has it all")
-    rows, where = _rows_of(card, facts, trained, request)
+    best = retrying(lambda: stored.local_copy(""), f"reading {card.folder}")
+    try:
+        trained = Predictor.load(card, request.overrides, device="cpu", copied=best)
+        if not isinstance(trained.task, TextTask) or not hasattr(trained.model, "config"):
+            raise ConfigError(
+                f"{card.folder}: a model that is not of Transformers can't be exported; its best/ has it all"
+            )
+        rows, where = _rows_of(card, facts, trained, request)
+        found = _exported(trained, best, rows, (_with_results(facts, stored), where), request, out)
+    finally:
+        if stored.local_path() is None:
+            shutil.rmtree(best, ignore_errors=True)
+    if api is None or request.push is None:
+        return found
+    return replace(found, url=hub.push(api, out, request.push, is_public=request.is_public))
+
+
+def _with_results(facts: Any, stored: Storage) -> Any:
+    """The facts with the metrics of this model: those of its run, or those that an export has kept."""
+    parent, name = stored.place()
+    run = Storage(parent or "/")
+    found = results_of(run, facts["step"]) if name == BEST and run.exists(EVALS) else {}
+    base = facts["base_model"]
+    if base is not None and base["is_folder"] and "sha256" not in base:
+        files = [file for file in WEIGHTS if os.path.isfile(f"{base['path']}/{file}")]
+        base = {**base, "sha256": Storage(base["path"]).sha256(files[0])} if files else base
+    return {**facts, "base_model": base, "results": found or facts.get("results", {})}
+
+
+def _exported(
+    trained: Predictor, best: str, rows: pa.Table, about: tuple[Any, str], request: ExportRequest, out: str
+) -> Exported:
+    """Write the folder `out` at once, or nothing.
+
+    Args:
+        best: The folder with the files of the trained model.
+        about: (its raytrain.json, where the rows are from).
+    """
     parent = os.path.dirname(out)
     os.makedirs(parent, exist_ok=True)
     work = tempfile.mkdtemp(prefix=f".{os.path.basename(out)}.", dir=parent)
     try:
-        _write(trained, stored, rows, request, work)
-        found = _compared(trained, card, rows, request, work)
-        _describe(facts, found, request, where, work)
+        _write(trained, best, rows, request, work)
+        found = _compared(trained, rows, request, work)
+        _describe(about[0], found, request, about[1], work)
         if os.path.exists(out):
             shutil.rmtree(out)
         _let_others_read(work)
@@ -174,19 +237,14 @@ def _first(tables: Iterator[pa.Table], count: int) -> Iterator[pa.Table]:
             return
 
 
-def _write(trained: Predictor, stored: Storage, rows: pa.Table, request: ExportRequest, work: str) -> None:
+def _write(trained: Predictor, best: str, rows: pa.Table, request: ExportRequest, work: str) -> None:
     """Write the model, and the files beside the weights as they are in best/."""
     import torch
 
     is_copy = request.format == Format.ADAPTER
-    best = stored.local_copy("")
-    try:
-        for name in sorted(os.listdir(best)):
-            if name not in (*(() if is_copy else WEIGHTS), FACTS, CARD) and os.path.isfile(f"{best}/{name}"):
-                shutil.copyfile(f"{best}/{name}", f"{work}/{name}")
-    finally:
-        if stored.local_path() is None:
-            shutil.rmtree(best, ignore_errors=True)
+    for name in sorted(os.listdir(best)):
+        if name not in (*(() if is_copy else WEIGHTS), FACTS, CARD) and os.path.isfile(f"{best}/{name}"):
+            shutil.copyfile(f"{best}/{name}", f"{work}/{name}")
     if is_copy:
         return
     model: Any = merged(trained.model) if trained.card.is_adapter else copy.deepcopy(trained.model)
@@ -204,11 +262,11 @@ def _write(trained: Predictor, stored: Storage, rows: pa.Table, request: ExportR
             quantize(f"{folder}/{GRAPH}", graph)
 
 
-def _compared(trained: Predictor, card: ModelCard, rows: pa.Table, request: ExportRequest, work: str) -> Exported:
+def _compared(trained: Predictor, rows: pa.Table, request: ExportRequest, work: str) -> Exported:
     """The differences of the outputs. Raises TrainingError when they are larger than is allowed."""
+    card, overrides = trained.card, request.overrides
     kind = Format.HF if request.format == Format.ADAPTER else request.format
-    written = replace(card, folder=work, files={}, format=str(kind))
-    overrides = request.overrides
+    written = replace(card, folder=work, files={}, format=kind)
     if card.is_adapter and request.format != Format.ADAPTER:
         model = {**card.raw["model"], "path": work, "revision": None, "tokenizer": None, "adapter": None}
         written = replace(written, raw={**card.raw, "model": model}, is_adapter=False)
@@ -224,17 +282,18 @@ def _compared(trained: Predictor, card: ModelCard, rows: pa.Table, request: Expo
     same = (ours > 0) == (theirs > 0) if multi_label else ours.argmax(-1) == theirs.argmax(-1)
     num_bytes = sum(os.path.getsize(f"{work}/{name}") for name in os.listdir(work))
     found = Exported(work, len(samples), ours.size, largest, float(same.mean()), num_bytes)
+    limit = TOLERANCES[request.dtype] if request.tolerance is None else request.tolerance
     if request.dtype == DType.INT8:
-        is_near = found.agreement >= LEAST_AGREEMENT
-        allowed = f"the same label for {LEAST_AGREEMENT:.0%} at least"
+        is_near = 1 - found.agreement <= limit
+        allowed = f"another label for {limit:.2%} at most"
     else:
-        is_near = largest <= TOLERANCES[request.dtype]  # False for NaN
-        allowed = f"{TOLERANCES[request.dtype]:g} at most"
+        is_near = largest <= limit  # False for NaN
+        allowed = f"{limit:g} at most"
     if not is_near:
         raise TrainingError(
             f"the exported model differs from the trained one on {found.num_rows} rows: by {largest:.2g} in a logit, "
-            f"and it gives the same label for {found.agreement:.1%}; allowed: {allowed}. Nothing was written. "
-            "Another --dtype, such as fp32, keeps more"
+            f"and it gives another label for {1 - found.agreement:.2%}; allowed: {allowed}. Nothing was written. "
+            "Another --dtype, such as fp32, keeps more; --tolerance allows more, and --rows compares on more rows"
         )
     return found
 
@@ -249,6 +308,10 @@ def _describe(facts: Any, found: Exported, request: ExportRequest, where: str, w
         "largest_difference": found.largest_difference,
         "agreement": found.agreement,
     }
+    before = facts.get("export", {})
+    for name, value in (("license", request.license), ("language", request.language)):
+        if chosen := value or before.get(name):
+            about[name] = chosen
     files = {name: Storage(work).sha256(name) for name in sorted(os.listdir(work))}
     facts = {**facts, "export": about, "files": files}
     if request.format != Format.ADAPTER and "adapter" in facts:  # merged: a whole model
@@ -257,4 +320,4 @@ def _describe(facts: Any, found: Exported, request: ExportRequest, where: str, w
     with open(f"{work}/{FACTS}", "w", encoding="utf-8") as file:
         json.dump(facts, file, indent=1)
     with open(f"{work}/{CARD}", "w", encoding="utf-8") as file:
-        file.write(model_card(facts, results={}))
+        file.write(model_card(facts, facts["results"]))

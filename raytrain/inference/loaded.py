@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from raytrain.inference.predictor import Predictor
 
 AnyPath = str | os.PathLike[str]
+MOST_LABELS = 10  # that repr names
 
 
 class LoadedModel:
@@ -22,6 +23,13 @@ class LoadedModel:
 
     def __init__(self, predictor: "Predictor"):
         self._predictor = predictor
+
+    def __repr__(self) -> str:
+        """The model, its task, its labels and where it computes."""
+        asked = self._predictor
+        labels = ", ".join(map(repr, self.labels[:MOST_LABELS])) + ", ..." * (len(self.labels) > MOST_LABELS)
+        told = f", labels: {labels}" if self.labels else ""
+        return f"<LoadedModel {asked.card.folder}: {asked.config.task.kind}{told}, on {asked.device}>"
 
     @property
     def labels(self) -> list[str]:

@@ -20,6 +20,7 @@ from raytrain.inference.card import ModelCard
 from raytrain.inference.predictor import Predictor, output_columns
 from raytrain.inference.source import without_clashes
 from raytrain.inference.texts import needed_columns
+from raytrain.ray_core.nodes import own_node
 from raytrain.retries import retrying
 from raytrain.storage import Storage
 from raytrain.tasks.predicting import Decoding
@@ -65,6 +66,8 @@ class Done:
     error: str = ""
     """What ends the command, for the user."""
     code: str = ""
+    node: str = ""
+    """Hex id of the worker's node, when it has loaded the model."""
 
 
 def part_name(task: int, piece: int) -> str:
@@ -81,6 +84,7 @@ class PieceWorker:
 
     def load(self) -> Done:
         """Load the model. Raises nothing that is meant for the user, but returns it."""
+        import ray
         import torch
 
         if not self._spec.use_gpu:
@@ -90,7 +94,7 @@ class PieceWorker:
             self._predictor = Predictor.load(self._spec.card, self._spec.overrides, device)
         except (RaytrainError, OSError) as error:
             return _failed(-1, -1, error)
-        return Done(-1, -1)
+        return Done(-1, -1, node=own_node() if ray.is_initialized() else "")
 
     def predict(self, task: int, read_task: str, piece: int) -> Done:
         """Write the part of a piece, or note that the read task has fewer pieces. `read_task`: as JSON."""

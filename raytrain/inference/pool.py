@@ -9,10 +9,13 @@ from typing import Any
 from raytrain.config import WorkersConfig
 from raytrain.errors import DataError, FailureCode, TrainingError, first_line
 from raytrain.inference.pieces import Done, PieceWorker, WorkSpec
+from raytrain.ray_core.nodes import look, places_that_fit
 from raytrain.tasks.user_code import is_out_of_memory
 
 IN_FLIGHT = 2  # pieces that an actor is given at once, so that it does not wait for the driver
 POLL_S = 1.0
+GROW_EVERY_S = 5.0
+"""Between two looks for room for more actors."""
 
 
 @dataclass
@@ -21,6 +24,8 @@ class _Actor:
     task: int = -1
     """The read task that it works on."""
     is_ready: bool = False
+    node: str = ""
+    """Hex id of its node, once it is ready."""
     pieces: dict[Any, tuple[int, int]] = field(default_factory=dict)
     """Reference to an answer -> (read task, piece)."""
 
@@ -65,6 +70,12 @@ class Backlog:
                 return other, piece
         return None
 
+    @property
+    def has_more(self) -> bool:
+        """Whether there may be pieces for one more worker."""
+        unread = {task for task in self._unread if task in self._next}
+        return bool(self._again or unread or self._next.keys() - self._unshared)
+
     def put_back(self, task: int, piece: int) -> None:
         """A piece is to be handed out again, its worker has died. Another one continues an unshared read task there."""
         if task not in self._unshared:
@@ -92,14 +103,21 @@ class Backlog:
 
 
 class Pool:
-    """Runs a backlog on at most `num_actors` actors: those for which there is room."""
+    """Runs a backlog on actors, which follow the nodes: those that join get actors too, and the pieces of one that goes
+    are done by others."""
 
-    def __init__(self, spec: WorkSpec, read_tasks: Sequence[str], workers: WorkersConfig, num_actors: int):
-        """`read_tasks`: as JSON. `num_actors`: the most that there is work for."""
+    def __init__(self, spec: WorkSpec, read_tasks: Sequence[str], workers: WorkersConfig, num_actors: int, most: int):
+        """
+        Args:
+            read_tasks: As JSON.
+            num_actors: To ask for at once. Those for which there is no room yet start when there is.
+            most: Actors at a time, when nodes join.
+        """
         self._spec, self._tasks, self._workers = spec, read_tasks, workers
-        self._num_actors, self._num_failures = num_actors, 0
+        self._num_actors, self._most, self._num_failures = num_actors, most, 0
         self._actors: list[_Actor] = []
         self._refs: dict[Any, _Actor] = {}
+        self._next_look_s = self._last_ready_s = 0.0
 
     def run(self, backlog: Backlog) -> Iterator[Done | None]:
         """Yields what becomes of each piece, in any order; None when a worker has its model.
@@ -113,7 +131,7 @@ class Pool:
         try:
             for _ in range(self._num_actors):
                 self._start()
-            began_s = time.monotonic()
+            self._last_ready_s = time.monotonic()
             while self._refs:
                 ready, _ = ray.wait(list(self._refs), timeout=POLL_S)
                 for ref in ready:
@@ -123,7 +141,8 @@ class Pool:
                         yield None
                     if done is not None:
                         yield done
-                self._check_room(began_s)
+                self._check_room()
+                self._grow(backlog)
         finally:
             for actor in self._actors:
                 ray.kill(actor.handle)
@@ -160,7 +179,7 @@ class Pool:
         if done.error:
             kind = DataError if FailureCode(done.code).exit_code == 2 else TrainingError
             raise kind(done.error, FailureCode(done.code))
-        actor.is_ready = True
+        actor.is_ready, actor.node = True, done.node or actor.node
         if done.is_end:
             backlog.ended(done.task, done.piece)
         while len(actor.pieces) < IN_FLIGHT and (following := backlog.take(actor.task)) is not None:
@@ -182,7 +201,7 @@ class Pool:
         for ref in actor.pieces:
             self._refs.pop(ref, None)
         self._actors.remove(actor)
-        self._num_failures += 1
+        self._num_failures += not self._is_gone(actor.node)
         if self._num_failures > self._workers.max_failures:
             first = why.strip().splitlines()[0] if why.strip() else "no reason is known"
             raise TrainingError(
@@ -191,6 +210,21 @@ class Pool:
                 FailureCode.WORKER_DIED,
             )
         self._start()
+
+    def _is_gone(self, node: str) -> bool:
+        """Whether a node was reclaimed or lost, so that the death of its actor does not count as a failure."""
+        return bool(node) and node not in {one.node_id for one in look(probe=True) if not one.is_draining}
+
+    def _grow(self, backlog: Backlog) -> None:
+        """Start actors on nodes that have joined, or have become free."""
+        now_s = time.monotonic()
+        if now_s < self._next_look_s or not backlog.has_more or len(self._actors) >= self._most:
+            return
+        self._next_look_s = now_s + GROW_EVERY_S
+        if all(actor.is_ready for actor in self._actors):  # the others wait for room themselves
+            worker = {"CPU": float(self._workers.cpus), **({"GPU": 1.0} if self._spec.use_gpu else {})}
+            for _ in places_that_fit(look(), worker, 0.0, self._most - len(self._actors), least_data_cpus=0.0):
+                self._start()
 
     def _end(self, actor: _Actor) -> None:
         """There is nothing left for an actor: its room is for others."""
@@ -204,12 +238,12 @@ class Pool:
     def _num_ready(self) -> int:
         return sum(actor.is_ready for actor in self._actors)
 
-    def _check_room(self, began_s: float) -> None:
-        """Raises TrainingError when no actor has started for workers.wait_timeout_s."""
-        limit_s = self._workers.wait_timeout_s
-        if limit_s is None or not self._actors or time.monotonic() - began_s < limit_s:
-            return
-        if not any(actor.is_ready for actor in self._actors):
+    def _check_room(self) -> None:
+        """Raises TrainingError when there was no actor for workers.wait_timeout_s."""
+        limit_s, now_s = self._workers.wait_timeout_s, time.monotonic()
+        if self._num_ready():
+            self._last_ready_s = now_s
+        if limit_s is not None and self._actors and now_s - self._last_ready_s >= limit_s:
             raise TrainingError(
                 f"no worker could start for {limit_s:g} s: the cluster has no room for {self._workers.cpus} CPUs"
                 f"{' and a GPU' if self._spec.use_gpu else ''}. Lower workers.cpus, or set workers.gpu=false",

@@ -15,6 +15,7 @@ from raytrain.data.stages.clean import make_cleaner
 from raytrain.errors import ConfigError
 from raytrain.inference.card import ModelCard
 from raytrain.inference.embeddings import EMBEDDING, embed
+from raytrain.inference.formats import Format
 from raytrain.inference.texts import with_inputs
 from raytrain.models.tokenizer import TOKENIZER_FILES, load_tokenizer
 from raytrain.retries import retrying
@@ -67,7 +68,7 @@ def predicting_task(config: RunConfig) -> Task:
 
 def output_columns(task: Task, card: ModelCard, decoding: Decoding, *, embeddings: bool) -> list[str]:
     """Names of the columns that a prediction adds."""
-    if embeddings and card.format != "hf":
+    if embeddings and card.format != Format.HF:
         raise ConfigError(
             f"{card.folder} is an ONNX graph, which gives logits and no embeddings: use the trained model"
         )
@@ -103,12 +104,16 @@ class Predictor:
         self._cleaner = make_cleaner(config.data.clean, self.task)
 
     @classmethod
-    def load(cls, card: ModelCard, overrides: Sequence[str] = (), device: str | None = None) -> "Predictor":
+    def load(
+        cls, card: ModelCard, overrides: Sequence[str] = (), device: str | None = None, copied: str | None = None
+    ) -> "Predictor":
         """The model of a card.
 
         Args:
             overrides: As for `ModelCard.config`.
             device: As torch names it; None: a GPU if there is one.
+            copied: A folder of this machine with the model's files, which is left as it is; None: they are copied
+                where they are on an object store.
 
         Raises:
             ConfigError: The model can't be loaded, or its task has no predictions.
@@ -118,17 +123,22 @@ class Predictor:
 
         config, stored = card.config(overrides), Storage(card.folder)
         task = predicting_task(config)
-        folder = retrying(lambda: stored.local_copy(""), f"reading {card.folder}")
+        folder = copied or retrying(lambda: stored.local_copy(""), f"reading {card.folder}")
         try:
             check_exported(folder, sorted(card.files), {"files": card.files})
             model = _with_folder(config, folder)
             built = _loaded(task, card, folder, model, config)
             tokenizer = load_tokenizer(model)
         finally:
-            if stored.local_path() is None:
+            if copied is None and stored.local_path() is None:
                 shutil.rmtree(folder, ignore_errors=True)
         place = device or ("cuda" if torch.cuda.is_available() else "cpu")
         return cls(card, config, tokenizer, built.to(place))
+
+    @property
+    def device(self) -> Any:
+        """The torch.device on which the model computes."""
+        return getattr(self.model, "device", None) or next(self.model.parameters()).device
 
     def predict_rows(self, rows: pa.Table, decoding: Decoding = PLAIN, *, embeddings: bool = False) -> Predicted:
         """Answer for source rows, which have at least the task's input columns."""
@@ -167,7 +177,7 @@ class Predictor:
         import torch
 
         assert isinstance(self.task, Predicting)
-        device: torch.device = getattr(self.model, "device", None) or next(self.model.parameters()).device
+        device: torch.device = self.device
         found: list[np.ndarray] = [np.zeros(0)] * len(samples)
         sizes = self.task.sizes(samples)
         groups = batches_by_size(sizes, TOKENS_ON_GPU if device.type == "cuda" else TOKENS_PER_BATCH)
@@ -236,7 +246,7 @@ def batches_by_size(sizes: np.ndarray, most_tokens: int) -> Iterator[np.ndarray]
 
 def _loaded(task: Task, card: ModelCard, folder: str, model: Any, config: RunConfig) -> Any:
     """The model in a folder; `model`: the section that names it."""
-    if card.format == "hf":
+    if card.format == Format.HF:
         return task.load_model(folder, model, card.state, config.training)
     from transformers import AutoConfig
 

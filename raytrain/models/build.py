@@ -40,7 +40,7 @@ def build_with_head(
     """
     import transformers
 
-    factory, fresh = getattr(transformers, auto_class), set[str]()
+    factory = getattr(transformers, auto_class)
     names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
     config = read_model_config(model, **names, **changes)
     override_dropout(config, training.dropout)
@@ -56,7 +56,7 @@ def build_with_head(
             config.model_type,
         )
     head = head_of(built, factory) if model.adapter is not None else []
-    return add_adapter(for_training(built, training), model, head, fresh)
+    return add_adapter(for_training(built, training), model, head, fresh or ())
 
 
 def head_of(built: Any, factory: Any) -> list[str]:

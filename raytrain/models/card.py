@@ -36,6 +36,7 @@ AUTO_CLASSES = {
     "sequence_classification": "AutoModelForSequenceClassification",
     "token_classification": "AutoModelForTokenClassification",
 }
+WEIGHTS = (".safetensors", ".onnx", ".bin")
 MOST_LABELS = 50  # of a longer list the card shows the beginning; raytrain.json has all
 
 
@@ -46,20 +47,20 @@ def model_card(facts: dict[str, Any], results: dict[str, dict[str, float]]) -> s
         facts: The contents of raytrain.json.
         results: Split -> metrics of this very model, by name.
     """
-    facts = _without_folders(facts)
-    parts = [_front_matter(facts), f"# {facts['name']}", _origin(facts), *_usage(facts), *_export(facts)]
+    facts = without_folders(facts)
+    parts = [_front_matter(facts, results), f"# {facts['name']}", _origin(facts), *_usage(facts), *_export(facts)]
     if results:
-        parts += ["## Results", _table(["metric", *results], _result_rows(results))]
+        parts += ["## Results", _table(["metric", *results], _result_rows(results)), _of_the_trained(facts)]
     if labels := facts["state"].get("labels"):
         parts += ["## Labels", _labels(labels)]
-    parts += ["## Data", *_data(facts)]
+    parts += ["## Inputs", _inputs(facts), "## Data", *_data(facts), "## Lineage", _lineage(facts)]
     parts += ["## Training", f"```yaml\n{to_yaml(facts['config']).rstrip()}\n```"]
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     parts += ["## Versions", f"{versions}."]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _without_folders(facts: dict[str, Any]) -> dict[str, Any]:
+def without_folders(facts: dict[str, Any]) -> dict[str, Any]:
     """The facts with the last part only of each path on this file system: the card may be published, and the folders
     of its author tell a reader nothing. raytrain.json has them."""
     base, config = facts["base_model"], copy.deepcopy(facts["config"])
@@ -78,6 +79,7 @@ def _without_folders(facts: dict[str, Any]) -> dict[str, Any]:
         "config": config,
         "data": data,
         "base_model": None if base is None else {**base, "path": _last_part(base["path"])},
+        **({"export": {**export, "rows_of": _last_part(export["rows_of"])}} if (export := facts.get("export")) else {}),
     }
 
 
@@ -98,15 +100,29 @@ def _last_parts(value: Any) -> Any:
     return _last_part(value) if isinstance(value, str) and value.count("/") > 1 else value
 
 
-def _front_matter(facts: dict[str, Any]) -> str:
+def _front_matter(facts: dict[str, Any], results: dict[str, dict[str, float]]) -> str:
     """The metadata that a hub reads. A base model in a local folder is left out, since a hub could not find it."""
-    library = "peft" if "adapter" in facts else "transformers"
-    fields: dict[str, Any] = {"library_name": library, "tags": ["raytrain"]}
-    if kind := PIPELINES.get(facts["task"]["kind"]):
+    export = facts.get("export", {})
+    library = "onnx" if export.get("format") == "onnx" else "peft" if "adapter" in facts else "transformers"
+    fields: dict[str, Any] = {name: export[name] for name in ("license", "language") if export.get(name)}
+    fields |= {"library_name": library, "tags": ["raytrain"]}
+    kind = PIPELINES.get(facts["task"]["kind"])
+    if kind:
         fields["pipeline_tag"] = kind
     base = facts["base_model"]
     if base is not None and not base["is_folder"]:
         fields["base_model"] = base["path"]
+    if results and kind:
+        fields["metrics"] = list(dict.fromkeys(name for metrics in results.values() for name in metrics))
+        of_splits = [
+            {
+                "task": {"type": kind},
+                "dataset": {"name": f"{facts['name']} ({split})", "type": facts["data_content"], "split": split},
+                "metrics": [{"type": name, "value": value} for name, value in metrics.items()],
+            }
+            for split, metrics in results.items()
+        ]
+        fields["model-index"] = [{"name": facts["name"], "results": of_splits}]
     return f"---\n{to_yaml(fields).rstrip()}\n---"
 
 
@@ -209,6 +225,30 @@ def _export(facts: dict[str, Any]) -> list[str]:
         f"from the trained model's by at most {found['largest_difference']:.2g}, and {found['agreement']:.2%} of the "
         f"labels are the same.{graph}",
     ]
+
+
+def _of_the_trained(facts: dict[str, Any]) -> str:
+    export = facts.get("export", {})
+    is_as_trained = export.get("format", "hf") == "hf" and export.get("dtype", "fp32") == "fp32"
+    return "" if is_as_trained else "Measured with the trained model in fp32, before the export."
+
+
+def _inputs(facts: dict[str, Any]) -> str:
+    """What the tokenizer and the training say about inputs."""
+    length, train = facts["max_length"], facts["data"].get("train", {})
+    cut = f" In the training, {train['num_truncated']:,} of {train['num_samples']:,} samples were." if train else ""
+    return f"At most {length:,} tokens, those that mark the beginning and the end included; longer ones are cut.{cut}"
+
+
+def _lineage(facts: dict[str, Any]) -> str:
+    """Where the weights come from, by hashes."""
+    base, weights = facts["base_model"], facts.get("files", {})
+    lines = [f"Run `{facts['name']}`, step {facts['step']}, data `{facts['data_content']}`."]
+    if base is not None:
+        known = base["revision"] or base.get("sha256")
+        lines.append(f"Base model `{base['path']}`" + (f", `{known}`." if known else ", of an unknown revision."))
+    lines += [f"`{name}`: SHA-256 `{weights[name]}`." for name in sorted(weights) if name.endswith(WEIGHTS)]
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _result_rows(results: dict[str, dict[str, float]]) -> Iterable[list[str]]:

@@ -14,3 +14,5 @@ def print_export(found: Exported) -> None:
         soft_wrap=True,
     )
     console.print(f"export  {found.path}  ({found.num_bytes / 1e6:.1f} MB)", soft_wrap=True, markup=False)
+    if found.url:
+        console.print(f"pushed  {found.url}", soft_wrap=True, markup=False)

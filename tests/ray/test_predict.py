@@ -18,6 +18,8 @@ from tiny import make_reviews, make_sentences, write_parquet
 
 import raytrain
 from raytrain.errors import ConfigError, DataError
+from raytrain.inference import batch as batch_module
+from raytrain.inference import pool as pool_module
 from raytrain.inference.batch import Request, predict_source
 from raytrain.inference.output import assemble, target_of
 from raytrain.inference.pieces import PART, PieceWorker
@@ -102,6 +104,22 @@ def test_rows_keep_their_order_and_finished_parts_are_kept(best: str, tmp_path: 
     assert not work.exists()
     with pytest.raises(ConfigError, match="exists already"):
         predict_source(best, request)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_room_that_comes_later_is_used(best: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a node joins: the command has begun with one worker, and there is work for more."""
+    texts = [row["text"] for row in make_reviews(1000, seed=3)]
+    source, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(f"{json.dumps({'text': texts[n % 1000], 'n': n})}\n" for n in range(8000)))
+    started: list[bool] = []
+    start = pool_module.Pool._start
+    monkeypatch.setattr(pool_module.Pool, "_start", lambda self: (started.append(True), start(self))[1])
+    monkeypatch.setattr(pool_module, "GROW_EVERY_S", 0.1)
+    monkeypatch.setattr(batch_module, "_num_actors", lambda *_, **__: (1, 2))
+    assert predict_source(best, Request(str(source), str(out))).num_rows == 8000
+    assert [json.loads(line)["n"] for line in out.read_text().splitlines()] == list(range(8000))
+    assert len(started) >= 2
 
 
 def spec_of(best: str, source: Path, out: str, **options: Any) -> tuple[Any, list[str]]:

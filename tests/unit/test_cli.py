@@ -32,7 +32,7 @@ COMMANDS = [
     "submit",
     "train",
 ]
-COMMANDS += ["export", "predict", "serve", "tune", "verify"]
+COMMANDS += ["export", "predict", "serve", "tune", "verify", "watch"]
 
 
 @pytest.fixture(scope="module")
@@ -209,6 +209,18 @@ def test_bad_input_is_refused_before_ray(folder: Path, overrides: Callable[[Path
     assert expected in output
     assert "Traceback" not in output
     assert "starting Ray" not in output
+
+
+def test_what_a_shell_makes_of_a_glob_is_refused() -> None:
+    from typer.testing import CliRunner
+
+    from raytrain.cli.main import app
+    from raytrain.errors import ConfigError
+
+    words = ["predict", "runs/a", "b.csv", "c.csv", "d.csv", "--out", "e.csv"]
+    for command in (words, ["submit", "--address", "http://127.0.0.1:1", "--", *words]):
+        with pytest.raises(ConfigError, match=r"has one INPUT, and c.csv is given after b.csv.*quotes.*'\*.csv'"):
+            CliRunner().invoke(app, command, catch_exceptions=False)
 
 
 def test_commands_on_a_folder_that_is_no_run(tmp_path: Path) -> None:

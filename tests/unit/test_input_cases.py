@@ -61,6 +61,7 @@ class Prepared:
         files = sorted((folder / "quarantine").glob("*.jsonl"))
         quarantined = [json.loads(line) for file in files for line in file.read_text().splitlines()]
         self.rejected = [(bad["row"], bad["code"], bad["reason"]) for bad in quarantined]
+        self.quarantined = [bad["data"] for bad in quarantined]
         parts = [str(folder / item["part"]["name"]) for report in reports for item in report["written"]]
         self.samples = [row for part in parts for row in pq.read_table(part).to_pylist()]
 
@@ -143,6 +144,11 @@ class TestQuotes:
         found = prepare(path, on_error="quarantine")
         assert [row for row, _, _ in found.rejected] == bad
         assert len(found.samples) == 100 - len(bad)
+
+    def test_a_quarantined_record_is_as_it_is_in_the_file(self, tmp_path, prepare):
+        bad = ['"a, b",pos,3', '"two\nlines",pos,"x"']
+        path = write(tmp_path / "a.csv", "text,label\n" + "\n".join(bad) + "\n" + "good,neg\nfine,pos\n" * 3)
+        assert prepare(path, on_error="quarantine", max_quarantined=1).quarantined == bad
 
     def test_backslashes_before_quotes(self, tmp_path, prepare):
         path = write(tmp_path / "a.csv", 'text,label\n"He said \\"hi\\" to me",pos\n"fine",neg\n"good",pos\n')

@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,20 @@ def test_a_leak_that_is_kept_is_told_with_its_sample(tmp_path: Path, config: Run
     config = config.model_copy(update={"data": config.data.model_copy(update={"validation": None, "dedup": dedup})})
     lines, (source,) = fate_of(prepare(config), f"{config.data.train.path[0]}:6")
     assert "is in sample 5 of train" in lines[0] and "Jaccard 1.00), and was kept" in lines[1] and source.sample == 5
+
+
+def test_a_query_is_named_by_its_database(tmp_path: Path) -> None:
+    import sqlite3
+
+    with sqlite3.connect(tmp_path / "a#b.db") as database:
+        database.execute("create table t(id integer primary key, text, label)")
+        database.executemany("insert into t(text, label) values (?, ?)", [(one, one[0]) for one in texts(10, 3)])
+    uri = f"sqlite:///{tmp_path}/a#b.db"
+    config = make_config(tmp_path, {"train": uri})
+    raw = config.model_dump(mode="json")
+    raw["data"]["train"] |= {"query": "select * from t", "order_by": "id"}
+    (line,), _ = fate_of(prepare(RunConfig.model_validate(raw)), f"{uri}:4")
+    assert line == f"{uri}#train:4 is in sample 3 of train"
 
 
 @pytest.mark.parametrize(
@@ -174,6 +189,17 @@ def test_on_the_terminal(tmp_path: Path, config: RunConfig) -> None:
     text = source_texts(config, pair.places)
     assert len(text) == 2 and all(f"{place}: {text[place]}\n" in output for place in pair.places)
     assert f"dedup.{pair.rule}, Jaccard {pair.jaccard:.2f}\n" in output
+
+
+def test_what_was_removed_is_told_once(
+    tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("raytrain.runs.run.ray_session", lambda *_: nullcontext())
+    monkeypatch.setattr("raytrain.runs.run.check_model", lambda *_: None)
+    words = ["data", "prepare", write_config(config, tmp_path)]
+    output = CliRunner().invoke(app, words, catch_exceptions=False).output
+    assert "\nremoved " in output and output.count("dedup.near") == 1
+    assert "rows removed" not in caplog.text and "1 row quarantined; see" in caplog.text
 
 
 def test_texts_of_rows_far_down_in_large_files(tmp_path: Path) -> None:

@@ -250,6 +250,12 @@ def test_each_piece_is_handed_out_once(seed: int) -> None:
     assert sorted(given) == sorted(missing)
 
 
+def test_a_model_says_what_it_is(models: dict[str, str]) -> None:
+    folder = models["classes"]
+    said = repr(raytrain.load(folder, device="cpu"))
+    assert folder in said and "classification, labels: '" in said and said.endswith("on cpu>")
+
+
 def test_a_threshold_is_a_probability(models: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="between 0 and 1"):
         raytrain.load(models["several"])("a film", threshold=1.5)

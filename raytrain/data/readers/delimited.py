@@ -9,6 +9,7 @@ import re
 import sys
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from raytrain.config import SourceFormat
@@ -22,6 +23,15 @@ MANY_LINES, MOST_OF_THEM = 5, 0.9
 DELIMITERS = (",", ";", "\t", "|")
 
 csv.field_size_limit(sys.maxsize)  # csv's default, 128 KiB, is less than a long document
+
+
+@dataclass(frozen=True)
+class _Record:
+    row: int
+    """The line in which it begins, from 1."""
+    fields: list[str] | Unreadable
+    text: str
+    """As it is in the file, without the last line end."""
 
 
 class _Lines:
@@ -58,9 +68,9 @@ def header_of(file: SourceFile) -> list[str]:
     header = next(_records(file, _Lines(lines_of(file, newline="")), None), None)
     if header is None:
         return []
-    if isinstance(header[1], Unreadable):
-        raise ValueError(f"its header: {header[1].reason}")
-    return header[1]
+    if isinstance(header.fields, Unreadable):
+        raise ValueError(f"its header: {header.fields.reason}")
+    return header.fields
 
 
 def delimited_rows(file: SourceFile, span: Span | None = None) -> Rows:
@@ -71,8 +81,8 @@ def delimited_rows(file: SourceFile, span: Span | None = None) -> Rows:
     records = _records(file, lines, len(header))
     if span is None or not span.start:
         next(records, None)
-    for row, values in records:
-        yield row, values if isinstance(values, Unreadable) else _row(file, header, values)
+    for one in records:
+        yield one.row, one.fields if isinstance(one.fields, Unreadable) else _row(file, header, one.fields, one.text)
 
 
 def ends_between_records(file: SourceFile, span: Span) -> bool:
@@ -104,39 +114,39 @@ def _delimiter(file: SourceFile) -> str:
     return "\t" if file.format == SourceFormat.TSV else file.reading.delimiter or ","
 
 
-def _records(file: SourceFile, lines: _Lines, width: int | None) -> Iterator[tuple[int, list[str] | Unreadable]]:
-    """(line in which it begins, fields or what is wrong) of each record. `width`: the number of fields a record has."""
+def _records(file: SourceFile, lines: _Lines, width: int | None) -> Iterator[_Record]:
+    """The records. `width`: the number of fields that one has; None: it is not known."""
     delimiter, has_quotes = _delimiter(file), file.format != SourceFormat.TSV
     for line in lines:
         row, bare = lines.number, line.rstrip("\r\n")
         if not bare:
             continue
         if has_quotes and '"' in bare:
-            fields = _quoted(lines, line, delimiter, width)
-            yield row, Unreadable(fields, bare) if isinstance(fields, str) else fields
+            fields, text = _quoted(lines, line, delimiter, width)
+            yield _Record(row, Unreadable(fields, text) if isinstance(fields, str) else fields, text)
         else:
-            yield row, bare.split(delimiter)
+            yield _Record(row, bare.split(delimiter), bare)
 
 
-def _quoted(lines: _Lines, first: str, delimiter: str, width: int | None) -> list[str] | str:
-    """The fields of a record with quotes, which may have several lines, or what is wrong with it."""
+def _quoted(lines: _Lines, first: str, delimiter: str, width: int | None) -> tuple[list[str] | str, str]:
+    """(fields of a record with quotes, or what is wrong with it; its lines as they are in the file)."""
     taken: list[str] = []
     try:
         fields = next(csv.reader(_feed(lines, first, taken), delimiter=delimiter, strict=True))
     except csv.Error as error:
         lines.put_back(taken[1:])
-        return _what_is_wrong(taken, error)
+        return _what_is_wrong(taken, error), first.rstrip("\r\n")
     inner, more = taken[1:-1], counted(len(taken) - 1, "more line")
     looks_like_rows = sum(line.count(delimiter) + 1 == width for line in inner) >= MOST_OF_THEM * len(inner)
     if width and width > 1 and inner and looks_like_rows and (len(inner) >= MANY_LINES or len(fields) != width):
         lines.put_back(taken[1:])
-        return f"a quoted field continues for {more}, which look like rows: a quote is missing"
-    text = "".join(taken)
+        return f"a quoted field continues for {more}, which look like rows: a quote is missing", first.rstrip("\r\n")
+    text = "".join(taken).rstrip("\r\n")
     if len(taken) > 1 and text.count('"') % 2:
-        return f"a quoted field continues for {more}, and its record has an odd number of quotes"
+        return f"a quoted field continues for {more}, and its record has an odd number of quotes", text
     if '""' not in text and any(re.fullmatch(r'\s+".*"\s*', field, re.DOTALL) for field in fields):
-        return "there are blanks between a delimiter and a quote; a quoted field begins with its quote"
-    return fields
+        return "there are blanks between a delimiter and a quote; a quoted field begins with its quote", text
+    return fields, text
 
 
 def _feed(lines: _Lines, first: str, taken: list[str]) -> Iterator[str]:
@@ -159,7 +169,8 @@ def _what_is_wrong(taken: list[str], error: csv.Error) -> str:
     return f'text follows a closing quote: a quote is missing, or one inside a quoted field is not doubled (""){hint}'
 
 
-def _row(file: SourceFile, header: list[str], values: list[str]) -> dict[str, Any] | Unreadable:
+def _row(file: SourceFile, header: list[str], values: list[str], text: str) -> dict[str, Any] | Unreadable:
+    """A record as a row. `text`: as it is in the file."""
     reason = ""
     if len(values) != len(header):
         reason = f"{counted(len(values), 'field')} where the header has {len(header)}"
@@ -167,4 +178,4 @@ def _row(file: SourceFile, header: list[str], values: list[str]) -> dict[str, An
         reason = not_valid(file)
     elif values == header:
         reason = "it repeats the header, as where files were put together"
-    return Unreadable(reason, _delimiter(file).join(values)) if reason else dict(zip(header, values, strict=True))
+    return Unreadable(reason, text) if reason else dict(zip(header, values, strict=True))

@@ -16,7 +16,7 @@ def jsonl_rows(file: SourceFile, span: Span | None = None) -> Rows:
     """A row per line; blank lines are passed over."""
     for number, line in enumerate(lines_of(file, span=span), first_line_number(span)):
         if line.strip():
-            yield number, _parse(file, line)
+            yield number, object_in(line, not_valid(file))
 
 
 def json_rows(file: SourceFile) -> Rows:
@@ -28,7 +28,7 @@ def json_rows(file: SourceFile) -> Rows:
         buffer = _Buffer(source)
         if buffer.peek() == "[":
             for number, text in enumerate(_items(buffer), 1):
-                yield number, _parse(file, text)
+                yield number, object_in(text, not_valid(file))
             return
     yield from jsonl_rows(file)
 
@@ -94,10 +94,10 @@ def _items(buffer: _Buffer) -> Iterator[str]:
         raise ValueError("text follows the list of objects")
 
 
-def _parse(file: SourceFile, text: str) -> dict[str, Any] | Unreadable:
-    """The object in a text, or why it can't be read."""
+def object_in(text: str, not_valid: str) -> dict[str, Any] | Unreadable:
+    """The object in a text, or why it can't be read. `not_valid`: why, if it has bytes of another encoding."""
     if not is_valid(text):
-        return Unreadable(not_valid(file), text)
+        return Unreadable(not_valid, text)
     try:
         row = json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:

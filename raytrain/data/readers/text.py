@@ -65,7 +65,7 @@ def not_valid(file: SourceFile) -> str:
     """Why a row with bytes of another encoding can't be used."""
     if file.reading.encoding:
         return f"it has bytes that are not {file.reading.encoding}"
-    return "invalid UTF-8; if the file has another encoding, set the source's encoding, such as encoding=cp1252"
+    return "invalid UTF-8; if the file has another encoding, set data.*.encoding, such as data.test.encoding=cp1252"
 
 
 def other_encoding(file: SourceFile) -> str:

@@ -1,0 +1,56 @@
+"""The command `raytrain watch`."""
+
+from typing import Annotated
+
+import typer
+
+from raytrain.cli.arguments import Overrides
+from raytrain.cli.group import leave
+
+WEBHOOK_VARIABLE = "RAYTRAIN_WEBHOOK"
+
+
+def watch(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A run's folder or name, a sweep's folder, a best/ or an export.")
+    ],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A folder in which .jsonl and .txt files appear, or one such file.")
+    ],
+    overrides: Overrides = None,
+    out: Annotated[str, typer.Option(metavar="DIR", help="Folder of the predictions, alerts, page and state.")] = "",
+    alert: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RULE", help="Such as 'negative > 30% of 500', or of 15m; may be repeated."),
+    ] = None,
+    webhook: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", envvar=WEBHOOK_VARIABLE, show_envvar=True, help="Is sent each alert as JSON; https."
+        ),
+    ] = None,
+    window: Annotated[int, typer.Option(help="Texts of which the shares are shown.")] = 500,
+    threshold: Annotated[
+        float, typer.Option(help="With several labels per text: the probability from which on a label is given.")
+    ] = 0.5,
+    interval_s: Annotated[float, typer.Option(min=0.05, help="Seconds between two looks for new texts.")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="End when all that is there has been read.")] = False,
+) -> None:
+    """Predict texts as they arrive, and tell when the share of a label passes a limit. Runs until Ctrl-C.
+
+    The same command continues where it was, also after a kill: no text is counted twice or missed.
+    """
+    from raytrain.errors import ConfigError
+    from raytrain.inference.watching.watch import WatchRequest, watch_source
+    from raytrain.terminal.watch import WatchDisplay, print_watched
+
+    if not out:
+        raise ConfigError("watch needs --out DIR, the folder of what it writes")
+    words = tuple(overrides or ())
+    request = WatchRequest(source, out, tuple(alert or ()), words, webhook, window, threshold, interval_s, once)
+    try:
+        with WatchDisplay() as display:
+            found = watch_source(model, request, display)
+    except KeyboardInterrupt:
+        leave("interrupted; the same command continues where it was")
+    print_watched(display.console, found)
