@@ -69,7 +69,7 @@ def predict_files(
     from raytrain.tasks.predicting import Decoding
     from raytrain.terminal.predict import PredictDisplay
 
-    decoding = Decoding(options.pop("probabilities", False), options.pop("threshold", 0.5))
+    decoding = Decoding(options.pop("probabilities", False), options.pop("threshold", None))
     if unknown := sorted(set(options) - {"embeddings", "overwrite"}):
         raise ConfigError(f"predict_files() has no option {unknown[0]!r}")
     kept = None if columns is None else tuple(columns)

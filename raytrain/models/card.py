@@ -14,8 +14,9 @@ from raytrain.config.io import to_yaml
 CARD = "README.md"
 BEST = "best"  # folder of a run with its best model
 FACTS = "raytrain.json"
-FACTS_VERSION = 1
-"""Of the layout of raytrain.json. It grows when an older raytrain would misread the file; without it: 1."""
+FACTS_VERSION = 2
+"""Of the layout of raytrain.json that this raytrain reads. It grows when an older raytrain would misread the file: 2
+has `threshold`. A file has the lowest version that suits it; without one: 1."""
 PIPELINES = {"sequence_classification": "text-classification", "token_classification": "token-classification"}
 MOST_LABELS = 50  # of a longer list the card shows the beginning; raytrain.json has all
 

@@ -11,7 +11,7 @@ from raytrain.config import RunConfig
 from raytrain.data.class_weights import class_weights_of
 from raytrain.data.prepared import Manifest
 from raytrain.errors import CheckpointError
-from raytrain.models.card import BEST, CARD, FACTS, FACTS_VERSION, model_card
+from raytrain.models.card import BEST, CARD, FACTS, model_card
 from raytrain.models.tokenizer import load_tokenizer
 from raytrain.redaction import redact_tree
 from raytrain.retries import retrying
@@ -40,7 +40,7 @@ def describe(config: RunConfig, manifest: Manifest, step: int, epoch: int) -> di
         epoch: The epoch that `step` is in, from 1.
     """
     facts = {
-        "version": FACTS_VERSION,
+        "version": 1,
         "name": config.name,
         "task": config.task.model_dump(mode="json"),
         "state": manifest.task_state,

@@ -187,8 +187,8 @@ def test_models_that_can_not_be_used_are_refused(models: dict[str, str], tmp_pat
     best = tmp_path / "best"
     shutil.copytree(models["classes"], best)
     facts = json.loads((best / "raytrain.json").read_text())
-    (best / "raytrain.json").write_text(json.dumps({**facts, "version": 2}))
-    with pytest.raises(ConfigError, match=r"has version 2, .*up to version 1"):
+    (best / "raytrain.json").write_text(json.dumps({**facts, "version": 3}))
+    with pytest.raises(ConfigError, match=r"has version 3, .*up to version 2"):
         raytrain.load(best)
     (best / "raytrain.json").write_text(json.dumps({**facts, "version": 1})[:-9])
     with pytest.raises(ConfigError, match="is damaged"):
@@ -253,4 +253,5 @@ def test_each_piece_is_handed_out_once(seed: int) -> None:
 def test_a_threshold_is_a_probability(models: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="between 0 and 1"):
         raytrain.load(models["several"])("a film", threshold=1.5)
-    assert Decoding().threshold == 0.5
+    with pytest.raises(ConfigError, match="several labels per row"):
+        raytrain.load(models["classes"])("a film", threshold=0.4)
