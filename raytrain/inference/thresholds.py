@@ -3,12 +3,11 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 import pyarrow as pa
 
-from raytrain.errors import ConfigError
+from raytrain.inference.formats import TunedFor
 from raytrain.inference.judging import unlisted
 from raytrain.models.card import CARD, FACTS, FACTS_VERSION, model_card
 from raytrain.storage import Storage
@@ -17,17 +16,6 @@ from raytrain.tasks.scores import LabelScores
 
 GRID = np.arange(1, 1000) / 1000
 """The thresholds that are tried, ascending."""
-
-
-class TunedFor(StrEnum):
-    """What a threshold is chosen by."""
-
-    MICRO_F1 = "micro_f1"
-    """One threshold for all labels, with the largest micro F1."""
-    MACRO_F1 = "macro_f1"
-    """One threshold for all labels, with the largest macro F1."""
-    LABELS = "labels"
-    """One for each label, with the largest F1 of it; macro F1, their mean, is the largest too."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +90,3 @@ def keep_threshold(folder: Storage, tuned: Tuned, data: str) -> None:
     facts["version"] = max(FACTS_VERSION, facts.get("version", 1))  # an older raytrain would go by 0.5
     folder.commit_bytes(FACTS, json.dumps(facts, indent=1).encode())
     folder.commit_bytes(CARD, model_card(facts, {}).encode())
-
-
-def check_has_threshold(folder: str, *, uses_threshold: bool) -> None:
-    """Raises ConfigError for a model without a threshold."""
-    if not uses_threshold:
-        raise ConfigError(
-            f"{folder} has no threshold to choose: that is for models that give several labels per row "
-            "(task.multi_label); this one gives the most probable"
-        )
