@@ -9,8 +9,8 @@ from raytrain.data.encode import cannot_prepare
 from raytrain.errors import ConfigError
 from raytrain.inference.card import ModelCard, find_model, read_card
 from raytrain.inference.evaluation import IN_MEMORY, EvaluationRequest, evaluate_data, run_of, uses_threshold
-from raytrain.inference.predictor import Predictor, predicting_task
 from raytrain.inference.formats import TunedFor
+from raytrain.inference.predictor import Predictor, predicting_task
 from raytrain.inference.thresholds import ThresholdCounts, Tuned, keep_threshold
 from raytrain.models.card import BEST
 from raytrain.runs.folder import read_run_config

@@ -19,7 +19,6 @@ from raytrain.inference.card import find_model, read_card
 from raytrain.inference.pool import Backlog
 from raytrain.inference.predictor import Predictor, batches_by_size
 from raytrain.storage import Storage
-from raytrain.tasks.predicting import Decoding
 from raytrain.training.evaluate import to_tensors
 
 TAGS = ["O", "B-LOC", "B-PER", "I-PER"]
