@@ -12,6 +12,7 @@ from raytrain.api import AnyPath, Override
 from raytrain.errors import ConfigError
 
 if TYPE_CHECKING:
+    from raytrain.inference.evaluation import DataEvaluation, EvaluationRequest
     from raytrain.inference.thresholds import Tuned
     from raytrain.runs.evaluation import Evaluation
 
@@ -20,9 +21,14 @@ def evaluate(
     model: AnyPath,
     *overrides: Any,
     data: Any = None,
+    against: AnyPath | None = None,
     split: str | None = None,
+    by: str | None = None,
+    predictions: AnyPath | None = None,
+    threshold: float | None = None,
+    report: AnyPath | None = None,
+    overwrite: bool = False,
     progress: bool = False,
-    **options: Any,
 ) -> "Evaluation":
     """Evaluate a model, as `raytrain eval` does: the best of a run on a split, or any on other rows.
 
@@ -32,12 +38,14 @@ def evaluate(
         data: Rows with targets: a file, a folder or a glob, local or a URI; or a pandas DataFrame, a
             `datasets.Dataset`, an Arrow table, a Ray Dataset or a list of dicts, which are evaluated in this process.
             It may also be given as the second argument. None: a split of the run.
+        against: With `data`: a second model, to compare with on the same rows.
         split: test or validation; None: test. Not with `data`.
+        by: With `data`: a column by whose values the metrics are told, too.
+        predictions: With `data` in files: a file to write with each row, its answer, its true value and its loss.
+        threshold: With `data`, where rows may have several labels: the probability from which on a label is given.
+        report: With `data`: the page to write.
+        overwrite: Whether `predictions` is replaced.
         progress: As for `train`.
-        options: With `data`. `by`: a column by whose values the metrics are told, too. `against`: a second model to
-            compare with on the same rows. `predictions`: a file to write with each row, its answer and its loss.
-            `threshold`: with several labels per row, the probability from which on a label is given. `overwrite`:
-            whether `predictions` is replaced. `report`: the page to write.
 
     Returns:
         The metrics; with `data` a `DataEvaluation`, which has tables, slices and the worst rows too.
@@ -52,17 +60,22 @@ def evaluate(
     if data is None and overrides and not _is_override(overrides[0]):
         data, overrides = overrides[0], overrides[1:]
     words = words_of(overrides)
+    options = {"against": against, "by": by, "predictions": predictions, "threshold": threshold, "report": report}
     if data is None:
         from raytrain.runs.run import evaluate_run
         from raytrain.terminal.run import RunDisplay
 
-        if options:
-            raise ConfigError(f"evaluate(): {next(iter(options))} needs data")
+        if given := [name for name, value in options.items() if value is not None]:
+            raise ConfigError(f"{given[0]} needs data: without it, a split of the run is evaluated")
         with RunDisplay() if progress else nullcontext() as observer:
             return evaluate_run(os.fspath(model), split or "test", observer, words)
     if split is not None:
-        raise ConfigError("evaluate(): split is for the data of the run; all rows of data are evaluated")
-    return _evaluate_data(os.fspath(model), data, words, options, progress=progress)
+        raise ConfigError("split is for the data of the run; all rows of data are evaluated")
+    from raytrain.inference.evaluation import EvaluationRequest
+
+    told = (None if against is None else os.fspath(against), by, os.fspath(predictions or ""), threshold, overwrite)
+    request = EvaluationRequest(_path_or_rows(data), tuple(words), *told)
+    return _evaluate_data(os.fspath(model), request, report, progress=progress)
 
 
 def tune_threshold(
@@ -85,9 +98,8 @@ def tune_threshold(
 
     if tune_for not in list(TunedFor):
         raise ConfigError(f"tune_for {tune_for!r}: allowed are {', '.join(TunedFor)}")
-    source = os.fspath(data) if isinstance(data, os.PathLike) else data
     with PredictDisplay() if progress else nullcontext() as observer:
-        return tune(os.fspath(model), TunedFor(tune_for), observer, words_of(overrides), source)
+        return tune(os.fspath(model), TunedFor(tune_for), observer, words_of(overrides), _path_or_rows(data))
 
 
 def _is_override(value: Any) -> bool:
@@ -95,19 +107,19 @@ def _is_override(value: Any) -> bool:
     return isinstance(value, Mapping) or (isinstance(value, str) and "=" in value)
 
 
-def _evaluate_data(model: str, data: Any, words: list[str], options: dict[str, Any], *, progress: bool) -> "Evaluation":
+def _path_or_rows(data: Any) -> Any:
+    return os.fspath(data) if isinstance(data, os.PathLike) else data
+
+
+def _evaluate_data(
+    model: str, request: "EvaluationRequest", report: AnyPath | None, *, progress: bool
+) -> "DataEvaluation":
     from dataclasses import replace
 
-    from raytrain.inference.evaluation import EvaluationRequest, evaluate_data
+    from raytrain.inference.evaluation import evaluate_data
     from raytrain.inference.evaluation_page import write_page
     from raytrain.terminal.predict import PredictDisplay
 
-    report = options.pop("report", None)
-    if unknown := sorted(set(options) - {"by", "against", "predictions", "threshold", "overwrite"}):
-        raise ConfigError(f"evaluate() has no option {unknown[0]!r}")
-    paths = {name: os.fspath(options.pop(name)) for name in ("against", "predictions") if options.get(name) is not None}
-    source = os.fspath(data) if isinstance(data, os.PathLike) else data
-    request = EvaluationRequest(source, tuple(words), **paths, **options)
     with PredictDisplay() if progress else nullcontext() as observer:
         found = evaluate_data(model, request, observer)
     return found if report is None else replace(found, page=write_page(found, os.fspath(report)))

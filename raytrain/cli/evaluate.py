@@ -18,7 +18,7 @@ EVALUATION = "evaluation.html"
 def _check(parameters: Mapping[str, Any]) -> None:
     """Raises ConfigError for options that exclude each other, or need another one."""
     tunes, has_data = parameters["tune_threshold"], bool(parameters["data"])
-    models = [word for word in parameters["words"] or () if "=" not in word]
+    models = [word for word in parameters["overrides"] or () if "=" not in word]
     if len(models) > 1:
         raise ConfigError(f"eval takes two models at most; {models[1]!r} is neither one of them nor KEY=VALUE")
     if models and not has_data:
@@ -35,82 +35,90 @@ def _check(parameters: Mapping[str, Any]) -> None:
         raise ConfigError("--tune-threshold goes by the validation split; the test split is for measuring")
 
 
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A run's folder; with --data also a run's name, a sweep's folder, a best/ folder or an export.",
+    ),
+    Sent.RUN,
+]
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[MODEL2] [KEY=VALUE]...",
+        help="With --data: a second model to compare with. Values that override the run's.",
+        autocompletion=complete_override,
+    ),
+    Sent.OVERRIDES,
+]
+Data = Annotated[
+    str,
+    typer.Option(
+        metavar="FILE", help="Rows with targets: a file, a folder or a glob, in a format that training reads."
+    ),
+    Sent.FOLDER,
+]
+Out = Annotated[
+    str,
+    typer.Option(
+        metavar="OUT", help="With --data: write each row with its answer, true value and loss, as predict does."
+    ),
+    Sent.FOLDER,
+]
+Threshold = Annotated[
+    float | None,
+    typer.Option(help="With --data, and several labels per row: the probability from which on a label is given."),
+]
+Tunes = Annotated[
+    bool,
+    typer.Option(
+        "--tune-threshold",
+        help="Choose that probability on the validation split, or on --data, and keep it in the model's card.",
+    ),
+]
+Page = Annotated[
+    str,
+    typer.Option(metavar="PAGE", help=f"With --data: the page to write; default: {EVALUATION}."),
+    Sent.FOLDER,
+]
+
+
 @can_be_submitted(check=_check)
 def evaluate(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="A run's folder; with --data also a run's name, a sweep's folder, a best/ folder or an export.",
-        ),
-        Sent.RUN,
-    ],
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[MODEL2] [KEY=VALUE]...",
-            help="With --data: a second model to compare with. Values that override the run's.",
-            autocompletion=complete_override,
-        ),
-        Sent.OVERRIDES,
-    ] = None,
+    model: Model,
+    overrides: Words = None,
     split: Annotated[
         str | None, typer.Option(help="Which split of the run's data: validation or test; default: test.")
     ] = None,
-    data: Annotated[
-        str,
-        typer.Option(
-            metavar="FILE", help="Rows with targets: a file, a folder or a glob, in a format that training reads."
-        ),
-        Sent.FOLDER,
-    ] = "",
+    data: Data = "",
     by: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="With --data: the metrics by value of this column, too.")
     ] = None,
-    predictions: Annotated[
-        str,
-        typer.Option(
-            metavar="OUT", help="With --data: write each row with its answer, true value and loss, as predict does."
-        ),
-        Sent.FOLDER,
-    ] = "",
-    threshold: Annotated[
-        float | None,
-        typer.Option(help="With --data, and several labels per row: the probability from which on a label is given."),
-    ] = None,
-    tune_threshold: Annotated[
-        bool,
-        typer.Option(
-            "--tune-threshold",
-            help="Choose that probability on the validation split, or on --data, and keep it in the model's card.",
-        ),
-    ] = False,
+    predictions: Out = "",
+    threshold: Threshold = None,
+    tune_threshold: Tunes = False,
     tune_for: Annotated[
         TunedFor, typer.Option(help="By micro_f1 or macro_f1; or labels: one for each label, by its F1.")
     ] = TunedFor.MACRO_F1,
-    report: Annotated[
-        str,
-        typer.Option(metavar="PAGE", help=f"With --data: the page to write; default: {EVALUATION}."),
-        Sent.FOLDER,
-    ] = "",
+    report: Page = "",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
 ) -> None:
     """Evaluate a model: a run's best on a split, or any on rows of your own; or compare two on the same rows."""
     _check(locals())
-    others = [word for word in words or () if "=" not in word]
-    overrides = tuple(word for word in words or () if "=" in word)
+    words = overrides or []
+    others, changes = [word for word in words if "=" not in word], tuple(word for word in words if "=" in word)
     try:
         if tune_threshold:
-            _tune(model, overrides, data or None, tune_for)
+            _tune(model, changes, data or None, tune_for)
         elif data:
             from raytrain.inference.evaluation import EvaluationRequest
 
             against = others[0] if others else None
-            _evaluate_data(
-                model, EvaluationRequest(data, overrides, against, by, predictions, threshold, overwrite), report
-            )
+            request = EvaluationRequest(data, changes, against, by, predictions, threshold, overwrite)
+            _evaluate_data(model, request, report)
         else:
-            _evaluate_split(model, list(overrides), split or "test")
+            _evaluate_split(model, list(changes), split or "test")
     except KeyboardInterrupt:
         leave("interrupted; with --predictions the same command continues with what is not done yet")
 

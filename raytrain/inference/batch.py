@@ -319,16 +319,10 @@ def _fingerprint(card: ModelCard, request: Request, config: RunConfig, files: li
         card.raw["data"],
         [cutting.LEAST_BYTES, cutting.MOST_BYTES, cutting.MOST_TASKS, sources.TASK_ROWS],
         work_folder.deciding_versions(),
-        *([] if request.judging is None else [_judged_how(request.judging, card, config)]),
+        *([] if request.judging is None else [request.judging.fingerprint(), card.class_weights]),
     ]
     given = [asdict(file) for file in files]
     return hashlib.sha256(json.dumps([section, how, given], sort_keys=True).encode()).hexdigest()[:20]
-
-
-def _judged_how(judging: Judging, card: ModelCard, config: RunConfig) -> list[object]:
-    """What decides about the parts of an evaluation beside the rest."""
-    others = [[other.files, other.step, other.raw["data"], other.threshold] for other in judging.others]
-    return [judging.by, judging.probabilities, others, card.class_weights]
 
 
 def _use_gpu(config: RunConfig, session: RaySession) -> bool:

@@ -65,7 +65,7 @@ class ModelCard:
     def decoding(self, decoding: Decoding, task: Task) -> Decoding:
         """The decoding with the card's threshold, or the default, in place of None.
 
-        Raises ConfigError for a threshold that is no probability, or where the task has none.
+        Raises ConfigError for a threshold that is not a probability, or where the task has none.
         """
         given, has_threshold = decoding.threshold, isinstance(task, Predicting) and task.uses_threshold
         if given is None and not has_threshold:

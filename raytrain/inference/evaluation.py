@@ -58,7 +58,7 @@ class DataEvaluation(Evaluation):
     num_truncated: int = 0
     """Rows of which the model did not see the end."""
     threshold: float | tuple[float, ...] | None = None
-    """With several labels per row: the probability from which on a label is given, or one for each label."""
+    """The probability from which on a label is given, or one for each label, where a row may have several."""
     by: str | None = None
     """The column of the slices."""
     slices: list[Slice] = field(default_factory=list)

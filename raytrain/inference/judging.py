@@ -37,6 +37,11 @@ class Judging:
     threshold: float | None = None
     """That of the further models; None: their own."""
 
+    def fingerprint(self) -> list[Any]:
+        """What decides about what is judged; JSON-able."""
+        others = [[other.files, other.step, other.raw["data"], other.threshold] for other in self.others]
+        return [self.by, self.probabilities, self.threshold, others]
+
 
 @dataclass(frozen=True)
 class JudgedRows:

@@ -5,7 +5,7 @@ Statistical Significance Tests for Machine Translation Evaluation (2004), for pa
 Klein, An Empirical Investigation of Statistical Significance in NLP (2012), for the p-value: with d the difference on
 the data and d* that of a resample, p = (1 + #{|d* - d| >= |d|}) / (1 + number of resamples), two-sided.
 
-A metric such as macro F1 is no mean over rows. It follows from counts that can be added up (`CountedScores`), so a
+A metric such as macro F1 is not a mean over rows. It follows from counts that can be added up (`CountedScores`), so a
 resample is a weighted sum of the counts of rows, and the metrics of many resamples are computed at once.
 """
 

@@ -188,8 +188,9 @@ FUNCTIONS = {
     "eval": "evaluate",
     "verify": "verify",
 }
-ONLY_PYTHON = {"progress", "callbacks", "data"}
-ONLY_COMMAND = {"json", "fields"}  # of plan: the function gives the object; of tune: help
+ONLY_PYTHON = {"progress", "callbacks", "data", "against"}
+ONLY_COMMAND = {"json", "fields", "data"}  # of plan: the function gives the object; of tune: help
+ONLY_COMMAND |= {"tune_threshold", "tune_for"}  # of eval: a function of their own
 
 
 @pytest.mark.parametrize(("command", "function"), FUNCTIONS.items())
