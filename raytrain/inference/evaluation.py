@@ -110,9 +110,8 @@ class _Asked:
 
     @property
     def needed(self) -> list[str]:
-        """Columns of the source that are needed beside the inputs of the first model."""
-        columns = [name for task in self.tasks for name in task.required_columns()]
-        return list(dict.fromkeys([*columns, *([self.judging.by] if self.judging.by is not None else [])]))
+        """Columns of the source that the models need."""
+        return list(dict.fromkeys(name for task in self.tasks for name in task.required_columns()))
 
 
 @dataclass
@@ -186,9 +185,9 @@ def _checked(model: str, request: EvaluationRequest, *, wants_probabilities: boo
 def _judge_files(asked: _Asked, found: _Found, observer: Observer, began_s: float) -> Predictions | None:
     """Judge the rows of files, by actors on Ray."""
     request, target = asked.request, None
-    files = check_source(
-        asked.config, asked.tasks[0], None if request.predictions else (), asked.added, observer.checked, asked.needed
-    )
+    kept = None if request.predictions else ()
+    judged = asked.config, asked.tasks[0], kept, asked.added, observer.checked, asked.needed, request.by
+    files = check_source(*judged)
     if request.predictions:
         target = target_of(request.predictions)
         check_target(target, files, overwrite=request.overwrite)
@@ -196,7 +195,7 @@ def _judge_files(asked: _Asked, found: _Found, observer: Observer, began_s: floa
         asked.path,
         request.predictions,
         request.overrides,
-        None if request.predictions else (),
+        kept,
         asked.decoding,
         overwrite=request.overwrite,
         judging=asked.judging,
@@ -225,7 +224,8 @@ def _judge_given(asked: _Asked, found: _Found, observer: Observer) -> None:
     observer.phase("evaluating")
     row = 1
     for table in tables_of(IN_MEMORY, asked.request.data):
-        if missing := [name for name in asked.needed if name not in table.column_names]:
+        needed = [*asked.needed, *([asked.judging.by] if asked.judging.by is not None else [])]
+        if missing := [name for name in needed if name not in table.column_names]:
             raise ConfigError(_no_column(missing[0], table.column_names))
         for begin in range(0, len(table), PIECE_ROWS):
             piece = table.slice(begin, PIECE_ROWS)

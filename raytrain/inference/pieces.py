@@ -108,7 +108,7 @@ class PieceWorker:
     def predict(self, task: int, read_task: str, piece: int) -> Done:
         """Write the part of a piece, or note that the read task has fewer pieces. `read_task`: as JSON."""
         try:
-            chunk = self._reader.piece(task, ReadTask.from_json(read_task), piece, self._predictor)
+            chunk = self._reader.piece(task, ReadTask.from_json(read_task), piece, self._joining())
             if chunk is None:
                 if self._work is not None:
                     put(self._work, f"{task:05d}{END}", json.dumps(self._reader.count).encode())
@@ -119,6 +119,11 @@ class PieceWorker:
             return _failed(task, piece, error)
         except (RaytrainError, OSError) as error:
             return _failed(task, piece, error)
+
+    def _joining(self) -> Predictor | None:
+        """The model that joins the sentences of a document, if one does."""
+        joins = (one for one in self._others if getattr(one.config.task, "document_context", False))
+        return next(joins, self._predictor)
 
     def _forget(self, task: int) -> None:
         """Remove the parts of a read task: they are of rows that are not those of the command's fingerprint."""

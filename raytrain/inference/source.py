@@ -26,6 +26,7 @@ def check_source(
     added: Sequence[str],
     checked: Checked,
     judged: Sequence[str] | None = None,
+    by: str | None = None,
 ) -> list[SourceFile]:
     """The files of the input that have rows.
 
@@ -34,6 +35,7 @@ def check_source(
         added: Those that the prediction adds.
         judged: Columns that are needed beside those of the task's inputs, such as the targets; None: none, and texts
             may stand for words.
+        by: A column that an evaluation divides the rows by.
 
     Raises DataError or ConfigError when the rows can't be predicted.
     """
@@ -52,6 +54,8 @@ def check_source(
     if unknown := [name for name in passed if name not in found]:
         hint = did_you_mean(unknown[0], found)
         raise ConfigError(f"--columns {unknown[0]}: the input has no such column; it has {', '.join(found)}{hint}")
+    if by is not None and by not in found:
+        raise ConfigError(f"--by {by}: no such column; the input has {', '.join(found)}{did_you_mean(by, found)}")
     if clash := [name for name in added if name in passed]:
         raise ConfigError(
             f"the input has a column {clash[0]!r} already, which the prediction would add: name the columns to keep "
