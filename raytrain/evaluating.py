@@ -6,7 +6,7 @@ Importing this module is cheap, as `api` is.
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from raytrain.api import AnyPath, Override
 from raytrain.errors import ConfigError
@@ -17,18 +17,24 @@ if TYPE_CHECKING:
     from raytrain.runs.evaluation import Evaluation
 
 
+class OnRows(TypedDict, total=False):
+    """Further options of an evaluation on rows that are named or given; see `evaluate`."""
+
+    by: str | None
+    predictions: AnyPath | None
+    threshold: float | None
+    report: AnyPath | None
+    overwrite: bool
+
+
 def evaluate(
     model: AnyPath,
     *overrides: Any,
     data: Any = None,
     against: AnyPath | None = None,
     split: str | None = None,
-    by: str | None = None,
-    predictions: AnyPath | None = None,
-    threshold: float | None = None,
-    report: AnyPath | None = None,
-    overwrite: bool = False,
     progress: bool = False,
+    **options: "Unpack[OnRows]",
 ) -> "Evaluation":
     """Evaluate a model, as `raytrain eval` does: the best of a run on a split, or any on other rows.
 
@@ -40,12 +46,11 @@ def evaluate(
             It may also be given as the second argument. None: a split of the run.
         against: With `data`: a second model, to compare with on the same rows.
         split: test or validation; None: test. Not with `data`.
-        by: With `data`: a column by whose values the metrics are told, too.
-        predictions: With `data` in files: a file to write with each row, its answer, its true value and its loss.
-        threshold: With `data`, where rows may have several labels: the probability from which on a label is given.
-        report: With `data`: the page to write.
-        overwrite: Whether `predictions` is replaced.
         progress: As for `train`.
+        options: With `data`. `by`: a column by whose values the metrics are told, too. `predictions`: for data in
+            files, a file to write with each row, its answer, its true value and its loss; `overwrite=True` replaces
+            it. `threshold`: where rows may have several labels, the probability from which on a label is given.
+            `report`: the page to write.
 
     Returns:
         The metrics; with `data` a `DataEvaluation`, which has tables, slices and the worst rows too.
@@ -60,22 +65,20 @@ def evaluate(
     if data is None and overrides and not _is_override(overrides[0]):
         data, overrides = overrides[0], overrides[1:]
     words = words_of(overrides)
-    options = {"against": against, "by": by, "predictions": predictions, "threshold": threshold, "report": report}
+    if unknown := sorted(options.keys() - OnRows.__annotations__):
+        raise TypeError(f"evaluate() has no argument {unknown[0]!r}")
     if data is None:
         from raytrain.runs.run import evaluate_run
         from raytrain.terminal.run import RunDisplay
 
-        if given := [name for name, value in options.items() if value is not None]:
+        if given := [name for name, value in {"against": against, **options}.items() if value]:
             raise ConfigError(f"{given[0]} needs data: without it, a split of the run is evaluated")
         with RunDisplay() if progress else nullcontext() as observer:
             return evaluate_run(os.fspath(model), split or "test", observer, words)
     if split is not None:
         raise ConfigError("split is for the data of the run; all rows of data are evaluated")
-    from raytrain.inference.evaluation import EvaluationRequest
-
-    told = (None if against is None else os.fspath(against), by, os.fspath(predictions or ""), threshold, overwrite)
-    request = EvaluationRequest(_path_or_rows(data), tuple(words), *told)
-    return _evaluate_data(os.fspath(model), request, report, progress=progress)
+    request = _request(data, words, against, options)
+    return _evaluate_data(os.fspath(model), request, options.get("report"), progress=progress)
 
 
 def tune_threshold(
@@ -109,6 +112,20 @@ def _is_override(value: Any) -> bool:
 
 def _path_or_rows(data: Any) -> Any:
     return os.fspath(data) if isinstance(data, os.PathLike) else data
+
+
+def _request(data: Any, words: list[str], against: AnyPath | None, options: OnRows) -> "EvaluationRequest":
+    from raytrain.inference.evaluation import EvaluationRequest
+
+    return EvaluationRequest(
+        _path_or_rows(data),
+        tuple(words),
+        None if against is None else os.fspath(against),
+        options.get("by"),
+        os.fspath(options.get("predictions") or ""),
+        options.get("threshold"),
+        options.get("overwrite", False),
+    )
 
 
 def _evaluate_data(

@@ -123,7 +123,7 @@ def predict_source(model: str, request: Request, observer: Observer | None = Non
         raise cannot_prepare(f"can't write {target.parent.path_of(target.name)}", error) from error
 
 
-class Progress:
+class _Progress:
     """Counts the rows, and estimates how many there are."""
 
     def __init__(self, observer: Observer, files: Sequence[SourceFile]):
@@ -163,12 +163,12 @@ def predict_pieces(
     files: list[SourceFile],
     observer: Observer,
     take: Callable[[ReadTask, Done], None] = lambda task, done: None,
-) -> Progress:
+) -> _Progress:
     """Make all parts that are not there, or without a target no parts.
 
     `take`: called with each piece, also those of an earlier command, in any order.
     """
-    progress = Progress(observer, files)
+    progress = _Progress(observer, files)
     progress.folder = _fingerprint(card, request, config, files)
     work, done, ends = None, list[Done](), dict[int, int]()
     if target is not None:
@@ -255,7 +255,7 @@ def _is_complete(num_tasks: int, pieces: dict[int, set[int]], ends: dict[int, in
     return all(task in ends and len(pieces.get(task, ())) >= ends[task] for task in range(num_tasks))
 
 
-def finish(target: Target, progress: Progress, began_s: float) -> Predictions:
+def finish(target: Target, progress: _Progress, began_s: float) -> Predictions:
     """Write the predictions and remove the parts. Raises DataError when no row could be used."""
     work = target.work.at(progress.folder)
     names = set(work.list_names())

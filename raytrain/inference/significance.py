@@ -49,7 +49,7 @@ class Pairs:
     """The counts of each row, or group of rows, for two models."""
 
     def __init__(self, scores: Sequence[Scores]):
-        """`scores`: of each model. Where they are no `CountedScores`, the loss alone is compared."""
+        """`scores`: of each model. Unless they are `CountedScores`, the loss alone is compared."""
         self._scores = [one if isinstance(one, CountedScores) else None for one in scores]
         self._kept: dict[tuple[int, int], list[np.ndarray]] = {}
         self._grouped: list[np.ndarray] | None = None
