@@ -214,6 +214,9 @@ def plan(
     raise typer.Exit(0 if found.fits else 2)
 
 
+app.command("eval")(evaluate)
+
+
 @app.command()
 @can_be_submitted()
 def verify(
@@ -265,7 +268,6 @@ def reclaim_watch(
     )
 
 
-app.command("eval")(evaluate)
 for command in (predict, export, report, submit, doctor):
     app.command()(command)
 app.add_typer(jobs_app, name="jobs")

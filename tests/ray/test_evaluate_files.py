@@ -87,6 +87,7 @@ def _noting(read: list[Any]) -> Any:
     return noted
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_too_many_bad_rows_leave_nothing(run: str, tmp_path: Path) -> None:
     rows = [*make_reviews(30, seed=1), {"text": "a film", "label": "other"}]
