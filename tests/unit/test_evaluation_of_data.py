@@ -12,8 +12,10 @@ import torch
 from saved_models import model_config, save_best
 from test_predictor import TAGS, TASKS
 from tiny import context, make_reviews
+from typer.testing import CliRunner
 
 import raytrain
+from raytrain.cli.main import app
 from raytrain.data.items import EvalBatch
 from raytrain.errors import ConfigError, DataError
 from raytrain.inference.card import find_model, read_card
@@ -28,7 +30,7 @@ from raytrain.inference.totals import MOST_SLICES, OTHER, JudgedTotals
 from raytrain.storage import Storage
 from raytrain.tasks.base import BatchContext
 from raytrain.tasks.entities import TagScores
-from raytrain.tasks.predicting import Judged
+from raytrain.tasks.predicting import PLAIN, Judged
 from raytrain.tasks.scores import CountedScores, MultiLabelScores, SingleLabelScores
 from raytrain.training.evaluate import evaluate
 
@@ -314,9 +316,7 @@ def test_pieces_in_any_order_give_the_same_numbers(models: dict[str, str]) -> No
 
     predictor = Predictor.load(read_card(find_model(models["classes"])), device="cpu")
     table = pa.Table.from_pylist([{**row, ROW: number} for number, row in enumerate(REVIEWS, 1)])
-    parts = [
-        judge_rows([predictor], table.slice(i, 30), Judging(by="label"), _plain()).table for i in range(0, 120, 30)
-    ]
+    parts = [judge_rows([predictor], table.slice(i, 30), Judging(by="label"), PLAIN).table for i in range(0, 120, 30)]
     told = []
     for order in ((0, 1, 2, 3), (2, 0, 3, 1)):
         totals = JudgedTotals([(predictor.task, predictor.card.judging_state)], is_sliced=True)
@@ -325,12 +325,6 @@ def test_pieces_in_any_order_give_the_same_numbers(models: dict[str, str]) -> No
         assert totals.slices is not None
         told.append((totals.totals[0].metrics(), totals.worst.found(), totals.slices.found()))
     assert told[0] == told[1]
-
-
-def _plain() -> Any:
-    from raytrain.tasks.predicting import PLAIN
-
-    return PLAIN
 
 
 def test_an_older_card_is_not_changed_but_by_a_threshold(tmp_path: Path) -> None:
@@ -346,3 +340,19 @@ def test_an_older_card_is_not_changed_but_by_a_threshold(tmp_path: Path) -> None
         n: before[n] for n in before if n != "version"
     }
     assert raytrain.load(best).labels == labels
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("a --by source", "--by needs --data FILE"),
+        ("a b", "'b' is not KEY=VALUE; to compare two models, name the rows with --data FILE"),
+        ("a b c --data x.csv", "two models at most"),
+        ("a --data x.csv --split test", "--split is for the data of the run"),
+        ("a --tune-threshold --split test", "the test split is for measuring"),
+        ("a b --data x.csv --tune-threshold", "--tune-threshold excludes a second model"),
+    ],
+)
+def test_options_that_exclude_each_other_are_refused(words: str, told: str) -> None:
+    found = CliRunner().invoke(app, ["eval", *words.split()])
+    assert isinstance(found.exception, ConfigError) and told in str(found.exception)
