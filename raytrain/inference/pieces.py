@@ -164,11 +164,13 @@ class PieceWorker:
         if judged is not None:
             done = replace(done, judged=judged.table, tally=_tally_of(bad))
         if self._work is not None:
-            self._write(self._work, done, table, sorted(bad, key=lambda one: one.row))
+            self._write(done, table, sorted(bad, key=lambda one: one.row))
         return done
 
-    def _write(self, work: Storage, done: Done, table: pa.Table, bad: list[BadRow]) -> None:
+    def _write(self, done: Done, table: pa.Table, bad: list[BadRow]) -> None:
         """The part is written last: where it is, the piece is done."""
+        assert self._work is not None, "without a work folder nothing is written"
+        work = self._work
         name = part_name(done.task, done.piece)
         if bad:
             lines = [
