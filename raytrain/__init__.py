@@ -3,14 +3,16 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from raytrain.api import evaluate, plan, ray_train_loop, report, resume, train, tune, verify
+from raytrain.api import plan, ray_train_loop, report, resume, train, tune, verify
 from raytrain.errors import CheckpointError, ConfigError, DataError, RaytrainError, TrainingError
+from raytrain.evaluating import evaluate, tune_threshold
 from raytrain.inference.loaded import load
 from raytrain.prediction import export, predict, predict_files
 
 if TYPE_CHECKING:
     from raytrain.config import RunConfig
     from raytrain.inference.batch import Predictions
+    from raytrain.inference.evaluation import DataEvaluation
     from raytrain.inference.export import Exported
     from raytrain.inference.loaded import LoadedModel
     from raytrain.planning.forecast import Forecast
@@ -37,6 +39,7 @@ __all__ = [
     "CheckpointInfo",
     "ConfigError",
     "DataError",
+    "DataEvaluation",
     "Evaluation",
     "EvaluationInfo",
     "Exported",
@@ -66,6 +69,7 @@ __all__ = [
     "resume",
     "train",
     "tune",
+    "tune_threshold",
     "verify",
 ]
 # Their modules take up to seconds to import, so they are imported when someone asks for the name.
@@ -77,6 +81,7 @@ LATE = {
     "StartInfo": "raytrain.runs.callbacks",
     "StepInfo": "raytrain.runs.callbacks",
     "StopTraining": "raytrain.runs.callbacks",
+    "DataEvaluation": "raytrain.inference.evaluation",
     "Evaluation": "raytrain.runs.evaluation",
     "Exported": "raytrain.inference.export",
     "Forecast": "raytrain.planning.forecast",

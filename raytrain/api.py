@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from raytrain.config import RunConfig
     from raytrain.data.given import Given
     from raytrain.planning.forecast import Forecast
-    from raytrain.runs.evaluation import Evaluation
     from raytrain.runs.result import RunResult
     from raytrain.runs.verification import Verification
     from raytrain.tuning.space.space import Space
@@ -97,27 +96,6 @@ def resume(run: AnyPath, *overrides: Override, progress: bool = False, callbacks
 
     config = read_run_config(Storage(os.fspath(run)), _words(overrides))
     return _train(config, progress, overwrite=False, callbacks=callbacks)
-
-
-def evaluate(run: AnyPath, *overrides: Override, split: str = "test", progress: bool = False) -> "Evaluation":
-    """Evaluate the best model of a run, as `raytrain eval` does.
-
-    Args:
-        run: The folder of the run.
-        overrides: As for `train`. `{"data.test.path": FILE}` evaluates on a file that the run's config does not name.
-        split: test or validation.
-        progress: As for `train`.
-
-    Raises:
-        ConfigError: The folder is not a run's, it has no best model, there is no such split, or an override has
-            no effect on an evaluation.
-        DataError: The data can't be used.
-        TrainingError: The workers failed.
-    """
-    from raytrain.runs.run import evaluate_run
-
-    with _run_display(progress) as observer:
-        return evaluate_run(os.fspath(run), split, observer, _words(overrides))
 
 
 def verify(

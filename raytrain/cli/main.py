@@ -10,6 +10,7 @@ from raytrain.cli.arguments import Config, OptionalConfig, Overrides, RunFolder
 from raytrain.cli.cluster import cluster_app, doctor
 from raytrain.cli.configs import configs_app
 from raytrain.cli.data import data_app
+from raytrain.cli.evaluate import evaluate
 from raytrain.cli.export import export
 from raytrain.cli.group import Commands, leave
 from raytrain.cli.jobs import jobs_app, submit
@@ -215,20 +216,7 @@ def plan(
     raise typer.Exit(0 if found.fits else 2)
 
 
-@app.command("eval")
-@can_be_submitted()
-def evaluate(
-    run: RunFolder,
-    overrides: Overrides = None,
-    split: Annotated[str, typer.Option(help="Which split: validation or test.")] = "test",
-) -> None:
-    """Evaluate a run's best model on a split; with data.test.path=FILE, on other data."""
-    from raytrain.runs.run import evaluate_run
-    from raytrain.terminal.run import RunDisplay, print_metrics
-
-    with RunDisplay() as display:
-        found = evaluate_run(run, split, display, overrides or [])
-    print_metrics(display.console, found.metrics, title=f"{found.split} of the best model")
+app.command("eval")(evaluate)
 
 
 @app.command()

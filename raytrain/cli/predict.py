@@ -47,8 +47,12 @@ def predict(
     ] = None,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Write each label's probability.")] = False,
     threshold: Annotated[
-        float, typer.Option(help="With several labels per row: the probability from which on a label is given.")
-    ] = 0.5,
+        float | None,
+        typer.Option(
+            help="With several labels per row: the probability from which on a label is given; default: the model's, "
+            "which `raytrain eval --tune-threshold` chooses, else 0.5."
+        ),
+    ] = None,
     embeddings: Annotated[
         bool, typer.Option("--embeddings", help="Write a vector for each row instead of its label.")
     ] = False,

@@ -31,8 +31,13 @@ def watch(
     ] = None,
     window: Annotated[int, typer.Option(help="Texts of which the shares are shown.")] = 500,
     threshold: Annotated[
-        float, typer.Option(help="With several labels per text: the probability from which on a label is given.")
-    ] = 0.5,
+        float | None,
+        typer.Option(
+            show_default=False,
+            help="With several labels per text: the probability from which on a label is given; default: the model's, "
+            "which `raytrain eval --tune-threshold` chooses, else 0.5.",
+        ),
+    ] = None,
     interval_s: Annotated[float, typer.Option(min=0.05, help="Seconds between two looks for new texts.")] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="End when all that is there has been read.")] = False,
 ) -> None:

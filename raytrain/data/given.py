@@ -110,6 +110,12 @@ def write_given(prepared: Storage, split: str, data: Any) -> str:
     return target.path_of()
 
 
+def tables_of(name: str, data: Any) -> _Tables:
+    """The rows of an object that `write_given` takes, in their order, at most CHUNK_ROWS at a time. `name`: for
+    messages. Raises ConfigError and DataError as that does."""
+    return _plain_tables(name, _tables_of(name, data))
+
+
 @dataclass
 class _Rows:
     """The Parquet files that are written, in a local folder. A file is named by its first row, counted from 1."""

@@ -14,8 +14,8 @@ import math
 import os
 import re
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 
 import pyarrow as pa
 
@@ -28,9 +28,11 @@ from raytrain.data.passes import in_parallel
 from raytrain.data.readers.base import BadRow, ReadTask, SourceFile
 from raytrain.data.sources import count_rows, read_tasks
 from raytrain.errors import ConfigError, DataError, FailureCode, TrainingError
+from raytrain.inference import pieces
 from raytrain.inference.card import SOURCE, ModelCard, find_model, read_card
+from raytrain.inference.judging import Judging
 from raytrain.inference.output import ASSEMBLING, Target, assemble, target_of
-from raytrain.inference.pieces import END, PART, PIECE_BYTES, PIECE_ROWS, REFUSED, Done, WorkSpec, part_name
+from raytrain.inference.pieces import END, PART, REFUSED, Done, WorkSpec, part_name, read_judged
 from raytrain.inference.pool import Backlog, Pool
 from raytrain.inference.predictor import new_tokens, output_columns, predicting_task
 from raytrain.inference.source import absolute, check_source, check_target
@@ -71,12 +73,15 @@ class Request:
 
     source: str
     out: str
+    """"": nothing is written."""
     overrides: tuple[str, ...] = ()
     columns: tuple[str, ...] | None = None
     """Columns of the source that are passed through; None: all."""
     decoding: Decoding = PLAIN
     embeddings: bool = False
     overwrite: bool = False
+    judging: Judging | None = None
+    """How the answers are compared with the targets, for an evaluation; None: there are no targets."""
 
 
 def predict_source(model: str, request: Request, observer: Observer | None = None) -> Predictions:
@@ -93,11 +98,11 @@ def predict_source(model: str, request: Request, observer: Observer | None = Non
     """
     observer, began_s = observer or Observer(), time.monotonic()
     observer.phase("checking")
-    _check_threshold(request.decoding)
     target = target_of(request.out)
     card = read_card(find_model(model))
     config = card.config(request.overrides, absolute(request.source))
     task = predicting_task(config)
+    request = replace(request, decoding=card.decoding(request.decoding, task))
     added = output_columns(task, card, request.decoding, embeddings=request.embeddings)
     if (most := new_tokens(task, request.decoding)) and not request.embeddings:
         shape = Storage(card.folder).read_json("config.json")
@@ -106,9 +111,9 @@ def predict_source(model: str, request: Request, observer: Observer | None = Non
     files = check_source(config, task, request.columns, added, observer.checked)
     check_target(target, files, overwrite=request.overwrite)
     try:
-        found = _predict(card, config, request, target, files, observer)
+        found = predict_pieces(card, config, request, target, files, observer)
         observer.phase("writing")
-        return _finish(target, found, began_s)
+        return finish(target, found, began_s)
     except OSError as error:
         raise cannot_prepare(f"can't write {target.parent.path_of(target.name)}", error) from error
 
@@ -129,6 +134,7 @@ class _Progress:
         """Name of the folder of the parts in OUT.work/."""
 
     def add(self, done: Done, *, is_new: bool = True) -> None:
+        """Count a piece. `is_new`: whether this command has done it."""
         self.done.append(done)
         self._rows += done.num_rows + done.num_refused
         self._bytes += done.num_bytes
@@ -144,16 +150,25 @@ class _Progress:
         return self.num_new / seconds if seconds > 0 else 0.0
 
 
-def _predict(
-    card: ModelCard, config: RunConfig, request: Request, target: Target, files: list[SourceFile], observer: Observer
+def predict_pieces(
+    card: ModelCard,
+    config: RunConfig,
+    request: Request,
+    target: Target | None,
+    files: list[SourceFile],
+    observer: Observer,
+    take: Callable[[ReadTask, Done], None] = lambda task, done: None,
 ) -> _Progress:
-    """Make all parts that are not there."""
+    """Make all parts that are not there, or without a target no parts.
+
+    `take`: called with each piece, also those of an earlier command, in any order.
+    """
     progress = _Progress(observer, files)
     progress.folder = _fingerprint(card, request, config, files)
-    work = target.work.at(progress.folder)
-    done, ends = _begin(target.work, progress.folder, observer)
-    for one in done:
-        progress.add(one, is_new=False)
+    work, done, ends = None, list[Done](), dict[int, int]()
+    if target is not None:
+        work = target.work.at(progress.folder)
+        done, ends = _begin(target.work, progress.folder, observer)
     observer.phase("starting Ray")
     num_cpus = max(os.cpu_count() or 1, config.workers.cpus)
     with ray_session(config, num_cpus) as session:
@@ -161,6 +176,10 @@ def _predict(
         observer.phase("dividing the input")
         tasks = read_tasks({"test": files}, in_parallel)
         progress.num_tasks = len(tasks)
+        for one in done:
+            progress.add(one, is_new=False)
+            if request.judging is not None and work is not None:
+                take(tasks[one.task], read_judged(work, one))
         if _is_complete(len(tasks), _by_task(done), ends):
             return progress
         backlog = Backlog(len(tasks), _by_task(done), ends, _unshared(tasks))
@@ -170,9 +189,10 @@ def _predict(
             request.columns,
             request.decoding,
             request.embeddings,
-            work.root,
+            "" if work is None else work.root,
             config.workers.cpus,
             use_gpu,
+            request.judging,
         )
         num_pieces = _estimated_pieces(tasks, progress.total)
         num_actors, most = _num_actors(config, session, num_pieces, use_gpu=use_gpu)
@@ -185,7 +205,8 @@ def _predict(
                     progress.began_s, is_first = time.monotonic(), False
                     observer.phase("predicting")
                 continue
-            progress.add(event)
+            take(tasks[event.task], event)
+            progress.add(replace(event, judged=None, tally=[]))
     return progress
 
 
@@ -230,7 +251,7 @@ def _is_complete(num_tasks: int, pieces: dict[int, set[int]], ends: dict[int, in
     return all(task in ends and len(pieces.get(task, ())) >= ends[task] for task in range(num_tasks))
 
 
-def _finish(target: Target, progress: _Progress, began_s: float) -> Predictions:
+def finish(target: Target, progress: _Progress, began_s: float) -> Predictions:
     """Write the predictions and remove the parts. Raises DataError when no row could be used."""
     work = target.work.at(progress.folder)
     names = set(work.list_names())
@@ -281,24 +302,20 @@ def _reasons(work: Storage, refused: Sequence[str]) -> list[str]:
     return tally.summary()
 
 
-def _check_threshold(decoding: Decoding) -> None:
-    if not 0.0 < decoding.threshold < 1.0:
-        raise ConfigError(f"--threshold {decoding.threshold:g}: give a probability between 0 and 1, such as 0.5")
-
-
 def _fingerprint(card: ModelCard, request: Request, config: RunConfig, files: list[SourceFile]) -> str:
     """Of all that decides the parts. How the files are cut follows from them, see `data.cutting`."""
     section = {"task": config.task.model_dump(mode="json"), "model": card.files, "step": card.step}
     how = [
         LAYOUT,
-        PIECE_ROWS,
-        PIECE_BYTES,
+        pieces.PIECE_ROWS,
+        pieces.PIECE_BYTES,
         request.columns,
         asdict(request.decoding),
         request.embeddings,
         card.raw["data"],
         [cutting.LEAST_BYTES, cutting.MOST_BYTES, cutting.MOST_TASKS, sources.TASK_ROWS],
         work_folder.deciding_versions(),
+        *([] if request.judging is None else [request.judging.fingerprint(), card.class_weights]),
     ]
     given = [asdict(file) for file in files]
     return hashlib.sha256(json.dumps([section, how, given], sort_keys=True).encode()).hexdigest()[:20]
@@ -321,7 +338,7 @@ def _estimated_pieces(tasks: Sequence[ReadTask], num_rows: int | None) -> int:
     unshared = _unshared(tasks)
     shared = [task for number, task in enumerate(tasks) if number not in unshared]
     num_bytes = sum({task.file.path: task.file.num_bytes for task in shared}.values())
-    return len(unshared) + max(len(shared), (num_rows or 0) // PIECE_ROWS, -(-num_bytes // PIECE_BYTES))
+    return len(unshared) + max(len(shared), (num_rows or 0) // pieces.PIECE_ROWS, -(-num_bytes // pieces.PIECE_BYTES))
 
 
 def _num_actors(config: RunConfig, session: RaySession, num_pieces: int, *, use_gpu: bool) -> tuple[int, int]:

@@ -7,7 +7,7 @@ of data.clean, the columns.
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raytrain.config import RunConfig
@@ -17,7 +17,8 @@ from raytrain.inference.formats import Format
 from raytrain.models.card import BEST, FACTS, FACTS_VERSION
 from raytrain.runs.folder import CONFIG, read_run_config
 from raytrain.storage import Storage
-from raytrain.tasks.base import TaskState
+from raytrain.tasks.base import Task, TaskState
+from raytrain.tasks.predicting import DEFAULT_THRESHOLD, Decoding, Predicting
 from raytrain.tuning.best_trial import is_sweep, read_sweep
 from raytrain.tuning.trials import TRIALS, TrialTable
 
@@ -29,6 +30,8 @@ READING = ("format", "delimiter", "encoding", "word_column", "tag_column", "quer
 """Its options that say how files are read; which they are, is said by the command."""
 ALLOWED = (*(f"{SOURCE}.{name}" for name in READING), "model.trust_remote_code")
 OF_THE_BASE = ("model.path", "model.revision")  # where it is now; its weights are compared
+JUDGING = ("data.max_quarantined",)
+"""Further keys that may be changed where answers are compared with targets."""
 SECTIONS = ("workers.", "ray.")
 NEEDED = ("task", "state", "max_length", "config")
 
@@ -51,13 +54,48 @@ class ModelCard:
     """What the weights are."""
     is_adapter: bool = False
     """Whether the folder holds an adapter, and the model of `raw` is its base."""
+    class_weights: dict[str, float] | None = None
+    """Label -> weight of its loss in training; None: all are 1."""
+    threshold: float | dict[str, float] | None = None
+    """With several labels per row: the probability from which on a label is given, or label -> that of it, as `raytrain
+    eval --tune-threshold` has chosen it; None: it has not."""
 
-    def config(self, overrides: Sequence[str] = (), source: str = "-") -> RunConfig:
+    @property
+    def judging_state(self) -> TaskState:
+        """The state with the class weights, where there are any, as an evaluation in training has it."""
+        weights = {} if self.class_weights is None else {"class_weights": list(self.class_weights.values())}
+        return {**self.state, **weights}
+
+    def decoding(self, decoding: Decoding, task: Task) -> Decoding:
+        """The decoding with the card's threshold, or the default, in place of None.
+
+        Raises ConfigError for a threshold that is not a probability, or where the task has none.
+        """
+        given, has_threshold = decoding.threshold, isinstance(task, Predicting) and task.uses_threshold
+        if given is None and not has_threshold:
+            return decoding
+        if given is None:
+            own = self.threshold
+            labels = self.state.get("labels", [])
+            chosen = tuple(own[label] for label in labels) if isinstance(own, dict) else own
+            return replace(decoding, threshold=DEFAULT_THRESHOLD if chosen is None else chosen)
+        if not has_threshold:
+            raise ConfigError(
+                f"threshold {given}: it is for models that give several labels per row (task.multi_label); this one "
+                "gives the most probable"
+            )
+        for value in given if isinstance(given, tuple) else (given,):
+            if not 0.0 < value < 1.0:
+                raise ConfigError(f"threshold {value:g}: give a probability between 0 and 1, such as 0.5")
+        return decoding
+
+    def config(self, overrides: Sequence[str] = (), source: Any = "-", more: Sequence[str] = ()) -> RunConfig:
         """The config that prepares inputs for this model.
 
         Args:
             overrides: `dotted.key=value` words: of ALLOWED and SECTIONS, and the columns of the task.
-            source: Path of the input.
+            source: Path of the input, or several.
+            more: Further keys that are allowed.
 
         Raises ConfigError for an override that is wrong, or that would make another model of it.
         """
@@ -65,12 +103,13 @@ class ModelCard:
             key = word.partition("=")[0]
             says_where = key.startswith("task.") and key.endswith(("_column", ".label_separator"))
             says_where = says_where or (self.is_adapter and key in OF_THE_BASE)
-            if key not in ALLOWED and not key.startswith(SECTIONS) and not says_where:
+            if key not in (*ALLOWED, *more) and not key.startswith(SECTIONS) and not says_where:
                 is_source = key == SOURCE or key.startswith(f"{SOURCE}.")
                 why = "INPUT names the files" if is_source else "the model was trained with it"
                 raise ConfigError(
                     f"{key} can't be changed for a prediction: {why}. Allowed: task.*_column, {SOURCE}.{READING[0]}, "
-                    f"{', '.join(f'.{name}' for name in READING[1:])}, workers.*, ray.*, model.trust_remote_code"
+                    f"{', '.join(f'.{name}' for name in READING[1:])}, {''.join(f'{one}, ' for one in more)}workers.*, "
+                    "ray.*, model.trust_remote_code"
                 )
         data = {**self.raw["data"], "train": {"path": source}, "test": {"path": source}}
         raw = {**self.raw, "data": data, "storage_path": RUNS}
@@ -146,5 +185,15 @@ def read_card(folder: Storage) -> ModelCard:
     kind = Format.HF if is_adapter else facts.get("export", {}).get("format", Format.HF)
     if kind not in list(Format):
         raise ConfigError(f"{path}: an export in the format {kind!r}; this raytrain reads {', '.join(Format)}")
-    files = facts.get("files", {})
-    return ModelCard(folder.path_of(), raw["name"], facts.get("step", 0), state, files, raw, Format(kind), is_adapter)
+    return ModelCard(
+        folder.path_of(),
+        raw["name"],
+        facts.get("step", 0),
+        state,
+        facts.get("files", {}),
+        raw,
+        Format(kind),
+        is_adapter,
+        facts.get("class_weights"),
+        facts.get("threshold"),
+    )

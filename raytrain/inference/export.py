@@ -26,7 +26,7 @@ from raytrain.inference.predictor import Predictor
 from raytrain.inference.source import absolute, check_source
 from raytrain.models.adapter import merged
 from raytrain.models.build import quiet_transformers
-from raytrain.models.card import BEST, CARD, FACTS, PLAIN_VERSION, model_card
+from raytrain.models.card import BEST, CARD, FACTS, FACTS_VERSION, PLAIN_VERSION, model_card
 from raytrain.models.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from raytrain.retries import retrying
 from raytrain.storage import Storage
@@ -316,7 +316,7 @@ def _describe(facts: Any, found: Exported, request: ExportRequest, where: str, w
     facts = {**facts, "export": about, "files": files}
     if request.format != Format.ADAPTER and "adapter" in facts:  # merged: a whole model
         del facts["adapter"]
-        facts["version"] = PLAIN_VERSION
+        facts["version"] = FACTS_VERSION if "threshold" in facts else PLAIN_VERSION
     with open(f"{work}/{FACTS}", "w", encoding="utf-8") as file:
         json.dump(facts, file, indent=1)
     with open(f"{work}/{CARD}", "w", encoding="utf-8") as file:

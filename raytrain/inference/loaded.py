@@ -52,7 +52,7 @@ class LoadedModel:
         data: Any,
         *,
         probabilities: bool = False,
-        threshold: float = 0.5,
+        threshold: float | None = None,
         embeddings: bool = False,
         **generation: Any,
     ) -> Any:
@@ -62,7 +62,8 @@ class LoadedModel:
             data: Texts (for a model that tags words also lists of words), a list of dicts with the columns that the
                 model was trained on, a pandas DataFrame or an Arrow table.
             probabilities: Give the probability of each label too.
-            threshold: With several labels per row, the probability from which on a label is given.
+            threshold: With several labels per row, the probability from which on a label is given; None: the one that
+                `raytrain eval --tune-threshold` has chosen for the model, else 0.5.
             embeddings: Instead of labels, give the mean of the encoder's last hidden states as a vector.
             generation: Of a language model: `max_new_tokens`, by which it continues each text at most; `temperature`,
                 0 for the most probable token; `seed`.
@@ -78,9 +79,8 @@ class LoadedModel:
         from raytrain.inference.predictor import output_columns
         from raytrain.tasks.predicting import Decoding
 
-        if not 0.0 < threshold < 1.0:
-            raise ConfigError(f"threshold {threshold:g}: give a probability between 0 and 1, such as 0.5")
-        decoding, asked = Decoding(probabilities, threshold, **generation), self._predictor
+        asked = self._predictor
+        decoding = asked.card.decoding(Decoding(probabilities, threshold, **generation), asked.task)
         rows, kind = _rows_of(data, asked.task)
         _check_columns(rows, asked)
         added = output_columns(asked.task, asked.card, decoding, embeddings=embeddings)

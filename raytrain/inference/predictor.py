@@ -13,7 +13,7 @@ from raytrain.config import RunConfig
 from raytrain.data.readers.base import ROW
 from raytrain.data.stages.clean import make_cleaner
 from raytrain.errors import ConfigError
-from raytrain.inference.card import ModelCard
+from raytrain.inference.card import JUDGING, ModelCard
 from raytrain.inference.embeddings import EMBEDDING, embed
 from raytrain.inference.formats import Format
 from raytrain.inference.texts import with_inputs
@@ -21,8 +21,8 @@ from raytrain.models.tokenizer import TOKENIZER_FILES, load_tokenizer
 from raytrain.retries import retrying
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
-from raytrain.tasks.base import Batch, Inputs, RowError, Task
-from raytrain.tasks.predicting import PLAIN, Decoding, Generating, Predicting
+from raytrain.tasks.base import Batch, BatchContext, Inputs, RowError, Task
+from raytrain.tasks.predicting import PLAIN, Decoding, Generating, Judged, Predicting
 from raytrain.training.export import check_exported
 
 if TYPE_CHECKING:
@@ -94,6 +94,19 @@ def new_tokens(task: Task, decoding: Decoding) -> int:
     return decoding.max_new_tokens or (task.default_new_tokens if isinstance(task, Generating) else 0)
 
 
+@dataclass(frozen=True)
+class _Read:
+    """Source rows as a task reads them."""
+
+    refused: list[Refused]
+    inputs: Inputs
+    """The samples of the other rows."""
+    good: pa.Table
+    """Those rows as they are in the source."""
+    cleaned: pa.Table
+    """The columns of the task of the same rows, as data.clean left them."""
+
+
 class Predictor:
     """A model in memory. `Predictor.load` makes one."""
 
@@ -105,13 +118,19 @@ class Predictor:
 
     @classmethod
     def load(
-        cls, card: ModelCard, overrides: Sequence[str] = (), device: str | None = None, copied: str | None = None
+        cls,
+        card: ModelCard,
+        overrides: Sequence[str] = (),
+        device: str | None = None,
+        judges: bool = False,
+        copied: str | None = None,
     ) -> "Predictor":
         """The model of a card.
 
         Args:
             overrides: As for `ModelCard.config`.
             device: As torch names it; None: a GPU if there is one.
+            judges: Whether it is to judge rows, so that overrides may also be those of JUDGING.
             copied: A folder of this machine with the model's files, which is left as it is; None: they are copied
                 where they are on an object store.
 
@@ -121,7 +140,7 @@ class Predictor:
         """
         import torch
 
-        config, stored = card.config(overrides), Storage(card.folder)
+        config, stored = card.config(overrides, more=JUDGING if judges else ()), Storage(card.folder)
         task = predicting_task(config)
         folder = copied or retrying(lambda: stored.local_copy(""), f"reading {card.folder}")
         try:
@@ -142,18 +161,11 @@ class Predictor:
 
     def predict_rows(self, rows: pa.Table, decoding: Decoding = PLAIN, *, embeddings: bool = False) -> Predicted:
         """Answer for source rows, which have at least the task's input columns."""
-        refused, inputs, good = self._inputs_of(rows)
+        found = self._read(rows)
+        inputs, good = found.inputs, found.good
         outputs = self.outputs(inputs.table, embeddings=embeddings)
         num_truncated = inputs.num_truncated
-        if embeddings:
-            table = self._vectors(outputs, inputs, good)
-        else:
-            assert isinstance(self.task, Predicting)
-            table = self.task.decode(outputs, inputs.table, good, self.card.state, decoding)
-        if len(table) != len(good):
-            raise ConfigError(
-                f"{type(self.task).__name__}.decode gave {len(table)} lines for {len(good)} rows: one for each is meant"
-            )
+        table = self._vectors(outputs, inputs, good) if embeddings else self._decoded(outputs, inputs, good, decoding)
         if (most := new_tokens(self.task, decoding)) and not embeddings:
             assert isinstance(self.task, Generating)
             decoding = replace(decoding, max_new_tokens=most)
@@ -161,16 +173,64 @@ class Predictor:
             continued = self.task.generate(self.model, inputs.table, numbers, self.tokenizer, decoding)
             table = table.append_column(self.task.generated_column, pa.array(continued.texts, pa.string()))
             num_truncated += continued.num_cut
-        return Predicted(table, refused, num_truncated)
+        return Predicted(table, found.refused, num_truncated)
+
+    def judge_rows(self, rows: pa.Table, decoding: Decoding = PLAIN) -> tuple[Predicted, Judged]:
+        """Answer for source rows that have the columns of the task's targets too, and compare the answers with these.
+        Rows without a usable target are refused as well; what is judged is that of the others."""
+        read = self._read(rows, with_targets=True)
+        outputs, state = self.outputs(read.inputs.table), self.card.judging_state
+        samples = self.task.encode_targets(read.cleaned, read.inputs.table, state)
+        assert isinstance(self.task, Predicting)
+        judged = self.task.judge(outputs, samples, state, self.card.decoding(decoding, self.task))
+        if judged is None:
+            judged = self._judged_alone(samples, len(read.good))
+        table = self._decoded(outputs, read.inputs, read.good, decoding)
+        return Predicted(table, read.refused, read.inputs.num_truncated), judged
+
+    def _judged_alone(self, samples: pa.Table, num_rows: int) -> Judged:
+        """What `Task.predict` says of each sample alone, so that its loss is known."""
+        import torch
+
+        from raytrain.training.evaluate import to_tensors
+
+        if len(samples) != num_rows:
+            raise ConfigError(
+                f"{type(self.task).__name__} makes {len(samples)} samples of {num_rows} rows, so that the loss of a "
+                "row is not known: let its class define judge, see raytrain.tasks.Predicting"
+            )
+        state, pad = self.card.judging_state, self._pad_token_id()
+        predictions, targets, losses, weights = [], [], np.zeros(num_rows), np.zeros(num_rows)
+        for row in range(num_rows):
+            one = np.array([row]), 0, np.zeros(1, np.int64)
+            arrays = self.task.collate(samples.slice(row, 1), BatchContext(state, "test", *one, self.config.seed, pad))
+            with torch.inference_mode():
+                loss, found = self.task.predict(self.model, to_tensors(arrays, self.device))
+            losses[row], weights[row] = float(loss), self.task.target_weight(arrays)
+            predictions += found
+            targets += self.task.targets(arrays)
+        if len(predictions) != num_rows or len(targets) != num_rows:
+            raise ConfigError(f"{type(self.task).__name__}.predict and targets give one value per row with a target")
+        return Judged(predictions, targets, losses, weights)
+
+    def _decoded(self, outputs: list[np.ndarray], inputs: Inputs, good: pa.Table, decoding: Decoding) -> pa.Table:
+        assert isinstance(self.task, Predicting)
+        chosen = self.card.decoding(decoding, self.task)
+        table = self.task.decode(outputs, inputs.table, good, self.card.state, chosen)
+        if len(table) != len(good):
+            raise ConfigError(
+                f"{type(self.task).__name__}.decode gave {len(table)} lines for {len(good)} rows: one for each is meant"
+            )
+        return table
 
     def samples_of(self, rows: pa.Table) -> pa.Table:
         """The samples of those source rows that can be used."""
-        return self._inputs_of(rows)[1].table
+        return self._read(rows).inputs.table
 
     def batch_of(self, samples: pa.Table) -> Batch:
         """Samples as a padded micro-batch."""
         assert isinstance(self.task, Predicting)
-        return self.task.collate_inputs(samples, 0 if self.tokenizer is None else self.tokenizer.pad_token_id)
+        return self.task.collate_inputs(samples, self._pad_token_id())
 
     def outputs(self, samples: pa.Table, *, embeddings: bool = False) -> list[np.ndarray]:
         """What the model says of each sample of `encode_inputs`, in their order, such as its logits."""
@@ -190,12 +250,17 @@ class Predictor:
                     found[place] = answer
         return found
 
-    def _inputs_of(self, rows: pa.Table) -> tuple[list[Refused], Inputs, pa.Table]:
-        """(rows that can't be used, samples of the others, those others as they are in the source)."""
-        rows = with_inputs(rows, self.task)
-        place = pa.array(range(len(rows)), pa.int64())
+    def _pad_token_id(self) -> int:
+        return 0 if self.tokenizer is None else int(self.tokenizer.pad_token_id)
+
+    def _read(self, rows: pa.Table, *, with_targets: bool = False) -> "_Read":
+        """The samples of those rows that can be used, whose targets can be too if they are read."""
         assert isinstance(self.task, Predicting)
-        names = dict.fromkeys([*self.task.input_columns(), *self.task.also_read(), "document"])
+        if not with_targets:
+            rows = with_inputs(rows, self.task)
+        place = pa.array(range(len(rows)), pa.int64())
+        needed = self.task.required_columns() if with_targets else self.task.input_columns()
+        names = dict.fromkeys([*needed, *self.task.also_read(), "document"])
         inputs = rows.select([name for name in names if name in rows.column_names]).append_column(ROW, place)
         refused = []
         if self._cleaner is not None:
@@ -204,7 +269,9 @@ class Predictor:
             inputs = cleaned.table
         places = inputs[ROW].to_pylist()
         rejected: dict[int, Refused] = {}
-        for one in self.task.check_inputs(inputs):
+        state = self.card.state
+        found = self.task.rejections(inputs, state) if with_targets else self.task.check_inputs(inputs)
+        for one in found:
             rejected.setdefault(one.row, Refused(places[one.row], one.code, one.reason))
         if rejected:
             inputs = inputs.filter(pa.array([row not in rejected for row in range(len(inputs))], pa.bool_()))
@@ -216,7 +283,7 @@ class Predictor:
             late = {one.row for one in encoded.rejected}
             inputs = inputs.filter(pa.array([row not in late for row in range(len(inputs))], pa.bool_()))
         good = rows.take(inputs[ROW]) if refused else rows
-        return sorted(refused, key=lambda one: one.place), encoded, good
+        return _Read(sorted(refused, key=lambda one: one.place), encoded, good, inputs)
 
     def _vectors(self, outputs: list[np.ndarray], inputs: Inputs, good: pa.Table) -> pa.Table:
         if len(outputs) != len(good):

@@ -20,18 +20,30 @@ from raytrain.tasks.base import RowError, Task
 
 
 def check_source(
-    config: RunConfig, task: Task, columns: Sequence[str] | None, added: Sequence[str], checked: Checked
+    config: RunConfig,
+    task: Task,
+    columns: Sequence[str] | None,
+    added: Sequence[str],
+    checked: Checked,
+    judged: Sequence[str] | None = None,
+    by: str | None = None,
 ) -> list[SourceFile]:
     """The files of the input that have rows.
 
     Args:
         columns: Those that are passed through; None: all.
         added: Those that the prediction adds.
+        judged: Columns that are needed beside those of the task's inputs, such as the targets; None: none, and texts
+            may stand for words.
+        by: A column that an evaluation divides the rows by.
 
     Raises DataError or ConfigError when the rows can't be predicted.
     """
-    asked = _Asked(task)
-    files = _listed(config, asked, checked)
+    asked = _Asked(task, judged or ())
+    if judged is None:
+        files = _listed(config, asked, checked)
+    else:
+        files = check_sources(config.data, asked, "test", checked)["test"]  # type: ignore[arg-type]
     found: dict[str, None] = {}
     for file, names in zip(files, in_threads(_columns_of, files), strict=True):
         if len(set(names)) < len(names):
@@ -42,6 +54,8 @@ def check_source(
     if unknown := [name for name in passed if name not in found]:
         hint = did_you_mean(unknown[0], found)
         raise ConfigError(f"--columns {unknown[0]}: the input has no such column; it has {', '.join(found)}{hint}")
+    if by is not None and by not in found:
+        raise ConfigError(f"--by {by}: no such column; the input has {', '.join(found)}{did_you_mean(by, found)}")
     if clash := [name for name in added if name in passed]:
         raise ConfigError(
             f"the input has a column {clash[0]!r} already, which the prediction would add: name the columns to keep "
@@ -51,10 +65,10 @@ def check_source(
 
 
 class _Asked:
-    """A task as the check of the source files sees it: it has no targets."""
+    """A task as the check of the source files sees it: with its inputs, and the columns that are needed beside them."""
 
-    def __init__(self, task: Task):
-        self.task, self.columns = task, task.input_columns()
+    def __init__(self, task: Task, judged: Sequence[str]):
+        self.task, self.columns = task, [*task.input_columns(), *judged]
 
     def required_columns(self) -> list[str]:
         return self.columns

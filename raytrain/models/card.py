@@ -15,8 +15,8 @@ CARD = "README.md"
 BEST = "best"  # folder of a run with its best model
 FACTS = "raytrain.json"
 FACTS_VERSION = 2
-"""The newest layout of raytrain.json that is read. It grows when an older raytrain would misread the file; without it:
-1."""
+"""The newest layout of raytrain.json that is read. It grows when an older raytrain would misread the file: 2 has
+`adapter` or `threshold`. A file has the lowest version that suits it; without one: 1."""
 PLAIN_VERSION, ADAPTER_VERSION = 1, 2
 """The layout that is written for a whole model, and for an adapter."""
 BASE_HASH = "sha256"  # of the frozen weights, in `base_model` of an adapter's raytrain.json

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from raytrain.config import ModelConfig, TrainingConfig
 from raytrain.errors import ConfigError
+from raytrain.models.adapter import add_adapter
 from raytrain.models.build import for_training, new_or_loaded, override_dropout, read_model_config
 from raytrain.models.tokenizer import load_tokenizer
 
@@ -28,10 +29,11 @@ def build_causal_lm(model: ModelConfig, training: TrainingConfig) -> "nn.Module"
     config = _config_of(model, training)
     if getattr(config, "is_decoder", None) is False and _is_encoder(config):
         config.is_decoder = True  # an encoder such as BERT then attends to earlier tokens alone
-    built = _build("AutoModelForCausalLM", "causal", "generates text, such as gpt2, llama or qwen3", model, config)
+    advice = "generates text, such as gpt2, llama or qwen3"
+    built, fresh = _build("AutoModelForCausalLM", "causal", advice, model, config)
     if torch.get_default_device().type != "meta":
         _check_causal(built, model)
-    return for_training(built, training)
+    return add_adapter(for_training(built, training), model, fresh=fresh)
 
 
 def build_masked_lm(model: ModelConfig, training: TrainingConfig) -> "nn.Module":
@@ -43,7 +45,8 @@ def build_masked_lm(model: ModelConfig, training: TrainingConfig) -> "nn.Module"
     """
     config = _config_of(model, training)
     advice = "is an encoder, such as bert, roberta or modernbert"
-    return for_training(_build("AutoModelForMaskedLM", "masked", advice, model, config), training)
+    built, fresh = _build("AutoModelForMaskedLM", "masked", advice, model, config)
+    return add_adapter(for_training(built, training), model, fresh=fresh)
 
 
 def _config_of(model: ModelConfig, training: TrainingConfig) -> Any:
@@ -52,12 +55,12 @@ def _config_of(model: ModelConfig, training: TrainingConfig) -> Any:
     return config
 
 
-def _build(auto_class: str, kind: str, advice: str, model: ModelConfig, config: Any) -> Any:
-    """The model. Raises ConfigError."""
+def _build(auto_class: str, kind: str, advice: str, model: ModelConfig, config: Any) -> tuple[Any, set[str]]:
+    """(the model, its weights that no file has). Raises ConfigError."""
     import transformers
 
     try:
-        built, _ = new_or_loaded(getattr(transformers, auto_class), model, config)
+        built, fresh = new_or_loaded(getattr(transformers, auto_class), model, config)
     except ConfigError as error:
         if "Unrecognized configuration class" not in str(error):
             raise
@@ -65,7 +68,7 @@ def _build(auto_class: str, kind: str, advice: str, model: ModelConfig, config: 
             f"model.{_option(model)}: Transformers has no {kind} language model of type {config.model_type!r}. Use one "
             f"that {advice}"
         ) from None
-    return built
+    return built, fresh or set()
 
 
 def _option(model: ModelConfig) -> str:

@@ -72,11 +72,15 @@ def newest_confusion(record: RunRecord) -> dict[str, Any] | None:
 
 
 def confusion_rows(record: RunRecord) -> list[tuple[str, list[tuple[int, float]]]] | None:
+    """The shaded rows of the newest confusion matrix."""
+    return shaded(newest_confusion(record))
+
+
+def shaded(table: dict[str, Any] | None) -> list[tuple[str, list[tuple[int, float]]]] | None:
     """(true label, (count, shade from 0 to 1) for each predicted label); None if there is no matrix or it is too large.
 
     The shade is the square root of the fraction of the row; otherwise rare mistakes would be invisible.
     """
-    table = newest_confusion(record)
     if table is None or len(table["labels"]) > MAX_TABLE_LABELS:
         return None
     rows = zip(table["labels"], table["counts"], strict=True)

@@ -109,7 +109,7 @@ def _body(model: Model, limits: Limits) -> dict[str, Any]:
         inputs |= {"text": one, "texts": {"type": "array", "items": one, "maxItems": limits.max_rows}}
     options = {
         "probabilities": {"type": "boolean", "default": False, "description": "The probability of each label too."},
-        "threshold": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1, "default": 0.5},
+        "threshold": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
         "embeddings": {"type": "boolean", "default": False, "description": "A vector instead of labels."},
     }
     schema = {

@@ -72,10 +72,16 @@ def _how(found: dict[str, Any], task: Task, card: ModelCard) -> How:
     for name in ("probabilities", "embeddings"):
         if not isinstance(found.get(name, False), bool):
             raise wrong(f"{name} is true or false, not {json.dumps(found[name])[:40]}")
-    threshold = found.get("threshold", 0.5)
-    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0.0 < threshold < 1.0:
-        raise wrong(f"threshold {json.dumps(threshold)[:40]}: give a probability between 0 and 1, such as 0.5")
-    how = How(Decoding(found.get("probabilities", False), float(threshold)), found.get("embeddings", False))
+    threshold = found.get("threshold")
+    if threshold is not None:
+        if isinstance(threshold, bool) or not isinstance(threshold, int | float):
+            raise wrong(f"threshold {json.dumps(threshold)[:40]}: give a probability between 0 and 1, such as 0.5")
+        threshold = float(threshold)
+    how = How(Decoding(found.get("probabilities", False), threshold), found.get("embeddings", False))
+    try:
+        card.decoding(how.decoding, task)
+    except ConfigError as error:
+        raise wrong(str(error)) from None
     try:
         output_columns(task, card, how.decoding, embeddings=how.embeddings)
     except ConfigError:

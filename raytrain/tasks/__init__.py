@@ -6,7 +6,7 @@ from raytrain.errors import ConfigError, RaytrainError
 from raytrain.tasks.base import Batch, BatchContext, Inputs, Metrics, Rejection, RowError, Scores, Task, TaskState
 from raytrain.tasks.imported import TASK, check_source, file_of, import_named
 from raytrain.tasks.own_code import Metric
-from raytrain.tasks.predicting import Decoding, Predicting
+from raytrain.tasks.predicting import Decoding, Judged, Predicting
 from raytrain.tasks.text import TextTask
 from raytrain.tasks.user_code import guard, told
 
@@ -18,6 +18,7 @@ __all__ = [
     "BatchContext",
     "Decoding",
     "Inputs",
+    "Judged",
     "Metric",
     "Metrics",
     "Predicting",

@@ -11,8 +11,8 @@ import re
 
 import numpy as np
 
-from raytrain.tasks.base import Metrics, Scores
-from raytrain.tasks.scores import LabelCounts, LabelScores
+from raytrain.tasks.base import Metrics
+from raytrain.tasks.scores import CountedScores, LabelCounts, LabelScores, counts_by_label, label_averages
 
 OUTSIDE = "O"
 LETTERS = "BIESLUMW"
@@ -35,11 +35,25 @@ class EntityCounts:
 
     def add(self, predicted: list[np.ndarray], true: list[np.ndarray]) -> None:
         """Tag ids of the words of each sentence."""
+        for row, (types, _) in enumerate(self._found(predicted, true)):
+            self.counts[row] += np.bincount(types, minlength=len(self.types))
+
+    def by_sentence(self, predicted: list[np.ndarray], true: list[np.ndarray]) -> np.ndarray:
+        """The counts of each sentence, float64, shape (num_sentences, 3, num_types)."""
+        counts = np.zeros((len(true), 3, len(self.types)))
+        first_of = np.cumsum([0, *(len(words) + 1 for words in true)])
+        for row, (types, places) in enumerate(self._found(predicted, true)):
+            sentences = np.searchsorted(first_of, places, side="right") - 1
+            np.add.at(counts[:, row], (sentences, types), 1)
+        return counts
+
+    def _found(self, predicted: list[np.ndarray], true: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(types, places of their last words) of the entities that are right, predicted, and true."""
         begin, is_last, kind = self._entities(predicted)
         true_begin, true_is_last, true_kind = self._entities(true)
         is_right = is_last & true_is_last & (begin == true_begin) & (kind == true_kind)
-        for row, types in enumerate((kind[is_right], kind[is_last], true_kind[true_is_last])):
-            self.counts[row] += np.bincount(types, minlength=len(self.types))
+        kinds = ((is_right, kind), (is_last, kind), (true_is_last, true_kind))
+        return [(types[which], np.flatnonzero(which)) for which, types in kinds]
 
     def spans(self, sentences: list[np.ndarray]) -> list[list[tuple[int, int, str]]]:
         """The entities of each sentence: first word, last word, type. `sentences`: tag ids of the words of each."""
@@ -68,14 +82,9 @@ class EntityCounts:
 
     def compute(self) -> Metrics:
         """Precision, recall and F1 over all entities, and the table of the types that occur."""
-        total = LabelScores(*self.counts.sum(1))
         occurs = np.flatnonzero(self.counts.any(0))
         names = [self.types[i] for i in occurs]
-        values = {
-            "entity_precision": float(total.precision),
-            "entity_recall": float(total.recall),
-            "entity_f1": float(total.f1),
-        }
+        values = {name: float(value) for name, value in entity_values(self.counts).items()}
         tables = {"entities": LabelScores(*self.counts[:, occurs]).table(names, "entity")}
         return Metrics(values, tables, self._notes(*self.counts.sum(1)))
 
@@ -90,7 +99,13 @@ class EntityCounts:
         return (f"all entity scores are 0: none of the {num_predicted:,} predicted entities is right",)
 
 
-class TagScores(Scores):
+def entity_values(counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Precision, recall and F1 over all entities, each of shape (...); `counts`: shape (..., 3, num_types)."""
+    total = LabelScores(*np.moveaxis(counts.sum(-1), -1, 0))
+    return {"entity_precision": total.precision, "entity_recall": total.recall, "entity_f1": total.f1}
+
+
+class TagScores(CountedScores):
     """token_micro_f1 (the share of words that are tagged right), token_macro_f1, token_weighted_f1 over all tags, and
     for tags of entities their precision, recall and F1; a table of the tags, and one of the types."""
 
@@ -122,13 +137,32 @@ class TagScores(Scores):
         counts = self._counts
         if not counts.num_samples:
             return Metrics({})
-        token = {"micro_f1": counts.accuracy, **counts.averages()}
-        values = {f"token_{name}": value for name, value in token.items()}
+        values = {f"token_{name}": value for name, value in counts.averages("micro_f1").items()}
         tables = {"per_tag": counts.per_label().table(self._labels)}
         if self._entities is None:
             return Metrics(values, tables)
         entities = self._entities.compute()
         return Metrics({**entities.values, **values}, {**entities.tables, **tables}, entities.notes)
+
+    def counts_of(self, predictions: list[np.ndarray], targets: list[np.ndarray]) -> np.ndarray:
+        """Right, predicted and true, by tag, and behind these of entities by type."""
+        rows = np.repeat(np.arange(len(targets)), [len(words) for words in targets])
+        empty = [np.zeros(0, np.int32)]
+        predicted, true = (np.concatenate([*empty, *words]) for words in (predictions, targets))
+        parts = [counts_by_label(predicted, true, rows, (len(targets), len(self._labels)))]
+        if self._entities is not None:
+            parts.append(self._entities.by_sentence(predictions, targets))
+        return np.concatenate([part.reshape(len(targets), -1) for part in parts], -1)
+
+    def values_of(self, counts: np.ndarray) -> dict[str, np.ndarray]:
+        """All values."""
+        end = 3 * len(self._labels)
+        tags = label_averages(counts[..., :end].reshape(*counts.shape[:-1], 3, -1), "micro_f1")
+        values = {f"token_{name}": value for name, value in tags.items()}
+        if self._entities is None:
+            return values
+        by_type = counts[..., end:].reshape(*counts.shape[:-1], 3, -1)
+        return {**entity_values(by_type), **values}
 
 
 def has_entities(labels: list[str]) -> bool:

@@ -24,8 +24,10 @@ class Decoding:
 
     probabilities: bool = False
     """Whether the probability of each label is told too."""
-    threshold: float = 0.5
-    """With several labels per row: the probability from which on a label is given."""
+    threshold: float | tuple[float, ...] | None = None
+    """With several labels per row: the probability from which on a label is given, or one for each label in the order
+    of their ids. None: that of the model's card. `decode` and `judge` of a task that uses it get a number or a
+    tuple."""
     max_new_tokens: int = 0
     """Tokens by which a language model continues each text at most; 0: texts are not continued."""
     temperature: float = 0.0
@@ -47,6 +49,25 @@ class Decoding:
 
 
 PLAIN = Decoding()
+DEFAULT_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The answers for rows whose targets are known, beside these."""
+
+    predictions: list[np.ndarray]
+    """For each row what `Task.predict` gives for it, with the decoding's threshold."""
+    targets: list[np.ndarray]
+    """For each row the true values, shaped like its predictions."""
+    losses: np.ndarray
+    """For each row the sum over its targets of the loss times the target's weight; shape (num_rows,), float64."""
+    weights: np.ndarray
+    """For each row the sum of the weights of its targets; shape (num_rows,), float64."""
+    true: pa.Table | None = None
+    """A column that tells the true values, for the files of predictions; None: there is none."""
+    probabilities: np.ndarray | None = None
+    """With several labels per row, that of each; shape (num_rows, num_labels), float64."""
 
 
 ASKED = "__asked__"
@@ -67,6 +88,27 @@ class Predicting(ABC):
     @abstractmethod
     def infer(self, model: "nn.Module", batch: "dict[str, Tensor]") -> list[np.ndarray]:
         """For each sample what the model says, such as logits: the numbers of which `predict` makes its predictions."""
+
+    @property
+    def uses_threshold(self) -> bool:
+        """Whether `decode` depends on the decoding's threshold."""
+        return True
+
+    def judge(
+        self, outputs: list[np.ndarray], samples: pa.Table, state: TaskState, decoding: Decoding
+    ) -> "Judged | None":
+        """Compare the answers with the targets, as an evaluation does.
+
+        Args:
+            outputs: What `infer` gave, by sample.
+            samples: Inputs with their targets, as `encode_targets` made them.
+            state: With `class_weights`, a list in the order of the ids, if the loss was weighted.
+
+        Returns:
+            One entry per source row. None: `Task.predict` is called for one sample after the other instead, which needs
+            a sample for each row.
+        """
+        return None
 
     @abstractmethod
     def decode(

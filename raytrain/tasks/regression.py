@@ -33,6 +33,11 @@ class Regression(TextPairTask):
     config: RegressionConfig
 
     @property
+    def uses_threshold(self) -> bool:
+        """Nothing is chosen by a probability."""
+        return False
+
+    @property
     def metrics(self) -> dict[str, Mode]:
         """The metrics that can be watched."""
         return {"mse": "min", "mae": "min", "r2": "max", "pearson": "max"}

@@ -3,6 +3,7 @@
 The numbers are scikit-learn's (with zero_division=0), which the tests compare them with; entities are in `entities`.
 """
 
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,19 @@ DENSE_LABELS = 200
 MOST_PAIRS = 1 << 17
 """Pairs that are kept then, 2 MiB to send. If more occur, the counts of the most frequent are lower bounds."""
 SHOWN_PAIRS = 50
+
+
+class CountedScores(Scores):
+    """Scores that follow from counts of each row that can be added up: those of many sets of rows are computed at once,
+    as a bootstrap and slices of the data need it."""
+
+    @abstractmethod
+    def counts_of(self, predictions: list[np.ndarray], targets: list[np.ndarray]) -> np.ndarray:
+        """The counts of each row, float64, shape (num_rows, num_counts)."""
+
+    @abstractmethod
+    def values_of(self, counts: np.ndarray) -> dict[str, np.ndarray]:
+        """The values of `compute`, each of shape (...), from sums of counts, of shape (..., num_counts)."""
 
 
 class LabelCounts:
@@ -33,21 +47,42 @@ class LabelCounts:
         """Number of samples that were added."""
         return int(self.counts[2].sum())
 
-    @property
-    def accuracy(self) -> float:
-        """The share of correct predictions."""
-        return float(self.counts[0].sum() / self.num_samples)
-
     def per_label(self) -> "LabelScores":
         """Precision, recall and F1 of each label."""
         return LabelScores(*self.counts)
 
-    def averages(self) -> dict[str, float]:
-        """Macro F1 over the labels that occur in truth or prediction, so that one which is absent does not drag it
-        down, and F1 weighted by support."""
-        scores = self.per_label()
-        occurs = (scores.num_predicted + scores.num_true) > 0
-        return {"macro_f1": float(scores.f1[occurs].mean()), "weighted_f1": scores.weighted_f1}
+    def averages(self, accuracy: str = "accuracy") -> dict[str, float]:
+        """The values of `label_averages`; `accuracy`: what the first is called."""
+        return {name: float(value) for name, value in label_averages(self.counts, accuracy).items()}
+
+
+def label_averages(counts: np.ndarray, accuracy: str = "accuracy") -> dict[str, np.ndarray]:
+    """The share of right predictions; macro F1 over the labels that occur in truth or prediction, so that one which is
+    absent does not drag it down; and F1 weighted by support. Each of shape (...).
+
+    Args:
+        counts: Right, predicted and true, shape (..., 3, num_labels).
+        accuracy: What the first is called.
+    """
+    right, predicted, true = (counts[..., row, :] for row in range(3))
+    scores = LabelScores(right, predicted, true)
+    num_labels = ((predicted + true) > 0).sum(-1)
+    values = {accuracy: _ratio(right.sum(-1), true.sum(-1)), "macro_f1": _ratio(scores.f1.sum(-1), num_labels)}
+    return {**values, "weighted_f1": np.asarray(scores.weighted_f1)}
+
+
+def counts_by_label(predicted: np.ndarray, true: np.ndarray, rows: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Right, predicted and true labels of each row, float64, shape (num_rows, 3, num_labels).
+
+    Args:
+        predicted, true, rows: Label ids and the row that each pair of them belongs to, shape (n,).
+        shape: (num_rows, num_labels).
+    """
+    counts = np.zeros((shape[0], 3, shape[1]))
+    is_right = predicted == true
+    for what, (which, ids) in enumerate(((rows[is_right], true[is_right]), (rows, predicted), (rows, true))):
+        np.add.at(counts[:, what], (which, ids), 1)
+    return counts
 
 
 class Confusion:
@@ -101,7 +136,7 @@ class Confusion:
 
 
 class LabelScores:
-    """Precision, recall and F1 from counts, each of shape (num_labels,); 0 where nothing can be divided."""
+    """Precision, recall and F1 from counts, each of shape (..., num_labels); 0 where nothing can be divided."""
 
     def __init__(self, num_right: np.ndarray, num_predicted: np.ndarray, num_true: np.ndarray):
         self.num_predicted, self.num_true = num_predicted, num_true
@@ -109,9 +144,9 @@ class LabelScores:
         self.f1 = _ratio(2 * num_right, num_predicted + num_true)
 
     @property
-    def weighted_f1(self) -> float:
-        """The mean of F1 weighted by how often each label is true; 0 when none is."""
-        return float(_ratio(self.f1 @ self.num_true, self.num_true.sum()))
+    def weighted_f1(self) -> Any:
+        """The mean of F1 weighted by how often each label is true, shape (...); 0 when none is."""
+        return _ratio((self.f1 * self.num_true).sum(-1), self.num_true.sum(-1))
 
     def table(self, names: list[str], column: str = "label") -> dict[str, Any]:
         """A row for each label."""
@@ -120,7 +155,7 @@ class LabelScores:
         return {"columns": [column, "precision", "recall", "f1", "support"], "rows": rows}
 
 
-class SingleLabelScores(Scores):
+class SingleLabelScores(CountedScores):
     """One label a sample: accuracy, macro and weighted F1, the table of labels, and the confusion matrix or, of many
     labels, the pairs that are confused most."""
 
@@ -154,10 +189,22 @@ class SingleLabelScores(Scores):
             "per_class": counts.per_label().table(self._labels),
             **self._confusion.table(self._labels, counts.counts[2]),
         }
-        return Metrics({"accuracy": counts.accuracy, **counts.averages()}, tables)
+        return Metrics(counts.averages(), tables)
+
+    def counts_of(self, predictions: list[np.ndarray], targets: list[np.ndarray]) -> np.ndarray:
+        """Right, predicted and true, by label."""
+        rows, num_labels = np.arange(len(targets)), len(self._labels)
+        if not targets:
+            return np.zeros((0, 3 * num_labels))
+        found = counts_by_label(np.concatenate(predictions), np.concatenate(targets), rows, (len(rows), num_labels))
+        return found.reshape(len(rows), -1)
+
+    def values_of(self, counts: np.ndarray) -> dict[str, np.ndarray]:
+        """All values."""
+        return label_averages(counts.reshape(*counts.shape[:-1], 3, -1))
 
 
-class MultiLabelScores(Scores):
+class MultiLabelScores(CountedScores):
     """Several labels a sample: the share of samples with all labels right; micro, macro and weighted F1; the table."""
 
     def __init__(self, labels: list[str]):
@@ -185,14 +232,27 @@ class MultiLabelScores(Scores):
         """All of them; macro is over all labels."""
         if not self._samples[0]:
             return Metrics({})
-        scores, total = LabelScores(*self._counts), LabelScores(*self._counts.sum(1))
-        values = {
-            "subset_accuracy": float(self._samples[1] / self._samples[0]),
-            "micro_f1": float(total.f1),
-            "macro_f1": float(scores.f1.mean()),
+        values = self.values_of(np.concatenate([self._counts.ravel(), self._samples]))
+        table = LabelScores(*self._counts).table(self._labels)
+        return Metrics({name: float(value) for name, value in values.items()}, {"per_class": table})
+
+    def counts_of(self, predictions: list[np.ndarray], targets: list[np.ndarray]) -> np.ndarray:
+        """Right, predicted and true, by label; the row itself, and whether all of its labels are right."""
+        shape = (len(targets), len(self._labels))
+        predicted, true = np.array(predictions).reshape(shape), np.array(targets).reshape(shape)
+        samples = np.stack([np.ones(len(targets)), (predicted == true).all(-1)], -1)
+        return np.concatenate([(predicted & true), predicted, true, samples], -1).astype(np.float64)
+
+    def values_of(self, counts: np.ndarray) -> dict[str, np.ndarray]:
+        """All values."""
+        right, predicted, true = np.moveaxis(counts[..., :-2].reshape(*counts.shape[:-1], 3, -1), -2, 0)
+        scores = LabelScores(right, predicted, true)
+        return {
+            "subset_accuracy": _ratio(counts[..., -1], counts[..., -2]),
+            "micro_f1": LabelScores(right.sum(-1), predicted.sum(-1), true.sum(-1)).f1,
+            "macro_f1": scores.f1.mean(-1),
             "weighted_f1": scores.weighted_f1,
         }
-        return Metrics(values, {"per_class": scores.table(self._labels)})
 
 
 def _ratio(part: Any, whole: Any) -> Any:

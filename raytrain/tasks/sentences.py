@@ -1,8 +1,10 @@
 """Sentences as token ids that know where their words begin, and the samples that are made of them."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 
 @dataclass
@@ -65,3 +67,27 @@ def by_sentence(values: np.ndarray, is_word: np.ndarray, sentence_lengths: np.nd
         if len(lengths):
             parts += np.split(row[row_words], np.cumsum(lengths)[:-1])
     return parts
+
+
+def of_sentences(values: list[np.ndarray], sentence_lengths: pa.ChunkedArray) -> list[np.ndarray]:
+    """Values at the words of each sentence, empty where none of its words fits into a sample.
+
+    Args:
+        values: At the words of each sample, the first axis.
+        sentence_lengths: Words of each of its sentences.
+    """
+    lengths = sentence_lengths.to_pylist()
+    parts = [np.split(sample, np.cumsum(of)[:-1]) for sample, of in zip(values, lengths, strict=True)]
+    return [sentence for sample in parts for sentence in sample]
+
+
+def with_unknowns(words: list[str], tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Pieces and their words, one after the other; a word without any piece becomes the unknown token."""
+    ids: list[int] = []
+    places: list[int] = []
+    for place, word in enumerate(words):
+        pieces = tokenizer([word], is_split_into_words=True, add_special_tokens=False)["input_ids"]
+        pieces = pieces or [tokenizer.unk_token_id if tokenizer.unk_token_id is not None else tokenizer.eos_token_id]
+        ids += pieces
+        places += [place] * len(pieces)
+    return ids, places

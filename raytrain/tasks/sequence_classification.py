@@ -18,6 +18,7 @@ from raytrain.tasks.base import (
     TaskState,
 )
 from raytrain.tasks.exact_weights import exact_weights
+from raytrain.tasks.judging import above, judge_one, judge_several
 from raytrain.tasks.label_cells import LabelReader
 from raytrain.tasks.labels import (
     check_several,
@@ -30,7 +31,7 @@ from raytrain.tasks.labels import (
     suspicious,
 )
 from raytrain.tasks.own_code import own_loss_sum, with_own_metrics, with_own_modes
-from raytrain.tasks.predicting import Decoding, sigmoid, softmax
+from raytrain.tasks.predicting import Decoding, Judged, sigmoid, softmax
 from raytrain.tasks.scores import MultiLabelScores, SingleLabelScores
 from raytrain.tasks.text import padded_inputs
 from raytrain.tasks.text_pairs import TextPairTask
@@ -204,14 +205,28 @@ class SequenceClassification(TextPairTask):
         probabilities = (sigmoid if self.config.multi_label else softmax)(logits).round(6) if len(outputs) else logits
         each = list(probabilities.T.astype(np.float64)) if decoding.probabilities else []
         if self.config.multi_label:
-            is_on = logits > np.log(decoding.threshold / (1 - decoding.threshold))
-            names = [[labels[i] for i in np.flatnonzero(row)] for row in is_on]
+            names = [[labels[i] for i in np.flatnonzero(row)] for row in above(logits, decoding)]
             first = [pa.array(names, pa.list_(pa.string()))]
         else:
             best = logits.argmax(-1)
             chosen = probabilities[np.arange(len(best)), best].astype(np.float64)
             first = [pa.array([labels[i] for i in best], pa.string()), pa.array(chosen)]
         return pa.table([*first, *map(pa.array, each)], self.output_columns(state, decoding))
+
+    @property
+    def uses_threshold(self) -> bool:
+        """With several labels per row."""
+        return self.config.multi_label
+
+    def judge(
+        self, outputs: list[np.ndarray], samples: pa.Table, state: TaskState, decoding: Decoding
+    ) -> Judged | None:
+        """The label, or the labels above the threshold, beside the true ones. None with a loss of the user's."""
+        if self.config.loss is not None:
+            return None
+        logits = np.array(outputs, np.float32).reshape(len(outputs), len(labels_in(state)))
+        judged = judge_several if self.config.multi_label else judge_one
+        return judged(logits, samples["labels"], state, decoding)
 
     def scores(self, state: TaskState) -> Scores:
         """Accuracy, macro, micro and weighted F1, the table of labels, and the confusion matrix."""

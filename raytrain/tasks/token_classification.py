@@ -27,6 +27,7 @@ from raytrain.tasks.base import (
 )
 from raytrain.tasks.collate import pad_column
 from raytrain.tasks.entities import TagScores, has_entities
+from raytrain.tasks.judging import judge_tags
 from raytrain.tasks.label_cells import LabelReader
 from raytrain.tasks.labels import (
     check_several,
@@ -39,8 +40,8 @@ from raytrain.tasks.labels import (
     suspicious,
 )
 from raytrain.tasks.own_code import own_loss_sum, with_own_metrics, with_own_modes
-from raytrain.tasks.predicting import Decoding, Predicting
-from raytrain.tasks.sentences import Words, by_sentence, join
+from raytrain.tasks.predicting import Decoding, Judged, Predicting
+from raytrain.tasks.sentences import Words, by_sentence, join, of_sentences, with_unknowns
 from raytrain.tasks.special_tokens import check_room, needs_blanks, special_tokens, with_blanks
 from raytrain.tasks.tagged import decode_tags, tag_columns
 from raytrain.tasks.text import TextTask, model_inputs, padded_inputs, why_no_text
@@ -274,10 +275,21 @@ class TokenClassification(TextTask, Predicting):
         self, outputs: list[np.ndarray], samples: pa.Table, rows: pa.Table, state: TaskState, decoding: Decoding
     ) -> pa.Table:
         """A tag for each word, null for those beyond `max_length`, and the entities."""
-        lengths = samples["sentence_lengths"].to_pylist()
-        parts = [np.split(out, np.cumsum(of)[:-1]) for out, of in zip(outputs, lengths, strict=True)]
-        logits = [sentence for sample in parts for sentence in sample]
+        logits = of_sentences(outputs, samples["sentence_lengths"])
         return decode_tags(logits, rows, self.config.tokens_column, state, decoding)
+
+    @property
+    def uses_threshold(self) -> bool:
+        """The tag with the largest logit is given."""
+        return False
+
+    def judge(
+        self, outputs: list[np.ndarray], samples: pa.Table, state: TaskState, decoding: Decoding
+    ) -> Judged | None:
+        """The tags of each sentence beside the true ones. None with a loss of the user's."""
+        if self.config.loss is not None:
+            return None
+        return judge_tags(outputs, samples, state)
 
     def scores(self, state: TaskState) -> Scores:
         """Entity-level scores (where the tags mark entities) and token-level scores over all tags, O included."""
@@ -328,7 +340,7 @@ class TokenClassification(TextTask, Predicting):
         for row, words in enumerate(words_of):
             ids, places = encoding["input_ids"][row], encoding.word_ids(row)
             if len(set(places)) < len(words):  # the tokenizer dropped a word, such as a control character
-                ids, places = _with_unknowns(words, tokenizer)
+                ids, places = with_unknowns(words, tokenizer)
             starts = [i for i, place in enumerate(places) if i == 0 or place != places[i - 1]]
             cases = [letter_case(words[place]) for place in places] if self.config.case_feature else [0] * len(ids)
             sentences.append(Words(list(ids), cases, starts, [len(words)]))
@@ -344,15 +356,3 @@ def letter_case(word: str) -> int:
     if len(letters) > 1 and word.isupper():
         return 2
     return 1 if word[0].isupper() and not any(c.isupper() for c in word[1:]) else 3
-
-
-def _with_unknowns(words: list[str], tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Pieces and their words, one after the other; a word without any piece becomes the unknown token."""
-    ids: list[int] = []
-    places: list[int] = []
-    for place, word in enumerate(words):
-        pieces = tokenizer([word], is_split_into_words=True, add_special_tokens=False)["input_ids"]
-        pieces = pieces or [tokenizer.unk_token_id if tokenizer.unk_token_id is not None else tokenizer.eos_token_id]
-        ids += pieces
-        places += [place] * len(pieces)
-    return ids, places

@@ -38,6 +38,11 @@ class TokenPrediction(TextTask, Predicting):
         """None: the targets are the text's own tokens."""
         return []
 
+    @property
+    def uses_threshold(self) -> bool:
+        """Nothing is chosen by a probability."""
+        return False
+
     def check_inputs(self, rows: pa.Table) -> list[Rejection]:
         """Rows without a text."""
         column = self.config.text_column

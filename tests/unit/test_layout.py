@@ -13,7 +13,7 @@ PACKAGE = Path(raytrain.__file__).parent
 # A module may import modules of its own row and of the rows below it.
 ROWS = [
     ("__init__", "__main__"),
-    ("cli", "api", "prediction"),
+    ("cli", "api", "prediction", "evaluating"),
     ("terminal",),
     ("launch", "doctor"),
     ("serving",),

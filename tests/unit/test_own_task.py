@@ -42,6 +42,29 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             del sys.modules[name]
 
 
+def test_a_task_of_ones_own_is_evaluated_on_other_rows(here: Path) -> None:
+    """Sample by sample, since it does not define `judge`; its slices tell the loss alone."""
+    raw = {
+        "name": "own",
+        "task": {"kind": "python", "target": "regression:Regression", "args": ARGS},
+        "model": {"config": {"hidden": 4}},
+        "data": {"train": {"path": "train.parquet"}},
+    }
+    best = save_best(parse_config(raw), {"mean": 1.0, "std": 2.0}, here)
+    rows = [{"a": n % 3 / 3, "b": n / 12, "c": -n / 12, "y": n / 4, "side": ["even", "odd"][n % 2]} for n in range(12)]
+    answers = [row["predicted_y"] for row in raytrain.load(best).predict([{k: r[k] for k in "abc"} for r in rows])]
+    errors = [abs(answer - row["y"]) for answer, row in zip(answers, rows, strict=True)]
+    found = raytrain.evaluate(best, rows, by="side")
+    assert isinstance(found, raytrain.DataEvaluation)
+    assert found.metrics["mae"] == pytest.approx(sum(errors) / 12, rel=1e-5)
+    assert found.metrics["loss"] == pytest.approx(sum(error**2 for error in errors) / 12 / 4, rel=1e-5)
+    assert found.worst[0].row == errors.index(max(errors)) + 1
+    assert {one.value: one.num_rows for one in found.slices} == {"even": 6, "odd": 6}
+    assert set(found.slices[0].metrics) == {"loss"}
+    with pytest.raises(raytrain.DataError, match="y is missing"):
+        raytrain.evaluate(best, [*rows, {**rows[0], "y": None}])
+
+
 def own(target: str = "regression:Regression", **args: Any) -> Task:
     return make_task(PythonTaskConfig(kind="python", target=target, args=args or ARGS), 32)
 

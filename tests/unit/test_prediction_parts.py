@@ -257,7 +257,7 @@ def test_more_read_tasks_than_their_names_have_digits_for(tmp_path: Path, monkey
         bad = BadRow("a.csv", 1, "text is empty", data={"n": [task, piece]})
         worker._write(done, pa.table({"n": [[task, piece]]}), [bad])
         progress.add(done)
-    found = batch._finish(target, progress, 0.0)
+    found = batch.finish(target, progress, 0.0)
     assert [tuple(row["n"]) for row in rows_of(tmp_path / "out.jsonl")] == order
     assert found.refused_path
     assert [tuple(row["data"]["n"]) for row in rows_of(Path(found.refused_path))] == order

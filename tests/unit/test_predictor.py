@@ -19,7 +19,6 @@ from raytrain.inference.card import find_model, read_card
 from raytrain.inference.pool import Backlog
 from raytrain.inference.predictor import Predictor, batches_by_size
 from raytrain.storage import Storage
-from raytrain.tasks.predicting import Decoding
 from raytrain.training.evaluate import to_tensors
 
 TAGS = ["O", "B-LOC", "B-PER", "I-PER"]
@@ -259,4 +258,5 @@ def test_a_model_says_what_it_is(models: dict[str, str]) -> None:
 def test_a_threshold_is_a_probability(models: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="between 0 and 1"):
         raytrain.load(models["several"])("a film", threshold=1.5)
-    assert Decoding().threshold == 0.5
+    with pytest.raises(ConfigError, match="several labels per row"):
+        raytrain.load(models["classes"])("a film", threshold=0.4)

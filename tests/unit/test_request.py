@@ -138,6 +138,10 @@ VALUES = {
     "from_sweep": "/mnt/s",
     "split": "validation",
     "trial": "trial_0001",
+    "data": "/mnt/rows.csv",
+    "predictions": "/mnt/out.csv",
+    "report": "/mnt/page.html",
+    "tune_for": "labels",
 }
 
 
@@ -154,6 +158,8 @@ def test_every_parameter_of_every_command_arrives(folder: Path, command: str, na
         words = ["/mnt/x"]
     if command == "predict":
         words = ["/mnt/x", "/mnt/rows.csv"]
+    if command == "eval" and name not in ("model", "split", "data", "tune_threshold"):
+        words += ["--data", "/mnt/rows.csv"]
     if name in ("trial", "all_data", "from_sweep"):
         words = ["--from-sweep", "/mnt/s"]
     if parameter.param_type_name == "option" and name != "from_sweep":

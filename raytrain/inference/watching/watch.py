@@ -41,7 +41,7 @@ class WatchRequest:
     webhook: str | None = None
     window: int = 500
     """Texts of which the terminal and the page show the shares."""
-    threshold: float = 0.5
+    threshold: float | None = None
     """With several labels per text, the probability from which on a label is given."""
     interval_s: float = 1.0
     """Between two looks for new texts."""
@@ -66,7 +66,7 @@ def watch_source(model: str, request: WatchRequest, observer: WatchObserver | No
     config = card.config(request.overrides)
     if not isinstance(config.task, SequenceClassificationConfig):
         raise ConfigError(f"{card.folder}: watch counts the labels of texts; a model of {config.task.kind} has none")
-    predicting_task(config)
+    card.decoding(Decoding(threshold=request.threshold), predicting_task(config))
     labels = list(card.state["labels"])
     rules = list(dict.fromkeys(parse_rule(text, labels) for text in request.alerts))
     _check(request)
@@ -87,8 +87,6 @@ def watch_source(model: str, request: WatchRequest, observer: WatchObserver | No
 
 
 def _check(request: WatchRequest) -> None:
-    if not 0.0 < request.threshold < 1.0:
-        raise ConfigError(f"--threshold {request.threshold:g}: give a probability between 0 and 1, such as 0.5")
     if not 0 < request.window <= MOST_TEXTS:
         raise ConfigError(f"--window {request.window}: give a number of texts from 1 to {MOST_TEXTS:,}")
     if request.webhook is not None:
