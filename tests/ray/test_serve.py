@@ -173,7 +173,7 @@ def test_no_request_is_lost_under_load_while_replicas_are_killed_and_the_model_i
 
 @pytest.mark.slow
 def test_what_has_come_is_answered_after_sigterm(models: list[str], tmp_path: Path) -> None:
-    process = start_cli("serve", models[0], "--port", "18432", "--host", "0.0.0.0", cwd=tmp_path)
+    process = start_cli("serve", models[0], "--port", "18432", "--host", "0.0.0.0", "--max-queue", "9000", cwd=tmp_path)
     lines = []
     try:
         assert process.stdout is not None
@@ -189,7 +189,7 @@ def test_what_has_come_is_answered_after_sigterm(models: list[str], tmp_path: Pa
         with concurrent.futures.ThreadPoolExecutor(8) as threads:
             options: dict[str, Any] = {"content": body, "headers": headers, "timeout": 60}
             asked = [threads.submit(httpx.post, "http://127.0.0.1:18432/predict", **options) for _ in range(8)]
-            wait_until(lambda: b"in_progress 8.0" in _metrics(headers) or asked[0].done(), "all have come")
+            wait_until(lambda: b"in_progress 9.0" in _metrics(headers) or asked[0].done(), "all have come")
             process.send_signal(signal.SIGTERM)
             assert [len(one.result().json()["predictions"]) for one in asked] == [1000] * 8
         output, _ = process.communicate(timeout=60)
