@@ -274,9 +274,10 @@ def _ending(target: str, names: list[str]) -> list[str]:
 def _no_module(option: str, name: str, names: Iterable[str]) -> str:
     ends, last = _ends(names), name.rpartition(".")[2]
     ends.sort(key=lambda end: -difflib.SequenceMatcher(None, last, end).ratio())
+    hint = did_you_mean(last, ends) or "."
     return (
-        f"model.adapter.{option}: the model has no module called {name!r}{did_you_mean(last, ends)}; the names of its "
-        f"modules end in {_listed(ends, most=40)}"
+        f"model.adapter.{option}: the model has no module called {name!r}{hint} The names of its modules end in "
+        f"{_listed(ends, most=40)}"
     )
 
 
