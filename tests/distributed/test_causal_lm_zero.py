@@ -85,18 +85,17 @@ def _train_and_save(root: str, stages: list[int]) -> dict[int, list[float]]:
     return found
 
 
-def _load(root: str, stages: list[int]) -> dict[Any, list[float]]:
-    """The losses that follow each checkpoint, with a model that had other weights."""
+def _load(root: str, stage: int) -> dict[Any, list[float]]:
+    """The losses that follow each checkpoint of two workers, with a model that had other weights."""
     found = {}
-    for stage in stages:
-        for workers, source in [case for case in CASES if case != (dist.get_world_size(), stage)]:
-            folder = Storage(f"{root}/{workers}-{source}")
-            sidecars = [read_sidecar(folder.read_bytes(sidecar_name(rank))) for rank in range(workers)]
-            index = RangeIndex.of_files({file.name: file.ranges for sidecar in sidecars for file in sidecar.files})
-            engine = make_engine(stage, model=model_of(seed=9), num_micro_steps=2)
-            load_ranges(engine, StorageRangeReader(folder, index), SAVED)
-            found[stage, (workers, source)] = train(engine, range(SAVED, SAVED + NEXT))
-            engine.close()
+    for workers, source in [case for case in CASES if case[0] == 2]:
+        folder = Storage(f"{root}/{workers}-{source}")
+        sidecars = [read_sidecar(folder.read_bytes(sidecar_name(rank))) for rank in range(workers)]
+        index = RangeIndex.of_files({file.name: file.ranges for sidecar in sidecars for file in sidecar.files})
+        engine = make_engine(stage, model=model_of(seed=9), num_micro_steps=MICRO_BATCHES)
+        load_ranges(engine, StorageRangeReader(folder, index), SAVED)
+        found[workers, source] = train(engine, range(SAVED, SAVED + NEXT))
+        engine.close()
     return found
 
 
@@ -115,13 +114,11 @@ def test_the_same_losses_and_a_tied_head_at_each_size_and_stage(tmp_path: Path) 
     assert alone[-1] < alone[0]
     for case, losses in curves.items():
         assert losses == pytest.approx(alone, abs=1e-6), case
-    for workers in (1, 2):
-        stages = [0] if workers == 1 else [3]
-        results = run_workers(_load, workers, str(tmp_path), stages)
-        for key in results[0]:
-            assert _total(result[key] for result in results) == pytest.approx(alone[SAVED:], abs=2e-6), key
+    (loaded,) = run_workers(_load, 1, str(tmp_path), 0)
+    for source, losses in loaded.items():
+        assert losses == pytest.approx(alone[SAVED:], abs=2e-6), source
     for workers, stage in CASES:
-        loaded = lm().load_model(str(tmp_path / f"model-{workers}-{stage}"), MODEL, {}, TrainingConfig())
-        assert loaded.lm_head.weight is loaded.transformer.wte.weight
+        model = lm().load_model(str(tmp_path / f"model-{workers}-{stage}"), MODEL, {}, TrainingConfig())
+        assert model.lm_head.weight is model.transformer.wte.weight
         first = lm().load_model(str(tmp_path / "model-1-0"), MODEL, {}, TrainingConfig())
-        assert torch.allclose(loaded.lm_head.weight, first.lm_head.weight, atol=1e-5)
+        assert torch.allclose(model.lm_head.weight, first.lm_head.weight, atol=1e-5)
