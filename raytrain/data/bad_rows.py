@@ -102,6 +102,12 @@ def refusal(
         return DataError(
             f"{bad}{others}. Correct the function, or set data.on_error=quarantine to continue without such rows", code
         )
+    if bad.code == RowError.TOO_LONG:
+        return DataError(
+            f"{bad}{others}. Raise data.max_length, or set task.too_long or data.on_error=quarantine to continue "
+            "without what does not fit",
+            code,
+        )
     if num_bad >= num_read > FEW_ROWS:
         return DataError(
             f"{bad}{others}. None of the {num_read:,} rows that were read can be used, so the column or the format is "

@@ -228,11 +228,8 @@ class Chat(CausalLm):
 
     def _too_long(self, row: int, num_tokens: int) -> Rejection:
         how = self.config.too_long
-        if how == TooLong.CUT:
-            why = "and no answer to learn fits as a whole"
-        else:
-            why = "(task.too_long=cut leaves out the answers that do not fit)"
-        reason = f"has {num_tokens:,} tokens, more than data.max_length {self.max_length:,}, {why}"
+        why = ", and no answer to learn fits as a whole" if how == TooLong.CUT else ""
+        reason = f"has {num_tokens:,} tokens, more than data.max_length {self.max_length:,}{why}"
         return Rejection(row, RowError.TOO_LONG, reason, is_set_aside=how == TooLong.SET_ASIDE)
 
 

@@ -92,6 +92,7 @@ def test_a_conversation_that_is_too_long(tmp_path: Path, too_long: str, on_error
     report = report_of(encoder({"ordinal": 0, "task": json.dumps(asdict(read_task))}))
     if outcome == "error":
         assert f"{read_task.file.path}, row 2: has 342 tokens, more than data.max_length 120" in report["error"]
+        assert "Raise data.max_length, or set task.too_long" in report["error"]
         return
     assert "error" not in report
     quarantined = [json.loads(line) for file in (tmp_path / "store").rglob("*.jsonl") for line in file.open()]
