@@ -157,7 +157,8 @@ def test_whatever_is_given_anywhere(root: type[BaseModel]) -> None:
                 assert not PYDANTIC.search("\n".join(lines)), (key, value, lines)
                 assert all(re.match(r"  [a-z]", line) for line in lines)
                 if not is_section(key, root) and all(one["type"] in ALLOWED for one in error.errors()):
-                    assert len(lines) == 1, (key, value, lines)
+                    # Of a mapping both the key and its value may be wrong.
+                    assert len(lines) == 1 or value == {1: 2}, (key, value, lines)
     assert count > 300
 
 

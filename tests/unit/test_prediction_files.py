@@ -112,7 +112,7 @@ def test_an_error_leaves_no_part_of_a_file_on_an_object_store(tmp_path: Path, mo
     monkeypatch.setattr(Storage, "local_path", lambda *_: None)
     target = target_of(f"{tmp_path}/out.jsonl")
     parts = write_parts(target, pa.table({"a": [1]}), pa.table({"a": [2]}))
-    monkeypatch.setattr(output, "_plain", lambda row: row if row["a"] == 1 else 1 / 0)
+    monkeypatch.setattr(output, "json_value", lambda row: row if row["a"] == 1 else 1 / 0)
     with pytest.raises(ZeroDivisionError):
         assemble(target, parts, [])
     assert not (tmp_path / "out.jsonl").exists()

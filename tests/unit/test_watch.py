@@ -434,7 +434,7 @@ def test_a_webhook_hears_of_each_event(
         ({"webhook": "example", "alerts": ("negative > 1% of 5",)}, "give a URL such as"),
         ({"webhook": "https://example.com/"}, "is told of alerts: give --alert too"),
         ({"window": 0}, "--window 0: give a number of texts"),
-        ({"threshold": 1.0}, "give a probability between 0 and 1"),
+        ({"threshold": 0.4}, "it is for models that give several labels per row"),
         ({"overrides": ("training.epochs=2",)}, "the model was trained with it"),
         ({"overrides": ("task.text_column=body",)}, "columns"),
     ],
