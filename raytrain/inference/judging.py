@@ -86,10 +86,11 @@ def judge_rows(predictors: Sequence[Predictor], rows: pa.Table, how: Judging, de
         columns["probabilities"] = _lists(list(judged.probabilities))
     losses = mean_losses(judged.losses, judged.weights)
     columns |= _worst(good, first.table, judged, losses, predictors[0])
-    added = judged.true if judged.true is not None else pa.table({ROW: good[ROW]}).drop_columns([ROW])
-    added = added.append_column(LOSS, pa.array(losses)) if added.num_columns else pa.table({LOSS: pa.array(losses)})
+    added = {} if judged.true is None else dict(zip(judged.true.column_names, judged.true.columns, strict=True))
+    if LOSS not in first.table.column_names:  # a language model tells it anyway
+        added[LOSS] = pa.array(losses)
     ordered = sorted(refused.values(), key=lambda one: one.place)
-    return JudgedRows(pa.table(columns), replace(first, refused=ordered), added)
+    return JudgedRows(pa.table(columns), replace(first, refused=ordered), pa.table(added))
 
 
 def mean_losses(losses: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -155,8 +156,9 @@ def _worst(
     found: dict[str, list[str | None]] = {name: [None] * len(rows) for name in names}
     order = np.argsort(-np.where(np.isfinite(losses), losses, np.inf), kind="stable")[:WORST]
     chosen = rows.take(pa.array(order))
-    true = (judged.true if judged.true is not None else rows.select(predictor.task.target_columns())).take(order)
-    cells = predictor.task.compared_texts(chosen), _first_column(true), _first_column(answers.take(order))
+    true = chosen.select(predictor.task.target_columns()) if judged.true is None else judged.true.take(order)
+    told = _first_column(true) if true.num_columns else [""] * len(order)  # where texts are their own targets
+    cells = predictor.task.compared_texts(chosen), told, _first_column(answers.take(order))
     for name, values in zip(names, cells, strict=True):
         for place, value in zip(order.tolist(), values, strict=True):
             found[name][place] = value[:MOST_TEXT]
