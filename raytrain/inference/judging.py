@@ -3,7 +3,7 @@
 The driver adds these tables up (see `totals`), so that neither predictions nor texts are ever gathered whole.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -151,17 +151,20 @@ def _slices(column: pa.ChunkedArray) -> pa.Array:
 def _worst(
     rows: pa.Table, answers: pa.Table, judged: Judged, losses: np.ndarray, predictor: Predictor
 ) -> dict[str, pa.Array]:
-    """The texts, true values and answers of the rows with the largest losses; null for the others."""
+    """The texts, true values and answers of the rows with the largest losses; null for the others, and for texts that
+    are their own targets."""
     names = TEXT, TRUE, PREDICTED
     found: dict[str, list[str | None]] = {name: [None] * len(rows) for name in names}
     order = np.argsort(-np.where(np.isfinite(losses), losses, np.inf), kind="stable")[:WORST]
     chosen = rows.take(pa.array(order))
-    true = chosen.select(predictor.task.target_columns()) if judged.true is None else judged.true.take(order)
-    told = _first_column(true) if true.num_columns else [""] * len(order)  # where texts are their own targets
-    cells = predictor.task.compared_texts(chosen), told, _first_column(answers.take(order))
+    texts = predictor.task.compared_texts(chosen)
+    cells: tuple[Iterable[str | None], ...] = (texts, [None] * len(order), [None] * len(order))
+    if answers.column_names[0] != LOSS:  # a language model tells nothing else
+        true = chosen.select(predictor.task.target_columns()) if judged.true is None else judged.true.take(order)
+        cells = texts, _first_column(true), _first_column(answers.take(order))
     for name, values in zip(names, cells, strict=True):
         for place, value in zip(order.tolist(), values, strict=True):
-            found[name][place] = value[:MOST_TEXT]
+            found[name][place] = None if value is None else value[:MOST_TEXT]
     return {name: pa.array(values, pa.string()) for name, values in found.items()}
 
 

@@ -81,7 +81,9 @@ def test_an_export_is_merged_and_ends_texts_alike(best: str, tmp_path: Path) -> 
     assert raytrain.export(best, tmp_path / "out").agreement == 1.0
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert "model.safetensors" in names and "adapter_config.json" not in names
-    ends = [json.loads(Path(one, "generation_config.json").read_text())["eos_token_id"] for one in (best, tmp_path / "out")]
+    ends = [
+        json.loads(Path(one, "generation_config.json").read_text())["eos_token_id"] for one in (best, tmp_path / "out")
+    ]
     assert ends[0] == ends[1]
     answers = [raytrain.load(one, device="cpu")(QUESTION, max_new_tokens=12) for one in (best, tmp_path / "out")]
     assert answers[0] == answers[1]

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 from chat_templates import QWEN3, TINY_CHAT, chat_tokenizer
+from rich.console import Console
 from saved_models import save_best
 from test_evaluation_of_data import Alone, evaluated
 from tiny import TINY_BERT, TINY_GPT, byte_tokenizer, context, make_reviews, tiny_tokenizer
@@ -17,11 +18,13 @@ from raytrain.config.io import parse_config
 from raytrain.data.items import EvalBatch
 from raytrain.data.readers.base import ROW
 from raytrain.inference.card import find_model, read_card
+from raytrain.inference.evaluation_page import write_page
 from raytrain.inference.judging import Judging, judge_rows
 from raytrain.inference.predictor import Predictor
 from raytrain.tasks.base import BatchContext, Metrics
 from raytrain.tasks.predicting import PLAIN
 from raytrain.tasks.token_scores import TokenScores
+from raytrain.terminal.evaluate import print_evaluation
 from raytrain.training.evaluate import evaluate
 
 TEXTS = ["a fine film", "é", "no story, no plot and no ending at all", "xy", "café au lait: 5 €, 𝄞"]
@@ -69,7 +72,9 @@ def in_training(model: str, rows: pa.Table) -> tuple[Metrics, int]:
 
 
 @pytest.mark.parametrize("kind", ["causal_lm", "chat"])
-def test_the_numbers_are_those_of_the_evaluation_of_a_training(models: dict[str, str], kind: str) -> None:
+def test_the_numbers_are_those_of_the_evaluation_of_a_training(
+    models: dict[str, str], tmp_path: Path, kind: str
+) -> None:
     rows = ROWS[kind]
     expected, num_samples = in_training(models[kind], rows)
     assert num_samples > len(rows)
@@ -81,7 +86,13 @@ def test_the_numbers_are_those_of_the_evaluation_of_a_training(models: dict[str,
     for one in found.slices:
         of_slice = in_training(models[kind], rows.filter(pa.array([k == one.value for k in rows["kind"].to_pylist()])))
         assert one.metrics == pytest.approx(of_slice[0].values, rel=1e-6)
-    assert found.worst[0].text
+    assert found.worst[0].text and found.worst[0].true is None is found.worst[0].predicted
+    shown = Console(width=300)
+    with shown.capture() as printed:
+        print_evaluation(shown, found)
+    assert "predicted" not in printed.get() and ": " + found.worst[0].text.split()[0] in printed.get()
+    page = write_page(found, str(tmp_path / "page.html"))
+    assert "predicted:" not in Path(page).read_text()
 
 
 def test_masks_of_an_evaluation_of_rows_are_those_of_a_prediction(models: dict[str, str]) -> None:
