@@ -106,7 +106,7 @@ class _Asked:
     @property
     def added(self) -> list[str]:
         """Columns that a file of predictions has beside those of the source."""
-        return [*output_columns(self.tasks[0], self.cards[0], self.decoding, embeddings=False), *JUDGED_COLUMNS]
+        return [*output_columns(self.tasks[0], self.cards[0], self.decoding, judged=True), *JUDGED_COLUMNS]
 
     @property
     def needed(self) -> list[str]:

@@ -3,7 +3,7 @@
 The driver adds these tables up (see `totals`), so that neither predictions nor texts are ever gathered whole.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -86,10 +86,11 @@ def judge_rows(predictors: Sequence[Predictor], rows: pa.Table, how: Judging, de
         columns["probabilities"] = _lists(list(judged.probabilities))
     losses = mean_losses(judged.losses, judged.weights)
     columns |= _worst(good, first.table, judged, losses, predictors[0])
-    added = judged.true if judged.true is not None else pa.table({ROW: good[ROW]}).drop_columns([ROW])
-    added = added.append_column(LOSS, pa.array(losses)) if added.num_columns else pa.table({LOSS: pa.array(losses)})
+    added = {} if judged.true is None else dict(zip(judged.true.column_names, judged.true.columns, strict=True))
+    if LOSS not in first.table.column_names:  # a language model tells it anyway
+        added[LOSS] = pa.array(losses)
     ordered = sorted(refused.values(), key=lambda one: one.place)
-    return JudgedRows(pa.table(columns), replace(first, refused=ordered), added)
+    return JudgedRows(pa.table(columns), replace(first, refused=ordered), pa.table(added))
 
 
 def mean_losses(losses: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -150,16 +151,20 @@ def _slices(column: pa.ChunkedArray) -> pa.Array:
 def _worst(
     rows: pa.Table, answers: pa.Table, judged: Judged, losses: np.ndarray, predictor: Predictor
 ) -> dict[str, pa.Array]:
-    """The texts, true values and answers of the rows with the largest losses; null for the others."""
+    """The texts, true values and answers of the rows with the largest losses; null for the others, and for texts that
+    are their own targets."""
     names = TEXT, TRUE, PREDICTED
     found: dict[str, list[str | None]] = {name: [None] * len(rows) for name in names}
     order = np.argsort(-np.where(np.isfinite(losses), losses, np.inf), kind="stable")[:WORST]
     chosen = rows.take(pa.array(order))
-    true = (judged.true if judged.true is not None else rows.select(predictor.task.target_columns())).take(order)
-    cells = predictor.task.compared_texts(chosen), _first_column(true), _first_column(answers.take(order))
+    texts = predictor.task.compared_texts(chosen)
+    cells: tuple[Iterable[str | None], ...] = (texts, [None] * len(order), [None] * len(order))
+    if answers.column_names[0] != LOSS:  # a language model tells nothing else
+        true = chosen.select(predictor.task.target_columns()) if judged.true is None else judged.true.take(order)
+        cells = texts, _first_column(true), _first_column(answers.take(order))
     for name, values in zip(names, cells, strict=True):
         for place, value in zip(order.tolist(), values, strict=True):
-            found[name][place] = value[:MOST_TEXT]
+            found[name][place] = None if value is None else value[:MOST_TEXT]
     return {name: pa.array(values, pa.string()) for name, values in found.items()}
 
 

@@ -140,8 +140,9 @@ class PieceWorker:
         assert self._predictor is not None, "load comes first"
         spec, asked, judging = self._spec, self._predictor.task, self._spec.judging
         if spec.columns is None:
-            added = output_columns(asked, spec.card, spec.decoding, embeddings=spec.embeddings)
-            chunk = without_clashes(chunk, path, [*added, *(JUDGED_COLUMNS if judging is not None else ())])
+            is_judged = judging is not None
+            added = output_columns(asked, spec.card, spec.decoding, embeddings=spec.embeddings, judged=is_judged)
+            chunk = without_clashes(chunk, path, [*added, *(JUDGED_COLUMNS if is_judged else ())])
         judged = None
         if judging is None:
             rows = _with_columns(chunk.table, needed_columns(asked, chunk.table.column_names))

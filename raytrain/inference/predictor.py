@@ -66,8 +66,10 @@ def predicting_task(config: RunConfig) -> Task:
     return task
 
 
-def output_columns(task: Task, card: ModelCard, decoding: Decoding, *, embeddings: bool) -> list[str]:
-    """Names of the columns that a prediction adds."""
+def output_columns(
+    task: Task, card: ModelCard, decoding: Decoding, *, embeddings: bool = False, judged: bool = False
+) -> list[str]:
+    """Names of the columns that a prediction adds. `judged`: in an evaluation, which generates nothing."""
     if embeddings and card.format != Format.HF:
         raise ConfigError(
             f"{card.folder} is an ONNX graph, which gives logits and no embeddings: use the trained model"
@@ -77,7 +79,7 @@ def output_columns(task: Task, card: ModelCard, decoding: Decoding, *, embedding
     if embeddings:
         return [EMBEDDING]
     assert isinstance(task, Predicting)
-    if not new_tokens(task, decoding):
+    if judged or not new_tokens(task, decoding):
         return task.output_columns(card.state, decoding)
     if not isinstance(task, Generating):
         raise ConfigError(
@@ -182,7 +184,10 @@ class Predictor:
         outputs, state = self.outputs(read.inputs.table), self.card.judging_state
         samples = self.task.encode_targets(read.cleaned, read.inputs.table, state)
         assert isinstance(self.task, Predicting)
-        judged = self.task.judge(outputs, samples, state, self.card.decoding(decoding, self.task))
+        both = samples
+        for name in read.inputs.table.column_names:
+            both = both if name in samples.column_names else both.append_column(name, read.inputs.table[name])
+        judged = self.task.judge(outputs, both, state, self.card.decoding(decoding, self.task))
         if judged is None:
             judged = self._judged_alone(samples, len(read.good))
         table = self._decoded(outputs, read.inputs, read.good, decoding)

@@ -130,8 +130,9 @@ class WorstRow:
     loss: float
     """Mean over its targets."""
     text: str
-    true: str
-    predicted: str
+    true: str | None
+    """None, as `predicted`, where texts are their own targets."""
+    predicted: str | None
 
 
 @dataclass

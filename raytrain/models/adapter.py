@@ -84,7 +84,7 @@ def add_adapter(model: Any, config: ModelConfig, head: Collection[str] = (), fre
 
 
 def save_adapter(model: Any, weights: "Mapping[str, Tensor]", folder: str) -> None:
-    """Write an adapter, and what is trained with it, to a local folder in PEFT's format, and the config of the whole
+    """Write an adapter, and what is trained with it, to a local folder in PEFT's format, and the configs of the whole
     model beside it.
 
     Args:
@@ -102,6 +102,8 @@ def save_adapter(model: Any, weights: "Mapping[str, Tensor]", folder: str) -> No
     save_file(tensors, f"{folder}/{ADAPTER_WEIGHTS}", metadata={"format": "pt"})
     config.save_pretrained(folder)
     model.config.save_pretrained(folder)
+    if getattr(model, "generation_config", None) is not None:  # tokens that end a text, as those of a chat
+        model.generation_config.save_pretrained(folder)
 
 
 def load_adapter(model: Any, folder: str) -> None:
@@ -204,7 +206,10 @@ def _whole_modules(model: Any, adapter: AdapterConfig, head: Collection[str], fr
         if name in parameters and not _is_in(name, found):
             module = name.rpartition(".")[0]
             if not module or any(True for _ in named[module].children()):
-                raise ConfigError(f"model.path lacks the weight {name}, which no adapter can train: leave it out")
+                raise ConfigError(
+                    f"model.path lacks the weight {name}, which PEFT's files can't hold by itself: leave model.adapter "
+                    "out, or give a model that has this weight"
+                )
             found[module] = None
     return [name for name in found if not _is_in(name, [other for other in found if other != name])]
 

@@ -206,6 +206,9 @@ def _adapter_usage(facts: dict[str, Any]) -> list[str]:
         f'base = {auto_class}.from_pretrained("{base["path"]}", config=AutoConfig.from_pretrained(folder){revision})\n'
         "model = PeftModel.from_pretrained(base, folder)\ntokenizer = AutoTokenizer.from_pretrained(folder)"
     )
+    if PIPELINES[facts["task"]["kind"]] == "text-generation":
+        code = code.replace("AutoTokenizer, ", "AutoTokenizer, GenerationConfig, ")
+        code += "\nmodel.generation_config = GenerationConfig.from_pretrained(folder)  # the tokens that end a text"
     return ["## Use", f"```python\n{code}\n```", note]
 
 

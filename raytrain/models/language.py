@@ -59,15 +59,14 @@ def _build(auto_class: str, kind: str, advice: str, model: ModelConfig, config: 
     """(the model, its weights that no file has). Raises ConfigError."""
     import transformers
 
-    try:
-        built, fresh = new_or_loaded(getattr(transformers, auto_class), model, config)
-    except ConfigError as error:
-        if "Unrecognized configuration class" not in str(error):
-            raise
+    factory = getattr(transformers, auto_class)
+    own_class = auto_class in (getattr(config, "auto_map", None) or {})  # code that the model brings with it
+    if not own_class and type(config) not in factory._model_mapping:
         raise ConfigError(
             f"model.{_option(model)}: Transformers has no {kind} language model of type {config.model_type!r}. Use one "
             f"that {advice}"
-        ) from None
+        )
+    built, fresh = new_or_loaded(factory, model, config)
     return built, fresh or set()
 
 

@@ -101,7 +101,8 @@ class Predicting(ABC):
 
         Args:
             outputs: What `infer` gave, by sample.
-            samples: Inputs with their targets, as `encode_targets` made them.
+            samples: Inputs with their targets, as `encode_targets` made them, and the columns of `encode_inputs` that
+                it left out.
             state: With `class_weights`, a list in the order of the ids, if the loss was weighted.
 
         Returns:

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from raytrain.tasks.base import IGNORED, Batch, Rejection, RowError, Scores, TaskState
-from raytrain.tasks.predicting import Decoding, Predicting
+from raytrain.tasks.predicting import Decoding, Judged, Predicting
 from raytrain.tasks.text import TextTask, model_inputs, why_no_text
 from raytrain.tasks.token_scores import TokenScores, loss_units
 
@@ -86,8 +86,7 @@ class TokenPrediction(TextTask, Predicting):
 
         found = losses_at_targets(model, model_inputs(batch), batch["labels"])
         parts = _by_sample(log_probabilities(*found), batch)
-        sums = [(loss_units(-float(one[:, 0].sum(dtype=np.float64))), (one[:, 0] > one[:, 1]).sum()) for one in parts]
-        return found[0].sum(), [np.array(one, np.int64) for one, part in zip(sums, parts, strict=True) if len(part)]
+        return found[0].sum(), [_prediction(part) for part in parts if len(part)]
 
     def targets(self, batch: Batch) -> list[np.ndarray]:
         """For each sample with a target their number, and the bytes of the text that they stand for, int64."""
@@ -97,7 +96,7 @@ class TokenPrediction(TextTask, Predicting):
 
     def scores(self, state: TaskState) -> Scores:
         """Perplexity, bits per byte where the bytes are known, and accuracy of the tokens."""
-        return TokenScores()
+        return TokenScores(knows_bytes="bits_per_byte" in self.metrics)
 
     def output_columns(self, state: TaskState, decoding: Decoding) -> list[str]:
         """The mean loss of the row's targets, and their number."""
@@ -114,14 +113,42 @@ class TokenPrediction(TextTask, Predicting):
         self, outputs: list[np.ndarray], samples: pa.Table, rows: pa.Table, state: TaskState, decoding: Decoding
     ) -> pa.Table:
         """The loss of each document, over all its samples; null where it has no token to predict."""
-        documents = np.cumsum(samples[PIECE].to_numpy() == 0) - 1
-        sums, counts = np.zeros((2, len(rows)))
+        sums, counts = self._losses(outputs, samples)
+        losses = np.divide(sums, counts, out=np.zeros(len(sums)), where=counts > 0)
+        columns = [pa.array(losses.round(6), mask=counts == 0), pa.array(counts.astype(np.int64))]
+        return pa.table(columns, self.output_columns(state, decoding))
+
+    def judge(self, outputs: list[np.ndarray], samples: pa.Table, state: TaskState, decoding: Decoding) -> Judged:
+        """The sums of a row's samples."""
+        documents = _documents(samples)
+        losses, counts = self._losses(outputs, samples)
+        predictions, targets = np.zeros((2, len(losses), 2), np.int64)
+        np.add.at(predictions, documents, np.array([_prediction(one) for one in outputs]).reshape(-1, 2))
+        targets[:, 0] = counts
+        if NUM_BYTES in samples.column_names:
+            has_targets = np.array([len(one) > 0 for one in outputs], bool)
+            np.add.at(targets[:, 1], documents, samples[NUM_BYTES].to_numpy() * has_targets)
+        return Judged(list(predictions), list(targets), losses, counts)
+
+    def _losses(self, outputs: list[np.ndarray], samples: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+        """For each row the sum of its losses, and the number of its targets; float64, shape (num_rows,)."""
+        documents = _documents(samples)
+        sums, counts = np.zeros((2, int(documents.max(initial=-1)) + 1))
         for document, found in zip(documents, outputs, strict=True):
             sums[document] -= found[:, 0].sum(dtype=np.float64)
             counts[document] += len(found)
-        losses = np.divide(sums, counts, out=np.zeros(len(rows)), where=counts > 0)
-        columns = [pa.array(losses.round(6), mask=counts == 0), pa.array(counts.astype(np.int64))]
-        return pa.table(columns, self.output_columns(state, decoding))
+        return sums, counts
+
+
+def _documents(samples: pa.Table) -> np.ndarray:
+    """The row of each sample, from 0; shape (num_samples,)."""
+    return np.asarray(np.cumsum(samples[PIECE].to_numpy() == 0) - 1)
+
+
+def _prediction(values: np.ndarray) -> np.ndarray:
+    """The loss in LOSS_UNITS, and the number of tokens predicted right, int64. `values`: those of `infer`."""
+    loss = loss_units(-float(values[:, 0].sum(dtype=np.float64)))
+    return np.array([loss, (values[:, 0] > values[:, 1]).sum()], np.int64)
 
 
 def _by_sample(values: "Tensor", batch: "dict[str, Tensor]") -> list[np.ndarray]:

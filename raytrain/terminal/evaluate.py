@@ -30,8 +30,10 @@ def print_evaluation(console: Console, found: DataEvaluation) -> None:
     for one in found.worst[:SHOWN_WORST]:
         text = " ".join(one.text.split())
         cut = text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]}..."
-        answers = f"true {one.true[:MOST_TEXT]}, predicted {one.predicted[:MOST_TEXT]}"
-        console.print(f"  {one.loss:.4f}  row {one.row:,}: {answers}: {cut}", soft_wrap=True, markup=False)
+        answers = ""
+        if one.true is not None and one.predicted is not None:
+            answers = f"true {one.true[:MOST_TEXT]}, predicted {one.predicted[:MOST_TEXT]}: "
+        console.print(f"  {one.loss:.4f}  row {one.row:,}: {answers}{cut}", soft_wrap=True, markup=False)
     if found.num_truncated and found.predictions is None:
         cut = counted(found.num_truncated, "row")
         console.print(f"{cut} longer than the model's max_length: their ends were not read", soft_wrap=True)

@@ -12,6 +12,7 @@ import torch
 from saved_models import save_best
 from tiny import TINY_BERT, TINY_GPT, byte_tokenizer, context, tiny_tokenizer
 from torch.nn import functional
+from transformers import GenerationConfig
 
 import raytrain
 from raytrain.config import CausalLmConfig, ModelConfig, RunConfig, TrainingConfig
@@ -326,6 +327,16 @@ class TestGeneration:
         with torch.no_grad():
             assert found == [self.plain(model, tokenizer, text, 9) for text in rows["text"].to_pylist()]
         assert len(set(found)) > 2, "the model says the same of all"
+
+    def test_what_the_files_say_of_other_ways_to_generate_changes_nothing(self, folder: str, tokenizer: Any) -> None:
+        model, rows = build(folder).eval(), pa.table({"text": ["a fine film", "no plot"]})
+        for options in ({}, {"temperature": 0.5}):
+            model.generation_config = GenerationConfig(eos_token_id=END)
+            before = self.continued(model, tokenizer, rows, max_new_tokens=9, **options)
+            own = GenerationConfig(eos_token_id=END, repetition_penalty=9.0, no_repeat_ngram_size=1, min_new_tokens=9)
+            model.generation_config = own
+            assert self.continued(model, tokenizer, rows, max_new_tokens=9, **options) == before
+            assert model.generation_config is own
 
     def test_ends_at_the_end_token(self, folder: str, tokenizer: Any) -> None:
         model = build(folder).eval()

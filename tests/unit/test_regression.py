@@ -109,6 +109,14 @@ def test_a_target_that_never_varies_is_refused() -> None:
         task.state_from([task.survey(rows, "train")])
 
 
+@pytest.mark.parametrize("values", [[1e308, 1e308, 1.0], [1e200, -1e200, 1.0]])
+def test_targets_that_are_too_large_for_a_scale_are_refused(values: list[float]) -> None:
+    rows = pa.table({"text": ["a"] * 3, "stars": values})
+    task = task_of("stars")
+    with pytest.raises(DataError, match="target_columns stars: its training values are so large"):
+        task.state_from([task.survey(rows, "train")])
+
+
 def test_predictions_are_in_the_units_of_the_data(tmp_path: Path) -> None:
     config = model_config(tmp_path, {"kind": "regression", "target_columns": ["price", "stars"]})
     state = state_of(task_of())
