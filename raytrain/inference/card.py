@@ -4,6 +4,7 @@ Everything that decides a prediction comes from there and not from today's defau
 of data.clean, the columns.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -59,6 +60,12 @@ class ModelCard:
     threshold: float | dict[str, float] | None = None
     """With several labels per row: the probability from which on a label is given, or label -> that of it, as `raytrain
     eval --tune-threshold` has chosen it; None: it has not."""
+
+    @property
+    def hash(self) -> str:
+        """Of the hashes of all its files, and of its threshold, which is in none of them."""
+        decides = [self.files] if self.threshold is None else [self.files, self.threshold]
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
     @property
     def judging_state(self) -> TaskState:
