@@ -34,6 +34,7 @@ OF_THE_BASE = ("model.path", "model.revision")  # where it is now; its weights a
 JUDGING = ("data.max_quarantined",)
 """Further keys that may be changed where answers are compared with targets."""
 SECTIONS = ("workers.", "ray.")
+SECTIONS_OF_FACTS = ("task", "state", "config", "files")
 NEEDED = ("task", "state", "max_length", "config")
 
 
@@ -164,6 +165,8 @@ def read_card(folder: Storage) -> ModelCard:
         raise TrainingError(f"{path} can't be read: {error}") from error
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path} is damaged ({error}): restore it from a backup, or train the model again") from None
+    if not isinstance(facts, dict) or not all(isinstance(facts.get(name, {}), dict) for name in SECTIONS_OF_FACTS):
+        raise ConfigError(f"{path} is not the description of a model: restore it from a backup")
     version = facts.get("version", 1)
     if version > FACTS_VERSION:
         raise ConfigError(
@@ -172,6 +175,7 @@ def read_card(folder: Storage) -> ModelCard:
         )
     if missing := [name for name in NEEDED if name not in facts]:
         raise ConfigError(f"{path} is not the description of a model: it has no {missing[0]}")
+    _check_threshold(path, facts)
     config, task, state = facts["config"], dict(facts["task"]), facts["state"]
     if "labels" in state and task["kind"] != "python":
         task["labels"] = state["labels"]
@@ -204,3 +208,17 @@ def read_card(folder: Storage) -> ModelCard:
         facts.get("class_weights"),
         facts.get("threshold"),
     )
+
+
+def _check_threshold(path: str, facts: dict[str, Any]) -> None:
+    """Raises ConfigError where the threshold of a card is none."""
+    given, labels = facts.get("threshold"), facts["state"].get("labels", [])
+    if given is None:
+        return
+    values = list(given.values()) if isinstance(given, dict) else [given]
+    is_number = all(isinstance(one, float) and 0 < one < 1 for one in values)
+    if not is_number or (isinstance(given, dict) and sorted(given) != sorted(labels)):
+        raise ConfigError(
+            f"{path}: threshold {json.dumps(given)[:80]}: meant is a probability between 0 and 1, or one for each "
+            "label; choose it again with `raytrain eval --tune-threshold`"
+        )

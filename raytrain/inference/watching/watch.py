@@ -112,7 +112,9 @@ def _check_same(journal: Journal, card: ModelCard, source: str, labels: list[str
         theirs = ", ".join(map(repr, state["labels"][:20]))
         raise ConfigError(f"--out {journal.folder} is of a model with the labels {theirs}: give another name")
     if state["model"] != card.hash:
-        observer.note("the model, or its threshold, is another one than before; its labels are the same, and are counted together")
+        observer.note(
+            "the model, or its threshold, is another one than before; its labels are the same, and are counted together"
+        )
     observer.note(f"continuing: {state['shares']['texts']:,} texts are counted already")
 
 
