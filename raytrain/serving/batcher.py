@@ -1,9 +1,9 @@
 """The queue before the replicas of one model: rows of several requests are answered together.
 
-A replica is given a group of at most GROUP_ROWS rows, and fewer where text is generated. While it works, further rows wait and form the next group, so
-that groups are as large as the load makes them, and a request that comes alone waits for nobody. Inside a group the
-predictor makes batches by length, as for a file. `serve.batch` was not taken: it joins calls inside a replica, where
-each has cost a message already, and it does not know of rows.
+A replica is given a group of at most GROUP_ROWS rows, and fewer where text is generated. While it works, further rows
+wait and form the next group, so that groups are as large as the load makes them, and a request that comes alone waits
+for nobody. Inside a group the predictor makes batches by length, as for a file. `serve.batch` was not taken: it joins
+calls inside a replica, where each has cost a message already, and it does not know of rows.
 """
 
 import asyncio
