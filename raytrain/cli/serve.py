@@ -37,6 +37,9 @@ def serve(
     max_rows: Annotated[int, typer.Option(min=1, help="Rows of a request.")] = 1000,
     max_body_mb: Annotated[float, typer.Option(min=0.001, max=256.0, help="Size of a request in MB.")] = 8.0,
     max_queue: Annotated[int, typer.Option(min=1, help="Rows that may wait; above it, requests get a 503.")] = 4096,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, max=4096, help="Tokens that a language model generates for a row at most.")
+    ] = 256,
     timeout_s: Annotated[float, typer.Option(min=0.1, help="Seconds until a request is answered.")] = 30.0,
 ) -> None:
     """Serve a trained model over HTTP until Ctrl-C or SIGTERM. --host other than loopback asks clients for a token."""
@@ -51,7 +54,7 @@ def serve(
 
         print_update(ask_for_update(port, check_model(model, words).card.folder, words))
         return
-    limits = Limits(max_rows, max_body_mb, timeout_s, max_queue)
+    limits = Limits(max_rows, max_body_mb, timeout_s, max_queue, max_new_tokens)
     request = ServeRequest(host, port, Replicas.parse(replicas), words, token_file, address, limits)
     try:
         with ServeDisplay() as display:

@@ -4,6 +4,7 @@ Everything that decides a prediction comes from there and not from today's defau
 of data.clean, the columns.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ OF_THE_BASE = ("model.path", "model.revision")  # where it is now; its weights a
 JUDGING = ("data.max_quarantined",)
 """Further keys that may be changed where answers are compared with targets."""
 SECTIONS = ("workers.", "ray.")
+SECTIONS_OF_FACTS = ("task", "state", "config", "files")
 NEEDED = ("task", "state", "max_length", "config")
 
 
@@ -59,6 +61,12 @@ class ModelCard:
     threshold: float | dict[str, float] | None = None
     """With several labels per row: the probability from which on a label is given, or label -> that of it, as `raytrain
     eval --tune-threshold` has chosen it; None: it has not."""
+
+    @property
+    def hash(self) -> str:
+        """Of the hashes of all its files, and of its threshold, which is in none of them."""
+        decides = [self.files] if self.threshold is None else [self.files, self.threshold]
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
     @property
     def judging_state(self) -> TaskState:
@@ -157,6 +165,8 @@ def read_card(folder: Storage) -> ModelCard:
         raise TrainingError(f"{path} can't be read: {error}") from error
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path} is damaged ({error}): restore it from a backup, or train the model again") from None
+    if not isinstance(facts, dict) or not all(isinstance(facts.get(name, {}), dict) for name in SECTIONS_OF_FACTS):
+        raise ConfigError(f"{path} is not the description of a model: restore it from a backup")
     version = facts.get("version", 1)
     if version > FACTS_VERSION:
         raise ConfigError(
@@ -165,6 +175,7 @@ def read_card(folder: Storage) -> ModelCard:
         )
     if missing := [name for name in NEEDED if name not in facts]:
         raise ConfigError(f"{path} is not the description of a model: it has no {missing[0]}")
+    _check_threshold(path, facts)
     config, task, state = facts["config"], dict(facts["task"]), facts["state"]
     if "labels" in state and task["kind"] != "python":
         task["labels"] = state["labels"]
@@ -197,3 +208,17 @@ def read_card(folder: Storage) -> ModelCard:
         facts.get("class_weights"),
         facts.get("threshold"),
     )
+
+
+def _check_threshold(path: str, facts: dict[str, Any]) -> None:
+    """Raises ConfigError where the threshold of a card is none."""
+    given, labels = facts.get("threshold"), facts["state"].get("labels", [])
+    if given is None:
+        return
+    values = list(given.values()) if isinstance(given, dict) else [given]
+    is_number = all(isinstance(one, float) and 0 < one < 1 for one in values)
+    if not is_number or (isinstance(given, dict) and sorted(given) != sorted(labels)):
+        raise ConfigError(
+            f"{path}: threshold {json.dumps(given)[:80]}: meant is a probability between 0 and 1, or one for each "
+            "label; choose it again with `raytrain eval --tune-threshold`"
+        )

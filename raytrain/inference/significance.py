@@ -9,6 +9,7 @@ A metric such as macro F1 is not a mean over rows. It follows from counts that c
 resample is a weighted sum of the counts of rows, and the metrics of many resamples are computed at once.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,7 +43,8 @@ class Difference:
     """95 % interval of the difference."""
     high: float
     p_value: float
-    """How often a difference as large would be seen if there were none; two-sided."""
+    """How often a difference as large would be seen if there were none; two-sided. NaN where the difference is, as of
+    losses that are not finite."""
 
 
 class Pairs:
@@ -118,6 +120,8 @@ def _difference(name: str, observed: Sequence[dict[str, np.ndarray]], drawn: np.
     """`drawn`: the differences of the resamples, shape (num_resamples,)."""
     first, second = (float(one[name]) for one in observed)
     difference = second - first
+    if not math.isfinite(difference) or not np.isfinite(drawn).all():
+        return Difference(name, first, second, difference, math.nan, math.nan, math.nan)
     low, high = (float(value) for value in np.quantile(drawn, [0.025, 0.975]))
     slack = 1e-12  # sums of the same numbers in another order
     p_value = (1 + int((np.abs(drawn - difference) >= abs(difference) - slack).sum())) / (1 + len(drawn))

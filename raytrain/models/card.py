@@ -79,7 +79,11 @@ def without_folders(facts: dict[str, Any]) -> dict[str, Any]:
         "config": config,
         "data": data,
         "base_model": None if base is None else {**base, "path": _last_part(base["path"])},
-        **({"export": {**export, "rows_of": _last_part(export["rows_of"])}} if (export := facts.get("export")) else {}),
+        **{
+            name: {**about, "rows_of": _last_part(about["rows_of"])}
+            for name in ("export", "threshold_chosen")
+            if (about := facts.get(name))
+        },
     }
 
 

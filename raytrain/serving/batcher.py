@@ -1,9 +1,9 @@
 """The queue before the replicas of one model: rows of several requests are answered together.
 
-A replica is given a group of at most GROUP_ROWS rows. While it works, further rows wait and form the next group, so
-that groups are as large as the load makes them, and a request that comes alone waits for nobody. Inside a group the
-predictor makes batches by length, as for a file. `serve.batch` was not taken: it joins calls inside a replica, where
-each has cost a message already, and it does not know of rows.
+A replica is given a group of at most GROUP_ROWS rows, and fewer where text is generated. While it works, further rows
+wait and form the next group, so that groups are as large as the load makes them, and a request that comes alone waits
+for nobody. Inside a group the predictor makes batches by length, as for a file. `serve.batch` was not taken: it joins
+calls inside a replica, where each has cost a message already, and it does not know of rows.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from raytrain.errors import ConfigError, first_line
-from raytrain.serving.limits import GROUP_CHARS, GROUP_ROWS
+from raytrain.serving.limits import GROUP_CHARS, GROUP_ROWS, GROUP_TOKENS
 from raytrain.serving.metrics import ServeMetrics
 from raytrain.serving.replica import Answer, How, Row
 
@@ -136,7 +136,7 @@ class Batcher:
         """The next group: of the requests that have waited longest, whose rows can be answered together. What is left
         of a long request goes behind the others."""
         group, num_chars, kept = _Group(self._waiting[0].how), 0, deque[_Request]()
-        unfinished: list[_Request] = []
+        most, unfinished = _most_rows(group.how), list[_Request]()
         while self._waiting:
             request = self._waiting.popleft()
             if request.how != group.how:
@@ -145,7 +145,7 @@ class Batcher:
             begin = request.next
             while request.next < len(request.rows):
                 size = _num_chars(request.rows[request.next])
-                is_full = len(group.places) >= GROUP_ROWS or num_chars + size > GROUP_CHARS
+                is_full = len(group.places) >= most or num_chars + size > GROUP_CHARS
                 if is_full and group.places and self._joins:
                     break
                 group.places.append((request, request.next))
@@ -216,6 +216,12 @@ def _fail(group: _Group, why: str, kind: type[FailedError] = FailedError) -> Non
     for request, _ in group.places:
         if not request.done.done():
             request.done.set_exception(kind(why))
+
+
+def _most_rows(how: How) -> int:
+    """Rows of a group."""
+    tokens = how.decoding.max_new_tokens
+    return max(1, min(GROUP_ROWS, GROUP_TOKENS // tokens)) if tokens else GROUP_ROWS
 
 
 def _num_chars(row: Row) -> int:

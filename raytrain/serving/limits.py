@@ -7,6 +7,8 @@ from raytrain.errors import ConfigError
 GROUP_ROWS, GROUP_CHARS = 64, 32 << 10
 """The most rows that a replica is given at once, and their characters; a longer row is alone. More would make short
 requests wait, and hardly saves time."""
+GROUP_TOKENS = 256
+"""The most tokens that are generated for a group, all rows together; a row that is to have more is alone."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class Limits:
     """Until a request is answered, its body included."""
     max_queue: int = 4096
     """Rows that wait for a replica, of all requests."""
+    max_new_tokens: int = 256
+    """Tokens that a language model generates for a row."""
     max_requests: int = 1024
     """Requests at a time."""
     queue_bytes: int = 256_000_000

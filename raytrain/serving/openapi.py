@@ -6,9 +6,9 @@ from typing import Any
 
 import raytrain
 from raytrain.serving.limits import Limits
-from raytrain.serving.requests import DOCUMENT
+from raytrain.serving.requests import DOCUMENT, OPTIONS
 from raytrain.serving.served import Model
-from raytrain.tasks.predicting import Decoding, Predicting
+from raytrain.tasks.predicting import Decoding, Generating, Predicting
 
 TEXT = {"type": "string", "minLength": 1}
 WORDS = {"type": "array", "items": TEXT, "minItems": 1}
@@ -90,8 +90,18 @@ def _column(model: Model, name: str) -> dict[str, Any]:
     return TEXT if name in model.task.text_columns() else {}
 
 
+def _takes_questions(model: Model) -> bool:
+    """Whether a text alone may stand for the columns."""
+    return isinstance(model.task, Predicting) and bool(model.task.stand_ins())
+
+
 def _row(model: Model) -> dict[str, Any]:
     columns = model.task.input_columns()
+    if _takes_questions(model):
+        assert isinstance(model.task, Predicting)
+        names = dict.fromkeys([*columns, *model.task.target_columns(), *model.task.stand_ins()])
+        ways = [{"required": [name]} for name in model.task.stand_ins()]
+        return {"type": "object", "properties": {name: _column(model, name) for name in names}, "anyOf": ways}
     found = {name: _column(model, name) for name in columns}
     if not model.joins:
         found[DOCUMENT] = {"description": "Neighbouring rows of one document have the same value."}
@@ -105,13 +115,18 @@ def _body(model: Model, limits: Limits) -> dict[str, Any]:
     columns = model.task.input_columns()
     one = {"anyOf": [TEXT, WORDS]} if model.task.word_columns() else TEXT
     inputs: dict[str, Any] = {"rows": {"type": "array", "items": _ref("Row"), "maxItems": limits.max_rows}}
-    if len(columns) == 1:
+    if len(columns) == 1 or _takes_questions(model):
         inputs |= {"text": one, "texts": {"type": "array", "items": one, "maxItems": limits.max_rows}}
     options = {
         "probabilities": {"type": "boolean", "default": False, "description": "The probability of each label too."},
         "threshold": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
         "embeddings": {"type": "boolean", "default": False, "description": "A vector instead of labels."},
     }
+    if isinstance(model.task, Generating):
+        default = min(model.task.default_new_tokens, limits.max_new_tokens)
+        least = 1 if default else 0
+        number = {"type": "integer", "minimum": least, "maximum": limits.max_new_tokens, "default": default}
+        options["max_new_tokens"] = {**number, "description": "Tokens that are generated for a row at most."}
     schema = {
         "type": "object",
         "properties": {**inputs, **options},
@@ -123,6 +138,8 @@ def _body(model: Model, limits: Limits) -> dict[str, Any]:
 
 def _example(model: Model) -> dict[str, Any]:
     columns = model.task.input_columns()
+    if _takes_questions(model):
+        return {"text": "Where is my parcel?"}
     if len(columns) == 1 and (model.task.word_columns() or columns[0] in model.task.text_columns()):
         return {"text": "a fine film"}
     return {"rows": [{name: "a fine film" if _column(model, name) else 1 for name in columns}]}
@@ -131,6 +148,7 @@ def _example(model: Model) -> dict[str, Any]:
 def _prediction(model: Model) -> dict[str, Any]:
     assert isinstance(model.task, Predicting)
     names = model.task.output_columns(model.card.state, Decoding(probabilities=True))
+    names = [*names, model.task.generated_column] if isinstance(model.task, Generating) else names
     labels = model.card.state.get("labels")
     known: dict[str, Any] = {"predicted_label": {"type": "string", **({"enum": list(labels)} if labels else {})}}
     numbers = {"type": "number", "minimum": 0, "maximum": 1}
@@ -148,7 +166,7 @@ def docs_page(model: Model, limits: Limits, *, has_token: bool) -> str:
         f"<h1>{_told(model.card.name)}</h1><table>{about}</table>",
         f"<h2>POST /predict</h2><pre>curl SERVER/predict{token} -d {_told(repr(example))}</pre>",
         f"<p>For many rows: <code>{_told(rows)}</code>, at most {limits.max_rows:,} and {limits.max_body_mb:g} MB. "
-        "Options: <code>probabilities</code>, <code>threshold</code>, <code>embeddings</code>.</p>",
+        f"Options: {', '.join(f'<code>{name}</code>' for name in OPTIONS)}.</p>",
         "<table>" + "".join(f"<tr><td>{code}</td><td>{_told(what)}</td></tr>" for code, what in _STATUSES.items()),
         "</table><h2>GET</h2><p>/model, /metrics, /healthz, /readyz, <a href='/openapi.json'>/openapi.json</a></p>",
     ]

@@ -14,7 +14,7 @@ from raytrain.data.readers.base import as_column
 from raytrain.errors import RaytrainError
 from raytrain.inference.card import ModelCard
 from raytrain.inference.output import json_value
-from raytrain.tasks.predicting import PLAIN, Decoding
+from raytrain.tasks.predicting import ASKED, PLAIN, Decoding, Generating, Predicting
 
 if TYPE_CHECKING:
     from raytrain.inference.predictor import Predictor
@@ -94,8 +94,10 @@ class Replica:
         task = self._predictor.task
         words = task.word_columns()
         row: Row = {name: ["a"] if name in words else "a" for name in task.input_columns()}
+        if isinstance(task, Predicting) and task.stand_ins():
+            row = {ASKED: "a"}
         try:
-            answer_rows(self._predictor, [row], How())
+            answer_rows(self._predictor, [row], How(Decoding(max_new_tokens=int(isinstance(task, Generating)))))
         except Exception as error:  # a task of the user's may read something else; it is told at the first request
             logging.getLogger(__name__).info("no warm-up: %s", error)
 

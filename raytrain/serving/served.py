@@ -1,7 +1,5 @@
 """A model that is served: its card, its queue, and what is told about it."""
 
-import hashlib
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +24,8 @@ class Model:
 
     @property
     def hash(self) -> str:
-        """Of the hashes of all its files: the same for equal models."""
-        return hashlib.sha256(json.dumps(self.card.files, sort_keys=True).encode()).hexdigest()[:16]
+        """Of the hashes of all its files, and of its threshold: the same for models that answer alike."""
+        return self.card.hash[:16]
 
     @property
     def joins(self) -> bool:
@@ -46,6 +44,7 @@ class Model:
             "columns": self.task.input_columns(),
             "max_length": self.config.data.max_length,
             **({} if labels is None else {"labels": list(labels)}),
+            **({} if self.card.threshold is None else {"threshold": self.card.threshold}),
         }
 
 

@@ -111,14 +111,11 @@ def _check_same(journal: Journal, card: ModelCard, source: str, labels: list[str
     if state["labels"] != labels:
         theirs = ", ".join(map(repr, state["labels"][:20]))
         raise ConfigError(f"--out {journal.folder} is of a model with the labels {theirs}: give another name")
-    if state["model"] != _identity(card):
-        observer.note("the model is another one than before; its labels are the same, and are counted together")
+    if state["model"] != card.hash:
+        observer.note(
+            "the model, or its threshold, is another one than before; its labels are the same, and are counted together"
+        )
     observer.note(f"continuing: {state['shares']['texts']:,} texts are counted already")
-
-
-def _identity(card: ModelCard) -> str:
-    """Of a model's weights."""
-    return next((sha for name, sha in sorted(card.files.items()) if name.endswith((".safetensors", ".onnx"))), "")
 
 
 class _Watch:
@@ -218,7 +215,7 @@ class _Watch:
         card = self._predictor.card
         return {
             "source": self._files.source,
-            "model": _identity(card),
+            "model": card.hash,
             "labels": list(card.state["labels"]),
             "files": self._files.to_json(),
             "shares": self._shares.to_json(),

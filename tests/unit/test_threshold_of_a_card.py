@@ -1,0 +1,105 @@
+"""The threshold that was chosen for a model, in its card: garbage is refused, folders are not published, and a watch
+tells of another one. And differences that are not numbers."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from saved_models import model_config, save_best
+
+from raytrain.errors import ConfigError
+from raytrain.inference.card import read_card
+from raytrain.inference.judging import LOSS
+from raytrain.inference.significance import Pairs
+from raytrain.inference.watching.watch import WatchRequest, watch_source
+from raytrain.models.card import without_folders
+from raytrain.storage import Storage
+from raytrain.tasks.predicting import Judged
+
+TASK = {"kind": "sequence_classification", "multi_label": True}
+LABELS = ["good", "bad"]
+
+
+@pytest.fixture(scope="module")
+def best(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    return Path(save_best(model_config(folder, TASK), {"labels": LABELS}, folder))
+
+
+def changed(best: Path, folder: Path, change: dict[str, Any]) -> dict[str, Any]:
+    """The facts of the model with a change, and a card of them in the folder."""
+    facts = {**json.loads((best / "raytrain.json").read_text()), **change}
+    (folder / "raytrain.json").write_text(json.dumps(facts))
+    return facts
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"threshold": "high"},
+        {"threshold": True},
+        {"threshold": 1.5},
+        {"threshold": math.nan},
+        {"threshold": [0.5, 0.5]},
+        {"threshold": {"good": 0.5}},
+        {"threshold": {"good": 0.5, "bad": None}},
+        {"state": []},
+        {"files": None},
+        {"task": "tags"},
+    ],
+)
+def test_a_card_with_garbage_is_refused(best: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    changed(best, tmp_path, change)
+    with pytest.raises(ConfigError, match=r"raytrain\.json"):
+        read_card(Storage(str(tmp_path)))
+
+
+def test_a_card_that_is_no_object_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "raytrain.json").write_text("[]")
+    with pytest.raises(ConfigError, match="is not the description of a model"):
+        read_card(Storage(str(tmp_path)))
+
+
+def test_the_folder_of_the_rows_that_a_threshold_was_chosen_on_is_not_published(best: Path, tmp_path: Path) -> None:
+    facts = changed(best, tmp_path, {"threshold": 0.4, "threshold_chosen": {"rows_of": "/home/ada/secret/rows.csv"}})
+    assert without_folders(facts)["threshold_chosen"] == {"rows_of": "rows.csv"}
+
+
+def test_a_watch_tells_of_another_threshold(best: Path, tmp_path: Path) -> None:
+    notes: list[str] = []
+
+    class Observer:
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda *_: None
+
+    source = tmp_path / "texts.txt"
+    source.write_text("a fine film\n")
+    request = WatchRequest(str(source), str(tmp_path / "out"), is_once=True)
+    before = (best / "raytrain.json").read_text()
+    try:
+        for threshold in (None, None, 0.001):
+            changed(best, best, {"threshold": threshold})
+            watch_source(str(best), request, Observer())  # type: ignore[arg-type]
+            with source.open("a") as file:
+                file.write("a bad film\n")
+    finally:
+        (best / "raytrain.json").write_text(before)
+    assert sum("another one than before" in note for note in notes) == 1
+    *_, last = (tmp_path / "out/predictions/00000.jsonl").read_text().splitlines()
+    assert json.loads(last)["predicted_labels"] == LABELS
+
+
+def test_a_loss_that_is_no_number_is_no_difference() -> None:
+    pairs = Pairs([object(), object()])  # type: ignore[list-item]
+    rows, targets = np.arange(4), [np.zeros(1, np.int32)] * 4
+    losses = np.array([1.0, math.nan, 1.0, 1.0]), np.ones(4)
+    pairs.add(0, rows, [Judged(targets, targets, one, np.ones(4)) for one in losses])
+    (difference,) = pairs.differences(resamples=100)
+    assert difference.metric == LOSS
+    assert math.isnan(difference.p_value) and math.isnan(difference.low), "not 1/101, which would mean certainty"
