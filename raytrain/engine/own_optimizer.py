@@ -28,8 +28,8 @@ _LEARNING_RATE = 0.01
 _SCALES = (1.0, 1.0, 0.01, 1.0, 1.0, 1.0, 0.01, 1.0, 1.0, 100.0, 1000.0, 1.0)
 
 _KEEPS_MORE = (
-    f"continued from its tensors shaped like the parameter and {STEP!r}, the number of updates, it does something else: "
-    "it draws random numbers, or keeps something elsewhere"
+    f"continued from its tensors shaped like the parameter and {STEP!r}, the number of updates, it does something "
+    "else: it draws random numbers, or keeps something elsewhere"
 )
 _MIXES_ELEMENTS = (
     "the update of an element depends on others, of its tensor or of other tensors, or on the tensor's shape (as in "
@@ -139,7 +139,7 @@ def _examined(optimizer: OptimizerConfig) -> StateLayout:
             raise _refused(optimizer, _KEEPS_MORE)
         if _distance(after.repeat(2), torch.cat([trial.weights() for trial in cut])) > allowed:
             raise _refused(optimizer, _MIXES_ELEMENTS)
-        if 0 < _distance(after, before) and _distance(after, at_half_rate.weights()) == 0:
+        if _distance(after, before) > 0 and _distance(after, at_half_rate.weights()) == 0:
             raise _refused(optimizer, "its step does not depend on `lr` of its parameter groups, the learning rate")
     return layout
 

@@ -157,11 +157,12 @@ def test_a_callback_that_raises_ends_the_run_by_name(start: StartInfo, answer: A
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (Stops, r"callbacks\[0\] is the class Stops; give an object of it: Stops\(\)"),
-        (print, r"callbacks\[0\] is of type builtin_function_or_method; give objects whose class is derived from"),
+        (Notes([]), "callbacks is of type Notes; give a list"),
+        ([Stops], r"callbacks\[0\] is the class Stops; give an object of it: Stops\(\)"),
+        ([print], r"callbacks\[0\] is of type builtin_function_or_method; give objects whose class is derived from"),
     ],
 )
 def test_what_is_no_callback_is_refused_before_anything_starts(tmp_path: Path, given: Any, said: str) -> None:
     with pytest.raises(raytrain.ConfigError, match=said):
-        raytrain.train(tiny_run(tmp_path, "a"), callbacks=[given])
+        raytrain.train(tiny_run(tmp_path, "a"), callbacks=given)
     assert not (tmp_path / "runs").exists()

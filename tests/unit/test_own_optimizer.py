@@ -177,7 +177,7 @@ def test_what_treats_each_element_alone_can_be_sharded(optimizer: OptimizerConfi
         (own("Lamb"), "the update of an element depends on others, of its tensor"),
         (
             own("Shaped"),
-            "the update of an element depends on others, of its tensor or of other tensors, or on the tensor's shape",
+            "depends on others, of its tensor or of other tensors, or on the tensor's shape",
         ),
         (own("torch.optim:Adafactor"), r"its state '(row|col)_var' is a tensor of shape"),
         (own("torch.optim:Muon"), "depends on others, of its tensor|can't be made|step failed"),
