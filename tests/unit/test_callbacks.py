@@ -1,5 +1,6 @@
 """Callbacks of the user's: in order, beside the steps, bounded, and what happens when one raises. No Ray."""
 
+import dataclasses
 import math
 import threading
 from pathlib import Path
@@ -152,6 +153,18 @@ def test_a_callback_that_raises_ends_the_run_by_name(start: StartInfo, answer: A
     assert after.notes[-1] == DONE, "the others hear of the end"
     found = runner.judge(Stopped(), is_other_stop=False)
     assert isinstance(found, Failed) and said in found.message
+
+
+def test_a_callback_does_not_hide_why_the_run_failed(start: StartInfo) -> None:
+    class Rounds(raytrain.Callback):
+        def on_end(self, result: Any) -> None:
+            round(result.best_value)  # of a run without an evaluation
+
+    runner = CallbackRunner([Rounds()], print)
+    runner.begin(start)
+    failed = dataclasses.replace(DONE, status=RunStatus.FAILED, best_value=None, message="a worker was lost")
+    assert runner.judge(Failed(FailureCode.WORKER_ERROR, "a worker was lost"), is_other_stop=False).status == "failed"
+    runner.end(failed)  # whoever called run_training tells its message
 
 
 @pytest.mark.parametrize(
