@@ -15,7 +15,7 @@ from typing import Any
 from raytrain.config import RunConfig
 from raytrain.errors import ConfigError, FailureCode, TrainingError, first_line
 from raytrain.runs.result import RunResult
-from raytrain.training.outcome import Failed, Outcome, Stopped, StopReason
+from raytrain.training.outcome import Failed, Outcome, RunStatus, Stopped, StopReason
 from raytrain.training.records import EPOCHS, scores_of
 from raytrain.training.run_log import EVALS, EVENTS, METRICS
 
@@ -184,6 +184,7 @@ class CallbackRunner:
         self._at_work = ""
         self._stop: tuple[str, StopTraining] | None = None
         self._failure: tuple[str, BaseException] | None = None
+        self._has_failed_run = False
 
     @property
     def is_stop_asked(self) -> bool:
@@ -210,6 +211,7 @@ class CallbackRunner:
         if not isinstance(outcome, Stopped) or is_other_stop or outcome.reason is not StopReason.REQUESTED:
             return outcome
         if self._failure is not None:
+            self._has_failed_run = True
             return Failed(FailureCode.INTERNAL, self._failure_text(), outcome.progress)
         if self._stop is None:
             return outcome
@@ -219,7 +221,8 @@ class CallbackRunner:
     def end(self, result: RunResult) -> None:
         """Call on_end when the thread has caught up. Of the steps that still wait only the last one is told.
 
-        Raises TrainingError if a callback has raised; the run is saved.
+        Raises TrainingError if a callback has raised and the run is saved. One that failed for another reason is told
+        by its result.
         """
         if self._thread is not None:
             self._drop_steps()
@@ -229,7 +232,8 @@ class CallbackRunner:
             if self._thread.is_alive():
                 self._tell(f"waiting for {self._at_work}; press Ctrl-C to end without it")
                 self._thread.join()
-        if self._failure is not None:
+        is_of_run = result.status is RunStatus.FAILED and not self._has_failed_run
+        if self._failure is not None and not is_of_run:
             raise TrainingError(
                 f"{self._failure_text()}. {result.run_path} is {result.status} at step {result.step}, and saved",
                 FailureCode.INTERNAL,
