@@ -23,7 +23,7 @@ from raytrain.checkpoint.ranges import BUFFER, FP32, RangeReader, StateRange, Wa
 from raytrain.config import Precision
 from raytrain.engine.engine import Engine
 from raytrain.engine.exact_sums import sum_of_bits
-from raytrain.engine.own_optimizer import ADAMW, STEP
+from raytrain.engine.own_optimizer import ADAMW, step_state
 from raytrain.engine.shares import gather_shares, share_of
 
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -234,12 +234,8 @@ def _make_state(engine: Engine, flat: Tensor, kinds: tuple[str, ...], optimizer_
     for kind in kinds:
         if kind not in state:
             state[kind] = torch.zeros_like(flat, memory_format=torch.preserve_format, requires_grad=False)
-    if layout.step is Tensor:
-        is_beside = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
-        step_device = flat.device if is_beside else "cpu"  # where torch's optimizers expect it
-        state[STEP] = torch.tensor(float(optimizer_step), dtype=torch.float32, device=step_device)
-    elif layout.step is not None:
-        state[STEP] = layout.step(optimizer_step)
+    is_beside = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
+    state.update(step_state(layout, optimizer_step, flat.device if is_beside else "cpu"))  # where torch expects it
 
 
 def _spread(engine: Engine, kinds: tuple[str, ...]) -> None:

@@ -4,6 +4,7 @@ What a text is continued with depends on the model, the text and the row's numbe
 are batched with others of exactly their length, so there is no padding, and random numbers are drawn by row and token.
 """
 
+import copy
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -39,6 +40,8 @@ def continue_prompts(
     config = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, eos_token_id=stop_ids, pad_token_id=stop_ids[0]
     )
+    model = copy.copy(model)  # with the same weights
+    model.generation_config = config  # the model's own fills in what is not said, such as a penalty for repetitions
     found: list[list[int]] = [[]] * len(prompts)
     for places in _of_one_length(prompts, max_new_tokens):
         ids = torch.tensor([prompts[place] for place in places], device=model.device)

@@ -8,7 +8,7 @@ import logging
 import math
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -330,6 +330,8 @@ class CallbackRunner:
 
 def _sorted(given: Sequence[Any]) -> tuple[list[Callback], list[Any]]:
     """Those that are called here, and those of Ray Train. Raises ConfigError."""
+    if not isinstance(given, Iterable):
+        raise ConfigError(f"callbacks is of type {type(given).__name__}; give a list: callbacks=[...]")
     ours: list[Callback] = []
     of_ray_train = []
     for number, callback in enumerate(given):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 METRICS, LOSS, SOURCES = "task.metrics", "task.loss", "task.sources"
 LabelTaskConfig = SequenceClassificationConfig | TokenClassificationConfig
+_TRIED_SAMPLES = 11
 _TRIED_LABELS = 3  # of a trial before the data is read, if none are declared
 
 
@@ -81,7 +82,7 @@ def with_own_metrics(scores: Scores, config: LabelTaskConfig, labels: list[str])
         return scores
     for target in config.metrics:
         _check_source(target, config.sources, METRICS)
-    metrics = {target: _metric_class(target)(labels) for target in config.metrics}
+    metrics = [_made_metric(target, labels) for target in config.metrics]
     if config.kind == "token_classification":
         return _ScoresAndMetrics(scores, metrics, lambda arrays: arrays)
     join = np.stack if config.multi_label else np.concatenate
@@ -118,19 +119,37 @@ def try_own_code(config: Any) -> None:
         if config.loss is not None:
             _try_loss(config, len(labels), is_multi=is_multi)
     except TrainingError as error:
-        raise ConfigError(str(error)) from error.__cause__
+        made_up = f"; tried with the labels {', '.join(labels)}, since task.labels does not declare others"
+        raise ConfigError(f"{error}{'' if config.labels else made_up}") from error.__cause__
 
 
 def _try_metrics(config: LabelTaskConfig, labels: list[str], *, is_multi: bool) -> None:
-    shape = (4, len(labels)) if is_multi else (4,)
     generator = np.random.default_rng(0)
-    samples = [generator.integers(0, 2 if is_multi else len(labels), shape, dtype=np.int32) for _ in range(2)]
+    shape = (_TRIED_SAMPLES, len(labels)) if is_multi else (_TRIED_SAMPLES,)
+    predicted, true = (generator.integers(0, 2 if is_multi else len(labels), shape, np.int32) for _ in range(2))
+    first, second, third = ((predicted[cut], true[cut]) for cut in (slice(2), slice(2, 5), slice(5, None)))
+    # A sentence is one update wherever it is measured; a batch is another at other numbers of workers.
+    at_once = [first, second, third] if config.kind == "token_classification" else [(predicted, true)]
     for target in config.metrics:
-        metrics = [_Guarded(target, _metric_class(target)(labels)) for _ in range(2)]
-        for metric in metrics:
-            metric.call("update", *samples)
-        metrics[0].call("merge", metrics[1].state())
-        metrics[0].value()
+        alone = _measured(target, labels, [at_once])
+        together = _measured(target, labels, [[first], [], [second, third]])
+        if not np.isclose(alone, together, rtol=1e-6, atol=1e-9, equal_nan=True):
+            raise ConfigError(
+                f"{METRICS} {target}: of the same samples one worker gets {alone:g} and several get {together:g}. Add "
+                "to self.sums in update what belongs to samples, and divide in compute; what is kept elsewhere needs "
+                "methods state and merge"
+            )
+
+
+def _measured(target: str, labels: list[str], shares: list[list[tuple[np.ndarray, np.ndarray]]]) -> float:
+    """The metric of what the workers have been given."""
+    metrics = [_made_metric(target, labels) for _ in shares]
+    for metric, share in zip(metrics, shares, strict=True):
+        for predicted, true in share:
+            metric.update(predicted, true)
+    for metric in metrics[1:]:
+        metrics[0].call("merge", metric.state())
+    return metrics[0].value()
 
 
 def _try_loss(config: LabelTaskConfig, num_labels: int, *, is_multi: bool) -> None:
@@ -162,7 +181,7 @@ def _losses(function: Any, target: str, logits: "Tensor", labels: "Tensor") -> "
         if is_out_of_memory(error):
             raise
         raise _failed(LOSS, target, told(error, file_of(target, LOSS))) from error
-    if getattr(losses, "shape", None) != logits.shape[:1]:
+    if not isinstance(losses, type(labels)) or losses.shape != logits.shape[:1]:
         found = f"shape {tuple(losses.shape)}" if hasattr(losses, "shape") else f"a {type(losses).__name__}"
         raise _failed(LOSS, target, f"it returned {found}; return each sample's loss, shape ({len(logits)},)")
     return losses.float()
@@ -179,6 +198,10 @@ class _Guarded:
 
     def __init__(self, target: str, metric: Metric):
         self.target, self.metric = target, metric
+
+    def update(self, predicted: np.ndarray, true: np.ndarray) -> None:
+        """It can't change the arrays, which other metrics get too."""
+        self.call("update", _read_only(predicted), _read_only(true))
 
     def call(self, method: str, *args: Any) -> Any:
         try:
@@ -209,12 +232,11 @@ class _ScoresAndMetrics(Scores):
     def __init__(
         self,
         scores: Scores,
-        metrics: Mapping[str, Metric],
+        metrics: list["_Guarded"],
         pieces: Callable[[list[np.ndarray]], list[np.ndarray]],
     ):
         """`pieces`: from the arrays of the samples of a batch those that `Metric.update` is given."""
-        self._scores, self._pieces = scores, pieces
-        self._metrics = [_Guarded(target, metric) for target, metric in metrics.items()]
+        self._scores, self._metrics, self._pieces = scores, metrics, pieces
 
     def update(self, predictions: list[np.ndarray], targets: list[np.ndarray]) -> None:
         self._scores.update(predictions, targets)
@@ -222,7 +244,7 @@ class _ScoresAndMetrics(Scores):
             return
         for predicted, true in zip(self._pieces(predictions), self._pieces(targets), strict=True):
             for metric in self._metrics:
-                metric.call("update", predicted, true)
+                metric.update(predicted, true)
 
     def state(self) -> dict[str, np.ndarray]:
         found = dict(self._scores.state())
@@ -242,6 +264,23 @@ class _ScoresAndMetrics(Scores):
             return found
         values = {metric.metric.name: metric.value() for metric in self._metrics}
         return replace(found, values={**found.values, **values})
+
+
+def _made_metric(target: str, labels: list[str]) -> _Guarded:
+    """Raises ConfigError, or TrainingError when its constructor fails."""
+    make = _metric_class(target)
+    try:
+        return _Guarded(target, make(labels))
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise _failed(METRICS, target, f"it can't be made: {told(error, file_of(target, METRICS))}") from error
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def _metric_class(target: str) -> type[Metric]:

@@ -59,11 +59,14 @@ class Regression(TextPairTask):
         bad = {one.row for one in (*self.check_inputs(rows), *self._check_numbers(rows))}
         good = [row for row in range(len(rows)) if row not in bad] if split == "train" else []
         values = self._numbers(rows.take(pa.array(good, pa.int64())))
-        means = values.mean(0) if len(values) else np.zeros(values.shape[1])
-        return {"count": len(values), "mean": means.tolist(), "squares": ((values - means) ** 2).sum(0).tolist()}
+        with np.errstate(over="ignore", invalid="ignore"):  # `state_from` refuses what comes of it
+            means = values.mean(0) if len(values) else np.zeros(values.shape[1])
+            squares = ((values - means) ** 2).sum(0)
+        return {"count": len(values), "mean": means.tolist(), "squares": squares.tolist()}
 
     def state_from(self, surveys: list[TaskState]) -> TaskState:
-        """Mean and standard deviation of each target in the training data. Raises DataError when one never varies."""
+        """Mean and standard deviation of each target in the training data. Raises DataError when one never
+        varies, or has values that are too large."""
         count, mean, squares = 0, np.zeros(len(self.config.target_columns)), np.zeros(len(self.config.target_columns))
         for one in surveys:
             if one["count"]:
@@ -74,6 +77,11 @@ class Regression(TextPairTask):
                 count = total
         deviation = np.sqrt(squares / max(1, count))
         for name, value, spread in zip(self.config.target_columns, mean, deviation, strict=True):
+            if not (math.isfinite(value) and math.isfinite(spread)):
+                raise DataError(
+                    f"task.target_columns {name}: its training values are so large that their mean and deviation are "
+                    "none that a computer can tell. Divide the column by a constant"
+                )
             if not spread > 1e-12 * max(1.0, abs(value)):
                 raise DataError(
                     f"task.target_columns {name}: all of its {count:,} training values are {value:g}, so there is "

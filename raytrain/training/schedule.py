@@ -2,6 +2,7 @@
 
 import functools
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -65,7 +66,7 @@ def fraction_at(share: float, schedule: ScheduleConfig) -> float:
     except Exception as error:
         place = told(error, file_of(schedule.target, OPTION))
         raise ConfigError(f"{OPTION} {schedule.target}({share:g}) failed: {place}") from error
-    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction < math.inf:
+    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction <= sys.float_info.max:
         raise ConfigError(
             f"{OPTION} {schedule.target}({share:g}) returned {fraction!r}; return the fraction of the peak, 0 or more"
         )
@@ -80,7 +81,15 @@ def _function(target: str, source: str | None) -> Callable[[float], Any]:
 
 
 def try_schedule(schedule: ScheduleConfig) -> None:
-    """Call a function of the user's at several places. Raises ConfigError."""
-    if schedule.target is not None:
-        for place in range(10):
-            fraction_at(place / 10, schedule)
+    """Call a function of the user's at many places, twice. Raises ConfigError: each worker calls it for itself, so the
+    place alone has to decide."""
+    if schedule.target is None:
+        return
+    places = [*(number / 100 for number in range(100)), math.nextafter(1.0, 0.0)]
+    first, second = ([fraction_at(place, schedule) for place in places] for _ in range(2))
+    for place, one, other in zip(places, first, second, strict=True):
+        if one != other:
+            raise ConfigError(
+                f"{OPTION} {schedule.target}({place:g}) returned {one:g}, and {other:g} when it was called again; it "
+                "must depend on its argument alone, since each worker calls it for itself"
+            )

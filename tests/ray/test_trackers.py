@@ -1,5 +1,6 @@
 """Trackers of whole runs and sweeps, with the real packages: W&B offline, MLflow's SQLite store, TensorBoard."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,9 @@ def services_of(run: Path) -> list[int]:
     """Processes of W&B that still hold a file of the run."""
     found = []
     for process in psutil.process_iter(["name", "pid"]):
-        if "wandb" in (process.info["name"] or "") and any(str(run) in file.path for file in process.open_files()):
-            found.append(process.info["pid"])
+        with suppress(psutil.Error):  # that of another test ends meanwhile
+            if "wandb" in (process.info["name"] or "") and any(str(run) in file.path for file in process.open_files()):
+                found.append(process.info["pid"])
     return found
 
 

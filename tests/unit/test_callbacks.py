@@ -1,5 +1,6 @@
 """Callbacks of the user's: in order, beside the steps, bounded, and what happens when one raises. No Ray."""
 
+import dataclasses
 import math
 import threading
 from pathlib import Path
@@ -154,14 +155,27 @@ def test_a_callback_that_raises_ends_the_run_by_name(start: StartInfo, answer: A
     assert isinstance(found, Failed) and said in found.message
 
 
+def test_a_callback_does_not_hide_why_the_run_failed(start: StartInfo) -> None:
+    class Rounds(raytrain.Callback):
+        def on_end(self, result: Any) -> None:
+            round(result.best_value)  # of a run without an evaluation
+
+    runner = CallbackRunner([Rounds()], print)
+    runner.begin(start)
+    failed = dataclasses.replace(DONE, status=RunStatus.FAILED, best_value=None, message="a worker was lost")
+    assert runner.judge(Failed(FailureCode.WORKER_ERROR, "a worker was lost"), is_other_stop=False).status == "failed"
+    runner.end(failed)  # whoever called run_training tells its message
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (Stops, r"callbacks\[0\] is the class Stops; give an object of it: Stops\(\)"),
-        (print, r"callbacks\[0\] is of type builtin_function_or_method; give objects whose class is derived from"),
+        (Notes([]), "callbacks is of type Notes; give a list"),
+        ([Stops], r"callbacks\[0\] is the class Stops; give an object of it: Stops\(\)"),
+        ([print], r"callbacks\[0\] is of type builtin_function_or_method; give objects whose class is derived from"),
     ],
 )
 def test_what_is_no_callback_is_refused_before_anything_starts(tmp_path: Path, given: Any, said: str) -> None:
     with pytest.raises(raytrain.ConfigError, match=said):
-        raytrain.train(tiny_run(tmp_path, "a"), callbacks=[given])
+        raytrain.train(tiny_run(tmp_path, "a"), callbacks=given)
     assert not (tmp_path / "runs").exists()

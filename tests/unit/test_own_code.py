@@ -74,6 +74,45 @@ class Text(Cost):
         return "good"
 
 
+class Forgets(Metric):
+    """What it counts is not in its sums, so the other workers' is lost."""
+
+    name = "forgets"
+
+    def __init__(self, labels):
+        super().__init__(labels)
+        self.right = self.of = 0
+
+    def update(self, predicted, true):
+        self.right += (predicted == true).sum()
+        self.of += true.size
+
+    def compute(self):
+        return self.right / self.of if self.of else 0.0
+
+
+class OfBatches(Cost):
+    """A mean of means, which depends on how the samples are cut into batches."""
+
+    def update(self, predicted, true):
+        self.sums += [(predicted == true).mean(), 1]
+
+
+class Writes(Cost):
+    def update(self, predicted, true):
+        predicted[:] = true
+
+
+class OfNothing(Cost):
+    def __init__(self):
+        pass
+
+
+class Named(Cost):
+    def update(self, predicted, true):
+        self.sums += [(true == self.labels.index("yes")).sum(), true.size]
+
+
 class NoName(Cost):
     name = "two words"
 
@@ -91,6 +130,10 @@ def plain(logits, labels):
 
 def mean(logits, labels):
     return torch.nn.functional.cross_entropy(logits, labels)
+
+
+def of_numpy(logits, labels):
+    return plain(logits, labels).detach().numpy()
 
 
 def coupled(logits, labels):
@@ -113,7 +156,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def classes(**options: Any) -> SequenceClassificationConfig:
-    return SequenceClassificationConfig(kind="sequence_classification", labels=["no", "yes", "so"], **options)
+    return SequenceClassificationConfig(kind="sequence_classification", **{"labels": ["no", "yes", "so"], **options})
 
 
 def test_parts_of_a_split_add_up() -> None:
@@ -173,11 +216,21 @@ def test_a_loss_is_summed_over_what_has_a_label() -> None:
         ({"metrics": [f"{M}:Accuracy"]}, "the name 'accuracy' is taken; give it another one"),
         ({"metrics": [f"{M}:Cost", f"{M}:Cost"]}, "the name 'cost' is taken; give it another one"),
         ({"metrics": [f"{M}:Raises"]}, r"update failed: ZeroDivisionError: .*code_of_mine.py, line \d+"),
+        ({"metrics": [f"{M}:Forgets"]}, "of the same samples one worker gets 0.[0-9]+ and several get"),
+        ({"metrics": [f"{M}:OfBatches"]}, "of the same samples one worker gets 0.[0-9]+ and several get"),
+        ({"metrics": [f"{M}:Writes"]}, r"update failed: ValueError: .*read-only.*code_of_mine.py, line \d+"),
+        ({"metrics": [f"{M}:OfNothing"]}, r"it can't be made: TypeError: .*__init__\(\) takes 1"),
+        ({"metrics": [f"{M}:Named"]}, None),
+        (
+            {"metrics": [f"{M}:Named"], "labels": None},
+            "update failed: ValueError.*tried with the labels 0, 1, 2, since",
+        ),
         ({"metrics": [f"{M}:Text"]}, "compute returned 'good'; return a number"),
         ({"metrics": [f"{M}:NoName"]}, "its attribute `name` is 'two words'; give letters"),
         ({"metrics": [f"{M}:Cots"]}, "has no 'Cots'; did you mean Cost"),
         ({"metrics": [f"{M}:focal"]}, "is not a subclass of raytrain.tasks.Metric"),
         ({"loss": f"{M}:mean"}, r"it returned shape \(\); return each sample's loss, shape \(4,\)"),
+        ({"loss": f"{M}:of_numpy"}, "it returned .*; return each sample's loss"),
         ({"loss": f"{M}:coupled"}, "the loss of a sample depends on the other samples of its batch"),
         ({"loss": f"{M}:without_gradient"}, "its result has no gradient"),
         ({"loss": f"{M}:plain", "multi_label": True, "metrics": [f"{M}:Cost"]}, None),

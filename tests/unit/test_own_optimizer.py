@@ -27,6 +27,7 @@ class Base(Optimizer):
     def __init__(self, params, lr, scale=1.0):
         super().__init__(params, {"lr": lr, "scale": scale})
         self.count = 0
+        self.first_rate = lr
 
     @torch.no_grad()
     def step(self):
@@ -87,6 +88,49 @@ class Rows(Base):
         return gradient
 
 
+class NormOfAll(Base):
+    """Cut into parts that one optimizer has, it would pass."""
+
+    def update(self, parameter, gradient, state, group):
+        return gradient / sum(one.grad.square().sum() for one in group["params"]).sqrt()
+
+
+class ClipsLarge(Base):
+    def update(self, parameter, gradient, state, group):
+        return gradient * min(1.0, float(100 / gradient.norm()))
+
+
+class Projects(Base):
+    """As AdamP, weights whose scale has no effect."""
+
+    def update(self, parameter, gradient, state, group):
+        product, norms = (parameter * gradient).sum(), parameter.norm() * gradient.norm()
+        is_scaleless = parameter.ndim > 1 and product.abs() < 0.02 * norms
+        return gradient - product * parameter / parameter.norm() ** 2 if is_scaleless else gradient
+
+
+class FirstIsSpecial(Base):
+    def update(self, parameter, gradient, state, group):
+        return gradient if parameter is group["params"][0] else gradient / 2
+
+
+class EveryHundredth(Elsewhere):
+    def update(self, parameter, gradient, state, group):
+        self.count += 1
+        return gradient * (10 if self.count % 100 == 0 else 1)
+
+
+class CountsByTwo(Base):
+    def update(self, parameter, gradient, state, group):
+        state["step"] = state.get("step", 0) + 2
+        return gradient / state["step"]
+
+
+class FixedRate(Base):
+    def update(self, parameter, gradient, state, group):
+        return gradient * self.first_rate / group["lr"]
+
+
 class Fails(Base):
     def update(self, parameter, gradient, state, group):
         return gradient / group["no_such"]
@@ -118,7 +162,7 @@ def own(name: str, **args: Any) -> OptimizerConfig:
         (own("torch.optim:RAdam"), StateLayout(("exp_avg", "exp_avg_sq"), Tensor)),
         (own("torch.optim:AdamW", betas=[0.8, 0.9]), StateLayout(("exp_avg", "exp_avg_sq"), Tensor)),
         (own("torch.optim:RMSprop"), StateLayout(("square_avg",), Tensor)),
-        (own("torch.optim:Rprop"), StateLayout(("prev", "step_size"), Tensor)),
+        (own("torch.optim:Adadelta"), StateLayout(("acc_delta", "square_avg"), Tensor)),
     ],
 )
 def test_what_treats_each_element_alone_can_be_sharded(optimizer: OptimizerConfig, expected: StateLayout) -> None:
@@ -130,14 +174,25 @@ def test_what_treats_each_element_alone_can_be_sharded(optimizer: OptimizerConfi
 @pytest.mark.parametrize(
     ("optimizer", "said"),
     [
-        (own("Lamb"), "the update of an element depends on others of its tensor"),
-        (own("Shaped"), "the update of an element depends on others of its tensor, or on the tensor's shape"),
+        (own("Lamb"), "the update of an element depends on others, of its tensor"),
+        (
+            own("Shaped"),
+            "depends on others, of its tensor or of other tensors, or on the tensor's shape",
+        ),
         (own("torch.optim:Adafactor"), r"its state '(row|col)_var' is a tensor of shape"),
-        (own("torch.optim:Muon"), "depends on others of its tensor|can't be made|step failed"),
+        (own("torch.optim:Muon"), "depends on others, of its tensor|can't be made|step failed"),
         (own("torch.optim:Adagrad"), "it keeps state before its first step"),
         (own("torch.optim:NAdam"), "its state 'mu_product' is a tensor of shape"),
         (own("Noisy"), "it draws random numbers, or keeps something elsewhere"),
-        (own("Elsewhere"), "it draws random numbers, or keeps something elsewhere"),
+        (own("Elsewhere"), "depends on others, of its tensor or of other tensors"),
+        (own("EveryHundredth"), "its step changes 'count' of its own, which is not saved"),
+        (own("CountsByTwo"), "continued from its tensors shaped like the parameter and 'step', the number of updates"),
+        (own("NormOfAll"), "the update of an element depends on others, of its tensor or of other tensors"),
+        (own("ClipsLarge"), "the update of an element depends on others, of its tensor or of other tensors"),
+        (own("Projects"), "the update of an element depends on others, of its tensor or of other tensors"),
+        (own("FirstIsSpecial"), "the update of an element depends on others, of its tensor or of other tensors"),
+        (own("FixedRate"), "its step does not depend on `lr` of its parameter groups"),
+        (own("torch.optim:Rprop"), "its step does not depend on `lr` of its parameter groups"),
         (own("InGroup"), "its step changes 'k' of its parameter groups, which is not saved"),
         (own("Rows"), r"its state 'rows' is a tensor of shape \(6,\)"),
         (own("Fails"), r"step failed: KeyError: 'no_such' \(.*optimizers_of_mine.py, line \d+\)"),

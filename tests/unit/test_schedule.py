@@ -68,6 +68,8 @@ def test_rates_are_bounded_and_have_one_peak(kind: ScheduleKind, total: int, war
 def test_a_function_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = ("def drop(share):\n    return 1.0 if share < 0.5 else 0.1", "def odd(share):\n    return -share")
     lines += ("def bad(share):\n    return 1 / (share - 0.5) ** 2",)
+    lines += ("def late(share):\n    return 1.0 if share < 0.995 else -1.0", "def huge(share):\n    return 10**400")
+    lines += ("calls = []\n\ndef counts(share):\n    calls.append(share)\n    return len(calls)",)
     (tmp_path / "rates_of_mine.py").write_text("\n\n".join(lines))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -77,7 +79,10 @@ def test_a_function_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert learning_rate_at(99, 6, PEAK, drop) == pytest.approx(0.2), "past the end too"
     try_schedule(drop)
     for name, said in (
-        ("odd", r"odd\(0.1\) returned -0.1; return the"),
+        ("odd", r"odd\(0.01\) returned -0.01; return the"),
+        ("late", r"late\(1\) returned -1.0; return the"),
+        ("huge", r"huge\(0\) returned 10+; return the"),
+        ("counts", r"counts\(0\) returned 1, and 102 when it was called again"),
         ("bad", r"bad\(0.5\) failed: ZeroDivisionError"),
     ):
         with pytest.raises(ConfigError, match=f"training.schedule.target rates_of_mine:{said}"):

@@ -203,7 +203,10 @@ class Check(_OnPairs):
         own = _candidate_texts(folder, self._duplicates, ordinal)
         edges: dict[str, list[Any]] = {name: [] for name in EDGES.names}
         others = np.unique(pairs[:, 1] >> ROW_BITS).tolist()
-        read_texts = functools.partial(_candidate_texts, folder, self._duplicates)
+
+        def read_texts(other: int) -> dict[int, str]:
+            return own if other == ordinal else _candidate_texts(folder, self._duplicates, other)
+
         for other, texts in zip(others, ahead(read_texts, others, TABLES_AHEAD), strict=True):
             sets = functools.lru_cache(4096)(shingle_set)  # pairs are in order, so few are enough
             for later, earlier in pairs[pairs[:, 1] >> ROW_BITS == other].tolist():
