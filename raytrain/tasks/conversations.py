@@ -84,7 +84,8 @@ def read_conversation(config: ChatConfig, row: dict[str, Any]) -> Conversation:
         is_sharegpt = config.format == ChatFormat.SHAREGPT
         column = config.conversations_column if is_sharegpt else config.messages_column
         names = ("from", "value") if is_sharegpt else ("role", "content")
-        turns, flags = _turns(row.get(column), column, *names)
+        other = "messages task.messages_column" if is_sharegpt else "sharegpt task.conversations_column"
+        turns, flags = _turns(row.get(column), column, *names, other=f"task.format={other}={column}")
         _check_order(turns, column)
     if config.system is not None and turns[0]["role"] != "system":
         turns, flags = [{"role": "system", "content": config.system}, *turns], [False, *flags]
@@ -130,8 +131,8 @@ def _text(value: Any, where: str) -> str:
     return value
 
 
-def _turns(cell: Any, column: str, role_name: str, text_name: str) -> tuple[list[Turn], list[bool]]:
-    """The turns in a cell, and whether each is to be learned."""
+def _turns(cell: Any, column: str, role_name: str, text_name: str, *, other: str = "") -> tuple[list[Turn], list[bool]]:
+    """The turns in a cell, and whether each is to be learned. `other`: the fields for turns with the other names."""
     cell = _from_json(cell, column, f"a list of turns, each with {role_name} and {text_name}")
     if not cell:
         raise UnusableError(f"{column} has no turns")
@@ -142,6 +143,9 @@ def _turns(cell: Any, column: str, role_name: str, text_name: str) -> tuple[list
             raise UnusableError(f"{where} is {described(raw)} and not an object with {role_name} and {text_name}")
         turn = _without_nulls(raw)
         name, content, flag = turn.pop(role_name, None), turn.pop(text_name, None), turn.pop("train", True)
+        other_name = "role" if role_name == "from" else "from"
+        if name is None and other and other_name in turn:
+            raise UnusableError(f"{where} has no {role_name} but {other_name}: set {other}")
         roles = SHAREGPT_ROLES if role_name == "from" else {role: role for role in ROLES}
         if not isinstance(name, str) or name not in roles:
             raise UnusableError(f"{where}.{role_name} is {described(name)}; allowed are {', '.join(roles)}")

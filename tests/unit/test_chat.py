@@ -185,6 +185,17 @@ class TestBadRows:
         assert code == RowError.BAD_INPUT
         assert word in reason
 
+    def test_turns_with_the_names_of_the_other_format(self, tokenizer: Any) -> None:
+        _, reason = refused(tokenizer, json.dumps([{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yes"}]))
+        assert reason == (
+            "messages[0] has no role but from: set task.format=sharegpt task.conversations_column=messages"
+        )
+        rows = pa.table({"conversations": [json.dumps([USER, YES])]})
+        (bad,) = task_of(format="sharegpt").encode(rows, tokenizer, {}).rejected
+        assert bad.reason == (
+            "conversations[0] has no from but role: set task.format=messages task.messages_column=conversations"
+        )
+
     def test_no_answer(self, tokenizer: Any) -> None:
         assert refused(tokenizer, json.dumps([USER])) == (
             RowError.BAD_TARGET,
