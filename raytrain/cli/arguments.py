@@ -43,7 +43,11 @@ OptionalConfig = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Values that override the file's.", autocompletion=complete_override),
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Values that override those of the config, or of the model.",
+        autocompletion=complete_override,
+    ),
     Sent.OVERRIDES,
 ]
 RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, <storage_path>/<name>."), Sent.RUN]

@@ -18,7 +18,9 @@ def watch(
         str, typer.Argument(metavar="SOURCE", help="A folder in which .jsonl and .txt files appear, or one such file.")
     ],
     overrides: Overrides = None,
-    out: Annotated[str, typer.Option(metavar="DIR", help="Folder of the predictions, alerts, page and state.")] = "",
+    out: Annotated[
+        str, typer.Option(metavar="DIR", help="Folder of predictions, alerts, page and state; required.")
+    ] = "",
     alert: Annotated[
         list[str] | None,
         typer.Option(metavar="RULE", help="Such as 'negative > 30% of 500', or of 15m; may be repeated."),

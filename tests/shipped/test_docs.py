@@ -77,10 +77,11 @@ def test_yaml_is_valid(page: str, text: str) -> None:
 
 
 def console_commands() -> Iterator[tuple[str, list[str]]]:
-    """(page, words after `raytrain`) of each such line of a console block."""
-    for page, text in blocks("console"):
-        for line in re.findall(r"^\$ (?:\S*/)?raytrain (.*)$", text, re.MULTILINE):
-            yield page, shlex.split(line)
+    """(page, words after `raytrain`) of each such line of a console block, and of one for a shell, without its `$`."""
+    for language, prompt in (("console", r"\$ "), ("sh", "")):
+        for page, text in blocks(language):
+            for line in re.findall(rf"^{prompt}(?:\S*/)?raytrain (.*)$", text, re.MULTILINE):
+                yield page, shlex.split(line, comments=True)
 
 
 @pytest.mark.parametrize(("page", "words"), console_commands())
@@ -99,6 +100,15 @@ def parse_command(words: list[str]) -> None:
     command.make_context(name, list(words))
     if name == "submit":
         parse_command(words[words.index("--") + 1 :])
+
+
+def test_the_readme_names_every_command() -> None:
+    command: Any = typer.main.get_command(app)
+    readme = [code.split() for page, code in inline_code() if page == "../README.md"]
+    named = {words[1] for words in readme if words[0] == "raytrain" and len(words) > 1}
+    missing = {name for name, one in command.commands.items() if not one.hidden} - named
+    missing -= {"jobs", "reclaim-watch"}  # of those who look after a cluster: docs/clusters/
+    assert not missing, "a row of the README's table of what one may want to do"
 
 
 def test_commands_and_options_in_the_text_exist() -> None:
