@@ -123,7 +123,7 @@ def test_words_and_documents_are_as_predict_has_them(models: dict[str, str]) -> 
         ({"text": "a", "rows": []}, 422, "wrong_request", "text and rows"),
         ({"txt": "a"}, 422, "wrong_request", "did you mean text?"),
         ({"texts": "a"}, 422, "wrong_request", "is a list"),
-        ({"text": "a", "threshold": 1}, 422, "wrong_request", "between 0 and 1"),
+        ({"text": "a", "threshold": 0.5}, 422, "wrong_request", "several labels per row"),
         ({"text": "a", "probabilities": "yes"}, 422, "wrong_request", "true or false"),
         ({"text": ""}, 422, "bad_input", "text is empty"),
         ({"text": 5}, 422, "bad_input", "not a JSON number"),
