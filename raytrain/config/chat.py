@@ -1,11 +1,11 @@
 """The section on fine-tuning a language model on conversations."""
 
 from enum import StrEnum
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from raytrain.config.base import Affects, Section
+from raytrain.config.base import Affects, PositiveInt, Section
 
 
 class ChatFormat(StrEnum):
@@ -87,10 +87,26 @@ class ChatConfig(Section):
     """A text that holds a special token of the tokenizer: refuse makes a bad row of the conversation; text reads it as
     ordinary text."""
 
+    sample_prompts: Annotated[list[str | list[dict[str, Any]]], Affects.NOTHING] = []
+    """Questions that the model answers at each evaluation, to read in the terminal, `evals.jsonl` and the report: each
+    a text, or a list of turns with `role` and `content` that ends with the user's."""
+    sample_max_new_tokens: Annotated[PositiveInt, Affects.NOTHING] = 64
+    """Tokens of the answer to each of `sample_prompts` at most."""
+    sample_temperature: Annotated[float, Field(ge=0.0), Affects.NOTHING] = 0.0
+    """Of these tokens: 0 takes the most probable one; more draws others too, the same at any number of workers."""
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.system is not None and not self.system.strip():
             raise ValueError("task.system is empty: give a text, or leave it out")
         if self.chat_template is not None and not self.chat_template.strip():
             raise ValueError("task.chat_template is empty: give a file, or chatml, or leave it out")
+        for place, prompt in enumerate(self.sample_prompts):
+            last = prompt if isinstance(prompt, str) else (prompt or [{}])[-1].get("content")
+            role = "user" if isinstance(prompt, str) else (prompt or [{}])[-1].get("role")
+            if role not in ("user", "tool") or not isinstance(last, str) or not last.strip():
+                raise ValueError(
+                    f"task.sample_prompts[{place}]: give a text, or a list of turns with role and content, the last of "
+                    "them the user's, such as [{role: user, content: Where is my parcel?}]"
+                )
         return self

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from raytrain.config.adapter import AdapterConfig
-from raytrain.config.base import Affects, Mark, Section
+from raytrain.config.base import Affects, Mark, PositiveInt, Section
 from raytrain.config.chat import ChatConfig
 
 
@@ -130,6 +130,12 @@ class CausalLmConfig(Section):
     kind: Annotated[Literal["causal_lm"], Affects.DATA | Affects.SPEED]
     text_column: Annotated[str, Affects.DATA] = "text"
     """Column with the text of a document. One with more than `data.max_length` tokens becomes several samples."""
+    sample_prompts: Annotated[list[Annotated[str, Field(min_length=1)]], Affects.NOTHING] = []
+    """Texts that the model continues at each evaluation, to read in the terminal, `evals.jsonl` and the report."""
+    sample_max_new_tokens: Annotated[PositiveInt, Affects.NOTHING] = 64
+    """Tokens by which each of `sample_prompts` is continued at most."""
+    sample_temperature: Annotated[float, Field(ge=0.0), Affects.NOTHING] = 0.0
+    """Of these tokens: 0 takes the most probable one; more draws others too, the same at any number of workers."""
 
 
 class MaskedLmConfig(Section):

@@ -7,7 +7,15 @@ from raytrain.reports.data_page import read_summary, section_of
 from raytrain.reports.goodput import CLASSES
 from raytrain.reports.page import duration, embedded, number, page_template
 from raytrain.reports.plots import draw_all
-from raytrain.reports.scores import confusion_rows, headline, label_rows, label_splits, metric_names, scored
+from raytrain.reports.scores import (
+    confusion_rows,
+    headline,
+    label_rows,
+    label_splits,
+    metric_names,
+    samples_by_prompt,
+    scored,
+)
 from raytrain.storage import Storage
 from raytrain.training.job import PHASES
 
@@ -35,6 +43,7 @@ def build_report(run: Storage) -> str:
         table_titles=list(dict.fromkeys(title for column in columns for title in column.tables)),
         evaluations=record.evaluations,
         metric_names=metric_names(record),
+        samples=samples_by_prompt(record),
         best_step=record.best.get("step"),
         confusion=confusion_rows(record),
         has_restarts=bool(record.restarts),

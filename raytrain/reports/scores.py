@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raytrain.reports.curves import RunRecord
-from raytrain.training.records import NOTES, scores_of
+from raytrain.training.records import NOTES, SAMPLES, scores_of
 
 # Shown beside the metric that selects the best model: the first of these that the task has.
 HEADLINES = ("entity_f1", "accuracy", "subset_accuracy", "token_micro_f1")
@@ -106,3 +106,12 @@ def label_rows(record: RunRecord) -> list[tuple[str, list[tuple[int, float]]]]:
 def _label_counts(record: RunRecord) -> dict[str, dict[str, int]]:
     """Label -> split -> count; empty if the targets are not labels."""
     return dict(record.commands[-1].get("labels") or {}) if record.commands else {}
+
+
+def samples_by_prompt(record: RunRecord) -> list[tuple[str, list[tuple[int, str]]]]:
+    """For each prompt of a language model what it said after each step, the newest first."""
+    found: dict[tuple[int, str], list[tuple[int, str]]] = {}
+    for row in reversed(record.evaluations_of("validation")):
+        for place, one in enumerate(row.get(SAMPLES) or ()):
+            found.setdefault((place, one["prompt"]), []).append((row["step"], one["text"]))
+    return [(prompt, rows) for (_, prompt), rows in sorted(found.items(), key=lambda item: item[0])]

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from raytrain.config import CausalLmConfig, ModelConfig, TrainingConfig
+from raytrain.errors import ConfigError
 from raytrain.tasks.base import IGNORED, Batch, BatchContext, Inputs, Mode, TaskState
 from raytrain.tasks.collate import list_lengths
 from raytrain.tasks.documents import check_room_for_text, read_documents
@@ -82,23 +83,39 @@ class CausalLm(TokenPrediction, Generating):
     ) -> Continued:
         """Continue each document, without the token that would end it."""
         from raytrain.models.generation import continue_prompts
+        from raytrain.models.prompts import Prompt
 
         prompts = self.prompts(samples, tokenizer)
         room = room_for_prompt(getattr(model.config, "max_position_embeddings", None), decoding.max_new_tokens)
         num_cut = 0 if room is None else sum(len(prompt) > room for prompt in prompts)
-        prompts = prompts if room is None else [prompt[-room:] for prompt in prompts]
-        stops = model.generation_config.eos_token_id  # a list where a model of a chat has several
-        stop_ids = [tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])]
-        found = continue_prompts(
-            model,
-            prompts,
-            numbers.tolist(),
-            list(dict.fromkeys(token for token in stop_ids if token is not None)),
-            max_new_tokens=decoding.max_new_tokens,
-            temperature=decoding.temperature,
-            seed=decoding.seed,
-        )
+        asked = [
+            Prompt(
+                ids if room is None else ids[-room:],
+                decoding.max_new_tokens,
+                decoding.temperature,
+                seed=decoding.seed,
+                number=number,
+            )
+            for ids, number in zip(prompts, numbers.tolist(), strict=True)
+        ]
+        found = continue_prompts(model, asked, self.stop_ids(model, tokenizer))
         return Continued([tokenizer.decode(tokens, skip_special_tokens=True) for tokens in found], num_cut)
+
+    def prompt_ids(self, asked: str | list[dict[str, Any]], tokenizer: Any) -> list[int]:
+        """The tokens of a text, without the one that would end it. Raises ConfigError for turns, which only a model
+        that chats takes, and for a text that is empty."""
+        if not isinstance(asked, str):
+            raise ConfigError("this model continues texts and was not trained to answer turns: give a text")
+        if not asked:
+            raise ConfigError("the text to continue is empty")
+        inputs = self.encode_inputs(pa.table({self.config.text_column: [asked]}), tokenizer)
+        return self.prompts(inputs.table, tokenizer)[0]
+
+    def stop_ids(self, model: Any, tokenizer: Any) -> list[int]:
+        """Tokens that end a text."""
+        stops = model.generation_config.eos_token_id  # a list where a model of a chat has several
+        found = [tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])]
+        return list(dict.fromkeys(token for token in found if token is not None))
 
     def prompts(self, samples: pa.Table, tokenizer: Any) -> list[list[int]]:
         """The tokens that are continued, for each row: its document, without the token that ends it."""

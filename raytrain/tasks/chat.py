@@ -5,6 +5,7 @@ token that ends its turn. A template that writes earlier turns otherwise once ot
 earlier reasoning does, makes a sample of each answer.
 """
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pyarrow as pa
 
 from raytrain.config import ModelConfig, TrainingConfig
 from raytrain.config.chat import ChatConfig, SpecialTokens, TooLong
+from raytrain.errors import ConfigError
 from raytrain.models.tokenizer import load_tokenizer
 from raytrain.tasks.base import IGNORED, Batch, Inputs, Mode, Rejection, RowError, TaskState
 from raytrain.tasks.causal_lm import CausalLm
@@ -176,6 +178,19 @@ class Chat(CausalLm):
             prompts = prompts[:-1] if piece else prompts
             prompts.append(found)
         return prompts
+
+    def prompt_ids(self, asked: str | list[dict[str, Any]], tokenizer: Any) -> list[int]:
+        """The tokens of a question or of turns, with the header that asks for an answer. Raises ConfigError when the
+        turns are out of order, do not end with a question, or are refused by the template."""
+        if not isinstance(asked, str) and asked and isinstance(asked[-1], dict) and asked[-1].get("role") == "assistant":
+            raise ConfigError("the last turn is the assistant's: end with the user's, which is to be answered")
+        turns = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
+        rows = pa.table({ASKED: [json.dumps(turns)]})
+        refused = self.check_inputs(rows)
+        inputs = None if refused else self.encode_inputs(rows, tokenizer)
+        if inputs is None or inputs.rejected:
+            raise ConfigError((refused or (inputs.rejected if inputs else []))[0].reason)
+        return self.prompts(inputs.table, tokenizer)[0]
 
     def saved_tokenizer(self, tokenizer: Any) -> Any:
         """With the template of the training."""

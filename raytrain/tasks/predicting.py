@@ -162,6 +162,15 @@ class Generating(ABC):
         Raises ConfigError when the model has no room for `max_new_tokens`.
         """
 
+    @abstractmethod
+    def prompt_ids(self, asked: str | list[dict[str, Any]], tokenizer: Any) -> list[int]:
+        """The tokens after which the model continues a text, or answers turns. Raises ConfigError for what can't be
+        used."""
+
+    @abstractmethod
+    def stop_ids(self, model: "nn.Module", tokenizer: Any) -> list[int]:
+        """Tokens that end a text."""
+
 
 def room_for_prompt(positions: int | None, max_new_tokens: int) -> int | None:
     """Tokens of a text that a model with this number of positions can continue; None: any number. Raises

@@ -20,7 +20,7 @@ from raytrain.storage import Storage
 from raytrain.terminal.notebook import NotebookLive
 from raytrain.terminal.output import lasting_console
 from raytrain.training.outcome import RunStatus
-from raytrain.training.records import BEST_SO_FAR, NOTES, scores_of
+from raytrain.training.records import BEST_SO_FAR, NOTES, SAMPLES, scores_of
 
 PROGRESS_VARIABLE = "RAYTRAIN_PROGRESS_EVERY_S"
 # Seconds between two plain lines of progress. `raytrain submit` asks for more of them when it shows a bar.
@@ -193,6 +193,9 @@ class RunDisplay(LiveDisplay, Observer):
             self._scores(row)
         for note in row.get(NOTES, ()):
             self.console.print(f"    {note}", soft_wrap=True, markup=False)
+        for one in row.get(SAMPLES, [])[:MOST_SAMPLES]:
+            prompt, text = (_shortened(one[name]) for name in ("prompt", "text"))
+            self.console.print(f"    {prompt} > {text}", soft_wrap=True, markup=False)
 
     def _scores(self, row: dict[str, Any]) -> None:
         shown = "  ".join(f"{key} {value:.4f}" for key, value in list(scores_of(row).items())[:6])
@@ -269,6 +272,8 @@ EVENT_TEXTS = {
     "early_stop": "stopping early at step {step}: the best model is that of step {best_step}",
 }
 
+MOST_SAMPLES, SAMPLE_CHARS = 3, 72
+"""Of the samples of an evaluation that are printed, and the characters of each text. The report has all of them."""
 TIGHT = "[yellow]ZeRO stage {stage} needs the least memory, about {needed_mib} MiB, and a worker has {usable_mib}"
 
 
@@ -283,6 +288,12 @@ def _event_text(row: dict[str, Any]) -> str | None:
     if row["kind"] == "zero_stage" and row["needed_mib"] > row["usable_mib"]:
         return TIGHT
     return EVENT_TEXTS.get(row["kind"])
+
+
+def _shortened(text: str) -> str:
+    """On one line, of at most SAMPLE_CHARS characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= SAMPLE_CHARS else f"{line[: SAMPLE_CHARS - 3]}..."
 
 
 class Rate:

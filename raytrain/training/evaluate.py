@@ -14,6 +14,7 @@ from raytrain.errors import ConfigError
 from raytrain.tasks.base import Batch, Metrics, Task, TaskState
 from raytrain.training.agreement import Control
 from raytrain.training.progress import Progress, best_metric, is_better, watched_mode, wins_tie
+from raytrain.training.sampler import Sampler
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Verdict:
 
     metrics: Metrics
     is_best: bool
+    samples: list[dict[str, str]]
+    """What a language model says to the config's prompts, see `Sampler`."""
 
 
 def to_tensors(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
@@ -81,8 +84,10 @@ class Judge:
         device: torch.device,
         control: Control,
         on_batch: Callable[[], None],
+        sampler: Sampler | None = None,
     ):
-        """`on_batch`: called after each batch."""
+        """`on_batch`: called after each batch, and after each token that the sampler makes."""
+        self._sampler = sampler
         self._stopping, self._on_batch = config.training.early_stopping, on_batch
         self._task, self._state, self._device, self._control = task, state, device, control
         self.best_metric, self.best_mode = best_metric(config, task, state)
@@ -107,7 +112,8 @@ class Judge:
             progress.best_value, progress.best_step = value, progress.step
             progress.best_loss = loss if math.isfinite(loss) else None
         self._watch(metrics, progress)
-        return Verdict(metrics, is_best)
+        samples = [] if self._sampler is None else self._sampler.sample(module, self._on_batch)
+        return Verdict(metrics, is_best, samples)
 
     def _watch(self, metrics: Metrics, progress: Progress) -> None:
         if self._stopping is None:

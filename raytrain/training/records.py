@@ -22,6 +22,8 @@ BEST_SO_FAR = "best"
 """Key in an evals.jsonl line of the validation split: metric, value, step and is_saved of the best one so far."""
 NOTES = "notes"
 """Key in an evals.jsonl line: sentences about its metrics, if the task has any to say."""
+SAMPLES = "samples"
+"""Key in an evals.jsonl line: what a language model says to task.sample_prompts, `prompt` and `text` of each."""
 EPOCHS = "epochs_done"
 """Key in an evals.jsonl line: passes over the training data up to its step."""
 

@@ -18,7 +18,7 @@ from raytrain.storage import Storage
 from raytrain.tasks.base import Metrics
 from raytrain.tracking.trackers import Trackers
 from raytrain.training.progress import Progress
-from raytrain.training.records import BEST_SO_FAR, EPOCHS, NOTES, JsonlWriter, last_row, read_jsonl
+from raytrain.training.records import BEST_SO_FAR, EPOCHS, NOTES, SAMPLES, JsonlWriter, last_row, read_jsonl
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +110,8 @@ class RunLog:
         metrics: Metrics,
         epochs_done: float | None = None,
         best: dict[str, Any] | None = None,
+        *,
+        samples: list[dict[str, str]] | None = None,
     ) -> None:
         """Write a line of evals.jsonl.
 
@@ -118,6 +120,7 @@ class RunLog:
             epochs_done: Passes over the training data up to this step.
             best: The best evaluation so far, possibly this one: metric, value, step, and is_saved, which says whether
             best/ has its model.
+            samples: What a language model says, `prompt` and `text` of each.
         """
         if not self._is_first:
             return
@@ -128,7 +131,8 @@ class RunLog:
             place[BEST_SO_FAR] = best
         place |= {"time": self._now(), "attempt": self._attempt}
         notes = {NOTES: list(metrics.notes)} if metrics.notes else {}
-        self._evals.write({**place, **metrics.values, **notes, "tables": metrics.tables})
+        said = {SAMPLES: samples} if samples else {}
+        self._evals.write({**place, **metrics.values, **notes, **said, "tables": metrics.tables})
         self._evals.begin_upload()  # sweeps read it
         values = {f"{split}/{name}": value for name, value in metrics.values.items()}
         self._track(values, step, lambda step: (split, step) in self._evaluations)

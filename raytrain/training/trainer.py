@@ -251,7 +251,9 @@ class Trainer:
             "step": self.progress.best_step,
             "is_saved": self.config.checkpoint.keep_best,
         }
-        self.log.evaluation(self.progress.step, epoch, "validation", verdict.metrics, epochs_done, best)
+        self.log.evaluation(
+            self.progress.step, epoch, "validation", verdict.metrics, epochs_done, best, samples=verdict.samples
+        )
         self.reporting.evaluated("validation", verdict.metrics.values)
         if verdict.is_best and self.config.checkpoint.keep_best:
             self.saver.save_best(self.progress.step)

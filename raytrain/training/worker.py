@@ -51,6 +51,7 @@ from raytrain.training.progress import Progress
 from raytrain.training.records import last_row
 from raytrain.training.reporting import Reporter, Reporting
 from raytrain.training.run_log import METRICS, RunLog, next_attempt
+from raytrain.training.sampler import Sampler
 from raytrain.training.saved_state import SavedState, progress_of
 from raytrain.training.saving import SaveCallbacks, SavePlan, Saver
 from raytrain.training.trainer import IdleTime, Trainer
@@ -207,6 +208,7 @@ class WorkerRun:
         return int(row["step"]) if row else 0
 
     def _trainer(self, engine: Engine, stream: Stream, saver: Saver, progress: Progress, arrival: "Arrival") -> Trainer:
+        sampler = self.control.all_succeed(lambda: Sampler.of(self.config, self.task))
         return Trainer(
             config=self.config,
             device=self.device,
@@ -214,7 +216,7 @@ class WorkerRun:
             engine=engine,
             timetable=self.timetable,
             source=stream,
-            judge=Judge(self.config, self.task, self.state, self.device, self.control, self.link.alive),
+            judge=Judge(self.config, self.task, self.state, self.device, self.control, self.link.alive, sampler),
             saver=saver,
             control=self.control,
             log=self.log,
