@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from raytrain.cli.arguments import Config, OptionalConfig, Overrides, RunFolder
+from raytrain.cli.chat import chat
 from raytrain.cli.cluster import cluster_app, doctor
 from raytrain.cli.configs import configs_app
 from raytrain.cli.data import data_app
@@ -270,7 +271,7 @@ def reclaim_watch(
     )
 
 
-for command in (predict, serve, watch, export, report, submit, doctor):
+for command in (predict, chat, serve, watch, export, report, submit, doctor):
     app.command()(command)
 app.add_typer(jobs_app, name="jobs")
 

@@ -9,10 +9,12 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from raytrain.data.stages.packages import needed
 from raytrain.errors import FailureCode, TrainingError, first_line
+from raytrain.inference.completing import Asked, Piece
 from raytrain.serving.batcher import PER_REPLICA, ReplicaLostError
 from raytrain.serving.limits import Replicas
 from raytrain.serving.replica import HANG_S, Answer, How, Replica, ReplicaSpec, Row
@@ -21,6 +23,8 @@ REPLICA = "Replica"
 PREFIX = "raytrain-serve"
 UPSCALE_S, DOWNSCALE_S = 5.0, 120.0
 """How long more, or fewer, replicas must be needed before that changes."""
+STREAMS = 32
+"""Texts that a replica generates at once, token by token in turn; more of them wait."""
 POLL_S = 0.2
 STOP_S = 20.0
 PACKAGES = ("starlette", "fastapi", "watchfiles", "uvicorn", "httptools", "prometheus_client")
@@ -105,7 +109,7 @@ class Application:
         deployment: Any = serve.deployment(
             Replica,
             name=REPLICA,
-            max_ongoing_requests=PER_REPLICA,
+            max_ongoing_requests=PER_REPLICA + STREAMS,
             max_constructor_retry_count=2,
             graceful_shutdown_timeout_s=STOP_S,
             graceful_shutdown_wait_loop_s=0.1,
@@ -172,6 +176,24 @@ class Application:
         except RayTaskError as error:
             raise (error.cause if isinstance(error.cause, Exception) else error) from error
         return answers
+
+    async def speak(self, asked: Asked) -> AsyncGenerator[Piece]:
+        """Have a replica generate a text; when this is closed, it ends that. Raises as `answer` does."""
+        from ray.exceptions import RayActorError, RayTaskError
+
+        pieces = self._handle.options(stream=True).speak.remote(asked)
+        is_done = False
+        try:
+            async for piece in pieces:
+                yield piece
+            is_done = True
+        except RayActorError as error:
+            raise ReplicaLostError from error
+        except RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, Exception) else error) from error
+        finally:
+            if not is_done:
+                pieces.cancel()
 
     def stop(self) -> None:
         """End the replicas, and wait for that; groups that they have are answered first."""

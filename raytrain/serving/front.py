@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import time
@@ -14,10 +15,12 @@ from starlette.responses import Response
 from raytrain.serving.batcher import CannotError, FailedError, QueueFullError
 from raytrain.serving.limits import Limits
 from raytrain.serving.metrics import ServeMetrics
+from raytrain.serving.openai import CHAT, COMPLETIONS, MODELS, error_body, models_body, read_request
 from raytrain.serving.openapi import docs_page, openapi
 from raytrain.serving.replica import Answer, refusal
 from raytrain.serving.requests import Asked, HttpError, parse, wrong
 from raytrain.serving.served import Served
+from raytrain.serving.speaking import EventStream, pieces_of, whole_answer
 from raytrain.serving.token import Token
 from raytrain.tasks.base import RowError
 
@@ -47,6 +50,9 @@ class Front:
             "/metrics": ("GET", True, self._tell_metrics),
             "/openapi.json": ("GET", True, self._openapi),
             "/docs": ("GET", True, self._docs),
+            CHAT: ("POST", True, functools.partial(self._speak, is_chat=True)),
+            COMPLETIONS: ("POST", True, functools.partial(self._speak, is_chat=False)),
+            MODELS: ("GET", True, self._models),
             "/healthz": ("GET", False, self._health),
             "/readyz": ("GET", False, self._ready),
         }
@@ -72,13 +78,14 @@ class Front:
         try:
             return await self._find_page(request)(request)
         except HttpError as error:
-            told = {"error": {"code": error.code, "message": str(error)}}
+            told = error_text(request, error.status, error.code, str(error))
             headers = {"Connection": "close", **error.headers} if error.status in (408, 413) else error.headers
-            return _json(json.dumps(told, ensure_ascii=False), error.status, headers)
+            return _json(told, error.status, headers)
         except Exception:
             logger.exception("a request failed")
-            told = {"error": {"code": "internal", "message": "the server failed over this request; its log has more"}}
-            return _json(json.dumps(told), 500)
+            return _json(
+                error_text(request, 500, "internal", "the server failed over this request; its log has more"), 500
+            )
 
     def _find_page(self, request: Request) -> Page:
         path, method = request.scope["path"], request.method
@@ -97,6 +104,13 @@ class Front:
         return page
 
     async def _predict(self, request: Request) -> Response:
+        served = self.served  # a new model may take its place meanwhile: this request stays with its own
+        with await self._admitted(request, served):
+            return await self._predict_in_time(request, served)
+
+    async def _admitted(self, request: Request, served: Served) -> contextlib.ExitStack:
+        """Count the request and the bytes of its body until what is returned is closed. Raises HttpError when there
+        are too many."""
         limits, size = self._limits, _content_length(request)
         if request.headers.get("content-encoding", "identity") != "identity":
             raise HttpError(415, "encoded", "send the body without Content-Encoding")
@@ -107,16 +121,38 @@ class Front:
         reserved = limits.max_body if size is None else size
         if self._num_requests >= limits.max_requests or self._num_bytes + reserved > limits.queue_bytes:
             raise _full(f"{self._num_requests:,} requests are in progress")
-        served = self.served  # a new model may take its place meanwhile: this request stays with its own
-        self._num_requests += 1
-        self._num_bytes += reserved
-        served.num_requests += 1
-        try:
-            return await self._predict_in_time(request, served)
-        finally:
-            self._num_requests -= 1
-            self._num_bytes -= reserved
-            served.num_requests -= 1
+        held = contextlib.ExitStack()
+
+        def count(change: int) -> None:
+            self._num_requests += change
+            self._num_bytes += change * reserved
+            served.num_requests += change
+
+        count(1)
+        held.callback(count, -1)
+        return held
+
+    async def _speak(self, request: Request, *, is_chat: bool) -> Response:
+        """An answer in OpenAI's format."""
+        served, headers = self.served, {"X-Model-Hash": self.served.model.hash}
+        with await self._admitted(request, served) as held:
+            try:
+                async with asyncio.timeout(self._limits.timeout_s):
+                    body = await _body_of(request, self._limits)
+                    asked = read_request(body, served.model, self._limits, is_chat=is_chat)
+                    if not asked.is_streamed:
+                        return _json(await whole_answer(asked, served), headers=headers)
+                    pieces = pieces_of(asked, served)
+                    first = await anext(pieces)
+            except TimeoutError:
+                told = (
+                    f"not answered within {self._limits.timeout_s:g} s (--timeout-s): ask for fewer tokens, or a stream"
+                )
+                raise HttpError(504, "too_slow", told) from None
+            return EventStream(asked, first, pieces, held.pop_all(), headers, self._limits.timeout_s)
+
+    async def _models(self, request: Request) -> Response:
+        return _json(models_body(self.served.model))
 
     async def _predict_in_time(self, request: Request, served: Served) -> Response:
         is_read = False
@@ -186,6 +222,13 @@ class Front:
         if not self.served.num_replicas:
             raise HttpError(503, "no_replica", NO_REPLICA)
         return _json('{"status": "ready"}')
+
+
+def error_text(request: Request, status: int, code: str, message: str) -> str:
+    """An error as JSON, as the clients of its path read it."""
+    if request.scope["path"].startswith("/v1/"):
+        return error_body(status, code, message)
+    return json.dumps({"error": {"code": code, "message": message}}, ensure_ascii=False)
 
 
 def _content_length(request: Request) -> int | None:

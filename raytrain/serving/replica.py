@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import time
+from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import pyarrow as pa
 from raytrain.data.readers.base import as_column
 from raytrain.errors import RaytrainError
 from raytrain.inference.card import ModelCard
+from raytrain.inference.completing import Asked, Piece, complete
 from raytrain.inference.output import json_value
 from raytrain.tasks.predicting import ASKED, PLAIN, Decoding, Generating, Predicting
 
@@ -104,6 +106,13 @@ class Replica:
     async def answer(self, rows: list[Row], how: How) -> list[Answer]:
         """The answers, in the order of the rows."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._answer, rows, how)
+
+    async def speak(self, asked: Asked) -> AsyncGenerator[Piece]:
+        """The pieces of a generated text. The thread makes one after the other, so that several texts and groups of
+        rows take turns."""
+        pieces, loop = complete(self._predictor, asked), asyncio.get_running_loop()
+        while (piece := await loop.run_in_executor(self._thread, next, pieces, None)) is not None:
+            yield piece
 
     def _answer(self, rows: list[Row], how: How) -> list[Answer]:
         self._busy_since_s = time.monotonic()

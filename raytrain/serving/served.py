@@ -1,16 +1,21 @@
 """A model that is served: its card, its queue, and what is told about it."""
 
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Any
 
 from raytrain.config import RunConfig
 from raytrain.inference.card import ModelCard, find_model, read_card
+from raytrain.inference.completing import Asked, Piece
 from raytrain.inference.predictor import predicting_task
 from raytrain.serving.batcher import Backend, Batcher
 from raytrain.serving.metrics import ServeMetrics
 from raytrain.storage import Storage
 from raytrain.tasks.base import Task
 from raytrain.training.export import check_exported
+
+
+Speak = Callable[[Asked], AsyncGenerator[Piece]]
 
 
 @dataclass(frozen=True)
@@ -65,9 +70,13 @@ def check_model(model: str, overrides: tuple[str, ...]) -> Model:
 class Served:
     """A model with its queue."""
 
-    def __init__(self, model: Model, backend: Backend, metrics: ServeMetrics, max_queue: int):
-        """`backend`: see `Batcher`."""
-        self.model = model
+    def __init__(self, model: Model, backend: Backend, metrics: ServeMetrics, max_queue: int, speak: Speak):
+        """
+        Args:
+            backend: See `Batcher`.
+            speak: Has a replica generate a text, piece by piece. Raises ReplicaLostError, or any error of the model.
+        """
+        self.model, self.speak = model, speak
         self.batcher = Batcher(backend, metrics, max_queue=max_queue, joins=model.joins)
         self.num_replicas = 1
         self.num_requests = 0

@@ -210,7 +210,7 @@ class _Server:
             await asyncio.to_thread(app.stop)
             raise
         self._app = app
-        served = Served(model, app.answer, self._metrics, self._request.limits.max_queue)
+        served = Served(model, app.answer, self._metrics, self._request.limits.max_queue, app.speak)
         served.set_replicas(await asyncio.to_thread(app.num_running))
         self._metrics.replicas.set(served.num_replicas)
         return served

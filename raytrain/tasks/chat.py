@@ -182,7 +182,12 @@ class Chat(CausalLm):
     def prompt_ids(self, asked: str | list[dict[str, Any]], tokenizer: Any) -> list[int]:
         """The tokens of a question or of turns, with the header that asks for an answer. Raises ConfigError when the
         turns are out of order, do not end with a question, or are refused by the template."""
-        if not isinstance(asked, str) and asked and isinstance(asked[-1], dict) and asked[-1].get("role") == "assistant":
+        if (
+            not isinstance(asked, str)
+            and asked
+            and isinstance(asked[-1], dict)
+            and asked[-1].get("role") == "assistant"
+        ):
             raise ConfigError("the last turn is the assistant's: end with the user's, which is to be answered")
         turns = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
         rows = pa.table({ASKED: [json.dumps(turns)]})

@@ -33,7 +33,9 @@ class Sampler:
         if not asked or not isinstance(task, Generating):
             return None
         tokenizer = load_tokenizer(config.model)
-        prompts = [(one if isinstance(one, str) else one[-1]["content"], task.prompt_ids(one, tokenizer)) for one in asked]
+        prompts = [
+            (one if isinstance(one, str) else one[-1]["content"], task.prompt_ids(one, tokenizer)) for one in asked
+        ]
         return cls(prompts, task, tokenizer, config.task, config.seed)
 
     def sample(self, module: Any, on_token: Callable[[], None]) -> list[dict[str, str]]:

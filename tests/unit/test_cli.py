@@ -32,7 +32,7 @@ COMMANDS = [
     "submit",
     "train",
 ]
-COMMANDS += ["export", "predict", "serve", "tune", "verify", "watch"]
+COMMANDS += ["chat", "export", "predict", "serve", "tune", "verify", "watch"]
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from tiny import make_reviews, make_sentences
 
 import raytrain
 from raytrain.errors import ConfigError
+from raytrain.inference.completing import Asked, Piece, complete
 from raytrain.inference.predictor import Predictor
 from raytrain.serving.batcher import ATTEMPTS, Backend, Batcher, FailedError, QueueFullError, ReplicaLostError
 from raytrain.serving.front import Front
@@ -22,7 +23,7 @@ from raytrain.serving.limits import GROUP_CHARS, GROUP_ROWS, Limits, Replicas
 from raytrain.serving.metrics import ServeMetrics
 from raytrain.serving.openapi import openapi
 from raytrain.serving.replica import Answer, How, Row, answer_rows
-from raytrain.serving.served import Model, Served, check_model
+from raytrain.serving.served import Model, Served, Speak, check_model
 from raytrain.serving.token import VARIABLE, Token, find_token, is_loopback, own_folder
 from raytrain.tasks.predicting import Decoding
 
@@ -55,9 +56,21 @@ def backend_of(model: Model) -> Backend:
     return answer
 
 
+def speak_of(model: Model) -> Speak:
+    """Generates as a replica does, in this process."""
+    predictor: list[Predictor] = []
+
+    async def speak(asked: Asked) -> AsyncGenerator[Piece]:
+        predictor.extend([] if predictor else [Predictor.load(model.card, (), "cpu")])
+        for piece in complete(predictor[0], asked):
+            yield piece
+
+    return speak
+
+
 def front_of(folder: str, *, limits: Limits | None = None, token: Token | None = None, backend: Any = None) -> Front:
     model, limits, metrics = check_model(folder, ()), limits or Limits(), ServeMetrics()
-    served = Served(model, backend or backend_of(model), metrics, limits.max_queue)
+    served = Served(model, backend or backend_of(model), metrics, limits.max_queue, speak_of(model))
     return Front(served, limits, metrics, token)
 
 

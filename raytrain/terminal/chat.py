@@ -1,0 +1,68 @@
+"""A conversation with a language model in the terminal, or on a pipe."""
+
+import sys
+from dataclasses import replace
+from typing import Any
+
+from raytrain.errors import ConfigError
+from raytrain.inference.completing import Asked, complete
+from raytrain.inference.predictor import Predictor
+
+HELP = "/reset begins a new conversation, /quit or Ctrl-D ends, Ctrl-C ends an answer"
+
+
+class Conversation:
+    """Reads questions and prints answers as they come."""
+
+    def __init__(self, predictor: Predictor, asked: Asked, system: str | None):
+        """`asked`: how answers are made. Raises ConfigError for a system prompt of a model that does not chat."""
+        self._predictor, self._asked = predictor, asked
+        self._keeps_turns = predictor.config.task.kind == "chat"
+        if system is not None and not self._keeps_turns:
+            raise ConfigError("--system is for a model that chats; this one continues texts: leave it out")
+        self._first = [] if system is None else [{"role": "system", "content": system}]
+        self._turns: list[dict[str, Any]] = []
+
+    def run(self) -> None:
+        """Until /quit, or the end of the input."""
+        is_terminal = sys.stdin.isatty()
+        if is_terminal:
+            print(f"{self._predictor.card.name} of step {self._predictor.card.step:,}. {HELP}")
+        while True:
+            try:
+                line = input("> " if is_terminal else "")
+            except EOFError:
+                if is_terminal:
+                    print()
+                return
+            except KeyboardInterrupt:
+                print()
+                if is_terminal:
+                    continue
+                return
+            if line.strip() == "/quit":
+                return
+            if line.strip() == "/reset":
+                self._turns = []
+            elif line.strip().startswith("/"):
+                print(HELP)
+            elif line.strip():
+                self._answer(line)
+
+    def _answer(self, line: str) -> None:
+        """Print the answer, and keep both turns. An answer that was ended stays as far as it came."""
+        turns = [*self._turns, {"role": "user", "content": line}]
+        prompt = [*self._first, *turns] if self._keeps_turns else line
+        said = ""
+        try:
+            for piece in complete(self._predictor, replace(self._asked, prompt=prompt)):
+                said += piece.text
+                print(piece.text, end="", flush=True)
+        except KeyboardInterrupt:
+            pass
+        except ConfigError as error:
+            print(f"{error}. /reset begins a new conversation", end="", file=sys.stderr)
+            return
+        finally:
+            print(flush=True)
+        self._turns = [*turns, {"role": "assistant", "content": said}] if said.strip() else self._turns
