@@ -57,7 +57,7 @@ def next_tokens(
     last = _Last(model)
     for step in range(max(prompt.max_new_tokens for prompt in prompts)):
         logits = last.logits(whole)
-        tokens = [int(one.argmax()) if draw.is_greedy else draw(one, step) for draw, one in zip(draws, logits)]
+        tokens = [draw(one, step) for draw, one in zip(draws, logits, strict=True)]
         is_done = [
             done or token in stops or step >= prompt.max_new_tokens
             for done, token, prompt in zip(is_done, tokens, prompts, strict=True)
@@ -109,11 +109,13 @@ class _Draws:
     softmax."""
 
     def __init__(self, prompt: Prompt):
-        self._prompt, self.is_greedy = prompt, prompt.temperature == 0.0
+        self._prompt = prompt
         self._seed = (_STREAM, prompt.seed, prompt.number, zlib.crc32(np.array(prompt.ids, np.int64).tobytes()))
 
     def __call__(self, logits: Tensor, step: int) -> int:
         """The next token, from logits of shape (vocabulary,)."""
+        if self._prompt.temperature == 0.0:
+            return int(logits.argmax())
         scores = logits.float() / self._prompt.temperature
         if self._prompt.top_p < 1.0:
             ordered, order = scores.softmax(-1).sort(descending=True)

@@ -1,7 +1,7 @@
 """Requests and answers in the format of OpenAI's API, for clients that are written for it.
 
-Read: `model`, `messages` or `prompt`, `max_tokens`, `max_completion_tokens`, `temperature`, `top_p`, `n`, `seed`, `stop`,
-`stream` and `stream_options.include_usage`. Keys that would change the answer and are not supported are refused, unless
+Read: `model`, `messages` or `prompt`, `max_tokens`, `max_completion_tokens`, `temperature`, `top_p`, `n`, `seed`,
+`stop`, `stream` and `stream_options.include_usage`. Keys that would change the answer and are not supported are refused, unless
 they ask for nothing; those that only describe the request are ignored.
 """
 
@@ -11,8 +11,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from raytrain.inference.completing import Asked, Piece, generating_task
 from raytrain.errors import ConfigError, did_you_mean
+from raytrain.inference.completing import Asked, Piece, generating_task
 from raytrain.serving.limits import GROUP_CHARS, Limits
 from raytrain.serving.requests import HttpError
 from raytrain.serving.served import Model

@@ -14,7 +14,6 @@ from raytrain.storage import Storage
 from raytrain.tasks.base import Task
 from raytrain.training.export import check_exported
 
-
 Speak = Callable[[Asked], AsyncGenerator[Piece]]
 
 

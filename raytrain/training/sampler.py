@@ -4,8 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 from raytrain.config import RunConfig
 from raytrain.models.generation import next_tokens
 from raytrain.models.prompts import Prompt
