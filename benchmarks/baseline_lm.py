@@ -25,7 +25,7 @@ PACKAGES += ("multiprocessing", "os", "subprocess", "tarfile", "threading", "typ
 IGNORED = -100
 
 
-def docstrings(number: int, max_length: int) -> list[tuple[str, str]]:
+def docstrings(number: int) -> list[tuple[str, str]]:
     """(name, docstring) of things in Python's library, repeated if there are too few, in an order that is the same each
     time. Their lengths differ as those of texts do: half have fewer than 100 characters."""
     found: dict[str, str] = {}
@@ -39,7 +39,7 @@ def docstrings(number: int, max_length: int) -> list[tuple[str, str]]:
                 collect(importlib.import_module(name), name, found, depth=2)
             except ImportError:
                 continue
-    rows = sorted((name, text[:max_length]) for name, text in found.items())  # a token has a character at least
+    rows = sorted(found.items())
     rows = [row for _ in range(1 + number // len(rows)) for row in rows][:number]
     random.Random(0).shuffle(rows)
     return rows

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import yaml
 from baseline_lm import docstrings, make_model, make_tokenizer
 from common import (
@@ -53,8 +54,9 @@ def main() -> None:
     with temporary_storage() as storage:
         for kind in arguments.kinds:
             lines += measure(kind, arguments, storage)
-    text = f"New Llama of {LAYERS} x {WIDTH}, fp32, {arguments.threads} threads, batch {arguments.batch_size} in micro-batches "
-    text += f"of {arguments.micro_batch_size}, samples of up to {MAX_LENGTH} tokens; {rounds_of(arguments)}.\n\n"
+    text = f"New Llama of {LAYERS} x {WIDTH}, fp32, {arguments.threads} threads, batch {arguments.batch_size} in "
+    text += f"micro-batches of {arguments.micro_batch_size}, samples of up to {MAX_LENGTH} tokens; "
+    text += f"{rounds_of(arguments)}.\n\n"
     header = ["task", "loop", "target tokens/s", "padding", "last loss", "raytrain is faster by", "target", "met"]
     publish("Training of language models", text + table(header, lines), arguments)
 
@@ -90,13 +92,10 @@ def measure(kind: str, arguments: argparse.Namespace, storage: Path) -> list[lis
 
 def prepare(kind: str, arguments: argparse.Namespace, folder: Path) -> tuple[str, float]:
     """Write rows, tokenizer, model and config. Returns the config's path, and targets per token of the rows."""
-    from raytrain.config.io import parse_config
-    from raytrain.models.tokenizer import load_tokenizer
-    from raytrain.tasks import make_task
-
     folder.mkdir()
-    rows = docstrings(arguments.batch_size * (arguments.warmup + arguments.steps), MAX_LENGTH)
+    rows = docstrings(arguments.batch_size * (arguments.warmup + arguments.steps))
     tokenizer = make_tokenizer(rows, VOCABULARY)
+    rows = [row for row in rows if len(tokenizer("".join(row))["input_ids"]) < MAX_LENGTH - 8]
     tokenizer.save_pretrained(folder / "model")
     make_model(tokenizer, WIDTH, LAYERS, MAX_LENGTH).save_pretrained(folder / "model")
     with open(folder / "rows.jsonl", "w") as file:
@@ -120,19 +119,22 @@ def prepare(kind: str, arguments: argparse.Namespace, folder: Path) -> tuple[str
         raw["model"]["adapter"] = {"kind": "lora", "rank": 8}
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(raw))
-    config = parse_config(raw)
-    import pyarrow as pa
+    return str(path), _targets_per_token(raw, folder / "rows.jsonl")
 
-    own = make_task(config.task, MAX_LENGTH)
-    names = list(json.loads((folder / "rows.jsonl").read_text().splitlines()[0]))
-    lines = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
-    samples = own.encode(
-        pa.table({name: [row[name] for row in lines] for name in names}), load_tokenizer(config.model), {}
-    )
-    tokens = int(own.sizes(samples.table).sum())
-    answers = samples.table["answers"].to_pylist() if kind == "chat" else []
-    targets = sum(sum(places[1::2]) - sum(places[::2]) for places in answers) or tokens - len(samples.table)
-    return str(path), targets / tokens
+
+def _targets_per_token(raw: dict[str, Any], rows: Path) -> float:
+    from raytrain.config.io import parse_config
+    from raytrain.models.tokenizer import load_tokenizer
+    from raytrain.tasks import make_task
+
+    config = parse_config(raw)
+    task = make_task(config.task, MAX_LENGTH)
+    table_of_rows = pa.Table.from_pylist([json.loads(line) for line in rows.read_text().splitlines()])
+    samples = task.encode(table_of_rows, load_tokenizer(config.model), {}).table
+    tokens = int(task.sizes(samples).sum())
+    if "answers" not in samples.column_names:
+        return 1 - len(samples) / tokens
+    return sum(sum(places[1::2]) - sum(places[::2]) for places in samples["answers"].to_pylist()) / tokens
 
 
 def ours(config: str, overrides: list[str], arguments: argparse.Namespace, storage: Path) -> dict[str, float]:

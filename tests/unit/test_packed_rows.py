@@ -1,5 +1,6 @@
 """Several samples in a row: each is computed as if it were alone, for every model that the probe lets pass."""
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -71,7 +72,7 @@ def test_each_sample_is_in_a_row_once_with_its_own_targets(one_row: bool) -> Non
     found = []
     for ids, places, labels in zip(*(packed[name] for name in ("input_ids", "position_ids", "labels")), strict=True):
         starts = [*np.flatnonzero(places == 0), row_len]
-        for start, stop in zip(starts, starts[1:], strict=False):
+        for start, stop in itertools.pairwise(starts):
             assert places[start:stop].tolist() == list(range(stop - start))
             assert labels[stop - 1] == IGNORED  # else it would be the first token of the next sample
             assert labels[start : stop - 1].tolist() in (ids[start + 1 : stop].tolist(), [IGNORED] * (stop - start - 1))
