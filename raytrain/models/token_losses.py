@@ -18,7 +18,7 @@ from raytrain.tasks.base import IGNORED
 
 CHUNK_ELEMENTS = 1 << 22  # of logits that are in fp32 at a time, 16 MiB
 LARGE_ELEMENTS = 1 << 25  # more logits than these are not computed at once
-HEAD_ELEMENTS = 1 << 24  # but so many at a time
+HEAD_ELEMENTS = 1 << 24  # of them that are computed at once then
 _HAS_LAST_WORD: "weakref.WeakKeyDictionary[Any, bool]" = weakref.WeakKeyDictionary()
 """Whether what a head gives are the model's logits: some models scale or cap them afterwards."""
 
