@@ -46,7 +46,7 @@ test-unit: install  ## The tests without Ray, in seconds
 	$(BIN)/python -m pytest tests/unit
 
 test-all: install  ## The long fault tests too: up to an hour
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --hypothesis-profile others
 
 test-gpu: install  ## The tests that need an NVIDIA GPU; the others skip them
 	$(BIN)/python -m pytest tests/gpu

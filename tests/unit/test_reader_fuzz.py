@@ -99,6 +99,8 @@ def is_same(found: Any, written: Any) -> bool:
 
 @FUZZED
 @example([[("#", "=")]], "\t", False)
+@example([[("#", "=")]], "\t", True)
+@example([[("#", "=")]], " ", True)
 @example([[("#", "O")], [("a", "O"), ("#", "B-X")]], " ", True)
 @given(st.lists(SENTENCE, max_size=5), st.sampled_from(["\t", " "]), st.booleans())
 def test_conll(sentences: list[list[tuple[str, str]]], separator: str, has_middle: bool) -> None:

@@ -13,7 +13,7 @@ DOCUMENT_START = "-DOCSTART-"
 COLUMNS = ["tokens", "tags", "document"]
 # Tags of entities in any of the schemes IOB, IOB2, IOBES and BILOU.
 ENTITY_TAG = re.compile(r"O|[BIESLU]-\S+")
-KEY_VALUE = re.compile(r"[A-Za-z_]\w*\s?=")  # in a comment, such as `# sent_id = 4`
+KEY_VALUE = re.compile(r"[A-Za-z_]\w* ?= *\S")  # in a comment, such as `# sent_id = 4`; a tab is between columns
 FEW_TOKENS = 100  # too few to say that their tags are mostly unique
 SENTENCES_TO_LOOK_AT = 200
 
