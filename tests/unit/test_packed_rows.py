@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ from chat_templates import TINY_CHAT, chat_tokenizer
 from families import enlarge, tiny_config
 from tiny import context
 
-from raytrain.config import CausalLmConfig, ModelConfig, RunConfig
+from raytrain.config import CausalLmConfig, ModelConfig, RunConfig, TrainingConfig
 from raytrain.config.chat import ChatConfig
 from raytrain.data.items import EvalBatch, StepBatch
+from raytrain.errors import ConfigError
 from raytrain.models.tokenizer import load_tokenizer
 from raytrain.tasks import make_task
 from raytrain.tasks.base import IGNORED, Batch
@@ -149,8 +151,6 @@ def test_answers_of_chats_have_the_same_loss_packed(tmp_path: Any) -> None:
     rows = pa.table({"prompt": ["a", "say it", "what"] * 2, "completion": ["x" * (1 + 17 * i) for i in range(6)]})
     table = task.encode(rows, load_tokenizer(config), {}).table
     torch.manual_seed(0)
-    from raytrain.config import TrainingConfig
-
     model = task.build_model(config, {}, TrainingConfig()).eval()
     batch = task.collate(table, context(len(table)))
     packed = task.packed(batch, one_row=False)
@@ -158,6 +158,57 @@ def test_answers_of_chats_have_the_same_loss_packed(tmp_path: Any) -> None:
     with torch.no_grad():
         losses = [float(task.loss_sum(model, to_tensors(one, CPU))) for one in (batch, packed)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def config_of(**training: Any) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "name": "x",
+            "task": {"kind": "causal_lm"},
+            "model": {"path": "unused"},
+            "data": {"train": {"path": "unused"}},
+            "training": training,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "how", "is_packed"),
+    [
+        ("llama", {}, "auto", True),
+        ("llama", {}, "on", True),
+        ("llama", {}, "off", False),
+        ("llama", {"attention_dropout": 0.1}, "auto", False),
+        ("llama", {"attention_dropout": 0.1}, "on", True),
+        ("opt", {"dropout": 0.0}, "auto", False),
+        ("opt", {"dropout": 0.0}, "on", None),
+    ],
+)
+def test_what_is_packed_and_what_is_said(
+    family: str, changes: dict[str, Any], how: str, is_packed: bool | None
+) -> None:
+    engine: Any = SimpleNamespace(module=model_of(family, **changes), device=CPU)
+    events: list[dict[str, Any]] = []
+    log: Any = SimpleNamespace(event=lambda kind, **fields: events.append(fields))
+    control: Any = SimpleNamespace(gather=lambda value: [None, value])  # beside a worker that has nothing to say
+    source = _Source([])
+    if is_packed is None:
+        with pytest.raises(ConfigError, match="training.packing=on: OPTForCausalLM does not keep samples in one row"):
+            packing.packed_source(source, config_of(packing=how), lm(), engine, control, log)
+        return
+    found = packing.packed_source(source, config_of(packing=how), lm(), engine, control, log)
+    assert isinstance(found, PackedSource) == is_packed
+    assert [(event["is_used"], event["one_row"]) for event in events] == ([] if how == "off" else [(is_packed, False)])
+    assert all((event["reason"] is None) == is_packed for event in events)
+
+
+def test_options_that_do_not_fit_the_task_are_refused() -> None:
+    raw = config_of(packing="on").model_dump(mode="json", exclude_unset=True)
+    with pytest.raises(ValueError, match="training.packing=on is for task.kind=causal_lm and chat"):
+        RunConfig.model_validate({**raw, "task": {"kind": "masked_lm"}})
+    raw["data"]["balance"] = {"by": "topic"}
+    with pytest.raises(ValueError, match="task.cut=stream"):
+        RunConfig.model_validate({**raw, "task": {"kind": "causal_lm", "cut": "stream"}})
 
 
 class _Source:
@@ -176,15 +227,7 @@ class _Source:
 
 @pytest.mark.parametrize("how", ["auto", "on"])
 def test_a_source_packs_where_rows_are_saved_and_counts_their_padding(how: str) -> None:
-    config = RunConfig.model_validate(
-        {
-            "name": "x",
-            "task": {"kind": "causal_lm"},
-            "model": {"path": "unused"},
-            "data": {"train": {"path": "unused"}},
-            "training": {"global_batch_size": 6, "micro_batch_size": 3, "packing": how},
-        }
-    )
+    config = config_of(global_batch_size=6, micro_batch_size=3, packing=how)
     even = collated(samples((9, 8, 7)))
     source = PackedSource(_Source([collated(samples((20, 12, 8))), even]), lm(), config, one_row=False)
     step = source.next_step()
