@@ -13,6 +13,7 @@ from tiny import context
 from tiny_engine import make_engine
 
 from raytrain.config import CausalLmConfig
+from raytrain.models import token_losses
 from raytrain.steps.batches import BatchPlan, micro_batch_seed
 from raytrain.tasks import make_task
 from raytrain.training.evaluate import to_tensors
@@ -20,12 +21,13 @@ from raytrain.training.packing import why_not_packed
 
 SAMPLES, MICRO_BATCHES, STEPS = 12, 4, 4
 CPU = torch.device("cpu")
+ONCE = token_losses.LARGE_ELEMENTS, token_losses.HEAD_ELEMENTS
 SIZES = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-PADDED, PACKED = "padded", "packed"
+PADDED, PACKED, CHUNKED = "padded", "packed", "packed, and few logits at a time"
 # (workers, ZeRO stage, dropout, how)
 CASES = [
     (1, 0, 0.0, PADDED),
-    (2, 1, 0.0, PACKED),
+    (2, 1, 0.0, CHUNKED),
     (2, 3, 0.0, PACKED),
     (1, 0, 0.2, PACKED),
     (2, 3, 0.2, PACKED),
@@ -36,7 +38,9 @@ def model_of(dropout: float) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(**SIZES, intermediate_size=32, attention_dropout=dropout))
+    return LlamaForCausalLM(
+        LlamaConfig(**SIZES, intermediate_size=32, attention_dropout=dropout, tie_word_embeddings=True)
+    )
 
 
 def leaking_model() -> Any:
@@ -60,6 +64,7 @@ def _losses(stage: int, dropout: float, how: str) -> list[float]:
     assert why_not_packed(engine.module, task, CPU, one_row=False, may_be_random=True) is None
     is_random = why_not_packed(engine.module, task, CPU, one_row=False, may_be_random=False) is not None
     assert is_random == (dropout > 0)
+    token_losses.LARGE_ELEMENTS, token_losses.HEAD_ELEMENTS = (0, 10 * 64) if how == CHUNKED else ONCE
     mine, losses = BatchPlan(SAMPLES, MICRO_BATCHES, workers).micro_batches_of(dist.get_rank(), 1), []
     for step in range(STEPS):
         table = batch_of(step)
@@ -71,6 +76,7 @@ def _losses(stage: int, dropout: float, how: str) -> list[float]:
         seeds = [micro_batch_seed(0, step, number) for number in mine]
         tensors = [to_tensors(one, CPU) for one in batches]
         losses.append(engine.train_step(tensors, task.loss_sum, weight, 1e-2, seeds).loss_sum / weight)
+    assert (engine.module.get_output_embeddings() in token_losses._HAS_LAST_WORD) == (how == CHUNKED)
     engine.close()
     return losses
 
