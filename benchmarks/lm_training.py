@@ -47,6 +47,10 @@ def main() -> None:
     for name, default in sizes.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"({default})")
     parser.add_argument("--kinds", nargs="+", default=["causal_lm", "chat"], choices=["causal_lm", "chat"])
+    loops = [*RAYTRAIN, *OTHERS]
+    parser.add_argument(
+        "--loops", nargs="+", default=loops, choices=loops, help="raytrain, and what it is compared with"
+    )
     parser.add_argument("--trl-path", help="a folder made by `pip install --target FOLDER trl`")
     parser.add_argument("--no-write", action="store_true", help="print the table, leave RESULTS.md alone")
     arguments = parser.parse_args()
@@ -66,9 +70,10 @@ def measure(kind: str, arguments: argparse.Namespace, storage: Path) -> list[lis
     folder = storage / kind
     config, targets_per_token = prepare(kind, arguments, folder)
     found: dict[str, list[dict[str, float]]] = {}
-    others = [name for name in OTHERS if name != "trl" or arguments.trl_path]
+    others = [name for name in OTHERS if name in arguments.loops and (name != "trl" or arguments.trl_path)]
+    own = {name: overrides for name, overrides in RAYTRAIN.items() if name in ("raytrain", *arguments.loops)}
     for round_ in range(arguments.rounds):
-        for name, overrides in RAYTRAIN.items():
+        for name, overrides in own.items():
             found.setdefault(name, []).append(ours(config, [*overrides, f"seed={round_}"], arguments, storage))
             found[name][-1]["rate"] *= targets_per_token
         for name in others:
