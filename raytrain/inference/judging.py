@@ -157,7 +157,7 @@ def _worst(
     found: dict[str, list[str | None]] = {name: [None] * len(rows) for name in names}
     order = np.argsort(-np.where(np.isfinite(losses), losses, np.inf), kind="stable")[:WORST]
     chosen = rows.take(pa.array(order))
-    texts = predictor.task.compared_texts(chosen)
+    texts = predictor.task.shown_texts(chosen)
     cells: tuple[Iterable[str | None], ...] = (texts, [None] * len(order), [None] * len(order))
     if answers.column_names[0] != LOSS:  # a language model tells nothing else
         true = chosen.select(predictor.task.target_columns()) if judged.true is None else judged.true.take(order)
