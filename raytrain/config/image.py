@@ -57,9 +57,9 @@ class ImageInputConfig(Section):
 
     size: Annotated[PositiveInt | None, Affects.RESULT | Affects.SPEED] = None
     """Width and height in pixels; null: those of the pretrained model. A new model needs it."""
-    mean: Annotated[list[float] | None, Affects.RESULT] = None
+    mean: Annotated[list[float] | None, Affects.RESULT | Affects.SPEED] = None
     """Mean of each channel, three for RGB or one for gray; null: that of the pretrained model, or 0.5."""
-    std: Annotated[list[Annotated[float, Field(gt=0)]] | None, Affects.RESULT] = None
+    std: Annotated[list[Annotated[float, Field(gt=0)]] | None, Affects.RESULT | Affects.SPEED] = None
     """Standard deviation of each channel, as `mean`."""
 
     @model_validator(mode="after")

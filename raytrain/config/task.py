@@ -161,7 +161,7 @@ class ModelConfig(Section):
     `task.kind: python`, any settings of a network of your own."""
     tokenizer: Annotated[str | None, Affects.RESULT | Affects.SPEED, Mark.PATH_OR_HUB_ID] = None
     """A hub id or local folder of the tokenizer; null: the one in `model.path`, and with a network of your own none."""
-    image: ImageInputConfig | None = None
+    image: Annotated[ImageInputConfig | None, Affects.RESULT | Affects.SPEED] = None
     """Of `task.kind: image_classification`: what the model takes; null: as `preprocessor_config.json` of `model.path`
     says."""
     revision: Annotated[str | None, Affects.RESULT | Affects.SPEED] = None

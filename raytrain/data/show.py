@@ -39,7 +39,7 @@ def decode_sample(store: PreparedStore, config: RunConfig, split: str, sample: i
 
 
 def source_texts(config: RunConfig, places: Collection[str]) -> dict[str, str]:
-    """What stands for rows, such as their texts, cut to MOST_CHARACTERS. Reads each file up to the last of its rows.
+    """The texts by which rows are compared, cut to MOST_CHARACTERS. Reads each file up to the last of its rows.
 
     Args:
         places: FILE:ROW, as a prepared store names them.
@@ -60,7 +60,7 @@ def source_texts(config: RunConfig, places: Collection[str]) -> dict[str, str]:
             for chunk in read_chunks(ReadTask(split, 0, file), task.required_columns()) if rows else []:
                 found = [i for i, row in enumerate(chunk.table[ROW].to_pylist()) if row in rows]
                 table = chunk.table.take(pa.array(found, pa.int64()))
-                for row, text in zip(table[ROW].to_pylist(), task.shown_texts(table), strict=True):
+                for row, text in zip(table[ROW].to_pylist(), task.compared_texts(table), strict=True):
                     texts[f"{file.path}:{row}"] = _cut(" ".join(text.split()))
                     rows.discard(row)
                 if not rows:

@@ -135,7 +135,7 @@ def _with_rows(files: list[SourceFile], option: str, examined: Iterator[Examined
         have = "has no rows and is" if len(empty) == 1 else "have no rows and are"
         named = f"{option}.path: {len(empty)} of {len(files)} files {have} passed over"
         _warn_once(f"{named}, such as {empty[0][0]}")
-    return [replace(file, content=one.etag) for file, one in found if not one.why_empty]
+    return [replace(file, content=one.etag or file.content) for file, one in found if not one.why_empty]
 
 
 def _tasks_of_groups(

@@ -201,10 +201,6 @@ class Task(ABC):
         cells_of = zip(*columns, strict=True) if columns else [()] * len(rows)
         return [" ".join(text for cell in cells for text in texts_in(cell)) for cells in cells_of]
 
-    def shown_texts(self, rows: pa.Table) -> list[str]:
-        """What stands for each source row where rows are listed for people."""
-        return self.compared_texts(rows)
-
     @abstractmethod
     def target_columns(self) -> list[str]:
         """Columns of a source that the targets are made of."""

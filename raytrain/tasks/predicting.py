@@ -126,6 +126,10 @@ class Predicting(ABC):
         """Columns beside those of the inputs that `encode_inputs` reads where rows have them."""
         return []
 
+    def shown_texts(self, rows: pa.Table) -> list[str] | None:
+        """What stands for each source row where rows are listed for people; None: `Task.compared_texts`."""
+        return None
+
     def passed_through(self, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray | None:
         """A column of the source as it is written beside the predictions where no columns are asked for; None: not."""
         return column

@@ -271,6 +271,7 @@ class SequenceClassification(Labelling, TextPairTask):
     """Labels of a text, or of a pair of texts."""
 
     config: SequenceClassificationConfig
+    _logits = TextPairTask._logits
 
     def build_model(self, model: ModelConfig, state: TaskState, training: TrainingConfig) -> "nn.Module":
         """An encoder or decoder with a classification head."""
