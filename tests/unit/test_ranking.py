@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from raytrain.tasks.ranking import NDCG, RankedLists, list_number
 from sklearn.metrics import ndcg_score
 from tiny import TINY_BERT, context, make_reviews, tiny_tokenizer
 
 from raytrain.config import ModelConfig, RegressionConfig
 from raytrain.models.tokenizer import load_tokenizer
 from raytrain.tasks import make_task
+from raytrain.tasks.ranking import NDCG, RankedLists, list_number
 
 RNG = np.random.default_rng(3)
 LISTS = RNG.integers(0, 40, 900)
