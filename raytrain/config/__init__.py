@@ -39,6 +39,7 @@ from raytrain.config.image import ImageClassificationConfig, ImageInputConfig
 from raytrain.config.labels import Labels
 from raytrain.config.task import (
     CausalLmConfig,
+    Cut,
     MaskedLmConfig,
     ModelConfig,
     PythonTaskConfig,
@@ -54,6 +55,7 @@ from raytrain.config.training import (
     Exactness,
     LossScaleConfig,
     OptimizerConfig,
+    Packing,
     Precision,
     ScheduleConfig,
     ScheduleKind,
@@ -72,6 +74,7 @@ __all__ = [
     "CleanConfig",
     "CleanPreset",
     "CommunicationConfig",
+    "Cut",
     "DataConfig",
     "DedupConfig",
     "EarlyStoppingConfig",
@@ -89,6 +92,7 @@ __all__ = [
     "NonNegativeInt",
     "OnError",
     "OptimizerConfig",
+    "Packing",
     "Placeholder",
     "PositiveInt",
     "Precision",
@@ -153,6 +157,7 @@ class RunConfig(Section):
             self.model.check_for_transformers()
         self._check_images()
         self._check_single_labels()
+        self._check_language()
         if self.data.augment is not None and isinstance(self.task, PythonTaskConfig):
             raise ValueError(
                 "data.augment is for the tasks on texts that raytrain has, and task.kind is python: leave it out, and "
@@ -208,6 +213,20 @@ class RunConfig(Section):
                 raise ValueError(
                     f"{option} changes texts, and task.kind is image_classification: leave it out{instead}"
                 )
+
+    def _check_language(self) -> None:
+        """Raises ValueError for options that only some language models have."""
+        task = self.task
+        packs = isinstance(task, CausalLmConfig | ChatConfig)
+        if self.training.packing is Packing.ON and not packs:
+            raise ValueError(
+                f"training.packing=on is for task.kind=causal_lm and chat, and task.kind is {task.kind}: leave it out"
+            )
+        if self.data.balance is not None and isinstance(task, CausalLmConfig) and task.cut is Cut.STREAM:
+            raise ValueError(
+                "data.balance goes by the rows that samples are made of, and with task.cut=stream a sample holds parts "
+                "of several: leave one of them out"
+            )
 
     def _check_single_labels(self) -> None:
         """Raises ValueError when samples have no single label to balance or to weigh, or the keys of counts or

@@ -106,7 +106,8 @@ def padded_inputs(samples: pa.Table, pad_token_id: int) -> Batch:
 
 def model_inputs(batch: "dict[str, Tensor]") -> "dict[str, Tensor]":
     """The arrays of a batch that are the model's inputs."""
-    return {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
+    names = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
+    return {name: batch[name] for name in names if name in batch}
 
 
 def reads_last_position(model: Any) -> bool:
