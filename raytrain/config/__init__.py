@@ -5,7 +5,7 @@ merges overrides, and `mistakes` turns pydantic's errors into sentences. Nothing
 mistake is found in milliseconds.
 """
 
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
@@ -35,10 +35,11 @@ from raytrain.config.data import (
     ValidationConfig,
     WeightedSource,
 )
+from raytrain.config.image import ImageClassificationConfig, ImageInputConfig
+from raytrain.config.labels import Labels
 from raytrain.config.task import (
     CausalLmConfig,
     Cut,
-    Labels,
     MaskedLmConfig,
     ModelConfig,
     PythonTaskConfig,
@@ -79,6 +80,8 @@ __all__ = [
     "EarlyStoppingConfig",
     "Exactness",
     "Fraction",
+    "ImageClassificationConfig",
+    "ImageInputConfig",
     "Labels",
     "LeakagePolicy",
     "LossScaleConfig",
@@ -133,10 +136,26 @@ class RunConfig(Section):
     tracking: TrackingConfig = TrackingConfig()
     ray: RayConfig = RayConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_images(cls, raw: Any) -> Any:
+        """A model on images has `model.image`, by which it is told from one on texts wherever only the model is
+        known."""
+        task, model = (raw.get(name) if isinstance(raw, dict) else None for name in ("task", "model"))
+        kind = task.get("kind") if isinstance(task, dict) else getattr(task, "kind", None)
+        if kind != "image_classification":
+            return raw
+        if isinstance(model, ModelConfig) and model.image is None:
+            return {**raw, "model": model.model_copy(update={"image": ImageInputConfig()})}
+        if isinstance(model, dict) and model.get("image") is None:
+            return {**raw, "model": {**model, "image": {}}}
+        return raw
+
     @model_validator(mode="after")
     def _across_sections(self) -> Self:
         if not isinstance(self.task, PythonTaskConfig):
             self.model.check_for_transformers()
+        self._check_images()
         self._check_single_labels()
         self._check_language()
         if self.data.augment is not None and isinstance(self.task, PythonTaskConfig):
@@ -173,6 +192,28 @@ class RunConfig(Section):
             )
         return self
 
+    def _check_images(self) -> None:
+        """Raises ValueError for options on texts in a run on images, and the other way round."""
+        if not isinstance(self.task, ImageClassificationConfig):
+            if self.model.image is not None:
+                raise ValueError(
+                    f"model.image is for task.kind=image_classification, and not for {self.task.kind}: leave it out"
+                )
+            return
+        if self.model.tokenizer is not None:
+            raise ValueError("model.tokenizer: a model on images has no tokenizer; leave it out")
+        if self.model.config is not None and (self.model.image is None or self.model.image.size is None):
+            raise ValueError(
+                "model.config needs model.image.size, the width and height in pixels that images are resized to: a new "
+                "model brings no preprocessor_config.json"
+            )
+        for option, value in (("data.augment", self.data.augment), ("data.clean", self.data.clean)):
+            if value is not None:
+                instead = "; task.random_flip and task.random_crop change images" if option == "data.augment" else ""
+                raise ValueError(
+                    f"{option} changes texts, and task.kind is image_classification: leave it out{instead}"
+                )
+
     def _check_language(self) -> None:
         """Raises ValueError for options that only some language models have."""
         task = self.task
@@ -201,11 +242,12 @@ class RunConfig(Section):
         options = [name for name, value in given.items() if value is not None]
         if not options:
             return
-        if not isinstance(task, SequenceClassificationConfig) or task.multi_label:
-            kind = "task.multi_label=true" if isinstance(task, SequenceClassificationConfig) else task.kind
+        if not isinstance(task, SequenceClassificationConfig | ImageClassificationConfig) or task.multi_label:
+            has_labels = isinstance(task, SequenceClassificationConfig | ImageClassificationConfig)
+            kind = "task.multi_label=true" if has_labels else task.kind
             raise ValueError(
-                f"{options[0]} needs one label per sample, which task.kind=sequence_classification has and {kind} "
-                "does not: leave it out"
+                f"{options[0]} needs one label per sample, which task.kind=sequence_classification and "
+                f"image_classification have and {kind} does not: leave it out"
             )
         if task.labels is not None and isinstance(weights, dict):
             check_keys("training.class_weights", "weight", weights, task.labels)

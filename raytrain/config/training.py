@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, model_validator
 
 from raytrain.config.base import Affects, Mark, NonNegativeInt, PositiveInt, Section
-from raytrain.config.task import Label
+from raytrain.config.labels import Label
 
 # training.micro_batch_size=auto: enough samples to keep a worker busy. It depends on nothing that says how many workers
 # there are, which is not part of the experiment.
