@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from raytrain.config.adapter import AdapterConfig
 from raytrain.config.base import Affects, Mark, Section
 from raytrain.config.chat import ChatConfig
+from raytrain.config.preference import PreferenceConfig, RewardConfig
 
 
 def _label(value: Any) -> Any:
@@ -167,6 +168,8 @@ TaskConfig = Annotated[
     | CausalLmConfig
     | ChatConfig
     | MaskedLmConfig
+    | PreferenceConfig
+    | RewardConfig
     | PythonTaskConfig,
     Field(discriminator="kind"),
 ]

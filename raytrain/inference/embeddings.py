@@ -17,8 +17,8 @@ def embed(model: Any, batch: "dict[str, Tensor]") -> list[np.ndarray]:
     """A vector for each sample, special tokens counted in, float32, shape (hidden_size,). Raises ConfigError when the
     model has no encoder of Transformers'."""
     encoder = getattr(model, "base_model", None)
-    if encoder is None or encoder is model or "input_ids" not in batch:
-        raise ConfigError("embeddings need an encoder of Transformers with a head, which this model is not")
+    if encoder is None or encoder is model or "input_ids" not in batch or batch["input_ids"].ndim > 2:
+        raise ConfigError("embeddings need an encoder of Transformers with a head for single texts, which this is not")
     hidden = encoder(**model_inputs(batch)).last_hidden_state.float()
     mask = batch["attention_mask"].unsqueeze(-1).float()
     return list(((hidden * mask).sum(1) / mask.sum(1)).cpu().numpy())

@@ -24,7 +24,9 @@ PIPELINES = {
     "causal_lm": "text-generation",
     "chat": "text-generation",
     "masked_lm": "fill-mask",
+    "preference": "text-generation",
     "regression": "text-classification",
+    "reward": "text-classification",
     "sequence_classification": "text-classification",
     "token_classification": "token-classification",
 }
@@ -32,7 +34,9 @@ AUTO_CLASSES = {
     "causal_lm": "AutoModelForCausalLM",
     "chat": "AutoModelForCausalLM",
     "masked_lm": "AutoModelForMaskedLM",
+    "preference": "AutoModelForCausalLM",
     "regression": "AutoModelForSequenceClassification",
+    "reward": "AutoModelForSequenceClassification",
     "sequence_classification": "AutoModelForSequenceClassification",
     "token_classification": "AutoModelForTokenClassification",
 }
@@ -151,7 +155,13 @@ def _usage(facts: dict[str, Any]) -> list[str]:
         return _adapter_usage(facts)
     if kind is None or facts.get("export", {}).get("format", "hf") != "hf":
         return []
-    if kind == "text-classification":
+    if task["kind"] == "reward":
+        options, call = 'function_to_apply="none"', "model(model.tokenizer.apply_chat_template(turns, tokenize=False))"
+        note = (
+            f"`turns` is a conversation of up to {length} tokens that ends with the answer; the score is its reward, "
+            "which means something beside those of other answers to the same prompt alone."
+        )
+    elif kind == "text-classification":
         is_number = task["kind"] == "regression"
         options = "truncation=True" + (", top_k=None" if is_number or task["multi_label"] else "")
         options += ', function_to_apply="none"' if is_number else ""
@@ -159,7 +169,7 @@ def _usage(facts: dict[str, Any]) -> list[str]:
         note = f"`truncation=True` cuts texts at {length} tokens, as in training; without it a long text is an error."
         if is_number:
             note += " A target is its score times the deviation plus the mean, of `state` in `raytrain.json`."
-    elif task["kind"] == "chat":
+    elif task["kind"] in ("chat", "preference"):
         options, call = "", 'model([{"role": "user", "content": "..."}], max_new_tokens=256)'
         note = f"Trained on conversations of up to {length} tokens, with the chat template of the tokenizer."
     elif kind == "text-generation":

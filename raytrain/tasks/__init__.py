@@ -35,7 +35,9 @@ KINDS = {
     "causal_lm": "raytrain.tasks.causal_lm:CausalLm",
     "chat": "raytrain.tasks.chat:Chat",
     "masked_lm": "raytrain.tasks.masked_lm:MaskedLm",
+    "preference": "raytrain.tasks.preference:Preference",
     "regression": "raytrain.tasks.regression:Regression",
+    "reward": "raytrain.tasks.reward:Reward",
     "sequence_classification": "raytrain.tasks.sequence_classification:SequenceClassification",
     "token_classification": "raytrain.tasks.token_classification:TokenClassification",
 }
