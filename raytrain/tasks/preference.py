@@ -55,7 +55,7 @@ class Preference(PairTask, Generating, Referenced):
         """The log-probabilities of both answers, of shape (num_samples, 2)."""
         from raytrain.models.pair_losses import log_probabilities_of_pairs
 
-        found: np.ndarray = log_probabilities_of_pairs(model, batch)[0].cpu().numpy()
+        found: np.ndarray = log_probabilities_of_pairs(model, batch)[0].detach().cpu().numpy()
         return found
 
     def build_model(self, model: ModelConfig, state: TaskState, training: TrainingConfig) -> "nn.Module":
