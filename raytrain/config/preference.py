@@ -74,7 +74,7 @@ class PreferenceConfig(PairsConfig):
     """A language model that is to prefer the better one of two answers."""
 
     kind: Annotated[Literal["preference"], Affects.DATA | Affects.SPEED]
-    loss: Annotated[PreferenceLoss, Affects.RESULT | Affects.SPEED] = PreferenceLoss.DPO
+    loss: Annotated[PreferenceLoss, Affects.RESULT] = PreferenceLoss.DPO
     """dpo, ipo or orpo. The first two compare with the model that training starts from, whose log-probabilities of all
     answers are computed once, when the data is prepared."""
     beta: Annotated[float, Field(gt=0), Affects.RESULT] = 0.1

@@ -50,7 +50,7 @@ VERSION = 1
 SLICE_ROWS = 512
 """Rows of a slice, but for what its last row group has more."""
 TOKENS_PER_BATCH = 4096
-"""With padding; more is no faster on a CPU, and keeps a GPU busy."""
+"""With padding; a CPU is not faster with more, and a GPU is busy."""
 MEMORY_SHARE = 0.5
 """Of the cluster's memory, which copies of the model may take on CPUs."""
 _WEIGHT_BYTES = 5
