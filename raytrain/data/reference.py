@@ -124,19 +124,21 @@ def slices(base: PreparedStore) -> list[dict[str, Any]]:
 class ReferencePass(RowFunction):
     """Computes the reference's column for a slice, and writes its rows with it."""
 
-    def __init__(self, config: dict[str, Any], base: str, folder: str, column: str):
+    def __init__(self, config: dict[str, Any], base: str, folder: str, column: str, identity: str):
         """
         Args:
             base: Root of the prepared store.
             folder: Of the preparation.
             column: The name of the column.
+            identity: Of the model: a process may still hold another one that was in its place.
         """
         self._config, self._base, self._folder, self._column = config, base, folder, column
+        self._identity = identity
 
     def report(self, row: dict[str, Any]) -> dict[str, Any]:
         """What was written."""
         base, split = PreparedStore(self._base), row["split"]
-        model = _loaded(json.dumps(self._config, sort_keys=True), base.root)
+        model = _loaded(json.dumps(self._config, sort_keys=True), base.root, self._identity)
         parts = Parts(Storage(self._folder), row["ordinal"], PART_ROWS)
         part = base.manifest.splits[split].parts[row["part"]]
         starts = base.row_group_starts(split)
@@ -189,7 +191,7 @@ class _Model:
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(config: str, root: str) -> _Model:
+def _loaded(config: str, root: str, identity: str) -> _Model:
     """Loaded once in a process, which Ray uses for one slice after the other."""
     return _Model(RunConfig.model_validate_json(config), PreparedStore(root).manifest)
 
@@ -212,9 +214,8 @@ def _computed(config: RunConfig, base: PreparedStore, folder: Storage, progress:
     task = _referenced(config)
     assert task is not None
     records_id = work_folder.begin(folder)
-    function = ReferencePass(
-        config.model_dump(mode="json", exclude_unset=True), base.root, folder.root, task.reference_column
-    )
+    raw, identity = config.model_dump(mode="json", exclude_unset=True), reference_identity(config.model)
+    function = ReferencePass(raw, base.root, folder.root, task.reference_column, identity)
     function.records = Records(folder.root, records_id, function.pass_name)
     rows, done = slices(base), function.records.read()
     if done:
@@ -300,7 +301,7 @@ def _commit(base: PreparedStore, written: Written, cache: Storage, name: str, wo
 def _link_others(base: PreparedStore, target: Storage, prefix: str) -> None:
     """Give the files of a store that are neither parts nor the manifest a name in another one."""
     source, old = base.storage, base.manifest.prefix
-    own = {*base.manifest.splits, "index"}
+    own = {*base.manifest.splits, "index", *retrying(lambda: source.list_sizes(""), f"reading {source.path_of()}")}
     for folder in ("", *(name for name in source.list_names() if name not in own)):
         for file in retrying(functools.partial(source.list_sizes, folder), f"reading {source.path_of(folder)}"):
             if folder == "" and file == MANIFEST_NAME:
