@@ -201,7 +201,8 @@ class PairTask(TextTask, Predicting):
         """`losses`, `values`: of each row."""
         predictions = list(values.float().numpy())
         targets = [np.zeros(self.num_values, np.float32)] * num_rows
-        return Judged(predictions, targets, losses.double().numpy(), np.ones(num_rows))
+        true = pa.table({"true_label": [self.config.chosen_column] * num_rows})
+        return Judged(predictions, targets, losses.double().numpy(), np.ones(num_rows), true)
 
     # Templates.
 

@@ -48,7 +48,7 @@ class Reward(PairTask):
 
     def stand_ins(self) -> list[str]:
         """Turns whose last one is an answer."""
-        return ["messages"] if "messages" not in self.input_columns() else []
+        return list(dict.fromkeys([self.input_columns()[0], "messages"]))
 
     def infer(self, model: "nn.Module", batch: "dict[str, Tensor]") -> list[np.ndarray]:
         """For each sample the rewards of both conversations, of shape (2,), fp32."""
