@@ -72,7 +72,7 @@ def _of_case(folder: str, stage: int, section: Any, has_adapter: bool) -> list[f
     return losses
 
 
-@pytest.mark.parametrize("stage", [0, pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("stage", [*(pytest.param(stage, marks=pytest.mark.slow) for stage in (0, 2)), 3])
 def test_the_same_losses_on_one_worker_and_on_two(tmp_path: Path, stage: int) -> None:
     import transformers
 

@@ -12,11 +12,14 @@ import pytest
 import torch
 from chat_templates import CHATML, TINY_CHAT, chat_tokenizer
 from pydantic import ValidationError
-from tiny import context
+from saved_models import save_best
+from tiny import context, write_parquet
 
+import raytrain
 from raytrain.config import ModelConfig, PreferenceConfig, RewardConfig, TrainingConfig
 from raytrain.config.io import parse_config
 from raytrain.errors import ConfigError
+from raytrain.inference.export import ExportRequest, export_model
 from raytrain.models.tokenizer import load_tokenizer
 from raytrain.tasks import make_task
 from raytrain.tasks.base import RowError
@@ -256,3 +259,31 @@ def test_options_are_checked() -> None:
     parse_config({**raw, "task": {"kind": "preference", "loss": "orpo"}})
     with pytest.raises(ValidationError):
         PreferenceConfig.model_validate({"kind": "preference", "beta": 0.0})
+
+
+def test_predict_evaluate_and_export(tmp_path: Path) -> None:
+    """As a run leaves the model in best/."""
+    tokenizer = chat_tokenizer(tmp_path / "tokenizer")
+    rows = [{"prompt": f"say {i}", "chosen": "ab" * (1 + i % 9), "rejected": "yz" * (1 + i % 7)} for i in range(8)]
+    train = write_parquet(tmp_path / "train.parquet", rows)
+    for task in ({"kind": "preference", "loss": "orpo"}, {"kind": "reward"}, {"kind": "preference"}):
+        raw = {
+            "name": "a",
+            "task": {**task, "loss": "orpo"} if task == {"kind": "preference"} else task,
+            "model": {"config": {**TINY_CHAT, "initializer_range": 0.2}, "tokenizer": tokenizer},
+            "data": {"train": {"path": train}, "max_length": 200},
+        }
+        best = save_best(parse_config(raw), {}, tmp_path / f"{task['kind']}-{len(task)}")
+        if task == {"kind": "preference"}:  # as with dpo, whose model.path is not there
+            facts = Path(best) / "raytrain.json"
+            facts.write_text(facts.read_text().replace('"orpo"', '"dpo"').replace('"path": null', f'"path": "{best}"'))
+            with pytest.raises(ConfigError, match=r"eval RUN data\.test\.path=FILE"):
+                raytrain.evaluate(best, pa.Table.from_pylist(rows))
+            continue
+        answers = raytrain.load(best)(rows, **({"max_new_tokens": 2} if task["kind"] == "preference" else {}))
+        found = raytrain.evaluate(best, pa.Table.from_pylist(rows)).metrics
+        right = np.mean([answer["preferred"] == "chosen" for answer in answers])
+        assert found["accuracy"] == pytest.approx(right)
+        exported = export_model(best, ExportRequest(out=str(tmp_path / f"out-{task['kind']}")))
+        assert exported.num_rows == 8
+        assert exported.largest_difference < 1e-5
