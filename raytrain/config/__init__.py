@@ -38,6 +38,7 @@ from raytrain.config.data import (
 from raytrain.config.preference import PairsConfig, PreferenceConfig, PreferenceLoss, RewardConfig
 from raytrain.config.task import (
     CausalLmConfig,
+    Cut,
     Labels,
     MaskedLmConfig,
     ModelConfig,
@@ -54,6 +55,7 @@ from raytrain.config.training import (
     Exactness,
     LossScaleConfig,
     OptimizerConfig,
+    Packing,
     Precision,
     ScheduleConfig,
     ScheduleKind,
@@ -72,6 +74,7 @@ __all__ = [
     "CleanConfig",
     "CleanPreset",
     "CommunicationConfig",
+    "Cut",
     "DataConfig",
     "DedupConfig",
     "EarlyStoppingConfig",
@@ -87,6 +90,7 @@ __all__ = [
     "NonNegativeInt",
     "OnError",
     "OptimizerConfig",
+    "Packing",
     "PairsConfig",
     "Placeholder",
     "PositiveInt",
@@ -141,6 +145,7 @@ class RunConfig(Section):
         if not isinstance(self.task, PythonTaskConfig):
             self.model.check_for_transformers()
         self._check_single_labels()
+        self._check_language()
         if self.data.augment is not None and isinstance(self.task, PythonTaskConfig):
             raise ValueError(
                 "data.augment is for the tasks on texts that raytrain has, and task.kind is python: leave it out, and "
@@ -180,6 +185,20 @@ class RunConfig(Section):
                 f"with a {self.training.batches_for(self.workers.max)}, since that changes the result"
             )
         return self
+
+    def _check_language(self) -> None:
+        """Raises ValueError for options that only some language models have."""
+        task = self.task
+        packs = isinstance(task, CausalLmConfig | ChatConfig)
+        if self.training.packing is Packing.ON and not packs:
+            raise ValueError(
+                f"training.packing=on is for task.kind=causal_lm and chat, and task.kind is {task.kind}: leave it out"
+            )
+        if self.data.balance is not None and isinstance(task, CausalLmConfig) and task.cut is Cut.STREAM:
+            raise ValueError(
+                "data.balance goes by the rows that samples are made of, and with task.cut=stream a sample holds parts "
+                "of several: leave one of them out"
+            )
 
     def _check_single_labels(self) -> None:
         """Raises ValueError when samples have no single label to balance or to weigh, or the keys of counts or

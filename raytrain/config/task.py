@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -128,12 +129,24 @@ class RegressionConfig(Section):
         return self
 
 
+class Cut(StrEnum):
+    """What a sample of a language model is cut from."""
+
+    DOCUMENTS = "documents"
+    """From one document: short documents make short samples."""
+    STREAM = "stream"
+    """From documents that are joined, so that samples are full."""
+
+
 class CausalLmConfig(Section):
     """A language model that predicts each next token of a text."""
 
     kind: Annotated[Literal["causal_lm"], Affects.DATA | Affects.SPEED]
     text_column: Annotated[str, Affects.DATA] = "text"
     """Column with the text of a document. One with more than `data.max_length` tokens becomes several samples."""
+    cut: Annotated[Cut, Affects.DATA | Affects.SPEED] = Cut.DOCUMENTS
+    """documents: a sample is a document, or a piece of one; stream: documents are joined, with the end-of-text token
+    between them, and cut into samples of `data.max_length` tokens, in which a document sees the ones before it."""
 
 
 class MaskedLmConfig(Section):
