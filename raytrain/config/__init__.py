@@ -37,6 +37,7 @@ from raytrain.config.data import (
 )
 from raytrain.config.image import ImageClassificationConfig, ImageInputConfig
 from raytrain.config.labels import Labels
+from raytrain.config.preference import PairsConfig, PreferenceConfig, PreferenceLoss, RewardConfig
 from raytrain.config.task import (
     CausalLmConfig,
     Cut,
@@ -93,12 +94,16 @@ __all__ = [
     "OnError",
     "OptimizerConfig",
     "Packing",
+    "PairsConfig",
     "Placeholder",
     "PositiveInt",
     "Precision",
+    "PreferenceConfig",
+    "PreferenceLoss",
     "PythonTaskConfig",
     "RayConfig",
     "RegressionConfig",
+    "RewardConfig",
     "RunConfig",
     "ScheduleConfig",
     "ScheduleKind",
@@ -116,6 +121,8 @@ __all__ = [
     "WeightedSource",
     "WorkersConfig",
 ]
+
+_UNCHANGED_TEXTS = (CausalLmConfig, MaskedLmConfig, ChatConfig, PairsConfig)
 
 
 class RunConfig(Section):
@@ -163,9 +170,15 @@ class RunConfig(Section):
                 "data.augment is for the tasks on texts that raytrain has, and task.kind is python: leave it out, and "
                 "change samples in the task's own collate, with the random numbers of context.generator"
             )
-        if self.data.augment is not None and isinstance(self.task, CausalLmConfig | MaskedLmConfig | ChatConfig):
+        if self.data.augment is not None and isinstance(self.task, _UNCHANGED_TEXTS):
             raise ValueError(
-                f"data.augment would change the tokens that task.kind={self.task.kind} has to predict: leave it out"
+                f"data.augment would change the tokens that task.kind={self.task.kind} has to predict or to compare: "
+                "leave it out"
+            )
+        if isinstance(self.task, PreferenceConfig) and self.task.loss.has_reference and self.model.path is None:
+            raise ValueError(
+                f"task.loss={self.task.loss} compares with the pretrained model of model.path, and model.config is a "
+                "new model with random weights: give model.path, or train without a reference with task.loss=orpo"
             )
         shards, batch = self.data.canonical_shards, self.training.global_batch_size
         if shards is not None and batch % shards:

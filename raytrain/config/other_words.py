@@ -110,6 +110,8 @@ OTHER_VALUES = {
         **dict.fromkeys(("image", "images", "vision", "vit", "image_classifier"), "image_classification"),
         **dict.fromkeys(("custom", "own"), "python"),
         **dict.fromkeys(("score", "rating", "scalar", "float", "sts"), "regression"),
+        **dict.fromkeys(("dpo", "ipo", "orpo", "preferences", "rlhf", "alignment"), "preference"),
+        **dict.fromkeys(("rm", "reward_model", "reward_modeling", "bradley_terry"), "reward"),
         **dict.fromkeys(("cosine_with_restarts", "cosine_annealing"), "cosine"),
         **dict.fromkeys(("none", "constant_with_warmup"), "constant"),
     },

@@ -11,6 +11,7 @@ from raytrain.config.base import Affects, Mark, Section
 from raytrain.config.chat import ChatConfig
 from raytrain.config.image import ImageClassificationConfig, ImageInputConfig
 from raytrain.config.labels import CodeName, Labels
+from raytrain.config.preference import PreferenceConfig, RewardConfig
 
 
 def check_keys(option: str, noun: str, by_label: Mapping[str, Any], labels: Sequence[str], kind: str = "label") -> None:
@@ -162,6 +163,8 @@ TaskConfig = Annotated[
     | ChatConfig
     | ImageClassificationConfig
     | MaskedLmConfig
+    | PreferenceConfig
+    | RewardConfig
     | PythonTaskConfig,
     Field(discriminator="kind"),
 ]

@@ -25,7 +25,9 @@ PIPELINES = {
     "chat": "text-generation",
     "image_classification": "image-classification",
     "masked_lm": "fill-mask",
+    "preference": "text-generation",
     "regression": "text-classification",
+    "reward": "text-classification",
     "sequence_classification": "text-classification",
     "token_classification": "token-classification",
 }
@@ -34,7 +36,9 @@ AUTO_CLASSES = {
     "chat": "AutoModelForCausalLM",
     "image_classification": "AutoModelForImageClassification",
     "masked_lm": "AutoModelForMaskedLM",
+    "preference": "AutoModelForCausalLM",
     "regression": "AutoModelForSequenceClassification",
+    "reward": "AutoModelForSequenceClassification",
     "sequence_classification": "AutoModelForSequenceClassification",
     "token_classification": "AutoModelForTokenClassification",
 }
@@ -153,7 +157,13 @@ def _usage(facts: dict[str, Any]) -> list[str]:
         return _adapter_usage(facts)
     if kind is None or facts.get("export", {}).get("format", "hf") != "hf":
         return []
-    if kind == "text-classification":
+    if task["kind"] == "reward":
+        options, call = 'function_to_apply="none"', "model(model.tokenizer.apply_chat_template(turns, tokenize=False))"
+        note = (
+            f"`turns` is a conversation of up to {length} tokens that ends with the answer; the score is its reward, "
+            "which means something beside those of other answers to the same prompt alone."
+        )
+    elif kind == "text-classification":
         is_number = task["kind"] == "regression"
         options = "truncation=True" + (", top_k=None" if is_number or task["multi_label"] else "")
         options += ', function_to_apply="none"' if is_number else ""
@@ -164,7 +174,7 @@ def _usage(facts: dict[str, Any]) -> list[str]:
     elif kind == "image-classification":
         options = 'function_to_apply="sigmoid", top_k=None' if task["multi_label"] else ""
         call, note = 'model("image.png")', "Images are resized and scaled as `preprocessor_config.json` says."
-    elif task["kind"] == "chat":
+    elif task["kind"] in ("chat", "preference"):
         options, call = "", 'model([{"role": "user", "content": "..."}], max_new_tokens=256)'
         note = f"Trained on conversations of up to {length} tokens, with the chat template of the tokenizer."
     elif kind == "text-generation":

@@ -88,24 +88,7 @@ class CausalLm(TokenPrediction, Generating, Packable):
         self, model: Any, samples: pa.Table, numbers: np.ndarray, tokenizer: Any, decoding: Decoding
     ) -> Continued:
         """Continue each document, without the token that would end it."""
-        from raytrain.models.generation import continue_prompts
-
-        prompts = self.prompts(samples, tokenizer)
-        room = room_for_prompt(getattr(model.config, "max_position_embeddings", None), decoding.max_new_tokens)
-        num_cut = 0 if room is None else sum(len(prompt) > room for prompt in prompts)
-        prompts = prompts if room is None else [prompt[-room:] for prompt in prompts]
-        stops = model.generation_config.eos_token_id  # a list where a model of a chat has several
-        stop_ids = [tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])]
-        found = continue_prompts(
-            model,
-            prompts,
-            numbers.tolist(),
-            list(dict.fromkeys(token for token in stop_ids if token is not None)),
-            max_new_tokens=decoding.max_new_tokens,
-            temperature=decoding.temperature,
-            seed=decoding.seed,
-        )
-        return Continued([tokenizer.decode(tokens, skip_special_tokens=True) for tokens in found], num_cut)
+        return continued(model, self.prompts(samples, tokenizer), numbers, tokenizer, decoding)
 
     def prompts(self, samples: pa.Table, tokenizer: Any) -> list[list[int]]:
         """The tokens that are continued, for each row: its document, without the token that ends it."""
@@ -116,6 +99,32 @@ class CausalLm(TokenPrediction, Generating, Packable):
             else:
                 documents.append(ids)
         return [ids[:-1] or [tokenizer.eos_token_id] for ids in documents]
+
+
+def continued(
+    model: Any, prompts: list[list[int]], numbers: np.ndarray, tokenizer: Any, decoding: Decoding
+) -> Continued:
+    """What a language model continues prompts with, each a list of tokens. `numbers`: see `Generating.generate`.
+
+    Raises ConfigError when the model has no room for `max_new_tokens`.
+    """
+    from raytrain.models.generation import continue_prompts
+
+    room = room_for_prompt(getattr(model.config, "max_position_embeddings", None), decoding.max_new_tokens)
+    num_cut = 0 if room is None else sum(len(prompt) > room for prompt in prompts)
+    prompts = prompts if room is None else [prompt[-room:] for prompt in prompts]
+    stops = model.generation_config.eos_token_id  # a list where a model of a chat has several
+    stop_ids = [tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])]
+    found = continue_prompts(
+        model,
+        prompts,
+        numbers.tolist(),
+        list(dict.fromkeys(token for token in stop_ids if token is not None)),
+        max_new_tokens=decoding.max_new_tokens,
+        temperature=decoding.temperature,
+        seed=decoding.seed,
+    )
+    return Continued([tokenizer.decode(tokens, skip_special_tokens=True) for tokens in found], num_cut)
 
 
 def _samples(pieces: list[tuple[int, int, Piece]]) -> Inputs:

@@ -5,6 +5,7 @@ token that ends its turn. A template that writes earlier turns otherwise once ot
 earlier reasoning does, makes a sample of each answer.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -136,7 +137,7 @@ class Chat(CausalLm):
 
     def describe(self, sample: dict[str, Any], tokenizer: Any, state: TaskState) -> dict[str, Any]:
         """The text as the template writes it, the tokens, and each answer that is learned."""
-        ids, answers = sample["input_ids"], _spans(sample[ANSWERS])
+        ids, answers = sample["input_ids"], spans_of(sample[ANSWERS])
         texts = [tokenizer.decode(ids[start:stop]) for start, stop in answers]
         return {
             "text": tokenizer.decode(ids),
@@ -150,21 +151,14 @@ class Chat(CausalLm):
         batch = padded_inputs(samples, pad_token_id)
         ids, labels = batch["input_ids"], np.full_like(batch["input_ids"], IGNORED)
         for row, answers in enumerate(samples[ANSWERS].to_pylist()):
-            for start, stop in _spans(answers):
+            for start, stop in spans_of(answers):
                 labels[row, start - 1 : stop - 1] = ids[row, start:stop]
         return {**batch, "labels": labels}
 
     def build_model(self, model: ModelConfig, state: TaskState, training: TrainingConfig) -> "nn.Module":
         """A model that predicts the next token, and stops at the end of a turn. Raises ConfigError."""
-        import torch
-
-        built: Any = super().build_model(model, state, training)
-        if torch.get_default_device().type != "meta" and built.generation_config is not None:
-            ends = built.generation_config.eos_token_id
-            ends = ends if isinstance(ends, list) else [ends]
-            ids = [self.template(load_tokenizer(model)).end_id, *ends]
-            built.generation_config.eos_token_id = list(dict.fromkeys(token for token in ids if token is not None))
-        return built
+        built = super().build_model(model, state, training)
+        return stopping_at_turns(built, self.template, model)
 
     def prompts(self, samples: pa.Table, tokenizer: Any) -> list[list[int]]:
         """For each row the tokens that an answer follows: of its question, or those before its last answer."""
@@ -259,5 +253,20 @@ class _Table:
         return np.array(self._rows, dtype=np.int64)
 
 
-def _spans(places: list[int]) -> list[tuple[int, int]]:
+def spans_of(places: list[int]) -> list[tuple[int, int]]:
+    """[start, stop) of each answer, of a cell of ANSWERS."""
     return list(zip(places[::2], places[1::2], strict=True))
+
+
+def stopping_at_turns(built: Any, template_of: Callable[[Any], ChatTemplate], model: ModelConfig) -> "nn.Module":
+    """A language model with the end of a turn among the tokens that end a text. `template_of`: the template for a
+    tokenizer. Raises ConfigError."""
+    import torch
+
+    if torch.get_default_device().type != "meta" and built.generation_config is not None:
+        ends = built.generation_config.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends]
+        ids = [template_of(load_tokenizer(model)).end_id, *ends]
+        built.generation_config.eos_token_id = list(dict.fromkeys(token for token in ids if token is not None))
+    module: nn.Module = built
+    return module

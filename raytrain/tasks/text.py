@@ -105,9 +105,10 @@ def padded_inputs(samples: pa.Table, pad_token_id: int) -> Batch:
 
 
 def model_inputs(batch: "dict[str, Tensor]") -> "dict[str, Tensor]":
-    """The arrays of a batch that are the model's inputs."""
-    names = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
-    return {name: batch[name] for name in names if name in batch}
+    """The arrays of a batch that are the model's inputs, of shape (num_sequences, seq_len): those of samples with two
+    texts, of shape (num_samples, 2, seq_len), one after the other."""
+    names = [name for name in ("input_ids", "attention_mask", "position_ids", "token_type_ids") if name in batch]
+    return {name: batch[name].flatten(0, -2) if batch[name].ndim > 2 else batch[name] for name in names}
 
 
 def reads_last_position(model: Any) -> bool:

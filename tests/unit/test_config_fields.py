@@ -78,8 +78,8 @@ def test_what_a_sweep_may_be_given_more_of() -> None:
 
 
 def test_what_the_fingerprint_of_prepared_data_takes() -> None:
-    # When samples are read.
-    drawn = {"task.mask_fraction", "task.whole_words", "task.random_flip", "task.random_crop"}
+    # When samples are read, or of the loss.
+    drawn = {"task.mask_fraction", "task.whole_words", "task.random_flip", "task.random_crop", "task.beta"}
     expected = beginning_with("task.") - drawn - {"task.loss", "task.metrics", "task.sources"}
     expected |= {"data.max_length", "data.on_error", "data.validation.fraction"}
     expected |= {"data.validation.group_column", "data.validation.stratify", *beginning_with("data.dedup.")}
