@@ -186,6 +186,10 @@ class ModelConfig(Section):
     """Branch, tag or commit on the hub; null: its main branch."""
     trust_remote_code: Annotated[bool, Affects.RESULT | Affects.SPEED] = False
     """True runs Python code that comes with the model. Only for a source that you trust."""
+    attention: Annotated[Literal["auto", "sdpa", "eager", "flash_attention_2"], Affects.RESULT | Affects.SPEED] = "auto"
+    """Implementation of the attention: sdpa is torch's, eager is written out, flash_attention_2 needs the package
+    flash-attn and GPUs. auto: what Transformers chooses for the model. They differ by rounding, and in their dropout
+    masks."""
     # Here and not at the top level: it decides with `path` which weights there are, and is built with them.
     adapter: Annotated[AdapterConfig | None, Affects.RESULT | Affects.SPEED] = None
     """Trains an adapter, and leaves the pretrained weights as they are; null: all weights are trained."""

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 from raytrain.config import ModelConfig, TrainingConfig
 from raytrain.errors import ConfigError, did_you_mean, first_line
 from raytrain.models.adapter import add_adapter
+from raytrain.models.attention import choose_attention
+from raytrain.models.depths import depths_of
 from raytrain.models.files import refuse_adapter, untrusted_code
+from raytrain.models.noise import add_noise
 from raytrain.models.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -74,6 +77,7 @@ def new_or_loaded(factory: Any, model: ModelConfig, config: Any) -> tuple[Any, s
     ConfigError."""
     import torch
 
+    choose_attention(factory, model, config)
     if model.path is None or torch.get_default_device().type == "meta":
         try:
             return factory.from_config(config, trust_remote_code=model.trust_remote_code).float(), None
@@ -131,6 +135,9 @@ def for_training(model: Any, training: TrainingConfig) -> "nn.Module":
             )
         # The reentrant form loses gradients where a layer's input has none, as behind frozen embeddings.
         model.activation_checkpointing_enable({"use_reentrant": False})
+    add_noise(model, training.neftune_alpha)
+    if training.layerwise_lr_decay < 1.0:
+        depths_of(model)  # it refuses a model that has none
     return model
 
 

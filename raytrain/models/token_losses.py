@@ -16,13 +16,16 @@ from raytrain.tasks.base import IGNORED
 CHUNK_ELEMENTS = 1 << 22  # of logits that are in fp32 at a time, 16 MiB
 
 
-def losses_at_targets(model: Any, inputs: dict[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def losses_at_targets(
+    model: Any, inputs: dict[str, Tensor], labels: Tensor, smoothing: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
     """Loss of each target.
 
     Args:
         model: A model of Transformers with a language-modeling head, or an engine around it.
         inputs: What it is called with; `input_ids` of shape (num_samples, seq_len).
         labels: The token to be predicted at each position, IGNORED where there is none; shape (num_samples, seq_len).
+        smoothing: Share of each target that is spread evenly over the vocabulary.
 
     Returns:
         (losses, fp32, 0 where a label is IGNORED; logits; labels), of shape (num_targets,), (num_targets, vocabulary),
@@ -35,7 +38,7 @@ def losses_at_targets(model: Any, inputs: dict[str, Tensor], labels: Tensor) -> 
         places = torch.zeros(1, dtype=torch.long, device=flat.device)
     logits = _logits_at(model, inputs, places)
     wanted = flat.index_select(0, places)
-    losses: Tensor = _TokenLosses.apply(logits, wanted)
+    losses: Tensor = _TokenLosses.apply(logits, wanted, smoothing)
     return losses, logits, wanted
 
 
@@ -89,30 +92,35 @@ def _chunks(logits: Tensor) -> list[slice]:
 
 
 class _TokenLosses(torch.autograd.Function):
-    """Cross-entropy of each row of logits, in fp32."""
+    """Cross-entropy of each row of logits, in fp32. With smoothing, targets are (1 - smoothing) of the label's one-hot
+    vector and smoothing / vocabulary everywhere."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
         normalizers = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
         losses = torch.empty_like(normalizers)
         for rows in _chunks(logits):
             part, wanted = logits[rows].float(), labels[rows]
             normalizers[rows] = torch.logsumexp(part, -1)
-            found = normalizers[rows] - part.gather(1, wanted.clamp_min(0)[:, None])[:, 0]
+            true = part.gather(1, wanted.clamp_min(0)[:, None])[:, 0]
+            found = normalizers[rows] - (torch.lerp(true, part.mean(-1), smoothing) if smoothing else true)
             losses[rows] = found.masked_fill(wanted == IGNORED, 0.0)
         ctx.save_for_backward(logits, labels, normalizers)
+        ctx.smoothing = smoothing
         return losses
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         logits, labels, normalizers = ctx.saved_tensors
         gradient = torch.empty_like(logits)
         for rows in _chunks(logits):
             wanted = labels[rows]
             part = (logits[rows].float() - normalizers[rows][:, None]).exp_()
-            one = torch.full_like(normalizers[rows], -1.0)[:, None]
+            if ctx.smoothing:
+                part -= ctx.smoothing / logits.shape[1]
+            one = torch.full_like(normalizers[rows], ctx.smoothing - 1.0)[:, None]
             part.scatter_add_(1, wanted.clamp_min(0)[:, None], one)
             part.mul_(gradients[0][rows].masked_fill(wanted == IGNORED, 0.0)[:, None])
             gradient[rows] = part
-        return gradient, None
+        return gradient, None, None
