@@ -193,7 +193,9 @@ def by_hand(base: str, adapter: dict[str, Any] | None) -> tuple[list[float], lis
 
 def test_the_result_depends_neither_on_stage_nor_on_size(base: str) -> None:
     workers = run_workers(trained, 2, base, timeout_s=400)
-    saved = [{stage: [worker[which][stage][2] for worker in workers] for stage in workers[0][which]} for which in (0, 1)]
+    saved = [
+        {stage: [worker[which][stage][2] for worker in workers] for stage in workers[0][which]} for which in (0, 1)
+    ]
     ones = run_workers(alone, 1, base, pickle.dumps(saved), timeout_s=400)[0]
     for which, one in enumerate(ones):
         losses, evaluations, average = one.pop("by hand")

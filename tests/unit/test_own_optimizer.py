@@ -10,7 +10,7 @@ import torch
 from running import tiny_run
 from torch import Tensor
 
-from raytrain.config import OptimizerConfig
+from raytrain.config import OptimizerConfig, TrainingConfig
 from raytrain.config.io import dump_config, parse_config
 from raytrain.config.yaml import parse_yaml
 from raytrain.engine.optimizer import make_optimizer
@@ -248,7 +248,6 @@ def test_weight_decay_that_it_has_not_is_not_ignored(tmp_path: Path) -> None:
         make_optimizer(
             model, TrainingConfig(optimizer=OptimizerConfig(target="optimizers_of_mine:Lion", weight_decay=0.1))
         )
-    decayed, not_decayed = make_optimizer(
-        model, OptimizerConfig(target="torch.optim:SGD", weight_decay=0.1)
-    ).param_groups
+    sgd = OptimizerConfig(target="torch.optim:SGD", weight_decay=0.1)
+    decayed, not_decayed = make_optimizer(model, TrainingConfig(optimizer=sgd)).param_groups
     assert (decayed["weight_decay"], not_decayed["weight_decay"]) == (0.1, 0.0)
