@@ -183,6 +183,11 @@ class RunConfig(Section):
                 )
             if getattr(task, "loss", None) is not None:
                 raise ValueError("training.label_smoothing has no effect on task.loss: leave one of them out")
+        if self.model.add_tokens and isinstance(task, PythonTaskConfig):
+            raise ValueError(
+                "model.add_tokens is for the tasks that raytrain has, and task.kind is python: leave it out, and give "
+                "a tokenizer and a model that have the tokens"
+            )
         if self.training.neftune_alpha and isinstance(task, PythonTaskConfig):
             raise ValueError(
                 "training.neftune_alpha is for the tasks that raytrain has, and task.kind is python: leave it out, and "

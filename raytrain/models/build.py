@@ -13,6 +13,7 @@ from raytrain.models.adapter import add_adapter
 from raytrain.models.attention import choose_attention
 from raytrain.models.depths import depths_of
 from raytrain.models.files import refuse_adapter, untrusted_code
+from raytrain.models.new_tokens import add_rows
 from raytrain.models.noise import add_noise
 from raytrain.models.tokenizer import load_tokenizer
 
@@ -80,10 +81,13 @@ def new_or_loaded(factory: Any, model: ModelConfig, config: Any) -> tuple[Any, s
     choose_attention(factory, model, config)
     if model.path is None or torch.get_default_device().type == "meta":
         try:
-            return factory.from_config(config, trust_remote_code=model.trust_remote_code).float(), None
+            new = factory.from_config(config, trust_remote_code=model.trust_remote_code).float()
         except (ValueError, ArithmeticError, AssertionError) as error:
             raise ConfigError(f"model.{'config' if model.path is None else 'path'}: {first_line(str(error))}") from None
+        add_rows(new, model)
+        return new, None
     built, fresh = _load(factory, model, config)
+    add_rows(built, model)
     if fresh:
         logger.info("new weights, to be trained from scratch: %s", ", ".join(sorted(fresh)))
     return built, fresh

@@ -14,7 +14,7 @@ def depths_of(model: Any) -> tuple[dict[str, int], int]:
     an adapter among them; the head, and what else comes after the layers, one more. Not collective.
 
     Raises:
-        ConfigError: The model is no single stack of layers of its own weights.
+        ConfigError: The model has no single stack of layers with weights of their own.
     """
     from torch import nn
 

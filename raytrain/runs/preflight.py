@@ -112,7 +112,7 @@ def _depends_on_the_model(config: RunConfig) -> bool:
     """Whether there are options that some models lack."""
     training, model = config.training, config.model
     of_training = training.gradient_checkpointing, training.neftune_alpha, training.layerwise_lr_decay < 1.0
-    return any(of_training) or model.adapter is not None or model.attention != "auto"
+    return any(of_training) or model.adapter is not None or model.attention != "auto" or bool(model.add_tokens)
 
 
 def check_model(config: RunConfig) -> None:

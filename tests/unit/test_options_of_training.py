@@ -22,7 +22,9 @@ from raytrain.errors import ConfigError
 from raytrain.inference.export import ExportRequest, export_model
 from raytrain.models.build import build_with_head
 from raytrain.models.depths import depths_of
+from raytrain.models.new_tokens import add_rows
 from raytrain.models.token_losses import losses_at_targets
+from raytrain.models.tokenizer import load_tokenizer
 from raytrain.runs.preflight import check
 from raytrain.runs.run import run_training
 from raytrain.storage import Storage
@@ -221,3 +223,54 @@ def test_a_run_that_is_resumed_has_the_same_average(tmp_path: Path, monkeypatch:
         kept.append((evaluations, (run / "best" / "model.safetensors").read_bytes()))
         next_life(faults)
     assert len(kept[0][0]) == 3 and kept[0] == kept[1]
+
+
+@pytest.mark.parametrize(
+    ("auto_class", "config"),
+    [
+        ("AutoModelForCausalLM", {"model_type": "gpt2", "vocab_size": 35, "n_embd": 16, "n_layer": 1, "n_head": 2}),
+        ("AutoModelForCausalLM", {"model_type": "llama", **SMALL, "vocab_size": 70}),
+        ("AutoModelForMaskedLM", {"model_type": "bert", **SMALL, "vocab_size": 38}),
+    ],
+)
+def test_new_tokens_have_the_mean_of_the_others(tmp_path: Path, auto_class: str, config: dict[str, Any]) -> None:
+    """Spare rows are used, a tied head stays tied, and one of its own gets rows too."""
+    import transformers
+
+    torch.manual_seed(0)
+    model = getattr(transformers, auto_class).from_config(transformers.AutoConfig.for_model(**config))
+    places = {"config": config, "tokenizer": tiny_tokenizer(tmp_path)}
+    known = len(load_tokenizer(ModelConfig.model_validate(places)))
+    model.resize_token_embeddings(max(known, model.config.vocab_size), mean_resizing=False)
+    before = [part.weight.detach().clone() for part in (model.get_input_embeddings(), model.get_output_embeddings())]
+    add_rows(model, ModelConfig.model_validate({**places, "add_tokens": ["<name>", "<place>"]}))
+    after = [part.weight for part in (model.get_input_embeddings(), model.get_output_embeddings())]
+    assert (after[0] is after[1]) == torch.equal(*before)
+    for old, new in zip(before, after, strict=True):
+        assert len(new) == max(len(old), known + 2) == model.config.vocab_size
+        torch.testing.assert_close(new[:known], old[:known])
+        torch.testing.assert_close(new[known : known + 2], old[:known].mean(0).expand(2, -1))
+    assert model(input_ids=torch.tensor([[known, known + 1]])).logits.shape[-1] == len(after[0])
+
+
+def test_new_tokens_are_trained_and_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tiny_tokenizer(tmp_path / "plain")
+    plain = load_tokenizer(ModelConfig.model_validate({"path": tokenizer}))
+    options = ["model.add_tokens=[film,<x>]", "training.max_steps=4", "training.epochs=null"]
+    config = tiny_run(tmp_path, "new", *options, num_rows=64)
+    with pytest.raises(ConfigError, match=r"model.add_tokens: the tokenizer of .* has the token 'film' already"):
+        check(config)
+    without_ray(monkeypatch, tmp_path / "runs").begin(None)
+    config = tiny_run(tmp_path, "new", "model.add_tokens=[filmstory,<x>]", *options[1:], num_rows=64)
+    result = run_training(config)
+    assert result.status is RunStatus.FINISHED and result.final_metrics, "best/ was measured"
+    best = tmp_path / "runs" / "new" / "best"
+    saved = load_tokenizer(ModelConfig.model_validate({"path": str(best)}))
+    assert len(saved) == len(plain) + 2 and saved.convert_tokens_to_ids("<x>") == len(plain) + 1
+    assert saved("a filmstory")["input_ids"][2] == len(plain)
+    assert raytrain.load(str(best))("a good <x>")["predicted_label"] in ("negative", "positive")
+
+
+def test_new_tokens_and_an_adapter_exclude_each_other(base: str, rows: str) -> None:
+    with pytest.raises(ConfigError, match=r"model.add_tokens are rows of the embedding, which stay as they are"):
+        run_config(base, rows, {"adapter": {}, "add_tokens": ["<x>"]})
