@@ -118,7 +118,13 @@ def for_other_data(config: RunConfig, run: Storage) -> RunConfig:
         "data": config.data.model_copy(update={"balance": None, "augment": None}),  # for training data
     }
     if (path := run.local_path(BEST)) is not None:  # on an object store the workers can't open it as a folder
-        model = {"path": path, "config": None, "tokenizer": None, "revision": None, "add_tokens": []}
+        model: dict[str, Any] = {
+            "path": path,
+            "config": None,
+            "tokenizer": None,
+            "revision": None,
+            "add_tokens": [],
+        }
         if config.model.adapter is not None:  # best/ does not have the base model
             model = {"tokenizer": path}
         changes["model"] = config.model.model_copy(update=model)

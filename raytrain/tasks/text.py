@@ -58,7 +58,7 @@ class TextTask(Task):
         if model.attention == "flash_attention_2":  # it has no fp32, in which the trained model is used
             model = model.model_copy(update={"attention": "auto"})
         if model.adapter is None:
-            whole = {"path": folder, "config": None, "add_tokens": []}  # the folder has them
+            whole: dict[str, Any] = {"path": folder, "config": None, "add_tokens": []}  # the folder has them
             return self.build_model(model.model_copy(update=whole), state, training)
         from raytrain.models.adapter import load_adapter
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from raytrain.checkpoint.ranges import AVERAGE, StateRange
 from raytrain.config import ModelConfig, Precision, SequenceClassificationConfig, TrainingConfig
 from raytrain.engine.engine import Engine
-from raytrain.engine.zero_state import load_ranges, owned_ranges
+from raytrain.engine.zero_state import load_ranges, owned_ranges, weights_checksum
 from raytrain.models.build import build_with_head
 from raytrain.steps.batches import micro_batch_seed
 from raytrain.tasks import make_task
@@ -62,8 +62,8 @@ def new_model(base: str, adapter: dict[str, Any] | None, training: TrainingConfi
     return build_with_head("AutoModelForSequenceClassification", config, LABELS, training)
 
 
-def new_engine(base: str, adapter: dict[str, Any] | None, stage: int) -> Engine:
-    training = options_of(stage, **OPTIONS)
+def new_engine(base: str, adapter: dict[str, Any] | None, stage: int, **more: Any) -> Engine:
+    training = options_of(stage, **OPTIONS, **more)
     micro_steps = MICRO_BATCHES // dist.get_world_size()
     model = new_model(base, adapter, training)
     return Engine(model, training, precision=Precision.FP32, device=torch.device("cpu"), num_micro_steps=micro_steps)
@@ -213,6 +213,23 @@ def test_the_result_depends_neither_on_stage_nor_on_size(base: str) -> None:
         for what, (continued, its_evaluations) in one.items():
             assert continued == pytest.approx(losses[3:], abs=1e-5), what
             assert its_evaluations == pytest.approx(evaluations, abs=1e-4), what
+
+
+def checksums(base: str) -> list[tuple[int, float]]:
+    """Of this worker's part of the weights after some steps, and the loss of their average, by ZeRO stage."""
+    found = []
+    for stage in range(4):
+        with contextlib.closing(new_engine(base, None, stage, exactness="bitwise")) as engine:
+            train(engine, range(STEPS))
+            found.append((weights_checksum(engine), evaluated(engine)[0]))
+    return found
+
+
+@pytest.mark.slow
+def test_the_same_bits(base: str) -> None:
+    found = [run_workers(checksums, size, base, timeout_s=400) for size in (1, 2)]
+    assert len({sum(part[stage][0] for part in parts) % 2**64 for parts in found for stage in range(4)}) == 1
+    assert len({part[stage][1] for parts in found for part in parts for stage in range(4)}) == 1
 
 
 def test_the_files_hold_no_noise(base: str, tmp_path: Path) -> None:
