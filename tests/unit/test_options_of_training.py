@@ -1,5 +1,6 @@
 """Options of a model and of its training: what is computed, and what is refused before work starts."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from running import tiny_run
+from safetensors.torch import load_file
 from saved_models import save_best
 from tiny import make_reviews, tiny_encoder, tiny_tokenizer
 from torch import nn
@@ -205,9 +207,10 @@ def test_ia3_is_opened_by_peft_and_merged(base: str, rows: str, tmp_path: Path) 
 
 
 def test_a_run_that_is_resumed_has_the_same_average(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The best model, its evaluations and the losses are those of a run that was not interrupted."""
+    """The best model, which is the average, and its evaluations are those of a run that was not interrupted."""
     options = [
         *("training.max_steps=8", "training.epochs=null", "training.eval_every_steps=4", "training.ema_decay=0.8"),
+        *("training.best_metric=loss", "checkpoint.save_every_steps=8"),
         *("training.label_smoothing=0.1", "training.neftune_alpha=5", "training.layerwise_lr_decay=0.7"),
     ]
     faults, kept = without_ray(monkeypatch, tmp_path / "runs"), []
@@ -222,6 +225,11 @@ def test_a_run_that_is_resumed_has_the_same_average(tmp_path: Path, monkeypatch:
         evaluations = [row["loss"] for row in read_jsonl(Storage(str(run)), "evals.jsonl")]
         kept.append((evaluations, (run / "best" / "model.safetensors").read_bytes()))
         next_life(faults)
+        part = load_file(next(run.glob("checkpoints/step_00000008*/*.safetensors")))
+        best, name = load_file(run / "best" / "model.safetensors"), "classifier.weight"
+        assert json.loads((run / "best" / "raytrain.json").read_text())["step"] == 8
+        torch.testing.assert_close(best[name].flatten(), part[f"ema:{name}:0"], rtol=0, atol=0)
+        assert not torch.equal(best[name].flatten(), part[f"fp32:{name}:0"])
     assert len(kept[0][0]) == 3 and kept[0] == kept[1]
 
 
