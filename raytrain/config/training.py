@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, model_validator
 
 from raytrain.config.base import Affects, Mark, NonNegativeInt, PositiveInt, Section
-from raytrain.config.task import Label
+from raytrain.config.labels import Label
 
 # training.micro_batch_size=auto: enough samples to keep a worker busy. It depends on nothing that says how many workers
 # there are, which is not part of the experiment.
@@ -28,6 +28,14 @@ class Exactness(StrEnum):
 
     ROUNDING = "rounding"  # gradients are added in the order that the workers' number gives: equal but for rounding
     BITWISE = "bitwise"  # gradients are added exactly: equal to the last bit
+
+
+class Packing(StrEnum):
+    """Whether the samples of a micro-batch share rows, instead of a padded row for each."""
+
+    AUTO = "auto"  # where it saves time and changes the result by no more than rounding
+    ON = "on"  # always; refused for a model that does not keep samples apart
+    OFF = "off"  # never
 
 
 class OptimizerConfig(Section):
@@ -196,6 +204,10 @@ class TrainingConfig(Section):
     """Samples per forward/backward pass, at most. A step consists of global_batch_size / micro_batch_size
     micro-batches, the same at any number of workers, and each has its own dropout masks. There can be at most as many
     workers. auto: 16, or half of a smaller global batch."""
+    packing: Annotated[Packing, Affects.RESULT | Affects.SPEED] = Packing.AUTO
+    """Whether samples of a micro-batch share rows, for causal_lm and chat. Each is computed as if it were alone, so the
+    result is the same but for rounding, unless the model has dropout, whose masks are then drawn otherwise. auto: where
+    it saves computation and the model draws no random numbers; on: always; off: a row for each sample, padded."""
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     gradient_clipping: Annotated[float, Field(ge=0.0), Affects.RESULT, Mark.MID_RUN] = 1.0

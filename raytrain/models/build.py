@@ -219,6 +219,8 @@ def override_dropout(config: Any, dropout: float | None) -> None:
 
 def fill_pad_token(config: Any, model: ModelConfig) -> None:
     """Give a config without a padding token the one that samples are padded with. Raises ConfigError."""
+    if model.image is not None:
+        return
     if getattr(config, "pad_token_id", None) is None and (tokenizer := load_tokenizer(model)) is not None:
         config.pad_token_id = tokenizer.pad_token_id
 
@@ -230,6 +232,8 @@ def share_pad_token(built: Any, model: ModelConfig) -> None:
     Other models keep theirs. Their attention mask hides the padding, and RoBERTa's positions are counted from its id.
     Raises ConfigError.
     """
+    if model.image is not None:
+        return
     forwards = (inspect.unwrap(kind.__dict__["forward"]) for kind in type(built).__mro__ if "forward" in kind.__dict__)
     codes = (getattr(forward, "__code__", None) for forward in forwards)
     if not any("pad_token_id" in code.co_names for code in codes if code is not None):

@@ -23,6 +23,7 @@ BASE_HASH = "sha256"  # of the frozen weights, in `base_model` of an adapter's r
 PIPELINES = {
     "causal_lm": "text-generation",
     "chat": "text-generation",
+    "image_classification": "image-classification",
     "masked_lm": "fill-mask",
     "regression": "text-classification",
     "sequence_classification": "text-classification",
@@ -31,6 +32,7 @@ PIPELINES = {
 AUTO_CLASSES = {
     "causal_lm": "AutoModelForCausalLM",
     "chat": "AutoModelForCausalLM",
+    "image_classification": "AutoModelForImageClassification",
     "masked_lm": "AutoModelForMaskedLM",
     "regression": "AutoModelForSequenceClassification",
     "sequence_classification": "AutoModelForSequenceClassification",
@@ -159,6 +161,9 @@ def _usage(facts: dict[str, Any]) -> list[str]:
         note = f"`truncation=True` cuts texts at {length} tokens, as in training; without it a long text is an error."
         if is_number:
             note += " A target is its score times the deviation plus the mean, of `state` in `raytrain.json`."
+    elif kind == "image-classification":
+        options = 'function_to_apply="sigmoid", top_k=None' if task["multi_label"] else ""
+        call, note = 'model("image.png")', "Images are resized and scaled as `preprocessor_config.json` says."
     elif task["kind"] == "chat":
         options, call = "", 'model([{"role": "user", "content": "..."}], max_new_tokens=256)'
         note = f"Trained on conversations of up to {length} tokens, with the chat template of the tokenizer."
@@ -210,6 +215,8 @@ def _adapter_usage(facts: dict[str, Any]) -> list[str]:
         f'base = {auto_class}.from_pretrained("{base["path"]}", config=AutoConfig.from_pretrained(folder){revision})\n'
         "model = PeftModel.from_pretrained(base, folder)\ntokenizer = AutoTokenizer.from_pretrained(folder)"
     )
+    if facts["task"]["kind"] == "image_classification":
+        code = code.replace("tokenizer = ", "processor = ").replace("AutoTokenizer", "AutoImageProcessor")
     if PIPELINES[facts["task"]["kind"]] == "text-generation":
         code = code.replace("AutoTokenizer, ", "AutoTokenizer, GenerationConfig, ")
         code += "\nmodel.generation_config = GenerationConfig.from_pretrained(folder)  # the tokens that end a text"
@@ -220,9 +227,12 @@ def _export(facts: dict[str, Any]) -> list[str]:
     """How an export compares with the trained model."""
     if (found := facts.get("export")) is None:
         return []
+    is_on_images = facts["task"]["kind"] == "image_classification"
+    inputs = "the inputs of the tokenizer, of any number of samples and tokens"
+    inputs = "the input `pixel_values`, of any number of images" if is_on_images else inputs
     graph = (
-        " `raytrain.load` and `raytrain predict` take this folder; for onnxruntime `model.onnx` has the inputs of the "
-        "tokenizer, of any number of samples and tokens, and the output `logits`."
+        f" `raytrain.load` and `raytrain predict` take this folder; for onnxruntime `model.onnx` has {inputs}, and the "
+        "output `logits`."
         if found["format"] == "onnx"
         else ""
     )
@@ -242,6 +252,8 @@ def _of_the_trained(facts: dict[str, Any]) -> str:
 
 def _inputs(facts: dict[str, Any]) -> str:
     """What the tokenizer and the training say about inputs."""
+    if facts["task"]["kind"] == "image_classification":
+        return "Images, resized and scaled as `preprocessor_config.json` says."
     length, train = facts["max_length"], facts["data"].get("train", {})
     cut = f" In the training, {train['num_truncated']:,} of {train['num_samples']:,} samples were." if train else ""
     return f"At most {length:,} tokens, those that mark the beginning and the end included; longer ones are cut.{cut}"

@@ -10,15 +10,19 @@ from typing import Any
 from raytrain.config import ModelConfig
 from raytrain.errors import ConfigError
 from raytrain.models.files import untrusted_code
+from raytrain.models.images import PROCESSOR, image_identity, load_image_processor
 
 HUB_TIMEOUT_S = 10.0
 
 
 def load_tokenizer(model: ModelConfig) -> Any:
-    """The model's tokenizer, loaded once per process; None when the config names none.
+    """The model's tokenizer, or the `ImageProcessor` of a model on images, loaded once per process; None when the
+    config names none.
 
     Raises ConfigError naming `model.path` or `model.tokenizer`.
     """
+    if model.image is not None:
+        return load_image_processor(model)
     if not model.tokenizer_path:
         return None
     try:
@@ -41,7 +45,10 @@ def check_tokenizer(model: ModelConfig) -> None:
         if path and not os.path.isdir(path):
             _check_absent(option, path, model.revision)
     path = model.tokenizer_path
-    if os.path.isdir(path) and not any(name in os.listdir(path) for name in TOKENIZER_FILES):
+    if model.image is not None:
+        if os.path.isdir(path) and PROCESSOR not in os.listdir(path):
+            raise ConfigError(f"model.path {path}: this folder has no {PROCESSOR}, which a model on images has")
+    elif os.path.isdir(path) and not any(name in os.listdir(path) for name in TOKENIZER_FILES):
         raise ConfigError(
             f"{_option(model)} {path}: this folder has no tokenizer (none of {', '.join(TOKENIZER_FILES)}); save it "
             "there with tokenizer.save_pretrained, or set model.tokenizer to where it is"
@@ -133,6 +140,8 @@ def tokenizer_identity(model: ModelConfig) -> str:
     """Hash of the tokenizer that a model config names. A local folder is identified by its files, so that a
     command whose data is prepared does not spend seconds on importing Transformers. Raises ConfigError."""
     path = model.tokenizer_path
+    if model.image is not None:
+        return image_identity(model)
     if not path:
         return ""
     if not os.path.isdir(path):

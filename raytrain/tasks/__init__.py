@@ -34,6 +34,7 @@ __all__ = [
 KINDS = {
     "causal_lm": "raytrain.tasks.causal_lm:CausalLm",
     "chat": "raytrain.tasks.chat:Chat",
+    "image_classification": "raytrain.tasks.image_classification:ImageClassification",
     "masked_lm": "raytrain.tasks.masked_lm:MaskedLm",
     "regression": "raytrain.tasks.regression:Regression",
     "sequence_classification": "raytrain.tasks.sequence_classification:SequenceClassification",

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from raytrain.config import CausalLmConfig, ModelConfig, TrainingConfig
+from raytrain.config import CausalLmConfig, Cut, ModelConfig, TrainingConfig
 from raytrain.tasks.base import IGNORED, Batch, BatchContext, Inputs, Mode, TaskState
 from raytrain.tasks.collate import list_lengths
-from raytrain.tasks.documents import check_room_for_text, read_documents
+from raytrain.tasks.documents import Piece, check_room_for_text, joined, read_documents
+from raytrain.tasks.packing import Packable, pack
 from raytrain.tasks.predicting import Continued, Decoding, Generating, room_for_prompt
 from raytrain.tasks.text import padded_inputs
 from raytrain.tasks.token_prediction import NUM_BYTES, PIECE, TokenPrediction
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class CausalLm(TokenPrediction, Generating):
+class CausalLm(TokenPrediction, Generating, Packable):
     """Cross-entropy over all tokens but the first of each document."""
 
     config: CausalLmConfig
@@ -37,20 +38,22 @@ class CausalLm(TokenPrediction, Generating):
         Raises ConfigError when the tokenizer has no end-of-text token, or `max_length` has no room for a target.
         """
         check_room_for_text(tokenizer, self.max_length)
-        ids: list[list[int]] = []
-        num_bytes, pieces, first_rows = [], [], []
-        for row, document in enumerate(read_documents(tokenizer, rows[self.config.text_column].to_pylist())):
-            for piece, (tokens, of_bytes) in enumerate(document.pieces(self.max_length)):
-                ids.append(tokens)
-                num_bytes.append(of_bytes)
-                pieces.append(piece)
-                first_rows.append(row)
-        columns = {
-            "input_ids": pa.array(ids, pa.list_(pa.int32())),
-            NUM_BYTES: pa.array(num_bytes, pa.int32()),
-            PIECE: pa.array(pieces, pa.int32()),
-        }
-        return Inputs(pa.table(columns), 0, np.array(first_rows, dtype=np.int64))
+        found = read_documents(tokenizer, rows[self.config.text_column].to_pylist())
+        of_rows = [enumerate(document.pieces(self.max_length)) for document in found]
+        return _samples([(row, place, one) for row, pieces in enumerate(of_rows) for place, one in pieces])
+
+    def stored_inputs(self, rows: pa.Table, tokenizer: Any) -> Inputs:
+        """The same, or with `cut: stream` the documents joined and cut into full samples, but for the last one. Each
+        token but the very first is a target once. Raises ConfigError."""
+        if getattr(self.config, "cut", Cut.DOCUMENTS) is Cut.DOCUMENTS or not len(rows):  # a chat's config has no cut
+            return self.encode_inputs(rows, tokenizer)
+        check_room_for_text(tokenizer, self.max_length)
+        found = read_documents(tokenizer, rows[self.config.text_column].to_pylist())
+        row_of_token = np.repeat(np.arange(len(found)), [len(one.ids) for one in found])
+        pieces = joined(found).pieces(self.max_length)
+        # The first token of a sample is the last target of the one before it.
+        rows_of = ((int(row_of_token[one.begin + 1 if one.begin else 0]), one) for one in pieces)
+        return _samples([(row, 0, one) for row, one in rows_of])
 
     def describe(self, sample: dict[str, Any], tokenizer: Any, state: TaskState) -> dict[str, Any]:
         """The text and the tokens, of which all but the first are targets."""
@@ -70,6 +73,10 @@ class CausalLm(TokenPrediction, Generating):
         has_next = np.arange(1, ids.shape[1]) < list_lengths(samples["input_ids"])[:, None]
         labels[:, :-1][has_next] = ids[:, 1:][has_next]
         return {**batch, "labels": labels, NUM_BYTES: samples[NUM_BYTES].to_numpy().astype(np.int64)}
+
+    def packed(self, batch: Batch, *, one_row: bool) -> Batch:
+        """Several samples in a row. The last position of each has no target, so none is one of the next sample."""
+        return pack(batch, one_row=one_row)
 
     def build_model(self, model: ModelConfig, state: TaskState, training: TrainingConfig) -> "nn.Module":
         """A model that predicts the next token. Raises ConfigError when it sees later ones."""
@@ -109,3 +116,13 @@ class CausalLm(TokenPrediction, Generating):
             else:
                 documents.append(ids)
         return [ids[:-1] or [tokenizer.eos_token_id] for ids in documents]
+
+
+def _samples(pieces: list[tuple[int, int, Piece]]) -> Inputs:
+    """Samples as a table. `pieces`: each with its first row, ascending, and its place among those of the row."""
+    columns = {
+        "input_ids": pa.array([one.ids for _, _, one in pieces], pa.list_(pa.int32())),
+        NUM_BYTES: pa.array([one.num_bytes for _, _, one in pieces], pa.int32()),
+        PIECE: pa.array([place for _, place, _ in pieces], pa.int32()),
+    }
+    return Inputs(pa.table(columns), 0, np.array([row for row, _, _ in pieces], dtype=np.int64))

@@ -126,6 +126,22 @@ class Predicting(ABC):
         """Columns beside those of the inputs that `encode_inputs` reads where rows have them."""
         return []
 
+    def shown_texts(self, rows: pa.Table) -> list[str] | None:
+        """What stands for each source row where rows are listed for people; None: `Task.compared_texts`."""
+        return None
+
+    def passed_through(self, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+        """A column of the source as it is written beside the predictions where no columns are asked for; None: not."""
+        return column
+
+    def value_from_python(self, value: Any) -> Any:
+        """What a row's only input, given from Python, has in its column. Raises ConfigError."""
+        return value
+
+    def example_row(self) -> dict[str, Any] | None:
+        """A row that can be answered, for the first call of a model; None: any text can."""
+        return None
+
     def stand_ins(self) -> list[str]:
         """Columns one of which is enough, in place of those of the inputs, the first that there is. Where it is not one
         of the inputs, its values are in a column ASKED, too."""

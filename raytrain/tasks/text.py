@@ -15,33 +15,16 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-class TextTask(Task):
-    """A task whose samples have `input_ids`, and whose model is one of Transformers."""
+class PretrainedTask(Task):
+    """A task whose model is one of Transformers, with or without an adapter."""
 
-    max_length: int
-    """data.max_length, in tokens."""
+    def model_inputs(self, batch: "dict[str, Tensor]") -> "dict[str, Tensor]":
+        """What the model is called with for a batch, by the names of its arguments."""
+        return model_inputs(batch)
 
-    def sizes(self, samples: pa.Table) -> np.ndarray:
-        """Tokens."""
-        return list_lengths(samples["input_ids"]).astype(np.int32)
-
-    def padded_size(self, batch: Batch) -> int:
-        """Tokens with padding."""
-        return batch["input_ids"].size
-
-    def long_rows(self) -> pa.Table | None:
-        """Source rows, without targets, that have more tokens than `max_length`; None: not known."""
+    def example_inputs(self, tokenizer: Any) -> "dict[str, Tensor] | None":
+        """What the model is called with where the size of its inputs is fixed; None: it is not."""
         return None
-
-    def longest_inputs(self, tokenizer: Any) -> Batch | None:
-        """What the model is called with for the longest samples that there can be; None: not known."""
-        if (rows := self.long_rows()) is None:
-            return None
-        return padded_inputs(self.encode_inputs(rows, tokenizer).table, tokenizer.pad_token_id)
-
-    def saved_tokenizer(self, tokenizer: Any) -> Any:
-        """The tokenizer as it is kept beside the model. The given one may be changed."""
-        return tokenizer
 
     def save_model(self, model: Any, weights: "dict[str, Tensor]", folder: str) -> None:
         """With `save_pretrained`, so that `from_pretrained` reads it without raytrain. Of a model with an adapter that
@@ -72,6 +55,35 @@ class TextTask(Task):
         load_adapter(built, folder)
         return built
 
+
+class TextTask(PretrainedTask):
+    """A task whose samples have `input_ids`, and whose model is one of Transformers."""
+
+    max_length: int
+    """data.max_length, in tokens."""
+
+    def sizes(self, samples: pa.Table) -> np.ndarray:
+        """Tokens."""
+        return list_lengths(samples["input_ids"]).astype(np.int32)
+
+    def padded_size(self, batch: Batch) -> int:
+        """Tokens with padding."""
+        return batch["input_ids"].size
+
+    def long_rows(self) -> pa.Table | None:
+        """Source rows, without targets, that have more tokens than `max_length`; None: not known."""
+        return None
+
+    def longest_inputs(self, tokenizer: Any) -> Batch | None:
+        """What the model is called with for the longest samples that there can be; None: not known."""
+        if (rows := self.long_rows()) is None:
+            return None
+        return padded_inputs(self.encode_inputs(rows, tokenizer).table, tokenizer.pad_token_id)
+
+    def saved_tokenizer(self, tokenizer: Any) -> Any:
+        """The tokenizer as it is kept beside the model. The given one may be changed."""
+        return tokenizer
+
     def describe(self, sample: dict[str, Any], tokenizer: Any, state: TaskState) -> dict[str, Any]:
         """The decoded text, the tokens, and the targets by name."""
         ids, targets = sample.pop("input_ids"), sample.pop("labels", None)
@@ -97,7 +109,8 @@ def padded_inputs(samples: pa.Table, pad_token_id: int) -> Batch:
 
 def model_inputs(batch: "dict[str, Tensor]") -> "dict[str, Tensor]":
     """The arrays of a batch that are the model's inputs."""
-    return {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
+    names = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
+    return {name: batch[name] for name in names if name in batch}
 
 
 def reads_last_position(model: Any) -> bool:

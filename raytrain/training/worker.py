@@ -47,6 +47,7 @@ from raytrain.training.identity import Identity, check_data
 from raytrain.training.job import Job
 from raytrain.training.measured import measured_name
 from raytrain.training.outcome import Finished, RunStatus, Stopped, StopReason
+from raytrain.training.packing import packed_source
 from raytrain.training.progress import Progress
 from raytrain.training.records import last_row
 from raytrain.training.reporting import Reporter, Reporting
@@ -214,7 +215,7 @@ class WorkerRun:
             task=self.task,
             engine=engine,
             timetable=self.timetable,
-            source=stream,
+            source=packed_source(stream, self.config, self.task, engine, self.control, self.log),
             judge=Judge(self.config, self.task, self.state, self.device, self.control, self.link.alive),
             saver=saver,
             control=self.control,
