@@ -164,6 +164,7 @@ class RunConfig(Section):
             self.model.check_for_transformers()
         self._check_images()
         self._check_single_labels()
+        self._check_training_options()
         self._check_language()
         if self.data.augment is not None and isinstance(self.task, PythonTaskConfig):
             raise ValueError(
@@ -204,6 +205,40 @@ class RunConfig(Section):
                 f"with a {self.training.batches_for(self.workers.max)}, since that changes the result"
             )
         return self
+
+    def _check_training_options(self) -> None:
+        """Raises ValueError for options of `training` and `model` that the task does not have, or that exclude each
+        other."""
+        task = self.task
+        if self.training.label_smoothing:
+            is_multi = bool(getattr(task, "multi_label", False))
+            if isinstance(task, RegressionConfig | PairsConfig | PythonTaskConfig) or is_multi:
+                what = "task.multi_label=true" if is_multi else f"task.kind={task.kind}"
+                raise ValueError(
+                    f"training.label_smoothing is for a cross-entropy over labels or tokens, and {what} has another "
+                    "loss: leave it out"
+                )
+            if getattr(task, "loss", None) is not None:
+                raise ValueError("training.label_smoothing has no effect on task.loss: leave one of them out")
+        if self.model.add_tokens and isinstance(task, PythonTaskConfig | ImageClassificationConfig):
+            raise ValueError(f"model.add_tokens is for tasks on texts, and task.kind is {task.kind}: leave it out")
+        if self.training.neftune_alpha and isinstance(task, ImageClassificationConfig):
+            raise ValueError(
+                "training.neftune_alpha adds noise to the embeddings of tokens, and task.kind is image_classification: "
+                "leave it out"
+            )
+        if self.training.neftune_alpha and isinstance(task, PythonTaskConfig):
+            raise ValueError(
+                "training.neftune_alpha is for the tasks that raytrain has, and task.kind is python: leave it out, and "
+                "add the noise in the model's own forward"
+            )
+        if self.model.attention == "flash_attention_2" and (
+            self.training.precision is Precision.FP32 or self.workers.gpu is False
+        ):
+            raise ValueError(
+                "model.attention=flash_attention_2 computes on GPUs in 16 bits alone: set training.precision=bf16 "
+                "and give the workers GPUs, or set model.attention=sdpa"
+            )
 
     def _check_images(self) -> None:
         """Raises ValueError for options on texts in a run on images, and the other way round."""

@@ -187,6 +187,13 @@ class ModelConfig(Section):
     """Branch, tag or commit on the hub; null: its main branch."""
     trust_remote_code: Annotated[bool, Affects.RESULT | Affects.SPEED] = False
     """True runs Python code that comes with the model. Only for a source that you trust."""
+    add_tokens: Annotated[list[str], Affects.RESULT | Affects.SPEED] = []
+    """Texts that become tokens of their own, such as names of a field. The embedding, and a language model's output,
+    get a row for each, which begins as the mean of the others and is trained; best/ has them."""
+    attention: Annotated[Literal["auto", "sdpa", "eager", "flash_attention_2"], Affects.RESULT | Affects.SPEED] = "auto"
+    """Implementation of the attention: sdpa is torch's, eager is written out, flash_attention_2 needs the package
+    flash-attn and GPUs. auto: what Transformers chooses for the model. They differ by rounding, and in their dropout
+    masks."""
     # Here and not at the top level: it decides with `path` which weights there are, and is built with them.
     adapter: Annotated[AdapterConfig | None, Affects.RESULT | Affects.SPEED] = None
     """Trains an adapter, and leaves the pretrained weights as they are; null: all weights are trained."""
@@ -202,6 +209,14 @@ class ModelConfig(Section):
             raise ValueError(
                 "model.path and model.config are both given: add model.config=null to train the pretrained model of "
                 "model.path, or model.path=null to train a new model by model.config, which needs model.tokenizer too"
+            )
+        for token in self.add_tokens:
+            if not token.strip() or self.add_tokens.count(token) > 1:
+                raise ValueError(f"model.add_tokens: {token!r} is blank, or named twice: leave it out")
+        if self.add_tokens and self.adapter is not None:
+            raise ValueError(
+                "model.add_tokens are rows of the embedding, which stay as they are with model.adapter: leave one of "
+                "them out, or train a model with the tokens first and give its best/ as model.path"
             )
         if self.adapter is not None and self.path is None:
             raise ValueError(

@@ -223,6 +223,18 @@ class TrainingConfig(Section):
     """Weight of the loss by label, for tasks with one label per sample. auto: inversely proportional to the label's
     frequency in the training data; null: equal weights. The loss is the weighted mean. `data.balance` changes how often
     samples are seen instead."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0), Affects.RESULT] = 0.0
+    """Share of a target's probability that is spread evenly over all labels, or all tokens, in training. The loss of an
+    evaluation is the plain one."""
+    neftune_alpha: Annotated[float, Field(ge=0.0), Affects.RESULT] = 0.0
+    """Uniform noise on the embeddings of tokens in training (NEFTune), at most alpha / sqrt(tokens * width); 0 turns it
+    off, and 5 to 15 are usual."""
+    ema_decay: Annotated[float | None, Field(gt=0.0, lt=1.0), Affects.RESULT | Affects.SPEED] = None
+    """Decay of an exponential moving average of the weights, such as 0.999, taken after each update. The average is
+    what is evaluated and kept in best/; null: the weights themselves."""
+    layerwise_lr_decay: Annotated[float, Field(gt=0.0, le=1.0), Affects.RESULT] = 1.0
+    """The learning rate of each layer is this times that of the layer above it. The head has
+    `optimizer.learning_rate`, and the embeddings have the lowest rate."""
     zero_stage: Annotated[Literal["auto", 0, 1, 2, 3], Affects.SPEED] = "auto"
     """What DeepSpeed ZeRO shards: 0 nothing, 1 optimizer state, 2 also gradients, 3 also parameters; auto: the lowest
     stage that fits into the workers' memory by the plan's estimate, at each number of workers. It does not change the

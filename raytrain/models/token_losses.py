@@ -23,7 +23,7 @@ _HAS_LAST_WORD: "weakref.WeakKeyDictionary[Any, bool]" = weakref.WeakKeyDictiona
 """Whether what a head gives are the model's logits: some models scale or cap them afterwards."""
 
 
-def loss_sum_at_targets(model: Any, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
+def loss_sum_at_targets(model: Any, inputs: dict[str, Tensor], labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """Sum of `losses_at_targets`, a scalar; many logits are computed a chunk at a time, if a gradient is wanted."""
     places = _target_places(labels)
     head = _head_of(model)
@@ -31,18 +31,21 @@ def loss_sum_at_targets(model: Any, inputs: dict[str, Tensor], labels: Tensor) -
         hidden = _hidden_at(model, head, inputs, places)
         if hidden is not None:
             wanted = labels.flatten().index_select(0, places)
-            loss: Tensor = _HeadLosses.apply(hidden, wanted, head, *head.parameters())
+            loss: Tensor = _HeadLosses.apply(hidden, wanted, head, smoothing, *head.parameters())
             return loss
-    return losses_at_targets(model, inputs, labels)[0].sum()
+    return losses_at_targets(model, inputs, labels, smoothing)[0].sum()
 
 
-def losses_at_targets(model: Any, inputs: dict[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def losses_at_targets(
+    model: Any, inputs: dict[str, Tensor], labels: Tensor, smoothing: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
     """Loss of each target.
 
     Args:
         model: A model of Transformers with a language-modeling head, or an engine around it.
         inputs: What it is called with; `input_ids` of shape (num_samples, seq_len).
         labels: The token to be predicted at each position, IGNORED where there is none; shape (num_samples, seq_len).
+        smoothing: Share of each target that is spread evenly over the vocabulary.
 
     Returns:
         (losses, fp32, 0 where a label is IGNORED; logits; labels), of shape (num_targets,), (num_targets, vocabulary),
@@ -52,7 +55,7 @@ def losses_at_targets(model: Any, inputs: dict[str, Tensor], labels: Tensor) -> 
     places = _target_places(labels)
     logits = _logits_at(model, inputs, places)
     wanted = labels.flatten().index_select(0, places)
-    losses: Tensor = _TokenLosses.apply(logits, wanted)
+    losses: Tensor = _TokenLosses.apply(logits, wanted, smoothing)
     return losses, logits, wanted
 
 
@@ -163,42 +166,47 @@ def _slices(number: int, size: int) -> list[slice]:
 
 
 class _TokenLosses(torch.autograd.Function):
-    """Cross-entropy of each row of logits, in fp32."""
+    """Cross-entropy of each row of logits, in fp32. With smoothing, targets are (1 - smoothing) of the label's one-hot
+    vector and smoothing / vocabulary everywhere."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
         normalizers = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
         losses = torch.empty_like(normalizers)
         for rows in _chunks(logits):
             part, wanted = logits[rows].float(), labels[rows]
             normalizers[rows] = torch.logsumexp(part, -1)
-            found = normalizers[rows] - part.gather(1, wanted.clamp_min(0)[:, None])[:, 0]
+            true = part.gather(1, wanted.clamp_min(0)[:, None])[:, 0]
+            found = normalizers[rows] - (torch.lerp(true, part.mean(-1), smoothing) if smoothing else true)
             losses[rows] = found.masked_fill(wanted == IGNORED, 0.0)
         ctx.save_for_backward(logits, labels, normalizers)
+        ctx.smoothing = smoothing
         return losses
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         logits, labels, normalizers = ctx.saved_tensors
         gradient = torch.empty_like(logits)
         for rows in _chunks(logits):
             wanted = labels[rows]
             part = (logits[rows].float() - normalizers[rows][:, None]).exp_()
-            one = torch.full_like(normalizers[rows], -1.0)[:, None]
+            if ctx.smoothing:
+                part -= ctx.smoothing / logits.shape[1]
+            one = torch.full_like(normalizers[rows], ctx.smoothing - 1.0)[:, None]
             part.scatter_add_(1, wanted.clamp_min(0)[:, None], one)
             part.mul_(gradients[0][rows].masked_fill(wanted == IGNORED, 0.0)[:, None])
             gradient[rows] = part
-        return gradient, None
+        return gradient, None, None
 
 
 class _HeadLosses(torch.autograd.Function):
     """Sum of the cross-entropies of a head's logits, in fp32. Its gradients are formed with it."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, labels: Tensor, head: Any, *weights: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, labels: Tensor, head: Any, smoothing: float, *weights: Tensor) -> Tensor:
         """`hidden`: what the head is given, shape (num_targets, width); `weights`: the head's."""
-        needed = [ctx.needs_input_grad[0], *ctx.needs_input_grad[3:]]
+        needed = [ctx.needs_input_grad[0], *ctx.needs_input_grad[4:]]
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         of_hidden = torch.empty_like(hidden) if needed[0] else None
         sums = [
@@ -212,7 +220,7 @@ class _HeadLosses(torch.autograd.Function):
             with torch.enable_grad():
                 part = hidden[rows].detach().requires_grad_(needed[0])
                 logits = torch.func.functional_call(head, named, (part[None],))[0]
-                loss = _TokenLosses.apply(logits, labels[rows]).sum()
+                loss = _TokenLosses.apply(logits, labels[rows], smoothing).sum()
                 del logits
                 wanted = [leaf for leaf in (part, *leaves) if leaf.requires_grad]
                 found = iter(torch.autograd.grad(loss, wanted, materialize_grads=True))
@@ -233,4 +241,4 @@ class _HeadLosses(torch.autograd.Function):
             for one, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)
         ]
         del ctx.gradients  # the loss may outlive the backward pass
-        return found[0], None, None, *found[1:]
+        return found[0], None, None, None, *found[1:]

@@ -26,7 +26,8 @@ def load_tokenizer(model: ModelConfig) -> Any:
     if not model.tokenizer_path:
         return None
     try:
-        return _load(model.tokenizer_path, model.revision or "main", model.trust_remote_code, _option(model))
+        place = model.tokenizer_path, model.revision or "main", model.trust_remote_code, _option(model)
+        return _load(*place, tuple(model.add_tokens))
     except ConfigError:
         if said := untrusted_code(_option(model), model.tokenizer_path, model):
             raise ConfigError(said) from None
@@ -146,6 +147,8 @@ def tokenizer_identity(model: ModelConfig) -> str:
     if not os.path.isdir(path):
         return tokenizer_fingerprint(load_tokenizer(model))
     digest = hashlib.sha256()
+    if model.add_tokens:
+        digest.update(json.dumps(model.add_tokens).encode())
     for name in sorted(os.listdir(path)):
         if name in TOKENIZER_FILES or "token" in name or name in ("merges.txt", CHAT_TEMPLATE):
             with open(os.path.join(path, name), "rb") as file:
@@ -170,7 +173,7 @@ def _option(model: ModelConfig) -> str:
 
 
 @lru_cache(maxsize=4)
-def _load(path: str, revision: str, trust_remote_code: bool, option: str) -> Any:
+def _load(path: str, revision: str, trust_remote_code: bool, option: str, more: tuple[str, ...]) -> Any:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads and Ray's processes would compete for cores
     from transformers import AutoTokenizer
 
@@ -188,4 +191,8 @@ def _load(path: str, revision: str, trust_remote_code: bool, option: str) -> Any
         tokenizer.pad_token = tokenizer.eos_token  # causal models have none; padding has no target anyway
     if tokenizer.pad_token_id is None:
         raise ConfigError(f"{option} {path}: this tokenizer has neither a padding nor an end-of-text token")
+    known = tokenizer.get_vocab()
+    if there := [token for token in more if token in known]:
+        raise ConfigError(f"model.add_tokens: the tokenizer of {path} has the token {there[0]!r} already: leave it out")
+    tokenizer.add_tokens(list(more))
     return tokenizer

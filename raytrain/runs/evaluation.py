@@ -118,7 +118,13 @@ def for_other_data(config: RunConfig, run: Storage) -> RunConfig:
         "data": config.data.model_copy(update={"balance": None, "augment": None}),  # for training data
     }
     if (path := run.local_path(BEST)) is not None:  # on an object store the workers can't open it as a folder
-        model = {"path": path, "config": None, "tokenizer": None, "revision": None}
+        model: dict[str, Any] = {
+            "path": path,
+            "config": None,
+            "tokenizer": None,
+            "revision": None,
+            "add_tokens": [],
+        }
         task = config.task
         has_reference = isinstance(task, PreferenceConfig) and task.loss.has_reference
         if config.model.adapter is not None or has_reference:  # best/ does not have the model that training began with

@@ -99,13 +99,20 @@ def check(
         check_sources(given.data, task, only, checked)  # a missing path is named as the user wrote it
         check_tokenizer(config.model)
         _check_trust(config.model)
-        if config.training.gradient_checkpointing or config.model.adapter is not None:
+        if _depends_on_the_model(config):
             num_trained = _check_options(config, task)
     except RaytrainError as error:
         raise type(error)(f"{error}{_how_to_fetch(given)}", error.code) from None
     _check_storage(config)
     check_trackers(config)
     return Preflight(config, private_cpus, num_trained)
+
+
+def _depends_on_the_model(config: RunConfig) -> bool:
+    """Whether there are options that some models lack."""
+    training, model = config.training, config.model
+    of_training = training.gradient_checkpointing, training.neftune_alpha, training.layerwise_lr_decay < 1.0
+    return any(of_training) or model.adapter is not None or model.attention != "auto" or bool(model.add_tokens)
 
 
 def check_model(config: RunConfig) -> None:

@@ -180,6 +180,10 @@ class Labelling(Task, Predicting):
         """Sum over the samples."""
         return self._loss_and_logits(model, batch)[0]
 
+    def smoothed_loss_sum(self, model: "nn.Module", batch: "dict[str, Tensor]", smoothing: float) -> "Tensor":
+        """The same, of smoothed labels."""
+        return self._loss_and_logits(model, batch, smoothing)[0]
+
     def predict(self, model: "nn.Module", batch: "dict[str, Tensor]") -> "tuple[Tensor, list[np.ndarray]]":
         """For each labelled sample its label id, shape (1,); with multi_label 0 or 1 a label, shape (num_labels,)."""
         loss, logits = self._loss_and_logits(model, batch)
@@ -235,17 +239,20 @@ class Labelling(Task, Predicting):
         scores = (MultiLabelScores if self.config.multi_label else SingleLabelScores)(labels)
         return with_own_metrics(scores, self.config, labels)
 
-    def _loss_and_logits(self, model: "nn.Module", batch: "dict[str, Tensor]") -> "tuple[Tensor, Tensor]":
+    def _loss_and_logits(
+        self, model: "nn.Module", batch: "dict[str, Tensor]", smoothing: float = 0.0
+    ) -> "tuple[Tensor, Tensor]":
         import torch
         from torch.nn import functional
 
         logits, labels = self._logits(model, batch), batch["labels"]
         if self.config.loss is not None:
             return own_loss_sum(self.config, logits, labels, batch.get("weights")), logits
+        options: Any = {"ignore_index": IGNORED, "label_smoothing": smoothing}
         if not self.config.multi_label and "weights" not in batch:
-            return functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum"), logits
+            return functional.cross_entropy(logits, labels, reduction="sum", **options), logits
         if not self.config.multi_label:
-            losses = functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
+            losses = functional.cross_entropy(logits, labels, reduction="none", **options)
             return (losses * batch["weights"]).sum(), logits
         is_labelled = labels[:, 0] != IGNORED
         wanted = torch.where(is_labelled[:, None], labels, torch.zeros_like(labels))

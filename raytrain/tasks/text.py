@@ -38,8 +38,11 @@ class PretrainedTask(Task):
 
     def load_model(self, folder: str, model: ModelConfig, state: TaskState, training: TrainingConfig) -> "nn.Module":
         """The pretrained model of the folder, or the one at `model.path` with the adapter of the folder."""
+        if model.attention == "flash_attention_2":  # it has no fp32, in which the trained model is used
+            model = model.model_copy(update={"attention": "auto"})
         if model.adapter is None:
-            return self.build_model(model.model_copy(update={"path": folder, "config": None}), state, training)
+            whole: dict[str, Any] = {"path": folder, "config": None, "add_tokens": []}  # the folder has them
+            return self.build_model(model.model_copy(update=whole), state, training)
         from raytrain.models.adapter import load_adapter
 
         try:

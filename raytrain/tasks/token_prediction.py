@@ -80,6 +80,12 @@ class TokenPrediction(TextTask, Predicting):
 
         return loss_sum_at_targets(model, model_inputs(batch), batch["labels"])
 
+    def smoothed_loss_sum(self, model: "nn.Module", batch: "dict[str, Tensor]", smoothing: float) -> "Tensor":
+        """The same, of smoothed targets."""
+        from raytrain.models.token_losses import loss_sum_at_targets
+
+        return loss_sum_at_targets(model, model_inputs(batch), batch["labels"], smoothing)
+
     def predict(self, model: "nn.Module", batch: "dict[str, Tensor]") -> "tuple[Tensor, list[np.ndarray]]":
         """For each sample with a target its loss, in LOSS_UNITS, and the number of tokens predicted right, int64."""
         from raytrain.models.token_losses import log_probabilities, losses_at_targets

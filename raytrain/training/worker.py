@@ -12,7 +12,7 @@ from torch import nn
 from raytrain.checkpoint.fence import Fence
 from raytrain.checkpoint.folder import recover_folder
 from raytrain.checkpoint.ranges import StorageRangeReader
-from raytrain.checkpoint.sizes import CHECKPOINT_BYTES_PER_PARAMETER
+from raytrain.checkpoint.sizes import checkpoint_bytes
 from raytrain.checkpoint.snapshot import STORE_SHARE, Snapshot, SnapshotKeeper, bytes_in_store
 from raytrain.checkpoint.snapshot_files import MemoryFiles, damaged, index_of
 from raytrain.checkpoint.store import CheckpointStore
@@ -181,7 +181,8 @@ class WorkerRun:
         status = trainer.fit()
         # Without a validation split the last model is the best one; only at the end is there time to save it.
         if status.is_done and not (self.timetable.has_validation and self.config.checkpoint.keep_best):
-            saver.save_best(progress.step)
+            with engine.averaged():
+                saver.save_best(progress.step)
             saver.finish()
         return trainer.idle, status
 
@@ -307,7 +308,7 @@ class WorkerRun:
         """Takes the snapshots; None when they are turned off or don't fit into the nodes' memory."""
         if self.config.checkpoint.snapshot_every_steps is None:
             return None
-        part_bytes = num_trained(engine) * CHECKPOINT_BYTES_PER_PARAMETER // self.world.world_size
+        part_bytes = checkpoint_bytes(num_trained(engine), self.config.training) // self.world.world_size
         needed = bytes_in_store(part_bytes, self.nodes.count(self.link.node_id))
         half = STORE_SHARE * self.link.object_store_bytes
         needs = self.control.gather((needed, half))

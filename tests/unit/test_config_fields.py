@@ -51,7 +51,7 @@ def test_what_decides_how_long_a_step_takes() -> None:
     expected = beginning_with("model.", "task.kind", "data.max_length", "data.group_by_length", "workers.cpus")
     expected |= beginning_with("training.global_batch_size", "training.micro_batch_size", "training.precision")
     expected |= beginning_with("training.gradient_checkpointing", "training.zero_stage", "training.deepspeed")
-    expected |= beginning_with("training.exactness", "training.packing", "task.cut")
+    expected |= beginning_with("training.exactness", "training.ema_decay", "training.packing", "task.cut")
     expected |= {"task.target", "task.args", "task.source"}
     expected |= {f"training.optimizer.{name}" for name in ("target", "args", "source")}
     # How gradients travel, whether samples are joined, and how fast batches come decide it as well.
