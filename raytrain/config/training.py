@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, model_validator
 
 from raytrain.config.base import Affects, Mark, NonNegativeInt, PositiveInt, Section
-from raytrain.config.task import Label
+from raytrain.config.labels import Label
 
 # training.micro_batch_size=auto: enough samples to keep a worker busy. It depends on nothing that says how many workers
 # there are, which is not part of the experiment.
@@ -28,6 +28,14 @@ class Exactness(StrEnum):
 
     ROUNDING = "rounding"  # gradients are added in the order that the workers' number gives: equal but for rounding
     BITWISE = "bitwise"  # gradients are added exactly: equal to the last bit
+
+
+class Packing(StrEnum):
+    """Whether the samples of a micro-batch share rows, instead of a padded row for each."""
+
+    AUTO = "auto"  # where it saves time and changes the result by no more than rounding
+    ON = "on"  # always; refused for a model that does not keep samples apart
+    OFF = "off"  # never
 
 
 class OptimizerConfig(Section):
@@ -196,6 +204,10 @@ class TrainingConfig(Section):
     """Samples per forward/backward pass, at most. A step consists of global_batch_size / micro_batch_size
     micro-batches, the same at any number of workers, and each has its own dropout masks. There can be at most as many
     workers. auto: 16, or half of a smaller global batch."""
+    packing: Annotated[Packing, Affects.RESULT | Affects.SPEED] = Packing.AUTO
+    """Whether samples of a micro-batch share rows, for causal_lm and chat. Each is computed as if it were alone, so the
+    result is the same but for rounding, unless the model has dropout, whose masks are then drawn otherwise. auto: where
+    it saves computation and the model draws no random numbers; on: always; off: a row for each sample, padded."""
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     gradient_clipping: Annotated[float, Field(ge=0.0), Affects.RESULT, Mark.MID_RUN] = 1.0
@@ -211,6 +223,18 @@ class TrainingConfig(Section):
     """Weight of the loss by label, for tasks with one label per sample. auto: inversely proportional to the label's
     frequency in the training data; null: equal weights. The loss is the weighted mean. `data.balance` changes how often
     samples are seen instead."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0), Affects.RESULT] = 0.0
+    """Share of a target's probability that is spread evenly over all labels, or all tokens, in training. The loss of an
+    evaluation is the plain one."""
+    neftune_alpha: Annotated[float, Field(ge=0.0), Affects.RESULT] = 0.0
+    """Uniform noise on the embeddings of tokens in training (NEFTune), at most alpha / sqrt(tokens * width); 0 turns it
+    off, and 5 to 15 are usual."""
+    ema_decay: Annotated[float | None, Field(gt=0.0, lt=1.0), Affects.RESULT | Affects.SPEED] = None
+    """Decay of an exponential moving average of the weights, such as 0.999, taken after each update. The average is
+    what is evaluated and kept in best/; null: the weights themselves."""
+    layerwise_lr_decay: Annotated[float, Field(gt=0.0, le=1.0), Affects.RESULT] = 1.0
+    """The learning rate of each layer is this times that of the layer above it. The head has
+    `optimizer.learning_rate`, and the embeddings have the lowest rate."""
     zero_stage: Annotated[Literal["auto", 0, 1, 2, 3], Affects.SPEED] = "auto"
     """What DeepSpeed ZeRO shards: 0 nothing, 1 optimizer state, 2 also gradients, 3 also parameters; auto: the lowest
     stage that fits into the workers' memory by the plan's estimate, at each number of workers. It does not change the

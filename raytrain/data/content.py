@@ -26,7 +26,7 @@ def with_content(splits: dict[str, list[SourceFile]]) -> dict[str, list[SourceFi
     is_small = are_small([file for files in splits.values() for file in files])
 
     def hashed(file: SourceFile) -> SourceFile:
-        if is_in_object_store(file):
+        if is_in_object_store(file) or file.format == SourceFormat.IMAGES:  # they have it
             return file
         if file.format == SourceFormat.SQL:
             content, num_bytes = query_content(file)

@@ -19,6 +19,7 @@ from raytrain.data.readers import NoRowsError, column_names, head_of
 from raytrain.data.readers.base import ROW, TABLE_FORMATS, BadRow, SourceFile, first_line
 from raytrain.data.readers.conll import looks_like_conll, wrong_columns
 from raytrain.data.readers.delimited import other_delimiter
+from raytrain.data.readers.images import image_groups
 from raytrain.data.readers.opening import opened_once
 from raytrain.data.readers.parquet import parquet_footer
 from raytrain.data.readers.text import other_encoding
@@ -98,11 +99,12 @@ def etag_of(metadata: Mapping[str, bytes]) -> str:
 
 
 def row_groups_of(file: SourceFile) -> tuple[int, ...]:
-    """Rows of each row group of a Parquet file. Raises OSError or pa.ArrowInvalid."""
+    """Rows of each row group of a Parquet file, or of each group of a folder of images. Raises OSError or
+    pa.ArrowInvalid."""
     listed = SourceFile(file.path, file.format, file.num_bytes, file.modified_at, file.reading)
     if (known := _row_groups.get(listed)) is not None:
         return known
-    return tuple(parquet_footer(file)[1])
+    return tuple(image_groups(file) if file.format == SourceFormat.IMAGES else parquet_footer(file)[1])
 
 
 def is_in_object_store(file: SourceFile) -> bool:

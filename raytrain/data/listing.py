@@ -14,10 +14,12 @@ from raytrain.config import SourceFormat, TrainConfig
 from raytrain.config.data import FilesConfig
 from raytrain.data.parallel import in_threads
 from raytrain.data.readers.base import TABLE_FORMATS, Reading, SourceFile, first_line
+from raytrain.data.readers.images import folder_of_images, is_image
 from raytrain.data.readers.sql import is_database
 from raytrain.data.readers.text import COMPRESSIONS
 from raytrain.data.saved_datasets import without_left_overs
 from raytrain.errors import DataError, counted
+from raytrain.models.images import ENDINGS as IMAGE_ENDINGS
 from raytrain.storage import filesystem_of
 
 ENDINGS = {
@@ -161,6 +163,11 @@ def _expand_plain(path: str, format: SourceFormat, option: str) -> list[_Listed]
     except ValueError as error:
         raise DataError(f"{option}.path {path!r}: {error}") from None
     known = visible if format != SourceFormat.AUTO else _with_known_ending(visible)
+    has_images = any(is_image(info.path) for info in visible)
+    if format == SourceFormat.IMAGES or (not known and has_images):
+        if not has_images:
+            raise DataError(f"{option}.path {path!r}: this folder has no image ({', '.join(IMAGE_ENDINGS)})")
+        return [(f"{scheme}{inner}", info)]
     if not known:
         raise DataError(f"{option}.path {path!r}: this folder has no file with a known ending ({', '.join(ENDINGS)})")
     return [(f"{scheme}{info.path}", info) for info in known]
@@ -214,6 +221,8 @@ def _file(listed: _Listed, format: SourceFormat, option: str, reading: Reading) 
             f"{option}.path {path!r}: a database is named by a URI: sqlite:///{path}, or postgresql://USER@HOST/NAME. "
             f"Set {option}.query and {option}.order_by, too"
         )
+    if format == SourceFormat.AUTO and (info.type == pafs.FileType.Directory or is_image(path)):
+        format = SourceFormat.IMAGES
     if format == SourceFormat.AUTO:
         if _ending(path) not in ENDINGS:
             raise DataError(
@@ -221,8 +230,10 @@ def _file(listed: _Listed, format: SourceFormat, option: str, reading: Reading) 
                 f"one of {', '.join(f.value for f in SourceFormat if f != SourceFormat.AUTO)}"
             )
         format = ENDINGS[_ending(path)]
-    modified_at = info.mtime.isoformat() if info.mtime else ""
     full = path if "://" in path else os.path.abspath(path)
+    if format == SourceFormat.IMAGES:
+        return folder_of_images(full, reading)
+    modified_at = info.mtime.isoformat() if info.mtime else ""
     return SourceFile(full, format, info.size or 0, modified_at, reading)
 
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from raytrain.data.cutting import groups
@@ -15,11 +15,14 @@ from raytrain.errors import DataError, FailureCode, counted
 FEW_BYTES = 64 << 20
 
 
-def run_pass(rows: list[dict[str, Any]], function: RowFunction) -> Iterator[dict[str, Any]]:
+def run_pass(
+    rows: list[dict[str, Any]], function: RowFunction, options: Mapping[str, Any] = AWAY_FROM_GPUS
+) -> Iterator[dict[str, Any]]:
     """Apply a function to each row, and yield the reports in any order.
 
     Args:
         rows: With an `ordinal`, and the `num_bytes` that are read for it; those of few bytes share a task of Ray Data.
+        options: Of the operator: where it runs, and what it is given.
 
     Raises the DataError that the function reports for the first of the rows, as soon as those before it are done: which
     one is told does not depend on which task was faster.
@@ -35,7 +38,7 @@ def run_pass(rows: list[dict[str, Any]], function: RowFunction) -> Iterator[dict
         num_cpus = max(1.0, ray.cluster_resources().get("CPU", 1.0))
         of_tasks = groups([row["num_bytes"] for row in rows], num_cpus)
     items = [{"rows": json.dumps(rows[group.start : group.stop])} for group in of_tasks]
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).flat_map(_EachOf(function), **AWAY_FROM_GPUS)
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).flat_map(_EachOf(function), **options)
     dataset.context.target_max_block_size = 1  # a report is passed on at once, and not when its task has ended
     dataset.context.max_errored_blocks = 0  # whatever the user's own pipelines may lose
     waiting = {row["ordinal"] for row in rows}

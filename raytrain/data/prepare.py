@@ -7,6 +7,7 @@
     5. encode    (rows)           -> samples: token ids and the task's columns        data/encode.py, tasks/
     6. write     (samples)        -> a Parquet part with small row groups, its index  data/parts.py
     7. commit    (all parts)      -> lengths, removed rows, and finally the manifest  data/commit.py
+    8. reference (samples)        -> where a loss has one: a column in a second store data/reference.py
 
 What each read task has done is kept and recorded (data/work_folder.py): a command that is interrupted is continued by
 the next one.
@@ -50,6 +51,7 @@ from raytrain.data.parts import Index, rows_in_group
 from raytrain.data.passes import in_parallel, run_pass
 from raytrain.data.prepared import MANIFEST_NAME, Part, PreparedStore
 from raytrain.data.readers.base import SourceFile
+from raytrain.data.reference import Progress, find_with_reference, with_reference
 from raytrain.data.rows_so_far import RowsSoFar
 from raytrain.data.sources import check_sources, read_tasks
 from raytrain.data.stages.counts import LimitError
@@ -74,9 +76,6 @@ MOST_ATTEMPTS = 3
 # The cache may be in one of the user's folders: raytrain removes nothing in it that has another name.
 ATTEMPT_NAME = re.compile(r"[0-9a-f]{20}\.[0-9a-f]{8}\.tmp")
 
-Progress = Callable[[int, int | None, float], None]
-"""Called with (rows so far, estimated rows in total, rows per second)."""
-
 
 def prepare(
     config: RunConfig,
@@ -100,12 +99,12 @@ def prepare(
         full.
     """
     files, rows_per_group, cache, name = _place_of(config, only)
+    told = progress or (lambda *_: None), phase or (lambda _: None)
     if (store := verified_or_removed(cache, name)) is not None:
         check_counts(config, store.manifest.row_counts, Tally())
-        return store
+        return with_reference(config, store, cache, *told)
     if check_first is not None:
         check_first()
-    told = progress or (lambda *_: None), phase or (lambda _: None)
     tokenizer = load_tokenizer(config.model)
     pad_token_id = 0 if tokenizer is None else tokenizer.pad_token_id
     try:
@@ -114,7 +113,7 @@ def prepare(
         raise cannot_prepare(f"can't write the prepared data to {cache.path_of()}", error) from error
     store = PreparedStore(cache.at(name).root)
     check_counts(config, store.manifest.row_counts, Tally())  # another command may have made it, with other limits
-    return store
+    return with_reference(config, store, cache, *told)
 
 
 def find_prepared(config: RunConfig) -> PreparedStore | None:
@@ -122,7 +121,7 @@ def find_prepared(config: RunConfig) -> PreparedStore | None:
     _, _, cache, name = _place_of(config)
     if (store := verified(cache, name)) is not None:
         check_counts(config, store.manifest.row_counts, Tally())
-    return store
+    return None if store is None else find_with_reference(config, store, cache)
 
 
 def _place_of(config: RunConfig, only: str | None = None) -> tuple[dict[str, list[SourceFile]], int, Storage, str]:

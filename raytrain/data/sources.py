@@ -9,21 +9,21 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from raytrain.config import SPLITS, DataConfig, OnError, SourceFormat
+from raytrain.config import SPLITS, DataConfig, OnError
 from raytrain.data.content import with_content
 from raytrain.data.cutting import InParallel, bytes_per_task, spans_of
 from raytrain.data.examined import Examined, HeadCheck, examine, row_groups_of
 from raytrain.data.listing import list_split, real_path
 from raytrain.data.parallel import Checked, in_threads
 from raytrain.data.readers import column_names
-from raytrain.data.readers.base import ReadTask, SourceFile
+from raytrain.data.readers.base import GROUPED, ReadTask, SourceFile
 from raytrain.data.stages.clean import make_cleaner
 from raytrain.errors import DataError
 from raytrain.tasks.base import Task
 
 logger = logging.getLogger(__name__)
 
-# Rows of Parquet per read task; a large file is divided among several tasks.
+# Rows of Parquet, or images, per read task; a large file is divided among several tasks.
 TASK_ROWS = 65_536
 # The first rows of this many text files of a split are read before Ray starts.
 HEAD_FILES = 64
@@ -79,11 +79,11 @@ def read_tasks(splits: dict[str, list[SourceFile]], run: InParallel = in_threads
     files = [file for _, _, file in items]
     num_bytes = bytes_per_task(files)
     spans = spans_of(files, num_bytes, run)
-    row_groups = in_threads(lambda file: row_groups_of(file) if file.format == SourceFormat.PARQUET else (), files)
+    row_groups = in_threads(lambda file: row_groups_of(file) if file.format in GROUPED else (), files)
     tasks: list[ReadTask] = []
     for (split, place, file), rows, of_file in zip(items, row_groups, spans, strict=True):
         if rows:
-            tasks += _tasks_of_parquet(split, place, file, rows, num_bytes)
+            tasks += _tasks_of_groups(split, place, file, rows, num_bytes)
         else:
             whole = [ReadTask(split, place, file, num_bytes=file.num_bytes)]
             tasks += [ReadTask(split, place, file, span=s, num_bytes=s.stop - s.start) for s in of_file] or whole
@@ -91,7 +91,7 @@ def read_tasks(splits: dict[str, list[SourceFile]], run: InParallel = in_threads
 
 
 def count_rows(files: Sequence[SourceFile]) -> int:
-    """Rows of Parquet files. Raises OSError or pa.ArrowInvalid."""
+    """Rows of files whose rows come in groups. Raises OSError or pa.ArrowInvalid."""
     return sum(map(sum, in_threads(row_groups_of, files)))
 
 
@@ -135,10 +135,10 @@ def _with_rows(files: list[SourceFile], option: str, examined: Iterator[Examined
         have = "has no rows and is" if len(empty) == 1 else "have no rows and are"
         named = f"{option}.path: {len(empty)} of {len(files)} files {have} passed over"
         _warn_once(f"{named}, such as {empty[0][0]}")
-    return [replace(file, content=one.etag) for file, one in found if not one.why_empty]
+    return [replace(file, content=one.etag or file.content) for file, one in found if not one.why_empty]
 
 
-def _tasks_of_parquet(
+def _tasks_of_groups(
     split: str, file_of_split: int, file: SourceFile, row_groups: Sequence[int], num_bytes: int
 ) -> list[ReadTask]:
     """`row_groups`: rows of each. `num_bytes`: of a read task, taking all rows of a file for equally long."""

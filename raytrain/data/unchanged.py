@@ -13,6 +13,7 @@ from raytrain.data.content import are_small, hash_of
 from raytrain.data.examined import etag_of, is_in_object_store
 from raytrain.data.parallel import in_threads
 from raytrain.data.readers.base import SourceFile, first_line
+from raytrain.data.readers.images import folder_of_images
 from raytrain.errors import DataError, FailureCode
 from raytrain.retries import retrying
 from raytrain.storage import filesystem_of
@@ -54,7 +55,7 @@ def _difference(file: SourceFile, is_small: bool) -> str:
             return f"from {file.num_bytes:,} to {now.num_bytes:,} bytes"
         if now.modified_at != file.modified_at:
             return f"it was written at {now.modified_at}"
-        if not is_in_object_store(file):
+        if not is_in_object_store(file) and file.format != SourceFormat.IMAGES:
             now = replace(now, content=hash_of(now, is_small))
     except FileNotFoundError:
         return "it is gone"
@@ -64,6 +65,9 @@ def _difference(file: SourceFile, is_small: bool) -> str:
 def _now(file: SourceFile) -> SourceFile | None:
     """The file as its file system has it now; None: it is gone. An object store is asked for the ETag if it has given
     one, since it may round the time of a file and not that in a list."""
+    if file.format == SourceFormat.IMAGES:
+        now = folder_of_images(file.path, file.reading)
+        return now if now.num_bytes else None
     filesystem, inner = filesystem_of(file.path)
     if is_in_object_store(file) and file.content:
         with filesystem.open_input_file(inner) as opened:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
-from raytrain.checkpoint.sizes import CHECKPOINT_BYTES_PER_PARAMETER, SNAPSHOT_COPIES, SNAPSHOTS_KEPT
+from raytrain.checkpoint.sizes import SNAPSHOT_COPIES, SNAPSHOTS_KEPT, checkpoint_bytes
 from raytrain.checkpoint.snapshot import STORE_SHARE, fits_in_store
 from raytrain.doctor.facts import AllReduce, Facts, StorageFacts
 from raytrain.doctor.findings import Verdict, in_bytes, in_rate, in_seconds, note, ok, problem
@@ -210,7 +210,7 @@ def snapshots(facts: Facts) -> Verdicts:
         return
     places = _places(facts, is_empty=True)
     for node, count in Counter(places).items():
-        part_bytes = CHECKPOINT_BYTES_PER_PARAMETER * parameters // len(places)
+        part_bytes = checkpoint_bytes(parameters, config.training) // len(places)
         needed = part_bytes * count * SNAPSHOT_COPIES * (SNAPSHOTS_KEPT + 1) / STORE_SHARE
         text = f"needs an object store of {{}} with {len(places)} worker{'s' * (len(places) > 1)}"
         if fits_in_store(part_bytes, count, facts.store_bytes(node)):

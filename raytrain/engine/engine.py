@@ -20,11 +20,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from raytrain.config import Exactness, Precision, TrainingConfig
+from raytrain.engine.average import Average
 from raytrain.engine.bitwise import ExactGradients, exact_gradients
 from raytrain.engine.deepspeed_config import build_deepspeed_config, effective_zero_stage, resolve_precision
 from raytrain.engine.determinism import BufferWatch, mark_boundaries, require_deterministic_kernels
 from raytrain.engine.generators import seed_generators
-from raytrain.engine.optimizer import make_optimizer
+from raytrain.engine.optimizer import LR_SCALE, make_optimizer
 from raytrain.engine.own_optimizer import layout_of
 
 # Losses of micro-batches are rounded to multiples of this. In float64, sums of them up to 2**29 are then exact, and do
@@ -95,7 +96,7 @@ class Engine:
         is_bitwise = training.exactness is Exactness.BITWISE
         # The fused kernel of GPUs computes all elements alike.
         is_elementwise = is_bitwise and device.type == "cpu"
-        optimizer = make_optimizer(model, training.optimizer, is_elementwise=is_elementwise)
+        optimizer = make_optimizer(model, training, is_elementwise=is_elementwise)
         self._closing = contextlib.ExitStack()
         self._closing.callback(setattr, nn.functional, "linear", nn.functional.linear)
         if is_bitwise:
@@ -113,6 +114,7 @@ class Engine:
                 self._exact = exact_gradients(self.deepspeed, self.zero_stage, epsilon, num_micro_batches)
                 self._buffers = BufferWatch(self.module)
             self._configure_optimizer(training)
+            self.average = None if training.ema_decay is None else Average(self, training.ema_decay)
         except BaseException:
             self._closing.close()
             raise
@@ -160,11 +162,13 @@ class Engine:
         if not self.module.training:  # from_pretrained returns models in eval mode, and so does an evaluation
             self.train_mode()
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group[LR_SCALE]
         loss_scale = self.loss_scale
         losses = self._accumulate(micro_batches, loss_sum_fn, target_weight or 1.0, seeds)
         self._let_copies_finish()
         grad_norm, is_skipped = self._update_unsharded() if self.zero_stage == 0 else self._update_sharded()
+        if self.average is not None and not is_skipped:
+            self.average.update()
         loss_sum = torch.stack(losses).double().div(LOSS_UNIT).round().sum().mul(LOSS_UNIT)
         return StepResult(grad_norm, is_skipped, loss_scale, float(loss_sum))
 
@@ -192,6 +196,10 @@ class Engine:
             if self._exact is not None:
                 self._exact.add_micro_batch()
         return losses
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """Context in which the weights are those to evaluate and to keep: with `training.ema_decay` their average."""
+        return contextlib.nullcontext() if self.average is None else self.average.in_use()
 
     def train_mode(self) -> None:
         """Turn dropout on. Not collective."""

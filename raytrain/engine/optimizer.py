@@ -8,19 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raytrain.config import OptimizerConfig
+from raytrain.config import OptimizerConfig, TrainingConfig
 from raytrain.engine.own_optimizer import make_own
 from raytrain.errors import ConfigError
+from raytrain.models.depths import depths_of
 
 # Elements updated at once: the temporary tensors stay in a CPU's cache.
 _CHUNK = 1 << 17
+LR_SCALE = "lr_scale"
+"""Of a parameter group: its share of the learning rate."""
+SCALING = ".ia3_l."  # in the names of PEFT's vectors that scale, which have two dimensions
 
 
 def make_optimizer(
-    model: nn.Module, optimizer: OptimizerConfig, *, is_elementwise: bool = False
+    model: nn.Module, training: TrainingConfig, *, is_elementwise: bool = False
 ) -> torch.optim.Optimizer:
-    """The optimizer over the trained parameters, in two groups: biases and normalization weights (1-D) have no weight
-    decay. AdamW, if the config names no other.
+    """The optimizer over the trained parameters. Biases and normalization weights (1-D) have no weight decay, and
+    neither have vectors that scale (IA3), which begin at 1. AdamW, if the config names no other. `LR_SCALE` of a group
+    is its share of the learning rate (`training.layerwise_lr_decay`).
 
     Args:
         is_elementwise: The bits of an updated element don't depend on where in a tensor it lies, so not on how
@@ -32,11 +37,8 @@ def make_optimizer(
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise ConfigError("the model has no parameter to train: all of them are frozen")
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": optimizer.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+    optimizer = training.optimizer
+    groups = _groups(model, optimizer, training.layerwise_lr_decay)
     if optimizer.target is not None:
         return make_own(groups, optimizer)
     adamw = torch.optim.AdamW(
@@ -50,6 +52,24 @@ def make_optimizer(
         # Not a subclass: DeepSpeed warns of optimizers that it does not know.
         adamw.step = MethodType(_elementwise_step, adamw)  # type: ignore[method-assign]
     return adamw
+
+
+def _groups(model: nn.Module, optimizer: OptimizerConfig, decay: float) -> list[dict[str, Any]]:
+    """One group for each learning rate and weight decay that there is, from the lowest layer on."""
+    depths, top = depths_of(model) if decay < 1.0 else ({}, 0)
+    found: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            is_decayed = parameter.ndim > 1 and SCALING not in name
+            found.setdefault((depths.get(name, 0), not is_decayed), []).append(parameter)
+    return [
+        {
+            "params": found[depth, is_kept],
+            "weight_decay": 0.0 if is_kept else optimizer.weight_decay,
+            LR_SCALE: decay ** (top - depth),
+        }
+        for depth, is_kept in sorted(found)
+    ]
 
 
 @torch.no_grad()

@@ -1,8 +1,9 @@
 """DeepSpeed's sharded state <-> named ranges of flattened parameters, at any number of workers and any ZeRO stage.
 
 The saved state is the fp32 master weight of every trained parameter, what the optimizer keeps for it (the moments of
-AdamW), and the persistent buffers (such as BatchNorm's statistics; rank 0's). Frozen parameters are not saved: the
-process that loads the state has built the model with the same ones. Each element is saved by exactly one worker:
+AdamW), with `training.ema_decay` its average, and the persistent buffers (such as BatchNorm's statistics; rank 0's).
+Frozen parameters are not saved: the process that loads the state has built the model with the same ones. Each element
+is saved by exactly one worker:
 
 - ZeRO-1 and -2: the worker whose optimizer partition contains it,
 - ZeRO-3: the worker whose partition of the parameter contains it,
@@ -12,36 +13,19 @@ process that loads the state has built the model with the same ones. Each elemen
 Nothing here is pickled, and names and ranges do not depend on the number of workers. No Ray.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from raytrain.checkpoint.ranges import BUFFER, FP32, RangeReader, StateRange, Wanted
+from raytrain.checkpoint.ranges import AVERAGE, BUFFER, FP32, RangeReader, StateRange, Wanted
 from raytrain.config import Precision
 from raytrain.engine.engine import Engine
 from raytrain.engine.exact_sums import sum_of_bits
 from raytrain.engine.own_optimizer import ADAMW, step_state
-from raytrain.engine.shares import gather_shares, share_of
+from raytrain.engine.shards import Shard, inner_optimizer, optimizer_tensors, shards, spread
 
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-
-
-@dataclass(frozen=True)
-class _Shard:
-    """The location of the elements [start, start + length) of a parameter on this worker."""
-
-    name: str
-    start: int
-    length: int
-    master: Tensor
-    """1-D view, fp32; writing to it changes the engine's state."""
-    flat: Tensor
-    """The tensor that the optimizer keeps state for."""
-    flat_start: int
-    """Offset of the elements in `flat`, and so in its moments."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +72,13 @@ def copy_state(engine: Engine) -> StateCopy:
 def _copied_ranges(engine: Engine, *, is_locked: bool = False) -> list[StateRange]:
     """`is_locked`: the copies are in pinned memory, and may still be in progress if they come from a GPU."""
     ranges = []
-    for shard in _shards(engine):
+    for shard in shards(engine):
         tensors = {FP32: _cpu_copy(shard.master, is_locked)}
-        state = _inner_optimizer(engine).state.get(shard.flat, {})
+        state = inner_optimizer(engine).state.get(shard.flat, {})
         for kind in engine.state_layout.kinds:
             tensors[kind] = _moment_copy(state.get(kind), shard, is_locked)
+        if engine.average is not None:
+            tensors[AVERAGE] = _cpu_copy(engine.average.of(shard), is_locked)
         ranges.append(StateRange(shard.name, shard.start, tensors))
     if engine.world_rank == 0:
         for name, buffer in _persistent_buffers(engine.module):
@@ -118,28 +104,32 @@ def load_ranges(engine: Engine, reader: RangeReader, optimizer_step: int) -> Non
         reader).
     """
     kinds = _kinds_at(engine, optimizer_step)
-    for flat in _optimizer_tensors(engine):
+    for flat in optimizer_tensors(engine):
         _make_state(engine, flat, kinds, optimizer_step)
     wanted = []
-    for shard in _shards(engine):
+    for shard in shards(engine):
         wanted.append(Wanted(FP32, shard.name, shard.start, shard.master))
-        state = _inner_optimizer(engine).state[shard.flat]
+        state = inner_optimizer(engine).state[shard.flat]
         for kind in kinds:
             moment = state[kind].view(-1)[shard.flat_start : shard.flat_start + shard.length]
             wanted.append(Wanted(kind, shard.name, shard.start, moment))
+        if engine.average is not None:
+            wanted.append(Wanted(AVERAGE, shard.name, shard.start, engine.average.of(shard)))
     buffers = [(name, buffer, torch.empty(buffer.numel())) for name, buffer in _persistent_buffers(engine.module)]
     wanted += [Wanted(BUFFER, name, 0, elements) for name, _, elements in buffers]
     reader.load(wanted)
     for _, buffer, elements in buffers:
         buffer.copy_(elements.view(buffer.shape))
-    _spread(engine, kinds)
+    spread(engine, kinds)
+    if engine.average is not None:
+        engine.average.num_updates = optimizer_step
 
 
 def weights_checksum(engine: Engine) -> int:
     """A checksum of the trained weights: that of all workers is the sum of theirs modulo 2**64, whatever their number.
     Not collective."""
     total = torch.zeros((), dtype=torch.int64, device=engine.device)
-    for shard in _shards(engine):
+    for shard in shards(engine):
         total += sum_of_bits(shard.master, shard.name, shard.start)
     return int(total) % 2**64
 
@@ -158,67 +148,6 @@ def load_scaler_state(engine: Engine, state: dict[str, float | int]) -> None:
             setattr(engine.optimizer.loss_scaler, field, state[field])
 
 
-def _inner_optimizer(engine: Engine) -> torch.optim.Optimizer:
-    """The torch optimizer, with or without DeepSpeed's wrapper."""
-    return engine.optimizer if engine.zero_stage == 0 else engine.optimizer.optimizer
-
-
-def _optimizer_tensors(engine: Engine) -> list[Tensor]:
-    """The tensors for which this worker's optimizer has state."""
-    if engine.zero_stage == 0:
-        return [p for p in engine.module.parameters() if p.requires_grad]
-    return _flat_partitions(engine.optimizer, engine.zero_stage)
-
-
-def _flat_partitions(optimizer: Any, zero_stage: int) -> list[Tensor]:
-    if zero_stage == 3:
-        return optimizer.fp32_partitioned_groups_flat
-    if hasattr(optimizer, "single_partition_of_fp32_groups"):
-        return optimizer.single_partition_of_fp32_groups
-    return optimizer.fp32_groups_flat_partition  # DeepSpeed's BF16_Optimizer: bf16 at stage 1
-
-
-def _shards(engine: Engine) -> Iterator[_Shard]:
-    """This worker's part of every trained parameter, in the order of `named_parameters` (the same on all workers)."""
-    for name, parameter in engine.module.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        shard: _Shard | None
-        if engine.zero_stage == 3:
-            shard = _shard_of_stage_3(engine, name, parameter)
-        elif engine.zero_stage == 0:
-            shard = _equal_share(engine, name, parameter)
-        else:
-            shard = _shard_of_stage_1_2(engine, name, parameter)
-        if shard is not None and shard.length > 0:
-            yield shard
-
-
-def _equal_share(engine: Engine, name: str, parameter: nn.Parameter) -> _Shard:
-    start, stop = share_of(parameter.numel(), engine.world_rank, engine.world_size)
-    return _Shard(name, start, stop - start, parameter.detach().view(-1)[start:stop], parameter, start)
-
-
-def _shard_of_stage_1_2(engine: Engine, name: str, parameter: Any) -> _Shard | None:
-    mapping = parameter._hp_mapping
-    if mapping is None:  # this worker's partition contains none of it
-        return None
-    inside, place = mapping.lp_fragment_address, mapping.hp_fragment_address
-    flat = _flat_partitions(engine.optimizer, engine.zero_stage)[mapping.param_group_index]
-    return _Shard(name, inside.start, inside.numel, mapping.hp_fragment.detach(), flat, place.start)
-
-
-def _shard_of_stage_3(engine: Engine, name: str, parameter: Any) -> _Shard:
-    """ZeRO-3 pads each flattened parameter to a multiple of the world size and cuts it into equal parts."""
-    part = parameter.partition_numel()
-    start = min(engine.world_rank * part, parameter.ds_numel)
-    length = min(part, parameter.ds_numel - start)
-    optimizer = engine.optimizer
-    group, offset, _ = optimizer.grad_position[optimizer.get_param_id(parameter)]
-    flat = optimizer.fp32_partitioned_groups_flat[group]
-    return _Shard(name, start, length, flat.detach()[offset : offset + length], flat, offset)
-
-
 def _kinds_at(engine: Engine, optimizer_step: int) -> tuple[str, ...]:
     """The tensors that the optimizer has after `optimizer_step` updates. One of the user's may not begin with zeros."""
     return engine.state_layout.kinds if optimizer_step or engine.state_layout is ADAMW else ()
@@ -226,7 +155,7 @@ def _kinds_at(engine: Engine, optimizer_step: int) -> tuple[str, ...]:
 
 def _make_state(engine: Engine, flat: Tensor, kinds: tuple[str, ...], optimizer_step: int) -> None:
     """Create the state that the optimizer creates itself in its first step: it must exist before it can be loaded."""
-    optimizer, layout = _inner_optimizer(engine), engine.state_layout
+    optimizer, layout = inner_optimizer(engine), engine.state_layout
     state = optimizer.state[flat]
     if not optimizer_step and layout is not ADAMW:
         state.clear()
@@ -236,30 +165,6 @@ def _make_state(engine: Engine, flat: Tensor, kinds: tuple[str, ...], optimizer_
             state[kind] = torch.zeros_like(flat, memory_format=torch.preserve_format, requires_grad=False)
     is_beside = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
     state.update(step_state(layout, optimizer_step, flat.device if is_beside else "cpu"))  # where torch expects it
-
-
-def _spread(engine: Engine, kinds: tuple[str, ...]) -> None:
-    """Update everything that is derived from the master weights, on this worker and on the others."""
-    if engine.zero_stage == 0:
-        state = _inner_optimizer(engine).state
-        parameters = _optimizer_tensors(engine)
-        tensors = [t for p in parameters for t in (p.detach(), *(state[p][kind] for kind in kinds))]
-        gather_shares([tensor.view(-1) for tensor in tensors], engine.world_rank, engine.world_size)
-        return
-    if engine.zero_stage == 3:
-        _refresh_stage_3(engine.optimizer)
-        return
-    engine.optimizer.update_lp_params()
-
-
-def _refresh_stage_3(optimizer: Any) -> None:
-    """What ZeRO-3 does in a step: release gathered parameters, then set the 16-bit partitions from the master weights.
-
-    The next forward pass gathers the small parameters again that ZeRO-3 keeps whole.
-    """
-    optimizer._partition_all_parameters()
-    for group in range(len(optimizer.fp32_partitioned_groups_flat)):
-        optimizer._reassign_or_swap_out_partitioned_parameters(group)
 
 
 def _persistent_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
@@ -275,7 +180,7 @@ def _cpu_copy(tensor: Tensor, is_locked: bool) -> Tensor:
     return copy.copy_(tensor.detach(), non_blocking=is_locked)
 
 
-def _moment_copy(moment: Tensor | None, shard: _Shard, is_locked: bool) -> Tensor:
+def _moment_copy(moment: Tensor | None, shard: Shard, is_locked: bool) -> Tensor:
     if moment is None:
         return torch.zeros(shard.length)
     return _cpu_copy(moment.view(-1)[shard.flat_start : shard.flat_start + shard.length], is_locked)

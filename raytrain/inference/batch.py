@@ -25,7 +25,7 @@ from raytrain.data.bad_rows import Tally
 from raytrain.data.encode import cannot_prepare
 from raytrain.data.parallel import in_threads
 from raytrain.data.passes import in_parallel
-from raytrain.data.readers.base import BadRow, ReadTask, SourceFile
+from raytrain.data.readers.base import GROUPED, BadRow, ReadTask, SourceFile
 from raytrain.data.sources import count_rows, read_tasks
 from raytrain.errors import ConfigError, DataError, FailureCode, TrainingError
 from raytrain.inference import pieces
@@ -124,7 +124,7 @@ class _Progress:
     def __init__(self, observer: Observer, files: Sequence[SourceFile]):
         self._observer, self.done = observer, list[Done]()
         self._num_bytes = sum(file.num_bytes for file in files)
-        is_counted = all(file.format == SourceFormat.PARQUET for file in files)
+        is_counted = all(file.format in GROUPED for file in files)
         self.total = count_rows(files) if is_counted else None
         self._rows = self._bytes = 0
         self.began_s = math.inf

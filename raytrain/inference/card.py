@@ -109,7 +109,7 @@ class ModelCard:
         """
         for word in overrides:
             key = word.partition("=")[0]
-            says_where = key.startswith("task.") and key.endswith(("_column", ".label_separator"))
+            says_where = key.startswith("task.") and key.endswith(("_column", ".label_separator", ".image_folder"))
             says_where = says_where or (self.is_adapter and key in OF_THE_BASE)
             if key not in (*ALLOWED, *more) and not key.startswith(SECTIONS) and not says_where:
                 is_source = key == SOURCE or key.startswith(f"{SOURCE}.")

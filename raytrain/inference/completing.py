@@ -8,7 +8,7 @@ from raytrain.errors import ConfigError
 from raytrain.inference.formats import Format
 from raytrain.models.prompts import Prompt
 from raytrain.tasks.base import Task
-from raytrain.tasks.predicting import Generating, room_for_prompt
+from raytrain.tasks.predicting import Generating, room_for_prompt, stop_ids
 
 if TYPE_CHECKING:
     from raytrain.inference.predictor import Predictor
@@ -61,7 +61,7 @@ def complete(predictor: "Predictor", asked: Asked) -> Iterator[Piece]:
             f"{positions:,} positions of the model: shorten it, or ask for fewer tokens"
         )
     prompt = Prompt(ids, asked.max_new_tokens, asked.temperature, asked.top_p, asked.seed, asked.number)
-    stops = task.stop_ids(predictor.model, predictor.tokenizer)
+    stops = stop_ids(predictor.model, predictor.tokenizer)
     told, tokens, reason = "", list[int](), "length"
     for (token,) in next_tokens(predictor.model, [prompt], stops):
         if token is None:

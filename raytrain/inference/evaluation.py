@@ -36,6 +36,7 @@ from raytrain.runs.observer import Observer
 from raytrain.storage import Storage
 from raytrain.tasks.base import Metrics, Task
 from raytrain.tasks.predicting import Decoding, Predicting
+from raytrain.tasks.referenced import refuse_without_reference
 from raytrain.training.records import JsonlWriter
 from raytrain.training.run_log import EVALS
 
@@ -177,6 +178,8 @@ def _checked(model: str, request: EvaluationRequest, *, wants_probabilities: boo
         kinds = " and ".join(config.task.kind for config in configs)
         raise ConfigError(f"models of different tasks can't be compared on the same rows: {kinds}")
     tasks = [predicting_task(config) for config in configs]
+    for task in tasks:
+        refuse_without_reference(task)
     decoding = cards[0].decoding(Decoding(threshold=request.threshold), tasks[0])
     judging = Judging(tuple(cards[1:]), request.by, wants_probabilities, request.threshold)
     return _Asked(request, cards, configs[0], tasks, decoding, judging, path)

@@ -30,7 +30,7 @@ from raytrain.models.card import BEST, CARD, FACTS, FACTS_VERSION, PLAIN_VERSION
 from raytrain.models.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from raytrain.retries import retrying
 from raytrain.storage import Storage
-from raytrain.tasks.text import TextTask, model_inputs
+from raytrain.tasks.text import PretrainedTask
 from raytrain.training.export import results_of
 from raytrain.training.run_log import EVALS
 
@@ -122,7 +122,7 @@ def export_model(model: str, request: ExportRequest) -> Exported:
     best = retrying(lambda: stored.local_copy(""), f"reading {card.folder}")
     try:
         trained = Predictor.load(card, request.overrides, device="cpu", copied=best)
-        if not isinstance(trained.task, TextTask) or not hasattr(trained.model, "config"):
+        if not isinstance(trained.task, PretrainedTask) or not hasattr(trained.model, "config"):
             raise ConfigError(
                 f"{card.folder}: a model that is not of Transformers can't be exported; its best/ has it all"
             )
@@ -255,7 +255,8 @@ def _write(trained: Predictor, best: str, rows: pa.Table, request: ExportRequest
     samples = trained.samples_of(rows.slice(0, 8))
     inputs = {name: torch.from_numpy(value) for name, value in trained.batch_of(samples).items()}
     graph = f"{work}/{GRAPH}"
-    write_graph(model, model_inputs(inputs), graph)
+    assert isinstance(trained.task, PretrainedTask)
+    write_graph(model, trained.task.model_inputs(inputs), graph)
     if request.dtype == DType.INT8:
         with tempfile.TemporaryDirectory() as folder:
             shutil.move(graph, f"{folder}/{GRAPH}")

@@ -13,7 +13,7 @@ import pyarrow as pa
 from raytrain.data.readers.base import ROW
 from raytrain.inference.card import ModelCard
 from raytrain.inference.predictor import Predicted, Predictor, Refused
-from raytrain.tasks.predicting import Decoding, Judged
+from raytrain.tasks.predicting import Decoding, Judged, Predicting
 
 WORST = 20  # rows with the largest loss that are kept, of a piece and of all
 MOST_TEXT = 2000  # characters of such a row's text
@@ -157,7 +157,8 @@ def _worst(
     found: dict[str, list[str | None]] = {name: [None] * len(rows) for name in names}
     order = np.argsort(-np.where(np.isfinite(losses), losses, np.inf), kind="stable")[:WORST]
     chosen = rows.take(pa.array(order))
-    texts = predictor.task.compared_texts(chosen)
+    assert isinstance(predictor.task, Predicting)
+    texts = predictor.task.shown_texts(chosen) or predictor.task.compared_texts(chosen)
     cells: tuple[Iterable[str | None], ...] = (texts, [None] * len(order), [None] * len(order))
     if answers.column_names[0] != LOSS:  # a language model tells nothing else
         true = chosen.select(predictor.task.target_columns()) if judged.true is None else judged.true.take(order)

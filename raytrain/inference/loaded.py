@@ -59,7 +59,8 @@ class LoadedModel:
         """Predict rows that are in memory. For files, and on a cluster: `raytrain.predict_files`.
 
         Args:
-            data: Texts (for a model that tags words also lists of words), a list of dicts with the columns that the
+            data: Texts (for a model that tags words also lists of words), images (of Pillow, arrays of uint8, bytes of
+                files, or paths), a list of dicts with the columns that the
                 model was trained on, a pandas DataFrame or an Arrow table.
             probabilities: Give the probability of each label too.
             threshold: With several labels per row, the probability from which on a label is given; None: the one that
@@ -156,7 +157,8 @@ def _rows_of(data: Any, task: Any) -> "tuple[pa.Table, str]":
     column = (task.input_columns() or ["text"])[0]
     if (words or task.stand_ins()) and all(isinstance(row, str) for row in data):
         column = "text"  # its words are found, or it is a question
-    return pa.table({column: _column(list(data))}), "list"
+    values = [task.value_from_python(value) for value in data]
+    return pa.table({column: _column(values)}), "list"
 
 
 def _column(values: list[Any]) -> "pa.Array":

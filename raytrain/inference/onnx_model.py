@@ -24,11 +24,12 @@ def _needed(module: str) -> Any:
 
 
 def write_graph(model: "nn.Module", inputs: "Mapping[str, Tensor]", path: str) -> None:
-    """Write a graph with a dynamic number of samples and tokens.
+    """Write a graph with a dynamic number of samples and tokens. The size of images is fixed.
 
     Args:
         model: One of Transformers with a head, on the CPU.
-        inputs: What it is called with: each of shape (num_samples, num_tokens), int64. Its values do not matter.
+        inputs: What it is called with: each of shape (num_samples, num_tokens), int64, or images of shape (num_samples,
+            channels, height, width), fp32. Its values do not matter.
 
     Raises ConfigError when the model has operators that ONNX lacks, or depends on the sizes of its inputs.
     """
@@ -61,7 +62,7 @@ def write_graph(model: "nn.Module", inputs: "Mapping[str, Tensor]", path: str) -
                 opset_version=OPSET,
                 input_names=list(names),
                 output_names=["logits"],
-                dynamic_shapes=(tuple({0: batch, 1: length} for _ in names),),
+                dynamic_shapes=(tuple({0: batch, 1: length} if one.ndim == 2 else {0: batch} for one in traced),),
                 external_data=False,
                 verbose=False,
             )
@@ -74,6 +75,8 @@ def write_graph(model: "nn.Module", inputs: "Mapping[str, Tensor]", path: str) -
 
 def _resized(values: "Tensor") -> "Tensor":
     """The first values, repeated to the sizes that are traced."""
+    if values.ndim > 2:
+        return values[:1].repeat(TRACED_SAMPLES, *[1] * (values.ndim - 1)).clone()
     flat = values.reshape(-1)
     count = TRACED_SAMPLES * TRACED_TOKENS
     return flat.repeat(-(-count // len(flat)))[:count].reshape(TRACED_SAMPLES, TRACED_TOKENS).clone()

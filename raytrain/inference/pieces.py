@@ -25,7 +25,8 @@ from raytrain.inference.texts import needed_columns
 from raytrain.ray_core.nodes import own_node
 from raytrain.retries import retrying
 from raytrain.storage import Storage
-from raytrain.tasks.predicting import Decoding
+from raytrain.tasks.base import Task
+from raytrain.tasks.predicting import Decoding, Predicting
 
 PIECE_ROWS, PIECE_BYTES = 1024, 128 << 10
 """The most that a piece has: enough for batches of similar length, and little enough to share among workers. Long rows
@@ -81,6 +82,13 @@ class Done:
 def part_name(task: int, piece: int) -> str:
     """Name of a piece's files in the work folder, without their ending."""
     return f"{task:05d}-{piece:07d}"
+
+
+def _passed_through(table: pa.Table, task: Task) -> pa.Table:
+    """The columns that are written beside the predictions."""
+    assert isinstance(task, Predicting)
+    found = {name: task.passed_through(name, table[name]) for name in table.column_names}
+    return pa.table({name: column for name, column in found.items() if column is not None})
 
 
 class PieceWorker:
@@ -162,6 +170,8 @@ class PieceWorker:
         good = chunk.table.filter(pa.array([i not in refused for i in range(len(rows))])) if refused else chunk.table
         kept = spec.columns if spec.columns is not None else [name for name in good.column_names if name != ROW]
         table = _with_columns(good, list(kept)).select(list(kept))
+        if spec.columns is None:
+            table = _passed_through(table, asked)
         for column in (found.table, *([judged.added] if judged is not None else [])):
             for name in column.column_names:
                 table = table.append_column(name, column[name])

@@ -250,7 +250,7 @@ class Predictor:
             for places in groups:
                 arrays = self.batch_of(samples.take(pa.array(places)))
                 batch = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-                answers = embed(self.model, batch) if embeddings else self.task.infer(self.model, batch)
+                answers = embed(self.task, self.model, batch) if embeddings else self.task.infer(self.model, batch)
                 for place, answer in zip(places, answers, strict=True):
                     found[place] = answer
         return found

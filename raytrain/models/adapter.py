@@ -56,25 +56,12 @@ def add_adapter(model: Any, config: ModelConfig, head: Collection[str] = (), fre
     if adapter is None:
         return model
     peft = _peft()
-    from transformers.pytorch_utils import Conv1D
-
     whole = _whole_modules(model, adapter, head, fresh)
     targets = _targets(model, adapter, whole)
-    alpha = adapter.scale_numerator
-    lora = peft.LoraConfig(
-        r=adapter.rank,
-        lora_alpha=int(alpha) if alpha == int(alpha) else alpha,  # other programs expect an integer
-        lora_dropout=adapter.dropout,
-        use_dora=adapter.dora,
-        use_rslora=adapter.rslora,
-        target_modules=targets,
-        fan_in_fan_out=all(isinstance(model.get_submodule(name), Conv1D) for name in targets),
-        modules_to_save=None,  # PEFT would keep a copy of each
-        base_model_name_or_path=config.path,
-        revision=config.revision,
-    )
+    settings = _settings(peft, model, adapter, targets)
+    settings.base_model_name_or_path, settings.revision = config.path, config.revision
     try:
-        adapted = peft.inject_adapter_in_model(lora, model, NAME)
+        adapted = peft.inject_adapter_in_model(settings, model, NAME)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"model.adapter: {first_line(str(error))}") from None
     for name in whole:
@@ -174,6 +161,27 @@ def _peft() -> Any:
     return peft
 
 
+def _settings(peft: Any, model: Any, adapter: AdapterConfig, targets: list[str]) -> Any:
+    """PEFT's own settings of an adapter of these layers. `modules_to_save` is left out, since PEFT would keep a copy of
+    each. Raises ConfigError."""
+    from transformers.pytorch_utils import Conv1D
+
+    is_transposed = all(isinstance(model.get_submodule(name), Conv1D) for name in targets)
+    if adapter.kind == "ia3":
+        inner = [name for end in adapter.feedforward for name in _ending(end, targets, "feedforward")]
+        return peft.IA3Config(target_modules=targets, feedforward_modules=inner, fan_in_fan_out=is_transposed)
+    alpha = adapter.scale_numerator
+    return peft.LoraConfig(
+        r=adapter.rank,
+        lora_alpha=int(alpha) if alpha == int(alpha) else alpha,  # other programs expect an integer
+        lora_dropout=adapter.dropout,
+        use_dora=adapter.dora,
+        use_rslora=adapter.rslora,
+        target_modules=targets,
+        fan_in_fan_out=is_transposed,
+    )
+
+
 def _in_files(model: Any, tensors: "Mapping[str, Any]") -> dict[str, Any]:
     """Trained tensors by their names in PEFT's files instead of those in the model."""
     import peft
@@ -269,10 +277,10 @@ def _matching(pattern: str, names: list[str]) -> list[str]:
     return found
 
 
-def _ending(target: str, names: list[str]) -> list[str]:
+def _ending(target: str, names: list[str], option: str = "targets") -> list[str]:
     found = [name for name in names if _ends_in(name, target)]
     if not found:
-        raise ConfigError(_no_module("targets", target, names))
+        raise ConfigError(_no_module(option, target, names))
     return found
 
 

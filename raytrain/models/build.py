@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING, Any
 from raytrain.config import ModelConfig, TrainingConfig
 from raytrain.errors import ConfigError, did_you_mean, first_line
 from raytrain.models.adapter import add_adapter
+from raytrain.models.attention import choose_attention
+from raytrain.models.depths import depths_of
 from raytrain.models.files import refuse_adapter, untrusted_code
+from raytrain.models.new_tokens import add_rows
+from raytrain.models.noise import add_noise
 from raytrain.models.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -74,12 +78,16 @@ def new_or_loaded(factory: Any, model: ModelConfig, config: Any) -> tuple[Any, s
     ConfigError."""
     import torch
 
+    choose_attention(factory, model, config)
     if model.path is None or torch.get_default_device().type == "meta":
         try:
-            return factory.from_config(config, trust_remote_code=model.trust_remote_code).float(), None
+            new = factory.from_config(config, trust_remote_code=model.trust_remote_code).float()
         except (ValueError, ArithmeticError, AssertionError) as error:
             raise ConfigError(f"model.{'config' if model.path is None else 'path'}: {first_line(str(error))}") from None
+        add_rows(new, model)
+        return new, None
     built, fresh = _load(factory, model, config)
+    add_rows(built, model)
     if fresh:
         logger.info("new weights, to be trained from scratch: %s", ", ".join(sorted(fresh)))
     return built, fresh
@@ -131,6 +139,9 @@ def for_training(model: Any, training: TrainingConfig) -> "nn.Module":
             )
         # The reentrant form loses gradients where a layer's input has none, as behind frozen embeddings.
         model.activation_checkpointing_enable({"use_reentrant": False})
+    add_noise(model, training.neftune_alpha)
+    if training.layerwise_lr_decay < 1.0:
+        depths_of(model)  # it refuses a model that has none
     return model
 
 
@@ -208,6 +219,8 @@ def override_dropout(config: Any, dropout: float | None) -> None:
 
 def fill_pad_token(config: Any, model: ModelConfig) -> None:
     """Give a config without a padding token the one that samples are padded with. Raises ConfigError."""
+    if model.image is not None:
+        return
     if getattr(config, "pad_token_id", None) is None and (tokenizer := load_tokenizer(model)) is not None:
         config.pad_token_id = tokenizer.pad_token_id
 
@@ -219,6 +232,8 @@ def share_pad_token(built: Any, model: ModelConfig) -> None:
     Other models keep theirs. Their attention mask hides the padding, and RoBERTa's positions are counted from its id.
     Raises ConfigError.
     """
+    if model.image is not None:
+        return
     forwards = (inspect.unwrap(kind.__dict__["forward"]) for kind in type(built).__mro__ if "forward" in kind.__dict__)
     codes = (getattr(forward, "__code__", None) for forward in forwards)
     if not any("pad_token_id" in code.co_names for code in codes if code is not None):

@@ -23,16 +23,22 @@ BASE_HASH = "sha256"  # of the frozen weights, in `base_model` of an adapter's r
 PIPELINES = {
     "causal_lm": "text-generation",
     "chat": "text-generation",
+    "image_classification": "image-classification",
     "masked_lm": "fill-mask",
+    "preference": "text-generation",
     "regression": "text-classification",
+    "reward": "text-classification",
     "sequence_classification": "text-classification",
     "token_classification": "token-classification",
 }
 AUTO_CLASSES = {
     "causal_lm": "AutoModelForCausalLM",
     "chat": "AutoModelForCausalLM",
+    "image_classification": "AutoModelForImageClassification",
     "masked_lm": "AutoModelForMaskedLM",
+    "preference": "AutoModelForCausalLM",
     "regression": "AutoModelForSequenceClassification",
+    "reward": "AutoModelForSequenceClassification",
     "sequence_classification": "AutoModelForSequenceClassification",
     "token_classification": "AutoModelForTokenClassification",
 }
@@ -151,7 +157,13 @@ def _usage(facts: dict[str, Any]) -> list[str]:
         return _adapter_usage(facts)
     if kind is None or facts.get("export", {}).get("format", "hf") != "hf":
         return []
-    if kind == "text-classification":
+    if task["kind"] == "reward":
+        options, call = 'function_to_apply="none"', "model(model.tokenizer.apply_chat_template(turns, tokenize=False))"
+        note = (
+            f"`turns` is a conversation of up to {length} tokens that ends with the answer; the score is its reward, "
+            "which means something beside those of other answers to the same prompt alone."
+        )
+    elif kind == "text-classification":
         is_number = task["kind"] == "regression"
         options = "truncation=True" + (", top_k=None" if is_number or task["multi_label"] else "")
         options += ', function_to_apply="none"' if is_number else ""
@@ -159,7 +171,10 @@ def _usage(facts: dict[str, Any]) -> list[str]:
         note = f"`truncation=True` cuts texts at {length} tokens, as in training; without it a long text is an error."
         if is_number:
             note += " A target is its score times the deviation plus the mean, of `state` in `raytrain.json`."
-    elif task["kind"] == "chat":
+    elif kind == "image-classification":
+        options = 'function_to_apply="sigmoid", top_k=None' if task["multi_label"] else ""
+        call, note = 'model("image.png")', "Images are resized and scaled as `preprocessor_config.json` says."
+    elif task["kind"] in ("chat", "preference"):
         options, call = "", 'model([{"role": "user", "content": "..."}], max_new_tokens=256)'
         note = f"Trained on conversations of up to {length} tokens, with the chat template of the tokenizer."
     elif kind == "text-generation":
@@ -210,6 +225,8 @@ def _adapter_usage(facts: dict[str, Any]) -> list[str]:
         f'base = {auto_class}.from_pretrained("{base["path"]}", config=AutoConfig.from_pretrained(folder){revision})\n'
         "model = PeftModel.from_pretrained(base, folder)\ntokenizer = AutoTokenizer.from_pretrained(folder)"
     )
+    if facts["task"]["kind"] == "image_classification":
+        code = code.replace("tokenizer = ", "processor = ").replace("AutoTokenizer", "AutoImageProcessor")
     if PIPELINES[facts["task"]["kind"]] == "text-generation":
         code = code.replace("AutoTokenizer, ", "AutoTokenizer, GenerationConfig, ")
         code += "\nmodel.generation_config = GenerationConfig.from_pretrained(folder)  # the tokens that end a text"
@@ -220,9 +237,12 @@ def _export(facts: dict[str, Any]) -> list[str]:
     """How an export compares with the trained model."""
     if (found := facts.get("export")) is None:
         return []
+    is_on_images = facts["task"]["kind"] == "image_classification"
+    inputs = "the inputs of the tokenizer, of any number of samples and tokens"
+    inputs = "the input `pixel_values`, of any number of images" if is_on_images else inputs
     graph = (
-        " `raytrain.load` and `raytrain predict` take this folder; for onnxruntime `model.onnx` has the inputs of the "
-        "tokenizer, of any number of samples and tokens, and the output `logits`."
+        f" `raytrain.load` and `raytrain predict` take this folder; for onnxruntime `model.onnx` has {inputs}, and the "
+        "output `logits`."
         if found["format"] == "onnx"
         else ""
     )
@@ -242,6 +262,8 @@ def _of_the_trained(facts: dict[str, Any]) -> str:
 
 def _inputs(facts: dict[str, Any]) -> str:
     """What the tokenizer and the training say about inputs."""
+    if facts["task"]["kind"] == "image_classification":
+        return "Images, resized and scaled as `preprocessor_config.json` says."
     length, train = facts["max_length"], facts["data"].get("train", {})
     cut = f" In the training, {train['num_truncated']:,} of {train['num_samples']:,} samples were." if train else ""
     return f"At most {length:,} tokens, those that mark the beginning and the end included; longer ones are cut.{cut}"

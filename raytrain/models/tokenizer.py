@@ -10,19 +10,24 @@ from typing import Any
 from raytrain.config import ModelConfig
 from raytrain.errors import ConfigError
 from raytrain.models.files import untrusted_code
+from raytrain.models.images import PROCESSOR, image_identity, load_image_processor
 
 HUB_TIMEOUT_S = 10.0
 
 
 def load_tokenizer(model: ModelConfig) -> Any:
-    """The model's tokenizer, loaded once per process; None when the config names none.
+    """The model's tokenizer, or the `ImageProcessor` of a model on images, loaded once per process; None when the
+    config names none.
 
     Raises ConfigError naming `model.path` or `model.tokenizer`.
     """
+    if model.image is not None:
+        return load_image_processor(model)
     if not model.tokenizer_path:
         return None
     try:
-        return _load(model.tokenizer_path, model.revision or "main", model.trust_remote_code, _option(model))
+        place = model.tokenizer_path, model.revision or "main", model.trust_remote_code, _option(model)
+        return _load(*place, tuple(model.add_tokens))
     except ConfigError:
         if said := untrusted_code(_option(model), model.tokenizer_path, model):
             raise ConfigError(said) from None
@@ -40,7 +45,10 @@ def check_tokenizer(model: ModelConfig) -> None:
         if path and not os.path.isdir(path):
             _check_absent(option, path, model.revision)
     path = model.tokenizer_path
-    if os.path.isdir(path) and not any(name in os.listdir(path) for name in TOKENIZER_FILES):
+    if model.image is not None:
+        if os.path.isdir(path) and PROCESSOR not in os.listdir(path):
+            raise ConfigError(f"model.path {path}: this folder has no {PROCESSOR}, which a model on images has")
+    elif os.path.isdir(path) and not any(name in os.listdir(path) for name in TOKENIZER_FILES):
         raise ConfigError(
             f"{_option(model)} {path}: this folder has no tokenizer (none of {', '.join(TOKENIZER_FILES)}); save it "
             "there with tokenizer.save_pretrained, or set model.tokenizer to where it is"
@@ -132,11 +140,15 @@ def tokenizer_identity(model: ModelConfig) -> str:
     """Hash of the tokenizer that a model config names. A local folder is identified by its files, so that a
     command whose data is prepared does not spend seconds on importing Transformers. Raises ConfigError."""
     path = model.tokenizer_path
+    if model.image is not None:
+        return image_identity(model)
     if not path:
         return ""
     if not os.path.isdir(path):
         return tokenizer_fingerprint(load_tokenizer(model))
     digest = hashlib.sha256()
+    if model.add_tokens:
+        digest.update(json.dumps(model.add_tokens).encode())
     for name in sorted(os.listdir(path)):
         if name in TOKENIZER_FILES or "token" in name or name in ("merges.txt", CHAT_TEMPLATE):
             with open(os.path.join(path, name), "rb") as file:
@@ -161,7 +173,7 @@ def _option(model: ModelConfig) -> str:
 
 
 @lru_cache(maxsize=4)
-def _load(path: str, revision: str, trust_remote_code: bool, option: str) -> Any:
+def _load(path: str, revision: str, trust_remote_code: bool, option: str, more: tuple[str, ...]) -> Any:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads and Ray's processes would compete for cores
     from transformers import AutoTokenizer
 
@@ -179,4 +191,8 @@ def _load(path: str, revision: str, trust_remote_code: bool, option: str) -> Any
         tokenizer.pad_token = tokenizer.eos_token  # causal models have none; padding has no target anyway
     if tokenizer.pad_token_id is None:
         raise ConfigError(f"{option} {path}: this tokenizer has neither a padding nor an end-of-text token")
+    known = tokenizer.get_vocab()
+    if there := [token for token in more if token in known]:
+        raise ConfigError(f"model.add_tokens: the tokenizer of {path} has the token {there[0]!r} already: leave it out")
+    tokenizer.add_tokens(list(more))
     return tokenizer

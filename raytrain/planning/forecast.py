@@ -4,10 +4,11 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from raytrain.config import Precision, RunConfig, SourceFormat
+from raytrain.config import Precision, RunConfig
 from raytrain.data.copies import describe_epoch
 from raytrain.data.listing import list_split
 from raytrain.data.prepare import find_prepared
+from raytrain.data.readers.base import GROUPED
 from raytrain.data.sources import count_rows
 from raytrain.errors import ConfigError, counted
 from raytrain.planning.calibration import Calibration, find_calibration
@@ -264,7 +265,7 @@ def _count_data(config: RunConfig, task: Task) -> tuple[int | None, TaskState, l
         return store.manifest.splits["train"].num_samples, store.manifest.task_state, notes
     state = task.assumed_state()
     files = list_split(config.data.train, "data.train")
-    if any(file.format != SourceFormat.PARQUET for file in files):
+    if any(file.format not in GROUPED for file in files):
         return None, state, ["data is not prepared, so its samples are not counted: `raytrain data prepare CONFIG`"]
     rows = count_rows(files)
     fraction = config.data.validation.fraction if config.data.validation else None

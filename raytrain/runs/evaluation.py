@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from raytrain.config import SPLITS, RunConfig
+from raytrain.config import SPLITS, PreferenceConfig, RunConfig
 from raytrain.errors import ConfigError
 from raytrain.models.card import BEST, FACTS
 from raytrain.runs.folder import read_run_config
@@ -101,7 +101,7 @@ def reads_other_data(overrides: Sequence[str]) -> bool:
 def for_other_data(config: RunConfig, run: Storage) -> RunConfig:
     """The config that prepares other data for the model in best/: with the model's labels in their order, and with its
     tokenizer, so that neither the training data nor the original model has to exist any longer, except an adapter's
-    base."""
+    base, and the reference of a preference loss."""
     if config.task.kind in ("python", "regression"):
         raise ConfigError(
             f"other files can't be evaluated with task.kind {config.task.kind}: what its class learned from the "
@@ -118,8 +118,16 @@ def for_other_data(config: RunConfig, run: Storage) -> RunConfig:
         "data": config.data.model_copy(update={"balance": None, "augment": None}),  # for training data
     }
     if (path := run.local_path(BEST)) is not None:  # on an object store the workers can't open it as a folder
-        model = {"path": path, "config": None, "tokenizer": None, "revision": None}
-        if config.model.adapter is not None:  # best/ does not have the base model
+        model: dict[str, Any] = {
+            "path": path,
+            "config": None,
+            "tokenizer": None,
+            "revision": None,
+            "add_tokens": [],
+        }
+        task = config.task
+        has_reference = isinstance(task, PreferenceConfig) and task.loss.has_reference
+        if config.model.adapter is not None or has_reference:  # best/ does not have the model that training began with
             model = {"tokenizer": path}
         changes["model"] = config.model.model_copy(update=model)
     return config.model_copy(update=changes)

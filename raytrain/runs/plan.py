@@ -8,7 +8,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from raytrain.checkpoint.sizes import CHECKPOINT_BYTES_PER_PARAMETER, SNAPSHOT_COPIES, SNAPSHOTS_KEPT
+from raytrain.checkpoint.sizes import SNAPSHOT_COPIES, SNAPSHOTS_KEPT, checkpoint_bytes
 from raytrain.config import RunConfig
 from raytrain.errors import ConfigError, counted
 from raytrain.steps.batches import BatchPlan
@@ -107,10 +107,10 @@ def make_plan(
     if num_samples is None:
         num_samples = config.data.fixed_epoch_samples  # the steps are known then, whatever the data has
     steps_per_epoch = None if num_samples is None else _steps_per_epoch(config, num_samples)
-    checkpoint_bytes = None if num_trained is None else CHECKPOINT_BYTES_PER_PARAMETER * num_trained
+    bytes_saved = None if num_trained is None else checkpoint_bytes(num_trained, config.training)
     snapshot_bytes = None
-    if checkpoint_bytes is not None and config.checkpoint.snapshot_every_steps is not None:
-        snapshot_bytes = SNAPSHOTS_KEPT * SNAPSHOT_COPIES * checkpoint_bytes
+    if bytes_saved is not None and config.checkpoint.snapshot_every_steps is not None:
+        snapshot_bytes = SNAPSHOTS_KEPT * SNAPSHOT_COPIES * bytes_saved
     total_steps = config.training.max_steps
     if total_steps is None and num_samples is not None:
         total_steps = make_timetable(config, num_samples, has_validation=False).total_steps
@@ -124,7 +124,7 @@ def make_plan(
         worlds=worlds,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
-        checkpoint_bytes=checkpoint_bytes,
+        checkpoint_bytes=bytes_saved,
         checkpoints_kept=config.checkpoint.keep_last,
         snapshot_bytes=snapshot_bytes,
         notes=_notes(config, worlds, num_samples, total_steps, use_gpu),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from raytrain.config import DataConfig, Mark, ModelConfig, RunConfig
+from raytrain.config import Mark, ModelConfig, PairsConfig, RunConfig
 from raytrain.config.chat import ChatConfig
 from raytrain.config.fields import marked, with_paths
 from raytrain.config.io import flatten, load_config, parse_config
@@ -99,13 +99,20 @@ def check(
         check_sources(given.data, task, only, checked)  # a missing path is named as the user wrote it
         check_tokenizer(config.model)
         _check_trust(config.model)
-        if config.training.gradient_checkpointing or config.model.adapter is not None:
+        if _depends_on_the_model(config):
             num_trained = _check_options(config, task)
     except RaytrainError as error:
         raise type(error)(f"{error}{_how_to_fetch(given)}", error.code) from None
     _check_storage(config)
     check_trackers(config)
     return Preflight(config, private_cpus, num_trained)
+
+
+def _depends_on_the_model(config: RunConfig) -> bool:
+    """Whether there are options that some models lack."""
+    training, model = config.training, config.model
+    of_training = training.gradient_checkpointing, training.neftune_alpha, training.layerwise_lr_decay < 1.0
+    return any(of_training) or model.adapter is not None or model.attention != "auto" or bool(model.add_tokens)
 
 
 def check_model(config: RunConfig) -> None:
@@ -188,8 +195,10 @@ def resolve(config: RunConfig) -> RunConfig:
                 section[name] = with_paths(section[name], make_absolute)
     if config.task.kind == "python" and config.task.source is None:  # a run's own config says it already
         raw["task"]["source"] = source_hash(config.task.target)
-    if config.task.kind == "chat":
-        raw["task"].update(_resolved_chat(config.task, config.data))
+    if isinstance(config.task, ChatConfig):
+        raw["task"].update({"format": chat_format(config.task, config.data)} if config.task.format is None else {})
+    if isinstance(config.task, ChatConfig | PairsConfig):
+        raw["task"].update(_resolved_template(config.task.chat_template))
     if (clean := config.data.clean) is not None and clean.custom is not None and clean.custom_source is None:
         raw["data"]["clean"]["custom_source"] = source_hash(clean.custom, "data.clean.custom")
     augment = config.data.augment
@@ -210,14 +219,13 @@ def resolve(config: RunConfig) -> RunConfig:
     return parse_config(raw)
 
 
-def _resolved_chat(task: ChatConfig, data: DataConfig) -> dict[str, Any]:
-    """The format of the rows, and the text of the template in place of its file. Raises ConfigError."""
-    found: dict[str, Any] = {"format": chat_format(task, data)} if task.format is None else {}
-    if (path := task.chat_template) is None or path == CHATML or "{" in path:  # it is a template already
-        return found
+def _resolved_template(path: str | None) -> dict[str, Any]:
+    """The text of a chat template in place of its file. Raises ConfigError."""
+    if path is None or path == CHATML or "{" in path:  # it is a template already
+        return {}
     try:
         with open(os.path.expanduser(path), encoding="utf-8") as file:
-            return {**found, "chat_template": file.read()}
+            return {"chat_template": file.read()}
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"task.chat_template {path}: this file can't be read ({first_line(str(error))}). Give a file with a "

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from raytrain.errors import ConfigError, first_line
-from raytrain.serving.limits import GROUP_CHARS, GROUP_ROWS, GROUP_TOKENS
+from raytrain.serving.limits import GROUP_CHARS, GROUP_ROWS, GROUP_TOKENS, IMAGE_CHARS
 from raytrain.serving.metrics import ServeMetrics
 from raytrain.serving.replica import Answer, How, Row
 
@@ -225,4 +225,10 @@ def _most_rows(how: How) -> int:
 
 
 def _num_chars(row: Row) -> int:
-    return sum(len(value) if isinstance(value, str) else len(str(value)) for value in row.values())
+    return sum(map(_chars_of, row.values()))
+
+
+def _chars_of(value: object) -> int:
+    if isinstance(value, bytes):  # an image
+        return IMAGE_CHARS
+    return len(value) if isinstance(value, str) else len(str(value))

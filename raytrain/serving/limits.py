@@ -7,6 +7,10 @@ from raytrain.errors import ConfigError
 GROUP_ROWS, GROUP_CHARS = 64, 32 << 10
 """The most rows that a replica is given at once, and their characters; a longer row is alone. More would make short
 requests wait, and hardly saves time."""
+IMAGE_CHARS = 512
+"""What an image counts for in a group, whatever its file: as the model sees them, all are of the same size."""
+MOST_IMAGE_PIXELS = 1 << 24
+"""Of an image in a request: 50 MB as RGB, so that many small files can't fill the memory."""
 GROUP_TOKENS = 256
 """The most tokens that are generated for a group, all rows together; a row that is to have more is alone."""
 

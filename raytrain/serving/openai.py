@@ -1,8 +1,8 @@
 """Requests and answers in the format of OpenAI's API, for clients that are written for it.
 
 Read: `model`, `messages` or `prompt`, `max_tokens`, `max_completion_tokens`, `temperature`, `top_p`, `n`, `seed`,
-`stop`, `stream` and `stream_options.include_usage`. Keys that would change the answer and are not supported are refused, unless
-they ask for nothing; those that only describe the request are ignored.
+`stop`, `stream` and `stream_options.include_usage`. Keys that would change the answer and are not
+supported are refused, unless they ask for nothing; those that only describe the request are ignored.
 """
 
 import json
@@ -60,10 +60,10 @@ def read_request(body: bytes, model: Model, limits: Limits, *, is_chat: bool) ->
         raise HttpError(404, "model_not_found", f"this server has no model {named}; it has {model.card.name!r}")
     prompt = _turns(found.get("messages")) if is_chat else _text(found.get("prompt"))
     try:
-        generating_task(model.task, model.card.format)
+        task: Any = generating_task(model.task, model.card.format)
     except ConfigError as error:
         raise refused(str(error)) from None
-    if (model.config.task.kind == "chat") != is_chat:
+    if task.answers_turns != is_chat:
         other = COMPLETIONS if is_chat else CHAT
         raise refused(f"this model was trained with task.kind={model.config.task.kind}: ask it by {other}")
     options = found.get("stream_options") or {}
@@ -167,7 +167,7 @@ def _turns(given: Any) -> list[dict[str, Any]]:
             ]
             if not all(isinstance(text, str) for text in texts):
                 raise refused(
-                    f"messages[{place}].content has a part that is no text; this model reads text", "messages"
+                    f"messages[{place}].content has a part that is not text; this model reads text", "messages"
                 )
             content = "".join(str(text) for text in texts)
         role = "system" if turn.get("role") == "developer" else turn.get("role")

@@ -5,12 +5,14 @@ import json
 from typing import Any
 
 import raytrain
+from raytrain.serving.image_rows import takes_images
 from raytrain.serving.limits import Limits
 from raytrain.serving.requests import DOCUMENT, OPTIONS
 from raytrain.serving.served import Model
 from raytrain.tasks.predicting import Decoding, Generating, Predicting
 
 TEXT = {"type": "string", "minLength": 1}
+IMAGE = {"type": "string", "contentEncoding": "base64", "description": "A PNG, JPEG, WEBP, GIF, BMP or TIFF file."}
 WORDS = {"type": "array", "items": TEXT, "minItems": 1}
 
 
@@ -85,6 +87,8 @@ def _either(answers: Any) -> dict[str, Any]:
 
 
 def _column(model: Model, name: str) -> dict[str, Any]:
+    if takes_images(model.task):
+        return IMAGE
     if name in model.task.word_columns():
         return WORDS
     return TEXT if name in model.task.text_columns() else {}
@@ -115,7 +119,9 @@ def _body(model: Model, limits: Limits) -> dict[str, Any]:
     columns = model.task.input_columns()
     one = {"anyOf": [TEXT, WORDS]} if model.task.word_columns() else TEXT
     inputs: dict[str, Any] = {"rows": {"type": "array", "items": _ref("Row"), "maxItems": limits.max_rows}}
-    if len(columns) == 1 or _takes_questions(model):
+    if takes_images(model.task):
+        inputs |= {"image": IMAGE, "images": {"type": "array", "items": IMAGE, "maxItems": limits.max_rows}}
+    elif len(columns) == 1 or _takes_questions(model):
         inputs |= {"text": one, "texts": {"type": "array", "items": one, "maxItems": limits.max_rows}}
     options = {
         "probabilities": {"type": "boolean", "default": False, "description": "The probability of each label too."},
@@ -140,6 +146,8 @@ def _example(model: Model) -> dict[str, Any]:
     columns = model.task.input_columns()
     if _takes_questions(model):
         return {"text": "Where is my parcel?"}
+    if takes_images(model.task):
+        return {"image": "iVBORw0KGgo..."}
     if len(columns) == 1 and (model.task.word_columns() or columns[0] in model.task.text_columns()):
         return {"text": "a fine film"}
     return {"rows": [{name: "a fine film" if _column(model, name) else 1 for name in columns}]}

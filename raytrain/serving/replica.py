@@ -98,6 +98,8 @@ class Replica:
         row: Row = {name: ["a"] if name in words else "a" for name in task.input_columns()}
         if isinstance(task, Predicting) and task.stand_ins():
             row = {ASKED: "a"}
+        if isinstance(task, Predicting) and (example := task.example_row()) is not None:
+            row = example
         try:
             answer_rows(self._predictor, [row], How(Decoding(max_new_tokens=int(isinstance(task, Generating)))))
         except Exception as error:  # a task of the user's may read something else; it is told at the first request

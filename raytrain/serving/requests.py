@@ -8,6 +8,7 @@ from raytrain.errors import ConfigError, did_you_mean
 from raytrain.inference.card import ModelCard
 from raytrain.inference.predictor import output_columns
 from raytrain.inference.texts import TEXT, needed_columns, stand_in
+from raytrain.serving.image_rows import IMAGE_INPUTS, row_of_image, takes_images
 from raytrain.serving.limits import GROUP_CHARS, Limits
 from raytrain.serving.replica import How, Row
 from raytrain.tasks.base import Task
@@ -51,17 +52,20 @@ def parse(body: bytes, task: Task, card: ModelCard, limits: Limits) -> Asked:
         ) from None
     if not isinstance(found, dict):
         raise wrong(f'the body is a JSON {_kind(found)}: send an object such as {{"text": "a fine film"}}')
-    if unknown := [name for name in found if name not in (*INPUTS, *OPTIONS)]:
-        known = ", ".join((*INPUTS, *OPTIONS))
-        raise wrong(f"unknown key {unknown[0]!r}: a request has {known}{did_you_mean(unknown[0], (*INPUTS, *OPTIONS))}")
-    given = [name for name in INPUTS if name in found]
+    inputs = IMAGE_INPUTS if takes_images(task) else INPUTS
+    if unknown := [name for name in found if name not in (*inputs, *OPTIONS)]:
+        known = ", ".join((*inputs, *OPTIONS))
+        raise wrong(f"unknown key {unknown[0]!r}: a request has {known}{did_you_mean(unknown[0], (*inputs, *OPTIONS))}")
+    given = [name for name in inputs if name in found]
     if len(given) != 1:
-        raise wrong(f"a request has one of text, texts and rows; this one has {' and '.join(given) or 'none of them'}")
+        one, many, rows_key = inputs
+        told = " and ".join(given) or "none of them"
+        raise wrong(f"a request has one of {one}, {many} and {rows_key}; this one has {told}")
     how = _how(found, task, card, limits)
     rows = [_of_a_fair_size(row, task) for row in _rows(given[0], found[given[0]], task, limits)]
     if SURROGATE in body.lower():
         rows = [_without_surrogates(row) for row in rows]
-    return Asked(rows, how, is_one=given[0] == "text")
+    return Asked(rows, how, is_one=given[0] == inputs[0])
 
 
 def wrong(message: str, code: str = "wrong_request") -> HttpError:
@@ -111,8 +115,8 @@ def _max_new_tokens(found: dict[str, Any], task: Task, limits: Limits, *, embedd
 
 
 def _rows(key: str, given: Any, task: Task, limits: Limits) -> list[Row | str]:
-    if key == "text":
-        return [_row_of_text(given, "text", task)]
+    if key in ("text", "image"):
+        return [_row_of_text(given, key, task)]
     if not isinstance(given, list):
         raise wrong(f"{key} is a list, not a JSON {_kind(given)}")
     if len(given) > limits.max_rows:
@@ -122,13 +126,15 @@ def _rows(key: str, given: Any, task: Task, limits: Limits) -> list[Row | str]:
             f"{key} has {len(given):,} rows, and a request at most {limits.max_rows:,}: send several requests, or "
             "predict a file with `raytrain predict`",
         )
-    if key == "texts":
-        return [_row_of_text(one, "text", task) for one in given]
+    if key in ("texts", "images"):
+        return [_row_of_text(one, key.removesuffix("s"), task) for one in given]
     return [_row_of(one, task) for one in given]
 
 
 def _row_of_text(text: Any, name: str, task: Task) -> Row | str:
     columns = task.input_columns()
+    if takes_images(task):
+        return row_of_image(text, name, task)
     if _stand_ins(task):
         return {ASKED: text} if isinstance(text, str) else f"{name} must be a string, not a JSON {_kind(text)}"
     if len(columns) != 1:
@@ -149,6 +155,8 @@ def _row_of(row: Any, task: Task) -> Row | str:
         if name not in row:
             has = ", ".join(map(repr, row)) or "nothing"
             return f"there is no {name}, which the model was trained on; the row has {has[:200]}"
+    if takes_images(task):
+        return row_of_image(row[needed[0]], needed[0], task)
     if _stand_ins(task):
         return _row_of_turns(row, task)
     extra = [] if needed == task.input_columns() else [TEXT]
@@ -188,7 +196,7 @@ def _of_a_fair_size(row: Row | str, task: Task) -> Row | str:
 
 
 def _without_surrogates(row: Row | str) -> Row | str:
-    if isinstance(row, str):
+    if isinstance(row, str) or any(isinstance(value, bytes) for value in row.values()):
         return row
     try:
         json.dumps(row, ensure_ascii=False).encode()

@@ -7,7 +7,7 @@ import numpy as np
 from raytrain.config import RunConfig
 from raytrain.errors import ConfigError, first_line
 from raytrain.tasks.base import Task, TaskState
-from raytrain.tasks.text import TextTask
+from raytrain.tasks.text import PretrainedTask, TextTask
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -18,12 +18,15 @@ MAX_PARAMETERS_TO_RUN = 30_000_000  # a larger model is not built with weights, 
 
 def check_longest_sample(config: RunConfig, task: Task, state: TaskState, model: "nn.Module", tokenizer: Any) -> None:
     """Raises ConfigError when the model can't run on a sample of data.max_length tokens: it names the largest length
-    that the model can run on, or what is wrong with `model.config` at any length. Other tasks than texts are not
-    checked, as the sizes of their inputs are not known.
+    that the model can run on, or what is wrong with `model.config` at any length. Also when it can't run on an image.
+    A user's own tasks are not checked, as the sizes of their inputs are not known.
 
     Args:
         model: Built on the meta device in a `DryRun`.
     """
+    if isinstance(task, PretrainedTask) and (inputs := task.example_inputs(tokenizer)) is not None:
+        _check_images(model, inputs)
+        return
     if not isinstance(task, TextTask) or tokenizer is None or (longest := task.longest_inputs(tokenizer)) is None:
         return
     model.eval()
@@ -43,6 +46,24 @@ def check_longest_sample(config: RunConfig, task: Task, state: TaskState, model:
         f"data.max_length {task.max_length} is more than the {low} positions that the model has: "
         f"lower it to at most {low}"
     ) from error
+
+
+def _check_images(model: "nn.Module", inputs: "dict[str, Tensor]") -> None:
+    """Raises ConfigError when the model can't run on images of the size that they are resized to."""
+    from raytrain.models.dry_run import UnknownValue, first_error
+
+    model.eval()
+    try:
+        error = first_error(model, inputs)
+    except UnknownValue:
+        return
+    if error is not None:
+        channels, height, width = next(iter(inputs.values())).shape[1:]
+        raise ConfigError(
+            f"model.image.size: the model can't run on images of {width} x {height} pixels and {channels} channel(s): "
+            f"{type(error).__name__}: {first_line(str(error))}. The size and the number of channels of model.image and "
+            "those of the model (image_size, num_channels) have to be equal"
+        ) from error
 
 
 def _error_at(model: "nn.Module", longest: dict[str, np.ndarray], width: int) -> Exception | None:

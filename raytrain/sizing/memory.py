@@ -37,7 +37,7 @@ class Memory:
     master: int
     """The fp32 copies of the weights that the optimizer updates."""
     moments: int
-    """The two moments of AdamW, in fp32."""
+    """The two moments of AdamW, and with `training.ema_decay` the average of the weights, in fp32."""
     gradients: int
     """Gradients that are allocated at the end of the last backward pass."""
     buffers: int

@@ -9,7 +9,7 @@ from raytrain.config import RunConfig
 from raytrain.errors import ConfigError
 from raytrain.models.tokenizer import load_tokenizer
 from raytrain.tasks.base import Task, TaskState
-from raytrain.tasks.text import TextTask
+from raytrain.tasks.text import PretrainedTask, TextTask
 
 if TYPE_CHECKING:
     from torch import nn
@@ -88,10 +88,10 @@ def shape_on_meta(config: RunConfig, task: Task, state: TaskState) -> ModelShape
 
 def check_adapted(config: RunConfig, task: Task, model: "nn.Module") -> None:
     """Raises ConfigError when the config asks for an adapter, and the task builds its model without it, or does not
-    save and load one as `TextTask` does."""
+    save and load one as `PretrainedTask` does."""
     from raytrain.models.adapter import has_adapter
 
-    if config.model.adapter is not None and not (has_adapter(model) and isinstance(task, TextTask)):
+    if config.model.adapter is not None and not (has_adapter(model) and isinstance(task, PretrainedTask)):
         raise ConfigError(
             f"model.adapter: {getattr(config.task, 'target', config.task.kind)} builds its model without one. Leave it "
             "out, or let the class inherit from raytrain.tasks.TextTask and build its model with "

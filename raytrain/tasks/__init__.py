@@ -34,8 +34,11 @@ __all__ = [
 KINDS = {
     "causal_lm": "raytrain.tasks.causal_lm:CausalLm",
     "chat": "raytrain.tasks.chat:Chat",
+    "image_classification": "raytrain.tasks.image_classification:ImageClassification",
     "masked_lm": "raytrain.tasks.masked_lm:MaskedLm",
+    "preference": "raytrain.tasks.preference:Preference",
     "regression": "raytrain.tasks.regression:Regression",
+    "reward": "raytrain.tasks.reward:Reward",
     "sequence_classification": "raytrain.tasks.sequence_classification:SequenceClassification",
     "token_classification": "raytrain.tasks.token_classification:TokenClassification",
 }

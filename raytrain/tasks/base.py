@@ -85,8 +85,7 @@ class Encoded:
     rejected: list[Rejection]
     """In the order of the rows."""
     first_rows: np.ndarray | None = None
-    """For each sample, the position of its first source row in the given table, shape (num_samples,), int64; None: not
-    known."""
+    """The position of each sample's first source row in the given table, (num_samples,), int64; None: not known."""
 
 
 @dataclass(frozen=True)
@@ -214,8 +213,7 @@ class Task(ABC):
         return []
 
     def row_labels(self, rows: pa.Table) -> list[list[str]] | None:
-        """The labels of each source row, none of a row without a usable one; None where targets are not labels of
-        rows."""
+        """The labels of each source row, [] of one without a usable label; None: targets are not labels of rows."""
         return None
 
     def check_inputs(self, rows: pa.Table) -> list[Rejection]:
@@ -239,6 +237,10 @@ class Task(ABC):
             tokenizer: The model's; None when `model` names none.
         """
 
+    def stored_inputs(self, rows: pa.Table, tokenizer: Any) -> Inputs:
+        """`encode_inputs` for data that is prepared, where a sample may hold parts of several rows."""
+        return self.encode_inputs(rows, tokenizer)
+
     @abstractmethod
     def encode_targets(self, rows: pa.Table, inputs: pa.Table, state: TaskState) -> pa.Table:
         """All columns that are stored, given the samples that `encode_inputs` made of the same rows."""
@@ -248,8 +250,7 @@ class Task(ABC):
         return np.ones(len(samples), dtype=np.int32)
 
     def label_ids(self, samples: pa.Table) -> np.ndarray | None:
-        """The id of each stored sample's label, which `data.balance` goes by, shape (num_samples,); None where a sample
-        does not have exactly one."""
+        """The id of each stored sample's label, shape (num_samples,); None where a sample can't be balanced by one."""
         return None
 
     def count_labels(self, samples: pa.Table, state: TaskState) -> dict[str, int]:
@@ -342,7 +343,7 @@ class Task(ABC):
         rejected = self.rejections(rows, state)
         bad = {rejection.row for rejection in rejected}
         good = rows.filter(pa.array([row not in bad for row in range(len(rows))], pa.bool_())) if bad else rows
-        inputs = self.encode_inputs(good, tokenizer)
+        inputs = self.stored_inputs(good, tokenizer)
         table = self.encode_targets(good, inputs.table, state)
         places = np.setdiff1d(np.arange(len(rows)), list(bad))
         rejected += [replace(one, row=int(places[one.row])) for one in inputs.rejected]

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from raytrain.config import CausalLmConfig, ModelConfig, TrainingConfig
+from raytrain.config import CausalLmConfig, Cut, ModelConfig, TrainingConfig
 from raytrain.errors import ConfigError
 from raytrain.tasks.base import IGNORED, Batch, BatchContext, Inputs, Mode, TaskState
 from raytrain.tasks.collate import list_lengths
-from raytrain.tasks.documents import check_room_for_text, read_documents
-from raytrain.tasks.predicting import Continued, Decoding, Generating, room_for_prompt
+from raytrain.tasks.documents import Piece, check_room_for_text, joined, read_documents
+from raytrain.tasks.packing import Packable, pack
+from raytrain.tasks.predicting import Continued, Decoding, Generating, room_for_prompt, stop_ids
 from raytrain.tasks.text import padded_inputs
 from raytrain.tasks.token_prediction import NUM_BYTES, PIECE, TokenPrediction
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class CausalLm(TokenPrediction, Generating):
+class CausalLm(TokenPrediction, Generating, Packable):
     """Cross-entropy over all tokens but the first of each document."""
 
     config: CausalLmConfig
@@ -38,20 +39,22 @@ class CausalLm(TokenPrediction, Generating):
         Raises ConfigError when the tokenizer has no end-of-text token, or `max_length` has no room for a target.
         """
         check_room_for_text(tokenizer, self.max_length)
-        ids: list[list[int]] = []
-        num_bytes, pieces, first_rows = [], [], []
-        for row, document in enumerate(read_documents(tokenizer, rows[self.config.text_column].to_pylist())):
-            for piece, (tokens, of_bytes) in enumerate(document.pieces(self.max_length)):
-                ids.append(tokens)
-                num_bytes.append(of_bytes)
-                pieces.append(piece)
-                first_rows.append(row)
-        columns = {
-            "input_ids": pa.array(ids, pa.list_(pa.int32())),
-            NUM_BYTES: pa.array(num_bytes, pa.int32()),
-            PIECE: pa.array(pieces, pa.int32()),
-        }
-        return Inputs(pa.table(columns), 0, np.array(first_rows, dtype=np.int64))
+        found = read_documents(tokenizer, rows[self.config.text_column].to_pylist())
+        of_rows = [enumerate(document.pieces(self.max_length)) for document in found]
+        return _samples([(row, place, one) for row, pieces in enumerate(of_rows) for place, one in pieces])
+
+    def stored_inputs(self, rows: pa.Table, tokenizer: Any) -> Inputs:
+        """The same, or with `cut: stream` the documents joined and cut into full samples, but for the last one. Each
+        token but the very first is a target once. Raises ConfigError."""
+        if getattr(self.config, "cut", Cut.DOCUMENTS) is Cut.DOCUMENTS or not len(rows):  # a chat's config has no cut
+            return self.encode_inputs(rows, tokenizer)
+        check_room_for_text(tokenizer, self.max_length)
+        found = read_documents(tokenizer, rows[self.config.text_column].to_pylist())
+        row_of_token = np.repeat(np.arange(len(found)), [len(one.ids) for one in found])
+        pieces = joined(found).pieces(self.max_length)
+        # The first token of a sample is the last target of the one before it.
+        rows_of = ((int(row_of_token[one.begin + 1 if one.begin else 0]), one) for one in pieces)
+        return _samples([(row, 0, one) for row, one in rows_of])
 
     def describe(self, sample: dict[str, Any], tokenizer: Any, state: TaskState) -> dict[str, Any]:
         """The text and the tokens, of which all but the first are targets."""
@@ -72,6 +75,10 @@ class CausalLm(TokenPrediction, Generating):
         labels[:, :-1][has_next] = ids[:, 1:][has_next]
         return {**batch, "labels": labels, NUM_BYTES: samples[NUM_BYTES].to_numpy().astype(np.int64)}
 
+    def packed(self, batch: Batch, *, one_row: bool) -> Batch:
+        """Several samples in a row. The last position of each has no target, so none is one of the next sample."""
+        return pack(batch, one_row=one_row)
+
     def build_model(self, model: ModelConfig, state: TaskState, training: TrainingConfig) -> "nn.Module":
         """A model that predicts the next token. Raises ConfigError when it sees later ones."""
         from raytrain.models.language import build_causal_lm
@@ -82,24 +89,7 @@ class CausalLm(TokenPrediction, Generating):
         self, model: Any, samples: pa.Table, numbers: np.ndarray, tokenizer: Any, decoding: Decoding
     ) -> Continued:
         """Continue each document, without the token that would end it."""
-        from raytrain.models.generation import continue_prompts
-        from raytrain.models.prompts import Prompt
-
-        prompts = self.prompts(samples, tokenizer)
-        room = room_for_prompt(getattr(model.config, "max_position_embeddings", None), decoding.max_new_tokens)
-        num_cut = 0 if room is None else sum(len(prompt) > room for prompt in prompts)
-        asked = [
-            Prompt(
-                ids if room is None else ids[-room:],
-                decoding.max_new_tokens,
-                decoding.temperature,
-                seed=decoding.seed,
-                number=number,
-            )
-            for ids, number in zip(prompts, numbers.tolist(), strict=True)
-        ]
-        found = continue_prompts(model, asked, self.stop_ids(model, tokenizer))
-        return Continued([tokenizer.decode(tokens, skip_special_tokens=True) for tokens in found], num_cut)
+        return continued(model, self.prompts(samples, tokenizer), numbers, tokenizer, decoding)
 
     def prompt_ids(self, asked: str | list[dict[str, Any]], tokenizer: Any) -> list[int]:
         """The tokens of a text, without the one that would end it. Raises ConfigError for turns, which only a model
@@ -111,12 +101,6 @@ class CausalLm(TokenPrediction, Generating):
         inputs = self.encode_inputs(pa.table({self.config.text_column: [asked]}), tokenizer)
         return self.prompts(inputs.table, tokenizer)[0]
 
-    def stop_ids(self, model: Any, tokenizer: Any) -> list[int]:
-        """Tokens that end a text."""
-        stops = model.generation_config.eos_token_id  # a list where a model of a chat has several
-        found = [tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])]
-        return list(dict.fromkeys(token for token in found if token is not None))
-
     def prompts(self, samples: pa.Table, tokenizer: Any) -> list[list[int]]:
         """The tokens that are continued, for each row: its document, without the token that ends it."""
         documents: list[list[int]] = []
@@ -126,3 +110,34 @@ class CausalLm(TokenPrediction, Generating):
             else:
                 documents.append(ids)
         return [ids[:-1] or [tokenizer.eos_token_id] for ids in documents]
+
+
+def continued(
+    model: Any, prompts: list[list[int]], numbers: np.ndarray, tokenizer: Any, decoding: Decoding
+) -> Continued:
+    """What a language model continues prompts with, each a list of tokens. `numbers`: see `Generating.generate`.
+
+    Raises ConfigError when the model has no room for `max_new_tokens`.
+    """
+    from raytrain.models.generation import continue_prompts
+    from raytrain.models.prompts import Prompt
+
+    most, temperature, seed = decoding.max_new_tokens, decoding.temperature, decoding.seed
+    room = room_for_prompt(getattr(model.config, "max_position_embeddings", None), most)
+    num_cut = 0 if room is None else sum(len(prompt) > room for prompt in prompts)
+    asked = [
+        Prompt(ids if room is None else ids[-room:], most, temperature, seed=seed, number=number)
+        for ids, number in zip(prompts, numbers.tolist(), strict=True)
+    ]
+    found = continue_prompts(model, asked, stop_ids(model, tokenizer))
+    return Continued([tokenizer.decode(tokens, skip_special_tokens=True) for tokens in found], num_cut)
+
+
+def _samples(pieces: list[tuple[int, int, Piece]]) -> Inputs:
+    """Samples as a table. `pieces`: each with its first row, ascending, and its place among those of the row."""
+    columns = {
+        "input_ids": pa.array([one.ids for _, _, one in pieces], pa.list_(pa.int32())),
+        NUM_BYTES: pa.array([one.num_bytes for _, _, one in pieces], pa.int32()),
+        PIECE: pa.array([place for _, place, _ in pieces], pa.int32()),
+    }
+    return Inputs(pa.table(columns), 0, np.array([row for row, _, _ in pieces], dtype=np.int64))

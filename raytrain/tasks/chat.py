@@ -6,6 +6,7 @@ earlier reasoning does, makes a sample of each answer.
 """
 
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,6 +44,7 @@ class Chat(CausalLm):
 
     generated_column = "answer"
     default_new_tokens = 256
+    answers_turns = True
 
     config: Any  # a ChatConfig; that of its base class is another
 
@@ -138,7 +140,7 @@ class Chat(CausalLm):
 
     def describe(self, sample: dict[str, Any], tokenizer: Any, state: TaskState) -> dict[str, Any]:
         """The text as the template writes it, the tokens, and each answer that is learned."""
-        ids, answers = sample["input_ids"], _spans(sample[ANSWERS])
+        ids, answers = sample["input_ids"], spans_of(sample[ANSWERS])
         texts = [tokenizer.decode(ids[start:stop]) for start, stop in answers]
         return {
             "text": tokenizer.decode(ids),
@@ -152,21 +154,14 @@ class Chat(CausalLm):
         batch = padded_inputs(samples, pad_token_id)
         ids, labels = batch["input_ids"], np.full_like(batch["input_ids"], IGNORED)
         for row, answers in enumerate(samples[ANSWERS].to_pylist()):
-            for start, stop in _spans(answers):
+            for start, stop in spans_of(answers):
                 labels[row, start - 1 : stop - 1] = ids[row, start:stop]
         return {**batch, "labels": labels}
 
     def build_model(self, model: ModelConfig, state: TaskState, training: TrainingConfig) -> "nn.Module":
         """A model that predicts the next token, and stops at the end of a turn. Raises ConfigError."""
-        import torch
-
-        built: Any = super().build_model(model, state, training)
-        if torch.get_default_device().type != "meta" and built.generation_config is not None:
-            ends = built.generation_config.eos_token_id
-            ends = ends if isinstance(ends, list) else [ends]
-            ids = [self.template(load_tokenizer(model)).end_id, *ends]
-            built.generation_config.eos_token_id = list(dict.fromkeys(token for token in ids if token is not None))
-        return built
+        built = super().build_model(model, state, training)
+        return stopping_at_turns(built, self.template, model)
 
     def prompts(self, samples: pa.Table, tokenizer: Any) -> list[list[int]]:
         """For each row the tokens that an answer follows: of its question, or those before its last answer."""
@@ -182,20 +177,7 @@ class Chat(CausalLm):
     def prompt_ids(self, asked: str | list[dict[str, Any]], tokenizer: Any) -> list[int]:
         """The tokens of a question or of turns, with the header that asks for an answer. Raises ConfigError when the
         turns are out of order, do not end with a question, or are refused by the template."""
-        if (
-            not isinstance(asked, str)
-            and asked
-            and isinstance(asked[-1], dict)
-            and asked[-1].get("role") == "assistant"
-        ):
-            raise ConfigError("the last turn is the assistant's: end with the user's, which is to be answered")
-        turns = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
-        rows = pa.table({ASKED: [json.dumps(turns)]})
-        refused = self.check_inputs(rows)
-        inputs = None if refused else self.encode_inputs(rows, tokenizer)
-        if inputs is None or inputs.rejected:
-            raise ConfigError((refused or (inputs.rejected if inputs else []))[0].reason)
-        return self.prompts(inputs.table, tokenizer)[0]
+        return self.prompts(asked_samples(self, asked, tokenizer), tokenizer)[0]
 
     def saved_tokenizer(self, tokenizer: Any) -> Any:
         """With the template of the training."""
@@ -253,6 +235,23 @@ class Chat(CausalLm):
         return Rejection(row, RowError.TOO_LONG, reason, is_set_aside=how == TooLong.SET_ASIDE)
 
 
+def asked_samples(task: Any, asked: str | list[dict[str, Any]], tokenizer: Any) -> pa.Table:
+    """The sample of a question, or of turns, of a task that reads conversations. Raises ConfigError when the turns are
+    out of order, do not end with a question, or are refused by the template."""
+    turns = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
+    if turns and isinstance(turns[-1], dict) and turns[-1].get("role") == "assistant":
+        raise ConfigError("the last turn is the assistant's: end with the user's, which is to be answered")
+    rows = pa.table({ASKED: [json.dumps(turns)]})
+    refused = task.check_inputs(rows)
+    if not refused:
+        inputs = task.encode_inputs(rows, tokenizer)
+        refused = inputs.rejected
+    if refused:
+        raise ConfigError(refused[0].reason)
+    samples: pa.Table = inputs.table
+    return samples
+
+
 class _Table:
     """Samples, one after the other."""
 
@@ -279,5 +278,20 @@ class _Table:
         return np.array(self._rows, dtype=np.int64)
 
 
-def _spans(places: list[int]) -> list[tuple[int, int]]:
+def spans_of(places: list[int]) -> list[tuple[int, int]]:
+    """[start, stop) of each answer, of a cell of ANSWERS."""
     return list(zip(places[::2], places[1::2], strict=True))
+
+
+def stopping_at_turns(built: Any, template_of: Callable[[Any], ChatTemplate], model: ModelConfig) -> "nn.Module":
+    """A language model with the end of a turn among the tokens that end a text. `template_of`: the template for a
+    tokenizer. Raises ConfigError."""
+    import torch
+
+    if torch.get_default_device().type != "meta" and built.generation_config is not None:
+        ends = built.generation_config.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends]
+        ids = [template_of(load_tokenizer(model)).end_id, *ends]
+        built.generation_config.eos_token_id = list(dict.fromkeys(token for token in ids if token is not None))
+    module: nn.Module = built
+    return module

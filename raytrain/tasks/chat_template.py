@@ -62,7 +62,7 @@ class ChatTemplate:
         """
         if not getattr(tokenizer, "is_fast", False):
             raise ConfigError(
-                "task.kind=chat needs a tokenizer that knows which characters a token stands for (a tokenizer.json, "
+                "chat templates need a tokenizer that knows which characters a token stands for (a tokenizer.json, "
                 "not Python code): save it as such, or use another model"
             )
         self._tokenizer, self._as_text = tokenizer, as_text
@@ -258,7 +258,7 @@ def _template_of(tokenizer: Any, template: str | None) -> str:
         return str(tokenizer.get_chat_template())
     except ValueError:
         raise ConfigError(
-            "task.kind=chat: this tokenizer has no chat template, as that of a base model. Use a model that was "
+            "task.chat_template: this tokenizer has no chat template, as that of a base model. Use a model that was "
             "trained to chat, or name one: task.chat_template=chatml, or a file with the template in Jinja"
         ) from None
 

@@ -73,20 +73,20 @@ def target_columns(config: ChatConfig) -> list[str]:
 def read_conversation(config: ChatConfig, row: dict[str, Any]) -> Conversation:
     """The conversation of a row. Raises UnusableError, also when it has no answer to learn but for `trained_turns`."""
     if row.get(ASKED) is not None:
-        turns, flags = _asked(row[ASKED])
+        turns, flags = read_asked(row[ASKED])
     elif config.format == ChatFormat.PROMPT_COMPLETION:
         turns, flags = _pair(config.prompt_column, config.completion_column, row)
     elif config.format == ChatFormat.ALPACA:
         turns, flags = _pair(config.instruction_column, config.output_column, row)
         if config.input_column and (text := row.get(config.input_column)) is not None and text != "":
-            turns[0]["content"] += f"\n\n{_text(text, config.input_column)}"
+            turns[0]["content"] += f"\n\n{read_text(text, config.input_column)}"
     else:
         is_sharegpt = config.format == ChatFormat.SHAREGPT
         column = config.conversations_column if is_sharegpt else config.messages_column
         names = ("from", "value") if is_sharegpt else ("role", "content")
         other = "messages task.messages_column" if is_sharegpt else "sharegpt task.conversations_column"
-        turns, flags = _turns(row.get(column), column, *names, other=f"task.format={other}={column}")
-        _check_order(turns, column)
+        turns, flags = read_turns(row.get(column), column, *names, other=f"task.format={other}={column}")
+        check_order(turns, column)
     if config.system is not None and turns[0]["role"] != "system":
         turns, flags = [{"role": "system", "content": config.system}, *turns], [False, *flags]
     places = [i for i, (turn, flag) in enumerate(zip(turns, flags, strict=True)) if flag and _is_answer(turn)]
@@ -108,22 +108,24 @@ def _is_answer(turn: Turn) -> bool:
     return bool(turn["role"] == "assistant")
 
 
-def _asked(value: Any) -> tuple[list[Turn], list[bool]]:
-    if not isinstance(value, list) and not (isinstance(value, str) and _is_json_list(value)):
-        return [{"role": "user", "content": _text(value, "the question")}], [False]
-    turns, flags = _turns(value, "messages", "role", "content")
-    _check_order(turns, "messages")
+def read_asked(value: Any) -> tuple[list[Turn], list[bool]]:
+    """The turns of a question, or of a list of turns, and whether each is to be learned. Raises UnusableError."""
+    if not isinstance(value, list) and not (isinstance(value, str) and is_json_list(value)):
+        return [{"role": "user", "content": read_text(value, "the question")}], [False]
+    turns, flags = read_turns(value, "messages", "role", "content")
+    check_order(turns, "messages")
     return turns, flags
 
 
 def _pair(question: str, answer: str, row: dict[str, Any]) -> tuple[list[Turn], list[bool]]:
-    turns = [{"role": "user", "content": _text(row.get(question), question)}]
+    turns = [{"role": "user", "content": read_text(row.get(question), question)}]
     if (text := row.get(answer)) is not None and not (isinstance(text, str) and not text.strip()):
-        turns.append({"role": "assistant", "content": _text(text, answer)})
+        turns.append({"role": "assistant", "content": read_text(text, answer)})
     return turns, [False, True][: len(turns)]
 
 
-def _text(value: Any, where: str) -> str:
+def read_text(value: Any, where: str) -> str:
+    """A text that is not blank. Raises UnusableError, which names `where`."""
     if value is None or (isinstance(value, str) and not value.strip()):
         raise UnusableError(f"{where} is empty")
     if not isinstance(value, str):
@@ -131,7 +133,9 @@ def _text(value: Any, where: str) -> str:
     return value
 
 
-def _turns(cell: Any, column: str, role_name: str, text_name: str, *, other: str = "") -> tuple[list[Turn], list[bool]]:
+def read_turns(
+    cell: Any, column: str, role_name: str, text_name: str, *, other: str = ""
+) -> tuple[list[Turn], list[bool]]:
     """The turns in a cell, and whether each is to be learned. `other`: the fields for turns with the other names."""
     cell = _from_json(cell, column, f"a list of turns, each with {role_name} and {text_name}")
     if not cell:
@@ -155,13 +159,14 @@ def _turns(cell: Any, column: str, role_name: str, text_name: str, *, other: str
         if (content is None and calls) or (content == "" and (calls or roles[name] == "tool")):
             content = ""
         else:
-            content = _text(content, f"{where}.{text_name}")
+            content = read_text(content, f"{where}.{text_name}")
         turns.append({"role": roles[name], "content": content, **turn})
         flags.append(flag)
     return turns, flags
 
 
-def _check_order(turns: list[Turn], column: str) -> None:
+def check_order(turns: list[Turn], column: str) -> None:
+    """Raises UnusableError when a role follows one that it may not follow."""
     before = ""
     for place, turn in enumerate(turns):
         if turn["role"] not in FOLLOWING[before]:
@@ -198,7 +203,8 @@ def _from_json(cell: Any, column: str, meant: str) -> list[Any]:
     return cell
 
 
-def _is_json_list(text: str) -> bool:
+def is_json_list(text: str) -> bool:
+    """Whether a text is a list in JSON."""
     try:
         return text.lstrip().startswith("[") and isinstance(json.loads(text), list)
     except ValueError:

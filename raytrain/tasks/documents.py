@@ -17,15 +17,33 @@ class Document:
     byte_ends: np.ndarray
     """Bytes of the text, in UTF-8, up to the end of each token; ascending, shape (num_tokens,), int64."""
 
-    def pieces(self, max_length: int) -> Iterator[tuple[list[int], int]]:
-        """(token ids, bytes of the text that its targets stand for) of each sample.
+    def pieces(self, max_length: int) -> Iterator["Piece"]:
+        """The samples of at most `max_length` tokens.
 
         A sample begins with the last token of the one before it, so that each token but the document's first is a
         target exactly once, whatever `max_length` is.
         """
         for begin in range(0, max(1, len(self.ids) - 1), max_length - 1):
             ids = self.ids[begin : begin + max_length]
-            yield ids, int(self.byte_ends[begin + len(ids) - 1] - self.byte_ends[begin])
+            yield Piece(begin, ids, int(self.byte_ends[begin + len(ids) - 1] - self.byte_ends[begin]))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A sample of a document."""
+
+    begin: int
+    """Place of its first token in the document."""
+    ids: list[int]
+    num_bytes: int
+    """Bytes of the text that its targets stand for."""
+
+
+def joined(documents: list[Document]) -> Document:
+    """Documents, at least one, as one, in which a token stands for the same bytes as in its own."""
+    before = np.cumsum([0, *(int(one.byte_ends[-1]) for one in documents[:-1])])
+    ends = [one.byte_ends + count for one, count in zip(documents, before, strict=True)]
+    return Document([token for one in documents for token in one.ids], np.concatenate(ends))
 
 
 def read_documents(tokenizer: Any, texts: list[str]) -> list[Document]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raytrain.config import SequenceClassificationConfig, TokenClassificationConfig
+from raytrain.config import ImageClassificationConfig, SequenceClassificationConfig, TokenClassificationConfig
 from raytrain.errors import ConfigError, FailureCode, TrainingError
 from raytrain.tasks.base import IGNORED, Metrics, Mode, Scores
 from raytrain.tasks.imported import check_source, file_of, import_function, import_named
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 METRICS, LOSS, SOURCES = "task.metrics", "task.loss", "task.sources"
-LabelTaskConfig = SequenceClassificationConfig | TokenClassificationConfig
+LabelTaskConfig = SequenceClassificationConfig | ImageClassificationConfig | TokenClassificationConfig
 _TRIED_SAMPLES = 11
 _TRIED_LABELS = 3  # of a trial before the data is read, if none are declared
 
@@ -112,7 +112,7 @@ def try_own_code(config: Any) -> None:
     if not isinstance(config, LabelTaskConfig):
         return
     labels = config.labels or [str(number) for number in range(_TRIED_LABELS)]
-    is_multi = isinstance(config, SequenceClassificationConfig) and config.multi_label
+    is_multi = not isinstance(config, TokenClassificationConfig) and config.multi_label
     try:
         if config.metrics:
             _try_metrics(config, labels, is_multi=is_multi)

@@ -126,6 +126,22 @@ class Predicting(ABC):
         """Columns beside those of the inputs that `encode_inputs` reads where rows have them."""
         return []
 
+    def shown_texts(self, rows: pa.Table) -> list[str] | None:
+        """What stands for each source row where rows are listed for people; None: `Task.compared_texts`."""
+        return None
+
+    def passed_through(self, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+        """A column of the source as it is written beside the predictions where no columns are asked for; None: not."""
+        return column
+
+    def value_from_python(self, value: Any) -> Any:
+        """What a row's only input, given from Python, has in its column. Raises ConfigError."""
+        return value
+
+    def example_row(self) -> dict[str, Any] | None:
+        """A row that can be answered, for the first call of a model; None: any text can."""
+        return None
+
     def stand_ins(self) -> list[str]:
         """Columns one of which is enough, in place of those of the inputs, the first that there is. Where it is not one
         of the inputs, its values are in a column ASKED, too."""
@@ -146,6 +162,8 @@ class Generating(ABC):
 
     generated_column = "generated"
     """Name of the column with what each row is continued with."""
+    answers_turns = False
+    """Whether it answers the turns of a conversation, and does not continue a text."""
     default_new_tokens = 0
     """Tokens by which rows are continued at most where nothing is asked; 0: they are not continued."""
 
@@ -167,9 +185,12 @@ class Generating(ABC):
         """The tokens after which the model continues a text, or answers turns. Raises ConfigError for what can't be
         used."""
 
-    @abstractmethod
-    def stop_ids(self, model: "nn.Module", tokenizer: Any) -> list[int]:
-        """Tokens that end a text."""
+
+def stop_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Tokens that end a text."""
+    stops = model.generation_config.eos_token_id  # a list where a model of a chat has several
+    found = [tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])]
+    return list(dict.fromkeys(token for token in found if token is not None))
 
 
 def room_for_prompt(positions: int | None, max_new_tokens: int) -> int | None:

@@ -16,6 +16,7 @@ from raytrain.errors import DataError
 from raytrain.tasks.base import Batch, BatchContext, Metrics, Mode, Rejection, RowError, Scores, TaskState
 from raytrain.tasks.label_cells import described
 from raytrain.tasks.predicting import Decoding
+from raytrain.tasks.ranking import NDCG, RankedLists, list_number, with_ranking
 from raytrain.tasks.text import padded_inputs
 from raytrain.tasks.text_pairs import TextPairTask
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 UNIT = 2.0**-24  # what is summed is rounded to multiples of it: sums up to 2**29 then do not depend on the order
+LIST = "list"
 MOST = 2.0**20
 """Of a scaled target or prediction in a metric; a larger one is taken for this."""
 
@@ -40,11 +42,13 @@ class Regression(TextPairTask):
     @property
     def metrics(self) -> dict[str, Mode]:
         """The metrics that can be watched."""
-        return {"mse": "min", "mae": "min", "r2": "max", "pearson": "max"}
+        ranking: dict[str, Mode] = {NDCG: "max"} if self.config.ranking_column is not None else {}
+        return {"mse": "min", "mae": "min", "r2": "max", "pearson": "max", **ranking}
 
     def target_columns(self) -> list[str]:
-        """The numbers."""
-        return list(self.config.target_columns)
+        """The numbers, and the list that a row is in."""
+        lists = self.config.ranking_column
+        return list(dict.fromkeys([*self.config.target_columns, *([lists] if lists is not None else [])]))
 
     def declared_state(self) -> TaskState | None:
         """None: the scale of the targets is that of the data."""
@@ -90,17 +94,21 @@ class Regression(TextPairTask):
         return {"mean": mean.tolist(), "deviation": deviation.tolist()}
 
     def check_targets(self, rows: pa.Table, state: TaskState) -> list[Rejection]:
-        """Rows in which a target is missing or is not a finite number."""
-        return self._check_numbers(rows)
+        """Rows in which a target is missing or is not a finite number, or that are in no list."""
+        return self._check_all(rows)
 
     def check_before_survey(self, rows: pa.Table) -> list[Rejection]:
-        """Rows without a text or a number."""
-        return [*self.check_inputs(rows), *self._check_numbers(rows)]
+        """Rows without a text, a number or a list."""
+        return [*self.check_inputs(rows), *self._check_all(rows)]
 
     def encode_targets(self, rows: pa.Table, inputs: pa.Table, state: TaskState) -> pa.Table:
-        """Adds `labels`: the scaled targets."""
+        """Adds `labels`, the scaled targets, and `list`, a number of the list."""
         scaled = (self._numbers(rows) - np.array(state["mean"])) / np.array(state["deviation"])
-        return inputs.append_column("labels", pa.array(scaled.tolist(), pa.list_(pa.float32())))
+        samples = inputs.append_column("labels", pa.array(scaled.tolist(), pa.list_(pa.float32())))
+        if self.config.ranking_column is None:
+            return samples
+        lists = list(map(list_number, rows[self.config.ranking_column].to_pylist()))
+        return samples.append_column(LIST, pa.array(lists, pa.int64()))
 
     def name_targets(self, targets: Any, tokens: list[str], state: TaskState) -> Any:
         """The numbers by column, in the units of the data."""
@@ -109,10 +117,11 @@ class Regression(TextPairTask):
 
     def collate(self, samples: pa.Table, context: BatchContext) -> Batch:
         """The padded inputs; `labels`, the scaled targets, of shape (num_samples, num_targets), fp32; `weights`, 1 for
-        each sample, of shape (num_samples,), fp32."""
+        each sample, of shape (num_samples,), fp32; `list`, its list's number, of shape (num_samples,), int64."""
         labels = np.array(samples["labels"].to_pylist(), np.float32)
         weights = np.ones(len(samples), np.float32)
-        return {**padded_inputs(samples, context.pad_token_id), "labels": labels, "weights": weights}
+        batch = {**padded_inputs(samples, context.pad_token_id), "labels": labels, "weights": weights}
+        return batch if self.config.ranking_column is None else {**batch, LIST: samples[LIST].to_numpy()}
 
     def blank(self, batch: Batch) -> Batch:
         """The first sample of a batch without its targets."""
@@ -141,12 +150,17 @@ class Regression(TextPairTask):
         return loss, list(outputs.cpu().numpy()[has_target])
 
     def targets(self, batch: Batch) -> list[np.ndarray]:
-        """For each sample its scaled targets."""
-        return list(batch["labels"][batch["weights"] > 0])
+        """For each sample its scaled targets; where there are lists, float64 with its list's number behind them."""
+        targets = batch["labels"]
+        if self.config.ranking_column is not None:
+            targets = np.concatenate([targets.astype(np.float64), batch[LIST][:, None]], axis=1)
+        return list(targets[batch["weights"] > 0])
 
     def scores(self, state: TaskState) -> Scores:
         """Errors, explained variance and correlation of each target."""
-        return RegressionScores(self.config.target_columns, state["deviation"])
+        ranks = self.config.ranking_column is not None
+        scale = (state["mean"][0], state["deviation"][0]) if ranks else None
+        return RegressionScores(self.config.target_columns, state["deviation"], scale)
 
     def output_columns(self, state: TaskState, decoding: Decoding) -> list[str]:
         """A `predicted_` column for each target."""
@@ -165,6 +179,16 @@ class Regression(TextPairTask):
         errors = ((outputs - batch["labels"]) ** 2).mean(-1)
         return (errors * batch["weights"]).sum(), outputs
 
+    def _check_all(self, rows: pa.Table) -> list[Rejection]:
+        name = self.config.ranking_column
+        cells = [] if name is None else rows[name].to_pylist()
+        no_list = [
+            Rejection(row, RowError.BAD_TARGET, f"{name} is empty")
+            for row, cell in enumerate(cells)
+            if cell in (None, "")
+        ]
+        return [*self._check_numbers(rows), *no_list]
+
     def _check_numbers(self, rows: pa.Table) -> list[Rejection]:
         return [
             Rejection(row, RowError.BAD_TARGET, f"{name} {reason}")
@@ -181,9 +205,11 @@ class Regression(TextPairTask):
 
 class RegressionScores(Scores):
     """Errors in the units of the data, explained variance, and the correlation of predictions and targets; of several
-    targets the means over them, and a table."""
+    targets the means over them, and a table. With lists, how the first target's predictions order them."""
 
-    def __init__(self, names: Sequence[str], deviations: Sequence[float]):
+    def __init__(self, names: Sequence[str], deviations: Sequence[float], scale: tuple[float, float] | None = None):
+        """`scale`: mean and deviation of the first target, where rows are in lists; None: they are in none."""
+        self._scale, self._lists = scale, None if scale is None else RankedLists()
         self._names, self._deviations = list(names), np.array(deviations)
         self._count = np.zeros(1, np.int64)
         self._sums = np.zeros((7, len(self._names)))
@@ -191,22 +217,31 @@ class RegressionScores(Scores):
         scaled, by target."""
 
     def update(self, predictions: list[np.ndarray], targets: list[np.ndarray]) -> None:
-        """Scaled values, shape (num_targets,) for each sample."""
+        """Scaled values, shape (num_targets,) for each sample; `targets` with the number of the list behind them."""
         if not targets:
             return
+        if self._scale is not None and self._lists is not None:
+            known = np.array(targets, np.float64)
+            mean, deviation = self._scale
+            of_first = np.array(predictions, np.float64)[:, 0]
+            self._lists.add(known[:, -1], of_first, known[:, 0] * deviation + mean)
+            targets = list(known[:, :-1])
         ours, true = (np.clip(np.array(one, np.float64), -MOST, MOST) for one in (predictions, targets))
         found = np.stack([abs(ours - true), (ours - true) ** 2, ours, true, ours**2, true**2, ours * true])
         self._sums += (np.round(found / UNIT) * UNIT).sum(1)
         self._count += len(targets)
 
     def state(self) -> dict[str, np.ndarray]:
-        """The sums."""
-        return {"sums": self._sums, "count": self._count}
+        """The sums, and the rows of the lists."""
+        lists = {} if self._lists is None else {f"ranking:{name}": one for name, one in self._lists.state().items()}
+        return {"sums": self._sums, "count": self._count, **lists}
 
     def merge(self, state: dict[str, np.ndarray]) -> None:
         """Add another worker's sums."""
         self._sums += state["sums"]
         self._count += state["count"]
+        if self._lists is not None:
+            self._lists.merge({name: state[f"ranking:{name}"] for name in self._lists.state()})
 
     def compute(self) -> Metrics:
         """All of them. A correlation that is not defined, as of equal predictions, is 0."""
@@ -225,10 +260,11 @@ class RegressionScores(Scores):
             "pearson": np.clip(correlation, -1.0, 1.0),
         }
         values = {name: float(column.mean()) for name, column in columns.items()}
-        if len(self._names) == 1:
-            return Metrics(values)
-        rows = [[name, *map(float, row)] for name, *row in zip(self._names, *columns.values(), strict=True)]
-        return Metrics(values, {"per_target": {"columns": ["target", *columns], "rows": rows}})
+        tables: dict[str, dict[str, Any]] = {}
+        if len(self._names) > 1:
+            rows = [[name, *map(float, row)] for name, *row in zip(self._names, *columns.values(), strict=True)]
+            tables = {"per_target": {"columns": ["target", *columns], "rows": rows}}
+        return with_ranking(Metrics(values, tables), self._lists)
 
 
 def _why_no_number(value: Any) -> str:

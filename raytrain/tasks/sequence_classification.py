@@ -1,12 +1,13 @@
-"""One label for a text, or with `multi_label` any number of them."""
+"""One label for a text, or for another input, or with `multi_label` any number of them."""
 
-from collections.abc import Collection
+from abc import abstractmethod
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from raytrain.config import ModelConfig, SequenceClassificationConfig, TrainingConfig
+from raytrain.config import ImageClassificationConfig, ModelConfig, SequenceClassificationConfig, TrainingConfig
 from raytrain.tasks.base import (
     IGNORED,
     Batch,
@@ -15,6 +16,7 @@ from raytrain.tasks.base import (
     Rejection,
     RowError,
     Scores,
+    Task,
     TaskState,
 )
 from raytrain.tasks.exact_weights import exact_weights
@@ -31,9 +33,8 @@ from raytrain.tasks.labels import (
     suspicious,
 )
 from raytrain.tasks.own_code import own_loss_sum, with_own_metrics, with_own_modes
-from raytrain.tasks.predicting import Decoding, Judged, sigmoid, softmax
+from raytrain.tasks.predicting import Decoding, Judged, Predicting, sigmoid, softmax
 from raytrain.tasks.scores import MultiLabelScores, SingleLabelScores
-from raytrain.tasks.text import padded_inputs
 from raytrain.tasks.text_pairs import TextPairTask
 
 if TYPE_CHECKING:
@@ -43,11 +44,11 @@ if TYPE_CHECKING:
 SIMPLE = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_boolean)
 
 
-class SequenceClassification(TextPairTask):
-    """Cross-entropy over the labels of a sample, weighted by class where the state has `class_weights`; with
-    `multi_label`, binary cross-entropy averaged over the labels."""
+class Labelling(Task, Predicting):
+    """What classifications share, whatever their inputs are: cross-entropy over the labels of a sample, weighted by
+    class where the state has `class_weights`; with `multi_label`, binary cross-entropy averaged over the labels."""
 
-    config: SequenceClassificationConfig
+    config: SequenceClassificationConfig | ImageClassificationConfig
     best_metric = "macro_f1"
 
     @property
@@ -133,7 +134,7 @@ class SequenceClassification(TextPairTask):
         places = np.flatnonzero(samples["labels"].combine_chunks().flatten().to_numpy())
         return count_ids(places % len(labels), labels)
 
-    def name_targets(self, targets: Any, tokens: list[str], state: TaskState) -> Any:
+    def name_targets(self, targets: Any, tokens: Sequence[str], state: TaskState) -> Any:
         """The label's name, or with multi_label the names of those that are on."""
         labels = labels_in(state)
         if self.config.multi_label:
@@ -148,7 +149,7 @@ class SequenceClassification(TextPairTask):
         targets = (
             np.array(labels.to_pylist(), dtype=np.float32) if self.config.multi_label else labels.to_numpy().copy()
         )
-        batch = {**padded_inputs(samples, context.pad_token_id), "labels": targets}
+        batch = {**self.collate_inputs(samples, context.pad_token_id), "labels": targets}
         if (weights := context.state.get("class_weights")) is not None:
             batch["weights"] = exact_weights(np.array(weights))[targets]
         return batch
@@ -166,18 +167,22 @@ class SequenceClassification(TextPairTask):
             return float(batch["weights"][is_labelled].sum(dtype=np.float64))
         return float(is_labelled.sum())
 
-    def build_model(self, model: ModelConfig, state: TaskState, training: TrainingConfig) -> "nn.Module":
-        """An encoder or decoder with a classification head."""
-        from raytrain.models.build import build_with_head
+    @property
+    def problem_type(self) -> str:
+        """As a Transformers config names what is predicted."""
+        return "multi_label_classification" if self.config.multi_label else "single_label_classification"
 
-        kind = "multi_label_classification" if self.config.multi_label else "single_label_classification"
-        return build_with_head(
-            "AutoModelForSequenceClassification", model, labels_in(state), training, problem_type=kind
-        )
+    @abstractmethod
+    def _logits(self, model: "nn.Module", batch: "dict[str, Tensor]") -> "Tensor":
+        """Shape (num_samples, num_labels), fp32."""
 
     def loss_sum(self, model: "nn.Module", batch: "dict[str, Tensor]") -> "Tensor":
         """Sum over the samples."""
         return self._loss_and_logits(model, batch)[0]
+
+    def smoothed_loss_sum(self, model: "nn.Module", batch: "dict[str, Tensor]", smoothing: float) -> "Tensor":
+        """The same, of smoothed labels."""
+        return self._loss_and_logits(model, batch, smoothing)[0]
 
     def predict(self, model: "nn.Module", batch: "dict[str, Tensor]") -> "tuple[Tensor, list[np.ndarray]]":
         """For each labelled sample its label id, shape (1,); with multi_label 0 or 1 a label, shape (num_labels,)."""
@@ -234,17 +239,20 @@ class SequenceClassification(TextPairTask):
         scores = (MultiLabelScores if self.config.multi_label else SingleLabelScores)(labels)
         return with_own_metrics(scores, self.config, labels)
 
-    def _loss_and_logits(self, model: "nn.Module", batch: "dict[str, Tensor]") -> "tuple[Tensor, Tensor]":
+    def _loss_and_logits(
+        self, model: "nn.Module", batch: "dict[str, Tensor]", smoothing: float = 0.0
+    ) -> "tuple[Tensor, Tensor]":
         import torch
         from torch.nn import functional
 
         logits, labels = self._logits(model, batch), batch["labels"]
         if self.config.loss is not None:
             return own_loss_sum(self.config, logits, labels, batch.get("weights")), logits
+        options: Any = {"ignore_index": IGNORED, "label_smoothing": smoothing}
         if not self.config.multi_label and "weights" not in batch:
-            return functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum"), logits
+            return functional.cross_entropy(logits, labels, reduction="sum", **options), logits
         if not self.config.multi_label:
-            losses = functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
+            losses = functional.cross_entropy(logits, labels, reduction="none", **options)
             return (losses * batch["weights"]).sum(), logits
         is_labelled = labels[:, 0] != IGNORED
         wanted = torch.where(is_labelled[:, None], labels, torch.zeros_like(labels))
@@ -264,3 +272,17 @@ class SequenceClassification(TextPairTask):
             return [read(cell) for cell in cells]
         read_of = {cell: read(cell) for cell in set(cells)}  # there are far fewer labels than rows
         return [read_of[cell] for cell in cells]
+
+
+class SequenceClassification(Labelling, TextPairTask):
+    """Labels of a text, or of a pair of texts."""
+
+    config: SequenceClassificationConfig
+    _logits = TextPairTask._logits
+
+    def build_model(self, model: ModelConfig, state: TaskState, training: TrainingConfig) -> "nn.Module":
+        """An encoder or decoder with a classification head."""
+        from raytrain.models.build import build_with_head
+
+        auto_class, labels = "AutoModelForSequenceClassification", labels_in(state)
+        return build_with_head(auto_class, model, labels, training, problem_type=self.problem_type)

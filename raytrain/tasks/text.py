@@ -15,7 +15,48 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-class TextTask(Task):
+class PretrainedTask(Task):
+    """A task whose model is one of Transformers, with or without an adapter."""
+
+    def model_inputs(self, batch: "dict[str, Tensor]") -> "dict[str, Tensor]":
+        """What the model is called with for a batch, by the names of its arguments."""
+        return model_inputs(batch)
+
+    def example_inputs(self, tokenizer: Any) -> "dict[str, Tensor] | None":
+        """What the model is called with where the size of its inputs is fixed; None: it is not."""
+        return None
+
+    def save_model(self, model: Any, weights: "dict[str, Tensor]", folder: str) -> None:
+        """With `save_pretrained`, so that `from_pretrained` reads it without raytrain. Of a model with an adapter that
+        alone, in PEFT's format."""
+        from raytrain.models.adapter import has_adapter, save_adapter
+
+        if has_adapter(model):
+            save_adapter(model, weights, folder)
+        else:
+            model.save_pretrained(folder, state_dict=weights)
+
+    def load_model(self, folder: str, model: ModelConfig, state: TaskState, training: TrainingConfig) -> "nn.Module":
+        """The pretrained model of the folder, or the one at `model.path` with the adapter of the folder."""
+        if model.attention == "flash_attention_2":  # it has no fp32, in which the trained model is used
+            model = model.model_copy(update={"attention": "auto"})
+        if model.adapter is None:
+            whole: dict[str, Any] = {"path": folder, "config": None, "add_tokens": []}  # the folder has them
+            return self.build_model(model.model_copy(update=whole), state, training)
+        from raytrain.models.adapter import load_adapter
+
+        try:
+            built = self.build_model(model, state, training)
+        except ConfigError as error:
+            raise ConfigError(
+                f"the trained model is an adapter of a base model, which can't be loaded: {error}. Restore it, or for "
+                "predict and export say with model.path=FOLDER where it is now"
+            ) from error
+        load_adapter(built, folder)
+        return built
+
+
+class TextTask(PretrainedTask):
     """A task whose samples have `input_ids`, and whose model is one of Transformers."""
 
     max_length: int
@@ -43,32 +84,6 @@ class TextTask(Task):
         """The tokenizer as it is kept beside the model. The given one may be changed."""
         return tokenizer
 
-    def save_model(self, model: Any, weights: "dict[str, Tensor]", folder: str) -> None:
-        """With `save_pretrained`, so that `from_pretrained` reads it without raytrain. Of a model with an adapter that
-        alone, in PEFT's format."""
-        from raytrain.models.adapter import has_adapter, save_adapter
-
-        if has_adapter(model):
-            save_adapter(model, weights, folder)
-        else:
-            model.save_pretrained(folder, state_dict=weights)
-
-    def load_model(self, folder: str, model: ModelConfig, state: TaskState, training: TrainingConfig) -> "nn.Module":
-        """The pretrained model of the folder, or the one at `model.path` with the adapter of the folder."""
-        if model.adapter is None:
-            return self.build_model(model.model_copy(update={"path": folder, "config": None}), state, training)
-        from raytrain.models.adapter import load_adapter
-
-        try:
-            built = self.build_model(model, state, training)
-        except ConfigError as error:
-            raise ConfigError(
-                f"the trained model is an adapter of a base model, which can't be loaded: {error}. Restore it, or for "
-                "predict and export say with model.path=FOLDER where it is now"
-            ) from error
-        load_adapter(built, folder)
-        return built
-
     def describe(self, sample: dict[str, Any], tokenizer: Any, state: TaskState) -> dict[str, Any]:
         """The decoded text, the tokens, and the targets by name."""
         ids, targets = sample.pop("input_ids"), sample.pop("labels", None)
@@ -93,8 +108,10 @@ def padded_inputs(samples: pa.Table, pad_token_id: int) -> Batch:
 
 
 def model_inputs(batch: "dict[str, Tensor]") -> "dict[str, Tensor]":
-    """The arrays of a batch that are the model's inputs."""
-    return {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
+    """The arrays of a batch that are the model's inputs, of shape (num_sequences, seq_len): those of samples with two
+    texts, of shape (num_samples, 2, seq_len), one after the other."""
+    names = [name for name in ("input_ids", "attention_mask", "position_ids", "token_type_ids") if name in batch]
+    return {name: batch[name].flatten(0, -2) if batch[name].ndim > 2 else batch[name] for name in names}
 
 
 def reads_last_position(model: Any) -> bool:

@@ -244,6 +244,10 @@ class TokenClassification(TextTask, Predicting):
         """Sum over the tagged words."""
         return self._loss_and_logits(model, batch)[0]
 
+    def smoothed_loss_sum(self, model: "nn.Module", batch: "dict[str, Tensor]", smoothing: float) -> "Tensor":
+        """The same, of smoothed tags."""
+        return self._loss_and_logits(model, batch, smoothing)[0]
+
     def predict(self, model: "nn.Module", batch: "dict[str, Tensor]") -> "tuple[Tensor, list[np.ndarray]]":
         """For each sentence the tag ids of its words, int32."""
         loss, logits = self._loss_and_logits(model, batch)
@@ -296,16 +300,14 @@ class TokenClassification(TextTask, Predicting):
         labels = labels_in(state)
         return with_own_metrics(TagScores(labels), self.config, labels)
 
-    def _loss_and_logits(self, model: "nn.Module", batch: "dict[str, Tensor]") -> "tuple[Tensor, Tensor]":
-        from torch.nn import functional
+    def _loss_and_logits(self, model: Any, batch: "dict[str, Tensor]", smoothing: float = 0.0) -> Any:
+        from torch.nn.functional import cross_entropy
 
         logits = model(**model_inputs(batch)).logits.float()
+        flat, labels = logits.flatten(0, 1), batch["labels"].flatten()
         if self.config.loss is not None:
-            return own_loss_sum(self.config, logits.flatten(0, 1), batch["labels"].flatten(), None), logits
-        loss = functional.cross_entropy(
-            logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORED, reduction="sum"
-        )
-        return loss, logits
+            return own_loss_sum(self.config, flat, labels, None), logits
+        return cross_entropy(flat, labels, ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing), logits
 
     def _reject(
         self, row: int, words: Any, tags: Any, reader: LabelReader, known: Collection[str] | None

@@ -76,9 +76,15 @@ class TokenPrediction(TextTask, Predicting):
 
     def loss_sum(self, model: "nn.Module", batch: "dict[str, Tensor]") -> "Tensor":
         """Sum over the tokens that are predicted."""
-        from raytrain.models.token_losses import losses_at_targets
+        from raytrain.models.token_losses import loss_sum_at_targets
 
-        return losses_at_targets(model, model_inputs(batch), batch["labels"])[0].sum()
+        return loss_sum_at_targets(model, model_inputs(batch), batch["labels"])
+
+    def smoothed_loss_sum(self, model: "nn.Module", batch: "dict[str, Tensor]", smoothing: float) -> "Tensor":
+        """The same, of smoothed targets."""
+        from raytrain.models.token_losses import loss_sum_at_targets
+
+        return loss_sum_at_targets(model, model_inputs(batch), batch["labels"], smoothing)
 
     def predict(self, model: "nn.Module", batch: "dict[str, Tensor]") -> "tuple[Tensor, list[np.ndarray]]":
         """For each sample with a target its loss, in LOSS_UNITS, and the number of tokens predicted right, int64."""

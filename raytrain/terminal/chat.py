@@ -17,7 +17,7 @@ class Conversation:
     def __init__(self, predictor: Predictor, asked: Asked, system: str | None):
         """`asked`: how answers are made. Raises ConfigError for a system prompt of a model that does not chat."""
         self._predictor, self._asked = predictor, asked
-        self._keeps_turns = predictor.config.task.kind == "chat"
+        self._keeps_turns = getattr(predictor.task, "answers_turns", False)
         if system is not None and not self._keeps_turns:
             raise ConfigError("--system is for a model that chats; this one continues texts: leave it out")
         self._first = [] if system is None else [{"role": "system", "content": system}]
@@ -30,7 +30,7 @@ class Conversation:
             print(f"{self._predictor.card.name} of step {self._predictor.card.step:,}. {HELP}")
         while True:
             try:
-                line = input("> " if is_terminal else "")
+                typed = input("> " if is_terminal else "")
             except EOFError:
                 if is_terminal:
                     print()
@@ -40,19 +40,19 @@ class Conversation:
                 if is_terminal:
                     continue
                 return
-            if line.strip() == "/quit":
+            if typed.strip() == "/quit":
                 return
-            if line.strip() == "/reset":
+            if typed.strip() == "/reset":
                 self._turns = []
-            elif line.strip().startswith("/"):
+            elif typed.strip().startswith("/"):
                 print(HELP)
-            elif line.strip():
-                self._answer(line)
+            elif typed.strip():
+                self._answer(typed)
 
-    def _answer(self, line: str) -> None:
+    def _answer(self, typed: str) -> None:
         """Print the answer, and keep both turns. An answer that was ended stays as far as it came."""
-        turns = [*self._turns, {"role": "user", "content": line}]
-        prompt = [*self._first, *turns] if self._keeps_turns else line
+        turns = [*self._turns, {"role": "user", "content": typed}]
+        prompt = [*self._first, *turns] if self._keeps_turns else typed
         said = ""
         try:
             for piece in complete(self._predictor, replace(self._asked, prompt=prompt)):

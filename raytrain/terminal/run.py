@@ -259,6 +259,7 @@ EVENT_TEXTS = {
     "begin": "redoing {steps_redone} step(s) that the last command did after that checkpoint",
     "start": "attempt {attempt}: {world_size} worker(s)",
     "zero_stage": "ZeRO stage {stage}, the lowest that fits into {usable_mib} MiB per worker",
+    "packing": "samples are padded, not packed: {reason}",
     "restore": "resuming from the {source} of step {step}",
     "damaged_snapshot": "[yellow]the snapshot of step {step} was skipped: {reason}",
     "no_snapshots": "[yellow]no snapshots: they need {needed_mib} MiB of a node's object store and may use half of it, "
@@ -283,7 +284,7 @@ def _event_text(row: dict[str, Any]) -> str | None:
         return None
     if row["kind"] == "begin" and not row.get("steps_redone"):
         return None
-    if row["kind"] == "zero_stage" and not row["is_chosen"]:
+    if (row["kind"] == "zero_stage" and not row["is_chosen"]) or (row["kind"] == "packing" and row["is_used"]):
         return None
     if row["kind"] == "zero_stage" and row["needed_mib"] > row["usable_mib"]:
         return TIGHT

@@ -33,7 +33,7 @@ class ServeDisplay(ServeObserver):
         """Where it is, and how to ask it."""
         self._say(f"serving  {_named(about)} with {counted(about['replicas'], 'replica')}")
         self._say(f"predict  POST {url}/predict    how: {url}/docs")
-        if about["task"] in ("chat", "causal_lm") and about["format"] == "hf":
+        if about["task"] in ("chat", "preference", "causal_lm") and about["format"] == "hf":
             self._say(f"openai   base_url={url}/v1    model={about['name']}")
         if token is None:
             self._say("token    none: only this machine reaches it")

@@ -23,9 +23,12 @@ SECTIONS = ("seed", "task", "model", "data", "training")  # sections of the conf
 
 
 def save_tokenizer(config: RunConfig, folder: str) -> None:
-    """Save the model's tokenizer so that it truncates at data.max_length when truncation is on. Otherwise a text longer
-    than the model's positions raises an IndexError in Transformers' pipelines."""
+    """Save the model's tokenizer, or what prepares its images. A tokenizer truncates at data.max_length when truncation
+    is on: otherwise a text longer than the model's positions raises an IndexError in Transformers' pipelines."""
     if (loaded := load_tokenizer(config.model)) is None:  # a custom task may not need one
+        return
+    if config.model.image is not None:
+        loaded.save_pretrained(folder)
         return
     tokenizer = copy.deepcopy(loaded)  # the loaded one is cached and shared
     if isinstance(task := make_task(config.task, config.data.max_length), TextTask):

@@ -9,7 +9,7 @@ from raytrain.models.generation import next_tokens
 from raytrain.models.prompts import Prompt
 from raytrain.models.tokenizer import load_tokenizer
 from raytrain.tasks.base import Task
-from raytrain.tasks.predicting import Generating, room_for_prompt
+from raytrain.tasks.predicting import Generating, room_for_prompt, stop_ids
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Sampler:
         """
         was_training, most = module.training, self.config.sample_max_new_tokens
         module.eval()
-        stops, found = self.task.stop_ids(module, self.tokenizer), []
+        stops, found = stop_ids(module, self.tokenizer), []
         room = room_for_prompt(getattr(module.config, "max_position_embeddings", None), most)
         for number, (told, ids) in enumerate(self.prompts):
             ids = ids if room is None else ids[-room:]

@@ -21,6 +21,7 @@ from raytrain.errors import FailureCode, TrainingError
 from raytrain.steps.batches import micro_batch_seed
 from raytrain.steps.timetable import Timetable
 from raytrain.tasks.base import Task
+from raytrain.tasks.smoothing import training_loss
 from raytrain.training.agreement import Control, StepSums
 from raytrain.training.evaluate import Judge, to_tensors
 from raytrain.training.outcome import RunStatus
@@ -83,6 +84,9 @@ class Trainer:
     on_step: Callable[[int, int], None]
     """Called after each step with the number of steps done and the world size."""
     idle: IdleTime = field(default_factory=IdleTime)
+
+    def __post_init__(self) -> None:
+        self._loss_sum = training_loss(self.task, self.config.training.label_smoothing)
 
     def fit(self) -> RunStatus:
         """Train to the end, an early stop, a pause, or a request to stop.
@@ -155,7 +159,7 @@ class Trainer:
     def _train_step(self, batch: StepBatch, target_weight: float, learning_rate: float) -> StepResult:
         micro_batches = [to_tensors(micro_batch, self.device) for micro_batch in batch.micro_batches]
         seeds = [micro_batch_seed(self.config.seed, self.progress.step, number) for number in batch.numbers]
-        result = self.engine.train_step(micro_batches, self.task.loss_sum, target_weight, learning_rate, seeds)
+        result = self.engine.train_step(micro_batches, self._loss_sum, target_weight, learning_rate, seeds)
         self.progress.step += 1
         if result.is_skipped:
             self.progress.skipped_steps += 1
@@ -243,7 +247,10 @@ class Trainer:
         """Evaluate on the validation split; keep the model if it is the best; decide whether to stop early."""
         epoch = (self.progress.step - 1) // self.timetable.steps_per_epoch + 1
         batches = self.source.evaluation("validation")
-        verdict = self.judge.judge(self.engine.module, batches, self.progress)
+        with self.engine.averaged():
+            verdict = self.judge.judge(self.engine.module, batches, self.progress)
+            if verdict.is_best and self.config.checkpoint.keep_best:
+                self.saver.save_best(self.progress.step)
         epochs_done = self.progress.step / self.timetable.steps_per_epoch
         best = {
             "metric": self.judge.best_metric,
@@ -255,8 +262,6 @@ class Trainer:
             self.progress.step, epoch, "validation", verdict.metrics, epochs_done, best, samples=verdict.samples
         )
         self.reporting.evaluated("validation", verdict.metrics.values)
-        if verdict.is_best and self.config.checkpoint.keep_best:
-            self.saver.save_best(self.progress.step)
         if self.progress.is_stopped_early:
             self.log.event("early_stop", step=self.progress.step, best_step=self.progress.best_step)
 

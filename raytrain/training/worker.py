@@ -12,7 +12,7 @@ from torch import nn
 from raytrain.checkpoint.fence import Fence
 from raytrain.checkpoint.folder import recover_folder
 from raytrain.checkpoint.ranges import StorageRangeReader
-from raytrain.checkpoint.sizes import CHECKPOINT_BYTES_PER_PARAMETER
+from raytrain.checkpoint.sizes import checkpoint_bytes
 from raytrain.checkpoint.snapshot import STORE_SHARE, Snapshot, SnapshotKeeper, bytes_in_store
 from raytrain.checkpoint.snapshot_files import MemoryFiles, damaged, index_of
 from raytrain.checkpoint.store import CheckpointStore
@@ -47,6 +47,7 @@ from raytrain.training.identity import Identity, check_data
 from raytrain.training.job import Job
 from raytrain.training.measured import measured_name
 from raytrain.training.outcome import Finished, RunStatus, Stopped, StopReason
+from raytrain.training.packing import packed_source
 from raytrain.training.progress import Progress
 from raytrain.training.records import last_row
 from raytrain.training.reporting import Reporter, Reporting
@@ -130,8 +131,7 @@ class WorkerRun:
         began_at_s = time.perf_counter()
         final = self._measure_best() if status.is_done else {}
         measure_s = round(time.perf_counter() - began_at_s, 3)
-        spent = {**idle.take(), "measure_s": measure_s, "leave_s": leave_s}
-        self.log.event("finish", step=progress.step, status=status, **spent)
+        self.log.event("finish", step=progress.step, status=status, **idle.take(), measure_s=measure_s, leave_s=leave_s)
         self.control.all_succeed(self.log.store)
         if status.is_done:
             return Finished(progress, final)
@@ -181,7 +181,8 @@ class WorkerRun:
         status = trainer.fit()
         # Without a validation split the last model is the best one; only at the end is there time to save it.
         if status.is_done and not (self.timetable.has_validation and self.config.checkpoint.keep_best):
-            saver.save_best(progress.step)
+            with engine.averaged():
+                saver.save_best(progress.step)
             saver.finish()
         return trainer.idle, status
 
@@ -208,14 +209,14 @@ class WorkerRun:
         return int(row["step"]) if row else 0
 
     def _trainer(self, engine: Engine, stream: Stream, saver: Saver, progress: Progress, arrival: "Arrival") -> Trainer:
-        sampler = self.control.all_succeed(lambda: Sampler.of(self.config, self.task))
+        sampler = self.control.all_succeed(functools.partial(Sampler.of, self.config, self.task))
         return Trainer(
             config=self.config,
             device=self.device,
             task=self.task,
             engine=engine,
             timetable=self.timetable,
-            source=stream,
+            source=packed_source(stream, self.config, self.task, engine, self.control, self.log),
             judge=Judge(self.config, self.task, self.state, self.device, self.control, self.link.alive, sampler),
             saver=saver,
             control=self.control,
@@ -308,7 +309,7 @@ class WorkerRun:
         """Takes the snapshots; None when they are turned off or don't fit into the nodes' memory."""
         if self.config.checkpoint.snapshot_every_steps is None:
             return None
-        part_bytes = num_trained(engine) * CHECKPOINT_BYTES_PER_PARAMETER // self.world.world_size
+        part_bytes = checkpoint_bytes(num_trained(engine), self.config.training) // self.world.world_size
         needed = bytes_in_store(part_bytes, self.nodes.count(self.link.node_id))
         half = STORE_SHARE * self.link.object_store_bytes
         needs = self.control.gather((needed, half))

@@ -25,7 +25,7 @@ from tiny_engine import (
 from torch import Tensor, nn
 
 from raytrain.checkpoint.ranges import EXP_AVG, FP32, StateRange
-from raytrain.config import OptimizerConfig, Precision
+from raytrain.config import OptimizerConfig, Precision, TrainingConfig
 from raytrain.engine.optimizer import make_optimizer
 from raytrain.engine.zero_state import owned_ranges
 from raytrain.steps.batches import micro_batch_seed
@@ -143,7 +143,9 @@ def test_a_gradient_that_is_not_finite_updates_nothing(precision: Precision) -> 
 
 def test_biases_and_norms_are_not_decayed() -> None:
     model = make_model()
-    decayed, not_decayed = make_optimizer(model, OptimizerConfig(weight_decay=0.1)).param_groups
+    decayed, not_decayed = make_optimizer(
+        model, TrainingConfig(optimizer=OptimizerConfig(weight_decay=0.1))
+    ).param_groups
     assert decayed["weight_decay"] == 0.1
     assert not_decayed["weight_decay"] == 0.0
     ids = {id(parameter) for parameter in not_decayed["params"]}
@@ -156,7 +158,7 @@ def _reference() -> list[dict[str, Any]]:
     """Plain PyTorch, one process, each global batch in one piece."""
     torch.set_num_threads(1)
     model = make_model()
-    optimizer = make_optimizer(model, OptimizerConfig())
+    optimizer = make_optimizer(model, TrainingConfig())
     records = []
     for step, num_samples in enumerate(STEP_SAMPLES):
         batch = make_batch(num_samples, seed=step)

@@ -34,7 +34,7 @@ def _said(folder: str, stage: int) -> tuple[list[Any], list[int]]:
     samplers = [Sampler.of(one, task) for one in (config, drawn)]
     said = [one.sample(engine.module, lambda: None) for one in samplers if one is not None]
     passes: list[int] = []
-    task.stop_ids = lambda model, tokenizer: range(len(tokenizer))
+    engine.module.generation_config.eos_token_id = list(range(engine.module.config.vocab_size))
     ended = samplers[0] and samplers[0].sample(engine.module, lambda: passes.append(1))
     engine.close()
     return [*said, ended], passes

@@ -79,6 +79,9 @@ class NodePool:
 @contextmanager
 def node_pool(num_nodes: int, head_cpus: int = 1) -> Iterator[NodePool]:
     """A cluster for a while; the environment is afterwards as it was before."""
+    import ray
+
+    ray.shutdown()  # one that tests of another folder have started in this process
     before = dict(os.environ)
     pool = NodePool(num_nodes, head_cpus)
     try:

@@ -81,6 +81,36 @@ def test_each_token_but_the_first_is_a_target_once(tokenizer: Any, max_length: i
     assert inputs.num_truncated == 0
 
 
+@pytest.mark.parametrize("max_length", [2, 5, 16, 200])
+def test_joined_documents_make_full_samples(tokenizer: Any, max_length: int) -> None:
+    """Each token but the very first is a target once, and stands for its bytes; a sample knows its rows."""
+    task = make_task(CausalLmConfig(kind="causal_lm", cut="stream"), max_length)
+    encoded = task.encode(ROWS, tokenizer, {})
+    ids = encoded.table["input_ids"].to_pylist()
+    whole = [token for text in TEXTS for token in (*tokenizer(text)["input_ids"], END)]
+    assert [ids[0][0], *(token for one in ids for token in one[1:])] == whole
+    assert {len(one) for one in ids[:-1]} <= {max_length}
+    assert 2 <= len(ids[-1]) <= max_length
+    assert sum(encoded.table["num_bytes"].to_pylist()) == sum(len(text.encode()) for text in TEXTS) - 1
+    rows = [row for row, text in enumerate(TEXTS) for _ in (*tokenizer(text)["input_ids"], END)]
+    firsts = [rows[0], *(rows[1 + place * (max_length - 1)] for place in range(1, len(ids)))]
+    assert encoded.first_rows is not None
+    assert encoded.first_rows.tolist() == firsts
+    # A prediction is one of a document, as before.
+    assert task.encode_inputs(ROWS, tokenizer).table.equals(task_of(max_length).encode_inputs(ROWS, tokenizer).table)
+    assert len(task.encode(ROWS.slice(0, 0), tokenizer, {}).table) == 0
+
+
+def test_a_row_that_can_not_be_used_is_left_out_of_the_joined_ones(tokenizer: Any) -> None:
+    rows = pa.table({"text": ["ab", None, "cd", " ", "ef"]})
+    encoded = make_task(CausalLmConfig(kind="causal_lm", cut="stream"), 4).encode(rows, tokenizer, {})
+    assert [one.row for one in encoded.rejected] == [1, 3]
+    texts = [tokenizer.decode(ids).replace("<|endoftext|>", ".") for ids in encoded.table["input_ids"].to_pylist()]
+    assert texts == ["ab.c", "cd.e", "ef."]
+    assert encoded.first_rows is not None
+    assert encoded.first_rows.tolist() == [0, 2, 4]
+
+
 def test_targets_follow_lengths_and_not_the_token_for_padding(tokenizer: Any) -> None:
     assert tokenizer.pad_token_id == tokenizer.eos_token_id == END
     table = samples(tokenizer)

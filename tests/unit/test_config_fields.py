@@ -44,6 +44,7 @@ def test_what_may_change_when_a_run_is_resumed() -> None:
     expected |= beginning_with("training.communication.network", "training.communication.environment")
     expected |= beginning_with("data.record_samples", "data.prepared_path")
     expected |= beginning_with("data.max_quarantined", "data.clean.max_dropped")
+    expected |= beginning_with("task.sample_")
     assert {key for key in holders() if not declared(key).decides_weights} == expected
 
 
@@ -51,7 +52,7 @@ def test_what_decides_how_long_a_step_takes() -> None:
     expected = beginning_with("model.", "task.kind", "data.max_length", "data.group_by_length", "workers.cpus")
     expected |= beginning_with("training.global_batch_size", "training.micro_batch_size", "training.precision")
     expected |= beginning_with("training.gradient_checkpointing", "training.zero_stage", "training.deepspeed")
-    expected |= beginning_with("training.exactness")
+    expected |= beginning_with("training.exactness", "training.ema_decay", "training.packing", "task.cut")
     expected |= {"task.target", "task.args", "task.source"}
     expected |= {f"training.optimizer.{name}" for name in ("target", "args", "source")}
     # How gradients travel, whether samples are joined, and how fast batches come decide it as well.
@@ -78,8 +79,10 @@ def test_what_a_sweep_may_be_given_more_of() -> None:
 
 
 def test_what_the_fingerprint_of_prepared_data_takes() -> None:
-    drawn = {"task.mask_fraction", "task.whole_words"}  # when samples are read
+    # When samples are read, or of the loss.
+    drawn = {"task.mask_fraction", "task.whole_words", "task.random_flip", "task.random_crop", "task.beta"}
     expected = beginning_with("task.") - drawn - {"task.loss", "task.metrics", "task.sources"}
+    expected -= beginning_with("task.sample_")
     expected |= {"data.max_length", "data.on_error", "data.validation.fraction"}
     expected |= {"data.validation.group_column", "data.validation.stratify", *beginning_with("data.dedup.")}
     expected |= beginning_with("data.clean") - {"data.clean.max_dropped"}
@@ -94,7 +97,9 @@ def test_what_needs_a_validation_split() -> None:
 
 def test_what_names_a_path() -> None:
     splits = {f"data.{split}.path" for split in ("train", "validation", "test")}
-    assert {*marked(Mark.PATH)} == splits | {"data.train.sources", "storage_path", "data.prepared_path"}
+    assert {*marked(Mark.PATH)} == splits | {
+        *("data.train.sources", "storage_path", "data.prepared_path", "task.image_folder")
+    }
     assert marked(Mark.PATH_OR_HUB_ID) == ["model.path", "model.tokenizer"]
     assert marked(Mark.DATABASE) == ["tracking.mlflow.tracking_uri"]
 

@@ -10,7 +10,7 @@ import torch
 from running import tiny_run
 from torch import Tensor
 
-from raytrain.config import OptimizerConfig
+from raytrain.config import OptimizerConfig, TrainingConfig
 from raytrain.config.io import dump_config, parse_config
 from raytrain.config.yaml import parse_yaml
 from raytrain.engine.optimizer import make_optimizer
@@ -239,14 +239,15 @@ def test_the_config_of_a_run_is_read_again(tmp_path: Path) -> None:
     config = parse_config(raw, words)
     again = parse_config(parse_yaml(dump_config(config)))
     assert again == config
-    make_optimizer(torch.nn.Linear(2, 2), again.training.optimizer)
+    make_optimizer(torch.nn.Linear(2, 2), again.training)
 
 
 def test_weight_decay_that_it_has_not_is_not_ignored(tmp_path: Path) -> None:
     model = torch.nn.Linear(2, 2)
     with pytest.raises(ConfigError, match=r"training.optimizer.weight_decay 0.1 has no effect: .*:Lion has no"):
-        make_optimizer(model, OptimizerConfig(target="optimizers_of_mine:Lion", weight_decay=0.1))
-    decayed, not_decayed = make_optimizer(
-        model, OptimizerConfig(target="torch.optim:SGD", weight_decay=0.1)
-    ).param_groups
+        make_optimizer(
+            model, TrainingConfig(optimizer=OptimizerConfig(target="optimizers_of_mine:Lion", weight_decay=0.1))
+        )
+    sgd = OptimizerConfig(target="torch.optim:SGD", weight_decay=0.1)
+    decayed, not_decayed = make_optimizer(model, TrainingConfig(optimizer=sgd)).param_groups
     assert (decayed["weight_decay"], not_decayed["weight_decay"]) == (0.1, 0.0)

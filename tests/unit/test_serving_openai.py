@@ -82,7 +82,7 @@ def test_a_stream_joins_to_the_whole_answer(folders: dict[str, str]) -> None:
         ({**BODY, "messages": []}, 400, "at least one"),
         ({**BODY, "messages": [*QUESTION, *QUESTION]}, 400, "user follows user"),
         ({**BODY, "messages": [*QUESTION, {"role": "assistant", "content": "a"}]}, 400, "the last turn"),
-        ({**BODY, "messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "no text"),
+        ({**BODY, "messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "not text"),
         ({**BODY, "max_tokens": 9}, 400, "from 1 to 8 (--max-new-tokens)"),
         ({**BODY, "temperature": -1}, 400, "temperature -1"),
         ({**BODY, "stop": ["a"] * 5}, 400, "at most 4"),

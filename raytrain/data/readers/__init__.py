@@ -15,6 +15,8 @@ from raytrain.data.readers.arrow import arrow_head, read_arrow
 from raytrain.data.readers.base import Chunk, ReadTask, Rows, SourceFile, Unreadable, in_chunks
 from raytrain.data.readers.conll import COLUMNS, conll_rows, conllu_rows, has_sentence
 from raytrain.data.readers.delimited import delimited_rows, header_of
+from raytrain.data.readers.images import COLUMNS as IMAGE_COLUMNS
+from raytrain.data.readers.images import image_groups, read_images
 from raytrain.data.readers.json_files import json_rows, jsonl_rows
 from raytrain.data.readers.parquet import parquet_footer, read_parquet
 from raytrain.data.readers.sql import query_head, read_query
@@ -57,6 +59,12 @@ def read_chunks(task: ReadTask, columns: Collection[str] | None = None) -> Itera
     if task.file.format == SourceFormat.SQL:
         yield from read_query(task.file, columns)
         return
+    if task.file.format == SourceFormat.IMAGES:
+        try:
+            yield from read_images(task, columns)
+        except OSError as error:
+            raise DataError(f"{task.file.path} can't be listed: {why_unreadable(error)}") from None
+        return
     try:
         rows = _ROWS[task.file.format]
         found = rows(task.file) if task.span is None else rows(task.file, task.span)
@@ -97,6 +105,10 @@ def column_names(file: SourceFile) -> list[str]:
             if not len(head.table) and not head.bad_rows:
                 raise NoRowsError
             return head.table.column_names[:-1]
+        case SourceFormat.IMAGES:
+            if not image_groups(file):
+                raise NoRowsError
+            return IMAGE_COLUMNS
         case SourceFormat.JSONL | SourceFormat.JSON:
             # A broken row is reported when all are read, as data.on_error decides; here only the names matter.
             rows = list(itertools.islice(_ROWS[file.format](file), ROWS_TO_LOOK_AT))

@@ -14,9 +14,13 @@ from raytrain.errors import DataError
 from raytrain.tasks.base import RowError
 
 ROW = "__row__"
-TABLE_FORMATS = (SourceFormat.PARQUET, SourceFormat.ARROW)
-"""Formats whose files hold tables of Arrow's types, and are read at any place."""
+TABLE_FORMATS = (SourceFormat.PARQUET, SourceFormat.ARROW, SourceFormat.IMAGES)
+"""Formats whose files hold tables of Arrow's types, and are read at any place; and folders of images, which are read
+so too."""
+GROUPED = (SourceFormat.PARQUET, SourceFormat.IMAGES)
+"""Formats whose rows come in groups, each of which can be read alone and whose numbers of rows are known before."""
 CHUNK_ROWS = 4096
+MOST_BYTES = 64  # of a value in what is told of a bad row
 
 
 @dataclass(frozen=True)
@@ -175,8 +179,14 @@ def _chunk(rows: list[dict[str, Any]], names: list[str], bad: list[BadRow], path
 
 
 def row_itself(values: dict[str, Any]) -> dict[str, Any]:
-    """The user's columns of a row."""
-    return {name: value for name, value in values.items() if name != ROW}
+    """The user's columns of a row. Of bytes, such as an image's, their number: they are in the source."""
+    return {name: _without_bytes(value) for name, value in values.items() if name != ROW}
+
+
+def _without_bytes(value: Any) -> Any:
+    if isinstance(value, bytes) and len(value) > MOST_BYTES:
+        return f"({len(value):,} bytes)"
+    return {key: _without_bytes(one) for key, one in value.items()} if isinstance(value, dict) else value
 
 
 def unfit(value: Any) -> str:
