@@ -278,7 +278,7 @@ def test_memory_of_a_long_text_is_less_than_that_of_a_plain_loss() -> None:
     logits = torch.randn(300, 1000, requires_grad=True)
     kept: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
-        token_losses._TokenLosses.apply(logits, torch.zeros(300, dtype=torch.long)).sum()
+        token_losses._TokenLosses.apply(logits, torch.zeros(300, dtype=torch.long), 0.0).sum()
     assert sum(kept) <= logits.numel() + 2 * 300
     assert np.isfinite(logits.detach().numpy()).all()
 

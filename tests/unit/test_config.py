@@ -177,7 +177,7 @@ def test_every_field_has_its_sentence() -> None:
 def test_fields_are_in_words_with_their_values_and_yaml_defaults() -> None:
     lines = describe_fields().splitlines()
     for line in (
-        "task.kind: causal_lm | chat | masked_lm | preference | python | regression | reward | "
+        "task.kind: causal_lm | chat | image_classification | masked_lm | preference | python | regression | reward | "
         "sequence_classification | token_classification; required",
         "training.precision: auto | fp32 | bf16 | fp16; default auto",
         "training.optimizer.learning_rate: number above 0; default 5.0e-05",
