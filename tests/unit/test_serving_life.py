@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,10 @@ class Here:
         assert not self.is_stopped, "nothing is asked of replicas that were ended"
         await asyncio.sleep(0.02)
         return answer_rows(self._predictor, rows, how)
+
+    async def speak(self, asked: Any) -> AsyncGenerator[Any]:
+        raise AssertionError("a classifier generates nothing")
+        yield
 
     def stop(self) -> None:
         self.is_stopped = True
