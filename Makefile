@@ -40,7 +40,7 @@ format: install  ## Rewrite the code the way `check` wants it
 
 test: install  ## Everything that runs in minutes
 	$(BIN)/python -m pytest -m 'not slow' --numprocesses 2 --dist loadfile tests/unit tests/shipped
-	$(BIN)/python -m pytest -m 'not slow' --numprocesses 2 --dist loadfile --durations 30 tests/distributed tests/faults tests/gpu tests/ray
+	$(BIN)/python -m pytest -m 'not slow' --numprocesses 2 --dist loadfile --durations 30 tests/ray tests/faults tests/distributed tests/gpu
 
 test-unit: install  ## The tests without Ray, in seconds
 	$(BIN)/python -m pytest tests/unit
