@@ -201,7 +201,13 @@ def test_changed_data_is_refused(tmp_path: Path) -> None:
     assert "have changed since this run's checkpoint of step 3" in output
 
 
-@pytest.mark.parametrize("words", [(), ("workers.min=5", "workers.max=5", "ray.num_cpus=8")], ids=["", "5 workers"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param((), id=""),
+        pytest.param(("workers.min=5", "workers.max=5", "ray.num_cpus=8"), id="5 workers", marks=pytest.mark.slow),
+    ],
+)
 def test_eval_repeats_the_test_metrics(undisturbed: Path, words: tuple[str, ...]) -> None:
     """With more workers than a step has micro-batches too."""
     code, output = run_cli("eval", str(undisturbed), *words, "--split", "test")
@@ -298,6 +304,7 @@ def test_a_bitwise_run_has_the_same_bits_after_a_kill(folder: Path) -> None:
     assert {row["world_size"] for row in read_jsonl(Storage(str(run)), "metrics.jsonl")} == {1, 2}
 
 
+@pytest.mark.slow  # tests/unit/test_verification.py has the verdicts
 def test_a_run_of_another_seed_is_found_out(folder: Path, undisturbed: Path) -> None:
     other = folder / "runs" / "other"
     other.mkdir()
