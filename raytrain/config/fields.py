@@ -107,7 +107,9 @@ def type_of(key: str, root: type[BaseModel] = RunConfig) -> Any:
 
 
 def type_below(annotation: Any, name: str | int) -> Any:
-    """Type of what a section, mapping or list holds under a name; Any: nothing is known of it."""
+    """Type of what a section, mapping or list holds under a name; Any: nothing is known of it. Of sections that differ
+    in it, such as those of the kinds of a task, a union."""
+    found = []
     for option in options_of(annotation):
         origin, arguments = typing.get_origin(option), typing.get_args(option)
         if origin is list and isinstance(name, int):
@@ -115,5 +117,14 @@ def type_below(annotation: Any, name: str | int) -> Any:
         if origin is dict and isinstance(name, str):
             return arguments[1]
         if isinstance(option, type) and issubclass(option, BaseModel) and name in option.model_fields:
-            return option.model_fields[str(name)].annotation
-    return Any
+            found.append(option.model_fields[str(name)].annotation)
+    return typing.Union[tuple(found)] if found else Any  # noqa: UP007  # of types that are known at run time
+
+
+def of_kind(annotation: Any, kind: str) -> Any:
+    """Of a union of sections the one whose field `kind` is this; the union when there is none."""
+    for model in models_in(annotation):
+        field = model.model_fields.get("kind")
+        if field is not None and kind in typing.get_args(field.annotation):
+            return model
+    return annotation

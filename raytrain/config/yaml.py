@@ -15,7 +15,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.representer import SafeRepresenter
 
-from raytrain.config.fields import options_of, type_below
+from raytrain.config.fields import of_kind, options_of, type_below
 from raytrain.errors import ConfigError
 
 TAG = "tag:yaml.org,2002:"
@@ -76,6 +76,9 @@ def _mapping(node: MappingNode, schema: Any) -> dict[Any, Any]:
     """Raises MarkedYAMLError for a key that is given twice. `<<: *anchor` gives way to the mapping's own keys."""
     found: dict[Any, Any] = {}
     merged: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        if key_node.value == "kind" and isinstance(value_node, ScalarNode):
+            schema = of_kind(schema, value_node.value)
     for key_node, value_node in node.value:
         if key_node.tag == f"{TAG}merge":
             sources = value_node.value if isinstance(value_node, SequenceNode) else [value_node]

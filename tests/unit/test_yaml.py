@@ -228,3 +228,13 @@ def test_what_is_written_is_read(value: Any) -> None:
 def test_words_of_other_trainers_lead_to_fields_that_are_there() -> None:
     assert {*raytrain.config.mistakes.OTHER_WORDS.values()} <= {*all_fields()}
     assert not {*raytrain.config.mistakes.OTHER_WORDS} & {*RunConfig.model_fields}
+
+
+@pytest.mark.parametrize(
+    ("kind", "word", "value"),
+    [("preference", "null", None), ("reward", "~", None), ("chat", "null", "null"), ("preference", "007", "007")],
+)
+def test_a_field_that_kinds_declare_otherwise_is_that_of_the_kind(kind: str, word: str, value: str | None) -> None:
+    """Kinds of tasks share names of fields, and one may be null where another is always text."""
+    for text in (f"task: {{kind: {kind}, prompt_column: {word}}}", f"task: {{prompt_column: {word}, kind: {kind}}}"):
+        assert parse_yaml(text, RunConfig)["task"]["prompt_column"] == value
