@@ -38,6 +38,8 @@ def run_pass(
         num_cpus = max(1.0, ray.cluster_resources().get("CPU", 1.0))
         of_tasks = groups([row["num_bytes"] for row in rows], num_cpus)
     items = [{"rows": json.dumps(rows[group.start : group.stop])} for group in of_tasks]
+    if "concurrency" in options:  # Ray Data warns of more tasks than items
+        options = {**options, "concurrency": min(options["concurrency"], len(items))}
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).flat_map(_EachOf(function), **options)
     dataset.context.target_max_block_size = 1  # a report is passed on at once, and not when its task has ended
     dataset.context.max_errored_blocks = 0  # whatever the user's own pipelines may lose
