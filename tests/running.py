@@ -184,6 +184,13 @@ def tiny_run(folder: Path, name: str, *overrides: str, num_rows: int = 403) -> R
 
 def start_local_ray() -> None:
     """Connect this process to a Ray of its own."""
+    try:
+        _start_local_ray()
+    except Exception:  # the machine was too busy for the 30 s that Ray gives its node
+        _start_local_ray()
+
+
+def _start_local_ray() -> None:
     import ray
 
     ray.init(

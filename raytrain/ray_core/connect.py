@@ -19,6 +19,7 @@ from raytrain.ray_core.quiet import quieten
 TRACKING = "RAY_TRAIN_ENABLE_STATE_TRACKING"
 REACH_TIMEOUT_S = 5.0
 DASHBOARD_TIMEOUT_S = 1.0
+STARTS = 2  # of a private Ray, before its error is told
 
 
 @dataclass(frozen=True)
@@ -74,16 +75,7 @@ def connection(address: str | None, private_cpus: int, preload: str | None = Non
     importing.start()
     try:
         if address is None:
-            os.environ.setdefault(TRACKING, "0")  # before child processes inherit the environment
-            with _hangup_blocked():
-                ray.init(
-                    address="local",
-                    num_cpus=private_cpus,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    configure_logging=False,
-                )
+            _start_private(private_cpus)
         else:
             _check_that_someone_listens(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -102,6 +94,30 @@ def connection(address: str | None, private_cpus: int, preload: str | None = Non
         yield _session(is_private=address is None)
     finally:
         ray.shutdown()
+
+
+def _start_private(num_cpus: int) -> None:
+    """Start a Ray of this process. Ray gives its node 30 s to come up, which a busy machine may exceed: then it is
+    started anew. Raises the last error."""
+    import ray
+
+    os.environ.setdefault(TRACKING, "0")  # before child processes inherit the environment
+    for left in reversed(range(STARTS)):
+        try:
+            with _hangup_blocked():
+                ray.init(
+                    address="local",
+                    num_cpus=num_cpus,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    configure_logging=False,
+                )
+            return
+        except Exception:
+            if not left:
+                raise
+            ray.shutdown()
 
 
 @contextmanager

@@ -28,7 +28,8 @@ def in_a_terminal(command: list[str], folder: Path) -> Iterator[tuple[int, int]]
             os.kill(pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("prefix", [[], pytest.param(["nohup"], marks=pytest.mark.slow)], ids=["", "nohup"])
+@pytest.mark.slow
+@pytest.mark.parametrize("prefix", [[], ["nohup"]], ids=["", "nohup"])
 def test_the_end_of_the_terminal_saves_and_stops_the_run(tmp_path: Path, prefix: list[str]) -> None:
     """A command given with nohup continues."""
     config = tiny_run(tmp_path, "a", "training.epochs=100", "checkpoint={save_every_steps: 100000}")
