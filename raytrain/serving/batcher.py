@@ -2,12 +2,15 @@
 
 A replica is given a group of at most GROUP_ROWS rows, and fewer where text is generated. While it works, further rows
 wait and form the next group, so that groups are as large as the load makes them, and a request that comes alone waits
-for nobody. Inside a group the predictor makes batches by length, as for a file. `serve.batch` was not taken: it joins
-calls inside a replica, where each has cost a message already, and it does not know of rows.
+for nobody. Clients whose answers came in one group ask again within a moment of each other: under load a replica that
+is free waits for them, or the first would be a group of its own. Inside a group the predictor makes batches by length,
+as for a file. `serve.batch` was not taken: it joins calls inside a replica, where each has cost a message already, and
+it does not know of rows.
 """
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -19,10 +22,13 @@ from raytrain.serving.replica import Answer, How, Row
 
 logger = logging.getLogger(__name__)
 
-JOIN_S = 0.002
-"""A group waits this long for rows of other requests, if no replica works."""
-PER_REPLICA = 2
-"""Groups that a replica is given at once, so that it does not wait for the next."""
+JOIN_S, MOST_JOIN_S = 0.002, 0.03
+"""A group waits this long for rows of other requests; under load JOIN_PART of what a group has taken, at most
+MOST_JOIN_S."""
+JOIN_PART = 0.1
+AHEAD = 2
+"""Groups that a replica has at once, if they are full, so that it does not wait for the next. What is not full can grow
+while the replica works."""
 ATTEMPTS = 4
 """How often a group is given to a replica, when each dies over it."""
 
@@ -81,9 +87,11 @@ class Batcher:
         self._backend, self._metrics, self._max_queue, self._joins = backend, metrics, max_queue, joins
         self._waiting: deque[_Request] = deque()
         self._num_waiting = 0
-        self._in_flight: set[asyncio.Task[None]] = set()
+        self._in_flight: set[asyncio.Task[int]] = set()
         self._num_replicas = 1
         self._timer: asyncio.TimerHandle | None = None
+        self._group_s = 0.0
+        """What a group takes, smoothed."""
 
     @property
     def num_waiting(self) -> int:
@@ -110,10 +118,10 @@ class Batcher:
         request = _Request(rows, how, future, [None] * len(rows), num_left=len(rows))
         self._waiting.append(request)
         self._count(len(rows))
-        if self._in_flight or not self._joins:
+        if not self._joins or self._is_full():
             self._dispatch()
-        elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(JOIN_S, self._dispatch)
+        else:
+            self._wait_to_join()
         try:
             return await future
         finally:
@@ -129,8 +137,22 @@ class Batcher:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while self._waiting and len(self._in_flight) < PER_REPLICA * self._num_replicas:
+        while self._waiting:
+            most = self._num_replicas * (AHEAD if self._is_full() or not self._joins else 1)
+            if len(self._in_flight) >= most:
+                return
             self._start(self._take())
+
+    def _is_full(self) -> bool:
+        """Whether the rows that wait make up a group."""
+        return self._num_waiting >= _most_rows(self._waiting[0].how)
+
+    def _wait_to_join(self) -> None:
+        """Have a replica that is free wait for further rows."""
+        if self._timer is None and self._waiting and len(self._in_flight) < self._num_replicas:
+            under_load_s = min(max(JOIN_S, JOIN_PART * self._group_s), MOST_JOIN_S)
+            wait_s = under_load_s if self._in_flight else JOIN_S
+            self._timer = asyncio.get_running_loop().call_later(wait_s, self._dispatch)
 
     def _take(self) -> _Group:
         """The next group: of the requests that have waited longest, whose rows can be answered together. What is left
@@ -161,13 +183,23 @@ class Batcher:
         return group
 
     def _start(self, group: _Group) -> None:
-        task = asyncio.get_running_loop().create_task(self._run(group))
+        task = asyncio.get_running_loop().create_task(self._timed(group))
         self._in_flight.add(task)
         task.add_done_callback(self._ended)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[int]) -> None:
         self._in_flight.discard(task)
-        self._dispatch()
+        if self._joins and not task.cancelled() and task.result() > 2 * self._num_waiting:
+            self._wait_to_join()  # for those who have just been answered
+        else:
+            self._dispatch()
+
+    async def _timed(self, group: _Group) -> int:
+        """Its rows."""
+        began_s = time.monotonic()
+        await self._run(group)
+        self._group_s += 0.2 * (time.monotonic() - began_s - self._group_s)
+        return len(group.places)
 
     async def _run(self, group: _Group) -> None:
         """Have a group answered. If that fails, each request of it is tried alone, so that one can't spoil others."""

@@ -15,7 +15,7 @@ from typing import Any
 from raytrain.data.stages.packages import needed
 from raytrain.errors import FailureCode, TrainingError, first_line
 from raytrain.inference.completing import Asked, Piece
-from raytrain.serving.batcher import PER_REPLICA, ReplicaLostError
+from raytrain.serving.batcher import AHEAD, ReplicaLostError
 from raytrain.serving.limits import Replicas
 from raytrain.serving.replica import HANG_S, Answer, How, Replica, ReplicaSpec, Row
 
@@ -23,6 +23,8 @@ REPLICA = "Replica"
 PREFIX = "raytrain-serve"
 UPSCALE_S, DOWNSCALE_S = 5.0, 120.0
 """How long more, or fewer, replicas must be needed before that changes."""
+BUSY = 0.8
+"""The part of the time that replicas may be busy before there are more of them."""
 STREAMS = 32
 """Texts that a replica generates at once, token by token in turn; more of them wait."""
 POLL_S = 0.2
@@ -100,8 +102,8 @@ class Application:
                     "min_replicas": replicas.min,
                     "max_replicas": replicas.max,
                     "initial_replicas": initial,
-                    # The batcher gives each PER_REPLICA groups when rows wait, and less than one when they do not.
-                    "target_ongoing_requests": PER_REPLICA / 2,
+                    # A replica has one group while it is busy, two where full ones wait, none else.
+                    "target_ongoing_requests": BUSY,
                     "upscale_delay_s": UPSCALE_S,
                     "downscale_delay_s": DOWNSCALE_S,
                 }
@@ -109,7 +111,7 @@ class Application:
         deployment: Any = serve.deployment(
             Replica,
             name=REPLICA,
-            max_ongoing_requests=PER_REPLICA + STREAMS,
+            max_ongoing_requests=AHEAD + STREAMS,
             max_constructor_retry_count=2,
             graceful_shutdown_timeout_s=STOP_S,
             graceful_shutdown_wait_loop_s=0.1,

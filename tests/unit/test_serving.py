@@ -313,8 +313,28 @@ def test_a_long_request_does_not_hold_up_short_ones() -> None:
     found = batched(backend, [(long, How()), (["short"], How()), (["x" * GROUP_CHARS], How()), (["y"], How())])
     assert found == [long, ["short"], ["x" * GROUP_CHARS], ["y"]]
     assert max(map(len, backend.groups)) == GROUP_ROWS
-    assert any("short" in group for group in backend.groups[:3])
+    assert any("short" in group for group in backend.groups[:4])
     assert ["x" * GROUP_CHARS] in backend.groups, "a row as long as a group is alone"
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_clients_that_ask_again_as_they_are_answered_share_groups(replicas: int) -> None:
+    """Else the first that asks again would be a group of its own, and each group have few rows."""
+    backend, clients, rounds = Recorded(), 32, 10
+
+    async def client(batcher: Batcher, name: int) -> None:
+        for number in range(rounds):
+            await asyncio.sleep(0.0002 * name)  # not all in the same turn of the event loop
+            await batcher.answer([{"text": f"{name} {number}"}], How())
+
+    async def run() -> None:
+        batcher = Batcher(backend, ServeMetrics(), max_queue=10_000)
+        batcher.set_replicas(replicas)
+        await asyncio.gather(*(client(batcher, name) for name in range(clients)))
+
+    asyncio.run(run())
+    assert sum(map(len, backend.groups)) == clients * rounds
+    assert len(backend.groups) <= 3 * replicas * rounds, sorted(map(len, backend.groups))
 
 
 def test_a_row_that_breaks_the_model_fails_alone() -> None:
