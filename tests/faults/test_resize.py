@@ -28,7 +28,6 @@ SLOW = pytest.mark.slow
 def test_resized_and_reclaimed_and_killed(
     pool: NodePool, tmp_path: Path, zero_stage: int | str, task: str, exactness: str
 ) -> None:
-    """1 -> 2 -> 3 by nodes that come, -> 2 by a notice, -> 1 by a kill of the node with rank 0."""
     data = []
     if task == "token_classification":  # targets are words: their number differs from sample to sample (P7)
         data = [f"data.train={{path: {write_conll(tmp_path / 'train.conll', 403, 0)}}}", f"task={{kind: {task}}}"]
@@ -44,24 +43,7 @@ def test_resized_and_reclaimed_and_killed(
         *data,
         "data.test=null",
     )
-    training.wait_for_workers(1)
-    pool.add()
-    training.wait_for_workers(2)
-    pool.add()
-    training.wait_for_workers(3)
-    reclaimed = pool.nodes[1]
-    pool.drain(reclaimed, deadline_s=60)
-    training.wait_for_workers(2)
-    assert reclaimed.node_id not in training.nodes()
-    pool.kill(reclaimed)  # its time is over; the run has left it
-    assert [event["steps_redone"] for event in training.events("resize", "reclaim")] == [0, 0, 0]
-    pool.kill(pool.node_of(training.nodes()[0]))
-    training.wait_for_workers(1)
-    (lost,) = training.events("failure")
-    assert lost["cause"].startswith("a node was lost")
-    # From the last complete snapshot, of every fifth step, on; the newest may have been on its way for as long again.
-    assert lost["steps_redone"] <= 15
-    assert training.events("restore")[-1]["source"] == "snapshot"
+    training.resize_reclaim_kill()
     output = training.stop()
     assert "notice to reclaim" in output
     training.assert_undisturbed()

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
 from cluster import NodePool
 from running import (
     assert_same_curve,
@@ -49,6 +50,12 @@ def endless_run(folder: Path, name: str, max_steps: int, *overrides: str) -> Run
 STARTED: list[subprocess.Popen[str]] = []  # commands, for the end of a test
 
 
+def validation_losses(run: Path) -> dict[int, float]:
+    """By the step of the evaluation."""
+    rows = read_jsonl(Storage(str(run)), "evals.jsonl")
+    return {row["step"]: row["loss"] for row in rows if row["split"] == "validation"}
+
+
 class Training:
     """The command, running."""
 
@@ -90,6 +97,27 @@ class Training:
 
         wait_until(is_met, what, PATIENCE_S)
 
+    def resize_reclaim_kill(self) -> None:
+        """1 -> 2 -> 3 by nodes that come, -> 2 by a notice, -> 1 by a kill of the node with rank 0."""
+        self.wait_for_workers(1)
+        self.pool.add()
+        self.wait_for_workers(2)
+        self.pool.add()
+        self.wait_for_workers(3)
+        reclaimed = self.pool.nodes[1]
+        self.pool.drain(reclaimed, deadline_s=60)
+        self.wait_for_workers(2)
+        assert reclaimed.node_id not in self.nodes()
+        self.pool.kill(reclaimed)  # its time is over; the run has left it
+        assert [event["steps_redone"] for event in self.events("resize", "reclaim")] == [0, 0, 0]
+        self.pool.kill(self.pool.node_of(self.nodes()[0]))
+        self.wait_for_workers(1)
+        (lost,) = self.events("failure")
+        assert lost["cause"].startswith("a node was lost")
+        # From the last complete snapshot, of every fifth step, on; the newest may have been on its way for as long.
+        assert lost["steps_redone"] <= 15
+        assert self.events("restore")[-1]["source"] == "snapshot"
+
     def stop(self) -> str:
         """SIGTERM; returns what the run printed."""
         self.process.send_signal(signal.SIGTERM)
@@ -110,6 +138,8 @@ class Training:
         alone = self.folder / "runs" / "undisturbed"
         assert samples_of_steps(self.path) == samples_of_steps(alone)
         assert_same_curve(losses(self.path), losses(alone))
+        evaluated = validation_losses(self.path)
+        assert evaluated == pytest.approx({step: validation_losses(alone)[step] for step in evaluated}, abs=1e-4)
         if self.config.training.exactness is Exactness.BITWISE:
             ours, theirs = (
                 {step: (row["loss"], row["weights"]) for step, row in steps_of(Storage(str(path)), 10**6).items()}
