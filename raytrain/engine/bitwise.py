@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from raytrain.engine.exact_sums import (
     add_fixed_point,
-    all_reduce_sums,
     exponent_for,
     global_norm,
     largest_of,
@@ -29,7 +28,6 @@ from raytrain.engine.exact_sums import (
     to_fixed_point,
     to_float,
 )
-from raytrain.engine.shares import share_of
 from raytrain.errors import ConfigError, FailureCode, TrainingError
 
 
@@ -173,7 +171,8 @@ class _Flat(ExactGradients):
 
 
 class _Unsharded(_Flat):
-    """Stage 0: each worker needs the whole gradient."""
+    """Stage 0: each worker needs the whole gradient. A worker adds up its share and all gather the shares, which sends
+    less, in fp32, than an all-reduce of the sums does."""
 
     def __init__(self, deepspeed: Any, epsilon: float, num_micro_batches: int):
         start, slots = 0, []
@@ -181,22 +180,27 @@ class _Unsharded(_Flat):
             if parameter.requires_grad:
                 slots.append(_Slot(parameter, start, start + parameter.numel()))
                 start += parameter.numel()
-        super().__init__(deepspeed, epsilon, num_micro_batches, [slots], [start])
+        world_size = dist.get_world_size()
+        width = -(-start // world_size)
+        super().__init__(deepspeed, epsilon, num_micro_batches, [slots], [width * world_size])
+        # Kept, since new memory takes longer than what is done in it.
+        self._whole = torch.zeros(width * world_size, device=self._device)
         deepspeed.allreduce_no_retain = _nothing
 
     def _reduce(self) -> list[Tensor]:
         (total,) = self._totals
-        all_reduce_sums(total)
-        whole = torch.empty(len(total), device=self._device)
-        to_float(total, self._exponent, whole)
-        self._shares = [whole]
-        start, stop = share_of(len(whole), dist.get_rank(), dist.get_world_size())
-        return [whole[start:stop]]
+        own = reduce_to_owners(total.view(dist.get_world_size(), -1))
+        share = self._whole.view(dist.get_world_size(), -1)[dist.get_rank()]
+        to_float(own, self._exponent, share)
+        self._shares = [share]
+        return self._shares
 
     def _hand_over(self) -> None:
-        (whole,), (slots,) = self._shares, self._groups
+        (share,), (slots,) = self._shares, self._groups
+        if dist.get_world_size() > 1:
+            dist.all_gather_into_tensor(self._whole, share.clone())
         for parameter, start, stop in slots:
-            parameter.grad = whole[start:stop].view(parameter.shape)
+            parameter.grad = self._whole[start:stop].view(parameter.shape)
         self._shares = []
 
 

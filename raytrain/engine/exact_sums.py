@@ -71,20 +71,6 @@ def largest_of(tensors: Iterable[Tensor], device: torch.device) -> Tensor:
     return torch.stack(bounds).abs().max().nan_to_num(nan=math.inf, posinf=math.inf)
 
 
-def all_reduce_sums(total: Tensor) -> None:
-    """Replace fixed-point numbers by their sums over all workers. Collective. `total`: int64, 1-D."""
-    if dist.get_world_size() == 1:
-        return
-    blocks = list(total.split(_BLOCK))
-    for block, dtype in zip(blocks, _narrowest(blocks), strict=True):
-        if dtype is torch.int64:
-            dist.all_reduce(block)
-        else:
-            narrow = block.to(dtype)
-            dist.all_reduce(narrow)
-            block.copy_(narrow)
-
-
 def reduce_to_owners(rows: Tensor) -> Tensor:
     """Fixed-point numbers of each worker's share, summed over all workers: this worker's. Collective.
 
