@@ -13,14 +13,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from raytrain.serving.batcher import CannotError, FailedError, QueueFullError
-from raytrain.serving.limits import Limits
+from raytrain.serving.limits import GROUP_ROWS, Limits
 from raytrain.serving.metrics import ServeMetrics
 from raytrain.serving.openai import CHAT, COMPLETIONS, MODELS, error_body, models_body, read_request
 from raytrain.serving.openapi import docs_page, openapi
 from raytrain.serving.replica import Answer, refusal
 from raytrain.serving.requests import Asked, HttpError, parse, wrong
 from raytrain.serving.served import Served
-from raytrain.serving.speaking import EventStream, pieces_of, whole_answer
+from raytrain.serving.speaking import EventStream, pieces_of, unless_left, whole_answer
 from raytrain.serving.token import Token
 from raytrain.tasks.base import RowError
 
@@ -141,7 +141,8 @@ class Front:
                     body = await _body_of(request, self._limits)
                     asked = read_request(body, served.model, self._limits, is_chat=is_chat)
                     if not asked.is_streamed:
-                        return _json(await whole_answer(asked, served), headers=headers)
+                        text = await unless_left(whole_answer(asked, served), request.receive)
+                        return _json(text, headers=headers)
                     pieces = pieces_of(asked, served)
                     first = await anext(pieces)
             except TimeoutError:
@@ -162,7 +163,9 @@ class Front:
                 is_read = True
                 arguments = (body, served.model.task, served.model.card, self._limits)
                 asked = await asyncio.to_thread(parse, *arguments) if len(body) > LARGE else parse(*arguments)
-                answers = await self._answers(asked, served)
+                answering = self._answers(asked, served)
+                is_long = asked.how.decoding.max_new_tokens > 0 or len(asked.rows) > GROUP_ROWS
+                answers = await (unless_left(answering, request.receive) if is_long else answering)
                 return self._response(asked, answers, served)
         except TimeoutError:
             told = f"within {self._limits.timeout_s:g} s (--timeout-s)"

@@ -63,7 +63,9 @@ def test_draws_depend_on_seed_and_number_and_top_p(ask: Callable[..., Any]) -> N
     drawn = ask(temperature=1.5, seed=1)[0]
     assert drawn == ask(temperature=1.5, seed=1)[0]
     assert drawn != ask(temperature=1.5, seed=2)[0] and drawn != ask(temperature=1.5, seed=1, number=1)[0]
-    assert ask(temperature=1.5, seed=1, top_p=1e-9)[0] == ask()[0], "only the most probable token is left"
+    for least in ({"top_p": 1e-9}, {"top_p": 0.0}, {"temperature": 1e-320}, {"temperature": 1e-40, "top_p": 0.5}):
+        only = ask(**{"temperature": 1.5, "seed": 1, **least})[0]
+        assert only == ask()[0], "only the most probable token is left"
 
 
 @pytest.mark.parametrize(
