@@ -16,6 +16,7 @@ from raytrain.inference.completing import Asked, Piece, generating_task
 from raytrain.serving.limits import GROUP_CHARS, Limits
 from raytrain.serving.requests import HttpError
 from raytrain.serving.served import Model
+from raytrain.tasks.nested import HALF_CHARACTER, is_unicode
 
 CHAT, COMPLETIONS, MODELS = "/v1/chat/completions", "/v1/completions", "/v1/models"
 DEFAULT_NEW_TOKENS = 256
@@ -210,10 +211,8 @@ def _text(given: Any) -> str:
 def _check_text(text: str) -> None:
     if len(text) > GROUP_CHARS:
         raise refused(f"the prompt has {len(text):,} characters; this server takes at most {GROUP_CHARS:,}")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise refused("a text holds half of a surrogate pair (\\ud800 to \\udfff), which is not a character") from None
+    if not is_unicode(text):
+        raise refused(HALF_CHARACTER)
 
 
 def _stops(given: Any) -> tuple[str, ...]:

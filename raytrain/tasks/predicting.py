@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from raytrain.errors import ConfigError
 from raytrain.tasks.base import Batch, TaskState
+from raytrain.tasks.nested import HALF_CHARACTER, is_unicode, texts_in
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -204,6 +205,12 @@ def room_for_prompt(positions: int | None, max_new_tokens: int) -> int | None:
             f"give at most {positions - 1}"
         )
     return positions - max_new_tokens
+
+
+def check_characters(asked: Any) -> None:
+    """Raises ConfigError for a text, or turns, that no tokenizer takes."""
+    if not all(is_unicode(text) for text in texts_in(asked)):
+        raise ConfigError(HALF_CHARACTER)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

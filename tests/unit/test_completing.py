@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from chat_templates import TINY_CHAT, chat_tokenizer
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 import raytrain
 from raytrain.cli.main import app
 from raytrain.config.io import parse_config
-from raytrain.errors import ConfigError
+from raytrain.errors import ConfigError, DataError
 from raytrain.inference.card import find_model, read_card
 from raytrain.inference.completing import Asked, complete
 from raytrain.inference.predictor import Predictor
@@ -75,6 +76,8 @@ def test_draws_depend_on_seed_and_number_and_top_p(ask: Callable[..., Any]) -> N
         ([*TURNS, {"role": "assistant", "content": "a"}], 3, "the last turn is the assistant's"),
         ([*TURNS, *TURNS], 3, "user follows user"),
         ("a" * 5000, 3, "positions of the model: shorten it"),
+        ("half \ud83d", 3, "half of a surrogate pair"),
+        ([{"role": "user", "content": "half \ud83d"}], 3, "half of a surrogate pair"),
     ],
 )
 def test_refusals(ask: Callable[..., Any], prompt: Any, most: int, told: str) -> None:
@@ -84,7 +87,7 @@ def test_refusals(ask: Callable[..., Any], prompt: Any, most: int, told: str) ->
 
 @pytest.mark.parametrize("kind", ["chat", "causal_lm"])
 def test_a_conversation_on_a_pipe(folders: dict[str, str], kind: str) -> None:
-    def said(text: str) -> list[str]:
+    def said(text: str | bytes) -> list[str]:
         found = CliRunner().invoke(app, ["chat", folders[kind], "--max-new-tokens", "4"], input=text)
         assert found.exit_code == 0, found.output
         return found.output.splitlines()
@@ -92,6 +95,18 @@ def test_a_conversation_on_a_pipe(folders: dict[str, str], kind: str) -> None:
     once = said("hi\n")
     assert said("hi\n\n/reset\nhi\n/quit\nhi\n") == [*once, *once]
     assert "/quit" in said("/help\n")[0]
+    assert len(said(b"\xff in no encoding\nhi\n")) >= 2, "a byte that is no text ends nothing"
+
+
+def test_a_text_that_no_tokenizer_takes_is_refused_with_its_place(folders: dict[str, str]) -> None:
+    texts = ["fine", "half \ud83d"]
+    for data in (
+        texts,
+        pd.DataFrame({"prompt": pd.Series(texts, dtype=object)}),
+        [{"messages": [{"role": "user", "content": t}]} for t in texts],
+    ):
+        with pytest.raises(DataError, match=r"data\[1\]: a text holds half of a surrogate pair"):
+            raytrain.load(folders["chat"], device="cpu")(data, max_new_tokens=2)
 
 
 def test_chat_refuses_a_model_that_says_nothing(tmp_path: Path) -> None:

@@ -46,7 +46,13 @@ def events_of(text: str) -> list[Any]:
 def test_answers_are_those_of_predict(folders: dict[str, str]) -> None:
     front = front_of(folders["chat"], limits=LIMITS)
     expected = raytrain.load(folders["chat"], device="cpu")("hi", max_new_tokens=8)["answer"]
-    nothing = {"tools": [], "logprobs": False, "presence_penalty": 0.0, "response_format": {"type": "text"}, "top_k": -1}
+    nothing = {
+        "tools": [],
+        "logprobs": False,
+        "presence_penalty": 0.0,
+        "response_format": {"type": "text"},
+        "top_k": -1,
+    }
     found = ask(front, {**BODY, "model": "lm", "n": 2, "user": "me", **nothing}, CHAT).json()
     assert [one["message"]["content"] for one in found["choices"]] == [expected] * 2
     usage = found["usage"]
