@@ -1,5 +1,6 @@
 """A language model's answer piece by piece, and a conversation with it on a pipe."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from raytrain.errors import ConfigError, DataError
 from raytrain.inference.card import find_model, read_card
 from raytrain.inference.completing import Asked, complete
 from raytrain.inference.predictor import Predictor
+from raytrain.runs.preflight import check
 
 TURNS = [{"role": "user", "content": "hi"}]
 
@@ -115,3 +117,27 @@ def test_chat_refuses_a_model_that_says_nothing(tmp_path: Path) -> None:
     folder = save_best(model_config(tmp_path, {"kind": "sequence_classification"}), {"labels": ["a", "b"]}, tmp_path)
     found = CliRunner().invoke(app, ["chat", folder])
     assert isinstance(found.exception, ConfigError) and "generates no text" in str(found.exception)
+
+
+@pytest.mark.parametrize(
+    ("task", "told"),
+    [
+        ({"sample_prompts": ["fine", "a <|im_end|>"]}, r"task\.sample_prompts\[1\]: a text holds '<|im_end|>'"),
+        ({"sample_prompts": [[*TURNS, *TURNS]]}, r"task\.sample_prompts\[0\]: .*user follows user"),
+        ({"sample_prompts": ["half \ud83d"]}, r"task\.sample_prompts\[0\]: a text holds half of a surrogate pair"),
+        (
+            {"sample_prompts": ["fine"], "sample_max_new_tokens": 5000},
+            r"task\.sample_max_new_tokens: .* leaves no room",
+        ),
+    ],
+)
+def test_samples_that_can_not_be_made_are_refused_before_a_run_starts(
+    tmp_path: Path, task: dict[str, Any], told: str
+) -> None:
+    train = tmp_path / "train.jsonl"
+    train.write_text(json.dumps({"messages": [*TURNS, {"role": "assistant", "content": "a"}]}) + "\n")
+    raw: dict[str, Any] = {"name": "lm", "storage_path": str(tmp_path), "task": {"kind": "chat", **task}}
+    raw["model"] = {"config": TINY_CHAT, "tokenizer": chat_tokenizer(tmp_path / "tokenizer")}
+    raw["data"] = {"train": {"path": str(train)}, "max_length": 120}
+    with pytest.raises(ConfigError, match=told):
+        check(parse_config(raw))
