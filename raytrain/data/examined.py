@@ -184,7 +184,8 @@ def _check_columns(file: SourceFile, found: list[str], option: str, task: Task, 
             f"{what}, and {other[1].path} of {other[0]} has it. {column_option} names the column for all files: rename "
             "it in one of them"
         )
-    if isinstance(getattr(task, "config", None), ImageClassificationConfig) and missing[0] == task.config.image_column:
+    config = getattr(task, "config", None)
+    if isinstance(config, ImageClassificationConfig) and missing[0] == config.image_column:
         raise DataError(
             f"{what}. To read the images of the folder and pass over such files, set {option}.format=images. "
             f"If it is a table of images, set {column_option} to the column with their paths or bytes"

@@ -224,6 +224,8 @@ def test_a_large_folder_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.Mon
     [
         (["model.image=null"], "model.image.size"),
         (["data.clean.preset=c4"], "data.clean changes texts"),
+        (["data.dedup.near=true"], "data.dedup.near compares texts"),
+        (["data.max_length=64"], "data.max_length is a number of tokens"),
         (["data.augment.word_drop=0.1"], "task.random_flip"),
         (["model.tokenizer=somewhere"], "no tokenizer"),
         (["model.image.mean=[0.5]"], "give both"),
