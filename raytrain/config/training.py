@@ -206,8 +206,9 @@ class TrainingConfig(Section):
     workers. auto: 16, or half of a smaller global batch."""
     packing: Annotated[Packing, Affects.RESULT | Affects.SPEED] = Packing.AUTO
     """Whether samples of a micro-batch share rows, for causal_lm and chat. Each is computed as if it were alone, so the
-    result is the same but for rounding, unless the model has dropout, whose masks are then drawn otherwise. auto: where
-    it saves computation and the model draws no random numbers; on: always; off: a row for each sample, padded."""
+    result is the same but for rounding, unless there is dropout or `neftune_alpha`, which are then drawn otherwise.
+    auto: where it saves computation and the model draws no random numbers; on: always; off: a row for each sample,
+    padded."""
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     gradient_clipping: Annotated[float, Field(ge=0.0), Affects.RESULT, Mark.MID_RUN] = 1.0
