@@ -14,10 +14,10 @@ from raytrain.errors import ConfigError
 from raytrain.inference.card import read_card
 from raytrain.inference.judging import LOSS
 from raytrain.inference.significance import Pairs
-from raytrain.inference.watching.watch import WatchRequest, watch_source
 from raytrain.models.card import without_folders
 from raytrain.storage import Storage
 from raytrain.tasks.predicting import Judged
+from raytrain.watching.watch import WatchRequest, watch_source
 
 TASK = {"kind": "sequence_classification", "multi_label": True}
 LABELS = ["good", "bad"]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raytrain.runs.observer import Observer
+from raytrain.serving.token import Token
 
 PAGE_EVERY_S = 5.0
 """Between two versions of the page."""
@@ -30,6 +31,9 @@ class Watched:
 
 class WatchObserver(Observer):
     """What a watch tells; this base class ignores it."""
+
+    def receiving(self, url: str, token: Token | None) -> None:
+        """Rows can be sent there from now on."""
 
     def watched(self, status: Watched) -> None:
         """Some texts were predicted, or nothing has happened for a while."""
