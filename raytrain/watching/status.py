@@ -1,5 +1,6 @@
 """The state of a watch, and who is told of it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,3 +41,15 @@ class WatchObserver(Observer):
 
     def alert(self, event: dict[str, Any]) -> None:
         """A rule begins or ends to hold: a line of alerts.jsonl."""
+
+
+class AlertCalls(WatchObserver):
+    """Calls a function with each event."""
+
+    def __init__(self, on_alert: Callable[[dict[str, Any]], None] | None):
+        self._on_alert = on_alert
+
+    def alert(self, event: dict[str, Any]) -> None:
+        """Hand on an event. Raises what the function raises."""
+        if self._on_alert is not None:
+            self._on_alert(event)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,8 @@ def watching(best: str, out: Path, source: str = "http://127.0.0.1:0", **options
 
 
 def predicted(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for path in sorted(out.glob("predictions/*")) for line in path.read_text().splitlines()]
+    lines = [line for path in sorted(out.glob("predictions/*")) for line in path.read_text().splitlines(keepends=True)]
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def test_rows_are_kept_counted_once_and_predicted(best: str, tmp_path: Path) -> None:
@@ -167,6 +168,18 @@ def test_mistakes(best: str, tmp_path: Path, change: dict[str, Any], said: str) 
     assert not (tmp_path / "out").exists()
 
 
+def test_from_python(best: str, tmp_path: Path) -> None:
+    source, heard = tmp_path / "in.txt", list[dict[str, Any]]()
+    source.write_text("\n".join(TEXTS[:60]) + "\n")
+    rule = "very positive > 0% of 20"
+    found = raytrain.watch(best, source, tmp_path / "out", alerts=[rule], on_alert=heard.append, once=True, window=60)
+    assert (found.num_texts, found.window) == (60, 60) and sum(found.shares.values()) == pytest.approx(1)
+    lines = (tmp_path / "out" / "alerts.jsonl").read_text().splitlines()
+    assert heard == [json.loads(line) for line in lines] != []
+    with pytest.raises(ConfigError, match="watch\\(\\) has no option 'windows'"):
+        raytrain.watch(best, source, tmp_path / "out", windows=3)
+
+
 def rows_of(*ids: int) -> list[Kept]:
     return [Kept(json.dumps({"text": "a", "id": i}).encode() + b"\n", str(i)) for i in ids]
 
@@ -221,11 +234,13 @@ def test_a_watch_that_is_killed_while_rows_come(best: str, tmp_path: Path) -> No
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "raytrain", "watch", best, f"http://127.0.0.1:{port}", "--out", str(tmp_path)]
-    sent, is_over = [0], threading.Event()
+    sent, is_over = [0], threading.Event()  # rows that were answered 200
+
+    lock = threading.Lock()
 
     def send(client: int) -> None:
         number = 0
-        while not is_over.is_set():
+        while not is_over.is_set():  # then all that was begun is answered
             rows = [{"text": TEXTS[(number + i) % 300], "id": f"{client}-{number}-{i}"} for i in range(7)]
             while True:
                 try:
@@ -234,26 +249,33 @@ def test_a_watch_that_is_killed_while_rows_come(best: str, tmp_path: Path) -> No
                 except httpx.HTTPError:
                     time.sleep(0.05)
             number += 1
-            sent[0] += 7
+            with lock:
+                sent[0] += 7
 
-    clients = [threading.Thread(target=send, args=(client,)) for client in range(2)]
-    for client in clients:
-        client.start()
-    for kill in range(4):
-        process, before, end_s = subprocess.Popen(command), sent[0], time.monotonic() + WAIT_S
-        while sent[0] < before + 150 * (kill + 1):
+    def wait(is_done: Callable[[], bool]) -> None:
+        end_s = time.monotonic() + 5 * WAIT_S
+        while not is_done():
             assert time.monotonic() < end_s and process.poll() is None
             time.sleep(0.01)
-        if kill < 3:
-            process.kill()
-            process.wait()
-    is_over.set()
+
+    clients = [threading.Thread(target=send, args=(client,), daemon=True) for client in range(2)]
     for client in clients:
-        client.join()
-    end_s = time.monotonic() + WAIT_S
-    while len(predicted(tmp_path)) < sent[0] and time.monotonic() < end_s:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(WAIT_S) == 0
+        client.start()
+    try:
+        for kill in range(3):
+            process = subprocess.Popen(command)
+            wait(lambda goal=sent[0] + 150: sent[0] >= goal)  # type: ignore[misc]
+            if kill < 2:
+                process.kill()
+                process.wait()
+        is_over.set()
+        for client in clients:
+            client.join(WAIT_S)
+        wait(lambda: len(predicted(tmp_path)) >= sent[0])
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(WAIT_S) == 0
+    finally:
+        is_over.set()
+        process.kill()
     ids = [row["data"]["id"] for row in predicted(tmp_path)]
     assert len(ids) == len(set(ids)) == sent[0]
