@@ -90,7 +90,8 @@ def test_a_finished_model_is_evaluated_by_its_threshold(
 
     plain = make_task(read_card(Storage(str(best))).config().task, 16)
     task = at_threshold(plain, facts, state)
-    batch = EvalBatch(
+    arrays = {"input_ids": np.ones((200, 1), np.int64), "labels": labels.astype(np.float32)}
+    batch = EvalBatch(arrays, False, np.arange(200))
         {"input_ids": np.ones((200, 1), np.int64), "labels": labels.astype(np.float32)}, False, np.arange(200)
     )
     found = evaluate(Model(), [batch], task, state, torch.device("cpu"), Alone(), lambda: None)  # type: ignore[arg-type]
