@@ -33,6 +33,7 @@ def to_tensors(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in batch.items()}
 
 
+@torch.compiler.set_stance("force_eager")  # as `raytrain predict`
 def evaluate(
     module: nn.Module,
     batches: Iterable[EvalBatch],

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from raytrain.config import RunConfig
 from raytrain.models.generation import next_tokens
 from raytrain.models.prompts import Prompt
@@ -36,6 +38,7 @@ class Sampler:
         ]
         return cls(prompts, task, tokenizer, config.task, config.seed)
 
+    @torch.compiler.set_stance("force_eager")
     def sample(self, module: Any, on_token: Callable[[], None]) -> list[dict[str, str]]:
         """For each prompt `prompt` and `text`. Every worker generates all of them, one by one, in the same number of
         forward passes, since ZeRO stage 3 gathers weights in each; so they do not depend on the number of workers.

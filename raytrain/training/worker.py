@@ -39,6 +39,7 @@ from raytrain.tracking.trackers import Trackers
 from raytrain.training import export
 from raytrain.training.agreement import Control
 from raytrain.training.arrival import Arrival
+from raytrain.training.compiling import compile_if_wanted
 from raytrain.training.device import device_of, usable_bytes
 from raytrain.training.driver_link import DriverLink
 from raytrain.training.environment import environment_of, tell_of_others
@@ -57,8 +58,6 @@ from raytrain.training.sampler import Sampler
 from raytrain.training.saved_state import SavedState, progress_of
 from raytrain.training.saving import SaveCallbacks, SavePlan, Saver
 from raytrain.training.trainer import IdleTime, Trainer
-
-MIB = 2**20
 
 
 class WorkerRun:
@@ -157,6 +156,7 @@ class WorkerRun:
             num_micro_steps=self.plan.micro_steps,
         )
         closing.callback(engine.close)
+        compile_if_wanted(engine, self.config.training, self.control, self.log)
         if saved is not None:
             self._restore(engine, saved, progress)
         saver = Saver(
@@ -252,8 +252,8 @@ class WorkerRun:
             "zero_stage",
             stage=stage,
             is_chosen=is_chosen,
-            needed_mib=round(needed / MIB),
-            usable_mib=round(least / MIB),
+            needed_mib=round(needed / 2**20),
+            usable_mib=round(least / 2**20),
         )
         return training
 
@@ -317,7 +317,7 @@ class WorkerRun:
         too_small = [(there, wanted) for wanted, there in needs if wanted > there]
         if not too_small:
             return SnapshotKeeper(self.world, self.token, self.link.holders)
-        half, needed = (round(size / MIB) for size in min(too_small))
+        half, needed = (round(size / 2**20) for size in min(too_small))
         self.log.event("no_snapshots", needed_mib=needed, half_mib=half)
         return None
 
