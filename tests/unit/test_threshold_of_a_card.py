@@ -92,8 +92,6 @@ def test_a_finished_model_is_evaluated_by_its_threshold(
     task = at_threshold(plain, facts, state)
     arrays = {"input_ids": np.ones((200, 1), np.int64), "labels": labels.astype(np.float32)}
     batch = EvalBatch(arrays, False, np.arange(200))
-        {"input_ids": np.ones((200, 1), np.int64), "labels": labels.astype(np.float32)}, False, np.arange(200)
-    )
     found = evaluate(Model(), [batch], task, state, torch.device("cpu"), Alone(), lambda: None)  # type: ignore[arg-type]
     limits = np.array([0.5, 0.5] if threshold is None else [threshold] * 2)
     if isinstance(threshold, dict):
