@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,13 @@ PLAIN = Decoding()
 DEFAULT_THRESHOLD = 0.5
 
 
+def threshold_by_id(
+    threshold: float | dict[str, float] | None, labels: Sequence[str]
+) -> float | tuple[float, ...] | None:
+    """The threshold of a card as `Decoding` has it. `labels`: in the order of their ids."""
+    return tuple(threshold[label] for label in labels) if isinstance(threshold, dict) else threshold
+
+
 @dataclass(frozen=True)
 class Judged:
     """The answers for rows whose targets are known, beside these."""
@@ -94,6 +102,10 @@ class Predicting(ABC):
     def uses_threshold(self) -> bool:
         """Whether `decode` depends on the decoding's threshold."""
         return True
+
+    threshold: float | tuple[float, ...] | None = None
+    """By which `predict` gives labels, as `Decoding.threshold`: that of a model's card when a finished model is
+    evaluated; None: 0.5, as in the evaluations of a training."""
 
     def judge(
         self, outputs: list[np.ndarray], samples: pa.Table, state: TaskState, decoding: Decoding

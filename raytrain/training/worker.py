@@ -33,6 +33,7 @@ from raytrain.steps.batches import BatchPlan, World
 from raytrain.steps.timetable import Timetable, make_timetable
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
+from raytrain.tasks.base import Task
 from raytrain.tracking.base import TrackedRun
 from raytrain.tracking.trackers import Trackers
 from raytrain.training import export
@@ -199,7 +200,7 @@ class WorkerRun:
 
     def evaluate(self, split: str) -> Finished:
         """Evaluate the best model on a split."""
-        metrics = self.measure(split)
+        metrics = self.measure(split, export.at_threshold(self.task, export.facts_of(self.run), self.state))
         self.control.all_succeed(self.log.store)
         return Finished(final_metrics=metrics)
 
@@ -346,13 +347,12 @@ class WorkerRun:
         retrying(lambda: export.check_exported(folder, names, facts), f"reading {self.run.path_of(BEST)}")
         return self.task.load_model(folder, self.config.model, self.state, self.config.training)
 
-    def measure(self, split: str) -> dict[str, float]:
-        """Evaluate `best/` on a split and write the result to evals.jsonl. Each worker holds the whole model for
-        this."""
+    def measure(self, split: str, task: Task | None = None) -> dict[str, float]:
+        """Evaluate `best/`, whole on each worker, on a split, and write the result to evals.jsonl."""
         model = self.control.all_succeed(self._best_model).to(self.device)
         stream = Stream(self.config, self.store, self.world, self.plan)
         batches = stream.evaluate_once(split)
-        metrics = evaluate(model, batches, self.task, self.state, self.device, self.control, self.link.alive)
+        metrics = evaluate(model, batches, task or self.task, self.state, self.device, self.control, self.link.alive)
         facts, name = export.facts_of(self.run), measured_name(self.config, self.store, split)
         self.log.evaluation(facts["step"], facts["epoch"], name, metrics)
         self.reporting.evaluated(name, metrics.values)

@@ -79,7 +79,7 @@ def test_a_stream_joins_to_the_whole_answer(folders: dict[str, str]) -> None:
         assert own[0]["delta"]["role"] == "assistant" and own[-1]["finish_reason"] == choice["finish_reason"]
         assert "".join(one["delta"].get("content", "") for one in own) == choice["message"]["content"]
     assert last["usage"] == whole["usage"] and not last["choices"]
-    assert front._num_requests == front._num_bytes == front.served.num_requests == 0
+    assert front._pages._num_requests == front._pages._num_bytes == front.served.num_requests == 0
 
 
 @pytest.mark.parametrize(
