@@ -1,5 +1,6 @@
 """The guard for spikes of the loss: what it leaves out, and that a resumed run decides alike."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def test_a_spike_leaves_the_model_as_it_was(tmp_path: Path, monkeypatch: pytest.
     assert [row["loss"] for row in rows] == [row["loss"] for row in others] and weights == other_weights
     assert [event["step"] for event in events] == [event["step"] for event in other_events]
     spikes = {event["step"] for event in events}
-    for row, after_it in zip(rows, rows[1:], strict=False):
+    for row, after_it in itertools.pairwise(rows):
         is_left_out = row["step"] in spikes
         assert (row["grad_norm"] is None) is is_left_out
         assert (row["lr"] == after_it["lr"]) is is_left_out, "the schedule goes by applied updates"
