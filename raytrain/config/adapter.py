@@ -21,9 +21,9 @@ class AllocationConfig(Section):
 
     first_rank: Annotated[PositiveInt | None, Affects.RESULT | Affects.SPEED] = None
     """Rank of each layer at first, above `model.adapter.rank`; null: one and a half times it."""
-    begin: Annotated[float, Field(ge=0.0, lt=1.0), Affects.RESULT] = 0.1
+    begin: Annotated[float, Field(ge=0.0, lt=1.0), Affects.RESULT | Affects.SPEED] = 0.1
     """Share of the run's steps after which ranks begin to be removed."""
-    end: Annotated[float, Field(gt=0.0, lt=1.0), Affects.RESULT] = 0.7
+    end: Annotated[float, Field(gt=0.0, lt=1.0), Affects.RESULT | Affects.SPEED] = 0.7
     """Share of the run's steps after which the last ones have been removed. The rest of the run trains what is left."""
     every: Annotated[PositiveInt, Affects.RESULT | Affects.SPEED] = 10
     """Updates between two removals."""

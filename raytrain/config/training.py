@@ -138,11 +138,11 @@ class LossSpikesConfig(Section):
     """Steps whose loss is far above that of the steps before are not applied: as rows of another kind or broken ones
     among the data make them. All workers decide alike, by the loss of the global batch."""
 
-    sigmas: Annotated[float, Field(gt=0.0), Affects.RESULT, Mark.MID_RUN] = 6.0
+    sigmas: Annotated[float, Field(gt=0.0), Affects.RESULT] = 6.0
     """Standard deviations above the mean of the window from which on a loss is a spike."""
-    window: Annotated[int, Field(ge=8), Affects.RESULT, Mark.MID_RUN] = 128
+    window: Annotated[int, Field(ge=8), Affects.RESULT] = 128
     """Applied steps that mean and deviation are over. Nothing is skipped before half of it is full."""
-    max_consecutive: Annotated[PositiveInt, Affects.RESULT, Mark.MID_RUN] = 10
+    max_consecutive: Annotated[PositiveInt, Affects.RESULT] = 10
     """Number of consecutive spikes after which the run stops: the data or the model has changed for good."""
 
 
@@ -228,7 +228,7 @@ class TrainingConfig(Section):
     precision: Annotated[Precision, Affects.RESULT | Affects.SPEED] = Precision.AUTO
     """Number format: auto, fp32, bf16 or fp16."""
     loss_scale: LossScaleConfig = LossScaleConfig()
-    skip_loss_spikes: LossSpikesConfig | None = None
+    skip_loss_spikes: Annotated[LossSpikesConfig | None, Affects.RESULT] = None
     """A guard for spikes of the loss; {} turns it on with its defaults. null: every step is applied."""
     exactness: Annotated[Exactness, Affects.RESULT | Affects.SPEED, Mark.SHARED] = Exactness.ROUNDING
     """How equal the weights are at other numbers of workers: rounding, or bitwise for the same bits, on the same kind

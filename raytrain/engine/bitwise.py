@@ -11,7 +11,7 @@ in each backward pass, as DeepSpeed does, and holds the sums of its own share.
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -68,13 +68,9 @@ class ExactGradients(ABC):
         """Add the gradient of the backward pass that has just ended."""
 
     @abstractmethod
-    def add(self, parameter: nn.Parameter, gradient: Tensor) -> None:
-        """Add a gradient that all workers have alike, in the parameter's whole shape, after the backward passes. It
-        counts once. At most one for each parameter, before `added`."""
-
-    @abstractmethod
-    def added(self) -> None:
-        """Called after the last `add` of a step."""
+    def add(self, gradients: Iterable[tuple[Any, Tensor]]) -> None:
+        """Count gradients once that all workers have, in their whole shapes, after the backward passes. At most one for
+        each parameter, and one call per step."""
 
     def finish(self, clip: float, changed_buffer: str | None) -> float:
         """Hand the clipped gradient of the step to the optimizer. Collective.
@@ -171,11 +167,10 @@ class _Flat(ExactGradients):
                 parameter.grad = None
         self._is_first = False
 
-    def add(self, parameter: nn.Parameter, gradient: Tensor) -> None:
-        if dist.get_rank() == 0:
-            parameter.grad = gradient.to(parameter.dtype)
-
-    def added(self) -> None:
+    def add(self, gradients: Iterable[tuple[Any, Tensor]]) -> None:
+        for parameter, gradient in gradients:
+            if dist.get_rank() == 0:
+                parameter.grad = gradient.to(parameter.dtype)
         if dist.get_rank() == 0:
             self.add_micro_batch()
 
@@ -271,15 +266,13 @@ class _Stage3(ExactGradients):
         """The sums are complete: `_reduce_bucket` has been called for all parameters."""
         self._seen.clear()
 
-    def add(self, parameter: Any, gradient: Tensor) -> None:
-        width = parameter.partition_numel()
-        own = gradient.reshape(-1)[dist.get_rank() * width :][:width]
-        if (total := self._totals.get(parameter.ds_id)) is not None and own.numel():
-            self._note_largest([own])
-            add_fixed_point(total[: own.numel()], own, self._scale)
-
-    def added(self) -> None:
-        """Nothing is left to do."""
+    def add(self, gradients: Iterable[tuple[Any, Tensor]]) -> None:
+        for parameter, gradient in gradients:
+            width = parameter.partition_numel()
+            own = gradient.reshape(-1)[dist.get_rank() * width :][:width]
+            if (total := self._totals.get(parameter.ds_id)) is not None and own.numel():
+                self._note_largest([own])
+                add_fixed_point(total[: own.numel()], own, self._scale)
 
     @torch.no_grad()
     def _reduce_bucket(self, communication_data_type: torch.dtype) -> None:

@@ -86,29 +86,28 @@ class AdaptiveRanks:
         gathered."""
         if not self._schedule.orthogonality:
             return
+        gradients = self._penalties(loss_scale * self._schedule.orthogonality / (2 * len(self._layers)))
+        if exact is not None:
+            exact.add((self._parameters[name], gradient) for name, gradient in gradients)
+            return
         own = {shard.name: shard for shard in self._shards()}
-        factor = loss_scale * self._schedule.orthogonality / (2 * len(self._layers))
+        for name, gradient in gradients:
+            parameter = self._parameters[name]
+            if self._engine.zero_stage == 0:
+                assert parameter.grad is not None
+                parameter.grad.add_(gradient)
+            elif (shard := own.get(name)) is not None:
+                part = gradient.reshape(-1)[shard.start : shard.start + shard.length]
+                gradient_of(self._engine, shard, parameter).add_(part)
+
+    def _penalties(self, factor: float) -> Iterator[tuple[str, Tensor]]:
+        """Names of all A and B, and the gradients of their norms times a factor. Collective at stage 3."""
         for layer in self._layers:
             with self._gathered(layer.right, layer.left):
-                gradients = {
-                    layer.right: _penalty_gradient(self._parameters[layer.right].float()),
-                    layer.left: _penalty_gradient(self._parameters[layer.left].float().T).T,
-                }
-            for name, gradient in gradients.items():
-                self._add(name, own.get(name), gradient * factor, exact)
-        if exact is not None:
-            exact.added()
-
-    def _add(self, name: str, shard: Shard | None, gradient: Tensor, exact: ExactGradients | None) -> None:
-        parameter = self._parameters[name]
-        if exact is not None:
-            exact.add(parameter, gradient)
-        elif self._engine.zero_stage == 0:
-            assert parameter.grad is not None
-            parameter.grad.add_(gradient)
-        elif shard is not None:
-            part = gradient.reshape(-1)[shard.start : shard.start + shard.length]
-            gradient_of(self._engine, shard, parameter).add_(part)
+                right = _penalty_gradient(self._parameters[layer.right].float())
+                left = _penalty_gradient(self._parameters[layer.left].float().T).T
+            yield layer.right, right * factor
+            yield layer.left, left * factor
 
     @torch.no_grad()
     def note_gradients(self, *, is_exact: bool) -> None:

@@ -124,4 +124,4 @@ def test_a_run_that_removes_nothing_is_an_error(tmp_path: Path, monkeypatch: pyt
     without_ray(monkeypatch, tmp_path / "runs").begin(None)
     result = run_training(tiny_run(tmp_path, "early", *options, num_rows=64))
     assert result.status is RunStatus.FAILED
-    assert "has removed none of its" in str(result.reason)
+    assert "has removed none of its" in result.message
