@@ -39,8 +39,7 @@ class Evaluation:
     metrics: dict[str, float] = field(default_factory=dict)
     """By name, such as accuracy."""
     threshold: float | tuple[float, ...] | None = None
-    """Where rows may have several labels, the probability from which on a label is given: one, or one for each in
-    the order of their ids."""
+    """The probability from which on a label is given, where rows may have several. A tuple has one for each label."""
 
 
 def threshold_used(config: RunConfig, facts: dict[str, Any]) -> float | tuple[float, ...] | None:
