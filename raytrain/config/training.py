@@ -134,6 +134,18 @@ class LossScaleConfig(Section):
     """Number of consecutive skipped steps after which the run stops, since it would not recover."""
 
 
+class LossSpikesConfig(Section):
+    """Steps whose loss is far above that of the steps before are not applied: as rows of another kind or broken ones
+    among the data make them. All workers decide alike, by the loss of the global batch."""
+
+    sigmas: Annotated[float, Field(gt=0.0), Affects.RESULT, Mark.MID_RUN] = 6.0
+    """Standard deviations above the mean of the window from which on a loss is a spike."""
+    window: Annotated[int, Field(ge=8), Affects.RESULT, Mark.MID_RUN] = 128
+    """Applied steps that mean and deviation are over. Nothing is skipped before half of it is full."""
+    max_consecutive: Annotated[PositiveInt, Affects.RESULT, Mark.MID_RUN] = 10
+    """Number of consecutive spikes after which the run stops: the data or the model has changed for good."""
+
+
 class EarlyStoppingConfig(Section):
     """Stop if the metric has not improved for a while. The best model is kept in any case."""
 
@@ -216,6 +228,8 @@ class TrainingConfig(Section):
     precision: Annotated[Precision, Affects.RESULT | Affects.SPEED] = Precision.AUTO
     """Number format: auto, fp32, bf16 or fp16."""
     loss_scale: LossScaleConfig = LossScaleConfig()
+    skip_loss_spikes: LossSpikesConfig | None = None
+    """A guard for spikes of the loss; {} turns it on with its defaults. null: every step is applied."""
     exactness: Annotated[Exactness, Affects.RESULT | Affects.SPEED, Mark.SHARED] = Exactness.ROUNDING
     """How equal the weights are at other numbers of workers: rounding, or bitwise for the same bits, on the same kind
     of hardware and the same versions of the libraries. bitwise adds gradients as integers, and takes a little more time

@@ -270,6 +270,8 @@ EVENT_TEXTS = {
     "damaged_checkpoint": "[yellow]the checkpoint of step {step} is damaged and was skipped: {reason}",
     "other_environment": "[yellow]training.exactness=bitwise: {difference}; from here on the weights may differ "
     "from an undisturbed run's in their last bits",
+    "loss_spike": "[yellow]step {step} was left out: its loss {loss} is a spike, above {limit}",
+    "ranks": "AdaLoRA has kept {kept} of {first} ranks",
     "tracker": "[yellow]{tracker}: {reason}; training continues",
     "early_stop": "stopping early at step {step}: the best model is that of step {best_step}",
 }
