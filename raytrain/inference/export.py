@@ -103,7 +103,9 @@ def export_model(model: str, request: ExportRequest) -> Exported:
     if request.dtype == DType.INT8 and request.format != Format.ONNX:
         raise ConfigError("--dtype int8 is for --format onnx")
     if request.format == Format.ONNX and request.dtype not in (DType.FP32, DType.INT8):
-        raise ConfigError(f"--dtype {request.dtype} is for --format hf and gguf; an ONNX graph is written in fp32 or int8")
+        raise ConfigError(
+            f"--dtype {request.dtype} is for --format hf and gguf; an ONNX graph is written in fp32 or int8"
+        )
     if request.format == Format.ADAPTER and request.dtype != DType.FP32:
         raise ConfigError(f"--dtype {request.dtype} is for a whole model: an adapter is copied as it is, in fp32")
     for option, value, form, example in (

@@ -169,6 +169,9 @@ def read_gguf(folder: str) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from raytrain.models.build import quiet_transformers
+
     for module in ("gguf", "accelerate"):
         _needed(module)
-    return AutoModelForCausalLM.from_pretrained(folder, gguf_file=FILE, dtype=torch.float32)
+    with quiet_transformers():
+        return AutoModelForCausalLM.from_pretrained(folder, gguf_file=FILE, dtype=torch.float32)

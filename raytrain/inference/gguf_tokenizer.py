@@ -6,9 +6,7 @@ from typing import Any
 
 from raytrain.errors import ConfigError
 
-_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SPLITS = {_WORDS % r"\p{N}{1,3}": "llama-bpe", _WORDS % r"\p{N}": "qwen2"}
 """Pattern of `Split` -> the name that llama.cpp has for it."""
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
@@ -50,6 +48,8 @@ def gguf_tokenizer(tokenizer: Any, num_rows: int) -> GgufTokenizer:
     model, normalizer = made["model"], made["normalizer"]
     if model["type"] != "BPE" or model.get("byte_fallback") or model.get("dropout"):
         raise _refused(f"it is {model['type']} and not byte-level BPE")
+    if not model["merges"]:
+        raise _refused("it has no merges, which llama.cpp needs")
     if normalizer is not None and normalizer["type"] != "NFC":  # as llama.cpp's own converter has it for Qwen
         raise _refused(f"it changes texts first ({normalizer['type']})")
     added = {one["id"]: one for one in made["added_tokens"]}

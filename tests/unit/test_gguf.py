@@ -1,6 +1,7 @@
 """`raytrain export --format gguf`: Transformers reads it back, weights and tokenizer, and what it would not is refused."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,17 @@ QWEN = {"model_type": "qwen2", "tie_word_embeddings": False}
 
 
 def saved(folder: Path, adapter: dict[str, Any] | None = None, **changes: Any) -> str:
-    """best/ of a language model with 260 rows for 257 tokens, whose rows are TEXTS."""
+    """best/ of a language model with 260 rows for 258 tokens, whose rows are TEXTS."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     base = folder / "base"
     byte_tokenizer(base)
+    made = json.loads((base / "tokenizer.json").read_text())
+    made["model"] |= {"vocab": {**made["model"]["vocab"], "fi": 257}, "merges": [["f", "i"]]}
+    (base / "tokenizer.json").write_text(json.dumps(made))
     torch.manual_seed(1)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**{**SIZES, **changes}))
-    for name, weight in model.named_parameters():
+    for _name, weight in model.named_parameters():
         if weight.ndim == 1:  # norms of ones and biases of zeros could be mistaken for others
             weight.data += 0.2 * torch.randn_like(weight)
     model.save_pretrained(base)
@@ -63,11 +67,16 @@ def test_transformers_reads_it(tmp_path: Path, dtype: DType, changes: dict[str, 
     assert found.largest_difference < (1e-4 if dtype == DType.FP32 else 0.15)
     assert not (out / "model.safetensors").exists()
     ours, theirs = (AutoTokenizer.from_pretrained(*one) for one in ((best,), (out,)))
-    inside = AutoTokenizer.from_pretrained(out, gguf_file="model.gguf")
+    alone = tmp_path / "alone"  # the file has all of the tokenizer
+    alone.mkdir()
+    shutil.copyfile(out / "model.gguf", alone / "model.gguf")
+    inside = AutoTokenizer.from_pretrained(alone, gguf_file="model.gguf")
     for text in [*TEXTS, "end<|endoftext|>"]:
         assert ours(text)["input_ids"] == theirs(text)["input_ids"] == inside(text)["input_ids"]
     assert inside.eos_token_id == 256
-    assert raytrain.load(out)("a fine film")["loss"] == pytest.approx(raytrain.load(best)("a fine film")["loss"], abs=0.1)
+    assert raytrain.load(out)("a fine film")["loss"] == pytest.approx(
+        raytrain.load(best)("a fine film")["loss"], abs=0.1
+    )
 
 
 def test_an_adapter_is_merged(tmp_path: Path) -> None:
