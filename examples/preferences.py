@@ -2,8 +2,8 @@
 
 The last answer of each dialogue is the chosen one; the rejected one is the last answer of another dialogue, which is
 about another order or product. Nobody has judged them: they show the form of the data, and that the loss is learned.
-Writes train.jsonl (400 pairs) and validation.jsonl (80 pairs) with the columns chosen and rejected, both of them whole
-conversations.
+Writes train.jsonl (335 pairs) and validation.jsonl (70 pairs) with the columns chosen and rejected, both of them whole
+conversations; dialogues whose answers are equal make no pair.
 """
 
 import json

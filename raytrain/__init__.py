@@ -7,7 +7,7 @@ from raytrain.api import plan, ray_train_loop, report, resume, train, tune, veri
 from raytrain.errors import CheckpointError, ConfigError, DataError, RaytrainError, TrainingError
 from raytrain.evaluating import evaluate, tune_threshold
 from raytrain.inference.loaded import load
-from raytrain.prediction import export, predict, predict_files
+from raytrain.prediction import export, predict, predict_files, watch
 
 if TYPE_CHECKING:
     from raytrain.config import RunConfig
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from raytrain.runs.verification import Verification
     from raytrain.tuning.space.space import Space
     from raytrain.tuning.state import SweepResult
+    from raytrain.watching.status import Watched
 
 __version__ = "0.1.0"
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "SweepResult",
     "TrainingError",
     "Verification",
+    "Watched",
     "evaluate",
     "export",
     "load",
@@ -71,6 +73,7 @@ __all__ = [
     "tune",
     "tune_threshold",
     "verify",
+    "watch",
 ]
 # Their modules take up to seconds to import, so they are imported when someone asks for the name.
 LATE = {
@@ -93,6 +96,7 @@ LATE = {
     "Space": "raytrain.tuning.space.space",
     "SweepResult": "raytrain.tuning.state",
     "Verification": "raytrain.runs.verification",
+    "Watched": "raytrain.watching.status",
 }
 
 

@@ -1,10 +1,10 @@
-"""`raytrain.predict`: rows in memory, or whole sources as the command `raytrain predict` does.
+"""`raytrain.predict`, `watch` and `export`: rows in memory, or what the commands of these names do.
 
 Importing this module is cheap, as `api` is.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,11 @@ from raytrain.errors import ConfigError
 from raytrain.inference.loaded import LoadedModel, load
 
 if TYPE_CHECKING:
+    from threading import Event
+
     from raytrain.inference.batch import Predictions
     from raytrain.inference.export import Exported
+    from raytrain.watching.status import Watched
 
 
 def predict(model: "AnyPath | LoadedModel", data: Any, **options: Any) -> Any:
@@ -79,6 +82,47 @@ def predict_files(
     request = Request(os.fspath(source), os.fspath(out), tuple(words_of(overrides)), kept, decoding, **options)
     with RunDisplay() if progress else nullcontext() as display:
         return predict_source(os.fspath(model), request, display)
+
+
+def watch(
+    model: AnyPath,
+    source: AnyPath,
+    out: AnyPath,
+    *overrides: Override,
+    alerts: Sequence[str] = (),
+    on_alert: Callable[[dict[str, Any]], None] | None = None,
+    ends: "Event | None" = None,
+    **options: Any,
+) -> "Watched":
+    """Predict texts as they arrive and tell when the share of a label passes a limit, as `raytrain watch` does. Returns
+    after Ctrl-C, SIGTERM or `ends`; the same call then continues where it was.
+
+    Args:
+        model: As for `load`.
+        source: A folder, a file, or `http://HOST:PORT` to listen on (needs `raytrain[serve]`).
+        out: Folder of predictions, alerts, page and state.
+        overrides: As for `predict_files`.
+        alerts: Rules such as "negative > 30% of 500".
+        on_alert: Called in this thread with each line of alerts.jsonl, after it was written. If it raises, the watch
+            ends.
+        ends: Ends the watch when another thread sets it.
+        options: `webhook`, `window`, `threshold`, `interval_s`, `once` and `token_file`, as the command's options.
+
+    Raises:
+        ConfigError: The model, the source, a rule or an option can't be used; nothing was started.
+        TrainingError: The folder can't be written any more.
+    """
+    from raytrain.config.from_python import words_of
+    from raytrain.watching.request import WatchRequest
+    from raytrain.watching.status import AlertCalls
+    from raytrain.watching.watch import watch_source
+
+    if unknown := sorted(set(options) - {"webhook", "window", "threshold", "interval_s", "once", "token_file"}):
+        raise ConfigError(f"watch() has no option {unknown[0]!r}")
+    options["is_once"] = options.pop("once", False)
+    words = tuple(words_of(overrides))
+    request = WatchRequest(os.fspath(source), os.fspath(out), tuple(alerts), words, **options)
+    return watch_source(os.fspath(model), request, AlertCalls(on_alert), ends)
 
 
 def export(

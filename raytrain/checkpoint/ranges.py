@@ -26,6 +26,7 @@ from raytrain.storage import Storage
 
 FP32, EXP_AVG, EXP_AVG_SQ, BUFFER = "fp32", "exp_avg", "exp_avg_sq", "buffer"
 AVERAGE = "ema"
+SENSITIVITY, UNCERTAINTY = "adalora_sensitivity", "adalora_uncertainty"  # averages by which AdaLoRA removes ranks
 MOMENTS = (EXP_AVG, EXP_AVG_SQ)
 READ_BYTES = 64 << 20  # the most that is read at once
 # On an object store a request takes 20 to 50 ms, in which one connection carries one or two MiB.

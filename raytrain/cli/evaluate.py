@@ -125,11 +125,13 @@ def evaluate(
 
 def _evaluate_split(run: str, overrides: list[str], split: str) -> None:
     from raytrain.runs.run import evaluate_run
+    from raytrain.terminal.evaluate import print_threshold
     from raytrain.terminal.run import RunDisplay, print_metrics
 
     with RunDisplay() as display:
         found = evaluate_run(run, split, display, overrides)
     print_metrics(display.console, found.metrics, title=f"{found.split} of the best model")
+    print_threshold(display.console, found)
 
 
 def _evaluate_data(model: str, request: Any, report: str) -> None:

@@ -15,7 +15,11 @@ def watch(
         str, typer.Argument(metavar="MODEL", help="A run's folder or name, a sweep's folder, a best/ or an export.")
     ],
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="A folder in which .jsonl and .txt files appear, or one such file.")
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A folder in which .jsonl and .txt files appear, one such file, or http://HOST:PORT to listen on.",
+        ),
     ],
     overrides: Overrides = None,
     out: Annotated[
@@ -41,6 +45,10 @@ def watch(
         ),
     ] = None,
     interval_s: Annotated[float, typer.Option(min=0.05, help="Seconds between two looks for new texts.")] = 1.0,
+    token_file: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Over HTTP: file with the token of clients; it is made if it is not there."),
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="End when all that is there has been read.")] = False,
 ) -> None:
     """Predict texts as they arrive, and tell when the share of a label passes a limit. Runs until Ctrl-C.
@@ -48,13 +56,14 @@ def watch(
     The same command continues where it was, also after a kill: no text is counted twice or missed.
     """
     from raytrain.errors import ConfigError
-    from raytrain.inference.watching.watch import WatchRequest, watch_source
     from raytrain.terminal.watch import WatchDisplay, print_watched
+    from raytrain.watching.watch import WatchRequest, watch_source
 
     if not out:
         raise ConfigError("watch needs --out DIR, the folder of what it writes")
     words = tuple(overrides or ())
-    request = WatchRequest(source, out, tuple(alert or ()), words, webhook, window, threshold, interval_s, once)
+    rules = tuple(alert or ())
+    request = WatchRequest(source, out, rules, words, webhook, window, threshold, interval_s, once, token_file)
     try:
         with WatchDisplay() as display:
             found = watch_source(model, request, display)

@@ -255,6 +255,16 @@ class RunConfig(Section):
                 "model.config needs model.image.size, the width and height in pixels that images are resized to: a new "
                 "model brings no preprocessor_config.json"
             )
+        if self.data.dedup.near:
+            raise ValueError(
+                "data.dedup.near compares texts, and images are duplicates when their files have equal bytes: leave it "
+                "out, or set data.dedup.exact=true"
+            )
+        if self.data.max_length != type(self.data).model_fields["max_length"].default:  # a run's config.yaml has it
+            raise ValueError(
+                "data.max_length is a number of tokens, which images don't have: leave it out; the size of images is "
+                "model.image.size"
+            )
         for option, value in (("data.augment", self.data.augment), ("data.clean", self.data.clean)):
             if value is not None:
                 instead = "; task.random_flip and task.random_crop change images" if option == "data.augment" else ""

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from raytrain.config import RunConfig
-from raytrain.config.fields import all_fields, models_in, options_of, type_below
+from raytrain.config.fields import all_fields, models_in, options_of, type_below, type_of
 from raytrain.config.other_words import OTHER_NAMES, OTHER_VALUES, OTHER_WORDS, VALUE_OF_SECTION
 from raytrain.config.yaml import to_word
 from raytrain.errors import did_you_mean
@@ -164,6 +164,10 @@ def _nearest(location: tuple[int | str, ...], root: type[BaseModel]) -> str:
     path, section = resolve(location[:-1], root)
     here = [".".join((*path, name)) for model in models_in(section) for name in model.model_fields]
     key = nearest_field(str(location[-1]), ".".join(path), here, root)
+    if key == ".".join((*path, str(location[-1]))):  # a field of the section, but of another kind
+        others = models_in(type_of(".".join(path), root))
+        kinds = [tag for model in others if location[-1] in model.model_fields for tag in _tags(model)]
+        return f" of this kind; those that have it: {', '.join(kinds)}"
     if key is not None:
         return f"; did you mean {key}?"
     allowed = dict.fromkeys(key.rpartition(".")[2] for key in here)

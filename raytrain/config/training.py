@@ -134,6 +134,18 @@ class LossScaleConfig(Section):
     """Number of consecutive skipped steps after which the run stops, since it would not recover."""
 
 
+class LossSpikesConfig(Section):
+    """Steps whose loss is far above that of the steps before are not applied: as rows of another kind or broken ones
+    among the data make them. All workers decide alike, by the loss of the global batch."""
+
+    sigmas: Annotated[float, Field(gt=0.0), Affects.RESULT, Mark.MID_RUN] = 6.0
+    """Standard deviations above the mean of the window from which on a loss is a spike."""
+    window: Annotated[int, Field(ge=8), Affects.RESULT, Mark.MID_RUN] = 128
+    """Applied steps that mean and deviation are over. Nothing is skipped before half of it is full."""
+    max_consecutive: Annotated[PositiveInt, Affects.RESULT, Mark.MID_RUN] = 10
+    """Number of consecutive spikes after which the run stops: the data or the model has changed for good."""
+
+
 class EarlyStoppingConfig(Section):
     """Stop if the metric has not improved for a while. The best model is kept in any case."""
 
@@ -206,8 +218,9 @@ class TrainingConfig(Section):
     workers. auto: 16, or half of a smaller global batch."""
     packing: Annotated[Packing, Affects.RESULT | Affects.SPEED] = Packing.AUTO
     """Whether samples of a micro-batch share rows, for causal_lm and chat. Each is computed as if it were alone, so the
-    result is the same but for rounding, unless the model has dropout, whose masks are then drawn otherwise. auto: where
-    it saves computation and the model draws no random numbers; on: always; off: a row for each sample, padded."""
+    result is the same but for rounding, unless there is dropout or `neftune_alpha`, which are then drawn otherwise.
+    auto: where it saves computation and the model draws no random numbers; on: always; off: a row for each sample,
+    padded."""
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     gradient_clipping: Annotated[float, Field(ge=0.0), Affects.RESULT, Mark.MID_RUN] = 1.0
@@ -215,6 +228,8 @@ class TrainingConfig(Section):
     precision: Annotated[Precision, Affects.RESULT | Affects.SPEED] = Precision.AUTO
     """Number format: auto, fp32, bf16 or fp16."""
     loss_scale: LossScaleConfig = LossScaleConfig()
+    skip_loss_spikes: LossSpikesConfig | None = None
+    """A guard for spikes of the loss; {} turns it on with its defaults. null: every step is applied."""
     exactness: Annotated[Exactness, Affects.RESULT | Affects.SPEED, Mark.SHARED] = Exactness.ROUNDING
     """How equal the weights are at other numbers of workers: rounding, or bitwise for the same bits, on the same kind
     of hardware and the same versions of the libraries. bitwise adds gradients as integers, and takes a little more time
@@ -244,6 +259,9 @@ class TrainingConfig(Section):
     gradient_checkpointing: Annotated[bool, Affects.SPEED] = False
     """Recompute activations in the backward pass instead of storing them: much less memory for long samples or large
     micro-batches, and about a third more time. It does not change the result."""
+    compile: Annotated[bool, Affects.SPEED] = False
+    """Compile each layer with torch.compile, at ZeRO stages 0 to 2. It takes some 10 to 60 s at a worker's first step,
+    and pays in long runs, above all on GPUs. It does not change the result."""
     communication: CommunicationConfig = CommunicationConfig()
     deepspeed: Annotated[dict[str, Any], Affects.RESULT | Affects.SPEED] = {}
     """Other options of DeepSpeed, merged last. Those that raytrain sets itself and those without effect are refused."""

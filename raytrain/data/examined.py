@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import pyarrow.fs as pafs
 
-from raytrain.config import SourceFormat
+from raytrain.config import ImageClassificationConfig, SourceFormat
 from raytrain.data.bad_rows import refusal
 from raytrain.data.readers import NoRowsError, column_names, head_of
 from raytrain.data.readers.base import ROW, TABLE_FORMATS, BadRow, SourceFile, first_line
@@ -183,6 +183,12 @@ def _check_columns(file: SourceFile, found: list[str], option: str, task: Task, 
         raise DataError(
             f"{what}, and {other[1].path} of {other[0]} has it. {column_option} names the column for all files: rename "
             "it in one of them"
+        )
+    config = getattr(task, "config", None)
+    if isinstance(config, ImageClassificationConfig) and missing[0] == config.image_column:
+        raise DataError(
+            f"{what}. To read the images of the folder and pass over such files, set {option}.format=images. "
+            f"If it is a table of images, set {column_option} to the column with their paths or bytes"
         )
     if file.format == SourceFormat.TXT:
         raise DataError(

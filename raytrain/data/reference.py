@@ -97,6 +97,11 @@ def _referenced(config: RunConfig) -> Referenced | None:
     return task if isinstance(task, Referenced) and task.has_reference else None
 
 
+def identity_of_reference(config: RunConfig) -> str:
+    """Identifies the weights that the loss compares with; empty for a loss that needs none. Raises ConfigError."""
+    return "" if _referenced(config) is None else reference_identity(config.model)
+
+
 def _name_of(config: RunConfig, task: Referenced, base: PreparedStore) -> str:
     """The name of the store in the cache: a hash of the rows and the model."""
     parts = [VERSION, task.reference_column, base.manifest.fingerprint, base.manifest.content]

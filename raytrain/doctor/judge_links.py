@@ -210,7 +210,7 @@ def snapshots(facts: Facts) -> Verdicts:
         return
     places = _places(facts, is_empty=True)
     for node, count in Counter(places).items():
-        part_bytes = checkpoint_bytes(parameters, config.training) // len(places)
+        part_bytes = checkpoint_bytes(parameters, config) // len(places)
         needed = part_bytes * count * SNAPSHOT_COPIES * (SNAPSHOTS_KEPT + 1) / STORE_SHARE
         text = f"needs an object store of {{}} with {len(places)} worker{'s' * (len(places) > 1)}"
         if fits_in_store(part_bytes, count, facts.store_bytes(node)):

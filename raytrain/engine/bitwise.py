@@ -67,6 +67,15 @@ class ExactGradients(ABC):
     def add_micro_batch(self) -> None:
         """Add the gradient of the backward pass that has just ended."""
 
+    @abstractmethod
+    def add(self, parameter: nn.Parameter, gradient: Tensor) -> None:
+        """Add a gradient that all workers have alike, in the parameter's whole shape, after the backward passes. It
+        counts once. At most one for each parameter, before `added`."""
+
+    @abstractmethod
+    def added(self) -> None:
+        """Called after the last `add` of a step."""
+
     def finish(self, clip: float, changed_buffer: str | None) -> float:
         """Hand the clipped gradient of the step to the optimizer. Collective.
 
@@ -162,6 +171,14 @@ class _Flat(ExactGradients):
                 parameter.grad = None
         self._is_first = False
 
+    def add(self, parameter: nn.Parameter, gradient: Tensor) -> None:
+        if dist.get_rank() == 0:
+            parameter.grad = gradient.to(parameter.dtype)
+
+    def added(self) -> None:
+        if dist.get_rank() == 0:
+            self.add_micro_batch()
+
     def _clear(self) -> None:
         self._is_first = True
 
@@ -253,6 +270,16 @@ class _Stage3(ExactGradients):
     def add_micro_batch(self) -> None:
         """The sums are complete: `_reduce_bucket` has been called for all parameters."""
         self._seen.clear()
+
+    def add(self, parameter: Any, gradient: Tensor) -> None:
+        width = parameter.partition_numel()
+        own = gradient.reshape(-1)[dist.get_rank() * width :][:width]
+        if (total := self._totals.get(parameter.ds_id)) is not None and own.numel():
+            self._note_largest([own])
+            add_fixed_point(total[: own.numel()], own, self._scale)
+
+    def added(self) -> None:
+        """Nothing is left to do."""
 
     @torch.no_grad()
     def _reduce_bucket(self, communication_data_type: torch.dtype) -> None:

@@ -64,7 +64,7 @@ _REFUSED: dict[str, str] = {
 }
 # The same for keys that DeepSpeed reads and that change nothing in a run of raytrain.
 _WITHOUT_EFFECT: dict[str, str] = {
-    "compile": "raytrain does not compile the model",
+    "compile": "set training.compile",
     "activation_checkpointing": "set training.gradient_checkpointing",
     "aio": "nothing is offloaded to disks",
     "nebula": "DeepSpeed's own checkpoints are not used",
@@ -131,6 +131,8 @@ def check_bitwise(training: TrainingConfig) -> None:
             f"training.optimizer.epsilon {training.optimizer.epsilon:g} is too small for training.exactness=bitwise, "
             f"whose sums have a resolution of a thousandth of it: give at least {_LEAST_EPSILON:g}"
         )
+    if training.compile:  # how a kernel adds may depend on the batch for which it was compiled
+        raise ConfigError("training.compile does not work with training.exactness=bitwise: leave out one of both")
     if names:
         raise ConfigError(
             f"{names[0]} does not work with training.exactness=bitwise, whose sums of gradients are exact: leave out "

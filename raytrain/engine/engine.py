@@ -4,15 +4,9 @@ No Ray: the engine runs in any process group of torch.distributed.
 """
 
 import contextlib
-import importlib
-import inspect
 import math
-import os
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -27,12 +21,17 @@ from raytrain.engine.determinism import BufferWatch, mark_boundaries, require_de
 from raytrain.engine.generators import seed_generators
 from raytrain.engine.optimizer import LR_SCALE, make_optimizer
 from raytrain.engine.own_optimizer import layout_of
+from raytrain.engine.ranks import AdaptiveRanks
+from raytrain.engine.start import choose_accelerator, start_deepspeed
+from raytrain.models.rank_schedule import RankSchedule
 
 # Losses of micro-batches are rounded to multiples of this. In float64, sums of them up to 2**29 are then exact, and do
 # not depend on the workers' number.
 LOSS_UNIT = 2.0**-24
 
 LossSumFn = Callable[[nn.Module, dict[str, Tensor]], Tensor]
+Admits = Callable[[float], bool]
+"""Maps this worker's sum of losses to whether the update is applied; the same answer on all workers. Collective."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,8 @@ class StepResult:
     """Loss scale of this step. None without fp16."""
     loss_sum: float
     """Sum of this worker's losses over its own targets, unscaled, a multiple of LOSS_UNIT: sums of these are exact."""
+    is_refused: bool = False
+    """True: `admits` has refused the update; the norm is not known then, and nan."""
 
 
 class Engine:
@@ -71,6 +72,7 @@ class Engine:
         precision: Precision,
         device: torch.device,
         num_micro_steps: int,
+        ranks: RankSchedule | None = None,
     ):
         """Args:
         model: fp32, on the CPU, with the same weights on every worker. Parameters without requires_grad are frozen.
@@ -78,6 +80,7 @@ class Engine:
         precision: Resolved (see `detect_precision`).
         device: This worker's device.
         num_micro_steps: Micro-batches of a full step.
+        ranks: When AdaLoRA removes ranks. None: the model has no such adapter.
         """
         self.precision = precision
         self.zero_stage = effective_zero_stage(training.zero_stage, precision)
@@ -105,16 +108,18 @@ class Engine:
             self._closing.callback(mark_boundaries(model))
         self._exact, self._buffers = None, None
         try:
-            self.deepspeed = _start_deepspeed(model, optimizer, config, device)
+            self.deepspeed = start_deepspeed(model, optimizer, config, device)
             self._closing.callback(self.deepspeed.destroy)
             self.optimizer: Any = self.deepspeed.optimizer
             self.module = self.deepspeed.module
             if is_bitwise:
-                epsilon, num_micro_batches = training.optimizer.epsilon, training.num_micro_batches
+                # AdaLoRA's penalty is one more gradient that is added.
+                epsilon, num_micro_batches = training.optimizer.epsilon, training.num_micro_batches + bool(ranks)
                 self._exact = exact_gradients(self.deepspeed, self.zero_stage, epsilon, num_micro_batches)
                 self._buffers = BufferWatch(self.module)
             self._configure_optimizer(training)
             self.average = None if training.ema_decay is None else Average(self, training.ema_decay)
+            self.ranks = None if ranks is None else AdaptiveRanks(self, ranks)
         except BaseException:
             self._closing.close()
             raise
@@ -146,6 +151,7 @@ class Engine:
         target_weight: float,
         learning_rate: float,
         seeds: Sequence[int] | None = None,
+        admits: Admits | None = None,
     ) -> StepResult:
         """Apply the gradient of (sum of the loss over all targets of the global batch) / target_weight.
 
@@ -158,6 +164,7 @@ class Engine:
             learning_rate: Learning rate of this update.
             seeds: Of everything random in the forward pass of each micro-batch, see `seed_generators`; None: the
                 generators go on as they are.
+            admits: Decides whether the update is applied, before it is; None: it is.
         """
         if not self.module.training:  # from_pretrained returns models in eval mode, and so does an evaluation
             self.train_mode()
@@ -165,12 +172,19 @@ class Engine:
             group["lr"] = learning_rate * group[LR_SCALE]
         loss_scale = self.loss_scale
         losses = self._accumulate(micro_batches, loss_sum_fn, target_weight or 1.0, seeds)
+        loss_sum = float(torch.stack(losses).double().div(LOSS_UNIT).round().sum().mul(LOSS_UNIT))
+        if admits is not None and not admits(loss_sum):
+            self._discard_gradients()
+            return StepResult(math.nan, False, loss_scale, loss_sum, is_refused=True)
+        if self.ranks is not None:
+            self.ranks.add_penalty(self._exact, loss_scale or 1.0)
         self._let_copies_finish()
         grad_norm, is_skipped = self._update_unsharded() if self.zero_stage == 0 else self._update_sharded()
+        if self.ranks is not None and not is_skipped:
+            self.ranks.updated(self._gradient_factor(grad_norm, loss_scale))
         if self.average is not None and not is_skipped:
             self.average.update()
-        loss_sum = torch.stack(losses).double().div(LOSS_UNIT).round().sum().mul(LOSS_UNIT)
-        return StepResult(grad_norm, is_skipped, loss_scale, float(loss_sum))
+        return StepResult(grad_norm, is_skipped, loss_scale, loss_sum)
 
     def _accumulate(
         self,
@@ -252,6 +266,8 @@ class Engine:
 
     def _update_sharded(self) -> tuple[float, bool]:
         norm = None if self._exact is None else self._finish_exact(self._exact)
+        if self.ranks is not None and (norm is None or math.isfinite(norm)):
+            self.ranks.note_gradients(is_exact=norm is not None)
         self.deepspeed.step()
         is_skipped = bool(self.optimizer.overflow)
         if norm is None:
@@ -268,8 +284,37 @@ class Engine:
         if not math.isfinite(norm):
             self.deepspeed.zero_grad()
             return norm, True
+        if self.ranks is not None:
+            self.ranks.note_gradients(is_exact=self._exact is not None)
         self.deepspeed.step()
         return norm, False
+
+    def _gradient_factor(self, norm: float, loss_scale: float | None) -> float:
+        """What DeepSpeed multiplies the gradients by that `note_gradients` has seen: unscaling and clipping."""
+        if self._exact is not None or self.zero_stage == 0:  # they were clipped before
+            return 1.0
+        clipping = max(1.0, (norm + 1e-6) / self._clip) if self._clip else 1.0
+        return 1.0 / (clipping * (loss_scale or 1.0))
+
+    def _discard_gradients(self) -> None:
+        """Leave out the update. DeepSpeed does for it what it does for an overflow, but for the loss scale."""
+        if self.zero_stage == 0:
+            self.deepspeed.zero_grad()
+            return
+        optimizer, inf = self.optimizer, torch.tensor(math.inf, device=self.device)
+        if hasattr(optimizer, "clear_hp_grads"):  # bf16 at stage 1
+            optimizer.zero_grad()
+            return
+        name, norm = ("_get_norm_groups", [inf]) if self.zero_stage == 3 else ("scaled_global_norm", inf)
+        held, scaler = optimizer.__dict__.get(name), dict(vars(optimizer.loss_scaler))
+        setattr(optimizer, name, lambda *_, **__: norm)
+        try:
+            self.deepspeed.step()
+        finally:
+            delattr(optimizer, name)
+            if held is not None:
+                setattr(optimizer, name, held)
+            vars(optimizer.loss_scaler).update(scaler)
 
     def _full_parameter(self, parameter: nn.Parameter) -> Tensor:
         """The complete fp32 value of one parameter, in its own shape. Collective under ZeRO."""
@@ -293,64 +338,11 @@ def detect_precision(precision: Precision, device: torch.device) -> Precision:
         return resolve_precision(precision, has_gpu=True, gpu_has_bf16=has_bf16)
     if precision is not Precision.FP16:
         return resolve_precision(precision, has_gpu=False, gpu_has_bf16=False)
-    _choose_accelerator(device)
+    choose_accelerator(device)
     from deepspeed.accelerator import get_accelerator
 
     has_fp16 = bool(get_accelerator().is_fp16_supported())
     return resolve_precision(precision, has_gpu=False, gpu_has_bf16=False, cpu_has_fp16=has_fp16)
-
-
-def _start_deepspeed(model: nn.Module, optimizer: Any, config: dict[str, Any], device: torch.device) -> Any:
-    _choose_accelerator(device)
-    # DeepSpeed requires the variable of its own launcher. The device itself is set by `device_rank`.
-    os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
-    import deepspeed
-
-    # DeepSpeed calls two collectives by names that torch 2.13 deprecates; users can't do anything about it.
-    warnings.filterwarnings("ignore", r"`torch.distributed.(all_gather_into|reduce_scatter)_tensor`", FutureWarning)
-    with _replaced("deepspeed.comm.torch", "build_shm_op", lambda: None):
-        # DeepSpeed's shared-memory collectives for CPUs need a C++ compiler and a minute at the first start, and a
-        # segment left behind by a killed group can hang the next one.
-        deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False)
-    _restart_counters()
-    with _replaced("deepspeed.runtime.bf16_optimizer", "see_memory_usage", lambda *_, **__: None):  # it prints
-        engine, _, _, _ = deepspeed.initialize(
-            args=SimpleNamespace(device_rank=device.index or 0),
-            model=model,
-            optimizer=optimizer,
-            config=config,
-            dist_init_required=False,
-        )
-    return engine
-
-
-def _restart_counters() -> None:
-    """Reset DeepSpeed's global counters. ZeRO-3 numbers modules and parameters over the life of a process and compares
-    the numbers between workers, which may have had different numbers of engines. An engine that failed inside a
-    forward pass has also left its modules on a stack."""
-    from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK, DeepSpeedZeRoOffload
-    from deepspeed.runtime.zero.partition_parameters import Init
-
-    Init.param_id = 0
-    inspect.signature(DeepSpeedZeRoOffload._register_deepspeed_module).parameters["count"].default[0] = 0
-    FWD_MODULE_STACK.clear()
-
-
-def _choose_accelerator(device: torch.device) -> None:
-    """Set DeepSpeed's accelerator to the worker's device: a CPU worker may be on a machine with GPUs."""
-    os.environ["DS_ACCELERATOR"] = device.type
-
-
-@contextmanager
-def _replaced(module_name: str, name: str, substitute: Any) -> Iterator[None]:
-    """Replace an attribute of a module, given by name: as `import a.b as c`, deepspeed.comm.torch would be PyTorch."""
-    module = importlib.import_module(module_name)
-    original = getattr(module, name)
-    setattr(module, name, substitute)
-    try:
-        yield
-    finally:
-        setattr(module, name, original)
 
 
 def _buffer_copy(value: Any) -> Any:

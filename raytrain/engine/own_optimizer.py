@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raytrain.checkpoint.ranges import AVERAGE, BUFFER, FP32, MOMENTS
+from raytrain.checkpoint.ranges import AVERAGE, BUFFER, FP32, MOMENTS, SENSITIVITY, UNCERTAINTY
 from raytrain.config import OptimizerConfig
 from raytrain.errors import ConfigError, RaytrainError
 from raytrain.tasks.imported import check_source, file_of, import_named
@@ -167,7 +167,7 @@ def _layout(optimizer: OptimizerConfig, trial: "_Trial") -> StateLayout:
                 f"its state {name!r} is {what}; saved are tensors in fp32 shaped like the parameter, here "
                 f"{tuple(parameter.shape)}, and {STEP!r}",
             )
-    if taken := [name for name in kinds if name in (AVERAGE, BUFFER, FP32) or ":" in name]:
+    if taken := [name for name in kinds if name in (AVERAGE, BUFFER, FP32, SENSITIVITY, UNCERTAINTY) or ":" in name]:
         raise _refused(optimizer, f"its state is named {taken[0]!r}, which raytrain's checkpoints use otherwise")
     return StateLayout(tuple(sorted(kinds)), step)
 

@@ -1,7 +1,8 @@
 """DeepSpeed's sharded state <-> named ranges of flattened parameters, at any number of workers and any ZeRO stage.
 
 The saved state is the fp32 master weight of every trained parameter, what the optimizer keeps for it (the moments of
-AdamW), with `training.ema_decay` its average, and the persistent buffers (such as BatchNorm's statistics; rank 0's).
+AdamW), with `training.ema_decay` its average, of an AdaLoRA adapter the averages by which ranks are removed, and the
+persistent buffers (such as BatchNorm's statistics; rank 0's).
 Frozen parameters are not saved: the process that loads the state has built the model with the same ones. Each element
 is saved by exactly one worker:
 
@@ -79,6 +80,9 @@ def _copied_ranges(engine: Engine, *, is_locked: bool = False) -> list[StateRang
             tensors[kind] = _moment_copy(state.get(kind), shard, is_locked)
         if engine.average is not None:
             tensors[AVERAGE] = _cpu_copy(engine.average.of(shard), is_locked)
+        if engine.ranks is not None:
+            averages = engine.ranks.averages_of(shard).items()
+            tensors.update({kind: _cpu_copy(average, is_locked) for kind, average in averages})
         ranges.append(StateRange(shard.name, shard.start, tensors))
     if engine.world_rank == 0:
         for name, buffer in _persistent_buffers(engine.module):
@@ -115,6 +119,9 @@ def load_ranges(engine: Engine, reader: RangeReader, optimizer_step: int) -> Non
             wanted.append(Wanted(kind, shard.name, shard.start, moment))
         if engine.average is not None:
             wanted.append(Wanted(AVERAGE, shard.name, shard.start, engine.average.of(shard)))
+        if engine.ranks is not None:
+            averages = engine.ranks.averages_of(shard).items()
+            wanted += [Wanted(kind, shard.name, shard.start, average) for kind, average in averages]
     buffers = [(name, buffer, torch.empty(buffer.numel())) for name, buffer in _persistent_buffers(engine.module)]
     wanted += [Wanted(BUFFER, name, 0, elements) for name, _, elements in buffers]
     reader.load(wanted)
@@ -123,6 +130,8 @@ def load_ranges(engine: Engine, reader: RangeReader, optimizer_step: int) -> Non
     spread(engine, kinds)
     if engine.average is not None:
         engine.average.num_updates = optimizer_step
+    if engine.ranks is not None:
+        engine.ranks.restored(optimizer_step)
 
 
 def weights_checksum(engine: Engine) -> int:

@@ -19,7 +19,7 @@ from raytrain.models.card import BEST, FACTS, FACTS_VERSION
 from raytrain.runs.folder import CONFIG, read_run_config
 from raytrain.storage import Storage
 from raytrain.tasks.base import Task, TaskState
-from raytrain.tasks.predicting import DEFAULT_THRESHOLD, Decoding, Predicting
+from raytrain.tasks.predicting import DEFAULT_THRESHOLD, Decoding, Predicting, threshold_by_id
 from raytrain.tuning.best_trial import is_sweep, read_sweep
 from raytrain.tuning.trials import TRIALS, TrialTable
 
@@ -83,9 +83,7 @@ class ModelCard:
         if given is None and not has_threshold:
             return decoding
         if given is None:
-            own = self.threshold
-            labels = self.state.get("labels", [])
-            chosen = tuple(own[label] for label in labels) if isinstance(own, dict) else own
+            chosen = threshold_by_id(self.threshold, self.state.get("labels", []))
             return replace(decoding, threshold=DEFAULT_THRESHOLD if chosen is None else chosen)
         if not has_threshold:
             raise ConfigError(

@@ -58,8 +58,6 @@ class DataEvaluation(Evaluation):
     """A line for each kind of reason why rows were refused."""
     num_truncated: int = 0
     """Rows of which the model did not see the end."""
-    threshold: float | tuple[float, ...] | None = None
-    """The probability from which on a label is given, or one for each label, where a row may have several."""
     by: str | None = None
     """The column of the slices."""
     slices: list[Slice] = field(default_factory=list)

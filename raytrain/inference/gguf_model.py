@@ -90,7 +90,7 @@ def write_gguf(model: Any, tokenizer: Any, name: str, dtype: DType, path: str) -
             raise ConfigError(f"--format gguf: there is no name for the weight {own}. Export it with --format hf")
         weights[known] = (own, weight)
     try:
-        for known, (own, weight) in weights.items():
+        for known, (_, weight) in weights.items():
             array, raw = _stored(gguf, weight[:1], dtype, weight.ndim)
             shape = (weight.shape[0], *array.shape[1:]) if weight.ndim > 1 else weight.shape
             num_bytes = array.nbytes * weight.shape[0]

@@ -132,7 +132,7 @@ def _check_columns(rows: "pa.Table", asked: "Predictor") -> None:
 
 
 def _rows_of(data: Any, task: Any) -> "tuple[pa.Table, str]":
-    """(rows, what they were: list, frame or table). Raises ConfigError."""
+    """(rows, what they were: list, frame or table). Raises ConfigError, and DataError for a text that is none."""
     import pyarrow as pa
 
     if isinstance(data, pa.Table):
@@ -165,6 +165,12 @@ def _column(values: list[Any]) -> "pa.Array":
     import numpy as np
 
     from raytrain.data.readers.base import as_column
+    from raytrain.tasks.nested import HALF_CHARACTER, is_unicode, texts_in
 
     plain = [None if isinstance(value, float) and value != value else value for value in values]  # pandas' missing
-    return as_column([value.tolist() if isinstance(value, np.ndarray | np.generic) else value for value in plain])
+    plain = [value.tolist() if isinstance(value, np.ndarray | np.generic) else value for value in plain]
+    try:
+        return as_column(plain)
+    except UnicodeEncodeError:
+        bad = next((place for place, value in enumerate(plain) if not all(map(is_unicode, texts_in(value)))), 0)
+        raise DataError(f"data[{bad}]: {HALF_CHARACTER}", FailureCode.BAD_ROW) from None

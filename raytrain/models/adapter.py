@@ -171,6 +171,17 @@ def _settings(peft: Any, model: Any, adapter: AdapterConfig, targets: list[str])
         inner = [name for end in adapter.feedforward for name in _ending(end, targets, "feedforward")]
         return peft.IA3Config(target_modules=targets, feedforward_modules=inner, fan_in_fan_out=is_transposed)
     alpha = adapter.scale_numerator
+    if adapter.kind == "adalora":  # PEFT's own schedule, which is not used, wants to know the steps
+        return peft.AdaLoraConfig(
+            init_r=adapter.first_rank,
+            target_r=adapter.rank,
+            total_step=1,
+            lora_alpha=int(alpha) if alpha == int(alpha) else alpha,
+            lora_dropout=adapter.dropout,
+            orth_reg_weight=adapter.allocation.orthogonality,
+            target_modules=targets,
+            fan_in_fan_out=is_transposed,
+        )
     return peft.LoraConfig(
         r=adapter.rank,
         lora_alpha=int(alpha) if alpha == int(alpha) else alpha,  # other programs expect an integer

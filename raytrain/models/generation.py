@@ -17,6 +17,8 @@ from torch import Tensor
 
 from raytrain.models.prompts import Prompt
 
+LEAST_TEMPERATURE = 1e-4
+"""Below it the most probable token is taken, which it would be anyway: logits divided by less may not be finite."""
 TOKENS_PER_BATCH = 4096  # prompts and what follows them
 _STREAM = 5  # first in the seed of a token's random numbers; `raytrain.tasks.base` has 4
 
@@ -114,12 +116,13 @@ class _Draws:
 
     def __call__(self, logits: Tensor, step: int) -> int:
         """The next token, from logits of shape (vocabulary,)."""
-        if self._prompt.temperature == 0.0:
+        if self._prompt.temperature < LEAST_TEMPERATURE:
             return int(logits.argmax())
         scores = logits.float() / self._prompt.temperature
         if self._prompt.top_p < 1.0:
             ordered, order = scores.softmax(-1).sort(descending=True)
             is_left_out = ordered.cumsum(-1) - ordered >= self._prompt.top_p
+            is_left_out[0] = False  # with top_p 0, too
             scores = scores.masked_fill(torch.zeros_like(is_left_out).scatter(0, order, is_left_out), -torch.inf)
         noise = np.random.default_rng((*self._seed, step)).gumbel(size=len(scores))
         return int((scores + torch.tensor(noise.astype(np.float32), device=scores.device)).argmax())

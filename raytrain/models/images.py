@@ -28,6 +28,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Of image files, as Pillow calls them. Others are not opened: some of Pillow's readers start other programs."""
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".pgm", ".ppm")
 GRAY_16 = ("I;16", "I;16L", "I;16B", "I;16N")
+MOST_RESIZED = 1 << 24
+"""Most pixels of an image after it is resized and before it is cropped: 50 MB as RGB."""
 CLOSE = 1e-5  # of numbers about 1: another order of the same float32 operations
 
 
@@ -49,7 +51,13 @@ class ImageProcessor:
     pad_token_id: int = 0
 
     def pixels(self, image: Any) -> np.ndarray:
-        """An opened image, resized and cropped; shape `shape`, uint8."""
+        """An opened image, resized and cropped; shape `shape`, uint8. Raises BadImageError."""
+        width, height = image.size
+        if (resized := _num_resized(self.inner, width, height)) > MOST_RESIZED:
+            raise BadImageError(
+                f"has {width:,} x {height:,} pixels: resized by its shorter side, as the model's {PROCESSOR} says, it "
+                f"would have {resized:,}, and at most {MOST_RESIZED:,} are computed: cut it"
+            )
         return np.asarray(_pixels(self.inner, image, self.shape[0]))
 
     def save_pretrained(self, folder: str) -> None:
@@ -125,8 +133,11 @@ def decoded(data: bytes, most_pixels: int) -> Any:
                 f"has {width:,} x {height:,} pixels, and task.max_pixels is {most_pixels:,}: it is not decoded"
             )
         image.load()
+        name = image.format
         image = ImageOps.exif_transpose(image)
     if image.mode in GRAY_16:
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == "I" and name == "PPM":  # Pillow scales the values of a gray PPM to 16 bits
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise BadImageError(f"has pixels of mode {image.mode}, of which the range of values is not known")
@@ -209,6 +220,16 @@ def pillow() -> Any:
             "'raytrain[images]', on every node"
         ) from None
     return PIL
+
+
+def _num_resized(inner: Any, width: int, height: int) -> int:
+    """Pixels of an image when its shorter side is resized to the processor's; 0: it is resized to a fixed size. A file
+    of a few hundred bytes can be a line of a million pixels, which would be made to fill the memory."""
+    shortest = (getattr(inner, "size", None) or {}).get("shortest_edge")
+    if shortest is None or not getattr(inner, "do_resize", True):
+        return 0
+    longest = max(width, height) * shortest / min(width, height)
+    return int(shortest * min(longest, inner.size.get("longest_edge") or longest))
 
 
 def _pixels(inner: Any, image: Any, channels: int) -> Any:

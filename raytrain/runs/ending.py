@@ -28,7 +28,8 @@ from raytrain.training.run_log import EVENTS, METRICS, recorded_progress
 logger = logging.getLogger(__name__)
 
 # Fields of Progress that the summary has too.
-SUMMARIZED = ("step", "skipped_steps", "samples_seen", "tokens_seen", "best_metric", "best_value", "best_step")
+COUNTS = ("step", "skipped_steps", "skipped_spikes", "samples_seen", "tokens_seen")
+SUMMARIZED = (*COUNTS, "best_metric", "best_value", "best_step")
 
 STOPPED_IN_WORDS = {
     StopReason.REQUESTED: "stopped on request",

@@ -9,6 +9,7 @@ from raytrain.errors import ConfigError
 from raytrain.models.card import BEST, FACTS
 from raytrain.runs.folder import read_run_config
 from raytrain.storage import Storage
+from raytrain.tasks.predicting import DEFAULT_THRESHOLD, threshold_by_id
 
 MEASURED_SPLITS = ("validation", "test")
 # Prefixes of the keys that an evaluation may change beside its own split; no other key concerns the model in best/.
@@ -37,6 +38,17 @@ class Evaluation:
     num_samples: int
     metrics: dict[str, float] = field(default_factory=dict)
     """By name, such as accuracy."""
+    threshold: float | tuple[float, ...] | None = None
+    """Where rows may have several labels, the probability from which on a label is given: one, or one for each in
+    the order of their ids."""
+
+
+def threshold_used(config: RunConfig, facts: dict[str, Any]) -> float | tuple[float, ...] | None:
+    """That of the model with these facts, in an evaluation of a split; None: its task has none."""
+    if not getattr(config.task, "multi_label", False):
+        return None
+    chosen = threshold_by_id(facts.get("threshold"), facts["state"].get("labels", []))
+    return DEFAULT_THRESHOLD if chosen is None else chosen
 
 
 def allowed_overrides(split: str, overrides: Sequence[str]) -> list[str]:

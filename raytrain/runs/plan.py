@@ -11,6 +11,7 @@ from typing import Any
 from raytrain.checkpoint.sizes import SNAPSHOT_COPIES, SNAPSHOTS_KEPT, checkpoint_bytes
 from raytrain.config import RunConfig
 from raytrain.errors import ConfigError, counted
+from raytrain.models.rank_schedule import rank_schedule
 from raytrain.steps.batches import BatchPlan
 from raytrain.steps.timetable import make_timetable
 
@@ -107,13 +108,15 @@ def make_plan(
     if num_samples is None:
         num_samples = config.data.fixed_epoch_samples  # the steps are known then, whatever the data has
     steps_per_epoch = None if num_samples is None else _steps_per_epoch(config, num_samples)
-    bytes_saved = None if num_trained is None else checkpoint_bytes(num_trained, config.training)
+    bytes_saved = None if num_trained is None else checkpoint_bytes(num_trained, config)
     snapshot_bytes = None
     if bytes_saved is not None and config.checkpoint.snapshot_every_steps is not None:
         snapshot_bytes = SNAPSHOTS_KEPT * SNAPSHOT_COPIES * bytes_saved
     total_steps = config.training.max_steps
     if total_steps is None and num_samples is not None:
         total_steps = make_timetable(config, num_samples, has_validation=False).total_steps
+    if total_steps is not None:
+        rank_schedule(config, total_steps)  # refuses a run that is too short for it
     return Plan(
         name=config.name,
         num_cpus=num_cpus,

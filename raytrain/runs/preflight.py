@@ -99,6 +99,7 @@ def check(
         check_sources(given.data, task, only, checked)  # a missing path is named as the user wrote it
         check_tokenizer(config.model)
         _check_trust(config.model)
+        _check_samples(config, task)
         if _depends_on_the_model(config):
             num_trained = _check_options(config, task)
     except RaytrainError as error:
@@ -113,6 +114,14 @@ def _depends_on_the_model(config: RunConfig) -> bool:
     training, model = config.training, config.model
     of_training = training.gradient_checkpointing, training.neftune_alpha, training.layerwise_lr_decay < 1.0
     return any(of_training) or model.adapter is not None or model.attention != "auto" or bool(model.add_tokens)
+
+
+def _check_samples(config: RunConfig, task: Task) -> None:
+    """Raises ConfigError for prompts that the first evaluation could not continue."""
+    if getattr(config.task, "sample_prompts", []):
+        from raytrain.training.sampler import Sampler  # it imports torch
+
+        Sampler.of(config, task)
 
 
 def check_model(config: RunConfig) -> None:

@@ -20,6 +20,7 @@ class RunResult:
     run_path: str
     step: int = 0
     skipped_steps: int = 0
+    skipped_spikes: int = 0
     samples_seen: int = 0
     tokens_seen: int = 0
     best_value: float | None = None

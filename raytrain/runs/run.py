@@ -33,6 +33,7 @@ from raytrain.runs.evaluation import (
     for_other_data,
     read_evaluated_config,
     reads_other_data,
+    threshold_used,
 )
 from raytrain.runs.lease import Lease
 from raytrain.runs.observer import Follower, Observer
@@ -292,7 +293,8 @@ def evaluate_run(path: str, split: str, observer: Observer | None = None, overri
         raise TrainingError("the evaluation was stopped before it had begun", FailureCode.STOPPED)
     facts = retrying(lambda: run.read_json(f"{BEST}/{FACTS}"), f"reading {run.path_of(BEST)}")
     step, num_samples = facts["step"], store.manifest.splits[split].num_samples
-    return Evaluation(run.path_of(), name, step, num_samples, outcome.final_metrics)
+    threshold = threshold_used(found.config, facts)
+    return Evaluation(run.path_of(), name, step, num_samples, outcome.final_metrics, threshold)
 
 
 def prepare_data(config: RunConfig, observer: Observer | None = None) -> "PreparedStore":

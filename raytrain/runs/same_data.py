@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 DATA = "data.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Sources:
     """What prepared data is made of."""
 
@@ -27,9 +27,11 @@ class _Sources:
     contents: dict[str, list[str]]
     """Of each file of a split a hash or an ETag; "" where neither is known."""
     tokenizer: str
+    reference: str = ""
+    """The weights that a loss compares with; "" where it needs none, or an earlier raytrain has noted nothing."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Recorded(_Sources):
     """The contents of data.json."""
 
@@ -47,7 +49,7 @@ def check_same_data(run: Storage, config: RunConfig) -> None:
     refused.
 
     Raises:
-        ConfigError: The run has checkpoints, and the files or the tokenizer have changed.
+        ConfigError: The run has checkpoints, and the files, the tokenizer or the reference of its loss have changed.
     """
     from raytrain.data.prepare import find_prepared
 
@@ -55,6 +57,12 @@ def check_same_data(run: Storage, config: RunConfig) -> None:
     if step is None or recorded is None:
         return
     now = _sources_of(config)
+    if recorded.reference and now.reference != recorded.reference:
+        raise ConfigError(
+            f"model.path {config.model.path} holds other weights than when this run's checkpoint of step {step} was "
+            "made, and the loss compares with them. Restore them, give the run another name, or start over with "
+            "--overwrite"
+        )
     changed = _changed(recorded, now)
     if not changed:
         return
@@ -93,6 +101,7 @@ def _read(run: Storage) -> _Recorded | None:
 
 
 def _sources_of(config: RunConfig) -> _Sources:
+    from raytrain.data.reference import identity_of_reference
     from raytrain.data.sources import check_sources
     from raytrain.models.tokenizer import tokenizer_identity
     from raytrain.tasks import make_task
@@ -100,7 +109,12 @@ def _sources_of(config: RunConfig) -> _Sources:
     splits = check_sources(config.data, make_task(config.task, config.data.max_length))
     paths = {split: [file.path for file in files] for split, files in splits.items()}
     contents = {split: [file.content for file in files] for split, files in splits.items()}
-    return _Sources(paths, contents, tokenizer_identity(config.model))
+    return _Sources(
+        paths=paths,
+        contents=contents,
+        tokenizer=tokenizer_identity(config.model),
+        reference=identity_of_reference(config),
+    )
 
 
 def _changed(recorded: _Recorded, now: _Sources) -> list[str]:

@@ -22,6 +22,7 @@ VERIFICATIONS = "verify"
 """Folder in a run's folder with the runs that verify it."""
 ALLOWED = ("workers.cpus", "workers.data_cpus", "workers.gpu", "workers.wait_", "ray.", "data.prepared_path")
 """Prefixes of the keys that may differ in a repetition."""
+OF_UPDATES = ("lr", "loss_scale", "skipped_steps", "skipped_spikes")  # columns that say which updates were applied
 TOLERANCES = {Precision.FP32: 1e-4, Precision.BF16: 2**-4, Precision.FP16: 2**-7}
 """Difference of two losses by precision. Of bf16 and fp16: eight units of the last place of a number near 1."""
 
@@ -185,7 +186,7 @@ def compare(run: Storage, repeated: Storage, config: RunConfig, num_steps: int, 
         tolerance=0.0 if is_bitwise else TOLERANCES[_precision(repeated, config, two.values())],
         other_samples=min(others, default=None),
         has_samples=bool(samples),
-        other_updates=min(_first_other(one, two, both, ("lr", "loss_scale", "skipped_steps")), default=None),
+        other_updates=min(_first_other(one, two, both, OF_UPDATES), default=None),
         other_device=used_gpu(run) not in (None, used_gpu(repeated)),
         is_bitwise=is_bitwise,
         other_weights=min(_first_other(one, two, both, ("weights",)), default=None),

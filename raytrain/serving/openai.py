@@ -16,14 +16,29 @@ from raytrain.inference.completing import Asked, Piece, generating_task
 from raytrain.serving.limits import GROUP_CHARS, Limits
 from raytrain.serving.requests import HttpError
 from raytrain.serving.served import Model
+from raytrain.tasks.nested import HALF_CHARACTER, is_unicode
 
 CHAT, COMPLETIONS, MODELS = "/v1/chat/completions", "/v1/completions", "/v1/models"
 DEFAULT_NEW_TOKENS = 256
 MOST_CHOICES, MOST_STOPS = 8, 4
 READ = ("model", "max_tokens", "temperature", "top_p", "n", "seed", "stop", "stream", "stream_options")
 IGNORED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls")
-ASKS_NOTHING: tuple[Any, ...] = (None, False, 0, 1, [], {}, "none", "auto", {"type": "text"})
-"""Values of keys that are not supported with which they change nothing."""
+ASKS_NOTHING: tuple[Any, ...] = (None, False, [], {})
+"""Values with which a key that is not supported changes nothing, whatever the key is."""
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "best_of": (1,),
+    "frequency_penalty": (0,),
+    "function_call": ("none", "auto"),
+    "min_p": (0,),
+    "modalities": (["text"],),
+    "presence_penalty": (0,),
+    "repetition_penalty": (1,),
+    "response_format": ({"type": "text"},),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "top_k": (-1, 0),
+}
+"""Further such values of single keys: `logprobs` of 0 or 1 asks for something, a penalty of 0 does not."""
 TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -53,7 +68,7 @@ def read_request(body: bytes, model: Model, limits: Limits, *, is_chat: bool) ->
     own = ("messages", "max_completion_tokens") if is_chat else ("prompt",)
     known = (*READ, *own)
     for name, value in found.items():
-        if name not in known and name not in IGNORED and value not in ASKS_NOTHING:
+        if name not in known and name not in IGNORED and not _asks_nothing(name, value):
             raise refused(f"{name} is not supported by this server{did_you_mean(name, known)}; leave it out", name)
     if found.get("model", model.card.name) != model.card.name:
         named = json.dumps(found["model"])[:80]
@@ -66,6 +81,9 @@ def read_request(body: bytes, model: Model, limits: Limits, *, is_chat: bool) ->
     if task.answers_turns != is_chat:
         other = COMPLETIONS if is_chat else CHAT
         raise refused(f"this model was trained with task.kind={model.config.task.kind}: ask it by {other}")
+    for key, kind, meant in (("stream", bool, "true or false"), ("stream_options", dict, "an object")):
+        if not isinstance(found.get(key), kind | None):
+            raise refused(f"{key} {json.dumps(found[key])[:40]}: give {meant}", key)
     options = found.get("stream_options") or {}
     name = "max_completion_tokens" if found.get("max_completion_tokens") is not None else "max_tokens"
     most = limits.max_new_tokens
@@ -82,7 +100,7 @@ def read_request(body: bytes, model: Model, limits: Limits, *, is_chat: bool) ->
         model.card.name,
         [Asked(prompt, number=number, **how) for number in range(choices)],
         found.get("stream") is True,
-        isinstance(options, dict) and options.get("include_usage") is True,
+        options.get("include_usage") is True,
         f"{'chatcmpl' if is_chat else 'cmpl'}-{secrets.token_hex(12)}",
         int(time.time()),
     )
@@ -155,6 +173,11 @@ def _usage(lasts: list[Piece]) -> dict[str, int]:
     return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
 
 
+def _asks_nothing(name: str, value: Any) -> bool:
+    values = (*ASKS_NOTHING, *NEUTRAL.get(name, ()))  # for Python 0 is False, and 1 is True
+    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in values)
+
+
 def _turns(given: Any) -> list[dict[str, Any]]:
     if not isinstance(given, list) or not given or not all(isinstance(turn, dict) for turn in given):
         raise refused("messages is a list of objects with role and content, at least one", "messages")
@@ -188,10 +211,8 @@ def _text(given: Any) -> str:
 def _check_text(text: str) -> None:
     if len(text) > GROUP_CHARS:
         raise refused(f"the prompt has {len(text):,} characters; this server takes at most {GROUP_CHARS:,}")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise refused("a text holds half of a surrogate pair (\\ud800 to \\udfff), which is not a character") from None
+    if not is_unicode(text):
+        raise refused(HALF_CHARACTER)
 
 
 def _stops(given: Any) -> tuple[str, ...]:

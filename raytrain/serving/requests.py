@@ -12,6 +12,7 @@ from raytrain.serving.image_rows import IMAGE_INPUTS, row_of_image, takes_images
 from raytrain.serving.limits import GROUP_CHARS, Limits
 from raytrain.serving.replica import How, Row
 from raytrain.tasks.base import Task
+from raytrain.tasks.nested import HALF_CHARACTER, is_unicode
 from raytrain.tasks.predicting import ASKED, Decoding, Generating, Predicting
 from raytrain.tasks.token_prediction import TokenPrediction
 
@@ -198,11 +199,7 @@ def _of_a_fair_size(row: Row | str, task: Task) -> Row | str:
 def _without_surrogates(row: Row | str) -> Row | str:
     if isinstance(row, str) or any(isinstance(value, bytes) for value in row.values()):
         return row
-    try:
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return "a text holds half of a surrogate pair (\\ud800 to \\udfff), which is not a character"
-    return row
+    return row if is_unicode(json.dumps(row, ensure_ascii=False)) else HALF_CHARACTER
 
 
 def _kind(value: Any) -> str:

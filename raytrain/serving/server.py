@@ -24,13 +24,14 @@ from raytrain.serving.limits import Limits, Replicas
 from raytrain.serving.metrics import ServeMetrics
 from raytrain.serving.replica import ReplicaSpec
 from raytrain.serving.served import Model, Served, check_model
+from raytrain.serving.sockets import BACKLOG, bound, http_server, taken, url_of
 from raytrain.serving.token import Token, find_token
 from raytrain.serving.update import listen, socket_path
 
 WATCH_S = 1.0
-BACKLOG = 2048
 CONTROLLER_CPUS = 2
 """Logical CPUs of a private Ray that replicas do not hold."""
+HINT = "Give another --port; for a new model on the same server, `raytrain serve --update MODEL`"
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def serve_model(
     observer.phase("checking")
     check_packages()
     checked = check_model(model, request.overrides)
-    sockets = _bound(request.host, request.port)
+    sockets = bound(request.host, request.port, HINT)
     try:
         port = sockets[0].getsockname()[1]
         token = find_token(request.host, port, request.token_file)
@@ -101,31 +102,6 @@ def _serve(session: RaySession, port: int) -> Iterator[None]:
         if not session.is_private:
             remove_left_over(port)
             end_serve()
-
-
-def _bound(host: str, port: int) -> list[socket.socket]:
-    """Sockets that are bound and do not listen yet. Raises ConfigError when the port is taken."""
-    found: list[socket.socket] = []
-    try:
-        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        infos.sort(key=lambda info: info[0] != socket.AF_INET)  # localhost may have one of each
-        for family, kind, _, _, place in infos[:1]:
-            one = socket.socket(family, kind)
-            found.append(one)
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            one.bind(place)
-    except (OSError, OverflowError) as error:
-        for one in found:
-            one.close()
-        raise _taken(host, port, error) from None
-    return found
-
-
-def _taken(host: str, port: int, error: Exception) -> ConfigError:
-    return ConfigError(
-        f"--host {host} --port {port}: can't listen there ({error}). Is another server on that port? Give another "
-        "--port; for a new model on the same server, `raytrain serve --update MODEL`"
-    )
 
 
 def _threads(config: RunConfig, replicas: Replicas, session: RaySession | None) -> int:
@@ -162,12 +138,12 @@ class _Server:
             raise KeyboardInterrupt
         served = starting.result()
         self._front = Front(served, self._request.limits, self._metrics, token)
-        server = _http_server(self._front, self._request.limits)
+        server = http_server(self._front, self._request.limits)
         try:
             for one in sockets:
                 one.listen(BACKLOG)
         except OSError as error:  # another server was bound to it at the same time, and is faster
-            raise _taken(self._request.host, self._port, error) from None
+            raise taken(self._request.host, self._port, error, HINT) from None
         updates = await listen(self._port, self._update)
         watching = asyncio.create_task(self._watch())
         serving = asyncio.create_task(server.serve(sockets))
@@ -185,8 +161,7 @@ class _Server:
         socket_path(self._port).unlink(missing_ok=True)
 
     def _url(self, one: socket.socket) -> str:
-        host = self._request.host
-        return f"http://{f'[{host}]' if ':' in host else host}:{one.getsockname()[1]}"
+        return url_of(self._request.host, one)
 
     def _about(self) -> dict[str, Any]:
         served: Served = self._front.served
@@ -243,28 +218,6 @@ class _Server:
             if before_app is not None:
                 await asyncio.to_thread(before_app.stop)
             return self._about()
-
-
-def _http_server(front: Any, limits: Limits) -> Any:
-    """Uvicorn's server, which leaves the signals to us: it would raise them again at its end."""
-    import uvicorn
-
-    class Server(uvicorn.Server):
-        @contextlib.contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            yield
-
-    config = uvicorn.Config(
-        front,
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        server_header=False,
-        ws="none",
-        backlog=BACKLOG,
-        timeout_graceful_shutdown=int(limits.timeout_s) + 1,
-    )
-    return Server(config)
 
 
 async def _set(event: threading.Event) -> None:

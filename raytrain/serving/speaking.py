@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, TypeVar
 
 from starlette.responses import Response
 
@@ -16,6 +16,7 @@ from raytrain.serving.requests import HttpError
 from raytrain.serving.served import Served
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 async def pieces_of(request: Request, served: Served) -> AsyncIterator[tuple[int, Piece]]:
@@ -49,6 +50,20 @@ async def whole_answer(request: Request, served: Served) -> str:
         texts[index] += piece.text
         lasts[index] = piece
     return answer_body(request, [(text, lasts[index]) for index, text in enumerate(texts)])
+
+
+async def unless_left(work: Coroutine[Any, Any, T], receive: Any) -> T:
+    """What `work` returns. If the client leaves before, its body having come, the work ends. Raises HttpError then."""
+    working, leaving = asyncio.create_task(work), asyncio.create_task(_left(receive))
+    try:
+        await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise HttpError(400, "disconnected", "the connection was closed before the answer was ready")
+        return working.result()
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
 
 
 class EventStream(Response):

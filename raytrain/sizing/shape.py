@@ -45,6 +45,8 @@ class ModelShape:
     """None: the model has no config with the known field names."""
     can_checkpoint: bool = True
     """Whether the model supports gradient checkpointing."""
+    averages: int = 0
+    """fp32 numbers that a worker keeps for each trained element that it owns, beside weight and moments: AdaLoRA's."""
     vocabulary: int = 0
     """Logits of each token of a language model; 0: the model has no such head."""
 
@@ -114,8 +116,15 @@ def shape_of(model: "nn.Module") -> ModelShape:
         frozen=tuple(p.numel() for p in parameters if not p.requires_grad),
         layers=_layers_of(model, getattr(model, "config", None)),
         can_checkpoint=bool(getattr(model, "supports_gradient_checkpointing", False)),
+        averages=_averages_of(model),
         vocabulary=_vocabulary_of(model),
     )
+
+
+def _averages_of(model: Any) -> int:
+    """Two averages of AdaLoRA's importance, and the gradient of the step."""
+    kinds = (getattr(config, "peft_type", None) for config in getattr(model, "peft_config", {}).values())
+    return 3 if "ADALORA" in kinds else 0
 
 
 def _vocabulary_of(model: Any) -> int:

@@ -84,8 +84,8 @@ def memory_at(training: TrainingConfig, shape: ModelShape, group: Group) -> Memo
         use_gpu=group.use_gpu,
         checkpoints=training.gradient_checkpointing,
     )
-    if training.ema_decay is not None:  # it lies where the masters are
-        average = 4 * -(-sum(shape.trained) // batches.world_size)
+    if averages := shape.averages + (training.ema_decay is not None):  # they lie where the masters are
+        average = 4 * averages * -(-sum(shape.trained) // batches.world_size)
         name = "host" if memory.host else "moments"
         memory = replace(memory, **{name: getattr(memory, name) + average})
     if training.exactness is not Exactness.BITWISE:

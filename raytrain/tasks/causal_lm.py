@@ -15,7 +15,7 @@ from raytrain.tasks.base import IGNORED, Batch, BatchContext, Inputs, Mode, Task
 from raytrain.tasks.collate import list_lengths
 from raytrain.tasks.documents import Piece, check_room_for_text, joined, read_documents
 from raytrain.tasks.packing import Packable, pack
-from raytrain.tasks.predicting import Continued, Decoding, Generating, room_for_prompt, stop_ids
+from raytrain.tasks.predicting import Continued, Decoding, Generating, check_characters, room_for_prompt, stop_ids
 from raytrain.tasks.text import padded_inputs
 from raytrain.tasks.token_prediction import NUM_BYTES, PIECE, TokenPrediction
 
@@ -98,6 +98,7 @@ class CausalLm(TokenPrediction, Generating, Packable):
             raise ConfigError("this model continues texts and was not trained to answer turns: give a text")
         if not asked:
             raise ConfigError("the text to continue is empty")
+        check_characters(asked)
         inputs = self.encode_inputs(pa.table({self.config.text_column: [asked]}), tokenizer)
         return self.prompts(inputs.table, tokenizer)[0]
 

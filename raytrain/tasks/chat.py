@@ -27,7 +27,7 @@ from raytrain.tasks.conversations import (
     target_columns,
     why_no_answer,
 )
-from raytrain.tasks.predicting import ASKED
+from raytrain.tasks.predicting import ASKED, check_characters
 from raytrain.tasks.text import padded_inputs
 from raytrain.tasks.token_prediction import PIECE
 
@@ -238,6 +238,7 @@ class Chat(CausalLm):
 def asked_samples(task: Any, asked: str | list[dict[str, Any]], tokenizer: Any) -> pa.Table:
     """The sample of a question, or of turns, of a task that reads conversations. Raises ConfigError when the turns are
     out of order, do not end with a question, or are refused by the template."""
+    check_characters(asked)
     turns = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
     if turns and isinstance(turns[-1], dict) and turns[-1].get("role") == "assistant":
         raise ConfigError("the last turn is the assistant's: end with the user's, which is to be answered")

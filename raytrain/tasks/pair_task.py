@@ -275,7 +275,8 @@ class PairTask(TextTask, Predicting):
 
     def _why_not(self, row: int, sides: list[Sample]) -> Rejection | None:
         """Why a row can't be used, seen by its tokens."""
-        most = max(len(side.ids) for side in sides)
+        # A prompt alone is answered and not compared: the model's positions are its limit.
+        most = max((len(side.ids) for side in sides if len(sides) > 1 or side.spans), default=0)
         if most > self.max_length:
             reason = f"has {most:,} tokens on one side, more than data.max_length {self.max_length:,}"
             is_set_aside = self.config.too_long == PairTooLong.SET_ASIDE
@@ -294,6 +295,8 @@ def _line(sides: list[Sample]) -> dict[str, Any]:
     first, second = sides[0], sides[1] if is_pair else Sample(sides[0].ids[:1], [])
     places = [[place for span in side.spans for place in span] for side in (first, second)]
     prompt = [] if is_pair or places[0] else first.ids
+    if prompt:
+        first = second
     return {
         **dict(zip(IDS, (first.ids, second.ids), strict=True)),
         **dict(zip(ANSWERS, places, strict=True)),

@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 
 from raytrain.errors import ConfigError
 from raytrain.tasks.base import Batch, TaskState
+from raytrain.tasks.nested import HALF_CHARACTER, is_unicode, texts_in
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -50,6 +52,13 @@ class Decoding:
 
 PLAIN = Decoding()
 DEFAULT_THRESHOLD = 0.5
+
+
+def threshold_by_id(
+    threshold: float | dict[str, float] | None, labels: Sequence[str]
+) -> float | tuple[float, ...] | None:
+    """The threshold of a card as `Decoding` has it. `labels`: in the order of their ids."""
+    return tuple(threshold[label] for label in labels) if isinstance(threshold, dict) else threshold
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,10 @@ class Predicting(ABC):
     def uses_threshold(self) -> bool:
         """Whether `decode` depends on the decoding's threshold."""
         return True
+
+    threshold: float | tuple[float, ...] | None = None
+    """By which `predict` gives labels, as `Decoding.threshold`: that of a model's card when a finished model is
+    evaluated; None: 0.5, as in the evaluations of a training."""
 
     def judge(
         self, outputs: list[np.ndarray], samples: pa.Table, state: TaskState, decoding: Decoding
@@ -204,6 +217,12 @@ def room_for_prompt(positions: int | None, max_new_tokens: int) -> int | None:
             f"give at most {positions - 1}"
         )
     return positions - max_new_tokens
+
+
+def check_characters(asked: Any) -> None:
+    """Raises ConfigError for a text, or turns, that no tokenizer takes."""
+    if not all(is_unicode(text) for text in texts_in(asked)):
+        raise ConfigError(HALF_CHARACTER)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

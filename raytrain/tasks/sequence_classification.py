@@ -187,9 +187,12 @@ class Labelling(Task, Predicting):
     def predict(self, model: "nn.Module", batch: "dict[str, Tensor]") -> "tuple[Tensor, list[np.ndarray]]":
         """For each labelled sample its label id, shape (1,); with multi_label 0 or 1 a label, shape (num_labels,)."""
         loss, logits = self._loss_and_logits(model, batch)
-        chosen = (logits > 0).long() if self.config.multi_label else logits.argmax(-1, keepdim=True)
+        if self.config.multi_label:
+            chosen = above(logits.float().cpu().numpy(), Decoding(threshold=self.threshold))
+        else:
+            chosen = logits.argmax(-1, keepdim=True).cpu().numpy()
         is_labelled = self._is_labelled(batch["labels"].cpu().numpy())
-        return loss, list(chosen.cpu().numpy().astype(np.int32)[is_labelled])
+        return loss, list(chosen.astype(np.int32)[is_labelled])
 
     def targets(self, batch: Batch) -> list[np.ndarray]:
         """For each labelled sample its true label id, or 0 or 1 a label."""

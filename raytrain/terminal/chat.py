@@ -1,5 +1,6 @@
 """A conversation with a language model in the terminal, or on a pipe."""
 
+import io
 import sys
 from dataclasses import replace
 from typing import Any
@@ -25,6 +26,9 @@ class Conversation:
 
     def run(self) -> None:
         """Until /quit, or the end of the input."""
+        for stream in (sys.stdin, sys.stdout):  # a byte of another encoding, and a character that it has not
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
         is_terminal = sys.stdin.isatty()
         if is_terminal:
             print(f"{self._predictor.card.name} of step {self._predictor.card.step:,}. {HELP}")

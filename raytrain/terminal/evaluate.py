@@ -6,6 +6,7 @@ from rich.table import Table
 from raytrain.errors import counted
 from raytrain.inference.evaluation import DataEvaluation
 from raytrain.inference.thresholds import Tuned
+from raytrain.runs.evaluation import Evaluation
 from raytrain.terminal.predict import print_predictions
 from raytrain.terminal.run import print_metrics
 
@@ -20,9 +21,7 @@ def print_evaluation(console: Console, found: DataEvaluation) -> None:
     print_metrics(console, found.metrics, title=f"{rows} of {found.split}, by {found.run_path}")
     for note in found.notes:
         console.print(f"  {note}", soft_wrap=True, markup=False)
-    if found.threshold is not None:
-        told = f"{found.threshold:g}" if isinstance(found.threshold, float) else "one per label"
-        console.print(f"threshold  {told}", soft_wrap=True)
+    print_threshold(console, found)
     _print_comparison(console, found)
     _print_slices(console, found)
     if found.worst:
@@ -72,6 +71,13 @@ def _print_slices(console: Console, found: DataEvaluation) -> None:
         values = [f"{one.metrics[name]:.4f}" if name in one.metrics else "" for name in found.metrics]
         table.add_row(one.value[:MOST_TEXT], f"{one.num_rows:,}", *values)
     console.print(table, markup=False)
+
+
+def print_threshold(console: Console, found: Evaluation) -> None:
+    """Print the threshold of an evaluation, if it has one."""
+    if found.threshold is not None:
+        told = f"{found.threshold:g}" if isinstance(found.threshold, float) else "one per label"
+        console.print(f"threshold  {told}", soft_wrap=True)
 
 
 def print_tuned(console: Console, tuned: Tuned, folder: str) -> None:

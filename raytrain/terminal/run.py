@@ -260,6 +260,7 @@ EVENT_TEXTS = {
     "start": "attempt {attempt}: {world_size} worker(s)",
     "zero_stage": "ZeRO stage {stage}, the lowest that fits into {usable_mib} MiB per worker",
     "packing": "samples are padded, not packed: {reason}",
+    "compile": "training.compile: layers are not compiled: {reason}",
     "restore": "resuming from the {source} of step {step}",
     "damaged_snapshot": "[yellow]the snapshot of step {step} was skipped: {reason}",
     "no_snapshots": "[yellow]no snapshots: they need {needed_mib} MiB of a node's object store and may use half of it, "
@@ -269,10 +270,13 @@ EVENT_TEXTS = {
     "damaged_checkpoint": "[yellow]the checkpoint of step {step} is damaged and was skipped: {reason}",
     "other_environment": "[yellow]training.exactness=bitwise: {difference}; from here on the weights may differ "
     "from an undisturbed run's in their last bits",
+    "loss_spike": "[yellow]step {step} was left out: its loss {loss} is a spike, above {limit}",
+    "ranks": "AdaLoRA has kept {kept} of {first} ranks",
     "tracker": "[yellow]{tracker}: {reason}; training continues",
     "early_stop": "stopping early at step {step}: the best model is that of step {best_step}",
 }
 
+_OPTIONAL = ("packing", "compile")
 MOST_SAMPLES, SAMPLE_CHARS = 3, 72
 """Of the samples of an evaluation that are printed, and the characters of each text. The report has all of them."""
 TIGHT = "[yellow]ZeRO stage {stage} needs the least memory, about {needed_mib} MiB, and a worker has {usable_mib}"
@@ -284,7 +288,7 @@ def _event_text(row: dict[str, Any]) -> str | None:
         return None
     if row["kind"] == "begin" and not row.get("steps_redone"):
         return None
-    if (row["kind"] == "zero_stage" and not row["is_chosen"]) or (row["kind"] == "packing" and row["is_used"]):
+    if (row["kind"] == "zero_stage" and not row["is_chosen"]) or (row["kind"] in _OPTIONAL and row["is_used"]):
         return None
     if row["kind"] == "zero_stage" and row["needed_mib"] > row["usable_mib"]:
         return TIGHT

@@ -7,8 +7,9 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from raytrain.errors import counted
-from raytrain.inference.watching.status import Watched, WatchObserver
+from raytrain.serving.token import Token
 from raytrain.terminal.run import PLAIN_EVERY_S, LiveDisplay
+from raytrain.watching.status import Watched, WatchObserver
 
 MOST_LABELS = 6  # of the line; the page has all
 
@@ -30,6 +31,12 @@ class WatchDisplay(LiveDisplay, WatchObserver):
     def note(self, text: str) -> None:
         """Print a sentence."""
         self.console.print(text, markup=False, soft_wrap=True)
+
+    def receiving(self, url: str, token: Token | None) -> None:
+        """Where rows are sent to, and with which token."""
+        told = "none: only this machine reaches it" if token is None else token.told
+        self.note(f"rows     POST {url}")
+        self.note(f"token    {told}")
 
     def alert(self, event: dict[str, Any]) -> None:
         """Print an event."""

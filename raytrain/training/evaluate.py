@@ -12,6 +12,7 @@ from raytrain.config import RunConfig
 from raytrain.data.items import EvalBatch
 from raytrain.errors import ConfigError
 from raytrain.tasks.base import Batch, Metrics, Task, TaskState
+from raytrain.tasks.predicting import Predicting
 from raytrain.training.agreement import Control
 from raytrain.training.progress import Progress, best_metric, is_better, watched_mode, wins_tie
 from raytrain.training.sampler import Sampler
@@ -32,6 +33,7 @@ def to_tensors(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in batch.items()}
 
 
+@torch.compiler.set_stance("force_eager")  # as `raytrain predict`
 def evaluate(
     module: nn.Module,
     batches: Iterable[EvalBatch],
@@ -69,8 +71,18 @@ def evaluate(
             scores.merge(other)
         metrics = scores.compute()
         loss = sum(part[0] for part in parts) / (sum(part[1] for part in parts) or 1)
-        metrics = replace(metrics, values={"loss": float(loss), **metrics.values})
+        metrics = _with_threshold_note(replace(metrics, values={"loss": float(loss), **metrics.values}), task)
     return control.from_first(metrics)
+
+
+def _with_threshold_note(metrics: Metrics, task: Task) -> Metrics:
+    """The metrics, which tell of the threshold that they are by, if it is not 0.5."""
+    threshold = task.threshold if isinstance(task, Predicting) else None
+    if threshold is None:
+        return metrics
+    told = "one for each label" if isinstance(threshold, tuple) else f"{threshold:g}"
+    note = f"by the threshold that was chosen for the model ({told}); the evaluations of the training are by 0.5"
+    return replace(metrics, notes=(*metrics.notes, note))
 
 
 class Judge:

@@ -17,6 +17,9 @@ from raytrain.redaction import redact_tree
 from raytrain.retries import retrying
 from raytrain.storage import Storage
 from raytrain.tasks import TextTask, make_task
+from raytrain.tasks.base import Task, TaskState
+from raytrain.tasks.labels import labels_in
+from raytrain.tasks.predicting import Predicting, threshold_by_id
 from raytrain.training.records import read_jsonl, scores_of
 
 SECTIONS = ("seed", "task", "model", "data", "training")  # sections of the config that determine the model
@@ -146,6 +149,16 @@ def facts_of(run: Storage) -> dict[str, Any]:
     """The contents of the best model's raytrain.json."""
     path = f"{BEST}/{FACTS}"
     return dict(retrying(lambda: run.read_json(path), f"reading {run.path_of(path)}"))
+
+
+def at_threshold(task: Task, facts: dict[str, Any], state: TaskState) -> Task:
+    """The task with the threshold that was chosen for a model; itself where none was. `facts`: of `facts_of`."""
+    chosen = facts.get("threshold")
+    if chosen is None or not isinstance(task, Predicting) or not task.uses_threshold:
+        return task
+    found = copy.copy(task)
+    found.threshold = threshold_by_id(chosen, labels_in(state))
+    return found
 
 
 def local_copy_of_best(run: Storage) -> str:

@@ -86,6 +86,7 @@ def has_varlen_attention(model: Any) -> bool:
     return "flash" in (getattr(model.config, "_attn_implementation", None) or "")
 
 
+@torch.compiler.set_stance("force_eager")
 def why_not_packed(
     model: nn.Module, task: Packable, device: torch.device, *, one_row: bool, may_be_random: bool
 ) -> str | None:

@@ -1,7 +1,7 @@
 """The state of a run apart from its tensors: a few scalars that fit in `state.json`."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from raytrain.config import EarlyStoppingConfig, RunConfig
@@ -22,6 +22,12 @@ class Progress:
     """Steps whose update was skipped because of an fp16 overflow."""
     consecutive_skips: int = 0
     """Consecutive skipped steps up to now."""
+    skipped_spikes: int = 0
+    """Steps whose update was left out because of a spike of the loss (`training.skip_loss_spikes`)."""
+    consecutive_spikes: int = 0
+    """Consecutive ones up to now."""
+    recent_losses: list[float] = field(default_factory=list)
+    """Mean losses of the last applied steps, by which spikes are told; [] without the option."""
     samples_seen: int = 0
     """Samples trained on since step 0, all workers."""
     tokens_seen: int = 0
@@ -46,7 +52,7 @@ class Progress:
     @property
     def updates(self) -> int:
         """Updates that were applied to the weights; the learning rate depends on these."""
-        return self.step - self.skipped_steps
+        return self.step - self.skipped_steps - self.skipped_spikes
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able fields."""

@@ -31,6 +31,8 @@ TRACKED = {
     "grad_norm": "train/grad_norm",
     "loss_scale": "train/loss_scale",
     "skipped_steps": "train/skipped_steps",
+    "skipped_spikes": "train/skipped_spikes",
+    "ranks": "train/ranks",
     "tokens_per_s": "perf/tokens_per_s",
     "step_s": "perf/step_s",
     "padding": "data/padding",
@@ -45,6 +47,7 @@ def recorded_progress(run: Storage) -> Progress:
     return Progress(
         step=int(row.get("step") or 0),
         skipped_steps=int(row.get("skipped_steps") or 0),
+        skipped_spikes=int(row.get("skipped_spikes") or 0),
         samples_seen=int(row.get("samples_seen") or 0),
         tokens_seen=int(row.get("tokens_seen") or 0),
         best_metric=best.get("metric"),

@@ -30,6 +30,7 @@ from raytrain.training.reporting import Reporting
 from raytrain.training.run_log import RunLog
 from raytrain.training.saving import Saver
 from raytrain.training.schedule import learning_rate_at
+from raytrain.training.spikes import count_spike, is_spike, note_applied, spike_limit, stop_if_spikes_last
 
 
 class BatchSource(Protocol):
@@ -159,9 +160,18 @@ class Trainer:
     def _train_step(self, batch: StepBatch, target_weight: float, learning_rate: float) -> StepResult:
         micro_batches = [to_tensors(micro_batch, self.device) for micro_batch in batch.micro_batches]
         seeds = [micro_batch_seed(self.config.seed, self.progress.step, number) for number in batch.numbers]
-        result = self.engine.train_step(micro_batches, self._loss_sum, target_weight, learning_rate, seeds)
+        admits = None
+        if (guard := self.config.training.skip_loss_spikes) is not None:
+
+            def admits(loss_sum: float) -> bool:
+                loss = self.control.sum(StepSums(loss_sum=loss_sum)).loss_sum / (target_weight or 1.0)
+                return not is_spike(loss, self.progress, guard)
+
+        result = self.engine.train_step(micro_batches, self._loss_sum, target_weight, learning_rate, seeds, admits)
         self.progress.step += 1
-        if result.is_skipped:
+        if result.is_refused:
+            count_spike(self.progress)
+        elif result.is_skipped:
             self.progress.skipped_steps += 1
             self.progress.consecutive_skips += 1
         else:
@@ -205,14 +215,22 @@ class Trainer:
         progress.tokens_seen += int(sums.num_tokens)
         epoch = batch.epoch + 1  # users count epochs from 1, as they count steps
         self.log.samples(progress.step, epoch, batch.sample_ids)
+        loss, guard = sums.loss_sum / (target_weight or 1.0), self.config.training.skip_loss_spikes
+        if result.is_refused and guard is not None:
+            limit = spike_limit(progress.recent_losses, guard)
+            self.log.event("loss_spike", step=progress.step, loss=round(loss, 4), limit=round(limit, 4))
+        elif not result.is_skipped:
+            note_applied(loss, progress, guard)
         row = {
             "step": progress.step,
             "epoch": epoch,
-            "loss": sums.loss_sum / (target_weight or 1.0),
+            "loss": loss,
             "lr": rate,
             "grad_norm": result.grad_norm,
             "loss_scale": result.loss_scale,
             "skipped_steps": progress.skipped_steps,
+            **({} if guard is None else {"skipped_spikes": progress.skipped_spikes}),
+            **({} if self.engine.ranks is None else {"ranks": self.engine.ranks.left}),
             "samples_seen": progress.samples_seen,
             "tokens_seen": progress.tokens_seen,
             "tokens_per_s": sums.num_tokens / (wait_s + busy_s),
@@ -235,6 +253,7 @@ class Trainer:
                 "training.optimizer.learning_rate, or raise training.schedule.warmup_steps",
                 FailureCode.DIVERGED,
             )
+        stop_if_spikes_last(loss, self.progress, self.config.training.skip_loss_spikes)
         if result.loss_scale is None and (result.is_skipped or not math.isfinite(loss)):
             raise TrainingError(
                 f"step {step}: loss {loss:g}, gradient norm {result.grad_norm:g}: the run diverged. Lower "

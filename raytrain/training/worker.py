@@ -13,9 +13,7 @@ from raytrain.checkpoint.fence import Fence
 from raytrain.checkpoint.folder import recover_folder
 from raytrain.checkpoint.ranges import StorageRangeReader
 from raytrain.checkpoint.sizes import checkpoint_bytes
-from raytrain.checkpoint.snapshot import STORE_SHARE, Snapshot, SnapshotKeeper, bytes_in_store
-from raytrain.checkpoint.snapshot_files import MemoryFiles, damaged, index_of
-from raytrain.checkpoint.store import CheckpointStore
+from raytrain.checkpoint.snapshot import STORE_SHARE, SnapshotKeeper, bytes_in_store
 from raytrain.config import Exactness, Precision, RunConfig, TrainingConfig
 from raytrain.data.prepared import PreparedStore
 from raytrain.data.step_reader import make_order
@@ -26,6 +24,7 @@ from raytrain.engine.process_group import collective_timeout_s
 from raytrain.engine.zero_state import load_ranges, load_scaler_state, num_trained
 from raytrain.errors import CheckpointError
 from raytrain.models.card import BEST
+from raytrain.models.rank_schedule import rank_schedule
 from raytrain.retries import retrying
 from raytrain.sizing.shape import check_adapted, refuse_unfit, shape_of
 from raytrain.sizing.zero_stage import AUTO, Group, memory_at, settle
@@ -33,31 +32,32 @@ from raytrain.steps.batches import BatchPlan, World
 from raytrain.steps.timetable import Timetable, make_timetable
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
+from raytrain.tasks.base import Task
 from raytrain.tracking.base import TrackedRun
 from raytrain.tracking.trackers import Trackers
 from raytrain.training import export
 from raytrain.training.agreement import Control
 from raytrain.training.arrival import Arrival
+from raytrain.training.compiling import compile_if_wanted
 from raytrain.training.device import device_of, usable_bytes
 from raytrain.training.driver_link import DriverLink
 from raytrain.training.environment import environment_of, tell_of_others
 from raytrain.training.evaluate import Judge, evaluate
 from raytrain.training.frozen import hash_of_frozen
-from raytrain.training.identity import Identity, check_data
+from raytrain.training.identity import Identity
 from raytrain.training.job import Job
 from raytrain.training.measured import measured_name
 from raytrain.training.outcome import Finished, RunStatus, Stopped, StopReason
 from raytrain.training.packing import packed_source
 from raytrain.training.progress import Progress
+from raytrain.training.ranks_left import check_ranks
 from raytrain.training.records import last_row
 from raytrain.training.reporting import Reporter, Reporting
 from raytrain.training.run_log import METRICS, RunLog, next_attempt
 from raytrain.training.sampler import Sampler
-from raytrain.training.saved_state import SavedState, progress_of
+from raytrain.training.saved_state import SavedState, newest_checkpoint, progress_of, snapshot_of
 from raytrain.training.saving import SaveCallbacks, SavePlan, Saver
 from raytrain.training.trainer import IdleTime, Trainer
-
-MIB = 2**20
 
 
 class WorkerRun:
@@ -122,7 +122,10 @@ class WorkerRun:
         """Train from the run's current step to its end, a pause, or a request to stop."""
         self.nodes: list[str] = self.control.gather(self.link.node_id)
         self.log.event("start", world_size=self.world.world_size, nodes=self.nodes, entered_at_s=self.entered_at_s)
-        saved = self._snapshot() or self._newest_checkpoint()
+        content = self.store.manifest.content
+        saved = snapshot_of(self.job, self.control, self.log) or newest_checkpoint(
+            self.run, self.config, content, self.control, self.log
+        )
         progress = Progress() if saved is None else progress_of(saved.state)
         with contextlib.ExitStack() as closing:  # this process continues, also after an error
             idle, status = self._train(saved, progress, closing)
@@ -154,8 +157,10 @@ class WorkerRun:
             precision=precision,
             device=self.device,
             num_micro_steps=self.plan.micro_steps,
+            ranks=self.control.all_succeed(lambda: rank_schedule(self.config, self.timetable.total_steps)),
         )
         closing.callback(engine.close)
+        compile_if_wanted(engine, self.config.training, self.control, self.log)
         if saved is not None:
             self._restore(engine, saved, progress)
         saver = Saver(
@@ -179,6 +184,8 @@ class WorkerRun:
         arrival = Arrival(self.job, self.log, self.link, progress.step, self._steps_before(), self.entered_at_s)
         trainer = self._trainer(engine, stream, saver, progress, arrival)
         status = trainer.fit()
+        if status.is_done:
+            check_ranks(engine, progress, self.log)
         # Without a validation split the last model is the best one; only at the end is there time to save it.
         if status.is_done and not (self.timetable.has_validation and self.config.checkpoint.keep_best):
             with engine.averaged():
@@ -199,7 +206,7 @@ class WorkerRun:
 
     def evaluate(self, split: str) -> Finished:
         """Evaluate the best model on a split."""
-        metrics = self.measure(split)
+        metrics = self.measure(split, export.at_threshold(self.task, export.facts_of(self.run), self.state))
         self.control.all_succeed(self.log.store)
         return Finished(final_metrics=metrics)
 
@@ -251,48 +258,10 @@ class WorkerRun:
             "zero_stage",
             stage=stage,
             is_chosen=is_chosen,
-            needed_mib=round(needed / MIB),
-            usable_mib=round(least / MIB),
+            needed_mib=round(needed / 2**20),
+            usable_mib=round(least / 2**20),
         )
         return training
-
-    def _snapshot(self) -> SavedState | None:
-        """The snapshot that the driver has found complete, unless a part of it turns out to be lost or damaged."""
-        if self.job.snapshot is None:
-            return None
-        snapshot = Snapshot(**self.job.snapshot)
-        files, reports, problem = MemoryFiles(snapshot), {}, None
-        try:
-            reports = files.check(self.world)
-            problem = ", ".join(damaged(reports)) or None
-        except Exception as error:  # for example, a node that has gone since
-            problem = str(error)
-        answers = self.control.gather((problem, reports))
-        problems = [found for found, _ in answers if found]
-        if problems:
-            self.log.event("damaged_snapshot", step=snapshot.step, reason=problems[0])
-            return None
-        index = index_of({name: report for _, found in answers for name, report in found.items()})
-        return SavedState("snapshot", snapshot.step, snapshot.state, files, index)
-
-    def _newest_checkpoint(self) -> SavedState | None:
-        """The newest valid checkpoint, if there is one.
-
-        Raises:
-            CheckpointError: All of them are damaged.
-            ConfigError: It was made with other data.
-        """
-        store = CheckpointStore(self.run.at("checkpoints"), self.config.checkpoint.keep_last)
-        checkpoint = store.newest_good(
-            self.world.world_rank,
-            self.world.world_size,
-            self.control.gather,
-            lambda step, reason: self.log.event("damaged_checkpoint", step=step, reason=reason),
-        )
-        if checkpoint is None:
-            return None
-        check_data(self.store.manifest.content, checkpoint.state, checkpoint.step)
-        return SavedState("checkpoint", checkpoint.step, checkpoint.state, checkpoint.folder, checkpoint.index)
 
     def _restore(self, engine: Engine, saved: SavedState, progress: Progress) -> None:
         """Load this worker's part of the state, at whatever world size it was written."""
@@ -309,14 +278,14 @@ class WorkerRun:
         """Takes the snapshots; None when they are turned off or don't fit into the nodes' memory."""
         if self.config.checkpoint.snapshot_every_steps is None:
             return None
-        part_bytes = checkpoint_bytes(num_trained(engine), self.config.training) // self.world.world_size
+        part_bytes = checkpoint_bytes(num_trained(engine), self.config) // self.world.world_size
         needed = bytes_in_store(part_bytes, self.nodes.count(self.link.node_id))
         half = STORE_SHARE * self.link.object_store_bytes
         needs = self.control.gather((needed, half))
         too_small = [(there, wanted) for wanted, there in needs if wanted > there]
         if not too_small:
             return SnapshotKeeper(self.world, self.token, self.link.holders)
-        half, needed = (round(size / MIB) for size in min(too_small))
+        half, needed = (round(size / 2**20) for size in min(too_small))
         self.log.event("no_snapshots", needed_mib=needed, half_mib=half)
         return None
 
@@ -346,13 +315,12 @@ class WorkerRun:
         retrying(lambda: export.check_exported(folder, names, facts), f"reading {self.run.path_of(BEST)}")
         return self.task.load_model(folder, self.config.model, self.state, self.config.training)
 
-    def measure(self, split: str) -> dict[str, float]:
-        """Evaluate `best/` on a split and write the result to evals.jsonl. Each worker holds the whole model for
-        this."""
+    def measure(self, split: str, task: Task | None = None) -> dict[str, float]:
+        """Evaluate `best/`, whole on each worker, on a split, and write the result to evals.jsonl."""
         model = self.control.all_succeed(self._best_model).to(self.device)
         stream = Stream(self.config, self.store, self.world, self.plan)
         batches = stream.evaluate_once(split)
-        metrics = evaluate(model, batches, self.task, self.state, self.device, self.control, self.link.alive)
+        metrics = evaluate(model, batches, task or self.task, self.state, self.device, self.control, self.link.alive)
         facts, name = export.facts_of(self.run), measured_name(self.config, self.store, split)
         self.log.evaluation(facts["step"], facts["epoch"], name, metrics)
         self.reporting.evaluated(name, metrics.values)

@@ -121,7 +121,6 @@ def test_names_that_fit_nothing_are_refused_before_work_starts(
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ({"path": "x", "adapter": {"kind": "adalora"}}, "adapter.kind adalora is not supported yet; give lora"),
         ({"path": "x", "adapter": {"kind": "lara"}}, "adapter.kind"),
         ({"path": "x", "adapter": {"targets": []}}, "adapter.targets and model.adapter.also_train are names"),
         ({"path": "x", "adapter": {"rank": 0}}, "adapter.rank"),

@@ -1,9 +1,11 @@
 """A language model's answer piece by piece, and a conversation with it on a pipe."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from chat_templates import TINY_CHAT, chat_tokenizer
@@ -13,10 +15,11 @@ from typer.testing import CliRunner
 import raytrain
 from raytrain.cli.main import app
 from raytrain.config.io import parse_config
-from raytrain.errors import ConfigError
+from raytrain.errors import ConfigError, DataError
 from raytrain.inference.card import find_model, read_card
 from raytrain.inference.completing import Asked, complete
 from raytrain.inference.predictor import Predictor
+from raytrain.runs.preflight import check
 
 TURNS = [{"role": "user", "content": "hi"}]
 
@@ -63,7 +66,9 @@ def test_draws_depend_on_seed_and_number_and_top_p(ask: Callable[..., Any]) -> N
     drawn = ask(temperature=1.5, seed=1)[0]
     assert drawn == ask(temperature=1.5, seed=1)[0]
     assert drawn != ask(temperature=1.5, seed=2)[0] and drawn != ask(temperature=1.5, seed=1, number=1)[0]
-    assert ask(temperature=1.5, seed=1, top_p=1e-9)[0] == ask()[0], "only the most probable token is left"
+    for least in ({"top_p": 1e-9}, {"top_p": 0.0}, {"temperature": 1e-320}, {"temperature": 1e-40, "top_p": 0.5}):
+        only = ask(**{"temperature": 1.5, "seed": 1, **least})[0]
+        assert only == ask()[0], "only the most probable token is left"
 
 
 @pytest.mark.parametrize(
@@ -73,6 +78,8 @@ def test_draws_depend_on_seed_and_number_and_top_p(ask: Callable[..., Any]) -> N
         ([*TURNS, {"role": "assistant", "content": "a"}], 3, "the last turn is the assistant's"),
         ([*TURNS, *TURNS], 3, "user follows user"),
         ("a" * 5000, 3, "positions of the model: shorten it"),
+        ("half \ud83d", 3, "half of a surrogate pair"),
+        ([{"role": "user", "content": "half \ud83d"}], 3, "half of a surrogate pair"),
     ],
 )
 def test_refusals(ask: Callable[..., Any], prompt: Any, most: int, told: str) -> None:
@@ -82,7 +89,7 @@ def test_refusals(ask: Callable[..., Any], prompt: Any, most: int, told: str) ->
 
 @pytest.mark.parametrize("kind", ["chat", "causal_lm"])
 def test_a_conversation_on_a_pipe(folders: dict[str, str], kind: str) -> None:
-    def said(text: str) -> list[str]:
+    def said(text: str | bytes) -> list[str]:
         found = CliRunner().invoke(app, ["chat", folders[kind], "--max-new-tokens", "4"], input=text)
         assert found.exit_code == 0, found.output
         return found.output.splitlines()
@@ -90,6 +97,18 @@ def test_a_conversation_on_a_pipe(folders: dict[str, str], kind: str) -> None:
     once = said("hi\n")
     assert said("hi\n\n/reset\nhi\n/quit\nhi\n") == [*once, *once]
     assert "/quit" in said("/help\n")[0]
+    assert len(said(b"\xff in no encoding\nhi\n")) >= 2, "a byte that is no text ends nothing"
+
+
+def test_a_text_that_no_tokenizer_takes_is_refused_with_its_place(folders: dict[str, str]) -> None:
+    texts = ["fine", "half \ud83d"]
+    for data in (
+        texts,
+        pd.DataFrame({"prompt": pd.Series(texts, dtype=object)}),
+        [{"messages": [{"role": "user", "content": t}]} for t in texts],
+    ):
+        with pytest.raises(DataError, match=r"data\[1\]: a text holds half of a surrogate pair"):
+            raytrain.load(folders["chat"], device="cpu")(data, max_new_tokens=2)
 
 
 def test_chat_refuses_a_model_that_says_nothing(tmp_path: Path) -> None:
@@ -98,3 +117,27 @@ def test_chat_refuses_a_model_that_says_nothing(tmp_path: Path) -> None:
     folder = save_best(model_config(tmp_path, {"kind": "sequence_classification"}), {"labels": ["a", "b"]}, tmp_path)
     found = CliRunner().invoke(app, ["chat", folder])
     assert isinstance(found.exception, ConfigError) and "generates no text" in str(found.exception)
+
+
+@pytest.mark.parametrize(
+    ("task", "told"),
+    [
+        ({"sample_prompts": ["fine", "a <|im_end|>"]}, r"task\.sample_prompts\[1\]: a text holds '<|im_end|>'"),
+        ({"sample_prompts": [[*TURNS, *TURNS]]}, r"task\.sample_prompts\[0\]: .*user follows user"),
+        ({"sample_prompts": ["half \ud83d"]}, r"task\.sample_prompts\[0\]: a text holds half of a surrogate pair"),
+        (
+            {"sample_prompts": ["fine"], "sample_max_new_tokens": 5000},
+            r"task\.sample_max_new_tokens: .* leaves no room",
+        ),
+    ],
+)
+def test_samples_that_can_not_be_made_are_refused_before_a_run_starts(
+    tmp_path: Path, task: dict[str, Any], told: str
+) -> None:
+    train = tmp_path / "train.jsonl"
+    train.write_text(json.dumps({"messages": [*TURNS, {"role": "assistant", "content": "a"}]}) + "\n")
+    raw: dict[str, Any] = {"name": "lm", "storage_path": str(tmp_path), "task": {"kind": "chat", **task}}
+    raw["model"] = {"config": TINY_CHAT, "tokenizer": chat_tokenizer(tmp_path / "tokenizer")}
+    raw["data"] = {"train": {"path": str(train)}, "max_length": 120}
+    with pytest.raises(ConfigError, match=told):
+        check(parse_config(raw))

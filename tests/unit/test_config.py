@@ -43,6 +43,8 @@ def mistake(*overrides: str) -> str:
         ("training.optimizer.rate=1", "did you mean training.optimizer.learning_rate?"),
         ("data.length=1", "did you mean data.max_length?"),
         ("nam=x", "did you mean name?"),
+        ("task.cut=stream", "task.cut: unknown key of this kind; those that have it: causal_lm"),
+        ("task.random_flip=true", "unknown key of this kind; those that have it: image_classification"),
         ("data.max_lenght=1", "did you mean data.max_length?"),
         ("training.max_length=1", "did you mean data.max_length?"),
         ("training.lr=1", "did you mean training.optimizer.learning_rate?"),

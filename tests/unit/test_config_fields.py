@@ -39,7 +39,7 @@ def test_no_field_that_the_prepared_data_follow_is_free_at_a_resume() -> None:
 def test_what_may_change_when_a_run_is_resumed() -> None:
     expected = beginning_with("workers.", "checkpoint.", "tracking.", "ray.", "storage_path", "name")
     expected |= beginning_with("training.early_stopping", "training.best_metric", "training.eval_every_")
-    expected |= beginning_with("training.gradient_checkpointing", "training.zero_stage")
+    expected |= beginning_with("training.gradient_checkpointing", "training.zero_stage", "training.compile")
     expected |= beginning_with("training.communication.bucket_elements", "training.communication.overlap")
     expected |= beginning_with("training.communication.network", "training.communication.environment")
     expected |= beginning_with("data.record_samples", "data.prepared_path")
@@ -52,7 +52,9 @@ def test_what_decides_how_long_a_step_takes() -> None:
     expected = beginning_with("model.", "task.kind", "data.max_length", "data.group_by_length", "workers.cpus")
     expected |= beginning_with("training.global_batch_size", "training.micro_batch_size", "training.precision")
     expected |= beginning_with("training.gradient_checkpointing", "training.zero_stage", "training.deepspeed")
-    expected |= beginning_with("training.exactness", "training.ema_decay", "training.packing", "task.cut")
+    expected |= beginning_with(
+        "training.exactness", "training.ema_decay", "training.packing", "training.compile", "task.cut"
+    )
     expected |= {"task.target", "task.args", "task.source"}
     expected |= {f"training.optimizer.{name}" for name in ("target", "args", "source")}
     # How gradients travel, whether samples are joined, and how fast batches come decide it as well.

@@ -1,4 +1,4 @@
-"""`raytrain export --format gguf`: Transformers reads it back, weights and tokenizer, and what it would not is refused."""
+"""`raytrain export --format gguf`: Transformers reads weights and tokenizer back; what it would not is refused."""
 
 import json
 import shutil

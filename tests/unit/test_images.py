@@ -12,13 +12,14 @@ import torch
 from PIL import Image
 from saved_models import save_best
 from tiny_images import LABELS, TINY_VIT, encoded, image_config, make_image, write_folder
+from transformers import CLIPImageProcessorPil
 
 import raytrain
 from raytrain.config import ModelConfig, TrainingConfig
 from raytrain.data.listing import list_files
 from raytrain.data.readers import column_names, read_chunks
 from raytrain.data.readers.base import ROW, ReadTask
-from raytrain.data.sources import read_tasks
+from raytrain.data.sources import check_sources, read_tasks
 from raytrain.data.unchanged import refuse_changed
 from raytrain.errors import ConfigError, DataError
 from raytrain.inference.card import find_model, read_card
@@ -94,6 +95,8 @@ def test_forms_of_an_image_are_the_same_sample(tmp_path: Path) -> None:
     assert len(set(task.compared_texts(rows_of([data])) + task.compared_texts(rows_of(forms)))) == 1
     gray_16 = Image.fromarray(np.full((8, 8), 256 * 77, np.uint16))
     assert set(samples_of(task, [encoded(gray_16)])["pixels"][0].as_py()) == {77}
+    gray_ppm = b"P5\n8 8\n65535\n" + np.full((8, 8), 256 * 77, ">u2").tobytes()
+    assert set(samples_of(task, [gray_ppm])["pixels"][0].as_py()) == {77}
     turned = make_image(1, size=(8, 4))
     exif = turned.getexif()
     exif[0x0112] = 6
@@ -124,6 +127,16 @@ def test_images_that_cant_be_used_are_named_and_the_others_keep_their_labels() -
         assert part in reason
     assert found.table["labels"].to_pylist() == [0, 0]
     assert found.first_rows is not None and found.first_rows.tolist() == [0, 8]
+
+
+def test_a_line_of_pixels_is_not_resized_to_fill_the_memory(tmp_path: Path) -> None:
+    """A file of less than a kilobyte, of few pixels, whose shorter side would become 224 of them."""
+    CLIPImageProcessorPil(size={"shortest_edge": 224}).save_pretrained(tmp_path)
+    keeps_shape = load_image_processor(ModelConfig(path=str(tmp_path), image={}))
+    line, good = encoded(Image.new("RGB", (1, 200_000))), encoded(make_image(0, size=(1, 40)))
+    found = task_of().encode(rows_of([line, good]), keeps_shape, STATE)
+    assert [one.row for one in found.rejected] == [0] and found.table["labels"].to_pylist() == [1]
+    assert "1 x 200,000 pixels" in found.rejected[0].reason and len(line) < 1000
 
 
 def test_changes_belong_to_the_sample_and_the_epoch() -> None:
@@ -184,6 +197,18 @@ def test_a_folder_is_a_source_with_a_label_for_each_sub_folder(tmp_path: Path) -
         refuse_changed({"train": [file]})
 
 
+def test_other_files_in_a_folder_of_images(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "train", 4)
+    (folder / "README.txt").write_text("Photographs of the sky.")
+    config = image_config(tmp_path)
+    with pytest.raises(DataError, match=r"README.txt has no column 'image'.*set data.train.format=images"):
+        check_sources(config.data, make_task(config.task, 128), "train")
+    config = image_config(tmp_path, "data.train.format=images")
+    check_sources(config.data, make_task(config.task, 128), "train")
+    (file,) = list_files(config.data.train, "data.train")
+    assert sum(len(chunk.table) for chunk in read_chunks(ReadTask("train", 0, file))) == 4
+
+
 def test_a_large_folder_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raytrain.data.readers.images.GROUP", 2)
     monkeypatch.setattr("raytrain.data.sources.TASK_ROWS", 2)
@@ -199,6 +224,8 @@ def test_a_large_folder_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.Mon
     [
         (["model.image=null"], "model.image.size"),
         (["data.clean.preset=c4"], "data.clean changes texts"),
+        (["data.dedup.near=true"], "data.dedup.near compares texts"),
+        (["data.max_length=64"], "data.max_length is a number of tokens"),
         (["data.augment.word_drop=0.1"], "task.random_flip"),
         (["model.tokenizer=somewhere"], "no tokenizer"),
         (["model.image.mean=[0.5]"], "give both"),

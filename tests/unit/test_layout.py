@@ -16,6 +16,7 @@ ROWS = [
     ("cli", "api", "prediction", "evaluating"),
     ("terminal",),
     ("launch", "doctor"),
+    ("watching",),
     ("serving",),
     ("inference",),
     ("tuning",),
@@ -58,7 +59,7 @@ NO_RAY += ("launch.packing", "launch.request", "monitoring.names", "monitoring.r
 NO_RAY += ("checkpoint.manifest", "checkpoint.ranges", "checkpoint.store", "checkpoint.writer")
 NO_TORCH = ("models.tokenizer", "models.files", "config", "steps", "data", "tasks", "checkpoint.store", "tracking")
 NO_TORCH += ("monitoring", "elastic", "runs", "planning", "sizing", "doctor", "tuning", "launch", "ray_core", "reclaim")
-NO_TORCH += ("engine.deepspeed_config", "engine.rendezvous", "cli", "terminal", "inference", "serving")
+NO_TORCH += ("engine.deepspeed_config", "engine.rendezvous", "cli", "terminal", "inference", "serving", "watching")
 PRIVATE_RAY = (
     "ray._",
     "ray.core.",

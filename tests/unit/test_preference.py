@@ -246,6 +246,18 @@ class TestPredictions:
         (prompt,) = samples["prompt_ids"].to_pylist()
         assert tokenizer.decode(prompt).endswith("hi<|im_end|>\n<|im_start|>assistant\n")
 
+    def test_a_question_is_not_bound_by_the_length_of_the_pairs(self, model: ModelConfig) -> None:
+        tokenizer, asked = load_tokenizer(model), [{"role": "user", "content": "long " * 60}]
+        for max_length in (40, 2000):
+            policy = task_of(max_length=max_length)
+            assert len(policy.prompt_ids(asked, tokenizer)) > 250
+            inputs = policy.encode_inputs(pa.table({ASKED: [json.dumps(asked)]}), tokenizer)
+            assert inputs.rejected == [] and max(policy.sizes(inputs.table)) < 10, "the loss is of nothing"
+            answered = task_of("reward", max_length=max_length).encode_inputs(
+                pa.table({ASKED: [json.dumps([*asked, YES])]}), tokenizer
+            )
+            assert len(answered.rejected) == (max_length == 40), "a reward is of all tokens"
+
 
 def test_options_are_checked() -> None:
     raw = {

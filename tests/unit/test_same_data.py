@@ -12,6 +12,7 @@ from raytrain.errors import ConfigError
 from raytrain.runs.preflight import check
 from raytrain.runs.same_data import DATA, check_same_data, record_data
 from raytrain.storage import Storage
+from tests.chat_templates import chat_tokenizer
 from tests.tiny import make_reviews, write_parquet, write_reviews
 
 
@@ -106,3 +107,27 @@ def test_a_note_that_is_damaged_is_left_to_the_workers(
     run.write_bytes(DATA, content)
     write_reviews(tmp_path / "data" / "train.parquet", 99, seed=7)
     check_same_data(run, config)
+
+
+def test_other_weights_to_compare_with_are_refused_by_name(tmp_path: Path, run: Storage) -> None:
+    """Their tokenizer and the rows are the same: Ray would start, and all log-probabilities be computed again."""
+    folder = tmp_path / "model"
+    chat_tokenizer(folder)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    train = write_parquet(tmp_path / "pairs.parquet", [{"prompt": "a", "chosen": "b", "rejected": "c"}])
+
+    def config(loss: str) -> RunConfig:
+        raw: dict[str, Any] = {"name": "a", "storage_path": str(tmp_path / "runs"), "model": {"path": str(folder)}}
+        task = {"kind": "preference", "loss": loss}
+        return RunConfig.model_validate({**raw, "task": task, "data": {"train": {"path": train}}})
+
+    record_data(run, config("dpo"), store("rows"))
+    run.write_bytes("checkpoints/step_00000003-0001/manifest.json", b"{}")
+    check_same_data(run, config("dpo"))
+    (folder / "model.safetensors").write_bytes(b"others!")
+    with pytest.raises(ConfigError, match="model holds other weights than when this run's checkpoint of step 3"):
+        check_same_data(run, config("dpo"))
+    record_data(run, config("orpo"), store("rows"))
+    (folder / "model.safetensors").write_bytes(b"no matter")
+    check_same_data(run, config("orpo"))

@@ -142,7 +142,7 @@ def test_words_and_documents_are_as_predict_has_them(models: dict[str, str]) -> 
         ({"text": 5}, 422, "bad_input", "not a JSON number"),
         (b'{"text": "\\ud83d"}', 422, "bad_input", "surrogate"),
         ({"texts": ["a"] * 6}, 413, "too_many_rows", "at most 5"),
-        (b" " * 2001, 413, "too_large", "--max-body-mb"),
+        (b" " * 2001, 413, "too_large", "send several requests"),
     ],
 )
 def test_refusals_say_what_to_do(models: dict[str, str], body: Any, status: int, code: str, says: str) -> None:

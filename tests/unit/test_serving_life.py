@@ -27,7 +27,8 @@ from raytrain.serving.deployment import _last_line, check_packages
 from raytrain.serving.limits import Limits, Replicas
 from raytrain.serving.replica import Answer, How, ReplicaSpec, Row, answer_rows
 from raytrain.serving.served import check_model
-from raytrain.serving.server import ServeObserver, ServeRequest, _bound, _Server, serve_model
+from raytrain.serving.server import HINT, ServeObserver, ServeRequest, _Server, serve_model
+from raytrain.serving.sockets import bound
 from raytrain.serving.token import Token
 from raytrain.serving.update import ask_for_update, socket_path
 
@@ -94,7 +95,7 @@ def running(models: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(server_module, "Application", Here)
     monkeypatch.setattr(server_module, "WATCH_S", 0.1)
     monkeypatch.setattr(Here, "started", [])
-    sockets = _bound("127.0.0.1", 0)
+    sockets = bound("127.0.0.1", 0, HINT)
     port = sockets[0].getsockname()[1]
     request = ServeRequest(port=port, replicas=Replicas(1, 2), limits=Limits(timeout_s=20))
     ends, up = threading.Event(), Up()
@@ -172,7 +173,7 @@ def test_a_port_in_use_and_a_missing_package(models: list[str], monkeypatch: pyt
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         monkeypatch.setattr(server_module, "check_packages", lambda: None)
-        with pytest.raises(ConfigError, match=f"--port {port}: can't listen there"):
+        with pytest.raises(ConfigError, match=f"port {port}: can't listen there"):
             serve_model(models[0], ServeRequest(port=port))
     monkeypatch.setitem(sys.modules, "starlette", None)
     with pytest.raises(ConfigError, match=r"needs the package starlette.*raytrain\[serve\]"):

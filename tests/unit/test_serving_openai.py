@@ -1,6 +1,7 @@
 """The server in OpenAI's format, without Ray: answers, streams, errors, and what a request reserves."""
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -45,7 +46,14 @@ def events_of(text: str) -> list[Any]:
 def test_answers_are_those_of_predict(folders: dict[str, str]) -> None:
     front = front_of(folders["chat"], limits=LIMITS)
     expected = raytrain.load(folders["chat"], device="cpu")("hi", max_new_tokens=8)["answer"]
-    found = ask(front, {**BODY, "model": "lm", "n": 2, "user": "me", "tools": []}, CHAT).json()
+    nothing = {
+        "tools": [],
+        "logprobs": False,
+        "presence_penalty": 0.0,
+        "response_format": {"type": "text"},
+        "top_k": -1,
+    }
+    found = ask(front, {**BODY, "model": "lm", "n": 2, "user": "me", **nothing}, CHAT).json()
     assert [one["message"]["content"] for one in found["choices"]] == [expected] * 2
     usage = found["usage"]
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"] and found["object"]
@@ -71,7 +79,7 @@ def test_a_stream_joins_to_the_whole_answer(folders: dict[str, str]) -> None:
         assert own[0]["delta"]["role"] == "assistant" and own[-1]["finish_reason"] == choice["finish_reason"]
         assert "".join(one["delta"].get("content", "") for one in own) == choice["message"]["content"]
     assert last["usage"] == whole["usage"] and not last["choices"]
-    assert front._num_requests == front._num_bytes == front.served.num_requests == 0
+    assert front._pages._num_requests == front._pages._num_bytes == front.served.num_requests == 0
 
 
 @pytest.mark.parametrize(
@@ -88,6 +96,11 @@ def test_a_stream_joins_to_the_whole_answer(folders: dict[str, str]) -> None:
         ({**BODY, "stop": ["a"] * 5}, 400, "at most 4"),
         ({**BODY, "frequency_penalty": 0.5}, 400, "frequency_penalty is not supported"),
         ({**BODY, "tools": [{}]}, 400, "tools is not supported"),
+        ({**BODY, "logprobs": True}, 400, "logprobs is not supported"),
+        ({**BODY, "top_logprobs": 1}, 400, "top_logprobs is not supported"),
+        ({**BODY, "presence_penalty": 1}, 400, "presence_penalty is not supported"),
+        ({**BODY, "stream_options": "usage"}, 400, "give an object"),
+        ({**BODY, "seed": -1}, 400, "seed -1"),
     ],
 )
 def test_errors_have_openais_format(folders: dict[str, str], body: Any, status: int, told: str) -> None:
@@ -127,23 +140,30 @@ def test_a_replica_that_dies_before_the_first_piece_is_replaced(folders: dict[st
     assert "fine" in text and "has died" in text and "[DONE]" not in text
 
 
-def test_a_client_that_leaves_ends_the_work(folders: dict[str, str]) -> None:
-    front, closed = front_of(folders["chat"], limits=LIMITS), []
+def test_whether_to_stream_is_told_by_true_and_false_alone(folders: dict[str, str]) -> None:
+    found = ask(front_of(folders["chat"], limits=LIMITS), {**BODY, "stream": "true"}, CHAT)
+    assert found.status_code == 400 and "stream" in found.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("is_streamed", [True, False])
+def test_a_client_that_leaves_ends_the_work(folders: dict[str, str], is_streamed: bool) -> None:
+    front, closed, is_enough = front_of(folders["chat"], limits=LIMITS), [], asyncio.Event()
 
     async def speak(asked: Asked) -> AsyncGenerator[Piece]:
         try:
-            while True:
+            for number in itertools.count():
                 yield Piece("a", 1, 1)
                 await asyncio.sleep(0.001)
+                if number == 5:
+                    is_enough.set()
         finally:
             closed.append(1)
 
     front.served.speak = speak
 
     async def run() -> None:
-        body, sent = json.dumps({**BODY, "stream": True}).encode(), []
+        body = json.dumps({**BODY, "stream": is_streamed}).encode()
         messages = [{"type": "http.request", "body": body, "more_body": False}]
-        is_enough = asyncio.Event()
 
         async def receive() -> Any:
             if messages:
@@ -152,9 +172,7 @@ def test_a_client_that_leaves_ends_the_work(folders: dict[str, str]) -> None:
             return {"type": "http.disconnect"}
 
         async def send(message: Any) -> None:
-            sent.append(message)
-            if len(sent) > 5:
-                is_enough.set()
+            pass
 
         scope = {"type": "http", "method": "POST", "path": CHAT, "headers": [], "query_string": b""}
         await asyncio.wait_for(front(scope, receive, send), 30)

@@ -4,20 +4,26 @@ tells of another one. And differences that are not numbers."""
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from saved_models import model_config, save_best
 
+from raytrain.data.items import EvalBatch
 from raytrain.errors import ConfigError
 from raytrain.inference.card import read_card
 from raytrain.inference.judging import LOSS
 from raytrain.inference.significance import Pairs
-from raytrain.inference.watching.watch import WatchRequest, watch_source
 from raytrain.models.card import without_folders
 from raytrain.storage import Storage
+from raytrain.tasks import make_task
 from raytrain.tasks.predicting import Judged
+from raytrain.training.evaluate import evaluate
+from raytrain.training.export import at_threshold
+from raytrain.watching.watch import WatchRequest, watch_source
 
 TASK = {"kind": "sequence_classification", "multi_label": True}
 LABELS = ["good", "bad"]
@@ -66,6 +72,46 @@ def test_a_card_that_is_no_object_is_refused(tmp_path: Path) -> None:
 def test_the_folder_of_the_rows_that_a_threshold_was_chosen_on_is_not_published(best: Path, tmp_path: Path) -> None:
     facts = changed(best, tmp_path, {"threshold": 0.4, "threshold_chosen": {"rows_of": "/home/ada/secret/rows.csv"}})
     assert without_folders(facts)["threshold_chosen"] == {"rows_of": "rows.csv"}
+
+
+@pytest.mark.parametrize("threshold", [None, 0.3, {"good": 0.9, "bad": 0.2}])
+def test_a_finished_model_is_evaluated_by_its_threshold(
+    best: Path, tmp_path: Path, threshold: float | dict[str, float] | None
+) -> None:
+    """`eval --split` gives the labels that `predict` and `eval --data` give, and says by which threshold."""
+    facts = {**json.loads((best / "raytrain.json").read_text()), "threshold": threshold}
+    rng, state = np.random.default_rng(0), {"labels": LABELS}
+    logits = rng.normal(0, 2, (200, 2)).astype(np.float32)
+    labels = rng.integers(0, 2, (200, 2))
+
+    class Model(torch.nn.Module):
+        def forward(self, **_: Any) -> Any:
+            return SimpleNamespace(logits=torch.from_numpy(logits))
+
+    plain = make_task(read_card(Storage(str(best))).config().task, 16)
+    task = at_threshold(plain, facts, state)
+    arrays = {"input_ids": np.ones((200, 1), np.int64), "labels": labels.astype(np.float32)}
+    batch = EvalBatch(arrays, False, np.arange(200))
+    found = evaluate(Model(), [batch], task, state, torch.device("cpu"), Alone(), lambda: None)  # type: ignore[arg-type]
+    limits = np.array([0.5, 0.5] if threshold is None else [threshold] * 2)
+    if isinstance(threshold, dict):
+        limits = np.array([threshold[name] for name in LABELS])
+    chosen = 1 / (1 + np.exp(-logits.astype(np.float64))) > limits
+    assert found.values["subset_accuracy"] == pytest.approx((chosen == labels).all(1).mean())
+    assert len(found.notes) == (threshold is not None)
+    of_training = evaluate(Model(), [batch], plain, state, torch.device("cpu"), Alone(), lambda: None)  # type: ignore[arg-type]
+    assert not of_training.notes, "the task of the training is left as it is"
+    assert threshold is None or of_training.values != found.values
+
+
+class Alone:
+    """One worker."""
+
+    def gather_to_first(self, part: Any) -> list[Any]:
+        return [part]
+
+    def from_first(self, value: Any) -> Any:
+        return value
 
 
 def test_a_watch_tells_of_another_threshold(best: Path, tmp_path: Path) -> None:

@@ -23,12 +23,12 @@ from tiny import make_reviews
 from raytrain.errors import ConfigError
 from raytrain.inference.card import find_model, read_card
 from raytrain.inference.predictor import Predictor
-from raytrain.inference.watching import webhook as webhook_module
-from raytrain.inference.watching.files import MOST_LINE_BYTES, Files
-from raytrain.inference.watching.journal import Journal
-from raytrain.inference.watching.rules import Alarm, Change, parse_rule
-from raytrain.inference.watching.shares import MOST_PERIODS, Shares
-from raytrain.inference.watching.watch import WatchRequest, watch_source
+from raytrain.watching import webhook as webhook_module
+from raytrain.watching.files import MOST_LINE_BYTES, Files
+from raytrain.watching.journal import Journal
+from raytrain.watching.rules import Alarm, Change, parse_rule
+from raytrain.watching.shares import MOST_PERIODS, Shares
+from raytrain.watching.watch import WatchRequest, watch_source
 
 KILLS = 20
 LABELS = ["negative", "very positive"]
@@ -263,7 +263,7 @@ import os, sys
 import torch
 from raytrain.inference.card import find_model, read_card
 from raytrain.inference.predictor import Predictor
-from raytrain.inference.watching import watch
+from raytrain.watching import watch
 
 torch.set_num_threads(1)
 loaded = Predictor.load(read_card(find_model(sys.argv[1])), (), "cpu")
@@ -339,9 +339,9 @@ def test_a_step_that_was_cut_off_is_done_again(best: str, tmp_path: Path, monkey
     """At each of its writes: what was appended does not count before the state is there."""
     loaded = Predictor.load(read_card(find_model(best)), (), "cpu")
     monkeypatch.setattr(Predictor, "load", lambda *_: loaded)
-    monkeypatch.setattr("raytrain.inference.watching.page.draw_page", lambda *_: "")
-    monkeypatch.setattr("raytrain.inference.watching.watch.BATCH_LINES", 16)
-    monkeypatch.setattr("raytrain.inference.watching.journal.SEGMENT_BYTES", 3000)
+    monkeypatch.setattr("raytrain.watching.page.draw_page", lambda *_: "")
+    monkeypatch.setattr("raytrain.watching.watch.BATCH_LINES", 16)
+    monkeypatch.setattr("raytrain.watching.journal.SEGMENT_BYTES", 3000)
     source, out = write_jsonl(tmp_path / "in.jsonl", TEXTS[:60]), tmp_path / "out"
     write_jsonl(source, ["", TEXTS[60]], "a")
     expected = once(best, source, tmp_path / "whole", "negative > 1% of 20")
@@ -405,7 +405,7 @@ def test_a_webhook_hears_of_each_event(
     """A webhook that can't be reached costs no text, and is told later by the next process."""
     url, got = receiver
     monkeypatch.setattr(webhook_module, "DELAYS_S", (0.01,))
-    monkeypatch.setattr("raytrain.inference.watching.watch.WEBHOOK_AT_END_S", 0.3)
+    monkeypatch.setattr("raytrain.watching.watch.WEBHOOK_AT_END_S", 0.3)
     source, out = write_jsonl(tmp_path / "in.jsonl", TEXTS[:60]), tmp_path / "out"
     found = once(best, source, out, "negative > 1% of 20", webhook="http://127.0.0.1:9/hook/s3cret-path")
     assert found.num_texts == 60 and "wait for 127.0.0.1, which can't be reached" in found.webhook

@@ -42,6 +42,7 @@ PACKAGES = (
     "training",
     "tasks",
     "tuning",
+    "watching",
 )
 # Phrase -> what to write instead.
 PHRASES = {

@@ -6,6 +6,7 @@ from typing import Any
 from raytrain.config import CleanConfig
 from raytrain.data.readers.base import unfit
 from raytrain.tasks.imported import check_source, file_of, import_function
+from raytrain.tasks.nested import is_unicode
 from raytrain.tasks.user_code import is_out_of_memory, told
 
 OPTION = "data.clean.custom"
@@ -60,18 +61,10 @@ def _odd(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return next((reason for item in value if (reason := _odd(item))), "")
     if isinstance(value, str):
-        return "" if value.isascii() or _is_unicode(value) else "has half a surrogate pair, which is not a character"
+        return "" if value.isascii() or is_unicode(value) else "has half a surrogate pair, which is not a character"
     if value is None or isinstance(value, (bool, int, float, dict)):
         return ""
     return f"is of type {type(value).__name__}; a value is text, a number, true or false, a list of these, or None"
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def custom_rule(clean: CleanConfig) -> CustomRule | None:

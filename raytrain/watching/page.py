@@ -8,11 +8,11 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
 from raytrain.inference.card import ModelCard
-from raytrain.inference.watching.rules import Alarm
-from raytrain.inference.watching.shares import Shares
-from raytrain.inference.watching.status import PAGE_EVERY_S, Watched
 from raytrain.reports.page import embedded, number, page_template
 from raytrain.reports.plots import SIZE, WIDE, new_axes, png_of, shown_label
+from raytrain.watching.rules import Alarm
+from raytrain.watching.shares import Shares
+from raytrain.watching.status import PAGE_EVERY_S, Watched
 
 MOST_CURVES = 8  # of the most frequent labels; the table has all
 COLORS = ("#1f6feb", "#d9730d", "#2f9e58", "#9a5bd9", "#c0392b", "#0d8f9e", "#8a6d3b", "#61707f")
@@ -41,7 +41,7 @@ def draw_page(
         if shares.periods
         else {}
     )
-    return page_template("raytrain.inference.watching", "page.html").render(
+    return page_template("raytrain.watching", "page.html").render(
         name=f"{card.name}: texts as they arrive",
         path=status.path,
         tiles=tiles,

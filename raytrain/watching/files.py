@@ -71,7 +71,7 @@ class Files:
 
         Raises ConfigError when the source can't be watched.
         """
-        self.source, self._is_folder = source, os.path.isdir(source)
+        self.name, self._is_folder = source, os.path.isdir(source)
         self.notes: list[str] = []
         """What the user should know, which the caller takes."""
         self._told, self._others = set[str](), set[str]()
@@ -93,6 +93,9 @@ class Files:
         """How far each file was read."""
         return [asdict(place) for place in (*self._places.values(), *(place for place, _ in self._missing))]
 
+    def committed(self) -> None:
+        """What was read counts from now on. Nothing is to be done: the files are others'."""
+
     def lines(self, most: int, *, is_last: bool = False) -> list[Line]:
         """Up to `most` new lines, file by file in the order of the names.
 
@@ -110,7 +113,7 @@ class Files:
 
     def _look(self) -> None:
         """Find the files, and those of before under their names of now."""
-        folder = self.source if self._is_folder else os.path.dirname(self.source)
+        folder = self.name if self._is_folder else os.path.dirname(self.name)
         files = {entry.path: entry.stat() for entry in _scan(folder)}
         places: dict[str, Place] = {}
         moved, now_s = self._missing, time.monotonic()
@@ -133,7 +136,7 @@ class Files:
         others: list[str] = []
         for path, status in files.items():
             self._seen[path] = (status.st_ino, status.st_size, status.st_mtime_ns)
-            is_wanted = path.endswith(SUFFIXES) if self._is_folder else path == self.source
+            is_wanted = path.endswith(SUFFIXES) if self._is_folder else path == self.name
             if is_wanted and path not in places:
                 places[path] = Place(path, status.st_ino, is_text=path.endswith(TEXT))
             elif self._is_folder and not is_wanted and path not in places and not path.endswith(UNFINISHED):

@@ -1,10 +1,11 @@
 """`raytrain watch`: predicts texts as they arrive, and tells when the share of a label passes a limit."""
 
+import contextlib
 import datetime
 import os
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from raytrain.config import SequenceClassificationConfig
@@ -14,15 +15,18 @@ from raytrain.data.readers.text import is_valid
 from raytrain.errors import ConfigError
 from raytrain.inference.card import ModelCard, find_model, read_card
 from raytrain.inference.predictor import Predictor, predicting_task
-from raytrain.inference.watching.files import Files, Line
-from raytrain.inference.watching.journal import ALERTS, QUARANTINED, Journal
-from raytrain.inference.watching.rules import MOST_TEXTS, Alarm, Change, parse_rule
-from raytrain.inference.watching.shares import Shares
-from raytrain.inference.watching.status import PAGE_EVERY_S, Watched, WatchObserver
-from raytrain.inference.watching.webhook import MOST_WAITING, Webhook, check_url
 from raytrain.runs.signals import StopSignals
 from raytrain.tasks.base import RowError
 from raytrain.tasks.predicting import Decoding
+from raytrain.watching.files import Files, Line
+from raytrain.watching.journal import ALERTS, QUARANTINED, Journal
+from raytrain.watching.receiver import NAME, Received, listening_at
+from raytrain.watching.request import Source, WatchRequest, check_request, checked_path
+from raytrain.watching.rules import Alarm, Change, parse_rule
+from raytrain.watching.shares import Shares
+from raytrain.watching.spool import FOLDER
+from raytrain.watching.status import PAGE_EVERY_S, Watched, WatchObserver
+from raytrain.watching.webhook import MOST_WAITING, Webhook
 
 BATCH_LINES = 256
 """That are predicted and committed at once: few, so that an alert comes early."""
@@ -30,31 +34,15 @@ RECENT_EVENTS = 50  # that the page shows
 WEBHOOK_AT_END_S = 5.0
 
 
-@dataclass(frozen=True)
-class WatchRequest:
-    """What to watch, and how it is told."""
-
-    source: str
-    out: str
-    alerts: tuple[str, ...] = ()
-    overrides: tuple[str, ...] = ()
-    webhook: str | None = None
-    window: int = 500
-    """Texts of which the terminal and the page show the shares."""
-    threshold: float | None = None
-    """With several labels per text, the probability from which on a label is given."""
-    interval_s: float = 1.0
-    """Between two looks for new texts."""
-    is_once: bool = False
-    """End when all that is there has been read."""
-
-
-def watch_source(model: str, request: WatchRequest, observer: WatchObserver | None = None) -> Watched:
+def watch_source(
+    model: str, request: WatchRequest, observer: WatchObserver | None = None, ends: threading.Event | None = None
+) -> Watched:
     """Predict the texts of a source as they arrive, until Ctrl-C or SIGTERM. The same call continues where one that was
     killed has ended.
 
     Args:
         model: A run's folder or name, a sweep's folder, a best/ folder or an export.
+        ends: Set by another thread, it ends the watch too.
 
     Raises:
         ConfigError: The model, the source, a rule or an option can't be used; nothing was started.
@@ -66,39 +54,31 @@ def watch_source(model: str, request: WatchRequest, observer: WatchObserver | No
     config = card.config(request.overrides)
     if not isinstance(config.task, SequenceClassificationConfig):
         raise ConfigError(f"{card.folder}: watch counts the labels of texts; a model of {config.task.kind} has none")
-    card.decoding(Decoding(threshold=request.threshold), predicting_task(config))
+    task = predicting_task(config)
+    card.decoding(Decoding(threshold=request.threshold), task)
     labels = list(card.state["labels"])
     rules = list(dict.fromkeys(parse_rule(text, labels) for text in request.alerts))
-    _check(request)
-    if "://" in request.source:
-        raise ConfigError(f"{request.source}: a local folder or file can be watched; copy the files to one")
-    source = os.path.abspath(os.path.expanduser(request.source))
-    _check_apart(source, os.path.abspath(os.path.expanduser(request.out)))
-    Files(source)
-    with Journal(request.out) as journal:
-        _check_same(journal, card, source, labels, observer)
+    check_request(request)
+    with contextlib.ExitStack() as stack:
+        address = stack.enter_context(listening_at(request.source, request.token_file))
+        name = NAME if address is not None else checked_path(request)
+        journal = stack.enter_context(Journal(request.out))
+        _check_same(journal, card, name, labels, observer)
         observer.phase("loading the model")
         predictor = Predictor.load(card, request.overrides)
-        with StopSignals() as signals:
-            signals.catch()
-            watch = _Watch(request, predictor, journal, source, [Alarm(rule) for rule in rules])
-            observer.phase("watching")
-            return watch.run(signals, observer)
-
-
-def _check(request: WatchRequest) -> None:
-    if not 0 < request.window <= MOST_TEXTS:
-        raise ConfigError(f"--window {request.window}: give a number of texts from 1 to {MOST_TEXTS:,}")
-    if request.webhook is not None:
-        check_url(request.webhook)
-        if not request.alerts:
-            raise ConfigError("--webhook is told of alerts: give --alert too")
-
-
-def _check_apart(source: str, out: str) -> None:
-    """What is written would be read."""
-    if source == out or os.path.dirname(source) == out:
-        raise ConfigError(f"--out {out}: this is where the texts come from; give another folder")
+        signals = stack.enter_context(StopSignals())
+        signals.catch()
+        places = journal.state.get("files")
+        source: Source = (
+            Files(name, places)
+            if address is None
+            else stack.enter_context(Received(address, f"{journal.folder}/{FOLDER}", task, places))
+        )
+        if address is not None:
+            observer.receiving(address.url, address.token)
+        watch = _Watch(request, predictor, journal, source, [Alarm(rule) for rule in rules])
+        observer.phase("watching")
+        return watch.run(lambda: signals.is_asked or (ends is not None and ends.is_set()), observer)
 
 
 def _check_same(journal: Journal, card: ModelCard, source: str, labels: list[str], observer: WatchObserver) -> None:
@@ -121,7 +101,9 @@ def _check_same(journal: Journal, card: ModelCard, source: str, labels: list[str
 class _Watch:
     """The loop, and what it counts."""
 
-    def __init__(self, request: WatchRequest, predictor: Predictor, journal: Journal, source: str, alarms: list[Alarm]):
+    def __init__(
+        self, request: WatchRequest, predictor: Predictor, journal: Journal, source: Source, alarms: list[Alarm]
+    ):
         state = journal.state
         self._request, self._predictor, self._journal = request, predictor, journal
         kept = max([request.window, *(alarm.rule.num_texts or 0 for alarm in alarms)])
@@ -130,7 +112,7 @@ class _Watch:
         self._alarms = [Alarm(one.rule, before.get(one.rule.text)) for one in alarms]
         for alarm in self._alarms:
             alarm.refill(list(self._shares.last))
-        self._files = Files(source, state.get("files"))
+        self._source = source
         self._num_quarantined: int = state.get("quarantined", 0)
         self._num_events: int = state.get("events", 0)
         self._recent: list[dict[str, Any]] = state.get("recent", [])
@@ -139,10 +121,10 @@ class _Watch:
         self._webhook = Webhook(request.webhook, self._waiting) if request.webhook is not None else None
         self._next_page_s, self._is_page_old = 0.0, True
 
-    def run(self, signals: StopSignals, observer: WatchObserver) -> Watched:
-        """Until a signal asks to stop; with `is_once` until nothing is left."""
-        while not signals.is_asked:
-            lines = self._files.lines(BATCH_LINES, is_last=self._request.is_once)
+    def run(self, is_over: Callable[[], bool], observer: WatchObserver) -> Watched:
+        """Until it is over; with `is_once` until nothing is left."""
+        while not is_over():
+            lines = self._source.lines(BATCH_LINES, is_last=self._request.is_once)
             self._step(lines, observer)
             if lines:
                 observer.watched(self.status())
@@ -151,7 +133,7 @@ class _Watch:
                 if self._request.is_once:
                     break
                 observer.watched(self.status())
-                self._wait(signals)
+                self._wait(is_over)
         if self._webhook is not None:
             self._webhook.close(WEBHOOK_AT_END_S)
         self._step([], observer)
@@ -175,9 +157,9 @@ class _Watch:
             told if problem else "",
         )
 
-    def _wait(self, signals: StopSignals) -> None:
+    def _wait(self, is_over: Callable[[], bool]) -> None:
         end_s = time.monotonic() + self._request.interval_s
-        while not signals.is_asked and (left_s := end_s - time.monotonic()) > 0:
+        while not is_over() and (left_s := end_s - time.monotonic()) > 0:
             time.sleep(min(0.2, left_s))
 
     def _step(self, lines: Sequence[Line], observer: WatchObserver) -> None:
@@ -190,9 +172,9 @@ class _Watch:
         events += self._events([(alarm, alarm.pass_time(now)) for alarm in self._alarms], now)
         arrived = self._webhook.arrived() if self._webhook is not None else set()
         self._waiting = [event for event in self._waiting if event["id"] not in arrived]
-        for note in self._files.notes:
+        for note in self._source.notes:
             observer.note(note)
-        self._files.notes.clear()
+        self._source.notes.clear()
         if not (lines or events or arrived or not self._journal.state):
             return
         self._num_quarantined += len(quarantined)
@@ -205,6 +187,7 @@ class _Watch:
         self._journal.append(QUARANTINED, quarantined)
         self._journal.append(ALERTS, events)
         self._journal.commit(self._state())
+        self._source.committed()
         self._is_page_old = True
         for event in events:
             observer.alert(event)
@@ -214,10 +197,10 @@ class _Watch:
     def _state(self) -> dict[str, Any]:
         card = self._predictor.card
         return {
-            "source": self._files.source,
+            "source": self._source.name,
             "model": card.hash,
             "labels": list(card.state["labels"]),
-            "files": self._files.to_json(),
+            "files": self._source.to_json(),
             "shares": self._shares.to_json(),
             "alarms": {alarm.rule.text: alarm.to_json() for alarm in self._alarms},
             "quarantined": self._num_quarantined,
@@ -286,13 +269,13 @@ class _Watch:
                 "window_texts": alarm.num_texts,
                 "texts": self._shares.num_texts,
                 "model": self._predictor.card.name,
-                "source": os.path.basename(self._files.source),
+                "source": os.path.basename(self._source.name),
             }
 
     def _write_page(self, *, is_due: bool) -> None:
         if not self._is_page_old or (not is_due and time.monotonic() < self._next_page_s):
             return
-        from raytrain.inference.watching.page import draw_page
+        from raytrain.watching.page import draw_page
 
         page = draw_page(self._predictor.card, self.status(), self._shares, self._alarms, self._recent)
         self._journal.write_page(page)
