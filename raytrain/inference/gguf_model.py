@@ -87,7 +87,7 @@ def write_gguf(model: Any, tokenizer: Any, name: str, dtype: DType, path: str) -
             continue  # a file without it has a tied head
         known = names.get_name(own, try_suffixes=(".weight", ".bias"))
         if known is None:
-            raise ConfigError(f"--format gguf: there is no name for the weight {own}. Export it with --format hf")
+            raise ConfigError(f"--format gguf: the weight {own} has no name in the format. Export it with --format hf")
         weights[known] = (own, weight)
     try:
         for known, (_, weight) in weights.items():
