@@ -141,8 +141,8 @@ def export(
         model: As for `load`.
         out: The folder to write.
         overrides: As for `predict_files`.
-        format: hf, files of Transformers; onnx, a graph (needs `raytrain[onnx]`); or adapter, of a model with
-            `model.adapter` that part alone.
+        format: hf, files of Transformers; onnx, a graph (needs `raytrain[onnx]`); gguf, for llama.cpp (needs
+            `raytrain[gguf]`); or adapter, of a model with `model.adapter` that part alone.
         dtype: Of the weights: fp32, bf16 or fp16; with onnx fp32 or int8.
         data: Files with the rows to compare on; None: those of the model's validation data.
         rows: Number of rows to compare on.

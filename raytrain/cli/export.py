@@ -15,7 +15,7 @@ def export(
     out: Annotated[str, typer.Argument(metavar="DIR", help="The folder to write.")],
     overrides: Overrides = None,
     kind: Annotated[
-        Format, typer.Option("--format", help="hf: files of Transformers; onnx: a graph; adapter.")
+        Format, typer.Option("--format", help="hf: files of Transformers; onnx: a graph; gguf: for llama.cpp; adapter.")
     ] = Format.HF,
     dtype: Annotated[DType, typer.Option(help="Of the weights; int8 for onnx alone.")] = DType.FP32,
     data: Annotated[

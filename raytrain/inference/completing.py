@@ -84,7 +84,7 @@ def generating_task(task: Task, kind: str) -> Task:
     """The task of a model that continues texts. Raises ConfigError for another one, and for an ONNX graph."""
     if not isinstance(task, Generating):
         raise ConfigError("this model generates no text: only those of task.kind chat, causal_lm and preference do")
-    if kind != Format.HF:
+    if kind == Format.ONNX:
         raise ConfigError("an ONNX graph generates no text: use the trained model")
     return task
 

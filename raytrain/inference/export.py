@@ -21,6 +21,7 @@ from raytrain.errors import ConfigError, DataError, TrainingError
 from raytrain.inference import hub
 from raytrain.inference.card import OF_THE_BASE, READING, SOURCE, ModelCard, find_model, read_card
 from raytrain.inference.formats import DType, Format
+from raytrain.inference.gguf_model import FILE, check_gguf, write_gguf
 from raytrain.inference.onnx_model import GRAPH, quantize, write_graph
 from raytrain.inference.predictor import Predictor
 from raytrain.inference.source import absolute, check_source
@@ -102,7 +103,9 @@ def export_model(model: str, request: ExportRequest) -> Exported:
     if request.dtype == DType.INT8 and request.format != Format.ONNX:
         raise ConfigError("--dtype int8 is for --format onnx")
     if request.format == Format.ONNX and request.dtype not in (DType.FP32, DType.INT8):
-        raise ConfigError(f"--dtype {request.dtype} is for --format hf; an ONNX graph is written in fp32 or int8")
+        raise ConfigError(
+            f"--dtype {request.dtype} is for --format hf and gguf; an ONNX graph is written in fp32 or int8"
+        )
     if request.format == Format.ADAPTER and request.dtype != DType.FP32:
         raise ConfigError(f"--dtype {request.dtype} is for a whole model: an adapter is copied as it is, in fp32")
     for option, value, form, example in (
@@ -126,6 +129,8 @@ def export_model(model: str, request: ExportRequest) -> Exported:
             raise ConfigError(
                 f"{card.folder}: a model that is not of Transformers can't be exported; its best/ has it all"
             )
+        if request.format == Format.GGUF:
+            check_gguf(trained.model)
         rows, where = _rows_of(card, facts, trained, request)
         found = _exported(trained, best, rows, (_with_results(facts, stored), where), request, out)
     finally:
@@ -251,6 +256,10 @@ def _write(trained: Predictor, best: str, rows: pa.Table, request: ExportRequest
     if request.format == Format.HF:
         with quiet_transformers():
             model.to(getattr(torch, DTYPES[request.dtype])).save_pretrained(work)
+        return
+    if request.format == Format.GGUF:
+        model.config.save_pretrained(work)
+        write_gguf(model, trained.tokenizer, trained.card.name, request.dtype, f"{work}/{FILE}")
         return
     samples = trained.samples_of(rows.slice(0, 8))
     inputs = {name: torch.from_numpy(value) for name, value in trained.batch_of(samples).items()}

@@ -9,6 +9,7 @@ class Format(StrEnum):
     HF = "hf"
     ONNX = "onnx"
     ADAPTER = "adapter"
+    GGUF = "gguf"
 
 
 class DType(StrEnum):

@@ -70,7 +70,7 @@ def output_columns(
     task: Task, card: ModelCard, decoding: Decoding, *, embeddings: bool = False, judged: bool = False
 ) -> list[str]:
     """Names of the columns that a prediction adds. `judged`: in an evaluation, which generates nothing."""
-    if embeddings and card.format != Format.HF:
+    if embeddings and card.format == Format.ONNX:
         raise ConfigError(
             f"{card.folder} is an ONNX graph, which gives logits and no embeddings: use the trained model"
         )
@@ -86,7 +86,7 @@ def output_columns(
             f"max_new_tokens is for a model that generates text, and {card.folder} was trained with task.kind="
             f"{card.raw['task']['kind']}: leave it out"
         )
-    if card.format != "hf":
+    if card.format == Format.ONNX:
         raise ConfigError(f"{card.folder} is an ONNX graph, which generates no text: use the trained model")
     return [*task.output_columns(card.state, decoding), task.generated_column]
 
@@ -320,6 +320,10 @@ def _loaded(task: Task, card: ModelCard, folder: str, model: Any, config: RunCon
     """The model in a folder; `model`: the section that names it."""
     if card.format == Format.HF:
         return task.load_model(folder, model, card.state, config.training)
+    if card.format == Format.GGUF:
+        from raytrain.inference.gguf_model import read_gguf
+
+        return read_gguf(folder)
     from transformers import AutoConfig
 
     from raytrain.inference.onnx_model import GRAPH, OnnxModel

@@ -42,7 +42,7 @@ AUTO_CLASSES = {
     "sequence_classification": "AutoModelForSequenceClassification",
     "token_classification": "AutoModelForTokenClassification",
 }
-WEIGHTS = (".safetensors", ".onnx", ".bin")
+WEIGHTS = (".safetensors", ".onnx", ".gguf", ".bin")
 MOST_LABELS = 50  # of a longer list the card shows the beginning; raytrain.json has all
 
 

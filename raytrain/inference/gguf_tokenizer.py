@@ -1,0 +1,109 @@
+"""A tokenizer as the metadata of a GGUF file: byte-level BPE, whose rule for cutting texts llama.cpp has a name for."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from raytrain.errors import ConfigError
+
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+SPLITS = {_WORDS % r"\p{N}{1,3}": "llama-bpe", _WORDS % r"\p{N}": "qwen2"}
+"""Pattern of `Split` -> the name that llama.cpp has for it."""
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
+"""Kinds of tokens, as the format numbers them."""
+ADVICE = "Export it with --format hf, and convert that with llama.cpp's own script"
+
+
+@dataclass(frozen=True)
+class GgufTokenizer:
+    """What a GGUF file says about a tokenizer."""
+
+    pre: str
+    """Name of the rule that cuts a text into words, before pairs of bytes are merged."""
+    tokens: list[str]
+    """One for each row of the embeddings, by id."""
+    kinds: list[int]
+    merges: list[str]
+    """Two tokens with a blank between them; the first are merged first."""
+    ids: dict[str, int]
+    """bos, eos, unk and pad -> id, of those that there are."""
+    adds: dict[str, bool]
+    """bos, eos -> whether a text gets it."""
+    template: str | None
+    """The chat template, in Jinja."""
+
+
+def gguf_tokenizer(tokenizer: Any, num_rows: int) -> GgufTokenizer:
+    """Read a tokenizer of Transformers.
+
+    Args:
+        num_rows: Of the model's embeddings. Those without a token are filled up.
+
+    Raises ConfigError for one that llama.cpp would read otherwise.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise _refused("it is not one of the library tokenizers")
+    made = json.loads(backend.to_str())
+    model, normalizer = made["model"], made["normalizer"]
+    if model["type"] != "BPE" or model.get("byte_fallback") or model.get("dropout"):
+        raise _refused(f"it is {model['type']} and not byte-level BPE")
+    if not model["merges"]:
+        raise _refused("it has no merges, which llama.cpp needs")
+    if normalizer is not None and normalizer["type"] != "NFC":  # as llama.cpp's own converter has it for Qwen
+        raise _refused(f"it changes texts first ({normalizer['type']})")
+    added = {one["id"]: one for one in made["added_tokens"]}
+    words = {place: word for word, place in tokenizer.get_vocab().items()}
+    if words and max(words) >= num_rows:
+        raise _refused(f"it has {max(words) + 1} tokens, and the model {num_rows} rows for them")
+    kinds = [_kind(place, words, added) for place in range(num_rows)]
+    merges = [one if isinstance(one, str) else " ".join(one) for one in model["merges"]]
+    names = ("bos", "eos", "unk", "pad")
+    ids = {name: place for name in names if (place := getattr(tokenizer, f"{name}_token_id")) is not None}
+    text = tokenizer("a")["input_ids"]
+    adds = {
+        "bos": text[0] == ids.get("bos") and len(text) > 1,
+        "eos": text[-1] == ids.get("eos") and len(text) > 1,
+    }
+    template = tokenizer.chat_template
+    return GgufTokenizer(
+        _pre(made["pre_tokenizer"]),
+        [words.get(place, f"[PAD{place}]") for place in range(num_rows)],
+        kinds,
+        merges,
+        ids,
+        adds,
+        template if isinstance(template, str) else None,
+    )
+
+
+def _kind(place: int, words: dict[int, str], added: dict[int, Any]) -> int:
+    if place not in words:
+        return UNUSED
+    if place in added:
+        return CONTROL if added[place]["special"] else USER_DEFINED
+    return NORMAL
+
+
+def _pre(rule: Any) -> str:
+    """The name of a rule for cutting texts. Raises ConfigError for one that has none."""
+    steps = [] if rule is None else rule["pretokenizers"] if rule["type"] == "Sequence" else [rule]
+    *before, last = steps or [{"type": "none"}]
+    if last["type"] != "ByteLevel":
+        raise _refused("it is not byte-level BPE")
+    if last.get("add_prefix_space"):
+        raise _refused("it puts a blank before each text")
+    if last["use_regex"]:
+        if not before:
+            return "gpt-2"
+        if [one["type"] for one in before] == ["Digits"] and before[0]["individual_digits"]:
+            return "smollm"
+    elif len(before) == 1 and before[0]["type"] == "Split" and before[0]["behavior"] == "Isolated":
+        name = SPLITS.get(before[0]["pattern"].get("Regex", ""))
+        if name and not before[0].get("invert"):
+            return name
+    raise _refused("llama.cpp has no name for the rule that cuts texts into words")
+
+
+def _refused(why: str) -> ConfigError:
+    return ConfigError(f"--format gguf: the tokenizer can't be written into a GGUF file: {why}. {ADVICE}")
