@@ -256,12 +256,19 @@ def _check_rows(asked: _Asked, found: _Found) -> None:
         raise DataError(f"{asked.path} has no row that can be used", FailureCode.BAD_ROW)
 
 
+def _threshold(asked: _Asked, card: ModelCard, task: Task) -> float | tuple[float, ...] | None:
+    """That of one of the models; each has its own, unless one was given."""
+    if not uses_threshold(task):
+        return None
+    return card.decoding(Decoding(threshold=asked.judging.threshold), task).threshold
+
+
 def _told(asked: _Asked, found: _Found, predictions: Predictions | None) -> DataEvaluation:
     totals = found.totals
     metrics = [one.metrics() for one in totals.totals]
     evaluations = [
-        Evaluation(card.folder, asked.path, card.step, one.num_rows, of.values)
-        for card, one, of in zip(asked.cards, totals.totals, metrics, strict=True)
+        Evaluation(card.folder, asked.path, card.step, one.num_rows, of.values, _threshold(asked, card, task))
+        for card, task, one, of in zip(asked.cards, asked.tasks, totals.totals, metrics, strict=True)
     ]
     notes = metrics[0].notes
     if totals.slices is not None and totals.slices.has_too_many:
@@ -273,7 +280,6 @@ def _told(asked: _Asked, found: _Found, predictions: Predictions | None) -> Data
         num_refused=found.tally.count(),
         reasons=found.tally.summary(),
         num_truncated=found.num_truncated,
-        threshold=asked.decoding.threshold if uses_threshold(asked.tasks[0]) else None,
         by=asked.judging.by,
         slices=[] if totals.slices is None else totals.slices.found(),
         worst=totals.worst.found(),
