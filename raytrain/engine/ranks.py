@@ -71,8 +71,8 @@ class AdaptiveRanks:
         return self._schedule.first_rank * len(self._layers)
 
     def averages_of(self, shard: Shard) -> dict[str, Tensor]:
-        """Kind -> the average of a shard's elements, 1-D, fp32; writing to it changes it. {} for what is no part of a
-        rank. Not collective."""
+        """Kind -> the average of a shard's elements, 1-D, fp32; writing to it changes it. {} for what is not part of
+        a rank. Not collective."""
         return {kind: averages[shard.name] for kind, averages in self._averages.items() if shard.name in averages}
 
     def restored(self, num_updates: int) -> None:

@@ -113,7 +113,8 @@ class Lease:
 
     def _claim(self, token: int) -> bool:
         """Become the holder of a token, unless another process does, or holds a later one."""
-        name = self._retrying(lambda: self._run.create(lease_name(token), self._record()))
+        record = self._record()
+        name = self._retrying(lambda: self._run.create(lease_name(token), record)) or self._created(token, record)
         if name is None:
             return False
         try:
@@ -130,6 +131,17 @@ class Lease:
             with contextlib.suppress(OSError):  # it no longer counts
                 self._run.delete(before)
         return True
+
+    def _created(self, token: int, record: bytes) -> str | None:
+        """The name of a token's file if this process has created it: storage may do what it is asked and then fail to
+        answer, and the next attempt finds the file there. No two processes have the same record."""
+        newest, names = self._retrying(lambda: holders(self._run))
+        if newest != token or len(names) != 1:
+            return None
+        try:
+            return names[0] if self._retrying(lambda: self._run.read_bytes(names[0])) == record else None
+        except FileNotFoundError:
+            return None
 
     def _retrying(self, work: Callable[[], T]) -> T:
         """Raises OSError when storage fails for two minutes."""

@@ -1,7 +1,7 @@
 """Which steps have a spike of the loss: pure arithmetic, the same on all workers. No Ray, no torch.
 
-The rule is that of OLMo's training (OLMo team, "2 OLMo 2 Furious", 2024): so many standard deviations above the mean of
-the last steps. Only applied steps are in the window, so that a spike does not hide the next one.
+The rule is that of OLMo's training (OLMo team, "2 OLMo 2 Furious", 2024): `sigmas` standard deviations above the mean
+of the last steps. Only applied steps are in the window, so that a spike does not hide the next one.
 """
 
 import math
@@ -12,7 +12,7 @@ from raytrain.training.progress import Progress
 
 
 def spike_limit(losses: list[float], config: LossSpikesConfig) -> float:
-    """The largest loss that is no spike after these ones, oldest first; inf as long as there are too few."""
+    """The largest loss that is not a spike after these ones, oldest first; inf as long as there are too few."""
     window = losses[-config.window :]
     if 2 * len(window) < config.window:
         return math.inf
@@ -22,7 +22,7 @@ def spike_limit(losses: list[float], config: LossSpikesConfig) -> float:
 
 
 def is_spike(loss: float, progress: Progress, config: LossSpikesConfig | None) -> bool:
-    """Whether the update of a step with this mean loss is left out. One that is not finite is no spike: fp16 has
+    """Whether the update of a step with this mean loss is left out. One that is not finite is not a spike: fp16 has
     overflowed, or the run has diverged."""
     return config is not None and math.isfinite(loss) and loss > spike_limit(progress.recent_losses, config)
 
