@@ -268,3 +268,24 @@ def files_of(run: Storage, folder: str = "") -> dict[str, bytes]:
         except FileNotFoundError:
             found |= files_of(run, path)
     return found
+
+
+def test_a_token_that_was_created_without_an_answer_is_its_own(run: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Storage may do what it is asked, and its answer be lost: the next attempt finds the file there."""
+    asked: list[str] = []
+
+    def create(storage: Storage, name: str, data: bytes) -> str | None:
+        found = original(storage, name, data)
+        asked.append(name)
+        if asked.count(name) == 1:
+            raise OSError(5, "no answer")
+        return found
+
+    original = Storage.create
+    monkeypatch.setattr(Storage, "create", create)
+    with Lease(run) as lease:
+        assert lease.token == 1
+        assert lease.advance() == 2
+        lease.check_now()
+        assert [newest_token(run), len(holders(run)[1])] == [2, 1]
+    assert asked == [lease_name(1)] * 2 + [lease_name(2)] * 2
