@@ -9,9 +9,10 @@ import pytest
 import torch
 from chat_templates import TINY_CHAT, chat_tokenizer
 from cluster import NodePool
+from running import steps_done
 from tiny import TINY_GPT, byte_tokenizer, write_parquet
 from tiny_images import TINY_VIT, write_folder
-from training import Training, validation_losses
+from training import ENDLESS_STEPS, Training, validation_losses
 
 pytestmark = pytest.mark.slow
 
@@ -65,6 +66,16 @@ def chat_lora(folder: Path) -> list[str]:
     ]
 
 
+def allocation(num_steps: int) -> str:
+    """Ranks are removed from step 20 to step 70 of a run of this many."""
+    shares = f"begin: {20.5 / num_steps}, end: {70.5 / num_steps}"
+    return f"model.adapter={{kind: adalora, rank: 2, allocation: {{first_rank: 6, every: 5, {shares}}}}}"
+
+
+def adalora(folder: Path) -> list[str]:
+    return [*chat_lora(folder), allocation(ENDLESS_STEPS), "training.optimizer.learning_rate=1e-3"]
+
+
 def pairs(folder: Path) -> str:
     rows: list[dict[str, object]] = [
         {"prompt": f"say {n}", "chosen": "ab" * (1 + n % 10), "rejected": "yz" * (1 + n * 3 % 10)} for n in range(403)
@@ -106,12 +117,26 @@ Case = Callable[[Path], list[str]]
 
 @pytest.mark.parametrize(
     ("case", "zero_stage"),
-    [(packed, 2), (chat_lora, 3), (dpo_lora, 2), (dpo, 3), (reward, 1), (averaged, 2), (averaged, 3), (images, 2)],
+    [
+        (packed, 2),
+        (chat_lora, 3),
+        (adalora, 2),
+        (adalora, 3),
+        (dpo_lora, 2),
+        (dpo, 3),
+        (reward, 1),
+        (averaged, 2),
+        (averaged, 3),
+        (images, 2),
+    ],
 )
 def test_resized_and_reclaimed_and_killed(pool: NodePool, tmp_path: Path, case: Case, zero_stage: int) -> None:
     training = Training(pool, tmp_path, f"training.zero_stage={zero_stage}", *case(tmp_path), "data.test=null")
     training.resize_reclaim_kill()
     training.stop()
-    training.assert_undisturbed()
+    if case is adalora:
+        training.assert_undisturbed(allocation(steps_done(training.path)))
+    else:
+        training.assert_undisturbed()
     assert bool(validation_losses(training.path)) is (case is averaged)
     pool.assert_nothing_is_held()

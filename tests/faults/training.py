@@ -39,6 +39,7 @@ ELASTIC = (
     # Rarely to storage and often to the peers, so that what a crash goes back to is a snapshot.
     "checkpoint={save_every_steps: 100000, snapshot_every_steps: 5}",
 )
+ENDLESS_STEPS = 100_000
 PATIENCE_S = 180
 
 
@@ -62,7 +63,7 @@ class Training:
     def __init__(self, pool: NodePool, folder: Path, *overrides: str):
         self.pool, self.folder, self.path = pool, folder, folder / "runs" / "elastic"
         self.overrides = overrides
-        self.config = endless_run(folder, "elastic", 100_000, *ELASTIC, *overrides)
+        self.config = endless_run(folder, "elastic", ENDLESS_STEPS, *ELASTIC, *overrides)
         self.process = self.start()
 
     def start(self) -> subprocess.Popen[str]:
@@ -126,12 +127,13 @@ class Training:
         assert "Raylet is terminated" not in output, output  # Ray's, with the end of its log
         return output
 
-    def assert_undisturbed(self) -> None:
+    def assert_undisturbed(self, *changes: str) -> None:
         """The run is the one that a single worker does alone: samples in every step, losses within 1e-4, and in
-        bitwise mode the bits of losses and weights (P9)."""
+        bitwise mode the bits of losses and weights (P9). `changes`: overrides of the undisturbed run, for options
+        that depend on how many steps a run has."""
         same = [word for word in self.overrides if word.startswith(("data.", "task=", "model=", "training."))]
         # Of as many threads: their number decides how kernels divide their sums.
-        same += [f"workers.cpus={self.config.workers.cpus}", "ray.num_cpus=5"]
+        same += [f"workers.cpus={self.config.workers.cpus}", "ray.num_cpus=5", *changes]
         config = endless_run(self.folder, "undisturbed", steps_done(self.path), *same)
         code, output = run_cli("train", write_config(config, self.folder))
         assert code == 0, output
