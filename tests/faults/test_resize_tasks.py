@@ -48,7 +48,7 @@ def packed(folder: Path) -> list[str]:
         f"data.max_length={TINY_GPT['n_positions']}",
         f"data.train.path={write_parquet(folder / 'texts.parquet', texts)}",
         *("training.packing=on", "training.micro_batch_size=2"),
-        "training.global_batch_size=12",  # 6, 3 and 2 micro-batches for a worker: a group grows only where that is faster
+        "training.global_batch_size=12",  # 6, 3 and 2 micro-batches a worker: a group grows where that is faster
     ]
 
 
