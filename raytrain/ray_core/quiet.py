@@ -12,7 +12,7 @@ QUIET = {
             "A worker died or was killed",
             "The node with node id",
             "Raylet is terminated",  # with the last twenty lines of its log
-            "Task ActorLocationTracker",  # Ray Data's, which is retried, after the loss of a node
+            "There are infinite retries remaining",  # of tasks of Ray Data's actors that have left with a node
         )
     ),
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
