@@ -10,7 +10,8 @@ from rich.text import Text
 
 from raytrain.launch.job_events import JobEventKind, event_of
 from raytrain.launch.server import Job
-from raytrain.terminal.run import LiveDisplay, in_minutes, progress_bar
+from raytrain.terminal.display import LiveDisplay, progress_bar
+from raytrain.terminal.run import in_minutes
 
 COLORS = {"SUCCEEDED": "green", "FAILED": "red", "STOPPED": "yellow"}
 

@@ -2,12 +2,10 @@
 
 import os
 import time
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -17,7 +15,8 @@ from raytrain.launch.job_events import JobEvent, JobEventKind
 from raytrain.runs.observer import Observer
 from raytrain.runs.result import RunResult
 from raytrain.storage import Storage
-from raytrain.terminal.notebook import NotebookLive
+from raytrain.terminal.display import LiveDisplay, Rate, progress_bar
+from raytrain.terminal.events import event_text
 from raytrain.terminal.output import lasting_console
 from raytrain.training.outcome import RunStatus
 from raytrain.training.records import BEST_SO_FAR, NOTES, SAMPLES, scores_of
@@ -25,98 +24,14 @@ from raytrain.training.records import BEST_SO_FAR, NOTES, SAMPLES, scores_of
 PROGRESS_VARIABLE = "RAYTRAIN_PROGRESS_EVERY_S"
 # Seconds between two plain lines of progress. `raytrain submit` asks for more of them when it shows a bar.
 PLAIN_EVERY_S = float(os.environ.get(PROGRESS_VARIABLE) or 10.0)
-WIDE = 160  # characters of a line of a table in a file
 NUMBERS_OF_STEP = ("loss", "lr", "grad_norm")
-
-
-class LiveDisplay:
-    """Keeps the output of `_render` up to date on a terminal or in a notebook. Elsewhere subclasses print plain lines
-    instead."""
-
-    def __init__(self, console: Console | None, refresh_per_second: float):
-        self.console = console or Console(highlight=False)
-        if not self.console.is_terminal and "COLUMNS" not in os.environ:
-            self.console.width = WIDE  # a file has no width: tables are not cut
-        self._refresh_per_second = refresh_per_second
-        self._live: Live | NotebookLive | None = None
-        self.is_live = self.console.is_terminal or self.console.is_jupyter
-        """Whether there is a live display; lines that it shows are not printed."""
-
-    def __enter__(self) -> Self:
-        if self.console.is_terminal:
-            self._live = Live(
-                get_renderable=self._render,
-                console=self.console,
-                refresh_per_second=self._refresh_per_second,
-                transient=True,
-            )
-            self._live.start()
-        elif self.console.is_jupyter:
-            self._live = NotebookLive(self._render, self.console.width, 2 / self._refresh_per_second)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
-
-    def _render(self) -> RenderableType:
-        raise NotImplementedError
-
-
-class CountColumn(ProgressColumn):
-    """The amount done and the total. Empty until something is counted."""
-
-    def render(self, task: Task) -> Text:
-        """Such as 1,200/8,454, or 1,200 while the total is unknown."""
-        if task.total is None and not task.completed:
-            return Text("")
-        total = f"/{task.total:,.0f}" if task.total is not None else ""
-        return Text(f"{task.completed:,.0f}{total}", style="progress.download")
-
-
-class ElapsedColumn(ProgressColumn):
-    """Time since the bar was first shown. A new phase does not reset it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._began_s = time.monotonic()
-
-    def render(self, task: Task) -> Text:
-        """Such as elapsed 0:00:31."""
-        return Text(f"elapsed {_clock(time.monotonic() - self._began_s)}", style="progress.elapsed")
-
-
-class RemainingColumn(ProgressColumn):
-    """Estimated time until the end of training. Empty in other phases, whose length is unknown."""
-
-    def render(self, task: Task) -> Text:
-        """Such as remaining 0:04:07."""
-        remaining_s = task.fields.get("remaining_s")
-        text = "" if remaining_s is None else f"remaining {_clock(remaining_s)}"
-        return Text(text, style="progress.remaining")
-
-
-def _clock(seconds: float) -> str:
-    """Such as 0:04:07."""
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+MOST_SAMPLES, SAMPLE_CHARS = 3, 72
+"""Of the samples of an evaluation that are printed, and the characters of each text. The report has all of them."""
 
 
 def checking(num_files: int, total: int) -> str:
     """How far the check of the source files is."""
     return f"checking {num_files:,} of {total:,} source files"
-
-
-def progress_bar(console: Console) -> Progress:
-    """A bar with the amount done, the elapsed time and the remaining time (the field `remaining_s` of its task)."""
-    return Progress(
-        TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=None),
-        CountColumn(),
-        ElapsedColumn(),
-        RemainingColumn(),
-        console=console,
-    )
 
 
 def print_event(console: Console, event: JobEvent) -> None:
@@ -208,7 +123,7 @@ class RunDisplay(LiveDisplay, Observer):
     def _event(self, row: dict[str, Any]) -> None:
         if row["kind"] == "start":  # else the rate would include the time between the two groups
             self._rate, self._step_rate = Rate(), Rate()
-        text = _event_text(row)
+        text = event_text(row)
         if text is not None:
             words = {name: escape(str(value)) for name, value in row.items()}
             self.console.print(f"  {text.format(**words)}", soft_wrap=True)
@@ -247,76 +162,10 @@ class RunDisplay(LiveDisplay, Observer):
         return True
 
 
-_PHASES = (
-    "({detect_s} s to notice, {save_s} s to save, {wait_s} s for room, {regroup_s} s to regroup, {load_s} s to load, "
-    "{first_step_s} s for the first step)"
-)
-_CHANGE = "{cause}: {world_size_before} -> {world_size} worker(s), {steps_redone} steps redone, {seconds} s " + _PHASES
-EVENT_TEXTS = {
-    "resize": _CHANGE.replace("to notice", "until new workers were ready"),
-    "reclaim": _CHANGE,
-    "failure": _CHANGE,
-    "begin": "redoing {steps_redone} step(s) that the last command did after that checkpoint",
-    "start": "attempt {attempt}: {world_size} worker(s)",
-    "zero_stage": "ZeRO stage {stage}, the lowest that fits into {usable_mib} MiB per worker",
-    "packing": "samples are padded, not packed: {reason}",
-    "compile": "training.compile: layers are not compiled: {reason}",
-    "restore": "resuming from the {source} of step {step}",
-    "damaged_snapshot": "[yellow]the snapshot of step {step} was skipped: {reason}",
-    "no_snapshots": "[yellow]no snapshots: they need {needed_mib} MiB of a node's object store and may use half of it, "
-    "{half_mib} MiB; after a crash the run resumes from a checkpoint",
-    "late_snapshot": "[yellow]the snapshot that was due at step {since} has not been taken by step {step}, since "
-    "the one before, or best/, is still being written",
-    "damaged_checkpoint": "[yellow]the checkpoint of step {step} is damaged and was skipped: {reason}",
-    "other_environment": "[yellow]training.exactness=bitwise: {difference}; from here on the weights may differ "
-    "from an undisturbed run's in their last bits",
-    "loss_spike": "[yellow]step {step} was left out: its loss {loss} is a spike, above {limit}",
-    "tracker": "[yellow]{tracker}: {reason}; training continues",
-    "early_stop": "stopping early at step {step}: the best model is that of step {best_step}",
-}
-
-_OPTIONAL = ("packing", "compile")
-MOST_SAMPLES, SAMPLE_CHARS = 3, 72
-"""Of the samples of an evaluation that are printed, and the characters of each text. The report has all of them."""
-TIGHT = "[yellow]ZeRO stage {stage} needs the least memory, about {needed_mib} MiB, and a worker has {usable_mib}"
-
-
-def _event_text(row: dict[str, Any]) -> str | None:
-    """The text for an event; None if nothing is printed for it."""
-    if row["kind"] == "failure" and "seconds" not in row:  # it ended the run, which says so
-        return None
-    if row["kind"] == "begin" and not row.get("steps_redone"):
-        return None
-    if (row["kind"] == "zero_stage" and not row["is_chosen"]) or (row["kind"] in _OPTIONAL and row["is_used"]):
-        return None
-    if row["kind"] == "zero_stage" and row["needed_mib"] > row["usable_mib"]:
-        return TIGHT
-    return EVENT_TEXTS.get(row["kind"])
-
-
 def _shortened(text: str) -> str:
     """On one line, of at most SAMPLE_CHARS characters."""
     line = " ".join(text.split())
     return line if len(line) <= SAMPLE_CHARS else f"{line[: SAMPLE_CHARS - 3]}..."
-
-
-class Rate:
-    """Samples or steps per second over the last lines of metrics.jsonl."""
-
-    def __init__(self, keep: int = 50):
-        self._keep = keep
-        self._points: list[tuple[float, int]] = []
-
-    def add(self, count: int) -> None:
-        """Record that `count` samples or steps are done now."""
-        self._points = [*self._points[-self._keep :], (time.monotonic(), count)]
-
-    def per_s(self) -> float | None:
-        """The rate; None until there are two points in time to compare."""
-        if not self._points:
-            return None
-        (first_s, first), (last_s, last) = self._points[0], self._points[-1]
-        return (last - first) / (last_s - first_s) if last_s > first_s else None
 
 
 def print_result(console: Console, result: RunResult) -> None:

@@ -9,8 +9,9 @@ from rich.text import Text
 
 from raytrain.errors import counted
 from raytrain.launch.job_events import JobEvent, JobEventKind
+from raytrain.terminal.display import LiveDisplay
 from raytrain.terminal.output import lasting_console
-from raytrain.terminal.run import PLAIN_EVERY_S, LiveDisplay, checking, in_minutes, print_event
+from raytrain.terminal.run import PLAIN_EVERY_S, checking, in_minutes, print_event
 from raytrain.training.outcome import RunStatus
 from raytrain.tuning.observer import SweepObserver
 from raytrain.tuning.space.space import in_words

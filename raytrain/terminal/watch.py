@@ -8,7 +8,8 @@ from rich.text import Text
 
 from raytrain.errors import counted
 from raytrain.serving.token import Token
-from raytrain.terminal.run import PLAIN_EVERY_S, LiveDisplay
+from raytrain.terminal.display import LiveDisplay
+from raytrain.terminal.run import PLAIN_EVERY_S
 from raytrain.watching.status import Watched, WatchObserver
 
 MOST_LABELS = 6  # of the line; the page has all

@@ -187,7 +187,7 @@ def strings_of(tree: ast.AST) -> Iterator[str]:
 def test_the_run_directory_is_described() -> None:
     from raytrain.reports.goodput import CLASSES
     from raytrain.runs.result import RunResult
-    from raytrain.terminal.run import EVENT_TEXTS
+    from raytrain.terminal.events import EVENT_TEXTS
     from raytrain.training.progress import Progress
     from raytrain.training.run_log import TRACKED
 
