@@ -28,6 +28,7 @@ EVENT_TEXTS = {
     "loss_spike": "[yellow]step {step} was left out: its loss {loss} is a spike, above {limit}",
     "tracker": "[yellow]{tracker}: {reason}; training continues",
     "early_stop": "stopping early at step {step}: the best model is that of step {best_step}",
+    "ranks": "AdaLoRA has kept {kept} of {first} ranks",
 }
 TIGHT = "[yellow]ZeRO stage {stage} needs the least memory, about {needed_mib} MiB, and a worker has {usable_mib}"
 _OPTIONAL = ("packing", "compile")

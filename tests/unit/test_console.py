@@ -93,6 +93,11 @@ def test_what_a_failure_has_cost() -> None:
     assert lines[1:] == ["  redoing 24 step(s) that the last command did after that checkpoint"]
 
 
+def test_what_an_adalora_adapter_has_kept() -> None:
+    lines = printed(9, events={"kind": "ranks", "step": 9, "kept": 32, "first": 48})
+    assert lines == ["  AdaLoRA has kept 32 of 48 ranks"]
+
+
 def on_a_terminal() -> tuple[RunDisplay, Callable[[], str]]:
     """A display on a terminal, and what its live part shows now."""
     console = Console(file=io.StringIO(), force_terminal=True, width=120, highlight=False, color_system=None)
