@@ -110,6 +110,8 @@ def resume(run: RunFolder, overrides: Overrides = None) -> None:
 
 def _run(config: "RunConfig", *, overwrite: bool) -> NoReturn:
     from raytrain.runs.run import run_training
+    from raytrain.tasks import make_task
+    from raytrain.tasks.predicting import Generating
     from raytrain.terminal.run import RunDisplay, print_result
 
     try:
@@ -117,7 +119,8 @@ def _run(config: "RunConfig", *, overwrite: bool) -> NoReturn:
             result = run_training(config, display, overwrite=overwrite)
     except KeyboardInterrupt:
         leave(_how_to_resume(config))
-    print_result(display.console, result)
+    generates = result.is_done and isinstance(make_task(config.task, config.data.max_length), Generating)
+    print_result(display.console, result, generates=generates)
     raise typer.Exit(result.exit_code)
 
 

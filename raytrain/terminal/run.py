@@ -1,6 +1,7 @@
 """Terminal output of a run: a live display on a terminal, plain lines elsewhere."""
 
 import os
+import shlex
 import time
 from typing import Any
 
@@ -168,8 +169,9 @@ def _shortened(text: str) -> str:
     return line if len(line) <= SAMPLE_CHARS else f"{line[: SAMPLE_CHARS - 3]}..."
 
 
-def print_result(console: Console, result: RunResult) -> None:
-    """Print the result of a run and the paths of its files."""
+def print_result(console: Console, result: RunResult, *, generates: bool = False) -> None:
+    """Print the result of a run and the paths of its files. `generates`: its model continues texts, and the command for
+    that is shown once there is a model."""
     if result.final_metrics:
         print_metrics(console, result.final_metrics, title="test of the best model")
     color = "green" if result.is_done else "red" if result.status is RunStatus.FAILED else "yellow"
@@ -190,6 +192,8 @@ def print_result(console: Console, result: RunResult) -> None:
     for what, name in files:
         if run.exists(name):  # a run that was stopped soon has none
             console.print(f"{what}  {result.run_path}/{name}", soft_wrap=True)
+    if generates and run.exists("best"):
+        console.print(f"try it  raytrain chat {shlex.quote(result.run_path)}", soft_wrap=True, markup=False)
 
 
 def in_minutes(seconds: float) -> str:

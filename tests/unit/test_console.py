@@ -80,6 +80,21 @@ def test_only_paths_that_are_there(tmp_path: Path) -> None:
     assert f"model   {tmp_path}/best" in shown() and f"report  {tmp_path}/report.html" in shown()
 
 
+def test_a_model_that_generates_can_be_talked_to_once_it_is_there(tmp_path: Path) -> None:
+    run = tmp_path / "a [b]"
+
+    def shown(*, generates: bool) -> str:
+        out = io.StringIO()
+        result = RunResult(status=RunStatus.FINISHED, run_path=str(run))
+        print_result(Console(file=out, width=40), result, generates=generates)
+        return out.getvalue()
+
+    assert "raytrain chat" not in shown(generates=True)
+    (run / "best").mkdir(parents=True)
+    assert f"try it  raytrain chat '{run}'\n" in shown(generates=True)
+    assert "raytrain chat" not in shown(generates=False)
+
+
 def test_what_a_failure_has_cost() -> None:
     phases = dict.fromkeys(("detect_s", "save_s", "wait_s", "regroup_s", "load_s", "first_step_s"), 0.5)
     moved = {"world_size_before": 2, "world_size": 1, "steps_redone": 8, "seconds": 3.0, **phases}
