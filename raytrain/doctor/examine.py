@@ -13,7 +13,7 @@ from raytrain.doctor import probe
 from raytrain.doctor.facts import HERE, AllReduce, Disk, Facts, Gpu, GpuFacts, NodeFacts, StorageFacts, Transfer
 from raytrain.doctor.findings import Report
 from raytrain.doctor.judge import judge
-from raytrain.doctor.node_facts import GPU_NEEDS_BYTES, SMI_TIMEOUT_S, TORCH_TIMEOUT_S, scrub, versions
+from raytrain.doctor.node_facts import GPU_NEEDS_BYTES, SMI_TIMEOUT_S, TORCH_TIMEOUT_S, extras, scrub, versions
 from raytrain.doctor.probes import Probes, collect, end, send_by_value
 from raytrain.errors import ConfigError, RaytrainError, TrainingError
 from raytrain.models.files import count_parameters
@@ -89,7 +89,7 @@ def _joined(address: str | None, private_cpus: int) -> Iterator[RaySession]:
 
 
 def _find_out(config: RunConfig | None, path: str | None, session: RaySession, say: Say) -> Facts:
-    facts = Facts(look(), versions(), config=config, is_private=session.is_private)
+    facts = Facts(look(), versions(), extras(), config=config, is_private=session.is_private)
     facts.can_grow = session.can_grow
     with Probes(node.node_id for node in facts.nodes) as probes:
         say(f"asking {len(facts.nodes)} node{'s' * (len(facts.nodes) > 1)}")

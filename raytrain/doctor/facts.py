@@ -59,6 +59,10 @@ class NodeFacts:
     """Address that the node's own host name resolves to. None: it does not resolve."""
     chosen_interfaces: dict[str, str]
     """GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME, if set."""
+    extras: dict[str, str | None] = field(default_factory=dict)
+    """Package of an extra -> version. None: not installed."""
+    broken: dict[str, str] = field(default_factory=dict)
+    """Package built for a version of torch that is installed, and can't be imported -> error."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +157,8 @@ class Facts:
     """The live nodes."""
     driver: dict[str, str | None]
     """Versions in this process."""
+    driver_extras: dict[str, str | None] = field(default_factory=dict)
+    """Versions of the packages of extras in this process."""
     silent: dict[str, str] = field(default_factory=dict)
     """Node -> why it did not answer."""
     about: dict[str, NodeFacts] = field(default_factory=dict)

@@ -7,6 +7,7 @@ from raytrain.doctor.findings import Finding, Report, fold
 CHECKS = {
     "nodes": judge_nodes.nodes,
     "versions": judge_nodes.versions,
+    "packages": judge_nodes.packages,
     "GPUs": judge_nodes.gpus,
     "clock": judge_nodes.clocks,
     "memory": judge_nodes.memory,

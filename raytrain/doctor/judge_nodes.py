@@ -67,6 +67,37 @@ def versions(facts: Facts) -> Verdicts:
             yield node, ok(", ".join(f"{WORDS[package]} {version}" for package, version in facts.driver.items()))
 
 
+def packages(facts: Facts) -> Verdicts:
+    """Packages that fail when they are imported, and packages of extras that differ from this command's."""
+    for node, about in facts.about.items():
+        for package, error in about.broken.items():
+            yield node, _broken(package, error)
+        for package, here in facts.driver_extras.items():
+            version = about.extras.get(package)
+            if here is not None and version != here:
+                yield (
+                    node,
+                    note(
+                        f"{package} {version}; this command has {here}" if version else f"no {package}, which is here",
+                        "Install raytrain with the same extras on all nodes (pip install -c constraints.txt).",
+                    ),
+                )
+        if not about.broken:
+            installed = [f"{package} {version}" for package, version in about.extras.items() if version]
+            yield node, ok(", ".join(installed) or "no extras")
+
+
+def _broken(package: str, error: str) -> Verdict:
+    if package == "flash_attn":
+        effect, spare = "attention with it fails", "pip uninstall flash-attn; training needs none"
+    else:
+        effect, spare = "models of Transformers fail (Could not import module)", f"pip uninstall {package}"
+    return problem(
+        f"{package} does not fit the installed torch, so that {effect}: {error}",
+        f"Install the build of {package} for this torch, or remove it ({spare}), and restart Ray there.",
+    )
+
+
 def _public(version: str | None) -> str | None:
     return version.partition("+")[0] if version else None
 

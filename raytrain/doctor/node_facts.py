@@ -16,6 +16,25 @@ from typing import Any
 from raytrain.redaction import redact
 
 PACKAGES = ("ray", "torch", "deepspeed", "transformers")
+EXTRAS = ("peft", "pillow", "onnx", "onnxscript", "onnxruntime", "gguf", "accelerate")
+"""What the extras bring that a command imports only when it needs it."""
+# Built for one version of torch. Transformers imports those that are installed, and with a broken one no model.
+COMPILED = ("torchvision", "torchaudio", "flash_attn")
+COMPILED_TIMEOUT_S = 30.0
+# In a process of its own: a library that doesn't fit may crash. A line before and after each import tells which one.
+COMPILED_SCRIPT = """
+import importlib, importlib.util, json
+for name in NAMES:
+    if importlib.util.find_spec(name) is None:
+        continue
+    print(json.dumps([name, "crashes Python"]), flush=True)
+    try:
+        importlib.import_module(name)
+        error = None
+    except Exception as failed:
+        error = f"{type(failed).__name__}: {failed}"
+    print(json.dumps([name, error]), flush=True)
+"""
 INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 SMI_TIMEOUT_S = 20.0
 TORCH_TIMEOUT_S = 90.0
@@ -58,12 +77,33 @@ def versions() -> dict[str, str | None]:
         found["raytrain"] = str(raytrain.__version__)
     except Exception:
         found["raytrain"] = None
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+    return found | {package: _version(package) for package in PACKAGES}
+
+
+def extras() -> dict[str, str | None]:
+    """Versions of the packages of extras. None: not installed."""
+    return {package: _version(package) for package in EXTRAS}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def broken() -> dict[str, str]:
+    """Package -> error, of those in COMPILED that are installed and can't be imported. One that takes too long is not
+    known to be broken."""
+    script = COMPILED_SCRIPT.replace("NAMES", repr(COMPILED))
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, timeout=COMPILED_TIMEOUT_S
+        )
+    except subprocess.TimeoutExpired:
+        return {}
+    lines = [line for line in done.stdout.splitlines() if line.startswith('["')]  # a package may print, too
+    return {name: scrub(error) for name, error in dict(map(json.loads, lines)).items() if error}
 
 
 def scrub(text: str) -> str:
@@ -82,6 +122,8 @@ def about_node() -> dict[str, Any]:
     store_dir, spill_dir = _raylet_folders()
     return {
         "versions": versions(),
+        "extras": extras(),
+        "broken": broken(),
         "shm_bytes": shm.total if shm else 0,
         "shm_others_bytes": _bytes_of_files("/dev/shm"),
         "store_dir": store_dir,

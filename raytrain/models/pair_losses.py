@@ -49,11 +49,11 @@ def preference_losses(
         return losses, torch.cat([beta * means, ratios[:, None]], dim=-1)
     if reference is None:
         raise ValueError(f"{kind} needs the log-probabilities of its reference")
-    rewards = beta * (sums - reference)
     if kind == PreferenceLoss.DPO:
+        rewards = beta * (sums - reference)
         return -logsigmoid(rewards[:, 0] - rewards[:, 1]), rewards
     apart = (sums - reference) / counts
-    return (apart[:, 0] - apart[:, 1] - 1 / (2 * beta)) ** 2, rewards
+    return (apart[:, 0] - apart[:, 1] - 1 / (2 * beta)) ** 2, beta * apart
 
 
 def reward_losses(rewards: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ def memory_of(
     """
     training = choice.training(config)
     batches = BatchPlan(training.global_batch_size, training.num_micro_batches, world_size)
-    group = Group(batches, choice.precision, config.data.max_length, use_gpu)
+    group = Group.of(config, batches, choice.precision, use_gpu=use_gpu)
     training = settle(training, shape, group, usable_bytes)
     return memory_at(training, shape, group), effective_zero_stage(training.zero_stage, choice.precision)
 

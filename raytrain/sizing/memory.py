@@ -43,7 +43,8 @@ class Memory:
     buffers: int
     """Temporary tensors: reduction buckets, gathered parameters of ZeRO-3, gradients before they are partitioned."""
     activations: int | None
-    """An estimate; None: the layers of the model are unknown."""
+    """An estimate, to which `memory_at` adds the logits of a language model; None: the layers of the model are
+    unknown."""
     host: int = 0
     """Host memory of an offloaded optimizer; not included in the other fields."""
 
@@ -93,8 +94,8 @@ def estimate_memory(
         deepspeed: DeepSpeed's configuration, from `build_deepspeed_config`.
         precision: A resolved precision, not AUTO.
         world_size: Number of workers.
-        micro_batch_size: Samples per forward and backward pass.
-        max_length: Tokens of the longest sample.
+        micro_batch_size: Sequences per forward and backward pass.
+        max_length: Tokens of the longest sequence. Not used for images.
         use_gpu: Whether the worker has a GPU; without one, offloading has no effect.
         checkpoints: Whether gradient checkpointing is enabled.
     """
@@ -117,8 +118,13 @@ def estimate_memory(
     activations = None
     if shape.layers is not None:
         activations = activation_bytes(
-            shape.layers, micro_batch_size, max_length, precision, use_gpu=use_gpu, checkpoints=checkpoints
-        ) + logits_bytes(shape.vocabulary, micro_batch_size * max_length, precision)
+            shape.layers,
+            micro_batch_size,
+            shape.layers.patches or max_length,
+            precision,
+            use_gpu=use_gpu,
+            checkpoints=checkpoints,
+        )
     return Memory(**state, activations=activations, host=host)
 
 
@@ -150,10 +156,22 @@ def activation_bytes(
     return round(layers.count * tokens * per_token)
 
 
-def logits_bytes(vocabulary: int, num_tokens: int, precision: Precision) -> int:
-    """Bytes of a language model's logits and of their gradient; see models/token_losses.py."""
+def logits_bytes(shape: ModelShape, num_tokens: int, precision: Precision, *, in_parts: bool) -> int:
+    """Bytes of a language model's logits and of their gradient; 0 without a language model's head.
+
+    Args:
+        num_tokens: Tokens of a micro-batch; each may be a target.
+        in_parts: Whether many logits are computed a part at a time (models/token_losses.py). A micro-batch with just
+            fewer targets than that takes is computed whole. Beside a part there are the gradient of the head in fp32,
+            that of the part, and the one that is handed on.
+    """
+    from raytrain.models.token_losses import HEAD_ELEMENTS, LARGE_ELEMENTS
+
     width = 4 if precision is Precision.FP32 else 2
-    return 2 * width * vocabulary * num_tokens
+    elements = shape.vocabulary * num_tokens
+    if not in_parts or elements <= LARGE_ELEMENTS:
+        return 2 * width * elements
+    return max(2 * width * LARGE_ELEMENTS, 2 * width * HEAD_ELEMENTS + (4 + width) * shape.head_trained)
 
 
 @dataclass(frozen=True)

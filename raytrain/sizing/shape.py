@@ -30,6 +30,8 @@ class Layers:
     is_gated: bool = False
     """Whether the feed-forward network multiplies two projections, as in Llama."""
     has_dropout: bool = False
+    patches: int = 0
+    """Positions of each image: its patches, and those that stand for the whole image; 0: a sample is tokens."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,11 @@ class ModelShape:
     """fp32 numbers that a worker keeps for each trained element that it owns, beside weight and moments: AdaLoRA's."""
     vocabulary: int = 0
     """Logits of each token of a language model; 0: the model has no such head."""
+    head_trained: int = 0
+    """Trained elements of that head, tied ones included."""
+    head_is_last: bool = True
+    """Whether what that head gives are the logits, which then can be computed a part at a time: models/token_losses.py.
+    Some models scale or cap them."""
 
     @property
     def num_trained(self) -> int:
@@ -117,7 +124,7 @@ def shape_of(model: "nn.Module") -> ModelShape:
         layers=_layers_of(model, getattr(model, "config", None)),
         can_checkpoint=bool(getattr(model, "supports_gradient_checkpointing", False)),
         averages=_averages_of(model),
-        vocabulary=_vocabulary_of(model),
+        **_head_of(model),
     )
 
 
@@ -127,12 +134,22 @@ def _averages_of(model: Any) -> int:
     return 3 if "ADALORA" in kinds else 0
 
 
-def _vocabulary_of(model: Any) -> int:
+def _head_of(model: Any) -> dict[str, Any]:
+    """The fields of a language model's head; {}: there is none."""
     try:
         head = model.get_output_embeddings()
     except (AttributeError, NotImplementedError):  # not a model of Transformers
-        return 0
-    return int(getattr(head, "out_features", 0))
+        return {}
+    if not (vocabulary := int(getattr(head, "out_features", 0))):
+        return {}
+    changes = (
+        getattr(model.config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")
+    )
+    return {
+        "vocabulary": vocabulary,
+        "head_trained": sum(weight.numel() for weight in head.parameters() if weight.requires_grad),
+        "head_is_last": all(change in (None, 1) for change in changes),
+    }
 
 
 def _layers_of(model: "nn.Module", config: Any) -> Layers | None:
@@ -148,4 +165,22 @@ def _layers_of(model: "nn.Module", config: Any) -> Layers | None:
     is_gated = any(name.endswith("gate_proj") for name, _ in model.named_modules())
     dropouts = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
     has_dropout = any(getattr(config, name, 0.0) for name in dropouts)
-    return Layers(count, hidden, heads, intermediate, is_eager, is_gated, has_dropout)
+    return Layers(count, hidden, heads, intermediate, is_eager, is_gated, has_dropout, _patches_of(config))
+
+
+def _patches_of(config: Any) -> int:
+    """Positions of an image in a vision transformer; 0: the model reads tokens."""
+    if getattr(config, "vocab_size", None) is not None:
+        return 0
+    image, patch = (_sides(getattr(config, name, None)) for name in ("image_size", "patch_size"))
+    if image is None or patch is None:
+        return 0
+    return (image[0] // patch[0]) * (image[1] // patch[1]) + 1
+
+
+def _sides(size: Any) -> tuple[int, int] | None:
+    """(height, width) of a size, which is one number for a square."""
+    sides = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list | tuple) else ()
+    return (
+        (sides[0], sides[1]) if len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides) else None
+    )

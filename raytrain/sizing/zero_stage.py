@@ -5,10 +5,11 @@ of a run. Lower stages are faster if they fit: higher ones have an overhead per 
 """
 
 from dataclasses import dataclass, replace
+from typing import Self
 
-from raytrain.config import Exactness, Precision, TrainingConfig
+from raytrain.config import Exactness, PairsConfig, Precision, RunConfig, TrainingConfig
 from raytrain.engine.deepspeed_config import build_deepspeed_config
-from raytrain.sizing.memory import Memory, estimate_memory
+from raytrain.sizing.memory import Memory, estimate_memory, logits_bytes
 from raytrain.sizing.shape import ModelShape
 from raytrain.steps.batches import BatchPlan
 
@@ -32,6 +33,18 @@ class Group:
     """Tokens of the longest sample."""
     use_gpu: bool
     """Whether each worker has a GPU."""
+    is_of_pairs: bool = False
+    """Whether a sample is two sequences, whose tokens' log-probabilities are all kept."""
+
+    @classmethod
+    def of(cls, config: RunConfig, batches: BatchPlan, precision: Precision, *, use_gpu: bool) -> Self:
+        """The group of a run."""
+        return cls(batches, precision, config.data.max_length, use_gpu, isinstance(config.task, PairsConfig))
+
+    @property
+    def sequences(self) -> int:
+        """Sequences per forward and backward pass."""
+        return self.batches.samples_per_micro_batch * (2 if self.is_of_pairs else 1)
 
 
 def settle(training: TrainingConfig, shape: ModelShape, group: Group, usable_bytes: int | None) -> TrainingConfig:
@@ -79,11 +92,14 @@ def memory_at(training: TrainingConfig, shape: ModelShape, group: Group) -> Memo
         deepspeed,
         precision=group.precision,
         world_size=batches.world_size,
-        micro_batch_size=batches.samples_per_micro_batch,
+        micro_batch_size=group.sequences,
         max_length=group.max_length,
         use_gpu=group.use_gpu,
         checkpoints=training.gradient_checkpointing,
     )
+    if memory.activations is not None:
+        logits = _logits(training, deepspeed["zero_optimization"]["stage"], shape, group)
+        memory = replace(memory, activations=memory.activations + logits)
     if averages := shape.averages + (training.ema_decay is not None):  # they lie where the masters are
         average = 4 * averages * -(-sum(shape.trained) // batches.world_size)
         name = "host" if memory.host else "moments"
@@ -92,6 +108,19 @@ def memory_at(training: TrainingConfig, shape: ModelShape, group: Group) -> Memo
         return memory
     stage = deepspeed["zero_optimization"]["stage"]
     return replace(memory, gradients=memory.gradients + _exact_sums(training, stage, shape, group))
+
+
+def _logits(training: TrainingConfig, stage: int, shape: ModelShape, group: Group) -> int:
+    """Bytes of logits. What excludes parts is in models/token_losses.py (`_can_be_chunked`); pairs need each token's
+    loss and not the sum alone."""
+    in_parts = (
+        shape.head_is_last
+        and stage < 3
+        and not group.is_of_pairs
+        and group.precision is not Precision.FP16
+        and training.exactness is not Exactness.BITWISE
+    )
+    return logits_bytes(shape, group.sequences * group.max_length, group.precision, in_parts=in_parts)
 
 
 def _exact_sums(training: TrainingConfig, stage: int, shape: ModelShape, group: Group) -> int:

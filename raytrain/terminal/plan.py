@@ -19,8 +19,8 @@ MAX_ROWS = 8
 FILE_WIDTH = 100  # columns if the output is not a terminal
 AT_LEAST = ">="  # before a total that lacks a part
 LEGEND = (
-    "> as configured   * an estimate (Korthikanti et al. 2022) for samples of data.max_length; the rest is what "
-    "DeepSpeed allocates"
+    "> as configured   * an estimate (Korthikanti et al. 2022) for texts of data.max_length tokens, or images; the "
+    "rest is what DeepSpeed allocates"
 )
 UNKNOWN_LEGEND = (
     "> as configured   * not known for this model, and not in the totals, which are lower bounds (>=); the rest is "

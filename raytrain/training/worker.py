@@ -246,7 +246,7 @@ class WorkerRun:
 
     def _settle(self, model: nn.Module, precision: Precision) -> TrainingConfig:
         """The options with a ZeRO stage for this group: the same on all workers, whose GPUs may differ."""
-        group = Group(self.plan, precision, self.config.data.max_length, self.job.use_gpu)
+        group = Group.of(self.config, self.plan, precision, use_gpu=self.job.use_gpu)
         usable = usable_bytes(self.device, self.nodes.count(self.link.node_id))
         least = min(self.control.gather(usable))
         shape = shape_of(model)

@@ -31,7 +31,7 @@ from raytrain.doctor.facts import (
 )
 from raytrain.doctor.findings import Finding, Report, Status, fold, in_bytes, ok
 from raytrain.doctor.judge import CHECKS, judge
-from raytrain.doctor.node_facts import scrub
+from raytrain.doctor.node_facts import about_node, broken, scrub
 from raytrain.doctor.probe import NodeProbe, _connect, _serve
 from raytrain.ray_core.nodes import NodeView
 from raytrain.terminal.doctor import DoctorConsole
@@ -79,6 +79,7 @@ def about(number: int) -> NodeFacts:
         interfaces=["eth0", "lo"],
         host_address=f"192.0.2.{number}",
         chosen_interfaces={},
+        extras={"gguf": "0.19.0"},
     )
 
 
@@ -97,6 +98,7 @@ def healthy(config: RunConfig | None = None) -> Facts:
     return Facts(
         nodes,
         dict(VERSIONS),
+        {"gguf": "0.19.0"},
         about={node: about(i) for i, node in enumerate(NODES)},
         clocks={node: Clock(0.001, 0.002) for node in NODES},
         unreached={node: {} for node in NODES},
@@ -184,6 +186,11 @@ def other_version(package: str, version: str | None) -> Callable[[Facts], None]:
 
 
 FINDINGS = [
+    ("packages", "problem", change(broken={"torchvision": "RuntimeError: no nms"}), "no nms", "uninstall torchvision"),
+    ("packages", "problem", change(broken={"torchaudio": "OSError: symbol"}), "Could not import", "for this torch"),
+    ("packages", "problem", change(broken={"flash_attn": "ImportError: x"}), "attention", "uninstall flash-attn"),
+    ("packages", "note", change(extras={"gguf": "0.18.0"}), "gguf 0.18.0; this command has 0.19.0", "same extras"),
+    ("packages", "note", change(extras={}), "no gguf, which is here", "same extras"),
     ("nodes", "problem", of(silent={NODES[0]: "no answer in 45 s"}), "no answer in 45 s", "raylet.log"),
     ("nodes", "note", drained, "is being drained", "restart its Ray"),
     ("versions", "problem", other_version("raytrain", "0.0.9"), "raytrain 0.0.9; this command has 0.1.0", "one image"),
@@ -292,6 +299,24 @@ def test_a_build_for_gpus_is_no_other_version() -> None:
     facts = healthy()
     other_version("torch", "2.13.0+cu130")(facts)
     assert judge(facts).exit_code == 0
+
+
+def test_packages_that_fail_when_they_are_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, source in {
+        "torchvision": "print('hello')\nraise RuntimeError('operator torchvision::nms does not exist')",
+        "torchaudio": "",
+        "flash_attn": "import os; os._exit(3)",
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(source)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert broken() == {
+        "torchvision": "RuntimeError: operator torchvision::nms does not exist",
+        "flash_attn": "crashes Python",
+    }
+    found = about_node()
+    assert set(found["broken"]) == {"torchvision", "flash_attn"}
+    assert {"gguf", "accelerate", "peft"} <= set(found["extras"])
 
 
 def test_a_node_that_can_not_write_still_reads() -> None:

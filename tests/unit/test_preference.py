@@ -175,7 +175,7 @@ class TestLosses:
         scores = task.scores({})
         scores.update(values, task.targets(batch))
         found = scores.compute().values
-        rewards = 0.3 * (sums / counts if kind == "orpo" else apart)
+        rewards = 0.3 * {"dpo": apart, "ipo": apart / counts, "orpo": sums / counts}[kind]
         assert found["accuracy"] == pytest.approx((rewards[:, 0] > rewards[:, 1]).mean())
         assert found["margin"] == pytest.approx((rewards[:, 0] - rewards[:, 1]).mean(), abs=1e-4)
         assert set(found) == set(task.metrics)

@@ -1,16 +1,27 @@
 """The ZeRO stage of a worker group, when training.zero_stage is auto."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
-from raytrain.config import Precision, TrainingConfig
-from raytrain.sizing.shape import Layers, ModelShape
+from raytrain.config import Precision, RunConfig, TrainingConfig
+from raytrain.sizing.shape import Layers, ModelShape, shape_of
 from raytrain.sizing.zero_stage import Group, memory_at, settle
 from raytrain.steps.batches import BatchPlan
 
 P = 10_000_000_000
 LARGE = ModelShape(trained=(10_000_000,) * 1000, layers=Layers(48, 4096, 32, 16384, stores_scores=False))
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 OFFLOADING = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
 
 
@@ -77,3 +88,72 @@ def test_layers_that_are_not_known_leave_more_room() -> None:
 def test_others_are_refused(given: Any) -> None:
     with pytest.raises(ValueError, match="zero_stage"):
         TrainingConfig(zero_stage=given)
+
+
+def activations(model: ModelShape, of: Group, **training: Any) -> int:
+    found = memory_at(TrainingConfig(**{"zero_stage": 1, **training}), model, of).activations
+    assert found is not None
+    return found
+
+
+class TestWhatASampleIs:
+    VOCABULARY = 50_000
+    LAYERS = Layers(2, 64, 2, 256, stores_scores=False)
+
+    @staticmethod
+    def of(**changes: Any) -> Group:
+        return replace(Group(BatchPlan(32, 8, 2), Precision.FP32, max_length=2048, use_gpu=True), **changes)
+
+    def test_large_logits_are_never_there_at_once(self) -> None:
+        bare = ModelShape((64 * self.VOCABULARY,), layers=self.LAYERS)
+        model = replace(bare, vocabulary=self.VOCABULARY, head_trained=64 * self.VOCABULARY)
+        tokens = 4 * 2048  # a micro-batch has four samples
+        whole, least = 8 * self.VOCABULARY * tokens, activations(bare, self.of())
+        assert activations(model, self.of()) - least < whole / 8
+        excluded = [
+            activations(model, self.of(), zero_stage=3),
+            activations(model, self.of(), exactness="bitwise"),
+            activations(replace(model, head_is_last=False), self.of()),
+        ]
+        assert [found - least for found in excluded] == [whole] * 3
+        in_fp16 = self.of(precision=Precision.FP16)
+        assert activations(model, in_fp16) - activations(bare, in_fp16) == whole // 2
+        short = self.of(max_length=64)  # not so many that it would be worth while
+        assert activations(model, short) - activations(bare, short) == 8 * self.VOCABULARY * 4 * 64
+
+    def test_a_pair_is_two_sequences_whose_logits_are_there_at_once(self) -> None:
+        pairs = self.of(is_of_pairs=True)
+        bare = ModelShape((64,), layers=self.LAYERS)
+        assert activations(bare, pairs) == 2 * activations(bare, self.of())
+        model = replace(bare, vocabulary=self.VOCABULARY)
+        assert activations(model, pairs) - activations(bare, pairs) == 8 * self.VOCABULARY * 2 * 4 * 2048
+
+    def test_which_tasks_have_pairs(self) -> None:
+        for kind, is_of_pairs in (("preference", True), ("reward", True), ("chat", False)):
+            config = RunConfig.model_validate(
+                {
+                    "name": "test",
+                    "task": {"kind": kind},
+                    "model": {"path": "some/model"},
+                    "data": {"train": {"path": "train.jsonl"}},
+                    "training": {"global_batch_size": 32, "micro_batch_size": 4},
+                }
+            )
+            assert Group.of(config, BatchPlan(32, 8, 2), Precision.FP32, use_gpu=True).is_of_pairs is is_of_pairs
+
+    def test_an_image_is_its_patches(self) -> None:
+        with torch.device("meta"):
+            config = ViTConfig(**SIZES, image_size=32, patch_size=8)
+            vision = shape_of(ViTForImageClassification(config))
+        assert vision.layers is not None and vision.layers.patches == 17
+        assert vision.vocabulary == 0
+        long, short = self.of(max_length=512), self.of(max_length=8)
+        assert activations(vision, long) == activations(vision, short) > 0
+
+    def test_the_head_of_a_language_model(self) -> None:
+        with torch.device("meta"):
+            found = shape_of(LlamaForCausalLM(LlamaConfig(**SIZES, vocab_size=100)))
+            capped = shape_of(CohereForCausalLM(CohereConfig(**SIZES, vocab_size=100)))
+        assert (found.vocabulary, found.head_trained, found.head_is_last) == (100, 1600, True)
+        assert capped.vocabulary == 100 and not capped.head_is_last
+        assert found.layers is not None and found.layers.patches == 0
