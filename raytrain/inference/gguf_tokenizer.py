@@ -9,6 +9,9 @@ from raytrain.errors import ConfigError
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SPLITS = {_WORDS % r"\p{N}{1,3}": "llama-bpe", _WORDS % r"\p{N}": "qwen2"}
 """Pattern of `Split` -> the name that llama.cpp has for it."""
+WHOLE_WORDS_FIRST = ("llama-bpe",)
+"""Names for which llama.cpp takes a word that is a token as it is, `ignore_merges` of tokenizer.json: the file can't
+say it."""
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
 """Kinds of tokens, as the format numbers them."""
 ADVICE = "Export it with --format hf, and convert that with llama.cpp's own script"
@@ -56,6 +59,10 @@ def gguf_tokenizer(tokenizer: Any, num_rows: int) -> GgufTokenizer:
     words = {place: word for word, place in tokenizer.get_vocab().items()}
     if words and max(words) >= num_rows:
         raise _refused(f"it has {max(words) + 1} tokens, and the model {num_rows} rows for them")
+    pre = _pre(made["pre_tokenizer"])
+    if bool(model.get("ignore_merges")) != (pre in WHOLE_WORDS_FIRST):
+        does = "looks" if pre in WHOLE_WORDS_FIRST else "does not look"
+        raise _refused(f"for its rule, {pre}, llama.cpp {does} a whole word up before it merges, unlike this tokenizer")
     kinds = [_kind(place, words, added) for place in range(num_rows)]
     merges = [one if isinstance(one, str) else " ".join(one) for one in model["merges"]]
     names = ("bos", "eos", "unk", "pad")
@@ -67,7 +74,7 @@ def gguf_tokenizer(tokenizer: Any, num_rows: int) -> GgufTokenizer:
     }
     template = tokenizer.chat_template
     return GgufTokenizer(
-        _pre(made["pre_tokenizer"]),
+        pre,
         [words.get(place, f"[PAD{place}]") for place in range(num_rows)],
         kinds,
         merges,
