@@ -1,14 +1,16 @@
 """A tokenizer as the metadata of a GGUF file: byte-level BPE, whose rule for cutting texts llama.cpp has a name for."""
 
+import copy
 import json
 from dataclasses import dataclass
 from typing import Any
 
-from raytrain.errors import ConfigError
+from raytrain.errors import ConfigError, TrainingError
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SPLITS = {_WORDS % r"\p{N}{1,3}": "llama-bpe", _WORDS % r"\p{N}": "qwen2"}
 """Pattern of `Split` -> the name that llama.cpp has for it."""
+SMOLLM = "smollm"
 WHOLE_WORDS_FIRST = ("llama-bpe",)
 """Names for which llama.cpp takes a word that is a token as it is, `ignore_merges` of tokenizer.json: the file can't
 say it."""
@@ -84,6 +86,46 @@ def gguf_tokenizer(tokenizer: Any, num_rows: int) -> GgufTokenizer:
     )
 
 
+def read_gguf_tokenizer(folder: str, file: str) -> Any:
+    """The tokenizer inside a file, as Transformers reads it. It knows each name that `gguf_tokenizer` writes but
+    `smollm`, whose rule is put in here; the file's tokens and merges are compared all the same."""
+    from gguf import GGUFReader
+    from tokenizers import pre_tokenizers
+    from transformers import AutoTokenizer
+
+    found = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    name = GGUFReader(f"{folder}/{file}").get_field("tokenizer.ggml.pre")
+    if name is not None and name.contents() == SMOLLM:
+        found.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+    return found
+
+
+def check_same_tokens(trained: Any, rows: Any, samples: Any, folder: str, file: str) -> None:
+    """Compare the tokens of rows.
+
+    Args:
+        trained: Predictor of the trained model.
+        rows: pa.Table, as they are read.
+        samples: pa.Table, what `trained` makes of them.
+        folder, file: Where the file with the other tokenizer is, alone: no other file of it may be read.
+
+    Raises TrainingError where the tokenizer in the file makes other tokens.
+    """
+    other = copy.copy(trained)
+    other.tokenizer = read_gguf_tokenizer(folder, file)
+    theirs = other.samples_of(rows)
+    if theirs.equals(samples):
+        return
+    pairs = zip(samples.to_pylist(), theirs.to_pylist(), strict=False)
+    count = abs(len(samples) - len(theirs)) + sum(one != another for one, another in pairs)
+    raise TrainingError(
+        f"the tokenizer in the GGUF file makes other tokens of {count} of {len(samples)} rows than that of the trained "
+        f"model. Nothing was written. {ADVICE}"
+    )
+
+
 def _kind(place: int, words: dict[int, str], added: dict[int, Any]) -> int:
     if place not in words:
         return UNUSED
@@ -104,7 +146,7 @@ def _pre(rule: Any) -> str:
         if not before:
             return "gpt-2"
         if [one["type"] for one in before] == ["Digits"] and before[0]["individual_digits"]:
-            return "smollm"
+            return SMOLLM
     elif len(before) == 1 and before[0]["type"] == "Split" and before[0]["behavior"] == "Isolated":
         name = SPLITS.get(before[0]["pattern"].get("Regex", ""))
         if name and not before[0].get("invert"):
