@@ -22,6 +22,7 @@ from raytrain.inference import hub
 from raytrain.inference.card import OF_THE_BASE, READING, SOURCE, ModelCard, find_model, read_card
 from raytrain.inference.formats import DType, Format
 from raytrain.inference.gguf_model import FILE, check_gguf, write_gguf
+from raytrain.inference.gguf_tokenizer import check_same_tokens
 from raytrain.inference.onnx_model import GRAPH, quantize, write_graph
 from raytrain.inference.predictor import Predictor
 from raytrain.inference.source import absolute, check_source
@@ -283,6 +284,10 @@ def _compared(trained: Predictor, rows: pa.Table, request: ExportRequest, work: 
         overrides = tuple(word for word in overrides if word.partition("=")[0] not in OF_THE_BASE)
     exported = Predictor.load(written, overrides, "cpu")
     samples = trained.samples_of(rows)
+    if request.format == Format.GGUF:
+        with tempfile.TemporaryDirectory(dir=work) as alone, quiet_transformers():
+            os.symlink(f"{work}/{FILE}", f"{alone}/{FILE}")
+            check_same_tokens(trained, rows, samples, alone, FILE)
     pairs = list(zip(trained.outputs(samples), exported.outputs(samples), strict=True))
     if not pairs:
         raise ConfigError("none of the rows to compare on can be used: name others with --data FILE")

@@ -113,7 +113,8 @@ def _last_parts(value: Any) -> Any:
 def _front_matter(facts: dict[str, Any], results: dict[str, dict[str, float]]) -> str:
     """The metadata that a hub reads. A base model in a local folder is left out, since a hub could not find it."""
     export = facts.get("export", {})
-    library = "onnx" if export.get("format") == "onnx" else "peft" if "adapter" in facts else "transformers"
+    other = "peft" if "adapter" in facts else "transformers"
+    library = export["format"] if export.get("format") in ("onnx", "gguf") else other
     fields: dict[str, Any] = {name: export[name] for name in ("license", "language") if export.get(name)}
     fields |= {"library_name": library, "tags": ["raytrain"]}
     kind = PIPELINES.get(facts["task"]["kind"])
@@ -155,6 +156,8 @@ def _usage(facts: dict[str, Any]) -> list[str]:
     kind = PIPELINES.get(task["kind"])
     if "adapter" in facts:
         return _adapter_usage(facts)
+    if facts.get("export", {}).get("format") == "gguf":
+        return _gguf_usage(task["kind"])
     if kind is None or facts.get("export", {}).get("format", "hf") != "hf":
         return []
     if task["kind"] == "reward":
@@ -207,6 +210,12 @@ def _usage(facts: dict[str, Any]) -> list[str]:
     code = f"from transformers import pipeline\n\nmodel = pipeline({arguments})\nprint({call})"
     code = code.replace("'", '"').replace("FOLDER", '"path/to/this/folder"')
     return ["## Use", f"```python\n{code}\n```", note]
+
+
+def _gguf_usage(kind: str) -> list[str]:
+    """How to run the file with llama.cpp: as a chat, or to continue a text."""
+    options = "-cnv" if kind in ("chat", "preference") else '-no-cnv -p "..."'
+    return ["## Use", f"```bash\nllama-cli -m model.gguf {options}\n```"]
 
 
 def _adapter_usage(facts: dict[str, Any]) -> list[str]:
