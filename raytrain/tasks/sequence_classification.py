@@ -188,7 +188,7 @@ class Labelling(Task, Predicting):
         """For each labelled sample its label id, shape (1,); with multi_label 0 or 1 a label, shape (num_labels,)."""
         loss, logits = self._loss_and_logits(model, batch)
         if self.config.multi_label:
-            chosen = above(logits.float().cpu().numpy(), Decoding(threshold=self.threshold))
+            chosen = above(logits.detach().float().cpu().numpy(), Decoding(threshold=self.threshold))
         else:
             chosen = logits.argmax(-1, keepdim=True).cpu().numpy()
         is_labelled = self._is_labelled(batch["labels"].cpu().numpy())
