@@ -23,6 +23,9 @@ def row_of_image(value: Any, name: str, task: Task) -> Row | str:
         return f"{name} is the base64 of an image file, as a string"
     try:
         data = of_base64(value)
+    except BadImageError as error:
+        return f"{name} {error}: send what `base64 -w0 FILE` gives; paths are not read here"
+    try:
         pixels = num_pixels(data)
     except BadImageError as error:
         return f"{name} {error}"

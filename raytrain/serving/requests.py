@@ -45,14 +45,14 @@ class Asked:
 def parse(body: bytes, task: Task, card: ModelCard, limits: Limits) -> Asked:
     """Read the body of a request. Raises HttpError 400 when it is not JSON, 413 for too many rows, 422 for what the
     model can't answer."""
+    example = '{"image": "iVBORw0KGgo..."}, in base64' if takes_images(task) else '{"text": "a fine film"}'
     try:
         found = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise HttpError(
-            400, "not_json", f'the body is not JSON ({error}): send an object such as {{"text": "a fine film"}}'
-        ) from None
+        message = f"the body is not JSON ({error}): send an object such as {example}"
+        raise HttpError(400, "not_json", message) from None
     if not isinstance(found, dict):
-        raise wrong(f'the body is a JSON {_kind(found)}: send an object such as {{"text": "a fine film"}}')
+        raise wrong(f"the body is a JSON {_kind(found)}: send an object such as {example}")
     inputs = IMAGE_INPUTS if takes_images(task) else INPUTS
     if unknown := [name for name in found if name not in (*inputs, *OPTIONS)]:
         known = ", ".join((*inputs, *OPTIONS))
