@@ -138,10 +138,7 @@ class Lease:
         newest, names = self._retrying(lambda: holders(self._run))
         if newest != token or len(names) != 1:
             return None
-        try:
-            return names[0] if self._retrying(lambda: self._run.read_bytes(names[0])) == record else None
-        except FileNotFoundError:
-            return None
+        return names[0] if self._retrying(lambda: self._bytes_of(names[0])) == record else None
 
     def _retrying(self, work: Callable[[], T]) -> T:
         """Raises OSError when storage fails for two minutes."""
@@ -206,9 +203,17 @@ class Lease:
     def _read(self, name: str) -> LeaseRecord:
         """A holder's record; one without a name when it is unreadable, for example not written yet, or gone."""
         try:
-            return LeaseRecord.model_validate_json(self._run.read_bytes(name))
-        except (FileNotFoundError, ValidationError):
+            return LeaseRecord.model_validate_json(self._bytes_of(name) or b"")
+        except ValidationError:
             return LeaseRecord()
+
+    def _bytes_of(self, name: str) -> bytes | None:
+        """None when the file is gone: a process that has lost the race for a token deletes its own, which is no
+        failure of storage to be retried."""
+        try:
+            return self._run.read_bytes(name)
+        except FileNotFoundError:
+            return None
 
     def _write(self, *, is_released: bool = False) -> None:
         self._run.commit_bytes(self._name, self._record(is_released=is_released))
