@@ -208,8 +208,8 @@ class Lease:
             return LeaseRecord()
 
     def _bytes_of(self, name: str) -> bytes | None:
-        """None when the file is gone: a process that has lost the race for a token deletes its own, which is no
-        failure of storage to be retried."""
+        """None when the file is gone, which must not be retried: whoever has lost the race for a token deletes its own
+        file."""
         try:
             return self._run.read_bytes(name)
         except FileNotFoundError:

@@ -291,7 +291,7 @@ def test_a_token_that_was_created_without_an_answer_is_its_own(run: Storage, mon
     assert asked == [lease_name(1)] * 2 + [lease_name(2)] * 2
 
 
-def test_a_claimant_that_gives_up_while_it_is_looked_at_is_no_failure_of_storage(
+def test_a_claimant_that_gives_up_while_it_is_read_is_not_waited_for(
     run: Storage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """On an object store two that see each other both delete their files: a third waited two minutes for one."""
