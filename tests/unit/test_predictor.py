@@ -217,12 +217,21 @@ def test_the_model_of_a_run_a_sweep_and_a_name(
         find_model("min")
 
 
-def test_batches_have_each_sample_once_and_little_padding() -> None:
-    sizes = np.random.default_rng(0).integers(1, 512, 1000)
-    batches = list(batches_by_size(sizes, 4096))
-    assert sorted(np.concatenate(batches)) == list(range(1000))
-    padded = sum(len(places) * sizes[places].max() for places in batches)
-    assert padded < 1.03 * sizes.sum()
+@pytest.mark.parametrize("num_samples", [1, 16, 64, 1000])
+def test_batches_have_each_sample_once_and_little_padding(num_samples: int) -> None:
+    """Also the few of a request, which a batch of all would have padded by half."""
+    sizes = np.random.default_rng(0).integers(1, 512, num_samples)
+    batches = list(batches_by_size(sizes, 4096, 32))
+    assert sorted(np.concatenate(batches)) == list(range(num_samples))
+    tokens = [len(places) * sizes[places].max() for places in batches]
+    assert max(tokens) <= 4096 and sum(tokens) < 1.03 * sizes.sum()
+
+
+def test_a_batch_has_at_most_the_padding_that_a_further_batch_costs() -> None:
+    sizes = np.array([100, 100, 90, 85, 80, 0])
+    assert [list(places) for places in batches_by_size(sizes, 4096, 32)] == [[0, 1, 2, 3], [4], [5]]
+    assert [list(places) for places in batches_by_size(sizes, 250, 10_000)] == [[0, 1], [2, 3], [4, 5]]
+    assert len(list(batches_by_size(sizes, 4096, 10_000))) == 1
 
 
 @pytest.mark.parametrize("seed", range(20))
