@@ -132,7 +132,7 @@ class Training:
         """The run is the one that a single worker does alone: samples in every step, losses within 1e-4, and in
         bitwise mode the bits of losses and weights (P9). `changes`: overrides of the undisturbed run, for options
         that depend on how many steps a run has."""
-        same = [word for word in self.overrides if word.startswith(("data.", "task=", "model=", "training."))]
+        same = [word for word in self.overrides if word.startswith(("data.", "task=", "model", "training."))]
         # Of as many threads: their number decides how kernels divide their sums.
         same += [f"workers.cpus={self.config.workers.cpus}", "ray.num_cpus=5", *changes]
         config = endless_run(self.folder, "undisturbed", steps_done(self.path), *same)
