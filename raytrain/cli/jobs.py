@@ -50,14 +50,13 @@ def submit(
 
     The config is checked on this machine and sent. The same submission again resumes the run.
     """
-    from rich.console import Console
-
     from raytrain.launch.request import make_request
+    from raytrain.terminal.output import make_console
     from raytrain.terminal.run import PROGRESS_VARIABLE
 
     submittable, arguments = parse_command(ctx, words)
     request = make_request(words[0], arguments, needs_folder_alone=submittable.needs_folder_alone)
-    console = Console(highlight=False)
+    console = make_console()
     choice = _choose(console, working_dir, request, include or [])
     from raytrain.launch.server import JobServer
 
@@ -90,11 +89,11 @@ def _choose(console: "Console", working_dir: str | None, request: "Request", inc
     choice = choose_files(working_dir, request.data_paths)
     choice.include(include)
     for line in choice.lines():
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     is_asked = bool(choice.doubtful) and console.is_terminal and sys.stdin.isatty()
     if is_asked and typer.confirm(f"send the {len(choice.doubtful)} listed last, too?", default=False):
         choice.include(list(choice.doubtful))
-        console.print(next(choice.lines()), markup=False, soft_wrap=True)
+        console.print(next(choice.lines()), soft_wrap=True)
     return choice
 
 
@@ -112,12 +111,11 @@ def _send(
 @jobs_app.command("list")
 def jobs_list(address: Address = None) -> None:
     """List all jobs that were submitted to the cluster, the oldest first."""
-    from rich.console import Console
-
     from raytrain.launch.server import JobServer
     from raytrain.terminal.jobs import print_jobs
+    from raytrain.terminal.output import make_console
 
-    print_jobs(Console(highlight=False), JobServer(address).jobs())
+    print_jobs(make_console(), JobServer(address).jobs())
 
 
 @jobs_app.command("logs")

@@ -178,7 +178,9 @@ def _opened(data: bytes) -> Iterator[Any]:
     except BadImageError:
         raise
     except UnidentifiedImageError:
-        raise BadImageError(f"is not an image of a known format ({', '.join(FORMATS)})") from None
+        raise BadImageError(
+            f"is not an image of a known format ({', '.join(FORMATS)}), or its beginning is damaged"
+        ) from None
     except Image.DecompressionBombError:
         raise BadImageError(f"has more than {MOST_PIXELS:,} pixels: it is not decoded") from None
     except Exception as error:  # Pillow's readers raise errors of many types for bytes that are damaged

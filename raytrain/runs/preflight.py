@@ -20,15 +20,17 @@ from raytrain.data.sources import check_sources
 from raytrain.engine.deepspeed_config import check_bitwise, check_deepspeed_overrides, resolve_precision
 from raytrain.errors import ConfigError, RaytrainError, first_line
 from raytrain.models.files import count_parameters, own_code
-from raytrain.models.tokenizer import check_tokenizer, looks_local
+from raytrain.models.tokenizer import check_tokenizer, load_tokenizer, looks_local
 from raytrain.ray_core.connect import RaySession, cluster_address
 from raytrain.runs.plan import Plan, logical_cpus, make_plan
 from raytrain.storage import Storage
 from raytrain.tasks import make_task
 from raytrain.tasks.base import Task
+from raytrain.tasks.chat import Chat
 from raytrain.tasks.chat_template import CHATML
 from raytrain.tasks.imported import import_named, source_hash
 from raytrain.tasks.own_code import LOSS, METRICS, LabelTaskConfig, try_own_code
+from raytrain.tasks.pair_task import PairTask
 from raytrain.tracking.trackers import check_trackers
 from raytrain.training.progress import mode_of, watched_mode
 from raytrain.training.schedule import try_schedule
@@ -99,6 +101,7 @@ def check(
         check_sources(given.data, task, only, checked)  # a missing path is named as the user wrote it
         check_tokenizer(config.model)
         _check_trust(config.model)
+        _check_template(config, task)
         _check_samples(config, task)
         if _depends_on_the_model(config):
             num_trained = _check_options(config, task)
@@ -114,6 +117,12 @@ def _depends_on_the_model(config: RunConfig) -> bool:
     training, model = config.training, config.model
     of_training = training.gradient_checkpointing, training.neftune_alpha, training.layerwise_lr_decay < 1.0
     return any(of_training) or model.adapter is not None or model.attention != "auto" or bool(model.add_tokens)
+
+
+def _check_template(config: RunConfig, task: Task) -> None:
+    """Raises ConfigError for a chat template that the tokenizer lacks, or that can't be used with it."""
+    if isinstance(task, Chat | PairTask):
+        task.template(load_tokenizer(config.model))
 
 
 def _check_samples(config: RunConfig, task: Task) -> None:

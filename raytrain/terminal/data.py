@@ -31,9 +31,9 @@ def print_store(console: Console, store: PreparedStore, notes: Sequence[str]) ->
             kept = f"leaks   {split.num_leaks:,} rows of {name} nearly equal a validation or test row, and were kept"
             console.print(f"{kept}; --pairs 10 shows pairs", soft_wrap=True, highlight=False)
     if labels := store.manifest.task_state.get("labels"):
-        console.print(f"labels  {', '.join(map(repr, labels))}", soft_wrap=True, markup=False)
+        console.print(f"labels  {', '.join(map(repr, labels))}", soft_wrap=True)
     for remark in (*store.manifest.remarks, *notes):
-        console.print(f"note: {remark}", soft_wrap=True, markup=False)
+        console.print(f"note: {remark}", soft_wrap=True)
     console.print(f"store   {store.root}", soft_wrap=True)
 
 
@@ -52,9 +52,9 @@ def print_summary(console: Console, data: DataSummary) -> None:
         if rows.source:
             lost = (f"{getattr(rows, name):,} {name}" for name in LOST)
             line = f"{rows.source}: {rows.read:,} rows read, {', '.join(lost)}, {rows.kept:,} kept"
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            console.print(line, highlight=False, soft_wrap=True)
     if not data.adds_up:
-        console.print("[red]the counts do not add up: this is a mistake of raytrain; please report it")
+        console.print("[red]the counts do not add up: this is a mistake of raytrain; please report it", markup=True)
     console.print()
     table = _table(("tokens of a sample", "min", *(f"p{q}" for q in PERCENTILES[1:-1]), "max"), num_left=1)
     for lengths in data.lengths:
@@ -67,7 +67,7 @@ def print_summary(console: Console, data: DataSummary) -> None:
     for (split, stage, what), examples in itertools.groupby(
         data.examples, lambda one: (one["split"], one["stage"], one["what"])
     ):
-        console.print(f"\n[bold]{split}: {stage}, {what}")
+        console.print(f"\n{split}: {stage}, {what}", style="bold")
         for one in examples:
             _print_example(console, one)
 
@@ -75,12 +75,12 @@ def print_summary(console: Console, data: DataSummary) -> None:
 def _print_example(console: Console, one: Mapping[str, Any]) -> None:
     jaccard = "" if one["jaccard"] is None else f"Jaccard {one['jaccard']:.2f}"
     about = [one["place"], one["partner"], jaccard, one["reason"]]
-    console.print("  ".join(filter(None, about)), style="dim", markup=False, highlight=False, soft_wrap=True)
+    console.print("  ".join(filter(None, about)), style="dim", highlight=False, soft_wrap=True)
     marks = ("-", "+") if one["what"] == "changed" else (" ", " ")
     for mark, text in zip(marks, (one["text"], one["other"]), strict=True):
         if text:
             visible = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-            console.print(f"{mark} {visible}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"{mark} {visible}", highlight=False, soft_wrap=True)
 
 
 def _table(columns: Sequence[str], num_left: int) -> Table:
@@ -95,7 +95,7 @@ def print_lines(console: Console, lines: Iterable[str]) -> None:
     """Print sentences, with an empty line before them."""
     console.print()
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def print_pairs(console: Console, pairs: Sequence[Removed], texts: Mapping[str, str]) -> None:
@@ -115,11 +115,11 @@ def print_pairs(console: Console, pairs: Sequence[Removed], texts: Mapping[str, 
 def print_samples(console: Console, samples: Iterable[dict[str, Any]], ids: Sequence[int] | None = None) -> None:
     """Print samples, one block each. `ids`: theirs; None: from 0."""
     for number, sample in zip(itertools.count() if ids is None else ids, samples, strict=False):
-        console.print(f"\n[bold]sample {number}")
+        console.print(f"\nsample {number}", style="bold")
         for name, value in sample.items():
             text = " ".join(map(_visible, value)) if isinstance(value, list) else str(value)
             shown = repr(value) if name == "labels" and isinstance(value, str) else text
-            console.print(f"{name}: {shown}", markup=False, soft_wrap=True)
+            console.print(f"{name}: {shown}", soft_wrap=True)
 
 
 def _visible(item: Any) -> str:

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from raytrain.terminal.notebook import NotebookLive
+from raytrain.terminal.output import make_console
 
 WIDE = 160  # characters of a line of a table in a file
 
@@ -19,7 +20,7 @@ class LiveDisplay:
     instead."""
 
     def __init__(self, console: Console | None, refresh_per_second: float):
-        self.console = console or Console(highlight=False)
+        self.console = console or make_console()
         if not self.console.is_terminal and "COLUMNS" not in os.environ:
             self.console.width = WIDE  # a file has no width: tables are not cut
         self._refresh_per_second = refresh_per_second
@@ -90,7 +91,7 @@ def _clock(seconds: float) -> str:
 def progress_bar(console: Console) -> Progress:
     """A bar with the amount done, the elapsed time and the remaining time (the field `remaining_s` of its task)."""
     return Progress(
-        TextColumn("[bold]{task.description}"),
+        TextColumn("{task.description}", style="bold", markup=False),
         BarColumn(bar_width=None),
         CountColumn(),
         ElapsedColumn(),

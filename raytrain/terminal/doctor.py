@@ -9,6 +9,7 @@ from rich.text import Text
 
 from raytrain.doctor.facts import HERE_NAME
 from raytrain.doctor.findings import Finding, Report, Status
+from raytrain.terminal.output import make_console
 
 COLORS = {Status.OK: "green", Status.NOTE: "yellow", Status.PROBLEM: "red"}
 FILE_WIDTH = 120  # columns if the output is not a terminal
@@ -20,13 +21,13 @@ class DoctorConsole:
 
     def __init__(self, *, as_json: bool = False, console: Console | None = None):
         self._as_json = as_json
-        self._console = console or Console(highlight=False, stderr=as_json)
+        self._console = console or make_console(stderr=as_json)
         if not self._console.is_terminal and "COLUMNS" not in os.environ:
             self._console.width = FILE_WIDTH
 
     def say(self, text: str) -> None:
         """Print that a new phase has begun."""
-        self._console.print(text, style="dim", soft_wrap=True, markup=False)
+        self._console.print(text, style="dim", soft_wrap=True)
 
     def show(self, report: Report) -> None:
         """Print the report."""
@@ -36,8 +37,8 @@ class DoctorConsole:
         self._console.print()
         self._console.print(finding_table(report))
         for text in report.skipped:
-            self._console.print(f"not checked: {text}", style="dim", soft_wrap=True, markup=False)
-        self._console.print(verdict(report), style=COLORS[_worst(report)], soft_wrap=True, markup=False)
+            self._console.print(f"not checked: {text}", style="dim", soft_wrap=True)
+        self._console.print(verdict(report), style=COLORS[_worst(report)], soft_wrap=True)
 
 
 def finding_table(report: Report) -> Table:

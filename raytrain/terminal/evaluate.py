@@ -20,7 +20,7 @@ def print_evaluation(console: Console, found: DataEvaluation) -> None:
     rows = counted(found.num_samples, "row")
     print_metrics(console, found.metrics, title=f"{rows} of {found.split}, by {found.run_path}")
     for note in found.notes:
-        console.print(f"  {note}", soft_wrap=True, markup=False)
+        console.print(f"  {note}", soft_wrap=True)
     print_threshold(console, found)
     _print_comparison(console, found)
     _print_slices(console, found)
@@ -32,18 +32,18 @@ def print_evaluation(console: Console, found: DataEvaluation) -> None:
         answers = ""
         if one.true is not None and one.predicted is not None:
             answers = f"true {one.true[:MOST_TEXT]}, predicted {one.predicted[:MOST_TEXT]}: "
-        console.print(f"  {one.loss:.4f}  row {one.row:,}: {answers}{cut}", soft_wrap=True, markup=False)
+        console.print(f"  {one.loss:.4f}  row {one.row:,}: {answers}{cut}", soft_wrap=True)
     if found.num_truncated and found.predictions is None:
         cut = counted(found.num_truncated, "row")
         console.print(f"{cut} longer than the model's max_length: their ends were not read", soft_wrap=True)
     if found.num_refused and found.predictions is None:
-        console.print(f"[yellow]{counted(found.num_refused, 'row')} can't be used, and are in no number:[/]")
+        console.print(f"{counted(found.num_refused, 'row')} can't be used, and are in no number:", style="yellow")
         for line in found.reasons:
-            console.print(f"  {line}", soft_wrap=True, markup=False)
+            console.print(f"  {line}", soft_wrap=True)
     if found.predictions is not None:
         print_predictions(console, found.predictions)
     if found.page is not None:
-        console.print(f"report  {found.page}", soft_wrap=True, markup=False)
+        console.print(f"report  {found.page}", soft_wrap=True)
 
 
 def _print_comparison(console: Console, found: DataEvaluation) -> None:
@@ -70,7 +70,7 @@ def _print_slices(console: Console, found: DataEvaluation) -> None:
     for one in found.slices:
         values = [f"{one.metrics[name]:.4f}" if name in one.metrics else "" for name in found.metrics]
         table.add_row(one.value[:MOST_TEXT], f"{one.num_rows:,}", *values)
-    console.print(table, markup=False)
+    console.print(table)
 
 
 def print_threshold(console: Console, found: Evaluation) -> None:
@@ -86,9 +86,9 @@ def print_tuned(console: Console, tuned: Tuned, folder: str) -> None:
     if isinstance(chosen, dict):
         shown = ", ".join(f"{name} {value:g}" for name, value in list(chosen.items())[:SHOWN_LABELS])
         more = f", and {len(chosen) - SHOWN_LABELS} more" if len(chosen) > SHOWN_LABELS else ""
-        console.print(f"thresholds {shown}{more}", soft_wrap=True, markup=False)
+        console.print(f"thresholds {shown}{more}", soft_wrap=True)
     else:
         console.print(f"threshold {chosen:g}", soft_wrap=True)
     rows = counted(tuned.num_rows, "row")
     console.print(f"{tuned.metric} {tuned.value:.4f}, with 0.5 {tuned.before:.4f}, on {rows}", soft_wrap=True)
-    console.print(f"kept in {folder}", soft_wrap=True, markup=False)
+    console.print(f"kept in {folder}", soft_wrap=True)

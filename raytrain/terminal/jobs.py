@@ -46,7 +46,7 @@ class JobDisplay(LiveDisplay):
         if event is not None and event.kind is JobEventKind.STEP and self.console.is_terminal:
             self._status = text
         else:
-            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self.console.print(text, highlight=False, soft_wrap=True)
 
     def _render(self) -> RenderableType:
         return Group(self._bar, Text(self._status))
@@ -88,4 +88,4 @@ def _in_words(job: Job) -> tuple[str, ...]:
 
 def print_end(console: Console, job: Job) -> None:
     """Print how a job ended."""
-    console.print(job.end_in_words(), style=COLORS.get(job.status), markup=False, highlight=False, soft_wrap=True)
+    console.print(job.end_in_words(), style=COLORS.get(job.status), highlight=False, soft_wrap=True)

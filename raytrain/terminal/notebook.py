@@ -41,6 +41,8 @@ class NotebookLive:
 
 def html_of(renderable: RenderableType, width: int) -> str:
     """What a terminal of this width would show, as HTML."""
-    console = Console(file=io.StringIO(), record=True, force_jupyter=False, force_terminal=True, width=width)
+    console = Console(
+        file=io.StringIO(), record=True, force_jupyter=False, force_terminal=True, width=width, markup=False
+    )
     console.print(renderable)
     return console.export_html(inline_styles=True, code_format=_CODE)

@@ -49,7 +49,16 @@ class LastingOutput:
         return getattr(self._stream, name)
 
 
+def make_console(stream: Any = None, *, stderr: bool = False) -> Console:
+    """A console that prints texts as they are: names and paths of users have brackets, which Rich would take for its
+    markup. Where a text has markup of ours, `print` is told so.
+
+    Args:
+        stream: None: standard output, or with `stderr` standard error.
+    """
+    return Console(file=stream, stderr=stderr, highlight=False, markup=False)
+
+
 def lasting_console() -> Console:
     """A console on standard output whose loss does not end the run."""
-    stream: Any = None if sys.stdout is None else LastingOutput(sys.stdout)
-    return Console(file=stream, highlight=False)
+    return make_console(None if sys.stdout is None else LastingOutput(sys.stdout))

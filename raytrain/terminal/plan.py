@@ -7,11 +7,13 @@ from typing import TypeVar
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from raytrain.errors import counted
 from raytrain.planning.forecast import Forecast, WorldForecast
 from raytrain.runs.plan import WorldPlan
 from raytrain.sizing.memory import Memory
+from raytrain.terminal.output import make_console
 from raytrain.terminal.run import in_minutes
 
 # Rows in the table of world sizes; --json lists all.
@@ -31,14 +33,14 @@ Row = TypeVar("Row")
 
 def print_forecast(forecast: Forecast, *, as_json: bool = False, console: Console | None = None) -> None:
     """Print the forecast as tables and sentences, or as JSON."""
-    console = console or Console(highlight=False)
+    console = console or make_console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = FILE_WIDTH
     if as_json:
         print(json.dumps(forecast.to_json(), indent=1))
         return
     for line in _facts(forecast):
-        console.print(line, soft_wrap=True, markup=False)
+        console.print(line, soft_wrap=True)
     console.print()
     console.print(_world_table(forecast))
     console.print()
@@ -49,9 +51,9 @@ def print_forecast(forecast: Forecast, *, as_json: bool = False, console: Consol
     console.print(UNKNOWN_LEGEND if _is_lower_bound(forecast) else LEGEND, style="dim", soft_wrap=True)
     console.print()
     for note in forecast.notes:
-        console.print(f"note: {note}", soft_wrap=True, markup=False)
+        console.print(f"note: {note}", soft_wrap=True)
     text, color = _verdict(forecast)
-    console.print(text, style=color, soft_wrap=True, markup=False)
+    console.print(text, style=color, soft_wrap=True)
 
 
 def _facts(forecast: Forecast) -> list[str]:
@@ -101,11 +103,11 @@ def _world_table(forecast: Forecast) -> Table:
     return table
 
 
-def _fits(world: WorldPlan, needs: WorldForecast) -> str:
+def _fits(world: WorldPlan, needs: WorldForecast) -> str | Text:
     if needs.fits_memory is False:
-        return "[red]no: memory"
+        return Text("no: memory", style="red")
     if not world.fits:
-        return "[yellow]not now"
+        return Text("not now", style="yellow")
     if needs.fits_memory:
         return "yes"
     return "?" if needs.memory.is_lower_bound else "yes, memory unknown"
@@ -129,7 +131,9 @@ def _memory_table(forecast: Forecast) -> Table:
         numbers = ["?" if part is None else f"{part / unit_bytes:,.{decimals}f}" for part in parts]
         total = columns.index("total")
         numbers[total] = f"{AT_LEAST * memory.is_lower_bound}{numbers[total]}"
-        fits = {None: "?", True: "yes", False: "[red]no"}[memory.fits_in(forecast.usable_bytes)]
+        fits: str | Text = {None: "?", True: "yes", False: Text("no", style="red")}[
+            memory.fits_in(forecast.usable_bytes)
+        ]
         cells = (">" if is_own else "", choice.precision.value, str(choice.zero_stage), *numbers, fits)
         table.add_row(*cells, style="bold" if is_own else "")
     return table

@@ -18,8 +18,8 @@ def print_predictions(console: Console, found: Predictions) -> None:
         cut = counted(found.num_truncated, "row")
         console.print(f"{cut} longer than what the model reads: a part of each was left out", soft_wrap=True)
     if found.refused_path is not None:
-        console.print(f"[yellow]{counted(found.num_refused, 'row')} can't be used, and have no prediction:[/]")
+        console.print(f"{counted(found.num_refused, 'row')} can't be used, and have no prediction:", style="yellow")
         for line in found.reasons:
-            console.print(f"  {line}", soft_wrap=True, markup=False)
-        console.print(f"quarantined  {found.refused_path}", soft_wrap=True, markup=False)
-    console.print(f"predictions  {found.path}", soft_wrap=True, markup=False)
+            console.print(f"  {line}", soft_wrap=True)
+        console.print(f"quarantined  {found.refused_path}", soft_wrap=True)
+    console.print(f"predictions  {found.path}", soft_wrap=True)

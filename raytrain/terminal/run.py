@@ -82,7 +82,7 @@ class RunDisplay(LiveDisplay, Observer):
 
     def note(self, text: str) -> None:
         """Print a line about something that the user should know."""
-        self.console.print(f"  {text}", soft_wrap=True, markup=False)
+        self.console.print(f"  {text}", soft_wrap=True)
 
     def stopping(self) -> None:
         """Acknowledge that a stop was requested, also above a live display."""
@@ -108,10 +108,10 @@ class RunDisplay(LiveDisplay, Observer):
         if self._total:  # else not a training: `raytrain eval`, which prints a table at its end
             self._scores(row)
         for note in row.get(NOTES, ()):
-            self.console.print(f"    {note}", soft_wrap=True, markup=False)
+            self.console.print(f"    {note}", soft_wrap=True)
         for one in row.get(SAMPLES, [])[:MOST_SAMPLES]:
             prompt, text = (_shortened(one[name]) for name in ("prompt", "text"))
-            self.console.print(f"    {prompt} > {text}", soft_wrap=True, markup=False)
+            self.console.print(f"    {prompt} > {text}", soft_wrap=True)
 
     def _scores(self, row: dict[str, Any]) -> None:
         shown = "  ".join(f"{key} {value:.4f}" for key, value in list(scores_of(row).items())[:6])
@@ -119,7 +119,7 @@ class RunDisplay(LiveDisplay, Observer):
         if self._best.get("step") == row["step"] and row["split"] == "validation":
             where = ": saving the model to best/" if self._best["is_saved"] else ""
             shown += f"  new best {self._best['metric']}{where}"
-        self.console.print(f"  step {row['step']}  {row['split']}: {shown}", soft_wrap=True, markup=False)
+        self.console.print(f"  step {row['step']}  {row['split']}: {shown}", soft_wrap=True)
 
     def _event(self, row: dict[str, Any]) -> None:
         if row["kind"] == "start":  # else the rate would include the time between the two groups
@@ -127,7 +127,7 @@ class RunDisplay(LiveDisplay, Observer):
         text = event_text(row)
         if text is not None:
             words = {name: escape(str(value)) for name, value in row.items()}
-            self.console.print(f"  {text.format(**words)}", soft_wrap=True)
+            self.console.print(f"  {text.format(**words)}", soft_wrap=True, markup=True)
 
     def _step_text(self) -> str:
         row = self._row
@@ -175,10 +175,10 @@ def print_result(console: Console, result: RunResult, *, generates: bool = False
     if result.final_metrics:
         print_metrics(console, result.final_metrics, title="test of the best model")
     color = "green" if result.is_done else "red" if result.status is RunStatus.FAILED else "yellow"
-    console.print(f"[{color}]{result.status}[/] at step {result.step} in {in_minutes(result.duration_s)}")
+    console.print(f"[{color}]{result.status}[/] at step {result.step} in {in_minutes(result.duration_s)}", markup=True)
     if result.best_value is not None:
         best = f"best validation {result.best_metric} {result.best_value:.4f} at step {result.best_step}"
-        console.print(best, soft_wrap=True, markup=False)
+        console.print(best, soft_wrap=True)
     if result.goodput is not None:
         counts = {"resize": result.resizes, "failure": result.failures}
         changes = "".join(f", {n} {what}{'s' * (n > 1)}" for what, n in counts.items() if n)
@@ -193,7 +193,7 @@ def print_result(console: Console, result: RunResult, *, generates: bool = False
         if run.exists(name):  # a run that was stopped soon has none
             console.print(f"{what}  {result.run_path}/{name}", soft_wrap=True)
     if generates and run.exists("best"):
-        console.print(f"try it  raytrain chat {shlex.quote(result.run_path)}", soft_wrap=True, markup=False)
+        console.print(f"try it  raytrain chat {shlex.quote(result.run_path)}", soft_wrap=True)
 
 
 def in_minutes(seconds: float) -> str:

@@ -23,7 +23,7 @@ class ServeDisplay(ServeObserver):
         pass
 
     def _say(self, text: str) -> None:
-        self._console.print(text, soft_wrap=True, markup=False)
+        self._console.print(text, soft_wrap=True)
 
     def phase(self, text: str) -> None:
         """A new phase has started."""

@@ -3,7 +3,6 @@
 import time
 
 from rich.console import Console, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -76,7 +75,7 @@ class SweepDisplay(LiveDisplay, SweepObserver):
             assert self._trial_table is not None
             print_event(self.console, JobEvent(JobEventKind.TRIAL, text, self._trial_table.num_over, self._num_trials))
             return
-        self.console.print(text, soft_wrap=True, markup=False)
+        self.console.print(text, soft_wrap=True)
 
     def waiting(self, seconds: float) -> None:
         """Print that no trial can start yet."""
@@ -105,7 +104,7 @@ class SweepDisplay(LiveDisplay, SweepObserver):
 def table_of_trials(trial_table: TrialTable, metric: str, caption: str = "", most: int = MOST_ROWS) -> Table:
     """A table of the trials: running ones first, then by their best value. Each further objective has a column."""
     others = list(dict.fromkeys(name for row in trial_table.rows.values() for name in row.best_others))
-    table = Table(caption=escape(caption), caption_justify="left", box=None, pad_edge=False)
+    table = Table(caption=caption, caption_justify="left", box=None, pad_edge=False)
     for name in ("trial", "state", "rung", "step", metric, "best", *others, "workers", "goodput", "values"):
         is_text = name in ("trial", "state", "values")
         table.add_column(name, justify="left" if is_text else "right", no_wrap=True, overflow="ellipsis")
@@ -121,7 +120,7 @@ def table_of_trials(trial_table: TrialTable, metric: str, caption: str = "", mos
             *(_number(row.best_others.get(name)) for name in others),
             str(row.workers or ""),
             "" if row.goodput is None else f"{row.goodput:.0%}",
-            escape(in_words(row.values)),
+            in_words(row.values),
             style=COLORS.get(row.status),
         )
     if len(rows) > most:
@@ -142,20 +141,21 @@ def print_sweep(console: Console, result: SweepResult) -> None:
         f"[{color}]{result.status}[/]: {counted(result.num_trials, 'trial')}, {result.num_failed} failed, "
         f"{counted(result.steps, 'step')} in all; this command took {in_minutes(result.duration_s)}",
         soft_wrap=True,
+        markup=True,
     )
     if result.best_trial is not None:
         console.print(f"best {result.metric} {result.best_value:.4f}: {result.best_trial}", soft_wrap=True)
         for key, value in result.best_values.items():
-            console.print(f"  {key}: {value}", soft_wrap=True, markup=False)
+            console.print(f"  {key}: {value}", soft_wrap=True)
     if result.front:
         console.print("no other trial is as good in everything and better in something than these:")
         for name, reached in result.front.items():
             words = ", ".join(f"{metric} {_number(value)}" for metric, value in reached.items())
-            console.print(f"  {name}  {words}", soft_wrap=True, markup=False)
+            console.print(f"  {name}  {words}", soft_wrap=True)
     if result.message:
-        console.print(result.message, soft_wrap=True, markup=False)
+        console.print(result.message, soft_wrap=True)
     if result.status is RunStatus.STOPPED:
         console.print("the same command resumes the sweep")
     if result.best_trial is not None:
-        console.print(f"model   {result.path}/{TRIALS}/{result.best_trial}/best", soft_wrap=True, markup=False)
-    console.print(f"sweep   {result.path}", soft_wrap=True, markup=False)
+        console.print(f"model   {result.path}/{TRIALS}/{result.best_trial}/best", soft_wrap=True)
+    console.print(f"sweep   {result.path}", soft_wrap=True)

@@ -15,7 +15,6 @@ def print_verification(console: Console, found: Verification) -> None:
     console.print(
         f"steps 1 to {found.num_steps} of {found.run_path}; workers: {sizes}, and again with {found.workers}",
         soft_wrap=True,
-        markup=False,
     )
     table = Table(box=None, pad_edge=False, show_header=False)
     what = "samples" if found.has_samples else "samples and tokens, counted"
@@ -36,7 +35,7 @@ def print_verification(console: Console, found: Verification) -> None:
         console.print("one of them ran on GPUs, and the other did not: from the same seed they draw other numbers")
     if not found.has_samples:
         console.print("a run with data.record_samples=true is compared sample by sample", soft_wrap=True)
-    console.print("they agree" if found.agrees else "[red]they differ", soft_wrap=True)
+    console.print("they agree" if found.agrees else "[red]they differ", soft_wrap=True, markup=True)
 
 
 def _equal_or(step: int | None) -> str:

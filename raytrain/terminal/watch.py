@@ -27,11 +27,11 @@ class WatchDisplay(LiveDisplay, WatchObserver):
         """Show what is done now."""
         self._text = f"{text} ..."
         if self._live is None:
-            self.console.print(self._text, markup=False, soft_wrap=True)
+            self.console.print(self._text, soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Print a sentence."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(text, soft_wrap=True)
 
     def receiving(self, url: str, token: Token | None) -> None:
         """Where rows are sent to, and with which token."""
@@ -51,7 +51,7 @@ class WatchDisplay(LiveDisplay, WatchObserver):
         self._text = line_of(status)
         if self._live is None and self._text != self._told and time.monotonic() >= self._next_line_s:
             self._told, self._next_line_s = self._text, time.monotonic() + PLAIN_EVERY_S
-            self.console.print(self._text, markup=False, soft_wrap=True)
+            self.console.print(self._text, soft_wrap=True)
 
     def _render(self) -> RenderableType:
         return Text(self._text, overflow="ellipsis", no_wrap=True)
@@ -72,11 +72,11 @@ def line_of(status: Watched) -> str:
 
 def print_watched(console: Console, status: Watched) -> None:
     """Print the counts and the paths, at the end."""
-    console.print(line_of(status), markup=False, soft_wrap=True)
-    console.print(f"page         {status.path}/watch.html", markup=False, soft_wrap=True)
-    console.print(f"predictions  {status.path}/predictions", markup=False, soft_wrap=True)
+    console.print(line_of(status), soft_wrap=True)
+    console.print(f"page         {status.path}/watch.html", soft_wrap=True)
+    console.print(f"predictions  {status.path}/predictions", soft_wrap=True)
     if status.num_quarantined:
-        console.print(f"quarantined  {status.path}/quarantined.jsonl", markup=False, soft_wrap=True)
+        console.print(f"quarantined  {status.path}/quarantined.jsonl", soft_wrap=True)
     if status.num_events:
         events = counted(status.num_events, "event")
-        console.print(f"alerts       {status.path}/alerts.jsonl  ({events})", markup=False, soft_wrap=True)
+        console.print(f"alerts       {status.path}/alerts.jsonl  ({events})", soft_wrap=True)

@@ -9,9 +9,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+import raytrain
 from raytrain.runs.result import RunResult
-from raytrain.terminal.run import RunDisplay, print_result
+from raytrain.storage import Storage
+from raytrain.terminal.doctor import DoctorConsole
+from raytrain.terminal.output import make_console
+from raytrain.terminal.run import RunDisplay, print_metrics, print_result
+from raytrain.terminal.sweep import table_of_trials
 from raytrain.training.outcome import RunStatus
+from raytrain.tuning.trials import TrialRow, TrialTable
 
 STEP = {"step": 1, "epoch": 1, "loss": 0.5, "lr": 1e-4, "grad_norm": 2.0, "samples_seen": 8, "world_size": 2}
 EVALUATION = {
@@ -27,7 +33,9 @@ EVALUATION = {
 def plain() -> tuple[RunDisplay, io.StringIO]:
     """A display that is no terminal, 40 columns wide."""
     out = io.StringIO()
-    return RunDisplay(Console(file=out, force_terminal=False, width=40, highlight=False)), out
+    console = make_console(out)
+    console.width = 40
+    return RunDisplay(console), out
 
 
 def printed(total_steps: int, **rows: dict[str, Any]) -> list[str]:
@@ -86,7 +94,7 @@ def test_a_model_that_generates_can_be_talked_to_once_it_is_there(tmp_path: Path
     def shown(*, generates: bool) -> str:
         out = io.StringIO()
         result = RunResult(status=RunStatus.FINISHED, run_path=str(run))
-        print_result(Console(file=out, width=40), result, generates=generates)
+        print_result(make_console(out), result, generates=generates)
         return out.getvalue()
 
     assert "raytrain chat" not in shown(generates=True)
@@ -197,3 +205,50 @@ def test_a_notebook_has_one_output_that_is_replaced(monkeypatch: pytest.MonkeyPa
             time.sleep(0.01)
     assert "checking &lt;files&gt;" in shown[0] and shown[-1] == ""
     assert display.console.file.getvalue() == "", "what the display shows is not printed as well"  # type: ignore[attr-defined]
+
+
+BRACKETS = "my [bold]run[/] [1] [/nothing]"
+
+
+def of_a_result(folder: Path, console: Console) -> None:
+    (folder / BRACKETS / "best").mkdir(parents=True)
+    print_result(console, RunResult(status=RunStatus.FINISHED, run_path=str(folder / BRACKETS)))
+
+
+def of_an_event(folder: Path, console: Console) -> None:
+    RunDisplay(console).rows("events.jsonl", [{"kind": "tracker", "tracker": "wandb", "reason": BRACKETS}])
+
+
+def of_a_phase(folder: Path, console: Console) -> None:
+    RunDisplay(console).phase(BRACKETS)
+
+
+def of_a_table_of_trials(folder: Path, console: Console) -> None:
+    trials = TrialTable(Storage(str(folder)), "max")
+    trials.rows["a"] = TrialRow("a", {"model.path": BRACKETS})
+    console.print(table_of_trials(trials, "accuracy"))
+
+
+def of_scores(folder: Path, console: Console) -> None:
+    print_metrics(console, {f"f1_{BRACKETS}": 0.5}, title="test")
+
+
+def of_a_doctor(folder: Path, console: Console) -> None:
+    DoctorConsole(console=console).say(BRACKETS)
+
+
+@pytest.mark.parametrize("show", [of_a_result, of_an_event, of_a_phase, of_a_table_of_trials, of_scores, of_a_doctor])
+def test_brackets_in_what_users_name_are_printed(
+    tmp_path: Path, show: Callable[[Path, Console], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rich would take them for its markup, and leave them out or raise an error."""
+    monkeypatch.setenv("COLUMNS", "400")
+    out = io.StringIO()
+    show(tmp_path, make_console(out))
+    assert BRACKETS in out.getvalue()
+
+
+def test_each_console_is_one_that_prints_brackets() -> None:
+    package = Path(raytrain.__file__).parent
+    made = {path.name for path in package.rglob("*.py") if " Console(" in path.read_text()}
+    assert made == {"output.py", "notebook.py"}

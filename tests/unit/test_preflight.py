@@ -1,9 +1,11 @@
 """What is checked before Ray starts: it leaves nothing behind, and says where it looked. No Ray."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+from chat_templates import TINY_CHAT, chat_tokenizer
 from running import tiny_run
 
 from raytrain.config.io import load_config
@@ -77,3 +79,26 @@ def test_the_variables_of_a_network(tmp_path: Path) -> None:
 def test_mistakes_of_communication(tmp_path: Path, override: str, words: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(words)):
         check(tiny_run(tmp_path, "run", override))
+
+
+@pytest.mark.parametrize("kind", ["chat", "preference", "reward"])
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        (None, "no chat template, as that of a base model"),
+        ("{{ messages[0].content }}", "does not write the content of an assistant turn"),
+        ("{% for message in messages %}{{ message.content }}THE END{% endfor %}", "7 tokens of the tokenizer"),
+    ],
+)
+def test_a_chat_template_that_is_missing_or_can_not_be_used(
+    tmp_path: Path, kind: str, template: str | None, words: str
+) -> None:
+    base = Path(chat_tokenizer(tmp_path / "base", None))
+    (base / "config.json").write_text(json.dumps(TINY_CHAT))
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    rows = {"messages": turns, "prompt": "a", "chosen": "b", "rejected": "c"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(rows) + "\n")
+    changes = [f"task={{kind: {kind}}}", f"model={{path: {base}}}", f"data.train.path={tmp_path / 'rows.jsonl'}"]
+    changes += [f"task.chat_template={json.dumps(template)}"] if template else []
+    with pytest.raises(ConfigError, match=rf"task\.chat_template.*{words}"):
+        check(tiny_run(tmp_path, "a", "data.test=null", "data.validation=null", *changes))

@@ -60,7 +60,7 @@ EDGES = pa.schema([("later", pa.int64()), ("earlier", pa.int64()), ("jaccard", p
 class Sketch(RowFunction):
     """Writes the texts of a read task's training rows that are not leaks, and their keys."""
 
-    phase = "sketching training rows"
+    phase = "comparing training rows with each other"
 
     def __init__(self, config: dict[str, Any], duplicates: Duplicates, *, exact: bool, near: bool, whole: bool = False):
         """Args:
@@ -194,7 +194,7 @@ class Candidates(_OnPairs):
 class Check(_OnPairs):
     """Compares the candidates of a read task with their partners."""
 
-    phase = "comparing near-duplicates"
+    phase = "comparing likely duplicates"
 
     def report(self, row: dict[str, Any]) -> dict[str, Any]:
         """Writes the pairs that are duplicates."""
@@ -273,7 +273,7 @@ def place_of(row: int) -> tuple[int, int]:
 class InOrder(RowFunction):
     """Several passes over few rows, in one task: each pass of Ray Data takes longer than they do."""
 
-    phase = "comparing near-duplicates"
+    phase = "comparing likely duplicates"
 
     def __init__(self, passes: "list[tuple[list[dict[str, Any]], RowFunction]]"):
         self._passes = passes
