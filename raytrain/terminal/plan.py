@@ -113,6 +113,12 @@ def _fits(world: WorldPlan, needs: WorldForecast) -> str | Text:
     return "?" if needs.memory.is_lower_bound else "yes, memory unknown"
 
 
+def _yes_or_no(fits: bool | None) -> str | Text:
+    if fits is None:
+        return "?"
+    return "yes" if fits else Text("no", style="red")
+
+
 def _memory_table(forecast: Forecast) -> Table:
     table = Table(box=None, pad_edge=False)
     for column in ("", "precision", "ZeRO"):
@@ -131,9 +137,7 @@ def _memory_table(forecast: Forecast) -> Table:
         numbers = ["?" if part is None else f"{part / unit_bytes:,.{decimals}f}" for part in parts]
         total = columns.index("total")
         numbers[total] = f"{AT_LEAST * memory.is_lower_bound}{numbers[total]}"
-        fits: str | Text = {None: "?", True: "yes", False: Text("no", style="red")}[
-            memory.fits_in(forecast.usable_bytes)
-        ]
+        fits = _yes_or_no(memory.fits_in(forecast.usable_bytes))
         cells = (">" if is_own else "", choice.precision.value, str(choice.zero_stage), *numbers, fits)
         table.add_row(*cells, style="bold" if is_own else "")
     return table
