@@ -18,10 +18,12 @@ from raytrain.engine.average import Average
 from raytrain.engine.bitwise import ExactGradients, exact_gradients
 from raytrain.engine.deepspeed_config import build_deepspeed_config, effective_zero_stage, resolve_precision
 from raytrain.engine.determinism import BufferWatch, mark_boundaries, require_deterministic_kernels
+from raytrain.engine.flat_update import FlatUpdate
 from raytrain.engine.generators import seed_generators
 from raytrain.engine.optimizer import LR_SCALE, make_optimizer
 from raytrain.engine.own_optimizer import layout_of
 from raytrain.engine.ranks import AdaptiveRanks
+from raytrain.engine.shards import set_masters
 from raytrain.engine.start import choose_accelerator, start_deepspeed
 from raytrain.models.rank_schedule import RankSchedule
 
@@ -107,6 +109,8 @@ class Engine:
         if is_bitwise and self.zero_stage < 3:
             self._closing.callback(mark_boundaries(model))
         self._exact, self._buffers = None, None
+        # DeepSpeed's masters are copies of weights that it has rounded to 16 bits before.
+        weights = {} if precision is Precision.FP32 else {name: one.detach() for name, one in model.named_parameters()}
         try:
             self.deepspeed = start_deepspeed(model, optimizer, config, device)
             self._closing.callback(self.deepspeed.destroy)
@@ -118,6 +122,8 @@ class Engine:
                 self._exact = exact_gradients(self.deepspeed, self.zero_stage, epsilon, num_micro_batches)
                 self._buffers = BufferWatch(self.module)
             self._configure_optimizer(training)
+            if weights:
+                set_masters(self, weights)
             self.average = None if training.ema_decay is None else Average(self, training.ema_decay)
             self.ranks = None if ranks is None else AdaptiveRanks(self, ranks)
         except BaseException:
@@ -133,6 +139,8 @@ class Engine:
             # step on an H200 (profiled). The norm is computed next anyway, and is not finite exactly if a gradient
             # is not.
             self.optimizer.check_overflow = lambda *_, **__: None
+        if hasattr(self.optimizer, "clear_hp_grads") and self._exact is None:  # bf16 at stage 1
+            FlatUpdate(self.optimizer, self._clip)
         if self.precision is Precision.FP16:
             scaler = self.optimizer.loss_scaler
             # At the minimum loss scale DeepSpeed raises; raytrain counts skipped steps and stops with its own message.

@@ -1,9 +1,10 @@
 """Where the trained weights and their optimizer's state lie on each worker, at any ZeRO stage. No Ray."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from raytrain.engine.shares import gather_shares, share_of
@@ -83,6 +84,16 @@ def _shard_of_stage_3(engine: Any, name: str, parameter: Any) -> Shard:
     group, offset, _ = optimizer.grad_position[optimizer.get_param_id(parameter)]
     flat = optimizer.fp32_partitioned_groups_flat[group]
     return Shard(name, start, length, flat.detach()[offset : offset + length], flat, offset)
+
+
+@torch.no_grad()
+def set_masters(engine: Any, weights: Mapping[str, Tensor]) -> None:
+    """Set this worker's master weights, and not the 16-bit copies of the workers. Not collective.
+
+    `weights`: whole parameters in fp32, by name.
+    """
+    for shard in shards(engine):
+        shard.master.copy_(weights[shard.name].reshape(-1)[shard.start : shard.start + shard.length])
 
 
 def spread(engine: Any, kinds: tuple[str, ...]) -> None:

@@ -1,13 +1,23 @@
 """P8: fp16's loss scale, skipped updates and hysteresis, with DeepSpeed told that this CPU can do fp16."""
 
+import math
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from launcher import run_workers
-from tiny_engine import allow_fp16_on_cpu, loss_sum, make_batch, make_engine, my_micro_batches, num_targets
+from tiny_engine import (
+    allow_fp16_on_cpu,
+    loss_sum,
+    make_batch,
+    make_engine,
+    make_model,
+    my_micro_batches,
+    num_targets,
+)
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from raytrain.config import LossScaleConfig, Precision
 from raytrain.engine.engine import Engine, StepResult, detect_precision
@@ -53,6 +63,119 @@ def test_scaler_state_is_json_and_empty_without_fp16() -> None:
 
 def test_fp16_on_a_cpu_that_cannot() -> None:
     assert run_workers(_detect_fp16, 1)[0] == (True, Precision.FP16)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_masters_have_all_bits_of_the_weights_that_training_begins_with(world_size: int) -> None:
+    """DeepSpeed rounds a pretrained model's weights to 16 bits, and makes the masters of those."""
+    for setup, differences in run_workers(_masters, world_size)[0].items():
+        assert differences == {}, setup
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_bf16_at_stage_1_adds_measures_and_clips_as_if_by_hand(world_size: int) -> None:
+    """Three micro-batches, one of which leaves a parameter out; a step with a gradient that is not finite."""
+    for found in run_workers(_flat_updates, world_size):
+        norms, expected, is_skipped, is_unchanged = found
+        assert norms == pytest.approx(expected, rel=2e-2)
+        assert is_skipped and is_unchanged
+
+
+def test_the_operations_of_an_update_do_not_grow_with_the_parameters() -> None:
+    ((few, many),) = run_workers(_operations, 1)
+    assert few == many
+
+
+def _masters() -> dict[tuple[str, int], dict[str, float]]:
+    allow_fp16_on_cpu()
+    found = {}
+    for precision in (Precision.BF16, Precision.FP16):
+        for zero_stage in (1, 2, 3):
+            engine = make_engine(zero_stage, precision=precision)
+            state = engine.full_state_dict(only_trained=True) or {}
+            engine.close()
+            wanted = make_model().state_dict()
+            apart = {name: float((state[name] - wanted[name]).abs().max()) for name in state}
+            found[precision.value, zero_stage] = {name: value for name, value in apart.items() if value}
+    return found
+
+
+class _Halves(nn.Module):
+    """Two matrices, of which a batch uses one or both."""
+
+    def __init__(self, num_more: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(5, 7), nn.Linear(5, 7)
+        self.more = nn.ModuleList(nn.Linear(5, 7) for _ in range(num_more))
+
+    def forward(self, x: Tensor, which: Tensor) -> Tensor:
+        out = self.first(x)
+        if which.sum() > 0:
+            out = out + self.second(x)
+        return out + sum((one(x) for one in self.more), torch.zeros((), dtype=x.dtype))
+
+
+def _halves_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    dtype = next(model.parameters()).dtype
+    return model(batch["x"].to(dtype), batch["which"]).float().square().sum() * batch["factor"][0]
+
+
+def _halves_batches(step: int, factor: float = 1.0) -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(100 * step + dist.get_rank())
+    return [
+        {"x": torch.randn(4, 5, generator=generator), "which": torch.tensor(which), "factor": torch.tensor([factor])}
+        for which in ([1], [0], [1])
+    ]
+
+
+def _flat_updates() -> tuple[list[float], list[float], bool, bool]:
+    engine = make_engine(1, model=_Halves(), precision=Precision.BF16, num_micro_steps=3, clip=0.5)
+    plain = _Halves()
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-2, weight_decay=0.01)
+    norms, expected = [], []
+    for step in range(4):
+        batches = _halves_batches(step)
+        norms.append(engine.train_step(batches, _halves_loss, 12.0, 1e-2).grad_norm)
+        optimizer.zero_grad()
+        for batch in batches:
+            (_halves_loss(plain, batch) / 12.0).backward()
+        for parameter in plain.parameters():
+            dist.all_reduce(parameter.grad)
+        expected.append(float(nn.utils.clip_grad_norm_(plain.parameters(), 0.5)))
+        optimizer.step()
+    before = owned_ranges(engine)
+    is_skipped = engine.train_step(_halves_batches(9, math.inf), _halves_loss, 12.0, 1e-2).is_skipped
+    kept = zip(before, owned_ranges(engine), strict=True)
+    is_unchanged = all(torch.equal(a.tensors[kind], b.tensors[kind]) for a, b in kept for kind in a.tensors)
+    engine.close()
+    return norms, expected, is_skipped, is_unchanged
+
+
+class _Counter(TorchDispatchMode):
+    """Counts operations."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _operations() -> tuple[int, int]:
+    """Of the update of a small model and of one with more parameters."""
+    found = []
+    for num_more in (1, 20):
+        engine = make_engine(1, model=_Halves(num_more), precision=Precision.BF16, clip=0.1)
+        for _ in range(2):
+            engine.train_step(_halves_batches(0)[:1], _halves_loss, 4.0, 1e-2)
+        engine.deepspeed.set_gradient_accumulation_boundary(True)
+        engine.deepspeed.backward(_halves_loss(engine.deepspeed, _halves_batches(0)[0]))
+        with _Counter() as counter:
+            engine.deepspeed.step()
+        found.append(counter.count)
+        engine.close()
+    return found[0], found[1]
 
 
 def _overflow_story() -> dict[int, tuple[list[StepResult], bool]]:
