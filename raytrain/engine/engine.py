@@ -23,7 +23,7 @@ from raytrain.engine.generators import seed_generators
 from raytrain.engine.optimizer import LR_SCALE, make_optimizer
 from raytrain.engine.own_optimizer import layout_of
 from raytrain.engine.ranks import AdaptiveRanks
-from raytrain.engine.shards import set_masters
+from raytrain.engine.shards import set_masters, weights_to_be_rounded
 from raytrain.engine.start import choose_accelerator, start_deepspeed
 from raytrain.models.rank_schedule import RankSchedule
 
@@ -100,8 +100,7 @@ class Engine:
         )
         is_bitwise = training.exactness is Exactness.BITWISE
         # The fused kernel of GPUs computes all elements alike.
-        is_elementwise = is_bitwise and device.type == "cpu"
-        optimizer = make_optimizer(model, training, is_elementwise=is_elementwise)
+        optimizer = make_optimizer(model, training, is_elementwise=is_bitwise and device.type == "cpu")
         self._closing = contextlib.ExitStack()
         self._closing.callback(setattr, nn.functional, "linear", nn.functional.linear)
         if is_bitwise:
@@ -109,8 +108,7 @@ class Engine:
         if is_bitwise and self.zero_stage < 3:
             self._closing.callback(mark_boundaries(model))
         self._exact, self._buffers = None, None
-        # DeepSpeed's masters are copies of weights that it has rounded to 16 bits before.
-        weights = {} if precision is Precision.FP32 else {name: one.detach() for name, one in model.named_parameters()}
+        weights = weights_to_be_rounded(model, precision)
         try:
             self.deepspeed = start_deepspeed(model, optimizer, config, device)
             self._closing.callback(self.deepspeed.destroy)
@@ -122,8 +120,7 @@ class Engine:
                 self._exact = exact_gradients(self.deepspeed, self.zero_stage, epsilon, num_micro_batches)
                 self._buffers = BufferWatch(self.module)
             self._configure_optimizer(training)
-            if weights:
-                set_masters(self, weights)
+            set_masters(self, weights)
             self.average = None if training.ema_decay is None else Average(self, training.ema_decay)
             self.ranks = None if ranks is None else AdaptiveRanks(self, ranks)
         except BaseException:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raytrain.config import Precision
 from raytrain.engine.shares import gather_shares, share_of
 
 
@@ -86,13 +87,20 @@ def _shard_of_stage_3(engine: Any, name: str, parameter: Any) -> Shard:
     return Shard(name, start, length, flat.detach()[offset : offset + length], flat, offset)
 
 
+def weights_to_be_rounded(model: nn.Module, precision: Precision) -> dict[str, Tensor]:
+    """The trained weights as they are, which DeepSpeed rounds to 16 bits before it makes the masters of them."""
+    if precision is Precision.FP32:
+        return {}
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
 @torch.no_grad()
 def set_masters(engine: Any, weights: Mapping[str, Tensor]) -> None:
-    """Set this worker's master weights, and not the 16-bit copies of the workers. Not collective.
+    """Set this worker's part of some master weights, and not the 16-bit copies of the workers. Not collective.
 
     `weights`: whole parameters in fp32, by name.
     """
-    for shard in shards(engine):
+    for shard in shards(engine) if weights else ():
         shard.master.copy_(weights[shard.name].reshape(-1)[shard.start : shard.start + shard.length])
 
 
