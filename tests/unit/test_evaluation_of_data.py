@@ -141,7 +141,7 @@ def test_slices_and_worst_rows(models: dict[str, str]) -> None:
     assert found.slices[0].value == "(null)" and found.slices[0].num_rows == len(rows) / 2
     assert [one.num_rows for one in found.slices[:-1]] == sorted(one.num_rows for one in found.slices[:-1])[::-1]
     alone = evaluated(models["classes"], [row for row in rows if row["group"] is None])
-    assert found.slices[0].metrics == pytest.approx(alone.metrics, rel=1e-12)
+    assert found.slices[0].metrics == pytest.approx(alone.metrics, rel=1e-6)  # in other batches
     mean = sum(one.num_rows * one.metrics["accuracy"] for one in found.slices) / len(rows)
     assert mean == pytest.approx(found.metrics["accuracy"])
     losses = [one.loss for one in found.worst]

@@ -21,7 +21,7 @@ def printed(*, is_followed: bool, monkeypatch: pytest.MonkeyPatch) -> str:
     if is_followed:
         monkeypatch.setenv(job_events.VARIABLE, "1")
     out = io.StringIO()
-    display = RunDisplay(Console(file=out, width=60, highlight=False))
+    display = RunDisplay(Console(file=out, width=60, highlight=False, markup=False))
     display.begin(10)
     display.rows("metrics.jsonl", [ROW])
     message = "stopped on request; to resume it: raytrain resume /runs/[a]"
@@ -45,7 +45,7 @@ def test_people_read_the_same_either_way(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("is_terminal", [False, True])
 def test_a_followed_job_is_shown_as_if_it_ran_here(is_terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
-    display = JobDisplay(Console(file=out, force_terminal=is_terminal, width=100))
+    display = JobDisplay(Console(file=out, force_terminal=is_terminal, width=100, markup=False))
     text = printed(is_followed=True, monkeypatch=monkeypatch)
     for start in range(0, len(text), 5):  # the server passes it on in pieces of any size
         display.say(text[start : start + 5])
