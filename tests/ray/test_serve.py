@@ -114,7 +114,9 @@ def test_a_replica_that_is_killed_loses_no_request(server: Running) -> None:
         before = predict(server, TEXTS)
         asked = [threads.submit(predict, server, TEXTS) for _ in range(8)]
         replicas[0].send_signal(signal.SIGKILL)
-        assert all(one.result() == before for one in asked)
+        for one in asked:  # they may share batches, which have other kernels
+            for answer, other in zip(one.result(), before, strict=True):
+                assert answer == pytest.approx(other, abs=1.5e-6)
     assert worker_processes(name="ServeReplica")[0].pid != replicas[0].pid
 
 
